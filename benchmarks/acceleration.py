@@ -28,6 +28,7 @@ from backend.methods.sds.masks import keep_mask
 from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
+from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import SilentReporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
@@ -69,7 +70,9 @@ def main() -> None:
     assert sum(encode(W).size for W in matrices) == found.bitmask  # what is told is written
     models = {"dense": dense.model, "pruned": pruned}
     prompt = prompt_ids(benchmark_prompts(BUILT_IN, 1)[0].text, dense.tokenizer)
-    decoders, decoder = decoders_of([*models.values()], asked.tokens)
+    for model in models.values():
+        to_bfloat16(model)
+    decoders, decoder, _ = decoders_of([*models.values()], asked.tokens)
     seconds = decode_seconds(decoders, prompt, asked.tokens, asked.repeats, quiet, process_time)
     speeds = {
         name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)

@@ -32,7 +32,7 @@ from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import pack_model
+from backend.quantization.packed_linear import pack_model, to_bfloat16
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 from benchmarks.shared import memory
@@ -170,7 +170,8 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
         layers[x.name] = QuantizedWeight(grid, grid.codes(x.read()).to(torch.uint8))
     packed = deepcopy(dense)
     assert not pack_model(packed, layers), "layers run dense"
-    decoders, _ = decoders_of([dense, packed], tokens)
+    to_bfloat16(dense)
+    decoders, *_ = decoders_of([dense, packed], tokens)
     seconds = decode_seconds(
         decoders, list(range(64)), tokens, rounds, SilentReporter(), process_time
     )

@@ -12,7 +12,7 @@ model counts as n:m with the n of its fullest group, if at least `FULL` of the s
 nonzero. Row indices, headers and padding are not counted: `encode` writes exactly the bytes of a
 bitmask, and `decode` restores the matrix.
 
-A smaller format does not make a matrix product faster: see `backend.evaluation.speed`.
+Whether a smaller format makes products faster is measured: see `backend.evaluation.speed`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
   several sparsities, by the native decoder (a bit mask and the other weights, bfloat16), or where
   it cannot be used by torch (CSR, 32-bit indices, float32). The break-even point is the sparsity
   above which leaving zeros out is faster. A decoded token reads every layer once, so the matrix
-  gets more rows until it is larger than the cache of a core;
+  gets more rows until it is larger than the cache of a core, of which one works;
 - dense against 2:4, on GPUs with sparse tensor cores.
 
 Two products are timed alternately after a warm-up and compared by the ratio of their best times: on
@@ -19,6 +19,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -30,6 +31,7 @@ from torch.sparse import to_sparse_semi_structured
 
 from backend.native.compiler import CompilerError, library
 from backend.native.linear import NativeLinear
+from backend.native.weights import SPARSE_BFLOAT16
 from backend.reporter import Reporter, stop_if_asked
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -38,7 +40,7 @@ ROUNDS = 15
 AMPERE = (8, 0)  # the first GPUs with sparse tensor cores
 SEMI_BATCHES = (1, 64)
 SEED = 0
-STREAMED = 2**22  # weights of the matrix in a product at least
+STREAMED = 2**24  # weights of the matrix in a product at least
 BITMASK, CSR = "bitmask", "CSR"  # how zeros are left out
 
 
@@ -164,17 +166,29 @@ def sparse_product_curve(
     x = torch.randn(1, columns, generator=dice).to(device)
     native = device.type == "cpu" and _skips_zeros() and columns % 8 == 0
     speed_ups = []
-    for share in shares:
-        stop_if_asked(reporter)
-        dense, sparse = (_native if native else _torch)(W * (place >= share))
-        speed_ups.append(_ratio(partial(dense, x), partial(sparse, x), device))
+    with one_thread():
+        for share in shares:
+            stop_if_asked(reporter)
+            dense, sparse = (_native if native else _torch)(W * (place >= share))
+            speed_ups.append(_ratio(partial(dense, x), partial(sparse, x), device))
     kernel = BITMASK if native else CSR
     return SparseProductCurve(kernel, (rows, columns), tuple(shares), tuple(speed_ups))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What runs inside is computed by one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _skips_zeros() -> bool:
     try:
-        return bool(library().skips_zeros())
+        return bool(library().supports(SPARSE_BFLOAT16))
     except CompilerError:
         return False
 
@@ -185,7 +199,7 @@ Product = Callable[[Tensor], Tensor]  # x [1, in] -> W x
 def _native(W: Tensor) -> tuple[Product, Product]:
     linear = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(W.bfloat16(), requires_grad=False)
-    return NativeLinear(linear, sparse_from=2.0), NativeLinear(linear, sparse_from=0.0)
+    return NativeLinear(linear, sparse=False), NativeLinear(linear)
 
 
 def _torch(W: Tensor) -> tuple[Product, Product]:

@@ -9,15 +9,14 @@
 //
 // Generating a token reads every weight once, so the time is that of reading them. Weights are
 // therefore stored in the order they are read: blocks of 16 outputs, and within a block a few inputs
-// of all 16 outputs side by side. Of a pruned matrix a bit mask and the weights that are not 0 are
-// stored, whatever its pattern. The residual x, sums, and softmax are float32. What enters a
+// of all 16 outputs side by side. Zeros of pruned matrices are left out. The residual x, sums, and softmax are float32. What enters a
 // product is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
 // each group of inputs, where they are codes of 8 or 4 bits.
 //
 // Compiled for the processor at hand. With AVX-512-BF16 an instruction takes 32 weights, with VNNI
 // 64 codes; without, GCC's and Clang's vector types become AVX-512, AVX2, NEON or plain
-// instructions, and inputs are not rounded. Zeros are left out only where VBMI2 puts the others back
-// in place.
+// instructions, and inputs are not rounded. Zeros are left out of bfloat16 weights with VBMI2, which
+// puts the others back in their places, and of 2:4 codes with VNNI.
 //
 // The n tokens of a pass are those of one sequence, or the next ones of several sequences, each with
 // a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache and
@@ -45,7 +44,7 @@
 #define HAVE_VNNI 0
 #endif
 #if defined(__AVX512VBMI2__)
-#define HAVE_EXPAND HAVE_VNNI
+#define HAVE_EXPAND 1
 #else
 #define HAVE_EXPAND 0
 #endif
@@ -142,12 +141,11 @@ inline Floats exponential(Floats x) {
 // ------------------------------------------------------------------------------------------------
 // weights
 
-enum Format : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, SPARSE_BF16 = 3, SPARSE_INT4 = 4 };
-constexpr int LINE = 64;  // bytes of a block that are read at once
+enum Format : int32_t { BF16 = 0, INT8 = 1, INT4 = 2, SPARSE_BF16 = 3, INT4_2_4 = 4 };
+constexpr int LINE = 64;     // bytes of a block that are read at once
+constexpr int RUN = 3 * 64;  // bytes of 32 inputs of a block in 2:4
 
-constexpr bool bits_4(Format f) { return f == INT4 || f == SPARSE_INT4; }
 constexpr bool bits_16(Format f) { return f == BF16 || f == SPARSE_BF16; }
-constexpr bool leaves_out(Format f) { return f == SPARSE_BF16 || f == SPARSE_INT4; }
 
 }  // namespace
 
@@ -157,17 +155,18 @@ extern "C" {
 // is scale (code - middle) + offset, with one scale and offset for `group` inputs of an output, and
 // middle 128 or 8.
 //
-// A sparse one has a bit for every weight, in the order of the dense format, and the weights whose
-// bit is set, one behind the other. In 4 bits those of inputs k to k + 3 are the low halves of bytes,
-// and those of k + 4 to k + 7 the high halves, as many bytes as the larger of both needs. A code that
-// is left out is the middle.
+// SPARSE_BF16 has a bit for every weight, in the order of BF16, and the weights that are not 0, one
+// behind the other. INT4_2_4 has the codes of two of every four inputs, and their places among the
+// four; the codes of the others are 8, and all offsets 0.
 struct Matrix {
   int32_t format, outputs, inputs, group;
   const void* weights;  // BF16: [outputs/16][inputs/2][16][2]; INT8: [outputs/16][inputs/4][16][4];
                         // INT4: [outputs/16][inputs/8][16][4], inputs k and k + 4 in one byte
-  const void* masks;    // SPARSE_BF16: [outputs/16][inputs/2] of 32 bits; SPARSE_INT4:
-                        // [outputs/16][inputs/8][2] of 64 bits; else null
-  const int64_t* starts;  // byte at which the weights of each block begin: [outputs/16]; or null
+                        // INT4_2_4: [outputs/16][inputs/32] of
+                        //   [2][16][4] codes, those of inputs 8 to 15 and 24 to 31 in high halves
+                        //   [16][4] places, of inputs 8 i to 8 i + 7 in the bits 2 i and 2 i + 1
+  const uint32_t* masks;  // of SPARSE_BF16: [outputs/16][inputs/2]; else null
+  const int64_t* starts;  // of SPARSE_BF16: where the weights of a block begin, [outputs/16]
   const bf16* scales;   // [outputs/16][inputs/group][16]
   const bf16* offsets;  // the same, or null if all are 0
   const float* bias;    // [outputs], or null
@@ -237,13 +236,14 @@ struct Product {
   }
 };
 
-constexpr int inputs_of_line(Format f) { return bits_16(f) ? 2 : bits_4(f) ? 8 : 4; }
+constexpr int inputs_of_line(Format f) { return bits_16(f) ? 2 : f == INT4 ? 8 : 4; }
 
-// Codes of 16 outputs in a byte each: of 4 inputs, and in 4 bits of the 4 after them, too.
-struct Codes {
-  Words low, high;
-};
-inline Codes split(Words v) { return {v & 0x0f0f0f0f, v >> 4 & 0x0f0f0f0f}; }
+// With BF16 (an AMD EPYC) one stream through memory is read fastest, by itself; without (an Intel
+// Xeon) four, told beforehand what comes next. Both were measured.
+constexpr bool MANY_STREAMS = !HAVE_BF16;
+template <int AHEAD> inline void prefetch(const void* from) {
+  if (MANY_STREAMS) __builtin_prefetch((const char*)from + AHEAD);
+}
 
 // The lines of a block, which have to be read in their order.
 template <Format F> class Lines {
@@ -251,8 +251,11 @@ template <Format F> class Lines {
   void open(const Matrix& m, int block) {
     from_ = (const char*)m.weights + (size_t)block * m.inputs / inputs_of_line(F) * LINE;
   }
-  Words read(int line) { return load<Words>(from_ + (size_t)line * LINE); }
-  Codes codes(int line) { return bits_4(F) ? split(read(line)) : Codes{read(line), {}}; }
+  Words read(int line) {
+    const char* here = from_ + (size_t)line * LINE;
+    prefetch<1024>(here);
+    return load<Words>(here);
+  }
 
  private:
   const char* from_;
@@ -263,11 +266,11 @@ template <> class Lines<SPARSE_BF16> {
  public:
   void open(const Matrix& m, int block) {
     from_ = (const char*)m.weights + m.starts[block];
-    masks_ = (const uint32_t*)m.masks + (size_t)block * (m.inputs / 2);
+    masks_ = m.masks + (size_t)block * (m.inputs / 2);
   }
-
   Words read(int line) {
     const __m512i kept = _mm512_loadu_si512(from_);
+    prefetch<512>(from_), prefetch<64>(masks_ + line);
     from_ += 2 * __builtin_popcount(masks_[line]);
     return (Words)_mm512_maskz_expand_epi16(masks_[line], kept);
   }
@@ -275,27 +278,6 @@ template <> class Lines<SPARSE_BF16> {
  private:
   const char* from_;
   const uint32_t* masks_;
-};
-
-template <> class Lines<SPARSE_INT4> {
- public:
-  void open(const Matrix& m, int block) {
-    from_ = (const char*)m.weights + m.starts[block];
-    masks_ = (const uint64_t*)m.masks + (size_t)block * (m.inputs / 4);
-  }
-
-  Codes codes(int line) {
-    const uint64_t low = masks_[2 * line], high = masks_[2 * line + 1];
-    const Codes kept = split(load<Words>(from_));
-    from_ += std::max(__builtin_popcountll(low), __builtin_popcountll(high));
-    const __m512i middle = _mm512_set1_epi8(8);
-    return {(Words)_mm512_mask_expand_epi8(middle, low, (__m512i)kept.low),
-            (Words)_mm512_mask_expand_epi8(middle, high, (__m512i)kept.high)};
-  }
-
- private:
-  const char* from_;
-  const uint64_t* masks_;
 };
 #endif
 
@@ -332,7 +314,7 @@ template <int R, int M> struct Tile {
   // the sum of the inputs.
   template <Format F> static void integers(const Product& p, int block, int token) {
     constexpr int STEP = inputs_of_line(F);
-    const float middle = bits_4(F) ? 8 : 128;
+    const float middle = F == INT4 ? 8 : 128;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
     Lines<F> lines[R];
@@ -342,7 +324,7 @@ template <int R, int M> struct Tile {
       Sums part[R][M] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
         for (int r = 0; r < R; r++) {
-          const Codes codes = lines[r].codes(k / STEP);
+          const Words codes = lines[r].read(k / STEP);
           for (int i = 0; i < M; i++)
             part[r][i] = add<F>(part[r][i], codes, p.input, (size_t)(token + i) * K + k);
         }
@@ -362,13 +344,59 @@ template <int R, int M> struct Tile {
   }
 
 #if HAVE_VNNI
+  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line are
+  // gathered for each output. x + 128 is not negative, as the instruction needs it; what that adds
+  // comes off with the sum of the levels, which is the same for all tokens.
+  static void two_of_four(const Product& p, int block, int token) {
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    const size_t block_bytes = (size_t)K / 32 * RUN;
+    const char* first = (const char*)m.weights + block * block_bytes;
+    Floats total[R][M] = {};
+    for (int g = 0; g < groups; g++) {
+      Ints part[R][M] = {}, levels[R] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += 32)
+        for (int r = 0; r < R; r++)
+          add_run(first + r * block_bytes + (size_t)k / 32 * RUN, p.input, (size_t)token * K + k, K,
+                  part[r], levels[r]);
+      for (int r = 0; r < R; r++) {
+        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
+        const Floats scale = widen(load<Halves>(m.scales + place));
+        for (int i = 0; i < M; i++)
+          total[r][i] += scale * p.input.scales[(size_t)(token + i) * groups + g] *
+                         whole(part[r][i] - 128 * levels[r]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  static void add_run(const char* run, const Input& input, size_t at, int K, Ints* part,
+                      Ints& levels) {
+    prefetch<512>(run), prefetch<512 + LINE>(run), prefetch<512 + 2 * LINE>(run);
+    const Words places = load<Words>(run + 2 * LINE);
+    for (int line = 0; line < 4; line++) {
+      const Words codes = load<Words>(run + line / 2 * LINE) >> (line % 2 * 4) & HALF;
+      const __m512i level = _mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(8));
+      // the first two of four bytes take one of inputs 0 to 3 of the line, the others of 4 to 7
+      const __m512i from = (__m512i)((places >> (2 * line) & 0x03030303) | 0x04040000);
+      levels = (Ints)_mm512_dpbusd_epi32((__m512i)levels, _mm512_set1_epi8(1), level);
+      for (int i = 0; i < M; i++) {
+        const int64_t eight = load<int64_t>(input.codes.data() + at + (size_t)i * K + 8 * line);
+        const __m512i x = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), from);
+        part[i] = (Ints)_mm512_dpbusd_epi32((__m512i)part[i], x, level);
+      }
+    }
+  }
+
+  static constexpr uint32_t HALF = 0x0f0f0f0f;
   using Sums = Ints;
   static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
   template <Format F>
-  static Ints add(Ints to, const Codes& codes, const Input& input, size_t at) {
+  static Ints add(Ints to, Words codes, const Input& input, size_t at) {
     const int8_t* x = input.codes.data() + at;
-    to = four(to, codes.low, x);
-    return bits_4(F) ? four(to, codes.high, x + 4) : to;
+    if (F == INT8) return four(to, codes, x);
+    return four(four(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
   }
   static Ints four(Ints to, Words codes, const int8_t* x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)codes, _mm512_set1_epi32(load<int>(x)));
@@ -377,16 +405,15 @@ template <int R, int M> struct Tile {
   using Sums = Floats;
   static Floats whole(Floats v) { return v; }
   template <Format F>
-  static Floats add(Floats to, const Codes& codes, const Input& input, size_t at) {
+  static Floats add(Floats to, Words codes, const Input& input, size_t at) {
     const float* x = input.plain + at;
     for (int b = 0; b < 4; b++) {
-      to += number(codes.low, b) * x[b];
-      if (bits_4(F)) to += number(codes.high, b) * x[4 + b];
+      const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
+      to += __builtin_convertvector((Ints)each, Floats) * x[b];
+      if (F == INT4)
+        to += __builtin_convertvector((Ints)(codes >> (8 * b + 4) & 15), Floats) * x[4 + b];
     }
     return to;
-  }
-  static Floats number(Words codes, int byte) {
-    return __builtin_convertvector((Ints)(codes >> (8 * byte) & 255), Floats);
   }
 #endif
 };
@@ -395,8 +422,9 @@ template <int R, int M> struct Tile {
 #if defined(__AVX512F__)
 constexpr int MOST = 8;
 constexpr int blocks_for(Format f, int m) {
-  if (m == 1) return HAVE_BF16 && !leaves_out(f) ? 1 : 4;  // streams through memory: as measured
+  if (m == 1) return MANY_STREAMS ? 4 : 1;
   if (bits_16(f)) return m <= 6 ? 4 : 3;
+  if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
   return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
 }
 #else
@@ -407,6 +435,10 @@ constexpr int blocks_for(Format, int m) { return m == 1 ? 2 : 1; }
 template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
   if constexpr (bits_16(F))
     Tile<R, M>::template bfloat16<F>(p, block, token);
+#if HAVE_VNNI
+  else if constexpr (F == INT4_2_4)
+    Tile<R, M>::two_of_four(p, block, token);
+#endif
   else
     Tile<R, M>::template integers<F>(p, block, token);
 }
@@ -436,7 +468,9 @@ void multiply(const Product& p, int first, int last, int n) {
     if (p.matrix.format == INT4) chunk<INT4>(p, first, end, n, 0);
 #if HAVE_EXPAND
     if (p.matrix.format == SPARSE_BF16) chunk<SPARSE_BF16>(p, first, end, n, 0);
-    if (p.matrix.format == SPARSE_INT4) chunk<SPARSE_INT4>(p, first, end, n, 0);
+#endif
+#if HAVE_VNNI
+    if (p.matrix.format == INT4_2_4) chunk<INT4_2_4>(p, first, end, n, 0);
 #endif
   }
 }
@@ -525,7 +559,8 @@ void prepare(const Matrix& m, const float* x, int n, Input& to) {
     Floats codes = {};
     for (int k = 0; k < m.group; k += LANES) {
       const Ints rounded = nearest(load<Floats>(from + k) / scale);
-      const Bytes narrow = __builtin_convertvector(rounded, Bytes);
+      Bytes narrow = __builtin_convertvector(rounded, Bytes);
+      if (m.format == INT4_2_4) narrow ^= (int8_t)-128;  // + 128
       std::memcpy(&to.codes[g * m.group + k], &narrow, sizeof narrow);
       codes += __builtin_convertvector(rounded, Floats);
     }
@@ -757,8 +792,10 @@ const char* instructions() {
 #endif
 }
 
-// Whether products with sparse matrices can be computed.
-int32_t skips_zeros() { return HAVE_EXPAND; }
+// Whether products with matrices of this format can be computed.
+int32_t supports(int32_t format) {
+  return format == SPARSE_BF16 ? HAVE_EXPAND : format == INT4_2_4 ? HAVE_VNNI : 1;
+}
 
 // Appends the tokens to the caches, and fills `hidden` and `logits`.
 void forward(const Model* model, const Pass* pass) {
@@ -865,7 +902,7 @@ void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs
 
 // A matrix in the order of `pack_bf16` -> its masks, the starts of its blocks, and the bytes of its
 // weights, which are returned. `to` has room for all of them.
-int64_t leave_out_bf16(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
+int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
                        int32_t outputs, int32_t inputs) {
   const uint16_t* begin = to;
   for (int block = 0; block < outputs / LANES; block++) {
@@ -880,27 +917,28 @@ int64_t leave_out_bf16(const uint16_t* from, uint32_t* masks, int64_t* starts, u
   return (to - begin) * 2;
 }
 
-// The same in the order of `pack_int4`, where what is left out are codes of 8.
-int64_t leave_out_int4(const uint8_t* from, uint64_t* masks, int64_t* starts, uint8_t* to,
-                       int32_t outputs, int32_t inputs) {
-  const uint8_t* begin = to;
-  for (int block = 0; block < outputs / LANES; block++) {
-    *starts++ = to - begin;
-    for (int line = 0; line < inputs / 8; line++, from += LINE) {
-      int most = 0;
-      std::memset(to, 0, LINE);
-      for (int half = 0; half < 2; half++) {
-        uint64_t mask = 0;
-        int kept = 0;
-        for (int i = 0; i < LINE; i++) {
-          const uint8_t code = from[i] >> (4 * half) & 15;
-          if (code != 8) mask |= 1ull << i, to[kept++] |= code << (4 * half);
+// Codes 0 to 15 [outputs, inputs] -> the order of INT4_2_4. Returns 0 as soon as more than two of four
+// are not 8: the matrix is not 2:4.
+int32_t pack_int4_2_4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+  for (size_t first = 0; first < (size_t)outputs; first += LANES)
+    for (size_t k = 0; k < (size_t)inputs; k += 32, to += RUN) {
+      std::memset(to, 0, RUN);
+      for (int four = 0; four < LANES * 8; four++) {  // of an output, eight of these
+        const int n = four / 8, line = four % 8 / 2, slot = four % 2 * 2;
+        const uint8_t* codes = from + (first + n) * inputs + k + four % 8 * 4;
+        int places[4], kept = 0;
+        for (int i = 0; i < 4; i++)
+          if (codes[i] != 8) places[kept++] = i;
+        if (kept > 2) return 0;
+        for (int i = 0; kept < 2; i++)  // others, of which nothing comes
+          if (codes[i] == 8) places[kept++] = i;
+        for (int i = 0; i < 2; i++) {
+          const int byte = n * 4 + slot + i;
+          to[line / 2 * LINE + byte] |= codes[places[i]] << (line % 2 * 4);
+          to[2 * LINE + byte] |= places[i] << (2 * line);
         }
-        *masks++ = mask, most = std::max(most, kept);
       }
-      to += most;
     }
-  }
-  return to - begin;
+  return 1;
 }
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.native.compiler import NATIVE, library
-from backend.native.weights import SPARSE_FROM, WeightLayout
+from backend.native.weights import SPARSE, WeightLayout
 from backend.quantization.packed_linear import PackedLinear
 
 ALONE = 2**20  # weights that one thread multiplies before a second has started
@@ -20,7 +20,7 @@ class NativeLinear(nn.Module):
     Args:
         linear: an `nn.Linear`, or a `PackedLinear` with its 4-bit weights.
         rounded: whether an `nn.Linear` is rounded to 8 bits.
-        sparse_from: share of zeros from which they are left out.
+        sparse: whether zeros are left out where that pays.
         target: compiler flags that choose the instructions.
 
     Attributes:
@@ -35,14 +35,14 @@ class NativeLinear(nn.Module):
         linear: nn.Linear | PackedLinear,
         target: tuple[str, ...] = NATIVE,
         rounded: bool = False,
-        sparse_from: float = SPARSE_FROM,
+        sparse: bool = True,
     ) -> None:
         super().__init__()
         self._library = library(target)
-        self._layout = WeightLayout(self._library, rounded, sparse_from)
+        self._layout = WeightLayout(self._library, rounded, sparse)
         self._matrix = self._layout.matrix(linear)
         self.out_features = linear.out_features
-        self.sparse = bool(self._matrix.masks)
+        self.sparse = self._matrix.format in SPARSE
         self._large = self._matrix.outputs * self._matrix.inputs > ALONE
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from backend.native import structures as c
-from backend.quantization.packed_linear import MIDDLE, PackedLinear
+from backend.quantization.packed_linear import PackedLinear
 
 LANES = 16  # outputs of a block
-BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, SPARSE_INT4 = range(5)
-SPARSE_FROM = 0.4  # share of zeros from which leaving them out pays
+BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, INT4_2_4 = range(5)
+SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
+SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
 Kept = TypeVar("Kept")
@@ -27,16 +28,14 @@ class WeightLayout:
     Args:
         library: the compiled decoder.
         rounded: whether linears that are not packed are rounded to 8 bits.
-        sparse_from: share of zeros from which they are left out.
+        sparse: whether the zeros of pruned linears are left out.
 
     Attributes:
         size: bytes of the matrices, masks and scales included: what a pass reads.
     """
 
-    def __init__(
-        self, library: ctypes.CDLL, rounded: bool = False, sparse_from: float = SPARSE_FROM
-    ) -> None:
-        self._library, self._rounded, self._sparse_from = library, rounded, sparse_from
+    def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
+        self._library, self._rounded, self._sparse = library, rounded, sparse
         self._kept: list[object] = []
         self.size = 0
 
@@ -56,41 +55,50 @@ class WeightLayout:
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
         self._library.pack_bf16(_at(weight), _at(layout), outputs, inputs)
         matrix = c.Matrix(BFLOAT16, padded, inputs, inputs, bias=self._bias(linears, padded))
-        self._store(matrix, layout, (weight == 0).float().mean().item())
+        if not (self._sparse and self._leave_out_zeros(matrix, layout)):
+            matrix.weights = self._part(layout)
         return matrix
+
+    def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
+        """Let the matrix point to its weights without zeros; False if that would not pay."""
+        zeros = 1 - int(layout.count_nonzero()) / layout.numel()
+        if zeros < SPARSE_FROM or not self._library.supports(SPARSE_BFLOAT16):
+            return False
+        masks = torch.empty(layout.numel() // 32, dtype=torch.uint32)
+        starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
+        kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
+        self._library.leave_out_zeros.restype = ctypes.c_int64
+        places = map(_at, (layout, masks, starts, kept))
+        size = self._library.leave_out_zeros(*places, matrix.outputs, matrix.inputs)
+        matrix.format = SPARSE_BFLOAT16
+        matrix.masks, matrix.starts = self._part(masks), self._part(starts)
+        matrix.weights = self._part(kept[: size + LINE].clone())  # of the last, a line is read
+        return True
 
     def _int4(self, linears: list[PackedLinear]) -> c.Matrix:
         codes = torch.cat([_codes(linear) for linear in linears])
         outputs, inputs = codes.shape
-        layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
-        self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
         scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
         matrix = c.Matrix(
             INT4, outputs, inputs, linears[0].group, scales=self._part(_blocks(scale)),
             offsets=self._part(_blocks(offset)) if offset.any() else None,
             bias=self._bias(linears, outputs),
         )  # fmt: skip
-        zeros = (codes == MIDDLE).float().mean().item()
-        self._store(matrix, layout, 0.0 if offset.any() else zeros)
+        if not (self._sparse and self._pack_2_4(matrix, codes)):
+            layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
+            self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
+            matrix.weights = self._part(layout)
         return matrix
 
-    def _store(self, matrix: c.Matrix, layout: Tensor, zeros: float) -> None:
-        """Let the matrix point to its weights; without zeros if that share of them is large."""
-        if zeros < self._sparse_from or matrix.inputs % 8 or not self._library.skips_zeros():
-            matrix.weights = self._part(layout)
-            return
-        masks = torch.empty(matrix.outputs * matrix.inputs // 8, dtype=torch.uint8)
-        starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
-        kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
-        leave_out = self._library.leave_out_int4
-        if matrix.format == BFLOAT16:
-            leave_out = self._library.leave_out_bf16
-        leave_out.restype = ctypes.c_int64
-        places = map(_at, (layout, masks, starts, kept))
-        size = leave_out(*places, matrix.outputs, matrix.inputs)
-        matrix.format = SPARSE_INT4 if matrix.format == INT4 else SPARSE_BFLOAT16
-        matrix.masks, matrix.starts = self._part(masks), self._part(starts)
-        matrix.weights = self._part(kept[: size + LINE].clone())  # a line is read at the last start
+    def _pack_2_4(self, matrix: c.Matrix, codes: Tensor) -> bool:
+        """Let the matrix point to two of every four codes; False if the others are not all 0."""
+        if matrix.offsets or not self._library.supports(INT4_2_4):
+            return False
+        layout = torch.empty(codes.numel() * 3 // 8, dtype=torch.uint8)
+        if not self._library.pack_int4_2_4(_at(codes), _at(layout), *codes.shape):
+            return False
+        matrix.format, matrix.weights = INT4_2_4, self._part(layout)
+        return True
 
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""

@@ -1,8 +1,8 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
 formats there are, tokens per second, and products with sparse matrices.
 
-Models decode as they do everywhere else in Slimscope: with the native decoder, which leaves out the
-zeros of pruned layers, where it runs them, in the precision that is fastest.
+Models decode as they do everywhere else in Slimscope: with the native decoder where it runs them,
+which leaves out the zeros of pruned layers.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from backend.models.facts import ModelFacts
 from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
-from backend.native.model import decoding_dtype
-from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY, Reporter
 from backend.store import queries
 from backend.text.prompt_ids import prompt_ids
@@ -82,10 +80,9 @@ def _formats(measured: LinearSizes) -> dict[str, int]:
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:
-    """Ids of a prompt that suits the model and leaves room to decode `TIMED_TOKENS`."""
+    """Ids of a prompt that suits the model."""
     first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
-    ids = prompt_ids(first.text, loaded.tokenizer)
-    return ids[: max(1, loaded.facts.context - TIMED_TOKENS - 1)]
+    return prompt_ids(first.text, loaded.tokenizer)
 
 
 def record_decoding(
@@ -95,15 +92,20 @@ def record_decoding(
     reporter: Reporter,
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the ids of the same prompt, and become bfloat16 where that decodes
-    fastest."""
+    first. They take turns behind the ids of the same prompt, of which the beginning is taken where
+    the context is short."""
 
     *_, last = models
     if context.has_result(last, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
-    decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
+    decoders, name, room = decoders_of([*models.values()], TIMED_TOKENS)
+    if room < 1:
+        context.log(f"Decoding is not timed: the context is shorter than {TIMED_TOKENS} tokens.")
+        reporter.progress(1, 1, "Measuring speed")
+        return
     context.log(f"Decoder: {name}.")
+    prompt = prompt[:room]
     seconds = decode_seconds(decoders, prompt, TIMED_TOKENS, REPEATS, reporter)
     if len(models) > 1:
         ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
@@ -120,19 +122,19 @@ def record_decoding(
         context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
 
 
-def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
-    """Greedy decoding of `tokens` tokens and one by each model, all in the same way, and the way in
-    words. They become bfloat16 where that decodes fastest."""
-    for model in models:
-        if decoding_dtype("auto", model.device, type(model).__name__) == "bfloat16":
-            to_bfloat16(model)
+def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str, int]:
+    """Greedy decoding of `tokens` tokens and one by each model, all in the same way; the way in
+    words; and how many tokens a prompt may have."""
     try:
         targets = [TargetModel(model) for model in models]
-        if not all(target.native for target in targets):
-            targets = [TargetModel(model, native=False) for model in models]
     except ModelError:  # they cannot verify the trees of drafts
-        return [partial(greedy, model) for model in models], "transformers"
-    return [partial(_tokens, target, 1 + tokens) for target in targets], targets[0].decoder
+        room = min(model.config.get_text_config().max_position_embeddings for model in models)
+        return [partial(greedy, model) for model in models], "transformers", room - tokens - 1
+    slowest = next((target for target in targets if not target.native), targets[0])
+    if not slowest.native:
+        targets = [TargetModel(model, native=False) for model in models]
+    room = min(target.context for target in targets) - tokens - 1
+    return [partial(_tokens, target, 1 + tokens) for target in targets], slowest.decoder, room
 
 
 def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
@@ -158,11 +160,11 @@ def record_products(
     if by_batch := semi_structured(*shape, where, phase):
         context.result(MODEL, SEMI_STRUCTURED, by_batch[min(by_batch)], shape=shape,
                        batches=[*by_batch], speed_up=[*by_batch.values()])  # fmt: skip
-    shares = sorted({*SHARES, round(zeros, 4)} - {0.0})
-    curve = sparse_product_curve(*shape, where, phase, shares)
-    own = min(curve.zeros, key=lambda share: abs(share - zeros))
+    own = round(zeros, 2)
+    curve = sparse_product_curve(*shape, where, phase, sorted({*SHARES, own} - {0.0}))
+    at = min(range(len(curve.zeros)), key=lambda i: abs(curve.zeros[i] - own))
     context.result(
-        MODEL, f"{PRODUCT_SPEED_UP}/{curve.kernel}", curve.speed_up[curve.zeros.index(own)],
+        MODEL, f"{PRODUCT_SPEED_UP}/{curve.kernel}", curve.speed_up[at],
         shape=shape, own=zeros, zeros=curve.zeros, speed_up=curve.speed_up,
         break_even=curve.break_even,
     )  # fmt: skip

@@ -99,7 +99,7 @@ def _product(rows: Rows) -> str:
     pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
     if even is not None:
         pays = f"it pays from {_share(even)} zeros on"
-    now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros else ""
+    now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros >= 0.005 else ""
     return f"Leaving out the zeros ({kernel}), the largest layer: {now}{pays}."
 
 

@@ -5,7 +5,7 @@ Works on a run of any kind that saved a model, and on any other model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -21,10 +21,10 @@ from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
 from jobs.evaluation.report import verdicts
-from jobs.fields.base_model import resolve_model
+from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_evaluation_text, load_whole
+from jobs.runtime.loading import load_decoding, load_evaluation_text, load_whole
 from jobs.runtime.progress import Phases
 
 
@@ -46,8 +46,10 @@ def run(config: EvaluationJob, context: JobContext) -> None:
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
         models[stage] = load_whole(bases[stage], device, getattr(torch, dtype), context, streamed)
     measure(models, config, phases, context)
+    prompt = prompt_for(next(iter(models.values())))
+    models.clear()
     if config.speed:
-        measure_speed(models, device, streamed, phases, context)
+        measure_speed(bases, prompt, device, streamed, phases, context)
     context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
     for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
         context.log(sentence)
@@ -72,7 +74,8 @@ def measure(
 
 
 def measure_speed(
-    models: Mapping[str, LoadedModel],
+    bases: Mapping[str, ResolvedModel],
+    prompt: Sequence[int],
     device: str,
     streamed: bool,
     phases: Phases,
@@ -82,9 +85,8 @@ def measure_speed(
     if streamed:
         context.log("Decoding is not timed: every token would read the model from disk.")
     else:
-        decoded = {stage: loaded.model for stage, loaded in models.items()}
-        prompt = prompt_for(next(iter(models.values())))
-        record_decoding(decoded, prompt, context, phases.phase("decode"))
+        models = {s: load_decoding(base, device, context).model for s, base in bases.items()}
+        record_decoding(models, prompt, context, phases.phase("decode"))
     zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
     phase = phases.phase("products")
-    record_products(models[MODEL].facts, zeros["zero_share"], device, context, phase)
+    record_products(bases[MODEL].facts, zeros["zero_share"], device, context, phase)

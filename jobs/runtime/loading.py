@@ -30,6 +30,8 @@ from jobs.fields.text import (
 from jobs.runtime.context import JobContext
 from jobs.runtime.rank import RunContext
 
+HALF = torch.bfloat16
+
 
 def load_model(
     spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
@@ -51,9 +53,16 @@ def load_model(
         precision = resolve_dtype(precision, where)
     context.log(f"Loading {spec} on {device} in {precision}.")
     context.environment(precision=precision)
-    loaded = load(base.source, device, getattr(torch, precision), context.log)
-    loaded.model.requires_grad_(False)
-    return loaded
+    return _load_dense(base, device, precision, context)
+
+
+def load_decoding(base: ResolvedModel, device: str, context: RunContext) -> LoadedModel:
+    """The model as it decodes fastest on the device, packed if it can be; nothing is recorded."""
+    if base.packed:
+        on_cpu = device == "cpu"
+        return _load_packed(base, context) if on_cpu else load_whole(base, device, HALF, context)
+    precision = decoding_dtype("auto", torch.device(device), base.facts.architecture)
+    return _load_dense(base, device, precision, context)
 
 
 def load_whole(
@@ -78,6 +87,14 @@ def load_whole(
     tokenizer = load_tokenizer(Path(base.source), base.facts)
     model = load_dequantised(Path(base.source), dtype)
     return LoadedModel(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
+
+
+def _load_dense(
+    base: ResolvedModel, device: str, precision: str, context: RunContext
+) -> LoadedModel:
+    loaded = load(base.source, device, getattr(torch, precision), context.log)
+    loaded.model.requires_grad_(False)
+    return loaded
 
 
 def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:

@@ -27,6 +27,7 @@ from backend.evaluation.speed import (
 from backend.models.greedy import greedy
 from backend.models.loading import load
 from backend.native.compiler import library
+from backend.native.weights import SPARSE_BFLOAT16
 from backend.reporter import SilentReporter
 
 CPU = torch.device("cpu")
@@ -119,12 +120,14 @@ def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "STREAMED", 2**14)
+    threads = torch.get_num_threads()
     if not native:
         monkeypatch.setattr(room, "_skips_zeros", lambda: False)
     curve = sparse_product_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
-    assert curve.kernel == (BITMASK if native and library().skips_zeros() else CSR)
+    assert curve.kernel == (BITMASK if native and library().supports(SPARSE_BFLOAT16) else CSR)
     assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)
     assert all(x > 0 for x in curve.speed_up)
+    assert torch.get_num_threads() == threads
     with pytest.raises(CancelledError):
         sparse_product_curve(32, 48, CPU, Impatient(), (0.5,))
 

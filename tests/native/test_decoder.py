@@ -28,7 +28,7 @@ from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import Tree
 from backend.models.blocks import block_linears
 from backend.models.loading import load
-from backend.native import compiler
+from backend.native import compiler, weights
 from backend.native.compiler import NATIVE, CompilerError
 from backend.native.linear import NativeLinear
 from backend.native.model import NativeModel, unsupported
@@ -143,28 +143,56 @@ def two_of_four(weight: Tensor) -> Tensor:
 
 def scattered(weight: Tensor) -> Tensor:
     """Rows with anything between no and all weights."""
-    return (torch.rand_like(weight) < torch.rand(len(weight), 1)).float()
+    return (torch.rand_like(weight) < torch.rand(len(weight), 1) ** 2).float()
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["bfloat16", "4 bits"])
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
+
+
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
-def test_leaving_out_the_zeros_changes_no_bit(
-    mask: Callable[[Tensor], Tensor], packed: bool
-) -> None:
-    if not compiler.library().skips_zeros():
+def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
+    if not compiler.library().supports(weights.SPARSE_BFLOAT16):
         pytest.skip("this processor has no VBMI2")
     torch.manual_seed(0)
-    linear: nn.Linear | PackedLinear = nn.Linear(192, 80, dtype=torch.bfloat16)
-    weight = (linear.weight.float() * mask(linear.weight.float())).detach()
-    linear.weight.data.copy_(weight)
-    if packed:
-        grid = minmax_grid(weight.view(len(weight), -1, 32), 4, "symmetric")
-        linear = PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()), linear.bias)
-    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse_from=2.0)
+    linear = nn.Linear(192, 80, dtype=torch.bfloat16)
+    linear.weight.data *= mask(linear.weight)
+    linear.weight.data[3, 7] = -0.0
+    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse=False)
     assert sparse.sparse and not dense.sparse
-    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 24):
+    for rows in ROWS:
         x = torch.randn(rows, 192)
         assert torch.equal(sparse(x), dense(x))
+
+
+@pytest.mark.parametrize("group", [32, 64, 192])
+def test_two_of_four_codes_give_the_product_of_all(group: int) -> None:
+    if not compiler.library().supports(weights.INT4_2_4):
+        pytest.skip("this processor has no VNNI")
+    torch.manual_seed(0)
+    weight = torch.randn(80, 192)
+    weight *= two_of_four(weight)
+    weight[5] = 0  # fewer than two of four
+    weight[6, ::4] = 0
+    grid = minmax_grid(weight.view(len(weight), -1, group), 4, "symmetric")
+    layer = QuantizedWeight(grid, grid.codes(weight).byte())
+    linear = PackedLinear(layer, torch.randn(80))
+    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse=False)
+    assert sparse.sparse and not dense.sparse
+    for rows in ROWS:
+        x = torch.randn(rows, 192)
+        torch.testing.assert_close(sparse(x), dense(x), rtol=1e-4, atol=1e-4)
+        alone = torch.cat([sparse(row) for row in x.split(1)])
+        assert torch.equal(sparse(x), alone)  # so drafts change no text
+
+
+def test_what_is_not_two_of_four_stays_as_it_is() -> None:
+    weight = torch.randn(32, 64)
+    weight *= two_of_four(weight)
+    for grid_type, changed in (("symmetric", 1.0), ("offset", 0.0), ("zero-point", 0.0)):
+        weight[20, 36:40] = changed or weight[20, 36:40]  # one group of four
+        grid = minmax_grid(weight.view(32, -1, 32), 4, grid_type)
+        layer = QuantizedWeight(grid, grid.codes(weight).byte())
+        assert not NativeLinear(PackedLinear(layer)).sparse
 
 
 def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
@@ -174,21 +202,20 @@ def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
     native, ids = NativeModel(model), tokens(model, 24)
     layer = native.structure.layer[1]
     matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
-    skips = bool(compiler.library().skips_zeros())
-    assert [bool(matrix.masks) for matrix in matrices] == [skips] * 5
-    assert not native.structure.read_out.masks
+    sparse = bool(compiler.library().supports(weights.SPARSE_BFLOAT16))
+    assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
+    assert native.structure.read_out.format not in weights.SPARSE
     _, logits = native.forward(ids, native.new_cache(24), read_out=24)
     assert distance(logits, model.float()(input_ids=ids[None]).logits[0]) < 0.05
 
 
-def test_a_matrix_with_few_zeros_or_odd_widths_stays_dense() -> None:
-    for inputs, zeros in ((64, 0.2), (68, 0.9)):
-        linear = nn.Linear(inputs, 16, dtype=torch.bfloat16)
-        linear.weight.data *= torch.rand(16, inputs) >= zeros
-        found = NativeLinear(linear)
-        assert not found.sparse
-        x = torch.randn(3, inputs).bfloat16().float()
-        assert torch.allclose(found(x), linear.float()(x), atol=1e-2)
+def test_a_matrix_with_few_zeros_stays_dense() -> None:
+    linear = nn.Linear(64, 16, dtype=torch.bfloat16)
+    linear.weight.data *= torch.rand(16, 64) >= 0.2
+    found = NativeLinear(linear)
+    assert not found.sparse
+    x = torch.randn(3, 64).bfloat16().float()
+    assert torch.allclose(found(x), linear.float()(x), atol=1e-2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError, ModelError, SlimscopeError
 from backend.evaluation.endings import questions, score_endings
+from backend.evaluation.speed import Decoder
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
@@ -20,6 +25,8 @@ from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
 from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
+from jobs.evaluation import acceleration
+from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
@@ -240,6 +247,44 @@ def test_every_figure_is_plain_data(queue: Path) -> None:
     assert json.loads(config.model_dump_json())["model"] == "toy"
     with pytest.raises(ConfigError):
         checked("evaluation", {"model": "toy", "batch": 0})
+
+
+def decoded(decoder: Decoder) -> list[int]:
+    return [*decoder([5, 9, 7])]
+
+
+def test_models_are_timed_in_the_same_way() -> None:
+    """Natively, if all can be; and where one cannot, the run says why."""
+    half, whole = (load("toy", dtype=dtype).model for dtype in (torch.bfloat16, torch.float32))
+    decoders, name, room = decoders_of([half, half], 4)
+    assert name.startswith("native") and room == inspect("toy").context - 5
+    assert len(decoded(decoders[0])) == 5 and decoded(decoders[0]) == decoded(decoders[1])
+    decoders, name, _ = decoders_of([half, whole], 4)
+    assert name.startswith("PyTorch; ") and "float32" in name
+    assert [decoder.args[0].native for decoder in decoders] == [None, None]  # type: ignore[attr-defined]
+    assert len(decoded(decoders[1])) == 5
+
+
+def test_a_model_that_cannot_verify_trees_is_decoded_as_transformers_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_model: object) -> None:
+        raise ModelError("It cannot verify trees.", "", "")
+
+    monkeypatch.setattr(acceleration, "TargetModel", refuse)
+    (decoder,), name, room = decoders_of([load("toy").model], 4)
+    assert name == "transformers" and room == inspect("toy").context - 5
+    assert all(isinstance(token, int) for token in islice(decoder([5, 9]), 5))
+
+
+def test_decoding_is_not_timed_where_the_context_is_too_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(acceleration, "TIMED_TOKENS", inspect("toy").context)
+    context: Any = SimpleNamespace(has_result=lambda *_: False, log=told.append)
+    record_decoding({MODEL: load("toy").model}, [5, 9], context, SilentReporter())
+    assert "not timed" in told[0] and len(told) == 1
 
 
 def test_endings_stand_beside_tasks_of_the_harness() -> None:

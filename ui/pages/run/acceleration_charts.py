@@ -72,7 +72,9 @@ def sparse_products(
 
 
 def _of_product(zeros: Sequence[float], speed_up: Sequence[float], own: float) -> str:
-    best = max(range(len(zeros)), key=speed_up.__getitem__)
-    at = zeros.index(own) if own in zeros else best
+    places = range(len(zeros))
+    at = max(places, key=speed_up.__getitem__)
+    if own >= 0.005:  # else it has none to speak of
+        at = min(places, key=lambda i: abs(zeros[i] - own))
     times = f"{speed_up[at]:.2f} times as fast as dense"
     return f"At {share(zeros[at], 0)} zeros, a product without them is {times}"

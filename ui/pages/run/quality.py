@@ -118,7 +118,7 @@ def _products(rows: Rows) -> Chart:
     kernel, row = found
     details = row.details
     out, inputs = details["shape"]
-    note = f"Largest layer, {out:,} × {inputs:,}, one vector, {kernel}; random zeros."
+    note = f"Largest layer, {out:,} × {inputs:,}, one vector, one thread, {kernel}; random zeros."
     return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
 
 

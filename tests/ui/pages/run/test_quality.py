@@ -140,6 +140,7 @@ def test_the_curve_marks_the_models_own_zeros_and_the_dense_speed() -> None:
     chart = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
     told = "zeros, a product without them is {} times as fast as dense"
     assert chart.headline == f"At 50 % {told.format('0.40')}"
+    assert sparse_products([0.5, 0.9], [0.4, 1.6], 0.4998).headline == chart.headline
     figure: Any = chart.figure
     assert [*figure.data[0].x] == [50.0, 90.0] and figure.layout.yaxis.type == "log"
     assert {(s.y0, s.y1) for s in figure.layout.shapes} == {(1, 1), (0, 1)}
