@@ -1,4 +1,4 @@
-"""Decoder blocks in the layout of `decoder.cpp`, and their cache."""
+"""Decoder blocks in the layout of `cpp/decoder.cpp`, and their cache."""
 
 from __future__ import annotations
 

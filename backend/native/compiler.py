@@ -1,4 +1,4 @@
-"""Build `decoder.cpp` for the processor at hand, once, with the compiler the system has."""
+"""Build `cpp/decoder.cpp` for the processor at hand, once, with the compiler the system has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from filelock import FileLock
 from backend.errors import SlimscopeError
 from backend.settings import settings
 
-SOURCE = Path(__file__).with_name("decoder.cpp")
+SOURCES = Path(__file__).with_name("cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 NATIVE = ("-march=native",)  # this processor; the others are for tests
@@ -103,7 +103,8 @@ def _compiler() -> str:
 def _key(compiler: str, target: tuple[str, ...]) -> str:
     """Changes with the source, the compiler and the processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    parts = (SOURCE.read_bytes(), version.stdout, " ".join(FLAGS + target).encode(), _processor())
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
+    parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -117,7 +118,7 @@ def _processor() -> bytes:
 
 def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
     part = path.with_suffix(".part")
-    line = [compiler, *FLAGS, *target, str(SOURCE), "-o", str(part)]
+    line = [compiler, *FLAGS, *target, str(SOURCES / "decoder.cpp"), "-o", str(part)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
     if done.returncode:
         errors = [x for x in done.stderr.splitlines() if "error" in x] or ["It gave no reason."]

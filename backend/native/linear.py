@@ -1,4 +1,4 @@
-"""Linear layers whose products `decoder.cpp` computes."""
+"""Linear layers whose products `cpp/products.h` computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transformers model in the layout of `decoder.cpp`.
+"""A transformers model in the layout of `cpp/decoder.cpp`.
 
 Supported: blocks of RMSNorm, rotary positions, (grouped) attention and a SwiGLU MLP, as in LLaMA,
 Mistral, Qwen2, Qwen3 and SmolLM, on a CPU, with bfloat16 weights or `PackedLinear` layers. The
@@ -70,7 +70,7 @@ def unsupported(model: PreTrainedModel) -> str:
 
 
 class NativeModel(NativeBlocks):
-    """A model whose passes `decoder.cpp` computes.
+    """A model whose passes `cpp/decoder.cpp` computes.
 
     Args:
         model: for which `unsupported` is empty; its embeddings are read in place.

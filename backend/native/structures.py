@@ -1,4 +1,4 @@
-"""The C structures of `decoder.cpp`, field by field; see there for shapes."""
+"""The C structures of `cpp/matrix.h` and `cpp/decoder.cpp`, field by field; shapes are there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The most likely tokens of rows of logits, computed by `decoder.cpp`."""
+"""The most likely tokens of rows of logits, computed by `cpp/decoder.cpp`."""
 
 from __future__ import annotations
 

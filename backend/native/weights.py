@@ -1,4 +1,4 @@
-"""Weights in the layout of `decoder.cpp`."""
+"""Weights in the layout of `cpp/matrix.h`."""
 
 from __future__ import annotations
 

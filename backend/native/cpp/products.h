@@ -1,0 +1,327 @@
+// Products of a matrix and a few tokens: y = W x + bias.
+//
+// What enters is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
+// each group of inputs, where they are codes of 8 or 4 bits; not at all without the instructions for
+// it. Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
+// and of 2:4 codes with VNNI.
+
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "matrix.h"
+
+namespace {
+
+// What enters a product, for n tokens: rounded as the weights need it.
+struct Input {
+  const float* plain;              // [n, inputs], not rounded
+  std::vector<bf16> halves;        // [n, inputs], for BF16
+  std::vector<int8_t> codes;       // [n, inputs], for codes, with
+  std::vector<float> scales, sums; // [n, inputs / group]
+
+#if HAVE_BF16
+  const bf16* for_bf16() const { return halves.data(); }
+#else
+  const float* for_bf16() const { return plain; }
+#endif
+};
+
+void round_to(const float* from, int size, bf16* to) {
+  int i = 0;
+  for (; i + LANES <= size; i += LANES) {
+    Halves v = narrow(load<Floats>(from + i));
+    std::memcpy(to + i, &v, sizeof v);
+  }
+  for (; i < size; i++) {
+    uint32_t bits = load<uint32_t>(from + i);
+    to[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  }
+}
+
+// Rounds x [n, inputs] as the weights of the matrix need it.
+void prepare(const Matrix& m, const float* x, int n, Input& to) {
+  const size_t size = (size_t)n * m.inputs;
+  to.plain = x;
+  if (bits_16((Format)m.format)) {
+    if (HAVE_BF16) to.halves.resize(size), round_to(x, size, to.halves.data());
+    return;
+  }
+  const size_t groups = size / m.group;
+  to.scales.resize(groups), to.sums.resize(groups), to.codes.resize(size);
+  for (size_t g = 0; g < groups; g++) {
+    const float* from = x + g * m.group;
+    Floats most = {}, total = {};
+    for (int k = 0; k < m.group; k += LANES) {
+      const Floats v = load<Floats>(from + k);
+      most = v > most ? v : -v > most ? -v : most;
+      total += v;
+    }
+    to.scales[g] = 1.0f, to.sums[g] = sum(total);
+    if (!HAVE_VNNI) continue;
+    const float scale = std::max(largest(most), 1e-30f) / 127.0f;
+    Floats codes = {};
+    for (int k = 0; k < m.group; k += LANES) {
+      const Ints rounded = nearest(load<Floats>(from + k) / scale);
+      Bytes narrow = __builtin_convertvector(rounded, Bytes);
+      if (m.format == INT4_2_4) narrow ^= (int8_t)-128;  // + 128
+      std::memcpy(&to.codes[g * m.group + k], &narrow, sizeof narrow);
+      codes += __builtin_convertvector(rounded, Floats);
+    }
+    to.scales[g] = scale, to.sums[g] = scale * sum(codes);
+  }
+}
+
+struct Product {
+  const Matrix& matrix;
+  const Input& input;
+  float* y;  // [n, stride]
+  int stride;
+
+  void store_block(int block, int token, Floats total) const {
+    const int output = block * LANES;
+    if (matrix.bias) total += load<Floats>(matrix.bias + output);
+    store(y + (size_t)token * stride + output, total);
+  }
+};
+
+constexpr int inputs_of_line(Format f) { return bits_16(f) ? 2 : f == INT4 ? 8 : 4; }
+
+// With BF16 (an AMD EPYC) one stream through memory is read fastest, by itself; without (an Intel
+// Xeon) four, told beforehand what comes next. Both were measured.
+constexpr bool MANY_STREAMS = !HAVE_BF16;
+template <int AHEAD> inline void prefetch(const void* from) {
+  if (MANY_STREAMS) __builtin_prefetch((const char*)from + AHEAD);
+}
+
+// The lines of a block, which have to be read in their order.
+template <Format F> class Lines {
+ public:
+  void open(const Matrix& m, int block) {
+    from_ = (const char*)m.weights + (size_t)block * m.inputs / inputs_of_line(F) * LINE;
+  }
+  Words read(int line) {
+    const char* here = from_ + (size_t)line * LINE;
+    prefetch<1024>(here);
+    return load<Words>(here);
+  }
+
+ private:
+  const char* from_;
+};
+
+#if HAVE_EXPAND
+template <> class Lines<SPARSE_BF16> {
+ public:
+  void open(const Matrix& m, int block) {
+    from_ = (const char*)m.weights + m.starts[block];
+    masks_ = m.masks + (size_t)block * (m.inputs / 2);
+  }
+  Words read(int line) {
+    const __m512i kept = _mm512_loadu_si512(from_);
+    prefetch<512>(from_), prefetch<64>(masks_ + line);
+    from_ += 2 * __builtin_popcount(masks_[line]);
+    return (Words)_mm512_maskz_expand_epi16(masks_[line], kept);
+  }
+
+ private:
+  const char* from_;
+  const uint32_t* masks_;
+};
+#endif
+
+// R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
+template <int R, int M> struct Tile {
+  template <Format F> static void bfloat16(const Product& p, int block, int token) {
+    const int K = p.matrix.inputs;
+    Lines<F> lines[R];
+    for (int r = 0; r < R; r++) lines[r].open(p.matrix, block + r);
+    const auto* x = p.input.for_bf16() + (size_t)token * K;
+    Floats total[R][M] = {};
+    for (int k = 0; k < K; k += 2)
+      for (int r = 0; r < R; r++) {
+        const Words both = lines[r].read(k / 2);
+#if HAVE_BF16
+        const __m512bh w = (__m512bh)both;
+        for (int i = 0; i < M; i++) {
+          const __m512bh two = (__m512bh)_mm512_set1_epi32(load<int>(x + (size_t)i * K + k));
+          total[r][i] = (Floats)_mm512_dpbf16_ps((__m512)total[r][i], w, two);
+        }
+#else
+        const Floats even = (Floats)(both << 16), odd = (Floats)(both & 0xffff0000u);
+        for (int i = 0; i < M; i++) {
+          const float* two = x + (size_t)i * K + k;
+          total[r][i] = fused(odd, two[1], fused(even, two[0], total[r][i]));
+        }
+#endif
+      }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  // sum over k of code[k] x[k], group by group: codes are 0 and above, so the middle comes off with
+  // the sum of the inputs.
+  template <Format F> static void integers(const Product& p, int block, int token) {
+    constexpr int STEP = inputs_of_line(F);
+    const float middle = F == INT4 ? 8 : 128;
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    Lines<F> lines[R];
+    for (int r = 0; r < R; r++) lines[r].open(m, block + r);
+    Floats total[R][M] = {};
+    for (int g = 0; g < groups; g++) {
+      Sums part[R][M] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
+        for (int r = 0; r < R; r++) {
+          const Words codes = lines[r].read(k / STEP);
+          for (int i = 0; i < M; i++)
+            part[r][i] = add<F>(part[r][i], codes, p.input, (size_t)(token + i) * K + k);
+        }
+      for (int r = 0; r < R; r++) {
+        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
+        const Floats scale = widen(load<Halves>(m.scales + place));
+        Floats offset = scale * -middle;
+        if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
+        for (int i = 0; i < M; i++) {
+          const size_t at = (size_t)(token + i) * groups + g;
+          total[r][i] += scale * p.input.scales[at] * whole(part[r][i]) + offset * p.input.sums[at];
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+#if HAVE_VNNI
+  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line are
+  // gathered for each output. x + 128 is not negative, as the instruction needs it; what that adds
+  // comes off with the sum of the levels, which is the same for all tokens.
+  static void two_of_four(const Product& p, int block, int token) {
+    const Matrix& m = p.matrix;
+    const int K = m.inputs, groups = K / m.group;
+    const size_t block_bytes = (size_t)K / 32 * RUN;
+    const char* first = (const char*)m.weights + block * block_bytes;
+    Floats total[R][M] = {};
+    for (int g = 0; g < groups; g++) {
+      Ints part[R][M] = {}, levels[R] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += 32)
+        for (int r = 0; r < R; r++)
+          add_run(first + r * block_bytes + (size_t)k / 32 * RUN, p.input, (size_t)token * K + k, K,
+                  part[r], levels[r]);
+      for (int r = 0; r < R; r++) {
+        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
+        const Floats scale = widen(load<Halves>(m.scales + place));
+        for (int i = 0; i < M; i++)
+          total[r][i] += scale * p.input.scales[(size_t)(token + i) * groups + g] *
+                         whole(part[r][i] - 128 * levels[r]);
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  static void add_run(const char* run, const Input& input, size_t at, int K, Ints* part,
+                      Ints& levels) {
+    prefetch<512>(run), prefetch<512 + LINE>(run), prefetch<512 + 2 * LINE>(run);
+    const Words places = load<Words>(run + 2 * LINE);
+    for (int line = 0; line < 4; line++) {
+      const Words codes = load<Words>(run + line / 2 * LINE) >> (line % 2 * 4) & HALF;
+      const __m512i level = _mm512_sub_epi8((__m512i)codes, _mm512_set1_epi8(8));
+      // the first two of four bytes take one of inputs 0 to 3 of the line, the others of 4 to 7
+      const __m512i from = (__m512i)((places >> (2 * line) & 0x03030303) | 0x04040000);
+      levels = (Ints)_mm512_dpbusd_epi32((__m512i)levels, _mm512_set1_epi8(1), level);
+      for (int i = 0; i < M; i++) {
+        const int64_t eight = load<int64_t>(input.codes.data() + at + (size_t)i * K + 8 * line);
+        const __m512i x = _mm512_shuffle_epi8(_mm512_set1_epi64(eight), from);
+        part[i] = (Ints)_mm512_dpbusd_epi32((__m512i)part[i], x, level);
+      }
+    }
+  }
+
+  static constexpr uint32_t HALF = 0x0f0f0f0f;
+  using Sums = Ints;
+  static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
+  template <Format F>
+  static Ints add(Ints to, Words codes, const Input& input, size_t at) {
+    const int8_t* x = input.codes.data() + at;
+    if (F == INT8) return four(to, codes, x);
+    return four(four(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
+  }
+  static Ints four(Ints to, Words codes, const int8_t* x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)codes, _mm512_set1_epi32(load<int>(x)));
+  }
+#else
+  using Sums = Floats;
+  static Floats whole(Floats v) { return v; }
+  template <Format F>
+  static Floats add(Floats to, Words codes, const Input& input, size_t at) {
+    const float* x = input.plain + at;
+    for (int b = 0; b < 4; b++) {
+      const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
+      to += __builtin_convertvector((Ints)each, Floats) * x[b];
+      if (F == INT4)
+        to += __builtin_convertvector((Ints)(codes >> (8 * b + 4) & 15), Floats) * x[4 + b];
+    }
+    return to;
+  }
+#endif
+};
+
+// Tokens in one tile, and blocks for as many as fit into the registers.
+#if defined(__AVX512F__)
+constexpr int MOST = 8;
+constexpr int blocks_for(Format f, int m) {
+  if (m == 1) return MANY_STREAMS ? 4 : 1;
+  if (bits_16(f)) return m <= 6 ? 4 : 3;
+  if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
+  return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
+}
+#else
+constexpr int MOST = 4;
+constexpr int blocks_for(Format, int m) { return m == 1 ? 2 : 1; }
+#endif
+
+template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
+  if constexpr (bits_16(F))
+    Tile<R, M>::template bfloat16<F>(p, block, token);
+#if HAVE_VNNI
+  else if constexpr (F == INT4_2_4)
+    Tile<R, M>::two_of_four(p, block, token);
+#endif
+  else
+    Tile<R, M>::template integers<F>(p, block, token);
+}
+
+template <Format F, int M> void rows(const Product& p, int first, int last, int token) {
+  constexpr int R = blocks_for(F, M);
+  int block = first;
+  for (; block + R <= last; block += R) tile<F, R, M>(p, block, token);
+  for (; block < last; block++) tile<F, 1, M>(p, block, token);
+}
+
+// Chunks of blocks stay in the cache while all tokens pass.
+template <Format F, int M = MOST> void chunk(const Product& p, int first, int last, int n, int at) {
+  if constexpr (M > 0) {
+    while (n - at >= M) rows<F, M>(p, first, last, at), at += M;
+    chunk<F, M - 1>(p, first, last, n, at);
+  }
+}
+
+// The blocks [first, last) of y for n tokens.
+void multiply(const Product& p, int first, int last, int n) {
+  constexpr int CHUNK = 12;
+  for (; first < last; first += CHUNK) {
+    const int end = std::min(first + CHUNK, last);
+    if (p.matrix.format == BF16) chunk<BF16>(p, first, end, n, 0);
+    if (p.matrix.format == INT8) chunk<INT8>(p, first, end, n, 0);
+    if (p.matrix.format == INT4) chunk<INT4>(p, first, end, n, 0);
+#if HAVE_EXPAND
+    if (p.matrix.format == SPARSE_BF16) chunk<SPARSE_BF16>(p, first, end, n, 0);
+#endif
+#if HAVE_VNNI
+    if (p.matrix.format == INT4_2_4) chunk<INT4_2_4>(p, first, end, n, 0);
+#endif
+  }
+}
+
+}  // namespace
