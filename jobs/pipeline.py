@@ -50,6 +50,7 @@ model: {model}
 steps:
   - speed: {{lookup: false}}
   - sds: {{preset: quick look, pattern: "2:4"}}
+  - speed: {{lookup: false}}
   - dlqat: {{bits: 4, keep_zeros: true}}
   - amphista: {{minutes: 10}}
   - speed: {{}}
