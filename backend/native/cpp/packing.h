@@ -31,22 +31,25 @@ void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs
           *to++ = from[n * inputs + k + i] | from[n * inputs + k + 4 + i] << 4;
 }
 
+#if HAVE_EXPAND
 // A matrix in the order of `pack_bf16` -> its masks, the starts of its blocks, and the bytes of its
-// weights, which are returned. `to` has room for all of them.
+// weights, which are returned. `to` has room for all of them and a line.
 int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
-                       int32_t outputs, int32_t inputs) {
+                        int32_t outputs, int32_t inputs) {
   const uint16_t* begin = to;
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);  // -0 is left out, too
   for (int block = 0; block < outputs / LANES; block++) {
     *starts++ = (to - begin) * 2;
     for (int line = 0; line < inputs / 2; line++, from += 32) {
-      uint32_t mask = 0;
-      for (int i = 0; i < 32; i++)
-        if (from[i] & 0x7fff) mask |= 1u << i, *to++ = from[i];  // not -0 either
-      *masks++ = mask;
+      const __m512i all = _mm512_loadu_si512(from);
+      const uint32_t mask = _mm512_test_epi16_mask(all, magnitude);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi16(mask, all));
+      *masks++ = mask, to += __builtin_popcount(mask);
     }
   }
   return (to - begin) * 2;
 }
+#endif
 
 // Codes 0 to 15 [outputs, inputs] -> the order of INT4_2_4. Returns 0 as soon as more than two of four
 // are not 8: the matrix is not 2:4.
