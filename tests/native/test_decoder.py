@@ -342,7 +342,11 @@ def test_a_library_that_is_damaged_is_not_used(
     assert "cannot be built" in target.decoder and ".so" in target.decoder
 
 
-def test_code_others_could_have_put_there_is_not_loaded(no_cache: Path) -> None:
+def test_code_others_could_have_put_there_is_not_loaded(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["-O0" if flag == "-O3" else flag for flag in compiler.FLAGS]
+    monkeypatch.setattr(compiler, "FLAGS", tuple(quick))
     compiler.library()
     for pattern in ("native", "native/*.so"):
         (path,) = no_cache.glob(pattern)
