@@ -72,7 +72,7 @@ def main() -> None:
     prompt = prompt_ids(benchmark_prompts(BUILT_IN, 1)[0].text, dense.tokenizer)
     for model in models.values():
         to_bfloat16(model)
-    decoders, decoder, _ = decoders_of([*models.values()], asked.tokens)
+    decoders, decoder = decoders_of([*models.values()], asked.tokens)
     seconds = decode_seconds(decoders, prompt, asked.tokens, asked.repeats, quiet, process_time)
     speeds = {
         name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)

@@ -171,7 +171,7 @@ def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     packed = deepcopy(dense)
     assert not pack_model(packed, layers), "layers run dense"
     to_bfloat16(dense)
-    decoders, *_ = decoders_of([dense, packed], tokens)
+    decoders, _ = decoders_of([dense, packed], tokens)
     seconds = decode_seconds(
         decoders, list(range(64)), tokens, rounds, SilentReporter(), process_time
     )

@@ -40,7 +40,7 @@ ROUNDS = 15
 AMPERE = (8, 0)  # the first GPUs with sparse tensor cores
 SEMI_BATCHES = (1, 64)
 SEED = 0
-STREAMED = 2**24  # weights of the matrix in a product at least
+STREAMED = 2**23  # weights of the matrix in a product at least
 BITMASK, CSR = "bitmask", "CSR"  # how zeros are left out
 
 

@@ -103,7 +103,7 @@ def _compiler() -> str:
 def _key(compiler: str, target: tuple[str, ...]) -> str:
     """Changes with the source, the compiler and the processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S)
-    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*")))
     parts = (sources, version.stdout, " ".join(FLAGS + target).encode(), _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

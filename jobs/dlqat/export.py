@@ -93,4 +93,4 @@ def time_packed(
     to_bfloat16(loaded.model)
     packed = load_packed(context.folder / MODEL, context.log)
     models = {str(DLQATStage.DENSE): loaded.model, config.kept: packed}
-    record_decoding(models, prompt[:PROMPT], context, reporter)
+    record_decoding(models, prompt[:PROMPT], loaded.facts.context, context, reporter)

@@ -35,6 +35,7 @@ from backend.models.facts import ModelFacts
 from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
+from backend.native.weights import SPARSE_FROM
 from backend.reporter import REPLAY, Reporter
 from backend.store import queries
 from backend.text.prompt_ids import prompt_ids
@@ -88,24 +89,25 @@ def prompt_for(loaded: LoadedModel) -> list[int]:
 def record_decoding(
     models: Mapping[str, PreTrainedModel],
     prompt: Sequence[int],
+    longest: int,
     context: JobContext,
     reporter: Reporter,
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the ids of the same prompt, of which the beginning is taken where
-    the context is short."""
+    first. They take turns behind the ids of the same prompt.
 
+    Args:
+        prompt: its beginning is taken where the context is short.
+        longest: tokens the context holds.
+    """
     *_, last = models
-    if context.has_result(last, TOKENS_PER_SECOND):
-        reporter.progress(1, 1, REPLAY)
-        return
-    decoders, name, room = decoders_of([*models.values()], TIMED_TOKENS)
-    if room < 1:
-        context.log(f"Decoding is not timed: the context is shorter than {TIMED_TOKENS} tokens.")
+    decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
+    prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
+    if not prompt:
+        context.log(f"Decoding is not timed: the context holds {longest} tokens only.")
         reporter.progress(1, 1, "Measuring speed")
         return
     context.log(f"Decoder: {name}.")
-    prompt = prompt[:room]
     seconds = decode_seconds(decoders, prompt, TIMED_TOKENS, REPEATS, reporter)
     if len(models) > 1:
         ratios = [a / b for a, b in zip(seconds[0], seconds[-1], strict=True)]  # of one round each
@@ -122,19 +124,17 @@ def record_decoding(
         context.log(f"{stage}: {speed.value:.1f} tokens/s ({span}).")
 
 
-def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str, int]:
-    """Greedy decoding of `tokens` tokens and one by each model, all in the same way; the way in
-    words; and how many tokens a prompt may have."""
+def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
+    """Greedy decoding of `tokens` tokens and one by each model, all in the same way; and the way in
+    words."""
     try:
         targets = [TargetModel(model) for model in models]
     except ModelError:  # they cannot verify the trees of drafts
-        room = min(model.config.get_text_config().max_position_embeddings for model in models)
-        return [partial(greedy, model) for model in models], "transformers", room - tokens - 1
+        return [partial(greedy, model) for model in models], "transformers"
     slowest = next((target for target in targets if not target.native), targets[0])
     if not slowest.native:
         targets = [TargetModel(model, native=False) for model in models]
-    room = min(target.context for target in targets) - tokens - 1
-    return [partial(_tokens, target, 1 + tokens) for target in targets], slowest.decoder, room
+    return [partial(_tokens, target, 1 + tokens) for target in targets], slowest.decoder
 
 
 def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
@@ -160,7 +160,7 @@ def record_products(
     if by_batch := semi_structured(*shape, where, phase):
         context.result(MODEL, SEMI_STRUCTURED, by_batch[min(by_batch)], shape=shape,
                        batches=[*by_batch], speed_up=[*by_batch.values()])  # fmt: skip
-    own = round(zeros, 2)
+    own = round(zeros, 2) if zeros >= SPARSE_FROM else 0.0  # fewer zeros are not left out
     curve = sparse_product_curve(*shape, where, phase, sorted({*SHARES, own} - {0.0}))
     at = min(range(len(curve.zeros)), key=lambda i: abs(curve.zeros[i] - own))
     context.result(

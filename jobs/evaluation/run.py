@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from backend.models.loading import LoadedModel, free_memory
+from backend.reporter import REPLAY
 from backend.store import queries
 from jobs.evaluation.acceleration import (
     prompt_for,
@@ -20,12 +21,12 @@ from jobs.evaluation.acceleration import (
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
-from jobs.evaluation.report import verdicts
+from jobs.evaluation.report import TOKENS_PER_SECOND, verdicts
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_decoding, load_evaluation_text, load_whole
-from jobs.runtime.progress import Phases
+from jobs.runtime.progress import Phase, Phases
 
 
 def run(config: EvaluationJob, context: JobContext) -> None:
@@ -46,10 +47,16 @@ def run(config: EvaluationJob, context: JobContext) -> None:
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
         models[stage] = load_whole(bases[stage], device, getattr(torch, dtype), context, streamed)
     measure(models, config, phases, context)
-    prompt = prompt_for(next(iter(models.values())))
-    models.clear()
+    if config.speed and not streamed:
+        prompt = prompt_for(next(iter(models.values())))
+        models.clear()
+        measure_decoding(bases, prompt, device, dtype, phases.phase("decode"), context)
+    elif config.speed:
+        context.log("Decoding is not timed: every token would read the model from disk.")
     if config.speed:
-        measure_speed(bases, prompt, device, streamed, phases, context)
+        zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
+        products = phases.phase("products")
+        record_products(facts[MODEL], zeros["zero_share"], device, context, products)
     context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
     for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
         context.log(sentence)
@@ -73,20 +80,19 @@ def measure(
         quality.of(loaded).measure(stage, phases.phase(stage), role)
 
 
-def measure_speed(
+def measure_decoding(
     bases: Mapping[str, ResolvedModel],
     prompt: Sequence[int],
     device: str,
-    streamed: bool,
-    phases: Phases,
+    dtype: str,
+    phase: Phase,
     context: JobContext,
 ) -> None:
-    """Measures how fast the models decode, and what products without zeros take."""
-    if streamed:
-        context.log("Decoding is not timed: every token would read the model from disk.")
-    else:
-        models = {s: load_decoding(base, device, context).model for s, base in bases.items()}
-        record_decoding(models, prompt, context, phases.phase("decode"))
-    zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
-    phase = phases.phase("products")
-    record_products(bases[MODEL].facts, zeros["zero_share"], device, context, phase)
+    """Measures how fast the models decode, loaded anew for it."""
+    if context.has_result(MODEL, TOKENS_PER_SECOND):
+        phase.progress(1, 1, REPLAY)
+        return
+    half = getattr(torch, dtype)
+    models = {s: load_decoding(base, device, half, context).model for s, base in bases.items()}
+    longest = min(base.facts.context for base in bases.values())
+    record_decoding(models, prompt, longest, context, phase)

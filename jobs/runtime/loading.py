@@ -30,8 +30,6 @@ from jobs.fields.text import (
 from jobs.runtime.context import JobContext
 from jobs.runtime.rank import RunContext
 
-HALF = torch.bfloat16
-
 
 def load_model(
     spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
@@ -56,11 +54,15 @@ def load_model(
     return _load_dense(base, device, precision, context)
 
 
-def load_decoding(base: ResolvedModel, device: str, context: RunContext) -> LoadedModel:
-    """The model as it decodes fastest on the device, packed if it can be; nothing is recorded."""
+def load_decoding(
+    base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext
+) -> LoadedModel:
+    """The model as it decodes fastest on a CPU, packed if it can be; in `dtype` on other devices.
+    Nothing of it is recorded."""
+    if device != "cpu":
+        return load_whole(base, device, dtype, context)
     if base.packed:
-        on_cpu = device == "cpu"
-        return _load_packed(base, context) if on_cpu else load_whole(base, device, HALF, context)
+        return _load_packed(base, context)
     precision = decoding_dtype("auto", torch.device(device), base.facts.architecture)
     return _load_dense(base, device, precision, context)
 

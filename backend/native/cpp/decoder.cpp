@@ -285,7 +285,7 @@ class Worker {
     float *gates = s_.mixed.data(), *ups = gates + (size_t)p_.tokens * m_.inner;
     prepare(layer.gate, normed_.data(), p_.tokens, input_);
     multiply({layer.gate, input_, gates, m_.inner}, some.first, some.last, p_.tokens);
-    if (layer.up.format != layer.gate.format || layer.up.group != layer.gate.group)
+    if (!same_input(layer.gate, layer.up))
       prepare(layer.up, normed_.data(), p_.tokens, input_);
     multiply({layer.up, input_, ups, m_.inner}, some.first, some.last, p_.tokens);
     for (int i = 0; i < p_.tokens; i++)

@@ -17,7 +17,7 @@ namespace {
 struct Input {
   const float* plain;              // [n, inputs], not rounded
   std::vector<bf16> halves;        // [n, inputs], for BF16
-  std::vector<int8_t> codes;       // [n, inputs], for codes, with
+  std::vector<int8_t> codes;       // [n, inputs], for codes; for INT4_2_4 + 128, without sign; with
   std::vector<float> scales, sums; // [n, inputs / group]
 
 #if HAVE_BF16
@@ -37,6 +37,12 @@ void round_to(const float* from, int size, bf16* to) {
     uint32_t bits = load<uint32_t>(from + i);
     to[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   }
+}
+
+// Whether what was prepared for one matrix also suits another with as many inputs.
+inline bool same_input(const Matrix& a, const Matrix& b) {
+  if (bits_16((Format)a.format) && bits_16((Format)b.format)) return true;
+  return a.format == b.format && a.group == b.group;
 }
 
 // Rounds x [n, inputs] as the weights of the matrix need it.

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
-from backend.errors import ConfigError, ModelError, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.speed import Decoder
 from backend.models.loading import load
@@ -25,7 +26,6 @@ from backend.store.states import State
 from backend.store.tables import Artifact, Job, Result
 from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
-from jobs.evaluation import acceleration
 from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
@@ -33,6 +33,7 @@ from jobs.evaluation.kind import verdict
 from jobs.evaluation.report import (
     SEMI_STRUCTURED,
     SPEED_UP,
+    TIMED_TOKENS,
     TOKENS_PER_SECOND,
     format_bytes,
     samples_of,
@@ -256,34 +257,27 @@ def decoded(decoder: Decoder) -> list[int]:
 def test_models_are_timed_in_the_same_way() -> None:
     """Natively, if all can be; and where one cannot, the run says why."""
     half, whole = (load("toy", dtype=dtype).model for dtype in (torch.bfloat16, torch.float32))
-    decoders, name, room = decoders_of([half, half], 4)
-    assert name.startswith("native") and room == inspect("toy").context - 5
+    decoders, name = decoders_of([half, half], 4)
+    assert name.startswith("native")
     assert len(decoded(decoders[0])) == 5 and decoded(decoders[0]) == decoded(decoders[1])
-    decoders, name, _ = decoders_of([half, whole], 4)
+    decoders, name = decoders_of([half, whole], 4)
     assert name.startswith("PyTorch; ") and "float32" in name
     assert [decoder.args[0].native for decoder in decoders] == [None, None]  # type: ignore[attr-defined]
     assert len(decoded(decoders[1])) == 5
 
 
-def test_a_model_that_cannot_verify_trees_is_decoded_as_transformers_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(_model: object) -> None:
-        raise ModelError("It cannot verify trees.", "", "")
-
-    monkeypatch.setattr(acceleration, "TargetModel", refuse)
-    (decoder,), name, room = decoders_of([load("toy").model], 4)
-    assert name == "transformers" and room == inspect("toy").context - 5
+def test_a_model_that_cannot_verify_trees_is_decoded_as_transformers_does() -> None:
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2))
+    (decoder,), name = decoders_of([bloom.eval()], 4)
+    assert name == "transformers"
     assert all(isinstance(token, int) for token in islice(decoder([5, 9]), 5))
 
 
-def test_decoding_is_not_timed_where_the_context_is_too_short(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_decoding_is_not_timed_where_the_context_is_too_short() -> None:
     told: list[str] = []
-    monkeypatch.setattr(acceleration, "TIMED_TOKENS", inspect("toy").context)
-    context: Any = SimpleNamespace(has_result=lambda *_: False, log=told.append)
-    record_decoding({MODEL: load("toy").model}, [5, 9], context, SilentReporter())
+    context: Any = SimpleNamespace(log=told.append)
+    toy = load("toy").model
+    record_decoding({MODEL: toy}, [5, 9], TIMED_TOKENS + 1, context, SilentReporter())
     assert "not timed" in told[0] and len(told) == 1
 
 

@@ -16,6 +16,7 @@ from ui.theme import BLUE, stage_style
 
 MEGA = 1e6
 DENSE = "dense"
+LEAST_OWN = 0.005  # sparsity of a model that is pruned at all
 
 
 def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
@@ -60,7 +61,7 @@ def sparse_products(
     above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
     even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
     shapes, labels = [reference_line(y=1)], [even | above]
-    if own:
+    if own >= LEAST_OWN:
         here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
         shapes.append(reference_line(x=100 * own, dash="dot"))
         labels.append(here | above)
@@ -74,7 +75,7 @@ def sparse_products(
 def _of_product(zeros: Sequence[float], speed_up: Sequence[float], own: float) -> str:
     places = range(len(zeros))
     at = max(places, key=speed_up.__getitem__)
-    if own >= 0.005:  # else it has none to speak of
+    if own >= LEAST_OWN:
         at = min(places, key=lambda i: abs(zeros[i] - own))
     times = f"{speed_up[at]:.2f} times as fast as dense"
     return f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
