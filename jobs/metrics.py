@@ -13,7 +13,7 @@ PERPLEXITY, BITS_PER_BYTE = "perplexity", "bits_per_byte"
 HELDOUT_LOSS, RELATIVE_ERROR = "heldout_loss", "relative_error"
 ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
 TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
-BYTES_PER_TOKEN = "bytes_per_token"
+BYTES_PER_TOKEN, PASS_MS = "bytes_per_token", "pass_ms"
 ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
 PREDICTED_LENGTH, DRAFT_MS = "predicted_length", "draft_ms"
 TOP1, CHAINED = "top1", "chained"
@@ -306,6 +306,15 @@ _DESCRIBED = (
         "Bytes of the model's weights in the format named.",
         "lower",
         "bytes",
+    ),
+    Metric(
+        PASS_MS,
+        "Time per pass",
+        "Mean time of a pass of the model, drafting and acceptance included. Decoding speed has "
+        "the prefill in it as well, which weighs more the shorter the responses are.",
+        "lower",
+        unit="ms",
+        timed=True,
     ),
     Metric(
         BYTES_PER_TOKEN,

@@ -52,6 +52,7 @@ from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set
+from jobs.metrics import PASS_MS
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
@@ -268,6 +269,7 @@ class DecodingBenchmark:
             "speed_up": (report.speed_up, self.config.rounds),
             "accepted_length": (report.accepted, sum(report.lengths.values())),
             "break_even": (report.break_even, None),
+            PASS_MS: (sum(report.milliseconds.values()), None),
             "same_text": (report.same, report.prompts),
             **{f"speed_up/{t}": (s.speed_up.value, s.prompts) for t, s in by_task.items()},
         }

@@ -60,7 +60,7 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     figures: list[tuple[Job, str, str, float]] = [
         (sds, "dense", "perplexity", 10.0), (sds, "sds", "perplexity", 12.0),
         (speed, "vanilla", "tokens_per_second", 40.0),
-        (speed, "vanilla", "bytes_per_token", 76e6),
+        (speed, "vanilla", "bytes_per_token", 76e6), (speed, "vanilla", "pass_ms", 4.6),
         (speed, drafter.run, "tokens_per_second", 60.0),
         (speed, drafter.run, "accepted_length", 1.75),
     ]  # fmt: skip
@@ -73,8 +73,8 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     jobs = [queries.job(job.run) for job in queued]
     first, pruned, drafted, slow, fast = ([str(cell) for cell in row] for row in step_rows(jobs))
     assert first[:2] == ["toy", "10.00"] and pruned[1] == "12.00"
-    assert drafted[1:] == ["–"] * 6
-    assert slow[4:6] == ["76.0 MB", "40.00"] and fast[4:] == ["–", "60.00", "1.750"]
+    assert drafted[1:] == ["–"] * 7
+    assert slow[4:7] == ["76.0 MB", "4.600", "40.00"] and fast[5:] == ["–", "60.00", "1.750"]
     head, body, form = page.draw(asked(id=drafter.run))
     assert (
         "3 steps" in head

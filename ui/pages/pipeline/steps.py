@@ -12,6 +12,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.metrics import (
     ACCEPTED_LENGTH,
     BYTES_PER_TOKEN,
+    PASS_MS,
     PERPLEXITY,
     TOKENS_PER_SECOND,
     TOP1_AGREEMENT,
@@ -28,13 +29,8 @@ SIZE, SPEED = "size", "speed"
 ALONE = "Alone: "  # a step on the model the pipeline begins with
 OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
-    PERPLEXITY,
-    TOP1_AGREEMENT,
-    SIZE,
-    BYTES_PER_TOKEN,
-    TOKENS_PER_SECOND,
-    ACCEPTED_LENGTH,
-)
+    PERPLEXITY, TOP1_AGREEMENT, SIZE, BYTES_PER_TOKEN, PASS_MS, TOKENS_PER_SECOND, ACCEPTED_LENGTH,
+)  # fmt: skip
 Row = list[object]
 
 
