@@ -104,7 +104,7 @@ class Reconstruction:
 def reconstruct(
     model: PreTrainedModel,
     examples: Examples,
-    of: Parametrisation,
+    parametrisation: Parametrisation,
     epochs: int,
     safe_point: Callable[[], None],
     tick: Callable[[int], None],
@@ -113,14 +113,15 @@ def reconstruct(
 
     Args:
         model: its block is in memory, on the device to work on.
-        of: what is trained of the block.
+        parametrisation: what is trained of the block.
         safe_point: called before each segment; may raise to stop.
         tick: called after each epoch with its number.
     """
-    if not of.parameters:
+    if not parametrisation.parameters:
         return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
-    trained = {name: p.clone().requires_grad_() for name, p in of.parameters.items()}
-    groups = [{"params": [p], "lr": of.rates[name]} for name, p in trained.items()]
+    trained = {name: p.clone().requires_grad_() for name, p in parametrisation.parameters.items()}
+    rates = parametrisation.rates
+    groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
     optimiser = torch.optim.Adam(groups, fused=True)
     steps = epochs * examples.fitted
     best, epoch = _copies(trained), 0
@@ -128,7 +129,7 @@ def reconstruct(
     def error(example: Example) -> Tensor:
         safe_point()
         x, y, call = example
-        return relative_error(forward(of.weights(trained), x, call), y)
+        return relative_error(forward(parametrisation.weights(trained), x, call), y)
 
     with block_of_weights(model, examples.stream, examples.block) as forward:
         errors = [_heldout_error(error, examples)]
@@ -140,7 +141,7 @@ def reconstruct(
                         loss.backward(inputs=[*trained.values()])
                 factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
                 for group, name in zip(optimiser.param_groups, trained, strict=True):
-                    group["lr"] = of.rates[name] * factor
+                    group["lr"] = rates[name] * factor
                 optimiser.step()
                 optimiser.zero_grad()
             errors.append(_heldout_error(error, examples))

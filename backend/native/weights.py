@@ -61,8 +61,9 @@ class WeightLayout:
 
     def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
         """Let the matrix point to its weights without zeros; False if that would not pay."""
-        zeros = 1 - int(layout.count_nonzero()) / layout.numel()
-        if zeros < SPARSE_FROM or not self._library.supports(SPARSE_BFLOAT16):
+        if not self._library.supports(SPARSE_BFLOAT16):
+            return False
+        if int(layout.count_nonzero()) > (1 - SPARSE_FROM) * layout.numel():
             return False
         masks = torch.empty(layout.numel() // 32, dtype=torch.uint32)
         starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)

@@ -25,6 +25,7 @@ KERNELS: Mapping[str, str] = MappingProxyType(  # of products without the zeros 
     }
 )
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
+PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
 
@@ -99,7 +100,9 @@ def _product(rows: Rows) -> str:
     pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
     if even is not None:
         pays = f"it pays from {_share(even)} zeros on"
-    now = f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros >= 0.005 else ""
+    now = (
+        f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros >= PRUNED_FROM else ""
+    )
     return f"Leaving out the zeros ({kernel}), the largest layer: {now}{pays}."
 
 

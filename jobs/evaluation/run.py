@@ -92,7 +92,9 @@ def measure_decoding(
     if context.has_result(MODEL, TOKENS_PER_SECOND):
         phase.progress(1, 1, REPLAY)
         return
-    half = getattr(torch, dtype)
-    models = {s: load_decoding(base, device, half, context).model for s, base in bases.items()}
+    models = {
+        stage: load_decoding(base, device, getattr(torch, dtype), context).model
+        for stage, base in bases.items()
+    }
     longest = min(base.facts.context for base in bases.values())
     record_decoding(models, prompt, longest, context, phase)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from jobs.evaluation.report import PRUNED_FROM
 from ui.charts.chart import Chart
 from ui.charts.template import axis, category_axis, layout, log_axis, reference_line
 from ui.format import share, size
@@ -16,7 +17,6 @@ from ui.theme import BLUE, stage_style
 
 MEGA = 1e6
 DENSE = "dense"
-LEAST_OWN = 0.005  # sparsity of a model that is pruned at all
 
 
 def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
@@ -61,7 +61,7 @@ def sparse_products(
     above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
     even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
     shapes, labels = [reference_line(y=1)], [even | above]
-    if own >= LEAST_OWN:
+    if own >= PRUNED_FROM:
         here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
         shapes.append(reference_line(x=100 * own, dash="dot"))
         labels.append(here | above)
@@ -75,7 +75,7 @@ def sparse_products(
 def _of_product(zeros: Sequence[float], speed_up: Sequence[float], own: float) -> str:
     places = range(len(zeros))
     at = max(places, key=speed_up.__getitem__)
-    if own >= LEAST_OWN:
+    if own >= PRUNED_FROM:
         at = min(places, key=lambda i: abs(zeros[i] - own))
     times = f"{speed_up[at]:.2f} times as fast as dense"
     return f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
