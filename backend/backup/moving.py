@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import JSON, Connection, Engine, Text, inspect, select
+from sqlalchemy import Connection, Engine, Text, inspect, select
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from backend.errors import BackupError
@@ -25,7 +25,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.migrate import upgrade_on
 from backend.store.session import engine_for
 from backend.store.states import LIVE
-from backend.store.tables import Job, Table, write_json
+from backend.store.tables import Job, JsonColumn, Table, write_json
 
 NOT_MOVED = "Nothing was moved."
 BATCH = 10_000  # rows read and written at a time
@@ -143,13 +143,15 @@ def _reason(error: DBAPIError) -> str:
 
 def _as_text(table: sa.Table) -> sa.TableClause:
     """The table with its JSON as the text that is stored."""
-    columns = ((c.name, Text() if isinstance(c.type, JSON) else c.type) for c in table.columns)
+    columns = (
+        (c.name, Text() if isinstance(c.type, JsonColumn) else c.type) for c in table.columns
+    )
     return sa.table(table.name, *(sa.column(name, kind) for name, kind in columns))
 
 
 def _all(table: sa.Table) -> sa.Select[Any]:
     """All rows, those that others refer to first."""
-    columns = (sa.cast(c, Text) if isinstance(c.type, JSON) else c for c in table.columns)
+    columns = (sa.cast(c, Text) if isinstance(c.type, JsonColumn) else c for c in table.columns)
     return select(*columns).order_by(*table.primary_key.columns)
 
 

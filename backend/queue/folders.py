@@ -9,6 +9,7 @@ artifacts/sds-0042/            the run's folder
 from __future__ import annotations
 
 import codecs
+import shutil
 from pathlib import Path
 
 from backend.settings import settings
@@ -29,6 +30,13 @@ def log_file(run: str, attempt: int) -> Path:
 def work_folder(run: str) -> Path:
     """The checkpoint folder of a run."""
     return run_folder(run) / "work"
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder below that of the artifacts, as far as that is possible. One that lies
+    elsewhere stays, whatever a row of the database or a link says."""
+    if folder.parent.resolve().is_relative_to(settings().artifacts.resolve()):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def whole_log(run: str, attempts: int) -> bytes:

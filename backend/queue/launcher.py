@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from backend.settings import PLACES, available_threads, settings
+from backend.settings import FROZEN, PLACES, available_threads, settings
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
@@ -140,20 +140,22 @@ def submission_variables() -> dict[str, str | None]:
 def job_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> tuple[dict[str, str], list[str]]:
-    """The environment of a job's process.
+    """The environment of a job's process: that of this machine, with those of the stored variables
+    that a run may be told. Whatever else its row holds is no variable.
 
     Args:
-        frozen: its settings; submitted: see `submission_variables`; empty for an old job.
+        frozen: its settings; submitted: see `submission_variables`; empty for an imported run.
 
     Returns:
         The variables, and the names of tokens it was submitted with and cannot be given: they are
         not stored, and this process has none or another.
     """
-    environment = {**child_environment(), **frozen}
+    environment = {**child_environment(), **_texts(frozen, FROZEN)}
     for name in FOR_SUPERVISOR:  # a run starts none
         environment.pop(name, None)
     missing = []
-    for name, value in submitted.items():
+    for name in (name for name in (*CARRIED, *TOKENS) if name in submitted):
+        value = submitted[name]
         if name in TOKENS:
             if _fingerprint(environment.get(name)) != value:
                 environment.pop(name, None)  # somebody else's
@@ -161,7 +163,7 @@ def job_environment(
         elif value is None:
             environment.pop(name, None)
         else:
-            environment[name] = value
+            environment[name] = str(value)
     return environment, missing
 
 
@@ -176,8 +178,8 @@ def node_environment(
     """
     here = settings()
     threads = str(here.threads or max(1, int(here.job_cpus)))
-    asked = {name: value for name in NODE_TAKES if (value := submitted.get(name))}
-    meant = {name: value for name, value in frozen.items() if name not in PLACES}
+    asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
+    meant = _texts(frozen, [name for name in FROZEN if name not in PLACES])
     return {
         **asked,
         **QUIET,
@@ -187,6 +189,11 @@ def node_environment(
         "MKL_NUM_THREADS": threads,
         **{"SLIMSCOPE_THREADS": threads, **meant},
     }
+
+
+def _texts(stored: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Those of the stored variables that have one of these names."""
+    return {name: str(stored[name]) for name in names if name in stored}
 
 
 def _fingerprint(token: str | None) -> str | None:

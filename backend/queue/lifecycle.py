@@ -7,15 +7,18 @@ import secrets
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from backend.errors import SlimscopeError
+from backend.printable import printable
 from backend.queue.engines.base import Ref
 from backend.queue.roles import GUEST
 from backend.store.dialects.choice import dialect_of
 from backend.store.needs import waiting
 from backend.store.queries import launch_order
-from backend.store.session import change, database_ms, locked
-from backend.store.states import ALLOWED, Exit, Lane, State
+from backend.store.session import change, database_ms, locked, writing
+from backend.store.states import ACTIVE, ALLOWED, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
@@ -32,7 +35,39 @@ OTHER_VERSION = {
     "database.",
     "do": "Install the same version on every machine, restart the dashboard, and resume.",
 }
+ERROR_LETTERS = 1000
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
+
+
+class DamagedRowError(Exception):
+    """A row that cannot be worked with. Its cause is what went wrong.
+
+    Attributes:
+        job_id: the job it belongs to.
+    """
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+def fail_job(job_id: int, cause: BaseException) -> None:
+    """Fail a job that cannot be carried out because of what its rows hold, and end its attempts.
+    Other jobs go on."""
+    what, why = "The run was not carried out.", f"{type(cause).__name__}: {cause}"
+    do = "Its row in the database may be damaged: add the run anew, or restore a daily copy."
+    if isinstance(cause, SlimscopeError):
+        what, why, do = cause.what, cause.why, cause.do
+    error = {"what": what, "why": printable(why)[:ERROR_LETTERS], "do": do}
+    with writing(durable=True) as session:
+        now = database_ms(session)
+        ours = select(Attempt.id).where(Attempt.job_id == job_id)
+        ending = update(Attempt).where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
+        session.execute(ending.values(ended_at=now, outcome="failed"))
+        session.execute(update(Slot).where(Slot.attempt_id.in_(ours)).values(attempt_id=None))
+        failing = update(Job).where(Job.id == job_id, Job.state.in_([*ACTIVE]))
+        if change(session, failing.values(state=State.FAILED, finished_at=now, error=error)):
+            note(session, job_id, State.FAILED, ME, error["why"])
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
@@ -60,6 +95,9 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
 
     Returns:
         The new attempt, not yet launched; None if no job is queued or no slot is free.
+
+    Raises:
+        DamagedRowError: the next job cannot be started, and is to be failed.
     """
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
     free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
@@ -67,7 +105,12 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     job = session.scalars(_first(launch_order(now), now)).first()
     if slot is None or job is None:
         return None
-    attempt = _new_attempt(session, job, engine)
+    try:
+        attempt = _new_attempt(session, job, engine)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        raise DamagedRowError(job.id) from error
     if attempt is None:
         return None
     taking = update(Slot).where(

@@ -6,7 +6,6 @@ host asks for it. Its row and its history stay, so that its number is never give
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete, select
@@ -16,7 +15,7 @@ from backend.errors import ConflictError
 from backend.printable import readable_bytes
 from backend.queue.artifacts.copies import remove_stored
 from backend.queue.disk import folder_bytes
-from backend.queue.folders import run_folder
+from backend.queue.folders import delete_folder, run_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.roles import Actor, require_host
 from backend.store import queries
@@ -121,7 +120,7 @@ def _purge(job_id: int, actor: str) -> int:
     """The folder goes first: a kill in between leaves a run that is still to be purged."""
     folder = run_folder(queries.job(job_id).run)
     freed = folder_bytes(folder) if folder.exists() else 0
-    shutil.rmtree(folder, ignore_errors=True)
+    delete_folder(folder)
     remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])

@@ -13,7 +13,7 @@ from backend.queue.launcher import CODE, job_environment, node_environment
 from backend.queue.lifecycle import ME, note
 from backend.queue.service import VARIABLES
 from backend.settings import settings
-from backend.store.tables import Attempt, Job, Slot
+from backend.store.tables import Attempt, Job, Slot, check_intact
 
 NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 
@@ -25,6 +25,8 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
         remote: whether it runs on a machine that gets nothing of the environment of this one, and
             writes its log by itself.
     """
+    check_intact(job.config)
+    check_intact(job.environment, "The environment")
     frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
     argv = [sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)]
     log, missing = log_file(job.run, attempt.n), list[str]()

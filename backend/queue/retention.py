@@ -7,7 +7,6 @@ is resumed at the same moment either keeps all of them or starts from the beginn
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -16,7 +15,7 @@ from backend.errors import ConflictError
 from backend.printable import readable_bytes
 from backend.queue.artifacts.copies import remove_stored
 from backend.queue.disk import CHECKPOINTS, disk_use, has_checkpoints
-from backend.queue.folders import work_folder
+from backend.queue.folders import delete_folder, work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
@@ -54,7 +53,7 @@ def free_expired() -> None:
     """Delete the checkpoints of runs that failed, were cancelled or lost too long ago, and what a
     killed process has left to delete."""
     for leftover in settings().artifacts.glob(f"*/{FREED}"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        delete_folder(leftover)
     if days := settings().keep_checkpoints_days:
         for job in queries.ended_before(RESUMABLE, now_ms() - int(days * DAY_MS)):
             if has_checkpoints(job.run):
@@ -71,14 +70,14 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         freed = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
         _note(session, job, actor, f"{readable_bytes(freed)} freed{when}")
-    shutil.rmtree(aside, ignore_errors=True)
+    delete_folder(aside)
     remove_stored(work_folder(job.run))
     return freed
 
 
 def _set_aside(work: Path) -> Path:
     aside = work.with_name(FREED)
-    shutil.rmtree(aside, ignore_errors=True)
+    delete_folder(aside)
     return work.rename(aside)
 
 

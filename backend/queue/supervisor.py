@@ -13,20 +13,29 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from backend.errors import ConflictError, is_disk_full
-from backend.queue.engines.base import Engine, PollResult, Room
+from backend.errors import ConflictError, SlimscopeError, is_disk_full
+from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LOCAL, LocalEngine
-from backend.queue.folders import work_folder
+from backend.queue.folders import delete_folder, work_folder
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR
-from backend.queue.lifecycle import ME, end_attempt, mark_running, move, note, start_attempt
+from backend.queue.lifecycle import (
+    ME,
+    DamagedRowError,
+    end_attempt,
+    fail_job,
+    mark_running,
+    move,
+    note,
+    start_attempt,
+)
 from backend.queue.request import launch_request
 from backend.queue.roles import GUEST, Actor
 from backend.queue.service import cancel
@@ -44,6 +53,7 @@ from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_na
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
+UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
@@ -87,7 +97,8 @@ class SupervisorLoop:
         self._beat()
         self._reconcile_all(self._live())
         for attempt, job in self._live():
-            self._apply(attempt, job)
+            with failing_alone(job.id):
+                self._apply(attempt, job)
         while self._launch_next():
             pass
         self._serve()
@@ -151,12 +162,24 @@ class SupervisorLoop:
                 self._end(attempt, None, fence=NEVER)
         for engine in self._engines:
             asked = [pair for pair in known if self._engine_of(pair[0]) is engine]
-            polls = engine.poll([attempt.engine_ref or {} for attempt, _ in asked])
-            for (attempt, job), poll in zip(asked, polls, strict=True):
-                self._reconcile(attempt, job, poll)
+            for (attempt, job), poll in zip(asked, self._polled(engine, asked), strict=True):
+                with failing_alone(job.id):
+                    self._reconcile(attempt, job, poll)
         for attempt, job in known:
             if self._engine_of(attempt) is None:
-                self._reconcile(attempt, job, PollResult("unknown"))
+                with failing_alone(job.id):
+                    self._reconcile(attempt, job, PollResult("unknown"))
+
+    def _polled(self, engine: Engine, asked: list[tuple[Attempt, Job]]) -> list[PollResult]:
+        """The status of processes; each is asked for alone where a reference is none."""
+        try:
+            return engine.poll([attempt.engine_ref or {} for attempt, _ in asked])
+        except (KeyError, TypeError, ValueError):
+            polls = [PollResult("running")] * len(asked)
+            for place, (attempt, job) in enumerate(asked):
+                with failing_alone(job.id):
+                    (polls[place],) = engine.poll([attempt.engine_ref or {}])
+            return polls
 
     def _reconcile(self, attempt: Attempt, job: Job, poll: PollResult) -> None:
         """Update an attempt from the status of its process."""
@@ -197,7 +220,7 @@ class SupervisorLoop:
         for times in (self._asked, self._began):
             times.pop(attempt.id, None)
         if job.state == State.SUCCEEDED:
-            shutil.rmtree(work_folder(job.run), ignore_errors=True)
+            delete_folder(work_folder(job.run))
 
     def clear(self) -> None:
         """Delete checkpoints of succeeded jobs that a killed supervisor left behind."""
@@ -205,7 +228,7 @@ class SupervisorLoop:
             done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
             folders = [work_folder(run_name(kind, number)) for kind, number in done]
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)
 
     def _apply(self, attempt: Attempt, job: Job) -> None:
         """Apply a stop request: first the flag in the database, then SIGTERM, then SIGKILL."""
@@ -244,14 +267,14 @@ class SupervisorLoop:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not queries.waits_for(Lane.SLOTS, limit=1):
             return False  # most end here, without the write lock
-        with writing(durable=True) as session:
-            attempt = start_attempt(session, self.engine.host, self.engine.name, self._room.places)
-            if attempt is None:
-                return False
-            job = session.get_one(Job, attempt.job_id)
-            launch = launch_request(session, attempt, job, self.engine.remote)
-            if (known := self.engine.reference(launch)) is not None:
-                attempt.engine_ref = known
+        try:
+            claimed = self._claim_next()
+        except DamagedRowError as error:
+            fail_job(error.job_id, error.__cause__ or error)
+            return True
+        if claimed is None:
+            return False
+        attempt, launch, known = claimed
         try:
             ref = self.engine.launch(launch)
         except OSError as error:
@@ -264,6 +287,34 @@ class SupervisorLoop:
             with writing(durable=True) as session:
                 session.execute(mine.values(engine_ref=ref))
         return True
+
+    def _claim_next(self) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
+        """Claim the next queued job: its attempt, its launch, and its reference where the engine
+        knows one beforehand."""
+        with writing(durable=True) as session:
+            attempt = start_attempt(session, self.engine.host, self.engine.name, self._room.places)
+            if attempt is None:
+                return None
+            job = session.get_one(Job, attempt.job_id)
+            try:
+                launch = launch_request(session, attempt, job, self.engine.remote)
+            except (SlimscopeError, AttributeError, KeyError, TypeError, ValueError) as error:
+                raise DamagedRowError(job.id) from error
+            if (known := self.engine.reference(launch)) is not None:
+                attempt.engine_ref = known
+        return attempt, launch, known
+
+
+@contextlib.contextmanager
+def failing_alone(job_id: int) -> Iterator[None]:
+    """Fail a job whose rows cannot be worked with, so that the others go on. What concerns all of
+    them, such as a full disk or a locked database, is passed on."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error, OSError):
+        raise
+    except Exception as error:
+        fail_job(job_id, error)
 
 
 def _is_unborn(attempt: Attempt, poll: PollResult) -> bool:
@@ -309,19 +360,22 @@ def main() -> None:
 
 
 def run_until_idle(loop: SupervisorLoop, lead: HeldLock) -> None:
-    """Run the loop until idle, and while this is the supervisor that works. After a full disk or a
-    locked database it retries; jobs continue. Where the data folder is gone, so is its work."""
+    """Run the loop until idle, and while this is the supervisor that works. After an error, such as
+    a full disk or a locked database, it retries; jobs continue. Where the data folder is gone, so
+    is its work."""
     busy_at = time.monotonic()
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
             if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
-        except (OperationalError, sqlite3.Error, OSError) as error:
+        except Exception as error:
             if not settings().data_dir.is_dir():
                 return
             busy_at = time.monotonic()
             with contextlib.suppress(OSError):
-                print(f"{time.strftime('%F %T')} {error}", flush=True)
+                print(f"{time.strftime('%F %T')} {type(error).__name__}: {error}", flush=True)
+            if not isinstance(error, OperationalError | sqlite3.Error | OSError):
+                time.sleep(UNEXPECTED_S)  # it will be there in the next turn, too
         time.sleep(TICK_S)
 
 

@@ -35,7 +35,7 @@ from backend.store.tables import (
     TensorRow,
     config_hash,
     example_number,
-    read_json,
+    read_object,
     run_name,
 )
 
@@ -97,8 +97,8 @@ def _parsed(run: str | int) -> tuple[str, int]:
 
 def _check_kind(run: str | int, kind: str, stored: str | None, number: int) -> None:
     """Raise `NotFoundError` where the run of that number is of another kind than its name says."""
-    if kind and stored not in (kind, None):
-        why = f"Run {number} is {run_name(str(stored), number)}."
+    if kind and stored is not None and run_name(stored, number) != run_name(kind, number):
+        why = f"Run {number} is {run_name(stored, number)}."
         raise NotFoundError(f"There is no run {run}.", why, "Check the kind of the run.")
 
 
@@ -279,7 +279,7 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
     columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
     query = select(*columns, cast(Result.details, Text))
     query = query.order_by(Result.job_id, Result.metric, Result.stage)
-    details = lru_cache(read_json)
+    details = lru_cache(read_object)
     with reading() as session:
         return [
             StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))

@@ -2,6 +2,8 @@
 
     queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost
 
+A queued job whose row is damaged fails at once.
+
 Terminal states change only when a user resumes the job, which queues it again.
 """
 
@@ -33,7 +35,7 @@ ACTIVE = LIVE | {State.QUEUED}
 TERMINAL = frozenset(State) - ACTIVE
 
 ALLOWED: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.STARTING, State.CANCELLED}),
+    State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.FAILED}),
     State.STARTING: frozenset({State.RUNNING, State.QUEUED, State.CANCELLING, *TERMINAL}),
     State.RUNNING: frozenset({State.CANCELLING, State.QUEUED, *TERMINAL}),
     State.CANCELLING: frozenset(TERMINAL),

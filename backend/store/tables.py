@@ -23,6 +23,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    TypeDecorator,
     UniqueConstraint,
     false,
     text,
@@ -43,11 +44,18 @@ JOB = "jobs.id"
 REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
 CLUSTER = "the cluster"  # in place of a host, which has no space in its name
 EXAMPLE = "example"  # in place of a number: a run that came with the package
-RUN_NAME = re.compile(rf"[a-z][a-z0-9]*-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
+KIND_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
+RUN_NAME = re.compile(rf"[a-z][a-z0-9]{{0,39}}-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
+DAMAGED = "damaged"
 
 
 class DamagedJson(dict[str, Any]):
-    """What stands in for stored JSON that cannot be read, so that other rows can: nothing."""
+    """What stands in for stored JSON that cannot be read or is of another type than its column, so
+    that other rows can: nothing."""
+
+
+class DamagedList(list[Any]):
+    """The same where a list is stored."""
 
 
 def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -64,8 +72,36 @@ def read_json(stored: str | bytes) -> Any:
     try:
         text = stored.decode() if isinstance(stored, bytes) else stored  # as the driver has it
         return DamagedJson() if REPLACED in text else _DECODER.decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return DamagedJson()
+
+
+def read_object(stored: str | bytes) -> dict[str, Any]:
+    """The object of stored JSON; a `DamagedJson` where it is none."""
+    value = read_json(stored)
+    return value if isinstance(value, dict) else DamagedJson()
+
+
+class JsonColumn(TypeDecorator[Any]):
+    """A column of JSON values of one type. A value of another type is damaged.
+
+    Args:
+        kind: `dict` or `list`.
+        optional: whether there may be none.
+    """
+
+    impl = JSON
+    cache_ok = True
+
+    def __init__(self, kind: type, optional: bool = False) -> None:
+        super().__init__()
+        self.kind, self.optional = kind, optional
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        """The stored value, or what stands in for it."""
+        if isinstance(value, self.kind) or (value is None and self.optional):
+            return value
+        return DamagedJson() if self.kind is dict else DamagedList()
 
 
 def write_json(value: Any) -> str:
@@ -85,27 +121,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_intact(stored: Any) -> None:
+def check_intact(stored: Any, what: str = "The config") -> None:
     """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
     if isinstance(stored, DamagedJson):
         why = "Its row in the database is damaged."
-        raise ConfigError("The config of this run cannot be read.", why, "Add it anew.")
+        raise ConfigError(f"{what} of this run cannot be read.", why, "Add it anew.")
 
 
 class Table(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
         int: BigInteger().with_variant(Integer, "sqlite"),
-        dict[str, Any]: JSON,
-        list[float]: JSON,
-        list[int]: JSON,
-        list[str]: JSON,
+        dict[str, Any]: JsonColumn(dict),
+        list[Any]: JsonColumn(list),
+        list[float]: JsonColumn(list),
+        list[int]: JsonColumn(list),
+        list[str]: JsonColumn(list),
     }
 
 
 def run_name(kind: str, number: int) -> str:
-    """The short id people see, such as sds-0042."""
-    return f"{kind}-{number:04d}" if number > 0 else f"{kind}-{EXAMPLE}"
+    """The short id people see, such as sds-0042. It names the folder of the run: a kind that is no
+    name, as a damaged row may have, must not lead elsewhere, and becomes damaged-0042."""
+    name = kind if KIND_NAME.fullmatch(kind) else DAMAGED
+    return f"{name}-{number:04d}" if number > 0 else f"{name}-{EXAMPLE}"
 
 
 def example_number(kind: str) -> int:
@@ -155,7 +194,7 @@ class Job(Table):
     eta_s: Mapped[float | None]
     peak_bytes: Mapped[int | None]
     disk_bytes: Mapped[int | None] = mapped_column(index=True)  # of its folder, once it has ended
-    error: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn(dict, optional=True))
     kept_stage: Mapped[str | None]  # stage of the saved weights
     flops: Mapped[float | None]  # of phases without a time budget; set when the run ends
     timed_seconds: Mapped[float | None]  # in phases with a time budget
@@ -175,17 +214,18 @@ class Job(Table):
     def damaged(self) -> bool:
         """Whether a part of the row could not be read."""
         stored = (self.config, self.environment, self.error, self.tags)
-        return any(isinstance(value, DamagedJson) for value in stored)
+        broken = any(isinstance(value, DamagedJson | DamagedList) for value in stored)
+        return broken or not KIND_NAME.fullmatch(self.kind)
 
     @property
     def shown_state(self) -> str:
         """The state; "damaged" where the row could not be read as a whole."""
-        return "damaged" if self.damaged else self.state
+        return DAMAGED if self.damaged else self.state
 
     @property
     def error_text(self) -> str:
         """The error with its reason and remedy; "" without an error."""
-        return " ".join(filter(None, (self.error or {}).values()))
+        return " ".join(str(part) for part in (self.error or {}).values() if part)
 
     @property
     def share(self) -> float | None:
@@ -207,7 +247,7 @@ class Attempt(Table):
     n: Mapped[int]
     token: Mapped[str]
     engine: Mapped[str]
-    engine_ref: Mapped[dict[str, Any] | None]
+    engine_ref: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn(dict, optional=True))
     launched_at: Mapped[int]
     started_at: Mapped[int | None]
     beat_at: Mapped[int | None]
@@ -392,7 +432,7 @@ class Report(Table):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     owner: Mapped[str]
-    blocks: Mapped[list[Any]] = mapped_column(JSON, default=list)
+    blocks: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[int]
     saved_at: Mapped[int]
 

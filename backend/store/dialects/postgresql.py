@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
-    JSON,
     URL,
     BigInteger,
     Column,
@@ -35,7 +34,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
-from backend.store.tables import write_json
+from backend.store.tables import JsonColumn, write_json
 
 STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
 CONNECT_S = 5
@@ -187,7 +186,9 @@ class PostgreSQL(Dialect):
 
 def _array(column: Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
     values = [row[column.name] for row in rows]
-    return [write_json(value) for value in values] if isinstance(column.type, JSON) else values
+    return (
+        [write_json(value) for value in values] if isinstance(column.type, JsonColumn) else values
+    )
 
 
 @cache
