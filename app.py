@@ -16,6 +16,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.permissions import restrict_access
 from jobs.cli.console import in_one_line
+from jobs.imported import check_row
 from ui.app import serve
 from ui.security.auth import host_link
 from ui.security.connections import raise_file_limit
@@ -35,7 +36,7 @@ def main() -> None:
         restrict_access()
         upgrade()
         if here.examples:
-            install_examples()
+            install_examples(check_row)
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)

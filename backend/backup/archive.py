@@ -1,4 +1,5 @@
 """The layout of a backup: one uncompressed tar file (weights do not compress), readable by `tar`.
+A file of one run has `run.jsonl` in place of a database, and no models.
 
 results.db             the database; runs that were live have been interrupted in it
 artifacts/RUN/…        logs, models, exports and small files; checkpoints if asked for
@@ -11,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 DATABASE, ARTIFACTS, MODELS, MANIFEST = "results.db", "artifacts", "models", "manifest.json"
+ROWS = "run.jsonl"
 TOPS = (DATABASE, ARTIFACTS, MODELS)
+OF_ONE_RUN = (ROWS, ARTIFACTS)
 BLOCK = 2**20  # bytes read at a time
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
@@ -23,7 +26,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in total
 class ArchivedFile(BaseModel):
     """Size and hex sha256 of one file."""
 
-    bytes: int
+    bytes: int = Field(ge=0)
     sha256: str
 
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
 from backend.queue import removal
@@ -29,13 +30,13 @@ def bundled() -> dict[str, Path]:
     return {f"{file.name.removesuffix(PACKED)}-{EXAMPLE}": file for file in files}
 
 
-def install_examples() -> list[Job]:
-    """Add the examples that are not there; deleted ones stay deleted.
+def install_examples(check: Check) -> list[Job]:
+    """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`.
 
     Raises:
         BackupError: a file is damaged, or the disk is too full.
     """
-    return [_install(file) for run, file in bundled().items() if not _known(run)]
+    return [_install(file, check) for run, file in bundled().items() if not _known(run)]
 
 
 def remove_examples(actor: Actor) -> list[Job]:
@@ -47,8 +48,8 @@ def remove_examples(actor: Actor) -> list[Job]:
     return removal.remove([run for run in bundled() if _known(run)], actor)
 
 
-def restore_examples(actor: Actor) -> list[Job]:
-    """Bring deleted examples back.
+def restore_examples(actor: Actor, check: Check) -> list[Job]:
+    """Bring deleted examples back. `check`: see `import_run`.
 
     Raises:
         ForbiddenError: the actor is a guest.
@@ -56,7 +57,10 @@ def restore_examples(actor: Actor) -> list[Job]:
     known = [run for run in bundled() if _known(run)]
     purged = [run for run in known if queries.job(run).purged]
     removal.forget(purged, actor)
-    return [*removal.restore([r for r in known if r not in purged], actor), *install_examples()]
+    return [
+        *removal.restore([r for r in known if r not in purged], actor),
+        *install_examples(check),
+    ]
 
 
 def _known(run: str) -> bool:
@@ -67,9 +71,9 @@ def _known(run: str) -> bool:
     return True
 
 
-def _install(file: Path) -> Job:
+def _install(file: Path, check: Check) -> Job:
     with TemporaryDirectory(prefix="slimscope-example-") as folder:
         archive = Path(folder, file.name.removesuffix(".xz"))
         with lzma.open(file) as packed, archive.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
-        return import_run(archive, PACKAGE, example=True)
+        return import_run(archive, PACKAGE, check, example=True)

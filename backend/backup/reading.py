@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from backend.backup.archive import BLOCK, DATABASE, MANIFEST, TOPS, Manifest, Progress
+from backend.backup.archive import BLOCK, MANIFEST, TOPS, Manifest, Progress
 from backend.backup.writing import HashingReader
 from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.migrate import newest_revision
 
 MAX_MANIFEST = 2**28  # bytes
+MAX_FILES = 1_000_000
 
 
 @contextmanager
-def open_archive(file: Path, refused: str) -> Iterator[ArchiveReader]:
+def open_archive(file: Path, refused: str, tops: Sequence[str] = TOPS) -> Iterator[ArchiveReader]:
     """Open a backup or an exported run.
 
     Args:
         refused: the sentence that errors begin with.
+        tops: the file it has to hold, and the folders it may.
 
     Raises:
         BackupError: it is missing, damaged, unsafe, of a newer version, or no archive of ours.
@@ -33,8 +35,8 @@ def open_archive(file: Path, refused: str) -> Iterator[ArchiveReader]:
         raise BackupError(refused, f"There is no file {file}.")
     try:
         with tarfile.open(file, "r:") as archive:
-            yield ArchiveReader(archive, refused)
-    except (tarfile.TarError, EOFError) as error:
+            yield ArchiveReader(archive, refused, tops)
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise _damaged(refused, f"It cannot be read: {error}.") from error
 
 
@@ -45,8 +47,8 @@ def _damaged(refused: str, why: str) -> BackupError:
 class ArchiveReader:
     """An archive whose list of files is safe and complete."""
 
-    def __init__(self, archive: tarfile.TarFile, refused: str) -> None:
-        self._archive, self._refused = archive, refused
+    def __init__(self, archive: tarfile.TarFile, refused: str, tops: Sequence[str]) -> None:
+        self._archive, self._refused, self._tops = archive, refused, tops
         self._entries = self._listed()
         self.manifest = self._read_manifest()
         self._check_contents()
@@ -59,14 +61,17 @@ class ArchiveReader:
         found: dict[str, tarfile.TarInfo] = {}
         for entry in self._archive:
             if entry.name in found:
-                raise self.damaged(f"It holds {entry.name} twice.")
+                raise self.damaged(f"It holds {entry.name!r} twice.")
+            if len(found) >= MAX_FILES:
+                raise self.damaged(f"It holds more than {MAX_FILES:,} files.")
             found[entry.name] = entry
         return found
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)
         small = entry is not None and entry.size <= MAX_MANIFEST
-        source = self._archive.extractfile(entry) if entry and small else None
+        plain = entry is not None and small and entry.isreg() and not entry.issparse()
+        source = self._archive.extractfile(entry) if entry and plain else None
         if source is None:
             raise self.damaged("It has no manifest.")
         try:
@@ -80,21 +85,26 @@ class ArchiveReader:
 
     def _check_contents(self) -> None:
         """Raise `BackupError` unless the archive holds the files of the manifest, and no other
-        entry: regular files inside the folders of a backup."""
+        entry: regular files inside the folders of a backup, each as long as the manifest says. A
+        sparse file is none: it unpacks to more than the archive holds."""
         entries, files = self._entries, self.manifest.files
         for name, entry in entries.items():
             try:
                 safe = tarfile.data_filter(entry, str(settings().root)).name == name
             except tarfile.FilterError:
                 safe = False
-            if not safe or not entry.isreg() or PurePosixPath(name).parts[0] not in TOPS:
+            regular = entry.isreg() and not entry.issparse()
+            if not safe or not regular or PurePosixPath(name).parts[0] not in self._tops:
                 raise self.damaged(f"{name!r} is not a file of a backup.")
         if missing := files.keys() - entries.keys():
             raise self.damaged(f"{min(missing)} is missing.")
         if others := entries.keys() - files.keys():
             raise self.damaged(f"{min(others)!r} is not in its manifest.")
-        if DATABASE not in entries:
-            raise self.damaged("It holds no database.")
+        for name, expected in files.items():
+            if entries[name].size != expected.bytes:
+                raise self.damaged(f"{name!r} is not as long as its manifest says.")
+        if self._tops[0] not in entries:
+            raise self.damaged(f"It holds no {self._tops[0]}.")
 
     def unpack(self, folder: Path, progress: Progress) -> None:
         """Unpack all files into a folder, and compare them with their checksums."""

@@ -1,54 +1,55 @@
 """One run as a file: exported from one data folder, imported into another.
 
-The file is an archive as a backup is, whose database holds that run alone. An imported run gets a
-number of its own; what pointed to other runs (the one it repeats, its sweep) is not carried over.
+The file is an archive as a backup is, with the rows of the run as lines of JSON in place of a
+database (`run_rows`). It comes from somewhere else and is data: each line is checked before
+anything is written. An imported run gets a number of its own; what pointed to other runs (the one
+it repeats, its sweep) is not carried over, nor is the environment its process was given.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
-import sys
-import zlib
+import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sqlalchemy import Engine, insert, inspect, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from pydantic import ValidationError
+from sqlalchemy import insert, inspect, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from backend.backup.archive import ARTIFACTS, DATABASE, Manifest, Progress, silent
+from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
+from backend.backup.run_rows import (
+    LINE,
+    TABLES,
+    ArtifactRow,
+    AttemptRow,
+    Check,
+    JobRow,
+    RunRow,
+    line_of,
+    unpacked_bytes,
+)
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
-from backend.errors import BackupError, ConflictError
-from backend.queue.folders import run_folder
+from backend.errors import BackupError, ConflictError, SlimscopeError
+from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
 from backend.queue.roles import Actor, require_host
 from backend.settings import settings
 from backend.store import queries
-from backend.store.copies import opened
-from backend.store.migrate import newest_revision
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
-from backend.store.tables import (
-    OF_A_RUN,
-    Artifact,
-    Attempt,
-    Event,
-    Job,
-    Table,
-    example_number,
-)
+from backend.store.tables import Job, Table, config_hash, example_number, run_name
 
+NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
-NUMBERED = (Attempt, Event, Artifact)  # whose rows have numbers of their own
-PRIVATE = {"settings", "host"}  # of the environment: paths and names of the machine
 BATCH = 5_000  # rows
-LARGEST = 2**26  # bytes of an unpacked histogram or profile
-MIGRATE = "from backend.store.migrate import upgrade; upgrade()"
+LONGEST_LINE = 2**27  # bytes
+MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
 
 
 def export_run(
@@ -61,160 +62,185 @@ def export_run(
 
     Raises:
         NotFoundError, ConflictError: there is no such run, or it has not ended.
-        BackupError: the file exists, or the disk is too full.
+        BackupError: the file exists, the disk is too full, or a row of the run is damaged.
     """
     job = queries.job(run)
     if job.state not in TERMINAL:
         raise ConflictError(f"{job.run} cannot be exported.", f"It is {job.state}.", "Wait for it.")
     check_new(target)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
-        database = Path(folder, DATABASE)
-        with opened(database) as engine:
-            _write_rows(engine, job)
-        whole = SourceFile(DATABASE, database, database.stat().st_size)
+        rows = Path(folder, ROWS)
+        try:
+            with rows.open("wb") as file:
+                file.writelines(_lines(job))
+        except ValidationError as error:
+            do = "Restore a daily copy of the database, or run it again."
+            raise BackupError(NOT_EXPORTED, f"A row is damaged: {_fault(error)}.", do) from error
+        whole = SourceFile(ROWS, rows, rows.stat().st_size)
         files = [whole, *files_of(job.run, weights, checkpoints=False)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 
-def _write_rows(engine: Engine, job: Job) -> None:
-    """A database that holds this run alone."""
-    Table.metadata.create_all(engine)
-    own = _values(job) | {"parent": None, "sweep": None}
-    own["environment"] = {k: v for k, v in job.environment.items() if k not in PRIVATE}
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
-        revision = {"number": newest_revision()}
-        connection.execute(text("INSERT INTO alembic_version VALUES (:number)"), revision)
-        connection.execute(insert(Job), own)
-        with reading() as session:
-            for table in OF_A_RUN:
-                for rows in _rows(session, table, job.id):
-                    connection.execute(insert(table), rows)
+def _lines(job: Job) -> Iterator[bytes]:
+    """The rows of a run, itself first."""
+    yield line_of(Job.__tablename__, _values(job))
+    with reading() as session:
+        for name, table in TABLES.items():
+            for row in _rows(session, table, job.id):
+                yield line_of(name, row)
 
 
 def _values(row: Table) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in inspect(type(row)).column_attrs}
 
 
-def _rows(
-    session: Session, table: type[Table], job_id: int | None = None
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a table, or those of one run, `BATCH` at a time."""
+def _rows(session: Session, table: type[Table], job_id: int) -> Iterator[dict[str, Any]]:
+    """The rows of a table that belong to a run."""
     columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
-    query = select(*columns)
-    if job_id is not None:
-        query = query.where(inspect(table).columns["job_id"] == job_id)
+    query = select(*columns).where(inspect(table).columns["job_id"] == job_id)
     for rows in session.execute(query).mappings().partitions(BATCH):
-        yield [dict(row) for row in rows]
+        yield from map(dict, rows)
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault of a row, in words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place or 'the line'}: {first['msg']}"[:300]
 
 
 # import -------------------------------------------------------------------------------------------
 
 
 def import_run(
-    file: Path, actor: Actor, progress: Progress = silent, *, example: bool = False
+    file: Path, actor: Actor, check: Check, progress: Progress = silent, *, example: bool = False
 ) -> Job:
     """Add a run from a file that `export_run` wrote, under a number of its own.
 
     Args:
+        check: of each row, what its kind knows of it.
         example: it comes with the package, and is named after its kind.
 
     Raises:
         ForbiddenError: the actor is a guest.
         BackupError: the file is damaged, unsafe, of a newer version, or holds no single run that
-            has ended; the disk is too full.
+            has ended; the disk is too full. Nothing was written.
     """
     require_host(actor, "import runs")
     root = settings().root
-    with open_archive(file, NOT_IMPORTED) as archive:
+    with open_archive(file, NOT_IMPORTED, OF_ONE_RUN) as archive:
         check_room(root, archive.manifest.bytes, NOT_IMPORTED, "Free some: slimscope disk")
         with TemporaryDirectory(dir=root, prefix=".importing-") as folder:
             archive.unpack(Path(folder), progress)
-            _migrate(Path(folder), archive)
-            with opened(Path(folder, DATABASE)) as engine:
-                return _add(engine, Path(folder), archive, file.name, actor, example)
+            return RunImport(Path(folder), archive, check).add(actor, file.name, example)
 
 
-def _migrate(folder: Path, archive: ArchiveReader) -> None:
-    """Bring the database of the file to today's tables, in a process that knows no other folder."""
-    if archive.manifest.schema_revision == newest_revision():
-        return
-    variables = os.environ | {"SLIMSCOPE_DATA_DIR": str(folder), "SLIMSCOPE_DATABASE_URL": ""}
-    line = [sys.executable, "-c", MIGRATE]
-    if subprocess.run(line, env=variables, capture_output=True, check=False).returncode:
-        raise archive.damaged("Its database cannot be migrated.")
+class RunImport:
+    """A run file that has been unpacked: checked as a whole, then added as a whole."""
 
+    def __init__(self, folder: Path, archive: ArchiveReader, check: Check) -> None:
+        self._folder, self._archive, self._check = folder, archive, check
+        self._began, self._unpacked = time.monotonic(), 0
+        rows = self._rows()
+        first = next(rows, None)
+        if not isinstance(first, JobRow):
+            raise archive.damaged("It does not begin with a run that has ended.")
+        self._job, self._run = first, run_name(first.kind, first.id)
+        for row in chain([first], rows):
+            self._check_row(row)
+        self._check_files()
 
-def _add(
-    engine: Engine, folder: Path, archive: ArchiveReader, name: str, actor: Actor, example: bool
-) -> Job:
-    try:
-        with Session(engine) as source:
-            found = source.scalars(select(Job)).all()
-            if len(found) != 1 or found[0].damaged or found[0].state not in TERMINAL:
-                raise archive.damaged("It does not hold one run that has ended.")
+    def _rows(self) -> Iterator[RunRow]:
+        """The rows, one after the other.
+
+        Raises:
+            BackupError: a line is none of a run.
+        """
+        with (self._folder / ROWS).open("rb") as file:
+            for number in range(1, MOST_ROWS + 2):
+                line = file.readline(LONGEST_LINE + 1)
+                if not line:
+                    return
+                if len(line) > LONGEST_LINE or number > MOST_ROWS:
+                    raise self._archive.damaged("It holds more rows, or longer ones, than a run.")
+                try:
+                    yield LINE.validate_json(line)
+                except ValidationError as error:
+                    why = f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
+                    raise self._archive.damaged(why) from error
+
+    def _check_row(self, row: RunRow) -> None:
+        """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
+        it says; and for a file that takes too long to check."""
+        if isinstance(row, JobRow) and row is not self._job:
+            raise self._archive.damaged("It holds more than one run.")
+        if isinstance(row, ArtifactRow):
+            parts = Path(row.path).parts
+            if parts[:1] != (self._run,) or ".." in parts:
+                raise self._archive.damaged("An artefact lies outside the folder of the run.")
+        try:
+            self._unpacked += unpacked_bytes(row)
+            self._check(self._job.kind, row)
+        except (SlimscopeError, ValueError) as error:
+            raise self._archive.damaged(
+                f"A row of {row.table} is none of a run: {error}"
+            ) from error
+        if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
+            raise self._archive.damaged("Its histograms are larger than those of a run.")
+
+    def _check_files(self) -> None:
+        """Raise `BackupError` for files of another run, and for checkpoints: a resumed run would
+        trust them."""
+        work = work_folder(self._run).name
+        for name in self._archive.manifest.files:
+            top, _, inside = name.partition("/")
+            run, _, rest = inside.partition("/")
+            hidden = any(part.startswith(".") for part in rest.split("/"))
+            if top == ARTIFACTS and (run != self._run or hidden or rest.split("/")[0] == work):
+                raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
+
+    def add(self, actor: Actor, file: str, example: bool) -> Job:
+        """Write the run and move its files into place, both or neither."""
+        try:
             with writing(durable=True) as session:
-                job = _add_job(session, found[0], actor, example)
-                _copy_rows(source, session, found[0], job, archive)
-                note(session, job.id, "imported", actor.name, f"{found[0].run} of {name}")
-                _move_files(folder / ARTIFACTS / found[0].run, run_folder(job.run))
+                job = self._add_job(session, actor, example)
+                for table, rows in self._batches(job):
+                    session.execute(insert(TABLES[table]), rows)
+                note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
+                _move_files(self._folder / ARTIFACTS / self._run, run_folder(job.run))
                 return job
-    except SQLAlchemyError as error:
-        raise archive.damaged(f"Its database cannot be read: {type(error).__name__}.") from error
+        except IntegrityError as error:
+            raise self._archive.damaged("It holds a row twice.") from error
 
+    def _add_job(self, session: Session, actor: Actor, example: bool) -> Job:
+        values = self._job.columns()
+        values["id"] = example_number(self._job.kind) if example else first_number(session)
+        values["config_hash"] = config_hash(self._job.kind, values["config"])
+        job = Job(**values, owner=actor.name)
+        session.add(job)
+        session.flush()
+        session.refresh(job)
+        return job
 
-def _add_job(session: Session, other: Job, actor: Actor, example: bool) -> Job:
-    number = example_number(other.kind) if example else first_number(session)
-    values = _values(other) | {
-        "id": number, "owner": actor.name, "parent": None, "sweep": None, "desired": "run",
-        "disk_bytes": None, "archived_at": None, "removed_at": None, "purged": False,
-    }  # fmt: skip
-    job = Job(**values)
-    session.add(job)
-    session.flush()
-    session.refresh(job)
-    return job
+    def _batches(self, job: Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """The other rows as they belong to the new run, those of a table together."""
+        waiting: dict[str, list[dict[str, Any]]] = {}
+        for row in self._rows():
+            if not isinstance(row, JobRow):
+                batch = waiting.setdefault(row.table, [])
+                batch.append(self._moved(row, job))
+                if len(batch) >= BATCH:
+                    yield row.table, waiting.pop(row.table)
+        yield from waiting.items()
 
-
-def _copy_rows(
-    source: Session, session: Session, other: Job, job: Job, archive: ArchiveReader
-) -> None:
-    for table in OF_A_RUN:
-        for rows in _rows(source, table):
-            moved = [_moved(table, row, other, job, archive) for row in rows]
-            session.execute(insert(table), moved)
-
-
-def _moved(
-    table: type[Table], row: dict[str, Any], other: Job, job: Job, archive: ArchiveReader
-) -> dict[str, Any]:
-    """A row as it belongs to the new run."""
-    row["job_id"] = job.id
-    if table in NUMBERED:
-        del row["id"]
-    if table is Attempt:
-        row |= {"token": secrets.token_hex(16), "engine_ref": None}
-        row["ended_at"] = row["ended_at"] or now_ms()
-    if table is Artifact:
-        inside = f"{other.run}/"
-        parts = Path(row["path"]).parts
-        if not row["path"].startswith(inside) or ".." in parts:
-            raise archive.damaged("An artefact lies outside the folder of the run.")
-        row["path"] = f"{job.run}/{row['path'].removeprefix(inside)}"
-    for name in ("counts", "values"):
-        if isinstance(packed := row.get(name), bytes) and not _unpacks(packed):
-            raise archive.damaged("A histogram cannot be unpacked.")
-    return row
-
-
-def _unpacks(packed: bytes) -> bool:
-    """Whether it is zlib data of a bounded size."""
-    unpacker = zlib.decompressobj()
-    try:
-        unpacker.decompress(packed, LARGEST)
-    except zlib.error:
-        return False
-    return unpacker.eof
+    def _moved(self, row: RunRow, job: Job) -> dict[str, Any]:
+        values = row.columns() | {"job_id": job.id}
+        if isinstance(row, AttemptRow):
+            values |= {"token": secrets.token_hex(16), "engine_ref": None}
+            values["ended_at"] = row.ended_at or now_ms()
+        if isinstance(row, ArtifactRow):
+            values["path"] = f"{job.run}/{row.path.removeprefix(f'{self._run}/')}"
+        return values
 
 
 def _move_files(source: Path, target: Path) -> None:

@@ -31,6 +31,7 @@ from backend.store.migrate import upgrade
 from backend.store.states import RESUMABLE
 from jobs import operations
 from jobs.cli.console import me, out, runs, say
+from jobs.imported import check_row
 
 RESTORE = "restore"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -112,7 +113,7 @@ def import_(
     """Add a run from a file, under a number of its own."""
     upgrade()
     with _bar("Reading") as progress:
-        job = import_run(file.absolute(), me(), progress)
+        job = import_run(file.absolute(), me(), check_row, progress)
     say({"id": job.run}, as_json, f"{job.run}: {job.name or job.kind}, {job.state}.")
 
 

@@ -32,7 +32,7 @@ from backend.statistics.tensors import TensorProfile
 from backend.store import queries
 from backend.text.prompts import benchmark_prompts
 from backend.text.slices import TextSlice
-from jobs.evaluation.report import samples_of
+from jobs.evaluation.report import SAMPLED, samples_of
 from jobs.fields.prompts import default_prompts
 from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
 from jobs.runtime.context import JobContext
@@ -186,7 +186,7 @@ class Quality:
     # what it writes and answers --------------------------------------------------------------
 
     def _samples_missing(self, stage: str) -> bool:
-        return self._writes and not self._has(stage, "greedy_agreement")
+        return self._writes and not self._has(stage, SAMPLED)
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -195,7 +195,7 @@ class Quality:
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
-        self._context.result(stage, "greedy_agreement", same, n=len(samples), samples=samples)
+        self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
 
     def _endings_missing(self, stage: str) -> bool:
         return self._config.asks_endings and not self._has(stage, f"accuracy/{ENDINGS}")

@@ -24,6 +24,7 @@ KERNELS: Mapping[str, str] = MappingProxyType(  # of products without the zeros 
         f"{PRODUCT_SPEED_UP}/CSR": "CSR, torch, float32",
     }
 )
+SAMPLED = "greedy_agreement"  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
@@ -125,6 +126,6 @@ def evaluations(run: str) -> list[Job]:
 def samples_of(run: str | int, stage: str = DENSE) -> list[dict[str, Any]]:
     """The samples a run has recorded at a stage: prompt, text and tokens of each."""
     for result in queries.results([run]):
-        if (result.stage, result.metric) == (stage, "greedy_agreement"):
+        if (result.stage, result.metric) == (stage, SAMPLED):
             return list(result.details["samples"])
     return []

@@ -101,19 +101,26 @@ def read_transcript(run: str, side: int) -> Transcript:
     """What a side has written so far; nothing before it began."""
     transcript, file = Transcript(), file_of(run, side)
     lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
-    for line in lines:
-        row: dict[str, Any] = json.loads(line)
-        if "end" in row:
-            transcript.end, transcript.rest = row["end"], row["rest"]
-        elif "waits" in row:
-            transcript.waits, transcript.about = row["waits"], row["about"]
-            transcript.since = row["at"]
-        elif "unused" in row:
-            transcript.unused = row["unused"]
-        else:
-            tokens = [(text, head) for text, head in row["tokens"]]
-            transcript.passes.append(TranscriptStep(tokens, row["rejected"], row["ms"]))
+    try:
+        for line in lines:
+            _add(transcript, json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        transcript.end = "error"  # the file was damaged, or came with an imported run
     return transcript
+
+
+def _add(transcript: Transcript, row: dict[str, Any]) -> None:
+    if "end" in row:
+        transcript.end, transcript.rest = str(row["end"]), str(row["rest"])
+    elif "waits" in row:
+        transcript.waits, transcript.about = str(row["waits"]), float(row["about"])
+        transcript.since = int(row["at"])
+    elif "unused" in row:
+        transcript.unused = bool(row["unused"])
+    else:
+        tokens = [(str(text), int(head)) for text, head in row["tokens"]]
+        rejected = [str(text) for text in row["rejected"]]
+        transcript.passes.append(TranscriptStep(tokens, rejected, float(row["ms"])))
 
 
 class TranscriptWriter:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backend.store import queries
+from backend.store.tables import DamagedJson
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import extent
 
@@ -148,8 +149,9 @@ def path_named(name: str) -> tuple[int, ...]:
 
 
 def decoder_reports(run: str | int) -> list[DecoderReport]:
-    """The decoders of a speed run, vanilla first, then the fastest."""
-    reports = [DecoderReport.from_record(row.report) for row in queries.decoder_rows(run)]
+    """The decoders of a speed run, vanilla first, then the fastest; a damaged row is none."""
+    stored = [row.report for row in queries.decoder_rows(run)]
+    reports = [DecoderReport.from_record(row) for row in stored if not isinstance(row, DamagedJson)]
     return sorted(reports, key=lambda report: (report.name != VANILLA, -report.speed_up))
 
 

@@ -14,6 +14,7 @@ from backend.queue.service import enqueue
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
+from jobs.imported import check_row
 from jobs.kind import kinds
 from tests.queue.conftest import HOST
 
@@ -35,8 +36,8 @@ def test_every_bundled_run_is_of_a_kind_there_is() -> None:
 
 
 def test_they_are_added_once_and_take_no_number() -> None:
-    assert [job.run for job in examples.install_examples()] == [SMALLEST]
-    assert examples.install_examples() == []
+    assert [job.run for job in examples.install_examples(check_row)] == [SMALLEST]
+    assert examples.install_examples(check_row) == []
     job = queries.job(SMALLEST)
     assert job.state == "succeeded" and job.id < 0 and queries.results([SMALLEST])
     assert enqueue("sds", {}, HOST).run == "sds-0001"
@@ -45,11 +46,11 @@ def test_they_are_added_once_and_take_no_number() -> None:
 
 
 def test_what_was_removed_stays_away_until_it_is_restored() -> None:
-    examples.install_examples()
+    examples.install_examples(check_row)
     with pytest.raises(ForbiddenError):
         examples.remove_examples(Actor("eve"))
     assert [job.run for job in examples.remove_examples(HOST)] == [SMALLEST]
-    assert examples.install_examples() == [] and queries.jobs() == []
+    assert examples.install_examples(check_row) == [] and queries.jobs() == []
     removal.purge([SMALLEST], HOST)
-    assert [job.run for job in examples.restore_examples(HOST)] == [SMALLEST]
+    assert [job.run for job in examples.restore_examples(HOST, check_row)] == [SMALLEST]
     assert queries.results([SMALLEST]) and not queries.job(SMALLEST).removed_at

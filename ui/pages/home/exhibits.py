@@ -16,6 +16,7 @@ from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import operations
+from jobs.imported import check_row
 from jobs.kind import kinds
 from ui.format import href, runs
 from ui.frame import current_user
@@ -72,7 +73,9 @@ def home_act(event: gr.EventData, request: gr.Request) -> Any:
                 removed = examples.remove_examples(user)
                 return show_success(f"{runs(len(removed))} removed.")
             case "restore-examples":
-                return show_success(f"{runs(len(examples.restore_examples(user)))} restored.")
+                return show_success(
+                    f"{runs(len(examples.restore_examples(user, check_row)))} restored."
+                )
     except SlimscopeError as error:
         return show_error(error)
     return act(event, request)

@@ -1,0 +1,334 @@
+"""The rows of one run as lines of JSON, each checked for its types, ranges and lengths.
+
+A run file comes from somewhere else: it is data, and what it may hold is written here. A column
+that is not named here (who owns the run, what it waits for, its process) is not taken over. What
+the kind of a run adds, its config and the notes of its figures, is checked by `Check`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+
+from backend.printable import one_line, printable
+from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
+from backend.statistics.tensors import BINS, QUANTILES
+from backend.store.tables import (
+    KIND_NAME,
+    Artifact,
+    Attempt,
+    DecoderRow,
+    Event,
+    MetricPoint,
+    ProfileRow,
+    Result,
+    StepTime,
+    Table,
+    TensorRow,
+    Vote,
+)
+
+LARGEST_PROFILE = 2**26  # bytes, unpacked
+BASE_STATISTICS = frozenset({
+    "zero_share", "near_zero", "mean", "std", "skewness", "kurtosis", "min", "max", "smallest",
+    "l1", "l2", "dense_std",
+})  # fmt: skip
+NOT_TAKEN_OVER = ("settings", "variables", "host")  # of the environment: of another machine
+
+
+def _name(value: str) -> str:
+    if one_line(value) != value:
+        raise ValueError("has control characters or outer spaces")
+    return value
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_name)]
+Note = Annotated[str, StringConstraints(max_length=20_000), AfterValidator(printable)]
+Text = Annotated[str, StringConstraints(max_length=200_000), AfterValidator(printable)]
+Moment = Annotated[int, Field(ge=0, lt=2**43)]  # ms since 1970: until 2248
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Small = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+Scalar = Annotated[Text | bool | int | Number | None, Field(union_mode="left_to_right")]
+Scalars = Annotated[list[Scalar], Field(max_length=100_000)]
+Fact = Scalar | Scalars | dict[Name, Scalar] | list[dict[Name, Scalar | Scalars]]
+Facts = Annotated[dict[Name, Fact], Field(max_length=200)]
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+
+class RunRow(Checked):
+    """A row of a table."""
+
+    table: str
+
+    def columns(self) -> dict[str, Any]:
+        """What is stored of it."""
+        return self.model_dump(exclude={"table"}, exclude_unset=True)
+
+
+class TextFacts(Checked):
+    """What is known of a text that a run has used."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Scalar]
+    corpus: Note = ""
+    sha256: Sha256 = ""
+
+
+class Environment(Checked):
+    """Where a run took place: a text to show, never the environment of a process."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Scalar]
+    device: Note = "cpu"
+    cpu: Note = ""
+    threads: Small = 0
+    estimated_seconds: Duration | None = None
+    versions: dict[Name, Note] = {}
+    text: dict[Name, TextFacts] = {}
+    warnings: Annotated[list[Note], Field(max_length=1000)] = []
+
+
+class Failure(Checked):
+    """What a run failed of."""
+
+    what: Note = ""
+    why: Note = ""
+    do: Note = ""
+
+
+def _known_environment(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: part for name, part in value.items() if name not in NOT_TAKEN_OVER}
+
+
+class JobRow(RunRow):
+    table: Literal["jobs"] = "jobs"
+    id: Annotated[int, Field(gt=-(2**53), lt=2**53)]
+    kind: Annotated[str, StringConstraints(pattern=rf"^{KIND_NAME.pattern}$")]
+    name: Annotated[str, StringConstraints(max_length=RUN_NAME_LETTERS), AfterValidator(one_line)]
+    config: Annotated[dict[Name, Fact], Field(max_length=500)]
+    environment: Annotated[Environment, BeforeValidator(_known_environment)]
+    state: Literal["succeeded", "failed", "cancelled", "lost"]
+    attempts_made: Annotated[int, Field(ge=0, lt=100_000)]
+    created_at: Moment
+    queued_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    done: Duration
+    total: Duration
+    stage: Note
+    peak_bytes: Count | None
+    error: Failure | None
+    kept_stage: Name | None
+    flops: Annotated[float, Field(ge=0, lt=1e30)] | None
+    timed_seconds: Duration | None
+    tags: Annotated[
+        list[Annotated[str, StringConstraints(pattern=rf"^{TAG.pattern}$")]],
+        Field(max_length=MOST_TAGS),
+    ]
+    note: Annotated[str, StringConstraints(max_length=NOTE_LETTERS), AfterValidator(printable)]
+    lane: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")]  # set by its kind
+
+
+class AttemptRow(RunRow):
+    table: Literal["attempts"] = "attempts"
+    n: Annotated[int, Field(ge=1, lt=100_000)]
+    engine: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,40}$")]
+    launched_at: Moment
+    started_at: Moment | None
+    beat_at: Moment | None
+    ended_at: Moment | None
+    exit_code: Annotated[int, Field(gt=-1000, lt=1000)] | None
+    outcome: Name | None
+    resumed_from: Note | None
+
+
+class EventRow(RunRow):
+    table: Literal["job_events"] = "job_events"
+    at: Moment
+    type: Name
+    actor: Name
+    text: Note
+
+
+class VoteRow(RunRow):
+    table: Literal["votes"] = "votes"
+    voter: Name
+    choice: Annotated[int, Field(ge=-1, le=8)]
+    blind: bool
+    at: Moment
+
+
+class MetricPointRow(RunRow):
+    table: Literal["metric_points"] = "metric_points"
+    name: Name
+    step: Annotated[int, Field(ge=0, lt=2**53)]
+    at: Moment
+    value: Number
+
+
+class ResultRow(RunRow):
+    table: Literal["results"] = "results"
+    stage: Name
+    metric: Name
+    value: Number
+    stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    n: Count | None
+    details: Facts
+
+
+class StepTimeRow(RunRow):
+    table: Literal["step_times"] = "step_times"
+    step: Name
+    seconds: Duration
+
+
+class DecoderReportRow(RunRow):
+    table: Literal["decoder_reports"] = "decoder_reports"
+    decoder: Name
+    report: dict[Name, Scalar | dict[Name, Scalar | Annotated[list[Number], Field(max_length=2)]]]
+
+
+class TensorSnapshotRow(RunRow):
+    table: Literal["tensor_snapshots"] = "tensor_snapshots"
+    tensor: Name
+    stage: Name
+    step: Small
+    block: Annotated[int, Field(ge=-1, lt=100_000)]
+    module: Name
+    n: Count
+    zeros: Count
+    below: Count
+    above: Count
+    lo: Number
+    hi: Number
+    counts: bytes
+    stats: Annotated[dict[Name, Number | None], Field(max_length=200)]
+    quantiles: Annotated[
+        list[Number | None], Field(min_length=len(QUANTILES), max_length=len(QUANTILES))
+    ]
+
+    @model_validator(mode="after")
+    def _sound(self) -> TensorSnapshotRow:
+        if not self.lo < self.hi:
+            raise ValueError("the histogram has no width")
+        if missing := BASE_STATISTICS - self.stats.keys():
+            raise ValueError(f"the statistic {min(missing)} is missing")
+        return self
+
+    @property
+    def packed(self) -> tuple[bytes, int]:
+        """The packed histogram, and the bytes it unpacks to."""
+        return self.counts, 4 * BINS
+
+
+class TensorProfileRow(RunRow):
+    table: Literal["tensor_profiles"] = "tensor_profiles"
+    tensor: Name
+    stage: Name
+    step: Small
+    name: Name
+    block: Annotated[int, Field(ge=-1, lt=100_000)]
+    module: Name
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=3)]
+    values: bytes
+
+    @model_validator(mode="after")
+    def _sound(self) -> TensorProfileRow:
+        if 4 * math.prod(self.shape) > LARGEST_PROFILE:
+            raise ValueError("the profile is too large")
+        return self
+
+    @property
+    def packed(self) -> tuple[bytes, int]:
+        """The packed values, and the bytes they unpack to."""
+        return self.values, 4 * math.prod(self.shape)
+
+
+class ArtifactRow(RunRow):
+    table: Literal["artifacts"] = "artifacts"
+    kind: Name
+    path: Annotated[str, StringConstraints(max_length=1000), AfterValidator(_name)]
+    bytes: Count
+    sha256: Sha256
+    created_at: Moment
+
+
+AnyRow = Annotated[
+    JobRow | AttemptRow | EventRow | VoteRow | MetricPointRow | ResultRow | StepTimeRow
+    | DecoderReportRow | TensorSnapshotRow | TensorProfileRow | ArtifactRow,
+    Field(discriminator="table"),
+]  # fmt: skip
+LINE: TypeAdapter[RunRow] = TypeAdapter(AnyRow)
+MODELS: dict[str, type[RunRow]] = {
+    model.model_fields["table"].default: model for model in RunRow.__subclasses__()
+}
+TABLES: dict[str, type[Table]] = {
+    table.__tablename__: table
+    for table in (
+        Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+        Artifact,
+    )
+}  # fmt: skip
+
+Check = Callable[[str, RunRow], None]
+"""Raises an error for a row that runs of this kind do not store; called with the kind and each row,
+the run itself first, whose config it may complete."""
+
+
+def line_of(table: str, columns: dict[str, Any]) -> bytes:
+    """The line of a row.
+
+    Raises:
+        ValidationError: an import would refuse it.
+    """
+    model = MODELS[table]
+    named = model.model_fields.keys() - {"table"}
+    row = model.model_validate({"table": table} | {name: columns[name] for name in named})
+    return row.model_dump_json(exclude_unset=True).encode() + b"\n"
+
+
+def unpacked_bytes(row: RunRow) -> int:
+    """How many bytes the packed part of a row unpacks to, which its other columns say.
+
+    Raises:
+        ValueError: it is none, or unpacks to more or less.
+    """
+    if not isinstance(row, TensorSnapshotRow | TensorProfileRow):
+        return 0
+    packed, size = row.packed
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(packed, size + 1)
+    except zlib.error as error:
+        raise ValueError("a histogram cannot be unpacked") from error
+    if len(data) != size or not unpacker.eof:
+        raise ValueError("a histogram cannot be unpacked to its size")
+    if isinstance(row, TensorSnapshotRow):
+        counted = sum(struct.unpack(f"<{BINS}I", data)) + row.zeros + row.below + row.above
+        if counted != row.n:
+            raise ValueError("the counts of a histogram are not those of its weights")
+    return size

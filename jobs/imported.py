@@ -1,0 +1,110 @@
+"""What a kind knows of the rows of an imported run: its config, and the notes of its figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from backend.backup.run_rows import (
+    Count,
+    DecoderReportRow,
+    JobRow,
+    Number,
+    ResultRow,
+    RunRow,
+    Sha256,
+    Text,
+)
+from jobs.evaluation.report import KERNELS, SAMPLED, SEMI_STRUCTURED
+from jobs.kind import kind_named
+from jobs.speed.report import DecoderReport
+from jobs.submit import validated
+
+Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+Curve = Annotated[list[Number], Field(min_length=1, max_length=1000)]
+
+
+class Sample(BaseModel):
+    """A text that a model wrote."""
+
+    model_config = ConfigDict(strict=True)
+    prompt: Text
+    text: Text
+    tokens: list[Count]
+
+
+class ResultDetails(BaseModel):
+    """The notes of a figure that pages read, where it has them; others are only shown."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    corpus: Text = ""
+    sha256: Sha256 = ""
+    seed: Count = 0
+    context: Count = 0
+    windows: Count = 0
+    preprocessing: Text = ""
+    lowest: Number = 0.0
+    highest: Number = 0.0
+    tokens: Count = 0
+    prompt: Count = 0
+    nodes: Count = 0
+    decoder: Text = ""
+    dtype: Text = ""
+    arm: Text = ""
+    side: Text = ""
+    end: Text = ""
+    task: Text = ""
+    figure: Text = ""
+    of: Text = ""
+    shape: Shape = [1, 1]
+    own: Number = 0.0
+    break_even: Number | None = None
+    zeros: Curve = [0.0]
+    batches: Annotated[list[Count], Field(min_length=1)] = [1]
+    speed_up: Curve = [1.0]
+    samples: Annotated[list[Sample], Field(max_length=1000)] = []
+
+
+NEEDED = {  # metric -> notes without which a page cannot show it
+    **dict.fromkeys(KERNELS, ("shape", "own", "break_even", "zeros", "speed_up")),
+    SEMI_STRUCTURED: ("shape", "batches", "speed_up"),
+    SAMPLED: ("samples",),
+}
+REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport).items()}
+
+
+def check_row(kind: str, row: RunRow) -> None:
+    """Check a row of an imported run, and complete its config.
+
+    Raises:
+        ConfigError: there is no such kind, or it refuses the config.
+        ValueError: a figure is not one that pages can show.
+    """
+    match row:
+        case JobRow():
+            row.config = validated(kind, row.config).model_dump(mode="json")
+            row.lane = kind_named(kind).lane
+        case ResultRow():
+            check_details(row.metric, row.details)
+        case DecoderReportRow():
+            check_report(row.report)
+
+
+def check_details(metric: str, details: dict[str, Any]) -> None:
+    """Raise `ValueError` for notes of a figure that pages cannot show."""
+    found = ResultDetails.model_validate(details)
+    if missing := set(NEEDED.get(metric, ())) - details.keys():
+        raise ValueError(f"{metric} comes without {min(missing)}")
+    curves = (found.zeros, found.speed_up) if metric in KERNELS else (found.batches, found.speed_up)
+    if metric in NEEDED and metric != SAMPLED and len(curves[0]) != len(curves[1]):
+        raise ValueError(f"the curve of {metric} is not whole")
+
+
+def check_report(report: dict[str, Any]) -> None:
+    """Raise `ValueError` for the report of a decoder that pages cannot show."""
+    try:
+        for name, value in vars(DecoderReport.from_record(report)).items():
+            REPORT[name].validate_python(value, strict=True)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"the report of a decoder cannot be read: {error}") from error
