@@ -3,6 +3,7 @@ runs does not import numpy."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -62,7 +63,7 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
         row.hi,
         counts,
         row.stats,
-        tuple(row.quantiles),
+        tuple(math.nan if value is None else value for value in row.quantiles),
         row.step,
     )
 

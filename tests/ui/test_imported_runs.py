@@ -1,0 +1,190 @@
+"""Run files with anything in them: refused with a sentence, or shown by every page."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backend.backup import archive as layout
+from backend.backup import examples
+from backend.backup.archive import ROWS
+from backend.backup.single import import_run
+from backend.backup.writing import SourceFile, write_archive
+from backend.errors import BackupError, SlimscopeError
+from backend.store import queries
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for
+from backend.store.tables import Job
+from jobs.cli.tables import runs_table
+from jobs.imported import check_row
+from jobs.record import record, summary
+from tests.queue.conftest import HOST
+from tests.ui.lab import asked
+from ui.pages import pages
+from ui.pages.compare import page as compare
+from ui.pages.home import page as home
+from ui.pages.playground import page as playground
+from ui.pages.quantization import handlers as quantization
+from ui.pages.queue import page as queue
+from ui.pages.run import page as run
+from ui.pages.runs import page as runs
+from ui.pages.weights import handlers as weights
+from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS
+
+EXAMPLES = 40 * int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 2**53, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../../etc", "\0",
+    "<img src=x onerror=alert(1)>", "{{7*7}}", "a" * 300_000, [], [1], [[1]], ["x"], {}, {"x": 1},
+    {"x": {"x": "y"}}, "2:4", "succeeded", "running", "AAAA", "\ud800",
+)  # fmt: skip
+KEPT_TENSORS = 3  # of a bundled run: enough for every page
+LAYERS, VIEWS = tuple(LAYER_VIEWS), tuple(TENSOR_VIEWS)
+
+
+class Bundle:
+    """A bundled run: its unpacked folder, and the lines of its rows."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder, self.lines = folder, unpacked(name, folder)
+
+
+def unpacked(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The lines of a bundled run without most of its tensors; its files are in the folder."""
+    file = examples.bundled()[name]
+    with lzma.open(file) as packed, tarfile.open(fileobj=packed) as bundle:
+        bundle.extractall(folder, filter="data")
+    (folder / "manifest.json").unlink()
+    lines = [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
+    kept = sorted({line["tensor"] for line in lines if "tensor" in line})[:KEPT_TENSORS]
+    return [line for line in lines if "tensor" not in line or line["tensor"] in kept]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return {name: Bundle(name, tmp_path_factory.mktemp(name)) for name in examples.bundled()}
+
+
+@pytest.fixture
+def target(data_dir: Path) -> Iterator[Path]:
+    upgrade()
+    yield data_dir
+    engine_for.cache_clear()
+
+
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The places inside of a JSON value, itself first."""
+    yield ()
+    parts = value.items() if isinstance(value, dict) else ()
+    parts = enumerate(value[:3]) if isinstance(value, list) else parts
+    for name, part in parts:
+        yield from ((name, *rest) for rest in places(part))
+
+
+def changed(value: Any, place: tuple[Any, ...], odd: Any) -> Any:
+    """The value with another one at a place."""
+    if not place:
+        return odd
+    copy = value.copy()
+    copy[place[0]] = changed(value[place[0]], place[1:], odd)
+    return copy
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> list[tuple[float, float, Any]]:
+    """Which line, which place in it (both as shares), and what stands there then."""
+    share = st.floats(0, 1, exclude_max=True)
+    return draw(st.lists(st.tuples(share, share, st.sampled_from(ODD)), min_size=1, max_size=3))
+
+
+def mutated(lines: list[Any], changes: list[tuple[float, float, Any]]) -> bytes:
+    """The lines of a run file with other values. Lines of each table are as likely."""
+    lines = list(lines)
+    tables = sorted({line["table"] for line in lines})
+    for where, inside, odd in changes:
+        table = tables[int(where * len(tables))]
+        of = [n for n, line in enumerate(lines) if isinstance(line, dict)]
+        of = [n for n in of if lines[n].get("table") == table] or [0]
+        number = of[int(1000 * where) % len(of)]
+        found = [*places(lines[number])][1:] or [()]
+        lines[number] = changed(lines[number], found[int(inside * len(found))], odd)
+    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+
+def drawn_everywhere(job: Job) -> None:
+    """What every page, list and record makes of a run."""
+    name = job.run
+    json.dumps(record(name), allow_nan=False)
+    runs_table([summary(job) for job in queries.jobs()])
+    for draw in (home.draw, runs.draw, queue.draw, playground.draw):
+        draw(asked(run=name))
+    for draw in (run.draw, run.draw_measures, run.draw_curves):
+        draw(asked(id=name))
+    compare.draw(asked(runs=f"{name},{name}"))
+    quantization.open_page(asked(run=name))
+    for number, layers in enumerate(LAYERS):
+        query = {"run": name, "layers": layers, "view": VIEWS[number % len(VIEWS)]}
+        weights.open_page(
+            gr.Request(query_params=query, headers={}, client={"host": "::1", "port": 1})
+        )
+    for page in pages():
+        for chart in page.charts.values():
+            query = {chart.runs or "run": name}
+            with suppress(SlimscopeError):  # a chart of several runs, or of another kind
+                chart.draw(gr.Request(query_params=query, headers={}))
+
+
+@pytest.mark.parametrize("name", examples.bundled())
+def test_a_whole_file_is_shown(
+    name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    drawn_everywhere(imported(bundles[name], b"", tmp_path))
+
+
+def imported(bundle: Bundle, rows: bytes, folder: Path) -> Job:
+    """The bundled run with other rows, if there are some."""
+    source = bundle.folder
+    (folder / ROWS).write_bytes(rows or mutated(bundle.lines, []))
+    files = [SourceFile(ROWS, folder / ROWS, (folder / ROWS).stat().st_size)] + [
+        SourceFile(x.relative_to(source).as_posix(), x, x.stat().st_size)
+        for x in (source / "artifacts").rglob("*") if x.is_file()
+    ]  # fmt: skip
+    target = folder / "run.tar"
+    target.unlink(missing_ok=True)
+    write_archive(target, files, layout.silent, weights=False, checkpoints=False)
+    return import_run(target, HOST, check_row)
+
+
+COUNTED = {"refused": 0, "shown": 0}
+
+
+@pytest.mark.parametrize("name", examples.bundled())
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 40, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(changes=mutations())
+def test_an_odd_file_is_refused_or_shown(
+    name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path, changes: Any
+) -> None:
+    try:
+        job = imported(bundles[name], mutated(bundles[name].lines, changes), tmp_path)
+    except BackupError:
+        COUNTED["refused"] += 1
+        return
+    COUNTED["shown"] += 1
+    drawn_everywhere(job)
+
+
+def test_the_attack_reached_the_pages() -> None:
+    assert COUNTED["refused"] > EXAMPLES and COUNTED["shown"] > EXAMPLES // 4, COUNTED
