@@ -16,7 +16,7 @@ from backend.errors import SlimscopeError
 from backend.queue import roles, service
 from backend.queue.service import Actor
 from backend.store import queries
-from backend.store.states import Lane, State
+from backend.store.states import State
 from backend.store.tables import Job, check_intact
 from jobs.estimate import estimate
 from jobs.fields.saved_models import needed_runs
@@ -44,7 +44,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
         ConfigError: the config is none any more.
     """
     old = queries.job(run)
-    roles.require_adding(actor, Lane(old.lane))
+    roles.require_adding(actor, kind_named(old.kind).lane)
     roles.count_change(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
@@ -56,7 +56,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
         name=old.name,
         parent=old,
         cost=_cost(old.kind, config),
-        lane=Lane(old.lane),
+        lane=kind_named(old.kind).lane,
         needs=needed_runs(stored),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from backend.errors import BackupError
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
-from backend.store.copies import copies_folder, database_file
+from backend.store.copies import copies_folder, database_file, only_tables
 from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
@@ -73,8 +73,11 @@ def _check_copy(copy: Path) -> None:
         with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as opened:
             (found,) = opened.execute("PRAGMA quick_check(1)").fetchone()
             (revision,) = opened.execute("SELECT version_num FROM alembic_version").fetchone()
+        plain = only_tables(copy)
     except (sqlite3.Error, TypeError) as error:
         raise BackupError(NOT_REPLACED, f"{copy} cannot be read: {error}.") from error
+    if not plain:
+        raise BackupError(NOT_REPLACED, f"{copy} holds more than tables.", "Use a daily copy.")
     if found != "ok":
         raise BackupError(NOT_REPLACED, f"{copy} is damaged: {found}.", "Use an older copy.")
     if revision > newest_revision():

@@ -7,14 +7,21 @@ moved into place, the database last. An interrupted restore leaves no database b
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
+from sqlalchemy import select
+
 from backend.backup.archive import DATABASE, TOPS, Manifest, Progress, silent
-from backend.backup.reading import open_archive
+from backend.backup.reading import ArchiveReader, open_archive
+from backend.backup.run_rows import NOT_TAKEN_OVER
 from backend.backup.writing import check_room, interrupt_live_runs
 from backend.errors import BackupError
 from backend.settings import settings
+from backend.store.copies import only_tables
 from backend.store.migrate import upgrade
+from backend.store.session import writing
+from backend.store.tables import Job
 
 STAGING = ".restoring"
 NOT_RESTORED = "The backup was not restored."
@@ -38,6 +45,7 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
         staging.mkdir()
         try:
             archive.unpack(staging, progress)
+            _check_tables(staging / DATABASE, archive)
             for top in reversed(TOPS):  # the database last
                 if (staging / top).exists():
                     (staging / top).rename(root / top)
@@ -45,7 +53,26 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
             shutil.rmtree(staging, ignore_errors=True)
     upgrade()
     interrupt_live_runs(root / DATABASE)  # none, unless the backup was made by hand
+    _forget_environments()
     return manifest
+
+
+def _check_tables(database: Path, archive: ArchiveReader) -> None:
+    try:
+        if not only_tables(database):
+            raise archive.damaged("Its database holds more than tables.")
+    except sqlite3.Error as error:
+        raise archive.damaged(f"Its database cannot be read: {error}.") from error
+
+
+def _forget_environments() -> None:
+    """Take from the runs what their processes were given where the backup was made: folders and
+    plugins of another machine, or of whoever made the file. Here they get what this one has."""
+    with writing(durable=True) as session:
+        for job in session.scalars(select(Job)):
+            kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
+            if kept.keys() != job.environment.keys():
+                job.environment = kept
 
 
 def _check_folder(root: Path) -> None:

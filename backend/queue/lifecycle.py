@@ -18,7 +18,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.needs import waiting
 from backend.store.queries import launch_order
 from backend.store.session import change, database_ms, locked, writing
-from backend.store.states import ACTIVE, ALLOWED, Exit, Lane, State
+from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
@@ -87,11 +87,14 @@ def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -
     session.add(Event(job_id=job_id, at=at, type=kind, actor=actor, text=text))
 
 
-def start_attempt(session: Session, host: str, engine: str, capacity: int) -> Attempt | None:
+def start_attempt(
+    session: Session, host: str, engine: str, capacity: int, lane: Lane = Lane.SLOTS
+) -> Attempt | None:
     """Claim the next queued job and a free slot for it.
 
     Args:
         host: whose slots they are; those from number `capacity` on are not used.
+        lane: whose places are meant: the slots, or the one beside them.
 
     Returns:
         The new attempt, not yet launched; None if no job is queued or no slot is free.
@@ -99,10 +102,11 @@ def start_attempt(session: Session, host: str, engine: str, capacity: int) -> At
     Raises:
         DamagedRowError: the next job cannot be started, and is to be failed.
     """
-    free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), Slot.number < capacity)
+    place = Slot.number == QUICK_SLOT if lane == Lane.QUICK else Slot.number < capacity
+    free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), place)
     free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
     slot, now = session.scalars(free).first(), database_ms(session)
-    job = session.scalars(_first(launch_order(now), now)).first()
+    job = session.scalars(_first(launch_order(now, lane), now)).first()
     if slot is None or job is None:
         return None
     try:

@@ -13,8 +13,10 @@ from backend.queue.launcher import CODE, job_environment, node_environment
 from backend.queue.lifecycle import ME, note
 from backend.queue.service import VARIABLES
 from backend.settings import settings
+from backend.store.states import QUICK_SLOT
 from backend.store.tables import Attempt, Job, Slot, check_intact
 
+NICE = 10  # of a job beside the slots
 NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 
 
@@ -37,13 +39,15 @@ def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -
         environment, missing = job_environment(frozen, submitted)
     if missing:
         note(session, job.id, f"started without {missing[0]}", ME, NO_TOKEN)
+    slot = session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
     return LaunchRequest(
         attempt_id=attempt.id,
         argv=tuple(argv),
         environment=environment,
         log=str(log),
         folder=str(CODE),
-        slot=session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one(),
+        slot=slot,
+        nice=NICE if slot == QUICK_SLOT else 0,
         device=str(job.config.get("device", "")),
         threads=int(job.config.get("threads") or 0),
         processes=int(job.config.get("processes") or 1),

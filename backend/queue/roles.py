@@ -23,7 +23,7 @@ from backend.printable import one_line
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone
-from backend.store.states import ACTIVE, Lane
+from backend.store.states import ACTIVE, TAKES, Lane
 from backend.store.tables import Job
 
 GUEST = "guest-"  # name prefix of guests that can be identified
@@ -231,7 +231,7 @@ def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> Non
         return
     alone(session, NamedLock.GUESTS)
     owners_query = select(Job.owner).where(
-        Job.state.in_([*ACTIVE]), Job.lane == lane, Job.owner.startswith(GUEST)
+        Job.state.in_([*ACTIVE]), Job.lane.in_(TAKES[lane]), Job.owner.startswith(GUEST)
     )
     owners, action = session.scalars(owners_query).all(), "add another run"
     if actor.name in map(_guest_of, owners):

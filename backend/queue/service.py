@@ -31,6 +31,7 @@ from backend.store.tables import Job, Need, config_hash
 
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
+QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
 ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 INPUTS = "SLIMSCOPE_INPUTS"
 VARIABLES = "variables"  # of the submission, in the environment of a job
@@ -88,7 +89,7 @@ def enqueue_all(
 
     Args:
         cost: total estimated cost; required for guests.
-        lane: who carries them out.
+        lane: who carries them out; a job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
@@ -110,7 +111,7 @@ def enqueue_all(
         roles.require_free(session, actor, lane)
         number = first_number(session)
         for place, job in enumerate(jobs):
-            job.priority, job.lane = priority, lane
+            job.priority, job.lane = priority, _lane(lane, cost, len(jobs))
             job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number
@@ -144,6 +145,14 @@ def _new_job(
         config_hash=config_hash(kind, config), parent=parent.id if parent else None,
         retries_left=RETRIES, environment=environment,
     )  # fmt: skip
+
+
+def _lane(lane: Lane, cost: Cost | None, jobs: int) -> Lane:
+    """The lane of a new job: one of seconds has a lane that others do not stop."""
+    known = cost is not None and cost.seconds is not None and not cost.open_ended and jobs == 1
+    if lane != Lane.SLOTS or not known or cost is None or cost.seconds is None:
+        return lane
+    return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else lane
 
 
 def _inputs(config: dict[str, Any]) -> dict[str, str]:

@@ -47,7 +47,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
 from backend.store.session import database_ms, engine_for, reading, writing
-from backend.store.states import ACTIVE, Exit, Lane, State
+from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
 TICK_S = 0.25
@@ -76,6 +76,7 @@ class SupervisorLoop:
         self._local = LocalEngine(settings().slots) if engine.remote else engine
         self._engines = [engine, self._local] if engine.remote else [engine]
         self._room, self._slots = Room(0, known=False), 0
+        self._lanes = (Lane.SLOTS,) if engine.remote else (Lane.SLOTS, Lane.QUICK)
         self.host = platform.node()
         self._beat_at = self._shrunk_at = self._served_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
@@ -86,6 +87,7 @@ class SupervisorLoop:
                 session.merge(Supervisor(host=CLUSTER, beat_at=database_ms(session)))
             else:
                 session.execute(delete(Supervisor).where(Supervisor.host == CLUSTER))
+                session.merge(Slot(host=engine.host, number=QUICK_SLOT))
 
     def turn(self) -> bool:
         """Run one iteration.
@@ -99,8 +101,9 @@ class SupervisorLoop:
         for attempt, job in self._live():
             with failing_alone(job.id):
                 self._apply(attempt, job)
-        while self._launch_next():
-            pass
+        for lane in self._lanes:
+            while self._launch_next(lane):
+                pass
         self._serve()
         return self.busy()
 
@@ -243,7 +246,7 @@ class SupervisorLoop:
                 move(session, job, State.CANCELLING)
         now = time.monotonic()
         waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
-        alone = job.lane == Lane.SLOTS  # else its process has other answers to finish
+        alone = job.lane != Lane.PLAYGROUND  # else its process has other answers to finish
         if (alone and job.desired == "kill") or waited > KILL_AFTER_S:
             engine.kill(attempt.engine_ref)
         elif alone and waited > 0:
@@ -263,12 +266,12 @@ class SupervisorLoop:
             limits.append(LENIENCE * settings().guest_seconds)
         return now - began > min(limits, default=math.inf)
 
-    def _launch_next(self) -> bool:
+    def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if there is one and a slot is free."""
-        if not self._room.known or not queries.waits_for(Lane.SLOTS, limit=1):
+        if not self._room.known or not queries.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
         try:
-            claimed = self._claim_next()
+            claimed = self._claim_next(lane)
         except DamagedRowError as error:
             fail_job(error.job_id, error.__cause__ or error)
             return True
@@ -288,11 +291,13 @@ class SupervisorLoop:
                 session.execute(mine.values(engine_ref=ref))
         return True
 
-    def _claim_next(self) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
+    def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
         """Claim the next queued job: its attempt, its launch, and its reference where the engine
         knows one beforehand."""
         with writing(durable=True) as session:
-            attempt = start_attempt(session, self.engine.host, self.engine.name, self._room.places)
+            attempt = start_attempt(
+                session, self.engine.host, self.engine.name, self._room.places, lane
+            )
             if attempt is None:
                 return None
             job = session.get_one(Job, attempt.job_id)

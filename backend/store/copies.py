@@ -72,6 +72,18 @@ def opened(path: Path) -> Iterator[Engine]:
         engine.dispose()
 
 
+def only_tables(path: Path) -> bool:
+    """Whether a database file holds tables and their indexes alone. Views and triggers would run
+    in the queries of whoever uses it, and virtual tables load code."""
+    found = "SELECT type, coalesce(sql, '') FROM sqlite_master"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        database.execute("PRAGMA trusted_schema = OFF")
+        return all(
+            kind in ("table", "index") and "VIRTUAL" not in sql.upper()
+            for kind, sql in database.execute(found)
+        )
+
+
 def daily_copies() -> list[Path]:
     """The daily copies, the newest first."""
     return sorted(copies_folder().glob("results-*.db"), reverse=True)

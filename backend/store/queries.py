@@ -17,7 +17,7 @@ from backend.errors import NotFoundError
 from backend.store.dialects.choice import dialect_of
 from backend.store.needs import waiting
 from backend.store.session import database_ms, reading
-from backend.store.states import ACTIVE, LIVE, Lane, State
+from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
 from backend.store.tables import (
     CLUSTER,
     EXAMPLE,
@@ -142,8 +142,8 @@ def reproductions(run: str | int) -> list[Job]:
 
 
 def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
-    """Queued jobs of a lane in launch order: priority (+1 per hour of waiting), then owners with
-    fewer running jobs, then first come, first served."""
+    """Queued jobs that a place of this lane takes, in launch order: priority (+1 per hour of
+    waiting), then owners with fewer running jobs, then first come, first served."""
     other = Job.__table__.alias("other")
     running = (
         select(func.count())
@@ -155,15 +155,16 @@ def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
     waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
     return (
         select(Job)
-        .where(Job.state == State.QUEUED, Job.lane == lane)
+        .where(Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]))
         .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
     )
 
 
 def queued() -> list[Job]:
-    """The queue for a slot in launch order."""
+    """The queue for a slot in launch order, jobs of seconds first: they do not wait for others."""
     with reading() as session:
-        return list(session.scalars(launch_order(database_ms(session))))
+        jobs = session.scalars(launch_order(database_ms(session)))
+        return sorted(jobs, key=lambda job: job.lane != Lane.QUICK)
 
 
 @dataclass(frozen=True)
@@ -222,14 +223,14 @@ def status() -> QueueStatus:
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
-    """Ids of the jobs queued in a lane that wait for no other run."""
+    """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
     with reading() as session:
         return list(session.scalars(_open_jobs(lane, limit)))
 
 
 @lru_cache  # the supervisor asks at every turn
 def _open_jobs(lane: Lane, limit: int | None) -> Select[int]:
-    open_jobs = (Job.state == State.QUEUED, Job.lane == lane, ~waiting())
+    open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())
     return select(Job.id).where(*open_jobs).limit(limit)
 
 

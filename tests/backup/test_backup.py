@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from backend.backup import restoring, writing
-from backend.backup.archive import Manifest
+from backend.backup.archive import ArchivedFile, Manifest
 from backend.backup.restoring import restore_backup
 from backend.backup.writing import write_backup
 from backend.errors import BackupError
@@ -59,7 +61,8 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
 
     move_to(tmp_path / "other")
     restore_backup(tmp_path / "it.tar")
-    assert record(done.run) == known
+    assert not {"settings", "variables"} & record(done.run)["environment"].keys()
+    assert record(done.run) | {"environment": {}} == known | {"environment": {}}
     assert log_file(done.run, 1).read_text() and queries.job(live.id).state == State.QUEUED
     assert wait(live.id, State.SUCCEEDED) == State.SUCCEEDED
     made = {r["step"]: r["value"] for r in queries.curve_rows(live.id) if r["name"] == "attempt"}
@@ -239,9 +242,38 @@ def smuggle(name: str, kind: bytes = tarfile.REGTYPE, declared: bool = True) -> 
     return change
 
 
+def with_statement(statement: str) -> Callable[[Path], None]:
+    """Runs a statement in the database of the archive; its checksum is right."""
+
+    def change(file: Path) -> None:
+        database = file.with_name("changed.db")
+        with rewritten(file) as (archive, manifest, held):
+            database.write_bytes(held["results.db"])
+            with closing(sqlite3.connect(database)) as opened:
+                opened.execute(statement)
+                opened.commit()
+            held["results.db"] = content = database.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            manifest.files["results.db"] = ArchivedFile(bytes=len(content), sha256=digest)
+            for name, content in held.items():
+                add(archive, name, content)
+            add(archive, "manifest.json", manifest.model_dump_json().encode())
+
+    return change
+
+
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x FROM n"
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
+        (with_statement(f"CREATE VIEW more AS {ENDLESS}"), "more than tables"),
+        (
+            with_statement("CREATE TRIGGER t AFTER UPDATE ON jobs BEGIN SELECT 1; END"),
+            "more than tables",
+        ),
+        (with_statement("CREATE VIRTUAL TABLE v USING fts5(x)"), "more than tables"),
         (change_byte, "config.json differs from its checksum"),
         (cut, "damaged or no backup"),
         (lambda file: file.write_text("no archive" * 99), "damaged or no backup"),
@@ -266,6 +298,13 @@ def test_a_bad_file_is_refused_and_leaves_nothing(
     with pytest.raises(BackupError, match=why):
         restore_backup(backup)
     assert [*settings().root.iterdir()] == []
+
+
+def test_a_restored_run_gets_the_environment_of_this_machine(backup: Path) -> None:
+    hostile = '{"settings": {"SLIMSCOPE_CACHE_DIR": "/evil"}, "variables": {"HF_HOME": "/evil"}}'
+    with_statement(f"UPDATE jobs SET environment = '{hostile}'")(backup)
+    restore_backup(backup)
+    assert [job.environment for job in queries.jobs()] == [{}]
 
 
 def test_a_folder_with_anything_in_it_is_refused(

@@ -224,7 +224,7 @@ def test_a_slot_another_supervisor_has_just_taken_is_left_alone(
         other = Attempt(job_id=second.id, n=1, token="", engine="scripted", launched_at=0)
         opened.add(other)
         opened.flush()
-        taken = update(Slot).values(attempt_id=other.id)
+        taken = update(Slot).where(Slot.number == 0).values(attempt_id=other.id)
 
     def too_late(*_: object) -> str:  # called between the look at the slot and its taking
         opened.execute(taken)

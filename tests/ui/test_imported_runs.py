@@ -170,7 +170,7 @@ COUNTED = {"refused": 0, "shown": 0}
 
 @pytest.mark.parametrize("name", examples.bundled())
 @settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 40, database=None,
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(changes=mutations())

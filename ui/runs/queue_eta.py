@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from backend.settings import settings
 from backend.store.queries import QueueStatus
+from backend.store.states import Lane
 from backend.store.tables import Job
 from jobs.submit import checked
 from ui.format import eta
@@ -21,16 +22,23 @@ def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int,
     """Job id -> seconds until it may start, for the head of the queue, up to the first job behind
     one of unknown duration; none for jobs `waiting` for another run."""
     slots = settings().slots
-    left = [math.inf if job.eta_s is None else job.eta_s for job in status.live]
-    free = sorted([*left, *[0.0] * (slots - len(left))])[-slots:]
+    free = _free_in([job for job in status.live if job.lane != Lane.QUICK], slots)
+    beside = _free_in([job for job in status.live if job.lane == Lane.QUICK], 1)
     starts: dict[int, float] = {}
     for job in (job for job in status.queued[:MAX_ESTIMATED] if job.id not in waiting):
-        at = free[0]
+        places = min(free, beside) if job.lane == Lane.QUICK else free
+        at = places[0]
         if math.isinf(at):
             break
         starts[job.id] = at
-        heapq.heapreplace(free, at + expected_seconds(job, status.finished))
+        heapq.heapreplace(places, at + expected_seconds(job, status.finished))
     return starts
+
+
+def _free_in(live: list[Job], places: int) -> list[float]:
+    """The seconds until each of so many places is free, the first first."""
+    left = [math.inf if job.eta_s is None else job.eta_s for job in live]
+    return sorted([*left, *[0.0] * (places - len(left))])[-places:]
 
 
 def expected_seconds(job: Job, finished: int) -> float:

@@ -23,6 +23,7 @@ class LaunchRequest:
         threads: the number it asks for; 0 leaves it to the settings.
         processes: how many it starts that take a GPU each.
         token: of the attempt, which nobody can guess.
+        nice: how far its processes stand back for others that need the processor.
     """
 
     attempt_id: int
@@ -35,6 +36,7 @@ class LaunchRequest:
     threads: int = 0
     processes: int = 1
     token: str = ""
+    nice: int = 0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,9 @@ class LocalEngine:
         if cores := cores_of(launch, self._slots):
             with contextlib.suppress(psutil.Error, AttributeError):  # macOS cannot pin
                 psutil.Process(child.pid).cpu_affinity(cores)
+        if launch.nice:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(child.pid).nice(launch.nice)
         return reference(child.pid)
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
