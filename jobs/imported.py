@@ -12,8 +12,8 @@ from backend.backup.run_rows import (
     JobRow,
     Number,
     ResultRow,
-    RunRow,
     Sha256,
+    StoredRow,
     Text,
 )
 from jobs.evaluation.report import KERNELS, SAMPLED, SEMI_STRUCTURED
@@ -74,7 +74,7 @@ NEEDED = {  # metric -> notes without which a page cannot show it
 REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport).items()}
 
 
-def check_row(kind: str, row: RunRow) -> None:
+def check_row(kind: str, row: StoredRow) -> None:
     """Check a row of an imported run, and complete its config.
 
     Raises:

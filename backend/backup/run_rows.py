@@ -77,7 +77,7 @@ class Checked(BaseModel):
     )
 
 
-class RunRow(Checked):
+class StoredRow(Checked):
     """A row of a table."""
 
     table: str
@@ -124,7 +124,7 @@ def _known_environment(value: Any) -> Any:
     return {name: part for name, part in value.items() if name not in NOT_TAKEN_OVER}
 
 
-class JobRow(RunRow):
+class JobRow(StoredRow):
     table: Literal["jobs"] = "jobs"
     id: Annotated[int, Field(gt=-(2**53), lt=2**53)]
     kind: Annotated[str, StringConstraints(pattern=rf"^{KIND_NAME.pattern}$")]
@@ -153,7 +153,7 @@ class JobRow(RunRow):
     lane: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,20}$")]  # set by its kind
 
 
-class AttemptRow(RunRow):
+class AttemptRow(StoredRow):
     table: Literal["attempts"] = "attempts"
     n: Annotated[int, Field(ge=1, lt=100_000)]
     engine: Annotated[str, StringConstraints(pattern=r"^[a-z]{1,40}$")]
@@ -166,7 +166,7 @@ class AttemptRow(RunRow):
     resumed_from: Note | None
 
 
-class EventRow(RunRow):
+class EventRow(StoredRow):
     table: Literal["job_events"] = "job_events"
     at: Moment
     type: Name
@@ -174,7 +174,7 @@ class EventRow(RunRow):
     text: Note
 
 
-class VoteRow(RunRow):
+class VoteRow(StoredRow):
     table: Literal["votes"] = "votes"
     voter: Name
     choice: Annotated[int, Field(ge=-1, le=8)]
@@ -182,7 +182,7 @@ class VoteRow(RunRow):
     at: Moment
 
 
-class MetricPointRow(RunRow):
+class MetricPointRow(StoredRow):
     table: Literal["metric_points"] = "metric_points"
     name: Name
     step: Annotated[int, Field(ge=0, lt=2**53)]
@@ -190,7 +190,7 @@ class MetricPointRow(RunRow):
     value: Number
 
 
-class ResultRow(RunRow):
+class ResultRow(StoredRow):
     table: Literal["results"] = "results"
     stage: Name
     metric: Name
@@ -200,19 +200,19 @@ class ResultRow(RunRow):
     details: Facts
 
 
-class StepTimeRow(RunRow):
+class StepTimeRow(StoredRow):
     table: Literal["step_times"] = "step_times"
     step: Name
     seconds: Duration
 
 
-class DecoderReportRow(RunRow):
+class DecoderReportRow(StoredRow):
     table: Literal["decoder_reports"] = "decoder_reports"
     decoder: Name
     report: dict[Name, Scalar | dict[Name, Scalar | Annotated[list[Number], Field(max_length=2)]]]
 
 
-class TensorSnapshotRow(RunRow):
+class TensorSnapshotRow(StoredRow):
     table: Literal["tensor_snapshots"] = "tensor_snapshots"
     tensor: Name
     stage: Name
@@ -245,7 +245,7 @@ class TensorSnapshotRow(RunRow):
         return self.counts, 4 * BINS
 
 
-class TensorProfileRow(RunRow):
+class TensorProfileRow(StoredRow):
     table: Literal["tensor_profiles"] = "tensor_profiles"
     tensor: Name
     stage: Name
@@ -268,7 +268,7 @@ class TensorProfileRow(RunRow):
         return self.values, 4 * math.prod(self.shape)
 
 
-class ArtifactRow(RunRow):
+class ArtifactRow(StoredRow):
     table: Literal["artifacts"] = "artifacts"
     kind: Name
     path: Annotated[str, StringConstraints(max_length=1000), AfterValidator(_name)]
@@ -282,9 +282,9 @@ AnyRow = Annotated[
     | DecoderReportRow | TensorSnapshotRow | TensorProfileRow | ArtifactRow,
     Field(discriminator="table"),
 ]  # fmt: skip
-LINE: TypeAdapter[RunRow] = TypeAdapter(AnyRow)
-MODELS: dict[str, type[RunRow]] = {
-    model.model_fields["table"].default: model for model in RunRow.__subclasses__()
+LINE: TypeAdapter[StoredRow] = TypeAdapter(AnyRow)
+MODELS: dict[str, type[StoredRow]] = {
+    model.model_fields["table"].default: model for model in StoredRow.__subclasses__()
 }
 TABLES: dict[str, type[Table]] = {
     table.__tablename__: table
@@ -294,7 +294,7 @@ TABLES: dict[str, type[Table]] = {
     )
 }  # fmt: skip
 
-Check = Callable[[str, RunRow], None]
+Check = Callable[[str, StoredRow], None]
 """Raises an error for a row that runs of this kind do not store; called with the kind and each row,
 the run itself first, whose config it may complete."""
 
@@ -311,7 +311,7 @@ def line_of(table: str, columns: dict[str, Any]) -> bytes:
     return row.model_dump_json(exclude_unset=True).encode() + b"\n"
 
 
-def unpacked_bytes(row: RunRow) -> int:
+def unpacked_bytes(row: StoredRow) -> int:
     """How many bytes the packed part of a row unpacks to, which its other columns say.
 
     Raises:

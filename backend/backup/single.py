@@ -30,7 +30,7 @@ from backend.backup.run_rows import (
     AttemptRow,
     Check,
     JobRow,
-    RunRow,
+    StoredRow,
     line_of,
     unpacked_bytes,
 )
@@ -150,7 +150,7 @@ class RunImport:
             self._check_row(row)
         self._check_files()
 
-    def _rows(self) -> Iterator[RunRow]:
+    def _rows(self) -> Iterator[StoredRow]:
         """The rows, one after the other.
 
         Raises:
@@ -169,7 +169,7 @@ class RunImport:
                     why = f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
                     raise self._archive.damaged(why) from error
 
-    def _check_row(self, row: RunRow) -> None:
+    def _check_row(self, row: StoredRow) -> None:
         """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
         it says; and for a file that takes too long to check."""
         if isinstance(row, JobRow) and row is not self._job:
@@ -233,7 +233,7 @@ class RunImport:
                     yield row.table, waiting.pop(row.table)
         yield from waiting.items()
 
-    def _moved(self, row: RunRow, job: Job) -> dict[str, Any]:
+    def _moved(self, row: StoredRow, job: Job) -> dict[str, Any]:
         values = row.columns() | {"job_id": job.id}
         if isinstance(row, AttemptRow):
             values |= {"token": secrets.token_hex(16), "engine_ref": None}

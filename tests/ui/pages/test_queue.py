@@ -87,7 +87,8 @@ def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
     assert {k: new.config[k] for k in old.config} == old.config
 
 
-def test_a_waiting_run_can_be_put_first(seeded: Settings) -> None:
+def test_a_waiting_run_can_be_put_first(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)
     act(pressed("retry", "sds-0004"), asked())
     assert "next-sds-0003" not in board() and "next-sds-0006" in board()
     act(pressed("next", "sds-0006"), asked())

@@ -20,9 +20,8 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from jobs.record import record
 from jobs.submit import submit
-from tests.queue.conftest import HOST, Wait, loop, queue, running, wait
+from tests.queue.conftest import HOST, Wait, running
 
-__all__ = ["loop", "queue", "wait"]
 pytestmark = pytest.mark.sqlite("it stores values of any type")
 
 DEEP = "[" * 100_000 + "]" * 100_000
