@@ -55,7 +55,7 @@ CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dlqat", {**TEXT, **FLOAT32, **TRAINED, "distil": True, "seed": 1}),
     ("amphista", {**DRAFTER, **FLOAT32, "architecture": "hydra"}),
 )
-ANSWERS = {"models": "toy", "prompt": "Once upon a time", "max_new_tokens": 64}
+ANSWERS = {"sides": "toy", "prompt": "Once upon a time", "max_new_tokens": 64}
 PAUSE_S, LONGEST_S = 2.0, 3600.0
 PATIENCE = 1_000  # retries: the storm ends, and is not to decide what is lost
 

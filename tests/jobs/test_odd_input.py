@@ -1,0 +1,106 @@
+"""Configs and pipelines with anything in them: accepted, or refused with a sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backend.errors import SlimscopeError
+from backend.store.migrate import upgrade
+from backend.store.session import engine_for
+from jobs import pipeline, submit
+from jobs.kind import kinds
+
+EXAMPLES = 60 * int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))
+ODD = st.sampled_from([
+    None, True, -1, 0, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "x",
+    "\0", "../../etc/passwd", "/", "~", "http://127.0.0.1:1/x", "toy", "toy,toy", "sds-0001",
+    "example-", "sds-example", "2:4", "0:0", "4:2", "1e400%", "-50%", "100.1%", "*", "a" * 5000,
+    "q_proj=2:4," * 100, "\x1b[31m", "\u202e", "\ud800", [], [[]], ["toy"], {}, {"x": 1}, b"x",
+])  # fmt: skip
+BASE: Mapping[str, dict[str, Any]] = {
+    kind: {"sides": "toy", "prompt": "One day"} if kind == "generate" else {"model": "toy"}
+    for kind in (
+        "sds",
+        "dlqat",
+        "amphista",
+        "speed",
+        "generate",
+        "evaluation",
+        "statistics",
+        "gguf",
+    )
+}
+QUIET = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+
+@pytest.fixture
+def tables(data_dir: Path) -> Iterator[None]:
+    upgrade()
+    yield
+    engine_for.cache_clear()
+
+
+def said(error: SlimscopeError) -> str:
+    """The sentence of an error, which has one, and names a field that exists."""
+    assert error.what and len(str(error)) < 3_000
+    return str(error)
+
+
+def test_every_kind_is_attacked() -> None:
+    assert BASE.keys() == kinds().keys()
+
+
+@pytest.mark.parametrize("kind", BASE)
+@QUIET
+@given(data=st.data())
+def test_a_config_is_accepted_or_refused(tables: None, kind: str, data: st.DataObject) -> None:
+    names = st.sampled_from([*kinds()[kind].config.model_fields, "no_such_field"])
+    values = BASE[kind] | data.draw(st.dictionaries(names, ODD, min_size=1, max_size=3))
+    try:
+        config, estimate = submit.checked(kind, values)
+    except SlimscopeError as error:
+        said(error)
+        return
+    assert config.model_dump(mode="json") and estimate.bytes >= 0
+
+
+TEXT = pipeline.preset("prune, quantise, draft", "toy")
+PIECES = st.sampled_from([
+    "", "- sds: {}", "steps:", "model: toy", "[", "{", "}", "&a", "*a", "!!python/object:os.system",
+    "? ", ": ", "- ", "\t", "\n", "- nothing: {}", "alone: yes", "preset: none", "0", "2:4", "null",
+    "!!int x", "!!binary x", "- sds: [1]", "- [sds]", "pattern:", "\0", "\ud800", "<<: {a: b}",
+])  # fmt: skip
+
+
+@QUIET
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, len(TEXT)), st.integers(0, 30), PIECES), max_size=4),
+    depth=st.sampled_from([0, 0, 0, 5_000]),
+)
+def test_a_pipeline_is_read_or_refused(
+    tables: None, cuts: list[tuple[int, int, str]], depth: int
+) -> None:
+    text = TEXT
+    for start, length, piece in cuts:
+        text = text[:start] + piece + text[start + length :]
+    text = text + "[" * depth
+    try:
+        assert pipeline.plan(pipeline.read(text))
+    except SlimscopeError as error:
+        said(error)
+
+
+@pytest.mark.parametrize("kind", ["", "nothing", "../sds", "sds\0"])
+def test_a_kind_is_one_there_is(tables: None, kind: Any) -> None:
+    with pytest.raises(SlimscopeError):
+        submit.checked(kind, {})
