@@ -26,7 +26,7 @@ from pydantic import (
 
 from backend.printable import one_line, printable
 from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
-from backend.statistics.tensors import BINS, QUANTILES
+from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
 from backend.store.tables import (
     KIND_NAME,
     Artifact,
@@ -43,10 +43,6 @@ from backend.store.tables import (
 )
 
 LARGEST_PROFILE = 2**26  # bytes, unpacked
-BASE_STATISTICS = frozenset({
-    "zero_share", "near_zero", "mean", "std", "skewness", "kurtosis", "min", "max", "smallest",
-    "l1", "l2", "dense_std",
-})  # fmt: skip
 NOT_TAKEN_OVER = ("settings", "variables", "host")  # of the environment: of another machine
 
 
@@ -219,7 +215,7 @@ class TensorSnapshotRow(StoredRow):
     step: Small
     block: Annotated[int, Field(ge=-1, lt=100_000)]
     module: Name
-    n: Count
+    n: Annotated[int, Field(ge=1, lt=2**53)]
     zeros: Count
     below: Count
     above: Count

@@ -23,6 +23,7 @@ from backend.store.tables import (
     EXAMPLE,
     Artifact,
     Attempt,
+    DamagedJson,
     DecoderRow,
     Event,
     Job,
@@ -443,6 +444,7 @@ def tensor_rows(run: str | int) -> list[dict[str, Any]]:
     )
     with reading() as session:
         rows = [dict(row._mapping) for row in session.execute(query)]
+    rows = [row for row in rows if row["n"] and not isinstance(row["stats"], DamagedJson)]
     names = dict.fromkeys(name for row in rows for name in row["stats"])
     for row in rows:
         stats = row.pop("stats")

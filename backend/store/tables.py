@@ -12,6 +12,7 @@ import math
 import re
 import zlib
 from sys import intern
+from types import NoneType
 from typing import Any
 
 from sqlalchemy import (
@@ -88,20 +89,26 @@ class JsonColumn(TypeDecorator[Any]):
     Args:
         kind: `dict` or `list`.
         optional: whether there may be none.
+        items: of a list, what its items are.
     """
 
     impl = JSON
     cache_ok = True
 
-    def __init__(self, kind: type, optional: bool = False) -> None:
+    def __init__(
+        self, kind: type, optional: bool = False, items: tuple[type, ...] = (object,)
+    ) -> None:
         super().__init__()
-        self.kind, self.optional = kind, optional
+        self.kind, self.optional, self.items = kind, optional, items
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         """The stored value, or what stands in for it."""
-        if isinstance(value, self.kind) or (value is None and self.optional):
+        if value is None and self.optional:
             return value
-        return DamagedJson() if self.kind is dict else DamagedList()
+        if self.kind is dict:
+            return value if isinstance(value, dict) else DamagedJson()
+        whole = isinstance(value, list) and all(isinstance(item, self.items) for item in value)
+        return value if whole else DamagedList()
 
 
 def write_json(value: Any) -> str:
@@ -134,9 +141,9 @@ class Table(DeclarativeBase):
         int: BigInteger().with_variant(Integer, "sqlite"),
         dict[str, Any]: JsonColumn(dict),
         list[Any]: JsonColumn(list),
-        list[float]: JsonColumn(list),
-        list[int]: JsonColumn(list),
-        list[str]: JsonColumn(list),
+        list[float]: JsonColumn(list, items=(float, int, NoneType)),
+        list[int]: JsonColumn(list, items=(int,)),
+        list[str]: JsonColumn(list, items=(str,)),
     }
 
 

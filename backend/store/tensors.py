@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 import numpy as np
 from sqlalchemy import select
 
-from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.statistics.tensors import BASE_STATISTICS, QUANTILES, TensorProfile, TensorSnapshot
 from backend.store.queries import job_id
 from backend.store.session import reading
 from backend.store.tables import ProfileRow, TensorRow
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
@@ -21,7 +26,7 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
     with reading() as session:
         rows = session.scalars(query.order_by(TensorRow.step, TensorRow.stage))
-        return [_snapshot(row) for row in rows]
+        return _readable(rows, _snapshot)
 
 
 def module_snapshots(
@@ -35,7 +40,7 @@ def module_snapshots(
         query = query.where(TensorRow.block.in_([*blocks]))
     with reading() as session:
         rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step, TensorRow.stage))
-        return [_snapshot(row) for row in rows]
+        return _readable(rows, _snapshot)
 
 
 def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[TensorSnapshot]:
@@ -45,10 +50,21 @@ def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[T
     )
     order = (TensorRow.step, TensorRow.tensor, TensorRow.stage)
     with reading() as session:
-        return [_snapshot(row) for row in session.scalars(query.order_by(*order))]
+        return _readable(session.scalars(query.order_by(*order)), _snapshot)
+
+
+def _readable(rows: Iterable[R], read: Callable[[R], T]) -> list[T]:
+    """What can be read of the rows; a damaged one is left out."""
+    found: list[T] = []
+    for row in rows:
+        with suppress(zlib.error, ValueError, TypeError):
+            found.append(read(row))
+    return found
 
 
 def _snapshot(row: TensorRow) -> TensorSnapshot:
+    if not row.stats.keys() >= BASE_STATISTICS or len(row.quantiles) != len(QUANTILES):
+        raise ValueError(f"The statistics of {row.tensor} are damaged.")
     counts = np.frombuffer(zlib.decompress(row.counts), dtype="<u4").astype(np.int64)
     return TensorSnapshot(
         row.tensor,
@@ -75,7 +91,7 @@ def profiles(run: str | int, tensor: str, name: str | None = None) -> list[Tenso
         query = query.where(ProfileRow.name == name)
     order = (ProfileRow.name, ProfileRow.stage, ProfileRow.step)
     with reading() as session:
-        return [_profile(row) for row in session.scalars(query.order_by(*order))]
+        return _readable(session.scalars(query.order_by(*order)), _profile)
 
 
 def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfile]:
@@ -85,7 +101,7 @@ def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfil
     )
     with reading() as session:
         rows = session.scalars(query.order_by(ProfileRow.block, ProfileRow.step))
-        return [_profile(row) for row in rows]
+        return _readable(rows, _profile)
 
 
 def _profile(row: ProfileRow) -> TensorProfile:

@@ -9,12 +9,12 @@ up to the prefill, which is part of every response and not sped up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from backend.store import queries
-from backend.store.tables import DamagedJson
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import extent
 
@@ -150,8 +150,10 @@ def path_named(name: str) -> tuple[int, ...]:
 
 def decoder_reports(run: str | int) -> list[DecoderReport]:
     """The decoders of a speed run, vanilla first, then the fastest; a damaged row is none."""
-    stored = [row.report for row in queries.decoder_rows(run)]
-    reports = [DecoderReport.from_record(row) for row in stored if not isinstance(row, DamagedJson)]
+    reports: list[DecoderReport] = []
+    for row in queries.decoder_rows(run):
+        with suppress(TypeError, ValueError, AttributeError):
+            reports.append(DecoderReport.from_record(row.report))
     return sorted(reports, key=lambda report: (report.name != VANILLA, -report.speed_up))
 
 

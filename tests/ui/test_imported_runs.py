@@ -15,6 +15,7 @@ import gradio as gr
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from backend.backup import archive as layout
 from backend.backup import examples
@@ -24,7 +25,7 @@ from backend.backup.writing import SourceFile, write_archive
 from backend.errors import BackupError, SlimscopeError
 from backend.store import queries
 from backend.store.migrate import upgrade
-from backend.store.session import engine_for
+from backend.store.session import engine_for, writing
 from backend.store.tables import Job
 from jobs.cli.tables import runs_table
 from jobs.imported import check_row
@@ -188,3 +189,39 @@ def test_an_odd_file_is_refused_or_shown(
 
 def test_the_attack_reached_the_pages() -> None:
     assert COUNTED["refused"] > EXAMPLES and COUNTED["shown"] > EXAMPLES // 4, COUNTED
+
+
+JUNK = ("null", "[1]", '"x"', "7", '{"x": [1]}', "[" * 5_000 + "]" * 5_000)
+COLUMNS = {
+    "sds-example": ("jobs.config", "jobs.environment", "jobs.error", "jobs.tags", "results.details",
+                    "tensor_snapshots.stats", "tensor_snapshots.quantiles",
+                    "tensor_snapshots.counts", "tensor_profiles.shape",
+                    "tensor_profiles.values"),
+    "speed-example": ("decoder_reports.report", "results.details"),
+    "generate-example": ("jobs.config", "attempts.engine_ref"),
+}  # fmt: skip
+
+
+@pytest.mark.sqlite("it stores values of any type")
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_damaged_row_is_shown_as_damaged(
+    name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    job = imported(bundles[name], b"", tmp_path)
+    for place in COLUMNS[name]:
+        table, column = place.split(".")
+        column = f'"{column}"'  # one of them is a word of SQL
+        for junk in JUNK:
+            with writing() as session:
+                connection = session.connection()
+                before = connection.execute(text(f"SELECT rowid, {column} FROM {table}")).all()
+                connection.execute(text(f"UPDATE {table} SET {column} = :junk"), {"junk": junk})
+            try:
+                drawn_everywhere(queries.job(job.id))
+            except Exception as error:
+                error.add_note(f"{place} = {junk[:20]}")
+                raise
+            with writing() as session:
+                again = text(f"UPDATE {table} SET {column} = :old WHERE rowid = :row")
+                rows = [{"row": row, "old": old} for row, old in before]
+                session.connection().execute(again, rows)

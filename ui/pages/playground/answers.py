@@ -49,10 +49,9 @@ def answers_of(job: Job, voter: str) -> list[Answer]:
     """The columns as `voter` may see them; all but the first are compared with the first."""
     hidden, sides = is_hidden(job, voter), display_order(job)
     texts = {side: read_transcript(job.run, side) for side in sides}
-    first = texts[sides[0]]
     return [
         _answer(job, side, letter if len(sides) > 1 else "", texts[side], hidden,
-                first if side != sides[0] else None)
+                texts[sides[0]] if side != sides[0] else None)
         for side, letter in zip(sides, LETTERS, strict=False)
     ]  # fmt: skip
 
