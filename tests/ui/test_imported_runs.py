@@ -208,10 +208,10 @@ def test_a_damaged_row_is_shown_as_damaged(
     name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
     job = imported(bundles[name], b"", tmp_path)
-    for place in COLUMNS[name]:
+    for number, place in enumerate(COLUMNS[name]):
         table, column = place.split(".")
         column = f'"{column}"'  # one of them is a word of SQL
-        for junk in JUNK:
+        for junk in JUNK if EXAMPLES > 40 else (JUNK[number % len(JUNK)],):
             with writing() as session:
                 connection = session.connection()
                 before = connection.execute(text(f"SELECT rowid, {column} FROM {table}")).all()
