@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
+from backend.models.loading import load
 from backend.models.sources.catalogue import entries, inspect
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
@@ -197,7 +198,71 @@ def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
 def test_a_link_inside_a_folder_may_not_lead_out(folder, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "elsewhere")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert "outside the folders" in refusal(folder).why
+    assert "outside the folder" in refusal(folder).why
+
+
+NESTED = "additional_chat_templates/default.jinja"  # which transformers reads
+
+
+@pytest.mark.parametrize("name", [NESTED, "chat_template.jinja", "notes", "a/b/c/d"])
+@pytest.mark.parametrize("kind", ["file outside", "folder outside", "nothing", "circle"])
+def test_no_link_at_any_depth_may_lead_out_or_nowhere(folder, tmp_path, name, kind):
+    secret = tmp_path / "outside" / "secret.jinja"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    link = folder / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = {"file outside": secret, "folder outside": secret.parent, "circle": link}
+    link.symlink_to(target.get(kind, folder / "nothing"))
+    assert f"{name} is a link" in refusal(folder).why
+    for use in (materialise, load):
+        with pytest.raises(ModelError, match="is a link"):
+            use(str(folder))
+    entry = next(entry for entry in entries() if entry.name == str(folder))
+    assert not entry.ready and "is a link" in entry.refused
+
+
+@pytest.mark.parametrize(("place", "allowed"), [("models--org--small", True), ("mine", False)])
+def test_only_a_snapshot_of_the_hub_links_to_files_beside_it(
+    data_dir, tmp_path, monkeypatch, place, allowed
+):
+    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(tmp_path)]))
+    settings.cache_clear()
+    snapshot, blobs = tmp_path / place / "snapshots" / "abc", tmp_path / place / "blobs"
+    shutil.copytree(TOY_FOLDER, snapshot)
+    (snapshot / "model.safetensors").rename(tmp_path / place / "blobs")
+    (snapshot / "model.safetensors").symlink_to(blobs)
+    assert inspect(str(snapshot)) if allowed else "is a link" in refusal(snapshot).why
+
+
+def test_a_folder_of_many_models_is_none(folder, monkeypatch):
+    monkeypatch.setattr("backend.models.sources.folder.MOST_ENTRIES", 3)
+    assert "more than 3 files" in refusal(folder).why
+
+
+def test_a_bad_entry_hides_only_itself(folder):
+    models = folder.parent
+    for name, target in {
+        "a": "a",
+        "b": "c",
+        "c": "b",
+        "d.gguf": "d.gguf",
+        "e.gguf": "none",
+    }.items():
+        (models / name).symlink_to(models / target)
+    (models / "f").mkdir()
+    (models / "f" / "config.json").symlink_to("config.json")
+    (models / "f" / "model.safetensors").symlink_to("/etc/hostname")
+    listed = {entry.name: entry.ready for entry in entries()}
+    assert listed[str(folder)] and not any(name.endswith(".gguf") for name in listed)
+    assert listed.get(str(models / "f")) in (None, False)
+    for name in "abcd":
+        assert "links to nothing" in refusal(models / (name + ".gguf" * (name == "d"))).why
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".gguf", "a\0b", "~nobody-of-that-name/x"])
+def test_a_name_that_no_file_can_have_is_refused(current, name):
+    assert refusal(name if name[0] == "~" else current.root / "models" / name)
 
 
 def test_a_path_that_is_not_there(current):
