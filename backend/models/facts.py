@@ -19,7 +19,7 @@ from backend.models.families.stored import IN_BLOCK, block_matrices, compressed,
 from backend.models.families.support import ModelSupport, support_of, unsupported
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+NOT_PARAMETERS = re.compile(r".*(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 BIDIRECTIONAL = re.compile(r"\w*(Bert|BERT|Roberta|RoBERTa|Electra|Erine|Rembert|RoFormer)\w*")
 EMBEDDINGS = (
@@ -201,8 +201,8 @@ def _check_names(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
 
 def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
     for name, tensor in tensors.items():
-        matrix = name.endswith(".weight") and IN_BLOCK.fullmatch(name)
-        if matrix and tensor.dtype not in DTYPES:
+        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
+        if parameter and tensor.dtype not in DTYPES:
             raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 

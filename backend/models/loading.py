@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,11 +29,13 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from backend.errors import ModelError
-from backend.models.block_offload import each_parameter, stream_from
+from backend.models.block_forward import after_blocks, open_stream, run_block
+from backend.models.block_offload import each_parameter, is_streamed, stream_from
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
+from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.folder import adapter_error
@@ -40,6 +43,10 @@ from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
 
+SOME = 8  # tokens of the pass that checks a model
+CONFIG = (
+    "Check config.json against that of the original model, such as rope_theta and rms_norm_eps."
+)
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -87,7 +94,48 @@ def load(
     facts = inspect(spec)  # again: setting up a model gives more precise facts
     model, tokenizer = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
+    return self_checked(model, tokenizer, facts)
+
+
+@torch.no_grad()
+def self_checked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts
+) -> LoadedModel:
+    """The loaded model, after a forward pass over `SOME` tokens whose logits have to be finite:
+    finite weights under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies
+    are looked at, too: attention of PyTorch leaves out scores that are not numbers. The pass reads
+    every weight once from memory; of a streamed model its first block is read from disk and run,
+    the others are of the same config.
+
+    Raises:
+        ModelError: the model cannot be run, or its logits are not finite.
+    """
+    ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
+    try:
+        logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
+    except ModelError:
+        raise
+    except Exception as error:  # a config can break the forward pass in any way
+        if is_out_of_memory(error):
+            raise
+        why = f"A forward pass over {ids.numel()} tokens fails: {error}."
+        raise _refused(facts, why, CONFIG) from error
+    frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
+    if not all(map(all_finite, [logits, *frequencies])):
+        why = "Its logits or rotary frequencies are not finite, though its weights are."
+        raise _refused(facts, why, CONFIG)
     return LoadedModel(model, tokenizer, facts)
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids.to(model.device), use_cache=False).logits
+
+
+def _logits_of_first_block(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """As if the model had no other blocks."""
+    stream = open_stream(model, ids, 1)
+    (hidden,) = run_block(model, stream, 0, stream.hidden)
+    return after_blocks(model, ids.to(model.device), hidden)
 
 
 def _read(

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.errors import ModelError
@@ -139,7 +139,42 @@ def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
 def test_weights_nothing_here_can_treat(folder, name, shape, dtype, reason):
     save_file({name: np.zeros(shape, dtype)}, folder / "model-2.safetensors")
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    index = {"weight_map": {name: "model-2.safetensors", "other": "model-1.safetensors"}}
+    index = {
+        "weight_map": {name: "model-2.safetensors", "model.norm.weight": "model-1.safetensors"}
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert reason in refusal(folder).why
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8"])
+def test_parameters_that_are_no_floats_are_refused(folder, name, dtype):
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = weights[name].astype(dtype)
+    save_file(weights, folder / "model.safetensors")
+    assert f"{name} is stored as" in refusal(folder).why
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("other.safetensors", "which is not in it"),
+        ("../mine/model-1.safetensors", "not a file in the folder"),
+        ("/etc/passwd", "not a file in the folder"),
+        ("config.json", "not a file in the folder"),
+        ("..\\model-1.safetensors", "not a file in the folder"),
+        (3, "not a file in the folder"),
+        (["model-1.safetensors"], "not a file in the folder"),
+    ],
+)
+def test_an_index_that_names_another_file_is_refused(folder, file, reason):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    save_file({"something": np.zeros(1, "float32")}, folder / "other.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert inspect(str(folder))
+    index["weight_map"]["model.norm.weight"] = file
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert reason in refusal(folder).why
 
