@@ -383,7 +383,7 @@ int32_t forward(const Model* model, const Pass* pass) try {
   Buffers shared;
   shared.x.resize(n * model->width);
   shared.heads.resize(n * (model->heads + 2 * model->kv_heads) * d);
-  shared.mixed.resize(n * std::max(2 * model->inner, model->width + LANES));
+  shared.mixed.resize(n * std::max(2 * (size_t)model->inner, (size_t)model->width + LANES));
   shared.attended.resize(n * model->heads * d);
   shared.gated.resize(n * model->inner);
   Barrier barrier(pass->threads);
