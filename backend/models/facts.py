@@ -126,6 +126,7 @@ def facts_from(
     matrices = block_matrices(family, tensors)
     _check_dtypes(spec, tensors)
     _check_heads(spec, text)
+    _check_labels(spec, config)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantised))
@@ -220,6 +221,14 @@ def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
         size(spec, config, "head_dim")
     elif hidden % heads:
         raise refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
+
+
+def _check_labels(spec: str, config: Mapping[str, Any]) -> None:
+    """Check the number of labels, which a language model has no use for: transformers makes a name
+    for each of them."""
+    for part in (config, text_config(config)):
+        if part.get("num_labels") is not None:
+            size(spec, part, "num_labels", most=sizes.MAX_LABELS)
 
 
 def _check_shapes(

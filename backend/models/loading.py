@@ -177,6 +177,7 @@ def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ids = set(tokenizer.get_vocab().values()) - special
+        tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
     except Exception as error:  # on malformed files transformers can raise anything
         why = f"transformers cannot read its tokenizer: {error}."
         raise _refused(facts, why, "Copy the tokenizer of the original model.") from error

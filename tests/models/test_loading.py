@@ -104,6 +104,14 @@ def test_missing_weights_are_not_made_up(own_folder):
         load(str(own_folder))
 
 
+def test_a_tokenizer_whose_config_breaks_it_is_refused(own_folder):
+    config = json.loads((own_folder / "tokenizer_config.json").read_text())
+    config |= {"model_max_length": ""}
+    (own_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot read its tokenizer"):
+        load(str(own_folder))
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
     "change",

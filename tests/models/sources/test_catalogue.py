@@ -106,6 +106,8 @@ def refusal(spec) -> ModelError:
         ({"architectures": None}, "not a causal language model"),
         ({"num_hidden_layers": 4}, "specifies 4 blocks"),
         ({"vocab_size": "many"}, "no vocab_size"),
+        ({"num_labels": 2**31}, "num_labels"),
+        ({"num_labels": []}, "num_labels"),
     ],
 )
 def test_a_config_nothing_here_can_treat(folder, changes, reason):
