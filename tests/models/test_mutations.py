@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +20,21 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, PreTrainedModel
 
+from backend.checkpoints import MANIFEST
 from backend.errors import SlimscopeError
-from backend.models.loading import load
+from backend.export.layouts import Layout
+from backend.models.block_forward import each_logits
+from backend.models.loading import LoadedModel, load
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings as our_settings
+from jobs.fields.base_model import resolve_model
+from jobs.runtime.loading import load_decoding, load_whole
 from tests.models.sources.test_gguf import write_toy
+from tests.models.sources.test_quantised import packed_toy
 
 ATTACK = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
+MUTATED = "models/mutated"
+CONTEXT: Any = SimpleNamespace(log=lambda line: None)
 MOST_MEMORY = 2**20  # KiB that may be added
 NASTY = st.sampled_from(
     [0, -1, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 0.0, -1.0, 0.5, 1e-300,
@@ -75,6 +84,13 @@ def gguf(home: Path) -> bytes:
     return write_toy(home / "whole.gguf").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def packed_folder(home: Path) -> Path:
+    packed_toy(home / "packed", Layout("compressed-tensors", 4, 32, "symmetric"))
+    (home / "packed" / MANIFEST).unlink(missing_ok=True)  # which would tell of any change
+    return home / "packed"
+
+
 @pytest.fixture
 def gpt2(make: Callable[..., PreTrainedModel], home: Path) -> Path:
     """A model with learned positions, whose weights are stored [in, out]."""
@@ -88,24 +104,41 @@ def gpt2(make: Callable[..., PreTrainedModel], home: Path) -> Path:
 
 
 def copy_of(folder: Path, home: Path) -> Path:
-    target = home / "models" / "mutated"
+    target = home / MUTATED
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target)
     return target
 
 
-def stands_or_is_refused(spec: Path) -> None:
+def whole(spec: Path) -> LoadedModel:
+    return load(str(spec))
+
+
+def streamed(spec: Path) -> LoadedModel:
+    return load(str(spec), streamed=True)
+
+
+def unpacked(spec: Path) -> LoadedModel:
+    return load_whole(resolve_model(str(spec)), "cpu", torch.float32, CONTEXT)
+
+
+def packed(spec: Path) -> LoadedModel:
+    return load_decoding(resolve_model(str(spec)), "cpu", torch.bfloat16, CONTEXT)
+
+
+def stands_or_is_refused(spec: Path, load_it: Callable[[Path], LoadedModel] = whole) -> None:
     """The one thing that has to hold."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        loaded = load(str(spec))
+        loaded = load_it(spec)
     except SlimscopeError as error:
         assert error.what and (error.why or error.do), repr(error)
         event("refused")
     else:
         ids = torch.tensor([[1, 5, 3, 2, 9, 4]]) % loaded.facts.vocabulary
+        ids = ids[:, : loaded.facts.context]
         with torch.no_grad():
-            assert loaded.model(input_ids=ids[:, : loaded.facts.context]).logits.isfinite().all()
+            assert all(x.isfinite().all() for x in each_logits(loaded.model, ids, 1))
         event("loaded")
         loaded.tokenizer.decode(loaded.tokenizer.encode("One day a cat"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY
@@ -154,16 +187,16 @@ def mutate_bytes(content: bytes, data: st.DataObject, most: int) -> bytes:
 
 
 @pytest.mark.parametrize("base", ["toy", "gpt2"])
-@many(20)
+@many(30)
 @given(data=st.data())
 def test_config(home: Path, gpt2: Path, base: str, data: st.DataObject) -> None:
     folder = copy_of(TOY_FOLDER if base == "toy" else gpt2, home)
     file = data.draw(st.sampled_from(["config.json"] * 3 + ["generation_config.json"]))
     mutate_json(folder / file, data, CONFIG_KEYS)
-    stands_or_is_refused(folder)
+    stands_or_is_refused(folder, data.draw(st.sampled_from([whole, streamed])))
 
 
-@many(20)
+@many(30)
 @given(data=st.data())
 def test_tokenizer(home: Path, data: st.DataObject) -> None:
     folder = copy_of(TOY_FOLDER, home)
@@ -172,11 +205,25 @@ def test_tokenizer(home: Path, data: st.DataObject) -> None:
     stands_or_is_refused(folder)
 
 
-@many(25)
+@many(30)
 @given(data=st.data())
 def test_safetensors(home: Path, data: st.DataObject) -> None:
-    folder = copy_of(TOY_FOLDER, home)
-    path = folder / "model.safetensors"
+    mutate_safetensors(copy_of(TOY_FOLDER, home) / "model.safetensors", data)
+    stands_or_is_refused(home / MUTATED, data.draw(st.sampled_from([whole, streamed])))
+
+
+@many(30)
+@given(data=st.data())
+def test_packed(home: Path, packed_folder: Path, data: st.DataObject) -> None:
+    folder = copy_of(packed_folder, home)
+    if data.draw(st.booleans()):
+        mutate_json(folder / "config.json", data, ["quantization_config"])
+    else:
+        mutate_safetensors(folder / "model.safetensors", data)
+    stands_or_is_refused(folder, data.draw(st.sampled_from([unpacked, packed])))
+
+
+def mutate_safetensors(path: Path, data: st.DataObject) -> None:
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     if data.draw(st.booleans()):
@@ -186,7 +233,6 @@ def test_safetensors(home: Path, data: st.DataObject) -> None:
         mutate(header, data, ["__metadata__"])
         text = json.dumps(header).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    stands_or_is_refused(folder)
 
 
 @many(6)
