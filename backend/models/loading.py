@@ -10,7 +10,8 @@ A model that does not fit into memory is loaded *streamed*; see `backend.models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from backend.errors import ModelError
+from backend.errors import ModelError, SlimscopeError
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.block_offload import each_parameter, is_streamed, stream_from
 from backend.models.facts import ModelFacts
@@ -47,6 +48,7 @@ SOME = 8  # tokens of the pass that checks a model
 CONFIG = (
     "Check config.json against that of the original model, such as rope_theta and rms_norm_eps."
 )
+COMPLETE = "Check that the folder is complete and the architecture is supported."
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -111,15 +113,8 @@ def self_checked(
         ModelError: the model cannot be run, or its logits are not finite.
     """
     ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
-    try:
+    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
         logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
-    except ModelError:
-        raise
-    except Exception as error:  # a config can break the forward pass in any way
-        if is_out_of_memory(error):
-            raise
-        why = f"A forward pass over {ids.numel()} tokens fails: {error}."
-        raise _refused(facts, why, CONFIG) from error
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
         why = "Its logits or rotary frequencies are not finite, though its weights are."
@@ -144,17 +139,8 @@ def _read(
     logging.disable_progress_bar()
     read = _streamed if streamed else _whole
     tokenizer = load_tokenizer(folder, facts)
-    try:
+    with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
-    except ModelError:
-        raise
-    except Exception as error:  # on malformed files transformers can raise anything
-        if is_out_of_memory(error):
-            raise
-        why = f"transformers cannot read it: {error}."
-        raise _refused(
-            facts, why, "Check that the folder is complete and the architecture is supported."
-        ) from error
     if missing:
         why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
         raise _refused(facts, why, "Download the model again.")
@@ -167,20 +153,32 @@ def _read(
     return model.eval(), tokenizer
 
 
+@contextmanager
+def refusing(
+    facts: ModelFacts, what: str = "transformers cannot read it", do: str = COMPLETE
+) -> Iterator[None]:
+    """Turns every error but those of ours, and of memory, into one that refuses the model: on
+    malformed files transformers can raise anything."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SlimscopeError) or is_out_of_memory(error):
+            raise
+        raise _refused(facts, f"{what}: {error}.", do) from error
+
+
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder of a model.
 
     Raises:
         ModelError: it is missing, damaged, or has tokens without an embedding.
     """
-    try:
+    do = "Copy the tokenizer of the original model."
+    with refusing(facts, "transformers cannot read its tokenizer", do):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ids = set(tokenizer.get_vocab().values()) - special
         tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
-    except Exception as error:  # on malformed files transformers can raise anything
-        why = f"transformers cannot read its tokenizer: {error}."
-        raise _refused(facts, why, "Copy the tokenizer of the original model.") from error
     check_ids(folder, max(ids, default=-1), facts.vocabulary)
     return tokenizer
 

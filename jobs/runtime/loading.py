@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backend.export.reading import load_dequantised, load_packed
-from backend.models.loading import LoadedModel, load, load_tokenizer, self_checked
+from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
 from backend.native.model import decoding_dtype
 from backend.text.slices import (
@@ -87,7 +87,8 @@ def load_whole(
         )
     context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantised}).")
     tokenizer = load_tokenizer(Path(base.source), base.facts)
-    model = load_dequantised(Path(base.source), dtype)
+    with refusing(base.facts):
+        model = load_dequantised(Path(base.source), dtype)
     return self_checked(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
 
 
@@ -102,7 +103,8 @@ def _load_dense(
 def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
     folder = Path(base.source)
     tokenizer = load_tokenizer(folder, base.facts)
-    model = load_packed(folder, context.log).requires_grad_(False)
+    with refusing(base.facts):
+        model = load_packed(folder, context.log).requires_grad_(False)
     return self_checked(model, tokenizer, base.facts)
 
 

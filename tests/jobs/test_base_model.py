@@ -70,10 +70,14 @@ def test_packed_weights_under_a_wrong_config_are_refused(
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
     given = ("cpu", torch.float32, SimpleNamespace(log=print))
     assert load_it(resolve_model(str(folder)), *given)
-    config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": -1.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="not finite"):
-        load_it(resolve_model(str(folder)), *given)
+    config = json.loads((folder / "config.json").read_text())
+    for change, said in (
+        ({"rms_norm_eps": -1.0}, "not finite"),
+        ({"model_type": "none such"}, "transformers cannot read it"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match=said):
+            load_it(resolve_model(str(folder)), *given)
 
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
