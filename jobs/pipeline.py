@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from backend.errors import ConfigError, SlimscopeError
 from backend.queue import labels, roles, service
 from backend.queue.service import Actor
+from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import Estimate, kind_named
@@ -230,36 +231,36 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
 
 
 def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
-    """Validate all steps, then add them to the queue; on an error none of them stays there.
+    """Validate all steps, then add them to the queue in one transaction, all or none.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: one of them cannot be carried out.
     """
     roles.require_host(actor, "queue a pipeline")
-    plan(pipeline)
+    plan(pipeline)  # before the transaction, which then finds models examined
+    with one_transaction():
+        made = _queue_steps(pipeline, actor, priority)
+    service.wake_supervisor()  # who was woken before saw nothing yet
+    return made
+
+
+def _queue_steps(pipeline: Pipeline, actor: Actor, priority: int) -> list[Job]:
     made: list[Job] = []
     model, drafters = pipeline.model, list[str]()
-    try:
-        for step in pipeline.steps:
-            if step.anew:
-                model, drafters = pipeline.model, []
-            values, before = step.on(model, drafters), [job.id for job in made[-1:]]
-            made.append(
-                submit(
-                    step.kind, values, actor, name=pipeline.name, priority=priority, after=before
-                )
-            )
-            if step.alone:
-                labels.tag([made[-1].run], [ALONE], actor)
-            if step.saves == MODEL:
-                model, drafters = made[-1].run, []
-            elif step.saves:
-                drafters = [*drafters, made[-1].run]
-    except SlimscopeError:
-        if made:
-            service.cancel_all([job.run for job in made], actor)
-        raise
+    for step in pipeline.steps:
+        if step.anew:
+            model, drafters = pipeline.model, []
+        values, before = step.on(model, drafters), [job.id for job in made[-1:]]
+        made.append(
+            submit(step.kind, values, actor, name=pipeline.name, priority=priority, after=before)
+        )
+        if step.alone:
+            labels.tag([made[-1].run], [ALONE], actor)
+        if step.saves == MODEL:
+            model, drafters = made[-1].run, []
+        elif step.saves:
+            drafters = [*drafters, made[-1].run]
     return made
 
 

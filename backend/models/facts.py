@@ -19,7 +19,7 @@ from backend.models.families.stored import IN_BLOCK, block_matrices, compressed,
 from backend.models.families.support import ModelSupport, support_of, unsupported
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-NOT_PARAMETERS = re.compile(r".*(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+NOT_PARAMETERS = re.compile(r".*(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq)")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 BIDIRECTIONAL = re.compile(r"\w*(Bert|BERT|Roberta|RoBERTa|Electra|Erine|Rembert|RoFormer)\w*")
 EMBEDDINGS = (
@@ -126,6 +126,7 @@ def facts_from(
     matrices = block_matrices(family, tensors)
     _check_dtypes(spec, tensors)
     _check_heads(spec, text)
+    _check_labels(spec, config)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantised))
@@ -201,8 +202,8 @@ def _check_names(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
 
 def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
     for name, tensor in tensors.items():
-        matrix = name.endswith(".weight") and IN_BLOCK.fullmatch(name)
-        if matrix and tensor.dtype not in DTYPES:
+        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
+        if parameter and tensor.dtype not in DTYPES:
             raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 
@@ -220,6 +221,14 @@ def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
         size(spec, config, "head_dim")
     elif hidden % heads:
         raise refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
+
+
+def _check_labels(spec: str, config: Mapping[str, Any]) -> None:
+    """Check the number of labels, which a language model has no use for: transformers makes a name
+    for each of them."""
+    for part in (config, text_config(config)):
+        if part.get("num_labels") is not None:
+            size(spec, part, "num_labels", most=sizes.MAX_LABELS)
 
 
 def _check_shapes(

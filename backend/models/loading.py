@@ -10,13 +10,15 @@ A model that does not fit into memory is loaded *streamed*; see `backend.models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,12 +29,14 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from backend.errors import ModelError
-from backend.models.block_offload import each_parameter, stream_from
+from backend.errors import ModelError, SlimscopeError
+from backend.models.block_forward import after_blocks, open_stream, run_block
+from backend.models.block_offload import each_parameter, is_streamed, stream_from
 from backend.models.facts import ModelFacts
 from backend.models.families.experts import split_experts
 from backend.models.families.support import unsupported
 from backend.models.memory import check_memory, is_out_of_memory, memory_available, memory_parts
+from backend.models.precision import all_finite
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.folder import adapter_error
@@ -40,6 +44,11 @@ from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
 
+SOME = 8  # tokens of the pass that checks a model
+CONFIG = (
+    "Check config.json against that of the original model, such as rope_theta and rms_norm_eps."
+)
+COMPLETE = "Check that the folder is complete and the architecture is supported."
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -87,7 +96,41 @@ def load(
     facts = inspect(spec)  # again: setting up a model gives more precise facts
     model, tokenizer = _read(folder, facts, dtype, device, streamed)
     model.config.use_cache = False
+    return self_checked(model, tokenizer, facts)
+
+
+@torch.no_grad()
+def self_checked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts
+) -> LoadedModel:
+    """The loaded model, after a forward pass over `SOME` tokens whose logits have to be finite:
+    finite weights under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies
+    are looked at, too: attention of PyTorch leaves out scores that are not numbers. The pass reads
+    every weight once from memory; of a streamed model its first block is read from disk and run,
+    the others are of the same config.
+
+    Raises:
+        ModelError: the model cannot be run, or its logits are not finite.
+    """
+    ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
+    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
+        logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
+    frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
+    if not all(map(all_finite, [logits, *frequencies])):
+        why = "Its logits or rotary frequencies are not finite, though its weights are."
+        raise _refused(facts, why, CONFIG)
     return LoadedModel(model, tokenizer, facts)
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids.to(model.device), use_cache=False).logits
+
+
+def _logits_of_first_block(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """As if the model had no other blocks."""
+    stream = open_stream(model, ids, 1)
+    (hidden,) = run_block(model, stream, 0, stream.hidden)
+    return after_blocks(model, ids.to(model.device), hidden)
 
 
 def _read(
@@ -96,17 +139,8 @@ def _read(
     logging.disable_progress_bar()
     read = _streamed if streamed else _whole
     tokenizer = load_tokenizer(folder, facts)
-    try:
+    with refusing(facts):
         model, missing = read(folder, dtype, torch.device(device))
-    except ModelError:
-        raise
-    except Exception as error:  # on malformed files transformers can raise anything
-        if is_out_of_memory(error):
-            raise
-        why = f"transformers cannot read it: {error}."
-        raise _refused(
-            facts, why, "Check that the folder is complete and the architecture is supported."
-        ) from error
     if missing:
         why = f"{len(missing)} of its weights are missing, such as {min(missing)}."
         raise _refused(facts, why, "Download the model again.")
@@ -119,19 +153,32 @@ def _read(
     return model.eval(), tokenizer
 
 
+@contextmanager
+def refusing(
+    facts: ModelFacts, what: str = "transformers cannot read it", do: str = COMPLETE
+) -> Iterator[None]:
+    """Turns every error but those of ours, and of memory, into one that refuses the model: on
+    malformed files transformers can raise anything."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SlimscopeError) or is_out_of_memory(error):
+            raise
+        raise _refused(facts, f"{what}: {error}.", do) from error
+
+
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
     """The tokenizer in the folder of a model.
 
     Raises:
         ModelError: it is missing, damaged, or has tokens without an embedding.
     """
-    try:
+    do = "Copy the tokenizer of the original model."
+    with refusing(facts, "transformers cannot read its tokenizer", do):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ids = set(tokenizer.get_vocab().values()) - special
-    except Exception as error:  # on malformed files transformers can raise anything
-        why = f"transformers cannot read its tokenizer: {error}."
-        raise _refused(facts, why, "Copy the tokenizer of the original model.") from error
+        tokenizer.decode(tokenizer.encode("A text."))  # its config can break that
     check_ids(folder, max(ids, default=-1), facts.vocabulary)
     return tokenizer
 

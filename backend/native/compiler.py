@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from backend.errors import SlimscopeError
+from backend.native.structures import declare
 from backend.settings import settings
 
 SOURCES = Path(__file__).with_name("cpp")
@@ -60,7 +61,7 @@ def _library(compiler: str, target: tuple[str, ...]) -> ctypes.CDLL:
             _build(compiler, target, path)
     _check_private(path)
     try:
-        return ctypes.CDLL(str(path))
+        return declare(ctypes.CDLL(str(path)))
     except OSError:
         path.unlink(missing_ok=True)  # it is damaged, and built again next time
         raise
@@ -72,9 +73,7 @@ def instructions(target: tuple[str, ...] = NATIVE) -> str:
     Raises:
         CompilerError: see `library`.
     """
-    named = library(target).instructions
-    named.restype = ctypes.c_char_p
-    return str(named().decode())
+    return str(library(target).instructions().decode())
 
 
 def _check_private(path: Path) -> None:

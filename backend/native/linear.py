@@ -28,6 +28,7 @@ class NativeLinear(nn.Module):
 
     Raises:
         CompilerError: the decoder cannot be built here.
+        ValueError: its inputs are no multiple of `LANES`.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class NativeLinear(nn.Module):
         self._large = self._matrix.outputs * self._matrix.inputs > ALONE
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self._matrix.inputs:
+            raise ValueError(f"the inputs {[*x.shape]} are not {self._matrix.inputs} wide")
         rows = x.reshape(-1, self._matrix.inputs).float().contiguous()
         y = torch.empty(len(rows), self._matrix.outputs)
         threads = torch.get_num_threads() if self._large else 1
         places = (ctypes.c_void_p(rows.data_ptr()), ctypes.c_void_p(y.data_ptr()))
-        self._library.linear(ctypes.byref(self._matrix), *places, len(rows), threads)
+        if self._library.linear(ctypes.byref(self._matrix), *places, len(rows), threads):
+            raise MemoryError("The native decoder ran out of memory or threads.")
         return y[:, : self.out_features].view(*x.shape[:-1], -1)

@@ -84,10 +84,14 @@ class NativeModel(NativeBlocks):
         super().__init__(model, decoder_blocks(model), target)
         inner: Any = model.base_model
         embedding: Tensor = inner.get_input_embeddings().weight.detach()
+        embedding = embedding.bfloat16().contiguous()  # mostly as it is
         self.vocabulary = len(embedding)
+        self.require(embedding.shape, (self.vocabulary, self.width))
         self.structure.embedding = self.layout.own(embedding)
-        self.structure.final_norm = self.layout.floats(inner.norm.weight)
+        self.structure.final_norm = self.norm(inner.norm, self.width)
         self.structure.read_out = self._head(model)
+        padded = -(-self.vocabulary // LANES) * LANES
+        self.require((self.outputs, self.structure.read_out.inputs), (padded, self.width))
 
     def forward(
         self,
@@ -127,7 +131,9 @@ class NativeModel(NativeBlocks):
         read_out: int,
     ) -> tuple[Tensor, Tensor]:
         """As many of the tokens `ids` [n] for each of the caches; see `forward`."""
-        if int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+        if ids.dim() != 1 or not 0 <= read_out <= len(ids):
+            raise ValueError(f"{read_out} logits cannot be read of {[*ids.shape]} tokens")
+        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
         held, logits = ids.long().contiguous(), torch.empty(read_out, self.outputs)
         task = c.Pass(ids=held.data_ptr(), read_out=read_out, logits=logits.data_ptr())

@@ -21,9 +21,12 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
 
     Raises:
         CompilerError: the decoder cannot be built here.
+        ValueError: the logits are no rows, or no rank is asked for.
     """
+    if logits.dim() != 2 or ranks < 1:
+        raise ValueError(f"{ranks} ranks cannot be taken of logits {[*logits.shape]}")
     rows, columns = logits.shape
-    held = logits.contiguous()
+    held = logits.float().contiguous()
     values = torch.empty(rows, ranks)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
     given = (held, rows, columns, ranks, values, places, sums)

@@ -40,7 +40,15 @@ class WeightLayout:
         self.size = 0
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
-        """Linears [out, in] of the same input, one below the other; all in 4 bits or none."""
+        """Linears [out, in] of the same input, one below the other; all in 4 bits or none.
+
+        Raises:
+            ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
+                other tables than their shapes say.
+        """
+        inputs = {_weight_shape(linear)[1] for linear in linears}
+        if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
+            raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
         alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
         if alike:
@@ -68,7 +76,6 @@ class WeightLayout:
         masks = torch.empty(layout.numel() // 32, dtype=torch.uint32)
         starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
         kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
-        self._library.leave_out_zeros.restype = ctypes.c_int64
         places = map(_at, (layout, masks, starts, kept))
         size = self._library.leave_out_zeros(*places, matrix.outputs, matrix.inputs)
         matrix.format = SPARSE_BFLOAT16
@@ -80,6 +87,8 @@ class WeightLayout:
         codes = torch.cat([_codes(linear) for linear in linears])
         outputs, inputs = codes.shape
         scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
+        if outputs % LANES or scale.shape != (inputs / linears[0].group, outputs):
+            raise ValueError(f"{[*scale.shape]} scales are not those of {[*codes.shape]} codes")
         matrix = c.Matrix(
             INT4, outputs, inputs, linears[0].group, scales=self._part(_blocks(scale)),
             offsets=self._part(_blocks(offset)) if offset.any() else None,
@@ -146,6 +155,12 @@ class WeightLayout:
     def own(self, tensor: Tensor) -> int:
         """Its address; it is kept as long as this object."""
         return self.keep(tensor).data_ptr()
+
+
+def _weight_shape(linear: Any) -> tuple[int, int]:
+    packed = isinstance(linear, PackedLinear)
+    outputs, inputs = linear.pairs.shape if packed else linear.weight.shape
+    return outputs, 2 * inputs if packed else inputs
 
 
 def _weight(linear: Any) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -23,6 +24,7 @@ from backend.store.dialects.choice import dialect_named, dialect_of
 from backend.store.tables import Attempt, Job, Report, read_json, write_json
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
+_joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`
 NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
 EXAMPLES = (
@@ -83,6 +85,9 @@ def _reason(error: Exception) -> str:
 def reading() -> Iterator[Session]:
     """A read-only transaction, which sees one state of the database. Keep it short: readers block
     truncation of SQLite's write-ahead log."""
+    if (joined := _joined.get()) is not None:
+        yield joined
+        return
     engine = engine_for(settings().url)
     with Session(dialect_of(engine).for_reading(engine)) as session:
         yield session
@@ -95,6 +100,10 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
     Args:
         durable: also survive a power failure (state changes), not only a crash (metrics).
     """
+    if (joined := _joined.get()) is not None:
+        yield joined
+        joined.flush()
+        return
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     with (
@@ -105,6 +114,18 @@ def writing(*, durable: bool = False) -> Iterator[Session]:
         session.begin(),
     ):
         yield session
+
+
+@contextmanager
+def one_transaction() -> Iterator[None]:
+    """All that is read and written inside by this thread is one durable transaction: rows that
+    depend on one another are stored together or not at all. Others wait to write meanwhile."""
+    with writing(durable=True) as session:
+        token = _joined.set(session)
+        try:
+            yield
+        finally:
+            _joined.reset(token)
 
 
 def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[Numbered]:

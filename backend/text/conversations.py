@@ -98,7 +98,7 @@ def rows(path: Path) -> Iterator[Any]:
             if line.strip():
                 try:
                     yield json.loads(line.decode("utf-8-sig"))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"Line {number} of {path.name}: {error}.") from error
 
 

@@ -104,7 +104,8 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
     if name not in known:
         raise DatasetError(
             f"There is no text named {name[:80]!r}.",
-            "Local texts are .txt and .jsonl files, or folders of them, in SLIMSCOPE_TEXT_DIR.",
+            "Local texts are .txt and .jsonl files, or folders of them, in SLIMSCOPE_TEXT_DIR; "
+            "links out of it, to nothing or in a circle are not followed.",
             f"Choose one of: {', '.join(known)}.",
             field,
         )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from backend.paths import real_path
 from backend.settings import settings
 from backend.text import conversations
 from backend.text.preparation import DETOKENISED, detokenise, is_tokenised
@@ -22,15 +23,18 @@ _TITLE = re.compile(r"(?m)^(?=# \S| = [^=\n]+ = *$)")
 
 def _root() -> Path | None:
     folder = settings().text_dir
-    return folder.expanduser().resolve() if folder else None
+    return real_path(folder) if folder else None
 
 
 def _usable(path: Path, root: Path) -> bool:
     """Whether `path` is a non-empty file of a supported type inside `root`, links resolved."""
-    real = path.resolve()
+    real = real_path(path)
     if path.name.startswith(".") or path.suffix not in SUFFIXES or not real.is_relative_to(root):
         return False
-    return real.is_file() and real.stat().st_size > 0
+    try:
+        return real.is_file() and real.stat().st_size > 0
+    except OSError:  # a link into a folder that may not be entered
+        return False
 
 
 def paths(name: str) -> list[Path]:
@@ -39,7 +43,7 @@ def paths(name: str) -> list[Path]:
     if root is None or not name:
         return []
     try:
-        place = (root / name).resolve()
+        place = real_path(root / name)
         if not place.is_relative_to(root):
             return []
         files = sorted(place.iterdir()) if place.is_dir() else [root / name]

@@ -224,7 +224,7 @@ def _from_file(name: str) -> list[Prompt]:
     inner = name.removeprefix(files.PREFIX)
     for path in files.paths(inner) if inner != name else []:
         if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
+            with path.open("rb") as lines:
                 prompts += [
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
@@ -237,7 +237,7 @@ def _from_file(name: str) -> list[Prompt]:
     return prompts
 
 
-def _read(line: str, file: str, number: int) -> Prompt:
+def _read(line: bytes, file: str, number: int) -> Prompt:
     """Parse one line as a prompt.
 
     Raises:
@@ -249,7 +249,7 @@ def _read(line: str, file: str, number: int) -> Prompt:
         text = next(asked, None) or text_of(row)
         if not text.strip():
             raise ValueError
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"Line {number} of {file} is not a prompt.",
             "It has neither a user message nor a text.",

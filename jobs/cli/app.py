@@ -1,7 +1,7 @@
 """The command line: `slimscope …`, or `python -m jobs …`.
 
 Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 the run was
-cancelled, 4 reproduction mismatch. With --json every command prints one JSON value
+cancelled, 4 reproduction mismatch. With --json a command prints one JSON value
 and nothing else.
 """
 

@@ -32,11 +32,18 @@ EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
+UNBOUNDED = 1_000_000  # columns of a line that no terminal shows
 PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
 
 
 class PrintableConsole(Console):
-    """A console whose styles are its own: what runs contain cannot control the terminal."""
+    """A console whose styles are its own: what runs contain cannot control the terminal. In a pipe
+    or a file nothing is wrapped or cut, whatever the width of the terminal beside it."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        if not self.file.isatty():
+            self.width = UNBOUNDED
+        super().print(*objects, **how)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -37,7 +37,7 @@ def queue(
     """Queue a pipeline: each run waits for the one before, and works on what it has saved."""
     text = _text(file, preset, model)
     if show:
-        print(text, end="")
+        say(text, as_json, text.rstrip())
         return
     jobs = pipeline.queue(pipeline.read(text), me(), priority=priority)
     names = " → ".join(job.run for job in jobs)

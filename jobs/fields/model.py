@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, field_validator
 
 from backend.models.sources import smollm2
 from backend.models.sources.spec import TOY
+from backend.paths import real_path
 from backend.settings import settings
 from jobs.fields.types import ModelSpec
 
@@ -35,6 +37,6 @@ def absolute(spec: str) -> str:
         return spec.lower()
     if not spec.startswith((".", "~")) and (not spec.endswith(".gguf") or spec.startswith("/")):
         return spec
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111 (raises where there is no such user)
     own = settings().root / path
-    return str((own if own.exists() and not path.exists() else path).resolve())
+    return str(real_path(own if os.path.exists(own) and not os.path.exists(path) else path))  # noqa: PTH110

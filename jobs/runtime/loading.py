@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backend.export.reading import load_dequantised, load_packed
-from backend.models.loading import LoadedModel, load, load_tokenizer
+from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
 from backend.native.model import decoding_dtype
 from backend.text.slices import (
@@ -87,8 +87,9 @@ def load_whole(
         )
     context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantised}).")
     tokenizer = load_tokenizer(Path(base.source), base.facts)
-    model = load_dequantised(Path(base.source), dtype)
-    return LoadedModel(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
+    with refusing(base.facts):
+        model = load_dequantised(Path(base.source), dtype)
+    return self_checked(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
 
 
 def _load_dense(
@@ -102,8 +103,9 @@ def _load_dense(
 def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
     folder = Path(base.source)
     tokenizer = load_tokenizer(folder, base.facts)
-    model = load_packed(folder, context.log).requires_grad_(False)
-    return LoadedModel(model, tokenizer, base.facts)
+    with refusing(base.facts):
+        model = load_packed(folder, context.log).requires_grad_(False)
+    return self_checked(model, tokenizer, base.facts)
 
 
 def load_texts(

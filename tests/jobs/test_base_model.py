@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from sqlalchemy import delete
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
 from backend.export.formats import Layout
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import load
+from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import QuantizedWeight
@@ -25,7 +28,9 @@ from backend.store.tables import Artifact, Job
 from jobs.evaluation.config import EvaluationJob, measured_models
 from jobs.fields.base_model import resolve_model
 from jobs.generate.transcript import read_transcript
+from jobs.runtime.loading import load_decoding, load_whole
 from jobs.submit import checked, submit
+from tests.models.sources.test_quantised import packed_toy
 from tests.queue.conftest import HOST, Wait
 
 ASKED = {"prompt": "One day a cat", "max_new_tokens": 12, "threads": 1}
@@ -54,6 +59,25 @@ def saved(kind: str, bits: int = 0) -> str:
     layout = Layout("compressed-tensors", bits, 32, True)
     export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
     return run
+
+
+@pytest.mark.parametrize("load_it", [load_whole, load_decoding])
+def test_packed_weights_under_a_wrong_config_are_refused(
+    queue: Path, load_it: Callable[..., LoadedModel]
+) -> None:
+    """They are loaded by other means than dense ones, and checked by the same."""
+    folder = queue / "models" / "packed"
+    packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
+    given = ("cpu", torch.float32, SimpleNamespace(log=print))
+    assert load_it(resolve_model(str(folder)), *given)
+    config = json.loads((folder / "config.json").read_text())
+    for change, said in (
+        ({"rms_norm_eps": -1.0}, "not finite"),
+        ({"model_type": "none such"}, "transformers cannot read it"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match=said):
+            load_it(resolve_model(str(folder)), *given)
 
 
 def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -166,6 +167,29 @@ def test_what_cannot_work_is_refused_before_anything_is_queued(
     with pytest.raises(SlimscopeError) as refused:
         pipeline.queue(pipeline.read(text), HOST)
     assert said in str(refused.value) and queries.jobs() == []
+
+
+@pytest.mark.parametrize("error", [ConfigError("It is full."), OSError("The disk is gone.")])
+def test_an_error_at_the_third_step_leaves_no_row(
+    queue: object, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def third_fails(kind: str, *given: Any, **how: Any) -> Job:
+        if kind == "amphista":
+            raise error
+        return submit(kind, *given, **how)
+
+    monkeypatch.setattr(pipeline, "submit", third_fails)
+    with pytest.raises(type(error)):
+        pipeline.queue(pipeline.read(TEXT), HOST)
+    assert queries.jobs() == []
+
+
+def test_what_only_the_runs_before_tell_is_refused_too(queue: object) -> None:
+    """What a step will have saved: weights that are packed do not compute in float32."""
+    steps = "[sds: , dlqat: , speed: {precision: float32, count: 2}]"
+    with pytest.raises(ConfigError, match="float32"):
+        pipeline.queue(pipeline.read(f"model: toy\nsteps: {steps}"), HOST)
+    assert queries.jobs() == []
 
 
 def test_values_mean_what_they_say_without_quotes(queue: object) -> None:

@@ -29,6 +29,13 @@ def values(kind: str, model: str) -> dict[str, object]:
     return {"sides": model, "prompt": "One day"} if kind == "generate" else {"model": model}
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "LOOP", "/" + "x" * 290, "./a\0b"])
+def test_a_path_that_leads_nowhere_is_refused(queue: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(SlimscopeError):
+        checked("sds", {"model": name.replace("LOOP", str(tmp_path / "loop"))})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_a_gpu_that_is_not_there(

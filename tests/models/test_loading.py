@@ -104,6 +104,32 @@ def test_missing_weights_are_not_made_up(own_folder):
         load(str(own_folder))
 
 
+def test_a_tokenizer_whose_config_breaks_it_is_refused(own_folder):
+    config = json.loads((own_folder / "tokenizer_config.json").read_text())
+    config |= {"model_max_length": ""}
+    (own_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot read its tokenizer"):
+        load(str(own_folder))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}},
+        {"rms_norm_eps": -1.0},
+        {"rms_norm_eps": "small"},
+        {"hidden_act": "none such"},
+    ],
+)
+def test_a_config_that_makes_logits_nan_is_refused(own_folder, change, streamed):
+    config = json.loads((own_folder / "config.json").read_text()) | change
+    (own_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as refused:
+        load(str(own_folder), streamed=streamed)
+    assert refused.value.why and refused.value.do and refused.value.field == "model"
+
+
 def test_an_architecture_transformers_does_not_know_is_refused(own_folder):
     config = json.loads((own_folder / "config.json").read_text())
     config |= {"model_type": "nosuchlm", "architectures": ["NoSuchForCausalLM"]}

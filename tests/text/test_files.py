@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backend.errors import DatasetError
 from backend.text import files
+from backend.text.corpora import corpora, require_corpus
 
 
 def read(name: str) -> list[str]:
@@ -73,6 +75,20 @@ def test_nothing_else_is_read(text_dir: Path, name: str) -> None:
         (text_dir / own).write_text("text")
     assert files.paths(name) == []
     assert files.names() == []
+
+
+def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
+    (text_dir / "a.txt").write_text("text")
+    (text_dir / "folder").mkdir()
+    (text_dir / "folder" / "a.txt").write_text("text")
+    for link in ("loop.txt", "loop", "folder/loop.txt", "gone.txt"):
+        (text_dir / link).symlink_to(text_dir / ("nothing" if link == "gone.txt" else link))
+    assert files.names() == ["a.txt", "folder"]
+    assert read("folder") == ["text"]
+    assert {corpus.name for corpus in corpora()} >= {"file:a.txt", "file:folder"}
+    for name in ("loop.txt", "loop", "loop/a.txt", "folder/loop.txt", "gone.txt"):
+        with pytest.raises(DatasetError, match="in a circle"):
+            require_corpus(f"file:{name}", "evaluation_text")
 
 
 def test_a_link_that_stays_inside_is_read(text_dir: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.errors import DatasetError
 from backend.text import prompts
-from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared
+from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
 from backend.text.prompt_ids import end_ids, prompt_ids
 from backend.text.prompts import (
     BUILT_IN,
@@ -25,6 +25,18 @@ from backend.text.prompts import (
 
 PROMPTS = Path(prompts.__file__).with_name("prompts.json")
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"prompt": "Why?"}\n\xff', b"[" * 100_000])
+def test_a_file_that_is_no_text_or_nested_without_end_is_refused(
+    text_dir: Path, content: bytes
+) -> None:
+    (text_dir / "odd.jsonl").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"of odd\.jsonl is not a prompt"):
+        require_prompts("file:odd.jsonl", "prompts")
+    (text_dir / "odd.jsonl").write_bytes(content.splitlines()[-1])
+    with pytest.raises(DatasetError, match="could not be read"):
+        require_corpus("file:odd.jsonl", "evaluation_text")
 
 
 def test_the_benchmark_has_eight_prompts_of_each_task_in_turn() -> None:

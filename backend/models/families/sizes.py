@@ -15,6 +15,7 @@ CONTEXT = (
     "seq_length",
 )  # fmt: skip
 MAX_BLOCKS = 10_000
+MAX_LABELS = 10_000
 MAX_SIZE = 2**31 - 1  # of every other size in a config
 UNLIMITED = 2**20  # tokens: the context of a model whose config sets no limit
 

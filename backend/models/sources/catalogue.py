@@ -164,7 +164,8 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
             path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")
         ]
         folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
-        files = [path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf")]
+        found = (path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf"))
+        files = [path for path in found if path.is_file()]  # and no link to nothing
         for path in sorted(folders) + sorted(files):
             yield _examined(str(path), path.name, str(path.parent), "see the files")
 
@@ -185,6 +186,8 @@ def _refusal(spec: str, stamp: tuple[object, ...]) -> str:
         inspect(spec)
     except ModelError as error:
         return error.why
+    except OSError as error:
+        return f"{error}."
     return ""
 
 

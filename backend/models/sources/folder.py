@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST, changed_file
 from backend.errors import ModelError
+from backend.paths import real_path
 from backend.settings import settings
 
+MOST_ENTRIES = 10_000  # of one model
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -46,22 +49,30 @@ def adapter_error(folder: Path, file: str = ADAPTER_FILES[0]) -> ModelError:
 
 
 def check_links(folder: Path) -> None:
-    """Check that no entry of the folder is a link out of it. Snapshots of the Hub consist of links
-    to the blobs of the same repository, `models--ORG--NAME`.
+    """Check that no entry of the folder or of those in it is a link out of it, or to nothing.
+    Snapshots of the Hub consist of links to the blobs of the same repository, `models--ORG--NAME`.
 
     Raises:
-        ModelError: names the link.
+        ModelError: names the link, or the folder holds more than a model.
     """
-    real = folder.resolve()
-    root = real.parents[1] if real.parent.name == "snapshots" else real
-    for path in folder.iterdir():
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ModelError(
-                f"The model in {folder} may not be read.",
-                f"{path.name} is a link to a file outside the folder.",
-                "Copy the file into the folder.",
-                field="model",
-            )
+    real = real_path(folder)
+    snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
+    root, entries = real.parents[1] if snapshot else real, 0
+    for place, folders, files in os.walk(real):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            why = f"It holds more than {MOST_ENTRIES:,} files."
+            raise _may_not_be_read(folder, why, "Choose the folder of one model.")
+        for path in (Path(place, name) for name in (*folders, *files)):
+            target = real_path(path)
+            if not target.is_relative_to(root) or not os.path.exists(target):  # noqa: PTH110
+                what = f"{path.relative_to(real)} is a link to a file outside the folder,"
+                why = f"{what} to none, or in a circle."
+                raise _may_not_be_read(folder, why, "Put a copy of the file in its place.")
+
+
+def _may_not_be_read(folder: Path, why: str, do: str) -> ModelError:
+    return ModelError(f"The model in {folder} may not be read.", why, do, field="model")
 
 
 def check_unchanged(folder: Path, *, contents: bool = False) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from backend.errors import ModelError
@@ -56,12 +57,14 @@ def convert(path: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     auto: Any = AutoModelForCausalLM
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **OPTIONS}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = auto.from_pretrained(**source, dtype=torch.float32)
-    except Exception as error:  # unsupported files fail in transformers with any exception
-        raise _refused(path, f"transformers cannot convert it: {error}.") from error
+    with TemporaryDirectory() as alone:  # or templates and adapters beside the file are read, too
+        (Path(alone) / path.name).symlink_to(path)
+        source = {"pretrained_model_name_or_path": alone, "gguf_file": path.name, **OPTIONS}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            model = auto.from_pretrained(**source, dtype=torch.float32)
+        except Exception as error:  # unsupported files fail in transformers with any exception
+            raise _refused(path, f"transformers cannot convert it: {error}.") from error
     model.hf_quantizer, model.is_quantized = None, False  # otherwise save_pretrained raises
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -74,19 +74,19 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none, or a shard is missing or no file of the folder.
     """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not (folder / INDEX).is_file():
-        raise _no_safetensors(folder)
-    names = _shards(folder)
+    names = {*_places(folder).values()} or {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise _unreadable(folder, f"{missing[0]} is missing ({len(missing)} of {len(names)}).")
     return sorted(folder / name for name in names)
 
 
-def _shards(folder: Path) -> set[str]:
-    """The file names in the folder's index."""
+def _places(folder: Path) -> dict[str, str]:
+    """Tensor -> file, by the folder's index; nothing of a folder with one file."""
+    if (folder / "model.safetensors").is_file():
+        return {}
+    if not (folder / INDEX).is_file():
+        raise _no_safetensors(folder)
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise _unreadable(folder, f"Its {INDEX} has no weight_map.")
@@ -97,7 +97,7 @@ def _shards(folder: Path) -> set[str]:
                 f"Its {INDEX} names {str(name)[:80]!r} for {tensor[:80]}, which is not a file in "
                 "the folder.",
             )
-    return set(places.values())
+    return places
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
@@ -107,7 +107,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         ModelError: a file is missing or damaged.
     """
     headers: dict[str, TensorHeader] = {}
-    rest = MAX_HEADER
+    rest, found = MAX_HEADER, set[tuple[str, str]]()
     for path in weight_files(folder):
         rest -= _header_bytes(folder, path, rest)
         try:
@@ -115,8 +115,12 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
                 for name in file.keys():  # noqa: SIM118  (not a mapping)
                     tensor = file.get_slice(name)
                     headers[name] = TensorHeader(tuple(tensor.get_shape()), tensor.get_dtype())
+                    found.add((name, path.name))
         except (OSError, SafetensorError) as error:
             raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+    if wrong := _places(folder).items() - found:
+        name, file = min(wrong)
+        raise _unreadable(folder, f"Its {INDEX} names {file} for {name[:80]}, which is not in it.")
     return headers
 
 

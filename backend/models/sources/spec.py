@@ -7,12 +7,15 @@ rejected with the same message whether they exist or not. Does not import torch.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 from pathlib import Path
 
 from backend.errors import ModelError
 from backend.fingerprint import fingerprint_of
+from backend.models.sources.folder import check_links
+from backend.paths import real_path
 from backend.settings import settings
 
 TOY = "toy"
@@ -31,7 +34,7 @@ def on_disk(spec: str) -> Path:
     Raises:
         ModelError: outside the allowed folders, not found, or not a valid spec.
     """
-    if not spec.startswith(("/", "~", ".")):
+    if not spec.startswith(("/", "~", ".")) or "\0" in spec:
         raise ModelError(
             f"{spec!r} is not a model.",
             "It is neither toy, smollm2-135m, an id like org/name nor an absolute path.",
@@ -39,14 +42,21 @@ def on_disk(spec: str) -> Path:
             field="model",
         )
     if expected := settings().inputs.get(spec):
-        return _same_here(Path(spec).expanduser(), expected)
-    path = _allowed(Path(spec).expanduser(), spec)
-    exists = path.is_file() if path.suffix == ".gguf" else path.is_dir()
-    if not exists:
-        why = "There is no folder and no .gguf file of that name."
+        return _same_here(Path(spec), expected)
+    path = real_path(spec)
+    if not any(path.is_relative_to(root) for root in settings().readable_roots()):
+        raise ModelError(
+            f"{spec} may not be read.",
+            "It is outside the folders models may be read from, or links outside them.",
+            "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS.",
+            field="model",
+        )
+    exists = os.path.isfile if path.suffix == ".gguf" else os.path.isdir  # raise for no name
+    if not exists(path):
+        why = "There is no folder and no .gguf file of that name, or it links to nothing."
         raise ModelError(f"{spec} was not found.", why, "Check the path.", field="model")
-    for inner in path.iterdir() if path.is_dir() else ():
-        _allowed(inner, spec)
+    if path.suffix != ".gguf":
+        check_links(path)
     return path
 
 
@@ -59,7 +69,7 @@ def _same_here(path: Path, expected: str) -> Path:
     """
     roots = settings().readable_roots()
     for place in (path, *(root / path.name for root in roots)):
-        real = place.resolve()
+        real = real_path(place)
         allowed = any(real.is_relative_to(root) for root in roots)
         if allowed and real.exists() and fingerprint_of(real) == expected:
             return real
@@ -76,16 +86,3 @@ def gguf_name(path: Path) -> str:
     state = path.stat()
     key = f"{path}:{state.st_size}:{state.st_mtime_ns}"
     return f"gguf-{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _allowed(path: Path, spec: str) -> Path:
-    """Resolve the links of `path` and check that it is inside the allowed folders."""
-    real = path.resolve()
-    if not any(real.is_relative_to(root) for root in settings().readable_roots()):
-        raise ModelError(
-            f"{spec} may not be read.",
-            "It is outside the folders models may be read from, or links outside them.",
-            "Move it into one of them, or add its folder to SLIMSCOPE_MODEL_DIRS.",
-            field="model",
-        )
-    return real

@@ -72,6 +72,7 @@ class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
   void wait() {
+    if (failed_) throw TeamFailed();
     if (size_ == 1) return;
     const int turn = turn_.load();
     if (arrived_.fetch_add(1) + 1 == size_) {
@@ -79,14 +80,42 @@ class Barrier {
       turn_.fetch_add(1);
       return;
     }
-    for (int tries = 0; turn_.load(std::memory_order_acquire) == turn; tries++)
+    for (int tries = 0; turn_.load(std::memory_order_acquire) == turn; tries++) {
+      if (failed_.load(std::memory_order_relaxed)) throw TeamFailed();
       if (tries > 1000) std::this_thread::yield();
+    }
   }
+  // Lets nobody wait for whoever will not come.
+  void fail() { failed_ = true; }
+  bool failed() const { return failed_; }
 
  private:
+  struct TeamFailed {};
   const int size_;
+  std::atomic<bool> failed_{false};
   std::atomic<int> arrived_{0}, turn_{0};
 };
+
+// Runs work(0) to work(threads - 1) at the same time. Returns 1 if memory or threads ran out, else 0:
+// nothing may be thrown to C.
+template <class Work> int32_t in_team(int threads, Barrier& barrier, Work work) noexcept {
+  auto safely = [&](int rank) noexcept {
+    try {
+      work(rank);
+    } catch (...) {
+      barrier.fail();
+    }
+  };
+  std::vector<std::thread> team;
+  try {
+    for (int rank = 1; rank < threads; rank++) team.emplace_back(safely, rank);
+  } catch (...) {
+    barrier.fail();
+  }
+  safely(0);
+  for (auto& thread : team) thread.join();
+  return barrier.failed();
+}
 
 struct Share {
   int first, last;
@@ -342,27 +371,33 @@ int32_t supports(int32_t format) {
   return format == SPARSE_BF16 ? HAVE_EXPAND : format == INT4_2_4 ? HAVE_VNNI : 1;
 }
 
-// Appends the tokens to the caches, and fills `hidden` and `logits`.
-void forward(const Model* model, const Pass* pass) {
+// Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own.
+int32_t size_of(int32_t place) {
+  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache), sizeof(Pass)};
+  return (int32_t)sizes[place];
+}
+
+// Appends the tokens to the caches, and fills `hidden` and `logits`. Returns 1 if memory ran out.
+int32_t forward(const Model* model, const Pass* pass) try {
   const size_t n = pass->tokens, d = model->head;
   Buffers shared;
   shared.x.resize(n * model->width);
   shared.heads.resize(n * (model->heads + 2 * model->kv_heads) * d);
-  shared.mixed.resize(n * std::max(2 * model->inner, model->width + LANES));
+  shared.mixed.resize(n * std::max(2 * (size_t)model->inner, (size_t)model->width + LANES));
   shared.attended.resize(n * model->heads * d);
   shared.gated.resize(n * model->inner);
   Barrier barrier(pass->threads);
   auto work = [&](int rank) { Worker(*model, *pass, shared, barrier, rank).run(); };
-  std::vector<std::thread> team;
-  for (int rank = 1; rank < pass->threads; rank++) team.emplace_back(work, rank);
-  work(0);
-  for (auto& thread : team) thread.join();
+  if (in_team(pass->threads, barrier, work)) return 1;
   for (int i = 0; i < pass->sequences; i++)
     pass->caches[i]->length += pass->tokens / pass->sequences;
+  return 0;
+} catch (...) {
+  return 1;
 }
 
-// y [n, outputs] = W x + bias, x [n, inputs].
-void linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t threads) {
+// y [n, outputs] = W x + bias, x [n, inputs]. Returns 1 if memory ran out.
+int32_t linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t threads) try {
   Input input;
   prepare(*matrix, x, n, input);
   const Product product{*matrix, input, y, matrix->outputs};
@@ -370,10 +405,10 @@ void linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t t
     const Share some = share(matrix->outputs / LANES, rank, threads);
     multiply(product, some.first, some.last, n);
   };
-  std::vector<std::thread> team;
-  for (int rank = 1; rank < threads; rank++) team.emplace_back(work, rank);
-  work(0);
-  for (auto& thread : team) thread.join();
+  Barrier barrier(threads);
+  return in_team(threads, barrier, work);
+} catch (...) {
+  return 1;
 }
 
 // Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and

@@ -192,6 +192,23 @@ def test_backup_restore_disk_and_free(
     assert refused.returncode == 2 and "is not empty" in refused.stderr
 
 
+@pytest.mark.sqlite("its backups")
+def test_nothing_is_wrapped_or_cut_in_a_pipe(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")  # of the terminal that the pipe begins in
+    name = "a name of eighty letters " + "x" * 55
+    run = enqueue("count", {"steps": 1}, HOST, name=name).run
+    (listed,) = (line for line in slimscope("list").stdout.splitlines() if run in line)
+    assert listed.split()[-1] == name.split()[-1]
+    to = tmp_path / ("folder " * 20) / "it.tar"
+    to.parent.mkdir()
+    written = slimscope("backup", str(to)).stdout.splitlines()
+    assert len(written) == 1 and written[0].startswith(f"{to}: ")
+    checks = slimscope("doctor").stdout.splitlines()
+    assert {line[:5] for line in checks} <= {"ok   ", "LOOK ", "     "}
+
+
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["submit", "sds", "--help"]])
 def test_looking_at_runs_imports_nothing_heavy(queue: Path, words: list[str]) -> None:
     code = (

@@ -12,11 +12,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.errors import ModelError
 from backend.models.blocks import block_linears
+from backend.models.loading import load
 from backend.models.sources.catalogue import entries, inspect
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
@@ -105,6 +106,8 @@ def refusal(spec) -> ModelError:
         ({"architectures": None}, "not a causal language model"),
         ({"num_hidden_layers": 4}, "specifies 4 blocks"),
         ({"vocab_size": "many"}, "no vocab_size"),
+        ({"num_labels": 2**31}, "num_labels"),
+        ({"num_labels": []}, "num_labels"),
     ],
 )
 def test_a_config_nothing_here_can_treat(folder, changes, reason):
@@ -138,7 +141,42 @@ def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
 def test_weights_nothing_here_can_treat(folder, name, shape, dtype, reason):
     save_file({name: np.zeros(shape, dtype)}, folder / "model-2.safetensors")
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    index = {"weight_map": {name: "model-2.safetensors", "other": "model-1.safetensors"}}
+    index = {
+        "weight_map": {name: "model-2.safetensors", "model.norm.weight": "model-1.safetensors"}
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert reason in refusal(folder).why
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8"])
+def test_parameters_that_are_no_floats_are_refused(folder, name, dtype):
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = weights[name].astype(dtype)
+    save_file(weights, folder / "model.safetensors")
+    assert f"{name} is stored as" in refusal(folder).why
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("other.safetensors", "which is not in it"),
+        ("../mine/model-1.safetensors", "not a file in the folder"),
+        ("/etc/passwd", "not a file in the folder"),
+        ("config.json", "not a file in the folder"),
+        ("..\\model-1.safetensors", "not a file in the folder"),
+        (3, "not a file in the folder"),
+        (["model-1.safetensors"], "not a file in the folder"),
+    ],
+)
+def test_an_index_that_names_another_file_is_refused(folder, file, reason):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    save_file({"something": np.zeros(1, "float32")}, folder / "other.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert inspect(str(folder))
+    index["weight_map"]["model.norm.weight"] = file
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert reason in refusal(folder).why
 
@@ -197,7 +235,71 @@ def test_what_lies_outside_may_not_be_read(current, tmp_path, inside):
 def test_a_link_inside_a_folder_may_not_lead_out(folder, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "elsewhere")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert "outside the folders" in refusal(folder).why
+    assert "outside the folder" in refusal(folder).why
+
+
+NESTED = "additional_chat_templates/default.jinja"  # which transformers reads
+
+
+@pytest.mark.parametrize("name", [NESTED, "chat_template.jinja", "notes", "a/b/c/d"])
+@pytest.mark.parametrize("kind", ["file outside", "folder outside", "nothing", "circle"])
+def test_no_link_at_any_depth_may_lead_out_or_nowhere(folder, tmp_path, name, kind):
+    secret = tmp_path / "outside" / "secret.jinja"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    link = folder / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = {"file outside": secret, "folder outside": secret.parent, "circle": link}
+    link.symlink_to(target.get(kind, folder / "nothing"))
+    assert f"{name} is a link" in refusal(folder).why
+    for use in (materialise, load):
+        with pytest.raises(ModelError, match="is a link"):
+            use(str(folder))
+    entry = next(entry for entry in entries() if entry.name == str(folder))
+    assert not entry.ready and "is a link" in entry.refused
+
+
+@pytest.mark.parametrize(("place", "allowed"), [("models--org--small", True), ("mine", False)])
+def test_only_a_snapshot_of_the_hub_links_to_files_beside_it(
+    data_dir, tmp_path, monkeypatch, place, allowed
+):
+    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(tmp_path)]))
+    settings.cache_clear()
+    snapshot, blobs = tmp_path / place / "snapshots" / "abc", tmp_path / place / "blobs"
+    shutil.copytree(TOY_FOLDER, snapshot)
+    (snapshot / "model.safetensors").rename(tmp_path / place / "blobs")
+    (snapshot / "model.safetensors").symlink_to(blobs)
+    assert inspect(str(snapshot)) if allowed else "is a link" in refusal(snapshot).why
+
+
+def test_a_folder_of_many_models_is_none(folder, monkeypatch):
+    monkeypatch.setattr("backend.models.sources.folder.MOST_ENTRIES", 3)
+    assert "more than 3 files" in refusal(folder).why
+
+
+def test_a_bad_entry_hides_only_itself(folder):
+    models = folder.parent
+    for name, target in {
+        "a": "a",
+        "b": "c",
+        "c": "b",
+        "d.gguf": "d.gguf",
+        "e.gguf": "none",
+    }.items():
+        (models / name).symlink_to(models / target)
+    (models / "f").mkdir()
+    (models / "f" / "config.json").symlink_to("config.json")
+    (models / "f" / "model.safetensors").symlink_to("/etc/hostname")
+    listed = {entry.name: entry.ready for entry in entries()}
+    assert listed[str(folder)] and not any(name.endswith(".gguf") for name in listed)
+    assert listed.get(str(models / "f")) in (None, False)
+    for name in "abcd":
+        assert "links to nothing" in refusal(models / (name + ".gguf" * (name == "d"))).why
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".gguf", "a\0b", "~nobody-of-that-name/x"])
+def test_a_name_that_no_file_can_have_is_refused(current, name):
+    assert refusal(name if name[0] == "~" else current.root / "models" / name)
 
 
 def test_a_path_that_is_not_there(current):

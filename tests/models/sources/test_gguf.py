@@ -106,6 +106,16 @@ def test_a_float_file_gives_the_same_model(file):
     assert converted.tokenizer.encode(text) == original.tokenizer.encode(text)
 
 
+def test_what_lies_beside_a_file_is_not_read(file):
+    write_toy(file)
+    secret = file.parents[2] / "secret.jinja"
+    secret.write_text("secret")
+    templates = file.parent / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "default.jinja").symlink_to(secret)
+    assert load(str(file)).tokenizer.chat_template is None
+
+
 def test_header_and_converted_folder_tell_the_same(file):
     write_toy(file, Kind.Q8_0)
     before = inspect(str(file))
