@@ -390,6 +390,6 @@ def test_a_newer_file_is_refused(
     ended: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = exported(ended, tmp_path)
-    monkeypatch.setattr("backend.backup.reading.newest_revision", lambda: "0001")
+    monkeypatch.setattr("backend.backup.reading.newest_revision", lambda: "0000")
     with pytest.raises(BackupError, match="newer"):
         add(file)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from filelock import FileLock
@@ -18,7 +14,7 @@ from filelock import FileLock
 from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import frames, migrate, queries, tensors
+from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, writing
@@ -94,34 +90,6 @@ def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
     with writing() as session:
         session.get_one(Job, job.id).done = 0.5
     assert queries.cursor() != before[0] and queries.cursor(job.id) != before[1]
-
-
-@pytest.mark.no_tables
-def test_a_migrated_database_keeps_what_it_holds(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(migrate, "newest_revision", lambda: "0001")
-        patch.setattr(command, "upgrade", partial(_upgrade_to, command.upgrade, "0001"))
-        upgrade()
-    rows = (
-        "INSERT INTO jobs (id, kind, name, owner, config, config_hash, environment, priority,"
-        " state, desired, attempts_made, retries_left, not_before, created_at, queued_at, done,"
-        " total, stage) VALUES (1, 'sds', '', 'mira', '{}', '', '{}', 0, 'succeeded', 'run', 0, 0,"
-        " 0, 0, 0, 0, 0, '')",
-        "INSERT INTO results VALUES (1, 'dense', 'perplexity', 21.0, NULL, 1, '{}')",
-    )
-    with engine_for(settings().url).begin() as database:
-        for row in rows:
-            database.exec_driver_sql(row)
-    upgrade()
-    assert current_revision() == newest_revision()
-    assert [result.value for result in queries.results([1])] == [21.0]
-    engine_for.cache_clear()
-
-
-def _upgrade_to(alembic_upgrade: Callable[..., None], revision: str, config: Any, _: str) -> None:
-    alembic_upgrade(config, revision)
 
 
 def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
