@@ -21,7 +21,7 @@ from backend.queue import service, supervisor
 from backend.queue.lifecycle import end_attempt, verdict
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.tensors import BASE_STATISTICS, QUANTILES, TensorSnapshot
 from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
 from backend.store.dialects.base import NamedLock
@@ -125,7 +125,8 @@ def revision_of(path: Path) -> bool:
 
 LOCKED = pytest.mark.sqlite("another program locks it")
 SNAPSHOT = TensorSnapshot(
-    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]), {"x": 1.0}, (0.5,)
+    "a", 0, "a", "dense", 4, 1, 0, 0, -1.0, 1.0, np.array([1, 2, 3]),
+    dict.fromkeys(BASE_STATISTICS, 1.0), (0.5,) * len(QUANTILES),
 )
 
 

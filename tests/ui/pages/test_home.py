@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.settings import Settings
-from backend.statistics.tensors import BINS, TensorSnapshot
+from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store.migrate import upgrade
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
@@ -168,7 +168,7 @@ def pruned(current: Settings) -> Settings:
         zeros = 10 * BINS - int(counts.sum())
         seen = TensorSnapshot(
             "model.layers.0.mlp.up_proj.weight", 0, "mlp.up_proj", stage, 10 * BINS, zeros, 0, 0,
-            -1.0, 1.0, counts, {},
+            -1.0, 1.0, counts, dict.fromkeys(BASE_STATISTICS, 1.0), (0.0,) * len(QUANTILES),
         )  # fmt: skip
         table, values = tensor_row(1, seen)
         store(table(**values))
