@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.store import queries
-from tests.browser.conftest import Dashboard, opened, started, tab, warm_tab
+from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 RUN = "sds-0001"
+HERO = """<h2 class=hero-stage></h2><p class=hero-said></p><div class=hero-plot></div>
+<button class=hero-play></button><div class=hero-stages></div>"""
 
 
 @pytest.fixture
@@ -38,6 +41,41 @@ def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashb
         expect(page.locator(".hero-figure")).to_have_count(0)
         page.get_by_role("button", name="Show the examples").click()
         expect(page.locator(".hero-figure")).to_have_count(1)
+
+
+def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browser) -> None:
+    """Its old timers and observers go on with nothing: for a minute only the new run speaks."""
+    first = moving("example")
+    with browser.new_context(reduced_motion="no-preference") as context:
+        page = context.new_page()
+        page.clock.install()
+        page.set_content(f"<figure data-histogram='{first}'>{HERO}</figure>")
+        page.add_script_tag(path=ROOT / "ui/assets/scripts/hero.js")
+        said = page.locator(".hero-said")
+        expect(said).to_have_text("example dense")
+        page.clock.run_for(1000)  # between two stages of the first
+        page.evaluate(
+            "text => { const figure = document.querySelector('figure');"
+            " figure.dataset.histogram = text; figure.append('') }",
+            moving("toy"),
+        )
+        expect(said).to_have_text("toy dense")
+        heard = []
+        for _ in range(60):
+            page.clock.run_for(1000)
+            heard.append(said.inner_text())
+        assert {*heard} == {"toy dense", "toy first"}
+        assert page.locator(".hero-stages button").count() == 2
+
+
+def moving(run: str) -> str:
+    """A histogram of two stages."""
+    stages = [
+        {"label": label, "colour": "#0072B2", "zeros": 0.5, "heights": [0.1, 0.9],
+         "said": f"{run} {label}"}
+        for label in ("dense", "first")
+    ]  # fmt: skip
+    return json.dumps({"edge": 1.0, "stages": stages})
 
 
 def test_a_phone_follows_the_presenter(
