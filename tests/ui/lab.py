@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from backend.store.states import Lane
 from backend.store.tables import Artifact, Event, Job, Result, Table
 
 HOST, GUEST = ("127.0.0.1", "localhost:7860"), ("10.0.0.7", "lab:7860")
@@ -28,6 +29,7 @@ def pressed(do: str, run: str = "", text: str = "") -> Any:
 def job(number: int, **values: Any) -> Job:
     row = {
         "id": number, "kind": "sds", "name": f"run {number}", "owner": "mira", "state": "succeeded",
+        "lane": Lane.SLOTS,
         "config": {"model": "toy", "pattern": "2:4", "base": "wanda", "seed": 0, "control": True},
         "config_hash": "", "created_at": number * 1000, "queued_at": number * 1000,
         "started_at": 0, "finished_at": 60_000, "tags": [], "note": "", "environment": {},

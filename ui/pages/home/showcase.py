@@ -49,6 +49,11 @@ class Shown:
     bars: list[tuple[str, str, str, float]]
     caption: str
 
+    @property
+    def model(self) -> str:
+        """What it was measured on: figures of two models do not compare."""
+        return str(self.job.config.get("model", ""))
+
 
 def showcase() -> list[Shown]:
     """One run of each kind, in the order of the kinds."""
