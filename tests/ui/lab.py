@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from backend.queue.folders import run_folder
 from backend.store.states import Lane
 from backend.store.tables import Artifact, Event, Job, Result, Table
 
@@ -57,9 +58,18 @@ def measured(
 
 
 def model_folder(number: int, size: int) -> Artifact:
+    """The row of a model that is there."""
+    saved_folder(f"sds-{number:04d}", "model")
     return Artifact(
         job_id=number, kind="model", path=f"sds-{number:04d}/model", bytes=size, created_at=0
     )
+
+
+def saved_folder(run: str, what: str) -> None:
+    """The "model" or "drafter" of a run is there."""
+    folder = run_folder(run) / what
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
 
 
 def store(*rows: Table) -> None:

@@ -201,13 +201,16 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
 @pytest.mark.parametrize(
     ("toy", "words"),
     [
-        ({"state": "queued"}, "is queued behind 3 runs and starts in about 5 min. It takes about 20 s."),
-        ({"state": "running", "eta_s": 8.0}, "is pruning the toy model: about 10 s left."),
-        ({"state": "starting"}, "is pruning the toy model: about 20 s."),
-        ({"state": "cancelling"}, "is being cancelled."),
-        ({"state": "succeeded"}, "has pruned the toy model in 1 min."),
-        ({"state": "failed"}, "has failed after 1 min."),
-        ({"state": "queued", "lane": "quick"}, "is queued. It takes about 20 s."),
+        (
+            {"state": "queued"},
+            "is queued behind 3 runs and starts in about 5 min. It takes about 20 s. Watch it",
+        ),
+        ({"state": "queued", "lane": "quick"}, "is queued. It takes about 20 s. Watch it"),
+        ({"state": "starting"}, "is pruning the toy model: about 20 s. Watch it"),
+        ({"state": "running", "eta_s": 8.0}, "is pruning the toy model: about 10 s left. Watch it"),
+        ({"state": "cancelling"}, "is being cancelled. Watch it"),
+        ({"state": "succeeded"}, "has pruned the toy model in 1 min. See its weights"),
+        ({"state": "failed"}, "has failed after 1 min. See what happened"),
     ],
 )  # fmt: skip
 def test_what_is_said_of_the_toy_is_its_state(
@@ -222,7 +225,7 @@ def test_what_is_said_of_the_toy_is_its_state(
         job(9, **toy),
     )  # fmt: skip
     said = exhibits.draw_toy(["sds-0009"])["said"]["value"]
-    assert words in " ".join(re.sub("<[^>]*>", "", said).split())
+    assert f"sds-0009 {words} " in f"{re.sub('<[^>]*>', '', said)} "
 
 
 def test_the_toy_is_told_of_until_something_else_is_done(

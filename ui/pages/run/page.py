@@ -18,6 +18,7 @@ from backend.store.needs import awaited
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
+from jobs.fields.saved_models import NO_WEIGHTS, ships_without
 from jobs.metrics import MEMORY, PERPLEXITY, PROCESSOR
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
@@ -162,7 +163,7 @@ def draw(request: gr.Request) -> Updates:
         "history": history(job),
         "disk": disk_card(job, user),
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
-        or empty(NO_ARTEFACTS[job.state in ACTIVE]),
+        or empty(NO_WEIGHTS if ships_without(job) else NO_ARTEFACTS[job.state in ACTIVE]),
     }
     return updates(html, STAGES.show(stages_chart(job, results), job.run))
 

@@ -11,10 +11,10 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.states import State
-from backend.store.tables import Artifact, Job, StepTime
+from backend.store.tables import Job, StepTime
 from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
-from tests.ui.lab import asked, job, result, store
+from tests.ui.lab import asked, job, result, saved_folder, store
 from ui.pages.playground import page as playground
 from ui.pages.run import page as run
 from ui.pages.run import quality
@@ -33,10 +33,8 @@ DRAFTER = [
 @pytest.fixture
 def stored(current: Settings) -> None:
     upgrade()
-    drafter = Artifact(
-        job_id=2, kind="drafter", path="amphista-0002/drafter", bytes=1, created_at=1
-    )
-    store(job(2, kind="amphista", config={"model": "toy"}), drafter, *DRAFTER)
+    store(job(2, kind="amphista", config={"model": "toy"}), *DRAFTER)
+    saved_folder("amphista-0002", "drafter")
     store(job(3, kind="speed", config={"model": "toy", "drafters": "amphista-0002"}))
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
     store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
