@@ -164,7 +164,7 @@ def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> Non
         "Where do sds-0001 and sds-0002, First pruning, differ in std? No colour: no difference."
     )
     assert asked_ in seen["layers_note"]
-    missing = page.change_layers(view(vs="sds-0002", stage="sds", stat="std", against="run"))
+    missing = page.change_layers(view(vs="sds-0002", stage="redense", stat="std", against="run"))
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
 
 
