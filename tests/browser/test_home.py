@@ -13,11 +13,17 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.store import queries
 from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
+from ui.theme import DARK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 RUN = "sds-0001"
 HERO = """<h2 class=hero-stage></h2><p class=hero-said></p><div class=hero-plot></div>
 <button class=hero-play></button><div class=hero-stages></div>"""
+TITLE_LINES = r"""[...document.querySelectorAll("#preset-amphista label span")].map(span => {
+  const title = document.createRange(), text = span.firstChild;
+  title.setStart(text, 0);
+  title.setEnd(text, (text.data + "\n").indexOf("\n"));
+  return title.getClientRects().length })"""
 
 
 @pytest.fixture
@@ -102,6 +108,61 @@ def test_a_phone_follows_the_presenter(
         visitor.get_by_role("button", name="Pause").click()
         now = shown.locator(".scrub-said b").inner_text()
         expect(followed.locator(".scrub-said b")).to_have_text(now)
+
+
+def test_a_presentation_is_slides_in_the_mode_of_the_pages_and_escape_leaves_it(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
+    visitor.evaluate("localStorage.setItem('slimscope-theme', 'dark')")  # of a light browser
+    visitor.keyboard.press("p")
+    visitor.wait_for_url("**/slimscope/present**")
+    bar, shown = visitor.locator(".bar"), visitor.frame_locator("#view")
+    expect(bar).to_have_css("background-color", rgb(DARK.paper))
+    expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
+    assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
+    expect(shown.locator(".scrub-said b")).to_have_text("Dense")
+    for picker in ("#weights-view", "#weights-tensor", "#weights-stage", "#weights-run"):
+        expect(shown.locator(picker)).to_be_hidden()
+    shown.locator("#weights-overlay .scrub-said").click()  # the focus is in the frame
+    visitor.keyboard.press("Escape")
+    visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))
+
+
+def rgb(colour: str) -> str:
+    """#12161B as a browser says it."""
+    return "rgb({}, {}, {})".format(*bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize("width", [390, 720, 890])
+def test_the_navigation_is_one_row(visitor: Page, lab: Dashboard, width: int) -> None:
+    visitor.set_viewport_size({"width": width, "height": 900})
+    opened(visitor, f"{lab.url}/runs")
+    for part in ("#frame-nav a", "#frame-header header > :not(nav)"):
+        boxes = [each.bounding_box() for each in visitor.locator(part).all()]
+        assert len({round(box["y"] + box["height"] / 2, -1) for box in boxes if box}) == 1, part
+    visitor.set_viewport_size({"width": 1400, "height": 900})
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_whole_title_of_a_preset_is_bold(visitor: Page, lab: Dashboard, width: int) -> None:
+    visitor.set_viewport_size({"width": width, "height": 900})
+    opened(visitor, f"{lab.url}/new?kind=amphista")
+    card = visitor.locator("#preset-amphista label span", has_text="Medusa, as many parameters")
+    card.wait_for()
+    assert {*visitor.evaluate(TITLE_LINES)} == {1}  # the first line is bold
+    visitor.set_viewport_size({"width": 1400, "height": 900})
+
+
+def test_an_address_without_a_page_looks_like_the_others(
+    other_context: BrowserContext, lab: Dashboard
+) -> None:
+    page = other_context.new_page()  # not watched: the console tells of the 404
+    page.goto(f"{lab.url}/nothing")
+    assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
+    page.get_by_role("navigation").get_by_role("link", name="Explore").click()
+    expect(page.locator("h1")).to_have_text("Weights")
+    page.close()
 
 
 def test_a_deleted_run_comes_back(visitor: Page, lab: Dashboard) -> None:
