@@ -212,6 +212,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         ({"state": "queued", "lane": "quick"}, "is queued. It takes about 20 s. Watch it"),
         ({"state": "starting"}, "is pruning the toy model: about 20 s. Watch it"),
         ({"state": "running", "eta_s": 8.0}, "is pruning the toy model: about 10 s left. Watch it"),
+        ({"state": "running", "eta_s": 0.0}, "is pruning the toy model: about 10 s left. Watch it"),
         ({"state": "cancelling"}, "is being cancelled. Watch it"),
         ({"state": "succeeded"}, "has pruned the toy model in 1 min. See its weights"),
         ({"state": "failed"}, "has failed after 1 min. See what happened"),

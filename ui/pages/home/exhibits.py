@@ -106,7 +106,7 @@ def toy_words(job: Job, status: QueueStatus) -> Markup:
     ahead = waiting.index(job.id) if job.id in waiting else 0
     ahead += len(live) if len(live) >= settings().slots else 0
     left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
-    takes = f"about {duration(TENS * ceil(left / TENS))}" if isfinite(left) else ""
+    takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
     start = start_times(status).get(job.id)
     return HTML.toy(job, ahead, start_words(start), takes, took(job, now_ms()))
 

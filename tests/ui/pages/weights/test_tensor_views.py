@@ -293,6 +293,15 @@ def test_the_map_is_compared_with_what_the_other_run_kept(quantised: None) -> No
     assert chart.question.startswith(pair)
 
 
+def test_steps_begin_at_the_stage_in_the_address_and_so_does_the_map(seeded: Settings) -> None:
+    seen = opened(run="sds-0001", view="story", at="redense", tensor=TENSOR)
+    assert seen["tensor_title"].startswith("<h2>Re-dense: ")
+    assert seen["stage"]["value"] == "redense"
+    stops = seen["tensor_chart"].layout.meta["scrub"]["stops"]
+    assert [stop["title"].split(":")[0] for stop in stops] == [STAGE_LABELS[s] for s in MAIN]
+    assert opened(run="sds-0001", view="overlay", at="redense")["stage"]["value"] == "sds"
+
+
 def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
     seen = page.change_tensor(given(vs="sds-0002", show=["first", "redense"]))
     assert "sds-0002 has not stored: Re-dense." in seen["tensor_note"]
