@@ -72,6 +72,8 @@ def _not_measured(view: TensorView, base: MapBaseline | None) -> str:
     label = STATISTICS[selection.stat].label.lower()
     if base and cells(weights.table, selection.stage, selection.stat)["value"].notna().any():
         return f"{base.label}: {label} is not measured, so nothing can be compared."
+    if selection.stage == DENSE:
+        return f"{weights.labels[DENSE]} has no {label}: it is what the others are compared with."
     return f"{weights.labels[selection.stage]}: {label} is not measured here."
 
 
