@@ -7,11 +7,9 @@ import json
 import math
 from collections.abc import Collection
 from functools import lru_cache
-from itertools import islice
 
 from backend.settings import settings
 from backend.store.queries import QueueStatus
-from backend.store.states import Lane
 from backend.store.tables import Job
 from jobs.submit import checked
 from ui.format import eta
@@ -21,14 +19,12 @@ MAX_ESTIMATED = 20  # of the queue; an estimate reads the model's files
 
 def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int, float]:
     """Job id -> seconds until it may start, for the head of the queue, up to the first job behind
-    one of unknown duration; none for jobs `waiting` for another run, or in another lane."""
+    one of unknown duration; none for jobs `waiting` for another run."""
     slots = settings().slots
-    slotted = [job for job in status.live if job.lane == Lane.SLOTS]
-    left = [math.inf if job.eta_s is None else job.eta_s for job in slotted]
+    left = [math.inf if job.eta_s is None else job.eta_s for job in status.live]
     free = sorted([*left, *[0.0] * (slots - len(left))])[-slots:]
     starts: dict[int, float] = {}
-    queued = (job for job in status.queued if job.lane == Lane.SLOTS and job.id not in waiting)
-    for job in islice(queued, MAX_ESTIMATED):
+    for job in (job for job in status.queued[:MAX_ESTIMATED] if job.id not in waiting):
         at = free[0]
         if math.isinf(at):
             break

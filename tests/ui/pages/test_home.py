@@ -209,7 +209,6 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
             {"state": "queued"},
             "is queued behind 3 runs and starts in about 5 min. It takes about 20 s. Watch it",
         ),
-        ({"state": "queued", "lane": "quick"}, "is queued. It takes about 20 s. Watch it"),
         ({"state": "starting"}, "is pruning the toy model: about 20 s. Watch it"),
         ({"state": "running", "eta_s": 8.0}, "is pruning the toy model: about 10 s left. Watch it"),
         ({"state": "running", "eta_s": 0.0}, "is pruning the toy model: about 10 s left. Watch it"),

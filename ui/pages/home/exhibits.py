@@ -70,22 +70,27 @@ def launch_address() -> str:
 
 def home_act(event: gr.EventData, request: gr.Request) -> Updates:
     """A button: the toy, the examples, or one of a run. Says what came of it, and of which toy."""
+    if event_data(event).get("do") != "toy":
+        return {"said": _act(event, request), "toy": None}
+    try:
+        job = run_toy(current_user(request))
+    except SlimscopeError as error:
+        return {"said": show_error(error), "toy": None}
+    return draw_toy([job.run]) | {"toy": [job.run]}
+
+
+def _act(event: gr.EventData, request: gr.Request) -> Any:
     user = current_user(request)
     try:
         match event_data(event).get("do"):
-            case "toy":
-                job = run_toy(user)
-                return {"said": show_success(toy_words(job, queries.status())), "toy": [job.run]}
             case "remove-examples":
                 removed = examples.remove_examples(user)
-                said = show_success(f"{runs(len(removed))} removed.")
+                return show_success(f"{runs(len(removed))} removed.")
             case "restore-examples":
-                said = show_success(f"{runs(len(examples.restore_examples(user)))} restored.")
-            case _:
-                said = act(event, request)
+                return show_success(f"{runs(len(examples.restore_examples(user)))} restored.")
     except SlimscopeError as error:
-        said = show_error(error)
-    return {"said": said, "toy": None}
+        return show_error(error)
+    return act(event, request)
 
 
 def draw_toy(toy: Any) -> Updates:
@@ -103,12 +108,12 @@ def toy_words(job: Job, status: QueueStatus) -> Markup:
     or how it ended."""
     live = [other for other in status.live if other.lane == job.lane]
     waiting = [other.id for other in status.queued if other.lane == job.lane]
+    start = start_times(status).get(job.id)
     ahead = waiting.index(job.id) if job.id in waiting else 0
-    ahead += len(live) if len(live) >= settings().slots else 0
+    ahead = ahead + len(live) if len(live) >= settings().slots else ahead
     left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
     takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
-    start = start_times(status).get(job.id)
-    return HTML.toy(job, ahead, start_words(start), takes, took(job, now_ms()))
+    return HTML.toy(job, ahead if start != 0 else 0, start_words(start), takes, took(job, now_ms()))
 
 
 def run_toy(user: Actor) -> Job:
