@@ -9,8 +9,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ui.frame import Page
+from ui.frame import Page, navigation
+from ui.pages import pages
 from ui.templates import render
+
+NOWHERE = Page("", "", lambda: None, 0, section="")  # no page of the navigation
 
 
 def moved_routes(pages: Iterable[Page]) -> list[Route]:
@@ -36,6 +39,8 @@ def not_found(request: Request, error: Exception) -> Response:
     if status == 404 and "text/html" in request.headers.get("accept", ""):
         path = request.url.path
         root = "../" * (path.count("/") - 1)  # also behind the prefix of a proxy
-        return HTMLResponse(render("templates/not_found.html", path=path[:200], root=root), 404)
+        sections, _ = navigation(NOWHERE, pages())
+        page = render("templates/not_found.html", path=path[:200], root=root, sections=sections)
+        return HTMLResponse(page, 404)
     detail = error.detail if isinstance(error, HTTPException) else "Not found"
     return JSONResponse({"detail": detail}, status)

@@ -23,14 +23,14 @@ def headline(values: Mapping[str, Any]) -> list[str]:
 
 
 def forecast(values: Values) -> str:
-    """Whether drafting will pay on the machine that trained the drafter."""
+    """How fast drafting will be on the machine that trained the drafter."""
     gain, cost = (values.get((DRAFTER, name)) for name in ("predicted_speed_up", "draft_cost"))
     if gain is None or cost is None:
         return ""
-    pays = "does not pay" if gain < 1 + MIN_GAIN else "pays"
+    none = " (no gain)" if gain < 1 + MIN_GAIN else ""
     return (
-        f"Forecast, not measured: drafting {pays} on this machine, {fixed(gain, 2)} × the speed of "
-        f"plain decoding. To draft once takes as long as {fixed(cost, 2)} passes of the base model."
+        f"Predicted {fixed(gain, 2)} × the speed of plain decoding on this machine{none}; one "
+        f"draft costs {fixed(cost, 2)} of a forward pass of the base model."
     )
 
 

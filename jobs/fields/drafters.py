@@ -13,7 +13,7 @@ from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs.fields.saved_models import planned_run, saved_config
+from jobs.fields.saved_models import has_saved, planned_run, saved_config, without_weights
 
 DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
@@ -66,7 +66,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
         return 0
     file = drafter_folder(job) / "drafter.safetensors"
     if not file.is_file():
-        raise ConfigError(f"What {job.run} saved is gone.", f"{file} is not there.", "", field)
+        raise without_weights(job.run, field)
     return file.stat().st_size
 
 
@@ -100,5 +100,6 @@ def drafters_named(text: str, model: str, field: str) -> list[Job]:
 
 
 def finished_drafters() -> Sequence[Job]:
-    """Every run that holds a drafter, the newest first."""
-    return [job for job in queries.jobs([State.SUCCEEDED], DRAFTER_KIND) if not job.damaged]
+    """Every run whose drafter is there, the newest first."""
+    jobs = queries.jobs([State.SUCCEEDED], DRAFTER_KIND)
+    return [job for job in jobs if not job.damaged and has_saved(job, DRAFTER_FOLDER)]

@@ -11,12 +11,14 @@ from backend.checkpoints import changed_file
 from backend.errors import ConfigError, NotFoundError
 from backend.models.layer_names import read_names
 from backend.queue.artifacts.copies import present
+from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import queries
-from backend.store.states import ACTIVE
-from backend.store.tables import RUN_NAME, Job
+from backend.store.states import ACTIVE, State
+from backend.store.tables import EXAMPLE, RUN_NAME, Job
 from jobs.kind import kind_named
 
+NO_WEIGHTS = "Examples ship without weights."
 NAMING = ("model", "dense", "drafters")  # the fields that name runs to work on
 
 
@@ -25,11 +27,25 @@ def is_run(spec: str) -> bool:
     return RUN_NAME.fullmatch(spec) is not None
 
 
+def has_saved(job: Job, what: str) -> bool:
+    """Whether the "model" or the "drafter" that a run saved can be read: its files are here, or in
+    the store. Runs may be imported without, as the examples are, and files may be deleted."""
+    if (run_folder(job.run) / what / "config.json").is_file():
+        return True
+    stored = queries.artifacts(job.run) if settings().artifact_store else []
+    return any(each.kind == what for each in stored)
+
+
+def ships_without(job: Job) -> bool:
+    """Whether it is an example of a kind that saves weights."""
+    return job.id < 0 and bool(kind_named(job.kind).saves)
+
+
 def saved_model(run: str, field: str = "model") -> tuple[str, str]:
     """The folder a run saved its model in, and the spec of the model it began with.
 
     Raises:
-        ConfigError: the run does not exist, or has saved no model.
+        ConfigError: the run does not exist, or has saved no model, or came without it.
     """
     try:
         job = queries.job(run)
@@ -38,6 +54,8 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
         raise ConfigError(
             error.what, error.why, "Choose a run that saved a model.", field
         ) from error
+    if not saved and job.state == State.SUCCEEDED and kind_named(job.kind).saves == "model":
+        raise without_weights(job.run, field)
     if not saved:
         raise ConfigError(
             f"{run} has saved no model.", f"It is {job.state}.",
@@ -98,6 +116,8 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     Raises:
         ConfigError: a file is missing or damaged.
     """
+    if not folder.exists():
+        raise without_weights(run, field)
     try:
         config: dict[str, Any] = dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -106,6 +126,14 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
     if name := changed_file(folder, contents=False):
         raise _damaged(run, f"{folder.name}/{name} has changed since it was saved.", field)
     return config
+
+
+def without_weights(run: str, field: str) -> ConfigError:
+    """The error of a run whose files are not here."""
+    example = run.endswith(f"-{EXAMPLE}")
+    why = NO_WEIGHTS if example else "It was imported without them, or they were deleted."
+    do = f"Choose another model, or reproduce {run}."
+    return ConfigError(f"The weights of {run} are not here.", why, do, field)
 
 
 def _damaged(run: str, why: str, field: str) -> ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import log
 
 from backend.methods.sds.config import STAGE_LABELS, SDSStage
 from jobs.comparison import StageComparison
@@ -66,9 +67,11 @@ def _measured(stages: StageComparison, rivals: Mapping[SDSStage, str]) -> dict[s
 
 
 def key_figure(values: Values) -> KeyFigure | None:
-    """The share of the loss of the first pruning that SDS recovers, in perplexity:
+    """The share of the perplexity lost to the first pruning that SDS wins back:
 
-    recovered = (first - end) / (first - dense)      end: SDS, or its reconstruction if lower
+    won_back = (first - end) / (first - dense)      end: SDS, or its reconstruction if lower
+
+    and the same share of the cross-entropy, their logarithms.
     """
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
@@ -81,10 +84,12 @@ def key_figure(values: Values) -> KeyFigure | None:
     }  # fmt: skip
     known = {name: value for name, value in named.items() if value is not None}
     told = zip(apart([*known.values()]), known, strict=True)
+    entropy = log(first / end) / log(first / dense)
     return KeyFigure(
         f"{fixed(100 * (first - end) / (first - dense), 0)} %",
-        "of the loss from pruning recovered",
-        f"Perplexity {', '.join(map(' '.join, told))}.",
+        "of the perplexity lost to pruning won back",
+        f"Perplexity {', '.join(map(' '.join, told))}. "
+        f"In cross-entropy, {fixed(100 * entropy, 0)} %.",
     )
 
 

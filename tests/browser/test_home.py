@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,10 +12,18 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend.store import queries
-from tests.browser.conftest import Dashboard, opened, started, tab, warm_tab
+from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
+from ui.theme import DARK
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 RUN = "sds-0001"
+HERO = """<h2 class=hero-stage></h2><p class=hero-said></p><div class=hero-plot></div>
+<button class=hero-play></button><div class=hero-stages></div>"""
+TITLE_LINES = r"""[...document.querySelectorAll("#preset-amphista label span")].map(span => {
+  const title = document.createRange(), text = span.firstChild;
+  title.setStart(text, 0);
+  title.setEnd(text, (text.data + "\n").indexOf("\n"));
+  return title.getClientRects().length })"""
 
 
 @pytest.fixture
@@ -38,6 +47,41 @@ def test_a_first_visit_has_something_to_see(browser: Browser, first_visit: Dashb
         expect(page.locator(".hero-figure")).to_have_count(0)
         page.get_by_role("button", name="Show the examples").click()
         expect(page.locator(".hero-figure")).to_have_count(1)
+
+
+def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browser) -> None:
+    """Its old timers and observers go on with nothing: for a minute only the new run speaks."""
+    first = moving("example")
+    with browser.new_context(reduced_motion="no-preference") as context:
+        page = context.new_page()
+        page.clock.install()
+        page.set_content(f"<figure data-histogram='{first}'>{HERO}</figure>")
+        page.add_script_tag(path=ROOT / "ui/assets/scripts/hero.js")
+        said = page.locator(".hero-said")
+        expect(said).to_have_text("example dense")
+        page.clock.run_for(1000)  # between two stages of the first
+        page.evaluate(
+            "text => { const figure = document.querySelector('figure');"
+            " figure.dataset.histogram = text; figure.append('') }",
+            moving("toy"),
+        )
+        expect(said).to_have_text("toy dense")
+        heard = []
+        for _ in range(60):
+            page.clock.run_for(1000)
+            heard.append(said.inner_text())
+        assert {*heard} == {"toy dense", "toy first"}
+        assert page.locator(".hero-stages button").count() == 2
+
+
+def moving(run: str) -> str:
+    """A histogram of two stages."""
+    stages = [
+        {"label": label, "colour": "#0072B2", "zeros": 0.5, "heights": [0.1, 0.9],
+         "said": f"{run} {label}"}
+        for label in ("dense", "first")
+    ]  # fmt: skip
+    return json.dumps({"edge": 1.0, "stages": stages})
 
 
 def test_a_phone_follows_the_presenter(
@@ -64,6 +108,61 @@ def test_a_phone_follows_the_presenter(
         visitor.get_by_role("button", name="Pause").click()
         now = shown.locator(".scrub-said b").inner_text()
         expect(followed.locator(".scrub-said b")).to_have_text(now)
+
+
+def test_a_presentation_is_slides_in_the_mode_of_the_pages_and_escape_leaves_it(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/weights?run={RUN}&view=story")
+    visitor.evaluate("localStorage.setItem('slimscope-theme', 'dark')")  # of a light browser
+    visitor.keyboard.press("p")
+    visitor.wait_for_url("**/slimscope/present**")
+    bar, shown = visitor.locator(".bar"), visitor.frame_locator("#view")
+    expect(bar).to_have_css("background-color", rgb(DARK.paper))
+    expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
+    assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
+    expect(shown.locator(".scrub-said b")).to_have_text("Dense")
+    for picker in ("#weights-view", "#weights-tensor", "#weights-stage", "#weights-run"):
+        expect(shown.locator(picker)).to_be_hidden()
+    shown.locator("#weights-overlay .scrub-said").click()  # the focus is in the frame
+    visitor.keyboard.press("Escape")
+    visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))
+
+
+def rgb(colour: str) -> str:
+    """#12161B as a browser says it."""
+    return "rgb({}, {}, {})".format(*bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize("width", [390, 720, 890])
+def test_the_navigation_is_one_row(visitor: Page, lab: Dashboard, width: int) -> None:
+    visitor.set_viewport_size({"width": width, "height": 900})
+    opened(visitor, f"{lab.url}/runs")
+    for part in ("#frame-nav a", "#frame-header header > :not(nav)"):
+        boxes = [each.bounding_box() for each in visitor.locator(part).all()]
+        assert len({round(box["y"] + box["height"] / 2, -1) for box in boxes if box}) == 1, part
+    visitor.set_viewport_size({"width": 1400, "height": 900})
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_whole_title_of_a_preset_is_bold(visitor: Page, lab: Dashboard, width: int) -> None:
+    visitor.set_viewport_size({"width": width, "height": 900})
+    opened(visitor, f"{lab.url}/new?kind=amphista")
+    card = visitor.locator("#preset-amphista label span", has_text="Medusa, as many parameters")
+    card.wait_for()
+    assert {*visitor.evaluate(TITLE_LINES)} == {1}  # the first line is bold
+    visitor.set_viewport_size({"width": 1400, "height": 900})
+
+
+def test_an_address_without_a_page_looks_like_the_others(
+    other_context: BrowserContext, lab: Dashboard
+) -> None:
+    page = other_context.new_page()  # not watched: the console tells of the 404
+    page.goto(f"{lab.url}/nothing")
+    assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
+    page.get_by_role("navigation").get_by_role("link", name="Explore").click()
+    expect(page.locator("h1")).to_have_text("Weights")
+    page.close()
 
 
 def test_a_deleted_run_comes_back(visitor: Page, lab: Dashboard) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from backend.queue.folders import run_folder
+from backend.store.states import Lane
 from backend.store.tables import Artifact, Event, Job, Result, Table
 
 HOST, GUEST = ("127.0.0.1", "localhost:7860"), ("10.0.0.7", "lab:7860")
@@ -28,6 +30,7 @@ def pressed(do: str, run: str = "", text: str = "") -> Any:
 def job(number: int, **values: Any) -> Job:
     row = {
         "id": number, "kind": "sds", "name": f"run {number}", "owner": "mira", "state": "succeeded",
+        "lane": Lane.SLOTS,
         "config": {"model": "toy", "pattern": "2:4", "base": "wanda", "seed": 0, "control": True},
         "config_hash": "", "created_at": number * 1000, "queued_at": number * 1000,
         "started_at": 0, "finished_at": 60_000, "tags": [], "note": "", "environment": {},
@@ -55,9 +58,18 @@ def measured(
 
 
 def model_folder(number: int, size: int) -> Artifact:
+    """The row of a model that is there."""
+    saved_folder(f"sds-{number:04d}", "model")
     return Artifact(
         job_id=number, kind="model", path=f"sds-{number:04d}/model", bytes=size, created_at=0
     )
+
+
+def saved_folder(run: str, what: str) -> None:
+    """The "model" or "drafter" of a run is there."""
+    folder = run_folder(run) / what
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
 
 
 def store(*rows: Table) -> None:

@@ -17,9 +17,9 @@ NO_GAIN = "No decoder is measurably faster than plain decoding"
 
 def of_stages(values: Sequence[tuple[str, float]]) -> str:
     """Of perplexities by stage, (label, value), the untouched model first: what the worst stage
-    costs and how much of it the last one recovers,
+    costs and how much of it the last one wins back,
 
-        recovered = (worst - last) / (worst - first)
+        won_back = (worst - last) / (worst - first)
     """
     if len(values) < 2:
         return ""
@@ -27,7 +27,7 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
     worst_label, worst = max(values[1:], key=lambda pair: pair[1])
     if worst_label != last_label and worst > last > first:
         back = share((worst - last) / (worst - first), 0)
-        return f"{last_label} recovers {back} of the perplexity lost in {lower(worst_label)}"
+        return f"{last_label} wins back {back} of the perplexity lost to {lower(worst_label)}"
     change = last / first - 1
     if abs(change) < STEADY:
         return f"{last_label} keeps the perplexity of {number(first)}"
@@ -42,13 +42,10 @@ def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
     Args:
         main: the column to speak of; without it, the last of the longest ones.
     """
-    lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
-    lines = {name: values for name, values in lines.items() if len(values) > 1}
-    if not lines:
+    name, line = _spoken_of(frame, main)
+    if line.empty:
         return ""
-    most = max(len(values) for values in lines.values())
-    name = main if main in lines else [n for n, v in lines.items() if len(v) == most][-1]
-    values = lines[name].to_numpy(float)
+    values = line.to_numpy(float)
     tenth = max(1, len(values) // 10)
     first, last = values[:tenth].mean(), values[-tenth:].mean()
     whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
@@ -56,6 +53,26 @@ def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
         return f"{whose} stays near {number(last, 3)}"
     verb = "rises" if last > first else "falls"
     return f"{whose} {verb} from {number(first, 3)} to {number(last, 3)}"
+
+
+def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
+    """Of lines over blocks, as `of_curves` takes them: in which block one is largest and smallest.
+    Blocks lie behind one another in the model, not in time."""
+    name, line = _spoken_of(frame, main)
+    whose = f"{name}: {lower(quantity)}" if len(frame.columns) > 2 else quantity
+    blocks = frame.iloc[:, 0].loc[line.index]
+    return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)])
+
+
+def _spoken_of(frame: pd.DataFrame, main: str) -> tuple[str, pd.Series[float]]:
+    """The line a headline is about, without gaps; empty where none has two points."""
+    lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
+    lines = {name: values for name, values in lines.items() if len(values) > 1}
+    if not lines:
+        return "", pd.Series(dtype=float)
+    most = max(len(values) for values in lines.values())
+    name = main if main in lines else [n for n, v in lines.items() if len(v) == most][-1]
+    return name, lines[name]
 
 
 def of_cells(frame: pd.DataFrame, label: str) -> str:

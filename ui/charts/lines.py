@@ -18,6 +18,7 @@ from ui.theme import LineStyle, stage_style
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
 FEW_STEPS = 12  # up to so many, each has a tick
+BLOCK = "Block"  # the x axis of curves whose steps are blocks
 BY_BLOCK = ("owl", "damping", "reconstruction")  # families of curves whose steps are blocks
 
 
@@ -37,7 +38,7 @@ class CurveTitles(NamedTuple):
     x: str
 
 
-ERROR = CurveTitles("Relative output error", "Relative output error, mean over a block", "Block")
+ERROR = CurveTitles("Relative output error", "Relative output error, mean over a block", BLOCK)
 
 
 def curve_titles(name: str) -> CurveTitles:
@@ -45,7 +46,7 @@ def curve_titles(name: str) -> CurveTitles:
     family = name.split("/")[0]
     title = metric(family).title
     over = "Seconds" if family in (MEMORY, PROCESSOR) else "Step"
-    over = "Block" if family in BY_BLOCK else over
+    over = BLOCK if family in BY_BLOCK else over
     return ERROR if family == "error" else CurveTitles(title, title, over)
 
 

@@ -58,7 +58,7 @@ STATISTICS: dict[str, Statistic] = {
         "Relative output error", "Which layers' outputs differ most from the dense model's?", True
     ),
     "mask_overlap": Statistic(
-        "Mask overlap", "Where does this stage keep the weights the first pruning kept?", True
+        "Mask overlap (IoU)", "Where does this stage keep the weights the first pruning kept?", True
     ),
     "by_size": Statistic(
         "Zeros by magnitude",

@@ -11,6 +11,7 @@ from backend.store import queries
 from backend.text import corpora
 from jobs.fields.drafters import finished_drafters
 from jobs.fields.gguf import TYPES
+from jobs.fields.saved_models import has_saved
 from ui.runs.results import setting_summary
 from ui.widgets.dropdown import Choices
 
@@ -34,15 +35,15 @@ def _titled(title: str, ready: bool) -> str:
 
 
 def saved() -> Choices:
-    """The runs that saved a model, the newest first, then all models."""
+    """The runs whose saved model is there, the newest first, then all models."""
     jobs = queries.jobs()
     sizes = queries.model_bytes(job.id for job in jobs)
-    runs = [(f"{job.run} {job.name}".strip(), job.run) for job in jobs if job.id in sizes]
-    return [*runs, *models()]
+    there = [job for job in jobs if job.id in sizes and has_saved(job, "model")]
+    return [*((f"{job.run} {job.name}".strip(), job.run) for job in there), *models()]
 
 
 def trained_drafters() -> Choices:
-    """Every trained drafter, with its target model and settings."""
+    """Every trained drafter that is there, with its target model and settings."""
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
         for job in finished_drafters()

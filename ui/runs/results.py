@@ -14,7 +14,8 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.kind import JobConfig, Kind, capitalized, kinds
-from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
+from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric, metric
+from jobs.speed import config as speed
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
@@ -224,3 +225,21 @@ class RunResults:
         """Relative change of the kept stage to the original model."""
         before, after = self.value(self.first, name), self.final(name)
         return after / before - 1 if before and after is not None else None
+
+
+def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
+    """ "Speeds: native (AVX-512-BF16) decoder, bfloat16, 1 thread, prefill included."; empty where
+    the run measured none. Without these a speed means nothing: what was not recorded is named."""
+    details = [row.details for row in rows if row.metric == TOKENS_PER_SECOND]
+    if not details:
+        return ""
+    known = job.environment | {key: value for each in details for key, value in each.items()}
+    decoder, threads, tokens = (known.get(name) for name in ("decoder", "threads", "tokens"))
+    parts = [
+        f"{decoder} decoder" if decoder else "decoder not recorded",
+        known.get("dtype") or known.get("precision") or "precision not recorded",
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "threads not recorded",
+        f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
+        f"prefill {'included' if job.kind == speed.NAME else 'excluded'}",
+    ]
+    return f"Speeds: {', '.join(filter(None, parts))}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,12 @@ def weights_of(run: str) -> RunWeights:
     stages = [stage for stage in labels if stage in stored]
     places = {row.tensor: (row.block, row.module) for row in table.itertuples()}
     return RunWeights(job, labels, table, stages, tensor_names(table), places)
+
+
+def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
+    """Of these stages the one whose weights the run kept, or else the last it has come to."""
+    kept = queries.job(run.job.id).kept_stage
+    return kept if kept and kept in stages else max(stages, key=run.stages.index)
 
 
 def saved_folders(job: Job) -> dict[str, Path]:

@@ -30,7 +30,8 @@ class PlotlyView(gr.HTML):
     `{"more": 48}`, extra pixels of height, or `{"pick": "cell", "picked": [x, y]}`: then clicks and
     arrow keys select a heatmap cell, which is outlined. `.select` follows a selection: the event's
     data is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js` step, to be used
-    where selections come fast: Gradio drops the data of events it defers.
+    where selections come fast: Gradio drops the data of events it defers. `.stop` follows the
+    slider of a chart with steps alike: its `customdata` is the step at which it rests.
 
     Args:
         label: what the chart shows, for screen readers.
@@ -54,7 +55,8 @@ class PlotlyView(gr.HTML):
             label=label,
             html_template=WIDGETS.plot(label, height),
             js_on_load=(
-                "slimscope.plot(element, props, watch, detail => trigger('select', detail))"
+                "slimscope.plot(element, props, watch, detail => trigger('select', detail),"
+                " detail => trigger('stop', detail))"
             ),
             head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,

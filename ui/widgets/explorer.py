@@ -175,10 +175,12 @@ class Explorer(Generic[S, View]):
         outputs = self.outputs
         self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
 
-    def on_point(self, chart: str, control: str, handler: Callable[[View], Updates]) -> None:
+    def on_point(
+        self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select"
+    ) -> None:
         """A point that is chosen in a chart gives its value to a control."""
         field = self.outputs[control]
-        pick = self.event(chart, "select")(None, field, field, js=CLICKED_POINT)
+        pick = self.event(chart, event)(None, field, field, js=CLICKED_POINT)
         self._keep(pick)
         self.on(pick.then, handler)
 

@@ -12,6 +12,7 @@ import gradio as gr
 
 from backend.queue.folders import TAIL_BYTES, read_log
 from backend.store.tables import Job
+from jobs.fields.saved_models import NO_WEIGHTS, ships_without
 from ui.templates import fragments
 
 HTML = fragments("widgets/log_view.html")
@@ -66,4 +67,5 @@ def part(job: Job, cursor: Any) -> LogPart | None:
     if after is not None and start > after:
         start = 0  # so much was written meanwhile that the page begins anew
     title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
+    title += f". {NO_WEIGHTS}" if ships_without(job) else ""  # whatever it says was saved
     return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))

@@ -16,7 +16,7 @@ from ui.charts import headlines
     ("values", "sentence"),
     [
         ([("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
-         "SDS recovers 50 % of the perplexity lost in pruned"),
+         "SDS wins back 50 % of the perplexity lost to pruned"),
         ([("Dense", 20.0), ("SDS", 30.0)], "SDS raises perplexity from 20.00 to 30.00"),
         ([("Dense", 20.0), ("Trained", 10.0)], "Trained lowers perplexity from 20.00 to 10.00"),
         ([("Dense", 20.0), ("8 bits", 20.1)], "8 bits keeps the perplexity of 20.00"),
@@ -36,6 +36,15 @@ def test_curves() -> None:
     named = headlines.of_curves(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""
+
+
+def test_curves_over_blocks_are_no_course_of_time() -> None:
+    frame = pd.DataFrame({"Block": [0, 1, 2], "A": [3.0, 1.0, 2.0], "B": [1.0, None, None]})
+    said = headlines.of_blocks(frame, "Error", main="A")
+    assert said == "A: error is largest in block 0, 3.00, and smallest in block 1, 1.00"
+    alone = headlines.of_blocks(frame[["Block", "A"]], "Error")
+    assert alone.startswith("Error is largest in block 0")
+    assert headlines.of_blocks(frame[["Block", "B"]], "Error") == ""
 
 
 def test_cells_and_zeros() -> None:

@@ -15,10 +15,21 @@ from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorS
 from backend.store.migrate import upgrade
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
-from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, result, store
+from tests.ui.lab import (
+    GUEST,
+    OTHER,
+    asked,
+    job,
+    measured,
+    model_folder,
+    pressed,
+    result,
+    store,
+)
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff
+from ui.runs import queue_eta
 from ui.runs.rows import all_rows
 
 
@@ -183,8 +194,52 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         ("Second pruning (SDS)", "20.00"),
     ]  # fmt: skip
     hero = exhibits.draw_exhibits(None, asked())
-    assert "of the loss from pruning recovered" in hero["hero"] and 'scope="row"' in hero["methods"]
+    assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
+    assert (
+        "of the perplexity lost to pruning won back" in hero["hero"]
+        and 'scope="row"' in hero["methods"]
+    )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
+
+
+@pytest.mark.parametrize(
+    ("toy", "words"),
+    [
+        (
+            {"state": "queued"},
+            "is queued behind 3 runs and starts in about 5 min. It takes about 20 s. Watch it",
+        ),
+        ({"state": "starting"}, "is pruning the toy model: about 20 s. Watch it"),
+        ({"state": "running", "eta_s": 8.0}, "is pruning the toy model: about 10 s left. Watch it"),
+        ({"state": "running", "eta_s": 0.0}, "is pruning the toy model: about 10 s left. Watch it"),
+        ({"state": "cancelling"}, "is being cancelled. Watch it"),
+        ({"state": "succeeded"}, "has pruned the toy model in 1 min. See its weights"),
+        ({"state": "failed"}, "has failed after 1 min. See what happened"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_toy_is_its_state(
+    current: Settings, monkeypatch: pytest.MonkeyPatch, toy: dict[str, Any], words: str
+) -> None:
+    """One run is at work, for four minutes still, and two of half a minute wait before it."""
+    for module in (exhibits, queue_eta):
+        monkeypatch.setattr(module, "expected_seconds", lambda j, _: 14.4 if j.id == 9 else 30.0)
+    upgrade()
+    store(
+        job(1, state="running", eta_s=240.0), job(2, state="queued"), job(3, state="queued"),
+        job(9, **toy),
+    )  # fmt: skip
+    said = exhibits.draw_toy(["sds-0009"])["said"]["value"]
+    assert f"sds-0009 {words} " in f"{re.sub('<[^>]*>', '', said)} "
+
+
+def test_the_toy_is_told_of_until_something_else_is_done(
+    current: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade()
+    told = exhibits.home_act(pressed("toy"), asked())
+    assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
+    assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
+    assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
 
 
 def test_the_histogram_has_every_stage_on_one_axis(pruned: Settings) -> None:

@@ -21,7 +21,7 @@ from backend.store.votes import votes_of
 from jobs.generate.arena import display_order, is_hidden
 from jobs.generate.config import GenerateJob
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
-from tests.ui.lab import GUEST, HOST, asked, job, pressed, store
+from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui.api import build
 from ui.pages.playground import board, page
 from ui.pages.playground.actions import generate_run
@@ -133,6 +133,8 @@ def test_drafters_can_be_chosen(current: Settings) -> None:
     config = {"model": "toy", "minutes": 12.5, "answers": 2000, "encoder": False}
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
+    assert (told, "amphista-0002") not in page.sides()  # nothing of it is here
+    saved_folder("amphista-0002", "drafter")
     assert (told, "amphista-0002") in page.sides()
     assert generate_run("amphista-0002") is None  # not one of these
 

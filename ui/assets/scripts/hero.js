@@ -16,6 +16,7 @@
       `<span style="left: ${50 + (50 * weight) / edge}%">${Number(weight.toPrecision(2)).toString().replace("-", "−")}</span>`).join("");
   }
 
+  /* Draws the histogram of a figure; returns what stops it. */
   function hero(figure) {
     const data = JSON.parse(figure.dataset.histogram), stages = data.stages;
     const plot = figure.querySelector(".hero-plot"), play = figure.querySelector(".hero-play");
@@ -94,19 +95,27 @@
       button.onclick = () => { set(false); go(i); };
       return button;
     }));
-    new MutationObserver(() => go(place)).observe(document.body, { attributeFilter: ["class"] });
+    const theme = new MutationObserver(() => go(place));
+    theme.observe(document.body, { attributeFilter: ["class"] });
     play.onclick = () => set(!playing);
     words();
     paint();
     set(playing);
+    return () => {
+      clearTimeout(timer);
+      cancelAnimationFrame(frame);
+      theme.disconnect();
+    };
   }
 
-  /* Draws every histogram that a panel shows; a panel that shows the same again keeps its own. */
+  /* Draws every histogram that a panel shows; a panel that shows the same again keeps its own, one
+     that shows another stops the first: both would write into the same words. */
   function heroes() {
     for (const figure of document.querySelectorAll("figure[data-histogram]")) {
       if (figure.drawn === figure.dataset.histogram) continue;
+      figure.stop?.();
       figure.drawn = figure.dataset.histogram;
-      hero(figure);
+      figure.stop = hero(figure);
     }
   }
 

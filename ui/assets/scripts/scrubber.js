@@ -1,6 +1,7 @@
 /* A slider under a chart whose `layout.meta.scrub` holds stops: {trace, at, stops: [{name, label,
-   said, y, colour, fill}]}. The chart goes from one stop to the next in 200 ms, or at once for
-   people who asked for less motion. */
+   title, said, y, colour, fill}]}. The chart goes from one stop to the next in 200 ms, or at once
+   for people who asked for less motion; the title of its card goes with it, and `settled` is told
+   the stop at which somebody rests. */
 (() => {
   const shown_bars = new Set(); // of the charts of this page
 
@@ -8,9 +9,11 @@
   const nextStop = () => [...shown_bars].some((bar) => bar.next());
   const goTo = (name) => [...shown_bars].some((bar) => bar.to(name));
 
-  function scrubber(box, show) {
+  const REST_MS = 300;
+
+  function scrubber(box, show, settled) {
     const bar = document.createElement("div");
-    let scrub = null, place = 0, shown = null, timer = 0;
+    let scrub = null, place = 0, shown = null, timer = 0, rest = 0, head = null;
     bar.className = "scrub";
     bar.hidden = true;
     bar.innerHTML = `<p class="scrub-said" aria-live="polite"></p>
@@ -21,8 +24,20 @@
     const mix = (from, to, part) => from.map((y, i) => y + (to[i] - y) * part);
     const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
+    /* The server knows only the stop it began at, and writes that whenever it draws the chart. */
+    function titled() {
+      const title = head?.querySelector("h2"), stop = scrub?.stops[place];
+      if (title && stop && title.textContent !== stop.title) title.textContent = stop.title;
+    }
+
+    function watchTitle() {
+      head = box.closest(".card")?.querySelector("h2")?.closest(".block");
+      if (head) new MutationObserver(titled).observe(head, { childList: true, characterData: true, subtree: true });
+    }
+
     function words() {
       const stop = scrub.stops[place];
+      titled();
       said.innerHTML = "";
       const name = document.createElement("b");
       name.textContent = stop.label;
@@ -37,6 +52,8 @@
       place = to;
       words();
       window.slimscope.address({ at: scrub.stops[place].name });
+      clearTimeout(rest);
+      rest = setTimeout(() => settled(scrub.stops[place]), REST_MS);
       const from = shown, stop = scrub.stops[place], begin = performance.now();
       cancelAnimationFrame(timer);
       function step(now) {
@@ -55,6 +72,7 @@
       box.classList.toggle("scrubbed", Boolean(scrub));
       bar.hidden = !scrub;
       if (!scrub) return;
+      if (!head) watchTitle();
       const kept = scrub.stops.findIndex((stop) => stop.name === was);
       place = kept >= 0 ? kept : scrub.at;
       const stop = scrub.stops[place], trace = figure.data[scrub.trace];

@@ -6,7 +6,12 @@
 
   try {
     const framed = window.parent !== window && window.parent.location.pathname.includes("/slimscope/");
-    if (framed) document.documentElement.classList.add("presenting");
+    if (framed) {
+      document.documentElement.classList.add("presenting");
+      document.addEventListener("keydown", (event) => { // the frame has the focus after a click
+        if (event.key === "Escape" && !document.fullscreenElement) window.parent.document.getElementById("leave")?.click();
+      });
+    }
   } catch { /* another site frames us: a Space */ }
 
   const here = () => `${location.pathname.split("/").pop()}${location.search}` || "./";

@@ -117,7 +117,7 @@ window.slimscope = (() => {
       key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
   }
 
-  function plot(element, props, watch, select) {
+  function plot(element, props, watch, select, stopped = () => {}) {
     const Plotly = window.Plotly; // kept: another script may replace the global
     const box = element.querySelector(".plot");
     const canvas = element.querySelector(".plot-canvas");
@@ -129,7 +129,11 @@ window.slimscope = (() => {
     };
     let picked = null, bound = false;
     const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,
-      { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]));
+      { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]),
+      (stop) => {
+        api.picked = { customdata: stop.name };
+        stopped(api.picked);
+      });
 
     function meta() { return (props.value && props.value.layout && props.value.layout.meta) || {}; }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -15,8 +15,7 @@ from ui.charts.histograms import overlay
 from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
 from ui.charts.small_multiples import COLUMNS, small_multiples
 from ui.pages.compare.comparison import RunComparison
-from ui.runs.rows import RunRow
-from ui.runs.weights import DENSE, RunWeights, weights_of
+from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
 
 ROW_PX = 160  # of a second row of panels
@@ -74,13 +73,7 @@ def _series(
         by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
         if not drawn and DENSE in by_stage:
             drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
-        stage = _last(row, by_run[run], [*by_stage])
+        stage = kept_stage(by_run[run], by_stage)
         label = f"{run} · {by_run[run].labels.get(stage, stage)}"
         drawn[run] = Series(by_stage[stage], label, comparison.strokes[run])
     return drawn
-
-
-def _last(row: RunRow, weights: RunWeights, stages: Sequence[str]) -> str:
-    """The stage whose weights the run kept, or else the last it has come to."""
-    kept = row.figures.kept
-    return kept if kept and kept in stages else max(stages, key=weights.stages.index)

@@ -169,9 +169,11 @@ def conditions(job: Job) -> dict[str, object]:
         "Processor": here["cpu"] if here.get("device") == "cpu" else here.get("device", "–"),
         "Threads": here.get("threads", "–"),
         "Precision": here.get("precision", config["precision"]),
+        "Decoder": here.get("decoder", "–"),
         "Prompts": f"{prompts.get('count', '–')} of {prompts.get('corpus', '–')}, "
         f"{config['rounds']} repetitions",
         "Answers": f"up to {config['max_new_tokens']} tokens, batch size 1, greedy",
+        "Prefill": "included",
     }
 
 

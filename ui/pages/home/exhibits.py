@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil, isfinite
 from typing import Any
 
 import gradio as gr
@@ -13,22 +14,28 @@ from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
 from backend.queue import roles
 from backend.queue.roles import Actor
+from backend.settings import settings
 from backend.store import queries
+from backend.store.queries import QueueStatus
+from backend.store.session import now_ms
 from backend.store.tables import Job
 from jobs import operations
 from jobs.imported import check_row
 from jobs.kind import kinds
-from ui.format import href, runs
+from ui.format import duration, href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.pages.home.showcase import drafted_text, moving_histogram, showcase
 from ui.runs.actions.single import act
+from ui.runs.html import took
+from ui.runs.queue_eta import expected_seconds, start_times, start_words
 from ui.runs.token_strip import BASE, tints, token_spans
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 from ui.widgets.panel import Updates
 
 HTML = fragments("pages/home/exhibits.html")
+TENS = 10  # seconds: a guess is no more exact
 DRAFTED_STEPS = 40  # of a text, shown
 
 
@@ -62,13 +69,21 @@ def launch_address() -> str:
     return href("new", kind=next(iter(kinds()), ""))
 
 
-def home_act(event: gr.EventData, request: gr.Request) -> Any:
-    """A button: the toy, the examples, or one of a run."""
+def home_act(event: gr.EventData, request: gr.Request) -> Updates:
+    """A button: the toy, the examples, or one of a run. Says what came of it, and of which toy."""
+    if event_data(event).get("do") != "toy":
+        return {"said": _act(event, request), "toy": None}
+    try:
+        job = run_toy(current_user(request))
+    except SlimscopeError as error:
+        return {"said": show_error(error), "toy": None}
+    return draw_toy([job.run]) | {"toy": [job.run]}
+
+
+def _act(event: gr.EventData, request: gr.Request) -> Any:
     user = current_user(request)
     try:
         match event_data(event).get("do"):
-            case "toy":
-                return show_success(HTML.toy_queued(run_toy(user)))
             case "remove-examples":
                 removed = examples.remove_examples(user)
                 return show_success(f"{runs(len(removed))} removed.")
@@ -81,8 +96,31 @@ def home_act(event: gr.EventData, request: gr.Request) -> Any:
     return act(event, request)
 
 
+def draw_toy(toy: Any) -> Updates:
+    """What has become meanwhile of the toy that this page has started."""
+    if not isinstance(toy, list) or not toy:
+        return {}
+    try:
+        return {"said": show_success(toy_words(queries.job(str(toy[0])), queries.status()))}
+    except SlimscopeError as error:
+        return {"said": show_error(error)}
+
+
+def toy_words(job: Job, status: QueueStatus) -> Markup:
+    """The state of the toy's run in a sentence: behind how many runs it waits, how long it takes,
+    or how it ended."""
+    live = [other for other in status.live if other.lane == job.lane]
+    waiting = [other.id for other in status.queued if other.lane == job.lane]
+    start = start_times(status).get(job.id)
+    ahead = waiting.index(job.id) if job.id in waiting else 0
+    ahead = ahead + len(live) if len(live) >= settings().slots else ahead
+    left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
+    takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
+    return HTML.toy(job, ahead if start != 0 else 0, start_words(start), takes, took(job, now_ms()))
+
+
 def run_toy(user: Actor) -> Job:
-    """Queue the first method on the built-in toy model; it ends in seconds."""
+    """Queue the first method on the built-in toy model."""
     kind = next(iter(kinds().values()))
     preset = next(iter(kind.presets), "")
     record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")

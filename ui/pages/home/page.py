@@ -16,9 +16,9 @@ from backend.store.session import now_ms
 from backend.store.states import State
 from jobs.metrics import metric
 from ui.charts.chart import Chart
-from ui.frame import Page, current_user, live, query, url_sync
+from ui.frame import Page, current_user, live, on_change, query, url_sync
 from ui.pages.home import pareto
-from ui.pages.home.exhibits import draw_exhibits, home_act, launch_address
+from ui.pages.home.exhibits import draw_exhibits, draw_toy, home_act, launch_address
 from ui.pages.home.pareto import ComparableRuns
 from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
@@ -75,6 +75,8 @@ def build() -> None:
     page = Outputs(running=running, latest=latest, side=side)
     show = page.named(draw), None, page.components
     live(*show)
+    said = Outputs(said=message, toy=page_state())
+    on_change(said.named(draw_toy), said["toy"], said.components)
     exhibits = Outputs(seen=page_state(), hero=hero, methods=methods)
     live(exhibits.named(draw_exhibits), exhibits["seen"], exhibits.components)
     live(best.named(draw_best), [mark, group, x], best.components)
@@ -83,7 +85,7 @@ def build() -> None:
         url_sync(event, of=group, x=x)
     best["tradeoff_chart"].select(None, None, None, js=TO_RUN)
     for panel in (running, latest, side, hero, methods):
-        panel.on_action(home_act, message, show)
+        panel.on_action(said.named(home_act), said.components, show)
 
 
 # what is shown ------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import PERPLEXITY, metric
+from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from ui.format import number, share
 from ui.runs.pairs import stage_comparison
-from ui.runs.results import RunResults
+from ui.runs.results import RunResults, speed_conditions
 from ui.runs.weights import weights_of
 from ui.theme import name_colours, stage_style
 
@@ -40,6 +40,7 @@ class Shown:
         bars: (label, colour, value as text, length from 0 to 1) of the key metric of each stage a
             method passes through.
         caption: what the bars show, and which direction is better.
+        conditions: under which speeds were measured, where they are its figure.
     """
 
     job: Job
@@ -48,6 +49,12 @@ class Shown:
     verdict: str
     bars: list[tuple[str, str, str, float]]
     caption: str
+    conditions: str
+
+    @property
+    def model(self) -> str:
+        """What it was measured on: figures of two models do not compare."""
+        return str(self.job.config.get("model", ""))
 
 
 def showcase() -> list[Shown]:
@@ -67,7 +74,9 @@ def _newest(kind: Kind) -> Shown | None:
             results = RunResults(kind, rows, job)
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
             verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
-            return Shown(job, kind, figure, verdict, _bars(results, kind), _caption(kind))
+            conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
+            bars, caption = _bars(results, kind), _caption(kind)
+            return Shown(job, kind, figure, verdict, bars, caption, conditions)
     return None
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from backend.errors import ConflictError, NotFoundError
 from backend.queue import service
 from backend.queue.roles import Actor
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
+from jobs.fields.saved_models import has_saved
 from jobs.generate import arena
 from jobs.generate import config as generate
 from jobs.submit import submit
 from ui.pages.playground import board
-from ui.runs.results import find_job
+from ui.runs.results import find_job, kind_of
 
 SEEDS = 2**31
 
@@ -36,6 +39,18 @@ def follows(here: Job | None, sides: str) -> str:
         raise ConflictError("The prompt was not sent.", why, "Wait for its end, or stop it.")
     done = here.state == State.SUCCEEDED
     return here.run if done else str(here.config.get("follows", ""))
+
+
+def absent(names: Sequence[str]) -> list[str]:
+    """Those of these models that are runs whose weights are not here: they cannot answer."""
+    found = {name: find_job(name) for name in names}
+    return [name for name, job in found.items() if job and not can_answer(job)]
+
+
+def can_answer(job: Job) -> bool:
+    """Whether the model or the drafter the run saved is here."""
+    kind = kind_of(job)
+    return kind is None or has_saved(job, kind.saves)
 
 
 def carry_out(action: str, run: str, actor: Actor) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from backend.queue import roles
 from backend.queue.roles import Actor
+from backend.store import queries
 from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, votes_of
@@ -17,6 +18,7 @@ from jobs.generate.arena import FEW, display_order, is_hidden, leaderboard, name
 from jobs.generate.conversation import conversations, turns_to
 from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
 from ui.runs.html import error_of, model_name
+from ui.runs.results import speed_conditions
 from ui.runs.token_strip import tints
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
@@ -45,7 +47,8 @@ def conversation(job: Job, actor: Actor) -> Markup:
     jobs = turns_to(job)
     live = job.run if job.state in ACTIVE else ""
     heads, together = heads_of(jobs, actor.name), len(names_of(job)) > 1
-    legend = HTML.legend(tints(heads) if heads else [], together)
+    conditions = speed_conditions(job, queries.results([job.id]))
+    legend = HTML.legend(tints(heads) if heads else [], together, conditions)
     shown = [each for each in jobs if each.removed_at is None]
     turns = [_turn(each, actor, last=each.run == job.run) for each in shown]
     return HTML.conversation(turns, live, legend)

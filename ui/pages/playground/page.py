@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
@@ -14,13 +15,16 @@ from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import Lane
+from backend.store.tables import EXAMPLE
+from jobs.fields.model import DEFAULT_MODEL
+from jobs.fields.saved_models import NO_WEIGHTS
 from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from jobs.submit import submit
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
-from ui.pages.playground.actions import carry_out, follows, generate_run
+from ui.pages.playground.actions import absent, carry_out, follows, generate_run
 from ui.pages.playground.answers import HTML
 from ui.runs.choices import models, saved, trained_drafters
 from ui.widgets.config_form import ConfigForm, address_values, component
@@ -54,8 +58,9 @@ def build() -> None:
     live(lambda: boards.ranking(), None, ranking)
     board.view(*show, **LATEST)
     earlier.view(*show, **LATEST).then(
-        _settings_of_the_run(form, sides, blind), None, [sides, blind, *form.inputs], **SILENT_EVENT
-    )
+        _settings_of_the_run(form, sides, blind, message), None,
+        [message, sides, blind, *form.inputs], **SILENT_EVENT,
+    )  # fmt: skip
     on_load(_arrive(form, sides, blind, message), None, [message, sides, blind, *form.inputs])
     on_load(_may_have_alias, None, alias)
     for name, one in (("", chat), ("leaderboard", ranks)):
@@ -145,7 +150,7 @@ def _arrive(
         config = job.config if job else address_values(request, GenerateJob)
         updates = form.arrival(config or None) | {chosen: gr.update(choices=sides())}
         if config:
-            updates |= _chosen(config, chosen, blind, sides())
+            updates |= _chosen(config, chosen, blind, message, sides())
         if reason := roles.may_not_add(current_user(request), Lane.PLAYGROUND):
             updates[message] = show_html(HTML.may_not(reason))
         return updates
@@ -154,28 +159,42 @@ def _arrive(
 
 
 def _settings_of_the_run(
-    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox
+    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
     """The settings of the conversation that was opened."""
 
     def show(request: gr.Request) -> dict[Any, Any]:
         job = generate_run(query(request, "run"))
-        return form.show(job.config) | _chosen(job.config, chosen, blind) if job else {}
+        return form.show(job.config) | _chosen(job.config, chosen, blind, message) if job else {}
 
     return show
 
 
 def _chosen(
-    config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, choices: Choices | None = None
-) -> dict[Any, Any]:
-    names = list(read_names(str(config.get("sides", ""))))
-    shown: dict[str, Any] = {"value": names} if names else {}
+    config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML,
+    choices: Choices | None = None,
+) -> dict[Any, Any]:  # fmt: skip
+    """Those of its models that can answer, and in words which cannot."""
+    names = read_names(str(config.get("sides", "")))
+    missing = absent(names)
+    there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
+    shown: dict[str, Any] = {"value": there} if names else {}
     if choices is not None:
         shown["choices"] = choices
     return {
         chosen: gr.update(**shown),
         blind: gr.update(value=bool(config.get("blind", False))),
+        message: show_html(_without(missing, there)),
     }
+
+
+def _without(missing: list[str], there: list[str]) -> Markup:
+    """Which models cannot answer, and who answers instead; empty where all can."""
+    if not missing:
+        return Markup()
+    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
+    why = NO_WEIGHTS if examples else "The weights are not here."
+    return Markup(HTML.absent(missing, why, there))
 
 
 def _may_have_alias(request: gr.Request) -> Any:

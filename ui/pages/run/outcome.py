@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from backend.evaluation.paired import paired_ratio
+from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, metric
+from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, SPEED_UP, metric
+from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.pairs import stage_comparison, window_losses
-from ui.runs.results import RunResults, format_stderr, format_value, kind_of
+from ui.runs.results import RunResults, format_stderr, format_value, kind_of, speed_conditions
 from ui.templates import fragments
 from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
+TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 
@@ -82,7 +85,8 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs["Duration"] = took(job, now)
     if job.peak_bytes:
         pairs["Peak memory"] = size(job.peak_bytes)
-    return HTML.outcome(pairs, _verdict(job, results), _decision(results))
+    conditions = speed_conditions(job, results.rows.values())
+    return HTML.outcome(pairs, _verdict(job, results), _decision(results), conditions)
 
 
 def _verdict(job: Job, results: RunResults) -> str:
@@ -93,8 +97,18 @@ def _verdict(job: Job, results: RunResults) -> str:
     values = {key: row.value for key, row in results.rows.items()}
     perplexity = {stage: value for (stage, name), value in values.items() if name == PERPLEXITY}
     if not results.kept:
-        return kind.forecast(values)
+        forecast = kind.forecast(values)
+        return f"{forecast} {_measured(job)}" if forecast else ""
     return kind.verdict(stage_comparison(job, perplexity))
+
+
+def _measured(job: Job) -> str:
+    """What the newest run that timed the drafter of a run has measured."""
+    for other in queries.runs_from(job.run, TIMED):
+        for row in queries.results([other.id]):
+            if (row.stage, row.metric) == (job.run, SPEED_UP):
+                return f"{other.run} measured {fixed(row.value, 2)} ×."
+    return "Not measured yet."
 
 
 def _decision(results: RunResults) -> str:

@@ -18,11 +18,12 @@ from backend.store.needs import awaited
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
+from jobs.fields.saved_models import NO_WEIGHTS, ships_without
 from jobs.metrics import MEMORY, PERPLEXITY, PROCESSOR
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_curves
-from ui.charts.lines import curve_titles, curves, curves_frame, reduced_note
+from ui.charts.headlines import lower, of_blocks, of_curves
+from ui.charts.lines import BLOCK, curve_titles, curves, curves_frame, reduced_note
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
@@ -56,7 +57,7 @@ TABS = {
 }  # fmt: skip
 STAGES = Panel(
     "stages", "Perplexity by stage",
-    "How much perplexity does each stage cost, and how much does it recover?", 280,
+    "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
 NO_RUN = "The run was deleted."
@@ -162,7 +163,7 @@ def draw(request: gr.Request) -> Updates:
         "history": history(job),
         "disk": disk_card(job, user),
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
-        or empty(NO_ARTEFACTS[job.state in ACTIVE]),
+        or empty(NO_WEIGHTS if ships_without(job) else NO_ARTEFACTS[job.state in ACTIVE]),
     }
     return updates(html, STAGES.show(stages_chart(job, results), job.run))
 
@@ -250,10 +251,13 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
     frame = curves_frame(points, labels, titles.x)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
-    question = f"How does {lower(titles.label)} develop?"
+    by_block = titles.x == BLOCK
+    what = lower(titles.label)
+    question = f"In which blocks is {what} large?" if by_block else f"How does {what} develop?"
     kind = kind_of(job)
     main = stages.get(kind.default_stage, "") if kind else ""
-    headline = of_curves(frame, titles.label, main) or titles.label
+    told = (of_blocks if by_block else of_curves)(frame, titles.label, main)
+    headline = told or titles.label
     return Chart(figure, frame, note, question, headline=headline)
 
 

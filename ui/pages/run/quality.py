@@ -16,6 +16,7 @@ from backend.store.tables import Job
 from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
 from jobs.evaluation.report import Rows, evaluations, samples_of
+from jobs.fields.saved_models import has_saved, ships_without
 from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
 from ui.format import href, share
@@ -97,9 +98,9 @@ def _invitation(job: Job) -> Markup:
     kind = kind_of(job)
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
-    if any(a.kind == "model" for a in queries.artifacts(job.run)):
+    if has_saved(job, "model"):
         return HTML.not_evaluated(href("new", kind=NAME, model=job.run), bool(samples(job)))
-    return HTML.no_model()
+    return HTML.no_model(href("new", kind=job.kind, **{"from": job.run}), ships_without(job))
 
 
 def _sizes(rows: Rows) -> Chart:

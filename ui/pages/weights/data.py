@@ -15,7 +15,7 @@ from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import tensors
 from ui.charts.series import Series
 from ui.pages.weights.selection import WeightsSelection
-from ui.runs.weights import DENSE, RunWeights, saved_folders, weights_of
+from ui.runs.weights import DENSE, RunWeights, kept_stage, saved_folders, weights_of
 from ui.theme import LineStyle, stage_style
 
 CODES = "codes"  # profile of a quantised tensor: how often each is used
@@ -73,6 +73,23 @@ class TensorView:
         """The chosen stages the tensor has reached in the run."""
         return [s for s in self.selection.show if s in self.snapshots]
 
+    def counterpart(self, stage: str) -> str:
+        """The stage of the other run to compare a stage with: what it kept with what this run kept,
+        whatever their methods call that; any other stage with the same."""
+        if self.other is None or stage != kept_stage(self.weights, self.weights.stages):
+            return stage
+        kept = kept_stage(self.other, self.other.stages)
+        return stage if kept == DENSE else kept
+
+    def drawn_stages(self, other_run: bool) -> list[str]:
+        """The chosen stages of the run, or their counterparts in the other; the dense tensor, which
+        is the same in both where the model is, once."""
+        if not other_run:
+            return [*self.selection.show]
+        same = self.other is not None and self.other.model == self.weights.model
+        twins = dict.fromkeys(map(self.counterpart, self.selection.show))
+        return [stage for stage in twins if stage != DENSE or not same]
+
     def series(self, *, magnitudes: bool = False) -> list[Series]:
         """What is drawn: the chosen stages of the run, then those of the other run."""
         drawn = []
@@ -81,7 +98,7 @@ class TensorView:
             stored = self.other_snapshots if other_run else self.snapshots
             drawn += [
                 self.one(stage, other_run=other_run, magnitudes=counts.get(stage))
-                for stage in self.selection.show
+                for stage in self.drawn_stages(other_run)
                 if stage in stored
             ]
         return drawn
@@ -143,7 +160,9 @@ class TensorView:
             model = "" if same_model else f" (model: {other.model})"
             return f"{run}{model} has no tensor {tensor}."
         missing = [
-            self.weights.labels[s] for s in self.selection.show if s not in self.other_snapshots
+            self.weights.labels[s]
+            for s in self.selection.show
+            if self.counterpart(s) not in self.other_snapshots
         ]
         notes = [
             "" if same_model else f"{run} has another model, {other.model}.",

@@ -166,7 +166,8 @@ def _overlap(path: StagePath) -> str:
         return ""
     label, value = values[-1]
     both = 2 * value / (1 + value)  # intersection over union of two masks of the same size
-    return f"{label} keeps {share(both)} of the weights that the first pruning kept."
+    kept = f"{label} keeps {share(both)} of the weights that the first pruning kept"
+    return f"{kept}: an IoU of both masks of {share(value, 2)}."
 
 
 def _by_size(path: StagePath) -> str:

@@ -74,8 +74,10 @@ TENSOR_CONTROLS = {  # control -> the views of one tensor that have it
 
 
 def open_page(request: gr.Request) -> Updates:
-    selection = WeightsSelection.from_address(request)
-    return full_refresh(selection, WeightsSelection(), at=query(request, "at"))
+    selection, at = WeightsSelection.from_address(request), query(request, "at")
+    if selection.view == "story" and not selection.stage:
+        selection = replace(selection, stage=at)  # the map is at the step of the slider
+    return full_refresh(selection, WeightsSelection(), at=at)
 
 
 def change_run(selection: WeightsSelection) -> Updates:

@@ -72,6 +72,8 @@ def _not_measured(view: TensorView, base: MapBaseline | None) -> str:
     label = STATISTICS[selection.stat].label.lower()
     if base and cells(weights.table, selection.stage, selection.stat)["value"].notna().any():
         return f"{base.label}: {label} is not measured, so nothing can be compared."
+    if selection.stage == DENSE:
+        return f"{weights.labels[DENSE]} has no {label}: it is what the others are compared with."
     return f"{weights.labels[selection.stage]}: {label} is not measured here."
 
 
@@ -83,6 +85,8 @@ def _map_question(view: TensorView, base: MapBaseline | None) -> str:
     pair = f"{stage} and {base.label}"
     if selection.against == "run":
         pair = f"{weights.job.run} and {base.label}, {stage},"
+        if view.counterpart(selection.stage) != selection.stage:
+            pair = f"{weights.job.run}, {stage}, and {base.label},"
     return f"Where do {pair} differ in {statistic.label.lower()}? No colour: no difference."
 
 
@@ -90,7 +94,9 @@ def _baseline(view: TensorView) -> MapBaseline | None:
     """What the map is compared with; nothing for a stage that would be compared with itself."""
     selection, weights, other = view.selection, view.weights, view.other
     if selection.against == "run" and other is not None:
-        return MapBaseline(other.of_stage(selection.stage), other.job.run)
+        twin = view.counterpart(selection.stage)
+        named = f", {other.labels[twin]}" if twin != selection.stage else ""
+        return MapBaseline(other.of_stage(twin), f"{other.job.run}{named}")
     if selection.against == DENSE and selection.stage != DENSE:
         return MapBaseline(weights.of_stage(DENSE), weights.labels.get(DENSE, DENSE))
     return None
@@ -127,11 +133,11 @@ def _depth(view: TensorView) -> Chart:
 
 
 def _compared_blocks(view: TensorView) -> tuple[str, dict[int, TensorSnapshot]]:
-    """What the bands are compared with: the other run at the same stage, or the dense tensors; its
+    """What the bands are compared with: the other run at that stage, or the dense tensors; its
     name, and its tensors by block, none where that would be the same."""
     stage = view.selection.stage
     if view.other is not None:
-        of_run = view.module_in_blocks([stage], view.other)
+        of_run = view.module_in_blocks([view.counterpart(stage)], view.other)
         return view.other.job.run, {s.block: s for s in of_run}
     dense = view.module_in_blocks([DENSE]) if stage != DENSE else []
     return view.weights.labels.get(DENSE, DENSE), {s.block: s for s in dense}

@@ -84,6 +84,7 @@ def build() -> None:
     explorer.on_load(handlers.open_page)
     explorer.on_point("layers_chart", "tensor", handlers.pick_tensor)
     explorer.on_point("tensor_chart", "spot", handlers.zoom)
+    explorer.on_point("tensor_chart", "stage", handlers.change_layers, "stop")
     explorer.on_selection(computed.then, handlers.change_run)
     _wire(explorer, back, forward)
     download = Download()

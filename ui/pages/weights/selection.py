@@ -10,7 +10,7 @@ from jobs.metrics import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.small_multiples import PANELS
 from ui.charts.statistics import available
-from ui.runs.weights import RunWeights
+from ui.runs.weights import RunWeights, kept_stage
 from ui.theme import stage_styles
 from ui.widgets.explorer import Selection, known_or_first, neighbour
 
@@ -99,7 +99,7 @@ class WeightsSelection(Selection):
             stage=self.stage if self.stage in weights.stages else last_with(stat, weights),
             stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",
-            show=show or default_stages(weights.stages, other is not None),
+            show=show or default_stages(weights, other is not None),
             spot=self.spot if SPOT.fullmatch(self.spot) else "",
             **{name: known_or_first(getattr(self, name), labels) for name, labels in FIXED.items()},
         )
@@ -121,7 +121,7 @@ class WeightsSelection(Selection):
     def compared(self, weights: RunWeights) -> WeightsSelection:
         """The same, with the default stages where nobody has chosen others: two runs are compared
         at fewer of them than one is looked at."""
-        defaults = [default_stages(weights.stages, two_runs) for two_runs in (False, True)]
+        defaults = [default_stages(weights, two_runs) for two_runs in (False, True)]
         return replace(self, show=()) if self.show in defaults else self
 
     def with_new_stages(self, weights: RunWeights, known: Sequence[str] | None) -> WeightsSelection:
@@ -168,10 +168,11 @@ def last_with(stat: str, weights: RunWeights) -> str:
     return (having or main)[-1]
 
 
-def default_stages(stages: Sequence[str], two_runs: bool) -> tuple[str, ...]:
-    """The stages that are shown where nobody has chosen any."""
-    main = main_stages(stages)
-    return tuple(dict.fromkeys((main[0], main[-1])) if two_runs else main[:MAX_STAGES])
+def default_stages(weights: RunWeights, two_runs: bool) -> tuple[str, ...]:
+    """The stages that are shown where nobody has chosen any; beside another run what was kept."""
+    main = main_stages(weights.stages)
+    kept = kept_stage(weights, weights.stages)
+    return tuple(dict.fromkeys((main[0], kept)) if two_runs else main[:MAX_STAGES])
 
 
 def _page_label(names: Sequence[str], weights: RunWeights, group: str) -> str:

@@ -24,12 +24,21 @@ def keeping_actions(jobs: Sequence[Job], user: Actor) -> list[Action]:
     forbidden = roles.may_not_change(user)
     if any(job.removed_at for job in jobs):
         return _of_deleted(jobs, forbidden)
-    own = [] if any(job.id < 0 for job in jobs) else _labels(jobs)
+    if any(job.id < 0 for job in jobs):
+        return _of_examples(jobs, forbidden)
     fields = [
         Action(name, text, prompt=prompt, initial=initial, forbidden=forbidden)
-        for name, text, prompt, initial in own
+        for name, text, prompt, initial in _labels(jobs)
     ]
     return [*fields, *_put_away(jobs, forbidden)]
+
+
+def _of_examples(jobs: Sequence[Job], forbidden: str) -> list[Action]:
+    """Read-only, they are put away together on Home; one archived before can be taken out."""
+    if all(job.archived_at for job in jobs):
+        return [Action("unarchive", "Take out of the archive", forbidden=forbidden)]
+    limit = "Examples are read-only. Home removes them."
+    return [Action("delete", "Delete", limit=limit)] if any(job.id > 0 for job in jobs) else []
 
 
 def _labels(jobs: Sequence[Job]) -> list[tuple[str, str, str, str]]:

@@ -21,6 +21,7 @@ from backend.store.tables import Job
 from jobs import operations
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
+from jobs.fields.saved_models import has_saved
 from jobs.generate import config as generate
 from jobs.speed import config as speed
 from ui.format import href, runs, size
@@ -113,7 +114,7 @@ def next_links(job: Job) -> Markup:
     try_it = href("playground", sides=job.run)
     offers = [
         (
-            ended and job.kind == drafters.DRAFTER_KIND,
+            ended and has_saved(job, drafters.DRAFTER_FOLDER),
             href("new", kind=speed.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
@@ -127,10 +128,8 @@ def next_links(job: Job) -> Markup:
 
 
 def _decodes(job: Job) -> bool:
-    """Whether the run saved a model or a drafter."""
-    return any(
-        found.kind in ("model", drafters.DRAFTER_FOLDER) for found in queries.artifacts(job.run)
-    )
+    """Whether the model or the drafter that the run saved is there."""
+    return any(has_saved(job, what) for what in ("model", drafters.DRAFTER_FOLDER))
 
 
 def act(event: gr.EventData, request: gr.Request) -> Any:

@@ -11,16 +11,16 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.states import State
-from backend.store.tables import Artifact, Job, StepTime
+from backend.store.tables import Job, StepTime
 from jobs.generate.config import GenerateJob
 from jobs.kind import kinds
-from tests.ui.lab import asked, job, result, store
+from tests.ui.lab import asked, job, result, saved_folder, store
 from ui.pages.playground import page as playground
 from ui.pages.run import page as run
 from ui.pages.run import quality
 from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs.actions.single import next_links
-from ui.runs.results import RunResults, display_units, kind_of, setting_summary
+from ui.runs.results import RunResults, display_units, kind_of, setting_summary, speed_conditions
 from ui.widgets.config_form import ConfigForm
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
@@ -33,10 +33,8 @@ DRAFTER = [
 @pytest.fixture
 def stored(current: Settings) -> None:
     upgrade()
-    drafter = Artifact(
-        job_id=2, kind="drafter", path="amphista-0002/drafter", bytes=1, created_at=1
-    )
-    store(job(2, kind="amphista", config={"model": "toy"}), drafter, *DRAFTER)
+    store(job(2, kind="amphista", config={"model": "toy"}), *DRAFTER)
+    saved_folder("amphista-0002", "drafter")
     store(job(3, kind="speed", config={"model": "toy", "drafters": "amphista-0002"}))
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
     store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
@@ -54,15 +52,44 @@ def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
     assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
 
 
-@pytest.mark.parametrize(("gain", "said"), [(1.6, "pays on"), (1.02, "does not pay on")])
-def test_a_forecast_is_told_as_one(gain: float, said: str) -> None:
+@pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
+def test_a_forecast_is_told_as_one_beside_what_was_measured(
+    stored: None, gain: float, said: str
+) -> None:
     row = job(2, kind="amphista", config={"model": "toy"}, kept_stage=None)
-    assert "Forecast" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
+    assert "Predicted" not in outcome(row, RunResults(kind_of(row), DRAFTER, row), 0)
     more = [result(2, "drafter", n, v) for n, v in
             (("predicted_speed_up", gain), ("draft_cost", 2.65))]  # fmt: skip
-    html = outcome(row, RunResults(kind_of(row), [*DRAFTER, *more], row), 0)
-    assert f"Forecast, not measured: drafting {said} this machine, {gain:.2f} × the speed" in html
-    assert "as long as 2.65 passes of the base model" in html
+    figures = RunResults(kind_of(row), [*DRAFTER, *more], row)
+    html = outcome(row, figures, 0)
+    assert f"Predicted {gain:.2f} × the speed of plain decoding on this {said}" in html
+    assert "one draft costs 2.65 of a forward pass of the base model. Not measured yet." in html
+    store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
+    store(result(3, "amphista-0002", "speed_up", 0.895))
+    measured = outcome(row, figures, 0)
+    assert "speed-0003 measured 0.90 ×." in measured and "Not measured" not in measured
+
+
+@pytest.mark.parametrize(
+    ("kind", "recorded", "details", "said"),
+    [
+        ("speed", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
+         "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
+        ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
+         "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
+         "excluded."),
+        ("generate", {"precision": "float32"}, {},
+         "decoder not recorded, float32, threads not recorded, prefill excluded."),
+    ],
+)  # fmt: skip
+def test_a_speed_is_told_with_its_conditions(
+    kind: str, recorded: dict[str, Any], details: dict[str, Any], said: str
+) -> None:
+    row = job(2, kind=kind, environment=recorded, kept_stage=None)
+    rows = [result(2, "vanilla", "tokens_per_second", 47.6, **details)]
+    assert speed_conditions(row, rows) == f"Speeds: {said}"
+    assert said in outcome(row, RunResults(kind_of(row), rows, row), 0)
+    assert speed_conditions(row, HEADS) == ""
 
 
 def test_stages_that_share_a_metric_stand_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,9 @@ def test_the_slider_goes_through_the_steps_and_the_address_remembers(
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowRight")
     expect(chart.locator(".scrub-said")).to_contain_text("Re-dense")
+    expect(in_card(tab, "weights-overlay").locator("h2")).to_have_text(re.compile("^Re-dense: "))
+    expect(tab.locator("#weights-stage input")).to_have_value("Re-dense")  # the map goes along
+    expect(tab.locator("#weights-heatmap .plot-canvas")).to_be_visible()
     tab.wait_for_function(f"{shown}.line.color === '#9467BD'")
     tab.wait_for_url("**at=redense**")
     chart.get_by_role("button", name="First pruning", include_hidden=True).click()

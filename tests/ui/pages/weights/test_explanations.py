@@ -16,7 +16,7 @@ from backend.statistics.reference import ReferenceTensor
 from backend.statistics.tensors import TensorSnapshot
 from tests.ui.conftest import mask_overlap
 from ui.charts.series import Series
-from ui.format import number
+from ui.format import number, share
 from ui.pages.weights.explanations import EXPLAINED, SENTENCES, explained
 from ui.pages.weights.shape_text import peaks, shape_in_words
 from ui.theme import stage_style
@@ -115,6 +115,8 @@ def test_mask_overlap_is_told_as_the_weights_kept_both_times(
     both = 100 * (first & last).sum().item() / first.sum().item()
     said = re.search(r"keeps ([\d.]+) % of the weights that the first", rows["mask_overlap"])
     assert said is not None and float(said[1]) == pytest.approx(both, abs=0.051)
+    either = mask_overlap(made["sds"], made["first"])
+    assert f"an IoU of both masks of {share(either, 2)}." in rows["mask_overlap"]
 
 
 def test_a_rounded_tensor_is_not_called_pruned(dense: Tensor) -> None:

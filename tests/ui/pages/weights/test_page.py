@@ -133,7 +133,8 @@ def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
                 stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
                 stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
     seen = page.change_layers(view(stage="dense", stat="relative_error"))
-    assert seen["layers_chart"] == "Dense: relative output error is not measured here."
+    reference = "Dense has no relative output error: it is what the others are compared with."
+    assert seen["layers_chart"] == reference
 
 
 @pytest.mark.parametrize("layers", LAYER_VIEWS)
@@ -164,7 +165,7 @@ def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> Non
         "Where do sds-0001 and sds-0002, First pruning, differ in std? No colour: no difference."
     )
     assert asked_ in seen["layers_note"]
-    missing = page.change_layers(view(vs="sds-0002", stage="sds", stat="std", against="run"))
+    missing = page.change_layers(view(vs="sds-0002", stage="redense", stat="std", against="run"))
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
 
 

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 import pytest
 from markupsafe import escape
 from safetensors.torch import save_file
+from sqlalchemy import update
 
 from backend.methods.sds.config import STAGE_LABELS
 from backend.models.loading import load
@@ -18,7 +19,7 @@ from backend.settings import Settings
 from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
 from backend.store import tensors
 from backend.store.session import writing
-from backend.store.tables import Job, ProfileRow
+from backend.store.tables import Job, ProfileRow, TensorRow
 from tests.ui.pages.weights.views import (
     MAIN,
     TENSOR,
@@ -81,7 +82,7 @@ def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> No
 def test_two_runs_stand_beside_each_other(seeded: Settings, shown: str) -> None:
     chart = tensor_chart(view(vs="sds-0002", view=shown, show=["dense", "first"]))
     assert isinstance(chart.figure, go.Figure) and chart.frame is not None
-    panels = 4 if shown == "matrix" else 2
+    panels = 3 if shown == "matrix" else 2  # the dense tensor is the same
     assert len(chart.figure.data) == panels
     assert {trace.coloraxis for trace in chart.figure.data} == {"coloraxis"}
     matching = {each.matches for each in chart.figure.select_xaxes()} - {None}
@@ -259,9 +260,51 @@ def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
     assert "value" not in mine["show"]
 
 
+@pytest.fixture
+def quantised(seeded: Settings) -> None:
+    """The second run is one of another method, and kept a stage that this one does not have."""
+    with writing() as session:
+        job = session.get_one(Job, 2)
+        job.kind, job.state, job.kept_stage = "dlqat", "succeeded", "dlqat"
+        for table in (TensorRow, ProfileRow):
+            rows = table.job_id == 2, table.stage == "first"
+            session.execute(update(table).where(*rows).values(stage="dlqat"))
+    weights_of.clear()
+
+
+@pytest.mark.parametrize("shown", ["overlay", "mirror", "difference", "joint"])
+def test_what_one_run_kept_is_compared_with_what_the_other_kept(
+    quantised: None, shown: str
+) -> None:
+    seen = page.change_run(settled("sds-0001", vs="dlqat-0002", view=shown))
+    assert seen["show"]["value"] == ["dense", "sds"]
+    assert isinstance(seen["tensor_chart"], go.Figure)
+    assert "has not stored" not in seen["tensor_note"]
+    kept = ["Second pruning (SDS), sds-0001", "DL-QAT, dlqat-0002"]
+    assert all(label in seen["tensor_table"] for label in kept)
+    drawn = [series.label for series in view(vs="dlqat-0002", show=["dense", "sds"]).series()]
+    assert drawn == ["Dense, sds-0001", *kept]
+
+
+def test_the_map_is_compared_with_what_the_other_run_kept(quantised: None) -> None:
+    chart = layers_chart(view(vs="dlqat-0002", stage="sds", stat="std", against="run"))
+    assert isinstance(chart.figure, go.Figure)
+    pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"
+    assert chart.question.startswith(pair)
+
+
+def test_steps_begin_at_the_stage_in_the_address_and_so_does_the_map(seeded: Settings) -> None:
+    seen = opened(run="sds-0001", view="story", at="redense", tensor=TENSOR)
+    assert seen["tensor_title"].startswith("<h2>Re-dense: ")
+    assert seen["stage"]["value"] == "redense"
+    stops = seen["tensor_chart"].layout.meta["scrub"]["stops"]
+    assert [stop["title"].split(":")[0] for stop in stops] == [STAGE_LABELS[s] for s in MAIN]
+    assert opened(run="sds-0001", view="overlay", at="redense")["stage"]["value"] == "sds"
+
+
 def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
-    seen = page.change_tensor(given(vs="sds-0002", show=["first", "sds"]))
-    assert "sds-0002 has not stored: Second pruning (SDS)." in seen["tensor_note"]
+    seen = page.change_tensor(given(vs="sds-0002", show=["first", "redense"]))
+    assert "sds-0002 has not stored: Re-dense." in seen["tensor_note"]
     with writing() as session:
         session.get_one(Job, 2).config = {"model": "another"}
     weights_of.clear()

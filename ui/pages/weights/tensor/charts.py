@@ -114,9 +114,10 @@ def _mirror(view: TensorView) -> Chart:
         return _missing(view)
     last = own[-1]
     if view.other is not None:
-        if last not in view.other_snapshots:
+        twin = view.counterpart(last)
+        if twin not in view.other_snapshots:
             return Chart(view.caveats())
-        pair = [view.one(last), view.one(last, other_run=True)]
+        pair = [view.one(last), view.one(twin, other_run=True)]
     elif len(own) > 1:
         pair = [view.one(own[0]), view.one(last)]
     else:
@@ -141,8 +142,9 @@ def _difference(view: TensorView) -> Chart:
 def _pairs(view: TensorView, stages: Sequence[str]) -> list[tuple[Series, Series]]:
     """What is looked at, and what is subtracted: the other run, or the dense tensor."""
     if view.other is not None:
-        both = [s for s in stages if s in view.other_snapshots]
-        return [(view.one(s), view.one(s, other_run=True)) for s in both]
+        twins = {s: view.counterpart(s) for s in stages}
+        both = {s: twin for s, twin in twins.items() if twin in view.other_snapshots}
+        return [(view.one(s), view.one(twin, other_run=True)) for s, twin in both.items()]
     if DENSE not in view.snapshots:
         return []
     return [(view.one(s), view.one(DENSE)) for s in stages if s != DENSE]
@@ -187,7 +189,7 @@ def _channels_of(view: TensorView, measure: str) -> list[Channels]:
     for run, other_run in ((view.weights, False), (view.other, True)):
         profiles = view.profiles(run, name)
         snapshots = view.other_snapshots if other_run else view.snapshots
-        for stage in view.selection.show:
+        for stage in view.drawn_stages(other_run):
             if stage in profiles and stage in snapshots:
                 one = view.one(stage, other_run=other_run)
                 values = scale * profiles[stage].values
@@ -202,8 +204,8 @@ def _steps(view: TensorView, at: str) -> Chart:
     drawn = on_shared_bins(series)
     note = _joined(series_note(drawn), cut_off_peaks(drawn), "Dotted: the first step.")
     figure = stage_steps_figure(series, [shape_in_words(s) for s in series], at)
-    zeros = [(s.label, s.zero_share) for s in drawn]
-    return Chart(figure, bins_frame(drawn), note, headline=of_zeros(zeros))
+    scrub = figure.layout.meta["scrub"]
+    return Chart(figure, bins_frame(drawn), note, headline=scrub["stops"][scrub["at"]]["title"])
 
 
 def _single_weights(view: TensorView) -> Chart:
@@ -249,7 +251,7 @@ def _images(view: TensorView, cells: str, other_run: bool) -> Iterator[MatrixIma
     )
     stored = view.profiles(run, map_profile(cells))
     scale = 100.0 if cells == "zeros" else 1.0
-    for stage in view.selection.show:
+    for stage in view.drawn_stages(other_run):
         if stage in stored:
             shape = len(rows[stage].values), len(columns[stage].values)
             yield MatrixImage(view.label(stage, other_run), scale * stored[stage].values, shape)
@@ -263,10 +265,9 @@ def _joint(view: TensorView) -> Chart:
     drawn = []
     for run, other_run in ((view.weights, False), (view.other, True)):
         stored = view.profiles(run, JOINT)
-        if own[-1] in stored:
-            drawn.append(
-                JointCounts(stored[own[-1]].values, view.one(own[-1], other_run=other_run))
-            )
+        stage = view.counterpart(own[-1]) if other_run else own[-1]
+        if stage in stored:
+            drawn.append(JointCounts(stored[stage].values, view.one(stage, other_run=other_run)))
     if not drawn:
         return _missing(view, "joint histogram")
     chart = joint_chart(drawn, view.weights.labels[DENSE])
@@ -280,7 +281,7 @@ def _spectrum(view: TensorView) -> Chart:
         snapshots = view.other_snapshots if other_run else view.snapshots
         drawn += [
             Spectrum(view.one(stage, other_run=other_run), stored[stage].values)
-            for stage in view.selection.show
+            for stage in view.drawn_stages(other_run)
             if stage in stored and stage in snapshots
         ]
     if not drawn:

@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ui.charts.headlines import of_zeros
 from ui.charts.histograms import PER_BIN
 from ui.charts.series import Series, ceiling, on_shared_bins, reach, step_line
 from ui.charts.template import axis, layout, tint
@@ -49,6 +50,7 @@ def _stop(series: Series, sentence: str) -> dict[str, Any]:
     return {
         "name": series.snapshot.stage,
         "label": series.label,
+        "title": of_zeros([(series.label, series.zero_share)]),
         "said": sentence,
         "y": [round(float(h), 5) for h in series.heights],
         "colour": series.stroke.colour,
