@@ -18,6 +18,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from jobs.generate.config import GenerateJob
+from jobs.imported import check_row
 from jobs.submit import submit
 from tests.ui.lab import asked, job, model_folder, store
 from ui.pages.playground import page as playground
@@ -36,7 +37,7 @@ WEIGHTLESS = ("sds-example", "dlqat-example", "amphista-example")
 @pytest.fixture
 def shipped(current: Settings) -> Settings:
     upgrade()
-    install_examples()
+    install_examples(check_row)
     return current
 
 
