@@ -1,0 +1,121 @@
+"""What no page sends: calls and requests with changed values, as a guest. Each is refused in one
+line of the log, without a trace, and the dashboard goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from gradio.routes import App
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from tests.ui.visits import OTHER, Visit, blocks, open_to_guests, shared, visit, web
+from ui.api_errors import API_PATH
+
+__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
+
+MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
+attack = examples(
+    max_examples=5000 if MANY else 120,
+    deadline=None,
+    derandomize=not MANY,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+FILE = {"path": "http://127.0.0.1:9/", "meta": {"_type": "gradio.FileData"}}
+texts = st.text(max_size=20) | st.sampled_from(
+    ["sds-0001", "sds-0002", f"sds-{10**19}", "../..", "\0", "\ud800", "cancel", "0", "x" * 5000]
+)  # fmt: skip
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just(FILE) |
+    st.just(10**40)
+)  # fmt: skip
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=8,
+)
+deeds = st.dictionaries(st.sampled_from(["do", "run", "file", "text"]), values) | values
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def answered(client: TestClient, method: str, path: str, **options: Any) -> int:
+    """The status of the answer, below 500, and nothing but single lines in the log."""
+    status = client.request(method, path, **options).status_code
+    assert status < 500, (method, path, options)
+    return status
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Nothing is traced."""
+    caplog.set_level(logging.WARNING)
+    yield
+    said = capfd.readouterr()
+    assert "Traceback" not in said.err + said.out
+    assert [r.getMessage() for r in caplog.records if r.exc_info] == []
+
+
+@attack
+@given(data=st.data())
+def test_calls_no_page_makes_are_refused(
+    quiet: None, shared: Visit, web: App, data: st.DataObject
+) -> None:
+    functions = web.get_blocks().fns
+    number = data.draw(st.sampled_from([*functions]) | st.integers(-1, 10**6))
+    sent = data.draw(values | st.lists(values, max_size=3))
+    if number in functions and data.draw(st.booleans()):
+        inputs = functions[number].inputs
+        sent = [getattr(block, "value", None) for block in inputs]
+        for place in range(len(inputs)):
+            if data.draw(st.booleans()):
+                sent[place] = data.draw(values)
+    body = {
+        "fn_index": number, "data": sent, "event_data": data.draw(deeds),
+        "session_hash": data.draw(st.just("abc") | values),
+        "trigger_id": data.draw(st.none() | values),
+    }  # fmt: skip
+    client = shared(OTHER)
+    answered(client, "POST", "/gradio_api/run/predict", content=encoded(body))
+    assert client.get("/slimscope/pulse").status_code == 200
+
+
+paths = st.sampled_from([
+    "runs", "runs/{}", "runs/{}/results", "runs/{}/curves", "runs/{}/tensors", "runs/{}/log",
+    "runs/{}/answers", "runs/{}/artifacts", "runs/{}/sweep", "runs/{}/file", "leaderboard", "{}",
+    "runs/{}/cancel", "runs/{}/next", "runs/{}/vote", "runs/{}/delete", "submit/sds", "submit/{}",
+    "submit/generate", "sweeps/sds", "sweeps/{}", "pipelines",
+])  # fmt: skip
+names = st.sampled_from(
+    ["state", "kind", "limit", "attempt", "after", "path", "choice", "name", "preset", "priority"]
+)
+fields = st.sampled_from(
+    ["config", "sweep", "model", "pattern", "seed", "prompt", "sides", "steps"]
+)
+
+
+@attack
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "HEAD"]), path=paths, run=texts,
+    query=st.dictionaries(names, st.integers().map(str) | texts, max_size=3),
+    body=st.none() | st.dictionaries(fields, values, max_size=3) | values,
+)  # fmt: skip
+def test_requests_with_changed_values_are_refused(
+    quiet: None, open_to_guests: Visit, method: str, path: str, run: str,
+    query: dict[str, str], body: Any,
+) -> None:  # fmt: skip
+    client = open_to_guests(OTHER)
+    asked = "&".join(f"{n}={quote(v, errors='surrogatepass')}" for n, v in query.items())
+    where = f"{API_PATH}/{path.format(quote(run, safe='', errors='surrogatepass'))}?{asked}"
+    answered(client, method, where, content=None if body is None else encoded(body))
+    assert client.get("/slimscope/pulse").status_code == 200
