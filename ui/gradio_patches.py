@@ -121,6 +121,8 @@ def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> 
         function = find_function(blocks, api_name, body)
     except (KeyError, route_utils.FnIndexInferError):
         raise ConfigError("The call was not accepted.", "There is no such function.") from None
+    if function.fn is None:
+        raise ConfigError("The call was not accepted.", "It is a function of the browser.")
     if len(body.data) < len(function.inputs):
         raise ConfigError("The call was not accepted.", f"{len(function.inputs)} values are due.")
     own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+import gradio as gr
 import pytest
 from gradio.routes import App
 from hypothesis import HealthCheck, given
@@ -30,18 +31,22 @@ attack = examples(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 FILE = {"path": "http://127.0.0.1:9/", "meta": {"_type": "gradio.FileData"}}
-texts = st.text(max_size=20) | st.sampled_from(
-    ["sds-0001", "sds-0002", f"sds-{10**19}", "../..", "\0", "\ud800", "cancel", "0", "x" * 5000]
-)  # fmt: skip
-leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.just(FILE) |
-    st.just(10**40)
-)  # fmt: skip
+RARE: list[Any] = ["\0", "\ud800", 10**40, float("inf"), float("nan"), FILE, [[[]]] * 3]
+SAID = ["sds-0001", "sds-0002", f"sds-{10**19}", "../..", "cancel", "-1", "0", "x" * 5000, "%s{}"]
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+texts |= st.sampled_from(SAID)
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+leaves = st.none() | st.booleans() | numbers | texts
 values = st.recursive(
     leaves,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=8,
 )
+values |= st.sampled_from(RARE)
+fitting = {  # values a component may have
+    gr.Checkbox: st.booleans(), gr.Number: numbers, gr.Slider: numbers, gr.HTML: values,
+    gr.JSON: values, gr.Textbox: texts, gr.Dropdown: texts | st.lists(texts, max_size=3),
+}  # fmt: skip
 deeds = st.dictionaries(st.sampled_from(["do", "run", "file", "text"]), values) | values
 
 
@@ -51,7 +56,8 @@ def encoded(value: Any) -> bytes:
 
 def answered(client: TestClient, method: str, path: str, **options: Any) -> int:
     """The status of the answer, below 500, and nothing but single lines in the log."""
-    status = client.request(method, path, **options).status_code
+    headers = {"content-type": "application/json"}
+    status = client.request(method, path, headers=headers, **options).status_code
     assert status < 500, (method, path, options)
     return status
 
@@ -78,12 +84,13 @@ def test_calls_no_page_makes_are_refused(
         inputs = functions[number].inputs
         sent = [getattr(block, "value", None) for block in inputs]
         for place in range(len(inputs)):
+            kinds = [made for kind, made in fitting.items() if isinstance(inputs[place], kind)]
             if data.draw(st.booleans()):
-                sent[place] = data.draw(values)
+                sent[place] = data.draw(kinds[0] if kinds else values)
     body = {
         "fn_index": number, "data": sent, "event_data": data.draw(deeds),
-        "session_hash": data.draw(st.just("abc") | values),
-        "trigger_id": data.draw(st.none() | values),
+        "session_hash": data.draw(st.sampled_from(["abc", None, "x" * 99, "../"])),
+        "trigger_id": data.draw(st.none() | st.integers(-1, 2000)),
     }  # fmt: skip
     client = shared(OTHER)
     answered(client, "POST", "/gradio_api/run/predict", content=encoded(body))

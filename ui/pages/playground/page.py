@@ -158,9 +158,9 @@ def _settings_of_the_run(
 ) -> Callable[..., Any]:
     """The settings of the conversation that was opened."""
 
-    def show(request: gr.Request) -> dict[Any, Any]:
+    def show(request: gr.Request) -> Any:
         job = generate_run(query(request, "run"))
-        return form.show(job.config) | _chosen(job.config, chosen, blind) if job else {}
+        return form.show(job.config) | _chosen(job.config, chosen, blind) if job else gr.skip()
 
     return show
 
