@@ -7,18 +7,21 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 import pytest
+from gradio import processing_utils
 from gradio.routes import App
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.ui.visits import OTHER, Visit, blocks, open_to_guests, shared, visit, web
+from tests.ui.visits import OTHER, Visit, blocks, event_of, open_to_guests, shared, visit, web
 from ui.api_errors import API_PATH
 
 __all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
@@ -126,3 +129,72 @@ def test_requests_with_changed_values_are_refused(
     where = f"{API_PATH}/{path.format(quote(run, safe='', errors='surrogatepass'))}?{asked}"
     answered(client, method, where, content=None if body is None else encoded(body))
     assert client.get("/slimscope/pulse").status_code == 200
+
+
+# calls that are known -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["a%00b", "slimscope/api/runs/%00", "run?run=%00", "a/%00"])
+def test_an_address_with_nul_is_refused(quiet: None, shared: Visit, address: str) -> None:
+    assert answered(shared(OTHER), "GET", f"/{address}") == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 400_000, b"[" * 100 + b"]" * 100, rb'{"a": "\u0000"}', rb'["\ud800"]', b"[1e999]"],
+)
+def test_what_cannot_be_stored_is_refused(
+    quiet: None, shared: Visit, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (f"{API_PATH}/submit/sds", f"{API_PATH}/pipelines", "/gradio_api/run/predict"):
+        assert answered(shared(OTHER), "POST", path, content=body) == 422
+    assert len(caplog.messages) == 3 and all("\n" not in said for said in caplog.messages)
+
+
+@pytest.fixture
+def asked() -> Iterator[list[str]]:
+    """What a web server of this machine is asked for; its address is the first."""
+    seen: list[str] = []
+
+    class Counting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        seen.append(f"http://127.0.0.1:{server.server_port}/secret")
+        yield seen
+        server.shutdown()
+
+
+def test_nobody_makes_the_dashboard_ask_another_server(
+    visit: Visit, web: App, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_utils, "PUBLIC_HOSTNAME_WHITELIST", ["127.0.0.1"])
+    file = {"path": asked[0], "url": asked[0], "meta": {"_type": "gradio.FileData"}}
+    host, done = visit(), set[type]()
+    for number, function in web.get_blocks().fns.items():
+        kinds = {type(block) for block in function.inputs}
+        if function.fn is None or kinds <= done:
+            continue
+        done |= kinds
+        for value in (file, [file], {"a": [{"b": file}]}, json.dumps(file)):
+            body = {"fn_index": number, "data": [value] * len(function.inputs), "session_hash": "x"}
+            host.post("/gradio_api/run/predict", json=body | {"event_data": value})
+    assert done and asked[1:] == []
+
+
+def test_a_visitor_leaves_room_in_the_queue(
+    shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = web.get_blocks()._queue
+    monkeypatch.setattr(queue, "event_queue_per_concurrency_id", {})
+    monkeypatch.setattr(queue, "event_ids_to_events", {})
+    monkeypatch.setattr(queue, "active_jobs", [])  # nothing is done
+    body = {"fn_index": event_of(web, "queue-board", "act"), "data": [], "session_hash": "left"}
+    join = "/gradio_api/queue/join"
+    codes = [shared(OTHER).post(join, json=body).status_code for _ in range(12)]
+    assert codes == 8 * [200] + 4 * [429]
+    assert shared("10.0.0.9").post(join, json=body).status_code == 200
