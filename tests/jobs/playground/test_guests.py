@@ -94,10 +94,10 @@ def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, CHANGES_PER_MINUTE=3)
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, CHANGES_PER_MINUTE=3, GUEST_TOKENS=16)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
-            ask(ADA, max_new_tokens=1000)
+            ask(ADA, max_new_tokens=17)
         with pytest.raises(ConfigError):
             ask(ADA, sides="no/such-model-here", prompt="")
     job = ask(ADA)
