@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from backend.errors import ConfigError, RateLimitError, SlimscopeError
-from backend.queue.roles import client_network, reject
+from backend.queue.roles import client_network, is_unnamed, reject
 from ui.security.auth import current_user
 
 POLL_SECONDS = 0.02
@@ -152,7 +152,7 @@ def limit_events(app: gr.Blocks) -> None:
         asking = current_user(request)
         queued = [current_user(e.request) for e in app._queue.event_ids_to_events.values()]
         near = [e for e in queued if client_network(e.client) == client_network(asking.client)]
-        own = [each for each in near if each.name == asking.name]
+        own = [e for e in near if e.name == asking.name and not is_unnamed(e)]
         if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
             do = "Wait until what you asked for is done."
             raise _refused(request, 429, RateLimitError("Too many requests.", "", do))

@@ -130,6 +130,11 @@ def gives_names() -> bool:
     return any(map(_guests_at_once, Lane))
 
 
+def is_unnamed(actor: Actor) -> bool:
+    """Whether this guest cannot be told from others at the same address."""
+    return actor.role == "guest" and not actor.name.startswith(GUEST)
+
+
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """Why the actor may not cancel a run of `owner`; "" if allowed."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == _guest_of(owner)):

@@ -1,7 +1,7 @@
 """Whose requests are worked on now. Python computes in one thread at a time, so a client that asks
 for much would slow down everybody else: each visitor, each address, and all together have a few
-requests at work, and the others wait in line. A visitor is a session of one address; those without
-a session are one.
+requests at work, and the others wait in line. A visitor is a session of one address. Those without
+one are one visitor; where guests get no session, they share what their address has.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import anyio
 
 from backend.errors import RateLimitError
-from backend.queue.roles import Actor, client_network
+from backend.queue.roles import Actor, client_network, gives_names, is_unnamed
 
 OF_A_VISITOR, OF_AN_ADDRESS, OF_ALL = 3, 12, 24  # at work at the same time
 MOST_WAITING = 48  # of a visitor; a browser sends six requests at once for each of its windows
+MOST_OF_UNNAMED = 240  # at one address: a class that arrives
 
 
 class Admission:
@@ -33,12 +34,14 @@ class Admission:
             RateLimitError: too many wait already.
         """
         address = client_network(actor.client)
-        visitor = f"{address} {actor.name}"
-        if self._line(visitor, OF_A_VISITOR).statistics().tasks_waiting >= MOST_WAITING:
-            why = f"{MOST_WAITING} others from your browser wait for an answer."
+        visitor, unnamed = f"{address} {actor.name}", is_unnamed(actor)
+        own = OF_AN_ADDRESS if unnamed and not gives_names() else OF_A_VISITOR
+        most = MOST_OF_UNNAMED if unnamed else MOST_WAITING
+        if self._line(visitor, own).statistics().tasks_waiting >= most:
+            why = f"{most} others like it wait for an answer."
             raise RateLimitError("Too many requests.", why, "Wait until they are answered.")
         async with AsyncExitStack() as taken:
-            for name, most in ((visitor, OF_A_VISITOR), (address, OF_AN_ADDRESS), ("", OF_ALL)):
+            for name, most in ((visitor, own), (address, OF_AN_ADDRESS), ("", OF_ALL)):
                 await self._take(name, most, taken)
             yield taken
 

@@ -112,9 +112,19 @@ def test_many_sessions_of_one_address_leave_room_for_other_addresses(site: SlowS
 
 def test_a_line_has_an_end(site: SlowSite) -> None:
     most = admission.OF_A_VISITOR + admission.MOST_WAITING
-    busy = [site.ask("/slow", OTHER) for _ in range(most + 5)]
+    cookie = f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}"
+    busy = [site.ask("/slow", OTHER, cookie) for _ in range(most + 5)]
     other, _, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
     assert other == 200 and sorted(answers) == [200] * most + [429] * 5
+
+
+def test_a_class_whose_guests_get_no_session_is_answered(
+    site: SlowSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(monkeypatch, GUEST_ANSWERS="0")
+    busy = [site.ask("/slow", OTHER) for _ in range(30 * 6)]
+    other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
+    assert (other, at_work, {*answers}) == (200, admission.OF_AN_ADDRESS, {200})
 
 
 def test_nothing_is_kept_of_who_has_left(site: SlowSite) -> None:
