@@ -125,8 +125,8 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
     until(busy, State.RUNNING)
     while queries.job(busy).eta_s is None:  # its pace is learned from its first steps
         time.sleep(0.1)
-    opened(page, f"{queue.url}/new?kind=sds&model=toy")
-    expect(page.locator("#new-preview")).to_contain_text("--model toy")
+    opened(page, f"{queue.url}/new?kind=sds&model=smollm2-135m")
+    expect(page.locator("#new-preview")).to_contain_text("slimscope submit sds")
     said = page.locator("#new-said")
     for place in (1, 2):
         page.locator("#new-add").click()

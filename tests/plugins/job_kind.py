@@ -52,7 +52,8 @@ def count(config: CountConfig, context: JobContext) -> None:
 
 
 def requirements(config: CountConfig) -> Requirements:
-    return Requirements("", "Count", flops={"count": 1.0}, memory={"count": 1})
+    """Of more memory than the place of runs of seconds gives: what is counted waits for a slot."""
+    return Requirements("", "Count", flops={"count": 1.0}, memory={"count": 2 * 10**9})
 
 
 KINDS = (

@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.queue import service
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import work_folder
 from backend.queue.service import Actor
@@ -30,7 +29,6 @@ Wait = Callable[..., State]
 def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.plugins.job_kind"]')
     monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "3")
-    monkeypatch.setattr(service, "QUICK_S", 0.0)  # what is counted here waits for a slot
     settings.cache_clear()
     kinds.cache_clear()
     upgrade()

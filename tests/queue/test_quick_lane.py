@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from backend.queue import service
 from backend.queue.lifecycle import end_attempt
 from backend.queue.service import enqueue
 from backend.queue.supervisor import SupervisorLoop
@@ -19,11 +18,6 @@ from backend.store.tables import Attempt, Job
 from tests.queue.conftest import HOST, Wait, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 from ui.runs.queue_eta import start_times
-
-
-@pytest.fixture(autouse=True)
-def _a_minute(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "QUICK_S", 60.0)
 
 
 def cost(seconds: float | None, size: float = 1e8, open_ended: bool = False) -> SimpleNamespace:

@@ -83,7 +83,10 @@ def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
     assert "Same as" not in preview.preview_of(sds, TOY)[0]
 
 
-def test_a_queued_run_is_confirmed_with_link_and_place(sds: Kind) -> None:
+def test_a_queued_run_is_confirmed_with_link_and_place(
+    sds: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # it waits for a slot
     said, error = preview.enqueue(sds, " mine ", TOY, (), asked())
     job = queries.jobs()[0]
     assert error is None

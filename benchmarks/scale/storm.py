@@ -1,7 +1,7 @@
 """A storm of kills: every run ends once, with the weights and figures of an unkilled twin.
 
-    make bench-storm
-    make bench-storm ARGS="--runs 28 --every 3"
+    make bench-scale.storm
+    make bench-scale.storm ARGS="--runs 28 --every 3"
 
 On the toy model in a temporary data folder. First one run of each config, undisturbed; then
 `--runs` runs of the same configs and some answers, while every few seconds one of these is hit:
