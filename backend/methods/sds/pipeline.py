@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import SDSConfig, SDSStage, refuse_tuning
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
@@ -97,7 +97,6 @@ def run_sds(
     """
     _require_calibration(calibration)
     refuse_allocation(config)
-    refuse_tuning(config, len(calibration))
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = SDSStageStore(checkpoints)
@@ -105,8 +104,7 @@ def run_sds(
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units(config) for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
-    whole = config.tune or config.reconstruct  # both need the held-out segments, too
-    passing = calibration if whole else fitted
+    passing = calibration if config.reconstruct else fitted
     new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
     run = SDSRun(
         model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
@@ -176,7 +174,7 @@ def _claim_dtype(
     stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
     """Bind the checkpoints to this model, text and config; the dtype of the forward passes."""
-    identity = f"{config.identity} {weights_hash(model)}"
+    identity = f"{config.model_dump_json()} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
