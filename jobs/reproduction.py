@@ -45,7 +45,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     """
     old = queries.job(run)
     roles.require_adding(actor, kind_named(old.kind).lane)
-    roles.count_change(actor)  # before the config is looked into, which takes time
+    roles.require_changes_left(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")

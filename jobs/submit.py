@@ -143,7 +143,7 @@ def submit(
     """
     lane = kind_named(kind).lane
     roles.require_adding(actor, lane)
-    roles.count_change(actor)  # before the config is looked into, which takes time
+    roles.require_changes_left(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     stored = config.model_dump(mode="json")
     return service.enqueue(

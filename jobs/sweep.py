@@ -175,7 +175,7 @@ def queue(
     """
     lane = kind_named(kind).lane
     roles.require_adding(actor, lane)
-    roles.count_change(actor)  # before the config is looked into, which takes time
+    roles.require_changes_left(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(

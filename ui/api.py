@@ -19,6 +19,7 @@ from jobs import operations
 from jobs.kind import Kind, kinds
 from ui.api_errors import API_PATH, RESPONSES, add_error_handlers
 from ui.security.auth import current_user
+from ui.static import once
 from ui.templates import render
 
 EMPTY: dict[str, Any] = {}
@@ -153,6 +154,11 @@ CHANGE: dict[str, Callable[[str, Actor], JsonObject]] = {
 
 def docs(_: Request) -> HTMLResponse:
     """All requests, as a page that loads nothing."""
+    return HTMLResponse(_docs())
+
+
+@once
+def _docs() -> str:
     requests = [
         {
             "line": f"{method.upper()} {path}",
@@ -162,7 +168,7 @@ def docs(_: Request) -> HTMLResponse:
         for path, methods in build().openapi()["paths"].items()
         for method, operation in methods.items()
     ]
-    return HTMLResponse(render("templates/api.html", path=API_PATH, requests=requests))
+    return render("templates/api.html", path=API_PATH, requests=requests)
 
 
 def _parameters(operation: JsonObject) -> list[str]:

@@ -21,10 +21,13 @@ from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, pulse
 from ui.gradio_patches import (
+    check_calls,
     keep_sessions_small,
+    limit_events,
     poll_less_often,
     set_server_options,
     web_app_once,
+    without_files,
     without_startup_check,
 )
 from ui.pages import pages
@@ -37,6 +40,7 @@ from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.templates import render
 from ui.theme import css, theme
 
+THREADS = 16  # of Gradio's functions
 SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
 
 
@@ -51,9 +55,12 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
             with app.route(page.name, page.path, show_in_navbar=page.listed):
                 _fill(page, every)
     keep_sessions_small()
+    without_files()
+    check_calls()
     set_server_options(server_options())
     app.queue(default_concurrency_limit=8, max_size=64)
     poll_less_often(app)
+    limit_events(app)
     return app
 
 
@@ -79,6 +86,7 @@ def launch_options() -> dict[str, Any]:
         "mcp_server": False,
         "state_session_capacity": SESSIONS,
         "max_file_size": 1,
+        "max_threads": THREADS,
         **without_startup_check(),
         "blocked_paths": [str(path) for path in unserved()],
         "app_kwargs": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,12 +11,31 @@ from typing import Any
 
 import gradio as gr
 import uvicorn
-from gradio import http_server, state_holder
+from gradio import http_server, processing_utils, route_utils, state_holder
 from gradio.blocks import Block
 from gradio.context import Context
+from gradio.data_classes import PredictBody
+from gradio.exceptions import Error
 from gradio.routes import App
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from backend.errors import ConfigError, RateLimitError, SlimscopeError
+from backend.queue.roles import client_network, is_unnamed, reject
+from ui.security.auth import current_user
 
 POLL_SECONDS = 0.02
+find_function = route_utils.get_fn
+EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # in the queue
+SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
+SCALAR = (str, int, float, bool, type(None))
+TYPES: tuple[tuple[type[Block], tuple[type, ...]], ...] = (  # of a component's value
+    (gr.Checkbox, (bool, type(None))),
+    (gr.Number, (int, float, type(None))),
+    (gr.Slider, (int, float, type(None))),
+    (gr.HTML, (*SCALAR, dict)),
+    (gr.JSON, (*SCALAR, dict, list)),
+)
 
 
 class SmallSession(state_holder.SessionState):
@@ -70,6 +90,83 @@ def without_startup_check() -> dict[str, Any]:
     return {"_frontend": False}
 
 
+def without_files() -> None:
+    """Switches off that Gradio fetches files named in values (Gradio 6.31). Any value could hold a
+    file's description, whose address Gradio would ask, and our pages send and show none."""
+
+    async def unchanged(data: Any, *_: Any, **__: Any) -> Any:
+        return data
+
+    processing_utils.async_move_files_to_cache = unchanged
+
+
+def check_calls() -> None:
+    """Refuses calls that no page makes before they reach a function (Gradio 6.31). Gradio answers
+    them with an error of the server, and prints a trace."""
+
+    def found(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
+        try:
+            return _function_of(blocks, api_name, body)
+        except SlimscopeError as error:
+            raise _refused(body.request, 422, error) from None
+
+    route_utils.get_fn = found
+
+
+def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> Any:
+    """The function that is called, if that can be done with the values."""
+    if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
+        raise ConfigError("The call was not accepted.", "No page makes such a call.")
+    try:
+        function = find_function(blocks, api_name, body)
+    except (KeyError, route_utils.FnIndexInferError):
+        raise ConfigError("The call was not accepted.", "There is no such function.") from None
+    if function.fn is None:
+        raise ConfigError("The call was not accepted.", "It is a function of the browser.")
+    if len(body.data) < len(function.inputs):
+        raise ConfigError("The call was not accepted.", f"{len(function.inputs)} values are due.")
+    own: Any = blocks.state_holder[body.session_hash] if body.session_hash else {}
+    for block, value in zip(function.inputs, body.data, strict=False):
+        _check_value(own[block._id] if block._id in own else block, value)  # noqa: SIM401
+    return function
+
+
+def _check_value(block: Any, value: Any) -> None:
+    several = isinstance(block, gr.Dropdown) and block.multiselect and isinstance(value, list)
+    types = next((types for kind, types in TYPES if isinstance(block, kind)), SCALAR)
+    try:
+        if not all(isinstance(each, types) for each in (value if several else [value])):
+            raise TypeError(f"a {type(value).__name__}")
+        block.preprocess(value)
+    except (Error, ValueError, TypeError) as error:
+        why = f"{type(block).__name__}: {str(error)[:200]}."
+        raise ConfigError("A value was not accepted.", why) from None
+
+
+def limit_events(app: gr.Blocks) -> None:
+    """Bounds the events of one visitor, and of one address, in the queue that all share (Gradio
+    6.31 has a limit for all together)."""
+    push = app._queue.push
+
+    async def limited(body: Any, request: Request, username: str | None) -> Any:
+        asking = current_user(request)
+        queued = [current_user(e.request) for e in app._queue.event_ids_to_events.values()]
+        near = [e for e in queued if client_network(e.client) == client_network(asking.client)]
+        own = [e for e in near if e.name == asking.name and not is_unnamed(e)]
+        if len(own) >= EVENTS_OF_A_VISITOR or len(near) >= EVENTS_OF_AN_ADDRESS:
+            do = "Wait until what you asked for is done."
+            raise _refused(request, 429, RateLimitError("Too many requests.", "", do))
+        return await push(body, request, username)
+
+    app._queue.push = limited  # type: ignore[method-assign]
+
+
+def _refused(request: Request, status: int, error: SlimscopeError) -> HTTPException:
+    """What Gradio's routes answer with that status, and no trace."""
+    client = request.client.host if request.client else ""
+    return HTTPException(status, str(reject(f"{client} {request.url.path}", error)))
+
+
 def set_server_options(options: dict[str, Any]) -> None:
     """Sets options of the web server, `uvicorn.Config`, for every later `Blocks.launch`, which has
     names for few of them (Gradio 6.31)."""
@@ -87,4 +184,4 @@ def current_blocks() -> gr.Blocks:
 def event_data(event: gr.EventData) -> dict[str, Any]:
     """What the browser sent with `trigger(name, data)`; unchecked. `gr.EventData` (6.31) offers
     the fields as attributes only, which fail where one is missing."""
-    return event._data or {}
+    return event._data if isinstance(event._data, dict) else {}

@@ -4,9 +4,12 @@ browsers for a year under an address that contains its version."""
 from __future__ import annotations
 
 import gzip
+import threading
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from plotly.offline import get_plotlyjs
 from starlette.requests import Request
@@ -17,6 +20,20 @@ SCRIPTS, STYLES = ASSETS / "scripts", ASSETS / "styles"
 SCRIPT_URL = f"slimscope/plotly-{version('plotly')}.min.js"
 FOREVER = "public, max-age=31536000, immutable"
 
+T = TypeVar("T")
+
+
+def once(function: Callable[[], T]) -> Callable[[], T]:
+    """The function, which is carried out once: whoever asks at the same time waits for the first.
+    `lru_cache` lets all of them work."""
+    lock, cached = threading.Lock(), lru_cache(function)
+
+    def result() -> T:
+        with lock:
+            return cached()
+
+    return result
+
 
 def own_scripts() -> str:
     """All scripts as one; `slimscope.js` leads, the others extend it."""
@@ -25,7 +42,7 @@ def own_scripts() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in (base, *others))
 
 
-@lru_cache
+@once
 def _script() -> tuple[bytes, bytes]:
     """The script, plain and compressed."""
     plain = get_plotlyjs().encode()

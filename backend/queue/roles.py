@@ -33,6 +33,7 @@ OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
 MINUTE = 60.0
 ALIAS_LETTERS = 40
+SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
 PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 log = logging.getLogger("slimscope.refused")
 
@@ -129,6 +130,11 @@ def gives_names() -> bool:
     return any(map(_guests_at_once, Lane))
 
 
+def is_unnamed(actor: Actor) -> bool:
+    """Whether this guest cannot be told from others at the same address."""
+    return actor.role == "guest" and not actor.name.startswith(GUEST)
+
+
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """Why the actor may not cancel a run of `owner`; "" if allowed."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == _guest_of(owner)):
@@ -181,11 +187,17 @@ def count_preview(actor: Actor) -> None:
     _count(actor, previews, PREVIEWS_PER_MINUTE)
 
 
-def _count(actor: Actor, limiter: RateLimiter, most: int) -> None:
+def require_changes_left(actor: Actor) -> None:
+    """Raise `RateLimitError` if one more change would be too many. What is refused, for whatever
+    reason, does not count: `require_free` counts what is accepted."""
+    _count(actor, changes, settings().changes_per_minute, spend=False)
+
+
+def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:
     if not actor.client:
         return
     try:
-        limiter.spend(actor.client, most)
+        limiter.spend(actor.client, most, actor.name, spend=spend)
     except RateLimitError as error:
         raise reject(actor.client, error) from None
 
@@ -208,8 +220,7 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 
 
 def require_short(actor: Actor, cost: Cost | None) -> None:
-    """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt,
-    `RateLimitError` if they ask too often."""
+    """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt."""
     if actor.role == "host" or cost is None:
         return
     limits, action = settings(), "ask for this answer"
@@ -219,14 +230,22 @@ def require_short(actor: Actor, cost: Cost | None) -> None:
     if cost.letters > limits.guest_letters:
         why = f"The prompt has {cost.letters} characters; guests may send {limits.guest_letters}."
         raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
-    _count(actor, answers, limits.guest_answers_per_minute)
 
 
 def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> None:
+    """The last check of a run that is added: whether there is room for it (see `_require_room`).
+    Counts it, and raises `RateLimitError` if the actor has added too many. Called inside the
+    transaction that adds the run, so that only one of two concurrent requests succeeds."""
+    _require_room(session, actor, lane)
+    if actor.role != "host" and lane == Lane.PLAYGROUND:
+        _count(actor, answers, settings().guest_answers_per_minute)
+    count_change(actor)
+
+
+def _require_room(session: Session, actor: Actor, lane: Lane) -> None:
     """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
     limit, or those at the same address half of it (rounded up): who drops the cookie is another
-    guest. Called inside the transaction that adds the run, so that only one of two concurrent
-    requests succeeds."""
+    guest."""
     if actor.role == "host":
         return
     alone(session, NamedLock.GUESTS)
@@ -261,31 +280,38 @@ def client_network(address: str) -> str:
 
 
 class RateLimiter:
-    """Counts the requests of each client in the last minute, in process memory. A client is an
-    address or, of IPv6, a /64 network."""
+    """Counts the requests of each client in the last minute, and of each visitor of a client, in
+    process memory. A client is an address or, of IPv6, a /64 network."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
-    def spend(self, client: str, most: int) -> None:
+    def spend(self, client: str, most: int, visitor: str = "", *, spend: bool = True) -> None:
         """Count one request.
+
+        Args:
+            visitor: who of those at this address; all of them have `SHARED` times as many.
+            spend: False: only look whether one more would be too many.
 
         Raises:
             RateLimitError: the client has reached `most` requests per minute.
         """
         client, now = client_network(client), time.monotonic()
+        limits = {f"{client} {visitor}": most, client: most * SHARED} if visitor else {client: most}
         with self._lock:
             for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
                 del self._times[name]
-            times = self._times.setdefault(client, deque())
-            while times and times[0] < now - MINUTE:
-                times.popleft()
-            if len(times) >= most:
-                why = f"The limit is {most} requests per minute."
-                wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                raise RateLimitError("Too many requests.", why, wait)
-            times.append(now)
+            for name, limit in limits.items():
+                times = self._times.get(name, deque())
+                while times and times[0] < now - MINUTE:
+                    times.popleft()
+                if len(times) >= limit:
+                    why = f"The limit is {limit} requests per minute."
+                    wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
+                    raise RateLimitError("Too many requests.", why, wait)
+            for name in limits if spend else ():
+                self._times.setdefault(name, deque()).append(now)
 
 
 changes, previews, answers = RateLimiter(), RateLimiter(), RateLimiter()

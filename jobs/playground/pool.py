@@ -21,6 +21,7 @@ from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.playground.cards import choose_card, free_memory
+from jobs.playground.share import HostPriority
 from jobs.playground.warm_model import Load, WarmModel, version_of
 
 SHARE = 0.5  # of the free memory at the start, for models
@@ -45,6 +46,7 @@ class ModelPool:
         self._models: dict[Key, WarmModel] = {}  # the one used last comes last
         self._changed = threading.Condition()
         self._pace = BYTES_PER_S
+        self._priority = HostPriority()
 
     def __len__(self) -> int:
         return len(self._models)
@@ -89,7 +91,7 @@ class ModelPool:
                     self._drop_idle(0)
                     short = self._shortage(size, card)
                 if not short:
-                    self._models[key] = WarmModel(size, card)
+                    self._models[key] = WarmModel(size, card, self._priority)
                     return self._models[key]
                 say(short, 0.0)
                 self._changed.wait(WAIT_S)

@@ -5,14 +5,43 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import torch
 
 from backend.settings import available_threads, settings
 
 HOST_NICE, GUEST_NICE = 5, 15  # of 19; a job has 0, so that it gets most of a core both want
+
+T = TypeVar("T")
+
+
+class HostPriority:
+    """Does with the priority of a host what others may wait for, whoever was the first to ask. A
+    thread has the priority of the one that starts it and cannot raise it, so one that nobody
+    lowers starts them; make this in the main thread."""
+
+    def __init__(self) -> None:
+        self._starter = ThreadPoolExecutor(1, "starter", lower_priority, (HOST_NICE,))
+        self._starter.submit(int).result()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The function's result, or its error, from a thread of its own."""
+        future: Future[T] = Future()
+        threads = torch.get_num_threads()
+
+        def work() -> None:
+            try:
+                torch.set_num_threads(threads)
+                future.set_result(function())
+            except BaseException as error:  # it belongs to whoever asked
+                future.set_exception(error)
+
+        self._starter.submit(threading.Thread(target=work, daemon=True).start)
+        return future.result()
 
 
 class CpuShare:

@@ -18,6 +18,8 @@ from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import LoadedModel
 from backend.native.blocks import NativeCache
+from jobs.playground.cards import use_card
+from jobs.playground.share import HostPriority
 
 KEPT_TEXTS = 4  # whose caches are kept
 
@@ -33,8 +35,9 @@ class WarmModel:
         used: when the last one ended, by a monotonic clock.
     """
 
-    def __init__(self, size: int, device: str) -> None:
+    def __init__(self, size: int, device: str, priority: HostPriority) -> None:
         self.bytes, self.device = size, device
+        self._priority = priority  # of all that is done while others wait at `opening`
         self.users, self.used = 1, time.monotonic()
         self.opening = threading.Lock()
         self._opened: tuple[LoadedModel, TargetModel] | None = None
@@ -59,8 +62,12 @@ class WarmModel:
 
     def open(self, load: Load) -> None:
         """Load it."""
-        loaded = load(self.device)
-        self._opened = loaded, TargetModel(loaded.model)
+
+        def opened() -> tuple[LoadedModel, TargetModel]:
+            loaded = load(self.device)
+            return loaded, TargetModel(loaded.model)
+
+        self._opened = self._priority.call(opened)
 
     def knows(self, drafter: Path, nodes: int) -> bool:
         """Whether this drafter was used before."""
@@ -78,11 +85,15 @@ class WarmModel:
             return
         idle = self._proposers.setdefault((drafter, version_of(drafter), nodes), [])
         with self.opening:
-            chosen = idle.pop() if idle else None
-            if chosen is None:
-                chosen = make_proposer(self.target, Amphista.load(drafter), nodes)
-        yield chosen
-        idle.append(chosen)
+            chosen = idle.pop() if idle else self._priority.call(lambda: self._made(drafter, nodes))
+        try:
+            yield chosen
+        finally:
+            idle.append(chosen)
+
+    def _made(self, drafter: Path, nodes: int) -> Proposer:
+        use_card(self.device)
+        return make_proposer(self.target, Amphista.load(drafter), nodes)
 
     def recall(self, ids: Sequence[int], capacity: int) -> NativeCache | None:
         """A cache for `capacity` tokens that holds as much of the beginning of `ids` as an earlier
@@ -106,8 +117,12 @@ class WarmModel:
     def lookup_length(self) -> int:
         """The longest draft of prompt lookup that pays."""
         with self.opening:
-            self._lookup_length = self._lookup_length or measure_costs(self.target).lookup_length
+            self._lookup_length = self._lookup_length or self._priority.call(self._measured_length)
         return self._lookup_length
+
+    def _measured_length(self) -> int:
+        use_card(self.device)
+        return measure_costs(self.target).lookup_length
 
 
 def version_of(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Connections that send half a request: of a small server with the protocol of the dashboard."""
+"""Half-sent requests and unread answers: of a small server with the protocol of the dashboard."""
 
 from __future__ import annotations
 
@@ -29,16 +29,20 @@ HALF_SENT = (
     b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1234",
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\nPOST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n12",
 )
+LARGE = b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+ANSWER = b"x" * 50_000_000  # more than the system keeps for a connection
 Start = Callable[..., str]
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, then says from where the connection came; at /slow after a while."""
+    """Reads the body, then says from where the connection came; at /slow after a while.
+    At /large it is a large answer."""
     while (await receive()).get("more_body"):
         pass
     if scope["path"] == "/slow":
         await asyncio.sleep(0.4)
-    await PlainTextResponse(scope["state"]["peer"])(scope, receive, send)
+    said = ANSWER if scope["path"] == "/large" else scope["state"]["peer"]
+    await PlainTextResponse(said)(scope, receive, send)
 
 
 @pytest.fixture
@@ -71,6 +75,13 @@ def connect(url: str, data: bytes = b"") -> socket.socket:
     return connection
 
 
+def wait_for(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def rest(connection: socket.socket) -> bytes:
     """What the server sends until it closes the connection."""
     received = b""
@@ -91,6 +102,40 @@ def test_half_a_request_has_an_end(start: Start, half: bytes) -> None:
 def test_an_answer_may_take_longer_than_a_request(start: Start) -> None:
     url = start(request_seconds=0.2)
     assert httpx.post(f"{url}/slow", content=b"body").text == "127.0.0.1"
+
+
+def test_an_answer_that_nobody_reads_has_an_end(start: Start) -> None:
+    limits = ConnectionLimits()
+    with connect(start(request_seconds=0.3, limits=limits), LARGE) as connection:
+        connection.recv(10)
+        assert len(limits) == 1
+        wait_for(lambda: not len(limits))
+
+
+def test_who_does_not_read_takes_little_memory(start: Start) -> None:
+    limits = ConnectionLimits()
+    with contextlib.ExitStack() as stack:
+        url = start(limits=limits)
+        for _ in range(4):
+            stack.enter_context(connect(url, LARGE)).recv(10)
+        wait_for(lambda: all(c.flow.write_paused for c in [*limits._open]))
+        assert (
+            max(c.transport.get_write_buffer_size() for c in [*limits._open]) <= connections.PIECE
+        )
+
+
+def test_a_large_answer_arrives_whole(start: Start) -> None:
+    assert httpx.get(f"{start()}/large").content == ANSWER
+
+
+def test_who_reads_slowly_makes_room_for_whole_requests(start: Start) -> None:
+    limits = ConnectionLimits(per_client=4)
+    url = start(limits=limits)
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(connect(url, LARGE)).recv(10)
+        wait_for(lambda: all(c.flow.write_paused for c in [*limits._open]))
+        assert httpx.get(url).text == "127.0.0.1"
 
 
 def test_whole_requests_are_answered_while_one_client_holds_all_it_may(start: Start) -> None:

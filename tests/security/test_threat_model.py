@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.named_tests import existing_tests, named_tests, rows_of
 
+SECTIONS = ("Threat model", "Attacks and the tests that hold them", "What attacks found")
 
-def test_every_attack_names_a_test_there_is() -> None:
-    rows, existing = (
-        rows_of("security.md", "## Attacks and the tests that hold them"),
-        existing_tests(),
-    )
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_attack_names_a_test_there_is(section: str) -> None:
+    rows, existing = rows_of("security.md", f"## {section}"), existing_tests()
     assert rows
     assert [row for row in rows if not named_tests(row)] == []
     assert {name for row in rows for name in named_tests(row)} - existing == set()

@@ -1,11 +1,12 @@
 """How many connections clients may hold open, and for how long a request may be half-sent.
 
 Uvicorn limits the size of headers (16 kB), and closes connections that are idle between two
-requests, but waits forever for the rest of a request. Here a request has to be complete, headers
-and body, within 30 s. Where a client, or all clients together, hold too many connections, the
-oldest one that waits for the rest of its request, or for the next, is closed; so those who send
-whole requests are served while others hold connections open. Answers may take as long as they
-need.
+requests, but waits forever for the rest of a request, and for a client that does not read. Here a
+request has to be complete, headers and body, within 30 s, and each piece of an answer has to be
+read within that time. Where a client, or all clients together, hold too many connections, the
+oldest one that waits for the rest of its request, for the next, or for its client to read, is
+closed; so those who send whole requests are served while others hold connections open. The work on
+an answer may take as long as it needs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from backend.queue.roles import client_network
@@ -24,11 +26,12 @@ from backend.queue.roles import client_network
 MAX_PER_CLIENT = 256  # a browser opens six; all visitors behind a proxy are one client
 MAX_CONNECTIONS = 4096
 MAX_FILES = 65_536
+PIECE = 65_536  # bytes of an answer in the memory of a connection
 WAITING = (h11.IDLE, h11.SEND_BODY)  # states of a client that owes us part of a request
 
 
 class GuardedProtocol(H11Protocol):
-    """Uvicorn's HTTP/1.1 protocol with a deadline for requests, and with `limits`.
+    """Uvicorn's HTTP/1.1 protocol with deadlines for who sends and who reads, and with `limits`.
 
     Requests find the address of the connection as `peer` in their state: `client` may come from the
     header of a proxy. WebSockets, which no page uses, are not offered.
@@ -42,7 +45,10 @@ class GuardedProtocol(H11Protocol):
         self.ws_protocol_class = None
         self.peer = self.client[0] if self.client else ""
         self.app_state = {**self.app_state, "peer": self.peer}
+        self.app = in_pieces(self.app)
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self.transport.set_write_buffer_limits(high=0)  # `pause_writing` at the first unread byte
         self._watch()
         self.limits.admit(self)
 
@@ -50,15 +56,30 @@ class GuardedProtocol(H11Protocol):
         super().handle_events()
         self._watch()
 
+    def pause_writing(self) -> None:
+        """The client has not read all that was sent; starts its clock."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.request_seconds, self.drop)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading_clock()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.limits.release(self)
         self._cancel_deadline()
+        self._stop_reading_clock()
         super().connection_lost(exc)
 
     @property
     def waiting(self) -> bool:
         """Whether the next step is the client's, and no answer is under way."""
         return self.conn.their_state in WAITING
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client has not read what was sent."""
+        return self._unread is not None
 
     def drop(self) -> None:
         """Close the connection without an answer."""
@@ -76,6 +97,28 @@ class GuardedProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _stop_reading_clock(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+
+def in_pieces(app: ASGIApp) -> ASGIApp:
+    """The application, whose answers are sent in pieces. The next one is copied into the memory of
+    the connection when the client has read the one before."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_pieces(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            while len(body) > PIECE:
+                await send({**message, "body": body[:PIECE], "more_body": True})
+                body = body[PIECE:]
+            await send({**message, "body": body} if "body" in message else message)
+
+        await app(scope, receive, send_pieces)
+
+    return answer
 
 
 class ConnectionLimits:
@@ -112,7 +155,7 @@ GuardedProtocol.limits = ConnectionLimits()
 
 def _drop_oldest_waiting(connections: Iterable[GuardedProtocol]) -> None:
     """The newest one always waits, so there is one to drop."""
-    next(each for each in connections if each.waiting).drop()
+    next(each for each in connections if each.waiting or each.stalled).drop()
 
 
 def server_options() -> dict[str, Any]:

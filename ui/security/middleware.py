@@ -2,7 +2,8 @@
 
 Rejected are: unknown host names (a hostile site can point its own name at this machine), requests
 that other sites make a visitor's browser send, routes of Gradio that no page of ours uses (files,
-uploads, URL fetching, direct calls), large bodies, and wrong tokens.
+uploads, URL fetching, direct calls), large bodies, what cannot be stored, and wrong tokens. A
+request is worked on once it is whole, in its turn (see `ui.security.admission`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,31 @@ import hashlib
 import ipaddress
 import re
 import secrets
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.errors import ForbiddenError, NotFoundError, RateLimitError, SlimscopeError
-from backend.queue.roles import ASK, gives_names, reject
+from backend.errors import (
+    ConfigError,
+    ForbiddenError,
+    NotFoundError,
+    RateLimitError,
+    SlimscopeError,
+)
+from backend.queue.roles import ASK, Actor, gives_names, reject
 from backend.settings import is_loopback, settings, space_host
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth
+from ui.security.admission import Admission
+from ui.security.payload import json_problem
 
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
+FORM = "application/x-www-form-urlencoded"  # of the login
 GRADIO = "/gradio_api/"
 OPEN_ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|app_id|startup-events)/?"
@@ -60,20 +72,45 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, scripts: tuple[str, ...] = ()) -> None:
         self.app = app
         self.hashes = " ".join(map(hash_of, scripts))
+        self.admission = Admission()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        response, request = SecuredSend(send, self.hashes), Request(scope)
+        response, request = SecuredSend(send, self.hashes), Request(scope, receive)
         try:
             check(request)
+            await self._answer(request, response)
         except RequestRejectedError as rejection:
             client = request.client.host if request.client else ""
             reject(f"{client} {request.method} {request.url.path[:200]}".strip(), rejection.error)
             await rejection.response(scope["path"])(scope, receive, response)
-            return
-        await self.app(_with_guest_name(scope, response), receive, response)
+        except ClientDisconnect:
+            return  # nobody waits for the answer
+
+    async def _answer(self, request: Request, response: SecuredSend) -> None:
+        """Lets the application answer when the request is whole and its turn has come. The turn
+        ends when the answer begins, as that may take as long as its client likes."""
+        body, user = await request.body(), auth.current_user(request)
+        try:
+            async with self.admission.turn(user) as response.turn:
+                if body and not request.headers.get("content-type", "").startswith(FORM):
+                    await run_in_threadpool(_check_json, body)
+                scope = _with_guest_name(request.scope, user, response)
+                await self.app(scope, _received(body, request.receive), response)
+        except RateLimitError as error:
+            raise RequestRejectedError(429, error) from error
+
+
+def _received(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read already, then what comes after it."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def received() -> Message:
+        return next(messages, None) or await receive()
+
+    return received
 
 
 class RequestRejectedError(Exception):
@@ -95,6 +132,8 @@ def check(request: Request) -> None:
     _check_host(auth.host_name(headers))
     if not _same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
     if _closed(request.url.path):
         raise RequestRejectedError(404, NotFoundError("There is nothing at this address."))
     if "transfer-encoding" in headers:
@@ -105,6 +144,11 @@ def check(request: Request) -> None:
         )
     if text := auth.bearer(headers):
         _check_token(text, request)
+
+
+def _check_json(body: bytes) -> None:
+    if problem := json_problem(body):
+        raise RequestRejectedError(422, ConfigError("The request was not accepted.", problem))
 
 
 def _check_host(name: str) -> None:
@@ -157,9 +201,8 @@ def _closed(path: str) -> bool:
     return path.startswith(CLOSED_ROUTES)
 
 
-def _with_guest_name(scope: Scope, response: SecuredSend) -> Scope:
+def _with_guest_name(scope: Scope, user: Actor, response: SecuredSend) -> Scope:
     """The request with a new guest's cookie where guests may do something; the response sets it."""
-    user = auth.current_user(Request(scope))
     if user.name != auth.UNNAMED_GUEST or not gives_names():
         return scope
     value = auth.new_guest(user.client)
@@ -177,11 +220,13 @@ class SecuredSend:
     def __init__(self, send: Send, hashes: str) -> None:
         self.send, self.hashes, self.cookie = send, hashes, ""
         self.nonce = secrets.token_urlsafe(16)
+        self.turn = AsyncExitStack()
         self._page: Message | None = None
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            await self.turn.aclose()
             self._add_headers(message)
             if Headers(scope=message).get("content-type", "").startswith("text/html"):
                 self._page = message

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import ForbiddenError, RateLimitError
+from backend.errors import ConfigError, ForbiddenError, RateLimitError
 from backend.queue import roles, service
 from backend.queue.lifecycle import start_answer
 from backend.queue.roles import Actor, RateLimiter, guest_name, with_alias
@@ -91,6 +91,34 @@ def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RateLimitError, match="2 requests per minute"):
         ask(ADA)
     ask(BOB)
+
+
+def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, CHANGES_PER_MINUTE=3, GUEST_TOKENS=16)
+    for _ in range(5):
+        with pytest.raises(ForbiddenError, match="limit for guests"):
+            ask(ADA, max_new_tokens=17)
+        with pytest.raises(ConfigError):
+            ask(ADA, sides="no/such-model-here", prompt="")
+    job = ask(ADA)
+    for _ in range(5):
+        with pytest.raises(ForbiddenError, match="already have an active run"):
+            ask(ADA)
+    service.cancel(job.run, ADA)
+    ask(ADA)
+
+
+def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1, CHANGES_PER_MINUTE=4)
+    monkeypatch.setattr(roles, "SHARED", 8)
+    people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
+    for person in people[:8]:
+        service.cancel(ask(person).run, person)
+    with pytest.raises(RateLimitError, match="1 requests per minute"):
+        ask(people[0])
+    with pytest.raises(RateLimitError, match="8 requests per minute"):
+        ask(people[8])  # as if somebody dropped the cookie again and again
+    ask(EVE)
 
 
 def test_the_host_comes_first_and_guests_leave_room() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +18,9 @@ from backend.reporter import SilentReporter
 from backend.settings import settings
 from jobs.fields.base_model import resolve_model
 from jobs.playground import pool as pools
+from jobs.playground import warm_model
 from jobs.playground.pool import ModelPool, size_of
-from jobs.playground.share import CpuShare
+from jobs.playground.share import GUEST_NICE, CpuShare
 from jobs.playground.warm_model import version_of
 
 TOY = size_of(resolve_model("toy"), "cpu", "float32")
@@ -136,3 +140,62 @@ def test_threads_are_divided_and_half_left_to_jobs(
     thread.start()
     thread.join()
     assert share.writing == 0 and share.threads() == 8
+
+
+# what one guest was the first to need -------------------------------------------------------------
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def as_guest(do: Callable[[], None]) -> int:
+    """The priority of a guest's thread that does this."""
+    noted: list[int] = []
+
+    def give() -> None:
+        with CpuShare().one_more(guest=True):
+            do()
+            noted.append(priority())
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    thread.join()
+    return noted[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one priority for all threads")
+def test_a_guest_who_is_first_loads_and_measures_with_the_priority_of_a_host(
+    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def noted(*_: object, **__: object) -> object:
+        seen.append(priority())
+        return SimpleNamespace(lookup_length=4)
+
+    monkeypatch.setattr(warm_model, "make_proposer", noted)
+    monkeypatch.setattr(warm_model, "measure_costs", noted)
+    monkeypatch.setattr(warm_model.Amphista, "load", noted)
+    monkeypatch.setattr(warm_model, "TargetModel", noted)
+    those = asking()
+
+    def first() -> None:
+        with those.using("a") as model, model.proposer(tmp_path, 3):
+            assert model.lookup_length() == 4
+
+    assert as_guest(first) == GUEST_NICE
+    assert len(seen) == 4 and max(seen) < GUEST_NICE
+
+
+def test_a_drafter_is_measured_once_even_if_the_first_text_was_stopped(
+    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(warm_model.Amphista, "load", made.append)
+    monkeypatch.setattr(warm_model, "make_proposer", lambda *_: object())
+    with asking().using("a") as model:
+        for _ in range(2):
+            with pytest.raises(CancelledError), model.proposer(tmp_path, 3):
+                raise CancelledError
+    assert made == [tmp_path]

@@ -174,7 +174,7 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     compared = _compared(runs) if runs else []
     visible = gr.update(visible=bool(compared))
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
-    if runs is None:
+    if runs is None or not runs.axes:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
     name = x if x in runs.axes else [*compared, *runs.axes][0]
     controls = {

@@ -83,10 +83,10 @@ def _preset(name: str, model: str | None) -> str:
     return pipeline.preset(name if name in pipeline.PRESETS else FIRST, model or "")
 
 
-def _preview(text: str) -> Markup:
+def _preview(text: str | None) -> Markup:
     """The steps and what they will cost, or what is wrong with the text."""
     try:
-        read = pipeline.read(text)
+        read = pipeline.read(text or "")
         costs = pipeline.plan(read)
     except SlimscopeError as error:
         return problem(error)
@@ -109,9 +109,9 @@ def _settings(step: pipeline.Step) -> str:
     return " · ".join(filter(None, (step.preset, *given))) or "defaults"
 
 
-def _queue(text: str, request: gr.Request) -> Any:
+def _queue(text: str | None, request: gr.Request) -> Any:
     try:
-        jobs = pipeline.queue(pipeline.read(text), current_user(request))
+        jobs = pipeline.queue(pipeline.read(text or ""), current_user(request))
     except SlimscopeError as error:
         return show_error(error)
     return show_success(HTML.added(jobs, href("pipeline", id=jobs[0].run)))

@@ -163,9 +163,11 @@ def _settings_of_the_run(
 ) -> Callable[..., Any]:
     """The settings of the conversation that was opened."""
 
-    def show(request: gr.Request) -> dict[Any, Any]:
+    def show(request: gr.Request) -> Any:
         job = generate_run(query(request, "run"))
-        return form.show(job.config) | _chosen(job.config, chosen, blind, message) if job else {}
+        if job is None:
+            return gr.skip()
+        return form.show(job.config) | _chosen(job.config, chosen, blind, message)
 
     return show
 

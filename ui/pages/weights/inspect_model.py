@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from backend.errors import SlimscopeError
+from backend.errors import NotFoundError, SlimscopeError
 from backend.queue.roles import may_not_add
 from backend.settings import settings
 from backend.store import queries
+from backend.store.tables import Artifact
 from jobs import submit
 from jobs.weight_statistics.config import NAME
 from ui.frame import SILENT_EVENT, current_user, on_load
@@ -49,7 +51,9 @@ def build(run: Component) -> Dependency:
 
 def models_for(run: str) -> Choices:
     """The model this run has saved, and the catalogue."""
-    saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []
+    saved: list[Artifact] = []
+    with suppress(NotFoundError):
+        saved = [a for a in queries.artifacts(run) if a.kind == "model"] if run else []
     return [(f"{run}: saved model", str(settings().artifacts / a.path)) for a in saved] + models()
 
 
