@@ -36,11 +36,8 @@ from backend.models.precision import all_finite
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
-ASIDE = (
-    SDSStage.CONTROL,
-    SDSStage.SECOND,
-    SDSStage.FIRST_BLOCKS,
-)  # off the way from the dense model to the saved one
+# off the way from the dense model to the saved one
+ASIDE = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
 FAILED = ("pruned", "Use more calibration text, or choose Wanda.")
 
 

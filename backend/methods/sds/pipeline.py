@@ -100,7 +100,7 @@ def run_sds(
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = SDSStageStore(checkpoints)
-    dtype = _claim_dtype(store, model, calibration, config, stored)
+    dtype = _claim_dtype(checkpoints, model, calibration, config, stored)
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units(config) for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
@@ -170,15 +170,16 @@ def _log(reporter: Reporter, texts: list[str]) -> list[str]:
 
 
 def _claim_dtype(
-    store: SDSStageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
+    checkpoints: Checkpoints, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
     stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
-    """Bind the checkpoints to this model, text and config; the dtype of the forward passes."""
+    """Bind the checkpoints to this model, text and config; the dtype of the forward passes, which
+    the first call decides, so that a run resumed on another machine keeps it."""
     identity = f"{config.model_dump_json()} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
-    precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
+    precision = checkpoints.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
     dtype: torch.dtype = getattr(torch, precision)
     return dtype
 

@@ -112,16 +112,6 @@ class SDSStageStore:
             raise _missing(name, block)
         return folder
 
-    def claim(self, identity: str, precision: str) -> str:
-        """Bind the checkpoints to `identity` and return the precision of the run.
-
-        The first call decides it, so a run resumed on another machine keeps its precision.
-
-        Raises:
-            ConfigError: the checkpoints belong to another run.
-        """
-        return self._checkpoints.claim(identity, precision)
-
 
 def _folder(name: str, block: int) -> str:
     return f"{name}-{block:04d}"

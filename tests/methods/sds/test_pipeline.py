@@ -238,13 +238,7 @@ def test_progress_and_errors_are_told_as_they_come(
     curves: dict[str, list[int]] = {}
     for name, _, step in told.metrics:
         curves.setdefault(name, []).append(step)
-    for stage in (
-        SDSStage.FIRST,
-        SDSStage.CONTROL,
-        SDSStage.REDENSE,
-        SDSStage.SECOND,
-        SDSStage.SDS,
-    ):
+    for stage in MADE[1:]:
         assert curves[f"error/{stage}"] == [0, 1, 2]
         points = [value for name, value, _ in told.metrics if name == f"error/{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
@@ -256,14 +250,8 @@ def test_the_same_run_gives_the_same_weights(
 ) -> None:
     hashes = set()
     for name in ("a", "b"):
-        model = toy()
-        run_sds(
-            model,
-            calibration[:24],
-            config(base=base),
-            Checkpoints(tmp_path / name),
-            SilentReporter(),
-        )
+        model, chosen = toy(), config(base=base)
+        run_sds(model, calibration[:24], chosen, Checkpoints(tmp_path / name), SilentReporter())
         hashes.add(weights_hash(model))
     assert len(hashes) == 1
 
@@ -323,6 +311,36 @@ def test_stages_that_were_not_asked_for_are_not_made(
     for stage in (SDSStage.CONTROL, SDSStage.SDS):
         with pytest.raises(NotFoundError):
             install(model, Checkpoints(tmp_path), stage)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_run_may_end_with_the_first_pruning(
+    control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    told, chosen = recorder(), config(until="first", control=control)
+    model = toy()
+    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path / "first"), told)
+    made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
+    assert chosen.stages == made and list(result.heldout) == made
+    assert {s.stage for s in told.snapshots} == set(made)
+    assert result.kept in made[1:] and told.progressed[-1][0] == told.progressed[-1][1]
+    with pytest.raises(NotFoundError):
+        install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
+    whole = toy()
+    run_sds(whole, calibration[:16], config(), Checkpoints(tmp_path / "sds"), SilentReporter())
+    for stage in made:
+        found = stage_weights(model, tmp_path / "first", stage)
+        assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
+
+
+def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
+    chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
+    assert choose(losses, chosen) == SDSStage.FIRST
+    assert "discarded" in verdict(losses, SDSStage.FIRST, chosen)[0]
+    losses[SDSStage.CONTROL] = 1.0
+    assert choose(losses, chosen) == SDSStage.CONTROL
+    assert verdict(losses, SDSStage.CONTROL, chosen) == []
+    assert choose({}, config(until="first", control=False)) == SDSStage.FIRST
 
 
 def test_without_held_out_segments_the_decision_is_said_to_be_untested(
