@@ -29,7 +29,7 @@ from backend.methods.linalg import inverse_root
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import by_gram
+from backend.methods.sds.redense import redense
 from backend.quantization.grid import minmax_grid
 from benchmarks.shared import memory
 
@@ -115,7 +115,7 @@ def measure(width: int) -> dict[str, float]:
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         given = InputStatistics(TOKENS, inputs.energy, H, dtype=dtype)
         given.largest_eigenvalue  # noqa: B018  (kept, as above)
-        found[f"descent, {name}"] = seconds(lambda g=given: by_gram(sparse, W, g, config))
+        found[f"descent, {name}"] = seconds(lambda g=given: redense(sparse, W, g, config))
     found["DL-QAT step, float32"] = seconds(trained(W, X))
     return found
 

@@ -26,7 +26,7 @@ from backend.methods.linalg import inverse_root
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import by_gram
+from backend.methods.sds.redense import redense
 from backend.methods.sds.weight_adjustment import adjust
 from benchmarks.peers import plain
 
@@ -91,7 +91,7 @@ def descents(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
     config, pattern, target = SDSConfig(), Pattern.parse("2:4"), DenseReference(W, both[0])
     sparse = PRUNERS["wanda"].prune(W, both[0], pattern, 0.01)
     steps: dict[str, Callable[[InputStatistics], Tensor]] = {
-        "re-dense": lambda inputs: by_gram(sparse, W, inputs, config),
+        "re-dense": lambda inputs: redense(sparse, W, inputs, config),
         "adjustment": lambda inputs: adjust(sparse, W, inputs, pattern, config.adjust_steps, True),
     }
     found = {}

@@ -344,7 +344,7 @@ CURVES = {  # what is recorded while a run works, and is no figure in the end
     "changed": "Share of codes changed", "m": "Group magnitude m", "rate": "Learning rate",
     "heldout": "Held-out loss", "cost": "Cost of verifying n tokens", "tree": "Draft tree",
     "owl": "Outliers and sparsity",
-    "damping": "Tuned damping", "reconstruction": "Held-out error left by block reconstruction",
+    "reconstruction": "Held-out error left by block reconstruction",
     MEMORY: "Memory of the process in MB", PROCESSOR: "Use of the processor in % of one core",
 }  # fmt: skip
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}

@@ -38,7 +38,6 @@ class StatisticsLevel(IntEnum):
     NOTHING = 0
     ENERGY = 1  # diag H, and the mean
     GRAM = 2  # H
-    SEGMENTS = 3  # H of each calibration segment
 
 
 _nothing = partial(torch.empty, 0)
@@ -54,7 +53,6 @@ class InputStatistics:
         tokens: N.
         energy: mean square of each input, diag H, [in].
         gram: H [in, in].
-        segments: H of each segment, [segments, in, in].
         dtype: of the inputs.
         mean: of each input, [in].
     """
@@ -62,7 +60,6 @@ class InputStatistics:
     tokens: int = 0
     energy: Tensor = field(default_factory=_nothing)
     gram: Tensor = field(default_factory=_nothing)
-    segments: Tensor = field(default_factory=_nothing)
     dtype: torch.dtype = torch.float32
     mean: Tensor = field(default_factory=_nothing)
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -146,21 +143,17 @@ def _add_upper(H: Tensor, X: Tensor) -> None:
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
-    def __init__(self, level: StatisticsLevel, length: int) -> None:
-        self.level, self.length, self.tokens, self.dtype = level, length, 0, torch.float32
-        self.total, self.segments = torch.empty(0), list[Tensor]()
-        self.sum = torch.empty(0)
+    def __init__(self, level: StatisticsLevel) -> None:
+        self.level, self.tokens, self.dtype = level, 0, torch.float32
+        self.total, self.sum = torch.empty(0), torch.empty(0)
 
     def add(self, x: Tensor) -> None:
-        """Add one batch [..., in] of whole segments of `length` tokens."""
+        """Add one batch [..., in]."""
         X = x.detach().reshape(-1, x.shape[-1]).float()
         self.tokens, self.dtype = self.tokens + len(X), x.dtype
         self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
         with _exact_products(x.dtype):
-            if self.level == StatisticsLevel.SEGMENTS:
-                parts = X.view(-1, self.length, X.shape[1])
-                self.segments.append(torch.bmm(parts.mT, parts) / self.length)
-            elif self.level == StatisticsLevel.GRAM:
+            if self.level == StatisticsLevel.GRAM:
                 if not len(self.total):
                     self.total = X.new_zeros(X.shape[1], X.shape[1])
                 _add_upper(self.total, X)
@@ -172,10 +165,9 @@ class _Sums:
         if self.level == StatisticsLevel.ENERGY:
             energy = self.total / self.tokens
             return InputStatistics(self.tokens, energy, dtype=self.dtype, mean=mean)
-        segments = torch.cat(self.segments) if self.segments else torch.empty(0)
-        upper = segments.mean(0) if self.segments else self.total / self.tokens
+        upper = self.total / self.tokens
         gram = upper.triu_() + upper.triu(1).T
-        return InputStatistics(self.tokens, gram.diagonal(), gram, segments, self.dtype, mean)
+        return InputStatistics(self.tokens, gram.diagonal(), gram, self.dtype, mean)
 
 
 class InputCollector:
@@ -184,7 +176,6 @@ class InputCollector:
     Args:
         linears: name -> linear.
         level: statistics to collect.
-        length: tokens per segment.
         safe_point: called at the start of each batch; may raise to end the pass.
     """
 
@@ -192,11 +183,10 @@ class InputCollector:
         self,
         linears: Mapping[str, LinearWeight],
         level: StatisticsLevel,
-        length: int,
         safe_point: Callable[[], None] = lambda: None,
     ) -> None:
         self._linears, self._safe_point = linears, safe_point
-        self._new_sums = partial(_Sums, level, length)
+        self._new_sums = partial(_Sums, level)
         self._sums: dict[str, _Sums] = {}
         self._leaders: dict[str, str] = {}
         self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the current batch

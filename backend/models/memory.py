@@ -145,16 +145,6 @@ TO_LOWER = {  # part -> its name, the remedy, and the config field for it
         "segments",
     ),
     "grams": ("the second moments of one block", "Choose a smaller model.", "model"),
-    "segment grams": (
-        "the second moments of all segments",
-        "Lower the segments, or choose the gram solver.",
-        "redense",
-    ),
-    "held-out grams": (
-        "the second moments of one block on the held-out text",
-        "Do not tune on held-out text.",
-        "tune",
-    ),
     "reconstruction": (
         "the training of one block",
         "Lower the context length, or leave out the block reconstruction.",

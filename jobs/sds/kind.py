@@ -27,20 +27,14 @@ def verdict(stages: StageComparison) -> str:
     """
     if not {SDSStage.SDS, SDSStage.FIRST} <= stages.perplexity.keys():
         return _first_reconstructed(stages)
-    rivals = {
-        SDSStage.FIRST: "the first pruning",
-        SDSStage.CONTROL: "its control",
-        SDSStage.SOFT_CONTROL: "its soft control",
-    }
+    rivals = {SDSStage.FIRST: "the first pruning", SDSStage.CONTROL: "its control"}
     measured = _measured(stages, rivals)
     text = f"SDS {stages.clause(SDSStage.SDS, measured)}.{_reconstructed(stages)}"
-    controls = [stage for stage in measured if stage != SDSStage.FIRST]
-    if not controls:
+    if SDSStage.CONTROL not in measured:
         return f"{text} No control was run, so whether the re-dense detour paid is not known."
     if {SDSStage.SDS_BLOCKS, SDSStage.FIRST_BLOCKS} <= stages.perplexity.keys():
         return text + PAID[stages.order(SDSStage.SDS_BLOCKS, SDSStage.FIRST_BLOCKS)]
-    best = min(controls, key=stages.perplexity.__getitem__)
-    return text + PAID[stages.order(SDSStage.SDS, best)]
+    return text + PAID[stages.order(SDSStage.SDS, SDSStage.CONTROL)]
 
 
 def _first_reconstructed(stages: StageComparison) -> str:
@@ -97,7 +91,6 @@ STYLES = {
     "dense": StageStyle("grey", main=True),
     "first": StageStyle("vermillion", main=True),
     "control": StageStyle("vermillion", "dot"),
-    "soft-control": StageStyle("green", "dot"),
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),

@@ -44,7 +44,6 @@ def test_a_family_works_or_is_refused_before_queueing(
 SETTINGS = {
     "opt, as 350m": ("amphista", {"adaptation_layers": 2}, "cannot be cloned", "adaptation_layers"),
     "mixtral": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
-    "olmoe": ("sds", {"redense": "sgd"}, "some of their tokens", "redense"),
     "qwen3_moe": ("sds", {"weights": "streamed"}, "block by block", "weights"),
     "bloom": ("generate", {}, "ALiBi", "sides"),
 }

@@ -189,7 +189,7 @@ def test_a_saved_table_has_the_rows_order_and_columns_of_the_screen(
     opened(visitor, f"{lab.url}/runs?q=kind:sds&sort=perplexity&dir=asc&cols=name,perplexity,base")
     shown = [t.strip(" ↑↓\n") for t in visitor.locator("#runs-board th").all_inner_texts()]
     lines = list(csv.DictReader(io.StringIO(saved(visitor, "export-csv"))))
-    assert shown == ["Run", "Name", "Perplexity", "First pruner"]
+    assert shown == ["Run", "Name", "Perplexity", "Pruner"]
     assert [*lines[0]] == ["run", "name", "perplexity", "base"]
     assert [line["run"] for line in lines] == listed(visitor)
     assert [float(line["perplexity"]) for line in lines] == sorted(perplexities().values())

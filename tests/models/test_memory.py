@@ -77,7 +77,6 @@ def test_where_hidden_states_wait(choice, needed, waits):
     [
         ("weights", "stream its weights", "model"),
         ("activations", "Lower the segments", "segments"),
-        ("segment grams", "gram solver", "redense"),
         ("logits", "context length", "context"),
     ],
 )

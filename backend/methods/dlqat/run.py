@@ -90,7 +90,7 @@ class DLQATRun:
             linears: those to collect of, by module; None: all.
         """
         linears = self.of_block(block) if linears is None else linears
-        with InputCollector(linears, level, self.calibration.shape[1]) as collector:
+        with InputCollector(linears, level) as collector:
             outputs = self.forward(stream, block, reporter)
             return collector.finish(), outputs
 

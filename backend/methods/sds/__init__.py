@@ -6,7 +6,7 @@ owl                                 sparsity per block by its outliers (no torch
 masks, pruners                      which weights stay: magnitude, Wanda, SparseGPT and others
 proximal_gradient                   accelerated proximal gradient, used by the next two
 redense, weight_adjustment          steps 2 and 3b
-block_work, tuning                  one decoder block; its damping chosen on held-out text
+block_work                          one decoder block
 passes                              over all blocks: outliers, both prunings, reconstruction
 (methods.block_reconstruction       the weights of a block trained together, shared with DL-QAT)
 stage_store, heldout, timing        checkpoints; choice of the final stage; where time goes

@@ -6,15 +6,12 @@ All progress, snapshots, errors and warnings of a run are reported here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
-from statistics import fmean, median_low
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
@@ -39,13 +36,9 @@ from backend.models.precision import all_finite
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
-ASIDE = (
-    SDSStage.CONTROL,
-    SDSStage.SOFT_CONTROL,
-    SDSStage.SECOND,
-    SDSStage.FIRST_BLOCKS,
-)  # off the way from the dense model to the saved one
-FAILED = ("pruned", "Use more calibration text, or choose Wanda as the first pruner.")
+# off the way from the dense model to the saved one
+ASIDE = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
+FAILED = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
 @dataclass
@@ -120,7 +113,7 @@ class SDSRun:
         """
         linears = {module: x for module, x in self.linears(block).items() if module in modules}
         until = () if outputs else [x.layer for x in linears.values()]
-        with InputCollector(linears, level, self.calibration.shape[1]) as collector:
+        with InputCollector(linears, level) as collector:
             result = run_block(self.model, stream, block, hidden, self.safe_point, until)
             return collector.finish(), result
 
@@ -149,9 +142,9 @@ class BlockWork:
         for module, W in weights.items():
             self.linears[module].write(W)
 
-    def modules(self, doing: str, some: Iterable[str] | None = None) -> Iterator[str]:
+    def modules(self, doing: str) -> Iterator[str]:
         """Iterate over the block's module names; report progress and check for cancellation."""
-        for module in self.linears if some is None else some:
+        for module in self.linears:
             yield module
             self.run.advance(1, at_block(self.block, self.run.blocks, doing))
 
@@ -161,100 +154,46 @@ class BlockWork:
             return self.run.forward(self.stream, self.block, hidden)
 
     def collect_inputs(
-        self,
-        hidden: HiddenStates,
-        level: StatisticsLevel,
-        modules: Iterable[str] | None = None,
-        outputs: bool = True,
+        self, hidden: HiddenStates, level: StatisticsLevel, outputs: bool = True
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run the block on `hidden`; input statistics of all or some linears, and its outputs.
+        """Run the block on `hidden`; input statistics of its linears, and its outputs.
 
         Nothing is run where neither is needed.
         """
-        modules = list(self.linears if modules is None else modules)
-        if not outputs and (level == StatisticsLevel.NOTHING or not modules):
-            return dict.fromkeys(modules, InputStatistics()), []
+        if not outputs and (level == StatisticsLevel.NOTHING or not self.linears):
+            return dict.fromkeys(self.linears, InputStatistics()), []
         with self.timed("inputs"):
-            return self.run.collect_inputs(self.stream, self.block, modules, hidden, level, outputs)
+            return self.run.collect_inputs(
+                self.stream, self.block, self.linears, hidden, level, outputs
+            )
 
-    def prune_all(
-        self,
-        pruner: str,
-        weights: Weights,
-        hidden: HiddenStates,
-        doing: str,
-        damping_for: Callable[[dict[str, InputStatistics]], float] | None = None,
-    ) -> Weights:
-        """Prune `weights` on the inputs `hidden` and return them; both are written to the model.
-
-        With the order "sub-block", linears that share an input are pruned together, and the later
-        ones see the outputs of the pruned ones.
-
-        Args:
-            damping_for: chooses the damping of linears that are pruned together, given their
-                inputs; without it, it is that of the config.
-        """
+    def prune(self, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
+        """Prune `weights` on the inputs `hidden` and return them; both are written to the model."""
         self.write(weights)
-        groups, pruned = [list(self.linears)], Weights()
-        if self.run.config.order == "sub-block":
-            groups = self.input_groups(hidden)
-        for group in groups:
-            inputs, _ = self.collect_inputs(hidden, PRUNERS[pruner].needs, group, outputs=False)
-            damping = damping_for(inputs) if damping_for else self.run.config.damping
-            for module in self.modules(doing, group):
-                W, seen = weights[module], inputs[module]
-                with self.timed("pruning"):
-                    pruned[module] = self.prune(damping, pruner, module, W, seen)
-            self.write({module: pruned[module] for module in group})
-        return {module: pruned[module] for module in self.linears}
+        needs = PRUNERS[self.run.config.base].needs
+        inputs, _ = self.collect_inputs(hidden, needs, outputs=False)
+        pruned = Weights()
+        for module in self.modules(doing):
+            with self.timed("pruning"):
+                pruned[module] = self._prune_linear(module, weights[module], inputs[module])
+        self.write(pruned)
+        return pruned
 
-    def input_groups(self, hidden: HiddenStates) -> list[list[str]]:
-        """Module names grouped by the tensor they read, in execution order; experts that the first
-        batch does not reach come last."""
-        groups: list[tuple[Tensor, list[str]]] = []
-
-        def note(module: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
-            same = next((names for x, names in groups if x is args[0]), None)
-            if same is None:
-                groups.append((args[0], [module]))
-            else:
-                same.append(module)
-
-        first = replace(self.stream, calls=[calls[:1] for calls in self.stream.calls], new=list)
-        with ExitStack() as stack:
-            for module, linear in self.linears.items():
-                hook = linear.layer.register_forward_pre_hook(partial(note, module))
-                stack.callback(hook.remove)
-            self.run.forward(first, self.block, [next(iter(hidden))])
-        grouped = [names for _, names in groups]
-        seen = {module for names in grouped for module in names}
-        rest = [module for module in self.linears if module not in seen]
-        return [*grouped, rest] if rest else grouped
-
-    def prune(
-        self, damping: float, pruner: str, module: str, W: Tensor, inputs: InputStatistics
-    ) -> Tensor:
+    def _prune_linear(self, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
         """Prune `W`, raising the damping if the Hessian is not positive definite.
 
         Raises:
             ComputeError: no damping helped.
         """
-        name = self.linears[module].name
-        if not inputs.tokens and PRUNERS[pruner].needs:
+        config, name = self.run.config, self.linears[module].name
+        pruner, pattern = PRUNERS[config.base], self.run.patterns[name]
+        if not inputs.tokens and pruner.needs:
             self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
-        solve = partial(self.prune_with, pruner=pruner, module=module, W=W, inputs=inputs)
-        return with_damping(solve, damping, self.warn, name, FAILED)
 
-    def prune_with(
-        self, damping: float, pruner: str, module: str, W: Tensor, inputs: InputStatistics
-    ) -> Tensor:
-        """Prune `W` with this damping, to values that can be stored.
+        def solve(damping: float) -> Tensor:
+            return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
 
-        Raises:
-            NotPositiveDefiniteError: more damping would help.
-        """
-        pattern = self.run.patterns[self.linears[module].name]
-        return self.run.rounded(PRUNERS[pruner].prune(W, inputs, pattern, damping))
+        return with_damping(solve, config.damping, self.warn, name, FAILED)
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
@@ -304,14 +243,12 @@ class BlockWork:
         self.run.reporter.log(text)
 
     def save(self, pass_name: str) -> None:
-        """Report the block's mean errors and what was tuned, then store what this pass computed.
+        """Report the block's mean errors, then store what this pass computed.
 
         In this order, because a stored block is not reported again.
         """
         for stage, errors in self.report.errors.items():
             self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
-        for name, chosen in self.report.tuned.items():  # one value, but for the order "sub-block"
-            self.run.reporter.metric(name, median_low(chosen.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         # by name: a block without pruned layers has its stages too
         stages = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
@@ -320,8 +257,8 @@ class BlockWork:
 
 
 def _diverged(name: str, stage: SDSStage) -> ComputeError:
-    why, field = "The solver diverged.", "redense"
-    do = "Choose the gram solver, or lower the SGD learning rate."
+    why, field = "The solver diverged.", "damping"
+    do = "Use more calibration text, or raise the damping."
     if stage in RECONSTRUCTED:
         why, field = "The block reconstruction diverged.", "reconstruct_rate"
         do = "Lower its learning rate, or choose float32 as the forward precision."

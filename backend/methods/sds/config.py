@@ -8,8 +8,6 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
-from backend.errors import ConfigError
-from backend.methods.heldout import heldout_count
 from backend.methods.sds.layer_selection import read_overrides
 from backend.methods.sds.pattern import PatternField
 from backend.methods.sds.pruners import DECLARED_PRUNERS
@@ -17,13 +15,6 @@ from backend.models.layer_names import read_names
 
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
-DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3)  # what tuning tries beside the configured value
-ADDED_LATER = {  # no part of the identity of runs without them; and what decides that
-    "soft_control": "soft_control",
-    "tune": "tune",
-    "reconstruct": "reconstruct",
-    "reconstruct_rate": "reconstruct",
-}
 
 
 class SDSStage(StrEnum):
@@ -31,10 +22,7 @@ class SDSStage(StrEnum):
 
     DENSE = "dense"
     FIRST = "first"  # after the first pruning: W_sparse
-    CONTROL = (
-        "control"  # first pruning + adjustment under its fixed mask: the baseline SDS must beat
-    )
-    SOFT_CONTROL = "soft-control"  # the same with a soft mask: SDS without its dense detour
+    CONTROL = "control"  # first pruning + adjustment, mask fixed: the baseline SDS must beat
     REDENSE = "redense"  # after the re-dense step: W_redense
     SECOND = "second"  # after the second pruning alone: W_sparse-2nd
     SDS = "sds"  # second pruning + weight adjustment: W_SDS
@@ -47,7 +35,6 @@ STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
     SDSStage.FIRST: "First pruning",
     SDSStage.CONTROL: "First pruning + adjustment (control)",
-    SDSStage.SOFT_CONTROL: "First pruning + soft adjustment (control)",
     SDSStage.REDENSE: "Re-dense",
     SDSStage.SECOND: "Second pruning, not adjusted",
     SDSStage.SDS: "Second pruning (SDS)",
@@ -60,10 +47,8 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
     "outliers": "search for outliers",
     "inputs": "forward passes and Grams",
     "pruning": "pruning",
-    "tuning": "tuning on held-out text",
     "redense": "re-dense step",
     "control": "adjustment of the control",
-    "soft-control": "adjustment of the soft control",
     "sds": "weight adjustment",
     "blocks": "block reconstruction",
     "statistics": "statistics",
@@ -124,25 +109,13 @@ class SDSConfig(BaseModel):
         description="Half the difference between the highest and the lowest block sparsity.",
         json_schema_extra=ADVANCED,
     )
-    order: Literal["block", "sub-block"] = Field(
-        "block",
-        title="Pruning order",
-        description="block: all layers of a block are calibrated on its dense inputs. sub-block: "
-        "layers that share an input are pruned together; later ones see the pruned outputs.",
-        json_schema_extra=ADVANCED,
+    base: PrunerName = Field(
+        "wanda", title="Pruner", description="Prunes the dense model, and then the re-dense one."
     )
-    base: PrunerName = Field("wanda", title="First pruner", description="Prunes the dense model.")
     until: Literal["first", "sds"] = Field(
         "sds",
         title="Stop after",
         description="first: only the first pruning and its control. sds: the full method.",
-        json_schema_extra=ADVANCED,
-    )
-    redense: Literal["gram", "ridge", "sgd"] = Field(
-        "gram",
-        title="Re-dense solver",
-        description="gram: accelerated proximal gradient on the Gram matrix (ours). ridge: closed "
-        "form. sgd: the paper's stochastic gradient descent, slow.",
         json_schema_extra=ADVANCED,
     )
     redense_steps: int = Field(
@@ -158,8 +131,7 @@ class SDSConfig(BaseModel):
         ge=0,
         le=10,
         title="L1 penalty",
-        description="Relative to the mean input energy and the mean |W| of the layer. For sgd as "
-        "in the paper: factor of mean |W|, 0.1 there.",
+        description="Relative to the mean input energy and the mean |W| of the layer.",
         json_schema_extra=ADVANCED,
     )
     l2: float = Field(
@@ -167,45 +139,7 @@ class SDSConfig(BaseModel):
         ge=0,
         le=10,
         title="L2 penalty",
-        description="Relative to the mean input energy of the layer. For sgd as in the paper: "
-        "factor of mean W², 0.1 there.",
-        json_schema_extra=ADVANCED,
-    )
-    ridge: float = Field(
-        0.3,
-        gt=0,
-        le=1000,
-        title="Ridge strength (λ)",
-        description="How strongly the ridge solver is pulled towards the sparse weights.",
-        json_schema_extra=ADVANCED,
-    )
-    sgd_epochs: int = Field(
-        200,
-        ge=1,
-        le=2000,
-        title="SGD epochs",
-        description="Only for the sgd solver.",
-        json_schema_extra={"unit": "epochs", **ADVANCED},
-    )
-    sgd_rate: float = Field(
-        0.1,
-        gt=0,
-        le=10,
-        title="SGD learning rate",
-        description="Only for the sgd solver; 0.1 in the paper.",
-        json_schema_extra=ADVANCED,
-    )
-    inputs: Literal["sd", "dd", "kd"] = Field(
-        "sd",
-        title="Re-dense inputs",
-        description="Calibration inputs of the re-dense step. sd: from the sparse model (paper). "
-        "dd: from the dense model. kd: from the blocks already re-densified.",
-        json_schema_extra=ADVANCED,
-    )
-    second: Literal["base", "magnitude"] = Field(
-        "base",
-        title="Second pruner",
-        description="base: the first pruner again.",
+        description="Relative to the mean input energy of the layer.",
         json_schema_extra=ADVANCED,
     )
     adjust: Literal["soft", "fixed", "off"] = Field(
@@ -228,20 +162,13 @@ class SDSConfig(BaseModel):
         description="Also adjust the first pruning under its own mask: the baseline for SDS.",
         json_schema_extra=ADVANCED,
     )
-    soft_control: bool = Field(
-        False,
-        title="Soft-mask control",
-        description="Adjust the first pruning with a soft mask, too: all that SDS does but its "
-        "dense detour.",
-        json_schema_extra=ADVANCED,
-    )
     holdout: float = Field(
         0.125,
         ge=0,
         le=0.5,
         title="Held-out share",
         description="Share of calibration segments held out to decide whether to keep the "
-        "adjustment, and to tune on. 0: always keep it.",
+        "adjustment. 0: always keep it.",
         json_schema_extra=ADVANCED,
     )
     damping: float = Field(
@@ -251,13 +178,6 @@ class SDSConfig(BaseModel):
         title="Damping",
         description="Added to the Hessian diagonal by pruners that use it, relative to the mean "
         "input energy.",
-        json_schema_extra=ADVANCED,
-    )
-    tune: bool = Field(
-        False,
-        title="Tune damping on held-out text",
-        description="Choose it for each block by the output error on the held-out segments. For "
-        "pruners that use it.",
         json_schema_extra=ADVANCED,
     )
     reconstruct: int = Field(
@@ -306,7 +226,6 @@ class SDSConfig(BaseModel):
         whole = self.until == "sds"
         optional = {
             SDSStage.CONTROL: self.control,
-            SDSStage.SOFT_CONTROL: self.soft_control,
             SDSStage.REDENSE: whole,
             SDSStage.SECOND: whole,
             SDSStage.SDS: whole and self.adjust != "off",
@@ -317,25 +236,9 @@ class SDSConfig(BaseModel):
 
     @property
     def streams(self) -> int:
-        """How many streams of hidden states a pass holds at most: sparse ones, and those of the
-        dense model or of re-dense blocks."""
-        return 1 if self.inputs == "sd" and not self.reconstruct else 2
-
-    @property
-    def identity(self) -> str:
-        """The config as JSON, as it identifies the checkpoints of a run."""
-        unused = {name for name, used in ADDED_LATER.items() if not getattr(self, used)}
-        return self.model_dump_json(exclude=unused)
-
-    @property
-    def second_pruner(self) -> str:
-        """The name of the pruner of the second pruning."""
-        return self.base if self.second == "base" else self.second
-
-    def dampings(self, pruner: str) -> list[float]:
-        """The dampings to try for each block, the configured one first; empty: do not search."""
-        searched = self.tune and DECLARED_PRUNERS[pruner].facts.get("damped", False)
-        return list(dict.fromkeys((self.damping, *DAMPINGS))) if searched else []
+        """How many streams of hidden states a pass holds at most: the sparse model's, and the dense
+        one's in a reconstruction."""
+        return 2 if self.reconstruct else 1
 
     @field_validator("overrides")
     @classmethod
@@ -346,31 +249,3 @@ class SDSConfig(BaseModel):
     @classmethod
     def _exclude_reads(cls, text: str) -> str:
         return ", ".join(read_names(text))
-
-
-def refuse_tuning(config: SDSConfig, segments: int) -> None:
-    """Reject tuning without held-out segments, or with nothing to choose.
-
-    Args:
-        segments: of calibration, held-out ones included.
-
-    Raises:
-        ConfigError: for the field `tune`.
-    """
-    if not config.tune:
-        return
-    if not heldout_count(segments, config.holdout):
-        raise ConfigError(
-            "There is no held-out text to tune on.",
-            f"A share of {config.holdout:g} of {segments} calibration segments is none.",
-            "Raise the held-out share or the number of segments, or do not tune.",
-            field="tune",
-        )
-    damped = [name for name, each in DECLARED_PRUNERS.items() if each.facts.get("damped")]
-    if not config.dampings(config.base):
-        raise ConfigError(
-            "There is nothing to tune.",
-            f"The pruner {config.base} uses no damping.",
-            f"Choose {', '.join(damped)}, or do not tune.",
-            field="tune",
-        )

@@ -102,12 +102,7 @@ def verdict(losses: Losses, kept: SDSStage, config: SDSConfig) -> list[str]:
         "discarded."
         for stage in made[made.index(kept) + 1 :]
     ]
-    rivals = (
-        SDSStage.FIRST,
-        SDSStage.CONTROL,
-        SDSStage.SOFT_CONTROL,
-        SDSStage.FIRST_BLOCKS,
-    )
+    rivals = (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS)
     for rival in rivals if config.until == "sds" else ():
         if losses.get(rival, float("inf")) < losses[kept]:
             texts.append(

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError
 from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import SDSConfig, SDSStage, refuse_tuning
+from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.heldout import choose, heldout_losses, split, verdict
 from backend.methods.sds.layer_selection import layer_patterns
 from backend.methods.sds.owl import allocated, block_shares, refuse_allocation
@@ -97,16 +97,14 @@ def run_sds(
     """
     _require_calibration(calibration)
     refuse_allocation(config)
-    refuse_tuning(config, len(calibration))
     patterns = layer_patterns(all_linears(model), config)
     linears = [linear for linear in all_linears(model) if linear.name in patterns]
     store = SDSStageStore(checkpoints)
-    dtype = _claim_dtype(store, model, calibration, config, stored)
+    dtype = _claim_dtype(checkpoints, model, calibration, config, stored)
     fitted, heldout = split(calibration, config.holdout)
     units = sum(each.units(config) for each in _passes(config)) * len(linears)
     units += len(config.stages) * bool(len(heldout))
-    whole = config.tune or config.reconstruct  # both need the held-out segments, too
-    passing = calibration if whole else fitted
+    passing = calibration if config.reconstruct else fitted
     new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
     run = SDSRun(
         model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
@@ -172,15 +170,16 @@ def _log(reporter: Reporter, texts: list[str]) -> list[str]:
 
 
 def _claim_dtype(
-    store: SDSStageStore, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
+    checkpoints: Checkpoints, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
     stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
-    """Bind the checkpoints to this model, text and config; the dtype of the forward passes."""
-    identity = f"{config.identity} {weights_hash(model)}"
+    """Bind the checkpoints to this model, text and config; the dtype of the forward passes, which
+    the first call decides, so that a run resumed on another machine keeps it."""
+    identity = f"{config.model_dump_json()} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
-    precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
+    precision = checkpoints.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
     dtype: torch.dtype = getattr(torch, precision)
     return dtype
 

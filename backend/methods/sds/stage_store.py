@@ -35,7 +35,6 @@ PASS_OF = {
     SDSStage.DENSE: FIRST_PASS,
     SDSStage.FIRST: FIRST_PASS,
     SDSStage.CONTROL: FIRST_PASS,
-    SDSStage.SOFT_CONTROL: FIRST_PASS,
     SDSStage.REDENSE: FIRST_PASS,
     SDSStage.SECOND: SECOND_PASS,
     SDSStage.SDS: SECOND_PASS,
@@ -53,7 +52,6 @@ class BlockReport:
         zeros: stage -> exact zeros in the block's linears, out of `weights`.
         seconds: step -> time spent.
         outliers: share of weights whose score is far above the block's mean.
-        tuned: "damping/STAGE" -> module -> the value that was chosen.
     """
 
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -62,7 +60,6 @@ class BlockReport:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     outliers: float = 0.0
-    tuned: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class SDSStageStore:
@@ -114,16 +111,6 @@ class SDSStageStore:
         if folder is None:
             raise _missing(name, block)
         return folder
-
-    def claim(self, identity: str, precision: str) -> str:
-        """Bind the checkpoints to `identity` and return the precision of the run.
-
-        The first call decides it, so a run resumed on another machine keeps its precision.
-
-        Raises:
-            ConfigError: the checkpoints belong to another run.
-        """
-        return self._checkpoints.claim(identity, precision)
 
 
 def _folder(name: str, block: int) -> str:

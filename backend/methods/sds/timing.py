@@ -10,15 +10,13 @@ from contextlib import contextmanager
 import torch
 
 from backend.errors import ComputeError
-from backend.methods.sds.config import STEP_LABELS, SDSStage
+from backend.methods.sds.config import STEP_LABELS
 from backend.models.memory import is_out_of_memory
 
 OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
-    "tuning": ("Do not tune on held-out text.", "tune"),
     "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
     "heldout": ("Lower the context length.", "context"),
-    SDSStage.REDENSE: ("Choose the gram solver, or stream the weights.", "redense"),
 }
 OTHER_STEPS = ("Stream the weights; if they are, exclude the largest layers.", "weights")
 

@@ -60,8 +60,6 @@ def test_without_losses_the_values_decide() -> None:
             "not significantly different from its control",
         ),
         ({"first": 1.0, "control": 0.3, "sds": 0.3}, "too short to tell whether the re-dense"),
-        ({"first": 1.0, "control": 0.3, "soft-control": 0.5, "sds": 0.4}, "did not pay"),
-        ({"first": 1.0, "soft-control": 0.5, "sds": 0.4}, "below its soft control ("),
         ({"first": 1.0, "control": 0.3, "sds": 0.5}, "did not pay"),
         ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.2}, "it ends 2"),
         ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.5}, "it is not significantly different from"),

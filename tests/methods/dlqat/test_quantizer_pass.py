@@ -57,7 +57,7 @@ def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
     before: dict[Tensor, Tensor] = {}
     for names in order:
         step = {m: x for m, x in linears.items() if m.endswith(names)}
-        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM, 64) as seen:
+        with swap_weights(before), InputCollector(step, StatisticsLevel.GRAM) as seen:
             model(input_ids=calibration[:8, :64])
             inputs = seen.finish()
         for module, linear in step.items():

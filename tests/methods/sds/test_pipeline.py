@@ -18,7 +18,7 @@ from backend.methods.sds.heldout import choose, mean_loss, split, verdict
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pipeline import install, run_sds
 from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import SOLVERS
+from backend.methods.sds.redense import redense
 from backend.methods.sds.weight_adjustment import adjust
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
@@ -58,8 +58,8 @@ class WholeModel:
 
         def keep(module: str, x: Tensor) -> None:
             X = x.flatten(0, -2)
-            H, segments = X.T @ X / len(X), x.mT @ x / x.shape[1]
-            seen[module] = InputStatistics(len(X), H.diagonal(), H, segments)
+            H = X.T @ X / len(X)
+            seen[module] = InputStatistics(len(X), H.diagonal(), H)
 
         handles = [
             one.layer.register_forward_pre_hook(lambda _, args, m=module: keep(m, args[0]))
@@ -84,9 +84,7 @@ class WholeModel:
 
     def put_before(self, block: int, stage: SDSStage) -> None:
         for before in range(block):
-            self.put(
-                before, self.dense[before] if stage == SDSStage.DENSE else self.made[stage][before]
-            )
+            self.put(before, self.made[stage][before])
 
     @torch.no_grad()
     def run(self) -> dict[SDSStage, list[Tensor]]:
@@ -101,13 +99,9 @@ class WholeModel:
             self.put(block, first)
             seen = self.look(block)
             made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
-            made[SDSStage.SOFT_CONTROL].append(self.adjusted(block, first, seen, True))
-            taught = {"sd": SDSStage.FIRST, "dd": SDSStage.DENSE, "kd": SDSStage.REDENSE}
-            self.put_before(block, taught[self.chosen.inputs])
-            self.put(block, dense if self.chosen.inputs == "dd" else first)
-            seen, solve = self.look(block), SOLVERS[self.chosen.redense].solve
-            redense = {m: solve(W, dense[m], seen[m], self.chosen) for m, W in first.items()}
-            made[SDSStage.REDENSE].append(redense)
+            made[SDSStage.REDENSE].append(
+                {m: redense(W, dense[m], seen[m], self.chosen) for m, W in first.items()}
+            )
         for block in range(BLOCKS):
             self.put_before(block, SDSStage.SECOND)
             self.put(block, made[SDSStage.REDENSE][block])
@@ -120,23 +114,14 @@ class WholeModel:
         }
 
 
-PLAINLY = {
-    "sd": {"inputs": "sd"},
-    "dd": {"inputs": "dd", "base": "sparsegpt", "pattern": "50%"},
-    "kd": {"inputs": "kd", "redense": "sgd", "sgd_epochs": 3},
-}
-
-
-@pytest.mark.parametrize(
-    ("inputs", "batch", "least"),
-    [("sd", 5, 0.99), ("dd", 5, 0.99), ("sd", 24, 1.0), ("dd", 24, 1.0), ("kd", 24, 1.0)],
-)
+@pytest.mark.parametrize(("batch", "least"), [(5, 0.99), (24, 1.0)])
+@pytest.mark.parametrize(("base", "pattern"), [("wanda", "2:4"), ("sparsegpt", "50%")])
 def test_the_driver_is_the_whole_model_driven_plainly(
-    inputs: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
+    base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
     """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
     tie may fall to the other side, and one weight in a hundred may follow."""
-    chosen = config(holdout=0, batch=batch, soft_control=True, **PLAINLY[inputs])
+    chosen = config(holdout=0, batch=batch, base=base, pattern=pattern)
     ids = calibration[:24]
     expected = WholeModel(toy(), ids, chosen).run()
     model = toy()
@@ -155,7 +140,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
     for name in RUNS:
         folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
         base, pattern = name.split()
-        chosen = config(base=base, pattern=pattern, soft_control=True)
+        chosen = config(base=base, pattern=pattern)
         result = run_sds(model, ids[:96], chosen, Checkpoints(folder), SilentReporter())
         perplexity = {}
         for stage in MADE:
@@ -218,7 +203,7 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
 def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, recorder) -> None:
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
     told = recorder()
-    run_sds(toy(), calibration, config(soft_control=True), Checkpoints(tmp_path), told)
+    run_sds(toy(), calibration, config(), Checkpoints(tmp_path), told)
     by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}
     figure = {
@@ -245,9 +230,7 @@ def test_progress_and_errors_are_told_as_they_come(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     told = recorder()
-    result = run_sds(
-        toy(), calibration[:16], config(soft_control=True), Checkpoints(tmp_path), told
-    )
+    result = run_sds(toy(), calibration[:16], config(), Checkpoints(tmp_path), told)
     done = [d for d, _, _ in told.progressed]
     total = 4 * 7 * BLOCKS + len(MADE)
     assert done == list(range(1, total + 1))
@@ -255,13 +238,7 @@ def test_progress_and_errors_are_told_as_they_come(
     curves: dict[str, list[int]] = {}
     for name, _, step in told.metrics:
         curves.setdefault(name, []).append(step)
-    for stage in (
-        SDSStage.FIRST,
-        SDSStage.CONTROL,
-        SDSStage.REDENSE,
-        SDSStage.SECOND,
-        SDSStage.SDS,
-    ):
+    for stage in MADE[1:]:
         assert curves[f"error/{stage}"] == [0, 1, 2]
         points = [value for name, value, _ in told.metrics if name == f"error/{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
@@ -273,14 +250,8 @@ def test_the_same_run_gives_the_same_weights(
 ) -> None:
     hashes = set()
     for name in ("a", "b"):
-        model = toy()
-        run_sds(
-            model,
-            calibration[:24],
-            config(base=base),
-            Checkpoints(tmp_path / name),
-            SilentReporter(),
-        )
+        model, chosen = toy(), config(base=base)
+        run_sds(model, calibration[:24], chosen, Checkpoints(tmp_path / name), SilentReporter())
         hashes.add(weights_hash(model))
     assert len(hashes) == 1
 
@@ -331,7 +302,7 @@ def test_stages_that_were_not_asked_for_are_not_made(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
-    chosen = config(control=False, adjust="off", second="magnitude", redense="ridge")
+    chosen = config(control=False, adjust="off")
     result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
     made = {SDSStage.DENSE, SDSStage.FIRST, SDSStage.REDENSE, SDSStage.SECOND}
     assert result.kept == SDSStage.SECOND
@@ -340,6 +311,36 @@ def test_stages_that_were_not_asked_for_are_not_made(
     for stage in (SDSStage.CONTROL, SDSStage.SDS):
         with pytest.raises(NotFoundError):
             install(model, Checkpoints(tmp_path), stage)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_run_may_end_with_the_first_pruning(
+    control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    told, chosen = recorder(), config(until="first", control=control)
+    model = toy()
+    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path / "first"), told)
+    made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
+    assert chosen.stages == made and list(result.heldout) == made
+    assert {s.stage for s in told.snapshots} == set(made)
+    assert result.kept in made[1:] and told.progressed[-1][0] == told.progressed[-1][1]
+    with pytest.raises(NotFoundError):
+        install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
+    whole = toy()
+    run_sds(whole, calibration[:16], config(), Checkpoints(tmp_path / "sds"), SilentReporter())
+    for stage in made:
+        found = stage_weights(model, tmp_path / "first", stage)
+        assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
+
+
+def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
+    chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
+    assert choose(losses, chosen) == SDSStage.FIRST
+    assert "discarded" in verdict(losses, SDSStage.FIRST, chosen)[0]
+    losses[SDSStage.CONTROL] = 1.0
+    assert choose(losses, chosen) == SDSStage.CONTROL
+    assert verdict(losses, SDSStage.CONTROL, chosen) == []
+    assert choose({}, config(until="first", control=False)) == SDSStage.FIRST
 
 
 def test_without_held_out_segments_the_decision_is_said_to_be_untested(

@@ -1,8 +1,6 @@
-"""The re-dense step against closed forms, torch's own SGD and a long plain descent."""
+"""The re-dense step against closed forms and a long plain descent."""
 
 from __future__ import annotations
-
-from typing import get_args
 
 import pytest
 import torch
@@ -11,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.methods.calibration import InputStatistics
-from backend.methods.linalg import NotPositiveDefiniteError, largest_eigenvalue
+from backend.methods.linalg import largest_eigenvalue
 from backend.methods.sds.config import SDSConfig
 from backend.methods.sds.pattern import Pattern
 from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import SOLVERS, by_gram, by_ridge, by_sgd
+from backend.methods.sds.redense import redense
 
 
 def first(layer, pattern: str = "2:4") -> Tensor:
@@ -33,20 +31,16 @@ def penalised(W: Tensor, layer, chosen: SDSConfig) -> float:
     return smooth + l1 * W.abs().sum().item()
 
 
-def test_every_solver_can_be_chosen() -> None:
-    assert set(get_args(SDSConfig.model_fields["redense"].annotation)) == SOLVERS.keys()
-
-
 def test_many_steps_without_penalty_undo_the_pruning(layer) -> None:
     layer.X = torch.randn(32, 400, generator=torch.Generator().manual_seed(5))
-    W = by_gram(first(layer), layer.W, layer.inputs, config(redense_steps=2000))
+    W = redense(first(layer), layer.W, layer.inputs, config(redense_steps=2000))
     assert torch.allclose(W, layer.W, atol=1e-4)
 
 
 def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_layer) -> None:
     layer = make_layer(16, 32, 1000)
     start = first(layer)
-    W = by_gram(start, layer.W, layer.inputs, config(redense_steps=5))
+    W = redense(start, layer.W, layer.inputs, config(redense_steps=5))
     _, directions = torch.linalg.eigh(layer.inputs.gram)  # weakest first
     left = ((W - layer.W) @ directions).norm(dim=0) / ((start - layer.W) @ directions).norm(dim=0)
     assert left[-1] < 0.1
@@ -58,7 +52,7 @@ def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_laye
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_the_penalised_objective_falls(l1: float, l2: float, steps: int, layer) -> None:
     chosen, start = config(l1=l1, l2=l2, redense_steps=steps), first(layer)
-    W = by_gram(start, layer.W, layer.inputs, chosen)
+    W = redense(start, layer.W, layer.inputs, chosen)
     assert penalised(W, layer, chosen) < penalised(start, layer, chosen)
 
 
@@ -73,7 +67,7 @@ def test_long_runs_reach_the_penalised_optimum(layer) -> None:
     for _ in range(8000):
         W = W - step * ((W - dense) @ H + a2 * W)
         W = W.sign() * (W.abs() - a1 * step).clamp_min(0)
-    found = by_gram(first(layer), layer.W, layer.inputs, chosen)
+    found = redense(first(layer), layer.W, layer.inputs, chosen)
     assert torch.allclose(found.double(), W, atol=1e-4)
 
 
@@ -81,77 +75,21 @@ def test_the_closed_form_with_l2_alone(layer) -> None:
     H = layer.inputs.gram
     a2 = 0.2 * H.diagonal().mean()
     expected = layer.W @ H @ torch.linalg.inv(H + a2 * torch.eye(len(H)))
-    found = by_gram(first(layer), layer.W, layer.inputs, config(l2=0.2, redense_steps=1000))
+    found = redense(first(layer), layer.W, layer.inputs, config(l2=0.2, redense_steps=1000))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_ridge_goes_from_dense_to_sparse(layer) -> None:
-    start, H = first(layer), layer.inputs.gram
-    weak = by_ridge(start, layer.W, layer.inputs, config(ridge=1e-6))
-    strong = by_ridge(start, layer.W, layer.inputs, config(ridge=1000))
-    assert torch.allclose(weak, layer.W, atol=1e-3)
-    assert (strong - start).norm() < 0.01 * (layer.W - start).norm()
-    a = 0.3 * H.diagonal().mean()
-    expected = (layer.W @ H + a * start) @ torch.linalg.inv(H + a * torch.eye(len(H)))
-    found = by_ridge(start, layer.W, layer.inputs, config(ridge=0.3))
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
-def segmented(layer, segments: int) -> InputStatistics:
-    parts = torch.stack(layer.X.chunk(segments, dim=1))  # [segments, in, tokens]
-    H = parts @ parts.mT / parts.shape[2]
-    return InputStatistics(layer.X.shape[1], layer.inputs.energy, layer.inputs.gram, H)
-
-
-def test_sgd_is_torchs_sgd(layer) -> None:
-    """One segment a step on the mean squared error and mean-reduced penalties, by autograd."""
-    chosen = config(redense="sgd", sgd_epochs=3, sgd_rate=0.2, l1=0.1, l2=0.1)
-    parts, start = layer.X.chunk(4, dim=1), first(layer)
-    W = start.clone().requires_grad_()
-    optimiser, order = torch.optim.SGD([W], lr=0.2), torch.Generator().manual_seed(0)
-    for _ in range(3):
-        for segment in torch.randperm(4, generator=order).tolist():
-            X = parts[segment]
-            loss = torch.nn.functional.mse_loss(W @ X, layer.W @ X)
-            loss = loss + 0.1 * W.abs().mean() + 0.1 * W.square().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    found = by_sgd(start, layer.W, segmented(layer, 4), chosen)
-    assert torch.allclose(found, W.detach(), atol=1e-6)
-
-
-def test_sgd_on_one_segment_is_the_closed_form_of_descent(layer) -> None:
-    """W_T = W_dense + (W_sparse - W_dense) (I - eta H)^T with eta = 2 lr / out."""
-    start, H = first(layer).double(), layer.inputs.gram.double()
-    shrink = torch.eye(len(H), dtype=H.dtype) - 2 * 0.3 / len(start) * H
-    expected = layer.W + (start - layer.W) @ torch.linalg.matrix_power(shrink, 50)
-    chosen = config(redense="sgd", sgd_epochs=50, sgd_rate=0.3)
-    found = by_sgd(first(layer), layer.W, segmented(layer, 1), chosen)
-    assert torch.allclose(found.double(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_dead_input_stays_as_pruned(name: str, layer) -> None:
+def test_a_dead_input_stays_as_pruned(layer) -> None:
     layer.X[3] = 0
     start = first(layer)
-    chosen = config(sgd_epochs=2, ridge=0.01)
-    W = SOLVERS[name].solve(start, layer.W, segmented(layer, 2), chosen)
+    W = redense(start, layer.W, layer.inputs, config())
     assert torch.equal(W[:, 3], start[:, 3])
 
 
-@pytest.mark.parametrize("name", ["gram", "ridge"])
-def test_without_any_signal_nothing_moves(name: str, layer) -> None:
+def test_without_any_signal_nothing_moves(layer) -> None:
     start = first(layer)
     silent = InputStatistics(10, torch.zeros(32), torch.zeros(32, 32))
-    assert torch.equal(SOLVERS[name].solve(start, layer.W, silent, config(l1=0.03)), start)
-
-
-def test_a_pull_too_weak_for_the_inputs_is_refused(layer) -> None:
-    H = layer.inputs.gram.clone()
-    H[0, 1] = H[1, 0] = 100 * H.diagonal().max()
-    with pytest.raises(NotPositiveDefiniteError):
-        by_ridge(first(layer), layer.W, InputStatistics(10, H.diagonal(), H), config(ridge=1e-9))
+    assert torch.equal(redense(start, layer.W, silent, config(l1=0.03)), start)
 
 
 @example(29, 15, 769, 0.125)  # two eigenvalues so near that a single vector is 5 % too low

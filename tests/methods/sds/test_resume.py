@@ -14,6 +14,7 @@ from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
 from backend.methods.calibration import StatisticsLevel
 from backend.methods.linalg import NotPositiveDefiniteError
 from backend.methods.sds.config import SDSConfig, SDSStage
+from backend.methods.sds.passes import pruning
 from backend.methods.sds.pipeline import run_sds
 from backend.methods.sds.pruners.magnitude import magnitude
 from backend.methods.sds.pruners.registry import PRUNERS, Pruner
@@ -21,8 +22,6 @@ from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.reporter import SilentReporter
 from tests.methods.sds.stages import stage_hashes
-
-INPUTS = ["sd", "dd", "kd"]
 
 
 def config(**fields: object) -> SDSConfig:
@@ -37,13 +36,11 @@ def ids(calibration: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str], SDSStage]]:
     runs = {}
-    for inputs in (*INPUTS, "bfloat16"):
-        fields = {"precision": "bfloat16"} if inputs == "bfloat16" else {"inputs": inputs}
+    for precision in ("float32", "bfloat16"):
         model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
-        result = run_sds(
-            model, _toy[1][:16], config(**fields), Checkpoints(folder), SilentReporter()
-        )
-        runs[inputs] = stage_hashes(model, folder, config()), result.kept
+        chosen = config(precision=precision)
+        result = run_sds(model, _toy[1][:16], chosen, Checkpoints(folder), SilentReporter())
+        runs[precision] = stage_hashes(model, folder, config()), result.kept
     return runs
 
 
@@ -52,21 +49,20 @@ def finished(workspace: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "blocks"),
-    [*(("sd", k) for k in range(6)), ("dd", 1), ("dd", 2), ("kd", 1), ("kd", 2), ("bfloat16", 4)],
+    ("precision", "blocks"), [*(("float32", k) for k in range(6)), ("bfloat16", 4)]
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    inputs: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
+    precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
 ) -> None:
     """Stopped once `blocks` of the six checkpoints are there: three of each pass."""
-    fields = {"precision": "bfloat16"} if inputs == "bfloat16" else {"inputs": inputs}
+    chosen = config(precision=precision)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
-        run_sds(toy(), ids, config(**fields), Checkpoints(tmp_path), stop)
+        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
     assert finished(tmp_path) == blocks
     model, told = toy(), recorder()
-    result = run_sds(model, ids, config(**fields), Checkpoints(tmp_path), told)
-    expected, kept = uninterrupted[inputs]
+    result = run_sds(model, ids, chosen, Checkpoints(tmp_path), told)
+    expected, kept = uninterrupted[precision]
     assert (weights_hash(model), result.kept) == (expected[kept], kept)
     assert stage_hashes(model, tmp_path, config()) == expected
     solved = {(s.block, s.stage) for s in told.snapshots}
@@ -85,7 +81,7 @@ def test_a_damaged_block_is_done_again(
     file.write_bytes(content)
     model, told = toy(), recorder()
     run_sds(model, ids, config(), Checkpoints(tmp_path), told)
-    assert stage_hashes(model, tmp_path, config()) == uninterrupted["sd"][0]
+    assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
     assert {s.block for s in told.snapshots} == {int(damaged[-1])}
 
 
@@ -172,11 +168,11 @@ def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Pa
 
 
 def test_a_diverging_solver_is_stopped_with_the_layers_name(
-    toy, ids: Tensor, tmp_path: Path
+    toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = config(redense="sgd", sgd_rate=10, sgd_epochs=100)
+    monkeypatch.setattr(pruning, "redense", lambda sparse, *_: sparse * torch.inf)
     with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
-        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), SilentReporter())
+        run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
 
 
 @pytest.fixture

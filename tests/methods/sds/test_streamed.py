@@ -71,12 +71,8 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
     ("family", "fields"),
     [
         ("toy", {"reconstruct": 2}),
-        (
-            "toy",
-            {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt", "tune": True},
-        ),
-        ("toy", {"inputs": "dd", "activations": "disk"}),
-        ("toy", {"inputs": "kd", "pattern": "50%", "allocation": "owl", "order": "sub-block"}),
+        ("toy", {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt"}),
+        ("toy", {"pattern": "50%", "allocation": "owl"}),
         ("toy", {"until": "first", "exclude": "1.*"}),
         ("gpt2", {"base": "sparsegpt", "reconstruct": 1}),
         ("opt", {"pattern": "60%", "activations": "disk"}),

@@ -130,7 +130,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     results = queries.results([1])
     figure = stage_perplexities(results, STAGE_LABELS)
     dots, printed = drawn(figure)
-    left_out = (SDSStage.SOFT_CONTROL, SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
+    left_out = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     made = [stage for stage in STAGE_LABELS if stage not in left_out]
     assert [r.stage for r in perplexities(results, STAGE_LABELS)] == made
     assert list(dots.x) == [4.9, 8.2, 6.1, 5.6, 7.0, 5.9]

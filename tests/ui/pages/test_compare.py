@@ -128,7 +128,7 @@ def test_texts_from_people_stay_texts(lab: Settings) -> None:
 def test_only_settings_that_differ_are_shown(lab: Settings) -> None:
     html = drawn(**TWO)["config"]
     assert cells(html, "Pattern") == ["2:4", "50%  (differs)"]
-    assert cells(html, "First pruner") == ["wanda", "sparsegpt  (differs)"]
+    assert cells(html, "Pruner") == ["wanda", "sparsegpt  (differs)"]
     assert "Model" not in html and "4 settings are the same" in html
 
 

@@ -109,7 +109,7 @@ def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) ->
             "l1": st.floats(0, 10),
             "control": st.booleans(),
             "pattern": st.sampled_from(["2:4", "50%"]),
-            "inputs": st.sampled_from(["sd", "dd", "kd"]),
+            "adjust": st.sampled_from(["soft", "fixed", "off"]),
         },
     )
 )

@@ -8,7 +8,7 @@ from backend.methods.block_walk import BlockWalk
 from backend.methods.sds.block_work import SDSRun
 from backend.methods.sds.config import SDSConfig, SDSStage
 from backend.methods.sds.stage_store import Weights
-from backend.models.block_forward import BlockStream, open_stream
+from backend.models.block_forward import open_stream
 from backend.models.block_offload import resident
 from backend.models.hidden_states import HiddenStates
 from backend.reporter import REPLAY
@@ -55,16 +55,10 @@ class BlockPass(BlockWalk):
         """The stored weights of `block` at `stage`."""
         return self.run.store.weights(stage, block, str(self.run.model.device))
 
-    def forward_stored(
-        self, block: int, stage: SDSStage, hidden: HiddenStates, stream: BlockStream | None = None
-    ) -> HiddenStates:
-        """The outputs of `block` at `stage` for the inputs `hidden`.
-
-        Args:
-            stream: of other text than the calibration segments.
-        """
+    def forward_stored(self, block: int, stage: SDSStage, hidden: HiddenStates) -> HiddenStates:
+        """The outputs of `block` at `stage` for the inputs `hidden`."""
         with resident(self.run.model, block):
             linears = self.run.linears(block)
             for module, W in self.stored(stage, block).items():
                 linears[module].write(W)
-            return self.run.forward(stream or self.stream, block, hidden)
+            return self.run.forward(self.stream, block, hidden)

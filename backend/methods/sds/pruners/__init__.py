@@ -4,8 +4,8 @@
     registry                                          the `@pruner` decorator
 
 To add one, write a file here (or a module named in SLIMSCOPE_PLUGINS) with a function decorated
-`@pruner("name", needs=..., products=..., damped=...)`; `SDSConfig.base` then accepts its name. Does
-not import torch.
+`@pruner("name", needs=..., products=...)`; `SDSConfig.base` then accepts its name. Does not import
+torch.
 """
 
 from backend.registry import Declarations

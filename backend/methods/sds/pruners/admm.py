@@ -26,7 +26,7 @@ from backend.methods.sds.pruners.registry import pruner
 STEPS, MASK_STEPS, RHO = 20, 15, 1.0  # MASK_STEPS: T, after which the mask is fixed
 
 
-@pruner("admm", needs=StatisticsLevel.GRAM, products=21.0, damped=True)
+@pruner("admm", needs=StatisticsLevel.GRAM, products=21.0)
 def admm(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Keep the weights that joint least squares finds largest, with their updated values."""
     norms = inputs.energy.sqrt()

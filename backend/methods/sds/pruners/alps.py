@@ -35,7 +35,7 @@ SOLVED = 1e-10  # of the first squared residual, below which float32 gets no fur
 RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # above this share of the kept changed -> factor
 
 
-@pruner("alps", needs=StatisticsLevel.GRAM, products=200.0, damped=True)  # 2 a step, eigh about 8
+@pruner("alps", needs=StatisticsLevel.GRAM, products=200.0)  # 2 a step, eigh about 8
 def alps(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Find a mask by ADMM and solve for the weights on it."""
     norms = inputs.energy.sqrt()

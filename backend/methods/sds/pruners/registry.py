@@ -26,9 +26,7 @@ class Pruner:
 PRUNERS: Registry[Pruner] = Registry(DECLARED_PRUNERS)
 
 
-def pruner(
-    name: str, needs: StatisticsLevel, products: float = 0.0, damped: bool = False
-) -> Callable[[Prune], Prune]:
+def pruner(name: str, needs: StatisticsLevel, products: float = 0.0) -> Callable[[Prune], Prune]:
     """Register a pruner: `prune(W, inputs, pattern, damping)` -> pruned copy of W [out, in].
 
     `W` is float32 and must not be changed; `damping` is a share of the mean input energy. Raise
@@ -37,7 +35,6 @@ def pruner(
     Args:
         products: with an [in, in] matrix per row of W, at most; what else is done with the Gram
             counted as such. For time estimates.
-        damped: whether the result depends on `damping`, so that a search for it makes sense.
     """
 
     def register(prune: Prune) -> Prune:

@@ -20,7 +20,7 @@ BLOCK = 128  # columns whose mask is chosen together, before the rest is updated
 STRIP = 16  # columns pruned before the rest of their block is updated
 
 
-@pruner("sparsegpt", needs=StatisticsLevel.GRAM, products=1.0, damped=True)
+@pruner("sparsegpt", needs=StatisticsLevel.GRAM, products=1.0)
 def sparsegpt(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Prune column by column; later columns compensate for the weights that were dropped.
 

@@ -118,7 +118,7 @@ def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
 
 def test_the_config_shows_what_differs_and_the_command(seeded: Settings) -> None:
     html = config_card(queries.job(1))
-    assert "First pruner" in html and "magnitude" in html
+    assert "Pruner" in html and "magnitude" in html
     assert "L1 penalty" not in html
     assert "slimscope submit sds" in html
 
