@@ -96,7 +96,8 @@ class ArchiveReader:
             except tarfile.FilterError:
                 safe = False
             regular = entry.isreg() and not entry.issparse()
-            if not safe or not regular or not _is_plain(name) or name.split("/")[0] not in self._tops:
+            own = _is_plain(name) and name.split("/")[0] in self._tops
+            if not safe or not regular or not own:
                 raise self.damaged(f"{name!r} is not a file of a backup.")
             if any(str(parent) in entries for parent in PurePosixPath(name).parents):
                 raise self.damaged(f"{name!r} lies in a file.")
