@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from backend.store.migrate import newest_revision
 
 MAX_MANIFEST = 2**28  # bytes
 MAX_FILES = 1_000_000
+MAX_NAME, MAX_PART, MAX_PARTS = 1000, 255, 100  # bytes of a name and of its parts; their number
 
 
 @contextmanager
@@ -94,8 +96,11 @@ class ArchiveReader:
             except tarfile.FilterError:
                 safe = False
             regular = entry.isreg() and not entry.issparse()
-            if not safe or not regular or PurePosixPath(name).parts[0] not in self._tops:
+            own = _is_plain(name) and name.split("/")[0] in self._tops
+            if not safe or not regular or not own:
                 raise self.damaged(f"{name!r} is not a file of a backup.")
+            if any(str(parent) in entries for parent in PurePosixPath(name).parents):
+                raise self.damaged(f"{name!r} lies in a file.")
         if missing := files.keys() - entries.keys():
             raise self.damaged(f"{min(missing)} is missing.")
         if others := entries.keys() - files.keys():
@@ -125,3 +130,11 @@ class ArchiveReader:
                 size = output.tell()
             if (size, reader.digest.hexdigest()) != (expected.bytes, expected.sha256):
                 raise self.damaged(f"{name} differs from its checksum.")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is written in the one way that leads to its file, and can be a file's here."""
+    parts = name.split("/")
+    sizes = [len(os.fsencode(part)) for part in parts]
+    short = max(sizes) <= MAX_PART and sum(sizes) <= MAX_NAME and len(parts) <= MAX_PARTS
+    return short and not {"", ".", ".."} & {*parts}

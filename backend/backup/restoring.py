@@ -10,7 +10,9 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from backend.backup.archive import DATABASE, TOPS, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
@@ -18,10 +20,9 @@ from backend.backup.run_rows import NOT_TAKEN_OVER
 from backend.backup.writing import check_room, interrupt_live_runs
 from backend.errors import BackupError
 from backend.settings import settings
-from backend.store.copies import only_tables
-from backend.store.migrate import upgrade
-from backend.store.session import writing
-from backend.store.tables import Job
+from backend.store.copies import only_tables, opened
+from backend.store.migrate import upgrade_on
+from backend.store.tables import Job, Table
 
 STAGING = ".restoring"
 NOT_RESTORED = "The backup was not restored."
@@ -45,34 +46,44 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
         staging.mkdir()
         try:
             archive.unpack(staging, progress)
-            _check_tables(staging / DATABASE, archive)
+            _prepare(staging / DATABASE, archive)
             for top in reversed(TOPS):  # the database last
                 if (staging / top).exists():
                     (staging / top).rename(root / top)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    upgrade()
-    interrupt_live_runs(root / DATABASE)  # none, unless the backup was made by hand
-    _forget_environments()
     return manifest
 
 
-def _check_tables(database: Path, archive: ArchiveReader) -> None:
+def _prepare(database: Path, archive: ArchiveReader) -> None:
+    """Migrate the unpacked database, and take from it what holds only where the backup was made.
+
+    Raises:
+        BackupError: that cannot be done; ConflictError: another version has made it.
+    """
     try:
         if not only_tables(database):
             raise archive.damaged("Its database holds more than tables.")
-    except sqlite3.Error as error:
-        raise archive.damaged(f"Its database cannot be read: {error}.") from error
+        with opened(database) as engine, engine.begin() as connection:
+            upgrade_on(connection)
+            missing = Table.metadata.tables.keys() - {*inspect(connection).get_table_names()}
+        if missing:
+            raise archive.damaged(f"Its database has no table {min(missing)}.")
+        interrupt_live_runs(database)  # none, unless the backup was made by hand
+        with opened(database) as engine, Session(engine) as session, session.begin():
+            _forget_environments(session)
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        why = getattr(error, "orig", None) or error  # without the statement
+        raise archive.damaged(f"Its database cannot be read: {why}.") from error
 
 
-def _forget_environments() -> None:
+def _forget_environments(session: Session) -> None:
     """Take from the runs what their processes were given where the backup was made: folders and
     plugins of another machine, or of whoever made the file. Here they get what this one has."""
-    with writing(durable=True) as session:
-        for job in session.scalars(select(Job)):
-            kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
-            if kept.keys() != job.environment.keys():
-                job.environment = kept
+    for job in session.scalars(select(Job)):
+        kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
+        if kept.keys() != job.environment.keys():
+            job.environment = kept
 
 
 def _check_folder(root: Path) -> None:

@@ -49,6 +49,7 @@ NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
 BATCH = 5_000  # rows
 LONGEST_LINE = 2**27  # bytes
+MOST_VALUES = 2**16  # of a row: each that is none of a row takes kilobytes to describe
 MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
 
 
@@ -161,7 +162,8 @@ class RunImport:
                 line = file.readline(LONGEST_LINE + 1)
                 if not line:
                     return
-                if len(line) > LONGEST_LINE or number > MOST_ROWS:
+                too_much = len(line) > LONGEST_LINE or line.count(b",") > MOST_VALUES
+                if too_much or number > MOST_ROWS:
                     raise self._archive.damaged("It holds more rows, or longer ones, than a run.")
                 try:
                     yield LINE.validate_json(line)
@@ -196,7 +198,8 @@ class RunImport:
             top, _, inside = name.partition("/")
             run, _, rest = inside.partition("/")
             hidden = any(part.startswith(".") for part in rest.split("/"))
-            if top == ARTIFACTS and (run != self._run or hidden or rest.split("/")[0] == work):
+            kept = rest.split("/")[0].casefold() != work  # some disks know no capitals
+            if top == ARTIFACTS and (run != self._run or hidden or not kept):
                 raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
 
     def add(self, actor: Actor, file: str, example: bool) -> Job:

@@ -89,7 +89,7 @@ def enqueue_all(
 
     Args:
         cost: total estimated cost; required for guests.
-        lane: who carries them out; a job of seconds is put into its own.
+        lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
@@ -100,8 +100,9 @@ def enqueue_all(
     roles.require_small(actor, cost, len(configs))
     if lane == Lane.PLAYGROUND:
         roles.require_short(actor, cost)
-    if actor.role != "host":
-        priority = roles.GUEST_PRIORITY
+    carried_by = _lane(lane, cost, len(configs))
+    if actor.role != "host":  # whose runs come behind all others
+        priority, carried_by = roles.GUEST_PRIORITY, lane
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
@@ -111,7 +112,7 @@ def enqueue_all(
         roles.require_free(session, actor, lane)
         number = first_number(session)
         for place, job in enumerate(jobs):
-            job.priority, job.lane = priority, _lane(lane, cost, len(jobs))
+            job.priority, job.lane = priority, carried_by
             job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number

@@ -285,6 +285,9 @@ class SupervisorLoop:
                 note(session, attempt.job_id, "not started", ME, str(error))
             self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
             return False
+        except ValueError as error:  # NUL in a stored variable
+            fail_job(attempt.job_id, error)
+            return True
         if known is None:
             mine = update(Attempt).where(Attempt.id == attempt.id)
             with writing(durable=True) as session:

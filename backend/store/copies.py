@@ -20,7 +20,7 @@ from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
-from backend.store.tables import read_json
+from backend.store.tables import read_json, write_json
 
 SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
 PARTIAL = ".partial.db"
@@ -65,7 +65,8 @@ def copy_database(target: Path) -> None:
 @contextmanager
 def opened(path: Path) -> Iterator[Engine]:
     """An engine for another database file than that of the data folder."""
-    engine = create_engine(f"sqlite:///{path}", json_deserializer=read_json)
+    url = f"sqlite:///{path}"
+    engine = create_engine(url, json_deserializer=read_json, json_serializer=write_json)
     try:
         yield engine
     finally:

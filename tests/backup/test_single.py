@@ -226,6 +226,8 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "a metric with a line feed": (setting("results", metric="a\nb"), "metric"),
     "details that are a list": (setting("results", details=[1]), "details"),
     "details without end": (setting("results", details={"a": DEEP}), "details"),
+    "a number without end": (setting("results", details={"a": 10**400}), "details"),
+    "values without end": (setting("results", details={"a": [[]] * 10**5}), "longer ones"),
     "details of another type": (setting("results", details={"lowest": "a"}), "lowest"),
     "samples that are none": (
         setting("results", metric="greedy_agreement", details={"samples": [{"text": 1}]}),
@@ -252,6 +254,7 @@ def test_what_does_not_belong_is_refused_and_leaves_nothing(
 
 FILES = (
     "artifacts/count-0002/work/left/x.bin",  # a resumed run would trust it
+    "artifacts/count-0002/Work/left/x.bin",
     "artifacts/count-0002/.attempt",
     "artifacts/count-0001/a1/log.txt",
     "models/mine/config.json",
@@ -325,6 +328,26 @@ def archived(target: Path, entries: list[tuple[tarfile.TarInfo, bytes]], declare
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     return target
+
+
+NAMES = (
+    "artifacts/count-0002//work/left/x.bin",
+    "./artifacts/count-0002/x",
+    "artifacts/count-0002/a/../b",
+    "artifacts/count-0002",  # a file where others have their folder
+    "artifacts/count-0002/a1/log.txt/x",
+    "run.jsonl/x",
+    f"artifacts/count-0002/{'n' * 256}",
+    f"artifacts/count-0002/{'d/' * 300}x",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_leads_to_one_file_in_one_way(ended: Job, tmp_path: Path, name: str) -> None:
+    log = "artifacts/count-0002/a1/log.txt"
+    entries = [(tarfile.TarInfo(each), b"") for each in (log, name)]
+    with pytest.raises(BackupError, match=r"is not a file of a backup|lies in a file"):
+        add(archived(tmp_path / "odd.tar", entries, 0))
 
 
 def sparse(name: str, real: int) -> bytes:

@@ -34,6 +34,8 @@ QUEUED = {
     "no config": ("config", "null"),
     "a config without end": ("config", DEEP),
     "a config of another type": ("config", '{"threads": [2]}'),
+    "a variable with NUL": ("environment", '{"settings": {"SLIMSCOPE_THREADS": "1\\u0000"}}'),
+    "attempts without end": ("attempts_made", 2**63 - 1),
     "attempts that are no number": ("attempts_made", "many"),
 }
 LIVE_ONES = {
@@ -44,7 +46,7 @@ LIVE_ONES = {
 }
 
 
-def stored(job: int, table: str, column: str, value: str) -> None:
+def stored(job: int, table: str, column: str, value: str | int) -> None:
     key = "id" if table == "jobs" else "job_id"
     with writing() as session:
         session.execute(

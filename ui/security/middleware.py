@@ -14,7 +14,6 @@ import ipaddress
 import re
 import secrets
 from contextlib import AsyncExitStack
-from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -95,7 +94,7 @@ class SecurityMiddleware:
         body, user = await request.body(), auth.current_user(request)
         try:
             async with self.admission.turn(user) as response.turn:
-                if body and not request.headers.get("content-type", "").startswith(FORM):
+                if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
                     await run_in_threadpool(_check_json, body)
                 scope = _with_guest_name(request.scope, user, response)
                 await self.app(scope, _received(body, request.receive), response)
@@ -192,7 +191,7 @@ def _same_site(request: Request) -> bool:
         visit = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         return site in ("same-origin", "none") or visit
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
 
 
 def _closed(path: str) -> bool:

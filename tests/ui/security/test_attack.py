@@ -151,6 +151,13 @@ def test_what_cannot_be_stored_is_refused(
     assert len(caplog.messages) == 3 and all("\n" not in said for said in caplog.messages)
 
 
+def test_json_by_another_name_is_checked_too(quiet: None, shared: Visit) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded+json"}
+    for path in (f"{API_PATH}/pipelines", "/gradio_api/run/predict"):
+        answer = shared(OTHER).post(path, content=rb'{"a": "\u0000"}', headers=headers)
+        assert answer.status_code == 422 and "cannot be stored" in answer.text
+
+
 @pytest.fixture
 def asked() -> Iterator[list[str]]:
     """What a web server of this machine is asked for; its address is the first."""

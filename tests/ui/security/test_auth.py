@@ -118,6 +118,16 @@ def test_a_proxy_header_does_not_hide_who_tries_wrong_tokens(
     assert codes == [401] * 10 + [429] * 2
 
 
+def test_no_more_of_a_login_is_read_than_a_token_needs(
+    shared: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(auth, "parse_qs", lambda text: read.append(text) or {})
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = shared(OTHER).post("/slimscope/host", content=b"a=1&" * 200_000, headers=form)
+    assert answer.status_code == 403 and [len(text) for text in read] == [auth.LONGEST_FORM]
+
+
 def test_the_token_is_exchanged_for_a_cookie_no_script_and_no_other_site_can_use(
     shared: Visit, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ def test_other_sites_cannot_change_anything(visit: Visit, web: App) -> None:
         ({"origin": "http://evil.example"}, False),
         ({"origin": "http://127.0.0.1:9999"}, False),
         ({"origin": "null"}, False),
+        ({"origin": "http://["}, False),
         ({"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"}, True),
         ({"sec-fetch-site": "cross-site"}, False),
         ({"sec-fetch-site": "same-site", "origin": SITE}, False),
