@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from backend.errors import ConflictError, SlimscopeError, is_disk_full
+from backend.errors import ConflictError, is_disk_full
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LOCAL, LocalEngine
@@ -53,6 +53,7 @@ from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_na
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
+OF_ALL = (DBAPIError, sqlite3.Error, OSError)  # errors that concern all rows
 UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
@@ -174,10 +175,13 @@ class SupervisorLoop:
                     self._reconcile(attempt, job, PollResult("unknown"))
 
     def _polled(self, engine: Engine, asked: list[tuple[Attempt, Job]]) -> list[PollResult]:
-        """The status of processes; each is asked for alone where a reference is none."""
+        """The status of processes; each is asked for alone where a reference is none. Of a cluster
+        that may be its answer, which must end no run."""
         try:
             return engine.poll([attempt.engine_ref or {} for attempt, _ in asked])
         except (KeyError, TypeError, ValueError):
+            if engine.remote:
+                return [PollResult("unknown")] * len(asked)
             polls = [PollResult("running")] * len(asked)
             for place, (attempt, job) in enumerate(asked):
                 with failing_alone(job.id):
@@ -226,7 +230,13 @@ class SupervisorLoop:
             delete_folder(work_folder(job.run))
 
     def clear(self) -> None:
-        """Delete checkpoints of succeeded jobs that a killed supervisor left behind."""
+        """Delete checkpoints of succeeded jobs that a killed supervisor left behind, and fail jobs
+        that nobody carries out."""
+        with reading() as session:
+            lost = select(Job.id).where(Job.state == State.QUEUED, Job.lane.not_in([*Lane]))
+            nowhere = session.scalars(lost).all()
+        for job_id in nowhere:
+            fail_job(job_id, ValueError("its lane is none"))
         with reading() as session:
             done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
             folders = [work_folder(run_name(kind, number)) for kind, number in done]
@@ -306,7 +316,9 @@ class SupervisorLoop:
             job = session.get_one(Job, attempt.job_id)
             try:
                 launch = launch_request(session, attempt, job, self.engine.remote)
-            except (SlimscopeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            except OF_ALL:
+                raise
+            except Exception as error:
                 raise DamagedRowError(job.id) from error
             if (known := self.engine.reference(launch)) is not None:
                 attempt.engine_ref = known
@@ -319,7 +331,7 @@ def failing_alone(job_id: int) -> Iterator[None]:
     them, such as a full disk or a locked database, is passed on."""
     try:
         yield
-    except (DBAPIError, sqlite3.Error, OSError):
+    except OF_ALL:
         raise
     except Exception as error:
         fail_job(job_id, error)

@@ -20,7 +20,7 @@ from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
-from backend.store.tables import read_json, write_json
+from backend.store.tables import Table, read_json, write_json
 
 SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
 PARTIAL = ".partial.db"
@@ -74,14 +74,17 @@ def opened(path: Path) -> Iterator[Engine]:
 
 
 def only_tables(path: Path) -> bool:
-    """Whether a database file holds tables and their indexes alone. Views and triggers would run
-    in the queries of whoever uses it, and virtual tables load code."""
-    found = "SELECT type, coalesce(sql, '') FROM sqlite_master"
+    """Whether a database file holds tables and our indexes alone. Views and triggers would run in
+    the queries of whoever uses it, virtual tables load code, and a unique index of somebody's own
+    would refuse rows."""
+    found = "SELECT type, name, coalesce(sql, '') FROM sqlite_master"
+    ours = {index.name for table in Table.metadata.tables.values() for index in table.indexes}
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         database.execute("PRAGMA trusted_schema = OFF")
         return all(
-            kind in ("table", "index") and "VIRTUAL" not in sql.upper()
-            for kind, sql in database.execute(found)
+            (kind == "table" and "VIRTUAL" not in sql.upper())
+            or (kind == "index" and (not sql or (name in ours and "UNIQUE" not in sql.upper())))
+            for kind, name, sql in database.execute(found)
         )
 
 

@@ -36,6 +36,7 @@ QUEUED = {
     "a config of another type": ("config", '{"threads": [2]}'),
     "a variable with NUL": ("environment", '{"settings": {"SLIMSCOPE_THREADS": "1\\u0000"}}'),
     "attempts without end": ("attempts_made", 2**63 - 1),
+    "threads that are no number": ("config", '{"threads": "many"}'),
     "attempts that are no number": ("attempts_made", "many"),
 }
 LIVE_ONES = {
@@ -86,7 +87,7 @@ def test_what_goes_wrong_in_a_turn_is_tried_again(
 ) -> None:
     job = submit("count", {"steps": 1, "pause": 0}, HOST).id
     with monkeypatch.context() as patch:
-        patch.setattr("backend.queue.supervisor.launch_request", lambda *_: [][0])
+        patch.setattr("backend.queue.supervisor.start_attempt", lambda *_: [][0])
         loop = SupervisorLoop(LocalEngine(1))
         with pytest.raises(IndexError):  # which `run_until_idle` waits after
             loop.turn()

@@ -15,6 +15,7 @@ from backend.errors import RateLimitError
 from backend.queue.roles import Actor, client_network, gives_names, is_unnamed
 
 OF_A_VISITOR, OF_AN_ADDRESS, OF_ALL = 3, 12, 24  # at work at the same time
+EVERYBODY = "*"  # the line of all, which is no address
 MOST_WAITING = 48  # of a visitor; a browser sends six requests at once for each of its windows
 MOST_OF_UNNAMED = 240  # at one address: a class that arrives
 
@@ -41,7 +42,7 @@ class Admission:
             why = f"{most} others like it wait for an answer."
             raise RateLimitError("Too many requests.", why, "Wait until they are answered.")
         async with AsyncExitStack() as taken:
-            for name, most in ((visitor, own), (address, OF_AN_ADDRESS), ("", OF_ALL)):
+            for name, most in ((visitor, own), (address, OF_AN_ADDRESS), (EVERYBODY, OF_ALL)):
                 await self._take(name, most, taken)
             yield taken
 

@@ -275,9 +275,8 @@ def add(client: TestClient, **values: Any) -> httpx.Response:
 
 
 def test_a_guest_adds_one_small_run_behind_all_others_and_cancels_only_that(
-    open_to_guests: Visit, web: App, monkeypatch: pytest.MonkeyPatch
+    open_to_guests: Visit, web: App
 ) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # it waits for a slot
     guest = open_to_guests(OTHER)
     made = add(guest).json()
     job = queries.job(made["id"])
