@@ -31,7 +31,7 @@ from torch.nn.functional import silu
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
-from backend.methods.amphista.drafter.registry import Embed, ParallelDrafter, drafter
+from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.models.blocks import decoder_blocks
 
@@ -51,14 +51,8 @@ class Heads(nn.Module):
             states = states + silu(self._affine(number, states))
         return states.transpose(0, 1)
 
-    def __len__(self) -> int:
-        """Number of heads."""
-        return self.weight.shape[1]
-
     def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
         """Run on linears that `light` makes of weights [out, in] and a bias, if it can."""
-        if not len(self):
-            return
         for weights, biases in zip(self.weight, self.bias, strict=True):
             blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
             if None in blocks:
@@ -91,14 +85,12 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
         self.requires_grad_().to(target.device)
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """The slots of chosen anchors; see `Drafter`."""
         return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
 
-    def draft_slots(
-        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed
-    ) -> Tensor:
+    def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
         """The slots of the last anchor; see `ParallelDrafter`."""
         stages = self.stages(hidden, embedded, caches)
         return self.slots([stage[0, -1:] for stage in stages])[0]
