@@ -126,7 +126,7 @@ class Drafter(nn.Module, ABC):
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
-        """Replace weights by 4-bit ones for decoding on a CPU; whether that was done.
+        """Replace weights by 8-bit ones for the native decoder; whether that was done.
 
         The drafter cannot be trained afterwards.
         """
