@@ -27,7 +27,7 @@ from backend.evaluation.speed import (
     sparse_product_curve,
 )
 from backend.export.reading import linears_in
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft
 from backend.methods.amphista.target_model import TargetModel
@@ -138,7 +138,7 @@ def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[De
 
 
 def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
-    steps = decode(target, NoDraft(), prompt, acceptance(Sampling()), limit)
+    steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), limit)
     return (token for step in steps for token in step.tokens)
 
 

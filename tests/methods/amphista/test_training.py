@@ -19,7 +19,7 @@ from backend.methods.amphista.data.hidden_state_cache import (
     collect,
     draft_vocabulary,
 )
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft, TreeProposer
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
@@ -118,7 +118,7 @@ def test_answers_of_the_native_decoder_are_those_it_writes_alone() -> None:
     assert target.native
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
-        steps = decode(target, NoDraft(), prompt, acceptance(Sampling()), 30, [END])
+        steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
         alone = [token for step in steps for token in step.tokens]
         assert row["ids"].tolist() == [*prompt, *alone]
 
@@ -387,7 +387,7 @@ def accepted(
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
     for prompt in toy_prompts(78)[72:]:
-        steps = list(decode(target, proposer, prompt, acceptance(Sampling()), 48, [END]))
+        steps = list(decode(target, proposer, prompt, Acceptance(Sampling()), 48, [END]))
         found.append(mean_accepted(steps))
     return mean(found)
 
