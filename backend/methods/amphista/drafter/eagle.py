@@ -58,7 +58,7 @@ class EagleDrafter(SequentialDrafter):
                 table.scatter(tokens),
                 caches,
                 table.places + depth,
-                table.visible(length, table.same().repeat(1, depth)),
+                table.visible(length, depth),
             )
             slots.append(self.normed(table.gather(states)))
         return torch.stack(slots, 1)
