@@ -79,7 +79,7 @@ from benchmarks.peers import llama
 
 SILENT = SilentReporter()
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by seeds
-CONTROLS = {"Amphista-J": "Amphista-J, heads apart", "Amphista": "Staged adaptation only"}
+CONTROLS = {"Amphista": "Staged adaptation only"}
 SIZES = (4, 8, 16)  # nodes of the static trees
 WATCHED, SPARE = 8, 16  # held-out answers during training; prompts of the training sets set aside
 RESULT = "result.json"

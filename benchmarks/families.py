@@ -31,7 +31,7 @@ from transformers.utils import logging
 from backend.checkpoints import Checkpoints
 from backend.errors import SlimscopeError
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft, Proposer, TreeProposer
 from backend.methods.amphista.drafter.registry import build_drafter
@@ -152,7 +152,7 @@ def drafter(tiny: TinyModel) -> str:
 def compare(target: TargetModel, proposer: Proposer) -> None:
     """Greedy text is that of plain `generate`."""
     prompt = list(range(3, 10))
-    steps = decode(target, proposer, prompt, acceptance(Sampling()), NEW)
+    steps = decode(target, proposer, prompt, Acceptance(Sampling()), NEW)
     found = [token for step in steps for token in step.tokens]
     ids = torch.tensor([prompt])
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None}

@@ -16,7 +16,7 @@ from backend.backup.run_rows import (
     StoredRow,
     Text,
 )
-from jobs.evaluation.report import KERNELS, SAMPLED, SEMI_STRUCTURED
+from jobs.evaluation.report import PRODUCT_SPEED_UP, SAMPLED
 from jobs.kind import kind_named
 from jobs.speed.report import DecoderReport
 from jobs.submit import validated
@@ -61,14 +61,12 @@ class ResultDetails(BaseModel):
     own: Number = 0.0
     break_even: Number | None = None
     zeros: Curve = [0.0]
-    batches: Annotated[list[Count], Field(min_length=1)] = [1]
     speed_up: Curve = [1.0]
     samples: Annotated[list[Sample], Field(max_length=1000)] = []
 
 
 NEEDED = {  # metric -> notes without which a page cannot show it
-    **dict.fromkeys(KERNELS, ("shape", "own", "break_even", "zeros", "speed_up")),
-    SEMI_STRUCTURED: ("shape", "batches", "speed_up"),
+    PRODUCT_SPEED_UP: ("shape", "own", "break_even", "zeros", "speed_up"),
     SAMPLED: ("samples",),
 }
 REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport).items()}
@@ -96,8 +94,7 @@ def check_details(metric: str, details: dict[str, Any]) -> None:
     found = ResultDetails.model_validate(details)
     if missing := set(NEEDED.get(metric, ())) - details.keys():
         raise ValueError(f"{metric} comes without {min(missing)}")
-    curves = (found.zeros, found.speed_up) if metric in KERNELS else (found.batches, found.speed_up)
-    if metric in NEEDED and metric != SAMPLED and len(curves[0]) != len(curves[1]):
+    if metric == PRODUCT_SPEED_UP and len(found.zeros) != len(found.speed_up):
         raise ValueError(f"the curve of {metric} is not whole")
 
 

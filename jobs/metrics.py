@@ -186,7 +186,7 @@ _DESCRIBED = (
     Metric(
         "product_speed_up",
         "Sparse product",
-        "Time of a dense matrix times a vector over that with the zeros left out in the way named, "
+        "Time of a dense matrix times a vector over that with the zeros left out, "
         "for the model's largest linear layer, on the machine the run names; below 1 it is slower.",
         "higher",
         unit="×",

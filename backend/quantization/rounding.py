@@ -1,4 +1,4 @@
-"""Round to nearest (RTN), without calibration data: min-max or MSE-clipped grid."""
+"""Round to nearest (RTN) on a min-max grid, without calibration data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,4 @@ def rtn(
     W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Round to the grid over the full range of each group."""
-    return W, _grid(W, settings, "minmax")
-
-
-@quantizer("mse", label="RTN, MSE clip", needs="nothing", flops=2500.0, export_rank=20)
-def mse(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
-) -> tuple[Tensor, QuantGrid]:
-    """Round to the clipped grid with the smallest squared weight error."""
-    return W, _grid(W, settings, "mse")
-
-
-def _grid(W: Tensor, settings: QuantSettings, space: str) -> QuantGrid:
-    return search_range(W, settings.bits, settings.group_size, settings.grid, space)
+    return W, search_range(W, settings.bits, settings.group_size, settings.grid, "minmax")

@@ -169,9 +169,9 @@ def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     """Weights of the drafter, about."""
     d, inner = facts.hidden, config.encoder_width or facts.hidden
     if config.architecture != "amphista":
-        inputs = {"joint": config.heads, "hydra": sum(range(2, config.heads + 2))}
+        inputs = sum(range(2, config.heads + 2)) * (config.architecture == "hydra")
         layers = config.adaptation_layers * block_weights(facts)
-        return layers + (2 + inputs.get(config.architecture, 0)) * d**2
+        return layers + (2 + inputs) * d**2
     if not config.head_layers:  # as many as those of a whole drafter
         return 2 * (block_weights(facts) + 2 * d**2) + (12 + config.heads) * d**2
     layers = config.adaptation_layers * (block_weights(facts) + 2 * d**2)

@@ -50,8 +50,6 @@ ARM_NOTES = {
     "Staged adaptation only": "Control: adaptation layers; the heads do not attend to each other.",
     "Without the sampled token": "Control: the adaptation layers do not see the sampled token.",
     "Hydra": "Baseline: heads that read the draft tokens before theirs. Accepts most in our tests.",
-    "Amphista-J": "New: heads that see each other's guesses behind the context.",
-    "Amphista-J, heads apart": "Control: every guess sees the context and itself alone.",
     "EAGLE": "Baseline: token after token from its own states, in the manner of EAGLE-3.",
 }
 KIND = Kind(

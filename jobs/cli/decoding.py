@@ -39,12 +39,11 @@ def bench(
     ] = None,
     model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
     prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
-    assistant: Annotated[str, typer.Option(help="A small model that drafts.")] = "",
     preset: Annotated[str, typer.Option(help=" | ".join(SPEED.presets))] = "default",
     as_json: Json = False,
 ) -> None:
     """Time decoding with and without drafters on this machine, and report what limits it."""
-    values = {"drafters": ", ".join(drafters or ()), "prompts": prompts, "assistant": assistant}
+    values = {"drafters": ", ".join(drafters or ()), "prompts": prompts}
     values["model"] = model or _base_of(drafters or [])
     job = submit(speed.NAME, {**SPEED.preset(preset), **values}, me())
     ended = follow(job.run, quiet=as_json)

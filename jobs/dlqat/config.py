@@ -57,4 +57,4 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
         if self.keep != "auto":
             return str(self.keep)
         order = [*export_order(), *reversed(QUANTISED)]
-        return next((s for s in order if s in self.stages), DLQATStage.LORA_RTN)
+        return next((s for s in order if s in self.stages), DLQATStage.LORA_GPTQ)

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, check_format, vllm_hint
-from backend.methods.dlqat.config import (
-    MERGED_LORA,
-    STAGE_LABELS,
-    TEACHER_TOKENS,
-    TRAINED,
-    DLQATStage,
-    can_be_packed,
-)
+from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage, can_be_packed
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
@@ -39,7 +32,6 @@ SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behi
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
-TEACHER_BYTES = 16  # of one kept prediction: probability and token, stacked twice at the peak
 LOGIT_BYTES = 14  # of one logit in training: 16 bits, float32, its gradient, a copy
 ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
 ASYMMETRIC = (
@@ -117,7 +109,8 @@ def stage_flops(
         return passes * 2 * weights * tokens + steps * FAKE_QUANT_FLOPS * weights
     if stage in TRAINED or stage == DLQATStage.LORA:
         return training_flops(stage, config, weights, head)
-    return quantizer_flops(MERGED_LORA.get(stage, stage), config, layers, tokens)
+    method = "gptq" if stage == DLQATStage.LORA_GPTQ else stage
+    return quantizer_flops(method, config, layers, tokens)
 
 
 def training_flops(stage: str, config: DLQATJob, weights: float, head: int) -> float:
@@ -201,12 +194,8 @@ def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
     tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
     deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
-    twice = 2 if config.distil and config.teacher == "live" else 1
-    cached = 0
-    if config.distil and config.teacher == "cached":
-        cached = TEACHER_BYTES * TEACHER_TOKENS * config.steps * config.accumulate * tokens
-    logits = twice * LOGIT_BYTES * tokens * facts.vocabulary
-    return int(ADAM_BYTES * trained + activations + logits + cached)
+    logits = (1 + config.distil) * LOGIT_BYTES * tokens * facts.vocabulary
+    return int(ADAM_BYTES * trained + activations + logits)
 
 
 def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:

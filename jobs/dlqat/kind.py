@@ -77,7 +77,6 @@ def key_figure(values: Values) -> KeyFigure | None:
 STYLES = {
     "dense": StageStyle("grey", main=True),
     "rtn": StageStyle("vermillion", main=True),
-    "mse": StageStyle("vermillion", "dot"),
     "gptq": StageStyle("purple", main=True),
     "block-wise": StageStyle("green", "dot", main=True),
     "m-only": StageStyle("pink"),
@@ -85,7 +84,6 @@ STYLES = {
     "dlqat": StageStyle("blue", main=True),
     "dlqat-kd": StageStyle("blue", "dot"),
     "lora": StageStyle("green"),
-    "lora-rtn": StageStyle("brown"),
     "lora-gptq": StageStyle("brown", "dot"),
 }
 KIND = Kind(
@@ -111,7 +109,7 @@ KIND = Kind(
         "default": {},
         "thorough": {
             "segments": 64, "windows": 32, "steps": 200, "distil": True, "lora_gptq": True,
-            "mse": True, "m_only": True, "lora_only": True,
+            "m_only": True, "lora_only": True,
         },
     },
 )  # fmt: skip

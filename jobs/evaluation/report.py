@@ -7,7 +7,6 @@ A speed-up within the noise of its measurement is not reported as one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from backend.store import queries
@@ -17,13 +16,6 @@ from jobs.evaluation.config import DENSE, MODEL, NAME
 
 LINEAR_BYTES, TOKENS_PER_SECOND, SPEED_UP = "linear_bytes", "tokens_per_second", "speed_up"
 PRODUCT_SPEED_UP = "product_speed_up"
-SEMI_STRUCTURED = f"{PRODUCT_SPEED_UP}/2:4"
-KERNELS: Mapping[str, str] = MappingProxyType(  # of products without the zeros -> in words
-    {
-        f"{PRODUCT_SPEED_UP}/bitmask": "bit mask, native decoder, bfloat16",
-        f"{PRODUCT_SPEED_UP}/CSR": "CSR, torch, float32",
-    }
-)
 SAMPLED = "greedy_agreement"  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
@@ -35,7 +27,7 @@ Rows = Mapping[tuple[str, str], StoredResult]  # (stage, metric) -> row
 
 def verdicts(rows: Rows) -> list[str]:
     """The findings in sentences; empty before anything was measured."""
-    return [text for text in (_size(rows), _decoding(rows), _product(rows), _semi(rows)) if text]
+    return [text for text in (_size(rows), _decoding(rows), _product(rows)) if text]
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
@@ -86,17 +78,10 @@ def _rate(row: StoredResult) -> str:
     return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
 
 
-def sparse_product(rows: Rows) -> tuple[str, StoredResult] | None:
-    """How products without the zeros were computed, in words, and what was measured of them."""
-    found = ((words, rows.get((MODEL, metric))) for metric, words in KERNELS.items())
-    return next(((words, row) for words, row in found if row), None)
-
-
 def _product(rows: Rows) -> str:
-    found = sparse_product(rows)
-    if found is None:
+    row = rows.get((MODEL, PRODUCT_SPEED_UP))
+    if row is None:
         return ""
-    kernel, row = found
     zeros, even = row.details["own"], row.details["break_even"]
     pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
     if even is not None:
@@ -104,18 +89,7 @@ def _product(rows: Rows) -> str:
     now = (
         f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros >= PRUNED_FROM else ""
     )
-    return f"Leaving out the zeros ({kernel}), the largest layer: {now}{pays}."
-
-
-def _semi(rows: Rows) -> str:
-    if sparse_product(rows) is None:
-        return ""
-    row = rows.get((MODEL, SEMI_STRUCTURED))
-    if row is None:
-        return "2:4 kernels: none on this device; they need a GPU with sparse tensor cores."
-    pairs = zip(row.details["batches"], row.details["speed_up"], strict=True)
-    speeds = ", ".join(f"{up:.2f} × with {n} rows at once" for n, up in pairs)
-    return f"2:4 kernels, the largest layer: {speeds}."
+    return f"Leaving out the zeros (bit mask), the largest layer: {now}{pays}."
 
 
 def evaluations(run: str) -> list[Job]:

@@ -93,13 +93,6 @@ class GenerateJob(JobConfig):
         description="1: none. Each draft token is penalised by its own path.",
         json_schema_extra={"advanced": True},
     )
-    typical: bool = Field(
-        False,
-        title="Typical acceptance (lossy)",
-        description="Accepts draft tokens that are likely enough: more are accepted, but the "
-        "output distribution is no longer the base model's. Needs a temperature.",
-        json_schema_extra={"advanced": True},
-    )
     stop: str = Field(
         "",
         max_length=300,

@@ -17,12 +17,10 @@ from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
 
 MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
-LOSSY = "Typical acceptance is lossy: the output differs from the base model's."
 
 
 def requirements(config: GenerateJob) -> Requirements:
     """See `Kind.requirements`."""
-    require_sampling(config)
     sides = read_sides(config.sides)
     before = require_chain(config.follows, [side.name for side in sides])
     models = [side_facts(side, config) for side in sides]
@@ -34,7 +32,6 @@ def requirements(config: GenerateJob) -> Requirements:
         title=largest.title,
         flops=flops_by_phase(config, models),
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
-        warnings=(LOSSY,) if config.typical else (),
         letters=len(config.system) + len(config.prompt) + _letters(before, len(sides)),
         tokens=config.max_new_tokens,
     )
@@ -44,17 +41,6 @@ def _letters(before: Sequence[Job], sides: int) -> int:
     """Characters of the longest history of a side."""
     histories = (turns(before, side) for side in range(1, sides + 1))
     return max(sum(len(turn.prompt) + len(turn.answer) for turn in each) for each in histories)
-
-
-def require_sampling(config: GenerateJob) -> None:
-    """Refuse typical acceptance without a temperature."""
-    if config.typical and not config.temperature:
-        raise ConfigError(
-            "Typical acceptance needs a temperature.",
-            "It accepts draft tokens by their probability under sampling.",
-            "Set a temperature above 0, or disable it.",
-            "typical",
-        )
 
 
 def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from backend.errors import CancelledError
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer, tree_words
 from backend.methods.amphista.generate import Detokenizer, refuse_processors
@@ -114,7 +114,7 @@ class SideAnswer:
         config, loaded = self.config, model.loaded
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-        token, rule, ids = -1, acceptance(sampling(config)), self.ids(model)
+        token, rule, ids = -1, Acceptance(sampling(config)), self.ids(model)
         cache = self._recall(model, ids, proposer)
         steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
         committed = [*ids]

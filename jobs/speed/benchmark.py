@@ -30,7 +30,6 @@ from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
 from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.llama_cpp import LlamaCppDecoder
 from backend.methods.amphista.decoding.proposers import (
-    AssistantModel,
     NoDraft,
     PromptLookup,
     PromptLookupFirst,
@@ -42,7 +41,7 @@ from backend.methods.amphista.generate import make_proposer
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import DynamicTree, StaticTree, best_tree
 from backend.methods.amphista.tree import Path as TreePath
-from backend.models.loading import LoadedModel, load
+from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
@@ -50,14 +49,12 @@ from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
-from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.metrics import PASS_MS
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
 from jobs.speed.report import (
-    ASSISTANT,
     COMBINED,
     LLAMA_CPP,
     LOOKUP,
@@ -148,10 +145,6 @@ class DecodingBenchmark:
         lookup = PromptLookup(sizes[LOOKUP]) if LOOKUP in sizes else PromptLookup()
         if config.lookup:
             proposers[LOOKUP] = lookup
-        if config.assistant:
-            spec, device = absolute(config.assistant), str(target.device)
-            assistant = load(spec, device, target.dtype, self.context.log)
-            proposers[ASSISTANT] = AssistantModel(assistant.model, target.vocabulary)
         for name, drafter in self.drafters.items():
             chosen = sizes.get(name, config.nodes)
             tree = DynamicTree(**chosen) if isinstance(chosen, dict) else chosen

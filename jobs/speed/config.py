@@ -37,12 +37,6 @@ class TimingConfig(BaseModel):
         description="Also time each drafter as the fallback of prompt lookup: it drafts where no "
         "n-gram of the context matches.",
     )
-    assistant: str = Field(
-        "",
-        max_length=300,
-        title="Small assistant",
-        description="A small model with the same tokenizer that drafts greedily. Empty: none.",
-    )
     pytorch: bool = Field(
         False,
         title="PyTorch loop",

@@ -8,7 +8,6 @@ from pathlib import Path
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
-from backend.models.sources.catalogue import inspect, require_tokenizer
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
@@ -20,7 +19,6 @@ from jobs.fields.base_model import (
 )
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
-from jobs.fields.model import absolute
 from jobs.fields.prompts import prompt_set
 from jobs.kind import Requirements
 from jobs.limits import require_context
@@ -41,19 +39,14 @@ def requirements(config: SpeedJob) -> Requirements:
     require_tree_sizes(config, drafters)
     require_prompts(prompt_set(config, facts), "prompts")
     require_gguf(config, base)
-    assistants = [inspect(absolute(config.assistant))] if config.assistant else []
-    for assistant in assistants:
-        require_tokenizer(assistant.spec, assistant.vocabulary)
-        require_same_vocabulary(facts, assistant)
-    compared = drafters or config.lookup or config.assistant or config.pytorch
-    compared = compared or config.llama_cpp
+    compared = drafters or config.lookup or config.pytorch or config.llama_cpp
     return Requirements(
         model=config.model,
         title=facts.title,
         flops=flops_by_phase(config, facts, len(drafters)),
         memory={
             "runtime": RUNTIME,
-            "models": sum(weight_memory(each) for each in (facts, *assistants)),
+            "models": weight_memory(facts),
             "drafters": sum(map(drafter_bytes, drafters)),
             "llama.cpp": len(types_named(config.llama_cpp)) * weight_memory(facts),
         },
@@ -87,17 +80,6 @@ def require_gguf(config: SpeedJob, base: ResolvedModel) -> None:
         exported_type(type, base, "llama_cpp")
 
 
-def require_same_vocabulary(facts: ModelFacts, assistant: ModelFacts) -> None:
-    """Refuse an assistant with another tokenizer."""
-    if assistant.vocabulary != facts.vocabulary:
-        raise ConfigError(
-            f"{assistant.title} cannot draft for {facts.title}.",
-            f"Its vocabulary has {assistant.vocabulary} tokens, the model's {facts.vocabulary}.",
-            "Choose one with the same tokenizer.",
-            "assistant",
-        )
-
-
 def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
     """Floating-point operations of each phase; decoding is dear for each token."""
     decoders = (
@@ -105,7 +87,6 @@ def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[s
         + config.pytorch
         + len(types_named(config.llama_cpp))
         + config.lookup
-        + bool(config.assistant)
         + drafters * (1 + config.combined)
     )
     responses = decoders * config.count * (1 + config.rounds)

@@ -18,13 +18,12 @@ from backend.store import queries
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import extent
 
-VANILLA, LOOKUP, ASSISTANT, PYTORCH = "vanilla", "lookup", "assistant", "pytorch"
+VANILLA, LOOKUP, PYTORCH = "vanilla", "lookup", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
     {
         VANILLA: "Vanilla",
         PYTORCH: "PyTorch loop",
         LOOKUP: "Prompt lookup",
-        ASSISTANT: "Small assistant",
     }
 )
 LLAMA_CPP = "llama.cpp "  # prefix of its decoders, before the type of their weights

@@ -1,5 +1,5 @@
-"""Decoding speed as a job: vanilla, prompt lookup, a small assistant and trained drafters answer
-the same prompts in turn, on this machine."""
+"""Decoding speed as a job: vanilla, prompt lookup and trained drafters answer the same
+prompts in turn, on this machine."""
 
 from __future__ import annotations
 

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from backend.errors import CancelledError
 from backend.evaluation import speed as room
 from backend.evaluation.speed import (
-    BITMASK,
-    CSR,
     DecodingSpeed,
     SparseProductCurve,
-    csr,
     decode_seconds,
-    semi_structured,
     sparse_product_curve,
 )
 from backend.models.greedy import greedy
 from backend.models.loading import load
-from backend.native.compiler import library
-from backend.native.weights import SPARSE_BFLOAT16
+from backend.native.compiler import CompilerError
 from backend.reporter import SilentReporter
-
-CPU = torch.device("cpu")
 
 
 class Impatient(SilentReporter):
@@ -89,14 +82,14 @@ def test_a_decoder_is_really_run_and_can_be_stopped() -> None:
     ],
 )
 def test_where_it_breaks_even(speed_ups: tuple[float, ...], expected: float | None) -> None:
-    found = SparseProductCurve(CSR, (1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
+    found = SparseProductCurve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
 def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -> None:
     zeros = tuple((i + 1) / (len(speed_ups) + 1) for i in range(len(speed_ups)))
-    found = SparseProductCurve(CSR, (1, 1), zeros, tuple(speed_ups)).break_even
+    found = SparseProductCurve((1, 1), zeros, tuple(speed_ups)).break_even
     if found is None:
         assert speed_ups[-1] < 1
     else:
@@ -105,41 +98,26 @@ def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -
         assert zeros[0] <= found <= zeros[-1] and not math.isnan(found)
 
 
-def test_sparse_rows_hold_the_same_matrix() -> None:
-    dice = torch.Generator().manual_seed(0)
-    W = torch.randn(9, 14, generator=dice) * (torch.rand(9, 14, generator=dice) > 0.6)
-    x = torch.randn(14, generator=dice)
-    packed = csr(W)
-    assert packed.crow_indices().dtype == torch.int32
-    assert torch.equal(packed.to_dense(), W)
-    assert torch.allclose(packed @ x, W @ x, atol=1e-6)
-
-
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.skipif(not room.skips_zeros(48), reason="this processor leaves out no zeros")
 def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped(
-    native: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(room, "STREAMED", 2**14)
     threads = torch.get_num_threads()
-    if not native:
-        monkeypatch.setattr(room, "_skips_zeros", lambda: False)
-    curve = sparse_product_curve(32, 48, CPU, SilentReporter(), (0.5, 0.9))
-    assert curve.kernel == (BITMASK if native and library().supports(SPARSE_BFLOAT16) else CSR)
+    curve = sparse_product_curve(32, 48, SilentReporter(), (0.5, 0.9))
     assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)
     assert all(x > 0 for x in curve.speed_up)
     assert torch.get_num_threads() == threads
     with pytest.raises(CancelledError):
-        sparse_product_curve(32, 48, CPU, Impatient(), (0.5,))
+        sparse_product_curve(32, 48, Impatient(), (0.5,))
 
 
-@pytest.mark.parametrize("products", [room._native, room._torch])
-def test_both_products_of_a_curve_are_those_of_the_matrix(
-    products: Callable[[Tensor], tuple[room.Product, room.Product]],
-) -> None:
+@pytest.mark.skipif(not room.skips_zeros(48), reason="this processor leaves out no zeros")
+def test_both_products_of_a_curve_are_those_of_the_matrix() -> None:
     dice = torch.Generator().manual_seed(0)
     W = torch.randn(32, 48, generator=dice) * (torch.rand(32, 48, generator=dice) > 0.5)
     x = torch.randn(1, 48, generator=dice)
-    for product in products(W):
+    for product in room._products(W):
         assert torch.allclose(product(x).flatten(), W @ x[0], atol=0.1)
 
 
@@ -147,15 +125,25 @@ def test_the_ratio_is_that_of_the_best_times_taken_in_turn(monkeypatch: pytest.M
     times = {"slow": iter([9.0, 6.0, 8.0] * 5), "fast": iter([3.0, 4.0, 2.0] * 5)}
     order: list[str] = []
 
-    def timed(work, _count: int, _device: torch.device) -> float:
+    def timed(work, _count: int) -> float:
         order.append(work())
         return next(times[work()])
 
     monkeypatch.setattr(room, "_calls", lambda *_: 1)
     monkeypatch.setattr(room, "_seconds", timed)
-    assert room._ratio(lambda: "slow", lambda: "fast", CPU) == 3.0  # type: ignore[arg-type]
+    assert room._ratio(lambda: "slow", lambda: "fast") == 3.0  # type: ignore[arg-type]
     assert order == ["slow", "fast"] * room.ROUNDS
 
 
-def test_a_processor_has_no_sparse_tensor_cores() -> None:
-    assert semi_structured(64, 64, CPU, SilentReporter()) == {}
+@pytest.mark.parametrize(("columns", "answer"), [(48, True), (47, False)])
+def test_zeros_are_left_out_where_the_processor_and_the_layer_allow_it(
+    columns: int, answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "library", lambda: SimpleNamespace(supports=lambda format: 1))
+    assert room.skips_zeros(columns) is answer
+
+    def broken() -> None:
+        raise CompilerError("no compiler")
+
+    monkeypatch.setattr(room, "library", broken)
+    assert not room.skips_zeros(columns)

@@ -32,8 +32,8 @@ dlqat = DLQATConfig(
 )
 assert dlqat.stages == ["dense", "rtn", "toy-awq", "dlqat"]
 assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
-assert [*STAGE_LABELS][5:8] == ["awq", "toy-awq", "rotated-gptq"]
-assert export_order()[-4:] == ["toy-awq", "hqq", "mse", "rtn"]
+assert [*STAGE_LABELS][4:7] == ["awq", "toy-awq", "rotated-gptq"]
+assert export_order()[-3:] == ["toy-awq", "hqq", "rtn"]
 
 amphista = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
 assert arm_of(amphista.model_dump()) == "linear-heads"

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft, PromptLookup
 from backend.methods.amphista.target_model import TargetModel
@@ -284,7 +284,7 @@ def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
     for prompt in ([1, 5, 9, 5, 9], [7]):
         texts = []
         for target, proposer in ((native, NoDraft()), (native, PromptLookup()), (plain, NoDraft())):
-            steps = decode(target, proposer, prompt, acceptance(Sampling()), 40)
+            steps = decode(target, proposer, prompt, Acceptance(Sampling()), 40)
             texts.append([token for step in steps for token in step.tokens])
         assert texts[0] == texts[1]  # whatever is drafted
         assert texts[0][:6] == texts[2][:6]  # until two tokens are nearly equally likely

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter.registry import Embed, ParallelDrafter, drafter
+from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
 
@@ -27,12 +27,12 @@ class LinearHeads(ParallelDrafter):
         self.to(target.device)
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         return torch.einsum("nd,kde->nke", hidden[rows, places].to(self.maps.dtype), self.maps)
 
     def draft_slots(
-        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache], embed: Embed
+        self, hidden: Tensor, embedded: Tensor, caches: list[PreallocatedCache]
     ) -> Tensor:
         return torch.einsum("d,kde->ke", hidden[0, -1].to(self.maps.dtype), self.maps)
 

@@ -88,8 +88,8 @@ class Amphista:
         return arm_of(self.config.model_dump())
 
     def bind(self, target: TargetModel) -> Drafter:
-        """Build the module for `target`, in its dtype and on its device; with packed 4-bit weights
-        in bfloat16 on a CPU.
+        """Build the module for `target`, in its dtype and on its device; with 8-bit weights
+        where the native decoder runs the target.
 
         Raises:
             ConfigError: it was trained for another model.

@@ -46,8 +46,8 @@ class DrafterConfig(BaseModel):
     architecture: ArchitectureName = Field(
         "amphista",
         title="Drafter architecture",
-        description="amphista: all heads in parallel; Medusa, by the settings below. joint: they "
-        "see each other's guesses. hydra, eagle: token after token, each from those before it.",
+        description="amphista: all heads in parallel; Medusa, by the settings below. hydra, "
+        "eagle: token after token, each from those before it.",
         json_schema_extra=ADVANCED,
     )
     heads: int = Field(
@@ -237,12 +237,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Without the sampled token": {"sampled_token": False},
         "EAGLE": {"architecture": "eagle", "adaptation_layers": 1},
         "Hydra": {"architecture": "hydra", "adaptation_layers": 1},
-        "Amphista-J": {"architecture": "joint", "adaptation_layers": 1},
-        "Amphista-J, heads apart": {
-            "architecture": "joint",
-            "adaptation_layers": 1,
-            "encoder": False,
-        },
     }
 )
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ConfigError, ModelError
 from backend.methods.amphista.checkpoint import Amphista
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.cost_model import measure_costs
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import (
@@ -133,7 +133,7 @@ def generate(
         drafter = make_proposer(target, drafter, nodes)
     if lookup:
         drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
-    rule = acceptance(sampling or usual_sampling(target.model))
+    rule = Acceptance(sampling or usual_sampling(target.model))
     stops = ends_of(target.model) if ends is None else ends
     steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
     for number, step in enumerate(steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import Literal, Self, TypeAlias
 
@@ -15,12 +14,6 @@ from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, G
 
 PROCESSES = "processes"  # a field of jobs: how many train together changes no checkpoint
 
-ADDED_LATER = {  # no part of the identity of runs without them; and what decides that
-    "quantizers": "quantizers",
-    "block_epochs": "block_epochs",
-    "block_rate": "block_epochs",
-}
-
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 ADVANCED: JsonDict = {"advanced": True}
 
@@ -31,7 +24,6 @@ class DLQATStage(StrEnum):
 
     DENSE = "dense"
     RTN = "rtn"
-    MSE = "mse"
     GPTQ = "gptq"
     BLOCKS = "block-wise"
     M_ONLY = "m-only"
@@ -39,7 +31,6 @@ class DLQATStage(StrEnum):
     DLQAT = "dlqat"
     DLQAT_KD = "dlqat-kd"
     LORA = "lora"
-    LORA_RTN = "lora-rtn"
     LORA_GPTQ = "lora-gptq"
 
 
@@ -65,15 +56,9 @@ STAGE_LABELS: dict[str, str] = {  # in order
     DLQATStage.DLQAT: "DL-QAT",
     DLQATStage.DLQAT_KD: "DL-QAT, distilled",
     DLQATStage.LORA: "LoRA, not quantised (control)",
-    DLQATStage.LORA_RTN: "LoRA, then RTN",
     DLQATStage.LORA_GPTQ: "LoRA, then GPTQ",
 }
 
-TEACHER_TOKENS = 64  # kept of each prediction by a cached teacher
-MERGED_LORA: dict[str, str] = {
-    DLQATStage.LORA_RTN: "rtn",
-    DLQATStage.LORA_GPTQ: "gptq",
-}  # stage -> quantizer
 TRAINED = (  # inside the rounding
     DLQATStage.M_ONLY,
     DLQATStage.LORA_ONLY,
@@ -178,12 +163,6 @@ class DLQATConfig(BaseModel):
         description="Baseline: round to nearest on a min-max grid.",
         json_schema_extra=ADVANCED,
     )
-    mse: bool = Field(
-        False,
-        title="RTN, MSE clip",
-        description="Baseline: round to nearest on the grid with the least squared weight error.",
-        json_schema_extra=ADVANCED,
-    )
     text_loss: bool = Field(
         True,
         title="DL-QAT on the text",
@@ -200,12 +179,6 @@ class DLQATConfig(BaseModel):
         False,
         title="LoRA in the rounding only",
         description="Ablation: m is fixed at 1.",
-        json_schema_extra=ADVANCED,
-    )
-    lora_rtn: bool = Field(
-        False,
-        title="LoRA, then RTN",
-        description="Baseline: the control, merged and rounded to a min-max grid.",
         json_schema_extra=ADVANCED,
     )
     lora_gptq: bool = Field(
@@ -254,13 +227,6 @@ class DLQATConfig(BaseModel):
         description="How scales and zero-points are chosen. minmax: the whole range. mse: clipped "
         "for the least squared error. weighted: the same, inputs weighted by their energy. lsq: "
         "then learned as in LSQ+.",
-        json_schema_extra=ADVANCED,
-    )
-    scale_mode: Literal["magnitude", "lsq"] = Field(
-        "magnitude",
-        title="Scale",
-        description="magnitude: the grid is fixed, m is learned on top. lsq: the step size of the "
-        "grid itself is learned (ablation).",
         json_schema_extra=ADVANCED,
     )
     layers: str = Field(
@@ -339,13 +305,6 @@ class DLQATConfig(BaseModel):
         description="Recompute activations in the backward pass: less memory, a third slower.",
         json_schema_extra=ADVANCED,
     )
-    teacher: Literal["live", "cached"] = Field(
-        "live",
-        title="Teacher",
-        description="live: run the dense model at every step. cached: once per sequence, keeping "
-        f"the {TEACHER_TOKENS} most likely tokens.",
-        json_schema_extra=ADVANCED,
-    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         title="Forward precision",
@@ -399,15 +358,13 @@ class DLQATConfig(BaseModel):
         chosen: dict[str, bool] = {
             DLQATStage.DENSE: True,
             DLQATStage.RTN: self.rtn,
-            DLQATStage.MSE: self.mse,
             DLQATStage.GPTQ: self.gptq,
             DLQATStage.BLOCKS: self.block_epochs > 0,
             DLQATStage.M_ONLY: self.m_only,
             DLQATStage.LORA_ONLY: self.lora_only,
             DLQATStage.DLQAT: self.text_loss,
             DLQATStage.DLQAT_KD: self.distil,
-            DLQATStage.LORA: self.lora or self.lora_rtn or self.lora_gptq,
-            DLQATStage.LORA_RTN: self.lora_rtn,
+            DLQATStage.LORA: self.lora or self.lora_gptq,
             DLQATStage.LORA_GPTQ: self.lora_gptq,
             **dict.fromkeys(read_names(self.quantizers), True),
         }
@@ -415,15 +372,8 @@ class DLQATConfig(BaseModel):
 
     @property
     def identity(self) -> str:
-        """The config as JSON, as it identifies the checkpoints of a run; with the names that
-        settings had when runs with the same config began."""
-        without = {name for name, used in ADDED_LATER.items() if not getattr(self, used)}
-        # not by `json`, which would spell small numbers otherwise
-        config = self.model_dump_json(exclude={PROCESSES, *without})
-        if self.grid == "offset":
-            return config
-        symmetric = json.dumps(self.grid == "symmetric")
-        return config.replace(f'"grid":"{self.grid}"', f'"symmetric":{symmetric}')
+        """The config as JSON, as it identifies the checkpoints of a run."""
+        return self.model_dump_json(exclude={PROCESSES})
 
     @property
     def needs_energies(self) -> bool:

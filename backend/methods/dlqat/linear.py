@@ -13,12 +13,6 @@ Backward (straight-through: round is the identity inside the range), G = dL/dWha
     D_ij     = m_ik G_ij  where 0 <= round(W'/s + z) <= Q, else 0        = dL/dW'
     dL/dB    = c D A^T,    dL/dA = c B^T D,    dL/dx = (dL/dy) What
 
-The ablation "lsq" rounds with the learned step itself, as LSQ does (and L4Q with LoRA inside):
-q = clamp(round(W' / (m s) + z)), and then
-
-    dL/dm_ik = s_ik sum_j G_ij (q_ij - z_ik - W'_ij / (m_ik s_ik)   inside,  q_ij - z_ik  clipped)
-    D_ij     = G_ij  inside, 0 clipped
-
 W', codes and m are float32 whatever the precision of the forward pass: m is close to 1, where a
 bfloat16 step is 0.4 %, and W' in bfloat16 would flip codes. Nothing of the size of the weight is
 kept between forward and backward: codes are recomputed from A and B in chunks of rows that fit into
@@ -109,12 +103,10 @@ class _RowPanel:
         self, layer: DLQATLinear, W0: Tensor, dense: Tensor, B: Tensor,
         scale: Tensor, m: Tensor, low: Tensor, high: Tensor, part: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.scale, self.m, self.tied = scale, m, layer.tied
+        self.scale, self.m = scale, m
         W = torch.addmm(W0.to(m.dtype), B, layer.A.detach(), alpha=layer.factor)
         self.rounded = W.view(len(W), scale.shape[1], -1)
-        step = scale * m if layer.tied else scale
-        self.v = self.rounded / step if layer.tied else None
-        self.rounded.div_(step)
+        self.rounded.div_(scale)
         if part is None:
             self.rounded.round_()
         else:
@@ -138,10 +130,8 @@ class _RowPanel:
         """Turn dL/dWhat [rows, in] into D and write dL/dm [rows, groups]. Called last, as it
         overwrites the levels."""
         g, inside = G.view(self.level.shape).to(self.m.dtype), self.inside()
-        slope = self.level if self.v is None else self.v.mul_(inside).neg_().add_(self.level)
-        torch.mul(group_sums(slope.mul_(g)), self.scale.squeeze(-1), out=dm)
-        g.mul_(inside)
-        torch.mul(g, 1 if self.tied else self.m, out=G.view(g.shape))
+        torch.mul(group_sums(self.level.mul_(g)), self.scale.squeeze(-1), out=dm)
+        torch.mul(g.mul_(inside), self.m, out=G.view(g.shape))
 
 
 class DLQATLinear(nn.Module):
@@ -153,7 +143,6 @@ class DLQATLinear(nn.Module):
         start: W0 [out, in] float32, where it is not the dense weight.
         rank: 0 leaves A and B empty.
         trains: whether A and B are trained, and whether m is.
-        tied: the ablation "lsq".
         keep_zeros: weights that are 0 in the dense layer stay 0.
         generator: draws A.
     """
@@ -167,13 +156,12 @@ class DLQATLinear(nn.Module):
         rank: int = 0,
         alpha: float = 1.0,
         trains: tuple[bool, bool] = (True, True),
-        tied: bool = False,
         keep_zeros: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.base, self.grid, self.start = base, grid, start
-        self.tied, self.keep_zeros, self.teaching = tied, keep_zeros, False
+        self.keep_zeros, self.teaching = keep_zeros, False
         rank = rank if trains[0] else 0
         self.factor = alpha / rank if rank else 0.0
         A, B = new_factors(self.shape, rank, grid.scale.device, generator)

@@ -39,13 +39,7 @@ from backend.methods.dlqat.config import TRAINED, DLQATConfig, DLQATStage
 from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle
 from backend.methods.dlqat.linear import DLQATLinear
 from backend.methods.dlqat.lora import train_lora
-from backend.methods.dlqat.losses import (
-    Loss,
-    cache_teacher,
-    cached_teacher_loss,
-    live_teacher_loss,
-    text_loss,
-)
+from backend.methods.dlqat.losses import teacher_loss, text_loss
 from backend.methods.dlqat.passes import find_energies
 from backend.methods.dlqat.quantizer_pass import quantize_blocks, quantize_stage
 from backend.methods.dlqat.run import DLQATRun
@@ -168,8 +162,6 @@ class DLQAT:
         if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
             return
-        if stage == DLQATStage.DLQAT_KD and run.config.teacher == "cached":
-            cache_teacher(run, reporter)
         ranks.announce(stage)
         self._train(stage, reporter)
 
@@ -199,19 +191,12 @@ class DLQAT:
         )
         watch = snapshots if ranks.is_first() else _watch_nothing
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
-            loss = self._loss(stage, layers)
+            distils = stage == DLQATStage.DLQAT_KD
+            loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
             StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
         run.store.save_stage(
             stage, {n: layer.convert(run.stored, config.grid) for n, layer in layers.items()}
         )
-
-    def _loss(self, stage: str, layers: dict[str, DLQATLinear]) -> Loss:
-        run = self.run
-        if stage != DLQATStage.DLQAT_KD:
-            return text_loss(run, run.model)
-        if run.config.teacher == "cached":
-            return cached_teacher_loss(run, run.model)
-        return live_teacher_loss(run, run.model, layers)
 
     def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
         """Full name -> trainable layer that replaces that linear."""
@@ -228,7 +213,6 @@ class DLQAT:
                 rank=config.rank,
                 alpha=config.alpha,
                 trains=config.trains(stage),
-                tied=config.scale_mode == "lsq",
                 keep_zeros=config.keep_zeros,
                 generator=generator,
             )

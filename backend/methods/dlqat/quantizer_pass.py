@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor
 
 from backend.methods.calibration import InputStatistics, StatisticsLevel
-from backend.methods.dlqat.config import MERGED_LORA, STAGE_LABELS, DLQATStage
+from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
 from backend.methods.dlqat.passes import RunPass
 from backend.methods.dlqat.run import DLQATRun
 from backend.methods.linalg import with_damping
@@ -32,11 +32,12 @@ Starts = dict[str, tuple[Tensor, QuantGrid, Basis]]
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
     """Make `stage` with its post-training quantizer and store it."""
-    method = MERGED_LORA.get(stage, stage)
-    weight = partial(_weight_before, run, stage)
+    merged = stage == DLQATStage.LORA_GPTQ
+    method = "gptq" if merged else stage
     if QUANTIZERS[method].needs == "nothing":
-        layers = _rounded(run, method, weight, reporter)
+        layers = _rounded(run, method, reporter)
     else:
+        weight = partial(_merged_lora, run) if merged else LinearWeight.read
         quantize_blocks(run, stage, method, weight, reporter)
         starts = {
             name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
@@ -165,22 +166,18 @@ def _role(module: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
 
 
-def _weight_before(run: DLQATRun, stage: str, linear: LinearWeight) -> Tensor:
-    """The weight that `stage` quantizes: the dense one, or the merged LoRA control."""
-    if stage not in MERGED_LORA:
-        return linear.read()
+def _merged_lora(run: DLQATRun, linear: LinearWeight) -> Tensor:
+    """The weight [out, in] of the LoRA control."""
     W = run.weight(DLQATStage.LORA, linear)
     return W.mul_(linear.read() != 0) if run.config.keep_zeros else W
 
 
-def _rounded(
-    run: DLQATRun, method: str, weight: Callable[[LinearWeight], Tensor], reporter: Reporter
-) -> dict[str, QuantizedWeight]:
+def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, QuantizedWeight]:
     """Full name -> layer, by a quantizer that needs no inputs."""
     layers, quantizer = dict[str, QuantizedWeight](), QUANTIZERS[method]
     for index, block in enumerate(decoder_blocks(run.model)):
         linears = run.of_block(index)
-        weights = {module: weight(linear) for module, linear in linears.items()}
+        weights = {module: linear.read() for module, linear in linears.items()}
         bases = quantizer.bases(BlockLayers(block, weights, {}, run.settings))
         for module, linear in linears.items():
             stop_if_asked(reporter)

@@ -3,7 +3,6 @@
 energy/          mean square of every input, by layer
 gptq-0003/       one block of a quantizer pass: weights to round and their grids
 train-dlqat-1/   a training step: parameters and optimiser state
-teacher/         cached predictions of the dense model
 stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
 .seconds-dlqat/  time it took, over all attempts that were not killed
 audit-0003/      errors of all stages of one block

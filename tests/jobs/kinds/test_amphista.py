@@ -196,9 +196,9 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
 def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
     """Of 8 anchors in 64 tokens with 4 guesses behind each: 32 x (64 + 32)."""
     shape = {"anchors": 1 / 8, "heads": 5, "adaptation_layers": 2}
-    joint = AmphistaJob.model_validate({**SMALL, **shape, "architecture": "joint"})
-    assert mask_bytes(joint, 64) == 4 * 2 * 32 * 96
-    assert mask_bytes(joint.model_copy(update={"architecture": "hydra"}), 64) == 0
+    eagle = AmphistaJob.model_validate({**SMALL, **shape, "architecture": "eagle"})
+    assert mask_bytes(eagle, 64) == 4 * 2 * 32 * 96
+    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 64) == 0
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

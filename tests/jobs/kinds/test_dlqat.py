@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
-from backend.methods.dlqat.config import ADDED_LATER
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -117,7 +116,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"keep_zeros": True, "quantizers": "rotated"}, ConfigError, "quantizers", "rotated mixes"),
         ({"start": "block-wise"}, ConfigError, "start", "no epochs"),
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
-        ({"keep": "mse"}, ConfigError, "keep", "rtn, gptq, dlqat"),
+        ({"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
         ({"quantizers": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
         ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
@@ -172,9 +171,7 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
         return memory_bytes(config, inspect("toy"))["training"]
 
     assert training(checkpointing=True) < small["training"]
-    cached = [training(distil=True, teacher="cached", steps=steps) for steps in (1000, 2000)]
-    kept = 1000 * DLQATJob.model_validate(SMALL).batch * DLQATJob.model_validate(SMALL).length
-    assert cached[1] - cached[0] == kept * 64 * 8 * 2  # what is predicted is held twice at most
+    assert training(distil=True) > small["training"]  # the logits of the teacher, too
 
 
 @pytest.mark.parametrize(
@@ -197,7 +194,7 @@ def test_quantizers_that_know_llama_alone_are_refused_elsewhere_beforehand(
 
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
-    chosen = dict.fromkeys(("mse", "m_only", "lora_only", "distil", "lora_rtn", "lora_gptq"), True)
+    chosen = dict.fromkeys(("m_only", "lora_only", "distil", "lora_gptq"), True)
     config = DLQATJob.model_validate({**SMALL, **chosen, "packed": True})
     found = flops_by_phase(config, inspect("toy"))
     assert all(work > 0 for work in found.values())
@@ -221,23 +218,6 @@ def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
 def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
     found = verdict(StageComparison(perplexity))
     assert said in found and bool(found) == bool(said)
-
-
-@pytest.mark.parametrize(("grid", "symmetric"), [("symmetric", True), ("zero-point", False)])
-def test_checkpoints_of_older_runs_are_found_by_the_name_their_setting_had(
-    grid: str, symmetric: bool
-) -> None:
-    config = DLQATJob.model_validate({**SMALL, "grid": grid, "rate": 1e-5})
-    assert '"rate":0.00001,' in config.identity  # as it was spelt when they began
-    older = json.loads(config.identity)
-    assert older["symmetric"] is symmetric and "grid" not in older
-    later = {"processes", *ADDED_LATER}
-    plain = config.model_dump_json(exclude=later)
-    assert config.identity == plain.replace(
-        f'"grid":"{grid}"', f'"symmetric":{str(symmetric).lower()}'
-    )
-    offset = DLQATJob.model_validate({**SMALL, "grid": "offset"})
-    assert json.loads(offset.identity)["grid"] == "offset"
 
 
 def test_what_is_exported_is_the_best_of_what_can_be() -> None:

@@ -191,7 +191,6 @@ def test_sampling_and_stop_strings(wait: Wait) -> None:
         ({"sides": "toy, nobody/nothing"}, ModelError, "sides"),
         ({"sides": "/etc"}, ModelError, "sides"),
         ({"max_new_tokens": 4000}, ConfigError, "max_new_tokens"),
-        ({"typical": True}, ConfigError, "typical"),
         ({"temperature": -1}, ConfigError, "temperature"),
         ({"temperature": 1e-40}, ConfigError, "temperature"),
         ({"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty"),
@@ -204,11 +203,6 @@ def test_bad_input_is_refused_before_it_is_queued(
         submit("generate", {**SMALL, **changed}, HOST)
     assert refused.value.field == field and refused.value.what
     assert queries.jobs() == []
-
-
-def test_a_lossy_acceptance_is_a_warning(queue: Path) -> None:
-    _, estimate = checked("generate", {**SMALL, "typical": True, "temperature": 0.7})
-    assert "differs from the base model" in estimate.warnings[0]
 
 
 def test_who_answers_is_known_by_name(queue: Path) -> None:

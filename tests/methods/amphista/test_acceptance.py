@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from backend.errors import ConfigError
 from backend.methods.amphista.config import DECLARED_DRAFTERS
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import (
     NOTHING,
@@ -75,7 +75,7 @@ def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int],
 
 def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:
     """Pairs of tokens, by as many walks as they take; the tree's guesses change by chance."""
-    rule, dice, trees = acceptance(sampling), Random(9), verified(logits)
+    rule, dice, trees = Acceptance(sampling), Random(9), verified(logits)
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
     start = logits[()][None]
     for _ in range(count):
@@ -135,7 +135,7 @@ def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
         num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     target, count = TargetModel(built(config)), 1200
-    rule = acceptance(Sampling(temperature=1.0, seed=5))
+    rule = Acceptance(Sampling(temperature=1.0, seed=5))
     drawn = Counter(
         tuple(t for step in decode(target, Fixed(), [0, 1], rule, 3) for t in step.tokens)[1:]
         for _ in range(count)
@@ -161,7 +161,7 @@ def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
         repetition_penalty=1.3, eos_token_id=None,
     )[0, len(prompt) :].tolist()  # fmt: skip
     for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
-        steps = decode(target, proposer, prompt, acceptance(sampling), 40)
+        steps = decode(target, proposer, prompt, Acceptance(sampling), 40)
         assert [t for step in steps for t in step.tokens] == expected
 
 
@@ -183,23 +183,12 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     texts = [
         [
             t
-            for step in decode(target, proposer, prompt, acceptance(sampling), 40)
+            for step in decode(target, proposer, prompt, Acceptance(sampling), 40)
             for t in step.tokens
         ]
         for proposer in proposers
     ]
     assert texts == [texts[0]] * len(proposers)
-
-
-def test_typical_acceptance_takes_the_longest_likely_path() -> None:
-    sampling = Sampling(temperature=1.0, typical=True)
-    likely, flat = torch.tensor([5.0, 0.0, 0.0]), torch.zeros(3)
-    logits = torch.stack([likely, likely, flat, likely, flat, flat])
-    tokens = [0, 0, 1, 0, 1, 2]  # node 1 (token 0) and below it node 3 (token 0) are likely
-    path, _ = acceptance(sampling).walk(TREE, tokens, logits, [])
-    assert path == [0, 1, 3]
-    path, _ = acceptance(sampling).walk(TREE, [0, 1, 2, 0, 0, 0], logits, [])
-    assert path == [0]  # both children are unlikely
 
 
 @pytest.mark.parametrize(
@@ -209,7 +198,6 @@ def test_typical_acceptance_takes_the_longest_likely_path() -> None:
         ({"top_p": 0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"typical": True}, "typical"),
     ],
 )
 def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:

@@ -22,7 +22,6 @@ ALWAYS = {LM_HEAD, REST, "norm"}
         ("Medusa", {"heads"}),
         ("Hydra", {"fusions", "layers", "heads"}),
         ("EAGLE", {"fusions", "layers"}),
-        ("Amphista-J", {"fusions", "layers", "heads"}),
     ],
 )
 def test_every_part_that_is_called_is_timed(arm: str, parts: set[str]) -> None:

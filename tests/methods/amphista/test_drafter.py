@@ -12,11 +12,17 @@ from backend.methods.amphista.decoding.proposers import TreeProposer
 from backend.methods.amphista.drafter.adaptation import ClonedLayer, final_norm
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
 from backend.methods.amphista.drafter.initialization import ridge
-from backend.methods.amphista.drafter.joint import JointDrafter
 from backend.methods.amphista.target_model import TargetModel, fingerprint
 from backend.methods.amphista.tree import Tree
 from backend.models.blocks import decoder_blocks
-from tests.methods.amphista.toys import ARCHITECTURES, base, built, drafter_of, random_ids
+from tests.methods.amphista.toys import (
+    ARCHITECTURES,
+    all_logits,
+    base,
+    built,
+    drafter_of,
+    random_ids,
+)
 
 SEQUENTIAL = {"EAGLE", "Hydra"}
 NAMES = ["toy", *ARCHITECTURES]
@@ -25,7 +31,7 @@ NAMES = ["toy", *ARCHITECTURES]
 def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits [n, K, v] at every anchor of one sequence."""
     hidden = target.hidden(ids[None])
-    return drafter(hidden[:, :-1], target.embed(ids[None, 1:]), target.embed)[0]
+    return all_logits(drafter, hidden[:, :-1], target.embed(ids[None, 1:]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,60 +99,25 @@ def test_a_sequential_draft_is_that_of_the_text_along_each_path(name: str, arm: 
         text = torch.cat([ids[: anchor + 2], torch.tensor([drafted[node] for node in nodes])])
         states = torch.cat([hidden[:, : anchor + 1], torch.randn(1, len(nodes), target.width)], 1)
         place = torch.tensor([anchor])
-        slots = drafter.anchor_slots(
-            states, target.embed(text[None, 1:]), place * 0, place, target.embed
-        )[0]
+        slots = drafter.anchor_slots(states, target.embed(text[None, 1:]), place * 0, place)[0]
         best = drafter.logits(slots).topk(2).indices
         for head, node in enumerate(nodes):
             assert drafted[node] == best[head, tree.slots[node - 1][1]]
 
 
-@pytest.mark.parametrize(
-    ("name", "arm"),
-    [("grouped", "Amphista"), ("grouped", "Amphista-J"), ("gpt2", "Amphista-J"),
-     ("capped, some windows", "Amphista-J, heads apart")],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["grouped", "gpt2", "capped, some windows"])
 @torch.no_grad()
-def test_a_parallel_draft_is_that_of_the_anchor(name: str, arm: str) -> None:
+def test_a_parallel_draft_is_that_of_the_anchor(name: str) -> None:
     target = base(name)
-    drafter = drafter_of(target, scale=0.3, **ARMS[arm])
+    drafter = drafter_of(target, scale=0.3)
     ids = random_ids(target, 30)
     hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
     whole = guesses(drafter, target, ids)
     caches = drafter.new_caches(40)
     for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
-        slots = drafter.draft_slots(
-            hidden[:, start:end], embedded[:, start:end], caches, target.embed
-        )
+        slots = drafter.draft_slots(hidden[:, start:end], embedded[:, start:end], caches)
         assert caches[0].length == end
         torch.testing.assert_close(drafter.logits(slots), whole[end - 1], rtol=1e-4, atol=1e-4)
-
-
-def with_other_guess(drafter: JointDrafter, number: int) -> None:
-    """Let the heads be told another token than the guess of this number."""
-
-    def told(slots: torch.Tensor) -> torch.Tensor:
-        ids = JointDrafter.guesses(drafter, slots)
-        ids[:, number] = (ids[:, number] + 1) % len(drafter.vocabulary)
-        return ids
-
-    drafter.guesses = told
-
-
-@pytest.mark.parametrize("heads", [1, 2, 4])
-@torch.no_grad()
-def test_joint_heads_see_the_guesses_of_all_and_their_twins_only_that_before(heads: int) -> None:
-    target, ids = base("grouped"), random_ids(base("grouped"), 20)
-    for encoder in (True, False):
-        drafter = drafter_of(target, scale=0.3, architecture="joint", heads=heads, encoder=encoder)
-        before = guesses(drafter, target, ids)[9]
-        assert before.shape == (heads, target.vocabulary)
-        for number in range(heads - 1):
-            with_other_guess(drafter, number)
-            after = guesses(drafter, target, ids)[9]
-            changed = [not torch.allclose(*pair) for pair in zip(before, after, strict=True)]
-            told = [head == number + 1 for head in range(heads)]
-            assert changed == ([head > 0 for head in range(heads)] if encoder else told)
 
 
 @torch.no_grad()
@@ -195,7 +166,7 @@ def test_no_gradient_reaches_the_base() -> None:
     drafter = drafter_of(target)
     hidden = target.hidden(random_ids(target, 12)[None]).detach()
     embedded = target.embed(random_ids(target, 12)[None, 1:]).detach()
-    drafter(hidden[:, :-1], embedded, target.embed).square().sum().backward()
+    all_logits(drafter, hidden[:, :-1], embedded).square().sum().backward()
     assert all(p.grad is None for p in target.model.parameters())
     assert all(p.grad is not None for p in drafter.layers.parameters())
     torch.optim.SGD(drafter.parameters(), 0.1).step()

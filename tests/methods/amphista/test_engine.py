@@ -12,10 +12,9 @@ from transformers import StaticCache
 
 from backend.errors import ConfigError
 from backend.methods.amphista.config import ARMS, LOOKED_UP
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import DecodeStep, decode
 from backend.methods.amphista.decoding.proposers import (
-    AssistantModel,
     DraftTokens,
     NoDraft,
     PromptLookup,
@@ -65,7 +64,7 @@ def ours(
     ends: Sequence[int] = (),
     sampling: Sampling | None = None,
 ) -> tuple[list[int], list[DecodeStep]]:
-    rule = acceptance(sampling or Sampling())
+    rule = Acceptance(sampling or Sampling())
     steps = list(decode(target, proposer, prompt, rule, limit, ends))
     return [token for step in steps for token in step.tokens], steps
 
@@ -125,17 +124,11 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
     assert found == plain(target, prompt, 38, [])
 
 
-def test_lookup_and_a_small_model_write_the_same_text() -> None:
+def test_lookup_writes_the_same_text() -> None:
     target, prompt = base(), toy_prompts()[2]
     expected = plain(target, prompt, 60, [END])
-    for proposer in (
-        NoDraft(),
-        PromptLookup(),
-        AssistantModel(target.model, target.vocabulary),  # the base itself: always right
-    ):
-        found, steps = ours(target, proposer, prompt, 60, [END])
-        assert found == expected
-    assert mean_accepted(steps) > 3
+    for proposer in (NoDraft(), PromptLookup()):
+        assert ours(target, proposer, prompt, 60, [END])[0] == expected
 
 
 def test_a_drafter_goes_on_where_nothing_was_found() -> None:
@@ -240,7 +233,7 @@ def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.M
     drafter = drafter_of(target, scale=0.1, heads=2)
     proposer = TreeProposer(drafter, target, TREES[16])
     committed = len(prompt)
-    for step in decode(target, proposer, prompt, acceptance(Sampling()), 30):
+    for step in decode(target, proposer, prompt, Acceptance(Sampling()), 30):
         committed += len(step.tokens)
         if committed < len(prompt) + 30:  # the last step may have been cut
             assert caches[0].length == committed - 1  # the root is not read yet
@@ -256,7 +249,6 @@ def test_two_texts_from_one_object_agree() -> None:
         TreeProposer(drafter, target, TREES[16]),
         PromptLookup(),
         PromptLookupFirst(TreeProposer(drafter, target, TREES[16])),
-        AssistantModel(target.model, target.vocabulary),
     ):
         first, _ = ours(target, proposer, prompt, 30)
         ours(target, proposer, toy_prompts()[7], 11)
@@ -283,9 +275,3 @@ def test_trees_beyond_the_drafter_are_refused() -> None:
     for tree in (chain(3), Tree([(target.vocabulary,)])):
         with pytest.raises(ConfigError, match="does not fit the drafter"):
             TreeProposer(drafter, target, tree)
-
-
-def test_an_assistant_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ConfigError, match="vocabulary has 128 tokens") as refused:
-        AssistantModel(built(ARCHITECTURES["grouped"]), base().vocabulary)
-    assert refused.value.field == "assistant"

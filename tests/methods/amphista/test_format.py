@@ -82,7 +82,7 @@ def test_a_saved_drafter_is_as_specified(fields: dict[str, object], tmp_path: Pa
     assert block == (set(last) if drafter.config.adaptation_layers else set())
 
 
-@pytest.mark.parametrize("architecture", ["eagle", "hydra", "joint"])
+@pytest.mark.parametrize("architecture", ["eagle", "hydra"])
 def test_the_tensors_of_the_other_architectures_are_as_specified(architecture: str) -> None:
     target = base("grouped")
     d, v = target.width, target.vocabulary

@@ -19,17 +19,15 @@ from backend.methods.amphista.data.hidden_state_cache import (
     collect,
     draft_vocabulary,
 )
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import NoDraft, TreeProposer
 from backend.methods.amphista.drafter.amphista import AmphistaDrafter
-from backend.methods.amphista.drafter.registry import TrainingSlots
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.training.head_accuracy import measure_heads
 from backend.methods.amphista.training.loss import (
     LENGTH_STEP,
     ROW_STEP,
-    WRONG_GUESS_WEIGHT,
     loss_and_gradient,
     padded,
     position_in,
@@ -120,7 +118,7 @@ def test_answers_of_the_native_decoder_are_those_it_writes_alone() -> None:
     assert target.native
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
-        steps = decode(target, NoDraft(), prompt, acceptance(Sampling()), 30, [END])
+        steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
         alone = [token for step in steps for token in step.tokens]
         assert row["ids"].tolist() == [*prompt, *alone]
 
@@ -204,30 +202,24 @@ def test_the_draft_vocabulary_is_what_occurs_most(
 # the loss -----------------------------------------------------------------------------------------
 
 
-def plain_loss(training: DrafterTrainer, taught: TrainingSlots, batch: object) -> torch.Tensor:
+def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
     drafter, target, config = training.drafter, training.target, training.config
-    logits, total = drafter.logits(taught.slots).float(), torch.zeros(())
-    own = drafter.config.heads
+    logits, total = drafter.logits(slots).float(), torch.zeros(())
     for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
-        for slot, k in enumerate([*range(own), *taught.heads]):
+        for k in range(drafter.config.heads):
             if not batch.valid[n, k]:
                 continue
-            weight = config.discount**k
-            if taught.guesses is not None and slot < own:
-                text = batch.ids[row, place + 2 : place + 2 + k].tolist()
-                weight *= 1.0 if taught.guesses[n, :k].tolist() == text else WRONG_GUESS_WEIGHT
             state = batch.hidden[row, place + 1 + k].float()
             teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
             wanted = config.teacher_weight * teacher[drafter.vocabulary]
             label = int(batch.ids[row, place + 2 + k])
             wanted = wanted + config.label_weight * (drafter.vocabulary == label)
-            term = -(wanted * logits[n, slot].log_softmax(-1)).sum()
-            total = total + weight * term
-    return total / len(taught.slots)
+            term = -(wanted * logits[n, k].log_softmax(-1)).sum()
+            total = total + config.discount**k * term
+    return total / len(slots)
 
 
-@pytest.mark.parametrize("guessing", [False, True])
 @pytest.mark.parametrize(("vocabulary", "label"), [(512, 0.1), (60, 0.5), (60, 0.0)])
 def test_loss_and_gradient_are_those_of_the_definition(
     corpora: tuple[HiddenStateCache, HiddenStateCache],
@@ -235,7 +227,6 @@ def test_loss_and_gradient_are_those_of_the_definition(
     monkeypatch: pytest.MonkeyPatch,
     vocabulary: int,
     label: float,
-    guessing: bool,
 ) -> None:
     monkeypatch.setattr("backend.methods.amphista.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
@@ -243,15 +234,10 @@ def test_loss_and_gradient_are_those_of_the_definition(
     drafter = AmphistaDrafter(whole.config, base(), ids)
     work = training(drafter, corpora, tmp_path, batch=2, label_weight=label)
     batch = work.anchor_batch(0)
-    slots = torch.randn(len(batch.rows), 3 + guessing, base().width, requires_grad=True)
-    ahead = batch.places[:, None] + torch.tensor([2, 3])
-    guesses = batch.ids[batch.rows[:, None], ahead.clamp(max=batch.ids.shape[1] - 1)]
-    guesses[::3, 0] += 1
-    guesses[::2, 1] += 1
-    taught = TrainingSlots(slots, (1,), guesses) if guessing else TrainingSlots(slots)
+    slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)
     with torch.no_grad():
-        loss, gradient = loss_and_gradient(drafter, taught, batch, work.config)
-    expected = plain_loss(work, taught, batch)
+        loss, gradient = loss_and_gradient(drafter, slots, batch, work.config)
+    expected = plain_loss(work, slots, batch)
     assert len(slots) > 7
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     wanted = torch.autograd.grad(expected, slots)[0]
@@ -401,7 +387,7 @@ def accepted(
     proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
     found = []
     for prompt in toy_prompts(78)[72:]:
-        steps = list(decode(target, proposer, prompt, acceptance(Sampling()), 48, [END]))
+        steps = list(decode(target, proposer, prompt, Acceptance(Sampling()), 48, [END]))
         found.append(mean_accepted(steps))
     return mean(found)
 

@@ -10,7 +10,7 @@ import torch
 
 from backend.methods.amphista.data.generation import write_answers
 from backend.methods.amphista.data.hidden_state_cache import CachedSequence
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.cost_model import CostModel
 from backend.methods.amphista.decoding.engine import decode
 from backend.methods.amphista.decoding.proposers import (
@@ -64,7 +64,7 @@ def test_a_walk_is_what_decoding_does(name: str) -> None:
     proposer, tokens, nodes = PROPOSERS[name](), list[int](), list[int]()
     for answer in answers():
         prompt = answer.ids[: answer.start].tolist()
-        steps = [*decode(base(), proposer, prompt, acceptance(Sampling()), LIMIT)]
+        steps = [*decode(base(), proposer, prompt, Acceptance(Sampling()), LIMIT)]
         assert prompt + [t for step in steps for t in step.tokens] == answer.ids.tolist()
         tokens += [len(step.tokens) for step in steps if step.path]
         nodes += [len(step.tree) for step in steps if step.path]
@@ -84,7 +84,7 @@ def test_a_sequential_drafter_reaches_the_end_of_the_context() -> None:
     proposer = TreeProposer(drafter, target, DynamicTree(6, 0.0))
     limit = 20
     prompt = random_ids(target, target.context - limit).tolist()
-    steps = [*decode(target, proposer, prompt, acceptance(Sampling()), limit)]
+    steps = [*decode(target, proposer, prompt, Acceptance(Sampling()), limit)]
     assert sum(len(step.tokens) for step in steps) == limit
 
 

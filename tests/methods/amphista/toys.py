@@ -28,7 +28,7 @@ from transformers import (
 
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.decoding.engine import DecodeStep
-from backend.methods.amphista.drafter.registry import build_drafter
+from backend.methods.amphista.drafter.registry import Drafter, build_drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import load
 from backend.text.prompt_ids import prompt_ids
@@ -98,6 +98,12 @@ def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields:
         for parameter in drafter.parameters():
             parameter.add_(scale * torch.randn_like(parameter) * (parameter.std() + 0.02))
     return drafter.eval()
+
+
+def all_logits(drafter: Drafter, hidden: Tensor, embedded: Tensor) -> Tensor:
+    """Logits [n, K, v] at every anchor of one sequence, [1, n, d] each."""
+    places = torch.arange(hidden.shape[1])
+    return drafter.logits(drafter.anchor_slots(hidden, embedded, places * 0, places))
 
 
 def random_ids(target: TargetModel, length: int, seed: int = 0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -172,12 +171,9 @@ def test_what_is_trained_is_what_is_stored(
 
 
 def test_off_it_leaves_runs_as_they_were() -> None:
-    off = DLQATConfig()
-    assert BLOCKS not in off.stages
-    assert not {"block_epochs", "block_rate"} & json.loads(off.identity).keys()
+    assert BLOCKS not in DLQATConfig().stages
     on = config()
     assert on.stages == [DLQATStage.DENSE, BLOCKS] and on.needs_gptq
-    assert json.loads(on.identity)["block_epochs"] == 3
     assert not config(start="rounded").needs_gptq
     assert config(start="rounded", space="weighted").needs_energies
     assert export_order().index(BLOCKS) < export_order().index("gptq")

@@ -119,10 +119,9 @@ def test_stages_come_in_order_with_those_they_build_on() -> None:
         DLQATStage.LORA,
         DLQATStage.LORA_GPTQ,
     ]
-    assert config(rtn=True, distil=True, mse=True).stages == [
+    assert config(rtn=True, distil=True).stages == [
         DLQATStage.DENSE,
         DLQATStage.RTN,
-        DLQATStage.MSE,
         DLQATStage.GPTQ,
         DLQATStage.DLQAT,
         DLQATStage.DLQAT_KD,

@@ -52,7 +52,7 @@ def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
     grid, W0 = layer.grid, layer.base.weight.detach()
     W = (W0 + layer.factor * layer.B @ layer.A).view(ROWS, grid.groups, -1)
     s, z, m = (t.unsqueeze(-1) for t in (grid.scale, grid.zero, layer.m))
-    v = W / (s * m if layer.tied else s)
+    v = W / s
     u = v + z
     q = (u + ((v + z - z.round()).round() + z.round() - u).detach()).clamp(0, grid.top)
     What = m * s * (q - z)
@@ -61,16 +61,13 @@ def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
     return linear(x, What.view(ROWS, COLUMNS))
 
 
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     ("grid_type", "keep_zeros"),
     [("symmetric", False), ("symmetric", True), ("zero-point", False), ("zero-point", True),
      ("offset", False)],
 )  # fmt: skip
-def test_the_closed_forms_are_those_of_autograd(
-    tied: bool, keep_zeros: bool, grid_type: str
-) -> None:
-    layer = doubled(made(grid_type=grid_type, tied=tied, keep_zeros=keep_zeros))
+def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str) -> None:
+    layer = doubled(made(grid_type=grid_type, keep_zeros=keep_zeros))
     layer.base.weight.data[:, ::5] = 0
     x = torch.randn(2, 7, COLUMNS, dtype=torch.float64, requires_grad=True)
     dy = torch.randn(2, 7, ROWS, dtype=torch.float64)
@@ -132,9 +129,8 @@ def test_only_what_is_trained_gets_a_gradient() -> None:
         assert layer.base.weight.grad is None
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_frozen_it_computes_the_same(tied: bool) -> None:
-    layer = made(tied=tied)
+def test_frozen_it_computes_the_same() -> None:
+    layer = made()
     frozen = layer.convert()
     x = torch.randn(5, COLUMNS)
     assert frozen.codes.dtype == torch.uint8 and int(frozen.codes.max()) <= 7

@@ -25,8 +25,7 @@ from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
 
 LENGTH = 64
-ALL = ("rtn", "mse", "gptq", "m_only", "lora_only", "text_loss", "distil", "lora", "lora_rtn",
-       "lora_gptq")  # fmt: skip
+ALL = ("rtn", "gptq", "m_only", "lora_only", "text_loss", "distil", "lora", "lora_gptq")
 QUICK = {
     "bits": 2, "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 3, "batch": 2,
     "length": LENGTH, "precision": "float32", "save_every": 2, "pictures": 2,
@@ -34,7 +33,7 @@ QUICK = {
 WORTH = {
     **QUICK, "steps": 20, "batch": 4, "rate": 3e-3, "rate_m": 2e-3, "save_every": 20,
 }  # fmt: skip
-STOPPED = {"distil": True, "lora_gptq": True, "teacher": "cached"}
+STOPPED = {"distil": True, "lora_gptq": True}
 
 
 def config(base: dict = QUICK, **fields: object) -> DLQATConfig:
@@ -106,11 +105,10 @@ def test_each_stage_is_worth_what_it_should_be(everything) -> None:
     assert (
         ppl[DLQATStage.DENSE] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.GPTQ] < ppl[DLQATStage.RTN]
     )
-    assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_RTN]
+    assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_GPTQ]
     assert ppl[DLQATStage.DLQAT] < 1.05 * min(ppl[DLQATStage.M_ONLY], ppl[DLQATStage.LORA_ONLY])
     assert ppl[DLQATStage.DLQAT_KD] < ppl[DLQATStage.GPTQ]
     assert ppl[DLQATStage.BLOCKS] < ppl[DLQATStage.GPTQ]
-    assert ppl[DLQATStage.MSE] < ppl[DLQATStage.RTN]
     recovered = (ppl[DLQATStage.RTN] - ppl[DLQATStage.DLQAT]) / (
         ppl[DLQATStage.RTN] - ppl[DLQATStage.DENSE]
     )
@@ -120,10 +118,7 @@ def test_each_stage_is_worth_what_it_should_be(everything) -> None:
 def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
     errors = everything["errors"]
     assert set(errors) == set(DLQATStage) - {DLQATStage.DENSE}
-    assert (
-        errors[DLQATStage.LORA] < errors[DLQATStage.DLQAT]
-        and errors[DLQATStage.MSE] < errors[DLQATStage.RTN]
-    )
+    assert errors[DLQATStage.LORA] < errors[DLQATStage.DLQAT]
 
 
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
@@ -177,11 +172,11 @@ def test_the_dense_model_comes_back_after_every_stage(start) -> None:
     assert weights_hash(qat.run.model) == before
 
 
-@pytest.mark.parametrize("count", [3, 8, 10, 15, 18])
+@pytest.mark.parametrize("count", [3, 8, 10, 14, 17])
 def test_a_stopped_run_goes_on_to_the_same_bits(
     start, recorder, tmp_path: Path, whole, count: int
 ) -> None:
-    """Stopped once `count` of its 20 checkpoints are there."""
+    """Stopped once `count` of its 19 checkpoints are there."""
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
         run(start("cut", **STOPPED), stop)
@@ -249,8 +244,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
             W = linear.read()
             W[:, 1::2] = 0
             linear.write(W)
-    fields = dict.fromkeys(("lora_rtn", "lora_gptq", "mse", "keep_zeros"), True)
-    qat = start(model=model, start=begin, **fields)
+    qat = start(model=model, start=begin, lora_gptq=True, keep_zeros=True)
     run(qat)
     for stage in qat.stages:
         if stage != DLQATStage.LORA:

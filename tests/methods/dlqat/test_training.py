@@ -169,7 +169,6 @@ def test_checkpointed_activations_change_no_bit(start) -> None:
         ({"m_only": True, "text_loss": False}, False, True),
         ({"lora_only": True, "text_loss": False}, True, False),
         ({}, True, True),
-        ({"scale_mode": "lsq"}, True, True),
         ({"rank": 0}, False, True),
     ],
 )
@@ -201,21 +200,11 @@ def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
     qat = start(distil=True, bits=2)
     layers = qat._layers(DLQATStage.DLQAT_KD, SilentReporter())
     with swap_modules(qat.run.model, layers):
-        found = losses.live_teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
+        found = losses.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
     wanted = kl_div(q, p, reduction="sum", log_target=True)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1
-
-
-def test_a_cached_teacher_says_nearly_the_same(start, recorder) -> None:
-    found = {}
-    for teacher in ("live", "cached"):
-        told = recorder()
-        made(start(teacher, distil=True, bits=2, teacher=teacher), told, DLQATStage.DLQAT_KD)
-        found[teacher] = [v for n, v, _ in told.metrics if n == "loss/dlqat-kd"]
-    assert found["cached"] == pytest.approx(found["live"], rel=0.1)
-    assert max(a - b for a, b in zip(found["cached"], found["live"], strict=True)) < 1e-3  # coarser
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -190,7 +190,7 @@ def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str
 
 def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured: str) -> None:
     store(
-        job(2, kind="amphista", config={"architecture": "joint"}),
+        job(2, kind="amphista", config={"architecture": "eagle"}),
         result(2, "drafter", "predicted_length", 1.9),
         *(result(2, f"part-{name}", "draft_ms", ms)
           for name, ms in (("lm_head", 0.5), ("layers", 1.5))),
@@ -199,7 +199,7 @@ def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured
     assert shown["yield_chart"].data[2].x[1] != 1.9  # of the trees that are the default
     boxes = shown["inside"]
     assert boxes.index("Cloned layers") < boxes.index("LM head")  # in the order of a draft
-    assert "1.50 ms · 75 %" in boxes and "2.00 ms" in boxes and "Twice through" in boxes
+    assert "1.50 ms · 75 %" in boxes and "2.00 ms" in boxes and "All of it once" in boxes
     default = {**CONFIG, "nodes": 0}
     store(job(3, kind="speed", config=default, environment=HERE))
     lengths = {1: 40, 2: 40, 4: 20}

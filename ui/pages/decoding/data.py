@@ -25,7 +25,6 @@ ALL_RIGHT = ", all before right"
 WAYS: Mapping[str, str] = MappingProxyType(  # of an architecture, how a draft is made
     {
         "amphista": "Once through: all heads draft together.",
-        "joint": "Twice through the layers: for the next token, then for all guesses together.",
         "hydra": "Residual block and LM head once for every depth of the tree.",
         "eagle": "All of it once for every depth of the tree.",
     }

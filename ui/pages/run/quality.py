@@ -31,8 +31,8 @@ from ui.widgets.panel import Outputs, Panel, Updates, updates
 HTML = fragments("pages/run/quality.html")
 SIZES = Panel("size", "Size of the linear layers", "How small can the layers be stored?", 280)
 PRODUCTS = Panel(
-    "csr", "Sparse product",
-    "At what sparsity does a sparse kernel beat dense on this machine?", 280,
+    "product", "Sparse product",
+    "At what sparsity does leaving out zeros beat dense on this machine?", 280,
 )  # fmt: skip
 Sample = Mapping[str, Any]
 
@@ -113,13 +113,17 @@ def _sizes(rows: Rows) -> Chart:
 
 
 def _products(rows: Rows) -> Chart:
-    found = report.sparse_product(rows)
-    if found is None:
-        return Chart("The curve appears here once it is measured.")
-    kernel, row = found
+    row = rows.get((MODEL, report.PRODUCT_SPEED_UP))
+    if row is None:
+        return Chart(
+            "The curve appears here once it is measured, where the native decoder leaves out zeros."
+        )
     details = row.details
     out, inputs = details["shape"]
-    note = f"Largest layer, {out:,} × {inputs:,}, one vector, one thread, {kernel}; random zeros."
+    note = (
+        f"Largest layer, {out:,} × {inputs:,}, one vector, one thread, native decoder, bfloat16; "
+        "random zeros."
+    )
     return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
 
 

@@ -8,16 +8,12 @@ distribution of the text is exactly that of decoding without a tree**.
 
 Temperature, top-k and top-p act on the row of each node. A repetition penalty depends on the text
 so far, so it gets the prefix of each node, including the path to it.
-
-Typical acceptance (Medusa) keeps a draft token y where p(y) > min(epsilon, alpha exp(-H(p))), H the
-entropy. It accepts more tokens and is **not** lossless: the text follows a different distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +29,6 @@ from backend.errors import ConfigError
 from backend.methods.amphista.config import COLDEST, LEAST_PENALTY
 from backend.methods.amphista.tree import Tree
 
-EPSILON, ALPHA = 0.09, 0.3  # Medusa's defaults
-
 Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
 
 
@@ -46,7 +40,6 @@ class Sampling:
         temperature: 0: greedy.
         top_k, top_p: 0 and 1: no truncation.
         repetition_penalty: 1: none.
-        typical: Medusa's lossy acceptance; needs a temperature above 0.
         seed: of the random numbers.
 
     Raises:
@@ -57,7 +50,6 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
-    typical: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,13 +58,11 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "repetition_penalty": self.repetition_penalty >= LEAST_PENALTY,
-            "typical": not self.typical or self.temperature > 0,
         }
         for name, fits in bounds.items():
             if not fits:
                 why = f"{name} is {getattr(self, name)}."
-                do = "Typical acceptance needs a temperature above 0." if name == "typical" else ""
-                raise ConfigError("The sampling settings are not valid.", why, do, name)
+                raise ConfigError("The sampling settings are not valid.", why, "", name)
 
     def processors(self) -> LogitsProcessorList:
         """The logits processors, in the order of `generate` in transformers."""
@@ -88,8 +78,11 @@ class Sampling:
         return chosen
 
 
-class Acceptance(Protocol):
-    """An acceptance rule."""
+class Acceptance:
+    """Sample from the target, continue where a child has that token: exact for any tree."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._draw = TokenSampler(sampling)
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
@@ -100,22 +93,6 @@ class Acceptance(Protocol):
             tokens: one per node; logits: [n, V].
             before: all tokens committed before the root.
         """
-
-
-def acceptance(sampling: Sampling) -> Acceptance:
-    """The acceptance rule for `sampling`."""
-    return TypicalAcceptance(sampling) if sampling.typical else LosslessAcceptance(sampling)
-
-
-class LosslessAcceptance:
-    """Sample from the target, continue where a child has that token: exact for any tree."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._draw = TokenSampler(sampling)
-
-    def walk(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
-    ) -> tuple[list[int], int]:
         choose, path = self._draw.chooser(logits, before), [0]
         while True:
             token = choose(path[-1], [tokens[node] for node in path])
@@ -124,39 +101,6 @@ class LosslessAcceptance:
             if child is None:
                 return path, token
             path.append(child)
-
-
-class TypicalAcceptance:
-    """Medusa's typical acceptance: the longest path of sufficiently likely draft tokens."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._draw = TokenSampler(sampling)
-
-    def walk(
-        self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
-    ) -> tuple[list[int], int]:
-        best, best_rank, likelihood = 0, (0, 0.0), [0.0] * len(tree)
-        kept = [True] + [False] * (len(tree) - 1)
-        for node, parent in enumerate(tree.parents[1:], 1):
-            if not kept[parent]:
-                continue
-            path = [tokens[each] for each in tree.lineage(parent)]
-            chances = self._draw.chances(logits[parent], [*before, *path])
-            chance = chances[tokens[node]].item()
-            kept[node] = chance > self._threshold(chances)
-            if kept[node]:
-                likelihood[node] = likelihood[parent] + torch.tensor(chance).log().item()
-                best_rank, best = max(
-                    (best_rank, best), ((tree.depths[node], likelihood[node]), node)
-                )
-        nodes = tree.lineage(best)
-        token = self._draw.chooser(logits, before)(best, [tokens[node] for node in nodes])
-        return nodes, token
-
-    @staticmethod
-    def _threshold(chances: Tensor) -> float:
-        entropy = torch.special.entr(chances).sum().item()
-        return min(EPSILON, ALPHA * torch.tensor(-entropy).exp().item())
 
 
 class TokenSampler:

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import torch
 
-from backend.methods.amphista.decoding.acceptance import Sampling, acceptance
+from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
 from backend.methods.amphista.decoding.engine import PARTS, DecodeStep, LapTimer, decode
 from backend.methods.amphista.decoding.proposers import Proposer
 from backend.methods.amphista.target_model import TargetModel
@@ -58,7 +58,7 @@ class TargetDecoder:
     def decode(
         self, prompt: Sequence[int], limit: int, ends: Collection[int]
     ) -> Iterator[DecodeStep]:
-        return decode(self._target, self.proposer, prompt, acceptance(Sampling()), limit, ends)
+        return decode(self._target, self.proposer, prompt, Acceptance(Sampling()), limit, ends)
 
 
 def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:

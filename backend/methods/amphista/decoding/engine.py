@@ -4,7 +4,7 @@
     loop:
       tree   = proposer(states since the last call, the tokens that follow them)
       H      = target(root + draft tokens, mask of the tree)     appends a row for every node
-      path, bonus = acceptance(tree, logits of H)                path begins with the root
+      path, bonus = Acceptance(tree, logits of H)                path begins with the root
       keep the cache rows of path;  commit the draft tokens on path and bonus;  root = bonus
 
 After every step the cache holds all committed tokens but the last, the root.

@@ -1,4 +1,4 @@
-"""Sources of draft tokens: none, prompt lookup, an assistant model, or the heads of a drafter.
+"""Sources of draft tokens: none, prompt lookup, or the heads of a drafter.
 
 All serve the same decoding loop, so that a comparison measures the drafts and not the loops. A
 proposer gets the states and tokens of the target model and returns a tree of draft tokens.
@@ -13,13 +13,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from backend.errors import ConfigError
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import TargetModel
 from backend.methods.amphista.tree import DynamicTree, StaticTree, Tree, TreePolicy, chain
-from backend.models.kv_cache import PreallocatedCache, cache_name
 
 NOTHING = chain(0)
 
@@ -102,65 +100,6 @@ class PromptLookup:
                 tokens = self._text[place : place + self.length]
                 return DraftTokens(tokens, chain(len(tokens)), looked_up=True)
         return DraftTokens([], NOTHING)
-
-
-class AssistantModel:
-    """A small model with the same vocabulary drafts greedily, one token after the other.
-
-    Args:
-        length: maximum number of draft tokens.
-        confidence: drafting stops below this probability, as in transformers.
-
-    Raises:
-        ConfigError: its vocabulary differs.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        vocabulary: int,
-        length: int = 5,
-        confidence: float = 0.4,
-    ) -> None:
-        own = model.get_output_embeddings().weight.shape[0]
-        if own != vocabulary:
-            raise ConfigError(
-                "The assistant cannot draft for this model.",
-                f"Its vocabulary has {own} tokens, that of the model {vocabulary}.",
-                "Choose one with the same tokenizer.",
-                "assistant",
-            )
-        self.model, self.length, self.confidence = model, length, confidence
-        self.nodes, self._name = length + 1, cache_name(model)
-
-    def start(self, first: int, capacity: int) -> None:
-        layers = self.model.config.get_text_config().num_hidden_layers
-        self._cache = PreallocatedCache(layers, capacity + self.length)
-        self._unread = [first]
-
-    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        self._unread += tokens
-        known = self._cache.length + len(self._unread)
-        drafted: list[int] = []
-        given = self._unread
-        while len(drafted) < self.length:
-            token, chance = self._next(given)
-            if chance < self.confidence:
-                break
-            drafted.append(token)
-            given = [token]
-        self._cache.rewind(known)
-        self._unread = []
-        return DraftTokens(drafted, chain(len(drafted)))
-
-    def _next(self, given: list[int]) -> tuple[int, float]:
-        """The most likely token after the cached tokens and `given`, and its probability."""
-        ids = torch.tensor([given], device=self.model.device)
-        output = self.model(
-            input_ids=ids, use_cache=True, logits_to_keep=1, **{self._name: self._cache}
-        )
-        chance, token = output.logits[0, -1].float().softmax(-1).max(-1)
-        return int(token), chance.item()
 
 
 class TreeProposer:

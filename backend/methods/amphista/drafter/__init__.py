@@ -4,7 +4,7 @@
     eagle              the sequential rival
     adapted            what both share; adaptation: the cloned layers
     initialization     least-squares start of an untrained drafter
-    int4, native       for drafting on a CPU: 4-bit weights in PyTorch, 8-bit in compiled kernels
+    native             for drafting on a CPU: 8-bit weights in compiled kernels
     registry           `Drafter` and the `@drafter` decorator
 
 To add an architecture, write a file here, or a module named in SLIMSCOPE_PLUGINS, with a subclass

@@ -9,7 +9,7 @@ The inputs of a clone are multiplied back, so it sees what it saw in the target 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -24,7 +24,6 @@ from backend.methods.amphista.drafter.initialization import (
     collect_states,
     ridge,
 )
-from backend.methods.amphista.drafter.int4 import pack_linears, packed_linear, worth_packing
 from backend.methods.amphista.drafter.native import plain_linear, use_native
 from backend.methods.amphista.drafter.registry import Drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
@@ -159,26 +158,18 @@ class AdaptedDrafter(Drafter):
 
     @torch.no_grad()
     def quantize(self, target: TargetModel) -> bool:
-        """Round all linears and the read-out, to 8 bits where the native decoder runs the target
-        model, else to 4 bits but for the fusions; see `native` and `int4`.
-
-        Done only on a CPU in bfloat16, where the rows of a head are few enough for the operators to
-        be fast.
-        """
-        if not worth_packing(self.read_out):
+        """Round all linears and the read-out to 8 bits where the native decoder runs the target
+        model; see `native`."""
+        if not target.native:
             return False
-        light = plain_linear if target.native else packed_linear
-        self.reader = light(self.read_out, self.read_bias)
-        self.quantize_blocks(light)
-        if target.native:
-            use_native(self, target)
-            self.top_k = top_k  # type: ignore[method-assign]
-        else:
-            pack_linears(self, keep="fusions.")
+        self.reader = plain_linear(self.read_out, self.read_bias)
+        self.split_blocks()
+        use_native(self, target)
+        self.top_k = top_k  # type: ignore[method-assign]
         return True
 
-    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
-        """Make linears, of weights [out, in] and a bias, of what is none."""
+    def split_blocks(self) -> None:
+        """Make linears of what is none."""
 
     def copied_parameters(self) -> list[nn.Parameter]:
         """Parameters that were copied from the target model."""

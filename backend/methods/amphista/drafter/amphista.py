@@ -22,8 +22,6 @@ The adaptation caches hold accepted tokens only; they are never cropped or gathe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -31,7 +29,8 @@ from torch.nn.functional import silu
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.adapted import AdaptedDrafter
 from backend.methods.amphista.drafter.auto_embedding import AutoEmbedding
-from backend.methods.amphista.drafter.registry import Embed, ParallelDrafter, drafter
+from backend.methods.amphista.drafter.native import plain_linear
+from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 from backend.models.blocks import decoder_blocks
 
@@ -43,7 +42,7 @@ class Heads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(layers, heads, width, width, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(layers, heads, 1, width, dtype=dtype))
-        self.packed = nn.ModuleList()  # heads of each layer on packed weights
+        self.linears = nn.ModuleList()  # of the heads of each layer, once split
 
     def forward(self, states: Tensor) -> Tensor:
         states = states.transpose(0, 1)  # [K, n, d]
@@ -51,24 +50,16 @@ class Heads(nn.Module):
             states = states + silu(self._affine(number, states))
         return states.transpose(0, 1)
 
-    def __len__(self) -> int:
-        """Number of heads."""
-        return self.weight.shape[1]
-
-    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
-        """Run on linears that `light` makes of weights [out, in] and a bias, if it can."""
-        if not len(self):
-            return
+    def split(self) -> None:
+        """Run on a linear for each block."""
         for weights, biases in zip(self.weight, self.bias, strict=True):
-            blocks = [light(w.T, b[0]) for w, b in zip(weights, biases, strict=True)]
-            if None in blocks:
-                break
-            self.packed.append(nn.ModuleList(filter(None, blocks)))
+            blocks = (plain_linear(w.T, b[0]) for w, b in zip(weights, biases, strict=True))
+            self.linears.append(nn.ModuleList(blocks))
 
     def _affine(self, layer: int, states: Tensor) -> Tensor:
-        if not self.packed:
+        if not self.linears:
             return torch.baddbmm(self.bias[layer], states, self.weight[layer])
-        heads: list[nn.Module] = list(self.packed[layer].children())
+        heads: list[nn.Module] = list(self.linears[layer].children())
         return torch.stack([head(own) for head, own in zip(heads, states, strict=True)])
 
 
@@ -91,14 +82,12 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
         self.requires_grad_().to(target.device)
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """The slots of chosen anchors; see `Drafter`."""
         return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
 
-    def draft_slots(
-        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed
-    ) -> Tensor:
+    def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
         """The slots of the last anchor; see `ParallelDrafter`."""
         stages = self.stages(hidden, embedded, caches)
         return self.slots([stage[0, -1:] for stage in stages])[0]
@@ -115,9 +104,9 @@ class AmphistaDrafter(AdaptedDrafter, ParallelDrafter):
             slots = self.encoder(slots)
         return self.normed(slots)
 
-    def quantize_blocks(self, light: Callable[[Tensor, Tensor | None], nn.Module | None]) -> None:
+    def split_blocks(self) -> None:
         """Of the residual blocks of the heads."""
-        self.heads.quantize_blocks(light)
+        self.heads.split()
 
 
 def _encoder(config: DrafterConfig, width: int, dtype: torch.dtype) -> AutoEmbedding | None:

@@ -40,13 +40,10 @@ class AnchorTable:
         """[b, M, ...] -> [n, ...]."""
         return table[self.rows, self.columns]
 
-    def same(self) -> Tensor:
-        """[M, M] bool: what belongs to one anchor."""
-        return torch.eye(self.places.shape[1], dtype=torch.bool, device=self.places.device)
-
-    def visible(self, length: int, own: Tensor) -> Tensor:
-        """[b, M r, length + c] bool: what r drafts of each anchor see: the anchor and those before
-        it among `length`, and what `own` [M r, c] says of the drafts in the cache."""
-        past = torch.arange(length, device=self.places.device) <= self.places[..., None]
-        past = past.repeat_interleave(len(own) // self.places.shape[1], 1)
+    def visible(self, length: int, depth: int) -> Tensor:
+        """[b, M, length + M depth] bool: what the next draft of each anchor sees: the anchor and
+        those before it among `length`, and its own drafts of the depths in the cache."""
+        device = self.places.device
+        past = torch.arange(length, device=device) <= self.places[..., None]
+        own = torch.eye(self.places.shape[1], dtype=torch.bool, device=device).repeat(1, depth)
         return torch.cat([past, own.expand(len(past), -1, -1)], -1)

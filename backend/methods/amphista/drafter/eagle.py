@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from backend.methods.amphista.config import DrafterConfig
 from backend.methods.amphista.drafter.anchor_table import AnchorTable
-from backend.methods.amphista.drafter.registry import Embed, drafter
+from backend.methods.amphista.drafter.registry import drafter
 from backend.methods.amphista.drafter.sequential import InnerNodes, SequentialDrafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 
@@ -45,7 +45,7 @@ class EagleDrafter(SequentialDrafter):
         self.requires_grad_().to(target.device)
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """The slots of chosen anchors along the text; see `Drafter`."""
         caches = [DynamicCache() for _ in self.layers]
@@ -58,7 +58,7 @@ class EagleDrafter(SequentialDrafter):
                 table.scatter(tokens),
                 caches,
                 table.places + depth,
-                table.visible(length, table.same().repeat(1, depth)),
+                table.visible(length, depth),
             )
             slots.append(self.normed(table.gather(states)))
         return torch.stack(slots, 1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter.registry import Embed, drafter
+from backend.methods.amphista.drafter.registry import drafter
 from backend.methods.amphista.drafter.sequential import InnerNodes, SequentialDrafter
 from backend.methods.amphista.target_model import DecodingCache, TargetModel
 
@@ -50,7 +50,7 @@ class HydraDrafter(SequentialDrafter):
         return self.normed(state + silu(self.heads[head](inputs)))
 
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """The slots of chosen anchors along the text; see `Drafter`."""
         state = self.stages(hidden, embedded)[-1][rows, places]

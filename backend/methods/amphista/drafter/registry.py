@@ -3,7 +3,7 @@
 Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training and head
 accuracy see a drafter through two steps, decoding through one:
 
-    slots  = drafter.anchor_slots(hidden, embedded, rows, places, embed)   [n, K, d], one per head
+    slots  = drafter.anchor_slots(hidden, embedded, rows, places)    [n, K, d], one per head
     logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -29,21 +28,6 @@ from backend.methods.amphista.tree import Path, Tree, TreePolicy
 from backend.registry import Registry
 
 Embed: TypeAlias = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class TrainingSlots:
-    """Vectors whose read-out learns to predict the tokens after n anchors.
-
-    Attributes:
-        slots: [n, S, d]; the first K are those of the heads.
-        heads: head, from 0, whose target each slot after those learns.
-        guesses: [n, K - 1] ids the later heads were told of the tokens before theirs; None: none.
-    """
-
-    slots: Tensor
-    heads: tuple[int, ...] = ()
-    guesses: Tensor | None = None
 
 
 class Drafter(nn.Module, ABC):
@@ -78,7 +62,7 @@ class Drafter(nn.Module, ABC):
 
     @abstractmethod
     def anchor_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
         """The vectors [n, K, d] of all heads at n anchors, ready for read-out.
 
@@ -86,14 +70,7 @@ class Drafter(nn.Module, ABC):
             hidden, embedded: [b, T, d] states of whole sequences, embeddings of the tokens after
                 them.
             rows, places: [n] sequence and position of each anchor.
-            embed: token ids [...] -> [..., d].
         """
-
-    def training_slots(
-        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor, embed: Embed
-    ) -> TrainingSlots:
-        """What the loss is computed of; see `anchor_slots`."""
-        return TrainingSlots(self.anchor_slots(hidden, embedded, rows, places, embed))
 
     @abstractmethod
     def draft(
@@ -149,7 +126,7 @@ class Drafter(nn.Module, ABC):
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
-        """Replace weights by 4-bit ones for decoding on a CPU; whether that was done.
+        """Replace weights by 8-bit ones for the native decoder; whether that was done.
 
         The drafter cannot be trained afterwards.
         """
@@ -163,21 +140,12 @@ class Drafter(nn.Module, ABC):
         """Number of weights added to the target model."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, hidden: Tensor, embedded: Tensor, embed: Embed) -> Tensor:
-        """Logits [b, T, K, v] of every anchor of whole sequences [b, T, d]."""
-        shape = hidden.shape[:2]
-        rows, places = torch.ones(shape, device=hidden.device).nonzero().unbind(-1)
-        slots = self.anchor_slots(hidden, embedded, rows, places, embed)
-        return self.logits(slots).unflatten(0, shape)
-
 
 class ParallelDrafter(Drafter):
     """A drafter whose heads draft from what is known at an anchor, all at once."""
 
     @abstractmethod
-    def draft_slots(
-        self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache], embed: Embed
-    ) -> Tensor:
+    def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
         """The vectors [K, d] of all heads at the last of n new anchors; see `draft`."""
 
     def draft(
@@ -189,7 +157,7 @@ class ParallelDrafter(Drafter):
         embed: Embed,
     ) -> tuple[Tree, list[int]]:
         """Every head's candidates, in one pass; see `Drafter`."""
-        slots = self.draft_slots(hidden, embedded, caches, embed)
+        slots = self.draft_slots(hidden, embedded, caches)
         chances: dict[Path, float] = {(): 1.0}
         found, level = self.candidates(slots, policy.ranks), list[Path]([()])
         for depth, candidates in enumerate(found, 1):

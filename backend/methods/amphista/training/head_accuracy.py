@@ -106,7 +106,7 @@ def sequence_ranks(drafter: Drafter, target: TargetModel, sample: CachedSequence
     embedded = pad(target.embed(ids[1:]).to(parameters), (0, 0, 0, spare))[None]
     asked = pad(anchors, (0, rounded_up(len(anchors), ROW_STEP) - len(anchors)))
     with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype == torch.bfloat16):
-        slots = drafter.anchor_slots(hidden, embedded, torch.zeros_like(asked), asked, target.embed)
+        slots = drafter.anchor_slots(hidden, embedded, torch.zeros_like(asked), asked)
     logits = drafter.logits(slots)[: len(anchors)]
     best = logits.topk(min(RANKS, len(drafter.vocabulary)), -1).indices
     ahead = anchors[:, None] + torch.arange(1, heads + 1, device=device)

@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend.methods.amphista.config import CHUNK, TrainingConfig
-from backend.methods.amphista.drafter.registry import Drafter, TrainingSlots
+from backend.methods.amphista.drafter.registry import Drafter
 
-WRONG_GUESS_WEIGHT = 0.3  # weight of the loss of a head behind a wrong guess
 LENGTH_STEP, ROW_STEP = 16, 64  # of sequences and rows: kernels are compiled once per shape
 
 
@@ -61,20 +60,17 @@ class AnchorBatch:
 
 
 def loss_and_gradient(
-    drafter: Drafter, training: TrainingSlots, batch: AnchorBatch, config: TrainingConfig
+    drafter: Drafter, slots: Tensor, batch: AnchorBatch, config: TrainingConfig
 ) -> tuple[float, Tensor]:
     """The share of n anchors in the loss of a step, and its gradient with respect to their slots
-    [n, S, d]."""
-    slots, total = training.slots.detach(), 0.0
-    heads = torch.tensor([*range(drafter.config.heads), *training.heads], device=slots.device)
-    weights = config.discount**heads / batch.anchors * batch.valid[:, heads]
-    if training.guesses is not None:
-        weights[:, 1 : drafter.config.heads] *= _guess_weights(training.guesses, batch)
+    [n, K, d]."""
+    total, heads = 0.0, torch.arange(drafter.config.heads, device=slots.device)
+    weights = config.discount**heads / batch.anchors * batch.valid
     gradient = torch.empty_like(slots)
     for start in range(0, len(slots), CHUNK):
         chunk = slice(start, start + CHUNK)
-        target = _targets(drafter, batch, chunk, config)[:, heads]
-        scale = weights[chunk, :, None]  # [c, S, 1]
+        target = _targets(drafter, batch, chunk, config)
+        scale = weights[chunk, :, None]  # [c, K, 1]
         logits = drafter.logits(slots[chunk]).float()
         mass, denominator = target.sum(-1, keepdim=True), logits.logsumexp(-1, keepdim=True)
         losses = mass * denominator - (target * logits).sum(-1, keepdim=True)
@@ -83,14 +79,6 @@ def loss_and_gradient(
         error.mul_(drafter.transform.slope(logits))
         gradient[chunk] = error.to(drafter.read_out.dtype) @ drafter.read_out
     return total, gradient
-
-
-def _guess_weights(guesses: Tensor, batch: AnchorBatch) -> Tensor:
-    """[n, K - 1] weight of each head after the first: 1 where the guesses before are right."""
-    ahead = torch.arange(2, guesses.shape[1] + 2, device=guesses.device)
-    places = (batch.places[:, None] + ahead).clamp_(max=batch.ids.shape[1] - 1)
-    right = (guesses == batch.ids[batch.rows[:, None], places]).cumprod(-1)
-    return WRONG_GUESS_WEIGHT + (1 - WRONG_GUESS_WEIGHT) * right
 
 
 def _targets(drafter: Drafter, batch: AnchorBatch, chunk: slice, config: TrainingConfig) -> Tensor:

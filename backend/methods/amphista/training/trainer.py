@@ -189,12 +189,10 @@ class DrafterTrainer:
             enabled=self.target.dtype == torch.bfloat16,
         ):
             hidden = batch.hidden[:, :-1].to(parameters)
-            training = drafter.training_slots(
-                hidden, embedded, batch.rows, batch.places, self.target.embed
-            )
+            slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
         with torch.no_grad():
-            loss, gradient = loss_and_gradient(drafter, training, batch, self.config)
-        training.slots.backward(gradient)
+            loss, gradient = loss_and_gradient(drafter, slots.detach(), batch, self.config)
+        slots.backward(gradient)
         return loss
 
     # the data --------------------------------------------------------------------------------

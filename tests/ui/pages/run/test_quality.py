@@ -12,7 +12,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.tables import Result
 from jobs.evaluation.config import DENSE, MODEL
-from jobs.evaluation.report import KERNELS, LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
+from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
@@ -40,7 +40,7 @@ def evaluated(number: int, prompt: str = "Once") -> list[Result]:
         result(number, DENSE, TOKENS_PER_SECOND, 20.0, lowest=19.0, highest=21.0),
         result(number, MODEL, TOKENS_PER_SECOND, 20.5, lowest=19.5, highest=21.5),
         result(number, MODEL, SPEED_UP, 1.02),
-        result(number, MODEL, [*KERNELS][-1], 0.4, **PRODUCTS),
+        result(number, MODEL, PRODUCT_SPEED_UP, 0.4, **PRODUCTS),
         result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat", prompt)),
         result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran", prompt)),
     ]
@@ -65,11 +65,11 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
         assert "Perplexity is 25.0 % above the dense one." in words
         assert "as 2:4 the linear layers take 56 % of dense" in words
         assert "no speed-up here" in words and "pays from 78 % zeros on" in words
-        for chart in ("size_chart", "csr_chart"):
+        for chart in ("size_chart", "product_chart"):
             assert isinstance(shown[chart], go.Figure)
-        assert "50.0 % zeros" in shown["size_note"] and "8 × 16" in shown["csr_note"]
+        assert "50.0 % zeros" in shown["size_note"] and "8 × 16" in shown["product_note"]
         assert 'data-value="1.125"' in shown["size_table"]  # MB
-        assert 'data-value="0.4"' in shown["csr_table"]
+        assert 'data-value="0.4"' in shown["product_table"]
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
     assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 

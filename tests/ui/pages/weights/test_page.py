@@ -218,7 +218,7 @@ def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
 
 
 def test_the_side_ways_are_left_out_of_the_main_stages() -> None:
-    assert main_stages(["dense", "rtn", "mse", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
+    assert main_stages(["dense", "rtn", "m-only", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
     assert main_stages(["dense", "of-a-plugin"]) == ["dense", "of-a-plugin"]
 
 
