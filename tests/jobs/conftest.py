@@ -21,6 +21,7 @@ def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """On a toy model threads wait for each other more than they compute. A job that was killed is
     started again at once."""
     monkeypatch.setattr("backend.queue.lifecycle.RETRY_DELAYS_MS", {})
+    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # one run after the other
     monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
     settings.cache_clear()
     settings()  # what a test then sets is for its children only
