@@ -27,13 +27,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 from backend.queue import service
 from backend.queue.service import Actor
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import reading
 from backend.store.states import ACTIVE, State
@@ -66,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=6)
     parser.add_argument("--every", type=float, default=3.0, help="Seconds between two hits.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", default=sorted({kind for kind, _ in CONFIGS}))
     return parser.parse_args()
 
 
@@ -170,7 +172,16 @@ def faults(whole: Job, killed: Job) -> list[str]:
     found = [] if killed.state == State.SUCCEEDED else [f"{killed.state}: {killed.error_text}"]
     found += [] if len(ends) == 1 else [f"ended {len(ends)} times"]
     outcome = compare(whole.id, killed.id)
-    return found + ([] if outcome.outcome == "equal" else [str(outcome)])
+    found += [] if outcome.outcome == "equal" else [str(outcome)]
+    for what, stored in (("statistics", frames.tensor_table), ("profiles", frames.profile_names)):
+        one, other = (rows_of(stored(job.id)) for job in (whole, killed))
+        if one != other:
+            found.append(f"other {what}: {sorted(map(str, one ^ other))[:3]}")
+    return found
+
+
+def rows_of(table: pd.DataFrame) -> set[tuple[Any, ...]]:
+    return {tuple(map(str, row)) for row in table.itertuples(index=False)}
 
 
 def main() -> None:
@@ -180,12 +191,13 @@ def main() -> None:
         data = Path(folder)
         os.environ |= {"SLIMSCOPE_SLOTS": "2", "SLIMSCOPE_EXAMPLES": "false"}
         upgrade()
-        twins = [submit(kind, config, HOST).id for kind, config in CONFIGS]
+        configs = [(kind, config) for kind, config in CONFIGS if kind in chosen.kinds]
+        twins = [submit(kind, config, HOST).id for kind, config in configs]
         until_ended(twins, lambda: time.sleep(1))
         began = time.monotonic()
         with Storm(data, chosen.every, chosen.seed) as storm:
-            order = [n % len(CONFIGS) for n in range(chosen.runs)]
-            jobs = [submit(*CONFIGS[n], HOST).id for n in order]
+            order = [n % len(configs) for n in range(chosen.runs)]
+            jobs = [submit(*configs[n], HOST).id for n in order]
             answers = [submit("generate", ANSWERS, HOST).id for _ in range(chosen.answers)]
             until_ended(jobs + answers, storm.turn)
         seconds = time.monotonic() - began
