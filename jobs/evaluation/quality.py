@@ -151,14 +151,17 @@ class Quality:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
         about = text_facts(self._text)
         result, n = self._context.result, measured.tokens
-        result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
-        result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
+        divergence = comparison.result() if comparison else None
+        # what `_text_missing` looks for comes last: a resumed run takes the rest for granted then
         self._context.profile(window_losses(stage, measured.windows))
-        if comparison:
-            divergence = comparison.result()
-            same, n = divergence.agreement, divergence.tokens
-            result(stage, "top1_agreement", same, stderr=divergence.agreement_stderr, n=n, **about)
-            result(stage, "kl_to_dense", divergence.kl, stderr=divergence.kl_stderr, n=n, **about)
+        result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
+        if divergence:
+            same, of = divergence.agreement, divergence.tokens
+            result(stage, "top1_agreement", same, stderr=divergence.agreement_stderr, n=of, **about)
+        result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
+        if divergence:
+            kl, stderr = divergence.kl, divergence.kl_stderr
+            result(stage, "kl_to_dense", kl, stderr=stderr, n=divergence.tokens, **about)
         spread = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
