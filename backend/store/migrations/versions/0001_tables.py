@@ -48,7 +48,7 @@ def upgrade() -> None:
         sa.Column("lane", sa.String(), server_default="slots", nullable=False),
         sa.Column("archived_at", INTEGER, nullable=True),
         sa.Column("removed_at", INTEGER, nullable=True),
-        sa.Column("purged", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("purged", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.CheckConstraint("desired IN ('run', 'stop', 'kill')", name=op.f("ck_jobs_desired")),
         sa.CheckConstraint(
             "state IN ('queued', 'starting', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled', 'lost')",
