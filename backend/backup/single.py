@@ -184,9 +184,8 @@ class RunImport:
             self._unpacked += unpacked_bytes(row)
             self._check(self._job.kind, row)
         except (SlimscopeError, ValueError) as error:
-            raise self._archive.damaged(
-                f"A row of {row.table} is none of a run: {error}"
-            ) from error
+            why = f"A row of {row.table} is none of a run: {error}"[:500]
+            raise self._archive.damaged(why) from error
         if self._unpacked > MOST_UNPACKED or time.monotonic() - self._began > MOST_SECONDS:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 

@@ -150,8 +150,7 @@ def _new_job(
 
 def _lane(lane: Lane, cost: Cost | None, jobs: int) -> Lane:
     """The lane of a new job: one of seconds has a lane that others do not stop."""
-    known = cost is not None and cost.seconds is not None and not cost.open_ended and jobs == 1
-    if lane != Lane.SLOTS or not known or cost is None or cost.seconds is None:
+    if lane != Lane.SLOTS or jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
         return lane
     return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else lane
 
