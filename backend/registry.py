@@ -1,6 +1,6 @@
 """Registries: adding a pruner, quantizer or drafter is one new file with one decorator.
 
-    PRUNERS = Registry[Pruner](Declarations("pruner", "backend.methods.sds.pruners"))
+    PRUNERS = Registry[Pruner](Declarations("pruner", "backend.pruning.pruners"))
 
     @pruner("wanda", needs=StatisticsLevel.ENERGY)
     def wanda(W, inputs, pattern, damping): ...

@@ -30,10 +30,10 @@ from backend.evaluation.speed import (
     skips_zeros,
     sparse_product_curve,
 )
-from backend.methods.sds.masks import keep_mask
-from backend.methods.sds.pattern import Pattern
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
+from backend.pruning.masks import keep_mask
+from backend.pruning.pattern import Pattern
 from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import SilentReporter
 from backend.text.prompt_ids import prompt_ids

@@ -34,17 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.checkpoints import Checkpoints
-from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
-from backend.methods.amphista.config import ARMS, DrafterConfig, TrainingConfig
-from backend.methods.amphista.data.hidden_state_cache import (
-    CachedSequence,
-    HiddenStateCache,
-    SequenceSources,
-    collect,
-    draft_vocabulary,
-)
-from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
-from backend.methods.amphista.decoding.benchmark import (
+from backend.decoding.benchmark import (
     VANILLA,
     Answers,
     Decoder,
@@ -53,24 +43,30 @@ from backend.methods.amphista.decoding.benchmark import (
     summarise,
     time_decoders,
 )
-from backend.methods.amphista.decoding.cost_model import CostModel, measure_costs
-from backend.methods.amphista.decoding.llama_cpp import LlamaCppDecoder
-from backend.methods.amphista.decoding.proposers import (
-    NoDraft,
-    PromptLookup,
-    PromptLookupFirst,
-    Proposer,
-    TreeProposer,
+from backend.decoding.cost_model import CostModel, measure_costs
+from backend.decoding.draft_tree import grow, walked_lengths
+from backend.decoding.llama_cpp import LlamaCppDecoder
+from backend.decoding.native.model import decoding_dtype
+from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
+from backend.drafters.config import ARMS, DrafterConfig, TrainingConfig
+from backend.drafters.data.hidden_state_cache import (
+    CachedSequence,
+    HiddenStateCache,
+    SequenceSources,
+    collect,
+    draft_vocabulary,
 )
-from backend.methods.amphista.decoding.walk import walk_answers
-from backend.methods.amphista.drafter.initialization import FITTED
-from backend.methods.amphista.drafter.registry import Drafter, build_drafter
-from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.training.head_accuracy import HeadAccuracy, sequence_ranks
-from backend.methods.amphista.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterTrainer
-from backend.methods.amphista.tree import grow, walked_lengths
+from backend.drafters.data.prompts import PromptRequest, prompts_for
+from backend.drafters.exact_walk import walk_answers
+from backend.drafters.layers.initialization import FITTED
+from backend.drafters.registry import Drafter, build_drafter
+from backend.drafters.training.head_accuracy import HeadAccuracy, sequence_ranks
+from backend.drafters.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterTrainer
+from backend.drafters.tree_proposer import TreeProposer
 from backend.models.loading import LoadedModel, load
-from backend.native.model import decoding_dtype
 from backend.reporter import SilentReporter
 from backend.settings import available_threads
 from backend.text.prompt_ids import end_ids, prompt_ids

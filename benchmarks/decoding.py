@@ -37,12 +37,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import chain
-from backend.methods.sds.masks import keep_mask
-from backend.methods.sds.pattern import Pattern
+from backend.decoding.draft_tree import chain
+from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
+from backend.pruning.masks import keep_mask
+from backend.pruning.pattern import Pattern
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import pack_model
 from backend.text.slices import evaluation_slice

@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from backend.evaluation.speed import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.layouts import layer_tensors
-from backend.methods.dlqat.linear import DLQATLinear
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.quantization import GRID_NAMES, GridType
+from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import pack_model, to_bfloat16
 from backend.quantization.range_search import search_range

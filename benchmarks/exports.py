@@ -28,10 +28,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from backend.decoding.llama_cpp import quiet
 from backend.evaluation.perplexity import perplexity
 from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
-from backend.methods.amphista.decoding.llama_cpp import quiet
 from backend.models.loading import load, load_tokenizer
 from backend.models.sources.materialise import materialise
 from backend.reporter import SilentReporter

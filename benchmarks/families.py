@@ -29,21 +29,22 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from backend.checkpoints import Checkpoints
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import Tree
+from backend.decoding.engine import decode
+from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.config import DrafterConfig
+from backend.drafters.registry import build_drafter
+from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import SlimscopeError
-from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
-from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import NoDraft, Proposer, TreeProposer
-from backend.methods.amphista.drafter.registry import build_drafter
-from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import Tree
-from backend.methods.dlqat.pipeline import DLQAT
-from backend.methods.sds.pipeline import run_sds
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.models.stored_weights import StoredLinears
+from backend.pruning.sds import run_sds
+from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.statistics.reference import ReferenceTensor

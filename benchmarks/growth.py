@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from backend.methods.calibration import InputStatistics
-from backend.methods.dlqat.linear import DLQATLinear
-from backend.methods.linalg import inverse_root
-from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import redense
+from backend.calibration.linalg import inverse_root
+from backend.calibration.second_moments import InputStatistics
+from backend.pruning.config import SDSConfig
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.redense import redense
+from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import minmax_grid
 from benchmarks.shared import memory
 

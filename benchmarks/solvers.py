@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from backend.methods.calibration import DenseReference, InputStatistics
-from backend.methods.linalg import inverse_root
-from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.redense import redense
-from backend.methods.sds.weight_adjustment import adjust
+from backend.calibration.linalg import inverse_root
+from backend.calibration.second_moments import DenseReference, InputStatistics
+from backend.pruning.config import SDSConfig
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.redense import redense
+from backend.pruning.weight_adjustment import adjust
 from benchmarks.peers import plain
 
 SHAPES = [(512, 512), (1376, 512), (512, 1376), (2048, 768), (768, 2048), (2048, 2048),

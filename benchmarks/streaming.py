@@ -87,12 +87,12 @@ def work(chosen: argparse.Namespace) -> None:
     """One run; prints its figures as the last line."""
     from backend.checkpoints import Checkpoints
     from backend.evaluation.perplexity import window_nlls
-    from backend.methods.sds.pipeline import run_sds
     from backend.models.hidden_states import batches_in
     from backend.models.loading import load, weights_hash
     from backend.models.memory import memory_available
     from backend.models.saving import save
     from backend.models.sources.catalogue import inspect
+    from backend.pruning.sds import run_sds
     from backend.reporter import SilentReporter
     from jobs.sds.config import SDSJob
     from jobs.sds.estimate import memory_bytes as needed

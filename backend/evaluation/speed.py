@@ -25,9 +25,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from backend.native.compiler import CompilerError, library
-from backend.native.linear import NativeLinear
-from backend.native.weights import SPARSE_BFLOAT16
+from backend.decoding.native.compiler import CompilerError, library
+from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.weights import SPARSE_BFLOAT16
 from backend.reporter import Reporter, stop_if_asked
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

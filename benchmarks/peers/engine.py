@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.methods.sds import block_work  # noqa: F401  (registers every pruner)
-from backend.methods.sds.block_work import SDSRun
-from backend.methods.sds.config import SDSConfig
-from backend.methods.sds.layer_selection import layer_patterns
-from backend.methods.sds.pipeline import all_linears, run_sds
-from backend.methods.sds.pruners.registry import PRUNERS
-from backend.methods.sds.stage_store import SDSStageStore
 from backend.models.block_forward import open_stream
+from backend.pruning import block_work  # noqa: F401  (registers every pruner)
+from backend.pruning.block_work import SDSRun
+from backend.pruning.config import SDSConfig
+from backend.pruning.layer_selection import layer_patterns
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.sds import all_linears, run_sds
+from backend.pruning.stage_store import SDSStageStore
 from backend.reporter import SilentReporter
 
 PRECISION = {"bf16": "bfloat16", "fp32": "float32"}

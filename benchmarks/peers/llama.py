@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backend.methods.amphista.decoding.llama_cpp import quiet
+from backend.decoding.llama_cpp import quiet
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from backend import ranks
 from backend.checkpoints import Checkpoints
-from backend.methods.dlqat.config import DLQATConfig
-from backend.methods.dlqat.pipeline import DLQAT
+from backend.quantization.dlqat.config import DLQATConfig
+from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
+from backend.training import distributed
 from benchmarks.dlqat import VOCABULARY, build
 
 SKIPPED = 2  # steps: the first compile kernels
@@ -69,7 +69,7 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     """What one process does, and how long it takes."""
     torch.set_num_threads(threads)
     if world > 1:
-        ranks.join(number, world, folder / "rendezvous")
+        distributed.join(number, world, folder / "rendezvous")
     random = torch.Generator().manual_seed(0)
     config, reporter = DLQATConfig.model_validate(CONFIG), StepClock()
     shape = (config.steps * config.batch, config.length)
@@ -77,10 +77,10 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     qat = DLQAT(build("25m"), rows[:2], rows, rows, config, Checkpoints(folder / str(world)))
     qat.prepare(reporter)
     began = _processor_s()
-    if ranks.is_first():
+    if distributed.is_first():
         (stage,) = qat.stages
         qat.make(stage, reporter)
-        ranks.announce("")
+        distributed.announce("")
     else:
         qat.follow()
     spent = _processor_s() - began

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from backend.methods.amphista.config import ADVANCED, DrafterConfig, Temperature, TrainingConfig
+from backend.decoding.limits import Temperature
+from backend.drafters.config import ADVANCED, DrafterConfig, TrainingConfig
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
 from jobs.fields.model import ModelConfig

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
+from backend.decoding.target_model import TargetModel
+from backend.drafters.data.hidden_state_cache import SequenceSources
+from backend.drafters.data.prompts import PromptRequest, prompts_for
 from backend.errors import ConfigError
-from backend.methods.amphista.data.hidden_state_cache import SequenceSources
-from backend.methods.amphista.data.prompts import PromptRequest, prompts_for
-from backend.methods.amphista.target_model import TargetModel
 from backend.models.loading import LoadedModel
 from backend.text.corpora import WIKIPEDIA
 from backend.text.prompt_ids import end_ids

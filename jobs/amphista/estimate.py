@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
+from backend.drafters.config import CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
 from backend.errors import ConfigError
-from backend.methods.amphista.config import CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, weight_memory
 from backend.settings import available_threads, settings

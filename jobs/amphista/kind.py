@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backend.methods.amphista.config import ARMS, SHAPE, arm_of
+from backend.drafters.config import ARMS, SHAPE, arm_of
 from jobs.amphista.config import DRAFTER, NAME, PART, AmphistaJob
 from jobs.amphista.estimate import requirements
 from jobs.kind import Kind, Values

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from backend import ranks
 from backend.checkpoints import Checkpoints, sha256_of
-from backend.methods.amphista.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
-from backend.methods.amphista.config import DrafterConfig, TrainingConfig, arm_of
-from backend.methods.amphista.data.hidden_state_cache import (
+from backend.decoding.cost_model import measure_costs
+from backend.decoding.draft_tree import best_tree, expected_length, grow
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
+from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of
+from backend.drafters.data.hidden_state_cache import (
     HELD,
     LEARNT,
     HiddenStateCache,
@@ -20,16 +22,14 @@ from backend.methods.amphista.data.hidden_state_cache import (
     draft_vocabulary,
     stored,
 )
-from backend.methods.amphista.decoding.cost_model import measure_costs
-from backend.methods.amphista.decoding.draft_time import time_parts
-from backend.methods.amphista.decoding.proposers import TreeProposer, tree_words
-from backend.methods.amphista.decoding.walk import walk_answers
-from backend.methods.amphista.drafter.initialization import FITTED
-from backend.methods.amphista.drafter.registry import Drafter, build_drafter
-from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.training.head_accuracy import NODES, TOP, HeadAccuracy
-from backend.methods.amphista.training.trainer import CHECKPOINT, DrafterTrainer
-from backend.methods.amphista.tree import best_tree, expected_length, grow
+from backend.drafters.draft_time import time_parts
+from backend.drafters.exact_walk import walk_answers
+from backend.drafters.layers.initialization import FITTED
+from backend.drafters.registry import Drafter, build_drafter
+from backend.drafters.training.head_accuracy import NODES, TOP, HeadAccuracy
+from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
+from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.training import distributed
 from jobs.amphista.config import DRAFTER, PART, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
@@ -53,7 +53,7 @@ def follow(config: AmphistaJob, context: FollowerContext) -> None:
     device = prepare(config, context)
     loaded = load_model(context.model, device, config.precision, context, decodes=False)
     target, training = TargetModel(loaded.model), config_part(config, TrainingConfig)
-    for _ in ranks.tasks():
+    for _ in distributed.tasks():
         learnt, heldout = (stored(context.checkpoints, name) for name in (LEARNT, HELD))
         DrafterTrainer(
             untrained(config, target, learnt), target, learnt, heldout, training, config.seed,
@@ -122,9 +122,9 @@ class DrafterRun:
             drafter, self.target, learnt, heldout, config_part(config, TrainingConfig), config.seed,
             context.checkpoints, self.phases.phase("train"),
         )  # fmt: skip
-        ranks.announce("train")
+        distributed.announce("train")
         accuracy = trainer.run()
-        ranks.announce("")
+        distributed.announce("")
         context.result(DRAFTER, "steps", trainer.schedule.steps)
         context.step_time("training", trainer.schedule.seconds)
         return accuracy, trainer.schedule.seconds

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from backend.export.formats import Format
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
+from backend.quantization.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
 from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, check_format, vllm_hint
-from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage, can_be_packed
-from backend.methods.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
 from backend.models.memory import (
@@ -16,6 +14,8 @@ from backend.models.memory import (
 )
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
+from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage, can_be_packed
+from backend.quantization.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
 from backend.quantization.llama_blocks import require_llama_blocks
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob

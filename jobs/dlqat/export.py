@@ -13,11 +13,11 @@ from backend.export.formats import Layout, bits_per_weight
 from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
-from backend.methods.dlqat.config import STAGE_LABELS, DLQATStage
-from backend.methods.dlqat.layer_selection import quantised_layers
-from backend.methods.dlqat.pipeline import DLQAT
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import LoadedModel
+from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.quantization.dlqat.layer_selection import quantised_layers
+from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY
 from backend.store import queries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.methods.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
+from backend.quantization.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements

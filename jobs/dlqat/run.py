@@ -8,15 +8,15 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from backend import ranks
 from backend.checkpoints import Checkpoints
-from backend.methods.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
-from backend.methods.dlqat.layer_selection import quantised_layers, trainable
-from backend.methods.dlqat.pipeline import DLQAT
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
+from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
+from backend.quantization.dlqat.layer_selection import quantised_layers, trainable
+from backend.quantization.dlqat.pipeline import DLQAT
 from backend.text.slices import TextSlice, check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
+from backend.training import distributed
 from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, shapes
 from jobs.dlqat.export import mean_bits, save_model, time_packed
@@ -45,7 +45,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
     rows = (calibration.input_ids, training.text.input_ids, training.labels)
     qat = method(config, loaded, rows, context.checkpoints)
     for each in rows:
-        ranks.broadcast_rows(each)
+        distributed.broadcast_rows(each)
     quality = Quality(
         config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
     )
@@ -55,7 +55,7 @@ def run(config: DLQATJob, context: JobContext) -> None:
         role: Role = "kept" if stage == config.kept else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
-    ranks.announce("")
+    distributed.announce("")
     record(qat, phases, config, loaded.facts, context)
     save_model(qat, loaded, config, context)
     time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
@@ -66,7 +66,7 @@ def follow(config: DLQATJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the rows it gives."""
     device = prepare(config, context)
     loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
-    rows = (ranks.receive_rows(), ranks.receive_rows(), ranks.receive_rows())
+    rows = (distributed.receive_rows(), distributed.receive_rows(), distributed.receive_rows())
     method(config, loaded, rows, context.checkpoints).follow()
 
 

@@ -15,6 +15,11 @@ from statistics import median, stdev
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.engine import decode
+from backend.decoding.native.weights import SPARSE_FROM
+from backend.decoding.proposers import NoDraft
+from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import LinearSizes, sizes
 from backend.evaluation.speed import (
@@ -26,15 +31,10 @@ from backend.evaluation.speed import (
     sparse_product_curve,
 )
 from backend.export.reading import linears_in
-from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
-from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import NoDraft
-from backend.methods.amphista.target_model import TargetModel
 from backend.models.facts import ModelFacts
 from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
-from backend.native.weights import SPARSE_FROM
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
+from backend.decoding.limits import MIN_PENALTY, Temperature
 from backend.errors import ConfigError
-from backend.methods.amphista.config import LEAST_PENALTY, Temperature
 from backend.models.layer_names import read_names
 from jobs.fields.drafters import DRAFTER_KIND, drafter_folder, drafter_run
 from jobs.fields.model import DEFAULT_MODEL, absolute
@@ -87,7 +87,7 @@ class GenerateJob(JobConfig):
     )
     repetition_penalty: float = Field(
         1.0,
-        ge=LEAST_PENALTY,
+        ge=MIN_PENALTY,
         le=10,
         title="Repetition penalty",
         description="1: none. Each draft token is penalised by its own path.",

@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.engine import decode
+from backend.decoding.native.blocks import NativeCache
+from backend.decoding.prompt_lookup import PromptLookupFirst
+from backend.decoding.proposers import Proposer
+from backend.drafters.generate import Detokenizer, refuse_processors
+from backend.drafters.tree_proposer import tree_words
 from backend.errors import CancelledError
-from backend.methods.amphista.decoding.acceptance import Acceptance, Sampling
-from backend.methods.amphista.decoding.engine import decode
-from backend.methods.amphista.decoding.proposers import PromptLookupFirst, Proposer, tree_words
-from backend.methods.amphista.generate import Detokenizer, refuse_processors
-from backend.native.blocks import NativeCache
 from backend.reporter import stop_if_asked
 from backend.store.session import now_ms
 from backend.store.tables import Job

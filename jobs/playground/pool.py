@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from backend.decoding.native.model import decoding_dtype
 from backend.models.memory import memory_available, weight_memory
-from backend.native.model import decoding_dtype
 from backend.printable import readable_bytes
 from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings

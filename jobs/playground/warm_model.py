@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from backend.methods.amphista.checkpoint import Amphista
-from backend.methods.amphista.decoding.cost_model import measure_costs
-from backend.methods.amphista.decoding.proposers import NoDraft, Proposer
-from backend.methods.amphista.generate import make_proposer
-from backend.methods.amphista.target_model import TargetModel
+from backend.decoding.cost_model import measure_costs
+from backend.decoding.native.blocks import NativeCache
+from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.generate import make_proposer
 from backend.models.loading import LoadedModel
-from backend.native.blocks import NativeCache
 from jobs.playground.cards import use_card
 from jobs.playground.share import HostPriority
 

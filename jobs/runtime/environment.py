@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from backend import ranks
 from backend.settings import available_threads, settings
+from backend.training import distributed
 from jobs.kind import JobConfig
 from jobs.limits import require_device
 from jobs.runtime.duration import processor
@@ -42,7 +42,7 @@ def prepare(config: JobConfig, context: RunContext) -> str:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # what waits for "the GPU" waits for this one
     if rank:
-        ranks.join(rank.number, rank.world, rank.rendezvous)
+        distributed.join(rank.number, rank.world, rank.rendezvous)
     context.environment(**place(device, threads))
     return device
 

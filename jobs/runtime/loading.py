@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantised, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
-from backend.native.model import decoding_dtype
 from backend.text.slices import (
     TextSlice,
     calibration_slice,

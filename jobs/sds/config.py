@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from backend.methods.sds.config import SDSConfig
+from backend.pruning.config import SDSConfig
 from jobs.fields.model import ModelConfig
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig

@@ -5,10 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from backend.errors import ConfigError
-from backend.methods.sds.config import RECONSTRUCTED, SDSStage
-from backend.methods.sds.layer_selection import layer_patterns
-from backend.methods.sds.owl import refuse_allocation
-from backend.methods.sds.pruners import DECLARED_PRUNERS
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     COMFORT,
@@ -21,6 +17,10 @@ from backend.models.memory import (
     wait_on_disk,
     weight_memory,
 )
+from backend.pruning.config import RECONSTRUCTED, SDSStage
+from backend.pruning.layer_selection import layer_patterns
+from backend.pruning.owl import refuse_allocation
+from backend.pruning.pruners import DECLARED_PRUNERS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_text, context_length
 from jobs.kind import DiskSpace, Requirements

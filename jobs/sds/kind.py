@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import log
 
-from backend.methods.sds.config import STAGE_LABELS, SDSStage
+from backend.pruning.config import STAGE_LABELS, SDSStage
 from jobs.comparison import StageComparison
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import PERPLEXITY

@@ -7,10 +7,10 @@ import torch
 from backend.checkpoints import Checkpoints
 from backend.export.card import pruned_card
 from backend.export.origin import ModelOrigin, copy_terms, origin_of
-from backend.methods.sds.config import STAGE_LABELS, STEP_LABELS, SDSStage
-from backend.methods.sds.pipeline import SDSResult, install, run_sds
 from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
+from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
+from backend.pruning.sds import SDSResult, install, run_sds
 from backend.store import queries
 from jobs.evaluation.quality import Quality, hidden_state_store
 from jobs.fields.base_model import resolve_model

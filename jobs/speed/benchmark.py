@@ -11,10 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from backend.errors import ConfigError
-from backend.export.gguf.writing import write_gguf
-from backend.methods.amphista.checkpoint import Amphista
-from backend.methods.amphista.decoding.benchmark import (
+from backend.decoding.benchmark import (
     VANILLA,
     Answers,
     Decoder,
@@ -26,21 +23,19 @@ from backend.methods.amphista.decoding.benchmark import (
     time_decoders,
     unpacked,
 )
-from backend.methods.amphista.decoding.cost_model import SIZES as COST_SIZES
-from backend.methods.amphista.decoding.cost_model import measure_costs
-from backend.methods.amphista.decoding.llama_cpp import LlamaCppDecoder
-from backend.methods.amphista.decoding.proposers import (
-    NoDraft,
-    PromptLookup,
-    PromptLookupFirst,
-    Proposer,
-    TreeProposer,
-    tree_words,
-)
-from backend.methods.amphista.generate import make_proposer
-from backend.methods.amphista.target_model import TargetModel
-from backend.methods.amphista.tree import DynamicTree, StaticTree, best_tree
-from backend.methods.amphista.tree import Path as TreePath
+from backend.decoding.cost_model import SIZES as COST_SIZES
+from backend.decoding.cost_model import measure_costs
+from backend.decoding.draft_tree import DynamicTree, StaticTree, best_tree
+from backend.decoding.draft_tree import Path as TreePath
+from backend.decoding.llama_cpp import LlamaCppDecoder
+from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.generate import make_proposer
+from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.errors import ConfigError
+from backend.export.gguf.writing import write_gguf
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked

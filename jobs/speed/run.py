@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backend.methods.amphista.target_model import TargetModel
+from backend.decoding.target_model import TargetModel
 from jobs.fields.drafters import drafters_named
 from jobs.metrics import BYTES_PER_TOKEN
 from jobs.runtime.context import JobContext

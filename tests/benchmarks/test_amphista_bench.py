@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.methods.amphista.config import ARMS
+from backend.drafters.config import ARMS
 from benchmarks import amphista
 
 SMALL = ("--answers=20", "--answer-tokens=12", "--steps=2", "--batch=2", "--seeds=2",

@@ -16,8 +16,8 @@ from backend.evaluation.size import (
     fullest,
     sizes,
 )
-from backend.methods.sds.masks import keep_mask
-from backend.methods.sds.pattern import Pattern
+from backend.pruning.masks import keep_mask
+from backend.pruning.pattern import Pattern
 
 
 def sparse(rows: int, columns: int, share: float, seed: int) -> Tensor:

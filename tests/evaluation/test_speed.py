@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.decoding.native.compiler import CompilerError
 from backend.errors import CancelledError
 from backend.evaluation import speed as room
 from backend.evaluation.speed import (
@@ -22,7 +23,6 @@ from backend.evaluation.speed import (
 )
 from backend.models.greedy import greedy
 from backend.models.loading import load
-from backend.native.compiler import CompilerError
 from backend.reporter import SilentReporter
 
 

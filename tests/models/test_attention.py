@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from backend.models import attention
 from backend.models.attention import NAME, grouped_attention, use_grouped
-from tests.methods.amphista.toys import ARCHITECTURES, built
+from tests.drafters.toys import ARCHITECTURES, built
 
 
 class Layer(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backend.methods.amphista.config import DrafterConfig
-from backend.methods.amphista.drafter.registry import ParallelDrafter, drafter
-from backend.methods.amphista.target_model import TargetModel
+from backend.decoding.target_model import TargetModel
+from backend.drafters.config import DrafterConfig
+from backend.drafters.registry import ParallelDrafter, drafter
 from backend.models.kv_cache import PreallocatedCache
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend.methods.calibration import InputStatistics, StatisticsLevel
-from backend.methods.sds.masks import keep_mask, masked
-from backend.methods.sds.pattern import Pattern
-from backend.methods.sds.pruners.registry import pruner
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel
+from backend.pruning.masks import keep_mask, masked
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import pruner
 
 
 @pruner("leftmost", needs=StatisticsLevel.NOTHING)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from backend.calibration.second_moments import InputStatistics
 from backend.errors import ConfigError
-from backend.methods.calibration import InputStatistics
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.quantization.awq import POWERS, input_scales
 from backend.quantization.bases import Basis, rotation

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from backend.drafters.data.prompts import user_turn
 from backend.errors import DatasetError, ModelError
-from backend.methods.amphista.data.prompts import user_turn
 from backend.text import chat_template
 from backend.text.chat_template import render_chat
 from backend.text.prompt_ids import prompt_ids

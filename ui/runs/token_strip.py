@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from backend.methods.amphista.config import LOOKED_UP
+from backend.decoding.limits import LOOKUP_HEAD
 from jobs.generate.transcript import Transcript, TranscriptStep
 
 MAX_TINTED = 512  # tokens; the rest is plain
 MAX_TINTS = 6  # further heads share the last
 BASE = 0  # the "head" of tokens that the base model chose
 LOOKUP_TINT = "head-looked"
-SOURCES = {BASE: "chosen by the base model", LOOKED_UP: "from prompt lookup"}
+SOURCES = {BASE: "chosen by the base model", LOOKUP_HEAD: "from prompt lookup"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _token(text: str, head: int, number: int, step: TranscriptStep, marked: bool
 def _tint(head: int) -> str:
     if head == BASE:
         return ""
-    return LOOKUP_TINT if head == LOOKED_UP else f"head-{min(head, MAX_TINTS)}"
+    return LOOKUP_TINT if head == LOOKUP_HEAD else f"head-{min(head, MAX_TINTS)}"
 
 
 def _rejected(step: TranscriptStep) -> list[Span]:
@@ -69,5 +69,5 @@ def _rejected(step: TranscriptStep) -> list[Span]:
 def tints(sources: Collection[int]) -> list[tuple[str, str]]:
     """(CSS class, name) of the tints of the heads up to the last of `sources`, and of lookup."""
     heads = range(1, min(max(sources), MAX_TINTS) + 1)
-    lookup = [(LOOKUP_TINT, "prompt lookup")] if LOOKED_UP in sources else []
+    lookup = [(LOOKUP_TINT, "prompt lookup")] if LOOKUP_HEAD in sources else []
     return [*((_tint(head), f"head {head}") for head in heads), *lookup]

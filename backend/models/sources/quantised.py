@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from backend.models.families.shapes import TensorHeader
 from backend.models.families.sizes import refused
 from backend.models.families.stored import IN_OUT
-from backend.quantization import GridType
 
 WORD = 32  # bits
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
@@ -38,6 +37,8 @@ SCALES = {
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
+StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -52,7 +53,7 @@ class Packing:
     method: str
     bits: int
     group_size: int
-    grid: GridType
+    grid: StoredGrid
     version: str = ""
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
     version = str(settings.get("checkpoint_format", "gptq")) if method == "gptq" else ""
     if version not in ("", "gptq", "gptq_v2"):
         raise ValueError(f"checkpoint_format {version}")
-    grid: GridType = "symmetric" if settings.get("sym") else "zero-point"
+    grid: StoredGrid = "symmetric" if settings.get("sym") else "zero-point"
     return Packing(method, bits, 0 if size == -1 else size, grid, version)
 
 
@@ -103,7 +104,7 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
     if len(groups) > 1 or formats != {"pack-quantized"} or weights.get("type", "int") != "int":
         raise ValueError(f"format {sorted(map(str, formats))}, {len(groups)} groups")
     size = int(weights.get("group_size") or 0)
-    grid: GridType = "symmetric" if weights["symmetric"] else "zero-point"
+    grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
     return Packing("compressed-tensors", int(weights["num_bits"]), max(size, 0), grid)
 
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import psutil
 
+from backend.decoding.native.compiler import CompilerError, instructions
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalogue import entries
-from backend.native.compiler import CompilerError, instructions
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from backend.store import queries

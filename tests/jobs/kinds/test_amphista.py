@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.config import WRITERS
+from backend.drafters.generate import generate
+from backend.drafters.training.head_accuracy import NODES
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
-from backend.methods.amphista.checkpoint import Amphista
-from backend.methods.amphista.config import WRITERS
-from backend.methods.amphista.generate import generate
-from backend.methods.amphista.training.head_accuracy import NODES
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -35,7 +35,7 @@ from jobs.amphista.estimate import (
 from jobs.metrics import metric
 from jobs.reproduction import compare
 from jobs.submit import checked, submit
-from tests.methods.amphista.toys import base, drafter_of
+from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait
 
 SMALL = {

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.native.blocks import NativeCache
 from backend.errors import ConfigError, ModelError, SlimscopeError
-from backend.methods.amphista.config import LOOKED_UP
 from backend.models.loading import LoadedModel, load
-from backend.native.blocks import NativeCache
 from backend.queue.folders import read_log, run_folder
 from backend.store import queries
 from backend.store.states import State
@@ -28,10 +28,10 @@ from jobs.generate.transcript import (
 )
 from jobs.playground.pool import ModelPool
 from jobs.submit import checked, submit
+from tests.decoding.test_engine import plain
+from tests.drafters.toys import END, base, toy_prompts
 from tests.jobs.kinds.test_speed import trained
 from tests.jobs.playground.answering import AnsweringLoop
-from tests.methods.amphista.test_engine import plain
-from tests.methods.amphista.toys import END, base, toy_prompts
 from tests.queue.conftest import HOST, Wait
 
 PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
@@ -71,7 +71,7 @@ def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
     for side in (1, 2):
         found = read_transcript(job.run, side)
         assert found.text == read_transcript(plainly.run, 1).text
-        assert LOOKED_UP in {head for _, head in found.tokens}
+        assert LOOKUP_HEAD in {head for _, head in found.tokens}
     assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
 
 

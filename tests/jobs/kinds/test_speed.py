@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.decoding.native import model as native
+from backend.decoding.native.compiler import CompilerError
+from backend.decoding.native.model import decoding_dtype
+from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
-from backend.methods.amphista.checkpoint import Amphista, BaseFingerprint, pack
 from backend.models import precision
 from backend.models.sources.catalogue import inspect
-from backend.native import model as native
-from backend.native.compiler import CompilerError
-from backend.native.model import decoding_dtype
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
@@ -25,7 +25,7 @@ from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, 
 from jobs.fields.gguf import LLAMA_CPP
 from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.submit import submit
-from tests.methods.amphista.toys import base, drafter_of
+from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait
 
 SMALL = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.methods.sds.config import STAGE_LABELS, SDSStage
+from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.settings import Settings
 from backend.store import frames, queries
 from ui.charts.dots import log_span

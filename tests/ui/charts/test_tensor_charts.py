@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.methods.sds.config import STAGE_LABELS
+from backend.pruning.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.statistics.names import MAGNITUDES
 from backend.statistics.tensors import QUANTILES, TensorSnapshot

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from backend.methods.amphista.config import ARMS
+from backend.drafters.config import ARMS
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing

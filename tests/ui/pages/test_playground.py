@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from backend.methods.amphista.config import LOOKED_UP
+from backend.decoding.limits import LOOKUP_HEAD
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -339,7 +339,7 @@ def test_a_long_text_is_tinted_at_its_beginning_alone() -> None:
 
 
 def test_what_was_looked_up_has_a_tint_of_its_own() -> None:
-    html = strip(Transcript([TranscriptStep([(" a", LOOKED_UP), (" b", 0)], [], 1.0)], "limit"))
+    html = strip(Transcript([TranscriptStep([(" a", LOOKUP_HEAD), (" b", 0)], [], 1.0)], "limit"))
     assert 'class="head-looked" title="from prompt lookup, step 0, 1.0 ms"> a' in html
-    assert legend({LOOKED_UP}).count("head-") == 1 and "prompt lookup" in legend({LOOKED_UP, 3})
+    assert legend({LOOKUP_HEAD}).count("head-") == 1 and "prompt lookup" in legend({LOOKUP_HEAD, 3})
     assert "head-looked" not in legend({3})

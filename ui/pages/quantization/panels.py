@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from backend.errors import ModelError
-from backend.methods.dlqat.config import DLQATStage
 from backend.quantization import GRID_NAMES
+from backend.quantization.dlqat.config import DLQATStage
 from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.queries import StoredResult

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.methods.dlqat import config as dlqat
-from backend.methods.sds.config import STAGE_LABELS
+from backend.pruning.config import STAGE_LABELS
+from backend.quantization.dlqat import config as dlqat
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.tensors import TensorSnapshot
 from tests.ui.conftest import mask_overlap

@@ -13,8 +13,8 @@ from markupsafe import escape
 from safetensors.torch import save_file
 from sqlalchemy import update
 
-from backend.methods.sds.config import STAGE_LABELS
 from backend.models.loading import load
+from backend.pruning.config import STAGE_LABELS
 from backend.settings import Settings
 from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
 from backend.store import tensors

@@ -1,0 +1,1 @@
+"""Inputs of layers on calibration text, shared by pruning and quantization."""

@@ -1,0 +1,245 @@
+"""Calibration: second moments of the inputs of linear layers.
+
+    H = X X^T / N        X [in, N]: one column for each of the N calibration tokens
+
+is all that pruners, re-dense step, adjustment and GPTQ need of the calibration text, because the
+mean squared change of a layer's output is a quadratic form in it:
+
+    || (W - W_dense) X ||^2 / N  =  tr(D H D^T),   D = W - W_dense
+
+Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
+are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
+units: their values are representable, so nothing is rounded, and sums stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from backend.calibration.linalg import inverse_root, largest_eigenvalue
+from backend.errors import ComputeError
+from backend.models.blocks import LinearWeight
+
+PANEL = 256  # columns of H per product; the lower triangle is mirrored
+
+
+class StatisticsLevel(IntEnum):
+    """Which statistics of a layer's inputs to collect; each level includes the lower ones."""
+
+    NOTHING = 0
+    ENERGY = 1  # diag H, and the mean
+    GRAM = 2  # H
+
+
+_nothing = partial(torch.empty, 0)
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of a layer's inputs. Missing ones are empty tensors.
+
+    Quantities derived from H are cached, as layers that share an H use them again.
+
+    Attributes:
+        tokens: N.
+        energy: mean square of each input, diag H, [in].
+        gram: H [in, in].
+        dtype: of the inputs.
+        mean: of each input, [in].
+    """
+
+    tokens: int = 0
+    energy: Tensor = field(default_factory=_nothing)
+    gram: Tensor = field(default_factory=_nothing)
+    dtype: torch.dtype = torch.float32
+    mean: Tensor = field(default_factory=_nothing)
+    _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _ordered_roots: dict[float, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def inverse_root(self, damping: float) -> Tensor:
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
+        if damping not in self._roots:
+            self._roots[damping] = inverse_root(self.gram, damping)
+        return self._roots[damping]
+
+    def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
+        """The inputs by falling energy [in], and U [in, in] of H in that order.
+
+        Raises:
+            NotPositiveDefiniteError: more damping would help.
+        """
+        if damping not in self._ordered_roots:
+            order = self.energy.argsort(descending=True, stable=True)
+            root = inverse_root(self.gram[order][:, order], damping)
+            self._ordered_roots[damping] = order, root
+        return self._ordered_roots[damping]
+
+    @cached_property
+    def largest_eigenvalue(self) -> float:
+        """lambda_max(H) by orthogonal iteration, plus 5 %."""
+        return largest_eigenvalue(self.gram)
+
+    @cached_property
+    def rounded_gram(self) -> Tensor:
+        """H, in bfloat16 where the inputs were, for products that need no more precision."""
+        return self.gram.bfloat16() if self.dtype == torch.bfloat16 else self.gram
+
+
+def output_energy(D: Tensor, H: Tensor) -> float:
+    """tr(D H D^T): mean over tokens of the squared norm of D x. D [out, in]."""
+    return torch.linalg.vecdot(D @ H, D).sum().item()
+
+
+@dataclass(frozen=True)
+class DenseReference:
+    """The dense layer on given inputs: the reference for the error of changed weights."""
+
+    dense: Tensor
+    inputs: InputStatistics
+
+    @cached_property
+    def energy(self) -> float:
+        """tr(W_dense H W_dense^T)."""
+        return output_energy(self.dense, self.inputs.gram)
+
+    def relative_error(self, W: Tensor) -> float:
+        """tr(D H D^T) / tr(W_dense H W_dense^T); 0 when the layer's outputs are all zero."""
+        error = output_energy(W - self.dense, self.inputs.gram)
+        return error / self.energy if self.energy > 0 else 0.0
+
+
+@contextmanager
+def _exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Use the fastest float32 product that is exact for values converted from `dtype`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _add_upper(H: Tensor, X: Tensor) -> None:
+    """H += X^T X on and above the diagonal (in panels). X [tokens, in], float32."""
+    for a in range(0, len(H), PANEL):
+        H[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
+
+
+class _Sums:
+    """Running sums over the batches of one input tensor."""
+
+    def __init__(self, level: StatisticsLevel) -> None:
+        self.level, self.tokens, self.dtype = level, 0, torch.float32
+        self.total, self.sum = torch.empty(0), torch.empty(0)
+
+    def add(self, x: Tensor) -> None:
+        """Add one batch [..., in]."""
+        X = x.detach().reshape(-1, x.shape[-1]).float()
+        self.tokens, self.dtype = self.tokens + len(X), x.dtype
+        self.sum = X.sum(0) + (self.sum if len(self.sum) else 0)
+        with _exact_products(x.dtype):
+            if self.level == StatisticsLevel.GRAM:
+                if not len(self.total):
+                    self.total = X.new_zeros(X.shape[1], X.shape[1])
+                _add_upper(self.total, X)
+            else:
+                self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
+
+    def finish(self) -> InputStatistics:
+        mean = self.sum / self.tokens
+        if self.level == StatisticsLevel.ENERGY:
+            energy = self.total / self.tokens
+            return InputStatistics(self.tokens, energy, dtype=self.dtype, mean=mean)
+        upper = self.total / self.tokens
+        gram = upper.triu_() + upper.triu(1).T
+        return InputStatistics(self.tokens, gram.diagonal(), gram, self.dtype, mean)
+
+
+class InputCollector:
+    """Collect the second moments of the inputs of some linears during forward passes.
+
+    Args:
+        linears: name -> linear.
+        level: statistics to collect.
+        safe_point: called at the start of each batch; may raise to end the pass.
+    """
+
+    def __init__(
+        self,
+        linears: Mapping[str, LinearWeight],
+        level: StatisticsLevel,
+        safe_point: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._linears, self._safe_point = linears, safe_point
+        self._new_sums = partial(_Sums, level)
+        self._sums: dict[str, _Sums] = {}
+        self._leaders: dict[str, str] = {}
+        self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the current batch
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> InputCollector:
+        for name, linear in self._linears.items():
+            hook = partial(self._add, name)
+            self._handles.append(linear.layer.register_forward_pre_hook(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._batch.clear()
+
+    def _add(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        x: Tensor = args[0]
+        if name in self._batch:  # second call: a new batch has begun
+            self._batch.clear()
+        if not self._batch:
+            self._safe_point()
+        leader = next((one for one, tensor in self._batch.items() if tensor is x), name)
+        self._leaders[name] = leader
+        if leader == name:
+            self._batch[name] = x
+            self._sums.setdefault(name, self._new_sums()).add(x)
+
+    def finish(self) -> dict[str, InputStatistics]:
+        """Name -> statistics; layers with the same input tensor share one object.
+
+        An expert that no token was sent to gets those of independent inputs of equal size, H = I,
+        and 0 tokens.
+
+        Raises:
+            ComputeError: the inputs of a layer are not finite.
+        """
+        finished = {name: sums.finish() for name, sums in self._sums.items()}
+        for name, inputs in finished.items():
+            if not inputs.energy.isfinite().all():
+                raise ComputeError(
+                    f"The inputs of {self._linears[name].name} are not finite.",
+                    "An activation overflowed in the calibration pass.",
+                    "Choose float32 as the forward precision, or other calibration text.",
+                    field="precision",
+                )
+        return {
+            name: finished[self._leaders[name]] if name in self._leaders else _of_nothing(linear)
+            for name, linear in self._linears.items()
+        }
+
+
+def _of_nothing(linear: LinearWeight) -> InputStatistics:
+    """The statistics of a layer that has had no inputs."""
+    gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
+    return InputStatistics(0, gram.diagonal(), gram, mean=torch.zeros_like(gram[0]))

@@ -1,0 +1,237 @@
+"""How fast several proposers decode the same prompts: measured, never derived.
+
+For every prompt all arms answer in turn, several rounds, each round in another order, so that a
+burst of another program does not fall on one arm alone. A round that is not counted warms up.
+
+    tokens/s of an arm and round      mean over prompts of new tokens / seconds of the whole answer
+    speed-up                          tokens/s over that of the first arm, vanilla, same round
+    break-even                        seconds of a pass over those of a vanilla pass: the accepted
+                                      length at which an arm is as fast as vanilla
+
+The prompt's pass is part of an answer's seconds: a reader waits for it (Spec-Bench's convention).
+Medians and ranges are over rounds. Accepted lengths and texts are the same in every round, since
+decoding is greedy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Protocol
+
+import torch
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import Path
+from backend.decoding.engine import PARTS, DecodeStep, LapTimer, decode
+from backend.decoding.proposers import Proposer
+from backend.decoding.target_model import TargetModel
+from backend.reporter import Reporter, stop_if_asked
+
+VANILLA = "vanilla"
+
+
+class Decoder(Protocol):
+    """An arm: whatever decodes greedily, step by step.
+
+    Attributes:
+        proposer: what drafts.
+    """
+
+    device: torch.device
+    proposer: Proposer
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`."""
+
+
+class TargetDecoder:
+    """A target model verifies what a proposer drafts."""
+
+    def __init__(self, target: TargetModel, proposer: Proposer) -> None:
+        self.device, self.proposer, self._target = target.device, proposer, target
+
+    def decode(
+        self, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> Iterator[DecodeStep]:
+        return decode(self._target, self.proposer, prompt, Acceptance(Sampling()), limit, ends)
+
+
+def decoders_of(target: TargetModel, proposers: Mapping[str, Proposer]) -> dict[str, Decoder]:
+    """Name -> decoder, all with the same target model."""
+    return {name: TargetDecoder(target, proposer) for name, proposer in proposers.items()}
+
+
+@dataclass
+class TimedAnswer:
+    """One arm's answer to one prompt.
+
+    Attributes:
+        tokens: new ones.
+        seconds: of the whole answer, for each round.
+        lengths: tokens committed by each verify pass.
+        ends: ranks of the guesses each of them found right, the path to the last right node.
+        parts: seconds of all passes together in each part of a pass, for each round.
+    """
+
+    tokens: list[int]
+    seconds: list[float]
+    lengths: list[int]
+    ends: list[list[int]]
+    parts: list[dict[str, float]]
+
+
+Answers = dict[str, TimedAnswer]  # arm -> its answer to a prompt
+
+
+def time_decoders(
+    arms: Mapping[str, Decoder],
+    prompt: Sequence[int],
+    limit: int,
+    ends: Collection[int],
+    rounds: int,
+    reporter: Reporter,
+    offset: int = 0,
+) -> Answers:
+    """The answers of all arms to one prompt.
+
+    Args:
+        limit: new tokens at most.
+        rounds: that count; one more warms up.
+        offset: shifts the order of the arms, so that each is first about as often.
+
+    Raises:
+        CancelledError: cancellation was requested.
+    """
+    names, found = list(arms), Answers()
+    for turn in range(rounds + 1):
+        shift = (turn + offset) % len(names)
+        for name in names[shift:] + names[:shift]:
+            stop_if_asked(reporter)
+            answer = _answer(arms[name], prompt, limit, ends)
+            if turn == 0:
+                found[name] = TimedAnswer(answer.tokens, [], answer.lengths, answer.ends, [])
+            else:
+                found[name].seconds += answer.seconds
+                found[name].parts += answer.parts
+    return {name: found[name] for name in names}
+
+
+def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
+    """One answer, timed once."""
+    clock = LapTimer(arm.device)
+    steps = list(arm.decode(prompt, limit, ends))
+    seconds, passes = clock.lap(), [step for step in steps if step.path]
+    return TimedAnswer(
+        [token for step in steps for token in step.tokens],
+        [seconds],
+        [len(step.tokens) for step in passes],
+        [[*step.tree.nodes[step.path[-1]]] for step in passes],
+        [{part: sum(step.seconds[part] for step in passes) for part in PARTS}],
+    )
+
+
+def packed(answers: Answers) -> dict[str, object]:
+    """Answers as JSON can hold them."""
+    return {name: asdict(answer) for name, answer in answers.items()}
+
+
+def unpacked(stored: Mapping[str, Mapping[str, object]]) -> Answers:
+    """The answers of `packed`."""
+    return {name: TimedAnswer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class MedianRange:
+    """A median over rounds, with the lowest and the highest."""
+
+    value: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> MedianRange:
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class DecoderSummary:
+    """What an arm's answers to all prompts amount to.
+
+    Attributes:
+        accepted: mean accepted length; vanilla has 1.
+        lengths: accepted length -> verify passes that had it.
+        hits: path of a node -> share of verify passes that found it right.
+        parts: mean seconds of a verify pass in each of `PARTS`.
+        break_even: see above.
+        same: prompts answered with vanilla's very tokens, of `prompts`.
+        first_difference: the earliest token that differs; None where none does.
+    """
+
+    speed: MedianRange
+    speed_up: MedianRange
+    accepted: float
+    lengths: dict[int, int]
+    hits: dict[Path, float]
+    parts: dict[str, float]
+    break_even: float
+    same: int
+    prompts: int
+    first_difference: int | None
+
+
+def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
+    """Compare arm `name` with vanilla over the prompts `answered`."""
+    mine, base = [each[name] for each in answered], [each[VANILLA] for each in answered]
+    speeds, vanilla = _speeds(mine), _speeds(base)
+    lengths = Counter(length for answer in mine for length in answer.lengths)
+    passes = sum(lengths.values())
+    parts, plain = _parts(mine), _parts(base)
+    places = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
+    differing = [place for place in places if place is not None]
+    return DecoderSummary(
+        MedianRange.of(speeds),
+        MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
+        sum(n * count for n, count in lengths.items()) / passes if passes else 1.0,
+        dict(sorted(lengths.items())),
+        _hits(mine),
+        parts,
+        sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
+        len(places) - len(differing),
+        len(places),
+        min(differing, default=None),
+    )
+
+
+def _hits(answers: Sequence[TimedAnswer]) -> dict[Path, float]:
+    """Share of passes that found a node right, for every node that was ever right."""
+    ends = [tuple(end) for answer in answers for end in answer.ends]
+    counts = Counter(end[:depth] for end in ends for depth in range(1, len(end) + 1))
+    return {path: count / len(ends) for path, count in sorted(counts.items())}
+
+
+def _speeds(answers: Sequence[TimedAnswer]) -> list[float]:
+    """Tokens per second of each round, mean over prompts."""
+    rounds = range(len(answers[0].seconds))
+    return [mean(len(a.tokens) / a.seconds[n] for a in answers) for n in rounds]
+
+
+def _parts(answers: Sequence[TimedAnswer]) -> dict[str, float]:
+    """Mean seconds of a verify pass in each part: the median round of each answer counts."""
+    passes = max(1, sum(len(answer.lengths) for answer in answers))
+    return {
+        part: sum(median(taken[part] for taken in answer.parts) for answer in answers) / passes
+        for part in PARTS
+    }
+
+
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Where two texts part, from 0; None where they are the same."""
+    if one == other:
+        return None
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,252 @@
+"""Decoder blocks in the layout of `cpp/decoder.cpp`, and their cache."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from backend.decoding.native import structures as c
+from backend.decoding.native.compiler import NATIVE, instructions, library
+from backend.decoding.native.weights import LANES, WeightLayout
+
+MOST_ROWS = 2**24  # of a cache
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Width of an attention head."""
+    config = model.config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+class NativeCache:
+    """Keys and values [layers, kv heads, capacity, head] of one sequence, in bfloat16.
+
+    Attributes:
+        capacity: maximum number of tokens, including a tree under verification.
+    """
+
+    def __init__(self, owner: NativeBlocks, capacity: int) -> None:
+        self._owner, self.capacity = owner, capacity
+        c_model = owner.structure
+        shape = (c_model.layers, c_model.kv_heads, capacity, c_model.head)
+        self._keys, self._values = torch.zeros(2, *shape, dtype=torch.bfloat16).unbind()
+        self.structure = c.Cache(capacity, 0, self._keys.data_ptr(), self._values.data_ptr())
+
+    @property
+    def length(self) -> int:
+        """Number of cached tokens."""
+        return int(self.structure.length)
+
+    def keep(self, start: int, chosen: Sequence[int]) -> None:
+        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place.
+
+        Raises:
+            ValueError: they are not ascending, or not all cached.
+        """
+        places = [-1, *chosen, self.length - start]
+        if start < 0 or any(one >= other for one, other in pairwise(places)):
+            raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
+        rows = (ctypes.c_int32 * len(chosen))(*chosen)
+        self._owner.call("keep", self.structure, start, rows, len(chosen))
+
+    def rewind(self, length: int) -> None:
+        """Drop all rows from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"{self.length} rows are cached, not {length}")
+        self.structure.length = length
+
+    def beginning(self, length: int, capacity: int) -> NativeCache:
+        """A cache for `capacity` tokens that holds the first `length` rows of this one."""
+        if not 0 <= length <= min(self.length, capacity):
+            raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
+        other = self._owner.new_cache(capacity)
+        other._keys[:, :, :length] = self._keys[:, :, :length]
+        other._values[:, :, :length] = self._values[:, :, :length]
+        other.structure.length = length
+        return other
+
+    def belongs_to(self, owner: NativeBlocks) -> bool:
+        """Whether its shape is that of the blocks."""
+        return self._owner is owner
+
+
+class NativeBlocks:
+    """Some blocks of a model, of hidden states in and hidden states out.
+
+    Args:
+        model: supported by the decoder (`model.unsupported`); its rotary positions are used.
+        blocks: of it, or of its shapes.
+        target: compiler flags that choose the instructions.
+        rounded: whether weights that are not packed are rounded to 8 bits.
+
+    Attributes:
+        instructions: what the decoder was built for, such as AVX2.
+
+    Raises:
+        CompilerError: the decoder cannot be built here.
+        ValueError: a weight has another shape than the config says.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        blocks: Iterable[nn.Module],
+        target: tuple[str, ...] = NATIVE,
+        rounded: bool = False,
+    ) -> None:
+        self._library = library(target)
+        self.instructions = instructions(target)
+        self.layout = WeightLayout(self._library, rounded)
+        self._tabulating = threading.Lock()
+        inner: Any = model.base_model
+        self._rotary: nn.Module = inner.rotary_emb
+        self._rows = 0
+        config = model.config.get_text_config()
+        self.width = config.hidden_size
+        self.structure = c.Model(
+            0, self.width, config.num_attention_heads, config.num_key_value_heads,
+            head_size(model), config.intermediate_size, config.rms_norm_eps,
+        )  # fmt: skip
+        self._check_sizes()
+        layers = [*map(self._layer, blocks)]
+        self.structure.layers = len(layers)
+        self.structure.layer = self.layout.keep((c.Layer * len(layers))(*layers))
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call a function of the library on these blocks.
+
+        Raises:
+            MemoryError: the library ran out of memory or threads.
+        """
+        passed = (ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments)
+        if getattr(self._library, function)(ctypes.byref(self.structure), *passed):
+            raise MemoryError("The native decoder ran out of memory or threads.")
+
+    def new_cache(self, capacity: int) -> NativeCache:
+        """An empty cache for `capacity` tokens."""
+        if not 0 < capacity <= MOST_ROWS:
+            raise ValueError(f"a cache cannot hold {capacity} tokens")
+        with self._tabulating:
+            if capacity > self._rows:
+                self._tabulate(max(capacity, 2 * self._rows))
+        return NativeCache(self, capacity)
+
+    def __call__(
+        self,
+        states: Tensor,
+        cache: NativeCache,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Append n tokens to the cache: hidden states [n, width] -> [n, width] in float32.
+
+        Args:
+            positions: [n]; None: those that follow the cached ones.
+            visible: [n, n] bool, which tokens of the pass each sees; None: those before it.
+        """
+        if states.dim() != 2 or states.shape[1] != self.width:
+            raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
+        inputs = states.float().contiguous()
+        return self._run(c.Pass(inputs=inputs.data_ptr()), len(states), [cache], positions, visible)
+
+    def _run(
+        self,
+        task: c.Pass,
+        tokens: int,
+        caches: Sequence[NativeCache],
+        positions: Tensor | None,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """Run a pass over as many tokens of each cache; see `__call__`.
+
+        Raises:
+            ValueError: something is out of range; the library would read or write elsewhere.
+        """
+        each = tokens // len(caches) if caches else 0
+        apart = len({*map(id, caches)}) == len(caches) and all(x.belongs_to(self) for x in caches)
+        if not each or tokens != each * len(caches) or not apart:
+            raise ValueError(f"{tokens} tokens cannot be appended to these {len(caches)} caches")
+        if positions is None:
+            starts = torch.tensor([[cache.length] for cache in caches])
+            positions = (starts + torch.arange(each)).flatten()
+        fits = all(cache.length + each <= cache.capacity for cache in caches)
+        if not fits or positions.shape != (tokens,) or int(positions.max()) >= self._rows:
+            raise ValueError(f"{each} more tokens do not fit into the cache")
+        if int(positions.min()) < 0:
+            raise ValueError("a position is negative")
+        if visible is not None:
+            alone = len(caches) == 1 and visible.shape == (tokens, tokens)
+            if not alone or not visible.diagonal().all():
+                raise ValueError("of a tree, every token sees itself and some of the others")
+        hidden, places = torch.empty(tokens, self.width), positions.long().contiguous()
+        seen = None if visible is None else visible.to(torch.uint8).contiguous()
+        pointers = (ctypes.POINTER(c.Cache) * len(caches))(
+            *(ctypes.pointer(cache.structure) for cache in caches)
+        )
+        task.tokens, task.sequences, task.caches = tokens, len(caches), pointers
+        task.threads, task.hidden = torch.get_num_threads(), hidden.data_ptr()
+        task.positions = places.data_ptr()
+        task.visible = None if seen is None else seen.data_ptr()
+        self.call("forward", task)
+        return hidden
+
+    def _check_sizes(self) -> None:
+        """Raise `ValueError` for sizes that the library cannot compute with."""
+        s = self.structure
+        if any(size <= 0 or size % LANES for size in (s.width, s.head, s.inner)):
+            raise ValueError(f"the widths are not multiples of {LANES}")
+        if s.heads <= 0 or s.kv_heads <= 0 or s.heads % s.kv_heads:
+            raise ValueError(f"{s.heads} heads do not share {s.kv_heads} key heads")
+
+    def _layer(self, block: Any) -> c.Layer:
+        attention, mlp, s = block.self_attn, block.mlp, self.structure
+        head, mixed = s.head, s.heads * s.head
+        rows = mixed + 2 * s.kv_heads * head
+        return c.Layer(
+            self.matrix(rows, s.width, attention.q_proj, attention.k_proj, attention.v_proj),
+            self.matrix(s.width, mixed, attention.o_proj),
+            self.matrix(s.inner, s.width, mlp.gate_proj),
+            self.matrix(s.inner, s.width, mlp.up_proj),
+            self.matrix(s.width, s.inner, mlp.down_proj),
+            self.norm(block.input_layernorm, s.width),
+            self.norm(block.post_attention_layernorm, s.width),
+            *(self.norm(getattr(attention, name, None), head) for name in ("q_norm", "k_norm")),
+        )
+
+    def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
+        """Linears one below the other, [outputs, inputs] together."""
+        matrix = self.layout.matrix(*linears)
+        self.require((matrix.outputs, matrix.inputs), (outputs, inputs))
+        return matrix
+
+    def norm(self, norm: Any, size: int) -> int | None:
+        """The address of the weights of a norm; None where there is none."""
+        if norm is None:
+            return None
+        self.require(norm.weight.shape, (size,))
+        return self.layout.floats(norm.weight)
+
+    def require(self, found: Sequence[int], expected: tuple[int, ...]) -> None:
+        """Raise `ValueError` for weights of another shape than the library will read."""
+        if tuple(found) != expected:
+            raise ValueError(f"a weight is {[*found]}, the config says {[*expected]}")
+
+    def _tabulate(self, positions: int) -> None:
+        """Cosines and sines [positions, head / 2] of the model's own rotary embedding."""
+        places = torch.arange(positions)[None]
+        with torch.no_grad():
+            both = self._rotary(torch.empty(1, 1, dtype=torch.float32), places)
+        half = self.structure.head // 2
+        tables = [x[0, :, :half].float().contiguous() for x in both]
+        for table in tables:
+            self.require(table.shape, (positions, half))
+        # the tables before are kept: a pass of another thread may be reading them
+        self.structure.cosines, self.structure.sines = map(self.layout.own, tables)
+        self._rows = positions

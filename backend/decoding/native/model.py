@@ -1,0 +1,158 @@
+"""A transformers model in the layout of `cpp/decoder.cpp`.
+
+Supported: blocks of RMSNorm, rotary positions, (grouped) attention and a SwiGLU MLP, as in LLaMA,
+Mistral, Qwen2, Qwen3 and SmolLM, on a CPU, with bfloat16 weights or `PackedLinear` layers. The
+residual stream, softmax and logits are float32, so the logits are closer to those of the float32
+model than PyTorch's in bfloat16 are. Where the blocks are packed, the head is rounded to 8 bits and
+the inputs of products to 8 bits (ours, as llama.cpp does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.decoding.native import structures as c
+from backend.decoding.native.blocks import NativeBlocks, NativeCache, head_size
+from backend.decoding.native.compiler import NATIVE, CompilerError, library
+from backend.decoding.native.weights import HEAD_GROUP, LANES
+from backend.models.blocks import decoder_blocks
+from backend.models.precision import resolve_dtype
+from backend.quantization.packed_linear import PackedLinear
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = tuple(f"{family.capitalize()}ForCausalLM" for family in FAMILIES)
+PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+
+
+def decoding_dtype(precision: str, device: torch.device, architecture: str) -> str:
+    """`precision`, or for "auto" the fastest one to decode with: "bfloat16" or "float32".
+
+    Where this decoder can be built it is faster in bfloat16 than PyTorch in float32, on processors
+    without bfloat16 instructions, too: half as many bytes are read for a token.
+
+    Args:
+        architecture: of the model, such as LlamaForCausalLM.
+    """
+    if precision == "auto" and device.type == "cpu" and architecture in ARCHITECTURES:
+        with suppress(CompilerError):
+            library()
+            return "bfloat16"
+    return resolve_dtype(precision, device)
+
+
+def unsupported(model: PreTrainedModel) -> str:
+    """Why the decoder does not run this model; "" if it does."""
+    config = model.config.get_text_config()
+    if config.model_type not in FAMILIES:
+        return f"it decodes {', '.join(FAMILIES)} models, not {config.model_type}"
+    if model.device.type != "cpu":
+        return "it runs on the CPU only"
+    if model.dtype != torch.bfloat16:
+        return f"it computes in bfloat16, not {str(model.dtype).removeprefix('torch.')}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") not in FIXED_ROTARY:
+        return f"its rotary positions ({rope['rope_type']}) change with the length"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        return "it rotates a part of each head only"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}, not silu"
+    head = head_size(model)
+    if head % LANES or config.intermediate_size % LANES or config.hidden_size % LANES:
+        return f"its widths are not multiples of {LANES}"
+    return ""
+
+
+class NativeModel(NativeBlocks):
+    """A model whose passes `cpp/decoder.cpp` computes.
+
+    Args:
+        model: for which `unsupported` is empty; its embeddings are read in place.
+        target: compiler flags that choose the instructions.
+
+    Raises:
+        CompilerError: the decoder cannot be built here.
+    """
+
+    def __init__(self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE) -> None:
+        super().__init__(model, decoder_blocks(model), target)
+        inner: Any = model.base_model
+        embedding: Tensor = inner.get_input_embeddings().weight.detach()
+        embedding = embedding.bfloat16().contiguous()  # mostly as it is
+        self.vocabulary = len(embedding)
+        self.require(embedding.shape, (self.vocabulary, self.width))
+        self.structure.embedding = self.layout.own(embedding)
+        self.structure.final_norm = self.norm(inner.norm, self.width)
+        self.structure.read_out = self._head(model)
+        padded = -(-self.vocabulary // LANES) * LANES
+        self.require((self.outputs, self.structure.read_out.inputs), (padded, self.width))
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: NativeCache,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+        read_out: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Append the tokens `ids` [n] to the cache.
+
+        Args:
+            positions, visible: see `NativeBlocks`.
+            read_out: of how many of the last tokens logits are wanted.
+
+        Returns:
+            Hidden states [n, width] in bfloat16, and logits [read_out, vocabulary] in float32.
+        """
+        return self._pass(ids, [cache], positions, visible, read_out)
+
+    def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
+        """Append the tokens `ids` [b, n] to the caches of b sequences, in one pass.
+
+        Returns:
+            Hidden states [b, n, width] in bfloat16, and logits [b, n, vocabulary] in float32.
+        """
+        found = self._pass(ids.flatten(), caches, None, None, ids.numel())
+        hidden, logits = (x.unflatten(0, ids.shape) for x in found)
+        return hidden, logits
+
+    def _pass(
+        self,
+        ids: Tensor,
+        caches: Sequence[NativeCache],
+        positions: Tensor | None,
+        visible: Tensor | None,
+        read_out: int,
+    ) -> tuple[Tensor, Tensor]:
+        """As many of the tokens `ids` [n] for each of the caches; see `forward`."""
+        if ids.dim() != 1 or not 0 <= read_out <= len(ids):
+            raise ValueError(f"{read_out} logits cannot be read of {[*ids.shape]} tokens")
+        if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
+            raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
+        held, logits = ids.long().contiguous(), torch.empty(read_out, self.outputs)
+        task = c.Pass(ids=held.data_ptr(), read_out=read_out, logits=logits.data_ptr())
+        hidden = self._run(task, len(ids), caches, positions, visible)
+        return hidden.bfloat16(), logits[:, : self.vocabulary]
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the head, padded."""
+        return int(self.structure.read_out.outputs)
+
+    def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
+        """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
+        states = [self.forward(some, cache)[0] for some in ids.split(PREFILL) if len(some)]
+        return torch.cat(states) if states else torch.empty(0, self.width, dtype=torch.bfloat16)
+
+    def _head(self, model: PreTrainedModel) -> c.Matrix:
+        """The head, in 8 bits where the blocks are packed: else it would be half of the bytes."""
+        head: Any = model.get_output_embeddings()
+        packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        rounded = packed and not self.width % HEAD_GROUP
+        return self.layout.int8(head) if rounded else self.layout.matrix(head)

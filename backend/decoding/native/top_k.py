@@ -1,0 +1,36 @@
+"""The most likely tokens of rows of logits, computed by `cpp/decoder.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from backend.decoding.native.compiler import NATIVE, library
+
+
+def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
+    """The `ranks` largest of each row of `logits` [n, v] float32, the first place of equal ones
+    first. Where fewer are finite, the rest are at place 0 with the log-probability -inf, or NaN.
+
+    Torch sorts every row for it, which takes longer than a layer of a drafter.
+
+    Returns:
+        Log-probabilities [n, ranks] float32, descending, and places [n, ranks] int32.
+
+    Raises:
+        CompilerError: the decoder cannot be built here.
+        ValueError: the logits are no rows, or no rank is asked for.
+    """
+    if logits.dim() != 2 or ranks < 1:
+        raise ValueError(f"{ranks} ranks cannot be taken of logits {[*logits.shape]}")
+    rows, columns = logits.shape
+    held = logits.float().contiguous()
+    values = torch.empty(rows, ranks)
+    places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
+    given = (held, rows, columns, ranks, values, places, sums)
+    library(target).top_k(
+        *(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in given)
+    )
+    return values - sums, places

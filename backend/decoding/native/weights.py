@@ -1,0 +1,183 @@
+"""Weights in the layout of `cpp/matrix.h`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from backend.decoding.native import structures as c
+from backend.quantization.packed_linear import PackedLinear
+
+LANES = 16  # outputs of a block
+BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, INT4_2_4 = range(5)
+SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
+SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
+LINE = 64  # bytes the decoder reads at once
+HEAD_GROUP = 32  # inputs with one scale, in 8 bits
+Kept = TypeVar("Kept")
+
+
+class WeightLayout:
+    """Lays out weights, and keeps what the structures point to.
+
+    Args:
+        library: the compiled decoder.
+        rounded: whether linears that are not packed are rounded to 8 bits.
+        sparse: whether the zeros of pruned linears are left out.
+
+    Attributes:
+        size: bytes of the matrices, masks and scales included: what a pass reads.
+    """
+
+    def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
+        self._library, self._rounded, self._sparse = library, rounded, sparse
+        self._kept: list[object] = []
+        self.size = 0
+
+    def matrix(self, *linears: nn.Module) -> c.Matrix:
+        """Linears [out, in] of the same input, one below the other; all in 4 bits or none.
+
+        Raises:
+            ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
+                other tables than their shapes say.
+        """
+        inputs = {_weight_shape(linear)[1] for linear in linears}
+        if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
+            raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
+        packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
+        alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
+        if alike:
+            return self._int4(packed)
+        fits = all(_weight(linear).shape[1] % HEAD_GROUP == 0 for linear in linears)
+        return self.int8(*linears) if self._rounded and fits else self._dense(linears)
+
+    def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
+        weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()
+        outputs, inputs = weight.shape
+        padded = -(-outputs // LANES) * LANES
+        layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
+        self._library.pack_bf16(_at(weight), _at(layout), outputs, inputs)
+        matrix = c.Matrix(BFLOAT16, padded, inputs, inputs, bias=self._bias(linears, padded))
+        if not (self._sparse and self._leave_out_zeros(matrix, layout)):
+            matrix.weights = self._part(layout)
+        return matrix
+
+    def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
+        """Let the matrix point to its weights without zeros; False if that would not pay."""
+        if not self._library.supports(SPARSE_BFLOAT16):
+            return False
+        if int(layout.count_nonzero()) > (1 - SPARSE_FROM) * layout.numel():
+            return False
+        masks = torch.empty(layout.numel() // 32, dtype=torch.uint32)
+        starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
+        kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
+        places = map(_at, (layout, masks, starts, kept))
+        size = self._library.leave_out_zeros(*places, matrix.outputs, matrix.inputs)
+        matrix.format = SPARSE_BFLOAT16
+        matrix.masks, matrix.starts = self._part(masks), self._part(starts)
+        matrix.weights = self._part(kept[: size + LINE].clone())  # of the last, a line is read
+        return True
+
+    def _int4(self, linears: list[PackedLinear]) -> c.Matrix:
+        codes = torch.cat([_codes(linear) for linear in linears])
+        outputs, inputs = codes.shape
+        scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
+        if outputs % LANES or scale.shape != (inputs / linears[0].group, outputs):
+            raise ValueError(f"{[*scale.shape]} scales are not those of {[*codes.shape]} codes")
+        matrix = c.Matrix(
+            INT4, outputs, inputs, linears[0].group, scales=self._part(_blocks(scale)),
+            offsets=self._part(_blocks(offset)) if offset.any() else None,
+            bias=self._bias(linears, outputs),
+        )  # fmt: skip
+        if not (self._sparse and self._pack_2_4(matrix, codes)):
+            layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
+            self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
+            matrix.weights = self._part(layout)
+        return matrix
+
+    def _pack_2_4(self, matrix: c.Matrix, codes: Tensor) -> bool:
+        """Let the matrix point to two of every four codes; False if the others are not all 0."""
+        if matrix.offsets or not self._library.supports(INT4_2_4):
+            return False
+        layout = torch.empty(codes.numel() * 3 // 8, dtype=torch.uint8)
+        if not self._library.pack_int4_2_4(_at(codes), _at(layout), *codes.shape):
+            return False
+        matrix.format, matrix.weights = INT4_2_4, self._part(layout)
+        return True
+
+    def int8(self, *linears: nn.Module) -> c.Matrix:
+        """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
+        weight = torch.cat([_weight(x) for x in linears]).detach().float()
+        outputs, inputs = weight.shape
+        padded = -(-outputs // LANES) * LANES
+        weight = torch.cat([weight, weight.new_zeros(padded - outputs, inputs)])
+        groups = weight.view(padded, -1, HEAD_GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
+        codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
+        layout = torch.empty(padded * inputs, dtype=torch.uint8)
+        self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
+        scales, bias = self._part(_blocks(scale.T)), self._bias(linears, padded)
+        return c.Matrix(
+            INT8, padded, inputs, HEAD_GROUP, self._part(layout), scales=scales, bias=bias
+        )
+
+    def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
+        biases = [getattr(linear, "bias", None) for linear in linears]
+        if all(bias is None for bias in biases):
+            return None
+        zeros = partial(torch.zeros, dtype=torch.float32)
+        whole = torch.cat(
+            [
+                zeros(linear.out_features) if bias is None else bias.detach().float()
+                for linear, bias in zip(linears, biases, strict=True)
+            ]
+        )
+        return self.own(torch.cat([whole, zeros(padded - len(whole))]))
+
+    def _part(self, tensor: Tensor) -> int:
+        """The address of a part of a matrix."""
+        self.size += tensor.nbytes
+        return self.own(tensor)
+
+    def keep(self, value: Kept) -> Kept:
+        """`value`, which is kept as long as this object."""
+        self._kept.append(value)
+        return value
+
+    def floats(self, tensor: Tensor) -> int:
+        return self.own(tensor.detach().float().contiguous())
+
+    def own(self, tensor: Tensor) -> int:
+        """Its address; it is kept as long as this object."""
+        return self.keep(tensor).data_ptr()
+
+
+def _weight_shape(linear: Any) -> tuple[int, int]:
+    packed = isinstance(linear, PackedLinear)
+    outputs, inputs = linear.pairs.shape if packed else linear.weight.shape
+    return outputs, 2 * inputs if packed else inputs
+
+
+def _weight(linear: Any) -> Tensor:
+    weight: Tensor = linear.dense() if isinstance(linear, PackedLinear) else linear.weight
+    return weight
+
+
+def _codes(linear: PackedLinear) -> Tensor:
+    """The codes 0 to 15 [out, in]."""
+    pairs = torch.stack([linear.pairs & 15, linear.pairs >> 4], -1)
+    return pairs.view(linear.out_features, -1).contiguous()
+
+
+def _blocks(table: Tensor) -> Tensor:
+    """[groups, outputs] -> [outputs / 16, groups, 16]."""
+    return table.T.reshape(-1, LANES, table.shape[0]).transpose(1, 2).contiguous()
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

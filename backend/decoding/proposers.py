@@ -1,0 +1,62 @@
+"""Contract of a source of draft tokens. All serve the same decoding loop, so that a comparison
+measures the drafts and not the loops: prompt lookup (`prompt_lookup`), the heads of a drafter
+(`backend.drafters.tree_proposer`), and vanilla decoding, which drafts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from backend.decoding.draft_tree import Tree, chain
+
+NOTHING = chain(0)
+
+
+@dataclass(frozen=True)
+class DraftTokens:
+    """Draft tokens: one for every node of the tree but the root.
+
+    Attributes:
+        looked_up: from prompt lookup, not from heads.
+    """
+
+    tokens: list[int]
+    tree: Tree
+    looked_up: bool = False
+
+
+class Proposer(Protocol):
+    """Drafts the next tokens of one sequence at a time.
+
+    Attributes:
+        nodes: maximum number of tree nodes, including the root.
+    """
+
+    nodes: int
+
+    def start(self, first: int, capacity: int) -> None:
+        """Begin a new sequence of at most `capacity` tokens with the token `first`."""
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        """Draft what follows.
+
+        Args:
+            hidden: [n, d] the target model's states at the positions since the last call.
+            tokens: the token after each of these positions; the last one has not been run yet.
+        """
+
+
+class NoDraft:
+    """Vanilla decoding: one token per pass."""
+
+    nodes = 1
+
+    def start(self, first: int, capacity: int) -> None:
+        pass
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        return DraftTokens([], NOTHING)

@@ -1,0 +1,330 @@
+"""The target model: a frozen causal LM that verifies whole trees of draft tokens.
+
+    h = hidden state after the last block (and its final norm),   logits = t(W h (+ b))
+
+where t scales and caps the logits of some families (`families.logits`).
+
+On a CPU, models the native decoder supports (`backend.decoding.native`) are decoded by it. For
+others the model's own forward is called with an explicit mask and positions, so any decoder that
+honours both works. Either is tested once, on a small tree, whose logits must equal those of the
+model's own forward along each path. Where the native decoder fails, the model's own is used; a
+model that fails as well is rejected, so wrong text is never generated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from backend.decoding.draft_tree import Tree, chain
+from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.compiler import CompilerError
+from backend.decoding.native.model import NativeModel, unsupported
+from backend.errors import ModelError
+from backend.models.attention import NAME, use_grouped
+from backend.models.families.logits import LogitTransform
+from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
+from backend.quantization.packed_linear import PackedLinear
+
+KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
+LONG, FAR = "longrope", 10**9
+NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
+PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
+PROBE_CONTEXT = 12
+MASKS = 16  # of trees, kept; a policy may choose another tree at every step
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the spread of the logits
+COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
+
+
+Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
+DecodingCache = PreallocatedCache | NativeCache
+
+
+class Verifier(Protocol):
+    """Runs a prompt and trees on top of a cache."""
+
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """Hidden states [P, d] of a prompt, and the logits [1, V] after it."""
+
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree`.
+
+        Afterwards the cache ends with one row per node.
+        """
+
+
+class TargetModel:
+    """A model that verifies trees.
+
+    Args:
+        native: use the native decoder where it supports the model.
+
+    Attributes:
+        width: d; `vocabulary`: V; `context`: maximum number of tokens.
+        limit: what limits the context, in words.
+        window: tokens that layers with a sliding window attend to; None where there are none.
+        transform: of the logits after the head.
+        decoder: what decodes, in words.
+
+    Raises:
+        ModelError: it cannot verify trees; says why.
+    """
+
+    def __init__(self, model: PreTrainedModel, native: bool = True) -> None:
+        self.model, self.device, self.dtype = model, model.device, model.dtype
+        self._cache = cache_name(model)
+        refuse_unfit(model)
+        use_grouped(model, self.device)
+        config = model.config.get_text_config()
+        self.layers = config.num_hidden_layers
+        stable = stable_context(config)
+        self.context = min(config.max_position_embeddings, stable)
+        self.limit = f"the context holds {self.context}"
+        if stable == self.context:
+            self.limit = f"rotary frequencies change after {stable} ({LONG})"
+        self.window = sliding_window(model)
+        self.transform = LogitTransform.of(config)
+        self.head: nn.Linear = model.get_output_embeddings()
+        self.vocabulary, self.width = self.head.weight.shape
+        self.native: NativeModel | None = None
+        self.decoder = "PyTorch"
+        if native:
+            self._use_native()
+        if self.native is None:
+            check_tree(self)
+
+    def _use_native(self) -> None:
+        """Decode natively if that is possible here and gives the same logits."""
+        windowed = self.window and self.window < self.context
+        why = "it has sliding windows" if windowed else unsupported(self.model)
+        if why:
+            self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
+            return
+        try:
+            self.native = NativeModel(self.model)
+            check_tree(self)
+            self.decoder = f"native ({self.native.instructions})"
+        except (CompilerError, ModelError) as error:
+            self.native, self.decoder = None, f"PyTorch; {error}"
+
+    def new_cache(self, capacity: int) -> DecodingCache:
+        """An empty cache for `capacity` tokens, including those of a tree."""
+        if self.native:
+            return self.native.new_cache(capacity)
+        return PreallocatedCache(self.layers, capacity)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids [...]: [..., d]."""
+        embedding: nn.Module = self.model.get_input_embeddings()
+        return embedding(ids)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: PreallocatedCache | None = None,
+        positions: Tensor | None = None,
+        mask: Mask = None,
+    ) -> Tensor:
+        """Hidden states [b, n, d] of token ids [b, n]; without mask and positions: causal."""
+        more: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        output = self.model.base_model(
+            input_ids=ids,
+            use_cache=cache is not None,
+            **{self._cache: cache},
+            **{name: value for name, value in more.items() if value is not None},
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., d] -> [..., V]."""
+        return self.transform(self.head(hidden))
+
+    def verifier(self, cache: DecodingCache) -> Verifier:
+        """A verifier of trees on top of a cache of this model."""
+        if isinstance(cache, NativeCache):
+            assert self.native is not None
+            return NativeVerifier(self.native, cache, self.context)
+        return TorchVerifier(self, cache)
+
+
+class NativeVerifier:
+    """Runs trees through the native decoder."""
+
+    def __init__(self, model: NativeModel, cache: NativeCache, context: int) -> None:
+        self._model, self._cache, self._context = model, cache, context
+
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor(tokens)
+        before = self._model.read(ids[:-1], self._cache)
+        last, logits = self._model.forward(ids[-1:], self._cache, read_out=1)
+        return torch.cat([before, last]), logits
+
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
+        positions = self._cache.length + torch.tensor(tree.depths)
+        positions.clamp_(max=self._context - 1)  # tokens beyond are never kept
+        visible = tree.ancestors() if len(tree) > 1 else None
+        ids = torch.tensor(tokens)
+        return self._model.forward(ids, self._cache, positions, visible, len(tokens))
+
+
+class TorchVerifier:
+    """Runs trees through the model's own forward; masks are built once and shifted."""
+
+    def __init__(self, target: TargetModel, cache: PreallocatedCache) -> None:
+        self.target, self.cache = target, cache
+        self._masks: dict[Tree, tuple[Tensor, Tensor]] = {}
+
+    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([tokens], device=self.target.device)
+        hidden = self.target.hidden(ids, self.cache)[0]
+        return hidden, self.target.logits(hidden[-1:])
+
+    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
+        length, target = self.cache.length, self.target
+        ids = torch.tensor([tokens], device=target.device)
+        mask, depths = self._mask_of(tree)
+        positions = (length + depths).clamp_(max=target.context - 1)  # tokens beyond are never kept
+        visible: Mask = None
+        if len(tree) > 1:
+            visible = mask[..., mask.shape[-1] - len(tree) - length :]
+            if target.device.type != "cpu":
+                visible = visible.contiguous()  # GPU kernels need aligned rows
+            visible = self._windowed(visible, length + depths)
+        hidden = target.hidden(ids, self.cache, positions[None], visible)[0]
+        return hidden, target.logits(hidden)
+
+    def _windowed(self, mask: Tensor, places: Tensor) -> Mask:
+        """The mask [1, 1, n, length + n] of all layers; by their type, where some of them attend
+        to no more than a window before the `places` [n] of the nodes."""
+        window, length = self.target.window, mask.shape[-1] - len(places)
+        if window is None or length + len(places) <= window:
+            return mask
+        columns = torch.cat([torch.arange(length, device=places.device), places])
+        far = places[:, None] - columns >= window
+        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        types = getattr(self.target.model.config.get_text_config(), "layer_types", None) or ()
+        mixed = len(set(types)) > 1
+        return {"full_attention": mask, "sliding_attention": near} if mixed else near
+
+    def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
+        """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.
+
+        Its last length + n columns are the mask over `length` cached tokens.
+        """
+        if tree not in self._masks:
+            if len(self._masks) >= MASKS:
+                self._masks.clear()
+            n, capacity = len(tree), self.cache.capacity
+            mask = torch.zeros(1, 1, n, capacity + n, dtype=self.target.dtype)
+            lowest = torch.finfo(mask.dtype).min
+            mask[..., capacity:].masked_fill_(~tree.ancestors(), lowest)
+            depths = torch.tensor(tree.depths, device=self.target.device)
+            self._masks[tree] = mask.to(self.target.device), depths
+        return self._masks[tree]
+
+
+def stable_context(config: PreTrainedConfig) -> int:
+    """Maximum position up to which rotary frequencies do not depend on the length of a pass.
+
+    Beyond its original context `longrope` uses its second set of frequencies for every token of a
+    pass, so draft tokens would change the encoding of the tokens before them.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
+    limits = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == LONG]
+    return min(limits, default=FAR)
+
+
+def refuse_unfit(model: PreTrainedModel) -> None:
+    """Reject what can be detected without running the model.
+
+    Raises:
+        ModelError: unsupported attention, positions, cache or logits.
+    """
+    config, kernel = model.config.get_text_config(), model.config._attn_implementation
+    if kernel not in KERNELS:
+        do = "Load it with attn_implementation='sdpa'."
+        raise _refused(model, f"Its attention ({kernel}) does not accept a tree mask.", do)
+    sliding_window(model)
+    positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    if not positions or not hasattr(config, "max_position_embeddings"):
+        raise _refused(model, "It accepts no position ids, and the nodes of a tree need their own.")
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise _refused(model, "It has no linear language-model head.")
+
+
+@torch.inference_mode()
+def check_tree(target: TargetModel) -> None:
+    """Verify one small tree and compare it with the model's own forward along its paths.
+
+    In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
+    with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
+
+    Raises:
+        ModelError: the two differ, or the model's logits are not those of its head alone.
+    """
+    try:
+        error, limit = _tree_error(target)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        why = f"A small tree could not be run: {failure}."[:300]
+        raise _refused(target.model, why) from failure
+    if not error < limit:
+        raise _refused(
+            target.model,
+            f"Its logits over a tree differ from those along a path by {error:.2g} of their "
+            "spread: it ignores the given mask or positions.",
+        )
+
+
+def _tree_error(target: TargetModel) -> tuple[float, float]:
+    """Error of the logits over the tree `PROBE`, and what it has to be below."""
+    random = torch.Generator().manual_seed(0)
+    size = PROBE_CONTEXT + len(PROBE)
+    drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
+    context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
+    cache = target.new_cache(size)
+    verify = target.verifier(cache)
+    verify.prefill(context)
+    logits = verify(tokens, PROBE)[1]
+    cache.rewind(PROBE_CONTEXT)
+    ignored = verify(tokens, chain(len(PROBE) - 1))[1]
+    paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
+    ids = [torch.tensor([path], device=target.device) for path in paths]
+    expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])
+    limit = TOLERANCE.get(target.dtype) or COARSE_TOLERANCE * _distance(ignored, expected)
+    return _distance(logits, expected), min(limit, NATIVE_TOLERANCE) if target.native else limit
+
+
+def _distance(logits: Tensor, expected: Tensor) -> float:
+    """Root mean square difference, relative to the spread of the expected logits."""
+    expected = expected.float()
+    return ((logits.float() - expected).square().mean().sqrt() / expected.std()).item()
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hex sha256 over name, shape and bfloat16 values of every weight: independent of the precision
+    the model was loaded in."""
+    digest = hashlib.sha256()
+    for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
+        digest.update(f"{name} {list(parameter.shape)}\n".encode())
+        values = parameter.detach().to(torch.bfloat16).cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def packed_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Name -> dense weight of every layer on packed weights, which have no weight parameter."""
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear)}
+    return {f"{name}.weight": layer.dense() for name, layer in layers.items()}
+
+
+def _refused(model: PreTrainedModel, why: str, do: str = "Choose another model.") -> ModelError:
+    what = f"{type(model).__name__} cannot verify trees of draft tokens."
+    return ModelError(what, why, do, field="model")

@@ -1,0 +1,241 @@
+"""Generate text with a target model, with or without a drafter: the Python API.
+
+    drafter = Amphista.load(folder)
+    for token in generate(model, drafter, ids, max_new_tokens=200):
+        print(token.id, token.head)
+
+Batches, beam search and other logits processors are not supported; models that ask for them are
+rejected, as ignoring them would change the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.cost_model import measure_costs
+from backend.decoding.draft_tree import DynamicTree, best_tree
+from backend.decoding.engine import decode
+from backend.decoding.prompt_lookup import PromptLookupFirst
+from backend.decoding.proposers import NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import ConfigError, ModelError
+
+TRIAL_NODES = 8  # of the tree whose drafts are timed
+UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "stop_strings": None,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "exponential_decay_length_penalty": None,
+}
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One generated token.
+
+    Attributes:
+        head: source of the token: head 1, 2, ...; 0 the target model; -1 prompt lookup.
+        step: the verification pass that accepted it; 0 is the prefill.
+    """
+
+    id: int
+    head: int
+    step: int
+
+
+def make_proposer(
+    target: TargetModel,
+    drafter: Amphista | None,
+    nodes: int | DynamicTree = 0,
+    least: int = 1,
+) -> Proposer:
+    """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
+
+    Args:
+        nodes: size of a static tree, including the root; 0: trees of as many nodes as pay at each
+            step on this machine, measured now; or trees that were chosen like this before.
+        least: minimum tree size when it is measured; from 2 on, drafts are made in any case.
+
+    Raises:
+        ConfigError: the drafter belongs to another model.
+    """
+    if drafter is None:
+        return NoDraft()
+    bound = drafter.bind(target)
+    if not nodes:
+        trial = TreeProposer(bound, target, best_tree(drafter.growth, TRIAL_NODES))
+        costs = measure_costs(target, trial)
+        pays = costs.best_nodes(drafter.growth, least) > 1
+        nodes = costs.dynamic_tree() if pays else 1
+    if nodes == 1:
+        return NoDraft()
+    tree = best_tree(drafter.growth, nodes) if isinstance(nodes, int) else nodes
+    return TreeProposer(bound, target, tree)
+
+
+def generate(
+    base: PreTrainedModel | TargetModel,
+    drafter: Amphista | Proposer | None,
+    prompt: Sequence[int] | Tensor,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    ends: Collection[int] | None = None,
+    nodes: int = 0,
+    lookup: bool = False,
+) -> Iterator[GeneratedToken]:
+    """Yield the tokens that follow `prompt` as they are accepted.
+
+    Greedy or sampled, except with `sampling.typical`, they are those of the target model alone, up
+    to rounding in a pass over several tokens: exact in float32 for all practical purposes; in 16
+    bits near ties may be broken differently.
+
+    Args:
+        base: the target model; open it with `TargetModel` to reuse it.
+        drafter: trained for that model; None decodes without.
+        prompt: token ids [P] or [1, P].
+        sampling: None: greedy.
+        ends: end-of-sequence tokens; None: those of the model's generation config.
+        nodes: see `make_proposer`.
+        lookup: try prompt lookup first, with or without a drafter (see `PromptLookupFirst`).
+
+    Raises:
+        ConfigError: a batch, a prompt that is too long, a drafter of another model.
+        ModelError: the model cannot verify trees.
+    """
+    target = base if isinstance(base, TargetModel) else TargetModel(base)
+    refuse_processors(target.model)
+    if drafter is None or isinstance(drafter, Amphista):
+        drafter = make_proposer(target, drafter, nodes)
+    if lookup:
+        drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
+    rule = Acceptance(sampling or usual_sampling(target.model))
+    stops = ends_of(target.model) if ends is None else ends
+    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
+    for number, step in enumerate(steps):
+        for token, head in zip(step.tokens, step.heads, strict=True):
+            yield GeneratedToken(token, head, number)
+
+
+def _one(prompt: Sequence[int] | Tensor) -> list[int]:
+    """Token ids of the single prompt."""
+    if not isinstance(prompt, Tensor):
+        return list(prompt)
+    if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
+        raise ConfigError(
+            f"{len(prompt)} prompts were given.",
+            "The number of accepted tokens differs between prompts, so one is decoded at a time.",
+            "Call generate once per prompt.",
+            "prompt",
+        )
+    ids: list[int] = prompt.reshape(-1).tolist()
+    return ids
+
+
+def ends_of(model: PreTrainedModel) -> frozenset[int]:
+    """End-of-sequence tokens of the model's generation config."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+def usual_sampling(model: PreTrainedModel) -> Sampling:
+    """Greedy decoding with the repetition penalty of the model's generation config, as in
+    `generate` of transformers."""
+    penalty = getattr(model.generation_config, "repetition_penalty", None)
+    return Sampling(repetition_penalty=penalty or 1.0)
+
+
+def refuse_processors(model: PreTrainedModel) -> None:
+    """Reject a model whose generation config uses an unsupported setting.
+
+    Raises:
+        ConfigError: names the setting; ignoring it would change the text.
+    """
+    config = model.generation_config
+    for name, neutral in UNSUPPORTED.items():
+        value = getattr(config, name, neutral)
+        if value not in (neutral, None) and value != []:
+            raise ConfigError(
+                f"The model's generation config sets {name}.",
+                "This decoding loop does not support it, and ignoring it would change the text.",
+                f"Set model.generation_config.{name} = {neutral!r} if you do not need it.",
+                "model",
+            )
+
+
+class Detokenizer:
+    """Decode a stream of tokens into text.
+
+    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
+    may be the beginning of a stop string. The text ends before the first stop string.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = _backend(tokenizer)
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stops = tuple(stop for stop in stops if stop)
+        self._decoded, self._emitted = "", 0
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """The text returned so far."""
+        return self._decoded[: self._emitted]
+
+    def add(self, token: int) -> str:
+        """Decode one more token; return the text that has become certain, none after a stop."""
+        piece = None if self.stopped else self._stream.step(self._tokenizer, token)
+        if not piece:
+            return ""
+        self._decoded += piece
+        places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
+        if places:
+            self.stopped, self._decoded = True, self._decoded[: min(places)]
+        return self._emit(len(self._decoded) - (0 if self.stopped else self._partial_stop()))
+
+    def rest(self) -> str:
+        """Return what was held back, once generation has ended."""
+        return self._emit(len(self._decoded))
+
+    def _emit(self, end: int) -> str:
+        start, self._emitted = self._emitted, max(self._emitted, end)
+        return self._decoded[start : self._emitted]
+
+    def _partial_stop(self) -> int:
+        """Number of characters at the end that may begin a stop string."""
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The Rust tokenizer behind a transformers tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ModelError(
+            "The tokenizer cannot decode a stream of tokens.",
+            f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
+            "Convert it with transformers, or choose a model that has one.",
+            "model",
+        )
+    return backend

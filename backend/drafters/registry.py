@@ -1,0 +1,198 @@
+"""The contract of a drafter, and the decorator that registers an architecture.
+
+Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training and head
+accuracy see a drafter through two steps, decoding through one:
+
+    slots  = drafter.anchor_slots(hidden, embedded, rows, places)    [n, K, d], one per head
+    logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
+    tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
+
+A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone; see
+`ParallelDrafter`. A *sequential* one (EAGLE, Hydra) predicts x_{i+1+k} from the draft tokens before
+it, too; see `sequential`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from backend.decoding.draft_tree import Path, Tree, TreePolicy
+from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.drafters.config import DECLARED_DRAFTERS, DrafterConfig
+from backend.registry import Registry
+
+Embed: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Drafter(nn.Module, ABC):
+    """A trainable drafter, in the dtype it is created in, on the device of the target model.
+
+    It reads out with rows of the target's own head, which stay frozen.
+
+    Args:
+        vocabulary: ids [v] that can be drafted, ascending.
+
+    Attributes:
+        read_out: [v, d], in the dtype of the target model.
+        transform: what the target model does with its logits.
+    """
+
+    vocabulary: Tensor
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        target: TargetModel,
+        vocabulary: Tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config, self.width = config, target.width
+        self.register_buffer("vocabulary", vocabulary.long().to(target.device))
+        rows, bias = self.vocabulary, target.head.bias
+        self.read_out = target.head.weight.detach()[rows]
+        self.transform = target.transform
+        self.read_bias = None if bias is None else bias.detach()[rows]
+
+    @abstractmethod
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+    ) -> Tensor:
+        """The vectors [n, K, d] of all heads at n anchors, ready for read-out.
+
+        Args:
+            hidden, embedded: [b, T, d] states of whole sequences, embeddings of the tokens after
+                them.
+            rows, places: [n] sequence and position of each anchor.
+        """
+
+    @abstractmethod
+    def draft(
+        self,
+        hidden: Tensor,
+        embedded: Tensor,
+        policy: TreePolicy,
+        caches: list[DecodingCache],
+        embed: Embed,
+    ) -> tuple[Tree, list[int]]:
+        """A tree and a token for each of its nodes but the root, at the last of n new anchors.
+
+        Args:
+            hidden, embedded: [1, n, d], of the anchors since the last call.
+            caches: of the anchors before; the new ones are appended.
+            embed: token ids [...] -> [..., d].
+        """
+
+    @abstractmethod
+    def new_caches(self, capacity: int) -> list[DecodingCache]:
+        """The empty caches `draft` needs for `capacity` anchors."""
+
+    def logits(self, slots: Tensor) -> Tensor:
+        """[..., d] -> [..., v] over the draft vocabulary."""
+        return self.transform(self.head(slots.to(self.read_out.dtype)))
+
+    def candidates(self, slots: Tensor, ranks: int) -> list[list[tuple[int, float]]]:
+        """The `ranks` most likely tokens of each slot [n, d], best first: ids and probabilities."""
+        logits = self.logits(slots).float()
+        best = self.top_k(logits, min(ranks, logits.shape[-1]))
+        chances, ids = best[0].exp().tolist(), self.vocabulary[best[1]].tolist()
+        return [list(zip(*pair, strict=True)) for pair in zip(ids, chances, strict=True)]
+
+    @staticmethod
+    def top_k(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and places of the `ranks` largest logits of each row [n, v]."""
+        best = logits.topk(ranks)
+        return best.values - logits.logsumexp(-1, keepdim=True), best.indices
+
+    def head(self, slots: Tensor) -> Tensor:
+        """W [..., d] (+ b), before the logits are scaled and capped."""
+        return linear(slots, self.read_out, self.read_bias)
+
+    def initialize(self, target: TargetModel, sequences: Sequence[Tensor], fitted: bool) -> float:
+        """Set what an untrained drafter can know from `sequences` (token ids [L] each).
+
+        Args:
+            fitted: whether to fit weights by least squares.
+
+        Returns:
+            Share of variance the fit explains; 0 without a fit.
+        """
+        return 0.0
+
+    def quantize(self, target: TargetModel) -> bool:
+        """Replace weights by 8-bit ones for the native decoder; whether that was done.
+
+        The drafter cannot be trained afterwards.
+        """
+        return False
+
+    def copied_parameters(self) -> list[nn.Parameter]:
+        """Parameters that were copied from the target model; they have their own learning rate."""
+        return []
+
+    def parameter_count(self) -> int:
+        """Number of weights added to the target model."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class ParallelDrafter(Drafter):
+    """A drafter whose heads draft from what is known at an anchor, all at once."""
+
+    @abstractmethod
+    def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
+        """The vectors [K, d] of all heads at the last of n new anchors; see `draft`."""
+
+    def draft(
+        self,
+        hidden: Tensor,
+        embedded: Tensor,
+        policy: TreePolicy,
+        caches: list[DecodingCache],
+        embed: Embed,
+    ) -> tuple[Tree, list[int]]:
+        """Every head's candidates, in one pass; see `Drafter`."""
+        slots = self.draft_slots(hidden, embedded, caches)
+        chances: dict[Path, float] = {(): 1.0}
+        found, level = self.candidates(slots, policy.ranks), list[Path]([()])
+        for depth, candidates in enumerate(found, 1):
+            for path in level:
+                for rank, (_, chance) in enumerate(candidates):
+                    chances[*path, rank] = chances[path] * chance
+            level = policy.inner(chances, depth)
+        tree = policy.tree(chances)
+        return tree, [found[head][rank][0] for head, rank in tree.slots]
+
+
+DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)
+Architecture = TypeVar("Architecture", bound=type[Drafter])
+
+
+def drafter(name: str, *, repeats: bool = False) -> Callable[[Architecture], Architecture]:
+    """Register a drafter architecture: a class decorator.
+
+    Args:
+        repeats: whether its layers run again for the tokens behind an anchor, from embeddings of
+            the draft tokens before; for estimates, and to refuse settings without either.
+    """
+
+    def register(cls: Architecture) -> Architecture:
+        DRAFTERS.register(name, cls)
+        return cls
+
+    return register
+
+
+def build_drafter(
+    config: DrafterConfig,
+    target: TargetModel,
+    vocabulary: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Drafter:
+    """An untrained drafter of the architecture the config names."""
+    return DRAFTERS[config.architecture](config, target, vocabulary, dtype)

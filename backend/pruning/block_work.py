@@ -1,0 +1,265 @@
+"""An SDS run, and one decoder block being pruned, re-densified and adjusted.
+
+All progress, snapshots, errors and warnings of a run are reported here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.calibration.linalg import with_damping
+from backend.calibration.second_moments import (
+    DenseReference,
+    InputCollector,
+    InputStatistics,
+    StatisticsLevel,
+)
+from backend.errors import ComputeError
+from backend.models.block_forward import BlockStream, run_block
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.precision import all_finite
+from backend.pruning.config import RECONSTRUCTED, SDSConfig, SDSStage
+from backend.pruning.masks import overlap
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.stage_store import PASS_OF, BlockReport, SDSStageStore, Weights
+from backend.pruning.timing import StepTimer
+from backend.pruning.weight_adjustment import adjust
+from backend.reporter import Reporter, at_block, stop_if_asked
+from backend.statistics.reference import ReferenceTensor
+
+# off the way from the dense model to the saved one
+ASIDE = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
+FAILED = ("pruned", "Use more calibration text, or choose Wanda.")
+
+
+@dataclass
+class SDSRun:
+    """What all passes of one SDS run share.
+
+    Attributes:
+        calibration: token ids [segments, L], held-out segments removed.
+        dtype: of the forward passes; `stored`: of the saved weights, to which every sparse weight
+            is rounded as soon as it is computed, so that all figures are those of what is saved.
+        patterns: full name -> pattern of every linear that is pruned.
+        new: creates the container of the hidden states between two blocks (memory or disk).
+        total, done: units of work.
+        heldout: token ids [segments, L] of the held-out segments.
+        timed: time that belongs to no single block.
+    """
+
+    model: PreTrainedModel
+    calibration: Tensor
+    config: SDSConfig
+    dtype: torch.dtype
+    store: SDSStageStore
+    reporter: Reporter
+    patterns: dict[str, Pattern]
+    total: int
+    new: NewBatches = list
+    stored: torch.dtype = torch.float32
+    heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    done: int = 0
+    timed: StepTimer = field(default_factory=StepTimer)
+
+    @property
+    def blocks(self) -> int:
+        return len(decoder_blocks(self.model))
+
+    def linears(self, block: int) -> dict[str, LinearWeight]:
+        """Module name -> linear of the layers of `block` that are pruned."""
+        linears = block_linears(self.model, block)
+        return {module: x for module, x in linears.items() if x.name in self.patterns}
+
+    def rounded(self, W: Tensor) -> Tensor:
+        """`W` at values that the stored dtype represents; zeros stay zeros."""
+        return W if self.stored == W.dtype else W.to(self.stored).to(W.dtype)
+
+    def advance(self, units: int, doing: str) -> None:
+        """Report `units` more as done; stop here if cancellation was requested."""
+        self.done += units
+        self.reporter.progress(self.done, self.total, doing)
+        self.safe_point()
+
+    def safe_point(self) -> None:
+        """Stop here if cancellation was requested."""
+        stop_if_asked(self.reporter)
+
+    def forward(self, stream: BlockStream, block: int, hidden: HiddenStates) -> HiddenStates:
+        """The outputs of `block`, with its current weights, for the inputs `hidden`."""
+        return run_block(self.model, stream, block, hidden, self.safe_point)
+
+    def collect_inputs(
+        self,
+        stream: BlockStream,
+        block: int,
+        modules: Collection[str],
+        hidden: HiddenStates,
+        level: StatisticsLevel,
+        outputs: bool = True,
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
+        """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
+
+        Args:
+            outputs: whether to compute them; if not, the pass ends at the last of the linears.
+        """
+        linears = {module: x for module, x in self.linears(block).items() if module in modules}
+        until = () if outputs else [x.layer for x in linears.values()]
+        with InputCollector(linears, level) as collector:
+            result = run_block(self.model, stream, block, hidden, self.safe_point, until)
+            return collector.finish(), result
+
+
+class BlockWork:
+    """One decoder block during one pass.
+
+    Attributes:
+        linears: module name -> linear of the layers that are pruned.
+        dense, first: the block's original weights, and those after the first pruning.
+        stages: stage -> weights this pass has computed.
+    """
+
+    def __init__(self, run: SDSRun, stream: BlockStream, block: int, dense: Weights) -> None:
+        self.run, self.stream, self.block, self.dense = run, stream, block, dense
+        self.linears = run.linears(block)
+        self.first: Weights = {}
+        self.stages: dict[SDSStage, Weights] = defaultdict(dict)
+        self.report = BlockReport(weights=sum(W.numel() for W in dense.values()))
+        self.timed = StepTimer(f" of block {block + 1} of {run.blocks}")
+        with self.timed("statistics"):
+            self._references = {module: ReferenceTensor(W) for module, W in dense.items()}
+
+    def write(self, weights: Weights) -> None:
+        """Write `weights` of all or some linears into the model."""
+        for module, W in weights.items():
+            self.linears[module].write(W)
+
+    def modules(self, doing: str) -> Iterator[str]:
+        """Iterate over the block's module names; report progress and check for cancellation."""
+        for module in self.linears:
+            yield module
+            self.run.advance(1, at_block(self.block, self.run.blocks, doing))
+
+    def forward(self, hidden: HiddenStates) -> HiddenStates:
+        """The block's outputs, with its current weights, for the inputs `hidden`."""
+        with self.timed("inputs"):
+            return self.run.forward(self.stream, self.block, hidden)
+
+    def collect_inputs(
+        self, hidden: HiddenStates, level: StatisticsLevel, outputs: bool = True
+    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
+        """Run the block on `hidden`; input statistics of its linears, and its outputs.
+
+        Nothing is run where neither is needed.
+        """
+        if not outputs and (level == StatisticsLevel.NOTHING or not self.linears):
+            return dict.fromkeys(self.linears, InputStatistics()), []
+        with self.timed("inputs"):
+            return self.run.collect_inputs(
+                self.stream, self.block, self.linears, hidden, level, outputs
+            )
+
+    def prune(self, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
+        """Prune `weights` on the inputs `hidden` and return them; both are written to the model."""
+        self.write(weights)
+        needs = PRUNERS[self.run.config.base].needs
+        inputs, _ = self.collect_inputs(hidden, needs, outputs=False)
+        pruned = Weights()
+        for module in self.modules(doing):
+            with self.timed("pruning"):
+                pruned[module] = self._prune_linear(module, weights[module], inputs[module])
+        self.write(pruned)
+        return pruned
+
+    def _prune_linear(self, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
+        """Prune `W`, raising the damping if the Hessian is not positive definite.
+
+        Raises:
+            ComputeError: no damping helped.
+        """
+        config, name = self.run.config, self.linears[module].name
+        pruner, pattern = PRUNERS[config.base], self.run.patterns[name]
+        if not inputs.tokens and pruner.needs:
+            self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
+
+        def solve(damping: float) -> Tensor:
+            return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
+
+        return with_damping(solve, config.damping, self.warn, name, FAILED)
+
+    def adjust(
+        self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
+    ) -> Tensor:
+        """Adjust the sparse weights `start` of `module` towards the outputs of `target`."""
+        name = self.linears[module].name
+        with self.timed(stage):
+            steps, pattern = self.run.config.adjust_steps, self.run.patterns[name]
+            W = adjust(start, target.dense, target.inputs, pattern, steps, soft)
+        return self.run.rounded(W)
+
+    def record(
+        self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
+    ) -> None:
+        """Store `W` [out, in] as `module` at `stage` and report its statistics.
+
+        Raises:
+            ComputeError: the solver diverged.
+        """
+        name = self.linears[module].name
+        if not all_finite(W):
+            raise _diverged(name, stage)
+        self.stages[stage][module] = W
+        more: dict[str, float] = {}
+        if target is not None:
+            more["relative_error"] = target.relative_error(W)
+            self.report.errors.setdefault(stage, {})[module] = more["relative_error"]
+        if stage not in (SDSStage.DENSE, SDSStage.REDENSE):
+            more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
+        with self.timed("statistics"):
+            measured = self._references[module].measure(
+                W,
+                tensor=f"{name}.weight",
+                block=self.block,
+                module=module,
+                stage=stage,
+                more=more,
+                spectral=stage not in ASIDE,
+                energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
+            )
+        self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
+        measured.report(self.run.reporter)
+
+    def warn(self, text: str) -> None:
+        """Log `text` and add it to the warnings of the result."""
+        self.report.warnings.append(text)
+        self.run.reporter.log(text)
+
+    def save(self, pass_name: str) -> None:
+        """Report the block's mean errors, then store what this pass computed.
+
+        In this order, because a stored block is not reported again.
+        """
+        for stage, errors in self.report.errors.items():
+            self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
+        self.report.seconds = dict(self.timed.seconds)
+        # by name: a block without pruned layers has its stages too
+        stages = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
+        with self.run.timed("checkpoints"):
+            self.run.store.save(pass_name, self.block, stages, self.report)
+
+
+def _diverged(name: str, stage: SDSStage) -> ComputeError:
+    why, field = "The solver diverged.", "damping"
+    do = "Use more calibration text, or raise the damping."
+    if stage in RECONSTRUCTED:
+        why, field = "The block reconstruction diverged.", "reconstruct_rate"
+        do = "Lower its learning rate, or choose float32 as the forward precision."
+    return ComputeError(f"{name} is not finite at stage {stage}.", why, do, field=field)

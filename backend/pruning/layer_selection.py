@@ -1,0 +1,79 @@
+"""Select the layers that are pruned, and the pattern of each. Does not import torch.
+
+    pattern      "2:4"                                   of every layer, unless
+    overrides    "mlp.down_proj=4:8, self_attn.*=50%"    gives another; the last match counts
+    exclude      "0.*, *.down_proj"                      these stay dense
+
+Names are those of `backend.models.layer_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from backend.errors import ConfigError
+from backend.models.layer_names import NamedLayer, check_layer_patterns, fits, read_names
+from backend.pruning.pattern import Pattern
+
+Overrides = tuple[tuple[str, Pattern], ...]
+
+
+class PruningFields(Protocol):
+    """The config fields that select layers and patterns."""
+
+    @property
+    def pattern(self) -> Pattern: ...
+
+    @property
+    def overrides(self) -> str: ...
+
+    @property
+    def exclude(self) -> str: ...
+
+
+def read_overrides(text: str) -> Overrides:
+    """Parse "mlp.down_proj=4:8, self_attn.*=50%" into names and patterns.
+
+    Raises:
+        ValueError: not such a list; the message shows the syntax.
+    """
+    overrides = []
+    for part in read_names(text):
+        name, sign, pattern = (piece.strip() for piece in part.partition("="))
+        if not sign or not name:
+            raise ValueError(f"{part!r} is not name=pattern. Write mlp.down_proj=4:8.")
+        overrides.append((name, Pattern.parse(pattern)))
+    return tuple(overrides)
+
+
+def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dict[str, Pattern]:
+    """Full name -> pattern of every layer that is pruned.
+
+    Raises:
+        ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer is
+            left to prune.
+    """
+    overrides, excluded = read_overrides(choice.overrides), read_names(choice.exclude)
+    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    check_layer_patterns(excluded, layers, "exclude")
+    chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
+    if not chosen:
+        raise ConfigError(
+            "No layer is left to prune.",
+            f"All layers match {choice.exclude}.",
+            "Exclude fewer layers.",
+            field="exclude",
+        )
+    patterns = dict[str, Pattern]()
+    inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
+    for layer in chosen:
+        special = [pattern for name, pattern in overrides if fits(name, layer)]
+        pattern = special[-1] if special else choice.pattern
+        patterns[layer.name] = pattern
+        field = "overrides" if special else "pattern"
+        inputs[field].setdefault(pattern, {})[layer.name] = layer.columns
+    for field, by_pattern in inputs.items():
+        for pattern, columns in by_pattern.items():
+            pattern.require_fit(columns, field)
+    return patterns

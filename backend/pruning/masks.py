@@ -1,0 +1,148 @@
+"""Pruning masks: keep exactly the n highest scores.
+
+Ties are common (zeros!), and a threshold alone would keep too many or too few: among equal scores
+the lower index is kept. Scores are float32 and not negative.
+
+A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
+comparing into floats and multiplying is several times faster than boolean selection.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from backend.pruning.pattern import Pattern
+from backend.statistics.sorting import ascending, smallest
+
+SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
+
+
+def keep_count(count: int, drop: float) -> int:
+    """How many of `count` are kept when floor(count * drop) are dropped."""
+    return count - int(count * drop + 1e-6)
+
+
+def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
+    """Mask [rows, columns] of the `keep` highest scores of each row.
+
+    Args:
+        keep: one number for all rows, or int64 [rows].
+    """
+    columns = scores.shape[1]
+    if isinstance(keep, int):
+        threshold = smallest(scores, min(columns - keep, columns - 1)).unsqueeze(1)
+        keep = torch.full_like(threshold, keep, dtype=torch.int64)
+    else:
+        keep = keep.unsqueeze(1)
+        threshold = ascending(scores).gather(1, (columns - keep).clamp(max=columns - 1))
+    mask = at_least(scores, threshold)
+    tied = (mask.sum(1, dtype=torch.int32) != keep.squeeze(1)).nonzero().squeeze(1)
+    if len(tied):
+        mask[tied] = _first_of_equals(scores[tied], threshold[tied], keep[tied])
+    return mask
+
+
+def _first_of_equals(scores: Tensor, threshold: Tensor, keep: Tensor) -> Tensor:
+    """The mask of rows with more scores equal to the threshold than may be kept."""
+    mask, equal = scores > threshold, scores == threshold
+    left = keep - mask.sum(1, keepdim=True)
+    return (mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).to(scores.dtype)
+
+
+def top_overall(scores: Tensor, keep: int) -> Tensor:
+    """Mask of the `keep` highest scores of the whole tensor."""
+    return top_per_row(scores.reshape(1, -1), keep).view_as(scores)
+
+
+def top_of_planes(planes: Tensor, keep: int) -> Tensor:
+    """Mask [group, ...] of the `keep` highest along the first dimension."""
+    group = len(planes)
+    if group > SMALL_GROUP:
+        rows = planes.movedim(0, -1)
+        return top_per_row(rows.reshape(-1, group), keep).view(rows.shape).movedim(-1, 0)
+    threshold = _largest(planes, keep)
+    mask = at_least(planes, threshold)
+    return mask if bool((mask.sum(0) == keep).all()) else _by_rank(planes, keep)
+
+
+def _largest(planes: Tensor, keep: int) -> Tensor:
+    """The `keep`-th largest along the first dimension."""
+    wires = list(planes.unbind(0))
+    for a, b, wants_larger, wants_smaller in _comparators(len(wires), keep - 1):
+        x, y = wires[a], wires[b]
+        if wants_larger:
+            wires[a] = torch.maximum(x, y)
+        if wants_smaller:
+            wires[b] = torch.minimum(x, y)
+    return wires[keep - 1]
+
+
+@lru_cache
+def _comparators(count: int, place: int) -> list[tuple[int, int, bool, bool]]:
+    """The part of a sorting network for `count` values, largest first, that decides `place`.
+
+    (a, b, larger, smaller): put the larger of wires a and b on a, the smaller on b, where needed.
+    """
+    wanted, steps = {place}, list[tuple[int, int, bool, bool]]()
+    for a, b in reversed(_batcher(count)):
+        if a in wanted or b in wanted:
+            steps.append((a, b, a in wanted, b in wanted))
+            wanted |= {a, b}
+    return steps[::-1]
+
+
+def _batcher(count: int) -> list[tuple[int, int]]:
+    """Pairs of wires of Batcher's odd-even merge sort."""
+    pairs, run = list[tuple[int, int]](), 1
+    while run < count:
+        gap = run
+        while gap:
+            for start in range(gap % run, count - gap, 2 * gap):
+                ends = range(start, min(start + gap, count - gap))
+                pairs += [(a, a + gap) for a in ends if a // (2 * run) == (a + gap) // (2 * run)]
+            gap //= 2
+        run *= 2
+    return pairs
+
+
+def _by_rank(planes: Tensor, keep: int) -> Tensor:
+    """`top_of_planes` by pairwise comparison, which breaks ties."""
+    beaten = torch.zeros_like(planes, dtype=torch.int8)  # by how many others of the group
+    for j in range(1, len(planes)):
+        wins = planes[j] > planes[:j]  # a later one must be strictly higher
+        beaten[:j] += wins
+        beaten[j] += j - wins.sum(0, dtype=torch.int8)
+    return (beaten < keep).to(planes.dtype)
+
+
+def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Mask [rows, columns] of the `keep` highest of every `group` neighbours of a row."""
+    planes = scores.reshape(-1, group).T
+    planes = planes.contiguous() if group <= SMALL_GROUP else planes
+    return top_of_planes(planes, keep).T.reshape(scores.shape)
+
+
+def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Mask [rows, columns] that follows `pattern` in every row."""
+    if pattern.structured:
+        return top_per_group(scores, pattern.keep, pattern.group)
+    return top_per_row(scores, keep_count(scores.shape[1], pattern.drop))
+
+
+def at_least(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Mask of the scores at or above the threshold."""
+    return torch.ge(scores, threshold, out=torch.empty_like(scores))
+
+
+def masked(W: Tensor, keep: Tensor) -> Tensor:
+    """A copy of `W` with +0 where the mask `keep` is 0; adding 0 turns -0 into +0."""
+    return (W * keep).add_(0.0)
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Intersection over union of two masks of booleans; 1 when both are empty."""
+    union = (a | b).sum().item()
+    return (a & b).sum().item() / union if union else 1.0

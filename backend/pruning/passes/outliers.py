@@ -1,0 +1,49 @@
+"""The pass that counts outliers, only for OWL, on the hidden states of the dense model: see owl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from backend.calibration.second_moments import StatisticsLevel
+from backend.pruning.config import SDSConfig
+from backend.pruning.owl import allocated
+from backend.pruning.passes.block_pass import BlockPass
+from backend.pruning.stage_store import OUTLIER_PASS, BlockReport
+from backend.pruning.timing import StepTimer
+from backend.reporter import at_block
+
+
+class OutlierPass(BlockPass):
+    """Count the outliers of every block of the dense model."""
+
+    name = OUTLIER_PASS
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        return 1
+
+    def solve_block(self, block: int) -> None:
+        run, linears = self.run, self.run.linears(block)
+        timed = StepTimer(f" of block {block + 1} of {run.blocks}")
+        with timed("outliers"):
+            modules = [x.module for x in allocated(linears.values(), self.config)]
+            inputs, self.hidden = run.collect_inputs(
+                self.stream, block, modules, self.hidden, StatisticsLevel.ENERGY
+            )
+            scores = [linears[m].read().abs_().mul_(inputs[m].energy.sqrt()) for m in modules]
+            report = BlockReport(outliers=outlier_share(scores, self.config.owl_outlier))
+        report.seconds = dict(timed.seconds)
+        run.store.save(self.name, block, {}, report)
+        run.advance(len(linears), at_block(block, run.blocks, "Outliers"))
+
+    def replay(self, block: int) -> None:
+        self.hidden = self.run.forward(self.stream, block, self.hidden)
+
+
+def outlier_share(scores: Sequence[Tensor], times: float) -> float:
+    """Share of all entries above `times` their mean; 0 without entries."""
+    count = sum(score.numel() for score in scores)
+    mean = sum(score.sum().item() for score in scores) / max(count, 1)
+    return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)

@@ -1,0 +1,120 @@
+"""Passes that reconstruct pruned blocks, on the hidden states of the reconstructed blocks so far:
+
+    y <- dense block(hidden of the dense model)
+    W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)
+
+They come last, as the errors they make good are those of all steps before. See
+`methods.block_reconstruction`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.models.block_forward import open_stream
+from backend.pruning.block_work import BlockWork, SDSRun
+from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSStage
+from backend.pruning.passes.block_pass import BlockPass
+from backend.reporter import at_block
+from backend.training.block_reconstruction import Examples, Parameters, Reconstruction, reconstruct
+
+UNITS = 2  # of work, per linear and epoch
+
+
+class MaskedWeights:
+    """The weights of pruned linears, by module: zeros stay 0."""
+
+    def __init__(self, start: dict[str, Tensor], rate: float) -> None:
+        self.parameters, self.rates = start, dict.fromkeys(start, rate)
+        self._masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
+
+    def weights(self, parameters: Parameters) -> dict[str, Tensor]:
+        """Module -> W [out, in]."""
+        return {module: W * self._masks[module] for module, W in parameters.items()}
+
+
+class ReconstructionPass(BlockPass):
+    """Reconstructs every block of a stage.
+
+    Attributes:
+        name: the stage it makes, of which its checkpoints have the name.
+        starts: the stages to start from; the first of them that the run makes is taken.
+        hidden, teacher: the inputs [1, L, d] of the current block in the compressed and in the
+            dense model, one per segment; the held-out ones last.
+    """
+
+    name: SDSStage
+    starts: tuple[SDSStage, ...]
+
+    def __init__(self, run: SDSRun) -> None:
+        super().__init__(run)
+        self.start = next(stage for stage in self.starts if stage in self.config.stages)
+
+    @classmethod
+    def units(cls, config: SDSConfig) -> int:
+        return UNITS * config.reconstruct
+
+    def open(self) -> None:
+        run = self.run
+        text = torch.cat([run.calibration, run.heldout]) if len(run.heldout) else run.calibration
+        self.stream = open_stream(run.model, text, 1, run.dtype, run.new)
+        self.hidden, self.stream.hidden = self.stream.hidden, []
+        self.teacher = self.hidden
+
+    def solve_block(self, block: int) -> None:
+        work = BlockWork(self.run, self.stream, block, self.stored(SDSStage.DENSE, block))
+        work.first = self.stored(SDSStage.FIRST, block)
+        work.write(work.dense)
+        self.teacher = work.forward(self.teacher)
+        with work.timed("blocks"):
+            found = self._reconstruct(block)
+        for module, W in found.parameters.items():
+            work.record(self.name, module, self.run.rounded(W))
+        self._report(block, found)
+        work.write(work.stages[self.name])
+        self.hidden = work.forward(self.hidden)
+        work.save(self.name)
+
+    def replay(self, block: int) -> None:
+        self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
+        self.hidden = self.forward_stored(block, self.name, self.hidden)
+
+    def _reconstruct(self, block: int) -> Reconstruction:
+        run, config = self.run, self.config
+        start = self.stored(self.start, block)
+        return reconstruct(
+            run.model,
+            Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
+            MaskedWeights(start, config.reconstruct_rate),
+            config.reconstruct,
+            run.safe_point,
+            lambda _: run.advance(
+                UNITS * len(start), at_block(block, run.blocks, "Reconstruction")
+            ),
+        )
+
+    def _report(self, block: int, found: Reconstruction) -> None:
+        """Log what held-out text says of the block; nothing without such text, or if no layer of
+        the block was pruned."""
+        if not found.judged:
+            return
+        before, after = found.errors[0], found.errors[found.epoch]
+        left = after / before if before else 1.0  # no error: a model with this very mask
+        self.run.reporter.metric(f"reconstruction/{self.name}", left, block)
+        where = at_block(block, self.run.blocks)
+        self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
+
+
+class FirstReconstruction(ReconstructionPass):
+    """Reconstructs the first pruning, from its fixed-mask control if the run makes that."""
+
+    name = SDSStage.FIRST_BLOCKS
+    starts = (SDSStage.CONTROL, SDSStage.FIRST)
+
+
+class SDSReconstruction(ReconstructionPass):
+    """Reconstructs the second pruning, from its adjusted form if the run makes that."""
+
+    name = SDSStage.SDS_BLOCKS
+    starts = (SDSStage.SDS, SDSStage.SECOND)

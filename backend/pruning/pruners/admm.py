@@ -1,0 +1,52 @@
+"""ADMM pruning with a gradual mask (Boža, arXiv 2401.02938): all columns are solved jointly.
+
+With inputs scaled to unit energy, V = W diag(n), n_j = sqrt(H_jj), and C = H scaled so + damping I:
+
+    minimise tr((V - V_dense) C (V - V_dense)^T)   with V as sparse as the pattern asks
+
+    V = (V_dense C + rho (Z - U)) (C + rho I)^-1       least squares, near the sparse copy
+    Z = mask * (V + U)                                 sparse copy
+    U = U + V - Z                                      scaled dual variable
+
+One Cholesky factor serves all steps. The mask keeps the largest |V + U|. A percentage is reached
+gradually, s_t = s (1 - (1 - t / T)^3), and then the mask is fixed. ALPS belongs to the same family.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.calibration.linalg import cholesky
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel
+from backend.pruning.masks import keep_mask, masked
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import pruner
+
+STEPS, MASK_STEPS, RHO = 20, 15, 1.0  # MASK_STEPS: T, after which the mask is fixed
+
+
+@pruner("admm", needs=StatisticsLevel.GRAM, products=21.0)
+def admm(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
+    """Keep the weights that joint least squares finds largest, with their updated values."""
+    norms = inputs.energy.sqrt()
+    scale = torch.where(norms > 0, norms, 1.0)
+    C = inputs.gram / torch.outer(scale, scale)
+    C.diagonal().add_(damping)
+    root = cholesky(C + RHO * torch.eye(len(C)).to(C))
+    dense = W * norms  # 0 for dead inputs: their weights go first
+    goal, V, U = dense @ C, dense, torch.zeros_like(dense)
+    for step in range(1, STEPS + 1):
+        if step <= MASK_STEPS:
+            mask = keep_mask((V + U).abs(), _gradual(pattern, step / MASK_STEPS))
+        Z = masked(V + U, mask)
+        U += V - Z
+        V = torch.cholesky_solve((goal + RHO * (Z - U)).T, root).T
+    return masked(V + U, mask) / scale
+
+
+def _gradual(pattern: Pattern, share: float) -> Pattern:
+    """The pattern after a `share` of the steps in which the sparsity rises."""
+    if pattern.structured:
+        return pattern
+    return Pattern(0, 0, pattern.drop * (1 - (1 - share) ** 3))

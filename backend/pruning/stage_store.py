@@ -1,0 +1,143 @@
+"""Checkpoints of an SDS run: the weights of every stage, block by block.
+
+One checkpoint per pass and block, and one, `run`, that identifies the run. Weights are float32, so
+that a resumed run continues bit for bit; weights that 16 bits represent exactly are stored in 16.
+
+    owl-0003/     nothing but facts.json
+    first-0003/   dense.safetensors first.safetensors control.safetensors redense.safetensors ..
+    second-0003/  second.safetensors sds.safetensors
+    first-blocks-0003/  sds-blocks-0003/  a stage each
+    each with facts.json: the `BlockReport` of that pass
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import NotFoundError
+from backend.models.block_offload import put
+from backend.models.blocks import decoder_blocks
+from backend.pruning.config import STAGE_LABELS, SDSStage
+
+Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
+
+OUTLIER_PASS, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
+HALVES = (torch.float16, torch.bfloat16)
+PASS_OF = {
+    SDSStage.DENSE: FIRST_PASS,
+    SDSStage.FIRST: FIRST_PASS,
+    SDSStage.CONTROL: FIRST_PASS,
+    SDSStage.REDENSE: FIRST_PASS,
+    SDSStage.SECOND: SECOND_PASS,
+    SDSStage.SDS: SECOND_PASS,
+    SDSStage.FIRST_BLOCKS: SDSStage.FIRST_BLOCKS,
+    SDSStage.SDS_BLOCKS: SDSStage.SDS_BLOCKS,
+}
+
+
+@dataclass
+class BlockReport:
+    """What one pass measured on one block.
+
+    Attributes:
+        errors: stage -> module -> relative output error.
+        zeros: stage -> exact zeros in the block's linears, out of `weights`.
+        seconds: step -> time spent.
+        outliers: share of weights whose score is far above the block's mean.
+    """
+
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    zeros: dict[str, int] = field(default_factory=dict)
+    weights: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    outliers: float = 0.0
+
+
+class SDSStageStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+
+    def holds(self, name: str, block: int) -> bool:
+        """Whether pass `name` has finished `block` and the checkpoint is intact."""
+        return self._checkpoints.find(_folder(name, block)) is not None
+
+    def save(
+        self, name: str, block: int, stages: dict[SDSStage, Weights], report: BlockReport
+    ) -> None:
+        """Store all stages pass `name` made of `block`, atomically."""
+        with self._checkpoints.write(_folder(name, block)) as folder:
+            for stage, weights in stages.items():
+                narrow = {module: _narrow(W) for module, W in weights.items()}
+                save_file(narrow, folder / f"{stage}.safetensors")
+            (folder / "facts.json").write_text(json.dumps(asdict(report)))
+
+    def report(self, name: str, block: int) -> BlockReport:
+        """The report of pass `name` on `block`, which must be finished."""
+        return BlockReport(**json.loads((self._whole(name, block) / "facts.json").read_text()))
+
+    def weights(self, stage: SDSStage, block: int, device: str = "cpu") -> Weights:
+        """The weights of `block` at `stage`.
+
+        Raises:
+            NotFoundError: the run has not reached that stage, or its file is damaged.
+        """
+        stored = load_file(self.require(stage, block), device=device)
+        return {module: W.float() for module, W in stored.items()}
+
+    def require(self, stage: SDSStage, block: int) -> Path:
+        """The file of `block` at `stage`.
+
+        Raises:
+            NotFoundError: the run has not reached that stage, or its file is damaged.
+        """
+        file = self._whole(PASS_OF[stage], block) / f"{stage}.safetensors"
+        if not file.exists():
+            raise _missing(stage, block)
+        return file
+
+    def _whole(self, name: str, block: int) -> Path:
+        folder = self._checkpoints.find(_folder(name, block))
+        if folder is None:
+            raise _missing(name, block)
+        return folder
+
+
+def _folder(name: str, block: int) -> str:
+    return f"{name}-{block:04d}"
+
+
+def _missing(what: str, block: int) -> NotFoundError:
+    return NotFoundError(
+        f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {block} is not stored.",
+        "The run does not make it, has not got that far, or the file is damaged.",
+        "Let the run finish, or start it again.",
+    )
+
+
+def _narrow(W: Tensor) -> Tensor:
+    """`W` in 16 bits if that changes no value."""
+    halves = (W.to(dtype) for dtype in HALVES)
+    return next((half for half in halves if torch.equal(half.float(), W)), W)
+
+
+def install(model: PreTrainedModel, checkpoints: Checkpoints, stage: SDSStage) -> None:
+    """Load the weights of `stage` into `model`.
+
+    Raises:
+        NotFoundError: the run in `checkpoints` has no such stage (yet).
+    """
+    store = SDSStageStore(checkpoints)
+    for block in range(len(decoder_blocks(model))):
+        store.require(stage, block)
+    put(model, lambda block: store.weights(stage, block, str(model.device)))

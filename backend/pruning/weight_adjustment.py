@@ -1,0 +1,143 @@
+"""Step 3b, weight adjustment: iterative hard thresholding towards the dense layer's outputs.
+
+    minimise tr(D H D^T), D = W - W_dense,   with W as sparse as the input
+
+A gradient step with momentum (`proximal_gradient`), then only the largest weights are kept: n of
+each group, or as many as the row had. With the soft mask they are chosen again at every step, so a
+pruned weight can return. With the fixed mask the steps approach the least-squares optimum on the
+given support; applied to the first pruning, that is the control SDS has to beat.
+
+Hard thresholding does not guarantee descent, so each row ends at its best iterate. Where products
+are bfloat16, so are the errors that decide this: a row with little gain is checked again in
+float32, and keeps its original weights if it gained nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from backend.calibration.second_moments import InputStatistics
+from backend.pruning.masks import (
+    SMALL_GROUP,
+    at_least,
+    top_of_planes,
+    top_per_group,
+    top_per_row,
+)
+from backend.pruning.pattern import Pattern
+from backend.pruning.proximal_gradient import by_rows, proximal_descent
+from backend.statistics.sorting import ascending
+
+LITTLE_GAIN = 0.9  # share of the initial error; rows above it are checked in float32
+
+Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
+
+
+def adjust(
+    start: Tensor, dense: Tensor, inputs: InputStatistics, pattern: Pattern, steps: int, soft: bool
+) -> Tensor:
+    """Adjust the sparse weights `start` [out, in] towards `dense` in `steps` steps.
+
+    No row has a larger output error or more non-zeros than before.
+
+    Args:
+        soft: update the mask at every step.
+    """
+    H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
+    if group:
+        H = _to_planes(_to_planes(H, group).T, group)
+
+    def solve_rows(start: Tensor, dense: Tensor) -> Tensor:
+        first, goal = (
+            (_to_planes(start, group), _to_planes(dense, group)) if group else (start, dense)
+        )
+        threshold = _threshold(first, pattern, soft)
+        path = proximal_descent(first, goal, H, inputs.largest_eigenvalue, steps, threshold)
+        best, gained = _best_of(path)
+        best = _from_planes(best, group) if group else best
+        if H.dtype != best.dtype:
+            _undo_losses(best, start, dense, inputs.gram, (~gained).nonzero().squeeze(1))
+        return best.add_(0.0)  # no -0
+
+    return by_rows(solve_rows, start, dense)
+
+
+def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Each row at its lowest error, and whether that is well below the initial one."""
+    W, D, P = next(path)
+    best, first = W.clone(), torch.linalg.vecdot(P, D)
+    lowest = first
+    for W, D, P in path:
+        error = torch.linalg.vecdot(P, D)
+        torch.where((error < lowest).unsqueeze(1), W, best, out=best)
+        lowest = torch.minimum(error, lowest)
+    return best, lowest <= LITTLE_GAIN * first
+
+
+def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
+    """Reset those of `rows` to `start` whose error in float32 did not decrease."""
+    before, after = (start[rows] - dense[rows], best[rows] - dense[rows])
+    lost = torch.linalg.vecdot(after @ H, after) >= torch.linalg.vecdot(before @ H, before)
+    best[rows[lost]] = start[rows[lost]]
+
+
+def _to_planes(W: Tensor, group: int) -> Tensor:
+    """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
+
+    Groups then lie across `group` planes, which are compared as a whole.
+    """
+    return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
+
+
+def _from_planes(W: Tensor, group: int) -> Tensor:
+    """Inverse of `_to_planes`."""
+    return W.view(len(W), group, -1).transpose(1, 2).reshape(W.shape)
+
+
+def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
+    """The thresholding operator: as many weights as the pattern, or each row of `start`, keeps."""
+    if not soft:
+        keep = (start != 0).to(start.dtype)
+        return lambda point, _: point.mul_(keep)
+    if not pattern.structured:
+        return _LargestOfRows((start != 0).sum(1))
+    if pattern.group > SMALL_GROUP:
+        return lambda p, _: p.mul_(top_per_group(p.abs(), pattern.keep, pattern.group))
+
+    def threshold_planes(point: Tensor, _: float) -> Tensor:
+        planes = point.view(len(point), pattern.group, -1).transpose(0, 1)
+        planes.mul_(top_of_planes(planes.abs(), pattern.keep))
+        return point
+
+    return threshold_planes
+
+
+class _LargestOfRows:
+    """Keep the `counts` [rows] largest weights of each row.
+
+    The threshold of the last step mostly still gives the exact count; other rows are sorted again.
+    """
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts = counts
+        self.cuts = torch.full((len(counts), 1), torch.nan, device=counts.device)
+
+    def __call__(self, point: Tensor, _: float) -> Tensor:
+        size = point.abs()
+        mask = at_least(size, self.cuts)
+        moved = (mask.sum(1) != self.counts).nonzero().squeeze(1)
+        if len(moved):
+            some, counts = size[moved], self.counts[moved]
+            mask[moved] = top_per_row(some, counts)
+            self.cuts[moved] = _middle(some, counts)
+        return point.mul_(mask)
+
+
+def _middle(scores: Tensor, keep: Tensor) -> Tensor:
+    """Midpoint between the `keep`-th highest score of each row and the next."""
+    place, last = scores.shape[1] - keep.unsqueeze(1), scores.shape[1] - 1
+    places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
+    return ascending(scores).gather(1, places).mean(1, keepdim=True)

@@ -1,0 +1,88 @@
+"""What every stage changes: the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the
+inputs of the dense model for all stages, and the statistics of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from torch import Tensor
+
+from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
+from backend.models.blocks import LinearWeight
+from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.dlqat.passes import RunPass
+from backend.quantization.dlqat.run import DLQATRun
+from backend.quantization.dlqat.snapshots import code_usage
+from backend.quantization.dlqat.stage_store import block_name
+from backend.reporter import Reporter
+from backend.statistics.reference import ReferenceTensor
+
+AUDIT = "audit"
+
+
+def audit(run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> dict[str, float]:
+    """Report the statistics of every tensor at every stage.
+
+    Returns:
+        Stage -> mean relative output error.
+    """
+    AuditPass(run, stages, reporter).walk(run.blocks)
+    errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
+    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in stages[1:]}
+
+
+class AuditPass(RunPass):
+    """Measures all stages of each block on the inputs of the dense model."""
+
+    def __init__(self, run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> None:
+        super().__init__(run, AUDIT, "Statistics", reporter)
+        self.stages = stages
+
+    def solve(self, block: int) -> None:
+        run = self.run
+        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM)
+        self.stream.advance(hidden)
+        errors: dict[str, list[float]] = {stage: [] for stage in self.stages[1:]}
+        for linear in self.layers(block):
+            by_stage = _measure(run, self.stages, linear, inputs[linear.module], self.reporter)
+            for stage, error in by_stage.items():
+                errors[stage].append(error)
+        for stage, values in errors.items():
+            if values:
+                self.reporter.metric(f"error/{stage}", fmean(values), block)
+        run.store.save(block_name(AUDIT, block), {}, errors=errors)
+
+
+def _measure(
+    run: DLQATRun,
+    stages: Sequence[str],
+    linear: LinearWeight,
+    inputs: InputStatistics,
+    reporter: Reporter,
+) -> dict[str, float]:
+    """Report one tensor at every stage; return stage -> relative output error."""
+    dense = linear.read()
+    reference, target = ReferenceTensor(dense), DenseReference(dense, inputs)
+    names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
+    errors: dict[str, float] = {}
+    energy: Tensor | None = inputs.energy
+    for stage in stages:
+        W, more = dense, dict[str, float]()
+        if stage != DLQATStage.DENSE:
+            W = run.weight(stage, linear)
+            errors[stage] = target.relative_error(W)
+            more["relative_error"] = errors[stage]
+        if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
+            usage = code_usage(run.store.quantised(stage, linear.name))
+            more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
+        taken = reference.measure(W, stage=stage, more=more, energy=energy, **names)  # type: ignore[arg-type]
+        taken.report(reporter)
+        energy = None  # the same at all stages
+    return errors
+
+
+def _entropy(counts: Tensor) -> float:
+    """Entropy of the codes in bits, from the count of each."""
+    shares = counts[counts > 0].double() / counts.sum()
+    return float(-(shares * shares.log2()).sum())

@@ -1,0 +1,68 @@
+"""The control: plain LoRA (Hu et al. 2021), not quantised.
+
+    y = x (W0 + c B A)^T + b,   c = alpha / r,   taken as   base(x) + c (x A^T) B^T
+
+Same sequences, steps and schedule as DL-QAT, so that what is learned from the text is not mistaken
+for an effect of the method. A is initialised as in DL-QAT, B at zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from backend.models.patching import swap_modules
+from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.dlqat.linear import new_factors
+from backend.quantization.dlqat.losses import text_loss
+from backend.quantization.dlqat.run import DLQATRun
+from backend.quantization.dlqat.stage_store import stage_name
+from backend.quantization.dlqat.trainer import StageTrainer, trainable
+from backend.reporter import Reporter
+
+
+class LoRALinear(nn.Module):
+    """Replaces a linear during LoRA training; the linear itself is not changed.
+
+    Args:
+        shape: (out, in) of the base layer.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        shape: tuple[int, int],
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.base, self.factor = base, alpha / rank
+        A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y + self.factor * linear(linear(x.to(self.A.dtype), self.A), self.B)
+
+
+def train_lora(run: DLQATRun, reporter: Reporter) -> None:
+    """Train A and B beside every quantised linear and store them as the stage "lora"."""
+    config, generator = run.config, torch.Generator().manual_seed(run.seed)
+    layers = {
+        name: LoRALinear(x.layer, x.shape, config.rank, config.alpha, generator)
+        for name, x in run.linears.items()
+    }
+    parameters = {
+        f"{name}.{part}": parameter
+        for name, layer in layers.items()
+        for part, parameter in layer.named_parameters(recurse=False)
+    }
+    rates = dict.fromkeys(parameters, config.rate)
+    with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
+        loss = text_loss(run, run.model)
+        StageTrainer(
+            run, DLQATStage.LORA, parameters, rates, loss, lambda _: None, reporter
+        ).train()
+    run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

@@ -1,0 +1,188 @@
+"""Post-training quantizers, block by block.
+
+H = Gram matrix of the inputs in the model whose earlier blocks are already quantized; a block is
+quantized on it, and its quantized outputs are the next block's inputs. Within a block, layers see
+the inputs of the dense one, or, where the quantizer is sequential, what the quantized layers before
+them give. Layers may be rounded in another basis (`backend.quantization.bases`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from backend.calibration.linalg import with_damping
+from backend.calibration.second_moments import InputStatistics, StatisticsLevel
+from backend.models.blocks import LinearWeight, decoder_blocks
+from backend.quantization.bases import Basis
+from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.quantization.dlqat.passes import RunPass
+from backend.quantization.dlqat.run import DLQATRun
+from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.registry import QUANTIZERS, BlockLayers
+from backend.reporter import Reporter, stop_if_asked
+
+FAILED = (
+    "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
+)  # fmt: skip
+Starts = dict[str, tuple[Tensor, QuantGrid, Basis]]
+
+
+def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
+    """Make `stage` with its post-training quantizer and store it."""
+    merged = stage == DLQATStage.LORA_GPTQ
+    method = "gptq" if merged else stage
+    if QUANTIZERS[method].needs == "nothing":
+        layers = _rounded(run, method, reporter)
+    else:
+        weight = partial(_merged_lora, run) if merged else LinearWeight.read
+        quantize_blocks(run, stage, method, weight, reporter)
+        starts = {
+            name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
+        }
+        layers = {name: run.quantise(*start) for name, start in starts.items()}
+    run.store.save_stage(stage, layers)
+
+
+def quantize_blocks(
+    run: DLQATRun,
+    name: str,
+    method: str,
+    weight: Callable[[LinearWeight], Tensor],
+    reporter: Reporter,
+) -> None:
+    """Run a quantizer block by block on the inputs that the blocks quantized before produce.
+
+    Args:
+        name: of the checkpoints.
+        method: name of the quantizer.
+        weight: linear -> the weight [out, in] to quantize.
+    """
+    QuantizerPass(run, name, method, weight, reporter).walk(run.blocks)
+
+
+class QuantizerPass(RunPass):
+    """Quantizes each block on the inputs that the blocks quantized before produce."""
+
+    def __init__(
+        self,
+        run: DLQATRun,
+        name: str,
+        method: str,
+        weight: Callable[[LinearWeight], Tensor],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(run, name, STAGE_LABELS[method], reporter)
+        self.quantizer, self.weight = QUANTIZERS[method], weight
+
+    def solve(self, block: int) -> None:
+        run, left, starts = self.run, self.run.of_block(block), Starts()
+        weights = {module: self.weight(linear) for module, linear in left.items()}
+        names = {module: linear.name for module, linear in left.items()}
+        level = StatisticsLevel[self.quantizer.needs.upper()]
+        while left:
+            with run.with_weights({names[m]: W for m, W in weights.items()}):
+                inputs, _ = self.collect_inputs(block, level, left)
+            step = _next(left, inputs) if self.quantizer.sequential else left
+            starts |= self._quantize(block, step, weights, inputs)
+            weights |= {module: _rounded_start(*starts[module]) for module in step}
+            left = {module: x for module, x in left.items() if module not in step}
+        run.store.save_starts(self.name, block, starts)
+        if block < self.last:
+            self.replay(block)
+
+    def _quantize(
+        self,
+        block: int,
+        step: Mapping[str, LinearWeight],
+        weights: Mapping[str, Tensor],
+        inputs: Mapping[str, InputStatistics],
+    ) -> Starts:
+        """The starts of some layers of a block, by module."""
+        run, starts, whole = self.run, Starts(), decoder_blocks(self.run.model)[block]
+        of_step = {module: weights[module] for module in step}
+        bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, run.settings))
+        seen = InputsInBasis()
+        for linear in self.layers(block, step):
+            basis = bases[linear.module]
+            quantize = partial(
+                self.quantizer.quantize,
+                basis.into(weights[linear.module]),
+                seen.of(inputs[linear.module], basis),
+                run.settings,
+            )
+            found = with_damping(
+                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
+            )
+            starts[linear.module] = (*found, basis)
+        return starts
+
+    def replay(self, block: int) -> None:
+        run, linears = self.run, self.run.of_block(block)
+        starts = {module: run.store.start(self.name, block, module) for module in linears}
+        rounded = {linears[m].name: _rounded_start(*start) for m, start in starts.items()}
+        with run.with_weights(rounded):
+            super().replay(block)
+
+
+class InputsInBasis:
+    """Input statistics in other bases; layers that share inputs and basis share one object, and
+    with it the factors of H."""
+
+    def __init__(self) -> None:
+        self._found = dict[tuple[int, int, int], InputStatistics]()
+
+    def of(self, inputs: InputStatistics, basis: Basis) -> InputStatistics:
+        """`inputs` in `basis`."""
+        if basis.scale is None and not basis.inputs:
+            return inputs
+        scale = 0 if basis.scale is None else basis.scale.data_ptr()
+        key = (id(inputs), scale, basis.inputs)
+        if key not in self._found:
+            H = basis.gram(inputs.gram)
+            self._found[key] = InputStatistics(inputs.tokens, H.diagonal(), H, dtype=inputs.dtype)
+        return self._found[key]
+
+
+def _rounded_start(W: Tensor, grid: QuantGrid, basis: Basis) -> Tensor:
+    """The weights [out, in] that a start is rounded to."""
+    return basis.back(grid.nearest(W))
+
+
+def _next(
+    left: Mapping[str, LinearWeight], inputs: Mapping[str, InputStatistics]
+) -> dict[str, LinearWeight]:
+    """The layers that are quantized next: those with the inputs of the first, and the same layers
+    of other experts."""
+    first = inputs[next(iter(left))]
+    roles = {_role(module) for module in left if inputs[module] is first}
+    return {module: linear for module, linear in left.items() if _role(module) in roles}
+
+
+def _role(module: str) -> str:
+    """The name of a layer without the number of its expert."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def _merged_lora(run: DLQATRun, linear: LinearWeight) -> Tensor:
+    """The weight [out, in] of the LoRA control."""
+    W = run.weight(DLQATStage.LORA, linear)
+    return W.mul_(linear.read() != 0) if run.config.keep_zeros else W
+
+
+def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, QuantizedWeight]:
+    """Full name -> layer, by a quantizer that needs no inputs."""
+    layers, quantizer = dict[str, QuantizedWeight](), QUANTIZERS[method]
+    for index, block in enumerate(decoder_blocks(run.model)):
+        linears = run.of_block(index)
+        weights = {module: linear.read() for module, linear in linears.items()}
+        bases = quantizer.bases(BlockLayers(block, weights, {}, run.settings))
+        for module, linear in linears.items():
+            stop_if_asked(reporter)
+            reporter.progress(len(layers), len(run.linears), "Rounding")
+            W, basis = bases[module].into(weights[module]), bases[module]
+            found = quantizer.quantize(W, InputStatistics(), run.settings, run.config.damping)
+            layers[linear.name] = run.quantise(*found, basis)
+    return layers

@@ -1,0 +1,132 @@
+"""Statistics during DL-QAT training: curves every few steps, profiles of all groups at a few.
+
+changed/STAGE      share of codes that differ from the initial ones
+m/STAGE/p05 ..     quantiles of the group magnitudes over all layers
+
+profiles of a tensor: magnitude m and, at the first and the last snapshot, scale m s, error
+(root mean square of What - W_dense) and clipped (share of weights outside the range of the grid),
+all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also worst: the groups
+with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.models.blocks import LinearWeight
+from backend.quantization.dlqat.linear import DLQATLinear
+from backend.quantization.grid import QuantizedWeight
+from backend.quantization.range_search import group_sums
+from backend.reporter import Reporter
+from backend.statistics.names import FAN
+from backend.statistics.snapshots import quantiles
+from backend.statistics.sorting import ascending
+from backend.statistics.tensors import TensorProfile
+
+CURVE_POINTS = 20  # of curves that cost a pass over all weights
+WORST, WIDEST = 16, 1024  # number of groups recorded weight by weight; maximum group size
+M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
+
+
+def code_usage(layer: QuantizedWeight) -> Tensor:
+    """Count of each code: int64 [2^n]."""
+    return torch.bincount(layer.codes.flatten(), minlength=layer.grid.top + 1)
+
+
+class TrainingSnapshots:
+    """Report the layers of one training run.
+
+    Args:
+        layers: full name -> trained layer.
+        steps: of the training; `count` snapshots are spread over them.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        layers: Mapping[str, DLQATLinear],
+        linears: Mapping[str, LinearWeight],
+        steps: int,
+        count: int,
+        reporter: Reporter,
+    ) -> None:
+        self._stage, self._layers, self._linears = stage, layers, linears
+        self._reporter, self._steps = reporter, steps
+        self._at = {round(n * steps / (count - 1)) for n in range(count)}
+        self._every = max(1, steps // CURVE_POINTS)
+
+    def __call__(self, step: int) -> None:
+        """Report after `step` steps; 0: before the first."""
+        if step % self._every == 0 or step == self._steps:
+            self._curves(step)
+        if step in self._at:
+            for name, layer in self._layers.items():
+                self._profiles(name, layer, step)
+
+    def _curves(self, step: int) -> None:
+        changed = sum(_changed(layer) for layer in self._layers.values())
+        weights = sum(rows * columns for rows, columns in (x.shape for x in self._layers.values()))
+        self._reporter.metric(f"changed/{self._stage}", changed / weights, step)
+        m = torch.cat([layer.m.detach().flatten() for layer in self._layers.values()])
+        for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
+            self._reporter.metric(f"m/{self._stage}/{name}", value, step)
+
+    def _profiles(self, name: str, layer: DLQATLinear, step: int) -> None:
+        m = layer.m.detach()
+        self._profile(name, "magnitude", m.mul(M_STEPS).round_().div_(M_STEPS), step)
+        error, inside, codes = _figures(layer)
+        self._profile(name, "codes", codes, step)
+        if step in (0, self._steps):
+            self._profile(name, "scale", _short(m * layer.grid.scale), step)
+            self._profile(name, "error", _short(error), step)
+            self._profile(name, "clipped", _short(1 - inside), step)
+        if step == self._steps and layer.shape[1] // layer.grid.groups <= WIDEST:
+            self._profile(name, "worst", _short(_worst(layer, error)), step)
+
+    def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
+        linear = self._linears[name]
+        names = (f"{name}.weight", linear.block, linear.module, self._stage, figure)
+        numbers = np.ascontiguousarray(values.float().cpu().numpy())
+        self._reporter.profile(TensorProfile(*names, numbers, step))
+
+
+def _short(values: Tensor) -> Tensor:
+    """`values` with the mantissa of bfloat16 plus four bits, which compresses well."""
+    mantissa, exponent = torch.frexp(values.float())
+    return torch.ldexp(mantissa.mul_(2**12).round_().div_(2**12), exponent)
+
+
+def _changed(layer: DLQATLinear) -> int:
+    """Number of codes that differ from the initial ones."""
+    count = 0
+    for rows, level, _ in layer.walk():
+        count += int((layer.codes_at(level, rows) != layer.codes_at_start(rows)).sum())
+    return count
+
+
+def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
+    """Root mean square error and share inside the range of each group, and the code counts."""
+    size = layer.shape[1] // layer.grid.groups
+    scale, counts = layer.m.detach() * layer.grid.scale, torch.zeros(layer.grid.top + 1)
+    error, inside = torch.empty_like(scale), torch.empty_like(scale)
+    for rows, level, within in layer.walk():
+        inside[rows] = group_sums(within) / size
+        codes = layer.codes_at(level, rows).flatten().byte()
+        counts += torch.bincount(codes, minlength=len(counts)).cpu()
+        D = level.mul_(scale[rows].unsqueeze(-1)).sub_(layer.dense(rows).reshape(level.shape))
+        error[rows] = (group_sums(D.square_()) / size).sqrt_()
+    return error, inside, counts
+
+
+def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
+    """The groups with the largest error, the worst first: row, group, z, W_dense, What."""
+    order = error.flatten().argsort(descending=True, stable=True)[:WORST]
+    rows, groups = order // layer.grid.groups, order % layer.grid.groups
+    shape = (len(error), layer.grid.groups, -1)
+    dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)
+    head = torch.stack([rows.float(), groups.float(), layer.grid.zero[rows, groups]], 1)
+    return torch.cat([head, dense[rows, groups].float(), moved[rows, groups]], 1)

@@ -1,0 +1,1 @@
+"""Optimizer state, block-wise reconstruction and several processes, shared by what trains."""

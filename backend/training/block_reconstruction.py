@@ -1,0 +1,175 @@
+"""Block-wise reconstruction: all linears of a decoder block are trained together until the outputs
+of the compressed block meet those of the dense one.
+
+    min over p of   mean over tokens t of  |B(x_t; W(p)) - y_t|^2 / |y_t|^2
+
+    y    = B(x_dense; W_dense)       what the dense model makes of the same text
+    W(p) = p * mask                  of a pruned block; of a quantised one, rounded to a grid
+
+x are the hidden states of the compressed model so far, x_dense those of the dense model: the block
+learns to make good what the blocks before it have lost. Each token counts relative to its length,
+because every layer after it reads normalised hidden states; the long states of the first token
+would otherwise decide alone (ours).
+
+As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
+al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the
+parameters after the epoch with the lowest error on held-out segments (ours).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.models.block_forward import BlockStream, Call, block_of_weights
+from backend.models.hidden_states import HiddenStates
+from backend.training.optimizer import cosine_decay
+
+Parameters = Mapping[str, Tensor]  # name -> what is trained, float32
+Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
+Example = tuple[Tensor, Tensor, Call]  # inputs x and targets y [1, L, d], other arguments
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Segments in front of a block, one per batch: those to train on, then the held-out ones.
+
+    Attributes:
+        inputs, targets: x and y, [1, L, d] per segment.
+        fitted: how many to train on.
+    """
+
+    stream: BlockStream
+    block: int
+    inputs: HiddenStates
+    targets: HiddenStates
+    fitted: int
+
+    def __iter__(self) -> Iterator[Example]:
+        return zip(self.inputs, self.targets, self.stream.calls[self.block], strict=True)
+
+    @property
+    def heldout(self) -> int:
+        return len(self.inputs) - self.fitted
+
+
+class Parametrisation(Protocol):
+    """What is trained of a block.
+
+    Attributes:
+        parameters: before training.
+        rates: parameter -> learning rate at the start of the schedule.
+    """
+
+    parameters: dict[str, Tensor]  # name -> what is trained, float32
+    rates: dict[str, float]
+
+    def weights(self, parameters: Parameters) -> Weights:
+        """W(p), differentiable."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A trained block.
+
+    Attributes:
+        parameters: of the best epoch.
+        errors: mean error on the held-out segments before training and after each epoch; without
+            such segments NaN.
+        epoch: the best one, 0 for no training; without held-out segments the last.
+    """
+
+    parameters: dict[str, Tensor]
+    errors: list[float]
+    epoch: int
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is an error to judge by: not without held-out segments, nor of a block of
+        which nothing is compressed."""
+        return not math.isnan(self.errors[0])
+
+    def __str__(self) -> str:
+        before, after = self.errors[0], self.errors[self.epoch]
+        return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}."
+
+
+def reconstruct(
+    model: PreTrainedModel,
+    examples: Examples,
+    parametrisation: Parametrisation,
+    epochs: int,
+    safe_point: Callable[[], None],
+    tick: Callable[[int], None],
+) -> Reconstruction:
+    """Train parameters of a block.
+
+    Args:
+        model: its block is in memory, on the device to work on.
+        parametrisation: what is trained of the block.
+        safe_point: called before each segment; may raise to stop.
+        tick: called after each epoch with its number.
+    """
+    if not parametrisation.parameters:
+        return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
+    trained = {name: p.clone().requires_grad_() for name, p in parametrisation.parameters.items()}
+    rates = parametrisation.rates
+    groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
+    optimiser = torch.optim.Adam(groups, fused=True)
+    steps = epochs * examples.fitted
+    best, epoch = _copies(trained), 0
+
+    def error(example: Example) -> Tensor:
+        safe_point()
+        x, y, call = example
+        return relative_error(forward(parametrisation.weights(trained), x, call), y)
+
+    with block_of_weights(model, examples.stream, examples.block) as forward:
+        errors = [_heldout_error(error, examples)]
+        for done in range(epochs):
+            for number, example in enumerate(islice(examples, examples.fitted)):
+                with torch.enable_grad():
+                    loss = error(example)
+                    if loss.requires_grad:  # no token may reach the experts that are trained
+                        loss.backward(inputs=[*trained.values()])
+                factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
+                for group, name in zip(optimiser.param_groups, trained, strict=True):
+                    group["lr"] = rates[name] * factor
+                optimiser.step()
+                optimiser.zero_grad()
+            errors.append(_heldout_error(error, examples))
+            if not examples.heldout or errors[-1] < min(errors[:-1]):
+                best, epoch = _copies(trained), done + 1
+            tick(done + 1)
+    return Reconstruction(best, errors, epoch)
+
+
+def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over tokens of |outputs - targets|^2 / |targets|^2, both [b, L, d].
+
+    A first token whose embedding is 0 (that of padding) has targets of 0: lengths have a floor.
+    """
+    targets = targets.float()
+    wrong, energy = (outputs.float() - targets).square().sum(-1), targets.square().sum(-1)
+    floor = torch.finfo(energy.dtype).eps * energy.mean()
+    return (wrong / energy.clamp(min=floor)).mean()
+
+
+@torch.no_grad()
+def _heldout_error(error: Callable[[Example], Tensor], examples: Examples) -> float:
+    """Mean error on the held-out segments; NaN without them."""
+    if not examples.heldout:
+        return math.nan
+    held = islice(examples, examples.fitted, None)
+    return sum(error(each).item() for each in held) / examples.heldout
+
+
+def _copies(parameters: Parameters) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in parameters.items()}

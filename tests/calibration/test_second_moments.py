@@ -1,0 +1,194 @@
+"""Second moments against inputs that were kept whole; sharing; architectures; precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from backend.calibration.second_moments import (
+    DenseReference,
+    InputCollector,
+    InputStatistics,
+    StatisticsLevel,
+    output_energy,
+)
+from backend.errors import CancelledError, ComputeError
+from backend.models.block_forward import open_stream, run_block
+from backend.models.blocks import LinearWeight, block_linears
+
+SMALL: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 32}
+LENGTH = 12
+
+
+def build(kind: str, attention: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(0)
+    if kind == "llama":
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+        config: Any = LlamaConfig(hidden_size=16, intermediate_size=24, **heads, **SMALL)
+    elif kind == "opt":
+        heads = {"num_attention_heads": 4, "num_hidden_layers": 2}
+        config = OPTConfig(hidden_size=16, ffn_dim=24, word_embed_proj_dim=16, **heads, **SMALL)
+    else:
+        config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=4)
+    config._attn_implementation = attention
+    kinds = {"llama": LlamaForCausalLM, "opt": OPTForCausalLM, "gpt2": GPT2LMHeadModel}
+    return kinds[kind](config).eval()
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(50, (8, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+def block_inputs(
+    model: PreTrainedModel, ids: Tensor, block: int, need: StatisticsLevel, batch: int
+) -> dict[str, InputStatistics]:
+    """What `block` reads, with the model run block by block."""
+    stream = open_stream(model, ids, batch)
+    hidden = stream.hidden
+    for before in range(block):
+        hidden = run_block(model, stream, before, hidden)
+    with InputCollector(block_linears(model, block), need) as collector:
+        run_block(model, stream, block, hidden)
+    return collector.finish()
+
+
+def whole_model_inputs(model: PreTrainedModel, ids: Tensor, block: int) -> dict[str, Tensor]:
+    """The inputs X [in, N] of the linears of `block`, with the model run as a whole."""
+    seen: dict[str, Tensor] = {}
+    for name, linear in block_linears(model, block).items():
+
+        def keep(_: nn.Module, args: tuple[Tensor], name: str = name) -> None:
+            seen[name] = args[0].detach().flatten(0, -2).double().T
+
+        linear.layer.register_forward_pre_hook(keep)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "opt", "gpt2"])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_grams_are_those_of_the_whole_model(
+    kind: str, attention: str, batch: int, ids: Tensor
+) -> None:
+    model = build(kind, attention)
+    found = block_inputs(model, ids, 1, StatisticsLevel.GRAM, batch)
+    expected = whole_model_inputs(model, ids, 1)
+    assert found.keys() == expected.keys()
+    for name, X in expected.items():
+        H = X @ X.T / X.shape[1]
+        assert torch.allclose(found[name].gram.double(), H, rtol=1e-5, atol=1e-5 * H.max().item())
+        assert found[name].tokens == ids.numel()
+
+
+def test_energy_agrees_with_the_gram(ids: Tensor) -> None:
+    model = build("opt")  # flattens [b, L, d] to [b * L, d] before its feed-forward layers
+    levels = (StatisticsLevel.GRAM, StatisticsLevel.ENERGY)
+    gram, energy = (block_inputs(model, ids, 0, level, 3) for level in levels)
+    for name in gram:
+        assert torch.allclose(energy[name].energy, gram[name].energy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_layers_that_read_the_same_tensor_share_one_gram(kind: str, ids: Tensor) -> None:
+    groups: dict[int, list[str]] = {}
+    for name, inputs in block_inputs(build(kind), ids, 0, StatisticsLevel.GRAM, 2).items():
+        groups.setdefault(id(inputs), []).append(name.rpartition(".")[2])
+    found = sorted(sorted(group) for group in groups.values())
+    attention = ["k_proj", "q_proj", "v_proj"]
+    if kind == "llama":
+        assert found == [["down_proj"], ["gate_proj", "up_proj"], attention, ["o_proj"]]
+    else:
+        assert found == [["fc1"], ["fc2"], attention, ["out_proj"]]
+
+
+def linear(columns: int) -> dict[str, LinearWeight]:
+    return {"x": LinearWeight("model.x", 0, "x", nn.Linear(columns, 4))}
+
+
+@torch.no_grad()
+def collected(
+    X: Tensor, need: StatisticsLevel = StatisticsLevel.GRAM, pieces: int = 1
+) -> InputStatistics:
+    linears = linear(X.shape[-1])
+    layer = linears["x"].layer.to(X.dtype)
+    with InputCollector(linears, need) as collector:
+        for piece in X.chunk(pieces):
+            layer(piece)
+    return collector.finish()["x"]
+
+
+def test_a_wide_gram_in_bfloat16_is_exact_and_symmetric() -> None:
+    """Wider than a panel; the products of bfloat16 values lose nothing."""
+    X = torch.randn(6, 50, 600, generator=torch.Generator().manual_seed(0)).bfloat16()
+    H = collected(X, pieces=3).gram
+    rows = X.double().view(-1, 600)
+    exact = rows.T @ rows / len(rows)
+    assert torch.equal(H, H.T)
+    assert (H.double() - exact).abs().max() < 1e-6 * exact.abs().max()
+
+
+def test_the_precision_of_products_is_as_before() -> None:
+    before = torch.get_float32_matmul_precision()
+    collected(torch.randn(2, 8, 16).bfloat16())
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_objective_is_the_error_of_the_outputs() -> None:
+    X = torch.randn(4, 30, 16, generator=torch.Generator().manual_seed(0))
+    dense, W = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    inputs = collected(X)
+    rows = X.view(-1, 16)
+    direct = (((W - dense) @ rows.T) ** 2).sum().item() / len(rows)
+    energy = ((dense @ rows.T) ** 2).sum().item() / len(rows)
+    assert output_energy(W - dense, inputs.gram) == pytest.approx(direct, rel=1e-5)
+    assert DenseReference(dense, inputs).relative_error(W) == pytest.approx(
+        direct / energy, rel=1e-5
+    )
+
+
+def test_a_layer_that_is_never_reached_by_anything_has_no_error() -> None:
+    inputs = collected(torch.zeros(2, 3, 8))
+    assert DenseReference(torch.ones(4, 8), inputs).relative_error(torch.zeros(4, 8)) == 0
+
+
+def test_an_input_that_is_not_finite_names_its_layer() -> None:
+    X = torch.randn(2, 3, 8)
+    X[1, 2, 3] = torch.inf
+    with pytest.raises(ComputeError, match=r"model\.x"):
+        collected(X)
+
+
+def test_a_stop_can_come_at_every_batch(ids: Tensor) -> None:
+    model, asked = build("llama"), []
+    stream = open_stream(model, ids, 2)
+    with InputCollector(block_linears(model, 0), StatisticsLevel.GRAM, lambda: asked.append(1)):
+        run_block(model, stream, 0, stream.hidden)
+    assert len(asked) == len(stream.hidden) == 4
+
+
+def test_hooks_are_gone_even_after_a_stop(ids: Tensor) -> None:
+    model = build("llama")
+    stream = open_stream(model, ids, 2)
+
+    def stop() -> None:
+        raise CancelledError
+
+    linears = block_linears(model, 0)
+    with pytest.raises(CancelledError), InputCollector(linears, StatisticsLevel.GRAM, stop):
+        run_block(model, stream, 0, stream.hidden)
+    assert not any(one.layer._forward_pre_hooks for one in linears.values())

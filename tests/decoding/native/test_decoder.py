@@ -1,0 +1,414 @@
+"""The native decoder: the same logits as transformers, on every instruction set this machine has,
+and PyTorch where it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import Tree
+from backend.decoding.engine import decode
+from backend.decoding.native import compiler, weights
+from backend.decoding.native.compiler import NATIVE, CompilerError
+from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.model import NativeModel, unsupported
+from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.proposers import NoDraft
+from backend.decoding.target_model import TargetModel
+from backend.models.blocks import block_linears
+from backend.models.loading import load
+from backend.quantization import GRID_NAMES
+from backend.quantization.grid import QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import PackedLinear, pack_model
+
+SIZES = {
+    "vocab_size": 203, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 112,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+FAMILIES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "wide heads": LlamaConfig(**SIZES | {"num_attention_heads": 2}, head_dim=64),
+    "odd heads": LlamaConfig(**SIZES | {"num_key_value_heads": 4}, head_dim=48),
+    "mistral": MistralConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+}
+VARIANTS = {"this processor": NATIVE, "AVX2": ("-mavx2", "-mfma"), "plain": ()}
+TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
+
+
+def built(config: PretrainedConfig) -> PreTrainedModel:
+    """A bfloat16 model of random weights with clear choices, and norms and biases that matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(6.0)
+        else:
+            parameter.add_(0.3 * torch.randn_like(parameter) if "norm" in name else 0)
+        if name.endswith("bias"):
+            parameter.normal_()
+    return model.to(torch.bfloat16)
+
+
+def distance(logits: Tensor, expected: Tensor) -> float:
+    """Root mean square difference, relative to the spread of the expected."""
+    return ((logits.float() - expected).square().mean().sqrt() / expected.std()).item()
+
+
+def tokens(model: PreTrainedModel, number: int) -> Tensor:
+    return torch.randint(model.config.vocab_size, (number,), generator=torch.manual_seed(1))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
+    with torch.inference_mode():
+        yield built(FAMILIES[request.param])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_nearer_to_float32_than_those_of_pytorch(
+    model: PreTrainedModel, variant: str
+) -> None:
+    assert unsupported(model) == ""
+    if variant == "AVX2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("this processor has no AVX2")
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40)
+    bfloat16 = model(input_ids=ids[None]).logits[0]
+    exact = model.float()(input_ids=ids[None]).logits[0]
+    cache = native.new_cache(64)
+    native.read(ids[:23], cache)
+    logits = [native.forward(some, cache, read_out=len(some))[1] for some in ids[23:].split(9)]
+    error = distance(torch.cat(logits), exact[23:])
+    assert error < 1.1 * distance(bfloat16[23:], exact[23:])
+    assert error < 0.05
+
+
+def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTrainedModel) -> None:
+    native, ids = NativeModel(model), tokens(model, 30)
+    cache, context = native.new_cache(64), ids[:20]
+    native.read(context, cache)
+    nodes, depths = ids[20:27], torch.tensor(TREE.depths)
+    _, logits = native.forward(nodes, cache, 20 + depths, TREE.ancestors(), len(nodes))
+    path = TREE.lineage(6)
+    alone = native.new_cache(64)
+    native.read(context, alone)
+    _, expected = native.forward(nodes[path], alone, read_out=len(path))
+    assert torch.equal(logits[path], expected)  # to the last bit: drafts change no text
+    cache.keep(20, path)
+    assert cache.length == alone.length == 20 + len(path)
+    after = [native.forward(ids[27:], each, read_out=3)[1] for each in (cache, alone)]
+    assert torch.equal(*after)
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type: str) -> None:
+    model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}))
+    exact, layers = deepcopy(model).float(), {}
+    for linear in (x for n in range(3) for x in block_linears(model, n).values()):
+        weight = linear.read().float()
+        groups = weight.view(len(weight), -1, 32)
+        layer = QuantizedWeight(
+            grid := minmax_grid(groups, 4, grid_type), grid.codes(weight).byte()
+        )
+        layers[linear.name] = layer
+        exact.get_submodule(linear.name).weight.data = layer.dense()
+    assert pack_model(model, layers) == {}
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
+    _, logits = native.forward(ids, native.new_cache(12), read_out=12)
+    assert distance(logits, exact(input_ids=ids[None]).logits[0]) < 0.03
+
+
+def two_of_four(weight: Tensor) -> Tensor:
+    kept = weight.abs().view(len(weight), -1, 4).topk(2).indices
+    return torch.zeros(*weight.shape).view(len(weight), -1, 4).scatter(-1, kept, 1).view_as(weight)
+
+
+def scattered(weight: Tensor) -> Tensor:
+    """Rows with anything between no and all weights."""
+    return (torch.rand_like(weight) < torch.rand(len(weight), 1) ** 2).float()
+
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
+
+
+@pytest.mark.parametrize("mask", [two_of_four, scattered])
+def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
+    if not compiler.library().supports(weights.SPARSE_BFLOAT16):
+        pytest.skip("this processor has no VBMI2")
+    torch.manual_seed(0)
+    linear = nn.Linear(192, 80, dtype=torch.bfloat16)
+    linear.weight.data *= mask(linear.weight)
+    linear.weight.data[3, 7] = -0.0
+    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse=False)
+    assert sparse.sparse and not dense.sparse
+    for rows in ROWS:
+        x = torch.randn(rows, 192)
+        assert torch.equal(sparse(x), dense(x))
+
+
+@pytest.mark.parametrize("group", [32, 64, 192])
+def test_two_of_four_codes_give_the_product_of_all(group: int) -> None:
+    if not compiler.library().supports(weights.INT4_2_4):
+        pytest.skip("this processor has no VNNI")
+    torch.manual_seed(0)
+    weight = torch.randn(80, 192)
+    weight *= two_of_four(weight)
+    weight[5] = 0  # fewer than two of four
+    weight[6, ::4] = 0
+    grid = minmax_grid(weight.view(len(weight), -1, group), 4, "symmetric")
+    layer = QuantizedWeight(grid, grid.codes(weight).byte())
+    linear = PackedLinear(layer, torch.randn(80))
+    sparse, dense = NativeLinear(linear), NativeLinear(linear, sparse=False)
+    assert sparse.sparse and not dense.sparse
+    for rows in ROWS:
+        x = torch.randn(rows, 192)
+        torch.testing.assert_close(sparse(x), dense(x), rtol=1e-4, atol=1e-4)
+        alone = torch.cat([sparse(row) for row in x.split(1)])
+        assert torch.equal(sparse(x), alone)  # so drafts change no text
+
+
+def test_what_is_not_two_of_four_stays_as_it_is() -> None:
+    weight = torch.randn(32, 64)
+    weight *= two_of_four(weight)
+    for grid_type, changed in (("symmetric", 1.0), ("offset", 0.0), ("zero-point", 0.0)):
+        weight[20, 36:40] = changed or weight[20, 36:40]  # one group of four
+        grid = minmax_grid(weight.view(32, -1, 32), 4, grid_type)
+        layer = QuantizedWeight(grid, grid.codes(weight).byte())
+        assert not NativeLinear(PackedLinear(layer)).sparse
+
+
+def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
+    model = built(FAMILIES["llama"])
+    for linear in (x for n in range(3) for x in block_linears(model, n).values()):
+        linear.layer.weight.data *= two_of_four(linear.layer.weight)
+    native, ids = NativeModel(model), tokens(model, 24)
+    layer = native.structure.layer[1]
+    matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
+    sparse = bool(compiler.library().supports(weights.SPARSE_BFLOAT16))
+    assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
+    assert native.structure.read_out.format not in weights.SPARSE
+    _, logits = native.forward(ids, native.new_cache(24), read_out=24)
+    assert distance(logits, model.float()(input_ids=ids[None]).logits[0]) < 0.05
+
+
+def test_a_matrix_with_few_zeros_stays_dense() -> None:
+    linear = nn.Linear(64, 16, dtype=torch.bfloat16)
+    linear.weight.data *= torch.rand(16, 64) >= 0.2
+    found = NativeLinear(linear)
+    assert not found.sparse
+    x = torch.randn(3, 64).bfloat16().float()
+    assert torch.allclose(found(x), linear.float()(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(variant: str) -> None:
+    """So drafts change no text, in bfloat16 as little as in float32."""
+    model = built(FAMILIES["llama"])
+    native, ids, found = NativeModel(model, VARIANTS[variant]), tokens(model, 24), []
+    for number in (1, 2, 3, 5, 8, 24):
+        cache = native.new_cache(24)
+        found.append(
+            torch.cat([native.forward(x, cache, read_out=len(x))[1] for x in ids.split(number)])
+        )
+    for logits in found[1:]:
+        assert torch.equal(logits, found[0])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str) -> None:
+    model = built(FAMILIES["llama"])
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40).view(5, 8)
+    begun = [3, 0, 5, 1, 4]  # they may be of any length
+    alone, together = ([native.new_cache(16) for _ in ids] for _ in range(2))
+    for caches in (alone, together):
+        for row, cache, length in zip(ids, caches, begun, strict=True):
+            native.read(row[:length], cache)
+    nexts = torch.stack([row[n : n + 2] for row, n in zip(ids, begun, strict=True)])
+    hidden, logits = native.forward_batch(nexts, together)
+    for row, cache, *found in zip(nexts, alone, hidden, logits, strict=True):
+        expected = native.forward(row, cache, read_out=2)
+        assert all(map(torch.equal, found, expected))
+    assert [cache.length for cache in together] == [n + 2 for n in begun]
+    with pytest.raises(ValueError, match="12 more tokens do not fit"):
+        native.forward_batch(ids[:, :6].repeat(1, 2), together)
+
+
+def test_the_threads_of_a_team_give_the_very_same_logits() -> None:
+    model = built(FAMILIES["llama"])
+    native, ids, found = NativeModel(model), tokens(model, 12), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(native.forward(ids, native.new_cache(16), read_out=12))
+    finally:
+        torch.set_num_threads(before)
+    for hidden, logits in found[1:]:
+        assert torch.equal(hidden, found[0][0])
+        assert torch.equal(logits, found[0][1])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = built(FAMILIES["llama"])
+    native = NativeModel(model)
+    cache = native.new_cache(8)
+    for ids in (tokens(model, 9), torch.tensor([203]), torch.tensor([-1])):
+        with pytest.raises(ValueError):
+            native.forward(ids, cache)
+    assert cache.length == 0
+
+
+def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
+    model = load("toy", dtype=torch.bfloat16).model
+    native, plain = TargetModel(model), TargetModel(model, native=False)
+    assert native.decoder.startswith("native")
+    assert plain.decoder == "PyTorch"
+    for prompt in ([1, 5, 9, 5, 9], [7]):
+        texts = []
+        for target, proposer in ((native, NoDraft()), (native, PromptLookup()), (plain, NoDraft())):
+            steps = decode(target, proposer, prompt, Acceptance(Sampling()), 40)
+            texts.append([token for step in steps for token in step.tokens])
+        assert texts[0] == texts[1]  # whatever is drafted
+        assert texts[0][:6] == texts[2][:6]  # until two tokens are nearly equally likely
+
+
+# where it cannot be used --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing has been built yet."""
+    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
+    compiler.settings.cache_clear()
+    compiler.library.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    compiler.settings.cache_clear()
+    compiler.library.cache_clear()
+
+
+def test_without_a_compiler_pytorch_decodes_and_says_why(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CXX", raising=False)
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert target.decoder.startswith("PyTorch; ")
+    assert "no C++ compiler" in target.decoder
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = no_cache / "broken"
+    broken.write_text("#!/bin/sh\necho 'error: no such flag' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(CompilerError, match="no such flag"):
+        compiler.library()
+    assert not list(no_cache.glob("native/*.so"))
+
+
+def test_a_library_that_is_damaged_is_not_used(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = no_cache / "fake"
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\necho nonsense > "$last"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert "cannot be built" in target.decoder and ".so" in target.decoder
+
+
+def test_code_others_could_have_put_there_is_not_loaded(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["-O0" if flag == "-O3" else flag for flag in compiler.FLAGS]
+    monkeypatch.setattr(compiler, "FLAGS", tuple(quick))
+    compiler.library()
+    for pattern in ("native", "native/*.so"):
+        (path,) = no_cache.glob(pattern)
+        assert path.stat().st_mode & 0o077 == 0
+        path.chmod(0o777)
+        compiler.library.cache_clear()
+        with pytest.raises(CompilerError, match="Other users can write"):
+            compiler.library()
+        path.chmod(0o700)
+
+
+def test_a_compiler_or_a_cache_that_cannot_be_used_is_told(
+    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (no_cache / "native").write_text("a file")
+    with pytest.raises(CompilerError, match="native"):
+        compiler.library()
+    no_program = no_cache / "no-program"
+    no_program.write_text("nonsense")
+    no_program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(no_program))
+    with pytest.raises(CompilerError, match="no-program"):
+        compiler.library()
+
+
+def test_wrong_logits_are_found_and_pytorch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NativeModel.forward
+
+    def wrong(self: NativeModel, *given: object, **more: object) -> tuple[Tensor, Tensor]:
+        hidden, logits = right(self, *given, **more)  # type: ignore[arg-type]
+        return hidden, logits.flip(-1)
+
+    monkeypatch.setattr(NativeModel, "forward", wrong)
+    target = TargetModel(built(FAMILIES["llama"]))
+    assert target.native is None
+    assert "differ" in target.decoder
+
+
+def test_other_models_are_left_to_pytorch() -> None:
+    small = LlamaConfig(**SIZES | {"hidden_size": 40, "num_attention_heads": 5}, head_dim=8)
+    for config, why in (
+        (small, "multiples of 16"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "gelu"),
+    ):
+        assert why in unsupported(built(config))
+    assert "float32" in unsupported(built(FAMILIES["llama"]).float())
+
+
+def test_texts_are_decoded_at_the_same_time_by_one_model() -> None:
+    """Each thread has a cache of its own; longer ones make the model extend its tables."""
+    model = NativeModel(load("toy", dtype=torch.bfloat16).model)
+    prompts = [torch.arange(3, 3 + n) for n in (5, 9, 17, 33)]
+
+    def decoded(prompt: Tensor, capacity: int) -> Tensor:
+        cache = model.new_cache(capacity)
+        for _ in range(8):
+            cache.rewind(0)
+            logits = model.forward(prompt, cache, read_out=1)[1]
+        return logits
+
+    alone = [decoded(prompt, 64) for prompt in prompts]
+    with ThreadPoolExecutor(4) as threads:
+        together = [*threads.map(decoded, prompts, (65, 130, 190, 250))]
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))

@@ -1,0 +1,251 @@
+"""What is out of range is refused before the native decoder reads it, and NaN stays a number like
+others."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import resource
+from collections.abc import Callable
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedModel
+
+from backend.decoding.native import structures
+from backend.decoding.native.blocks import NativeBlocks
+from backend.decoding.native.compiler import CompilerError, library
+from backend.decoding.native.linear import NativeLinear
+from backend.decoding.native.model import NativeModel
+from backend.decoding.native.top_k import top_k
+from backend.models.loading import load
+from backend.models.sources.gguf import convert
+from backend.quantization.grid import QuantizedWeight, minmax_grid
+from backend.quantization.packed_linear import PackedLinear
+from backend.settings import Settings
+from tests.decoding.native.conftest import SANITIZERS
+from tests.decoding.native.test_decoder import SIZES, built
+from tests.fork_server import elsewhere
+from tests.models.sources.test_gguf import write_toy
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return built(LlamaConfig(**SIZES))
+
+
+@pytest.fixture
+def native(model: PreTrainedModel) -> NativeModel:
+    return NativeModel(model)
+
+
+IDS = torch.arange(3, 9)
+PASSES: dict[str, Callable[[NativeModel], object]] = {
+    "an id beyond": lambda m: m.forward(torch.tensor([203]), m.new_cache(8)),
+    "a negative id": lambda m: m.forward(torch.tensor([-1]), m.new_cache(8)),
+    "no ids": lambda m: m.forward(IDS[:0], m.new_cache(8)),
+    "two dimensions": lambda m: m.forward(IDS[None], m.new_cache(8)),
+    "more ids than rows": lambda m: m.forward(IDS.repeat(2), m.new_cache(8)),
+    "more logits than ids": lambda m: m.forward(IDS, m.new_cache(8), read_out=7),
+    "less than no logits": lambda m: m.forward(IDS, m.new_cache(8), read_out=-1),
+    "a position beyond": lambda m: m.forward(IDS, m.new_cache(8), IDS + 1000),
+    "a negative position": lambda m: m.forward(IDS, m.new_cache(8), IDS - 4),
+    "too few positions": lambda m: m.forward(IDS, m.new_cache(8), IDS[:3]),
+    "too many positions": lambda m: m.forward(IDS, m.new_cache(8), IDS.repeat(2)),
+    "a small mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.eye(5).bool()),
+    "a long mask": lambda m: m.forward(IDS, m.new_cache(8), visible=torch.ones(36).bool()),
+    "a mask of nothing": lambda m: m.forward(
+        IDS, m.new_cache(8), visible=torch.zeros(6, 6).bool()
+    ),
+    "a cache of nothing": lambda m: m.new_cache(0),
+    "a cache without end": lambda m: m.new_cache(2**40),
+    "no caches": lambda m: m.forward_batch(IDS[:0, None], []),
+    "a cache twice": lambda m: m.forward_batch(IDS.view(2, 3), [m.new_cache(8)] * 2),
+    "too many caches": lambda m: m.forward_batch(
+        IDS.view(1, 6), [m.new_cache(8) for _ in range(4)]
+    ),
+    "narrow states": lambda m: NativeBlocks.__call__(m, torch.zeros(3, 48), m.new_cache(8)),
+    "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),
+    "rows not read": lambda m: m.new_cache(8).rewind(3),
+    "rows before the first": lambda m: m.new_cache(8).rewind(-1),
+    "a longer beginning": lambda m: m.new_cache(8).beginning(4, 8),
+    "a mask of a batch": lambda m: m._pass(
+        IDS, [m.new_cache(8), m.new_cache(8)], None, torch.ones(6, 6).bool(), 0
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_over_what_is_out_of_range_is_refused(native: NativeModel, name: str) -> None:
+    with pytest.raises(ValueError):
+        PASSES[name](native)
+
+
+def test_a_cache_of_another_model_is_refused(native: NativeModel) -> None:
+    small = LlamaConfig(**SIZES | {"num_key_value_heads": 1, "num_hidden_layers": 1})
+    with pytest.raises(ValueError):
+        native.forward(IDS, NativeModel(built(small)).new_cache(8))
+
+
+@pytest.mark.parametrize(
+    ("start", "chosen"),
+    [(0, [7]), (4, [2]), (0, [1, 1]), (0, [2, 1]), (-1, [0]), (0, [-1]), (6, [0]), (9, [])],
+)
+def test_only_cached_rows_are_kept(native: NativeModel, start: int, chosen: list[int]) -> None:
+    cache = native.new_cache(8)
+    native.forward(IDS, cache)
+    with pytest.raises(ValueError):
+        cache.keep(start, chosen)
+    assert cache.length == 6
+    cache.keep(4, [1])
+    assert cache.length == 5
+
+
+LIES: dict[str, Callable[[PreTrainedModel], object]] = {
+    "an embedding": lambda m: wide(m.model.embed_tokens, 203, 48),
+    "a head": lambda m: wide(m.lm_head, 203, 32),
+    "rows of a head": lambda m: wide(m.lm_head, 100, 64),
+    "queries": lambda m: wide(m.model.layers[0].self_attn.q_proj, 32, 64),
+    "inputs of keys": lambda m: wide(m.model.layers[1].self_attn.k_proj, 32, 32),
+    "an output": lambda m: wide(m.model.layers[1].self_attn.o_proj, 64, 32),
+    "a gate": lambda m: wide(m.model.layers[2].mlp.gate_proj, 64, 64),
+    "a down projection": lambda m: wide(m.model.layers[2].mlp.down_proj, 64, 48),
+    "a norm": lambda m: wide(m.model.norm, 32),
+    "a norm of a block": lambda m: wide(m.model.layers[0].post_attention_layernorm, 16),
+    "heads": lambda m: setattr(m.config, "num_attention_heads", 8),
+    "key heads": lambda m: setattr(m.config, "num_key_value_heads", 3),
+    "no key heads": lambda m: setattr(m.config, "num_key_value_heads", 0),
+    "the size of a head": lambda m: setattr(m.config, "head_dim", 32),
+    "an odd size of a head": lambda m: setattr(m.config, "head_dim", 8),
+    "the width": lambda m: setattr(m.config, "hidden_size", 128),
+    "the inner width": lambda m: setattr(m.config, "intermediate_size", 4096),
+}  # fmt: skip
+
+
+def wide(module: nn.Module, *shape: int) -> None:
+    module.weight = nn.Parameter(torch.ones(*shape, dtype=torch.bfloat16), requires_grad=False)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_weights_of_another_shape_than_the_config_says_are_refused(
+    model: PreTrainedModel, name: str
+) -> None:
+    LIES[name](model)
+    with pytest.raises(ValueError):
+        NativeModel(model).new_cache(8)
+
+
+def packed(outputs: int = 32, inputs: int = 64, group: int = 32) -> PackedLinear:
+    weight = torch.randn(outputs, inputs)
+    grid = minmax_grid(weight.view(outputs, -1, group), 4, "symmetric")
+    return PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()))
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("scale", torch.ones(1, 32, 2, dtype=torch.bfloat16)),
+        ("scale", torch.ones(2, 16, 2, dtype=torch.bfloat16)),
+        ("pairs", torch.zeros(32, 64, dtype=torch.uint8)),
+        ("pairs", torch.zeros(32, 4, dtype=torch.uint8)),
+        ("pairs", torch.zeros(24, 32, dtype=torch.uint8)),
+    ],
+)
+def test_packed_tables_that_do_not_fit_together_are_refused(name: str, table: Tensor) -> None:
+    linear = packed()
+    assert NativeLinear(linear)(torch.randn(2, 64)).shape == (2, 32)
+    setattr(linear, name, nn.Buffer(table))
+    with pytest.raises((ValueError, RuntimeError)):
+        NativeLinear(linear)
+
+
+@pytest.mark.parametrize("inputs", [1, 7, 24, 63])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_inputs_that_fill_no_register_are_refused(inputs: int, rounded: bool) -> None:
+    with pytest.raises(ValueError):
+        NativeLinear(nn.Linear(inputs, 32), rounded=rounded)
+
+
+@pytest.mark.parametrize("shape", [(32,), (2, 128), (4, 16)])
+def test_inputs_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    for linear in (nn.Linear(64, 32), packed()):
+        with pytest.raises(ValueError):
+            NativeLinear(linear)(torch.zeros(*shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks"), [((4, 50), 0), ((4, 50), -3), ((50,), 2), ((2, 2, 2), 1)]
+)
+def test_ranks_of_no_rows_are_refused(shape: tuple[int, ...], ranks: int) -> None:
+    with pytest.raises(ValueError):
+        top_k(torch.zeros(*shape), ranks)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_what_is_not_finite_harms_nothing(model: PreTrainedModel, value: float) -> None:
+    logits = torch.full((3, 37), value)
+    logits[1, 20] = 1.0
+    assert (top_k(logits, 50)[1] < 37).all() and top_k(logits.double(), 2)[1].shape == (3, 2)
+    for linear in (nn.Linear(64, 32), packed()):
+        for rounded in (False, True):
+            x = torch.full((5, 64), value)
+            assert NativeLinear(linear, rounded=rounded)(x).shape == (5, 32)
+    model.model.layers[1].mlp.up_proj.weight.data[3] = value
+    model.model.embed_tokens.weight.data[5] = value
+    native = NativeModel(model)
+    hidden, logits = native.forward(IDS, native.new_cache(8), read_out=6)
+    assert hidden.shape == (6, 64) and logits.shape == (6, 203)
+
+
+def test_models_from_files_are_read(current: Settings) -> None:
+    folder = current.root / "models" / "converted"
+    folder.mkdir(parents=True)
+    convert(write_toy(current.root / "toy.gguf"), folder)
+    for name in ("toy", str(folder)):
+        native = NativeModel(load(name, dtype=torch.bfloat16).model)
+        cache = native.new_cache(300)  # longer than its context
+        assert native.read(torch.arange(300) % 512, cache).isfinite().all()
+
+
+def test_a_library_with_other_structures_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = (*structures.Cache._fields_, ("more", ctypes.c_int64))
+    monkeypatch.setattr(
+        structures, "Cache", type("Cache", (ctypes.Structure,), {"_fields_": fields})
+    )
+    library.cache_clear()
+    with pytest.raises(CompilerError, match="Cache has 24 bytes in the library, and 32 here"):
+        library()
+    library.cache_clear()
+
+
+def starved() -> str:
+    """What a pass ends with, in a process without memory for as many threads as it begins."""
+    native = NativeModel(built(LlamaConfig(**SIZES)))
+    cache = native.new_cache(8)
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
+    torch.get_num_threads = lambda: 10_000
+    try:
+        native.forward(IDS, cache)
+    except MemoryError:
+        return f"refused, {cache.length} rows"
+    return "done"
+
+
+@pytest.mark.skipif(SANITIZERS in os.environ, reason="they map terabytes of addresses")
+def test_threads_that_cannot_start_are_an_error_and_nobody_waits_for_them() -> None:
+    assert elsewhere(starved) == "refused, 0 rows"
+
+
+def test_memory_that_runs_out_is_an_error(native: NativeModel) -> None:
+    """Nothing is thrown through C."""
+    cache = native.new_cache(8)
+    head, heads = native.structure.head, native.structure.heads
+    native.structure.head = native.structure.heads = 2**30
+    with pytest.raises(MemoryError):
+        native.forward(IDS, cache)
+    native.structure.head, native.structure.heads = head, heads
+    assert cache.length == 0 and native.forward(IDS, cache)[0].isfinite().all()

@@ -1,0 +1,77 @@
+"""The tests of the native decoder once more, with the address and the undefined-behaviour sanitizer
+in the decoder: they end the process at the first byte that is read or written elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.decoding.native.compiler import CompilerError, _compiler
+from tests.decoding.native.conftest import FLAGS, SANITIZERS
+
+ROOT = Path(__file__).parents[2]
+MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
+FILES = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
+REPORT = "report"
+REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds
+OUT_OF_RANGE = """
+import ctypes, torch
+from tests.decoding.native import conftest
+from backend.decoding.native.compiler import library
+x, y = torch.zeros(2, 16), torch.zeros(64)
+place = ctypes.c_void_p(x.data_ptr())
+library().top_k(place, 3, 16, 1, *(ctypes.c_void_p(y.data_ptr()) for _ in range(3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process that uses sanitizers, and a cache of its own."""
+    folder = tmp_path_factory.mktemp("sanitizers")
+    try:
+        compiler = _compiler()
+    except CompilerError as error:
+        pytest.skip(str(error))
+    (folder / "empty.cpp").write_text('extern "C" int none() { return 0; }\n')
+    line = [compiler, *FLAGS, str(folder / "empty.cpp"), "-o", str(folder / "empty.so")]
+    built = subprocess.run(line, capture_output=True, text=True)
+    needed = ("libasan.so", "libstdc++.so")  # the one looks for exceptions of the other
+    asked = ([compiler, f"-print-file-name={name}"] for name in needed)
+    libraries = [subprocess.run(x, capture_output=True, text=True).stdout.strip() for x in asked]
+    if built.returncode or not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip(f"{compiler} has no sanitizers: {built.stderr[:200]}")
+    return {
+        **os.environ, SANITIZERS: "1", "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / REPORT}",
+        "SLIMSCOPE_CACHE_DIR": str(folder),
+    }  # fmt: skip
+
+
+def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def report(environment: dict[str, str]) -> str:
+    """What the sanitizers have found."""
+    folder = Path(environment["SLIMSCOPE_CACHE_DIR"])
+    return "\n".join(path.read_text() for path in folder.glob(f"{REPORT}*"))
+
+
+def test_a_byte_elsewhere_is_found(environment: dict[str, str]) -> None:
+    found = run(environment, "-c", OUT_OF_RANGE)
+    assert found.returncode and "heap-buffer-overflow" in report(environment), found.stderr
+    for path in Path(environment["SLIMSCOPE_CACHE_DIR"]).glob(f"{REPORT}*"):
+        path.unlink()
+
+
+def test_the_decoder_reads_and_writes_only_what_it_may(environment: dict[str, str]) -> None:
+    files = [str(Path(__file__).with_name(name)) for name in FILES]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({REBUILDS})"]
+    done = run(environment, "-m", "pytest", *options, *files)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{report(environment)[:4000]}"

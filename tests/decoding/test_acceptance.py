@@ -1,0 +1,201 @@
+"""Sampling with a drafter: the distribution is the base's own; what is lossy says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
+from backend.decoding.engine import decode
+from backend.decoding.proposers import NOTHING, DraftTokens, NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.config import DECLARED_DRAFTERS
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import ConfigError
+from tests.drafters.toys import base, built, drafter_of, toy_prompts
+
+VOCABULARY = 3
+WALKS = 8_000  # enough that a temperature wrong by a tenth fails with a chance above 0.9999
+TREE = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0)])
+
+
+def p_value(counts: Sequence[float], expected: Sequence[float]) -> float:
+    """Of Pearson's chi-square test."""
+    found, wanted = torch.tensor(counts).double(), torch.tensor(expected).double()
+    statistic = ((found - wanted) ** 2 / wanted).sum()
+    freedom = torch.tensor((len(counts) - 1) / 2).double()
+    return torch.special.gammaincc(freedom, statistic / 2).item()
+
+
+def table(seed: int = 0) -> dict[tuple[int, ...], Tensor]:
+    """Logits of the next token after every text of up to three tokens."""
+    random = torch.Generator().manual_seed(seed)
+    texts = [t for n in range(4) for t in itertools.product(range(VOCABULARY), repeat=n)]
+    return {text: 1.5 * torch.randn(VOCABULARY, generator=random) for text in texts}
+
+
+def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
+    """P(a, b) after the empty text, straight from the definition."""
+    processed = sampling.processors()
+
+    def chances(text: tuple[int, ...]) -> Tensor:
+        ids = torch.tensor([[0, *text]])
+        return processed(ids, logits[text][None])[0].softmax(-1)
+
+    return {
+        (a, b): (chances(())[a] * chances((a,))[b]).item()
+        for a in range(VOCABULARY)
+        for b in range(VOCABULARY)
+    }
+
+
+def verified(logits: dict) -> dict[tuple[int, tuple[int, ...]], tuple[list[int], Tensor]]:
+    """First token and order of guesses -> the tree's tokens and the base's logits at its nodes."""
+    found = {}
+    for first in range(VOCABULARY):
+        for order in itertools.permutations(range(VOCABULARY)):
+            tokens = [first] + [order[rank] for _, rank in TREE.slots]
+            paths = [tuple(tokens[n] for n in TREE.lineage(node)) for node in range(len(TREE))]
+            found[first, order] = tokens, torch.stack([logits[path] for path in paths])
+    return found
+
+
+def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter:
+    """Pairs of tokens, by as many walks as they take; the tree's guesses change by chance."""
+    rule, dice, trees = Acceptance(sampling), Random(9), verified(logits)
+    orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
+    start = logits[()][None]
+    for _ in range(count):
+        first = rule.walk(NOTHING, [0], start, [])[1]
+        tokens, rows = trees[first, dice.choice(orders)]
+        path, bonus = rule.walk(TREE, tokens, rows, [0])
+        text = [*(tokens[node] for node in path), bonus]
+        drawn[tuple(text[:2])] += 1
+    return drawn
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0),
+        Sampling(temperature=1.6, top_k=2, seed=2),
+        Sampling(temperature=2.0, top_p=0.8, seed=3),
+        Sampling(temperature=1.0, repetition_penalty=1.8, seed=4),
+    ],
+    ids=str,
+)
+def test_two_tokens_have_exactly_the_distribution_of_the_base(sampling: Sampling) -> None:
+    logits = table()
+    drawn, expected = drawn_pairs(logits, sampling), exact(logits, sampling)
+    possible = [pair for pair, chance in expected.items() if chance > 0]
+    assert set(drawn) <= set(possible)
+    counts = [drawn[pair] for pair in possible]
+    total = sum(expected[pair] for pair in possible)
+    wanted = [WALKS * expected[pair] / total for pair in possible]
+    assert p_value(counts, wanted) > 0.001
+
+
+def test_a_wrong_rule_would_be_noticed() -> None:
+    """The test above has power: a slightly other temperature fails it."""
+    logits = table()
+    drawn = drawn_pairs(logits, Sampling(temperature=1.1))
+    expected = exact(logits, Sampling(temperature=1.0))
+    counts, wanted = zip(*[(drawn[p], WALKS * c) for p, c in expected.items()], strict=True)
+    assert p_value(counts, wanted) < 0.001
+
+
+class Fixed:
+    """Guesses the same tokens at every step."""
+
+    nodes = len(TREE)
+
+    def start(self, first: int, capacity: int) -> None:
+        pass
+
+    def propose(self, hidden: Tensor, tokens: object) -> DraftTokens:
+        return DraftTokens([rank for _, rank in TREE.slots], TREE)
+
+
+def test_the_whole_loop_has_the_distribution_of_the_base() -> None:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    target, count = TargetModel(built(config)), 1200
+    rule = Acceptance(Sampling(temperature=1.0, seed=5))
+    drawn = Counter(
+        tuple(t for step in decode(target, Fixed(), [0, 1], rule, 3) for t in step.tokens)[1:]
+        for _ in range(count)
+    )
+    expected: Counter = Counter()
+    with torch.inference_mode():
+        for text in itertools.product(range(VOCABULARY), repeat=3):
+            ids = torch.tensor([[0, 1, *text]])
+            chances = target.model(input_ids=ids).logits[0].softmax(-1)
+            chance = torch.stack([chances[1 + n, token] for n, token in enumerate(text)]).prod()
+            expected[text[1:]] += chance.item()
+    counts, wanted = zip(*[(drawn[p], count * c) for p, c in expected.items()], strict=True)
+    assert p_value(counts, wanted) > 0.001
+
+
+def test_a_repetition_penalty_is_given_each_nodes_own_text() -> None:
+    target, prompt = base(), toy_prompts()[0]
+    drafter = drafter_of(target, scale=0.2, heads=2)
+    sampling = Sampling(repetition_penalty=1.3)
+    ids = torch.tensor([prompt])
+    expected = target.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
+        repetition_penalty=1.3, eos_token_id=None,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    for proposer in (NoDraft(), TreeProposer(drafter, target, TREE)):
+        steps = decode(target, proposer, prompt, Acceptance(sampling), 40)
+        assert [t for step in steps for t in step.tokens] == expected
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(0.8, seed=3), Sampling(1.0, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=4)],
+    ids=str,
+)
+def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sampling) -> None:
+    """One draw a token, whoever guessed it; every change of logits at every node."""
+    target, prompt = base(), toy_prompts()[1]
+    proposers: list[Proposer] = [NoDraft()]
+    for architecture in DECLARED_DRAFTERS:
+        drafter = drafter_of(
+            target, scale=0.2, heads=2, adaptation_layers=1, architecture=architecture
+        )
+        trees = (StaticTree(TREE), DynamicTree(6, 0.05))
+        proposers += [TreeProposer(drafter, target, tree) for tree in trees]
+    texts = [
+        [
+            t
+            for step in decode(target, proposer, prompt, Acceptance(sampling), 40)
+            for t in step.tokens
+        ]
+        for proposer in proposers
+    ]
+    assert texts == [texts[0]] * len(proposers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Sampling(**fields)
+    assert refused.value.field == name

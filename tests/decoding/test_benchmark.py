@@ -1,0 +1,105 @@
+"""Timing of several proposers: fair turns, exact counts, and figures by their definitions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from backend.decoding.benchmark import (
+    VANILLA,
+    MedianRange,
+    TimedAnswer,
+    decoders_of,
+    packed,
+    summarise,
+    time_decoders,
+    unpacked,
+)
+from backend.decoding.draft_tree import chain
+from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.proposers import NoDraft
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import CancelledError
+from backend.reporter import SilentReporter
+from tests.decoding.test_engine import plain
+from tests.drafters.toys import END, base, drafter_of, toy_prompts
+
+
+class Counting(NoDraft):
+    """Vanilla that writes down when it starts."""
+
+    def __init__(self, name: str, order: list[str]) -> None:
+        self.name, self.order = name, order
+
+    def start(self, first: int, capacity: int) -> None:
+        self.order.append(self.name)
+
+
+def test_all_arms_answer_alike_and_are_timed_each_round() -> None:
+    target, prompt = base(), toy_prompts()[2]
+    drafter = drafter_of(target, scale=0.2, heads=2)
+    arms = {
+        VANILLA: NoDraft(),
+        "lookup": PromptLookup(),
+        "own": TreeProposer(drafter, target, chain(2)),
+    }
+    found = time_decoders(decoders_of(target, arms), prompt, 24, [END], 2, SilentReporter())
+    expected = plain(target, prompt, 24, [END])
+    for answer in found.values():
+        assert answer.tokens == expected
+        assert 1 + sum(answer.lengths) == len(expected)  # the first token is the prefill's
+        assert [len(end) + 1 for end in answer.ends[:-1]] == answer.lengths[:-1]  # the last is cut
+        assert len(answer.seconds) == len(answer.parts) == 2
+        assert all(
+            sum(parts.values()) < s for parts, s in zip(answer.parts, answer.seconds, strict=True)
+        )
+    assert set(found[VANILLA].lengths) == {1}
+    assert unpacked(json.loads(json.dumps(packed(found)))) == found
+
+
+def test_every_arm_is_first_in_turn() -> None:
+    order: list[str] = []
+    arms = {name: Counting(name, order) for name in (VANILLA, "a", "b")}
+    time_decoders(decoders_of(base(), arms), [5, 6], 2, [], 2, SilentReporter(), offset=1)
+    assert order == ["a", "b", VANILLA, "b", VANILLA, "a", VANILLA, "a", "b"]
+
+
+def test_a_stop_is_obeyed_between_answers() -> None:
+    class Asked(SilentReporter):
+        def should_stop(self) -> bool:
+            return True
+
+    with pytest.raises(CancelledError):
+        time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, Asked())
+
+
+def timed(
+    tokens: list[int], seconds: list[float], lengths: list[int], verify: float,
+    ends: list[list[int]] | None = None,
+) -> TimedAnswer:  # fmt: skip
+    parts = {"draft": 0.25, "verify": verify, "accept": 0.0, "cache": 0.0}
+    return TimedAnswer(
+        tokens, seconds, lengths, ends or [[]] * len(lengths), [parts] * len(seconds)
+    )
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    vanilla = timed([1, 2, 3, 4, 5], [2.0, 5.0, 2.5], [1, 1, 1, 1], 3.75)
+    mine = timed([1, 2, 3, 4, 5], [1.0, 2.5, 5.0], [3, 1], 3.75, [[0, 2], []])
+    other = timed([1, 2, 3, 9, 5], [1.0, 2.5, 5.0], [2, 2], 3.75, [[0], [1]])
+    found = summarise("mine", [{VANILLA: vanilla, "mine": mine}, {VANILLA: vanilla, "mine": other}])
+    assert found.speed == MedianRange(2.0, 1.0, 5.0)
+    assert found.speed_up == MedianRange(2.0, 0.5, 2.0)
+    assert found.accepted == 2.0 and found.lengths == {1: 1, 2: 2, 3: 1}
+    assert found.hits == {(0,): 0.5, (0, 2): 0.25, (1,): 0.25}
+    assert found.parts["verify"] == pytest.approx(3.75 / 2)
+    assert found.break_even == pytest.approx(2.0)  # 4.0 s over 2 passes, against 4.0 s over 4
+    assert (found.same, found.prompts, found.first_difference) == (1, 2, 3)
+    itself = summarise(VANILLA, [{VANILLA: vanilla}])
+    assert (itself.speed_up.value, itself.accepted, itself.break_even) == (1.0, 1.0, 1.0)
+
+
+def test_a_text_that_ends_early_differs_where_it_ends() -> None:
+    short, long = timed([1, 2], [1.0], [1], 1.0), timed([1, 2, 3], [1.0], [1, 1], 1.0)
+    assert summarise("a", [{VANILLA: long, "a": short}]).first_difference == 2

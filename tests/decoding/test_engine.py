@@ -1,0 +1,273 @@
+"""The decoding loop: greedy text is that of plain `generate`, whatever is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import StaticCache
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import Tree, chain
+from backend.decoding.engine import DecodeStep, decode
+from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.proposers import DraftTokens, NoDraft, Proposer
+from backend.decoding.target_model import TargetModel
+from backend.drafters.amphista import AmphistaDrafter
+from backend.drafters.config import ARMS
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import ConfigError
+from backend.models.loading import load
+from tests.drafters.toys import (
+    ARCHITECTURES,
+    END,
+    base,
+    built,
+    drafter_of,
+    mean_accepted,
+    random_ids,
+    toy_prompts,
+)
+
+TREES = {
+    1: Tree([]),
+    4: Tree([(0,), (1,), (2,)]),
+    16: Tree([(a,) for a in range(8)] + [(a, 0) for a in range(5)] + [(0, 1), (1, 1)]),
+    64: Tree([(a,) for a in range(10)] + [(a, b) for a in range(6) for b in range(9)][:53]),
+}
+
+
+def plain(
+    target: TargetModel, prompt: Sequence[int], limit: int, ends: Sequence[int], **more
+) -> list:
+    """What transformers writes, greedily."""
+    ids = torch.tensor([prompt])
+    stop = {"eos_token_id": list(ends), "pad_token_id": 0} if ends else {"eos_token_id": None}
+    options = {"do_sample": False, "max_new_tokens": limit, "use_cache": True, **stop, **more}
+    mask = torch.ones_like(ids)
+    return target.model.generate(ids, attention_mask=mask, **options)[0, len(prompt) :].tolist()
+
+
+def ours(
+    target: TargetModel,
+    proposer: Proposer,
+    prompt: Sequence[int],
+    limit: int,
+    ends: Sequence[int] = (),
+    sampling: Sampling | None = None,
+) -> tuple[list[int], list[DecodeStep]]:
+    rule = Acceptance(sampling or Sampling())
+    steps = list(decode(target, proposer, prompt, rule, limit, ends))
+    return [token for step in steps for token in step.tokens], steps
+
+
+# identity -----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def noisy(arm: str) -> AmphistaDrafter:
+    """A drafter of two heads for the toy that guesses badly."""
+    return drafter_of(base(), scale=0.3, heads=2, **ARMS[arm])
+
+
+@lru_cache
+def generated(prompt: tuple[int, ...], limit: int) -> list[int]:
+    """What transformers writes with the toy."""
+    return plain(base(), prompt, limit, [END])
+
+
+@pytest.mark.parametrize("nodes", TREES)
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_writes_what_generate_writes(arm: str, nodes: int) -> None:
+    for prompt, limit in ((toy_prompts()[0], 41), (toy_prompts()[1][:1], 24)):
+        proposer = TreeProposer(noisy(arm), base(), TREES[nodes])
+        found, _ = ours(base(), proposer, prompt, limit, [END])
+        assert found == generated(prompt, limit)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("heads", [1, 5])
+def test_every_architecture_writes_what_generate_writes(name: str, heads: int) -> None:
+    target = base(name)
+    paths = [(a,) for a in range(3)] + [(0,) * n for n in range(2, heads + 1)]
+    drafter = drafter_of(target, scale=0.3, heads=heads)
+    prompt = random_ids(target, 7).tolist()
+    found, _ = ours(target, TreeProposer(drafter, target, Tree(paths)), prompt, 40)
+    assert found == plain(target, prompt, 40, [])
+
+
+def test_long_prompts_and_another_cache() -> None:
+    """More than 256 tokens; the static cache of transformers agrees with its dynamic one."""
+    target = base("grouped")
+    prompt = random_ids(target, 300).tolist()
+    drafter = drafter_of(target, scale=0.3, heads=2)
+    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 20)
+    static = StaticCache(config=target.model.config, max_cache_len=330)
+    assert found == plain(target, prompt, 20, [])
+    assert found == plain(target, prompt, 20, [], past_key_values=static)
+
+
+def test_up_to_the_last_position_of_learned_positions() -> None:
+    config = type(ARCHITECTURES["gpt2"])(**{**ARCHITECTURES["gpt2"].to_dict(), "n_positions": 48})
+    target = TargetModel(built(config))
+    drafter = drafter_of(target, scale=0.3, heads=2)
+    prompt = random_ids(target, 10).tolist()
+    found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
+    assert found == plain(target, prompt, 38, [])
+
+
+def test_lookup_writes_the_same_text() -> None:
+    target, prompt = base(), toy_prompts()[2]
+    expected = plain(target, prompt, 60, [END])
+    for proposer in (NoDraft(), PromptLookup()):
+        assert ours(target, proposer, prompt, 60, [END])[0] == expected
+
+
+def test_a_drafter_goes_on_where_nothing_was_found() -> None:
+    """The text is the base's, and heads guess what they guess when they are asked every time."""
+    target, limit = base("grouped"), 60
+    drafted = TreeProposer(drafter_of(target, scale=0.3, heads=2), target, TREES[16])
+    right, asked = 0, 0
+    for prompt in (random_ids(target, size).tolist() for size in (5, 40)):
+        expected = plain(target, prompt, limit, [])
+        found, steps = ours(target, PromptLookupFirst(drafted), prompt, limit)
+        assert found == expected
+        place = len(steps[0].tokens)
+        for step in steps[1:]:
+            if step.tree is drafted.policy.tree({}):
+                again = ours(target, drafted, [*prompt, *found[: place - 1]], 2)[1][1]
+                assert again.guesses == step.guesses
+                asked += 1
+            else:
+                assert {*step.heads} <= {LOOKUP_HEAD, 0}
+                right += step.heads.count(LOOKUP_HEAD)
+            place += len(step.tokens)
+    assert right > 5 and asked > 5
+
+
+def test_in_sixteen_bits_texts_begin_alike() -> None:
+    """Rounding may break near ties later on, so identity is asked of float32 alone."""
+    target = TargetModel(load("toy", dtype=torch.bfloat16).model)
+    found, _ = ours(target, PromptLookup(), toy_prompts()[0], 40, [END])
+    assert found[:8] == plain(target, toy_prompts()[0], 40, [END])[:8]
+
+
+# oracles ------------------------------------------------------------------------------------------
+
+
+class Knowing:
+    """Guesses along a given text, `shift` added to every token: 0 is perfect, else always wrong."""
+
+    def __init__(self, text: Sequence[int], prompt: int, depth: int, shift: int, size: int) -> None:
+        self.text, self.depth, self.shift, self.size = list(text), depth, shift, size
+        self.nodes, self.prompt = depth + 1, prompt
+
+    def start(self, first: int, capacity: int) -> None:
+        self.known = 1
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        self.known += len(tokens)
+        assert len(hidden) == len(tokens)
+        place = self.known - self.prompt
+        found = [(t + self.shift) % self.size for t in self.text[place : place + self.depth]]
+        return DraftTokens(found, chain(len(found)))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_a_perfect_drafter_is_accepted_whole(depth: int) -> None:
+    target, prompt = base(), toy_prompts()[3]
+    text = plain(target, prompt, 61, [])
+    knowing = Knowing(text, len(prompt), depth, 0, target.vocabulary)
+    found, steps = ours(target, knowing, prompt, 1 + 5 * (depth + 1))
+    assert found == text[: len(found)]
+    assert all(len(step.tokens) == depth + 1 for step in steps[1:])
+    assert mean_accepted(steps) == depth + 1
+    assert steps[1].heads == [*range(1, depth + 1), 0] and steps[1].rejected == []
+
+
+def test_an_adversarial_drafter_costs_passes_and_no_tokens() -> None:
+    target, prompt = base(), toy_prompts()[3]
+    text = plain(target, prompt, 30, [])
+    found, steps = ours(target, Knowing(text, len(prompt), 3, 1, target.vocabulary), prompt, 30)
+    assert found == text and mean_accepted(steps) == 1.0
+    wrong = [(token + 1) % target.vocabulary for token in text[1:4]]
+    assert steps[1].rejected == wrong  # what was guessed in vain, in its order
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_an_end_inside_an_accepted_path_ends_the_text_there(at: int) -> None:
+    target, prompt = base(), toy_prompts()[4]
+    text = plain(target, prompt, 40, [])
+    end = text[at]
+    found, steps = ours(
+        target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, 40, [end]
+    )
+    assert found == text[: text.index(end) + 1] == plain(target, prompt, 40, [end])
+    assert sum(len(step.heads) for step in steps) == len(found)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 13])
+def test_the_limit_is_kept_inside_a_path(limit: int) -> None:
+    target, prompt = base(), toy_prompts()[4]
+    text = plain(target, prompt, 20, [])
+    found, _ = ours(target, Knowing(text, len(prompt), 4, 0, target.vocabulary), prompt, limit)
+    assert found == text[:limit]
+
+
+# cache hygiene ------------------------------------------------------------------------------------
+
+
+def test_after_every_step_the_caches_hold_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, prompt = base(), toy_prompts()[5]
+    caches = []
+    made = target.new_cache
+    monkeypatch.setattr(target, "new_cache", lambda n: caches.append(made(n)) or caches[-1])
+    drafter = drafter_of(target, scale=0.1, heads=2)
+    proposer = TreeProposer(drafter, target, TREES[16])
+    committed = len(prompt)
+    for step in decode(target, proposer, prompt, Acceptance(Sampling()), 30):
+        committed += len(step.tokens)
+        if committed < len(prompt) + 30:  # the last step may have been cut
+            assert caches[0].length == committed - 1  # the root is not read yet
+        if step.path:
+            read = caches[0].length - len(step.path)
+            assert [c.length for c in proposer._caches] == [read, read]  # accepted tokens only
+
+
+def test_two_texts_from_one_object_agree() -> None:
+    target, prompt = base(), toy_prompts()[6]
+    drafter = drafter_of(target, scale=0.3, heads=2)
+    for proposer in (
+        TreeProposer(drafter, target, TREES[16]),
+        PromptLookup(),
+        PromptLookupFirst(TreeProposer(drafter, target, TREES[16])),
+    ):
+        first, _ = ours(target, proposer, prompt, 30)
+        ours(target, proposer, toy_prompts()[7], 11)
+        assert ours(target, proposer, prompt, 30)[0] == first
+
+
+# refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "field"),
+    [([], 5, "prompt"), ([1, 9999], 5, "prompt"), ([1] * 250, 7, "max_new_tokens"),
+     ([1], 0, "max_new_tokens")],
+)  # fmt: skip
+def test_texts_that_cannot_be_written_are_refused(prompt: list, limit: int, field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        ours(base(), NoDraft(), prompt, limit)
+    assert refused.value.field == field
+
+
+def test_trees_beyond_the_drafter_are_refused() -> None:
+    target = base()
+    drafter = drafter_of(target, heads=2)
+    for tree in (chain(3), Tree([(target.vocabulary,)])):
+        with pytest.raises(ConfigError, match="does not fit the drafter"):
+            TreeProposer(drafter, target, tree)

@@ -1,0 +1,270 @@
+"""The drafter's module: what may see what, where it starts, what it adds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from backend.decoding.draft_tree import Tree
+from backend.decoding.target_model import TargetModel, fingerprint
+from backend.drafters.amphista import AmphistaDrafter
+from backend.drafters.config import ARMS, DrafterConfig, arm_of
+from backend.drafters.layers.adaptation import ClonedLayer, final_norm
+from backend.drafters.layers.initialization import ridge
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import ModelError
+from backend.models.blocks import decoder_blocks
+from tests.drafters.toys import (
+    ARCHITECTURES,
+    all_logits,
+    base,
+    built,
+    drafter_of,
+    random_ids,
+)
+
+SEQUENTIAL = {"EAGLE", "Hydra"}
+NAMES = ["toy", *ARCHITECTURES]
+
+
+def guesses(drafter: AmphistaDrafter, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [n, K, v] at every anchor of one sequence."""
+    hidden = target.hidden(ids[None])
+    return all_logits(drafter, hidden[:, :-1], target.embed(ids[None, 1:]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_clone_computes_what_the_layer_computes_in_the_base(name: str) -> None:
+    target = base(name)
+    block, seen = target.layers - 1, []
+
+    def see(_: object, args: tuple, kwargs: dict, out: object) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"], out))
+
+    module = decoder_blocks(target.model)[block]
+    hook = module.register_forward_hook(see, with_kwargs=True)
+    target.hidden(random_ids(target, 20)[None])
+    hook.remove()
+    inputs, outputs = seen[0]
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    clone = ClonedLayer(target.model, block, torch.float32)
+    torch.testing.assert_close(clone(inputs), outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_the_final_norm_is_found(name: str) -> None:
+    target, seen = base(name), []
+    module = final_norm(target.model)[1]
+    hook = module.register_forward_hook(lambda _, args, out: seen.append(out))
+    hidden = target.hidden(random_ids(target, 5)[None])
+    hook.remove()
+    assert torch.equal(seen[-1].view_as(hidden), hidden)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@torch.no_grad()
+def test_no_anchor_sees_what_comes_after_it(arm: str) -> None:
+    target = base("grouped")
+    drafter = drafter_of(target, scale=0.3, **ARMS[arm])
+    ids, changed = random_ids(target, 24), random_ids(target, 24)
+    changed[13:] = random_ids(target, 11, seed=8)
+    before, after = guesses(drafter, target, ids), guesses(drafter, target, changed)
+    for head in range(4):
+        known = 12 - head * (arm in SEQUENTIAL)  # anchor 11 knows tokens 0..12, a path more
+        torch.testing.assert_close(before[:known, head], after[:known, head])
+        assert not torch.allclose(before[known + 1 :, head], after[known + 1 :, head])
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [("grouped", "EAGLE"), ("gpt2", "EAGLE"), ("capped, some windows", "EAGLE"),
+     ("grouped", "Hydra")],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_sequential_draft_is_that_of_the_text_along_each_path(name: str, arm: str) -> None:
+    target, anchor = base(name), 20
+    drafter = drafter_of(target, scale=0.3, **ARMS[arm])
+    tree = Tree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0), (1, 0, 0), (1, 0, 1)])
+    ids = random_ids(target, 40)
+    hidden = target.hidden(ids[None])
+    proposer = TreeProposer(drafter, target, tree)
+    proposer.start(int(ids[0]), 60)
+    proposer.propose(hidden[0, :10], ids[1:11].tolist())
+    drafted = [0, *proposer.propose(hidden[0, 10:21], ids[11:22].tolist()).tokens]
+    for leaf in (4, 6, 7, 8):
+        nodes = tree.lineage(leaf)[1:]
+        text = torch.cat([ids[: anchor + 2], torch.tensor([drafted[node] for node in nodes])])
+        states = torch.cat([hidden[:, : anchor + 1], torch.randn(1, len(nodes), target.width)], 1)
+        place = torch.tensor([anchor])
+        slots = drafter.anchor_slots(states, target.embed(text[None, 1:]), place * 0, place)[0]
+        best = drafter.logits(slots).topk(2).indices
+        for head, node in enumerate(nodes):
+            assert drafted[node] == best[head, tree.slots[node - 1][1]]
+
+
+@pytest.mark.parametrize("name", ["grouped", "gpt2", "capped, some windows"])
+@torch.no_grad()
+def test_a_parallel_draft_is_that_of_the_anchor(name: str) -> None:
+    target = base(name)
+    drafter = drafter_of(target, scale=0.3)
+    ids = random_ids(target, 30)
+    hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
+    whole = guesses(drafter, target, ids)
+    caches = drafter.new_caches(40)
+    for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
+        slots = drafter.draft_slots(hidden[:, start:end], embedded[:, start:end], caches)
+        assert caches[0].length == end
+        torch.testing.assert_close(drafter.logits(slots), whole[end - 1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_sampled_token_is_seen_where_it_should_be() -> None:
+    target = base("grouped")
+    ids, changed = random_ids(target, 24), random_ids(target, 24)
+    changed[12] += 1
+    for arm, seen in (("Amphista", True), ("Without the sampled token", False), ("Medusa", False)):
+        drafter = drafter_of(target, scale=0.3, **ARMS[arm])
+        before, after = guesses(drafter, target, ids)[11], guesses(drafter, target, changed)[11]
+        assert torch.allclose(before, after) != seen, arm
+
+
+@pytest.mark.parametrize("name", ["toy", "grouped", "gpt2", "opt"])
+@torch.no_grad()
+def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
+    target = base(name)
+    drafter = drafter_of(target, scale=0.3)
+    ids = random_ids(target, 30)
+    hidden, embedded = target.hidden(ids[None])[:, :-1], target.embed(ids[None, 1:])
+    whole = drafter.stages(hidden, embedded)
+    caches, parts = drafter.new_caches(40), []
+    for start, end in ((0, 11), (11, 12), (12, 15), (15, 29)):
+        parts.append(drafter.stages(hidden[:, start:end], embedded[:, start:end], caches))
+    for number, stage in enumerate(whole):
+        found = torch.cat([part[number] for part in parts], 1)
+        torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-4)
+    assert [cache.length for cache in caches] == [29, 29]
+
+
+def test_the_encoder_lets_heads_see_each_other_and_nothing_else_does() -> None:
+    target = base("grouped")
+    for encoder in (True, False):
+        drafter = drafter_of(target, scale=0.3, heads=4, encoder=encoder)
+        state = torch.randn(3, 32)
+        slots = drafter.slots([state, state])
+        gradient = torch.autograd.grad(drafter.logits(slots)[0, 0].sum(), drafter.heads.bias)[0]
+        last = gradient[0, 3].abs().sum().item()  # of the last head, from the first head's logits
+        assert (last > 0) == encoder
+
+
+def test_no_gradient_reaches_the_base() -> None:
+    target = TargetModel(built(ARCHITECTURES["grouped"]))
+    before = fingerprint(target.model)
+    target.model.requires_grad_()
+    drafter = drafter_of(target)
+    hidden = target.hidden(random_ids(target, 12)[None]).detach()
+    embedded = target.embed(random_ids(target, 12)[None, 1:]).detach()
+    all_logits(drafter, hidden[:, :-1], embedded).square().sum().backward()
+    assert all(p.grad is None for p in target.model.parameters())
+    assert all(p.grad is not None for p in drafter.layers.parameters())
+    torch.optim.SGD(drafter.parameters(), 0.1).step()
+    assert fingerprint(target.model) == before
+
+
+# where it starts ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_medusa_starts_with_heads_that_repeat_the_base() -> None:
+    target = base()
+    drafter = drafter_of(target, **ARMS["Medusa"])
+    ids = random_ids(target, 10)
+    found = guesses(drafter, target, ids)
+    expected = target.logits(target.hidden(ids[None])[0, :-1])
+    for head in range(4):
+        torch.testing.assert_close(found[:, head], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_encoder_starts_as_its_position_encoding_alone() -> None:
+    target = base()
+    whole = drafter_of(target)
+    plain = drafter_of(target, encoder=False)
+    plain.load_state_dict({k: v for k, v in whole.state_dict().items() if "encoder" not in k})
+    whole.encoder.position.zero_()
+    ids = random_ids(target, 10)
+    torch.testing.assert_close(guesses(whole, target, ids), guesses(plain, target, ids))
+
+
+@torch.no_grad()
+def test_the_fit_is_the_least_squares_solution_and_helps_from_the_start() -> None:
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 6, generator=random)
+    true = torch.randn(4, 6, generator=random)
+    weight, explained = ridge(inputs, inputs @ true.T, strength=0.01)
+    torch.testing.assert_close(weight, true, rtol=0.02, atol=0.03)
+    assert explained > 0.99
+
+
+def test_with_narrow_encoders_only_the_projection_is_new() -> None:
+    target = base()
+    drafter = drafter_of(target, encoder_width=16)
+    assert drafter.encoder.qkv.weight.shape == (48, 16)
+    assert drafter.encoder.up.weight.abs().sum() == 0
+
+
+# sizes and arms -----------------------------------------------------------------------------------
+
+
+def test_a_matched_medusa_has_as_many_weights() -> None:
+    target = base()
+    whole = drafter_of(target).parameter_count()
+    matched = drafter_of(target, **ARMS["Medusa, as many parameters"]).parameter_count()
+    plain = drafter_of(target, **ARMS["Medusa"]).parameter_count()
+    assert abs(matched / whole - 1) < 0.1 and plain < whole / 5
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_arms_are_known_by_their_fields_whatever_their_sizes(arm: str) -> None:
+    config = DrafterConfig(heads=3, draft_vocabulary=64, **ARMS[arm])
+    assert arm_of(config.model_dump()) == arm
+    assert arm_of({"staged": False}) == "Own" and arm_of({"minutes": 3}) == "Amphista"
+
+
+def test_stages_are_divided_among_the_heads() -> None:
+    target = base("grouped")
+    early, late = torch.zeros(1, 32), torch.ones(1, 32)
+    drafter = drafter_of(target, heads=5, encoder=False)
+    drafter.norm, drafter.stream_scale = torch.nn.Identity(), torch.ones(32)
+    assert drafter.slots([early, late])[0, :, 0].tolist() == [0, 0, 1, 1, 1]
+    undivided = drafter_of(target, heads=5, encoder=False, staged=False)
+    undivided.norm, undivided.stream_scale = torch.nn.Identity(), torch.ones(32)
+    assert undivided.slots([early, late])[0, :, 0].tolist() == [1] * 5
+
+
+def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
+    target = base()
+    ids = torch.tensor([3, 77, 200])
+    few = AmphistaDrafter(DrafterConfig(), target, ids)
+    state = torch.randn(2, target.width)
+    torch.testing.assert_close(few.logits(state), target.logits(state)[:, ids])
+
+
+def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = base("grouped")
+    monkeypatch.setattr(
+        "backend.drafters.layers.adaptation.AutoModel.from_config",
+        lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
+    )
+    with pytest.raises(ModelError, match="cannot be cloned") as refused:
+        AmphistaDrafter(DrafterConfig(), target, torch.arange(8))
+    assert refused.value.field == "adaptation_layers" and "Medusa" in refused.value.do
+    AmphistaDrafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
+
+
+def test_shapes_out_of_range_are_refused() -> None:
+    for fields in ({"heads": 0}, {"adaptation_layers": 3}, {"head_layers": -1}):
+        with pytest.raises(ValidationError):
+            DrafterConfig(**fields)

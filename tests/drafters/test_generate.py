@@ -1,0 +1,191 @@
+"""The way in for Python, text as it comes, and the tree that suits a machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from backend.decoding.acceptance import Sampling
+from backend.decoding.cost_model import SIZES, CostModel, measure_costs
+from backend.decoding.draft_tree import Tree, best_tree
+from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.prompt_lookup import PromptLookup
+from backend.decoding.proposers import NoDraft
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
+from backend.drafters.generate import Detokenizer, generate, make_proposer
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import ConfigError
+from backend.models.loading import load
+from tests.decoding.test_engine import plain
+from tests.drafters.toys import (
+    ARCHITECTURES,
+    END,
+    base,
+    built,
+    drafter_of,
+    random_ids,
+    toy_prompts,
+)
+
+GROWTH = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 0, 0), 0.1), ((2,), 0.1)]
+
+
+def saved(**fields: object) -> Amphista:
+    drafter = drafter_of(base(), scale=0.2, **fields)
+    return pack(drafter, BaseFingerprint.of(base(), "toy"), GROWTH, {}, {}, 40)
+
+
+def test_with_and_without_a_drafter_the_text_is_the_same() -> None:
+    model, prompt = base().model, toy_prompts()[0]
+    expected = plain(base(), prompt, 30, [END])
+    for drafter, nodes in ((None, 0), (saved(), 4), (saved(), 0), (PromptLookup(), 0)):
+        found = list(generate(model, drafter, prompt, 30, nodes=nodes))
+        assert [token.id for token in found] == expected
+        assert found[0].head == found[0].step == 0  # the prefill's
+        assert all(LOOKUP_HEAD <= token.head <= 4 for token in found)
+        assert [token.step for token in found] == sorted(token.step for token in found)
+
+
+def test_looked_up_first_the_text_is_the_same_and_says_so() -> None:
+    """With a drafter, without one, and with one whose tree is the root alone."""
+    target = base("grouped")
+    prompt = random_ids(target, 9).tolist()
+    for sampling in (Sampling(), Sampling(temperature=0.05, seed=4)):
+        expected = [token.id for token in generate(target, None, prompt, 60, sampling, [])]
+        for drafter in (None, TreeProposer(drafter_of(target, heads=2), target, Tree([(0,)]))):
+            found = list(generate(target, drafter, prompt, 60, sampling, [], lookup=True))
+            assert [token.id for token in found] == expected
+            assert any(token.head == LOOKUP_HEAD for token in found)
+            assert len({token.step for token in found}) < 60
+    known = toy_prompts()[0]
+    expected = plain(base(), known, 20, [END])
+    for nodes in (1, 4):
+        found = generate(base(), saved(), known, 20, nodes=nodes, lookup=True)
+        assert [token.id for token in found] == expected
+
+
+def test_a_prompt_may_be_a_tensor_of_one_row() -> None:
+    prompt = torch.tensor(toy_prompts()[0])
+    texts = [
+        [token.id for token in generate(base(), None, given, 9)]
+        for given in (prompt, prompt[None], prompt.tolist())
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_more_than_one_prompt_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 prompts") as refused:
+        list(generate(base(), None, torch.ones(2, 4, dtype=torch.long)))
+    assert refused.value.field == "prompt" and "once per prompt" in refused.value.do
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("no_repeat_ngram_size", 3), ("bad_words_ids", [[5]]), ("suppress_tokens", [7]),
+     ("min_new_tokens", 4), ("exponential_decay_length_penalty", (5, 1.1)), ("num_beams", 4),
+     ("stop_strings", ["The end"])],
+)  # fmt: skip
+def test_settings_that_would_write_another_text_are_refused(name: str, value: object) -> None:
+    model = built(ARCHITECTURES["grouped"])
+    setattr(model.generation_config, name, value)
+    with pytest.raises(ConfigError, match=name) as refused:
+        list(generate(model, None, [5, 6], 4))
+    assert refused.value.field == "model" and name in refused.value.do
+
+
+def test_the_models_own_repetition_penalty_is_kept() -> None:
+    """As transformers does: a penalty hidden in the generation config is not forgotten."""
+    model, prompt = load("toy").model, toy_prompts()[0]
+    model.generation_config.repetition_penalty = 1.4
+    target = TargetModel(model)
+    expected = plain(target, prompt, 30, [END], repetition_penalty=1.4)
+    found = [token.id for token in generate(target, saved(), prompt, 30, nodes=4)]
+    assert found == expected != plain(base(), prompt, 30, [END])
+    bare = generate(target, None, prompt, 30, Sampling())
+    assert [token.id for token in bare] == plain(base(), prompt, 30, [END])
+
+
+# text as it comes ---------------------------------------------------------------------------------
+
+
+def parts(text: str, stops: tuple[str, ...] = ()) -> tuple[list[str], Detokenizer]:
+    """What is told after each token, and at the end."""
+    tokenizer = load("toy").tokenizer
+    told = Detokenizer(tokenizer, stops)
+    found = [told.add(token) for token in tokenizer(text, add_special_tokens=False).input_ids]
+    return [*found, told.rest()], told
+
+
+@pytest.mark.parametrize("text", ["A cat sat.", "Grüße, 猫 and 🐈!", " spaces  inside ", "é"])
+def test_what_is_told_adds_up_to_the_text(text: str) -> None:
+    found, told = parts(text)
+    assert "".join(found) == told.text == text
+    assert not any("\ufffd" in part for part in found)  # no half of a character is shown
+
+
+def test_a_text_ends_before_a_stop_string() -> None:
+    found, told = parts("One day a cat sat. The end. More.", ("The end", "zebra"))
+    assert "".join(found) == "One day a cat sat. " and told.stopped
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> None:
+    found, told = parts("a cat sat on them", ("sat on the mat",))
+    assert "".join(found) == "a cat sat on them" and not told.stopped
+    shown = ""
+    for part in found[:-1]:
+        shown += part
+        assert not shown.endswith(" sat on")
+
+
+# the tree that suits ------------------------------------------------------------------------------
+
+
+def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> None:
+    flat = CostModel({1: 1.0, 2: 1.0, 8: 1.0}, draft=0.1)
+    steep = CostModel({1: 1.0, 2: 1.6, 8: 6.4}, draft=0.1)
+    assert flat.best_nodes(GROWTH) == 6  # all there are
+    assert steep.best_nodes(GROWTH) == 1  # none: decoding without guesses is faster
+    assert steep.best_nodes(GROWTH, least=2) == 2
+    assert (flat.break_even(1), flat.break_even(2)) == (1.0, 1.1)
+    assert flat.speed_up(GROWTH, 3) == pytest.approx(1.9 / 1.1)
+    assert steep.break_even(2) == pytest.approx(1.7)
+
+
+def test_between_measured_sizes_costs_are_interpolated() -> None:
+    costs = CostModel({1: 1.0, 4: 1.3, 8: 2.3}, draft=0.0)
+    assert [costs.ratio(n) for n in (1, 2, 4, 6, 8, 99)] == pytest.approx(
+        [1.0, 1.1, 1.3, 1.8, 2.3, 2.3]
+    )
+
+
+def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:
+    proposer = TreeProposer(saved().bind(base()), base(), best_tree(GROWTH, 3))
+    costs = measure_costs(base(), proposer, sizes=(1, 2, 6), repeats=2)
+    assert list(costs.verify) == [1, 2, 6]
+    assert all(seconds > 0 for seconds in (*costs.verify.values(), costs.draft))
+    assert measure_costs(base(), None, sizes=(1, 2), repeats=1).draft == 0
+
+
+def test_costs_are_measured_where_the_base_reads_few_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base(), "context", 24)
+    assert list(measure_costs(base(), repeats=1).verify) == [n for n in SIZES if n < 12]
+
+
+def test_the_proposer_of_a_drafter() -> None:
+    assert isinstance(make_proposer(base(), None), NoDraft)
+    assert isinstance(
+        make_proposer(base(), saved(), nodes=1), NoDraft
+    )  # the root alone: nothing to guess
+    chosen = make_proposer(base(), saved(), nodes=3)
+    assert isinstance(chosen, TreeProposer)
+    assert chosen.policy.tree({}).paths == Tree([(0,), (0, 0)]).paths
+
+
+def test_a_model_without_ends_writes_to_the_limit() -> None:
+    model: PreTrainedModel = built(ARCHITECTURES["grouped"])
+    model.generation_config.eos_token_id = None
+    assert len(list(generate(model, None, [5, 6], 17))) == 17

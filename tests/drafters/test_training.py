@@ -1,0 +1,404 @@
+"""Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import torch
+
+from backend.checkpoints import Checkpoints
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.draft_tree import best_tree, grow
+from backend.decoding.engine import decode
+from backend.decoding.proposers import NoDraft
+from backend.decoding.target_model import TargetModel
+from backend.drafters.amphista import AmphistaDrafter
+from backend.drafters.config import ARMS, TrainingConfig
+from backend.drafters.data.generation import read, write_answers
+from backend.drafters.data.hidden_state_cache import (
+    HiddenStateCache,
+    SequenceSources,
+    collect,
+    draft_vocabulary,
+)
+from backend.drafters.training.head_accuracy import measure_heads
+from backend.drafters.training.loss import (
+    LENGTH_STEP,
+    ROW_STEP,
+    loss_and_gradient,
+    padded,
+    position_in,
+)
+from backend.drafters.training.trainer import (
+    CHECKPOINT,
+    PACE_STEPS,
+    DrafterTrainer,
+    TrainingSchedule,
+)
+from backend.drafters.tree_proposer import TreeProposer
+from backend.errors import CancelledError, ComputeError, ConfigError
+from backend.models.loading import load
+from backend.reporter import SilentReporter
+from tests.decoding.test_engine import plain
+from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
+
+SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3, "copied_rate": 5e-4}
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[HiddenStateCache, HiddenStateCache]:
+    """Greedy answers of the toy: to learn from, and held out."""
+    prompts = toy_prompts(72)
+    sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
+    folder = tmp_path_factory.mktemp("corpus")
+    return collect(base(), sources, Checkpoints(folder), SilentReporter())
+
+
+class Recorder(SilentReporter):
+    """Keeps the curves; asks to stop after so many points of the loss."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.curves: dict[str, dict[int, float]] = {}
+        self.stop_after = stop_after
+
+    def metric(self, name: str, value: float, step: int) -> None:
+        self.curves.setdefault(name, {})[step] = value
+
+    def should_stop(self) -> bool:
+        return len(self.curves.get("loss", {})) >= self.stop_after
+
+
+def training(
+    drafter: AmphistaDrafter,
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    folder: Path,
+    reporter: SilentReporter | None = None,
+    seed: int = 0,
+    **fields: object,
+) -> DrafterTrainer:
+    config = TrainingConfig.model_validate({**SHORT, **fields})
+    checkpoints = Checkpoints(folder)
+    return DrafterTrainer(
+        drafter, base(), *corpora, config, seed, checkpoints, reporter or SilentReporter()
+    )
+
+
+def test_answers_of_one_token_are_nothing_to_learn_from(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learnt = corpora[0]
+    short = [
+        min(n, s + 1) if k % 2 else n
+        for k, (n, s) in enumerate(zip(learnt.lengths, learnt.starts, strict=True))
+    ]
+    monkeypatch.setattr(learnt, "lengths", short)
+    work = training(drafter_of(base()), corpora, tmp_path, batch=1)
+    assert work.indices and not any(k % 2 for k in work.indices)
+    assert all(len(work.anchor_batch(step).rows) for step in range(len(work.indices)))
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+def test_answers_in_batches_are_those_of_generate() -> None:
+    prompts = toy_prompts()[:6]
+    found = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
+    for prompt, row in zip(prompts, found, strict=True):
+        assert row["ids"].tolist() == [*prompt, *plain(base(), prompt, 30, [END])]
+
+
+def test_answers_of_the_native_decoder_are_those_it_writes_alone() -> None:
+    """To the token, in bfloat16: a batch changes no sum."""
+    target, prompts = TargetModel(load("toy", dtype=torch.bfloat16).model), toy_prompts()[:6]
+    assert target.native
+    found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
+    for prompt, row in zip(prompts, found, strict=True):
+        steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
+        alone = [token for step in steps for token in step.tokens]
+        assert row["ids"].tolist() == [*prompt, *alone]
+
+
+def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
+    prompts = toy_prompts()[:6]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    for kept in write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter()):
+        found = read(base(), kept["ids"].long())
+        assert torch.equal(kept["best"], found["best"])
+        torch.testing.assert_close(kept["denominator"], found["denominator"])
+        torch.testing.assert_close(kept["hidden"], found["hidden"], atol=0.02, rtol=0.02)
+
+
+def test_sampled_answers_are_fixed_by_their_seed() -> None:
+    prompts = toy_prompts()[:6]
+    written = [
+        [each["ids"].tolist() for each in found]
+        for found in (
+            write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
+            for seed in (1, 1, 2)
+        )
+    ]
+    assert written[0] == written[1] != written[2]
+
+
+def test_the_teacher_can_be_rebuilt_from_what_is_stored(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+) -> None:
+    sample, target = corpora[0][3], base()
+    chances = target.model(input_ids=sample.ids.long()[None]).logits[0].softmax(-1)
+    logits = target.logits(sample.hidden.float())
+    rebuilt = (logits - sample.denominator[:, None]).exp()
+    torch.testing.assert_close(rebuilt, chances, atol=0.03, rtol=0.05)
+    assert torch.equal(sample.best.long(), chances.argmax(-1))
+    assert 0 < sample.start < len(sample.ids)
+
+
+def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, target = toy_prompts(8), base()
+    sources = SequenceSources(prompts[3:], prompts[:3], limit=10, ends=[END])
+    learnt, heldout = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
+    assert (len(learnt), len(heldout)) == (5, 3)
+    monkeypatch.setattr(target, "hidden", None)  # the base may not be asked again
+    again, _ = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
+    assert [again[n].ids.tolist() for n in range(5)] == [learnt[n].ids.tolist() for n in range(5)]
+
+
+def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+) -> None:
+    learnt = corpora[0]
+    some, everything = learnt.spread(200), learnt.spread(10**6)
+    assert 200 <= sum(map(len, some)) < 200 + max(learnt.lengths)
+    assert sorted(map(len, everything)) == sorted(learnt.lengths)
+
+
+def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
+    texts = [list(prompt)[:12] for prompt in toy_prompts(9)]
+    learnt, heldout = collect(
+        base(),
+        SequenceSources(texts[2:], texts[:2], limit=0),
+        Checkpoints(tmp_path),
+        SilentReporter(),
+    )
+    assert len(learnt) + len(heldout) == 9 and learnt[0].start == 0
+
+
+def test_the_draft_vocabulary_is_what_occurs_most(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+) -> None:
+    counts = corpora[0].token_counts(base().vocabulary)
+    ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
+    assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
+    rest = torch.ones(base().vocabulary, dtype=torch.bool)
+    rest[ids] = False
+    assert counts[ids].min() >= counts[rest].max()
+    assert len(draft_vocabulary(corpora[0], 512, 0)) == 512
+
+
+# the loss -----------------------------------------------------------------------------------------
+
+
+def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
+    """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
+    drafter, target, config = training.drafter, training.target, training.config
+    logits, total = drafter.logits(slots).float(), torch.zeros(())
+    for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
+        for k in range(drafter.config.heads):
+            if not batch.valid[n, k]:
+                continue
+            state = batch.hidden[row, place + 1 + k].float()
+            teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
+            wanted = config.teacher_weight * teacher[drafter.vocabulary]
+            label = int(batch.ids[row, place + 2 + k])
+            wanted = wanted + config.label_weight * (drafter.vocabulary == label)
+            term = -(wanted * logits[n, k].log_softmax(-1)).sum()
+            total = total + config.discount**k * term
+    return total / len(slots)
+
+
+@pytest.mark.parametrize(("vocabulary", "label"), [(512, 0.1), (60, 0.5), (60, 0.0)])
+def test_loss_and_gradient_are_those_of_the_definition(
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: int,
+    label: float,
+) -> None:
+    monkeypatch.setattr("backend.drafters.training.loss.CHUNK", 7)  # several chunks
+    whole = drafter_of(base(), heads=3, scale=0.2)
+    ids = draft_vocabulary(corpora[0], 512, vocabulary)
+    drafter = AmphistaDrafter(whole.config, base(), ids)
+    work = training(drafter, corpora, tmp_path, batch=2, label_weight=label)
+    batch = work.anchor_batch(0)
+    slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)
+    with torch.no_grad():
+        loss, gradient = loss_and_gradient(drafter, slots, batch, work.config)
+    expected = plain_loss(work, slots, batch)
+    assert len(slots) > 7
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    wanted = torch.autograd.grad(expected, slots)[0]
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_places_in_a_vocabulary() -> None:
+    places, known = position_in(torch.tensor([2, 5, 9]), torch.tensor([5, 9, 4, 11]))
+    assert places[:2].tolist() == [1, 2] and known.tolist() == [True, True, False, False]
+
+
+def test_anchors_lie_in_the_answers(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    work = training(drafter_of(base()), corpora, tmp_path, anchors=1.0)
+    batch = work.anchor_batch(2)
+    samples = [corpora[0][index] for index in work._batch(2)]
+    for row, place, valid in zip(batch.rows, batch.places, batch.valid, strict=True):
+        sample = samples[row]
+        assert sample.start - 1 <= place < len(sample.ids) - 2
+        assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
+
+
+def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path) -> None:
+    """Each size of a product is compiled once, so there are few."""
+    work = training(drafter_of(base()), corpora, tmp_path, batch=8)
+    batch = [work.anchor_batch(step) for step in range(12)]
+    assert {len(found.rows) % ROW_STEP for found in batch} == {0}
+    assert {found.ids.shape[1] % LENGTH_STEP for found in batch} == {1}
+    assert (padded(33, 256), padded(48, 256), padded(97, 100)) == (48, 48, 100)
+    few = training(drafter_of(base()), corpora, tmp_path, batch=1).anchor_batch(0)
+    assert len(few.rows) < ROW_STEP  # not more anchors than there are
+    assert len({(int(r), int(p)) for r, p in zip(few.rows, few.places, strict=True)}) == len(
+        few.rows
+    )
+
+
+# learning -----------------------------------------------------------------------------------------
+
+
+def test_every_head_learns_and_near_ones_are_better(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    drafter, told = drafter_of(base()), Recorder()
+    before = measure_heads(drafter, base(), corpora[1], SilentReporter())
+    after = training(drafter, corpora, tmp_path, told, steps=60).run()
+    losses = list(told.curves["loss"].values())
+    assert len(losses) == 60 and mean(losses[-10:]) < 0.8 * mean(losses[:10])
+    assert all(a > b for a, b in zip(after.top(1), before.top(1), strict=True))
+    assert after.top(1) == sorted(after.top(1), reverse=True)
+    assert all(one <= five for one, five in zip(after.top(1), after.top(5), strict=True))
+    assert 1 < after.accepted(4) <= after.accepted(16) < 5
+    assert len(told.curves["top1/head 1"]) == 10 and "accepted" in told.curves
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    whole = drafter_of(base())
+    expected = training(whole, corpora, tmp_path / "a", steps=20).run()
+    killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
+    with pytest.raises(CancelledError):
+        training(killed, corpora, tmp_path / "b", told, steps=20).run()
+    schedule = next((tmp_path / "b").rglob("schedule.json"))
+    before = json.loads(schedule.read_text())["seconds"]
+    resumed, rest = drafter_of(base(), seed=9), Recorder()
+    found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
+    assert min(rest.curves["loss"]) == PACE_STEPS + 1  # the checkpoint, not the start
+    schedule = next((tmp_path / "b").rglob("schedule.json"))
+    assert json.loads(schedule.read_text())["seconds"] > before > 0  # of both attempts
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert torch.equal(expected.ranks, found.ranks)
+
+
+def test_a_time_budget_settles_the_steps_once(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
+    work.run()
+    assert work.schedule.step == work.schedule.steps >= PACE_STEPS
+    again = training(drafter_of(base()), corpora, tmp_path, minutes=500)
+    again._restore()
+    assert again.schedule.steps == work.schedule.steps  # what was stored counts
+    assert Checkpoints(tmp_path).find(CHECKPOINT)
+
+
+def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
+    """A few slow steps at the start do not shorten a long training."""
+    config, schedule = TrainingConfig(minutes=10, warmup=0.05), TrainingSchedule()
+    seconds = [1.0] * 4 + [0.1] * 70
+    schedule.set_steps(config, seconds)
+    assert not schedule.steps
+    unsettled = [TrainingSchedule(step).rate(config) for step in range(120)]
+    schedule.set_steps(config, [*seconds, *[0.1] * 20])
+    assert schedule.steps == 6000
+    assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).rate(config), abs=0.01)
+    assert TrainingSchedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
+
+
+def test_the_rate_rises_then_falls_to_a_tenth() -> None:
+    config = TrainingConfig(warmup=0.1)
+    rates = [TrainingSchedule(step, 100).rate(config) for step in range(100)]
+    top = rates.index(max(rates))
+    assert max(rates) == 1 and 8 <= top <= 12
+    assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_a_diverging_training_says_so(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    drafter = drafter_of(base())
+    drafter.heads.bias.data.fill_(float("nan"))
+    with pytest.raises(ComputeError, match="diverged") as failed:
+        training(drafter, corpora, tmp_path, steps=5).run()
+    assert failed.value.field == "rate" and "Lower" in failed.value.do
+
+
+def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
+    sources = SequenceSources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
+    corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
+    with pytest.raises(ConfigError, match="no training data") as refused:
+        training(drafter_of(base()), corpora, tmp_path)
+    assert refused.value.field == "answers"
+
+
+@torch.no_grad()
+def test_what_is_read_is_kept_whole() -> None:
+    ids = torch.tensor(toy_prompts()[0])
+    kept = read(base(), ids)
+    hidden = base().hidden(ids[None])[0]
+    assert torch.equal(kept["hidden"], hidden.to(torch.bfloat16))
+    torch.testing.assert_close(kept["denominator"], base().logits(hidden).logsumexp(-1))
+
+
+# order of the arms --------------------------------------------------------------------------------
+
+
+def accepted(
+    arm: str, corpora: tuple[HiddenStateCache, HiddenStateCache], folder: Path, seed: int
+) -> float:
+    """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
+    of eight nodes."""
+    drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
+    judged = training(drafter, corpora, folder / arm / str(seed), seed=seed, steps=30).run()
+    proposer = TreeProposer(drafter.eval(), target, best_tree(grow(judged.answers), 8))
+    found = []
+    for prompt in toy_prompts(78)[72:]:
+        steps = list(decode(target, proposer, prompt, Acceptance(Sampling()), 48, [END]))
+        found.append(mean_accepted(steps))
+    return mean(found)
+
+
+def test_amphista_accepts_more_than_medusa(
+    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+) -> None:
+    """At equal steps, over three seeds, by more than two standard errors of the difference."""
+    gains = [
+        accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
+        for seed in range(3)
+    ]
+    assert mean(gains) > 2 * stdev(gains) / 3**0.5 > 0

@@ -1,0 +1,113 @@
+"""A pruner, a quantizer and a drafter that live in one plugin file each, run end to end.
+
+They run in a process of their own, as SLIMSCOPE_PLUGINS is read when Slimscope starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DECLARED = """
+import json, sys
+from pathlib import Path
+from backend.checkpoints import Checkpoints
+from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of
+from backend.quantization.dlqat.config import STAGE_LABELS, DLQATConfig, export_order
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.pruners import DECLARED_PRUNERS
+from backend.reporter import SilentReporter
+folder, reporter = Path(sys.argv[1]), SilentReporter()
+
+sds = SDSConfig(base="leftmost", pattern="2:4", redense_steps=2, adjust_steps=2)
+assert "leftmost" in SDSConfig.model_json_schema()["properties"]["base"]["enum"]
+assert "leftmost" in DECLARED_PRUNERS
+
+dlqat = DLQATConfig(
+    quantizers="toy-awq", space="tight", bits=4, group_size=16, steps=1, batch=1, length=16,
+    gptq=False, start="rounded", lora=False,
+)
+assert dlqat.stages == ["dense", "rtn", "toy-awq", "dlqat"]
+assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
+assert [*STAGE_LABELS][4:7] == ["awq", "toy-awq", "rotated-gptq"]
+assert export_order()[-3:] == ["toy-awq", "hqq", "rtn"]
+
+amphista = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
+assert arm_of(amphista.model_dump()) == "linear-heads"
+assert "torch" not in sys.modules
+import torch
+"""
+
+PRUNER = """
+from backend.pruning.sds import install, run_sds
+from backend.models.blocks import block_linears
+from backend.models.loading import load
+model = load("toy").model
+ids = torch.randint(100, (8, 32), generator=torch.Generator().manual_seed(0))
+checkpoints = Checkpoints(folder / "sds")
+result = run_sds(model, ids, sds, checkpoints, reporter)
+assert result.zero_share[SDSStage.SDS] == 0.5
+install(model, checkpoints, SDSStage.FIRST)
+W = next(iter(block_linears(model, 0).values())).read().view(-1, 4)
+assert (W[:, 2:] == 0).all() and (W[:, :2] != 0).any()
+"""
+
+QUANTIZER = """
+from backend.quantization.dlqat.pipeline import DLQAT
+from backend.models.loading import load
+from backend.quantization.grid import minmax_grid
+model = load("toy").model
+ids = torch.randint(100, (8, 16), generator=torch.Generator().manual_seed(0))
+qat = DLQAT(model, ids, ids, ids, dlqat, Checkpoints(folder / "dlqat"))
+for stage in qat.prepare(reporter):
+    qat.make(stage, reporter)
+    with qat.installed(stage):
+        assert model(input_ids=ids).logits.isfinite().all()
+assert set(qat.audit(reporter)) == {"rtn", "toy-awq", "dlqat"}
+name, layer = next(iter(qat.converted("toy-awq").items()))
+W = qat.run.linears[name].read()
+grid = minmax_grid(W.view(len(W), -1, 16), 4, "symmetric", 0.9)
+assert torch.equal(layer.codes.float(), grid.codes(W))
+"""
+
+DRAFTER = """
+from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
+from backend.drafters.data.hidden_state_cache import SequenceSources, collect
+from backend.drafters.registry import build_drafter
+from backend.drafters.generate import generate
+from backend.decoding.target_model import TargetModel
+from backend.drafters.training.trainer import DrafterTrainer
+from backend.decoding.draft_tree import grow
+from backend.models.loading import load
+target = TargetModel(load("toy").model)
+prompts = [[n, n + 1, n + 2] for n in range(3, 19)]
+sources = SequenceSources(prompts[4:], prompts[:4], limit=16)
+learnt, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
+drafter = build_drafter(amphista, target, torch.arange(target.vocabulary))
+drafter.initialize(target, learnt.spread(64), True)
+training = TrainingConfig(minutes=0, steps=3)
+trainer = DrafterTrainer(
+    drafter, target, learnt, heldout, training, 0, Checkpoints(folder / "run"), reporter
+)
+accuracy = trainer.run()
+saved = pack(drafter, BaseFingerprint.of(target), grow(accuracy.answers), {}, {}, 32)
+saved.save(folder)
+assert json.loads((folder / "config.json").read_text())["drafter"]["architecture"] == "linear-heads"
+loaded = Amphista.load(folder)
+assert type(loaded.bind(target)).__name__ == "LinearHeads"
+plain = [token.id for token in generate(target, None, [5, 6, 7], 12)]
+assert [token.id for token in generate(target, loaded, [5, 6, 7], 12, nodes=4)] == plain
+"""
+
+
+def test_a_pruner_a_quantizer_and_a_drafter_are_one_file_each(tmp_path: Path) -> None:
+    plugins = [f"tests.plugins.{name}" for name in ("pruner", "quantizer", "drafter")]
+    script = "".join((DECLARED, PRUNER, QUANTIZER, DRAFTER))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True,
+        env=os.environ | {"SLIMSCOPE_PLUGINS": json.dumps(plugins)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

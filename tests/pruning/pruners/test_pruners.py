@@ -1,0 +1,198 @@
+"""Pruners against slow, obvious forms of the same algorithms."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.calibration.linalg import NotPositiveDefiniteError
+from backend.calibration.second_moments import InputStatistics
+from backend.pruning.config import SDSConfig
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.pruners.sparsegpt import BLOCK
+
+PATTERNS = ["2:4", "4:8", "1:4", "3:5", "50%", "70%"]
+COLUMNS = 320  # three blocks of 128 and a part; divides by 4, 5 and 8
+
+
+def prune(
+    name: str, W: Tensor, inputs: InputStatistics, pattern: str, damping: float = 0.01
+) -> Tensor:
+    return PRUNERS[name].prune(W, inputs, Pattern.parse(pattern), damping)
+
+
+def lowest(scores: Tensor, count: int) -> list[int]:
+    return scores.argsort(stable=True)[:count].tolist()
+
+
+def slow_wanda(W: Tensor, X: Tensor, pattern: Pattern) -> Tensor:
+    W = W.clone()
+    norms = X.norm(dim=1)
+    width = pattern.group or W.shape[1]
+    drop = width - pattern.keep if pattern.structured else int(width * pattern.drop + 1e-6)
+    for row in W:
+        for start in range(0, len(row), width):
+            part = row[start : start + width]
+            part[lowest(part.abs() * norms[start : start + width], drop)] = 0
+    return W
+
+
+def slow_sparsegpt(W: Tensor, X: Tensor, pattern: Pattern, damping: float, block: int) -> Tensor:
+    """Optimal brain surgeon, column by column, on the whole matrix and in float64.
+
+    After column j is settled, the rest is updated with the inverse Hessian of the columns from j
+    on, computed anew: no Cholesky factor, no blocks of lazy updates.
+    """
+    W, H = W.double().clone(), (X.double() @ X.double().T) / X.shape[1]
+    H += damping * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
+    inverses = [torch.linalg.inv(H[j:, j:]) for j in range(len(H))]
+    spread = torch.stack([inverse[0, 0] for inverse in inverses])
+    dropped = torch.zeros_like(W, dtype=torch.bool)
+    for j in range(W.shape[1]):
+        if pattern.structured and j % pattern.group == 0:
+            part = slice(j, j + pattern.group)
+            for row in range(len(W)):
+                scores = W[row, part].square() / spread[part]
+                chosen = lowest(scores, pattern.group - pattern.keep)
+                dropped[row, [j + k for k in chosen]] = True
+        elif not pattern.structured and j % block == 0:
+            part = slice(j, j + block)
+            scores = (W[:, part].square() / spread[part]).flatten()
+            flags = torch.zeros_like(scores, dtype=torch.bool)
+            flags[lowest(scores, int(len(scores) * pattern.drop + 1e-6))] = True
+            dropped[:, part] = flags.view(len(W), -1)
+        error = torch.where(dropped[:, j], W[:, j], 0) / inverses[j][0, 0]
+        W[:, j:] -= torch.outer(error, inverses[j][0])
+        W[:, j] = torch.where(dropped[:, j], 0, W[:, j])
+    return W.float()
+
+
+def test_every_pruner_can_be_chosen() -> None:
+    assert set(get_args(SDSConfig.model_fields["base"].annotation)) == PRUNERS.keys()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_wanda_is_the_slow_wanda(pattern: str, make_layer) -> None:
+    layer = make_layer(6, 40)
+    found = prune("wanda", layer.W, layer.inputs, pattern)
+    assert torch.equal(found, slow_wanda(layer.W, layer.X, Pattern.parse(pattern)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_sparsegpt_is_the_slow_sparsegpt(pattern: str, make_layer) -> None:
+    layer = make_layer(5, COLUMNS, 2000)
+    parsed = Pattern.parse(pattern)
+    block = BLOCK - BLOCK % parsed.group if parsed.structured else BLOCK
+    found = prune("sparsegpt", layer.W, layer.inputs, pattern)
+    expected = slow_sparsegpt(layer.W, layer.X, parsed, 0.01, block)
+    assert torch.equal(found != 0, expected != 0)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_counts_are_exact_and_the_input_is_left_alone(name: str, pattern: str, make_layer) -> None:
+    layer, parsed = make_layer(8, COLUMNS, 1000), Pattern.parse(pattern)
+    before, inputs = layer.W.clone(), layer.inputs
+    gram = inputs.gram.clone()
+    found = prune(name, layer.W, inputs, pattern)
+    if parsed.structured:
+        kept = (found != 0).view(8, -1, parsed.group).sum(-1)
+        assert (kept == parsed.keep).all()
+    else:
+        assert (found == 0).float().mean().item() == pytest.approx(parsed.drop, abs=0.002)
+    assert torch.equal(layer.W, before) and torch.equal(inputs.gram, gram)
+
+
+def test_a_group_wider_than_a_block_is_one_block(make_layer) -> None:
+    layer = make_layer(4, 400, 1000)
+    found = prune("sparsegpt", layer.W, layer.inputs, "100:200")
+    assert ((found != 0).view(4, 2, 200).sum(-1) == 100).all()
+
+
+def test_unstructured_magnitude_looks_at_the_whole_layer() -> None:
+    W = torch.tensor([[1.0, -2, 3, -4], [5, -6, 7, -8]])
+    assert prune("magnitude", W, InputStatistics(), "50%").tolist() == [
+        [0, 0, 0, 0],
+        [5, -6, 7, -8],
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "50%"])
+def test_on_a_diagonal_hessian_sparsegpt_only_drops(pattern: str, make_layer) -> None:
+    """No input can make up for another; the choice is by w^2 h within a block."""
+    layer = make_layer(8, 64)
+    h = torch.rand(64, generator=torch.Generator().manual_seed(3)) + 0.1
+    inputs = InputStatistics(100, h, torch.diag(h))
+    found = prune("sparsegpt", layer.W, inputs, pattern, damping=1e-6)
+    kept = found != 0
+    assert torch.allclose(found[kept], layer.W[kept], atol=1e-6)
+    parsed = Pattern.parse(pattern)
+    scores = (layer.W.square() * h).view(-1, parsed.group or layer.W.numel())
+    drop = scores.shape[1] - parsed.keep if parsed.structured else layer.W.numel() // 2
+    for part, mask in zip(scores, kept.view_as(scores), strict=True):
+        assert (~mask).nonzero().flatten().tolist() == sorted(lowest(part, drop))
+
+
+def test_sparsegpt_that_drops_nothing_changes_nothing(layer) -> None:
+    found = PRUNERS["sparsegpt"].prune(layer.W, layer.inputs, Pattern(0, 0, 0.0), 0.01)
+    assert torch.equal(found, layer.W)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "50%", "70%"])
+def test_errors_are_ordered_on_correlated_inputs(pattern: str, make_layer) -> None:
+    layer = make_layer(32, 128, 2000)
+    by = {name: layer.error(prune(name, layer.W, layer.inputs, pattern)) for name in PRUNERS}
+    assert by["sparsegpt"] < by["wanda"]
+    assert by["sparsegpt"] < by["magnitude"]
+
+
+def test_with_equal_inputs_wanda_is_magnitude_by_row(make_layer) -> None:
+    layer = make_layer(8, 64)
+    flat = InputStatistics(100, torch.ones(64), torch.eye(64))
+    found = prune("wanda", layer.W, flat, "2:4")
+    assert torch.equal(found, prune("magnitude", layer.W, flat, "2:4"))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "50%"])
+def test_a_dead_input_is_dropped_first_and_breaks_nothing(pattern: str, make_layer) -> None:
+    layer = make_layer(8, 64)
+    layer.X[5] = 0
+    for name in ("wanda", "sparsegpt", "admm", "alps", "dsnot"):
+        found = prune(name, layer.W, layer.inputs, pattern)
+        assert found.isfinite().all()
+        assert (found[:, 5] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt", "admm", "alps", "dsnot"])
+@pytest.mark.parametrize("pattern", ["2:4", "50%"])
+def test_the_unit_of_the_inputs_changes_nothing_even_beside_dead_ones(
+    name: str, pattern: str, make_layer
+) -> None:
+    """As behind a ReLU: dead inputs must neither take the places nor make the damping of quiet
+    ones."""
+    layer, quiet = make_layer(8, 64, 1000), make_layer(8, 64, 1000)
+    layer.X[::3] = 0
+    quiet.X = layer.X * 2.0**-12
+    found, expected = (prune(name, x.W, x.inputs, pattern) for x in (quiet, layer))
+    assert torch.equal(found != 0, expected != 0)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_inputs_that_are_all_dead_are_pruned_without_ado(make_layer) -> None:
+    layer = make_layer(8, 64)
+    layer.X.zero_()
+    for name in PRUNERS:
+        found = prune(name, layer.W, layer.inputs, "2:4")
+        assert found.isfinite().all() and ((found != 0).view(8, -1, 4).sum(-1) <= 2).all()
+
+
+def test_a_hessian_without_a_root_is_refused(layer) -> None:
+    H = layer.inputs.gram.clone()
+    H[0, 1] = H[1, 0] = 100 * H.diagonal().max()
+    with pytest.raises(NotPositiveDefiniteError):
+        prune("sparsegpt", layer.W, InputStatistics(100, H.diagonal(), H), "2:4")

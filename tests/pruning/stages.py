@@ -1,0 +1,40 @@
+"""Runs that are stopped and resumed, and their stages, to tell whether two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError
+from backend.models.loading import weights_hash
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.sds import install, run_sds
+
+
+def cut_short(
+    model: Callable[[], PreTrainedModel], ids: Tensor, chosen: SDSConfig, folder: Path,
+    counts: Sequence[int], recorder: Callable[..., Any],
+) -> list[tuple[str, float, int]]:  # fmt: skip
+    """Attempts of one run, each stopped once so many blocks are stored; the metrics they told."""
+    metrics = []
+    for count in counts:
+        stop = recorder(stop=lambda _, n=count: len([*folder.glob("*-0*")]) >= n)
+        with pytest.raises(CancelledError):
+            run_sds(model(), ids, chosen, Checkpoints(folder), stop)
+        metrics += stop.metrics
+    return metrics
+
+
+def stage_hashes(model: PreTrainedModel, folder: Path, chosen: SDSConfig) -> dict[SDSStage, str]:
+    """Stage -> hash of the model's weights at it; `model` ends as the last stage."""
+    found = {}
+    for stage in chosen.stages:
+        install(model, Checkpoints(folder), stage)
+        found[stage] = weights_hash(model)
+    return found

@@ -1,0 +1,155 @@
+"""Which layers are pruned, and each to which pattern."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ConfigError
+from backend.models.blocks import block_linears
+from backend.models.layer_names import fits, read_names
+from backend.models.loading import weights_hash
+from backend.models.sources.catalogue import inspect
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.layer_selection import layer_patterns, read_overrides
+from backend.pruning.pattern import Pattern
+from backend.pruning.sds import install, run_sds
+
+LAYERS = inspect("toy").linears
+
+
+def config(**fields: object) -> SDSConfig:
+    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+
+
+def test_lists_are_read_with_or_without_spaces() -> None:
+    assert read_names(" 0.* ,*.down_proj,, ") == ("0.*", "*.down_proj")
+    assert read_names("") == ()
+    expected = (("mlp.down_proj", Pattern(4, 8, 0.5)), ("self_attn.*", Pattern(0, 0, 0.5)))
+    assert read_overrides("mlp.down_proj = 4:8,self_attn.*=50 %") == expected
+
+
+@pytest.mark.parametrize("text", ["mlp.down_proj", "=2:4", "a=", "a=5:4", "a=120%", "a=2:4=3"])
+def test_what_is_no_override_is_told_beside_its_field(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(overrides=text)
+    assert caught.value.errors()[0]["loc"] == ("overrides",)
+
+
+def test_the_record_is_written_the_same_way_however_it_was_typed() -> None:
+    chosen = config(exclude="0.*,  1.*", overrides="a=0.5 ,b=2:4")
+    assert (chosen.exclude, chosen.overrides) == ("0.*, 1.*", "a=50%, b=2:4")
+
+
+@given(st.decimals("0.0000000001", "99.9999999999", places=10))
+def test_a_share_reads_back_as_it_was_written(percent: Decimal) -> None:
+    """The record holds the text: a share that it rounded to 100 % could not be read again."""
+    first = Pattern.parse(f"{percent:f}%")
+    assert Pattern.parse(str(first)) == first
+    assert Decimal(str(first).rstrip("%")) == percent
+    assert config(pattern=f"{percent:f}%") == config(pattern=str(first))
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("0.7", "70%"), ("29 %", "29%"), ("33.333333%", "33.333333%"), ("100:200", "100:200")],
+)
+def test_how_a_pattern_is_written(text: str, written: str) -> None:
+    assert str(Pattern.parse(text)) == written
+
+
+@pytest.mark.parametrize("text", ["0%", "100%", "1.0", "0.00000000000001%", "4:4", "5:4", "0:4"])
+def test_what_would_keep_or_drop_everything_is_no_pattern(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(pattern=text)
+    assert caught.value.errors()[0]["loc"] == ("pattern",)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("mlp.down_proj", 3), ("*.down_proj", 3), ("0.*", 7), ("self_attn.?_proj", 12),
+     ("2.mlp.up_proj", 1), ("model.layers.1.*", 7), ("*", 21), ("down_proj", 0), ("MLP.*", 0)],
+)  # fmt: skip
+def test_what_a_name_fits(name: str, count: int) -> None:
+    assert sum(fits(name, layer) for layer in LAYERS) == count
+
+
+def test_the_last_that_fits_counts_and_the_excluded_are_left_out() -> None:
+    chosen = config(
+        pattern="2:4", exclude="1.*, *.o_proj", overrides="mlp.*=50%, mlp.down_proj=4:8"
+    )
+    patterns = layer_patterns(LAYERS, chosen)
+    assert len(patterns) == 12
+    found = {layer.module: str(patterns[layer.name]) for layer in LAYERS if layer.block == 0
+             and layer.name in patterns}  # fmt: skip
+    assert found == {
+        "self_attn.q_proj": "2:4", "self_attn.k_proj": "2:4", "self_attn.v_proj": "2:4",
+        "mlp.gate_proj": "50%", "mlp.up_proj": "50%", "mlp.down_proj": "4:8",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"exclude": "down_proj"}, "exclude", "down_proj matches no layer"),
+        ({"exclude": "7.*"}, "exclude", "7.* matches no layer"),
+        ({"overrides": "attn=2:4"}, "overrides", "attn matches no layer"),
+        ({"exclude": "*"}, "exclude", "No layer is left"),
+        ({"pattern": "3:7"}, "pattern", "3:7 does not fit"),
+        ({"overrides": "mlp.down_proj=5:10"}, "overrides", "5:10 does not fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_beside_its_field(fields: dict, field: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        layer_patterns(LAYERS, config(**fields))
+    assert caught.value.field == field and said in str(caught.value) and caught.value.do
+
+
+def test_only_layers_that_keep_the_pattern_must_be_divisible() -> None:
+    """The toy's inputs are 64 and 192: 3:6 divides the MLP's last layer alone."""
+    patterns = layer_patterns(LAYERS, config(pattern="50%", overrides="*.down_proj=3:6"))
+    assert {str(p) for p in patterns.values()} == {"50%", "3:6"}
+    layer_patterns(LAYERS, config(pattern="3:6", exclude="self_attn.*, *.gate_proj, *.up_proj"))
+
+
+def zero_share(W: Tensor) -> float:
+    return (W == 0).float().mean().item()
+
+
+@pytest.mark.parametrize("base", ["wanda", "sparsegpt", "magnitude"])
+def test_each_layer_ends_as_it_was_told(
+    base: str, toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen = config(
+        base=base, pattern="2:4", exclude="0.*, 2.mlp.up_proj", overrides="*.down_proj=75%"
+    )
+    model, dense, told = toy(), toy(), recorder()
+    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
+    assert told.progressed[-1][0] == told.progressed[-1][1]
+    assert {s.module for s in told.snapshots if s.block == 2} == {
+        m for m in block_linears(model, 2) if m != "mlp.up_proj"
+    }
+    for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS):
+        install(model, Checkpoints(tmp_path), stage)
+        for block in range(3):
+            before = block_linears(dense, block)
+            for module, linear in block_linears(model, block).items():
+                W = linear.read()
+                if block == 0 or (block, module) == (2, "mlp.up_proj"):
+                    assert torch.equal(W, before[module].read())
+                elif module == "mlp.down_proj":
+                    assert zero_share(W) == pytest.approx(0.75, abs=0.005)
+                else:
+                    assert ((W.view(-1, 4) != 0).sum(1) <= 2).all()
+                    assert zero_share(W) == pytest.approx(0.5, abs=0.01)
+    install(model, Checkpoints(tmp_path), SDSStage.DENSE)
+    assert weights_hash(model) == weights_hash(dense)
+    assert 0.5 < result.zero_share[SDSStage.SDS] < 0.6  # of the layers that were pruned

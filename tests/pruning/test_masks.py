@@ -1,0 +1,95 @@
+"""Masks: exact counts, highest scores, the lower index among equals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from backend.pruning.masks import (
+    SMALL_GROUP,
+    keep_count,
+    keep_mask,
+    masked,
+    overlap,
+    top_overall,
+    top_per_group,
+    top_per_row,
+)
+from backend.pruning.pattern import Pattern
+
+# Few distinct scores, so that ties are the rule.
+SCORES = st.integers(0, 4).map(np.float32)
+
+
+def obvious(scores: list[float], keep: int) -> list[bool]:
+    """The `keep` highest; among equals the lower index."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return [i in order[:keep] for i in range(len(scores))]
+
+
+@st.composite
+def rows_and_counts(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 12))
+    scores = draw(arrays(np.float32, (rows, columns), elements=SCORES))
+    return scores, draw(st.lists(st.integers(0, columns), min_size=rows, max_size=rows))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
+    group = draw(st.integers(2, SMALL_GROUP + 6))
+    shape = draw(st.integers(1, 4)), group * draw(st.integers(1, 4))
+    scores = draw(arrays(np.float32, shape, elements=SCORES))
+    return scores, draw(st.integers(1, group - 1)), group
+
+
+@given(rows_and_counts())
+@settings(max_examples=200, deadline=None)
+def test_each_row_keeps_its_own_number(case: tuple[np.ndarray, list[int]]) -> None:
+    scores, counts = case
+    mask = top_per_row(torch.from_numpy(scores), torch.tensor(counts))
+    assert mask.tolist() == [obvious(r, k) for r, k in zip(scores.tolist(), counts, strict=True)]
+
+
+@given(groups())
+@settings(max_examples=200, deadline=None)
+def test_each_group_keeps_n(case: tuple[np.ndarray, int, int]) -> None:
+    scores, keep, group = case
+    mask = top_per_group(torch.from_numpy(scores), keep, group)
+    expected = [obvious(part, keep) for part in scores.reshape(-1, group).tolist()]
+    assert mask.reshape(-1, group).tolist() == expected
+
+
+@given(rows_and_counts())
+@settings(max_examples=50, deadline=None)
+def test_overall_is_one_long_row(case: tuple[np.ndarray, list[int]]) -> None:
+    scores, counts = case
+    mask = top_overall(torch.from_numpy(scores), counts[0])
+    assert mask.flatten().tolist() == obvious(scores.flatten().tolist(), counts[0])
+
+
+@pytest.mark.parametrize(("text", "kept"), [("50%", 50), ("29%", 71), ("70%", 30), ("55%", 45)])
+def test_a_share_is_dropped_exactly(text: str, kept: int) -> None:
+    assert keep_count(100, Pattern.parse(text).drop) == kept
+
+
+def test_pattern_chooses_rows_or_groups() -> None:
+    scores = torch.tensor([[1.0, 2, 3, 4, 8, 7, 6, 5]])
+    assert keep_mask(scores, Pattern.parse("2:4")).int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
+    assert keep_mask(scores, Pattern.parse("75%")).int().tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
+
+
+def test_masked_leaves_no_negative_zero() -> None:
+    found = masked(torch.tensor([-1.0, -2.0, 3.0]), torch.tensor([False, True, False]))
+    assert found.tolist() == [0, -2, 0]
+    assert not torch.signbit(found[[0, 2]]).any()
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    a, b = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    assert overlap(a, b) == pytest.approx(1 / 3)
+    assert overlap(a, a) == 1
+    assert overlap(a & ~a, b & ~b) == 1

@@ -1,0 +1,147 @@
+"""OWL: the mean is exact, outliers keep weights, and a run does as it was told."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError, ConfigError
+from backend.models.blocks import block_linears
+from backend.models.loading import weights_hash
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.owl import block_shares, refuse_allocation
+from backend.pruning.passes.outliers import outlier_share
+from backend.pruning.sds import install, run_sds
+from backend.reporter import SilentReporter
+
+
+def config(**fields: object) -> SDSConfig:
+    given = {"precision": "float32", "adjust_steps": 5, "pattern": "60%", "allocation": "owl"}
+    return SDSConfig.model_validate(given | fields)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 10**9)), min_size=1, max_size=40),
+    st.integers(300, 700),
+    st.floats(0.01, 0.14),
+)
+def test_the_mean_is_exact_and_the_spread_is_kept(blocks, mille, spread) -> None:
+    share = mille / 1000
+    chosen = config(pattern=f"{share}", owl_spread=spread)
+    outliers = {n: d for n, (d, _) in enumerate(blocks)}
+    weights = {n: w for n, (_, w) in enumerate(blocks)}
+    found = block_shares(outliers, weights, chosen)
+    mean = sum(found[n] * weights[n] for n in found) / sum(weights.values())
+    assert mean == pytest.approx(share, abs=1e-9)
+    assert 0 < min(found.values()) <= max(found.values()) < 1
+    assert max(found.values()) - min(found.values()) <= 2 * spread + 1e-9
+    ranked = sorted(found, key=outliers.__getitem__)
+    assert all(found[a] >= found[b] - 1e-9 for a, b in pairwise(ranked))
+
+
+def test_by_hand() -> None:
+    chosen = config(pattern="50%", owl_spread=0.1)
+    found = block_shares({0: 0.01, 1: 0.02, 2: 0.03}, {0: 5, 1: 5, 2: 5}, chosen)
+    assert found == pytest.approx({0: 0.6, 1: 0.5, 2: 0.4})
+    assert block_shares({0: 0.3, 1: 0.3}, {0: 1, 1: 9}, chosen) == {0: 0.5, 1: 0.5}
+
+
+def test_outliers_are_counted_over_the_whole_block() -> None:
+    scores = [torch.tensor([1.0, 1.0, 1.0, 21.0]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])]
+    assert outlier_share(scores, 5.0) == 1 / 8  # mean 3
+    assert outlier_share(scores, 7.5) == 0.0
+    assert outlier_share([], 5.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [({"pattern": "2:4"}, "allocation"), ({"pattern": "90%"}, "owl_spread"),
+     ({"pattern": "50%", "owl_spread": 0.25}, "owl_spread")],
+)  # fmt: skip
+def test_what_cannot_be_allocated_is_refused(
+    fields: dict, field: str, toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        refuse_allocation(config(**fields))
+    assert caught.value.field == field and caught.value.do
+    with pytest.raises(ConfigError):
+        run_sds(toy(), calibration, config(**fields), Checkpoints(tmp_path), SilentReporter())
+    refuse_allocation(config(**fields, allocation="uniform"))
+
+
+def plain_outliers(model, ids: Tensor) -> dict[int, float]:
+    """The share of outliers by block, from whole forward passes of the dense model."""
+    energy: dict[tuple[int, str], Tensor] = {}
+    handles = [
+        linear.layer.register_forward_pre_hook(
+            lambda _, args, key=(b, m): energy.update({key: args[0].flatten(0, 1).square().mean(0)})
+        )
+        for b in range(3)
+        for m, linear in block_linears(model, b).items()
+    ]
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for b in range(3):
+        linears = block_linears(model, b).items()
+        scores = torch.cat([(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears])
+        found[b] = (scores > 3 * scores.mean()).float().mean().item()
+    return found
+
+
+def test_a_run_prunes_each_block_as_much_as_it_said(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    model, told = toy(), recorder()
+    chosen = config(owl_outlier=3.0, holdout=0, batch=5)
+    run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
+    said = {n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in
+            range(3)}  # fmt: skip
+    expected = plain_outliers(toy(), calibration[:16])
+    assert {n: v[0] for n, v in said.items()} == pytest.approx(expected, abs=1e-4)
+    shares = {s: v for name, v, s in told.metrics if name == "owl/sparsity"}
+    assert max(shares.values()) - min(shares.values()) == pytest.approx(0.16)
+    assert told.progressed[-1][0] == told.progressed[-1][1]
+    assert len([line for line in told.lines if line.startswith("OWL")]) == 3
+    for stage in (SDSStage.FIRST, SDSStage.SDS):
+        install(model, Checkpoints(tmp_path), stage)
+        for block, share in shares.items():
+            weights = torch.cat([x.read().flatten() for x in block_linears(model, block).values()])
+            zeros = (weights == 0).float().mean().item()
+            assert zeros == pytest.approx(share, abs=0.012)  # rows of 64 round down
+
+
+def test_layers_with_a_pattern_of_their_own_are_left_out(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    model, told = toy(), recorder()
+    chosen = config(holdout=0, exclude="1.*", overrides="*.down_proj=2:4")
+    run_sds(model, calibration[:8], chosen, Checkpoints(tmp_path), told)
+    assert {s for name, _, s in told.metrics if name == "owl/sparsity"} == {0, 2}
+    down = block_linears(model, 0)["mlp.down_proj"].read()
+    assert ((down.view(-1, 4) != 0).sum(1) <= 2).all()
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen, ids = config(), calibration[:8]
+    model = toy()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), SilentReporter())
+    for count in (1, 3, 4):  # within the survey, after it, within the first pass
+        folder = tmp_path / "cut"
+        stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
+        with pytest.raises(CancelledError):
+            run_sds(toy(), ids, chosen, Checkpoints(folder), stop)
+    again = toy()
+    run_sds(again, ids, chosen, Checkpoints(tmp_path / "cut"), SilentReporter())
+    assert weights_hash(again) == weights_hash(model)

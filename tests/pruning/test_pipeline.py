@@ -1,0 +1,386 @@
+"""The whole method on the toy model: the driver, the orderings of its stages, the decision."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.calibration.second_moments import InputStatistics
+from backend.checkpoints import Checkpoints
+from backend.errors import NotFoundError
+from backend.models.blocks import block_linears
+from backend.models.loading import weights_hash
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.heldout import choose, mean_loss, split, verdict
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.redense import redense
+from backend.pruning.sds import install, run_sds
+from backend.pruning.weight_adjustment import adjust
+from backend.reporter import SilentReporter
+
+BLOCKS = 3
+RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)  # see test_reconstruction
+MADE = [stage for stage in SDSStage if stage not in RECONSTRUCTED]
+RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", "sparsegpt 50%", "sparsegpt 2:4"]
+
+
+def config(**fields: object) -> SDSConfig:
+    return SDSConfig.model_validate({"precision": "float32", **fields})
+
+
+def stage_weights(model: PreTrainedModel, workspace: Path, stage: SDSStage) -> list[Tensor]:
+    install(model, Checkpoints(workspace), stage)
+    return [one.read() for b in range(BLOCKS) for one in block_linears(model, b).values()]
+
+
+class WholeModel:
+    """SDS driven the obvious way: whole forward passes, every input kept, one batch, no stream."""
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, chosen: SDSConfig) -> None:
+        self.model, self.ids, self.chosen = model, ids, chosen
+        self.pattern = chosen.pattern
+        self.linears = [block_linears(model, block) for block in range(BLOCKS)]
+        self.dense = [{m: one.read() for m, one in block.items()} for block in self.linears]
+        self.made: dict[SDSStage, list[dict[str, Tensor]]] = {}
+
+    def put(self, block: int, weights: dict[str, Tensor]) -> None:
+        for module, W in weights.items():
+            self.linears[block][module].write(W)
+
+    def look(self, block: int) -> dict[str, InputStatistics]:
+        seen: dict[str, InputStatistics] = {}
+
+        def keep(module: str, x: Tensor) -> None:
+            X = x.flatten(0, -2)
+            H = X.T @ X / len(X)
+            seen[module] = InputStatistics(len(X), H.diagonal(), H)
+
+        handles = [
+            one.layer.register_forward_pre_hook(lambda _, args, m=module: keep(m, args[0]))
+            for module, one in self.linears[block].items()
+        ]
+        self.model(input_ids=self.ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def prune(
+        self, weights: dict[str, Tensor], seen: dict[str, InputStatistics]
+    ) -> dict[str, Tensor]:
+        one = PRUNERS[self.chosen.base].prune
+        return {m: one(W, seen[m], self.pattern, self.chosen.damping) for m, W in weights.items()}
+
+    def adjusted(self, block: int, start: dict, seen: dict, soft: bool) -> dict[str, Tensor]:
+        return {
+            m: adjust(W, self.dense[block][m], seen[m], self.pattern, 30, soft)
+            for m, W in start.items()
+        }
+
+    def put_before(self, block: int, stage: SDSStage) -> None:
+        for before in range(block):
+            self.put(before, self.made[stage][before])
+
+    @torch.no_grad()
+    def run(self) -> dict[SDSStage, list[Tensor]]:
+        made = self.made = {stage: [] for stage in MADE}
+        for block in range(BLOCKS):
+            dense = self.dense[block]
+            made[SDSStage.DENSE].append(dense)
+            self.put_before(block, SDSStage.FIRST)
+            self.put(block, dense)
+            first = self.prune(dense, self.look(block))
+            made[SDSStage.FIRST].append(first)
+            self.put(block, first)
+            seen = self.look(block)
+            made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
+            made[SDSStage.REDENSE].append(
+                {m: redense(W, dense[m], seen[m], self.chosen) for m, W in first.items()}
+            )
+        for block in range(BLOCKS):
+            self.put_before(block, SDSStage.SECOND)
+            self.put(block, made[SDSStage.REDENSE][block])
+            second = self.prune(made[SDSStage.REDENSE][block], self.look(block))
+            made[SDSStage.SECOND].append(second)
+            self.put(block, second)
+            made[SDSStage.SDS].append(self.adjusted(block, second, self.look(block), True))
+        return {
+            stage: [W for part in parts for W in part.values()] for stage, parts in made.items()
+        }
+
+
+@pytest.mark.parametrize(("batch", "least"), [(5, 0.99), (24, 1.0)])
+@pytest.mark.parametrize(("base", "pattern"), [("wanda", "2:4"), ("sparsegpt", "50%")])
+def test_the_driver_is_the_whole_model_driven_plainly(
+    base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    """In one batch, as the oracle has it, every weight. In several, sums round otherwise: a near
+    tie may fall to the other side, and one weight in a hundred may follow."""
+    chosen = config(holdout=0, batch=batch, base=base, pattern=pattern)
+    ids = calibration[:24]
+    expected = WholeModel(toy(), ids, chosen).run()
+    model = toy()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    for stage in MADE:
+        for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
+            near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
+            assert near.float().mean() >= least, stage
+
+
+@pytest.fixture(scope="module")
+def finished(_toy, tmp_path_factory) -> dict[str, dict]:
+    """Perplexity of every stage on unseen text, and the result, for each pruner and pattern."""
+    runs = {}
+    dense, ids = _toy
+    for name in RUNS:
+        folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
+        base, pattern = name.split()
+        chosen = config(base=base, pattern=pattern)
+        result = run_sds(model, ids[:96], chosen, Checkpoints(folder), SilentReporter())
+        perplexity = {}
+        for stage in MADE:
+            install(model, Checkpoints(folder), stage)
+            loss = mean_loss(model, ids[96:], torch.float32)
+            perplexity[stage] = torch.tensor(loss).exp().item()
+        runs[name] = {"perplexity": perplexity, "result": result}
+    return runs
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_stages_are_ordered_as_in_the_paper(name: str, finished) -> None:
+    of = finished[name]["perplexity"]
+    assert of[SDSStage.DENSE] < of[SDSStage.REDENSE] < of[SDSStage.SDS] < of[SDSStage.FIRST]
+    assert of[SDSStage.SECOND] < of[SDSStage.FIRST] * 1.005
+    assert of[SDSStage.SDS] < of[SDSStage.SECOND]
+    assert of[SDSStage.SDS] <= of[SDSStage.CONTROL] * 1.005
+
+
+def test_the_gain_grows_with_sparsity(finished) -> None:
+    def gain(pattern: str) -> float:
+        of = finished[f"wanda {pattern}"]["perplexity"]
+        return 1 - of[SDSStage.SDS] / of[SDSStage.FIRST]
+
+    assert 0.01 < gain("50%") < gain("2:4") < gain("70%")
+    assert gain("2:4") > 0.03
+
+
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
+def test_sparsegpt_is_the_better_first_pruner(pattern: str, finished) -> None:
+    first = {
+        base: finished[f"{base} {pattern}"]["perplexity"][SDSStage.FIRST]
+        for base in ("wanda", "sparsegpt")
+    }
+    assert first["sparsegpt"] < first["wanda"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
+    errors = finished[name]["result"].errors
+    assert errors[SDSStage.REDENSE] < errors[SDSStage.CONTROL] < errors[SDSStage.FIRST]
+    assert errors[SDSStage.SDS] < errors[SDSStage.SECOND]
+    assert SDSStage.DENSE not in errors
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_result_says_what_was_kept(name: str, finished) -> None:
+    result = finished[name]["result"]
+    assert result.heldout.keys() == set(MADE)
+    assert result.kept == SDSStage.SDS
+    assert result.heldout[SDSStage.SDS] <= result.heldout[SDSStage.SECOND]
+    share = Pattern.parse(name.split()[1]).drop
+    for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
+        assert result.zero_share[stage] == pytest.approx(share, abs=0.015)
+    assert result.zero_share[SDSStage.DENSE] == 0
+    assert {"inputs", "pruning", "redense", "control", "sds", "heldout"} <= result.seconds.keys()
+    assert all(spent > 0 for spent in result.seconds.values())
+
+
+def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, recorder) -> None:
+    """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
+    told = recorder()
+    run_sds(toy(), calibration, config(), Checkpoints(tmp_path), told)
+    by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
+    assert {len(found) for found in by.values()} == {7 * BLOCKS}
+    figure = {
+        name: {stage: sum(s.stats[name] for s in found) for stage, found in by.items()}
+        for name in ("near_zero", "kurtosis")
+    }
+    near = figure["near_zero"]
+    assert near[SDSStage.DENSE] < near[SDSStage.REDENSE] < near[SDSStage.FIRST]
+    assert figure["kurtosis"][SDSStage.REDENSE] > figure["kurtosis"][SDSStage.DENSE]
+    for stage, found in by.items():
+        for one in found:
+            assert one.tensor == f"model.layers.{one.block}.{one.module}.weight"
+            assert one.below + one.above < 0.005 * one.n
+            assert ("relative_error" in one.stats) == (stage != SDSStage.DENSE)
+            sparse = stage not in (SDSStage.DENSE, SDSStage.REDENSE)
+            assert ("mask_overlap" in one.stats) == sparse
+    assert all(s.stats["mask_overlap"] == 1 for s in by[SDSStage.FIRST])
+    assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[SDSStage.SDS])
+    edges = {(s.tensor, s.lo, s.hi) for s in told.snapshots}
+    assert len(edges) == 7 * BLOCKS
+
+
+def test_progress_and_errors_are_told_as_they_come(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    told = recorder()
+    result = run_sds(toy(), calibration[:16], config(), Checkpoints(tmp_path), told)
+    done = [d for d, _, _ in told.progressed]
+    total = 4 * 7 * BLOCKS + len(MADE)
+    assert done == list(range(1, total + 1))
+    assert {t for _, t, _ in told.progressed} == {total}
+    curves: dict[str, list[int]] = {}
+    for name, _, step in told.metrics:
+        curves.setdefault(name, []).append(step)
+    for stage in MADE[1:]:
+        assert curves[f"error/{stage}"] == [0, 1, 2]
+        points = [value for name, value, _ in told.metrics if name == f"error/{stage}"]
+        assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
+
+
+@pytest.mark.parametrize("base", ["wanda", "sparsegpt"])
+def test_the_same_run_gives_the_same_weights(
+    base: str, toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    hashes = set()
+    for name in ("a", "b"):
+        model, chosen = toy(), config(base=base)
+        run_sds(model, calibration[:24], chosen, Checkpoints(tmp_path / name), SilentReporter())
+        hashes.add(weights_hash(model))
+    assert len(hashes) == 1
+
+
+def test_bfloat16_passes_come_close_and_leave_the_model_float32(
+    toy, calibration: Tensor, tmp_path: Path, unseen: Tensor
+) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model = toy()
+        chosen = config(precision=precision)
+        run_sds(model, calibration, chosen, Checkpoints(tmp_path / precision), SilentReporter())
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        losses[precision] = mean_loss(model, unseen, torch.float32)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+
+
+def test_a_bfloat16_model_is_pruned_exactly(toy, calibration: Tensor, tmp_path: Path) -> None:
+    model = toy().bfloat16()
+    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
+    for block in range(BLOCKS):
+        for one in block_linears(model, block).values():
+            assert one.layer.weight.dtype == torch.bfloat16
+            assert ((one.read() != 0).view(len(one.read()), -1, 4).sum(-1) <= 2).all()
+
+
+def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path) -> None:
+    model, dense = toy(), toy()
+    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
+    pruned = {f"{o.name}.weight" for b in range(BLOCKS) for o in block_linears(model, b).values()}
+    changed = {
+        name
+        for (name, p), q in zip(model.named_parameters(), dense.parameters(), strict=True)
+        if not torch.equal(p, q)
+    }
+    assert changed == pruned
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_installing_dense_gives_the_model_back(toy, calibration: Tensor, tmp_path: Path) -> None:
+    model = toy()
+    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
+    install(model, Checkpoints(tmp_path), SDSStage.DENSE)
+    assert weights_hash(model) == weights_hash(toy())
+
+
+def test_stages_that_were_not_asked_for_are_not_made(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    model, told = toy(), recorder()
+    chosen = config(control=False, adjust="off")
+    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
+    made = {SDSStage.DENSE, SDSStage.FIRST, SDSStage.REDENSE, SDSStage.SECOND}
+    assert result.kept == SDSStage.SECOND
+    assert {s.stage for s in told.snapshots} == result.heldout.keys() == made
+    assert told.progressed[-1][0] == told.progressed[-1][1]
+    for stage in (SDSStage.CONTROL, SDSStage.SDS):
+        with pytest.raises(NotFoundError):
+            install(model, Checkpoints(tmp_path), stage)
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_run_may_end_with_the_first_pruning(
+    control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    told, chosen = recorder(), config(until="first", control=control)
+    model = toy()
+    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path / "first"), told)
+    made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
+    assert chosen.stages == made and list(result.heldout) == made
+    assert {s.stage for s in told.snapshots} == set(made)
+    assert result.kept in made[1:] and told.progressed[-1][0] == told.progressed[-1][1]
+    with pytest.raises(NotFoundError):
+        install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
+    whole = toy()
+    run_sds(whole, calibration[:16], config(), Checkpoints(tmp_path / "sds"), SilentReporter())
+    for stage in made:
+        found = stage_weights(model, tmp_path / "first", stage)
+        assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
+
+
+def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
+    chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
+    assert choose(losses, chosen) == SDSStage.FIRST
+    assert "discarded" in verdict(losses, SDSStage.FIRST, chosen)[0]
+    losses[SDSStage.CONTROL] = 1.0
+    assert choose(losses, chosen) == SDSStage.CONTROL
+    assert verdict(losses, SDSStage.CONTROL, chosen) == []
+    assert choose({}, config(until="first", control=False)) == SDSStage.FIRST
+
+
+def test_without_held_out_segments_the_decision_is_said_to_be_untested(
+    toy, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    told = recorder()
+    result = run_sds(toy(), calibration[:8], config(holdout=0), Checkpoints(tmp_path), told)
+    assert result.kept == SDSStage.SDS and result.heldout == {}
+    assert any("not compared" in line for line in told.lines)
+    assert set(told.lines) == set(result.warnings)
+
+
+def test_too_little_text_is_warned_of(toy, calibration: Tensor, tmp_path: Path) -> None:
+    result = run_sds(toy(), calibration[:2, :32], config(), Checkpoints(tmp_path), SilentReporter())
+    assert any("64 calibration tokens" in text and "down_proj" in text for text in result.warnings)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.125, 12), (0.5, 48), (0.01, 1)])
+def test_held_out_segments_are_apart(share: float, held: int, calibration: Tensor) -> None:
+    fitted, apart = split(calibration, share)
+    assert len(apart) == held
+    assert torch.equal(torch.cat([fitted, apart]), calibration)
+
+
+def test_one_segment_is_never_held_out(calibration: Tensor) -> None:
+    fitted, apart = split(calibration[:1], 0.5)
+    assert (len(fitted), len(apart)) == (1, 0)
+
+
+def test_the_lower_held_out_loss_wins_and_losing_to_the_control_is_said() -> None:
+    losses = {SDSStage.FIRST: 3.0, SDSStage.CONTROL: 1.0, SDSStage.SECOND: 2.0, SDSStage.SDS: 2.5}
+    assert choose(losses, config()) == SDSStage.SECOND
+    said = " ".join(verdict(losses, SDSStage.SECOND, config()))
+    assert "higher held-out loss" in said and "(control)" in said
+    better = losses | {SDSStage.SDS: 0.5}
+    assert choose(better, config()) == SDSStage.SDS
+    assert verdict(better, SDSStage.SDS, config()) == []
+
+
+def test_the_loss_is_the_models_own(toy, unseen: Tensor) -> None:
+    model = toy()
+    expected = model(input_ids=unseen, labels=unseen, use_cache=False).loss.item()
+    assert mean_loss(model, unseen, torch.float32) == pytest.approx(expected, rel=1e-5)

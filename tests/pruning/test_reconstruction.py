@@ -1,0 +1,233 @@
+"""Block reconstruction lowers the error of blocks, keeps zeros, resumes exactly, and can be off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.models.block_forward import Call, open_stream, run_block
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import weights_hash
+from backend.pruning.block_work import _diverged
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.heldout import choose, verdict
+from backend.pruning.passes import reconstruction
+from backend.pruning.sds import install, run_sds
+from backend.pruning.stage_store import SDSStageStore
+from backend.reporter import SilentReporter
+from backend.training.block_reconstruction import (
+    Examples,
+    Reconstruction,
+    reconstruct,
+    relative_error,
+)
+from tests.pruning.stages import cut_short, stage_hashes
+
+BLOCKS, EPOCHS = 3, 2
+
+
+def config(**fields: object) -> SDSConfig:
+    few = {"holdout": 0.25, "redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS}
+    return SDSConfig.model_validate({"precision": "float32", **few, **fields})
+
+
+@pytest.fixture
+def ids(calibration: Tensor) -> Tensor:
+    return calibration[:8]  # of which 2 are held out
+
+
+def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The hidden states [N, L, d] behind the last block, before the final norm."""
+    stream = open_stream(model, ids, len(ids))
+    hidden = stream.hidden
+    for block in range(BLOCKS):
+        hidden = run_block(model, stream, block, hidden)
+    return next(iter(hidden))
+
+
+def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    dense, model, told = outputs(toy(), ids), toy(), recorder()
+    result = run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
+    for stage in config().stages:
+        install(model, Checkpoints(tmp_path), stage)
+        texts = zip(ids.split([6, 2]), dense.split([6, 2]), strict=True)  # fitted and held out
+        wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
+    for start, made in (
+        (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS), (SDSStage.SDS, SDSStage.SDS_BLOCKS)
+    ):  # fmt: skip
+        assert wrong[made][0] < 0.9 * wrong[start][0]
+        assert wrong[made][1] < wrong[start][1]
+        assert result.heldout[made] < result.heldout[start]
+        for block in range(BLOCKS):
+            before, after = store.weights(start, block), store.weights(made, block)
+            assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
+        curve = [value for name, value, _ in told.metrics if name == f"reconstruction/{made}"]
+        assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
+    assert result.kept == SDSStage.SDS_BLOCKS
+    assert result.seconds["blocks"] > 0
+    done = [d for d, _, _ in told.progressed]
+    assert done == sorted(done) and done[-1] == told.progressed[-1][1]
+
+
+@pytest.mark.parametrize("activations", ["memory", "disk"])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    activations: str, toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen, model, whole = config(activations=activations), toy(), recorder()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
+    expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
+    counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
+    metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
+    model, last = toy(), recorder()
+    run_sds(model, ids, chosen, Checkpoints(cut), last)
+    assert stage_hashes(model, cut, chosen) == expected
+    assert metrics + last.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("fields", "made"),
+    [({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
+     ({"until": "first", "control": False}, {SDSStage.FIRST_BLOCKS}),
+     ({"control": False}, {SDSStage.SDS_BLOCKS}),
+     ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
+     ({"adjust": "off", "holdout": 0}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
+)  # fmt: skip
+def test_it_starts_from_the_last_stage_there_is(
+    fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
+) -> None:
+    chosen = config(**fields)
+    result = run_sds(toy(), ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
+    assert result.kept == chosen.stages[-1]
+    assert bool(result.heldout) == bool(chosen.holdout)
+
+
+def test_targets_are_the_hidden_states_of_the_dense_model(
+    toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the dense block makes of the compressed model's, which are its inputs."""
+    seen = list[Examples]()
+
+    def keep(model: PreTrainedModel, examples: Examples, *rest: Any) -> Reconstruction:
+        seen.append(examples)
+        return reconstruct(model, examples, *rest)
+
+    monkeypatch.setattr(reconstruction, "reconstruct", keep)
+    run_sds(toy(), ids, config(until="first"), Checkpoints(tmp_path), SilentReporter())
+    model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
+    stream = open_stream(model, ids, 1)
+    dense = made = stream.hidden
+    for block, examples in enumerate(seen):
+        dense = run_block(model, stream, block, dense)
+        assert all(map(torch.equal, examples.targets, dense))
+        assert all(map(torch.equal, examples.inputs, made))
+        linears = block_linears(model, block)
+        for module, W in stores.weights(SDSStage.FIRST_BLOCKS, block).items():
+            linears[module].write(W)
+        made = run_block(model, stream, block, made)
+    assert len(seen) == BLOCKS
+
+
+def test_a_token_whose_states_are_zero_counts_for_nothing() -> None:
+    targets, wrong = torch.ones(1, 4, 8), torch.zeros(1, 4, 8, requires_grad=True)
+    targets[0, 0] = 0
+    error = relative_error(targets + wrong * targets, targets)
+    error.backward()
+    assert error.item() == 0 and wrong.grad is not None and wrong.grad.isfinite().all()
+    assert relative_error(2 * targets, targets).item() == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"), [("redense", "damping"), ("sds-blocks", "reconstruct_rate")]
+)
+def test_what_is_not_finite_names_what_to_change(stage: str, field: str) -> None:
+    assert _diverged("mlp.down_proj", SDSStage(stage)).field == field
+
+
+def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
+    """Two steps of Adam on the first block with its own parameters, as a textbook has them."""
+    weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
+    masks = [(W != 0).float() for W in weights]
+    moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
+    for step in range(2):
+        args, kwargs = call
+        output = decoder_blocks(model)[0](x, *args, **kwargs)
+        loss = ((output - y).square().sum(-1) / y.square().sum(-1)).mean()
+        rate = 1e-3 * (0.5 if step else 1)  # cosine: 1, then the middle
+        gradients = torch.autograd.grad(loss, weights)
+        for W, mask, gradient, (m, v) in zip(weights, masks, gradients, moments, strict=True):
+            gradient = gradient * mask
+            m.mul_(0.9).add_(0.1 * gradient)
+            v.mul_(0.999).add_(0.001 * gradient.square())
+            scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            W.data.sub_(rate * m / (1 - 0.9 ** (step + 1)) / scale)
+
+
+def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
+    model, ids = toy(), ids[:1]
+    stream = open_stream(model, ids, 1)
+    x = next(iter(stream.hidden))
+    y = next(iter(run_block(model, stream, 0, [x])))
+    start = {}
+    for module, linear in block_linears(model, 0).items():
+        W = linear.read()
+        start[module] = W * (W.abs() > W.abs().median())
+        linear.write(start[module])
+    examples = Examples(stream, 0, [x], [y], 1)
+    masked = reconstruction.MaskedWeights(start, 1e-3)
+    found = reconstruct(model, examples, masked, 2, lambda: None, lambda _: None)
+    two_steps(model, stream.calls[0][0], x, y)
+    for module, linear in block_linears(model, 0).items():
+        torch.testing.assert_close(found.parameters[module], linear.read(), rtol=1e-4, atol=1e-6)
+    assert found.epoch == 2
+
+
+def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    """A rate at which it diverges: every block keeps the weights it had."""
+    chosen, told = config(reconstruct_rate=0.1, until="first"), recorder()
+    run_sds(toy(), ids, chosen, Checkpoints(tmp_path), told)
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+        1.0
+    ] * BLOCKS
+    assert sum("after epoch 0." in line for line in told.lines) == BLOCKS
+    store = SDSStageStore(Checkpoints(tmp_path))
+    for block in range(BLOCKS):
+        kept, start = (store.weights(x, block) for x in (SDSStage.FIRST_BLOCKS, SDSStage.CONTROL))
+        assert all(torch.equal(W, start[module]) for module, W in kept.items())
+
+
+def test_a_model_that_has_the_mask_already_is_left_as_it_is(
+    toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    chosen = config(until="first", control=False, base="magnitude")
+    pruned, told = toy(), recorder()
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "once"), SilentReporter())
+    install(pruned, Checkpoints(tmp_path / "once"), SDSStage.FIRST)
+    once = weights_hash(pruned)
+    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "twice"), told)
+    assert weights_hash(pruned) == once
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+        1.0
+    ] * BLOCKS
+
+
+def test_off_it_makes_no_stage() -> None:
+    assert not {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(SDSConfig().stages)
+
+
+def test_the_choice_and_what_is_said_of_it() -> None:
+    first, control, blocks = SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS
+    chosen = config(until="first")
+    assert choose({first: 3.0, control: 2.0, blocks: 2.0}, chosen) == blocks
+    losses = {first: 3.0, control: 2.0, blocks: 2.5}
+    assert choose(losses, chosen) == control
+    assert "block reconstruction ended with a higher" in verdict(losses, control, chosen)[0]
+    whole = dict.fromkeys(config().stages, 2.0) | {blocks: 1.0}
+    assert "First pruning, blocks" in verdict(whole, choose(whole, config()), config())[0]

@@ -1,0 +1,223 @@
+"""A run that was stopped, killed or damaged goes on to the very same bits."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.calibration.linalg import NotPositiveDefiniteError
+from backend.calibration.second_moments import StatisticsLevel
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError, ComputeError, ConfigError, ModelError
+from backend.models.blocks import block_linears
+from backend.models.loading import weights_hash
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.passes import pruning
+from backend.pruning.pruners.magnitude import magnitude
+from backend.pruning.pruners.registry import PRUNERS, Pruner
+from backend.pruning.sds import run_sds
+from backend.reporter import SilentReporter
+from tests.pruning.stages import stage_hashes
+
+
+def config(**fields: object) -> SDSConfig:
+    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+
+
+@pytest.fixture
+def ids(calibration: Tensor) -> Tensor:
+    return calibration[:16]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str], SDSStage]]:
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
+        chosen = config(precision=precision)
+        result = run_sds(model, _toy[1][:16], chosen, Checkpoints(folder), SilentReporter())
+        runs[precision] = stage_hashes(model, folder, config()), result.kept
+    return runs
+
+
+def finished(workspace: Path) -> int:
+    return len([*workspace.glob("first-*"), *workspace.glob("second-*")])
+
+
+@pytest.mark.parametrize(
+    ("precision", "blocks"), [*(("float32", k) for k in range(6)), ("bfloat16", 4)]
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
+) -> None:
+    """Stopped once `blocks` of the six checkpoints are there: three of each pass."""
+    chosen = config(precision=precision)
+    with pytest.raises(CancelledError):
+        stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
+        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+    assert finished(tmp_path) == blocks
+    model, told = toy(), recorder()
+    result = run_sds(model, ids, chosen, Checkpoints(tmp_path), told)
+    expected, kept = uninterrupted[precision]
+    assert (weights_hash(model), result.kept) == (expected[kept], kept)
+    assert stage_hashes(model, tmp_path, config()) == expected
+    solved = {(s.block, s.stage) for s in told.snapshots}
+    assert len(solved) == 4 * max(0, 3 - blocks) + 2 * min(3, 6 - blocks)
+    assert told.progressed[-1][0] == told.progressed[-1][1]
+
+
+@pytest.mark.parametrize("damaged", ["first-0002", "first-0000", "second-0002"])
+def test_a_damaged_block_is_done_again(
+    damaged: str, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
+) -> None:
+    run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+    file = next((tmp_path / damaged).glob("s*.safetensors" if "second" in damaged else "r*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    model, told = toy(), recorder()
+    run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
+    assert {s.block for s in told.snapshots} == {int(damaged[-1])}
+
+
+def test_a_finished_run_computes_nothing_again(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    first = run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+    model, told = toy(), recorder()
+    again = run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    assert told.snapshots == []
+    assert (again.kept, again.heldout, again.errors) == (first.kept, first.heldout, first.errors)
+
+
+def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    """A job writes its figures when a checkpoint is about to appear; later ones could be lost."""
+    told, seen = recorder(), []
+    checkpoints = Checkpoints(
+        tmp_path, lambda: seen.append((len(told.snapshots), len(told.metrics)))
+    )
+    run_sds(toy(), ids, config(holdout=0), checkpoints, told)
+    first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
+    counts = [(0, 0)]
+    for snapshots, metrics in (first, first, first, second, second, second):
+        counts.append((counts[-1][0] + snapshots, counts[-1][1] + metrics))
+    assert seen == counts
+
+
+def test_another_run_may_not_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
+    model = toy()
+    run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+    others = [
+        (toy(), ids, config(pattern="4:8")),
+        (toy(), ids[:8], config()),
+        (model, ids, config()),  # pruned already
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match="another run"):
+            run_sds(*other, Checkpoints(tmp_path), SilentReporter())
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(
+    toy, ids: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch, uninterrupted
+) -> None:
+    """As on a cluster, where the next node may have another processor."""
+    computes = "backend.models.precision.computes_bfloat16"
+    chosen = config(precision="auto")
+    monkeypatch.setattr(computes, lambda device: True)
+    with pytest.raises(CancelledError):
+        stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
+        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+    monkeypatch.setattr(computes, lambda device: False)
+    model = toy()
+    run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
+
+
+def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(
+    toy, ids: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_sds(toy(), ids, config(pattern="2:3"), Checkpoints(tmp_path), SilentReporter())
+    assert caught.value.field == "pattern"
+    assert "model.layers.0.self_attn.q_proj (64 inputs)" in caught.value.why
+    assert "2, 4, 8, 16, 32" in caught.value.do
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Path) -> None:
+    model = toy()
+    block_linears(model, 1)["mlp.up_proj"].layer.weight.data[3, 4] = torch.nan
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
+        run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (4, 1), (16,)])
+def test_text_of_no_use_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="calibration"):
+        run_sds(toy(), torch.zeros(shape).long(), config(), Checkpoints(tmp_path), SilentReporter())
+
+
+def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Path) -> None:
+    model = toy()
+    block_linears(model, 1)["mlp.up_proj"].layer.weight.data.mul_(1e38)
+    with pytest.raises(ComputeError, match=r"layers\.1\.mlp\.down_proj"):
+        run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+
+
+def test_a_diverging_solver_is_stopped_with_the_layers_name(
+    toy, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "redense", lambda sparse, *_: sparse * torch.inf)
+    with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
+        run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch):
+    """Makes magnitude pruning ask for a damping of at least `enough`."""
+
+    def make(enough: float) -> None:
+        def prune(W, inputs, pattern, damping):
+            if damping < enough:
+                raise NotPositiveDefiniteError
+            return magnitude(W, inputs, pattern, damping)
+
+        stub = Pruner(prune, StatisticsLevel.NOTHING)
+        monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
+
+    return make
+
+
+def test_damping_is_raised_aloud(stubborn, toy, ids: Tensor, tmp_path: Path, recorder) -> None:
+    stubborn(0.5)
+    told = recorder()
+    result = run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), told)
+    raised = [text for text in result.warnings if "damping raised to 1." in text]
+    assert len(raised) == 2 * 21  # every linear, in both passes
+    assert "model.layers.0.self_attn.q_proj" in raised[0]
+    assert set(raised) <= set(told.lines)
+
+
+def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
+    stubborn(1e9)
+    with pytest.raises(ComputeError, match=r"q_proj could not be pruned") as caught:
+        run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), SilentReporter())
+    assert caught.value.do
+
+
+def test_a_hessian_of_too_little_text_is_damped_aloud(
+    toy, ids: Tensor, tmp_path: Path, recorder
+) -> None:
+    """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
+    told, model = recorder(), toy()
+    chosen = config(base="sparsegpt", damping=1e-7, until="first", holdout=0, control=False)
+    result = run_sds(model, ids[:2, :16], chosen, Checkpoints(tmp_path), told)
+    raised = [text for text in result.warnings if "not positive definite" in text]
+    assert raised and set(raised) <= set(told.lines)
+    for block in range(3):
+        for linear in block_linears(model, block).values():
+            W = linear.read()
+            assert W.isfinite().all() and ((W.view(-1, 4) != 0).sum(1) <= 2).all()

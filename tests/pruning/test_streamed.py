@@ -1,0 +1,211 @@
+"""SDS on a streamed model: the same bits, in memory that does not grow with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
+
+from backend.calibration.second_moments import StatisticsLevel
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError, ComputeError, ModelError
+from backend.models import loading
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.loading import load, weights_hash
+from backend.pruning.config import SDSConfig, SDSStage
+from backend.pruning.pruners.registry import PRUNERS, Pruner
+from backend.pruning.sds import run_sds
+from backend.pruning.stage_store import SDSStageStore
+from backend.reporter import SilentReporter
+from tests.pruning.stages import stage_hashes
+
+CONFIGS = {
+    "gpt2": GPT2Config(
+        vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
+        eos_token_id=2, initializer_range=0.3,
+    ),
+    "opt": OPTConfig(
+        vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=64, word_embed_proj_dim=16, do_layer_norm_before=False,
+        init_std=0.3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ),
+}  # fmt: skip
+Make = Callable[[str, bool], PreTrainedModel]
+
+
+def config(**fields: object) -> SDSConfig:
+    return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
+
+
+@pytest.fixture
+def make(tmp_path_factory) -> Make:
+    """The toy or a small model of another family, whole or streamed."""
+    folder = tmp_path_factory.mktemp("model")
+
+    def build(family: str, streamed: bool) -> PreTrainedModel:
+        if family == "toy":
+            return load("toy", streamed=streamed).model
+        if not any(folder.iterdir()):
+            torch.manual_seed(0)
+            AutoModelForCausalLM.from_config(CONFIGS[family]).save_pretrained(folder)
+        read = loading._streamed if streamed else loading._whole
+        return read(folder, torch.float32, torch.device("cpu"))[0].eval()
+
+    return build
+
+
+def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path) -> tuple:
+    """Every stage's hash, what is kept, and all figures but the times."""
+    result = run_sds(model, ids, chosen, Checkpoints(folder), SilentReporter())
+    kept = weights_hash(model)
+    hashes = stage_hashes(model, folder, chosen)
+    assert hashes[result.kept] == kept and len(set(hashes.values())) == len(hashes)
+    return hashes, result.kept, result.heldout, result.errors, result.zero_share
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("toy", {"reconstruct": 2}),
+        ("toy", {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt"}),
+        ("toy", {"pattern": "50%", "allocation": "owl"}),
+        ("toy", {"until": "first", "exclude": "1.*"}),
+        ("gpt2", {"base": "sparsegpt", "reconstruct": 1}),
+        ("opt", {"pattern": "60%", "activations": "disk"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_it_ends_with_the_same_bits(
+    family: str, fields: dict, make: Make, calibration: Tensor, tmp_path: Path
+) -> None:
+    ids = calibration[:12, :48] % 96 if family != "toy" else calibration[:12]
+    whole = outcome(make(family, False), ids, config(**fields), tmp_path / "whole")
+    streamed = outcome(make(family, True), ids, config(**fields), tmp_path / "streamed")
+    assert streamed == whole
+
+
+def test_a_run_may_go_on_the_other_way(
+    make: Make, calibration: Tensor, tmp_path: Path, recorder
+) -> None:
+    ids, chosen = calibration[:12], config(activations="disk")
+    whole = outcome(make("toy", False), ids, chosen, tmp_path / "whole")
+    for n, streamed in enumerate((True, False, True)):
+        done = lambda _, n=n: len([*(tmp_path / "mixed").glob("*-0*")]) > 2 * n  # noqa: E731
+        with pytest.raises(CancelledError):
+            model, told = make("toy", streamed), recorder(stop=done)
+            run_sds(model, ids, chosen, Checkpoints(tmp_path / "mixed"), told)
+    assert outcome(make("toy", False), ids, chosen, tmp_path / "mixed") == whole
+
+
+def test_one_block_at_a_time(make: Make, calibration: Tensor, tmp_path: Path) -> None:
+    model, seen = make("toy", True), set()
+    for block in decoder_blocks(model):
+
+        def note(*_: object) -> None:
+            blocks = enumerate(decoder_blocks(model))
+            seen.add(tuple(n for n, b in blocks if not any(p.is_meta for p in b.parameters())))
+
+        block.register_forward_hook(note)
+    run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    assert seen == {(), (0,), (1,), (2,)}
+
+
+def test_a_damaged_block_is_named_before_any_work(
+    make: Make, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make("toy", True)
+    stored = vars(model)["residency"].stored
+    read = type(stored).read
+
+    def harmed(self, name, like, device):
+        tensor = read(self, name, like, device)
+        return tensor * torch.inf if name.endswith("2.mlp.up_proj.weight") else tensor
+
+    monkeypatch.setattr(type(stored), "read", harmed)
+    with pytest.raises(ModelError, match=r"layers\.2\.mlp\.up_proj.* not finite"):
+        run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    assert not any(tmp_path.iterdir())
+
+
+def test_hidden_states_wait_where_they_are_told_to(
+    toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    monkeypatch.setattr(
+        "backend.pruning.sds.batches_in", lambda folder: folders.append(folder) or list
+    )
+    for n, (choice, free) in enumerate(
+        [("disk", 10**12), ("memory", 1), ("auto", 1), ("auto", 10**12)]
+    ):
+        monkeypatch.setattr("backend.pruning.sds.free_memory", lambda _, free=free: free)
+        chosen = config(activations=choice, until="first", control=False, holdout=0)
+        run_sds(toy(), calibration[:2], chosen, Checkpoints(tmp_path / str(n)), SilentReporter())
+    assert folders == [tmp_path / "0", None, tmp_path / "2", None]
+
+
+def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_path: Path) -> None:
+    """The toy's weights are float16: its dense and its merely masked stages take half."""
+    model = toy()
+    dense = {m: x.read() for m, x in block_linears(model, 1).items()}
+    run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    sizes = {f.stem: f.stat().st_size for f in (tmp_path / "first-0001").glob("*.safetensors")}
+    assert 1.9 < sizes["redense"] / sizes["dense"] < 2.1
+    assert sizes["first"] == sizes["dense"]
+    stored = SDSStageStore(Checkpoints(tmp_path)).weights(SDSStage.DENSE, 1)
+    assert all(torch.equal(stored[m], W) and stored[m].dtype == W.dtype for m, W in dense.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError("no more"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_does_not_last_is_told_with_its_step(
+    error: Exception, told: bool, toy, calibration: Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def prune(*_: object) -> Tensor:
+        raise error
+
+    stub = Pruner(prune, StatisticsLevel.NOTHING)
+    monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
+    chosen = config(base="magnitude")
+    with pytest.raises(ComputeError if told else type(error)) as caught:
+        run_sds(toy(), calibration[:8], chosen, Checkpoints(tmp_path), SilentReporter())
+    if told:
+        assert "Out of memory: pruning of block 1 of 3" in caught.value.what
+        assert caught.value.why and caught.value.do
+
+
+def test_memory_that_does_not_last_for_a_forward_pass(
+    toy, calibration: Tensor, tmp_path: Path
+) -> None:
+    model = toy()
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    decoder_blocks(model)[1].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(ComputeError, match="forward passes and Grams of block 2") as caught:
+        run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    assert caught.value.field == "batch"
+
+
+def test_memory_that_does_not_last_for_the_held_out_losses(
+    toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("backend.pruning.heldout.mean_loss", fail)
+    with pytest.raises(ComputeError, match="held-out losses") as caught:
+        run_sds(toy(), calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    assert caught.value.field == "context"

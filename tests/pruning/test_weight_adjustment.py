@@ -1,0 +1,101 @@
+"""Weight adjustment: never worse, never denser, and near the exact optimum of a fixed mask."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.calibration.second_moments import InputStatistics
+from backend.pruning.pattern import Pattern
+from backend.pruning.pruners.registry import PRUNERS
+from backend.pruning.weight_adjustment import adjust
+
+PATTERNS = ["2:4", "4:8", "50%", "70%"]
+
+
+def pruned(layer, pattern: str, name: str = "wanda") -> Tensor:
+    return PRUNERS[name].prune(layer.W, layer.inputs, Pattern.parse(pattern), 0.01)
+
+
+def adjusted(layer, start: Tensor, pattern: str, steps: int, soft: bool) -> Tensor:
+    return adjust(start, layer.W, layer.inputs, Pattern.parse(pattern), steps, soft)
+
+
+def row_errors(layer, W: Tensor) -> Tensor:
+    return (((W - layer.W) @ layer.X) ** 2).sum(1)
+
+
+def best_on(layer, mask: Tensor) -> Tensor:
+    """Least squares of each row on the inputs its mask keeps, in float64."""
+    H = layer.inputs.gram.double()
+    best = torch.zeros_like(layer.W, dtype=torch.float64)
+    for row, keep in enumerate(mask):
+        kept = keep.nonzero().flatten()
+        best[row, kept] = torch.linalg.solve(H[kept][:, kept], H[kept] @ layer.W[row].double())
+    return best.float()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_fixed_mask_leads_to_its_least_squares(pattern: str, make_layer) -> None:
+    layer = make_layer(12, 32, 1000)
+    start = pruned(layer, pattern)
+    found = adjusted(layer, start, pattern, 3000, soft=False)
+    assert torch.allclose(found, best_on(layer, start != 0), atol=1e-3)
+    assert torch.equal(found != 0, start != 0)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", PRUNERS)
+def test_no_row_gets_worse_or_denser(soft: bool, pattern: str, name: str, make_layer) -> None:
+    layer = make_layer(24, 64, 500)
+    start = pruned(layer, pattern, name)
+    for steps in (1, 2, 30):
+        found = adjusted(layer, start, pattern, steps, soft)
+        assert (row_errors(layer, found) <= row_errors(layer, start) * (1 + 1e-4)).all()
+        assert ((found != 0).sum(1) <= (start != 0).sum(1)).all()
+        if Pattern.parse(pattern).structured:
+            groups = (found != 0).view(24, -1, Pattern.parse(pattern).group).sum(-1)
+            assert (groups <= Pattern.parse(pattern).keep).all()
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_more_steps_are_never_worse(soft: bool, make_layer) -> None:
+    """The descent itself overshoots; each row must end as the best it ever was."""
+    layer = make_layer(24, 64, 500)
+    start = pruned(layer, "2:4")
+    errors = [row_errors(layer, adjusted(layer, start, "2:4", t, soft)) for t in range(1, 60)]
+    for before, after in pairwise(errors):
+        assert (after <= before * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_adjustment_pays(pattern: str, make_layer) -> None:
+    layer = make_layer(24, 64, 1000)
+    start = pruned(layer, pattern)
+    assert layer.error(adjusted(layer, start, pattern, 30, soft=False)) < 0.8 * layer.error(start)
+
+
+def test_a_soft_mask_lets_a_pruned_weight_return(make_layer) -> None:
+    layer = make_layer(16, 64, 1000)
+    start = pruned(layer, "50%", "magnitude")
+    found = adjusted(layer, start, "50%", 30, soft=True)
+    assert ((found != 0) & (start == 0)).any()
+
+
+def test_the_arguments_are_left_alone(layer) -> None:
+    start, inputs = pruned(layer, "2:4"), layer.inputs
+    given = start, layer.W, inputs.gram
+    copies = [tensor.clone() for tensor in given]
+    adjust(start, layer.W, inputs, Pattern.parse("2:4"), 5, True)
+    assert all(torch.equal(a, b) for a, b in zip(copies, given, strict=True))
+
+
+def test_without_any_signal_nothing_moves(layer) -> None:
+    start = pruned(layer, "2:4")
+    silent = InputStatistics(10, torch.zeros(32), torch.zeros(32, 32))
+    found = adjust(start, layer.W, silent, Pattern.parse("2:4"), 10, True)
+    assert torch.equal(found, start)

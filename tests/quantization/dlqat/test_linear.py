@@ -1,0 +1,242 @@
+"""The layer that is trained inside its grid, against autograd and against itself once frozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from backend.quantization import GRID_NAMES, GridType
+from backend.quantization.dlqat.linear import PANEL, DLQATLinear
+from backend.quantization.grid import QuantGrid, offsets_of, quantised_from
+from backend.quantization.range_search import search_range
+
+ROWS, COLUMNS, SIZE, RANK = 12, 32, 8, 3
+
+
+def made(
+    *,
+    bits: int = 3,
+    grid_type: GridType = "zero-point",
+    moved: bool = True,
+    seed: int = 0,
+    space: str = "mse",
+    **options: object,
+) -> DLQATLinear:
+    """A layer with a clipped grid; `moved`: A, B and m are where training would bring them."""
+    torch.manual_seed(seed)
+    base = nn.Linear(COLUMNS, ROWS, bias=False)
+    base.weight.data.mul_(2)
+    grid = search_range(base.weight.detach(), bits, SIZE, grid_type, space)
+    layer = DLQATLinear(base, grid, **{"rank": RANK, "alpha": 6.0, **options})
+    if moved:
+        nn.init.normal_(layer.B.data, std=0.2)
+        layer.m.data.add_(0.1 * torch.randn_like(layer.m))
+    return layer
+
+
+def doubled(layer: DLQATLinear) -> DLQATLinear:
+    """The same layer in float64."""
+    layer.double()
+    grid = layer.grid
+    layer.grid = QuantGrid(grid.bits, grid.scale.double(), grid.zero.double())
+    return layer
+
+
+def by_autograd(layer: DLQATLinear, x: Tensor) -> Tensor:
+    """The forward pass as the equations have it; round passes its gradient through."""
+    grid, W0 = layer.grid, layer.base.weight.detach()
+    W = (W0 + layer.factor * layer.B @ layer.A).view(ROWS, grid.groups, -1)
+    s, z, m = (t.unsqueeze(-1) for t in (grid.scale, grid.zero, layer.m))
+    v = W / s
+    u = v + z
+    q = (u + ((v + z - z.round()).round() + z.round() - u).detach()).clamp(0, grid.top)
+    What = m * s * (q - z)
+    if layer.keep_zeros:
+        What = What * (W0 != 0).view(What.shape)
+    return linear(x, What.view(ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("grid_type", "keep_zeros"),
+    [("symmetric", False), ("symmetric", True), ("zero-point", False), ("zero-point", True),
+     ("offset", False)],
+)  # fmt: skip
+def test_the_closed_forms_are_those_of_autograd(keep_zeros: bool, grid_type: str) -> None:
+    layer = doubled(made(grid_type=grid_type, keep_zeros=keep_zeros))
+    layer.base.weight.data[:, ::5] = 0
+    x = torch.randn(2, 7, COLUMNS, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(2, 7, ROWS, dtype=torch.float64)
+    wanted = torch.autograd.grad(by_autograd(layer, x), (x, layer.A, layer.B, layer.m), dy)
+    found = torch.autograd.grad(layer(x), (x, layer.A, layer.B, layer.m), dy)
+    assert all(g.abs().max() > 1e-3 for g in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() < 1e-12 * max(1, other.abs().max())
+
+
+@settings(deadline=None)
+@given(st.integers(2, 8), st.sampled_from([*GRID_NAMES]), st.integers(0, 10**6))
+def test_the_closed_forms_hold_for_every_grid(bits: int, grid_type: str, seed: int) -> None:
+    layer = doubled(made(bits=bits, grid_type=grid_type, seed=seed))
+    x = torch.randn(5, COLUMNS, dtype=torch.float64)
+    wanted = torch.autograd.grad(by_autograd(layer, x).square().sum(), (layer.A, layer.B, layer.m))
+    found = torch.autograd.grad(layer(x).square().sum(), (layer.A, layer.B, layer.m))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_before_training_it_is_plain_rounding(grid_type: str) -> None:
+    layer = made(grid_type=grid_type, moved=False)
+    assert torch.equal(layer.effective(), layer.grid.nearest(layer.base.weight.detach()))
+    x = torch.randn(4, COLUMNS)
+    assert torch.equal(layer(x), linear(x, layer.grid.nearest(layer.base.weight.detach())))
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_no_level_has_a_code_outside_the_grid(grid_type: str) -> None:
+    """As a byte it would be another one."""
+    layer = made(grid_type=grid_type)
+    rows, level, _ = next(layer.walk())
+    far = torch.full_like(level, 1000.0)
+    assert (layer.codes_at(far, rows) == layer.grid.top).all()
+    assert not layer.codes_at(-far, rows).any()
+
+
+def test_a_clipped_weight_passes_nothing_to_the_update() -> None:
+    layer = made(moved=False)
+    u = layer.grid.codes(layer.base.weight.detach())
+    step = layer.grid.scale.repeat_interleave(SIZE, 1)
+    raw = (layer.base.weight / step).round() + layer.grid.zero.repeat_interleave(SIZE, 1)
+    clipped = raw != u
+    assert clipped.any()
+    layer.A.data = torch.eye(COLUMNS)  # rank = inputs: dL/dB is c D itself
+    layer.B.data = torch.zeros(ROWS, COLUMNS)
+    layer(torch.randn(9, COLUMNS)).square().sum().backward()
+    assert (layer.B.grad[clipped] == 0).all() and (layer.B.grad[~clipped] != 0).any()
+
+
+def test_only_what_is_trained_gets_a_gradient() -> None:
+    for trains in ((True, False), (False, True)):
+        layer = made(moved=False, trains=trains)
+        layer.base.requires_grad_(False)
+        layer(torch.randn(3, COLUMNS)).sum().backward()
+        assert (layer.B.grad is not None, layer.m.grad is not None) == trains
+        assert layer.base.weight.grad is None
+
+
+def test_frozen_it_computes_the_same() -> None:
+    layer = made()
+    frozen = layer.convert()
+    x = torch.randn(5, COLUMNS)
+    assert frozen.codes.dtype == torch.uint8 and int(frozen.codes.max()) <= 7
+    assert torch.equal(frozen.dense(), layer.effective())
+    assert torch.equal(linear(x, frozen.dense()), layer(x))
+
+
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+@pytest.mark.parametrize("m", [-0.3, 0.0])
+def test_a_magnitude_below_zero_is_kept_as_the_sign_of_the_scale(grid_type: str, m: float) -> None:
+    layer = made(grid_type=grid_type)
+    layer.m.data[0, 1] = m
+    frozen = layer.convert(torch.float16, grid_type)
+    again = quantised_from("x", 3, frozen.tensors()).dense()
+    assert (frozen.grid.scale[0, 1] < 0) == (m < 0)
+    assert torch.equal(again, frozen.dense())
+    assert torch.allclose(again, layer.effective(), atol=2e-3)
+
+
+def test_of_offsets_what_is_stored_is_rounded_too() -> None:
+    layer = made(grid_type="offset")
+    frozen = layer.convert(torch.float16, "offset")
+    offset = offsets_of(frozen.grid.scale, frozen.grid.zero)
+    assert torch.equal(offset.half(), offset.half().float().half())
+    assert torch.allclose(offset, offset.half().float(), rtol=1e-6)
+    assert torch.allclose(frozen.dense(), layer.effective(), atol=2e-3)
+    assert torch.equal(frozen.codes, layer.convert(torch.float32, "offset").codes)
+
+
+def test_scales_are_snapped_once_and_codes_are_not_touched() -> None:
+    layer = made()
+    exact, snapped = layer.convert(), layer.convert(torch.float16)
+    assert torch.equal(exact.codes, snapped.codes)
+    assert torch.equal(snapped.grid.scale, snapped.grid.scale.half().float())
+    assert not torch.equal(exact.grid.scale, snapped.grid.scale)
+
+
+def test_rounding_the_merged_weight_again_is_another_model() -> None:
+    """The first trap: the codes of a new min-max grid are not those that were trained."""
+    layer = made(space="minmax")
+    again = search_range(layer.effective(), 3, SIZE, "zero-point", "minmax").codes(
+        layer.effective()
+    )
+    assert (again != layer.convert().codes).any()
+
+
+def test_zeros_stay_zeros_wherever_training_goes() -> None:
+    layer = made(keep_zeros=True)
+    layer.base.weight.data[:, ::3] = 0
+    dense = layer.convert().dense()
+    assert (dense[:, ::3] == 0).all() and (dense[:, 1::3] != 0).any()
+
+
+def test_panels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, results = torch.randn(6, COLUMNS), []
+    for panel in (2**17, 5 * COLUMNS):
+        monkeypatch.setitem(PANEL, "cpu", panel)
+        layer = made()
+        layer(x).square().sum().backward()
+        results.append((layer.effective(), layer.A.grad, layer.B.grad, layer.m.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_passes_keep_codes_in_float32() -> None:
+    layer = made()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.randn(4, COLUMNS))
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(layer.effective(torch.bfloat16), layer.effective().bfloat16())
+
+
+@pytest.mark.parametrize("part", ["A", "B", "m"])
+def test_gradients_of_bfloat16_passes_are_those_of_float32_but_for_rounding(part: str) -> None:
+    found, x = [], torch.randn(40, COLUMNS)
+    for half in (False, True):
+        layer = made()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = layer(x)
+        y.float().square().sum().backward()
+        found.append(getattr(layer, part).grad)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert (found[0] - found[1]).norm() < 0.02 * found[0].norm()
+
+
+def test_nothing_as_large_as_the_weight_waits_for_the_backward_pass() -> None:
+    held: list[Tensor] = []
+    layer, x = made(), torch.randn(2, COLUMNS)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        layer(x)
+    assert all(t.numel() < ROWS * COLUMNS for t in held)
+
+
+def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
+    torch.manual_seed(0)
+    base = Conv1D(ROWS, COLUMNS)
+    base.bias.data.normal_()
+    W = base.weight.detach().T.contiguous()
+    layer = DLQATLinear(base, search_range(W, 3, SIZE, "symmetric", "mse"), rank=RANK)
+    x = torch.randn(4, COLUMNS)
+    assert torch.allclose(layer(x), linear(x, layer.grid.nearest(W), base.bias), atol=1e-6)
+    assert layer.shape == (ROWS, COLUMNS)
+
+
+def test_teaching_it_is_the_dense_layer() -> None:
+    layer, x = made(), torch.randn(4, COLUMNS)
+    layer.teaching = True
+    assert torch.equal(layer(x), layer.base(x))

@@ -1,0 +1,322 @@
+"""A whole DL-QAT run on the toy: every stage, in order, resumable, and what each is worth."""
+
+from __future__ import annotations
+
+import math
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
+
+from backend.calibration.linalg import NotPositiveDefiniteError
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
+from backend.models.blocks import block_linears
+from backend.models.loading import weights_hash
+from backend.quantization import GRID_NAMES, gptq
+from backend.quantization.dlqat import lora, pipeline
+from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
+from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.range_search import search_range
+from backend.reporter import SilentReporter
+
+LENGTH = 64
+ALL = ("rtn", "gptq", "m_only", "lora_only", "text_loss", "distil", "lora", "lora_gptq")
+QUICK = {
+    "bits": 2, "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 3, "batch": 2,
+    "length": LENGTH, "precision": "float32", "save_every": 2, "pictures": 2,
+}  # fmt: skip
+WORTH = {
+    **QUICK, "steps": 20, "batch": 4, "rate": 3e-3, "rate_m": 2e-3, "save_every": 20,
+}  # fmt: skip
+STOPPED = {"distil": True, "lora_gptq": True}
+
+
+def config(base: dict = QUICK, **fields: object) -> DLQATConfig:
+    return DLQATConfig.model_validate({**base, **fields})
+
+
+def run(qat: DLQAT, reporter=None) -> dict[DLQATStage, float]:
+    """Everything there is to do; the relative errors."""
+    reporter = reporter or SilentReporter()
+    for stage in qat.prepare(reporter):
+        qat.make(stage, reporter)
+    return qat.audit(reporter)
+
+
+def hashes(qat: DLQAT) -> dict[DLQATStage, str]:
+    found = {}
+    for stage in qat.stages:
+        with qat.installed(stage):
+            found[stage] = weights_hash(qat.run.model)
+    return found
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
+    return math.exp(model(input_ids=ids, labels=ids).loss.item())
+
+
+def begun(model: PreTrainedModel, text: Tensor, folder: Path, **fields: object) -> DLQAT:
+    """A run in the folder. text: [64 or more, LENGTH or more] token ids."""
+    rows = text[16:64, :LENGTH]
+    return DLQAT(model, text[:8, :LENGTH], rows, rows, config(**fields), Checkpoints(folder))
+
+
+@pytest.fixture
+def start(toy, calibration: Tensor, tmp_path: Path):
+    """Makes a run in the folder named."""
+
+    def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
+        return begun(model or toy(), calibration, tmp_path / folder, **fields)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(_toy, tmp_path_factory) -> tuple[dict[DLQATStage, float], dict[DLQATStage, str]]:
+    """Errors and weights of a run that nothing stopped."""
+    qat = begun(deepcopy(_toy[0]), _toy[1], tmp_path_factory.mktemp("whole"), **STOPPED)
+    return run(qat), hashes(qat)
+
+
+@pytest.fixture(scope="module")
+def everything(_toy, tmp_path_factory) -> dict[str, object]:
+    """Every stage, trained long enough to be worth something: perplexities on unseen text."""
+    rows, folder = _toy[1][16:96, :LENGTH], tmp_path_factory.mktemp("all")
+    fields = config(WORTH, block_epochs=2, **dict.fromkeys(ALL, True))
+    qat = DLQAT(deepcopy(_toy[0]), _toy[1][:16, :LENGTH], rows, rows, fields, Checkpoints(folder))
+    errors = run(qat)
+    unseen = _toy[1][96:]
+    found = {DLQATStage.DENSE: perplexity(qat.run.model, unseen)}
+    for stage in qat.stages:
+        with qat.installed(stage):
+            found[stage] = perplexity(qat.run.model, unseen)
+    return {"perplexity": found, "errors": errors}
+
+
+def test_each_stage_is_worth_what_it_should_be(everything) -> None:
+    """Loose: one seed, one small model. At 2 bits the differences are large."""
+    ppl = everything["perplexity"]
+    assert (
+        ppl[DLQATStage.DENSE] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.GPTQ] < ppl[DLQATStage.RTN]
+    )
+    assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_GPTQ]
+    assert ppl[DLQATStage.DLQAT] < 1.05 * min(ppl[DLQATStage.M_ONLY], ppl[DLQATStage.LORA_ONLY])
+    assert ppl[DLQATStage.DLQAT_KD] < ppl[DLQATStage.GPTQ]
+    assert ppl[DLQATStage.BLOCKS] < ppl[DLQATStage.GPTQ]
+    recovered = (ppl[DLQATStage.RTN] - ppl[DLQATStage.DLQAT]) / (
+        ppl[DLQATStage.RTN] - ppl[DLQATStage.DENSE]
+    )
+    assert recovered > 0.5
+
+
+def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
+    errors = everything["errors"]
+    assert set(errors) == set(DLQATStage) - {DLQATStage.DENSE}
+    assert errors[DLQATStage.LORA] < errors[DLQATStage.DLQAT]
+
+
+def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
+    qat = start(text_loss=False, gptq=False, lora=False)
+    run(qat)
+    for name, layer in qat.converted(DLQATStage.RTN).items():
+        W = qat.run.linears[name].read()
+        grid = search_range(W, 2, 32, "symmetric", "minmax")
+        assert torch.equal(layer.codes.float(), grid.codes(W))
+        assert torch.equal(layer.grid.scale, grid.scale.half().float())
+
+
+def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
+    seen = {}
+
+    class Watched(lora.StageTrainer):
+        def train(self) -> None:
+            super().train()
+            seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
+
+    monkeypatch.setattr(lora, "StageTrainer", Watched)
+    qat = start(text_loss=False, gptq=False, rtn=False)
+    run(qat)
+    dense = qat.run.model(input_ids=unseen[:2]).logits
+    with qat.installed(DLQATStage.LORA):
+        merged = qat.run.model(input_ids=unseen[:2]).logits
+    assert torch.allclose(merged, seen["logits"], atol=1e-4)
+    assert (merged - dense).abs().max() > 1e-3
+
+
+def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch) -> None:
+    seen = {}
+
+    class Watched(pipeline.StageTrainer):
+        def train(self) -> None:
+            super().train()
+            seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
+
+    monkeypatch.setattr(pipeline, "StageTrainer", Watched)
+    qat = start(lora=False, rtn=False, stored="float32")
+    run(qat)
+    with qat.installed(DLQATStage.DLQAT):
+        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["logits"])
+
+
+def test_the_dense_model_comes_back_after_every_stage(start) -> None:
+    qat = start(**dict.fromkeys(ALL, True))
+    before = weights_hash(qat.run.model)
+    run(qat)
+    assert len(set(hashes(qat).values())) == len(qat.stages)
+    assert weights_hash(qat.run.model) == before
+
+
+@pytest.mark.parametrize("count", [3, 8, 10, 14, 17])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    start, recorder, tmp_path: Path, whole, count: int
+) -> None:
+    """Stopped once `count` of its 19 checkpoints are there."""
+    with pytest.raises(CancelledError):
+        stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
+        run(start("cut", **STOPPED), stop)
+    qat = start("cut", **STOPPED)
+    assert (run(qat), hashes(qat)) == whole
+
+
+def test_a_finished_run_computes_nothing_again(start, recorder) -> None:
+    first = start()
+    errors = run(first)
+    told = recorder()
+    qat = start()
+    assert run(qat, told) == errors
+    assert told.snapshots == [] and told.metrics == []
+    assert qat.seconds == first.seconds  # of all attempts
+
+
+def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
+    taken = []
+
+    def timed(*given: object) -> None:
+        began = time.perf_counter()
+        compensate(*given)
+        taken.append(time.perf_counter() - began)
+
+    compensate = pipeline.quantize_blocks
+    monkeypatch.setattr(pipeline, "quantize_blocks", timed)
+    qat = start(text_loss=False, lora=False, rtn=False)
+    run(qat)
+    assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
+
+
+def test_another_runs_folder_is_refused(start) -> None:
+    run(start(text_loss=False, gptq=False, lora=False))
+    with pytest.raises(ConfigError, match="another run"):
+        start(steps=5)
+
+
+def test_a_stage_that_was_not_made_says_so(start) -> None:
+    with pytest.raises(NotFoundError, match="DL-QAT is not stored"):
+        start().converted(DLQATStage.DLQAT)
+
+
+def test_layers_left_dense_stay_dense(start) -> None:
+    qat = start(exclude="0.*, *.down_proj", lora=False)
+    run(qat)
+    with qat.installed(DLQATStage.DLQAT):
+        changed = {
+            (x.block, x.module): not torch.equal(x.read(), y.read())
+            for b in range(3)
+            for x, y in zip(
+                block_linears(qat.run.model, b).values(),
+                block_linears(start("other", lora=False).run.model, b).values(),
+                strict=True,
+            )
+        }
+    assert changed == {(b, m): b > 0 and m != "mlp.down_proj" for b, m in changed}
+
+
+@pytest.mark.parametrize("begin", ["gptq", "rounded"])
+def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
+    model = toy()
+    for block in range(3):
+        for linear in block_linears(model, block).values():
+            W = linear.read()
+            W[:, 1::2] = 0
+            linear.write(W)
+    qat = start(model=model, start=begin, lora_gptq=True, keep_zeros=True)
+    run(qat)
+    for stage in qat.stages:
+        if stage != DLQATStage.LORA:
+            for layer in qat.converted(stage).values():
+                dense = layer.dense()
+                assert (dense[:, 1::2] == 0).all() and (dense != 0).any()
+
+
+@pytest.mark.parametrize("space", ["minmax", "mse", "weighted", "lsq"])
+@pytest.mark.parametrize("grid_type", GRID_NAMES)
+def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
+    """In one block, as the others go the same way."""
+    only = {"start": "rounded", "lora": False, "gptq": False, "exclude": "0.*, 1.*"}
+    qat = start(space=space, grid=grid_type, steps=1, **only)
+    run(qat)
+    zeros = torch.cat([x.grid.zero.flatten() for x in qat.converted(DLQATStage.DLQAT).values()])
+    assert (zeros == 2).all() == (grid_type == "symmetric")
+    assert torch.equal(zeros, zeros.round()) == (grid_type != "offset")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_other_architectures(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        sizes = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2,
+                           resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)  # fmt: skip
+        model = GPT2LMHeadModel(sizes).eval()
+    else:
+        sizes = OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
+                          num_attention_heads=2, max_position_embeddings=32,
+                          word_embed_proj_dim=32, dropout=0)  # fmt: skip
+        model = OPTForCausalLM(sizes).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()  # biases that are not zero, too
+    ids = torch.randint(0, 64, (4, 24))
+    fields = config(lora_gptq=True, length=24, steps=2)
+    qat = DLQAT(model, ids, ids, ids, fields, Checkpoints(tmp_path))
+    assert run(qat)[DLQATStage.DLQAT] < 1
+
+
+def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
+    start, recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = gptq.compensate, []
+
+    def stubborn(W, U, *rest):
+        tried.append(1)
+        if len(tried) == 1:
+            raise NotPositiveDefiniteError
+        return real(W, U, *rest)
+
+    monkeypatch.setattr(gptq, "compensate", stubborn)
+    told = recorder()
+    run(start(lora=False, text_loss=False), told)
+    assert any("damping raised to 0.1" in line for line in told.lines)
+    monkeypatch.setattr(
+        gptq, "compensate", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
+    )
+    with pytest.raises(ComputeError) as failed:
+        run(start("never", lora=False, text_loss=False))
+    assert failed.value.field == "damping"
+
+
+def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> None:
+    model = toy()
+    model.model.norm.weight.data[0] = 1e6
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight") as refused:
+        start(model=model)
+    assert refused.value.field == "stored"
+
+
+def test_rows_of_odd_shape_are_refused(toy, calibration: Tensor, tmp_path: Path) -> None:
+    for labels in (calibration[:4], calibration[0]):
+        with pytest.raises(ConfigError):
+            DLQAT(toy(), calibration, calibration, labels, config(), Checkpoints(tmp_path))

@@ -1,0 +1,241 @@
+"""The training loop: its gradients, its losses, its schedule, and that it goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from backend.checkpoints import Checkpoints
+from backend.errors import CancelledError, ComputeError
+from backend.models.patching import swap_modules
+from backend.quantization.dlqat import losses
+from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
+from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.dlqat.trainer import _order, rate_factor, trainable
+from backend.reporter import SilentReporter
+
+ROWS, LENGTH = 12, 48
+QUICK = {
+    "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 4, "batch": 2, "length": LENGTH,
+    "precision": "float32", "rate": 2e-3, "save_every": 2, "start": "rounded", "space": "minmax",
+    "gptq": False, "rtn": False, "lora": False,
+}  # fmt: skip
+
+
+def config(**fields: object) -> DLQATConfig:
+    return DLQATConfig.model_validate({**QUICK, **fields})
+
+
+@pytest.fixture
+def rows(calibration: Tensor) -> Tensor:
+    """Training rows [12, 48]."""
+    return calibration[32 : 32 + ROWS, :LENGTH]
+
+
+@pytest.fixture
+def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
+    """Makes a run in a folder of its own, or in one that is there."""
+
+    def make(folder: str = "run", labels: Tensor | None = None, seed: int = 0, **fields) -> DLQAT:
+        return DLQAT(
+            toy(), calibration[:4, :LENGTH], rows, rows if labels is None else labels,
+            config(**fields), Checkpoints(tmp_path / folder), seed,
+        )  # fmt: skip
+
+    return make
+
+
+def made(qat: DLQAT, reporter=None, stage: DLQATStage = DLQATStage.DLQAT) -> dict[str, Tensor]:
+    """Codes and scales of all layers of `stage`, made now."""
+    reporter = reporter or SilentReporter()
+    qat.prepare(reporter)
+    qat.make(stage, reporter)
+    return {
+        f"{name}.{part}": tensor
+        for name, layer in qat.converted(stage).items()
+        for part, tensor in layer.tensors().items()
+    }
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    factors = [rate_factor(step, 40, 0.1) for step in range(40)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0 and factors[22] == pytest.approx(0.5)
+    assert factors[4:] == sorted(factors[4:], reverse=True) and 0 < factors[-1] < 0.01
+    assert rate_factor(0, 1, 0.0) == 1.0 and rate_factor(0, 1, 0.9) == 1.0
+
+
+def test_every_row_is_read_once_an_epoch() -> None:
+    assert sorted(_order(3, 0, 50).tolist()) == list(range(50))
+    assert not torch.equal(_order(3, 0, 50), _order(3, 1, 50))
+
+
+def test_the_loss_falls_and_the_curves_say_so(start, recorder) -> None:
+    told = recorder()
+    made(start(steps=12, batch=4), told)
+    loss = [value for name, value, _ in told.metrics if name == "loss/dlqat"]
+    assert len(loss) == 12 and loss[-1] < loss[0]
+    steps = [step for name, _, step in told.metrics if name == "m/dlqat/p50"]
+    assert steps == list(range(13))
+    changed = [value for name, value, _ in told.metrics if name == "changed/dlqat"]
+    assert changed[0] == 0 and 0 < changed[-1] < 0.5
+    assert told.progressed[-1][0] == told.progressed[-1][1] == 12
+
+
+def test_pictures_are_taken_at_both_ends_and_between(start, recorder) -> None:
+    told = recorder()
+    kept: list = []
+    told.profile = kept.append
+    qat = start(steps=8, pictures=3)
+    frozen = made(qat, told)
+    taken = {(p.name, p.step) for p in kept}
+    assert {step for name, step in taken if name == "magnitude"} == {0, 4, 8}
+    assert {step for name, step in taken if name == "scale"} == {0, 8}
+    last = {(p.tensor, p.name): p.values for p in kept if p.step == 8}
+    name = next(iter(qat.run.linears))
+    scale, codes = frozen[f"{name}.scale"], frozen[f"{name}.codes"]
+    of = f"{name}.weight"
+    assert torch.allclose(torch.from_numpy(last[of, "scale"]), scale, rtol=1e-3)
+    assert last[of, "codes"].tolist() == torch.bincount(codes.flatten(), minlength=8).tolist()
+    W = qat.converted(DLQATStage.DLQAT)[name].dense() - qat.run.linears[name].read()
+    error = W.view(*scale.shape, -1).square().mean(-1).sqrt()
+    assert torch.allclose(torch.from_numpy(last[of, "error"]), error, rtol=5e-3, atol=1e-5)
+    worst = last[of, "worst"]
+    place = torch.from_numpy(last[of, "error"]).flatten().argmax().item()
+    assert tuple(worst[0, :2]) == divmod(place, scale.shape[1]) and worst[0, 2] == 4
+    group = W.view(*scale.shape, -1).view(-1, 32)[place]
+    kept = torch.from_numpy(worst[0, 3:])
+    assert torch.allclose(kept[32:] - kept[:32], group, atol=1e-3)  # of 12 bits
+    assert last[of, "clipped"].min() >= 0 and last[of, "clipped"].max() < 1
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+@pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16", "checkpointing": True}])
+def test_a_stopped_training_goes_on_to_the_same_bits(
+    start, recorder, done: int, fields: dict
+) -> None:
+    """Stopped behind step `done`; checkpoints are of steps 2 and 4."""
+    whole = made(start("whole", **fields))
+
+    def stop(told) -> bool:
+        return any(name == "loss/dlqat" and step >= done for name, _, step in told.metrics)
+
+    with pytest.raises(CancelledError):
+        made(start("cut", **fields), recorder(stop=stop))
+    told = recorder()
+    assert same(made(start("cut", **fields), told), whole)
+    steps = [step for name, _, step in told.metrics if name == "loss/dlqat"]
+    assert steps == list(range(1 if done < 2 else 3, 5))
+    assert same(made(start("cut", **fields)), whole)  # all of it is stored now
+
+
+def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) -> None:
+    whole = made(start("whole", steps=6))
+    stop = recorder(stop=lambda told: any(s == 5 for n, _, s in told.metrics if "loss" in n))
+    with pytest.raises(CancelledError):
+        made(start("cut", steps=6), stop)
+    newest = max(tmp_path.glob("cut/train-*"), key=lambda p: (p / "facts.json").read_text())
+    (newest / "tensors.safetensors").write_bytes(b"damaged")
+    told = recorder()
+    assert same(made(start("cut", steps=6), told), whole)
+    assert min(s for n, _, s in told.metrics if n == "loss/dlqat") == 3
+
+
+def test_more_passes_a_step_are_one_larger_batch(start) -> None:
+    one = made(start("one", batch=4, save_every=100))
+    four = made(start("four", batch=1, accumulate=4, save_every=100))
+    scales = [k for k in one if k.endswith("scale")]
+    assert all(torch.allclose(one[k], four[k], rtol=2e-3) for k in scales)
+    codes = [(one[k] != four[k]).float().mean() for k in one if k.endswith("codes")]
+    assert max(codes) < 0.002
+
+
+def test_checkpointed_activations_change_no_bit(start) -> None:
+    assert same(made(start("kept")), made(start("again", checkpointing=True)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "codes", "scales"),
+    [
+        ({"m_only": True, "text_loss": False}, False, True),
+        ({"lora_only": True, "text_loss": False}, True, False),
+        ({}, True, True),
+        ({"rank": 0}, False, True),
+    ],
+)
+def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
+    qat = start(rate=1e-2, rate_m=1e-2, **fields)
+    after = made(qat, stage=qat.stages[0])
+    moved = {"codes": False, "scale": False}
+    for name, linear in qat.run.linears.items():
+        _, grid = qat._start(linear)
+        moved["codes"] |= bool((after[f"{name}.codes"] != grid.codes(linear.read())).any())
+        moved["scale"] |= not torch.equal(after[f"{name}.scale"], grid.scale.half().float())
+    assert moved == {"codes": codes, "scale": scales}
+
+
+def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
+    """Rows judged in their first half are rows that end there: nothing sees the rest."""
+    labels = rows.clone()
+    labels[:, LENGTH // 2 :] = losses.UNJUDGED
+    judged = start(labels=labels)
+    found = losses.text_loss(judged.run, judged.run.model)(torch.arange(3))
+    logits = judged.run.model(input_ids=rows[:3, : LENGTH // 2]).logits[:, :-1]
+    wanted = cross_entropy(
+        logits.flatten(0, 1), rows[:3, 1 : LENGTH // 2].flatten(), reduction="sum"
+    )
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
+    qat = start(distil=True, bits=2)
+    layers = qat._layers(DLQATStage.DLQAT_KD, SilentReporter())
+    with swap_modules(qat.run.model, layers):
+        found = losses.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
+        q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
+    p = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
+    wanted = kl_div(q, p, reduction="sum", log_target=True)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
+    start, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    calls = []
+
+    def broken(run, model):
+        real = losses.text_loss(run, model)
+
+        def loss(rows: Tensor) -> Tensor:
+            calls.append(1)
+            return real(rows) * (math.nan if len(calls) > after else 1)
+
+        return loss
+
+    monkeypatch.setattr("backend.quantization.dlqat.pipeline.text_loss", broken)
+    with pytest.raises(ComputeError) as failed:
+        made(start())
+    assert f"step {after + 1}" in failed.value.what and failed.value.field == "rate"
+    assert ("checkpoint is at step 2" in failed.value.why) is (after == 3)
+
+
+def test_hooks_are_gone_after_training(start, recorder) -> None:
+    qat = start()
+    with pytest.raises(CancelledError):
+        made(qat, recorder(stop=lambda told: bool(told.metrics)))
+    blocks = qat.run.model.model.layers
+    assert not any(block._forward_hooks or block.training for block in blocks)
+    assert not qat.run.model.is_gradient_checkpointing
+    with trainable(qat.run.model, True, SilentReporter()):
+        assert all(block._forward_hooks and block.training for block in blocks)
+    assert not any(block._forward_hooks or block.training for block in blocks)
