@@ -14,7 +14,7 @@ from backend.drafters.checkpoint import CONFIG, FORMAT, WEIGHTS, BaseFingerprint
 from backend.drafters.config import DrafterConfig
 from tests.drafters.toys import base, drafter_of
 
-PAGE = Path(__file__).parents[3] / "docs" / "drafter-format.md"
+PAGE = Path(__file__).parents[2] / "docs" / "drafter-format.md"
 HEADS, LAYERS = 3, 2
 SHAPES = {
     "whole": {},

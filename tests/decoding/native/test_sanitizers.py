@@ -13,7 +13,7 @@ import pytest
 from backend.decoding.native.compiler import CompilerError, _compiler
 from tests.decoding.native.conftest import FLAGS, SANITIZERS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
 FILES = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
 REPORT = "report"
