@@ -167,7 +167,7 @@ METHODS: dict[str, Method] = {  # column -> kind of run, its fields, and the wor
     "SDS": ("sds", {**TEXT, "context": LENGTH}, sds),
     "DL-QAT": ("dlqat", {**TEXT, "context": LENGTH, "length": LENGTH, "group_size": 8,
                          "format": "dense"}, dlqat),
-    "Decoding": ("speed", {"max_new_tokens": NEW, "prompts": "toystories"}, decoding),
+    "Decoding": ("benchmark", {"max_new_tokens": NEW, "prompts": "toystories"}, decoding),
     "Drafter": ("amphista", {"text": "toystories", "data": "text", "answer_tokens": LENGTH,
                              "minutes": 0, "steps": 1}, drafter),
 }  # fmt: skip

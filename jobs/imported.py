@@ -16,9 +16,9 @@ from backend.backup.run_rows import (
     StoredRow,
     Text,
 )
+from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.report import PRODUCT_SPEED_UP, SAMPLED
 from jobs.kind import kind_named
-from jobs.speed.report import DecoderReport
 from jobs.submit import validated
 
 Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]

@@ -6,15 +6,15 @@
       - sds: {pattern: "2:4", preset: quick look}
       - dlqat: {bits: 4}
       - amphista: {architecture: eagle}
-      - speed: {}
+      - benchmark: {}
 
 The steps are ordinary runs in the queue. A step waits until the one before has succeeded; if that
 fails, the rest waits until it is resumed. The model of a step is what the last step that
-saves a model has saved; the drafters of a speed run are those trained for it before.
+saves a model has saved; the drafters of a benchmark are those trained for it before.
 
 With `alone: true` every step that has worked on a saved model and saves something runs once more,
-on the model the pipeline begins with, and each is timed as the last speed step says: what the chain
-gives is compared with each of its steps. These runs come last and have the tag "alone".
+on the model the pipeline begins with, and each is timed as the last benchmark step says: what the
+chain gives is compared with each of its steps. These runs come last and have the tag "alone".
 
 All steps are validated before any is queued. A run that is not there yet stands for its base then,
 whose shapes it will have.
@@ -42,28 +42,28 @@ from jobs.submit import checked, submit
 
 MOST_STEPS, LETTERS = 12, 20_000
 ALONE = "alone"  # the tag of runs the chain is compared with
-MODEL, DRAFTERS, PRESET, SPEED = "model", "drafters", "preset", "speed"
+MODEL, DRAFTERS, PRESET, BENCHMARK = "model", "drafters", "preset", "benchmark"
 PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "prune, quantise, draft": """\
 name: prune, quantise, draft
 model: {model}
 steps:
-  - speed: {{lookup: false}}
+  - benchmark: {{lookup: false}}
   - sds: {{preset: quick look, pattern: "2:4"}}
-  - speed: {{lookup: false}}
+  - benchmark: {{lookup: false}}
   - dlqat: {{bits: 4, keep_zeros: true}}
   - amphista: {{minutes: 10}}
-  - speed: {{}}
+  - benchmark: {{}}
 """,
         "quantise, draft": """\
 name: quantise, draft
 model: {model}
 steps:
-  - speed: {{lookup: false}}
+  - benchmark: {{lookup: false}}
   - dlqat: {{bits: 4}}
   - amphista: {{minutes: 10}}
-  - speed: {{}}
+  - benchmark: {{}}
 """,
         "prune, quantise": """\
 name: prune, quantise
@@ -169,7 +169,7 @@ def read(text: str) -> Pipeline:
 
 def _alone(steps: Sequence[Step]) -> Iterator[Step]:
     """Those that work on a saved model and save something, on the first model, each timed."""
-    timed = next((step for step in reversed(steps) if step.kind == SPEED), None)
+    timed = next((step for step in reversed(steps) if step.kind == BENCHMARK), None)
     first = next((n for n, step in enumerate(steps) if step.saves == MODEL), len(steps))
     for step in steps[first + 1 :]:
         if step.saves:

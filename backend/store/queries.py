@@ -300,7 +300,7 @@ def step_times(runs: Sequence[str | int]) -> list[StepTime]:
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
-    """The decoder reports of a speed run."""
+    """The decoder reports of a benchmark."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
     with reading() as session:
         return list(session.scalars(query.order_by(DecoderRow.decoder)))

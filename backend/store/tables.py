@@ -348,7 +348,7 @@ class StepTime(Table):
 
 
 class DecoderRow(Table):
-    """The results of a speed run for one decoder; see `jobs.speed.report.DecoderReport`."""
+    """The results of a benchmark for one decoder; see `jobs.benchmark.report.DecoderReport`."""
 
     __tablename__ = "decoder_reports"
 

@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "amphista": (
         MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes",
     ),
-    "speed": (MODEL, "--drafters=amphista-0003", "--name=Drafter against prompt lookup"),
+    "benchmark": (MODEL, "--drafters=amphista-0003", "--name=Drafter against prompt lookup"),
     "generate": (
         f"--prompt={PROMPT}", "--sides=smollm2-135m,amphista-0003,sds-0001,dlqat-0002",
         "--max-new-tokens=120", "--name=One prompt, four models",

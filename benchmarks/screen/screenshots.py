@@ -37,7 +37,7 @@ RUNS = (
     ("dlqat", "--model=toy", "--preset=quick look"),
     ("amphista", "--model=toy", "--minutes=0", "--steps=200", "--answers=256",
      "--answer-tokens=48"),
-    ("speed", "--model=toy", "--drafters=amphista-0008", "--count=6", "--max-new-tokens=32",
+    ("benchmark", "--model=toy", "--drafters=amphista-0008", "--count=6", "--max-new-tokens=32",
      "--rounds=2"),
     ("generate", "--sides=toy, amphista-0008", "--prompt=Once upon a time"),
 )  # fmt: skip
@@ -80,7 +80,7 @@ SHOTS = (
     ),
     Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint&layers=inputs"),
     Shot("quantization-light", "quantization?run={dlqat}"),
-    Shot("decoding-light", "decoding?run={speed}", tallest=1010),
+    Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),
 )
 

@@ -1,4 +1,4 @@
-"""`slimscope bench` and `slimscope generate`: runs of two kinds that people watch to their end."""
+"""`slimscope benchmark` and `slimscope generate`: runs that people watch to their end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from backend.queue.launcher import SUPERVISOR
 from backend.store import queries
 from backend.store.states import TERMINAL, State
 from jobs import operations
+from jobs.benchmark import config as benchmark
+from jobs.benchmark.kind import KIND as BENCHMARK
+from jobs.benchmark.report import decoder_reports, verdicts
 from jobs.cli.console import EXIT, follow, me, out, write
 from jobs.generate import config as generate
 from jobs.generate import transcript
 from jobs.record import record
-from jobs.speed import config as speed
-from jobs.speed.kind import KIND as SPEED
-from jobs.speed.report import decoder_reports, verdicts
 from jobs.submit import submit
 
 WATCH_S = 0.1  # between looks at a text that grows
@@ -29,23 +29,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def add_decoding(app: typer.Typer) -> None:
     """Gives the command line its two commands."""
-    app.command("bench")(bench)
+    app.command("benchmark")(benchmark_drafters)
     app.command("generate")(generate_text)
 
 
-def bench(
+def benchmark_drafters(
     drafters: Annotated[
         list[str] | None, typer.Argument(help="Runs such as amphista-0007.", show_default=False)
     ] = None,
     model: Annotated[str, typer.Option(help="Empty: the drafters' base.")] = "",
     prompts: Annotated[str, typer.Option(help="A set, or file:NAME.jsonl.")] = "auto",
-    preset: Annotated[str, typer.Option(help=" | ".join(SPEED.presets))] = "default",
+    preset: Annotated[str, typer.Option(help=" | ".join(BENCHMARK.presets))] = "default",
     as_json: Json = False,
 ) -> None:
     """Time decoding with and without drafters on this machine, and report what limits it."""
     values = {"drafters": ", ".join(drafters or ()), "prompts": prompts}
     values["model"] = model or _base_of(drafters or [])
-    job = submit(speed.NAME, {**SPEED.preset(preset), **values}, me())
+    job = submit(benchmark.NAME, {**BENCHMARK.preset(preset), **values}, me())
     ended = follow(job.run, quiet=as_json)
     if as_json:
         print(json.dumps(record(job.run), indent=1))
@@ -60,7 +60,7 @@ def bench(
 
 def _base_of(drafters: list[str]) -> str:
     """The model the first drafter was trained for; the usual one without any."""
-    usual = str(speed.SpeedJob.model_fields["model"].default)
+    usual = str(benchmark.BenchmarkJob.model_fields["model"].default)
     return str(queries.job(drafters[0]).config.get("model", usual)) if drafters else usual
 
 

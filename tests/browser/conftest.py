@@ -205,7 +205,7 @@ def is_foreign(url: str, dashboard: Dashboard) -> bool:
 def lab_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of small runs carried out on the toy model, by whichever process of tests
     comes first: three of SDS (sds-0001 to sds-0003), one that failed (count-0004), one of DL-QAT
-    (dlqat-0005), one of decoding speed (speed-0006). The name of those that succeeded is an attack.
+    (dlqat-0005), one benchmark (benchmark-0006). The name of those that succeeded is an attack.
     statistics-0007 looked at a layer of 4096 x 4096 weights."""
     data = shared_folder(tmp_path_factory) / "lab-runs"
     finished = data / "finished"
@@ -249,7 +249,7 @@ def carry_out_the_runs() -> None:
     sweep.queue("sds", TOY | SMALL | {"pattern": "2:4"}, pruners, HOST, name=EVIL)
     submit("count", {"fails_at": 1}, HOST)
     submit("dlqat", TOY | SMALL | TINY, HOST, name=EVIL)
-    submit("speed", TOY | SHORT, HOST, name=EVIL)
+    submit("benchmark", TOY | SHORT, HOST, name=EVIL)
     submit("statistics", {"model": str(wide_model()), "threads": 1}, HOST, name=EVIL)
     loop, deadline = SupervisorLoop(ForkEngine(2)), time.monotonic() + RUNS_S
     while loop.turn():

@@ -31,7 +31,7 @@ QUERIES = {
     "sweep": "id=sds-0001",
     "weights": "run=sds-0001",
     "quantization": "run=dlqat-0005",
-    "decoding": "run=speed-0006",
+    "benchmark": "run=benchmark-0006",
     "compare": "ids=sds-0001,sds-0002,sds-0003",
     "report": "n=1",
 }

@@ -24,7 +24,7 @@ from jobs.runtime import figures
 from jobs.runtime.main import execute
 from jobs.submit import submit
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
-from tests.jobs.kinds import test_amphista, test_dlqat, test_generate, test_sds, test_speed
+from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_generate, test_sds
 from tests.queue.conftest import HOST, Wait, running
 
 
@@ -101,7 +101,7 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "sds": (test_sds.SMALL, CHECKPOINT, full),
     "dlqat": (test_dlqat.SMALL, CHECKPOINT, full),
     "amphista": (test_amphista.SMALL, CHECKPOINT, full),
-    "speed": (test_speed.SMALL, CHECKPOINT, full),
+    "benchmark": (test_benchmark_kind.SMALL, CHECKPOINT, full),
     "statistics": ({"model": "toy"}, CHECKPOINT, full),
     "generate": (test_generate.SMALL, "jobs.generate.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),

@@ -13,11 +13,11 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.benchmark.report import decoder_reports
 from jobs.metrics import MEMORY, PROCESSOR
 from jobs.reproduction import compare
-from jobs.speed.report import decoder_reports
 from jobs.submit import submit
-from tests.jobs.kinds import test_amphista, test_dlqat, test_sds, test_speed
+from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_sds
 from tests.queue.conftest import HOST, Wait, process_of
 
 KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
@@ -70,7 +70,9 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     job = submit(
-        "speed", {**test_speed.SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3}, HOST
+        "benchmark",
+        {**test_benchmark_kind.SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3},
+        HOST,
     )
 
     def answers(prompt: int) -> list[Path]:

@@ -144,13 +144,13 @@ def test_a_saved_model_that_is_not_whole_any_more_is_refused(queue: Path, harm: 
         config.unlink()
     else:
         config.write_text(config.read_text()[:20])
-    for kind, field in (("speed", "model"), ("generate", "sides")):
+    for kind, field in (("benchmark", "model"), ("generate", "sides")):
         with pytest.raises(ConfigError, match="damaged") as refused:
             checked(kind, {"sides": run, **ASKED} if kind == "generate" else {"model": run})
         assert refused.value.field == field
 
 
-@pytest.mark.parametrize("kind", ["amphista", "speed", "generate"])
+@pytest.mark.parametrize("kind", ["amphista", "benchmark", "generate"])
 def test_packed_weights_do_not_compute_in_float32(queue: Path, kind: str) -> None:
     run = saved("dlqat", bits=4)
     values = {"sides": run, **ASKED} if kind == "generate" else {"model": run}

@@ -32,7 +32,7 @@ steps:
   - sds: {preset: quick look}
   - dlqat: {steps: 5}
   - amphista: {minutes: 0, steps: 5, answers: 32, heldout: 8}
-  - speed: {count: 2}
+  - benchmark: {count: 2}
 """
 
 
@@ -52,7 +52,7 @@ def queued(queue: object) -> list[Job]:
 
 def test_every_step_works_on_what_the_one_before_saves(queued: list[Job]) -> None:
     sds, dlqat, drafter, speed = queued
-    assert [job.kind for job in queued] == ["sds", "dlqat", "amphista", "speed"]
+    assert [job.kind for job in queued] == ["sds", "dlqat", "amphista", "benchmark"]
     assert [job.config["model"] for job in queued] == ["toy", sds.run, dlqat.run, dlqat.run]
     assert speed.config["drafters"] == drafter.run
     assert {job.name for job in queued} == {"all three"}
@@ -124,7 +124,7 @@ def test_a_reproduction_waits_as_its_original_does(queue: object) -> None:
 
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
-    first = submit("speed", {"model": "toy", "count": 2}, HOST)
+    first = submit("benchmark", {"model": "toy", "count": 2}, HOST)
     with pytest.raises(ConfigError, match="has saved no model"):
         submit("dlqat", {"model": first.run}, HOST)
     pruned = submit("sds", {"model": "toy"}, HOST)
@@ -186,7 +186,7 @@ def test_an_error_at_the_third_step_leaves_no_row(
 
 def test_what_only_the_runs_before_tell_is_refused_too(queue: object) -> None:
     """What a step will have saved: weights that are packed do not compute in float32."""
-    steps = "[sds: , dlqat: , speed: {precision: float32, count: 2}]"
+    steps = "[sds: , dlqat: , benchmark: {precision: float32, count: 2}]"
     with pytest.raises(ConfigError, match="float32"):
         pipeline.queue(pipeline.read(f"model: toy\nsteps: {steps}"), HOST)
     assert queries.jobs() == []
@@ -224,7 +224,7 @@ def test_a_model_that_will_be_packed_counts_as_packed(queue: Path) -> None:
     """Else a step would fail hours later."""
     quantised = submit("dlqat", {"model": "toy"}, HOST)
     with pytest.raises(ConfigError, match="float32"):
-        submit("speed", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
+        submit("benchmark", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
 
 
 def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
 def test_steps_alone_come_last_on_the_first_model(queue: object) -> None:
     queued = pipeline.queue(pipeline.read(TEXT.replace("steps:", "alone: true\nsteps:", 1)), HOST)
     sds, *_, speed = queued[:4]
-    kinds = ["dlqat", "speed", "amphista", "speed"]
+    kinds = ["dlqat", "benchmark", "amphista", "benchmark"]
     assert [job.kind for job in queued[4:]] == kinds
     assert [job.config["model"] for job in queued[4:]] == [
         "toy", queued[4].run, "toy", "toy",

@@ -17,11 +17,11 @@ from jobs import limits
 from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
 from jobs.submit import checked, submit
-from tests.jobs.kinds.test_speed import trained
+from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST
 
-KINDS = ("sds", "dlqat", "amphista", "speed", "generate", "evaluation", "statistics")
+KINDS = ("sds", "dlqat", "amphista", "benchmark", "generate", "evaluation", "statistics")
 READ_TEXT = KINDS[:-1]
 
 
@@ -115,7 +115,7 @@ def test_a_model_that_cannot_read_text(queue: Path, kind: str, harm: str) -> Non
     submit("statistics", {"model": str(folder)}, HOST)  # of the weights alone
 
 
-@pytest.mark.parametrize("kind", ["speed", "generate"])
+@pytest.mark.parametrize("kind", ["benchmark", "generate"])
 def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
     run, asked = trained(), len(queries.jobs())
     folder = drafter_folder(run)

@@ -30,7 +30,7 @@ BASE: Mapping[str, dict[str, Any]] = {
         "sds",
         "dlqat",
         "amphista",
-        "speed",
+        "benchmark",
         "generate",
         "evaluation",
         "statistics",

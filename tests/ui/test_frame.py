@@ -170,15 +170,15 @@ def test_the_navigation_has_five_entries_and_the_pages_of_a_section_are_one_clic
     assert [e.name for e in sections if e.current] == ["Home"] and not alone
     sections, inside = frame.navigation(by_name["Quantisation"], pages())
     assert [(e.name, e.address) for e in sections if e.current] == [("Explore", "weights")]
-    assert [e.name for e in inside] == ["Weights", "Quantisation", "Decoding"]
+    assert [e.name for e in inside] == ["Weights", "Quantisation", "Benchmark"]
     assert [e.name for e in inside if e.current == "page"] == ["Quantisation"]
     sections, inside = frame.navigation(by_name["Help"], pages())
     assert not inside and not any(entry.current for entry in sections)
 
 
 def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
-    moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "decoding",
-             "generate": "playground", "overview": "./"}  # fmt: skip
+    moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "benchmark",
+             "decoding": "benchmark", "generate": "playground", "overview": "./"}  # fmt: skip
     for old, new in moved.items():
         answer = client.get(f"/{old}?run=a-1&x=b%20c", headers=LOCAL, follow_redirects=False)
         assert (answer.status_code, answer.headers["location"]) == (308, f"{new}?run=a-1&x=b%20c")

@@ -197,7 +197,7 @@ COLUMNS = {
                     "tensor_snapshots.stats", "tensor_snapshots.quantiles",
                     "tensor_snapshots.counts", "tensor_profiles.shape",
                     "tensor_profiles.values"),
-    "speed-example": ("decoder_reports.report", "results.details"),
+    "benchmark-example": ("decoder_reports.report", "results.details"),
     "generate-example": ("jobs.config", "attempts.engine_ref"),
 }  # fmt: skip
 

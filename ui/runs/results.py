@@ -13,9 +13,9 @@ from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
+from jobs.benchmark import config as benchmark
 from jobs.kind import JobConfig, Kind, capitalized, kinds
 from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric, metric
-from jobs.speed import config as speed
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
@@ -240,6 +240,6 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         known.get("dtype") or known.get("precision") or "precision not recorded",
         f"{threads} thread{'' if threads == 1 else 's'}" if threads else "threads not recorded",
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
-        f"prefill {'included' if job.kind == speed.NAME else 'excluded'}",
+        f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
     return f"Speeds: {', '.join(filter(None, parts))}."

@@ -1,6 +1,6 @@
 """All HTML of the pages: Jinja templates, escaped by the environment, not by their authors.
 
-    html = fragments("pages/decoding/page.html")
+    html = fragments("pages/benchmark/page.html")
     html.verdict(job, sentences)          # a macro of that file, as `Markup`
     page = render("templates/api.html", path=path)
 

@@ -1,4 +1,4 @@
-"""`slimscope bench` and `slimscope generate`, in processes of their own."""
+"""`slimscope benchmark` and `slimscope generate`, in processes of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_text_is_printed_as_it_comes(supervised: SupervisorLoop) -> None:
 
 
 def test_decoders_are_timed_and_judged(supervised: SupervisorLoop) -> None:
-    words = ("bench", "--model", "toy", "--preset", "quick look")
+    words = ("benchmark", "--model", "toy", "--preset", "quick look")
     done = slimscope(*words, meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
@@ -35,8 +35,8 @@ def test_what_is_not_there_is_refused(queue: Path) -> None:
     for words in (
         ("generate", "Why?", "--drafter", "amphista-0099"),
         ("generate", "", "--model", "toy"),
-        ("bench", "amphista-0099"),
-        ("bench", "--model", "toy", "--preset", "none such"),
+        ("benchmark", "amphista-0099"),
+        ("benchmark", "--model", "toy", "--preset", "none such"),
     ):
         refused = slimscope(*words)
         assert refused.returncode == 2 and refused.stderr.startswith("slimscope:"), words

@@ -35,7 +35,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "rename": [[RUN, "another name"]],
     "import": [["export", RUN, FILE], [FILE]],
     "pipeline": [["--preset", "prune, quantise", "--model", "toy"]],
-    "bench": [["--model", "toy", "--preset", "quick look"]],
+    "benchmark": [["--model", "toy", "--preset", "quick look"]],
     "generate": [["Why?", "--model", "toy", "--max-new-tokens", "2"]],
     "submit": [["count", "--steps", "1"]],
 }
@@ -60,7 +60,7 @@ def test_one_value_is_printed(supervised: SupervisorLoop, tmp_path: Path, comman
     ]
     for line in before:
         assert slimscope(*line).returncode == 0, line
-    turn = supervised.turn if command in ("bench", "generate") else None
+    turn = supervised.turn if command in ("benchmark", "generate") else None
     done = slimscope(command, *words, "--json", meanwhile=turn)
     assert json.loads(done.stdout) and done.stderr == "", done
     assert done.returncode == 0 or command == "doctor", done

@@ -25,10 +25,10 @@ SMALL = {  # what makes the walk short: added at the end of a line, where it cou
     ("submit", "sds"): SDS,
     ("submit", "dlqat"): DLQAT,
     ("submit", "amphista"): AMPHISTA,
-    ("bench", "amphista-0003"): "--preset 'quick look'",
+    ("benchmark", "amphista-0003"): "--preset 'quick look'",
     ("generate", "--drafter"): "--max-new-tokens 8",
 }
-WAITS = {"--wait", "bench", "generate"}
+WAITS = {"--wait", "benchmark", "generate"}
 
 
 def lines() -> Iterator[list[str]]:
@@ -48,6 +48,6 @@ def test_the_lines_of_the_readme_work_in_their_order(supervised: SupervisorLoop)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     runs = {job.run: job.state for job in queries.jobs()}
     assert [*runs][::-1][:6] == [
-        "sds-0001", "dlqat-0002", "amphista-0003", "speed-0004", "generate-0005", "sds-0006",
+        "sds-0001", "dlqat-0002", "amphista-0003", "benchmark-0004", "generate-0005", "sds-0006",
     ]  # fmt: skip
     assert len(runs) == 12 and runs["sds-0012"] == "queued"

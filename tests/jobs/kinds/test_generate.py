@@ -30,7 +30,7 @@ from jobs.playground.pool import ModelPool
 from jobs.submit import checked, submit
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, toy_prompts
-from tests.jobs.kinds.test_speed import trained
+from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.jobs.playground.answering import AnsweringLoop
 from tests.queue.conftest import HOST, Wait
 

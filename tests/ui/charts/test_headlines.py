@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs.speed.report import DecoderReport
+from jobs.benchmark.report import DecoderReport
 from ui.charts import headlines
 
 

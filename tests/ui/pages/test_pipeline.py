@@ -29,7 +29,7 @@ model: toy
 steps:
   - sds: {{preset: quick look}}
   - amphista: {{minutes: 1, answers: 128, heldout: 16}}
-  - speed: {{count: 2}}
+  - benchmark: {{count: 2}}
 """
 
 

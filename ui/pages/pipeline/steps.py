@@ -8,6 +8,7 @@ from backend.errors import SlimscopeError
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
+from jobs.benchmark import config as benchmark
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import (
     ACCEPTED_LENGTH,
@@ -25,7 +26,7 @@ from ui.runs.results import RunResults, base_model, format_value, kind_of
 from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
-SIZE, SPEED = "size", "speed"
+SIZE = "size"
 ALONE = "Alone: "  # a step on the model the pipeline begins with
 OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
@@ -53,7 +54,7 @@ def chain(jobs: Sequence[Job]) -> list[LineageNode]:
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
     """The model it begins with, as the first step that measured its perplexity did, then what each
-    step ended with; of a speed run, every decoder."""
+    step ended with; of a benchmark, every decoder."""
     stored = by_run(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
@@ -61,7 +62,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     alone = {job.id for job in split_alone(jobs)[1]}
     for job in jobs:
         results, mark = found[job.id], ALONE if job.id in alone else ""
-        if job.kind == SPEED:
+        if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
             values = {name: results.final(name) for name in OF_A_STEP} | {SIZE: sizes.get(job.id)}
@@ -81,7 +82,7 @@ def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
-    """A row for each decoder of a speed run, the slowest first; the run alone before there are
+    """A row for each decoder of a benchmark, the slowest first; the run alone before there are
     any."""
     speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
     timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)

@@ -19,11 +19,11 @@ from backend.store.needs import connected
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
+from jobs.benchmark import config as benchmark
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
 from jobs.fields.saved_models import has_saved
 from jobs.generate import config as generate
-from jobs.speed import config as speed
 from ui.format import href, runs, size
 from ui.frame import current_user
 from ui.gradio_patches import event_data
@@ -115,11 +115,11 @@ def next_links(job: Job) -> Markup:
     offers = [
         (
             ended and has_saved(job, drafters.DRAFTER_FOLDER),
-            href("new", kind=speed.NAME, model=base, drafters=job.run),
+            href("new", kind=benchmark.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
         (ended and _decodes(job), try_it, "Generate with it"),
-        (job.kind == speed.NAME, href("decoding", run=job.run), "See its charts"),
+        (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
         (job.kind == generate.NAME, href("playground", run=job.run), "See its answers"),
         (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),

@@ -35,7 +35,7 @@ def stored(current: Settings) -> None:
     upgrade()
     store(job(2, kind="amphista", config={"model": "toy"}), *DRAFTER)
     saved_folder("amphista-0002", "drafter")
-    store(job(3, kind="speed", config={"model": "toy", "drafters": "amphista-0002"}))
+    store(job(3, kind="benchmark", config={"model": "toy", "drafters": "amphista-0002"}))
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
     store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
 
@@ -67,13 +67,13 @@ def test_a_forecast_is_told_as_one_beside_what_was_measured(
     store(result(3, "amphista-0002+lookup", "speed_up", 1.3))
     store(result(3, "amphista-0002", "speed_up", 0.895))
     measured = outcome(row, figures, 0)
-    assert "speed-0003 measured 0.90 ×." in measured and "Not measured" not in measured
+    assert "benchmark-0003 measured 0.90 ×." in measured and "Not measured" not in measured
 
 
 @pytest.mark.parametrize(
     ("kind", "recorded", "details", "said"),
     [
-        ("speed", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
+        ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
          "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
         ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
          "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
@@ -126,10 +126,10 @@ def links(number: int, **values: Any) -> str:
 def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     config = {"model": "toy"}
     trained = links(2, kind="amphista", config=config)
-    assert 'href="new?kind=speed&amp;model=toy&amp;drafters=amphista-0002"' in trained
+    assert 'href="new?kind=benchmark&amp;model=toy&amp;drafters=amphista-0002"' in trained
     assert 'href="playground?sides=amphista-0002"' in trained and "weights" not in trained
     assert links(4, kind="amphista", config=config, state=State.FAILED) == ""
-    assert 'href="decoding?run=speed-0003"' in links(3, kind="speed", config=config)
+    assert 'href="benchmark?run=benchmark-0003"' in links(3, kind="benchmark", config=config)
     assert 'href="playground?run=generate-0005"' in links(5, kind="generate", config={})
 
 
@@ -138,7 +138,7 @@ def test_weights_are_offered_where_some_are_stored(seeded: Settings) -> None:
     assert "See its weights" not in links(9)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("amphista-0002", False), ("speed-0003", False)])
+@pytest.mark.parametrize(("name", "shown"), [("amphista-0002", False), ("benchmark-0003", False)])
 def test_charts_of_models_are_left_out(stored: None, name: str, shown: bool) -> None:
     opened = run.on_open(asked(id=name))
     assert opened["stages"]["visible"] is shown

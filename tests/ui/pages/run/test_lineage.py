@@ -10,13 +10,13 @@ from ui.pages.run.lineage import ancestors, lineage_card
 
 
 def chain() -> None:
-    """toy -> sds-0001 -> dlqat-0002 -> amphista-0003; a speed run with the drafter; and others."""
+    """toy -> sds-0001 -> dlqat-0002 -> amphista-0003; a benchmark with the drafter; and others."""
     upgrade()
     store(
         job(1), *measured(1, 12.5),
         job(2, kind="dlqat", config={"model": "sds-0001", "bits": 3}, kept_stage="dlqat"),
         job(3, kind="amphista", config={"model": "dlqat-0002"}),
-        job(4, kind="speed", config={"model": "dlqat-0002", "drafters": "amphista-0003"}),
+        job(4, kind="benchmark", config={"model": "dlqat-0002", "drafters": "amphista-0003"}),
         job(5, kind="evaluation", config={"model": "sds-0010"}, state="running"),
         job(6, name="sds-0001", note="after sds-0001"),
     )  # fmt: skip
@@ -33,15 +33,20 @@ def test_ancestors_go_back_to_the_first_model(current: Settings) -> None:
 def test_what_started_from_a_run_is_found_by_its_model_and_its_drafter(current: Settings) -> None:
     chain()
     assert [x.run for x in queries.runs_from("sds-0001", 9)] == ["dlqat-0002"]
-    assert [x.run for x in queries.runs_from("dlqat-0002", 9)] == ["speed-0004", "amphista-0003"]
-    assert [x.run for x in queries.runs_from("dlqat-0002", 1)] == ["speed-0004"]
-    assert [x.run for x in queries.runs_from("amphista-0003", 9)] == ["speed-0004"]
+    assert [x.run for x in queries.runs_from("dlqat-0002", 9)] == [
+        "benchmark-0004",
+        "amphista-0003",
+    ]
+    assert [x.run for x in queries.runs_from("dlqat-0002", 1)] == ["benchmark-0004"]
+    assert [x.run for x in queries.runs_from("amphista-0003", 9)] == ["benchmark-0004"]
 
 
 def test_the_card_links_every_run_and_says_what_it_changed(current: Settings) -> None:
     chain()
     html = lineage_card(queries.job("dlqat-0002"))
-    places = [html.index(name) for name in ("<b>toy</b>", "sds-0001", "dlqat-0002", "speed-0004")]
+    places = [
+        html.index(name) for name in ("<b>toy</b>", "sds-0001", "dlqat-0002", "benchmark-0004")
+    ]
     assert places == sorted(places)
     assert 'href="run?id=sds-0001"' in html and "perplexity 12.5" in html and "2:4" in html
     assert html.index('aria-current="true"') < html.index("dlqat-0002")

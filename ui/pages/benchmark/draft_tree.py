@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from jobs.speed.report import DecoderReport
+from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.template import axis, layout
 from ui.theme import BLUE, LIGHT

@@ -1,4 +1,4 @@
-"""The timing of a speed job: its decoders, their answers, and their reports."""
+"""The timing of a benchmark: its decoders, their answers, and their reports."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
+from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
+from jobs.benchmark.report import (
+    COMBINED,
+    LLAMA_CPP,
+    LOOKUP,
+    PYTORCH,
+    DecoderReport,
+)
 from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
@@ -48,24 +56,16 @@ from jobs.fields.prompts import prompt_facts, prompt_set
 from jobs.metrics import PASS_MS
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
-from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
-from jobs.speed.report import (
-    COMBINED,
-    LLAMA_CPP,
-    LOOKUP,
-    PYTORCH,
-    DecoderReport,
-)
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 MOST_PATHS = 16  # of a tree that changes, shown
 
 
 class DecodingBenchmark:
-    """One speed job at work."""
+    """One benchmark at work."""
 
     def __init__(
-        self, config: SpeedJob, loaded: LoadedModel, target: TargetModel, context: JobContext
+        self, config: BenchmarkJob, loaded: LoadedModel, target: TargetModel, context: JobContext
     ) -> None:
         self.config, self.loaded, self.target, self.context = config, loaded, target, context
         self.prompts = self._prompts()

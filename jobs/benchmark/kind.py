@@ -1,12 +1,12 @@
-"""Decoding speed as a kind of job."""
+"""The decoding benchmark as a kind of job."""
 
 from __future__ import annotations
 
+from jobs.benchmark.config import NAME, BenchmarkJob
+from jobs.benchmark.estimate import requirements
+from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
-from jobs.speed.config import NAME, SpeedJob
-from jobs.speed.estimate import requirements
-from jobs.speed.report import LABELS, MIN_GAIN, VANILLA, decoder_label
 from jobs.wording import apart
 
 
@@ -31,12 +31,12 @@ def key_figure(values: Values) -> KeyFigure | None:
 
 KIND = Kind(
     name=NAME,
-    title="Decoding speed",
+    title="Benchmark",
     summary="Decode the same prompts with and without drafters, in turn, and report the speed-up "
     "of each on this machine.",
-    config=SpeedJob,
+    config=BenchmarkJob,
     requirements=requirements,
-    run="jobs.speed.run:run",
+    run="jobs.benchmark.run:run",
     order=40,
     main_fields=("drafters", "lookup"),
     has_models=False,

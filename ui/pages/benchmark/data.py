@@ -14,10 +14,10 @@ from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.amphista.config import PART
 from jobs.amphista.kind import PART_LABELS
+from jobs.benchmark.config import NAME
+from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, TOP1
-from jobs.speed import config as speed
-from jobs.speed.report import DecoderReport, decoder_reports, verdicts
 from ui.runs.results import display_units, find_job
 
 Path = tuple[int, ...]
@@ -72,7 +72,7 @@ class DrafterInfo:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One speed run: vanilla first, then the fastest decoders."""
+    """One benchmark: vanilla first, then the fastest decoders."""
 
     job: Job
     decoders: Sequence[DecoderReport]
@@ -97,7 +97,7 @@ class Benchmark:
 def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
     """The benchmark of that name, or the newest without a name; None where there is none."""
     chosen = find_job(name) if name else next(iter(runs), None)
-    if chosen is None or chosen.kind != speed.NAME:
+    if chosen is None or chosen.kind != NAME:
         return None
     reports = decoder_reports(chosen.run)
     return Benchmark(chosen, reports, verdicts(reports))

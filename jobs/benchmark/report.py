@@ -1,4 +1,4 @@
-"""What a speed job measured of each decoder, and the verdict in words: which component limits the
+"""What a benchmark measured of each decoder, and the verdict in words: which component limits the
 speed-up.
 
     speed-up = accepted length / break-even,   break-even = (verify + draft + rest) / vanilla step
@@ -148,7 +148,7 @@ def path_named(name: str) -> tuple[int, ...]:
 
 
 def decoder_reports(run: str | int) -> list[DecoderReport]:
-    """The decoders of a speed run, vanilla first, then the fastest; a damaged row is none."""
+    """The decoders of a benchmark, vanilla first, then the fastest; a damaged row is none."""
     reports: list[DecoderReport] = []
     for row in queries.decoder_rows(run):
         with suppress(TypeError, ValueError, AttributeError):

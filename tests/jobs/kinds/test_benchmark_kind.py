@@ -1,4 +1,4 @@
-"""The speed job: its figures and its words."""
+"""The benchmark: its figures and its words."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.benchmark.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.fields import gguf
 from jobs.fields.drafters import drafter_folder, drafters_named, expected_hits, finished_drafters
 from jobs.fields.gguf import LLAMA_CPP
-from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait
@@ -51,7 +51,7 @@ def trained(kind: str = "amphista", model: str = "toy", **fields: object) -> Job
 
 
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("speed", {**SMALL, **values}, HOST)
+    job = submit("benchmark", {**SMALL, **values}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     return queries.job(job.id)
 
@@ -118,7 +118,7 @@ def test_llama_cpp_is_refused_where_it_is_missing(
 ) -> None:
     monkeypatch.setattr(gguf, "LLAMA_CPP", "no_such_package")
     with pytest.raises(ConfigError, match="not installed") as refused:
-        submit("speed", {**SMALL, "llama_cpp": "Q8_0"}, HOST)
+        submit("benchmark", {**SMALL, "llama_cpp": "Q8_0"}, HOST)
     assert refused.value.field == "llama_cpp" and "pip install" in refused.value.do
 
 
@@ -165,7 +165,7 @@ def test_bad_input_is_refused_before_it_is_queued(
     queue: Path, changed: dict, error: type[SlimscopeError], field: str
 ) -> None:
     with pytest.raises(error) as refused:
-        submit("speed", {**SMALL, **changed}, HOST)
+        submit("benchmark", {**SMALL, **changed}, HOST)
     assert refused.value.field == field and refused.value.what
     assert queries.jobs() == []
 
@@ -179,7 +179,7 @@ def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
         drafters_named(mine.run, "smollm2-135m", "drafters")
     assert [j.run for j in drafters_named(f" {mine.run},{mine.run} ,", "toy", "")] == [mine.run]
     with pytest.raises(ConfigError, match="too large") as refused:
-        submit("speed", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
+        submit("benchmark", {**SMALL, "drafters": mine.run, "nodes": 6}, HOST)
     assert refused.value.field == "nodes" and "5 or fewer" in refused.value.do
     assert [job.run for job in finished_drafters()] == [mine.run]
     assert Amphista.load(drafter_folder(mine)).growth == GROWTH

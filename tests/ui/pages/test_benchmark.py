@@ -9,7 +9,7 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.tables import DecoderRow, MetricPoint
-from jobs.speed.report import (
+from jobs.benchmark.report import (
     COMBINED,
     LABELS,
     VANILLA,
@@ -18,7 +18,7 @@ from jobs.speed.report import (
     decoder_reports,
 )
 from tests.ui.lab import asked, job, result, store
-from ui.pages.decoding import charts, data, page
+from ui.pages.benchmark import charts, data, page
 from ui.pages.home.showcase import showcase
 from ui.theme import LIGHT, ink
 
@@ -58,7 +58,7 @@ def points(name: str, values: dict[int, float], number: int = 1) -> list[MetricP
 @pytest.fixture
 def measured(current: Settings) -> str:
     upgrade()
-    run = job(1, kind="speed", config=CONFIG, environment=HERE, name=HOSTILE)
+    run = job(1, kind="benchmark", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
         run,
         figures(VANILLA, 1.0, {1: 100}),
@@ -69,7 +69,7 @@ def measured(current: Settings) -> str:
         *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
         *points("amphista-0002/break even", {2: 1.1, 8: 1.4}),
     )
-    return "speed-0001"
+    return "benchmark-0001"
 
 
 def draw(**query: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     shown = draw()
     assert "faster than vanilla here: 1.50×" in shown["head"]
     assert "a processor" in shown["head"] and "float32" in shown["head"]
-    assert "slimscope bench amphista-0002 --model toy" in shown["head"]
+    assert "slimscope benchmark amphista-0002 --model toy" in shown["head"]
     assert HOSTILE not in shown["head"] and "&lt;b&gt;" in shown["head"]
     bars = shown["bars_chart"].data[0]
     assert list(bars.x) == [1.0, 1.5, 1.1]  # vanilla, then the fastest
@@ -120,7 +120,7 @@ def test_decoders_have_one_colour_on_every_page(measured: str) -> None:
     speeds = {"run": 75.0, VANILLA: 50.0}
     store(*(result(1, stage, "tokens_per_second", v) for stage, v in speeds.items()))
     store(result(1, "run", "speed_up", 1.5))
-    (home,) = [shown for shown in showcase() if shown.kind.name == "speed"]
+    (home,) = [shown for shown in showcase() if shown.kind.name == "benchmark"]
     assert [colour for _, colour, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
     assert [label for label, *_ in home.bars] == ["Vanilla", "Prompt lookup", "amphista-0002"]
     assert decoder_label(f"amphista-0002{COMBINED}") == "Prompt lookup + amphista-0002"
@@ -201,18 +201,18 @@ def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured
     assert boxes.index("Cloned layers") < boxes.index("LM head")  # in the order of a draft
     assert "1.50 ms · 75 %" in boxes and "2.00 ms" in boxes and "All of it once" in boxes
     default = {**CONFIG, "nodes": 0}
-    store(job(3, kind="speed", config=default, environment=HERE))
+    store(job(3, kind="benchmark", config=default, environment=HERE))
     lengths = {1: 40, 2: 40, 4: 20}
     rows = (figures(VANILLA, 1.0, {1: 100}), figures("amphista-0002", 1.5, lengths, "Amphista"))
     for row in rows:
         row.job_id = 3
     store(*rows)
-    assert draw(run="speed-0003")["yield_chart"].data[2].x[1] == 1.9
+    assert draw(run="benchmark-0003")["yield_chart"].data[2].x[1] == 1.9
 
 
 def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
     upgrade()
-    run = job(1, kind="speed", config=CONFIG, environment=HERE)
+    run = job(1, kind="benchmark", config=CONFIG, environment=HERE)
     store(run, figures(VANILLA, 1.0, {1: 9}), figures("lookup", 1.1, {1: 8, 3: 2}))
     shown = draw()
     assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
@@ -220,13 +220,13 @@ def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) 
 
 def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
     upgrade()
-    shown = draw(run="speed-0009")
+    shown = draw(run="benchmark-0009")
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
 
 
 def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
-    unknown = draw(run="speed-0009")
-    assert "There is no run speed-0009. Choose a benchmark above." in unknown["head"]
+    unknown = draw(run="benchmark-0009")
+    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
     assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
     assert [run for _, run in unknown["run"]["choices"]] == [measured]
     store(job(7, kind="sds"))
@@ -235,14 +235,18 @@ def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
 
 def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     upgrade()
-    store(job(1, kind="speed", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"))
+    store(
+        job(
+            1, kind="benchmark", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"
+        )
+    )
     shown = draw()
     assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
     assert "appear here when the run has finished" in shown["head"]
 
 
 def test_shares_of_accepted_tokens_fall(measured: str) -> None:
-    decoders = decoder_reports("speed-0001")
+    decoders = decoder_reports("benchmark-0001")
     (drafter,) = (d for d in decoders if d.kind)
     assert charts.reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
     line = charts.acceptance_rate(decoders, False, "").figure.data[0]

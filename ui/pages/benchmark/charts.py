@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.speed.report import DecoderReport
+from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import (
@@ -23,7 +23,7 @@ from ui.charts.template import (
     reference_line,
 )
 from ui.format import esc
-from ui.pages.decoding.data import DrafterInfo
+from ui.pages.benchmark.data import DrafterInfo
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
 
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is

@@ -1,4 +1,4 @@
-"""The config of a decoding speed run."""
+"""The config of a decoding benchmark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.fields.prompts import PromptConfig
 from jobs.fields.types import NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig
 
-NAME = "speed"
+NAME = "benchmark"
 TREE_PROMPTS = 4  # on which trees of other sizes are timed
 TREE_SIZES = (2, 4, 8, 16, 32)
 
@@ -84,5 +84,5 @@ class TimingConfig(BaseModel):
         return ", ".join(types_named(text))
 
 
-class SpeedJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
+class BenchmarkJob(ModelConfig, TimingConfig, PromptConfig, JobConfig):
     """Base model, decoders and prompts."""

@@ -6,18 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.decoding.target_model import TargetModel
+from jobs.benchmark.config import BenchmarkJob
+from jobs.benchmark.estimate import flops_by_phase
+from jobs.benchmark.report import VANILLA, DecoderReport, decoder_reports, verdicts
+from jobs.benchmark.timing import DecodingBenchmark
 from jobs.fields.drafters import drafters_named
 from jobs.metrics import BYTES_PER_TOKEN
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
-from jobs.speed.benchmark import DecodingBenchmark
-from jobs.speed.config import SpeedJob
-from jobs.speed.estimate import flops_by_phase
-from jobs.speed.report import VANILLA, DecoderReport, decoder_reports, verdicts
 
 
-def run(config: SpeedJob, context: JobContext) -> None:
+def run(config: BenchmarkJob, context: JobContext) -> None:
     """The whole job. The answers to a prompt are a checkpoint, so a killed job goes on."""
     device = prepare(config, context)
     loaded = load_model(config.model, device, config.precision, context)

@@ -11,14 +11,14 @@ from markupsafe import Markup
 from backend.store import frames, queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.speed import config as speed
-from jobs.speed.report import DecoderReport
+from jobs.benchmark import config as benchmark
+from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.lines import Line, curves_frame, line_chart
 from ui.frame import Page, live, query, url_sync
-from ui.pages.decoding import charts, data
-from ui.pages.decoding.data import Benchmark
-from ui.pages.decoding.draft_tree import tree_chart
+from ui.pages.benchmark import charts, data
+from ui.pages.benchmark.data import Benchmark
+from ui.pages.benchmark.draft_tree import tree_chart
 from ui.runs.actions.single import clone_link
 from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
@@ -30,7 +30,7 @@ from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
-HTML = fragments("pages/decoding/page.html")
+HTML = fragments("pages/benchmark/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
 NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
@@ -86,15 +86,15 @@ ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, H
 def build() -> None:
     page = Outputs(_controls())
     page["run"].render()
-    page["head"] = HtmlPanel(elem_id="decoding-head", min_height=120)
+    page["head"] = HtmlPanel(elem_id="benchmark-head", min_height=120)
     controls = {TASKS: page["by"], RIGHT: page["of"], TREE: page["drafter"]}
-    with gr.Column(elem_id="decoding-charts", visible=False) as page["charts"]:
+    with gr.Column(elem_id="benchmark-charts", visible=False) as page["charts"]:
         for row in ROWS:
             with gr.Row(equal_height=True):
                 for panel in row:
                     own = [[controls[panel]]] if panel in controls else ()
-                    page |= panel.build("speed", own)
-        page["inside"] = HtmlPanel(elem_id="decoding-inside")
+                    page |= panel.build("benchmark", own)
+        page["inside"] = HtmlPanel(elem_id="benchmark-inside")
     chosen = [page[name] for name in ("run", "by", "of", "drafter")]
     show = page.named(draw)
     live(show, chosen, page.components)
@@ -105,10 +105,10 @@ def build() -> None:
 def _controls() -> dict[str, Component]:
     """Every control by its name in the address, not yet drawn."""
     return {
-        "run": dropdown("Benchmark", "decoding-run", min_width=240, visible=False),
-        "by": segmented(BY, "Figure", "decoding-by"),
-        "of": segmented(OF, "Share", "decoding-of"),
-        "drafter": dropdown("Drafter", "decoding-drafter"),
+        "run": dropdown("Benchmark", "benchmark-run", min_width=240, visible=False),
+        "by": segmented(BY, "Figure", "benchmark-by"),
+        "of": segmented(OF, "Share", "benchmark-of"),
+        "drafter": dropdown("Drafter", "benchmark-drafter"),
     }
 
 
@@ -116,7 +116,7 @@ def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
 ) -> Updates:
     """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
-    runs = [job for job in queries.jobs(kind=speed.NAME) if not job.damaged]
+    runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
     shown = data.benchmark(runs, named)
     if shown is None:
@@ -180,7 +180,7 @@ def conditions(job: Job) -> dict[str, object]:
 def command(job: Job) -> str:
     """The shell line of such a benchmark."""
     drafters = str(job.config["drafters"]).replace(",", " ")
-    return " ".join(f"slimscope bench {drafters} --model {job.config['model']}".split())
+    return " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
 
 
 def _tree(shown: Benchmark, wanted: str) -> DecoderReport | None:
@@ -192,7 +192,7 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
     """Draws one of the panels from an address."""
 
     def drawn(request: gr.Request) -> Chart:
-        runs = [job for job in queries.jobs(kind=speed.NAME) if not job.damaged]
+        runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
         shown = data.benchmark(runs, query(request, "run"))
         if shown is None or not shown.complete:
             return Chart(NO_BENCHMARK)
@@ -245,11 +245,12 @@ def heads(decoder: DecoderReport) -> Chart:
 
 
 PAGE = Page(
-    "Decoding", "decoding", build, order=70, section="Explore", key="d", moved_from=("speed",),
+    "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
+    moved_from=("speed", "decoding"),
     charts={
         element: chart
         for row in ROWS
         for panel in row
-        for element, chart in panel.of("speed", chart_of(panel), "run").items()
+        for element, chart in panel.of("benchmark", chart_of(panel), "run").items()
     },
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a decoding speed run needs before it starts: FLOPs, memory, and what is refused."""
+"""What a decoding benchmark needs before it starts: FLOPs, memory, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from backend.models.memory import RUNTIME, weight_memory
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
+from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
 from jobs.fields.base_model import (
     ResolvedModel,
     require_decoder,
@@ -23,12 +24,11 @@ from jobs.fields.prompts import prompt_set
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
-from jobs.speed.config import TREE_PROMPTS, TREE_SIZES, SpeedJob
 
 VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it with."
 
 
-def requirements(config: SpeedJob) -> Requirements:
+def requirements(config: BenchmarkJob) -> Requirements:
     """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
@@ -54,7 +54,7 @@ def requirements(config: SpeedJob) -> Requirements:
     )
 
 
-def require_tree_sizes(config: SpeedJob, drafters: Sequence[Job]) -> None:
+def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
     """Refuse trees larger than a drafter's longest ranking of paths."""
     for job in drafters:
         if job.state != State.SUCCEEDED:  # it has no tree yet
@@ -69,7 +69,7 @@ def require_tree_sizes(config: SpeedJob, drafters: Sequence[Job]) -> None:
             )
 
 
-def require_gguf(config: SpeedJob, base: ResolvedModel) -> None:
+def require_gguf(config: BenchmarkJob, base: ResolvedModel) -> None:
     """Refuse types llama.cpp cannot be timed with: no package, or no such file of the model."""
     types = types_named(config.llama_cpp)
     if types:
@@ -80,7 +80,7 @@ def require_gguf(config: SpeedJob, base: ResolvedModel) -> None:
         exported_type(type, base, "llama_cpp")
 
 
-def flops_by_phase(config: SpeedJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
+def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
     """Floating-point operations of each phase; decoding is dear for each token."""
     decoders = (
         1
