@@ -256,7 +256,7 @@ class Bench:
         """A drafter after so many steps; the processor time of each is appended to `seconds`."""
         torch.manual_seed(seed)
         drafter = build_drafter(DrafterConfig(**ARMS[arm]), self.target, self.vocabulary)
-        drafter.initialize(self.target, self.corpora.learnt.spread(FITTED), fitted=True)
+        drafter.initialize(self.target, self.corpora.learnt.spread(FITTED))
         config = TrainingConfig(minutes=0, steps=steps, batch=self.chosen.batch)
         watched = [self.corpora.judged[n] for n in range(min(WATCHED, len(self.corpora.judged)))]
         with TemporaryDirectory() as scratch:

@@ -106,8 +106,7 @@ class DrafterRun:
         """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
         if self.context.checkpoints.find(CHECKPOINT):
             return
-        fitted = self.config.initial == "fitted"
-        if explained := drafter.initialize(self.target, learnt.spread(FITTED), fitted):
+        if explained := drafter.initialize(self.target, learnt.spread(FITTED)):
             self.context.result(DRAFTER, "fit_explained", explained)
             self.context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
 

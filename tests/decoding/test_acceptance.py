@@ -170,9 +170,7 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     target, prompt = base(), toy_prompts()[1]
     proposers: list[Proposer] = [NoDraft()]
     for architecture in DECLARED_DRAFTERS:
-        drafter = drafter_of(
-            target, scale=0.2, heads=2, adaptation_layers=1, architecture=architecture
-        )
+        drafter = drafter_of(target, scale=0.2, heads=2, architecture=architecture)
         trees = (StaticTree(TREE), DynamicTree(6, 0.05))
         proposers += [TreeProposer(drafter, target, tree) for tree in trees]
     texts = [
