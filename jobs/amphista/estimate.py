@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from math import ceil
 
-from backend.drafters.config import ANCHOR_SHARE, CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
+from backend.drafters.config import (
+    ANCHOR_SHARE,
+    CHUNK,
+    DECLARED_DRAFTERS,
+    GENERATION_BATCH,
+    MAX_PROMPT_TOKENS,
+)
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, weight_memory
@@ -128,7 +134,7 @@ def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = Fals
         return config.answer_tokens
     given = given_prompts(config, facts)
     if longest:
-        prompt = max(given, default=LONGEST + PROMPT_TOKENS)
+        prompt = max(given, default=MAX_PROMPT_TOKENS + PROMPT_TOKENS)
     else:
         prompt = sum(given) // len(given) if given else PROMPT_TOKENS
     return min(prompt + config.answer_tokens, facts.context)
@@ -162,7 +168,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     answers are written before the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     longest = sequence_tokens(config, facts, longest=True)
-    written = WRITERS * longest
+    written = GENERATION_BATCH * longest
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": COMPILED_BYTES

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NOTHING, DraftTokens, NoDraft, Proposer
+from backend.decoding.proposers import NO_TREE, DraftTokens, NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.tree_proposer import TreeProposer
@@ -74,7 +74,7 @@ def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
     start = logits[()][None]
     for _ in range(count):
-        first = rule.walk(NOTHING, [0], start, [])[1]
+        first = rule.walk(NO_TREE, [0], start, [])[1]
         tokens, rows = trees[first, dice.choice(orders)]
         path, bonus = rule.walk(TREE, tokens, rows, [0])
         text = [*(tokens[node] for node in path), bonus]

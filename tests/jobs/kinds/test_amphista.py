@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from backend.drafters.checkpoint import Amphista
-from backend.drafters.config import ARMS, WRITERS
+from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
 from backend.drafters.training.head_accuracy import NODES
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
@@ -186,7 +186,7 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
         config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
         needed.append(sum(memory_bytes(config, facts).values()))
-    row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
+    row = 4 * GENERATION_BATCH * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
 
