@@ -26,9 +26,7 @@ ABLATIONS = {
 SHAPE: Mapping[str, str] = MappingProxyType({"architecture": "amphista", "ablation": "none"})
 ADVANCED: JsonDict = {"advanced": True}
 GENERATION_BATCH = 64  # batch size of response generation
-MAX_PROMPT_TOKENS = (
-    192  # tokens of a generated prompt; longer ones have gone off topic and are dropped
-)
+MAX_PROMPT_TOKENS = 192  # generated; longer prompts have gone off topic and are dropped
 ANCHOR_SHARE = 0.5  # of the answer positions that the heads are trained at in a step
 CHUNK = 256  # anchors whose logits [CHUNK, K, v] are in memory at once
 

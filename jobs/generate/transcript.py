@@ -27,9 +27,7 @@ from typing import Any, TextIO
 from backend.queue.folders import run_folder
 
 MAX_SIDES = 4
-MIN_TIMED_TOKENS = (
-    32  # tokens behind the first pass; the speed of fewer is that of the first milliseconds
-)
+MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {
     "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
     "error": "failed",

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import decoder_blocks
 
-FIT_TOKENS = (
-    16_384  # tokens the fit uses: 8,192 determine twice 576 inputs badly, even with the ridge
-)
+FIT_TOKENS = 16_384  # 8,192 determine twice 576 inputs badly, even with the ridge
 RIDGE = 0.3
 UNSEEN = 10  # one row in so many is left out, to judge the fit by
 MIN_SCALE = 1e-4  # a channel that is always zero must not be divided by zero

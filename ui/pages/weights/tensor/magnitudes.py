@@ -19,9 +19,7 @@ from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, number
 
 MERGED = (1, 2, 3)
-TAIL_SHARE = (
-    1e-4  # of all weights: what lies beyond is left out of the axis, and counted in the note
-)
+TAIL_SHARE = 1e-4  # of all weights: left out of the axis, and counted in the note
 
 
 @dataclass(frozen=True)
