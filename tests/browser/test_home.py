@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 RUN = "sds-0001"
 HERO = """<h2 class=hero-stage></h2><p class=hero-said></p><div class=hero-plot></div>
 <button class=hero-play></button><div class=hero-stages></div>"""
-TITLE_LINES = r"""[...document.querySelectorAll("#preset-amphista label span")].map(span => {
+TITLE_LINES = r"""[...document.querySelectorAll("#recipe-amphista label span")].map(span => {
   const title = document.createRange(), text = span.firstChild;
   title.setStart(text, 0);
   title.setEnd(text, (text.data + "\n").indexOf("\n"));
@@ -145,10 +145,10 @@ def test_the_navigation_is_one_row(visitor: Page, lab: Dashboard, width: int) ->
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_the_whole_title_of_a_preset_is_bold(visitor: Page, lab: Dashboard, width: int) -> None:
+def test_the_whole_title_of_a_recipe_is_bold(visitor: Page, lab: Dashboard, width: int) -> None:
     visitor.set_viewport_size({"width": width, "height": 900})
     opened(visitor, f"{lab.url}/new?kind=amphista")
-    card = visitor.locator("#preset-amphista label span", has_text="Medusa, as many parameters")
+    card = visitor.locator("#recipe-amphista label span", has_text="Medusa")
     card.wait_for()
     assert {*visitor.evaluate(TITLE_LINES)} == {1}  # the first line is bold
     visitor.set_viewport_size({"width": 1400, "height": 900})
