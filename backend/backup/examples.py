@@ -15,7 +15,7 @@ from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
 from backend.queue import removal
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.tables import EXAMPLE, Job
 

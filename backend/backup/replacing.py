@@ -16,11 +16,10 @@ from pathlib import Path
 from backend.errors import BackupError
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
-from backend.store.copies import copies_folder, database_file, only_tables
+from backend.store.copies import copies_folder, database_file, database_files, only_tables
 from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
-from backend.store.permissions import database_files
 from backend.store.session import engine_for
 
 NOT_REPLACED = "The database was not replaced."

@@ -36,9 +36,10 @@ from backend.backup.run_rows import (
 )
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError, SlimscopeError
+from backend.queue.actor import Actor
 from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
-from backend.queue.roles import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, reading, writing

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from backend.export.formats import read_layout, unreadable
-from backend.export.layouts import layer_from
+from backend.errors import ModelError
+from backend.export.compressed_tensors import from_packed
+from backend.export.formats import Layout, read_layout, unreadable
+from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
@@ -24,12 +26,17 @@ from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, weight_files
 from backend.models.stored_weights import StoredLinears
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantizedWeight, quantised_from
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_packed"),
     **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
+}
+READERS = {
+    **dict.fromkeys(("compressed-tensors", "slimscope"), from_packed),
+    **dict.fromkeys(("gptq", "gptq_v2"), from_gptq),
+    "awq": from_awq,
 }
 
 
@@ -58,6 +65,51 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
             if suffix != "bias":
                 del rest[f"{prefix}{suffix}"]
     return layers, rest
+
+
+def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
+    """Restore a layer from its tensors, by name suffix.
+
+    Raises:
+        ModelError: bit width, group size or shapes are inconsistent.
+    """
+    try:
+        codes, scale, zero = READERS[layout.format](tensors, layout)
+        groups = codes.shape[1] // (layout.group_size or codes.shape[1])
+        if scale.shape != (len(codes), groups) or codes.shape[1] % groups:
+            raise ValueError(
+                f"its scales {list(scale.shape)} do not match groups of {layout.group_size} of "
+                f"weights {list(codes.shape)}"
+            )
+        scale, zero = _by_input(tensors, scale, zero)
+    except KeyError as error:
+        raise _inconsistent(name, f"it has no {error.args[0]}") from error
+    except (RuntimeError, ValueError) as error:
+        raise _inconsistent(name, str(error)) from error
+    return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+
+
+def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero-points [out, groups]; [out, in] where inputs are assigned to groups in
+    another order ("act-order"): each is read as a group of its own."""
+    order, groups = tensors.get("g_idx", tensors.get("weight_g_idx")), scale.shape[1]
+    if order is None:
+        return scale, zero
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise ValueError(f"its inputs belong to groups {int(order.min())} to {int(order.max())}")
+    neighbours = torch.arange(len(order), dtype=order.dtype) // (len(order) // groups)
+    if torch.equal(order, neighbours):
+        return scale, zero
+    return scale[:, order.long()], zero[:, order.long()]
+
+
+def _inconsistent(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"{name} cannot be read.",
+        f"{why[0].upper()}{why[1:]}.",
+        "Config and weights do not match; export the model again.",
+        field="model",
+    )
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
+from backend.queue.actor import GUEST
+from backend.queue.dependencies import waiting
 from backend.queue.engines.base import Ref
-from backend.queue.roles import GUEST
+from backend.queue.scheduling import launch_order
 from backend.store.dialects.choice import dialect_of
-from backend.store.needs import waiting
-from backend.store.queries import launch_order
 from backend.store.session import change, database_ms, locked, writing
 from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot

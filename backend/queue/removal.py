@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
+from backend.queue.actor import Actor
 from backend.queue.artifacts.copies import remove_stored
-from backend.queue.disk import folder_bytes
+from backend.queue.artifacts.disk import folder_bytes
 from backend.queue.folders import delete_folder, run_folder
 from backend.queue.lifecycle import ME, note
-from backend.queue.roles import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.store import queries
 from backend.store.session import locked, now_ms, writing
 from backend.store.states import ACTIVE, TERMINAL

@@ -14,17 +14,16 @@ from sqlalchemy.orm import Session
 from backend.errors import ConfigError, ConflictError
 from backend.inputs import inputs_of
 from backend.printable import one_line
-from backend.queue import roles
+from backend.queue import permissions, scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.queue.labels import RUN_NAME_LETTERS
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR, submission_variables
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR, VARIABLES, submission_variables
 from backend.queue.lifecycle import first_number, move, note
-from backend.queue.roles import Actor as Actor
-from backend.queue.roles import Cost
-from backend.queue.roles import require_host as require_host
+from backend.queue.permissions import Cost, require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
-from backend.store.needs import awaited
 from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
@@ -34,7 +33,6 @@ RETRIES = 2
 QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
 ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 INPUTS = "SLIMSCOPE_INPUTS"
-VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
 
@@ -96,20 +94,20 @@ def enqueue_all(
         ForbiddenError: the actor is a guest who may not add these runs.
         ConfigError: the priority is out of bounds.
     """
-    roles.require_adding(actor, lane)
-    roles.require_small(actor, cost, len(configs))
+    permissions.require_adding(actor, lane)
+    permissions.require_small(actor, cost, len(configs))
     if lane == Lane.PLAYGROUND:
-        roles.require_short(actor, cost)
+        permissions.require_short(actor, cost)
     carried_by = _lane(lane, cost, len(configs))
     if actor.role != "host":  # whose runs come behind all others
-        priority, carried_by = roles.GUEST_PRIORITY, lane
+        priority, carried_by = permissions.GUEST_PRIORITY, lane
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
     jobs = [_new_job(kind, config, actor, name, parent, seconds) for config in configs]
     with _queue_change(lane) as session:
-        roles.require_free(session, actor, lane)
+        permissions.require_free(session, actor, lane)
         number = first_number(session)
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, carried_by
@@ -183,7 +181,7 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
         ConflictError: all of them have ended.
     """
     jobs = [queries.job(run) for run in runs]
-    roles.require_cancelling(actor, [job.owner for job in jobs])
+    permissions.require_cancelling(actor, [job.owner for job in jobs])
     if not any(job.state in ACTIVE for job in jobs):
         raise _ended(jobs)
     with _queue_change() as session:
@@ -225,14 +223,14 @@ def run_next(run: str | int, actor: Actor) -> Job:
     with _queue_change() as session:
         alone(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])
-        waiting = list(session.scalars(queries.launch_order(database_ms(session))))
+        waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
         first = next(iter(waiting), None)
         if first is None or job not in waiting:
             why = f"It is {job.state}."
             raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
         if job is not first:
             # the priority that waiting is worth
-            older = (job.queued_at - first.queued_at) / queries.HOUR_MS
+            older = (job.queued_at - first.queued_at) / scheduling.HOUR_MS
             job.priority = math.floor(first.priority + older) + 1
             note(session, job.id, "put first", actor.name)
     return job

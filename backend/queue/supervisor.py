@@ -21,11 +21,13 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend.errors import ConflictError, is_disk_full
+from backend.queue import scheduling
+from backend.queue.actor import GUEST, Actor
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LOCAL, LocalEngine
 from backend.queue.folders import delete_folder, work_folder
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR, launch_request
 from backend.queue.lifecycle import (
     ME,
     DamagedRowError,
@@ -36,15 +38,12 @@ from backend.queue.lifecycle import (
     note,
     start_attempt,
 )
-from backend.queue.request import launch_request
-from backend.queue.roles import GUEST, Actor
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
-from backend.store import queries
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
-from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
 from backend.store.session import database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
@@ -122,7 +121,7 @@ class SupervisorLoop:
         """See to it that the playground's process lives while answers are queued; it takes them by
         itself."""
         now = time.monotonic()
-        if now - self._served_at > SERVE_S and queries.waits_for(Lane.PLAYGROUND, limit=1):
+        if now - self._served_at > SERVE_S and scheduling.waits_for(Lane.PLAYGROUND, limit=1):
             self._served_at = now
             PLAYGROUND.wake()
 
@@ -278,7 +277,7 @@ class SupervisorLoop:
 
     def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if there is one and a slot is free."""
-        if not self._room.known or not queries.waits_for(lane, limit=1):
+        if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
         try:
             claimed = self._claim_next(lane)
@@ -367,7 +366,7 @@ def main() -> None:
     """Supervise until no job has been queued or running for `idle_exit` seconds."""
     while (lock := SUPERVISOR.hold()) is not None:
         upgrade()
-        lead = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+        lead = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
         loop = SupervisorLoop(engine_of(settings()))
         loop.clear()
         with upkeep(lead):
@@ -379,7 +378,7 @@ def main() -> None:
             return
 
 
-def run_until_idle(loop: SupervisorLoop, lead: HeldLock) -> None:
+def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
     """Run the loop until idle, and while this is the supervisor that works. After an error, such as
     a full disk or a locked database, it retries; jobs continue. Where the data folder is gone, so
     is its work."""

@@ -46,6 +46,17 @@ def database_file() -> Path:
     return file
 
 
+def database_files(url: str) -> list[Path]:
+    """The files of an SQLite database that exist, and of its write-ahead log."""
+    engine = engine_for(url)
+    return dialect_of(engine).files(engine.url)
+
+
+def has_database() -> bool:
+    """Whether there is a database. Looking into an SQLite file that is not there creates it."""
+    return not has_file() or bool(database_files(settings().url))
+
+
 def copy_database(target: Path) -> None:
     """Copy the database into one file that needs no other; an existing file is replaced."""
     for suffix in ("", "-wal", "-shm", "-journal"):

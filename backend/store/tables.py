@@ -432,7 +432,7 @@ class SavedView(Table):
 
 
 class Report(Table):
-    """What somebody found, in texts and charts of runs; see `backend.store.reports.ReportBlock`."""
+    """What somebody found, in texts and charts of runs; see `backend.queue.reports.ReportBlock`."""
 
     __tablename__ = "reports"
 

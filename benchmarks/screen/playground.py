@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.queue import service
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade

@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from backend.queue import scheduling
 from backend.queue.launcher import PLAYGROUND
-from backend.store import queries
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Lane
 
@@ -29,7 +29,7 @@ def main() -> None:
         serve: Callable[[], bool] = importlib.import_module(SERVER).serve
         idle = serve()
         lock.release()
-        if not idle or not queries.waits_for(Lane.PLAYGROUND, limit=1):
+        if not idle or not scheduling.waits_for(Lane.PLAYGROUND, limit=1):
             return  # else one was added as the lock was released
 
 

@@ -8,10 +8,10 @@ from app import LOOK_S
 from backend.queue import lifecycle
 from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
 from backend.queue.engines.slurm import JOBS_S
+from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
-from backend.store.queries import SILENT_MS
 from backend.text.chat_template import RENDER_S
 from jobs.runtime.figures import BEAT_S, TURN_S
 from jobs.runtime.uploads import LONGEST_S

@@ -1,4 +1,4 @@
-"""Roles and permissions. A host may do everything. A guest has read access; if the host allows
+"""Permissions. A host may do everything. A guest has read access; if the host allows
 it, a guest may add one small run at a time, at the lowest priority, and cancel that run.
 
 All rules are defined here and enforced by the functions that change data (`service`, `labels`);
@@ -7,85 +7,24 @@ pages call `may_not_…` only to disable controls with a reason.
 
 from __future__ import annotations
 
-import ipaddress
-import logging
-import threading
-import time
-from collections import deque
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.errors import ForbiddenError, RateLimitError, SlimscopeError
-from backend.printable import one_line
+from backend.errors import ForbiddenError
+from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
+from backend.queue.rate_limit import count_answer, count_change
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone
 from backend.store.states import ACTIVE, TAKES, Lane
 from backend.store.tables import Job
 
-GUEST = "guest-"  # name prefix of guests that can be identified
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
 READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
-MINUTE = 60.0
-ALIAS_LETTERS = 40
-SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
-PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
-log = logging.getLogger("slimscope.refused")
-
-E = TypeVar("E", bound=SlimscopeError)
-
-
-def guest_name(network: str, guest: str) -> str:
-    """The name of a guest: what stands for their network address, and what for themselves."""
-    return f"{GUEST}{network}-{guest}"
-
-
-def _network_of(guest: str) -> str:
-    """What stands for the network address in the name of a guest."""
-    return _guest_of(guest).removeprefix(GUEST).rpartition("-")[0]
-
-
-@dataclass(frozen=True)
-class Actor:
-    """The user behind a request.
-
-    Attributes:
-        client: network address of the request; "" on the local command line.
-        alias: the name a guest gave themselves, which proves nothing.
-    """
-
-    name: str
-    role: Literal["host", "guest"] = "guest"
-    client: str = ""
-    alias: str = ""
-
-    @property
-    def signature(self) -> str:
-        """What stands on what they do: the name, and the one they gave."""
-        return f"{self.name} {self.alias}".strip()
-
-
-def with_alias(actor: Actor, text: str) -> Actor:
-    """A guest who calls themselves that: one line of up to `ALIAS_LETTERS` printable characters."""
-    if actor.role == "host" or not actor.name.startswith(GUEST):
-        return actor
-    return replace(actor, alias=one_line(text)[:ALIAS_LETTERS].strip())
-
-
-def _guest_of(owner: str) -> str:
-    """The name in a signature, without what the guest calls themselves."""
-    return owner.partition(" ")[0]
-
-
-def reject(user: str, error: E) -> E:
-    """Log a rejected request with its user, and return the error to raise."""
-    log.warning("%r: %s", user, " ".join(part for part in (error.what, error.why) if part))
-    return error
 
 
 class Cost(Protocol):
@@ -130,14 +69,9 @@ def gives_names() -> bool:
     return any(map(_guests_at_once, Lane))
 
 
-def is_unnamed(actor: Actor) -> bool:
-    """Whether this guest cannot be told from others at the same address."""
-    return actor.role == "guest" and not actor.name.startswith(GUEST)
-
-
 def may_not_cancel(actor: Actor, owner: str) -> str:
     """Why the actor may not cancel a run of `owner`; "" if allowed."""
-    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == _guest_of(owner)):
+    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
         return ""
     return OWN_RUNS if settings().guest_runs else READ_ONLY
 
@@ -177,31 +111,6 @@ def _forbidden(actor: Actor, action: str, why: str, do: str) -> ForbiddenError:
     return reject(user, ForbiddenError(f"{actor.name} may not {action}.", why, do))
 
 
-def count_change(actor: Actor) -> None:
-    """Raise `RateLimitError` if the actor sends too many changes over the network."""
-    _count(actor, changes, settings().changes_per_minute)
-
-
-def count_preview(actor: Actor) -> None:
-    """Raise `RateLimitError` if the actor has too many runs estimated over the network."""
-    _count(actor, previews, PREVIEWS_PER_MINUTE)
-
-
-def require_changes_left(actor: Actor) -> None:
-    """Raise `RateLimitError` if one more change would be too many. What is refused, for whatever
-    reason, does not count: `require_free` counts what is accepted."""
-    _count(actor, changes, settings().changes_per_minute, spend=False)
-
-
-def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:
-    if not actor.client:
-        return
-    try:
-        limiter.spend(actor.client, most, actor.name, spend=spend)
-    except RateLimitError as error:
-        raise reject(actor.client, error) from None
-
-
 def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
     """Raise `ForbiddenError` if a guest adds more than one run, or one above the limits."""
     if actor.role == "host":
@@ -238,7 +147,7 @@ def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> Non
     transaction that adds the run, so that only one of two concurrent requests succeeds."""
     _require_room(session, actor, lane)
     if actor.role != "host" and lane == Lane.PLAYGROUND:
-        _count(actor, answers, settings().guest_answers_per_minute)
+        count_answer(actor)
     count_change(actor)
 
 
@@ -253,65 +162,15 @@ def _require_room(session: Session, actor: Actor, lane: Lane) -> None:
         Job.state.in_([*ACTIVE]), Job.lane.in_(TAKES[lane]), Job.owner.startswith(GUEST)
     )
     owners, action = session.scalars(owners_query).all(), "add another run"
-    if actor.name in map(_guest_of, owners):
+    if actor.name in map(guest_of, owners):
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
     every = _guests_at_once(lane)
-    network, most = _network_of(actor.name), (every + 1) // 2
-    if network and len([owner for owner in owners if _network_of(owner) == network]) >= most:
+    network, most = network_of(actor.name), (every + 1) // 2
+    if network and len([owner for owner in owners if network_of(owner) == network]) >= most:
         why = f"Guests at your network address have {most} of {every} runs."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
     if len(owners) >= every:
         why = f"Guests already have {len(owners)} active runs, the maximum."
         raise _forbidden(actor, action, why, "Try again when one has ended.")
-
-
-def client_network(address: str) -> str:
-    """What stands for one client: its address, or the /64 network of an IPv6 address, in which a
-    client may choose."""
-    try:
-        parsed = ipaddress.IPv6Address(address)
-    except ValueError:  # IPv4, or no address
-        return address
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
-
-
-class RateLimiter:
-    """Counts the requests of each client in the last minute, and of each visitor of a client, in
-    process memory. A client is an address or, of IPv6, a /64 network."""
-
-    def __init__(self) -> None:
-        self._times: dict[str, deque[float]] = {}
-        self._lock = threading.Lock()
-
-    def spend(self, client: str, most: int, visitor: str = "", *, spend: bool = True) -> None:
-        """Count one request.
-
-        Args:
-            visitor: who of those at this address; all of them have `SHARED` times as many.
-            spend: False: only look whether one more would be too many.
-
-        Raises:
-            RateLimitError: the client has reached `most` requests per minute.
-        """
-        client, now = client_network(client), time.monotonic()
-        limits = {f"{client} {visitor}": most, client: most * SHARED} if visitor else {client: most}
-        with self._lock:
-            for name in [name for name, times in self._times.items() if times[-1] < now - MINUTE]:
-                del self._times[name]
-            for name, limit in limits.items():
-                times = self._times.get(name, deque())
-                while times and times[0] < now - MINUTE:
-                    times.popleft()
-                if len(times) >= limit:
-                    why = f"The limit is {limit} requests per minute."
-                    wait = f"Try again in {times[0] + MINUTE - now:.0f} s."
-                    raise RateLimitError("Too many requests.", why, wait)
-            for name in limits if spend else ():
-                self._times.setdefault(name, deque()).append(now)
-
-
-changes, previews, answers = RateLimiter(), RateLimiter(), RateLimiter()

@@ -14,7 +14,7 @@ from backend.store.dialects.choice import dialect_of
 ASK_S = 1.0  # between two tries to get it
 
 
-class HeldLock:
+class DatabaseLock:
     """A lock that is held by a connection of its own: whatever ends the process or cuts it off
     releases it. SQLite needs none: a lock in the folder of its file keeps others away."""
 

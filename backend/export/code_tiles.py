@@ -1,6 +1,6 @@
 """The codes of a part of a saved matrix, read without the rest of it. Does not import torch.
 
-`layouts` says how the formats lay codes and zero-points out. Of an output, the codes of
+`compressed_tensors` and `gptq_layout` say how codes and zero-points lie. Of an output, the codes of
 compressed-tensors are words that lie in a row; those of GPTQ are words of one column.
 """
 
@@ -99,7 +99,7 @@ def _groups(layout: Layout, region: Region) -> np.ndarray:
 
 
 def _unpacked(words: np.ndarray, bits: int, span: tuple[int, int]) -> np.ndarray:
-    """uint32 [n, words] -> the codes of the span, int64 [n, last - first]; `packing` packs them."""
+    """uint32 [n, words] -> the codes of the span, int64 [n, last - first]; see `bit_packing`."""
     first, last = span
     begin, end = first * bits // 32, -(-last * bits // 32)
     part = np.ascontiguousarray(words[:, begin:end])
