@@ -27,7 +27,7 @@ from pydantic import (
 from backend.printable import one_line, printable
 from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
-from backend.store.tables import KIND_NAME, OF_A_RUN, Table
+from backend.store.tables import KIND_NAME
 
 LARGEST_PROFILE = 2**26  # bytes, unpacked
 NOT_TAKEN_OVER = ("settings", "variables", "host")  # of the environment: of another machine
@@ -270,7 +270,6 @@ LINE: TypeAdapter[StoredRow] = TypeAdapter(AnyRow)
 MODELS: dict[str, type[StoredRow]] = {
     model.model_fields["table"].default: model for model in StoredRow.__subclasses__()
 }
-TABLES: dict[str, type[Table]] = {table.__tablename__: table for table in OF_A_RUN}
 
 Check = Callable[[str, StoredRow], None]
 """Raises an error for a row that runs of this kind do not store; called with the kind and each row,

@@ -4,10 +4,14 @@ changes by supervisors, late processes and users only one succeeds."""
 from __future__ import annotations
 
 import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
@@ -39,6 +43,9 @@ ERROR_LETTERS = 1000
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
+CONCERNS_ALL_ROWS = (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError)
+
+
 class DamagedRowError(Exception):
     """A row that cannot be worked with. Its cause is what went wrong.
 
@@ -49,6 +56,29 @@ class DamagedRowError(Exception):
     def __init__(self, job_id: int) -> None:
         super().__init__(job_id)
         self.job_id = job_id
+
+
+@contextmanager
+def rows_of(job_id: int) -> Iterator[None]:
+    """Raise `DamagedRowError` where the rows of a job cannot be worked with. What concerns all jobs,
+    such as a full disk or a locked database, is passed on."""
+    try:
+        yield
+    except (*CONCERNS_ALL_ROWS, DamagedRowError):
+        raise
+    except Exception as error:
+        raise DamagedRowError(job_id) from error
+
+
+@contextmanager
+def failing_alone(job_id: int | None = None) -> Iterator[None]:
+    """Fail a job whose rows cannot be worked with, so that the others go on: this one, or that of a
+    `DamagedRowError`."""
+    try:
+        with nullcontext() if job_id is None else rows_of(job_id):
+            yield
+    except DamagedRowError as error:
+        fail_job(error.job_id, error.__cause__ or error)
 
 
 def fail_job(job_id: int, cause: BaseException) -> None:
@@ -109,12 +139,8 @@ def start_attempt(
     job = session.scalars(_first(launch_order(now, lane), now)).first()
     if slot is None or job is None:
         return None
-    try:
+    with rows_of(job.id):
         attempt = _new_attempt(session, job, engine)
-    except SQLAlchemyError:
-        raise
-    except Exception as error:
-        raise DamagedRowError(job.id) from error
     if attempt is None:
         return None
     taking = update(Slot).where(

@@ -22,7 +22,7 @@ from backend.queue.permissions import require_host
 from backend.store import queries
 from backend.store.session import locked, now_ms, writing
 from backend.store.states import ACTIVE, TERMINAL
-from backend.store.tables import OF_A_RUN, Attempt, Event, Job, Vote
+from backend.store.tables import TABLES_OF_A_RUN, Attempt, Event, Job, Vote
 
 UNDO_MS = 86_400_000
 HISTORY = (Attempt, Event, Vote)  # what stays of a purged run, beside its row
@@ -125,7 +125,7 @@ def _purge(job_id: int, actor: str) -> int:
     remove_stored(folder)
     with writing(durable=True) as session:
         (job,) = locked(session, Job, [job_id])
-        for table in set(OF_A_RUN) - set(HISTORY):
+        for table in {*TABLES_OF_A_RUN.values()} - {*HISTORY}:
             session.execute(delete(table).where(table.__table__.c.job_id == job_id))
         job.disk_bytes, job.purged = 0, True
         note(session, job_id, "purged", actor, f"{readable_bytes(freed)} freed")

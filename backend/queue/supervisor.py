@@ -15,10 +15,9 @@ import math
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from backend.errors import ConflictError, is_disk_full
 from backend.queue import scheduling
@@ -30,12 +29,13 @@ from backend.queue.folders import delete_folder, work_folder
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR, launch_request
 from backend.queue.lifecycle import (
     ME,
-    DamagedRowError,
     end_attempt,
     fail_job,
+    failing_alone,
     mark_running,
     move,
     note,
+    rows_of,
     start_attempt,
 )
 from backend.queue.service import cancel
@@ -52,7 +52,6 @@ from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_na
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
-OF_ALL = (DBAPIError, sqlite3.Error, OSError)  # errors that concern all rows
 UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
@@ -279,28 +278,23 @@ class SupervisorLoop:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
-        try:
+        with failing_alone():
             claimed = self._claim_next(lane)
-        except DamagedRowError as error:
-            fail_job(error.job_id, error.__cause__ or error)
-            return True
-        if claimed is None:
-            return False
-        attempt, launch, known = claimed
-        try:
-            ref = self.engine.launch(launch)
-        except OSError as error:
-            with writing(durable=True) as session:
-                note(session, attempt.job_id, "not started", ME, str(error))
-            self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
-            return False
-        except ValueError as error:  # NUL in a stored variable
-            fail_job(attempt.job_id, error)
-            return True
-        if known is None:
-            mine = update(Attempt).where(Attempt.id == attempt.id)
-            with writing(durable=True) as session:
-                session.execute(mine.values(engine_ref=ref))
+            if claimed is None:
+                return False
+            attempt, launch, known = claimed
+            try:
+                with rows_of(attempt.job_id):  # such as NUL in a stored variable
+                    ref = self.engine.launch(launch)
+            except OSError as error:
+                with writing(durable=True) as session:
+                    note(session, attempt.job_id, "not started", ME, str(error))
+                self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
+                return False
+            if known is None:
+                mine = update(Attempt).where(Attempt.id == attempt.id)
+                with writing(durable=True) as session:
+                    session.execute(mine.values(engine_ref=ref))
         return True
 
     def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
@@ -313,27 +307,11 @@ class SupervisorLoop:
             if attempt is None:
                 return None
             job = session.get_one(Job, attempt.job_id)
-            try:
+            with rows_of(job.id):
                 launch = launch_request(session, attempt, job, self.engine.remote)
-            except OF_ALL:
-                raise
-            except Exception as error:
-                raise DamagedRowError(job.id) from error
             if (known := self.engine.reference(launch)) is not None:
                 attempt.engine_ref = known
         return attempt, launch, known
-
-
-@contextlib.contextmanager
-def failing_alone(job_id: int) -> Iterator[None]:
-    """Fail a job whose rows cannot be worked with, so that the others go on. What concerns all of
-    them, such as a full disk or a locked database, is passed on."""
-    try:
-        yield
-    except OF_ALL:
-        raise
-    except Exception as error:
-        fail_job(job_id, error)
 
 
 def _is_unborn(attempt: Attempt, poll: PollResult) -> bool:

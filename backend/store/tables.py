@@ -444,7 +444,10 @@ class Report(Table):
     saved_at: Mapped[int]
 
 
-OF_A_RUN: tuple[type[Table], ...] = (  # whose rows belong to one run each
-    Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
-    Artifact,
-)  # fmt: skip
+TABLES_OF_A_RUN: dict[str, type[Table]] = {  # name -> table whose rows belong to one run each
+    table.__tablename__: table
+    for table in (
+        Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+        Artifact,
+    )
+}  # fmt: skip
