@@ -12,7 +12,7 @@ import time
 from backend.backup.examples import install_examples
 from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
-from backend.settings import settings
+from backend.settings import settings, unknown_variables
 from backend.store.file_modes import restrict_access
 from backend.store.migrate import upgrade
 from jobs.cli.console import in_one_line
@@ -39,6 +39,8 @@ def main() -> None:
             install_examples(check_row)
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
+    for name in unknown_variables():
+        print(f"{name} is no setting and has no effect: see docs/operations.md", flush=True)
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     if here.shared:
         print(f"Its host, and nobody else, opens {host_link(here.port)}", flush=True)

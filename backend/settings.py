@@ -22,6 +22,8 @@ PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT
 FROZEN = (  # what a run may be told of its submission: no other name of a stored row is a variable
     *PLACES, "SLIMSCOPE_PLUGINS", "SLIMSCOPE_THREADS", "SLIMSCOPE_NATIVE", "SLIMSCOPE_INPUTS",
 )  # fmt: skip
+# An alias, and what is read by the shell of a node.
+OTHER_VARIABLES = {"SLIMSCOPE_ARTIFACTS", "SLIMSCOPE_PYTHON"}
 SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")
 
 
@@ -87,13 +89,6 @@ class Settings(BaseSettings):
     )
     guest_tokens: int = Field(256, ge=1, description="Tokens of an answer for a guest.")
     guest_letters: int = Field(4000, ge=1, description="Characters a guest's prompt may have.")
-    changes_per_minute: int = Field(
-        60, ge=1, description="Changes one visitor may ask for in a minute."
-    )
-    browser: bool = Field(
-        default_factory=_in_space(False, True),
-        description="Open a browser when the dashboard starts.",
-    )
     examples: bool = Field(
         True, description="Add the runs that come with the package, to have something to see."
     )
@@ -120,8 +115,14 @@ class Settings(BaseSettings):
     engine: Literal["local", "ray", "slurm"] = Field(
         "local", description="Where runs start: on this machine (local), or on a cluster."
     )
-    threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
-    job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of a job; 0: all available, on a cluster 1."
+    )
+    job_gb: float = Field(
+        0.0,
+        ge=0,
+        description="Memory a job may take, in GB, or the models of the playground; 0: no limit.",
+    )
     job_hours: float = Field(
         0.0, ge=0, description="Hours an attempt of a job may take before it is stopped; 0: any."
     )
@@ -134,24 +135,14 @@ class Settings(BaseSettings):
     offline_s: float = Field(
         1800.0, ge=0, description="Seconds a run goes on while the database does not answer."
     )
-    idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
-    playground_idle: float = Field(
-        600.0, ge=0, description="Seconds until an idle playground ends, and with it its models."
-    )
-    playground_models: int = Field(
-        2, ge=1, le=64, description="Models the playground keeps in memory."
-    )
-    playground_gb: float = Field(
-        0.0,
-        ge=0,
-        description="Memory for models of the playground, in GB; 0: half of what is free.",
+    idle_exit: float = Field(
+        60.0, ge=0, description="Seconds until an idle supervisor ends; the playground: ten times."
     )
     plugins: tuple[str, ...] = Field(
         (),
         description="Python modules with job kinds, pruners, quantisers or drafters, as JSON.",
     )
 
-    job_cpus: float = Field(1.0, gt=0, description="CPU cores a job takes on a cluster.")
     job_gpus: float = Field(0.0, ge=0, description="GPUs a job takes on a cluster.")
 
     @field_validator("host_token", "ray_token")
@@ -237,6 +228,14 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once from the environment."""
     return Settings()
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that are named as settings and are none."""
+    known = {f"SLIMSCOPE_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    ours = (name for name in os.environ if name.upper().startswith("SLIMSCOPE_"))
+    tests = "SLIMSCOPE_TEST_"
+    return sorted(name for name in ours if name.upper() not in known and not name.startswith(tests))
 
 
 def is_loopback(address: str) -> bool:

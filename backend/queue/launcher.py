@@ -188,7 +188,7 @@ def node_environment(
         frozen: settings of the job; submitted: see `submission_variables`.
     """
     here = settings()
-    threads = str(here.threads or max(1, int(here.job_cpus)))
+    threads = str(here.threads or 1)
     asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
     meant = _texts(frozen, [name for name in FROZEN if name not in PLACES])
     return {

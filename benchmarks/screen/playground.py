@@ -85,7 +85,6 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ |= {
             "SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_IDLE_EXIT": "5",
-            "SLIMSCOPE_PLAYGROUND_IDLE": "20",
         }  # fmt: skip
         settings.cache_clear()
         upgrade()

@@ -243,4 +243,4 @@ def described(here: Settings) -> str:
 
 def made(here: Settings) -> RayEngine:
     """The engine that is set."""
-    return RayEngine(head_of(here), here.job_cpus, here.job_gpus, here.stop_grace)
+    return RayEngine(head_of(here), here.threads or 1, here.job_gpus, here.stop_grace)

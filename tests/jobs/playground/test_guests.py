@@ -95,7 +95,8 @@ def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, CHANGES_PER_MINUTE=3, GUEST_TOKENS=16)
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             ask(ADA, max_new_tokens=17)
@@ -110,7 +111,8 @@ def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1, CHANGES_PER_MINUTE=4)
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 4)
     monkeypatch.setattr(rate_limit, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:

@@ -391,7 +391,8 @@ def test_the_real_queue_refuses_too(
 
 
 def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_up(monkeypatch, CHANGES_PER_MINUTE="3")
+    set_up(monkeypatch)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     client = visit()
     codes = [client.post("/slimscope/api/runs/sds-0002/cancel").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
