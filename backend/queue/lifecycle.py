@@ -60,7 +60,7 @@ class DamagedRowError(Exception):
 
 @contextmanager
 def rows_of(job_id: int) -> Iterator[None]:
-    """Raise `DamagedRowError` where the rows of a job cannot be worked with. What concerns all jobs,
+    """Raise `DamagedRowError` where rows of a job cannot be worked with. What concerns all jobs,
     such as a full disk or a locked database, is passed on."""
     try:
         yield
