@@ -18,12 +18,8 @@ E = TypeVar("E", bound=SlimscopeError)
 
 @dataclass(frozen=True)
 class Actor:
-    """The user behind a request.
-
-    Attributes:
-        client: network address of the request; "" on the local command line.
-        alias: the name a guest gave themselves, which proves nothing.
-    """
+    """The user behind a request. `client`: network address; "" on the local command line. `alias`:
+    the name a guest gave themselves, which proves nothing."""
 
     name: str
     role: Literal["host", "guest"] = "guest"

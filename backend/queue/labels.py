@@ -1,7 +1,4 @@
-"""User annotations: tags and notes of runs, and saved views of the run list.
-
-They do not affect execution; they only help to find runs.
-"""
+"""User annotations, which only help to find runs: tags, notes, and saved views of the run list."""
 
 from __future__ import annotations
 
@@ -28,11 +25,8 @@ RUN_NAME_LETTERS = 120
 
 
 def tags_in(text: str) -> list[str]:
-    """Parse tags separated by spaces or commas.
-
-    Raises:
-        ConfigError: there are none, or a tag has invalid characters.
-    """
+    """Parse tags separated by spaces or commas; `ConfigError` if there are none, or for an invalid
+    one."""
     tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in tags:
         if not TAG.fullmatch(tag):
@@ -45,12 +39,7 @@ def tags_in(text: str) -> list[str]:
 
 
 def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Add tags to runs.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-        ConfigError: a run would have more than `MOST_TAGS` tags.
-    """
+    """Add tags to runs; `ConfigError` if one would have more than `MOST_TAGS`."""
     _retag(runs, lambda old: [*dict.fromkeys([*old, *tags])], actor, "tagged", tags)
 
 
@@ -112,14 +101,8 @@ def annotate(run: str | int, text: str, actor: Actor) -> None:
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:
-    """Save a view of the run list; an existing view of that name is replaced.
-
-    Args:
-        query: URL query, without the question mark.
-
-    Raises:
-        ConfigError: the name is empty or too long.
-    """
+    """Save a view of the run list, by its URL query; replaces one of that name. `ConfigError` if
+    the name is empty or too long."""
     require_host(actor, "save a view")
     name, query = one_line(name), one_line(query)
     if not 0 < len(name) <= NAME_LETTERS:

@@ -50,13 +50,9 @@ CODE = Path(__file__).resolve().parents[2]
 
 
 class FolderProcess:
-    """A process of which a data folder has one: it is started when it is needed, outlives whoever
-    started it, and ends by itself. It holds a lock while it lives.
-
-    Args:
-        name: of its files in the folder `.slimscope`.
-        module: what it runs.
-    """
+    """A process of which a data folder has one: started when it is needed, it outlives whoever
+    started it, ends by itself, and holds a lock while it lives. `name`: of its files in
+    `.slimscope`."""
 
     def __init__(self, name: str, module: str) -> None:
         self.name, self.module = name, module
@@ -152,14 +148,11 @@ def job_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> tuple[dict[str, str], list[str]]:
     """The environment of a job's process: that of this machine, with those of the stored variables
-    that a run may be told. Whatever else its row holds is no variable.
+    that a run may be told; and the names of tokens it was submitted with and cannot be given: they
+    are not stored, and this process has none or another.
 
     Args:
         frozen: its settings; submitted: see `submission_variables`; empty for an imported run.
-
-    Returns:
-        The variables, and the names of tokens it was submitted with and cannot be given: they are
-        not stored, and this process has none or another.
     """
     environment = {**child_environment(), **_texts(frozen, FROZEN)}
     for name in FOR_SUPERVISOR:  # a run starts none
@@ -181,12 +174,9 @@ def job_environment(
 def node_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """What a job on another machine is told, and no more: its own environment says where the
-    database, models and texts are there, and holds its secrets.
-
-    Args:
-        frozen: settings of the job; submitted: see `submission_variables`.
-    """
+    """The variables of a job on another machine, and no more: its own environment says where the
+    database, models and texts are there, and holds its secrets. Arguments as of
+    `job_environment`."""
     here = settings()
     threads = str(here.threads or 1)
     asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
@@ -212,12 +202,8 @@ def _fingerprint(token: str | None) -> str | None:
 
 
 def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -> LaunchRequest:
-    """The request of an attempt that has just been claimed, with its slot.
-
-    Args:
-        remote: whether it runs on a machine that gets nothing of the environment of this one, and
-            writes its log by itself.
-    """
+    """The request of an attempt that has just been claimed, with its slot. `remote`: it runs on a
+    machine that gets nothing of the environment of this one, and writes its log by itself."""
     check_intact(job.config)
     check_intact(job.environment, "The environment")
     frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))

@@ -47,11 +47,7 @@ CONCERNS_ALL_ROWS = (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError)
 
 
 class DamagedRowError(Exception):
-    """A row that cannot be worked with. Its cause is what went wrong.
-
-    Attributes:
-        job_id: the job it belongs to.
-    """
+    """A row of the job `job_id` that cannot be worked with. Its cause is what went wrong."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(job_id)
@@ -101,11 +97,8 @@ def fail_job(job_id: int, cause: BaseException) -> None:
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
-    """Move a job to another state if its state is unchanged and the transition is allowed.
-
-    Returns:
-        Whether the state changed.
-    """
+    """Move a job to another state if its state is unchanged and the transition is allowed; return
+    whether it was."""
     origins = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
     moving = update(Job).where(Job.id == job.id, Job.state.in_(origins)).values(state=to, **values)
     return bool(change(session, moving))
@@ -120,14 +113,11 @@ def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -
 def start_attempt(
     session: Session, host: str, engine: str, capacity: int, lane: Lane = Lane.SLOTS
 ) -> Attempt | None:
-    """Claim the next queued job and a free slot for it.
+    """Claim the next queued job and a free slot for it; None if there is none of one of them.
 
     Args:
         host: whose slots they are; those from number `capacity` on are not used.
         lane: whose places are meant: the slots, or the one beside them.
-
-    Returns:
-        The new attempt, not yet launched; None if no job is queued or no slot is free.
 
     Raises:
         DamagedRowError: the next job cannot be started, and is to be failed.
@@ -170,16 +160,8 @@ def answer_waits(session: Session, guests: bool) -> bool:
 
 
 def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
-    """Claim the next job of the playground's lane for the process that asks, which starts it at
-    once: no other process has to.
-
-    Args:
-        ref: of that process.
-        guests: whether a job of a guest may start.
-
-    Returns:
-        The new attempt; None if no such job is queued.
-    """
+    """Claim the next job of the playground's lane for the process with this reference, which starts
+    it at once; None if none is queued. `guests`: whether a job of a guest may start."""
     now = database_ms(session)
     job = session.scalars(_first(_next_answer(now, guests), now)).first()
     attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
@@ -238,7 +220,6 @@ def verdict(
     Args:
         outcome: recorded by the process before it exited; None if it did not.
         code: exit code, negative for a signal, None if unknown.
-        desired: the requested state: run, stop or kill.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
@@ -269,12 +250,8 @@ def verdict(
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
-    """Close an attempt whose process has ended, free its slot and update its job.
-
-    Args:
-        fence: outcome to set if the process never claimed the attempt; no effect if it has claimed
-            it in the meantime.
-    """
+    """Close an attempt whose process has ended, free its slot and update its job. `fence`: outcome
+    to set if the process never claimed the attempt; no effect if it has claimed it meanwhile."""
     row = session.get_one(Attempt, attempt.id)
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
     if fence:

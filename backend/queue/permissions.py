@@ -1,9 +1,6 @@
-"""Permissions. A host may do everything. A guest has read access; if the host allows
-it, a guest may add one small run at a time, at the lowest priority, and cancel that run.
-
-All rules are defined here and enforced by the functions that change data (`service`, `labels`);
-pages call `may_not_…` only to disable controls with a reason.
-"""
+"""Permissions: a host may do everything, a guest read; if the host allows it, a guest may add one
+small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
+data; pages call `may_not_…` only to disable controls with a reason."""
 
 from __future__ import annotations
 
@@ -43,18 +40,18 @@ class Cost(Protocol):
 
 
 def may_not_change(actor: Actor) -> str:
-    """Why the actor may not change data; "" if allowed."""
+    """The reason why the actor may not change data; "" if allowed."""
     return "" if actor.role == "host" else READ_ONLY
 
 
 def may_not_add(actor: Actor, lane: Lane = Lane.SLOTS) -> str:
-    """Why the actor may not add a run to that lane; "" if allowed."""
+    """The same for adding a run to that lane."""
     known = actor.name.startswith(GUEST) and _guests_at_once(lane) > 0
     return "" if actor.role == "host" or known else READ_ONLY
 
 
 def may_not_vote(actor: Actor) -> str:
-    """Why the actor may not vote for an answer; "" if allowed."""
+    """The same for voting on an answer."""
     return may_not_add(actor, Lane.PLAYGROUND)
 
 
@@ -70,7 +67,7 @@ def gives_names() -> bool:
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
-    """Why the actor may not cancel a run of `owner`; "" if allowed."""
+    """The same for cancelling a run of `owner`."""
     if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
         return ""
     return OWN_RUNS if settings().guest_runs else READ_ONLY
@@ -94,8 +91,7 @@ def require_voting(actor: Actor) -> None:
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
-    """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`, `RateLimitError` at
-    too many requests."""
+    """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`; counts it."""
     reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
     _require(actor, "cancel this run", next(filter(None, reasons), ""))
     count_change(actor)
@@ -142,9 +138,8 @@ def require_short(actor: Actor, cost: Cost | None) -> None:
 
 
 def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> None:
-    """The last check of a run that is added: whether there is room for it (see `_require_room`).
-    Counts it, and raises `RateLimitError` if the actor has added too many. Called inside the
-    transaction that adds the run, so that only one of two concurrent requests succeeds."""
+    """The last check of a run that is added, and its count: whether there is room for it. Inside
+    the transaction that adds it, so that only one of two concurrent requests succeeds."""
     _require_room(session, actor, lane)
     if actor.role != "host" and lane == Lane.PLAYGROUND:
         count_answer(actor)

@@ -1,8 +1,6 @@
-"""Deleting runs, and undoing it for a day.
-
-A deleted run is hidden at once; its files, figures and statistics are purged a day later, or when a
-host asks for it. Its row and its history stay, so that its number is never given to another run.
-"""
+"""Deleting runs, and undoing it for a day. A deleted run is hidden at once; its files, figures and
+statistics are purged a day later, or when a host asks for it. Its row and its history stay, so that
+its number is never given to another run."""
 
 from __future__ import annotations
 
@@ -29,15 +27,8 @@ HISTORY = (Attempt, Event, Vote)  # what stays of a purged run, beside its row
 
 
 def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Delete runs that have ended, all or none; `restore` undoes it within a day.
-
-    Returns:
-        Those that were not deleted before.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-        ConflictError: a run has not ended, or a queued or running run uses it.
-    """
+    """Delete runs that have ended, all or none; return those that were not deleted before.
+    `ConflictError` if a run has not ended, or a queued or running run uses it."""
     require_host(actor, "delete a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
@@ -64,15 +55,8 @@ def _check_unused(session: Session, jobs: Sequence[Job]) -> None:
 
 
 def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Undo `remove`.
-
-    Returns:
-        The runs that had been deleted.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-        ConflictError: a run has been purged since.
-    """
+    """Undo `remove`; return the runs that had been deleted. `ConflictError` if one has been
+    purged."""
     require_host(actor, "restore a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
@@ -89,14 +73,8 @@ def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def purge(runs: Iterable[str | int], actor: Actor) -> int:
-    """Delete the files and figures of deleted runs for good.
-
-    Returns:
-        The bytes on disk that were freed.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-    """
+    """Delete the files and figures of deleted runs for good; return the bytes on disk that were
+    freed."""
     require_host(actor, "free space")
     jobs = [queries.job(run) for run in runs]
     return sum(_purge(job.id, actor.name) for job in jobs if job.removed_at is not None)
@@ -133,11 +111,7 @@ def _purge(job_id: int, actor: str) -> int:
 
 
 def archive(runs: Iterable[str | int], actor: Actor, *, back: bool = False) -> list[Job]:
-    """Take runs out of the usual lists, or put them back; everything about them stays.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-    """
+    """Take runs out of the usual lists, or put them back; everything about them stays."""
     require_host(actor, "archive a run")
     ids = [queries.job(run).id for run in runs]
     with writing() as session:

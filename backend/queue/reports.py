@@ -70,11 +70,7 @@ def runs_of(blocks: Iterable[ReportBlock]) -> list[str]:
 
 
 def report(number: int) -> Report:
-    """One report.
-
-    Raises:
-        NotFoundError: there is none of that number.
-    """
+    """One report; `NotFoundError` if there is none of that number."""
     with reading() as session:
         found = session.get(Report, number)
     if found is None:
@@ -90,15 +86,7 @@ def reports() -> list[Report]:
 
 
 def create_report(title: str, actor: Actor) -> int:
-    """Begin an empty report.
-
-    Returns:
-        Its number.
-
-    Raises:
-        ForbiddenError, RateLimitError: the actor may not write reports, or not so often.
-        ConfigError: the title is empty or too long.
-    """
+    """Begin an empty report; return its number. `ConfigError` if the title is empty or too long."""
     require_host(actor, "write a report")
     now = now_ms()
     made = Report(title=_title(title), owner=actor.name, blocks=[], created_at=now, saved_at=now)
@@ -124,24 +112,13 @@ def delete_report(number: int, actor: Actor) -> None:
 
 
 def add_text(number: int, text: str, actor: Actor) -> None:
-    """Add a text at the end.
-
-    Raises:
-        ConfigError: it is empty or too long, or the report has as many blocks as it may.
-        NotFoundError: there is no such report.
-    """
+    """Add a text at the end; `ConfigError` if it is empty or too long, or the report is full."""
     _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), text=_text(text))])
 
 
 def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
-    """Add a chart at the end.
-
-    Args:
-        chart, query: see `ReportBlock`; whether there is such a chart is known to the caller.
-
-    Raises:
-        ConfigError: the address is none, or the report would be about too many runs.
-    """
+    """Add a chart at the end; `ConfigError` for no address, or too many runs. The caller knows
+    whether there is such a chart."""
     query = one_line(query)
     if not CHART.fullmatch(chart) or len(query) > QUERY_LETTERS:
         raise ConfigError("The chart was not added.", "Its address is not one of a page.")

@@ -54,7 +54,7 @@ class QueueStatus:
     Attributes:
         answers: queued for the playground, which takes them at once.
         at: when it was read, by the clock of the database.
-        silent_since: when a cluster answered the supervisor for the last time, if it does not now.
+        silent_since: when a cluster last answered the supervisor, if it does not now.
     """
 
     live: list[Job]

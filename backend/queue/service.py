@@ -1,5 +1,4 @@
-"""User operations on the queue. Permissions are defined in `roles` and enforced here, not in the
-pages."""
+"""User operations on the queue. Permissions are enforced here, not in the pages."""
 
 from __future__ import annotations
 
@@ -59,11 +58,8 @@ def enqueue(
     lane: Lane = Lane.SLOTS,
     needs: Iterable[int] = (),
 ) -> Job:
-    """Enqueue one job; see `enqueue_all`.
-
-    Args:
-        parent: the run this one repeats; its frozen settings are reused.
-    """
+    """Enqueue one job; see `enqueue_all`. `parent`: the run this one repeats, whose frozen settings
+    are reused."""
     return enqueue_all(
         kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
         needs=[needs],
@@ -91,8 +87,7 @@ def enqueue_all(
         needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
-        ForbiddenError: the actor is a guest who may not add these runs.
-        ConfigError: the priority is out of bounds.
+        ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
     """
     permissions.require_adding(actor, lane)
     permissions.require_small(actor, cost, len(configs))
@@ -162,24 +157,14 @@ def _inputs(config: dict[str, Any]) -> dict[str, str]:
 
 
 def cancel(run: str | int, actor: Actor) -> State:
-    """Cancel one job; see `cancel_all`.
-
-    Returns:
-        The state right after the request.
-    """
+    """Cancel one job, and return its state right after the request; see `cancel_all`."""
     return cancel_all([run], actor)[0]
 
 
 def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
-    """Cancel jobs in one transaction. A queued job is cancelled immediately. A running job is asked
-    to stop; a second request kills it. A job that has ended is not changed.
-
-    Returns:
-        The states right after the request.
-
-    Raises:
-        ConflictError: all of them have ended.
-    """
+    """Cancel jobs in one transaction, and return their states right after it. A queued job is
+    cancelled immediately. A running job is asked to stop; a second request kills it. A job that has
+    ended is not changed; `ConflictError` if all have."""
     jobs = [queries.job(run) for run in runs]
     permissions.require_cancelling(actor, [job.owner for job in jobs])
     if not any(job.state in ACTIVE for job in jobs):
@@ -210,11 +195,8 @@ def _cancel(session: Session, job: Job, actor: Actor) -> State:
 
 
 def run_next(run: str | int, actor: Actor) -> Job:
-    """Move a queued job to the front of the queue.
-
-    Raises:
-        ConflictError: the job is not queued, or waits for another one.
-    """
+    """Move a queued job to the front; `ConflictError` if it is not queued, or waits for another
+    one."""
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
     if needed := awaited([job_id]).get(job_id):
@@ -238,10 +220,7 @@ def run_next(run: str | int, actor: Actor) -> Job:
 
 def resume(run: str | int, actor: Actor) -> Job:
     """Queue an ended job again; its next attempt continues from the last complete checkpoint.
-
-    Raises:
-        ConflictError: the job is queued, is running, or has succeeded.
-    """
+    `ConflictError` if it is queued, is running, or has succeeded."""
     resumed = resume_all([run], actor)
     if not resumed:
         job = queries.job(run)
@@ -254,11 +233,8 @@ def resume(run: str | int, actor: Actor) -> Job:
 
 
 def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queue all failed, cancelled or lost jobs among these again, in one transaction.
-
-    Returns:
-        The jobs that were queued again.
-    """
+    """Queue all failed, cancelled or lost jobs among these again, in one transaction; return
+    those."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     with _queue_change() as session:

@@ -63,12 +63,9 @@ KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
 class SupervisorLoop:
-    """The supervisor's loop over one engine, which starts runs. Attempts of another one, left from
-    before the setting was changed, are watched as far as this machine can.
-
-    All state is in the database, except for two times of each attempt, kept by a clock that nobody
-    sets.
-    """
+    """The loop over one engine, which starts runs. Attempts of another one, left from before the
+    setting was changed, are watched as far as this machine can. All state is in the database,
+    except for two times of each attempt, kept by a clock that nobody sets."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -89,11 +86,7 @@ class SupervisorLoop:
                 session.merge(Slot(host=engine.host, number=QUICK_SLOT))
 
     def turn(self) -> bool:
-        """Run one iteration.
-
-        Returns:
-            Whether any job is queued or running.
-        """
+        """Run one iteration; return whether any job is queued or running."""
         self._make_room()
         self._beat()
         self._reconcile_all(self._live())

@@ -58,7 +58,6 @@ def cast(run: str | int, choice: int, blind: bool, actor: Actor) -> None:
 
     Args:
         choice: see `Vote.choice`; the caller knows how many sides there are.
-        blind: whether the voter did not see which model wrote what.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not vote, or not so often.

@@ -29,13 +29,9 @@ def present(folder: Path) -> Path:
 
 @reaching()
 def fetch_work(run: str, attempt: int, loose: str) -> None:
-    """Copy the checkpoints of a run that an attempt on another machine has left. Those of one on
-    this machine are here, and may be newer than in the store.
-
-    Args:
-        attempt: the one that is to go on with them.
-        loose: a file beside them that belongs to them.
-    """
+    """Copy the checkpoints of a run that an attempt on another machine has left, and the file
+    `loose` beside them, for the next `attempt`. Those of one on this machine are here, and may be
+    newer."""
     if (kept := store()) is None:
         return
     work = work_folder(run)

@@ -1,10 +1,6 @@
-"""The disk space of runs by what takes it, and deleting checkpoints of runs that have ended: when a
-host asks for it, and when they are older than `keep_checkpoints_days`. Models, logs and results
-are never deleted.
-
-A walk over the files of one run takes milliseconds: the run's page does it at every redraw. The
-list of runs reads `jobs.disk_bytes`, written once after a run has ended.
-"""
+"""The disk space of runs, and deleting checkpoints of ended ones: when a host asks for it, and when
+they are older than `keep_checkpoints_days`. Models, logs and results are never deleted. The list of
+runs reads `jobs.disk_bytes`, written once after a run has ended."""
 
 from __future__ import annotations
 
@@ -107,15 +103,8 @@ def data_folder_use() -> Mapping[str, int]:
 
 
 def free_space(run: str | int, actor: Actor) -> int:
-    """Delete the checkpoints of a run that has ended.
-
-    Returns:
-        The bytes that were freed.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-        ConflictError: the run has not ended, or has no checkpoints.
-    """
+    """Delete the checkpoints of a run that has ended; return the bytes that were freed.
+    `ConflictError` if it has not ended, or has none."""
     require_host(actor, "free space")
     job = queries.job(run)
     freed = _free(job.id, actor.name)

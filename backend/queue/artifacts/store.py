@@ -1,9 +1,6 @@
-"""What runs keep, in a store that all machines reach: an object store, or anything else that fsspec
-has a URL for. Each machine works on copies of its own, so that a store that is full or slow stops
-nothing.
-
-A folder is complete where its manifest is: that is removed first and written last.
-"""
+"""The artefact store that all machines reach: anything fsspec has a URL for. Each machine works on
+copies of its own, so that a store that is full or slow stops nothing. A folder is complete where
+its manifest is: that is removed first and written last."""
 
 from __future__ import annotations
 
@@ -34,10 +31,8 @@ def reaching() -> Iterator[None]:
 
 
 class ArtifactStore:
-    """Folders and files below a URL, by the paths they have below the folder of the artefacts.
-
-    All methods raise what the file system does when it does not answer; see `reaching`.
-    """
+    """Folders and files below a URL, by the paths they have below the folder of the artefacts. All
+    methods raise what the file system does when it does not answer; see `reaching`."""
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs  # here: one machine needs none
@@ -50,11 +45,7 @@ class ArtifactStore:
         return f"{self._root}/{key}"
 
     def put_folder(self, folder: Path, key: str) -> bool:
-        """Store a folder with a manifest.
-
-        Returns:
-            Whether the store has it as it is now; False if it was replaced meanwhile.
-        """
+        """Store a folder with a manifest; False if it was replaced meanwhile."""
         manifest = (folder / MANIFEST).read_bytes()
         if self.manifest(key) == manifest:
             return True
@@ -91,11 +82,8 @@ class ArtifactStore:
             return None
 
     def get_folder(self, key: str, folder: Path) -> bool:
-        """Copy a complete folder to this machine, unless it is there as it is in the store.
-
-        Returns:
-            Whether it is there now.
-        """
+        """Copy a complete folder here, unless it is here as it is in the store; return whether it
+        is now."""
         manifest = self.manifest(key)
         if manifest is None:
             return False
