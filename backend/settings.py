@@ -1,5 +1,5 @@
-"""Every environment variable Slimscope reads, in one place. All start with SLIMSCOPE_, but for
-SPACE_HOST, which Hugging Face sets in a Space."""
+"""Every environment variable Slimscope reads. All start with SLIMSCOPE_, but for SPACE_HOST, which
+Hugging Face sets in a Space."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Moving all tables into another database: from a file to a server, and back.
-
-The target is filled in one transaction, which is committed when every table has been compared: a
-move that is killed leaves it empty. Nobody writes to the old database meanwhile, and it is not
-changed. Artefacts stay where they are.
-"""
+"""Moving all tables into another database: from a file to a server, and back. The target is filled
+in one transaction, committed when every table has been compared: a move that is killed leaves it
+empty. Nobody writes to the old database meanwhile. Artefacts stay where they are."""
 
 from __future__ import annotations
 
@@ -37,20 +34,15 @@ Content = tuple[int, int]  # rows, and the sum of their digests: in whatever ord
 
 
 def move_database(url: str, told: Told = lambda table, rows: None) -> int:
-    """Copy every table into an empty database, and compare both.
+    """Copy every table into an empty database, and compare both; return the number of rows.
 
     Args:
-        url: of that database.
         told: called when a table has been copied and compared.
-
-    Returns:
-        How many rows were copied.
 
     Raises:
         BackupError: the target is not empty or cannot hold a value, a run is live, another process
             uses the database, or both differ afterwards. Nothing was moved.
-        ConfigError: the URL is none.
-        OperationalError: one of the databases cannot be used.
+        ConfigError, OperationalError: the URL is none; a database cannot be used.
     """
     source, target = engine_for(settings().url), engine_for(url)
     with ExitStack() as held:

@@ -1,8 +1,5 @@
-"""Putting a daily copy in place of a damaged database.
-
-The write-ahead log beside a database belongs to it: SQLite would apply it to the copy, too. So both
-are moved away together, and only while nobody has the database open.
-"""
+"""Putting a daily copy in place of a damaged database. SQLite would apply the write-ahead log
+beside it to the copy, too: both are moved away together, and only while nobody has it open."""
 
 from __future__ import annotations
 
@@ -36,14 +33,8 @@ def is_database(file: Path) -> bool:
 
 
 def replace_database(copy: Path) -> Path:
-    """Put a copy in place of the database; the old one is kept.
-
-    Returns:
-        Where the old database lies now.
-
-    Raises:
-        BackupError: the database is in use, or the copy is damaged or of a newer version.
-    """
+    """Put a copy in place of the database; return where the old one lies now. `BackupError` if it
+    is in use, or the copy is damaged or of a newer version."""
     database = database_file()
     _check_copy(copy)
     lock = SUPERVISOR.try_lock()

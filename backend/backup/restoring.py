@@ -1,8 +1,6 @@
-"""Restoring a backup into an empty data folder.
-
-Every file is checked while it is unpacked into a hidden folder; only when all are whole are they
-moved into place, the database last. An interrupted restore leaves no database behind.
-"""
+"""Restoring a backup into an empty data folder. Every file is checked while it is unpacked into a
+hidden folder; only when all are whole are they moved into place, the database last: an interrupted
+restore leaves none behind."""
 
 from __future__ import annotations
 
@@ -30,12 +28,8 @@ ELSEWHERE = "Set SLIMSCOPE_DATA_DIR to a folder on another disk."
 
 
 def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
-    """Restore a backup into the data folder and migrate its database.
-
-    Raises:
-        BackupError: the data folder is not empty or too small, or the file is damaged, unsafe, of a
-            newer version, or no backup.
-    """
+    """Restore a backup into the data folder and migrate its database. `BackupError` if the folder
+    is not empty or too small, or the file is damaged, unsafe, of a newer version, or no backup."""
     root = settings().root
     _check_folder(root)
     staging = root / STAGING
@@ -57,10 +51,7 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
 
 def _prepare(database: Path, archive: ArchiveReader) -> None:
     """Migrate the unpacked database, and take from it what holds only where the backup was made.
-
-    Raises:
-        BackupError: that cannot be done; ConflictError: another version has made it.
-    """
+    `BackupError` if that cannot be done, `ConflictError` if another version has made it."""
     try:
         if not only_tables(database):
             raise archive.damaged("Its database holds more than tables.")

@@ -1,10 +1,6 @@
-"""One run as a file: exported from one data folder, imported into another.
-
-The file is an archive as a backup is, with the rows of the run as lines of JSON in place of a
-database (`run_rows`). It comes from somewhere else and is data: each line is checked before
-anything is written. An imported run gets a number of its own; what pointed to other runs (the one
-it repeats, its sweep) is not carried over, nor is the environment its process was given.
-"""
+"""One run as a file: an archive as a backup is, with the rows of the run as lines of JSON in place
+of a database. Each line is checked before anything is written. An imported run gets a number of its
+own; what pointed to other runs is not carried over, nor is its process's environment."""
 
 from __future__ import annotations
 
@@ -66,10 +62,8 @@ MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
 def export_run(
     run: str | int, target: Path, *, weights: bool = False, progress: Progress = silent
 ) -> Manifest:
-    """Write a run that has ended into one file: config, figures, statistics, logs, small files.
-
-    Args:
-        weights: also the models it saved. Checkpoints are never part of it.
+    """Write a run that has ended into one file: config, figures, statistics, logs, small files;
+    with `weights` also the models it saved. Checkpoints are never part of it.
 
     Raises:
         NotFoundError, ConflictError: there is no such run, or it has not ended.
@@ -133,7 +127,6 @@ def import_run(
         example: it comes with the package, and is named after its kind.
 
     Raises:
-        ForbiddenError: the actor is a guest.
         BackupError: the file is damaged, unsafe, of a newer version, or holds no single run that
             has ended; the disk is too full. Nothing was written.
     """
@@ -165,11 +158,7 @@ class RunImport:
         self._check_files()
 
     def _rows(self) -> Iterator[StoredRow]:
-        """The rows, one after the other.
-
-        Raises:
-            BackupError: a line is none of a run.
-        """
+        """The rows, one after the other; `BackupError` if a line is none of a run."""
         with (self._folder / ROWS).open("rb") as file:
             for number in range(1, MOST_ROWS + 2):
                 line = file.readline(LONGEST_LINE + 1)

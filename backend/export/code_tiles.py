@@ -18,13 +18,7 @@ from backend.statistics.regions import Region, read_region, stored_words
 
 @dataclass(frozen=True)
 class CodeTile:
-    """Codes and zero-points q, z [rows, columns] of a region.
-
-    Attributes:
-        codes: int64.
-        zeros: int64; of grids with offsets float32.
-        bits: of a code.
-    """
+    """Codes (int64) and zero-points (int64; of grids with offsets float32) q, z [rows, columns]."""
 
     region: Region
     codes: np.ndarray
@@ -39,14 +33,8 @@ class CodeTile:
 
 
 def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
-    """The codes of a region; None where the folder holds no packed matrix of that name.
-
-    Args:
-        tensor: with its suffix ".weight".
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """The codes of a region of a tensor named with its suffix ".weight"; None where the folder
+    holds no packed matrix of that name. `ModelError` if a file is missing or damaged."""
     try:
         layout = read_layout(folder)
     except ModelError:

@@ -22,12 +22,11 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class ModelOrigin:
-    """What a card says of the model another was made of.
+    """The origin of a base model, for the card of what is made of it; "" for what is not known.
 
     Attributes:
-        base_model: id on the Hub; empty where it is not known.
-        licence: its identifier on the Hub, such as apache-2.0; empty where it is not known.
-        name, link: of a licence that has no identifier.
+        base_model: id on the Hub.
+        licence: its identifier on the Hub, such as apache-2.0; `name`, `link` of one without.
         folder: with the files that state its terms.
     """
 
@@ -73,13 +72,8 @@ def front_matter(
     relation: str | None = None,
     library: str | None = None,
 ) -> str:
-    """The YAML block that the Hub reads.
-
-    Args:
-        tags: what was done to the model.
-        relation: as the Hub calls it: quantized, finetune.
-        library: that loads the model.
-    """
+    """The YAML block that the Hub reads. `tags`: what was done to the model; `relation`: as the Hub
+    calls it (quantized, finetune); `library`: that loads the model."""
     data = ModelCardData(
         base_model=origin.base_model or None,
         base_model_relation=relation if origin.base_model else None,

@@ -41,11 +41,8 @@ READERS = {
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """The quantised layers of an exported folder by full name, and all other tensors.
-
-    Raises:
-        ModelError: config and weights do not match.
-    """
+    """The quantised layers of an exported folder by full name, and all other tensors; `ModelError`
+    if config and weights do not match."""
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
         for path in weight_files(folder):
@@ -68,11 +65,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
 
 
 def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
-    """Restore a layer from its tensors, by name suffix.
-
-    Raises:
-        ModelError: bit width, group size or shapes are inconsistent.
-    """
+    """Restore a layer from its tensors, by name suffix; `ModelError` if they are inconsistent."""
     try:
         codes, scale, zero = READERS[layout.format](tensors, layout)
         groups = codes.shape[1] // (layout.group_size or codes.shape[1])
@@ -114,13 +107,9 @@ def _inconsistent(name: str, why: str) -> ModelError:
 
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """Load a folder as a model on packed weights, in bfloat16, on the CPU.
-
-    Layers that the int4 operator does not support are dense; `say` gets the reasons.
-
-    Raises:
-        ModelError: not an exported folder, damaged, or values that are not finite.
-    """
+    """Load a folder as a model on packed weights, in bfloat16, on the CPU. Layers that the int4
+    operator does not support are dense; `say` gets the reasons. `ModelError` if it is damaged or
+    not finite."""
     model, layers = _opened(folder, torch.bfloat16)
     dense = pack_model(model, layers)
     for why in dict.fromkeys(dense.values()):
@@ -132,11 +121,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
 @torch.no_grad()
 def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
-    exactly s (q - z).
-
-    Raises:
-        ModelError: damaged, or values that are not finite.
-    """
+    exactly s (q - z). `ModelError` if it is damaged or not finite."""
     model, layers = _opened(folder, dtype)
     for name, layer in layers.items():
         module = model.get_submodule(name)
@@ -147,11 +132,8 @@ def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class DequantisedLinears:
-    """The weight matrices in a folder of packed weights, as `StoredLinears` gives those of others.
-
-    Args:
-        linears: from the facts of the model in `folder`.
-    """
+    """The weight matrices `linears` in a folder of packed weights, as `StoredLinears` gives
+    others."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
         self._layers, self._rest = read_layers(folder)

@@ -38,8 +38,7 @@ def export(
         stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
 
     Raises:
-        ConfigError: the format cannot store the model; names those that can.
-        ModelError: see `check_saved`.
+        ConfigError, ModelError: see `check_format`, `check_saved`.
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")

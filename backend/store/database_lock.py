@@ -1,4 +1,4 @@
-"""A lock that one process holds on a database, whatever machine it is on."""
+"""A lock on a database that one process holds, whatever machine it is on."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ class DatabaseLock:
 
     def is_held(self) -> bool:
         """Whether this process holds the lock now; it tries to get it if it does not.
-
-        Raises:
-            OperationalError: the database is away.
-        """
+        `OperationalError` while the database is away."""
         if dialect_of(self._engine).one_machine:
             return True
         if self._connection is not None:

@@ -47,11 +47,8 @@ def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
 
 
 def job_id(run: str | int) -> int:
-    """The job id 42 from 42, "42" or "sds-0042".
-
-    Raises:
-        NotFoundError: the text is not a run id, or the run of that number is of another kind.
-    """
+    """The job id 42 from 42, "42" or "sds-0042"; `NotFoundError` for other texts, or another
+    kind."""
     kind, number = _parsed(run)
     if kind:
         with reading() as session:
@@ -61,11 +58,7 @@ def job_id(run: str | int) -> int:
 
 
 def job(run: str | int) -> Job:
-    """The job row of a run.
-
-    Raises:
-        NotFoundError: there is no such run.
-    """
+    """The job row of a run; `NotFoundError` if there is none."""
     kind, number = _parsed(run)
     with reading() as session:
         row = session.get(Job, number)

@@ -1,8 +1,5 @@
-"""One connection pool per process, with read and write transactions.
-
-A write transaction of SQLite has the write lock from its start; one of PostgreSQL locks what it
-decides about. How they differ is in `dialects`.
-"""
+"""One connection pool per process, with read and write transactions. A write transaction of SQLite
+has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`)."""
 
 from __future__ import annotations
 
@@ -49,11 +46,8 @@ def database_ms(session: Session) -> int:
 
 @lru_cache
 def engine_for(url: str) -> Engine:
-    """The engine of this database, created once per process.
-
-    Raises:
-        ConfigError: the URL is none, or of a database for which no driver is installed.
-    """
+    """The engine of this database, created once per process. `ConfigError` for no URL, or a
+    database for which no driver is installed."""
     try:
         dialect = _dialect(url)
         engine = create_engine(
@@ -95,11 +89,8 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def writing(*, durable: bool = False) -> Iterator[Session]:
-    """A write transaction, committed on exit, rolled back on an error.
-
-    Args:
-        durable: also survive a power failure (state changes), not only a crash (metrics).
-    """
+    """A write transaction, committed on exit, rolled back on an error. `durable`: also survives a
+    power failure (state changes), not only a crash (metrics)."""
     if (joined := _joined.get()) is not None:
         yield joined
         joined.flush()
@@ -131,11 +122,7 @@ def one_transaction() -> Iterator[None]:
 def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[Numbered]:
     """These rows as they are now, in this order; nobody else changes them before the end of the
     transaction. They are locked in the order of their ids, so that no two transactions wait for
-    each other. Rows that refer to them can be added meanwhile.
-
-    Raises:
-        NoResultFound: one is not there.
-    """
+    each other; `NoResultFound` if one is not there."""
     wanted = list(ids)
     for number in sorted(set(wanted)):
         session.get_one(table, number, populate_existing=True, with_for_update={"key_share": True})

@@ -1,8 +1,6 @@
-"""Database tables. Times are UTC milliseconds since 1970.
-
-The web interface and the CLI write `jobs.desired`, the supervisor writes `jobs.state`, and a job's
-process writes its progress, results and outcome. The job row is the single source of truth.
-"""
+"""Database tables. Times are UTC milliseconds since 1970. The job row is the single source of
+truth: the web interface and the CLI write `desired`, the supervisor writes `state`, and a job's
+process writes its progress, results and outcome."""
 
 from __future__ import annotations
 
@@ -84,13 +82,7 @@ def read_object(stored: str | bytes) -> dict[str, Any]:
 
 
 class JsonColumn(TypeDecorator[Any]):
-    """A column of JSON values of one type. A value of another type is damaged.
-
-    Args:
-        kind: `dict` or `list`.
-        optional: whether there may be none.
-        items: of a list, what its items are.
-    """
+    """A column of JSON values of one type, `dict` or `list` of `items`; others are damaged."""
 
     impl = JSON
     cache_ok = True

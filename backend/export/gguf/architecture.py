@@ -1,9 +1,6 @@
-"""Models that can be written as GGUF: their sizes, and the order of their rows. Does not import
-torch.
-
-llama.cpp rotates neighbouring values of a head where transformers rotates its two halves, so for
-`llama` the rows of the query and key projections change places.
-"""
+"""Models that can be written as GGUF: sizes and order of rows. Does not import torch. llama.cpp
+rotates neighbouring values of a head where transformers rotates its two halves, so for `llama` the
+rows of the query and key projections change places."""
 
 from __future__ import annotations
 
@@ -19,12 +16,8 @@ INTERLEAVED = "llama"
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """The sizes of a model, under the names of GGUF.
-
-    Attributes:
-        name: as llama.cpp knows it.
-        rows: end of a parameter's module -> heads whose rows change places.
-    """
+    """The sizes of a model, under the names of GGUF. `rows`: end of a parameter's module -> heads
+    whose rows change places."""
 
     name: str
     context: int
@@ -47,11 +40,8 @@ class GGUFArchitecture:
 
 
 def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
-    """The architecture of the model with this config.json.
-
-    Raises:
-        ConfigError: it cannot be written as GGUF, or llama.cpp would compute something else.
-    """
+    """The architecture of the model with this config.json; `ConfigError` if it cannot be written as
+    GGUF, or llama.cpp would compute something else."""
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise _refused(f"Its architecture is {kind}; supported are {', '.join(ARCHITECTURES)}.")
