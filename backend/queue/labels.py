@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line, printable
@@ -55,12 +57,8 @@ def _retag(
     kind: str,
     named: Sequence[str],
 ) -> None:
-    require_host(actor, "tag a run")
-    jobs = [queries.job(run) for run in runs]
-    for job in jobs:
-        require_own(job)
-    with writing() as session:
-        for job in locked(session, Job, [job.id for job in jobs]):
+    with _changing(runs, actor, "tag a run") as (session, jobs):
+        for job in jobs:
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
                 raise ConfigError(
@@ -73,31 +71,31 @@ def _retag(
 
 def rename(run: str | int, name: str, actor: Actor) -> None:
     """Give a run another name; an empty one removes it."""
-    require_host(actor, "rename a run")
-    job = queries.job(run)
-    require_own(job)
-    with writing() as session:
-        (job,) = locked(session, Job, [job.id])
+    with _changing([run], actor, "rename a run") as (session, (job,)):
         job.name = one_line(name)[:RUN_NAME_LETTERS]
         note(session, job.id, "renamed", actor.name)
 
 
-def require_own(job: Job) -> None:
-    """Raise `ConflictError` for an example."""
-    if job.id < 0:
-        why = "Examples are read-only."
-        raise ConflictError(f"{job.run} was not changed.", why, "Clone it to a run of your own.")
-
-
 def annotate(run: str | int, text: str, actor: Actor) -> None:
     """Set the note of a run; an empty text removes it."""
-    require_host(actor, "write a note")
-    job = queries.job(run)
-    require_own(job)
-    with writing() as session:
-        (job,) = locked(session, Job, [job.id])
+    with _changing([run], actor, "write a note") as (session, (job,)):
         job.note = printable(text).strip()[:NOTE_LETTERS]
         note(session, job.id, "note written", actor.name)
+
+
+@contextmanager
+def _changing(
+    runs: Iterable[str | int], actor: Actor, action: str
+) -> Iterator[tuple[Session, list[Job]]]:
+    """A transaction with these runs locked; `ConflictError` for an example."""
+    require_host(actor, action)
+    jobs = [queries.job(run) for run in runs]
+    for job in jobs:
+        if job.id < 0:
+            what, why = f"{job.run} was not changed.", "Examples are read-only."
+            raise ConflictError(what, why, "Clone it to a run of your own.")
+    with writing() as session:
+        yield session, locked(session, Job, [job.id for job in jobs])
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:

@@ -27,8 +27,7 @@ from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
-NO_SPACE_DELAY_MS = 60_000
-AGAIN_DELAY_MS = 60_000  # after the database was away
+AGAIN_DELAY_MS = 60_000  # after the disk was full, or the database away
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
@@ -191,7 +190,7 @@ def _due(now: int) -> ColumnElement[bool]:
     """Whether a job may start: what it works on is there, and it need not wait for a retry. None
     waits longer than the longest delay: a later `not_before` was written before the system clock
     was set back."""
-    longest = max([NO_SPACE_DELAY_MS, *RETRY_DELAYS_MS.values()])
+    longest = max([AGAIN_DELAY_MS, *RETRY_DELAYS_MS.values()])
     return ~waiting() & ((Job.not_before <= now) | (Job.not_before > now + longest))
 
 
@@ -227,17 +226,15 @@ def verdict(
             return AttemptOutcome(State.SUCCEEDED, "")
         case "failed":
             return AttemptOutcome(State.FAILED, "")
-        case "stopped" | "never started" if desired != "run":
-            return AttemptOutcome(State.CANCELLED, "everything finished so far is kept")
         case "stopped" | "never started":
+            if desired != "run":
+                return AttemptOutcome(State.CANCELLED, "everything finished so far is kept")
             return AttemptOutcome(State.QUEUED, f"interrupted: {outcome}")
     if desired != "run":
         return AttemptOutcome(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
-    if code == Exit.NO_SPACE:
-        text = "the disk is full; tried again every minute, from the last checkpoint"
-        return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
-    if code == Exit.AWAY:
-        text = "the database was away; tried again every minute, from the last checkpoint"
+    if code in (Exit.NO_SPACE, Exit.AWAY):
+        why = "the disk is full" if code == Exit.NO_SPACE else "the database was away"
+        text = f"{why}; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     if code == Exit.OTHER_VERSION:
         return AttemptOutcome(State.FAILED, "it met another version of Slimscope")
@@ -263,23 +260,17 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     session.refresh(row)
     (job,) = locked(session, Job, [attempt.job_id])
     judged = verdict(row.outcome, code, job.desired, job.retries_left)
-    if move(session, job, judged.state, **_values(job, judged, code, now)):
-        note(session, job.id, judged.state, ME, judged.text)
-
-
-def _values(job: Job, judged: AttemptOutcome, code: int | None, now: int) -> dict[str, object]:
-    """The columns that change with the state."""
+    values: dict[str, object] = {"finished_at": now}
     if judged.state == State.QUEUED:
         left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms
-        return {"retries_left": left, "not_before": start, "eta_s": None}
-    values: dict[str, object] = {"finished_at": now, "eta_s": None}
-    if code == Exit.OTHER_VERSION:
+        values = {"retries_left": left, "not_before": start}
+    elif code == Exit.OTHER_VERSION:
         values["error"] = OTHER_VERSION
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
-        error = {"what": "The run was lost.", "why": judged.text, "do": do}
-        values["error"] = error
-    return values
+        values["error"] = {"what": "The run was lost.", "why": judged.text, "do": do}
+    if move(session, job, judged.state, eta_s=None, **values):
+        note(session, job.id, judged.state, ME, judged.text)
 
 
 def first_number(session: Session) -> int | None:

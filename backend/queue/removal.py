@@ -4,10 +4,9 @@ its number is never given to another run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
@@ -33,25 +32,21 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
         jobs = locked(session, Job, ids)
-        _check_unused(session, jobs)
+        for job in jobs:
+            if job.state not in TERMINAL:
+                why = f"It is {job.state}."
+                raise ConflictError(f"{job.run} was not deleted.", why, "Cancel it first.")
+        names = {job.run for job in jobs}
+        for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
+            used = names & {w.strip() for v in active.config.values() for w in str(v).split(",")}
+            if used:
+                what = f"{min(used)} was not deleted."
+                raise ConflictError(what, f"{active.run} uses it.", f"Wait for {active.run}.")
         removed = [job for job in jobs if job.removed_at is None]
         for job in removed:
             job.removed_at = now_ms()
             note(session, job.id, "deleted", actor.name)
     return removed
-
-
-def _check_unused(session: Session, jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.state not in TERMINAL:
-            why = f"It is {job.state}."
-            raise ConflictError(f"{job.run} was not deleted.", why, "Cancel it first.")
-    names = {job.run for job in jobs}
-    for active in session.scalars(select(Job).where(Job.state.in_([*ACTIVE]))):
-        used = names & {w.strip() for v in active.config.values() for w in str(v).split(",")}
-        if used:
-            what = f"{min(used)} was not deleted."
-            raise ConflictError(what, f"{active.run} uses it.", f"Wait for {active.run}.")
 
 
 def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:

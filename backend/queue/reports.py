@@ -17,7 +17,7 @@ from backend.errors import ConfigError, NotFoundError
 from backend.printable import one_line, printable
 from backend.queue.actor import Actor
 from backend.queue.permissions import require_host
-from backend.store.session import locked, now_ms, reading, writing
+from backend.store.session import fetched, locked, now_ms, reading, writing
 from backend.store.tables import RUN_NAME, Report
 
 MOST_LISTED = 500
@@ -81,8 +81,7 @@ def report(number: int) -> Report:
 def reports() -> list[Report]:
     """Reports, the one saved last first."""
     query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(MOST_LISTED)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
 def create_report(title: str, actor: Actor) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Select, case, func, select
 
 from backend.queue.dependencies import waiting
 from backend.store.queries import SHOWN
-from backend.store.session import database_ms, reading
+from backend.store.session import database_ms, fetched, reading
 from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
 from backend.store.tables import CLUSTER, Job, Supervisor
 
@@ -104,8 +104,7 @@ def status() -> QueueStatus:
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
-    with reading() as session:
-        return list(session.scalars(_open_jobs(lane, limit)))
+    return fetched(_open_jobs(lane, limit))
 
 
 @lru_cache  # the supervisor asks at every turn

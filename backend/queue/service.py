@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
 
@@ -46,24 +46,26 @@ def _queue_change(lane: Lane = Lane.SLOTS) -> Iterator[Session]:
     wake_supervisor()
 
 
+class EnqueueOptions(TypedDict, total=False):
+    """Keywords of `enqueue_all`."""
+
+    name: str
+    priority: int
+    parent: Job | None
+    cost: Cost | None
+    lane: Lane
+
+
 def enqueue(
     kind: str,
     config: dict[str, Any],
     actor: Actor,
     *,
-    name: str = "",
-    priority: int = 0,
-    parent: Job | None = None,
-    cost: Cost | None = None,
-    lane: Lane = Lane.SLOTS,
     needs: Iterable[int] = (),
+    **options: Unpack[EnqueueOptions],
 ) -> Job:
-    """Enqueue one job; see `enqueue_all`. `parent`: the run this one repeats, whose frozen settings
-    are reused."""
-    return enqueue_all(
-        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
-        needs=[needs],
-    )[0]  # fmt: skip
+    """Enqueue one job; see `enqueue_all`."""
+    return enqueue_all(kind, [config], actor, needs=[needs], **options)[0]
 
 
 def enqueue_all(
@@ -82,6 +84,7 @@ def enqueue_all(
     the id of its first job.
 
     Args:
+        parent: the run they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
         lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
@@ -168,18 +171,12 @@ def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
     jobs = [queries.job(run) for run in runs]
     permissions.require_cancelling(actor, [job.owner for job in jobs])
     if not any(job.state in ACTIVE for job in jobs):
-        raise _ended(jobs)
+        what, why = "Nothing was cancelled.", "None of the runs is queued or running."
+        if len(jobs) == 1:
+            what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
+        raise ConflictError(what, why, "Only a queued or running run can be cancelled.")
     with _queue_change() as session:
         return [_cancel(session, job, actor) for job in locked(session, Job, [j.id for j in jobs])]
-
-
-def _ended(jobs: Sequence[Job]) -> ConflictError:
-    """The error of cancelling jobs of which none is active."""
-    do = "Only a queued or running run can be cancelled."
-    if len(jobs) == 1:
-        what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
-        return ConflictError(what, why, do)
-    return ConflictError("Nothing was cancelled.", "None of the runs is queued or running.", do)
 
 
 def _cancel(session: Session, job: Job, actor: Actor) -> State:
@@ -245,11 +242,7 @@ def _resume(session: Session, job: Job, actor: Actor) -> bool:
     """Queue a job again, if that is possible."""
     reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
     reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
-    if (
-        job.state not in RESUMABLE
-        or job.removed_at
-        or not move(session, job, State.QUEUED, **reset)
-    ):
-        return False
-    note(session, job.id, "resumed", actor.name)
-    return True
+    possible = job.state in RESUMABLE and not job.removed_at
+    if possible := possible and move(session, job, State.QUEUED, **reset):
+        note(session, job.id, "resumed", actor.name)
+    return possible

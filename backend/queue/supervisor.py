@@ -96,7 +96,10 @@ class SupervisorLoop:
         for lane in self._lanes:
             while self._launch_next(lane):
                 pass
-        self._serve()
+        now = time.monotonic()  # the playground's process takes answers by itself, while it lives
+        if now - self._served_at > SERVE_S and scheduling.waits_for(Lane.PLAYGROUND, limit=1):
+            self._served_at = now
+            PLAYGROUND.wake()
         return self.busy()
 
     def _make_room(self) -> None:
@@ -108,14 +111,6 @@ class SupervisorLoop:
                 for number in range(self._slots, self._room.places):
                     session.merge(Slot(host=self.engine.host, number=number))
             self._slots = self._room.places
-
-    def _serve(self) -> None:
-        """See to it that the playground's process lives while answers are queued; it takes them by
-        itself."""
-        now = time.monotonic()
-        if now - self._served_at > SERVE_S and scheduling.waits_for(Lane.PLAYGROUND, limit=1):
-            self._served_at = now
-            PLAYGROUND.wake()
 
     def busy(self) -> bool:
         """Whether any job is queued or running."""
@@ -182,31 +177,26 @@ class SupervisorLoop:
     def _reconcile(self, attempt: Attempt, job: Job, poll: PollResult) -> None:
         """Update an attempt from the status of its process."""
         if poll.state == "exited":
-            self._note_end(attempt, poll)
-            self._end(attempt, poll.code, fence=NEVER if _is_unborn(attempt, poll) else "")
+            if poll.why and attempt.started_at is None:
+                with writing() as session:
+                    note(session, attempt.job_id, "not started", ME, poll.why)
+            # The engine has never heard of it: its supervisor died before the launch, or the launch
+            # did not get through. On this machine there is no reference before the launch.
+            unborn = attempt.started_at is None and poll.code is None and not poll.why
+            fence = NEVER if unborn and attempt.engine not in LOCAL else ""
+            self._end(attempt, poll.code, fence)
         elif poll.state == "unknown" and _is_silent(attempt):
             self._end(attempt, None)
-        elif attempt.outcome and _is_silent(attempt):
-            self._end_silent(attempt)
+        elif attempt.outcome and _is_silent(attempt):  # its process is there for no reason
+            engine = self._engine_of(attempt)
+            if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
+                return
+            engine.kill(attempt.engine_ref or {})
+            if engine.remote:  # it may believe for ever that the process runs
+                self._end(attempt, None)
         elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
             with writing(durable=True) as session:
                 mark_running(session, attempt)
-
-    def _note_end(self, attempt: Attempt, poll: PollResult) -> None:
-        """Note what the engine says of a process that could not."""
-        if poll.why and attempt.started_at is None:
-            with writing() as session:
-                note(session, attempt.job_id, "not started", ME, poll.why)
-
-    def _end_silent(self, attempt: Attempt) -> None:
-        """End an attempt that has said how it ended, and whose process is there for no reason. Of
-        one on another machine the engine may believe for ever that it runs."""
-        engine = self._engine_of(attempt)
-        if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
-            return
-        engine.kill(attempt.engine_ref or {})
-        if engine.remote:
-            self._end(attempt, None)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
         """End an attempt; delete the checkpoints of a job that succeeded."""
@@ -305,13 +295,6 @@ class SupervisorLoop:
             if (known := self.engine.reference(launch)) is not None:
                 attempt.engine_ref = known
         return attempt, launch, known
-
-
-def _is_unborn(attempt: Attempt, poll: PollResult) -> bool:
-    """Whether the engine has never heard of an attempt: its supervisor died before the launch, or
-    the launch did not get through. On this machine there is no reference before the launch."""
-    silent = attempt.started_at is None and poll.code is None and not poll.why
-    return silent and attempt.engine not in LOCAL
 
 
 def _age_ms(moment: int) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
 
 from backend.errors import NotFoundError
 from backend.store.dialects.choice import dialect_of
-from backend.store.session import reading
+from backend.store.session import fetched, reading
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
     EXAMPLE,
@@ -96,15 +96,13 @@ def jobs(
         query = query.where(Job.state.in_([*states]))
     if kind is not None:
         query = query.where(Job.kind == kind)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
 def sweep(run: str | int) -> list[Job]:
     """All runs of the sweep that `run` is part of, oldest first; empty for a single run."""
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id)))
+    return fetched(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id))
 
 
 def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
@@ -115,27 +113,21 @@ def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
         .where(SHOWN, Job.config_hash.in_(hashes), Job.state.in_([*ACTIVE, State.SUCCEEDED]))
         .group_by(Job.config_hash)
     )
-    with reading() as session:
-        return list(session.scalars(select(Job).where(Job.id.in_(newest)).order_by(Job.id)))
+    return fetched(select(Job).where(Job.id.in_(newest)).order_by(Job.id))
 
 
 def reproductions(run: str | int) -> list[Job]:
     """The runs that repeat this one, oldest first."""
     query = select(Job).where(SHOWN, Job.parent == job_id(run)).order_by(Job.id)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
-def cursor(run: str | int | None = None) -> tuple[Any, ...]:
+def cursor() -> tuple[Any, ...]:
     """A value that changes with the displayed data, so that pages redraw only then."""
     progress = select(func.count(), func.max(Event.id)).select_from(Event)
-    if run is not None:
-        progress = progress.where(Event.job_id == job_id(run))
-        moved = select(Job.done, Job.state).where(Job.id == job_id(run))
-    else:
-        active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
-        states = func.aggregate_strings(active.c.state, ",")
-        moved = select(func.sum(active.c.done), states).select_from(active)
+    active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
+    states = func.aggregate_strings(active.c.state, ",")
+    moved = select(func.sum(active.c.done), states).select_from(active)
     with reading() as session:
         return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
 
@@ -143,15 +135,12 @@ def cursor(run: str | int | None = None) -> tuple[Any, ...]:
 def attempts(run: str | int) -> list[Attempt]:
     """All attempts of a run, oldest first."""
     query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
-def events(run: str | int, after: int = 0) -> list[Event]:
-    """Events of a run after event `after`, oldest first."""
-    query = select(Event).where(Event.job_id == job_id(run), Event.id > after).order_by(Event.id)
-    with reading() as session:
-        return list(session.scalars(query))
+def events(run: str | int) -> list[Event]:
+    """Events of a run, oldest first."""
+    return fetched(select(Event).where(Event.job_id == job_id(run)).order_by(Event.id))
 
 
 class StoredResult(NamedTuple):
@@ -186,15 +175,13 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
     """Step times of these runs."""
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
-    with reading() as session:
-        return list(session.scalars(query.order_by(StepTime.job_id, StepTime.step)))
+    return fetched(query.order_by(StepTime.job_id, StepTime.step))
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
     """The decoder reports of a speed run."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
-    with reading() as session:
-        return list(session.scalars(query.order_by(DecoderRow.decoder)))
+    return fetched(query.order_by(DecoderRow.decoder))
 
 
 def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
@@ -250,14 +237,13 @@ def runs_from(run: str, most: int) -> list[Job]:
     """The newest runs that work on the model or the drafter `run` saved."""
     named = cast(Job.config, Text).contains(run, autoescape=True)
     query = select(Job).where(SHOWN, named).order_by(Job.id.desc())
+
+    def works_on(job: Job) -> bool:
+        model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
+        return model == run or run in drafters.replace(",", " ").split()
+
     with reading() as session:
-        found = (job for job in session.scalars(query) if _works_on(job, run))
-        return [*islice(found, most)]
-
-
-def _works_on(job: Job, run: str) -> bool:
-    model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
-    return model == run or run in drafters.replace(",", " ").split()
+        return [*islice(filter(works_on, session.scalars(query)), most)]
 
 
 def all_run_names() -> set[str]:
@@ -271,29 +257,25 @@ def all_run_names() -> set[str]:
 def unmeasured(limit: int) -> list[Job]:
     """Runs that have ended and whose disk space is not known, newest first."""
     query = select(Job).where(Job.state.not_in([*ACTIVE]), Job.disk_bytes.is_(None))
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+    return fetched(query.order_by(Job.id.desc()).limit(limit))
 
 
 def ended_before(states: Iterable[State], moment: int) -> list[Job]:
     """Runs in one of these states that ended before a moment, oldest first."""
     query = select(Job).where(Job.state.in_([*states]), Job.finished_at < moment)
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.id)))
+    return fetched(query.order_by(Job.id))
 
 
 def removed(before: int) -> list[Job]:
     """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
     query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.removed_at, Job.id)))
+    return fetched(query.order_by(Job.removed_at, Job.id))
 
 
 def largest(limit: int) -> list[Job]:
     """The runs that take most disk space, of those that have ended."""
     query = select(Job).where(SHOWN, Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
-    with reading() as session:
-        return list(session.scalars(query.limit(limit)))
+    return fetched(query.limit(limit))
 
 
 def newest_event_at() -> int:
@@ -304,15 +286,13 @@ def newest_event_at() -> int:
 
 def views() -> list[SavedView]:
     """Saved views, sorted by name."""
-    with reading() as session:
-        return list(session.scalars(select(SavedView).order_by(SavedView.name)))
+    return fetched(select(SavedView).order_by(SavedView.name))
 
 
 def artifacts(run: str | int) -> list[Artifact]:
     """Files and folders a run produced."""
     query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
 def curve_rows(run: str | int) -> list[dict[str, Any]]:
@@ -361,8 +341,7 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 def runs_with_weights() -> list[Job]:
     """Runs with stored weight statistics, newest first."""
     has_rows = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
+    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
 def weights_mark(run: str | int) -> tuple[str, int, int] | None:
@@ -383,8 +362,7 @@ def runs_with_profile(name: str) -> list[Job]:
     has_rows = exists(
         select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
     )
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
+    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
 def profiles_mark(run: str | int) -> tuple[str, int] | None:

@@ -10,17 +10,18 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CursorResult, Engine, Update, create_engine
+from sqlalchemy import CursorResult, Engine, Select, Update, create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError
 from backend.settings import settings
-from backend.store.dialects.base import Dialect, NamedLock
+from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_named, dialect_of
 from backend.store.tables import Attempt, Job, Report, read_json, write_json
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
+Fetched = TypeVar("Fetched")
 _joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`
 NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
@@ -49,7 +50,8 @@ def engine_for(url: str) -> Engine:
     """The engine of this database, created once per process. `ConfigError` for no URL, or a
     database for which no driver is installed."""
     try:
-        dialect = _dialect(url)
+        if (dialect := dialect_named(url)) is None:
+            raise NoSuchModuleError
         engine = create_engine(
             url, json_deserializer=read_json, json_serializer=write_json, **dialect.options()
         )
@@ -57,13 +59,6 @@ def engine_for(url: str) -> Engine:
         raise ConfigError(NOT_ACCEPTED, _reason(error), EXAMPLES) from error
     dialect.prepare(engine)
     return engine
-
-
-def _dialect(url: str) -> Dialect:
-    dialect = dialect_named(url)
-    if dialect is None:
-        raise NoSuchModuleError
-    return dialect
 
 
 def _reason(error: Exception) -> str:
@@ -85,6 +80,12 @@ def reading() -> Iterator[Session]:
     engine = engine_for(settings().url)
     with Session(dialect_of(engine).for_reading(engine)) as session:
         yield session
+
+
+def fetched(query: Select[tuple[Fetched]]) -> list[Fetched]:
+    """The first column of every row, read in a transaction of its own."""
+    with reading() as session:
+        return list(session.scalars(query))
 
 
 @contextmanager

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy.orm import Session
-
 from backend.errors import ConflictError
 from backend.printable import readable_bytes
 from backend.queue.actor import Actor
@@ -56,18 +54,15 @@ def disk_use(run: str) -> dict[str, int]:
     except OSError:
         return use
     for entry in entries:
-        part = _part(entry)
+        part = entry.name if entry.is_dir() and not entry.is_symlink() else OTHER
+        if entry == work_folder(run):
+            part = CHECKPOINTS
+        elif re.fullmatch(r"a\d+", entry.name):
+            part = LOGS
+        elif entry.name.startswith("."):
+            part = OTHER
         use[part] = use.get(part, 0) + folder_bytes(entry)
     return {part: size for part, size in use.items() if size}
-
-
-def _part(entry: Path) -> str:
-    if entry == work_folder(entry.parent.name):
-        return CHECKPOINTS
-    if re.fullmatch(r"a\d+", entry.name):
-        return LOGS
-    own = entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
-    return entry.name if own else OTHER
 
 
 def has_checkpoints(run: str) -> bool:
@@ -136,7 +131,9 @@ def _free(job_id: int, actor: str, when: str = "") -> int | None:
         aside = _set_aside(work_folder(job.run))
         freed = use.pop(CHECKPOINTS, 0)
         job.disk_bytes = sum(use.values())
-        _note(session, job, actor, f"{readable_bytes(freed)} freed{when}")
+        again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
+        text = f"{readable_bytes(freed)} freed{when}{again}"
+        note(session, job.id, "checkpoints deleted", actor, text)
     delete_folder(aside)
     remove_stored(work_folder(job.run))
     return freed
@@ -146,8 +143,3 @@ def _set_aside(work: Path) -> Path:
     aside = work.with_name(FREED)
     delete_folder(aside)
     return work.rename(aside)
-
-
-def _note(session: Session, job: Job, actor: str, text: str) -> None:
-    again = "; resuming starts from the beginning" if job.state in RESUMABLE else ""
-    note(session, job.id, "checkpoints deleted", actor, text + again)

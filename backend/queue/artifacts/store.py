@@ -49,7 +49,7 @@ class ArtifactStore:
         manifest = (folder / MANIFEST).read_bytes()
         if self.manifest(key) == manifest:
             return True
-        self._remove(f"{key}/{MANIFEST}")
+        self.remove(f"{key}/{MANIFEST}")
         for name in json.loads(manifest):
             self.put_file(folder / name, f"{key}/{name}")
         if (folder / MANIFEST).read_bytes() != manifest:
@@ -97,18 +97,14 @@ class ArtifactStore:
             (draft / MANIFEST).write_bytes(manifest)
             if not is_whole(draft):  # it was replaced meanwhile
                 return False
-            self._date(draft, f"{key}/{MANIFEST}")
+            with suppress(NotImplementedError):  # the newest is told by its time
+                moment = self._system.modified(self._at(f"{key}/{MANIFEST}")).timestamp()
+                os.utime(draft, (moment, moment))
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return True
-
-    def _date(self, folder: Path, key: str) -> None:
-        """Give a folder the time at which it was stored: the newest is told by that."""
-        with suppress(NotImplementedError):
-            moment = self._system.modified(self._at(key)).timestamp()
-            os.utime(folder, (moment, moment))
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file to this machine."""
@@ -137,10 +133,6 @@ class ArtifactStore:
         """Delete a folder or a file, if it is there."""
         if self._system.exists(self._at(key)):
             self._system.rm(self._at(key), recursive=True)
-
-    def _remove(self, key: str) -> None:
-        if self._system.exists(self._at(key)):
-            self._system.rm_file(self._at(key))
 
 
 def store() -> ArtifactStore | None:

@@ -142,15 +142,9 @@ def _result(job: Mapping[str, Any] | None) -> PollResult:
     if states == ["COMPLETED"]:
         return PollResult("exited", 0)
     why = f"Slurm: {', '.join(states)}, {job.get('state_reason', '')}"
-    return PollResult("exited", _code(job), why)
-
-
-def _code(job: Mapping[str, Any]) -> int | None:
-    """The exit code of a job, negative for a signal; None where it has none."""
     code = job.get("exit_code") or {}
-    if signal := _number((code.get("signal") or {}).get("id")):
-        return -signal
-    return _number(code.get("return_code")) or None
+    signal = _number((code.get("signal") or {}).get("id"))
+    return PollResult("exited", -signal or _number(code.get("return_code")) or None, why)
 
 
 def _number(value: object) -> int:
