@@ -39,11 +39,8 @@ def replace_database(copy: Path) -> Path:
     _check_copy(copy)
     lock = SUPERVISOR.try_lock()
     if lock is None:
-        why, do = (
-            "The supervisor of this data folder is at work.",
-            "Wait until its runs have ended.",
-        )
-        raise BackupError(NOT_REPLACED, why, do)
+        why = "The supervisor of this data folder is at work."
+        raise BackupError(NOT_REPLACED, why, "Wait until its runs have ended.")
     try:
         engine = engine_for(settings().url)
         engine.dispose()

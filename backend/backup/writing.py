@@ -63,7 +63,10 @@ def write_backup(
     """Write one file with the database and the files of all runs, under a hidden name until it is
     complete; only its owner can read it. `checkpoints`: unfinished runs go on from them.
     `BackupError` if the file exists, the options contradict each other, or the disk is too full."""
-    _check_target(target, weights, checkpoints)
+    if checkpoints and not weights:
+        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
+        raise BackupError(NOT_WRITTEN, why, do)
+    check_new(target)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         database = Path(folder, DATABASE)
         check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
@@ -95,13 +98,6 @@ def write_archive(
     finally:
         partial.unlink(missing_ok=True)
     return manifest
-
-
-def _check_target(target: Path, weights: bool, checkpoints: bool) -> None:
-    if checkpoints and not weights:
-        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
-        raise BackupError(NOT_WRITTEN, why, do)
-    check_new(target)
 
 
 def check_new(target: Path) -> None:

@@ -24,7 +24,6 @@ from backend.quantization import GridType
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
-PACKED_BITS = range(2, 9)
 UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
 VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -103,22 +102,20 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
         return f"it stores scales in float16, not {choice.stored}"
     if not choice.whole:
         return "it cannot leave single layers of a block dense"
-    odd = [shape for shape in sorted(choice.shapes) if shape[0] % WORD or shape[1] % WORD]
-    if odd:
-        return (
-            f"a layer of {odd[0][0]} × {odd[0][1]} is not a multiple of {WORD} in both dimensions"
-        )
+    for rows, columns in sorted(choice.shapes):
+        if rows % WORD or columns % WORD:
+            return f"a layer of {rows} × {columns} is not a multiple of {WORD} in both dimensions"
     return ""
 
 
 def check_format(format: Format, choice: ExportRequirements) -> None:
     """Raise `ConfigError`, which names the formats that can, if this one cannot store the model."""
     if why := obstacle(format, choice):
-        suitable = [each for each in FORMATS if not obstacle(each, choice)]
+        *rest, last = [each for each in FORMATS if not obstacle(each, choice)]
         raise ConfigError(
             f"The format {format} does not support this model.",
             f"{why[0].upper()}{why[1:]}.",
-            f"Choose {_listed(suitable)}.",
+            f"Choose {', '.join(rest)} or {last}." if rest else f"Choose {last}.",
             field="format",
         )
 
@@ -128,11 +125,6 @@ def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> 
     scale = {"float16": 16, "bfloat16": 16, "float32": 32}[stored]
     zero = {"symmetric": 0, "zero-point": bits, "offset": scale}[grid]
     return bits + (scale + zero) / group_size
-
-
-def _listed(names: Iterable[str]) -> str:
-    *rest, last = names
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def vllm_hint(bits: int, modules: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def origin_of(spec: str) -> ModelOrigin:
     if spec == smollm2.NAME:
         return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
-    card = _card(folder)
+    card: dict[str, Any] = {}
+    if folder and (folder / CARD).is_file():
+        with suppress(Exception):  # on malformed YAML its parser raises errors of its own
+            card = metadata_load(folder / CARD) or {}
     known = CacheOrigin.read(folder) if folder else None
     base = spec if is_hub_id(spec) else str(card.get("base_model") or "")
     return ModelOrigin(
@@ -54,16 +58,6 @@ def origin_of(spec: str) -> ModelOrigin:
         link=str(card.get("license_link") or ""),
         folder=folder,
     )
-
-
-def _card(folder: Path | None) -> dict[str, Any]:
-    """The front matter of a folder's model card; empty where there is none."""
-    if folder is None or not (folder / CARD).is_file():
-        return {}
-    try:
-        return metadata_load(folder / CARD) or {}
-    except Exception:  # on malformed YAML its parser raises errors of its own
-        return {}
 
 
 def front_matter(

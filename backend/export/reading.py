@@ -165,7 +165,10 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     """A model whose packed layers are not filled yet, and these."""
     check_unchanged(folder, contents=True)
     layers, rest = read_layers(folder)
-    _check_finite(layers, rest)
+    for name, tensor in rest.items():
+        check_finite(name, tensor)
+    for name, layer in layers.items():
+        check_finite(f"The scale of {name}", layer.grid.scale)
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
@@ -174,13 +177,6 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
     return model, layers
-
-
-def _check_finite(layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]) -> None:
-    for name, tensor in rest.items():
-        check_finite(name, tensor)
-    for name, layer in layers.items():
-        check_finite(f"The scale of {name}", layer.grid.scale)
 
 
 def _fill(

@@ -82,7 +82,7 @@ def reading() -> Iterator[Session]:
         yield session
 
 
-def fetched(query: Select[tuple[Fetched]]) -> list[Fetched]:
+def fetched(query: Select[Fetched]) -> list[Fetched]:
     """The first column of every row, read in a transaction of its own."""
     with reading() as session:
         return list(session.scalars(query))

@@ -48,7 +48,10 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (scaling := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise _refused(f"It scales its rotary positions ({scaling}).")
-    if slides(config):
+    window = config.get("sliding_window")
+    used = config.get("use_sliding_window", kind == "mistral")
+    short = used and window and window < config["max_position_embeddings"]
+    if short or "sliding_attention" in (config.get("layer_types") or ()):
         raise _refused("Some of its layers attend to a sliding window only.")
     if config.get("mlp_bias"):
         raise _refused("Its feed-forward layers have biases.")
@@ -67,15 +70,6 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
         vocabulary=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings")),
     )
-
-
-def slides(config: Mapping[str, Any]) -> bool:
-    """Whether a window restricts attention within the model's context."""
-    if "sliding_attention" in (config.get("layer_types") or ()):
-        return True
-    window = config.get("sliding_window")
-    used = config.get("use_sliding_window", config.get("model_type") == "mistral")
-    return bool(used and window and window < config["max_position_embeddings"])
 
 
 def _refused(why: str) -> ConfigError:

@@ -41,7 +41,10 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
     if layer.group_size % BLOCK:
         what, why = _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}."
         raise ConfigError(what, why, "Choose F32.", "type")
-    scale, zero = (_by_block(part, layer) for part in (layer.grid.scale, layer.grid.zero))
+    blocks = layer.group_size // BLOCK  # [out, groups] -> [out, blocks]
+    scale, zero = (
+        part.repeat_interleave(blocks, dim=1) for part in (layer.grid.scale, layer.grid.zero)
+    )
     if not torch.equal(scale.half().float(), scale):
         why = f"A scale of {name} is no float16 number."
         raise ConfigError(_unfit(kind), why, "Choose F32, or store the scales in float16.", "type")
@@ -57,11 +60,6 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
 
 def _unfit(kind: Kind) -> str:
     return f"{kind.name} cannot hold this model."
-
-
-def _by_block(part: Tensor, layer: QuantizedWeight) -> Tensor:
-    """[out, groups] -> [out, blocks]."""
-    return part.repeat_interleave(layer.group_size // BLOCK, dim=1)
 
 
 def _half(values: Tensor) -> Bytes:
