@@ -10,11 +10,11 @@ import threading
 import time
 
 from backend.backup.examples import install_examples
+from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
-from backend.settings import settings
-from backend.store import queries
+from backend.settings import settings, unknown_variables
+from backend.store.file_modes import restrict_access
 from backend.store.migrate import upgrade
-from backend.store.permissions import restrict_access
 from jobs.cli.console import in_one_line
 from jobs.imported import check_row
 from ui.app import serve
@@ -39,6 +39,8 @@ def main() -> None:
             install_examples(check_row)
     os.environ.pop(HOST_TOKEN, None)  # a browser that is opened needs it no more than a run
     threading.Thread(target=keep_supervised, name="keep-supervised", daemon=True).start()
+    for name in unknown_variables():
+        print(f"{name} is no setting and has no effect: see docs/operations.md", flush=True)
     print(f"Slimscope is on http://{here.host}:{here.port}, its data in {here.root}", flush=True)
     if here.shared:
         print(f"Its host, and nobody else, opens {host_link(here.port)}", flush=True)
@@ -61,7 +63,7 @@ def keep_supervised() -> None:
     """While a run waits or works, sees to it that a supervisor is there."""
     while True:
         try:
-            status = queries.status()
+            status = scheduling.status()
             if status.live or status.queued or status.answers:
                 SUPERVISOR.wake()
         except Exception as error:  # a busy database, a full disk: look again

@@ -61,12 +61,8 @@ def is_whole(folder: Path) -> bool:
 
 def changed_file(folder: Path, *, contents: bool) -> str:
     """Name of a file that differs from the folder's manifest; empty if none does, or there is no
-    manifest of ours. Texts for people (.md) may be edited.
-
-    Args:
-        contents: compare sha256 sums, not only sizes. A process reads a file once, and again when
-            its size or modification time has changed.
-    """
+    manifest of ours. Texts for people (.md) may be edited. `contents`: compare sha256 sums, not
+    only sizes; a process reads a file again only when its size or modification time has changed."""
     file = folder / MANIFEST
     if not file.is_file() or file.stat().st_size > MAX_MANIFEST:
         return ""
@@ -137,15 +133,14 @@ class HeldFolder:
 
 
 class Checkpoints:
-    """The named checkpoints under one folder.
+    """The named checkpoints under one folder, made when first written to.
 
     Args:
-        root: the folder; made when first written to.
         before_commit: called when a checkpoint is complete but not yet visible. A job writes its
-            buffered figures here, so that no figure of finished work can be missing after a kill.
+            buffered figures here, so that none of finished work is missing after a kill.
         committed: called with the folder of a checkpoint that has just become visible.
-        attempt: the number of the attempt that writes, where nobody else may: drafts of all others
-            are left over, whatever machine they are from. Else processes of one machine write.
+        attempt: number of the only attempt that may write: drafts of all others are left over,
+            whatever machine they are from. None: processes of one machine write.
     """
 
     def __init__(
@@ -161,10 +156,8 @@ class Checkpoints:
 
     @contextmanager
     def write(self, name: str) -> Iterator[Path]:
-        """Yield an empty folder to fill; on exit it atomically becomes checkpoint `name`.
-
-        A checkpoint of that name is replaced. When the body raises, nothing is left behind.
-        """
+        """Yield an empty folder to fill; on exit it atomically becomes, or replaces, checkpoint
+        `name`. When the body raises, nothing is left behind."""
         self.root.mkdir(parents=True, exist_ok=True)
         writer = os.getpid() if self._attempt is None else f"a{self._attempt}"
         draft, final = self.root / f".tmp-{writer}-{name}", self.root / name
@@ -211,10 +204,8 @@ class Checkpoints:
         return next((path.name for path in folders if is_whole(path)), None)
 
     def find(self, name: str) -> Path | None:
-        """The folder of checkpoint `name` if it exists and is complete, else None.
-
-        Files are read in full the first time, and again when their size or time has changed.
-        """
+        """The folder of checkpoint `name` if it exists and is complete. Files are read in full the
+        first time, and again when their size or time has changed."""
         folder = self.root / name
         if not folder.exists():  # a process was killed just as it replaced it
             folder = self._aside(name)
@@ -226,14 +217,9 @@ class Checkpoints:
         return folder
 
     def claim(self, identity: str, settled: str) -> str:
-        """Bind all checkpoints to `identity`; return the `settled` of the first call.
-
-        Choices that depend on the machine, such as the precision, are made once, so a run resumed
-        on another machine continues unchanged.
-
-        Raises:
-            ConfigError: the checkpoints belong to another run.
-        """
+        """Bind all checkpoints to `identity`; return the `settled` of the first call: choices that
+        depend on the machine, such as the precision, are made once, so a run resumed on another
+        machine continues unchanged. `ConfigError` if they belong to another run."""
         if folder := self.find(OWNER):
             owner = json.loads((folder / "run.json").read_text())
             if owner["identity"] != identity:

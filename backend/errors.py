@@ -1,5 +1,5 @@
-"""One tree of errors. Each says what happened, why, and what to do; `field` names the form field
-that holds the bad value, so that the screen can show the message beside it."""
+"""One tree of errors. `field` names the form field that holds the bad value, so that the screen can
+show the message beside it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import TypeVar
 
 
 class SlimscopeError(Exception):
-    """Base of every error a person may see.
-
-    Args:
-        what: what happened, one sentence.
-        why: the cause, one sentence.
-        do: what the reader can do about it, one sentence.
-        field: the config field at fault, where there is one.
+    """Base of every error a person may see: one sentence each for what happened, why, and what to
+    do.
 
     Attributes:
-        others: what else is wrong with the same config, a field each.
+        field: the config field at fault, where there is one.
+        others: further errors of the same config, a field each.
     """
 
     others: tuple[SlimscopeError, ...] = ()

@@ -11,11 +11,7 @@ EDGE = 2**20  # bytes read at the beginning and at the end of a file
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Hex sha256 of names, sizes, and the first and last MiB of files, in the order of their names.
-    Config, headers and small files count as a whole.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    Config, headers and small files count as a whole. `OSError` if one cannot be read."""
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda path: path.name):
         size = path.stat().st_size
@@ -28,11 +24,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 
 
 def fingerprint_of(path: Path) -> str:
-    """Of a file, or of the files of a folder, but for hidden ones.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Of a file, or of the files of a folder, but for hidden ones."""
     if not path.is_dir():
         return fingerprint([path])
     return fingerprint(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))

@@ -44,11 +44,8 @@ def _name(text: str) -> str:
 
 
 def check_inputs(expected: Mapping[str, str]) -> None:
-    """Check that this machine has what a run was submitted with.
-
-    Raises:
-        ModelError, DatasetError: it has not, or other files of that name.
-    """
+    """Raise `ModelError` or `DatasetError` unless this machine has what a run was submitted
+    with."""
     for text, sha256 in expected.items():
         if not text.startswith(files.PREFIX):
             on_disk(text)

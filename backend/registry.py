@@ -29,12 +29,8 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Declaration:
-    """An entry as its source declares it.
-
-    Attributes:
-        module: imported when the entry is first used.
-        facts: the decorator's keyword arguments that are literals.
-    """
+    """An entry as its source declares it. `module`: imported when the entry is first used; `facts`:
+    the decorator's keyword arguments that are literals."""
 
     name: str
     module: str
@@ -42,13 +38,9 @@ class Declaration:
 
 
 class Declarations(Mapping[str, Declaration]):
-    """Name -> declaration of every entry in a package and in the plugins. Does not import them.
-
-    Args:
-        decorator: name of the decorator that registers an entry.
-        package: searched first, then the modules in SLIMSCOPE_PLUGINS; of two entries with the same
-            name the last one counts.
-    """
+    """Name -> declaration of every entry in a package and in the plugins, which it does not import.
+    `decorator`: the name of the one that registers an entry. Of two entries with the same name the
+    last one counts: plugins come after the package."""
 
     def __init__(self, decorator: str, package: str) -> None:
         self.decorator, self.package = decorator, package

@@ -1,5 +1,5 @@
-"""Every environment variable Slimscope reads, in one place. All start with SLIMSCOPE_, but for
-SPACE_HOST, which Hugging Face sets in a Space."""
+"""Every environment variable Slimscope reads. All start with SLIMSCOPE_, but for SPACE_HOST, which
+Hugging Face sets in a Space."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT
 FROZEN = (  # what a run may be told of its submission: no other name of a stored row is a variable
     *PLACES, "SLIMSCOPE_PLUGINS", "SLIMSCOPE_THREADS", "SLIMSCOPE_NATIVE", "SLIMSCOPE_INPUTS",
 )  # fmt: skip
+# An alias, and what is read by the shell of a node.
+OTHER_VARIABLES = {"SLIMSCOPE_ARTIFACTS", "SLIMSCOPE_PYTHON"}
 SPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*\.hf\.space")
 
 
@@ -37,7 +39,7 @@ def _in_space(there: T, elsewhere: T) -> Callable[[], T]:
 
 
 class Settings(BaseSettings):
-    """What the person who starts Slimscope may set."""
+    """What the person who starts Slimscope may set; docs/operations.md says what each means."""
 
     model_config = SettingsConfigDict(
         env_prefix="SLIMSCOPE_",
@@ -45,114 +47,51 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # it may be a token
     )
 
-    data_dir: Path = Field(Path(), description="Holds results.db and artifacts/.")
-    artifact_place: str = Field(
-        "",
-        validation_alias="SLIMSCOPE_ARTIFACTS",
-        description="Where runs keep logs, checkpoints and models: a folder, or the URL of a store "
-        "such as s3://bucket/folder; empty: artifacts/ in the data dir.",
-    )
-    cache_dir: Path = Field(
-        default_factory=lambda: user_cache_path("slimscope"),
-        description="Models and texts that were set up once; may be shared and deleted.",
-    )
-    database_url: str = Field("", description="SQLAlchemy URL; empty: results.db in the data dir.")
-    host: str = Field(
-        default_factory=_in_space("0.0.0.0", "127.0.0.1"),
-        description="Address the dashboard listens on.",
-    )
-    port: int = Field(7860, ge=0, le=65535, description="Port the dashboard listens on.")
-    names: tuple[str, ...] = Field(
-        default_factory=lambda: tuple(filter(None, [space_host()])),
-        description='Host names the dashboard answers to, as JSON: ["slimscope.lab.org"].',
-    )
-    host_token: SecretStr = Field(
-        SecretStr(""),
-        description="Makes whoever shows it a host, and everybody else a guest; empty: made anew "
-        "at each start where the dashboard can be reached from other machines.",
-    )
-    guest_runs: int = Field(
-        0, ge=0, le=100, description="Runs of guests in the queue or at work; 0: guests only look."
-    )
-    guest_seconds: float = Field(300.0, gt=0, description="How long a guest's run may take.")
-    guest_gb: float = Field(4.0, gt=0, description="How much memory a guest's run may take.")
-    guest_answers: int = Field(
-        4,
-        ge=0,
-        le=100,
-        description="Answers of guests in the playground, queued or at work; 0: none.",
-    )
-    guest_answers_per_minute: int = Field(
-        6, ge=1, description="Answers one guest may ask for in a minute."
-    )
-    guest_tokens: int = Field(256, ge=1, description="Tokens of an answer for a guest.")
-    guest_letters: int = Field(4000, ge=1, description="Characters a guest's prompt may have.")
-    changes_per_minute: int = Field(
-        60, ge=1, description="Changes one visitor may ask for in a minute."
-    )
-    browser: bool = Field(
-        default_factory=_in_space(False, True),
-        description="Open a browser when the dashboard starts.",
-    )
-    examples: bool = Field(
-        True, description="Add the runs that come with the package, to have something to see."
-    )
-    model_dirs: tuple[Path, ...] = Field(
-        (), description='Further folders models may be read from, as JSON: ["/models"].'
-    )
-    inputs: dict[str, str] = Field(
-        {}, description="Set for a run on a cluster: paths of models, and their fingerprints."
-    )
-    text_dir: Path | None = Field(None, description="Folder of .txt and .jsonl corpora.")
-    task_dir: Path | None = Field(
-        None, description="Folder of lm-evaluation-harness tasks (YAML) of one's own."
-    )
-    slots: int = Field(1, ge=1, le=64, description="Jobs that run at the same time.")
-    ray_address: str = Field(
-        "http://127.0.0.1:8265", description="Where the head of a Ray cluster answers."
-    )
-    ray_token: SecretStr = Field(
-        SecretStr(""), description="The token of the Ray cluster; runs do not get it."
-    )
-    slurm_args: str = Field(
-        "", description="Arguments of sbatch that the site asks for: --partition=gpu --time=2-0"
-    )
-    engine: Literal["local", "ray", "slurm"] = Field(
-        "local", description="Where runs start: on this machine (local), or on a cluster."
-    )
-    threads: int = Field(0, ge=0, description="CPU threads a job may use; 0: all available.")
-    job_gb: float = Field(0.0, ge=0, description="Memory a job may take, in GB; 0: no limit.")
-    job_hours: float = Field(
-        0.0, ge=0, description="Hours an attempt of a job may take before it is stopped; 0: any."
-    )
-    native: bool = Field(True, description="Decode on a CPU with compiled C++ where possible.")
-    stop_grace: float = Field(20.0, ge=0, description="Seconds a job has to stop by itself.")
-    keep_checkpoints_days: float = Field(
-        30.0, ge=0, description="Days the checkpoints of ended runs are kept; 0: for ever."
-    )
-    backups: int = Field(7, ge=0, le=1000, description="Daily copies of the database; 0: none.")
-    offline_s: float = Field(
-        1800.0, ge=0, description="Seconds a run goes on while the database does not answer."
-    )
-    idle_exit: float = Field(60.0, ge=0, description="Seconds until an idle supervisor ends.")
-    playground_idle: float = Field(
-        600.0, ge=0, description="Seconds until an idle playground ends, and with it its models."
-    )
-    playground_models: int = Field(
-        2, ge=1, le=64, description="Models the playground keeps in memory."
-    )
-    playground_gb: float = Field(
-        0.0,
-        ge=0,
-        description="Memory for models of the playground, in GB; 0: half of what is free.",
-    )
-    plugins: tuple[str, ...] = Field(
-        (),
-        description="Python modules with job kinds, pruners, quantisers or drafters, as JSON.",
-    )
+    # places
+    data_dir: Path = Path()  # holds results.db and artifacts/
+    artifact_place: str = Field("", validation_alias="SLIMSCOPE_ARTIFACTS")  # a folder, or a URL
+    cache_dir: Path = Field(default_factory=lambda: user_cache_path("slimscope"))
+    database_url: str = ""  # of SQLAlchemy; empty: results.db in the data folder
+    model_dirs: tuple[Path, ...] = ()  # further folders models may be read from
+    text_dir: Path | None = None  # .txt and .jsonl corpora
+    task_dir: Path | None = None  # lm-evaluation-harness tasks (YAML) of one's own
+    plugins: tuple[str, ...] = ()  # Python modules with job kinds, pruners, quantisers or drafters
+    inputs: dict[str, str] = {}  # set for a run on a cluster: paths of models -> fingerprints
 
-    job_cpus: float = Field(1.0, gt=0, description="CPU cores a job takes on a cluster.")
-    job_gpus: float = Field(0.0, ge=0, description="GPUs a job takes on a cluster.")
+    # dashboard
+    host: str = Field(default_factory=_in_space("0.0.0.0", "127.0.0.1"))
+    port: int = Field(7860, ge=0, le=65535)
+    names: tuple[str, ...] = Field(default_factory=lambda: tuple(filter(None, [space_host()])))
+    host_token: SecretStr = SecretStr("")  # made anew at each start where it is needed
+    examples: bool = True  # add the runs that come with the package
+
+    # limits of guests
+    guest_runs: int = Field(0, ge=0, le=100)  # queued or at work
+    guest_seconds: float = Field(300.0, gt=0)
+    guest_gb: float = Field(4.0, gt=0)
+    guest_answers: int = Field(4, ge=0, le=100)  # in the playground, queued or at work
+    guest_answers_per_minute: int = Field(6, ge=1)  # of one guest
+    guest_tokens: int = Field(256, ge=1)  # of an answer
+    guest_letters: int = Field(4000, ge=1)  # of a prompt
+
+    # runs
+    slots: int = Field(1, ge=1, le=64)  # runs at the same time
+    threads: int = Field(0, ge=0)  # of a run; 0: all available, on a cluster 1
+    job_gb: float = Field(0.0, ge=0)  # a run may take, or the models of the playground; 0: any
+    job_hours: float = Field(0.0, ge=0)  # an attempt may take; 0: any
+    native: bool = True  # decode on a CPU with compiled C++ where possible
+    stop_grace: float = Field(20.0, ge=0)  # seconds a run has to stop by itself
+    offline_s: float = Field(1800.0, ge=0)  # a run goes on while the database does not answer
+    idle_exit: float = Field(60.0, ge=0)  # until a supervisor ends; the playground: ten times
+    keep_checkpoints_days: float = Field(30.0, ge=0)  # of ended runs; 0: for ever
+    backups: int = Field(7, ge=0, le=1000)  # daily copies of the database
+
+    # cluster
+    ray_address: str = "http://127.0.0.1:8265"
+    ray_token: SecretStr = SecretStr("")
+    slurm_args: str = ""  # of sbatch
+    job_gpus: float = Field(0.0, ge=0)  # of a run
+    engine: Literal["local", "ray", "slurm"] = "local"
 
     @field_validator("host_token", "ray_token")
     @classmethod
@@ -237,6 +176,14 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once from the environment."""
     return Settings()
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that are named as settings and are none."""
+    known = {f"SLIMSCOPE_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    ours = (name for name in os.environ if name.upper().startswith("SLIMSCOPE_"))
+    tests = "SLIMSCOPE_TEST_"
+    return sorted(name for name in ours if name.upper() not in known and not name.startswith(tests))
 
 
 def is_loopback(address: str) -> bool:

@@ -15,12 +15,8 @@ QUIET = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--q
 
 
 def fetch(requirement: str, folder: Path, refused: Refused, tags: tuple[str, ...] = ()) -> Path:
-    """The wheel of `requirement` (name==version), downloaded into `folder`.
-
-    Args:
-        refused: makes the error for a failure.
-        tags: pip's options for another platform or Python than this one's.
-    """
+    """The wheel of `requirement` (name==version), downloaded into `folder`. `tags`: pip's options
+    for another platform or Python than this one's. Raises what `refused` makes of a failure."""
     command = [sys.executable, "-m", "pip", "download", *QUIET, *tags, f"--dest={folder}"]
     done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))

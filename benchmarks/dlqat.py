@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.evaluation.speed import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
-from backend.export.layouts import layer_tensors
+from backend.export.writing import layer_tensors
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import DLQATLinear

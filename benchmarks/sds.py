@@ -12,7 +12,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from backend.queue.service import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import TERMINAL

@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import column, insert, select, table
 
-from backend.queue import service
-from backend.queue.roles import Actor
+from backend.queue import scheduling, service
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import frames, queries, tables
 from backend.store.copies import has_file
@@ -230,16 +230,16 @@ def queue() -> Figures:
     ]  # fmt: skip
     with writing() as session:
         session.execute(insert(Job), rows)
-    status = queries.status()
+    status = scheduling.status()
     positions = middle(lambda: [status.position(job.id) for job in status.queued])[0]
 
     def first() -> None:
         with reading() as session:
-            session.scalars(queries.launch_order(now_ms()).limit(1)).first()
+            session.scalars(scheduling.launch_order(now_ms()).limit(1)).first()
 
     found = {
         "queue_next_ms": middle(first)[0] * 1e3,
-        "queue_status_ms": middle(queries.status)[0] * 1e3,
+        "queue_status_ms": middle(scheduling.status)[0] * 1e3,
         "queue_positions_ms": positions * 1e3,
     }
     service.cancel_all([job.id for job in status.queued], ME)

@@ -13,9 +13,10 @@ from pydantic import Field
 
 from backend.errors import ConfigError, NotFoundError
 from backend.models.sources.catalogue import entries
-from backend.queue import labels, removal, retention, service
+from backend.queue import labels, removal, scheduling, service
+from backend.queue.actor import Actor
+from backend.queue.artifacts import disk
 from backend.queue.folders import read_log
-from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
@@ -76,7 +77,7 @@ def list_runs(
 def run_status(run: str) -> Record:
     """State, stage, progress and config of a run, such as sds-0042, and its error if it failed."""
     job = queries.job(run)
-    return record.summary(job) | {"place": queries.status().position(job.id)}
+    return record.summary(job) | {"place": scheduling.status().position(job.id)}
 
 
 def show_run(run: str) -> Record:
@@ -258,7 +259,7 @@ def run_next(run: str, actor: Actor) -> Record:
 def free_space(run: str, actor: Actor) -> Record:
     """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
     Answers with the bytes that were freed."""
-    freed = retention.free_space(run, actor)
+    freed = disk.free_space(run, actor)
     return {"id": queries.job(run).run, "freed_bytes": freed}
 
 

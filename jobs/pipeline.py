@@ -32,8 +32,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.queue import labels, roles, service
-from backend.queue.service import Actor
+from backend.queue import labels, permissions, service
+from backend.queue.actor import Actor
 from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.model import DEFAULT_MODEL
@@ -237,7 +237,7 @@ def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: one of them cannot be carried out.
     """
-    roles.require_host(actor, "queue a pipeline")
+    permissions.require_host(actor, "queue a pipeline")
     plan(pipeline)  # before the transaction, which then finds models examined
     with one_transaction():
         made = _queue_steps(pipeline, actor, priority)

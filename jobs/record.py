@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from backend.queue.dependencies import awaited
 from backend.store import queries
-from backend.store.needs import awaited
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.reproduction import reproduced

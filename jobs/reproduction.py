@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from backend.errors import SlimscopeError
-from backend.queue import roles, service
-from backend.queue.service import Actor
+from backend.queue import permissions, rate_limit, service
+from backend.queue.actor import Actor
+from backend.queue.launcher import VARIABLES
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job, check_intact
@@ -28,7 +29,7 @@ from jobs.submit import validated
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
-    "settings", service.VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
+    "settings", VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
 }  # fmt: skip
 SHOWN = 4
 
@@ -44,8 +45,8 @@ def reproduce(run: str | int, actor: Actor) -> Job:
         ConfigError: the config is none any more.
     """
     old = queries.job(run)
-    roles.require_adding(actor, kind_named(old.kind).lane)
-    roles.require_changes_left(actor)  # before the config is looked into, which takes time
+    permissions.require_adding(actor, kind_named(old.kind).lane)
+    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")

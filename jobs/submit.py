@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.queue import roles, service
-from backend.queue.service import Actor
+from backend.queue import permissions, rate_limit, service
+from backend.queue.actor import Actor
 from backend.store.tables import Job
 from jobs.estimate import estimate
 from jobs.fields.saved_models import needed_runs
@@ -142,8 +142,8 @@ def submit(
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
     lane = kind_named(kind).lane
-    roles.require_adding(actor, lane)
-    roles.require_changes_left(actor)  # before the config is looked into, which takes time
+    permissions.require_adding(actor, lane)
+    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     stored = config.model_dump(mode="json")
     return service.enqueue(

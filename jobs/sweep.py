@@ -22,8 +22,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from backend.errors import ConfigError, SlimscopeError
-from backend.queue import roles, service
-from backend.queue.service import Actor
+from backend.queue import permissions, rate_limit, service
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
@@ -174,8 +174,8 @@ def queue(
         SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
     """
     lane = kind_named(kind).lane
-    roles.require_adding(actor, lane)
-    roles.require_changes_left(actor)  # before the config is looked into, which takes time
+    permissions.require_adding(actor, lane)
+    rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(

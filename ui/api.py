@@ -13,7 +13,8 @@ from fastapi import Body, FastAPI, Query
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse
 
-from backend.queue.roles import Actor, require_host
+from backend.queue.actor import Actor
+from backend.queue.permissions import require_host
 from backend.queue.service import MAX_PRIORITY
 from jobs import operations
 from jobs.kind import Kind, kinds

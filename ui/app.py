@@ -125,7 +125,7 @@ def serve(here: Settings) -> None:
     build().launch(
         server_name=here.host,
         server_port=here.port or None,
-        inbrowser=here.browser and has_screen(),
+        inbrowser=has_screen(),
         **launch_options(),
     )
 

@@ -22,7 +22,8 @@ from gradio.events import Dependency
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.queue.roles import may_not_add, may_not_vote
+from backend.queue import scheduling
+from backend.queue.permissions import may_not_add, may_not_vote
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
@@ -210,7 +211,7 @@ def pulse(request: Request) -> Response:
 def _pulse(_url: str, _second: int) -> dict[str, Any]:
     """Reads the database, and what its last check found, at most once a second, however many pages
     are open."""
-    status, checked = queries.status(), last_check()
+    status, checked = scheduling.status(), last_check()
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),

@@ -31,15 +31,8 @@ class ArchivedFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a backup holds.
-
-    Attributes:
-        version: of Slimscope.
-        schema_revision: of the database.
-        created_at: UTC milliseconds since 1970.
-        weights, checkpoints: whether it holds them.
-        files: name in the archive -> size and checksum.
-    """
+    """The contents of a backup: name in the archive -> size and checksum. `version`: of Slimscope;
+    `created_at`: UTC milliseconds since 1970."""
 
     format: Literal[1] = 1
     version: str
@@ -51,7 +44,6 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files."""
         return sum(file.bytes for file in self.files.values())
 
 

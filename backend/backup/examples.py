@@ -1,8 +1,6 @@
-"""Finished runs that come with the package, so that a first visit has something to see.
-
-They are exported runs without weights, one of a kind, packed with xz. They are named after their
-kind, such as sds-example, are read-only, and can be deleted and restored like any other run.
-"""
+"""Finished runs that come with the package, so that a first visit has something to see: exported
+without weights, one of a kind, packed with xz. They are named after their kind, such as
+sds-example, are read-only, and can be deleted and restored like any other run."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
 from backend.queue import removal
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.tables import EXAMPLE, Job
 
@@ -31,29 +29,17 @@ def bundled() -> dict[str, Path]:
 
 
 def install_examples(check: Check) -> list[Job]:
-    """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`.
-
-    Raises:
-        BackupError: a file is damaged, or the disk is too full.
-    """
+    """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`."""
     return [_install(file, check) for run, file in bundled().items() if not _known(run)]
 
 
 def remove_examples(actor: Actor) -> list[Job]:
-    """Delete the examples.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-    """
+    """Delete the examples."""
     return removal.remove([run for run in bundled() if _known(run)], actor)
 
 
 def restore_examples(actor: Actor, check: Check) -> list[Job]:
-    """Bring deleted examples back. `check`: see `import_run`.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-    """
+    """Bring deleted examples back. `check`: see `import_run`."""
     known = [run for run in bundled() if _known(run)]
     purged = [run for run in known if queries.job(run).purged]
     removal.forget(purged, actor)

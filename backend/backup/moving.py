@@ -1,9 +1,6 @@
-"""Moving all tables into another database: from a file to a server, and back.
-
-The target is filled in one transaction, which is committed when every table has been compared: a
-move that is killed leaves it empty. Nobody writes to the old database meanwhile, and it is not
-changed. Artefacts stay where they are.
-"""
+"""Moving all tables into another database: from a file to a server, and back. The target is filled
+in one transaction, committed when every table has been compared: a move that is killed leaves it
+empty. Nobody writes to the old database meanwhile. Artefacts stay where they are."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Text, inspect, select
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from backend.errors import BackupError
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR
@@ -33,24 +30,18 @@ NO_JSON = ("NaN", "Infinity")  # words that Python writes, and no other program 
 DIGEST_BITS = 256
 
 Told = Callable[[str, int], None]  # name of a table, its rows
-Content = tuple[int, int]  # rows, and the sum of their digests: in whatever order they come
 
 
 def move_database(url: str, told: Told = lambda table, rows: None) -> int:
-    """Copy every table into an empty database, and compare both.
+    """Copy every table into an empty database, and compare both; return the number of rows.
 
     Args:
-        url: of that database.
         told: called when a table has been copied and compared.
-
-    Returns:
-        How many rows were copied.
 
     Raises:
         BackupError: the target is not empty or cannot hold a value, a run is live, another process
             uses the database, or both differ afterwards. Nothing was moved.
-        ConfigError: the URL is none.
-        OperationalError: one of the databases cannot be used.
+        ConfigError, OperationalError: the URL is none; a database cannot be used.
     """
     source, target = engine_for(settings().url), engine_for(url)
     with ExitStack() as held:
@@ -96,25 +87,21 @@ def _emptied(target: Engine) -> Iterator[Connection]:
             connection.begin(),
         ):
             dialect.lock(connection, NamedLock.MIGRATION)
-            _check_empty(connection)
+            ours = Table.metadata.tables
+            for name in inspect(connection).get_table_names():
+                known = name == "alembic_version"
+                if name in ours:
+                    rows = select(sa.func.count()).select_from(ours[name])
+                    known = connection.scalar(rows) == 0
+                if not known:
+                    why = f"The table {name} of the new database holds rows."
+                    raise BackupError(NOT_MOVED, why, "Name an empty one.")
             yield connection
     except BaseException:
         target.dispose()
         for file in dialect.files(target.url) if new else []:
             file.unlink()
         raise
-
-
-def _check_empty(connection: Connection) -> None:
-    ours = Table.metadata.tables
-    for name in inspect(connection).get_table_names():
-        known = name == "alembic_version"
-        if name in ours:
-            rows = select(sa.func.count()).select_from(ours[name])
-            known = connection.scalar(rows) == 0
-        if not known:
-            why, do = f"The table {name} of the new database holds rows.", "Name an empty one."
-            raise BackupError(NOT_MOVED, why, do)
 
 
 def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> int:
@@ -129,16 +116,16 @@ def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> i
     except OperationalError:
         raise
     except DatabaseError as error:
-        why = f"The new database did not take a row of {table.name}: {_reason(error)}."
+        reason = str(error.orig or error).splitlines()[0]
+        why = f"The new database did not take a row of {table.name}: {reason}."
         raise BackupError(NOT_MOVED, why, "Restore a daily copy if that row is damaged.") from error
-    if (count, digest % 2**DIGEST_BITS) != _content(there, table):
+    copied = copied_digest = 0
+    for stored in there.execution_options(yield_per=BATCH).execute(_all(table)).partitions():
+        copied, copied_digest = copied + len(stored), copied_digest + _digest(stored)
+    if (count, digest % 2**DIGEST_BITS) != (copied, copied_digest % 2**DIGEST_BITS):
         raise BackupError(NOT_MOVED, f"The copy of {table.name} differs.", "Try again.")
     told(table.name, count)
     return count
-
-
-def _reason(error: DBAPIError) -> str:
-    return str(error.orig or error).splitlines()[0]
 
 
 def _as_text(table: sa.Table) -> sa.TableClause:
@@ -165,15 +152,7 @@ def _valid(table: sa.TableClause, row: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
-def _content(connection: Connection, table: sa.Table) -> Content:
-    count = digest = 0
-    read = connection.execution_options(yield_per=BATCH)
-    for rows in read.execute(_all(table)).partitions():
-        count, digest = count + len(rows), digest + _digest(rows)
-    return count, digest % 2**DIGEST_BITS
-
-
 def _digest(rows: Sequence[Sequence[Any]]) -> int:
-    """The sum of the digests of rows."""
+    """The sum of the digests of rows, in whatever order they come."""
     digests = (hashlib.sha256(repr(tuple(row)).encode("utf-8", "surrogatepass")) for row in rows)
     return sum(int.from_bytes(digest.digest()) for digest in digests)

@@ -71,11 +71,11 @@ class ArchiveReader:
 
     def _read_manifest(self) -> Manifest:
         entry = self._entries.pop(MANIFEST, None)
-        small = entry is not None and entry.size <= MAX_MANIFEST
-        plain = entry is not None and small and entry.isreg() and not entry.issparse()
-        source = self._archive.extractfile(entry) if entry and plain else None
-        if source is None:
+        plain = entry is not None and entry.isreg() and not entry.issparse()
+        if entry is None or not plain or entry.size > MAX_MANIFEST:
             raise self.damaged("It has no manifest.")
+        source = self._archive.extractfile(entry)
+        assert source is not None  # a regular file
         try:
             manifest = Manifest.model_validate_json(source.read())
         except ValidationError as error:

@@ -1,8 +1,5 @@
-"""Putting a daily copy in place of a damaged database.
-
-The write-ahead log beside a database belongs to it: SQLite would apply it to the copy, too. So both
-are moved away together, and only while nobody has the database open.
-"""
+"""Putting a daily copy in place of a damaged database. SQLite would apply the write-ahead log
+beside it to the copy, too: both are moved away together, and only while nobody has it open."""
 
 from __future__ import annotations
 
@@ -16,11 +13,10 @@ from pathlib import Path
 from backend.errors import BackupError
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
-from backend.store.copies import copies_folder, database_file, only_tables
+from backend.store.copies import copies_folder, database_file, database_files, only_tables
 from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import newest_revision, upgrade
-from backend.store.permissions import database_files
 from backend.store.session import engine_for
 
 NOT_REPLACED = "The database was not replaced."
@@ -37,23 +33,14 @@ def is_database(file: Path) -> bool:
 
 
 def replace_database(copy: Path) -> Path:
-    """Put a copy in place of the database; the old one is kept.
-
-    Returns:
-        Where the old database lies now.
-
-    Raises:
-        BackupError: the database is in use, or the copy is damaged or of a newer version.
-    """
+    """Put a copy in place of the database; return where the old one lies now. `BackupError` if it
+    is in use, or the copy is damaged or of a newer version."""
     database = database_file()
     _check_copy(copy)
     lock = SUPERVISOR.try_lock()
     if lock is None:
-        why, do = (
-            "The supervisor of this data folder is at work.",
-            "Wait until its runs have ended.",
-        )
-        raise BackupError(NOT_REPLACED, why, do)
+        why = "The supervisor of this data folder is at work."
+        raise BackupError(NOT_REPLACED, why, "Wait until its runs have ended.")
     try:
         engine = engine_for(settings().url)
         engine.dispose()

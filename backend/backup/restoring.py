@@ -1,8 +1,6 @@
-"""Restoring a backup into an empty data folder.
-
-Every file is checked while it is unpacked into a hidden folder; only when all are whole are they
-moved into place, the database last. An interrupted restore leaves no database behind.
-"""
+"""Restoring a backup into an empty data folder. Every file is checked while it is unpacked into a
+hidden folder; only when all are whole are they moved into place, the database last: an interrupted
+restore leaves none behind."""
 
 from __future__ import annotations
 
@@ -30,14 +28,16 @@ ELSEWHERE = "Set SLIMSCOPE_DATA_DIR to a folder on another disk."
 
 
 def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
-    """Restore a backup into the data folder and migrate its database.
-
-    Raises:
-        BackupError: the data folder is not empty or too small, or the file is damaged, unsafe, of a
-            newer version, or no backup.
-    """
+    """Restore a backup into the data folder and migrate its database. `BackupError` if the folder
+    is not empty or too small, or the file is damaged, unsafe, of a newer version, or no backup."""
+    if settings().database_url:
+        why = "SLIMSCOPE_DATABASE_URL names another database than that of the data folder."
+        raise BackupError(NOT_RESTORED, why, "Unset it.")
     root = settings().root
-    _check_folder(root)
+    root.mkdir(parents=True, exist_ok=True)
+    if any(entry.name != STAGING for entry in root.iterdir()):
+        do = "Set SLIMSCOPE_DATA_DIR to a new folder."
+        raise BackupError(NOT_RESTORED, f"The data folder {root} is not empty.", do)
     staging = root / STAGING
     with open_archive(file, NOT_RESTORED) as archive:
         manifest = archive.manifest
@@ -57,10 +57,7 @@ def restore_backup(file: Path, progress: Progress = silent) -> Manifest:
 
 def _prepare(database: Path, archive: ArchiveReader) -> None:
     """Migrate the unpacked database, and take from it what holds only where the backup was made.
-
-    Raises:
-        BackupError: that cannot be done; ConflictError: another version has made it.
-    """
+    `BackupError` if that cannot be done, `ConflictError` if another version has made it."""
     try:
         if not only_tables(database):
             raise archive.damaged("Its database holds more than tables.")
@@ -71,26 +68,12 @@ def _prepare(database: Path, archive: ArchiveReader) -> None:
             raise archive.damaged(f"Its database has no table {min(missing)}.")
         interrupt_live_runs(database)  # none, unless the backup was made by hand
         with opened(database) as engine, Session(engine) as session, session.begin():
-            _forget_environments(session)
+            # Not what their processes were given where the backup was made: folders and plugins of
+            # another machine, or of whoever made the file. Here they get what this one has.
+            for job in session.scalars(select(Job)):
+                kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
+                if kept.keys() != job.environment.keys():
+                    job.environment = kept
     except (sqlite3.Error, SQLAlchemyError) as error:
         why = getattr(error, "orig", None) or error  # without the statement
         raise archive.damaged(f"Its database cannot be read: {why}.") from error
-
-
-def _forget_environments(session: Session) -> None:
-    """Take from the runs what their processes were given where the backup was made: folders and
-    plugins of another machine, or of whoever made the file. Here they get what this one has."""
-    for job in session.scalars(select(Job)):
-        kept = {n: v for n, v in job.environment.items() if n not in NOT_TAKEN_OVER}
-        if kept.keys() != job.environment.keys():
-            job.environment = kept
-
-
-def _check_folder(root: Path) -> None:
-    if settings().database_url:
-        why = "SLIMSCOPE_DATABASE_URL names another database than that of the data folder."
-        raise BackupError(NOT_RESTORED, why, "Unset it.")
-    root.mkdir(parents=True, exist_ok=True)
-    if any(entry.name != STAGING for entry in root.iterdir()):
-        do = "Set SLIMSCOPE_DATA_DIR to a new folder."
-        raise BackupError(NOT_RESTORED, f"The data folder {root} is not empty.", do)

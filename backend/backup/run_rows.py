@@ -1,9 +1,6 @@
-"""The rows of one run as lines of JSON, each checked for its types, ranges and lengths.
-
-A run file comes from somewhere else: it is data, and what it may hold is written here. A column
-that is not named here (who owns the run, what it waits for, its process) is not taken over. What
-the kind of a run adds, its config and the notes of its figures, is checked by `Check`.
-"""
+"""The rows of one run as lines of JSON. A run file comes from somewhere else: the types, ranges and
+lengths of what it may hold are written here. Columns not named here (owner, what it waits for, its
+process) are not taken over. `Check` checks what the kind of a run adds."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from pydantic import (
 from backend.printable import one_line, printable
 from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
-from backend.store.tables import KIND_NAME, OF_A_RUN, Table
+from backend.store.tables import KIND_NAME
 
 LARGEST_PROFILE = 2**26  # bytes, unpacked
 NOT_TAKEN_OVER = ("settings", "variables", "host")  # of the environment: of another machine
@@ -270,7 +267,6 @@ LINE: TypeAdapter[StoredRow] = TypeAdapter(AnyRow)
 MODELS: dict[str, type[StoredRow]] = {
     model.model_fields["table"].default: model for model in StoredRow.__subclasses__()
 }
-TABLES: dict[str, type[Table]] = {table.__tablename__: table for table in OF_A_RUN}
 
 Check = Callable[[str, StoredRow], None]
 """Raises an error for a row that runs of this kind do not store; called with the kind and each row,
@@ -278,11 +274,7 @@ the run itself first, whose config it may complete."""
 
 
 def line_of(table: str, columns: dict[str, Any]) -> bytes:
-    """The line of a row.
-
-    Raises:
-        ValidationError: an import would refuse it.
-    """
+    """The line of a row; `ValidationError` if an import would refuse it."""
     model = MODELS[table]
     named = model.model_fields.keys() - {"table"}
     row = model.model_validate({"table": table} | {name: columns[name] for name in named})
@@ -290,11 +282,8 @@ def line_of(table: str, columns: dict[str, Any]) -> bytes:
 
 
 def unpacked_bytes(row: StoredRow) -> int:
-    """How many bytes the packed part of a row unpacks to, which its other columns say.
-
-    Raises:
-        ValueError: it is none, or unpacks to more or less.
-    """
+    """The bytes the packed part of a row unpacks to, which its other columns say; `ValueError` if
+    it is none, or unpacks to more or less."""
     if not isinstance(row, TensorSnapshotRow | TensorProfileRow):
         return 0
     packed, size = row.packed

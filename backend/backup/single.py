@@ -1,17 +1,14 @@
-"""One run as a file: exported from one data folder, imported into another.
-
-The file is an archive as a backup is, with the rows of the run as lines of JSON in place of a
-database (`run_rows`). It comes from somewhere else and is data: each line is checked before
-anything is written. An imported run gets a number of its own; what pointed to other runs (the one
-it repeats, its sweep) is not carried over, nor is the environment its process was given.
-"""
+"""One run as a file: an archive as a backup is, with the rows of the run as lines of JSON in place
+of a database. Each line is checked before anything is written. An imported run gets a number of its
+own; what pointed to other runs is not carried over, nor is its process's environment."""
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import time
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,9 +22,7 @@ from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progre
 from backend.backup.reading import ArchiveReader, open_archive
 from backend.backup.run_rows import (
     LINE,
-    TABLES,
     ArtifactRow,
-    AttemptRow,
     Check,
     JobRow,
     StoredRow,
@@ -36,18 +31,29 @@ from backend.backup.run_rows import (
 )
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError, SlimscopeError
+from backend.queue.actor import Actor
 from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
-from backend.queue.roles import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
-from backend.store.tables import Job, Table, config_hash, example_number, run_name
+from backend.store.tables import (
+    TABLES_OF_A_RUN,
+    Artifact,
+    Attempt,
+    Job,
+    Table,
+    config_hash,
+    example_number,
+    run_name,
+)
 
 NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
 BATCH = 5_000  # rows
+CHECKED = ".checked-rows"  # in the folder of an import
 LONGEST_LINE = 2**27  # bytes
 MOST_VALUES = 2**16  # of a row: each that is none of a row takes kilobytes to describe
 MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
@@ -56,10 +62,8 @@ MOST_ROWS, MOST_UNPACKED, MOST_SECONDS = 3_000_000, 2**32, 600.0
 def export_run(
     run: str | int, target: Path, *, weights: bool = False, progress: Progress = silent
 ) -> Manifest:
-    """Write a run that has ended into one file: config, figures, statistics, logs, small files.
-
-    Args:
-        weights: also the models it saved. Checkpoints are never part of it.
+    """Write a run that has ended into one file: config, figures, statistics, logs, small files;
+    with `weights` also the models it saved. Checkpoints are never part of it.
 
     Raises:
         NotFoundError, ConflictError: there is no such run, or it has not ended.
@@ -86,7 +90,7 @@ def _lines(job: Job) -> Iterator[bytes]:
     """The rows of a run, itself first."""
     yield line_of(Job.__tablename__, _values(job))
     with reading() as session:
-        for name, table in TABLES.items():
+        for name, table in TABLES_OF_A_RUN.items():
             for row in _rows(session, table, job.id):
                 yield line_of(name, row)
 
@@ -123,7 +127,6 @@ def import_run(
         example: it comes with the package, and is named after its kind.
 
     Raises:
-        ForbiddenError: the actor is a guest.
         BackupError: the file is damaged, unsafe, of a newer version, or holds no single run that
             has ended; the disk is too full. Nothing was written.
     """
@@ -147,16 +150,15 @@ class RunImport:
         if not isinstance(first, JobRow):
             raise archive.damaged("It does not begin with a run that has ended.")
         self._job, self._run = first, run_name(first.kind, first.id)
-        for row in chain([first], rows):
-            self._check_row(row)
+        self._check_row(first)
+        with (folder / CHECKED).open("wb") as file:
+            for row in rows:
+                self._check_row(row)
+                pickle.dump((row.table, row.columns()), file)
         self._check_files()
 
     def _rows(self) -> Iterator[StoredRow]:
-        """The rows, one after the other.
-
-        Raises:
-            BackupError: a line is none of a run.
-        """
+        """The rows, one after the other; `BackupError` if a line is none of a run."""
         with (self._folder / ROWS).open("rb") as file:
             for number in range(1, MOST_ROWS + 2):
                 line = file.readline(LONGEST_LINE + 1)
@@ -207,7 +209,7 @@ class RunImport:
             with writing(durable=True) as session:
                 job = self._add_job(session, actor, example)
                 for table, rows in self._batches(job):
-                    session.execute(insert(TABLES[table]), rows)
+                    session.execute(insert(TABLES_OF_A_RUN[table]), rows)
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
                 _move_files(self._folder / ARTIFACTS / self._run, run_folder(job.run))
                 return job
@@ -227,21 +229,22 @@ class RunImport:
     def _batches(self, job: Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The other rows as they belong to the new run, those of a table together."""
         waiting: dict[str, list[dict[str, Any]]] = {}
-        for row in self._rows():
-            if not isinstance(row, JobRow):
-                batch = waiting.setdefault(row.table, [])
-                batch.append(self._moved(row, job))
+        with (self._folder / CHECKED).open("rb") as file, suppress(EOFError):
+            while True:
+                table, values = pickle.load(file)  # of our own making
+                batch = waiting.setdefault(table, [])
+                batch.append(self._moved(table, values, job))
                 if len(batch) >= BATCH:
-                    yield row.table, waiting.pop(row.table)
+                    yield table, waiting.pop(table)
         yield from waiting.items()
 
-    def _moved(self, row: StoredRow, job: Job) -> dict[str, Any]:
-        values = row.columns() | {"job_id": job.id}
-        if isinstance(row, AttemptRow):
+    def _moved(self, table: str, values: dict[str, Any], job: Job) -> dict[str, Any]:
+        values["job_id"] = job.id
+        if table == Attempt.__tablename__:
             values |= {"token": secrets.token_hex(16), "engine_ref": None}
-            values["ended_at"] = row.ended_at or now_ms()
-        if isinstance(row, ArtifactRow):
-            values["path"] = f"{job.run}/{row.path.removeprefix(f'{self._run}/')}"
+            values["ended_at"] = values["ended_at"] or now_ms()
+        if table == Artifact.__tablename__:
+            values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
         return values
 
 

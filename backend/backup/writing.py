@@ -1,10 +1,6 @@
-"""Writing a backup while jobs run.
-
-The database is copied first. Results are written to it before the files that depend on them, and a
-folder appears under its name only when it is complete, so whatever the copy knows of is on disk.
-In the copy, runs that are live have been interrupted as by a power failure: a restored run must
-never be taken for the process that still runs here.
-"""
+"""Writing a backup while jobs run. The database is copied first; results are written to it before
+the files that depend on them, and a folder appears only when it is complete: whatever the copy
+knows of is on disk. In the copy, live runs have been interrupted as by a power failure."""
 
 from __future__ import annotations
 
@@ -64,18 +60,13 @@ def write_backup(
     checkpoints: bool = False,
     progress: Progress = silent,
 ) -> Manifest:
-    """Write one file with the database and the files of all runs.
-
-    It is written under a hidden name and renamed when it is complete; only its owner can read it.
-
-    Args:
-        weights: include the weights of models.
-        checkpoints: include checkpoints, so that unfinished runs go on from them.
-
-    Raises:
-        BackupError: the file exists, the options contradict each other, or the disk is too full.
-    """
-    _check_target(target, weights, checkpoints)
+    """Write one file with the database and the files of all runs, under a hidden name until it is
+    complete; only its owner can read it. `checkpoints`: unfinished runs go on from them.
+    `BackupError` if the file exists, the options contradict each other, or the disk is too full."""
+    if checkpoints and not weights:
+        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
+        raise BackupError(NOT_WRITTEN, why, do)
+    check_new(target)
     with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
         database = Path(folder, DATABASE)
         check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
@@ -88,11 +79,7 @@ def write_backup(
 def write_archive(
     target: Path, files: list[SourceFile], progress: Progress, *, weights: bool, checkpoints: bool
 ) -> Manifest:
-    """Write files and their manifest under a hidden name, and rename it when it is complete.
-
-    Raises:
-        BackupError: the disk is too full.
-    """
+    """Write files and their manifest under a hidden name, and rename it when it is complete."""
     check_room(target.parent, sum(file.bytes for file in files), NOT_WRITTEN, LESS)
     partial = target.with_name(f".{target.name}.partial")
     manifest = Manifest(
@@ -113,13 +100,6 @@ def write_archive(
     return manifest
 
 
-def _check_target(target: Path, weights: bool, checkpoints: bool) -> None:
-    if checkpoints and not weights:
-        why, do = "Checkpoints consist of weights.", "Choose one of the two options."
-        raise BackupError(NOT_WRITTEN, why, do)
-    check_new(target)
-
-
 def check_new(target: Path) -> None:
     """Raise `BackupError` unless a file of that name can be made."""
     if target.exists():
@@ -138,11 +118,8 @@ def check_room(folder: Path, needed: int, refused: str, do: str) -> None:
 
 def interrupt_live_runs(database: Path) -> list[str]:
     """End every live attempt in a copy of the database, as the supervisor does after a power
-    failure: its run is queued again, or lost where no retry is left.
-
-    Returns:
-        The names of all runs in the copy.
-    """
+    failure: its run is queued again, or lost where no retry is left. Return the names of all
+    runs."""
     with opened(database) as engine:
         with Session(engine) as session, session.begin():
             live = select(Attempt).where(Attempt.ended_at.is_(None))

@@ -101,12 +101,7 @@ Measured on the evaluation text of the run:
 
 
 def gguf_card(file: str, model: str, type: str, run: str, origin: ModelOrigin) -> str:
-    """The text of README.md beside a GGUF file.
-
-    Args:
-        model: what was exported: a run, or the name of a model.
-        run: the run that exported it.
-    """
+    """The text of README.md beside a GGUF file of `model`: a run, or the name of a model."""
     return f"""{front_matter(origin, ["gguf", "llama.cpp"], "quantized")}
 # {file}
 
@@ -146,14 +141,9 @@ def model_card(
     config: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> str:
-    """The text of README.md.
-
-    Args:
-        note: a caveat about the base model; may be empty.
-        origin: of the base model.
-        perplexity: stage label -> perplexity, for all measured stages.
-        text: identifies the calibration, training and evaluation texts.
-    """
+    """The text of README.md. `note`: a caveat about the base model; `perplexity`: stage label ->
+    value, for all measured stages; `text`: identifies the calibration, training and evaluation
+    texts."""
     tags = ["quantization", f"{layout.bits}-bit", layout.format]
     group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
     grid = GRID_NAMES[layout.grid]

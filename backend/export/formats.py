@@ -24,7 +24,6 @@ from backend.quantization import GridType
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
-PACKED_BITS = range(2, 9)
 UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
 VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -33,11 +32,8 @@ WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 @dataclass(frozen=True)
 class Layout:
-    """Quantization settings common to all layers of a model.
-
-    Attributes:
-        group_size: 0 for one group per row.
-    """
+    """Quantization settings common to all layers of a model. `group_size`: 0 for one group per
+    row."""
 
     format: Format | Literal["awq"]
     bits: int
@@ -51,11 +47,9 @@ class ExportRequirements:
 
     Attributes:
         stored: dtype of the scales.
-        in_out: whether the architecture stores weights as [in, out] (GPT-2's Conv1D).
-        whole: whether all linears of the blocks are quantised.
-        shapes: (out, in) of the quantised linears.
-        experts: whether some are experts of a mixture, which models load as one tensor.
-        architecture: the name of the model class.
+        in_out: the architecture stores weights as [in, out] (GPT-2's Conv1D).
+        whole: all linears of the blocks are quantised; shapes: (out, in) of those.
+        experts: some are experts of a mixture, which models load as one tensor.
     """
 
     bits: int
@@ -69,11 +63,8 @@ class ExportRequirements:
 
 
 def read_layout(folder: Path) -> Layout:
-    """The quantization settings in the folder's config.json.
-
-    Raises:
-        ModelError: there are none, or they are not supported.
-    """
+    """The quantization settings in the folder's config.json; `ModelError` if there are none of
+    ours."""
     packing = packing_of(str(folder), read_config(folder))
     if packing is None:
         raise unreadable(folder, "Its config.json has no quantization_config.")
@@ -92,7 +83,7 @@ def unreadable(folder: Path, why: str) -> ModelError:
 
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
-    """Why `format` cannot store `choice`; empty if it can."""
+    """The reason why `format` cannot store `choice`; empty if it can."""
     if choice.experts and format != "dense":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
     if format != "dense" and choice.architecture.startswith(UNPACKABLE):
@@ -111,26 +102,20 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
         return f"it stores scales in float16, not {choice.stored}"
     if not choice.whole:
         return "it cannot leave single layers of a block dense"
-    odd = [shape for shape in sorted(choice.shapes) if shape[0] % WORD or shape[1] % WORD]
-    if odd:
-        return (
-            f"a layer of {odd[0][0]} × {odd[0][1]} is not a multiple of {WORD} in both dimensions"
-        )
+    for rows, columns in sorted(choice.shapes):
+        if rows % WORD or columns % WORD:
+            return f"a layer of {rows} × {columns} is not a multiple of {WORD} in both dimensions"
     return ""
 
 
 def check_format(format: Format, choice: ExportRequirements) -> None:
-    """Check that a format can store the model.
-
-    Raises:
-        ConfigError: it cannot; names the formats that can.
-    """
+    """Raise `ConfigError`, which names the formats that can, if this one cannot store the model."""
     if why := obstacle(format, choice):
-        suitable = [each for each in FORMATS if not obstacle(each, choice)]
+        *rest, last = [each for each in FORMATS if not obstacle(each, choice)]
         raise ConfigError(
             f"The format {format} does not support this model.",
             f"{why[0].upper()}{why[1:]}.",
-            f"Choose {_listed(suitable)}.",
+            f"Choose {', '.join(rest)} or {last}." if rest else f"Choose {last}.",
             field="format",
         )
 
@@ -142,17 +127,9 @@ def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> 
     return bits + (scale + zero) / group_size
 
 
-def _listed(names: Iterable[str]) -> str:
-    *rest, last = names
-    return f"{', '.join(rest)} or {last}" if rest else last
-
-
 def vllm_hint(bits: int, modules: Iterable[str]) -> str:
-    """Why vLLM will not run a compressed-tensors export; empty if nothing is known against it.
-
-    Args:
-        modules: full names of the quantised linears.
-    """
+    """The reason why vLLM will not run a compressed-tensors export with these quantised linears
+    (full names); empty if nothing is known against it."""
     if bits not in VLLM_BITS:
         return f"vLLM reads 4 bits, and 8 on a GPU, not {bits}."
     names = set(modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class ModelOrigin:
-    """What a card says of the model another was made of.
+    """The origin of a base model, for the card of what is made of it; "" for what is not known.
 
     Attributes:
-        base_model: id on the Hub; empty where it is not known.
-        licence: its identifier on the Hub, such as apache-2.0; empty where it is not known.
-        name, link: of a licence that has no identifier.
+        base_model: id on the Hub.
+        licence: its identifier on the Hub, such as apache-2.0; `name`, `link` of one without.
         folder: with the files that state its terms.
     """
 
@@ -45,7 +45,10 @@ def origin_of(spec: str) -> ModelOrigin:
     if spec == smollm2.NAME:
         return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
-    card = _card(folder)
+    card: dict[str, Any] = {}
+    if folder and (folder / CARD).is_file():
+        with suppress(Exception):  # on malformed YAML its parser raises errors of its own
+            card = metadata_load(folder / CARD) or {}
     known = CacheOrigin.read(folder) if folder else None
     base = spec if is_hub_id(spec) else str(card.get("base_model") or "")
     return ModelOrigin(
@@ -57,29 +60,14 @@ def origin_of(spec: str) -> ModelOrigin:
     )
 
 
-def _card(folder: Path | None) -> dict[str, Any]:
-    """The front matter of a folder's model card; empty where there is none."""
-    if folder is None or not (folder / CARD).is_file():
-        return {}
-    try:
-        return metadata_load(folder / CARD) or {}
-    except Exception:  # on malformed YAML its parser raises errors of its own
-        return {}
-
-
 def front_matter(
     origin: ModelOrigin,
     tags: Sequence[str],
     relation: str | None = None,
     library: str | None = None,
 ) -> str:
-    """The YAML block that the Hub reads.
-
-    Args:
-        tags: what was done to the model.
-        relation: as the Hub calls it: quantized, finetune.
-        library: that loads the model.
-    """
+    """The YAML block that the Hub reads. `tags`: what was done to the model; `relation`: as the Hub
+    calls it (quantized, finetune); `library`: that loads the model."""
     data = ModelCardData(
         base_model=origin.base_model or None,
         base_model_relation=relation if origin.base_model else None,

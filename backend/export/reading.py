@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from backend.export.formats import read_layout, unreadable
-from backend.export.layouts import layer_from
+from backend.errors import ModelError
+from backend.export.compressed_tensors import from_packed
+from backend.export.formats import Layout, read_layout, unreadable
+from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
@@ -24,21 +26,23 @@ from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, weight_files
 from backend.models.stored_weights import StoredLinears
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantizedWeight, quantised_from
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_packed"),
     **dict.fromkeys(("gptq", "gptq_v2", "awq"), "qweight"),
 }
+READERS = {
+    **dict.fromkeys(("compressed-tensors", "slimscope"), from_packed),
+    **dict.fromkeys(("gptq", "gptq_v2"), from_gptq),
+    "awq": from_awq,
+}
 
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-    """The quantised layers of an exported folder by full name, and all other tensors.
-
-    Raises:
-        ModelError: config and weights do not match.
-    """
+    """The quantised layers of an exported folder by full name, and all other tensors; `ModelError`
+    if config and weights do not match."""
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
         for path in weight_files(folder):
@@ -60,15 +64,52 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     return layers, rest
 
 
+def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
+    """Restore a layer from its tensors, by name suffix; `ModelError` if they are inconsistent."""
+    try:
+        codes, scale, zero = READERS[layout.format](tensors, layout)
+        groups = codes.shape[1] // (layout.group_size or codes.shape[1])
+        if scale.shape != (len(codes), groups) or codes.shape[1] % groups:
+            raise ValueError(
+                f"its scales {list(scale.shape)} do not match groups of {layout.group_size} of "
+                f"weights {list(codes.shape)}"
+            )
+        scale, zero = _by_input(tensors, scale, zero)
+    except KeyError as error:
+        raise _inconsistent(name, f"it has no {error.args[0]}") from error
+    except (RuntimeError, ValueError) as error:
+        raise _inconsistent(name, str(error)) from error
+    return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+
+
+def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero-points [out, groups]; [out, in] where inputs are assigned to groups in
+    another order ("act-order"): each is read as a group of its own."""
+    order, groups = tensors.get("g_idx", tensors.get("weight_g_idx")), scale.shape[1]
+    if order is None:
+        return scale, zero
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise ValueError(f"its inputs belong to groups {int(order.min())} to {int(order.max())}")
+    neighbours = torch.arange(len(order), dtype=order.dtype) // (len(order) // groups)
+    if torch.equal(order, neighbours):
+        return scale, zero
+    return scale[:, order.long()], zero[:, order.long()]
+
+
+def _inconsistent(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"{name} cannot be read.",
+        f"{why[0].upper()}{why[1:]}.",
+        "Config and weights do not match; export the model again.",
+        field="model",
+    )
+
+
 @torch.no_grad()
 def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
-    """Load a folder as a model on packed weights, in bfloat16, on the CPU.
-
-    Layers that the int4 operator does not support are dense; `say` gets the reasons.
-
-    Raises:
-        ModelError: not an exported folder, damaged, or values that are not finite.
-    """
+    """Load a folder as a model on packed weights, in bfloat16, on the CPU. Layers that the int4
+    operator does not support are dense; `say` gets the reasons. `ModelError` if it is damaged or
+    not finite."""
     model, layers = _opened(folder, torch.bfloat16)
     dense = pack_model(model, layers)
     for why in dict.fromkeys(dense.values()):
@@ -80,11 +121,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
 @torch.no_grad()
 def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
-    exactly s (q - z).
-
-    Raises:
-        ModelError: damaged, or values that are not finite.
-    """
+    exactly s (q - z). `ModelError` if it is damaged or not finite."""
     model, layers = _opened(folder, dtype)
     for name, layer in layers.items():
         module = model.get_submodule(name)
@@ -95,11 +132,8 @@ def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class DequantisedLinears:
-    """The weight matrices in a folder of packed weights, as `StoredLinears` gives those of others.
-
-    Args:
-        linears: from the facts of the model in `folder`.
-    """
+    """The weight matrices `linears` in a folder of packed weights, as `StoredLinears` gives
+    others."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
         self._layers, self._rest = read_layers(folder)
@@ -131,7 +165,10 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     """A model whose packed layers are not filled yet, and these."""
     check_unchanged(folder, contents=True)
     layers, rest = read_layers(folder)
-    _check_finite(layers, rest)
+    for name, tensor in rest.items():
+        check_finite(name, tensor)
+    for name, layer in layers.items():
+        check_finite(f"The scale of {name}", layer.grid.scale)
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
@@ -140,13 +177,6 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)
     return model, layers
-
-
-def _check_finite(layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]) -> None:
-    for name, tensor in rest.items():
-        check_finite(name, tensor)
-    for name, layer in layers.items():
-        check_finite(f"The scale of {name}", layer.grid.scale)
 
 
 def _fill(

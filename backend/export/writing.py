@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
 from backend.export.formats import ExportRequirements, Layout, check_format
-from backend.export.layouts import layer_tensors
+from backend.export.gptq_layout import gptq_config, gptq_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.patching import swap_weights
 from backend.models.saving import SHARD, check_saved, save, save_around
@@ -37,8 +38,7 @@ def export(
         stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
 
     Raises:
-        ConfigError: the format cannot store the model; names those that can.
-        ModelError: see `check_saved`.
+        ConfigError, ModelError: see `check_format`, `check_saved`.
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")
@@ -86,44 +86,24 @@ def requirements_of(
     )
 
 
+def layer_tensors(layer: QuantizedWeight, layout: Layout, stored: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a layer, by name suffix. Lossless: scales and offsets are numbers of the
+    stored dtype already (`QuantGrid.stored`)."""
+    if layout.format in ("compressed-tensors", "slimscope"):
+        return packed_tensors(layer, layout, stored)
+    return gptq_tensors(layer, layout, stored)
+
+
 def quantization_config(
     model: PreTrainedModel, layers: Mapping[str, QuantizedWeight], layout: Layout
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json."""
+    if layout.format == "compressed-tensors":
+        return compressed_tensors_config(model, layers.keys(), layout)
     if layout.format == "slimscope":
-        return {
-            "quant_method": "slimscope",
-            "bits": layout.bits,
-            "group_size": layout.group_size,
-        }
-    if layout.format != "compressed-tensors":
-        return {
-            "quant_method": "gptq",
-            "bits": layout.bits,
-            "group_size": layout.group_size or -1,
-            "desc_act": False,
-            "sym": layout.grid == "symmetric",
-            "checkpoint_format": layout.format,
-            "pack_dtype": "int32",
-            "lm_head": False,
-        }
-    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    weights = {
-        "num_bits": layout.bits,
-        "type": "int",
-        "symmetric": layout.grid == "symmetric",
-        "strategy": "group" if layout.group_size else "channel",
-        "group_size": layout.group_size or None,
-        "dynamic": False,
-    }
-    group = {"targets": ["Linear"], "format": "pack-quantized", "weights": weights}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": sorted({"lm_head", *linears} - set(layers)),
-        "config_groups": {"group_0": group | {"input_activations": None}},
-    }
+        sizes = {"bits": layout.bits, "group_size": layout.group_size}
+        return {"quant_method": "slimscope", **sizes}
+    return gptq_config(layout)
 
 
 def _state(model: PreTrainedModel) -> dict[str, Tensor]:

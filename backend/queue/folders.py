@@ -52,14 +52,11 @@ def whole_log(run: str, attempts: int) -> bytes:
 def read_log(
     run: str, attempt: int, after: int | None = None, most: int | None = None
 ) -> tuple[str, int, int]:
-    """The log of an attempt from byte `after` on (None: its tail), and its byte range.
-
-    Args:
-        most: maximum number of bytes; only the last ones are read.
+    """The log of an attempt from byte `after` on (None: its tail), at most its last `most` bytes.
 
     Returns:
         Text up to the last complete character (invalid bytes replaced), its start offset and its
-        end offset in bytes; ("", 0, 0) without a log.
+            end offset in bytes; ("", 0, 0) without a log.
     """
     path = log_file(run, attempt)
     if not path.exists():

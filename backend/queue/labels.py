@@ -1,19 +1,19 @@
-"""User annotations: tags and notes of runs, and saved views of the run list.
-
-They do not affect execution; they only help to find runs.
-"""
+"""User annotations, which only help to find runs: tags, notes, and saved views of the run list."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
 from backend.printable import one_line, printable
+from backend.queue.actor import Actor
 from backend.queue.lifecycle import note
-from backend.queue.roles import Actor, require_host
+from backend.queue.permissions import require_host
 from backend.store import queries
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import locked, now_ms, writing
@@ -27,11 +27,8 @@ RUN_NAME_LETTERS = 120
 
 
 def tags_in(text: str) -> list[str]:
-    """Parse tags separated by spaces or commas.
-
-    Raises:
-        ConfigError: there are none, or a tag has invalid characters.
-    """
+    """Parse tags separated by spaces or commas; `ConfigError` if there are none, or for an invalid
+    one."""
     tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in tags:
         if not TAG.fullmatch(tag):
@@ -44,12 +41,7 @@ def tags_in(text: str) -> list[str]:
 
 
 def tag(runs: Iterable[str | int], tags: Sequence[str], actor: Actor) -> None:
-    """Add tags to runs.
-
-    Raises:
-        ForbiddenError: the actor is a guest.
-        ConfigError: a run would have more than `MOST_TAGS` tags.
-    """
+    """Add tags to runs; `ConfigError` if one would have more than `MOST_TAGS`."""
     _retag(runs, lambda old: [*dict.fromkeys([*old, *tags])], actor, "tagged", tags)
 
 
@@ -65,12 +57,8 @@ def _retag(
     kind: str,
     named: Sequence[str],
 ) -> None:
-    require_host(actor, "tag a run")
-    jobs = [queries.job(run) for run in runs]
-    for job in jobs:
-        require_own(job)
-    with writing() as session:
-        for job in locked(session, Job, [job.id for job in jobs]):
+    with _changing(runs, actor, "tag a run") as (session, jobs):
+        for job in jobs:
             tags = change(job.tags)
             if len(tags) > MOST_TAGS:
                 raise ConfigError(
@@ -83,42 +71,36 @@ def _retag(
 
 def rename(run: str | int, name: str, actor: Actor) -> None:
     """Give a run another name; an empty one removes it."""
-    require_host(actor, "rename a run")
-    job = queries.job(run)
-    require_own(job)
-    with writing() as session:
-        (job,) = locked(session, Job, [job.id])
+    with _changing([run], actor, "rename a run") as (session, (job,)):
         job.name = one_line(name)[:RUN_NAME_LETTERS]
         note(session, job.id, "renamed", actor.name)
 
 
-def require_own(job: Job) -> None:
-    """Raise `ConflictError` for an example."""
-    if job.id < 0:
-        why = "Examples are read-only."
-        raise ConflictError(f"{job.run} was not changed.", why, "Clone it to a run of your own.")
-
-
 def annotate(run: str | int, text: str, actor: Actor) -> None:
     """Set the note of a run; an empty text removes it."""
-    require_host(actor, "write a note")
-    job = queries.job(run)
-    require_own(job)
-    with writing() as session:
-        (job,) = locked(session, Job, [job.id])
+    with _changing([run], actor, "write a note") as (session, (job,)):
         job.note = printable(text).strip()[:NOTE_LETTERS]
         note(session, job.id, "note written", actor.name)
 
 
+@contextmanager
+def _changing(
+    runs: Iterable[str | int], actor: Actor, action: str
+) -> Iterator[tuple[Session, list[Job]]]:
+    """A transaction with these runs locked; `ConflictError` for an example."""
+    require_host(actor, action)
+    jobs = [queries.job(run) for run in runs]
+    for job in jobs:
+        if job.id < 0:
+            what, why = f"{job.run} was not changed.", "Examples are read-only."
+            raise ConflictError(what, why, "Clone it to a run of your own.")
+    with writing() as session:
+        yield session, locked(session, Job, [job.id for job in jobs])
+
+
 def save_view(name: str, query: str, actor: Actor) -> None:
-    """Save a view of the run list; an existing view of that name is replaced.
-
-    Args:
-        query: URL query, without the question mark.
-
-    Raises:
-        ConfigError: the name is empty or too long.
-    """
+    """Save a view of the run list, by its URL query; replaces one of that name. `ConfigError` if
+    the name is empty or too long."""
     require_host(actor, "save a view")
     name, query = one_line(name), one_line(query)
     if not 0 < len(name) <= NAME_LETTERS:

@@ -1,4 +1,5 @@
-"""The processes of which a data folder has one, and the environment of what they start."""
+"""The processes of which a data folder has one, the environment of what they start, and the request
+that an engine gets."""
 
 from __future__ import annotations
 
@@ -11,8 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from backend.queue.engines.base import LaunchRequest
+from backend.queue.folders import log_file
+from backend.queue.lifecycle import ME, note
 from backend.settings import FROZEN, PLACES, available_threads, settings
+from backend.store.states import QUICK_SLOT
+from backend.store.tables import Attempt, Job, Slot, check_intact
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1
@@ -35,17 +43,16 @@ QUIET = {
 }
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
+VARIABLES = "variables"  # of the submission, in the environment of a job
+NICE = 10  # of a job beside the slots
+NO_TOKEN = "tokens are not stored: run `hf auth login` once, or set it where Slimscope is started"
 CODE = Path(__file__).resolve().parents[2]
 
 
 class FolderProcess:
-    """A process of which a data folder has one: it is started when it is needed, outlives whoever
-    started it, and ends by itself. It holds a lock while it lives.
-
-    Args:
-        name: of its files in the folder `.slimscope`.
-        module: what it runs.
-    """
+    """A process of which a data folder has one: started when it is needed, it outlives whoever
+    started it, ends by itself, and holds a lock while it lives. `name`: of its files in
+    `.slimscope`."""
 
     def __init__(self, name: str, module: str) -> None:
         self.name, self.module = name, module
@@ -141,14 +148,11 @@ def job_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> tuple[dict[str, str], list[str]]:
     """The environment of a job's process: that of this machine, with those of the stored variables
-    that a run may be told. Whatever else its row holds is no variable.
+    that a run may be told; and the names of tokens it was submitted with and cannot be given: they
+    are not stored, and this process has none or another.
 
     Args:
         frozen: its settings; submitted: see `submission_variables`; empty for an imported run.
-
-    Returns:
-        The variables, and the names of tokens it was submitted with and cannot be given: they are
-        not stored, and this process has none or another.
     """
     environment = {**child_environment(), **_texts(frozen, FROZEN)}
     for name in FOR_SUPERVISOR:  # a run starts none
@@ -170,14 +174,11 @@ def job_environment(
 def node_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """What a job on another machine is told, and no more: its own environment says where the
-    database, models and texts are there, and holds its secrets.
-
-    Args:
-        frozen: settings of the job; submitted: see `submission_variables`.
-    """
+    """The variables of a job on another machine, and no more: its own environment says where the
+    database, models and texts are there, and holds its secrets. Arguments as of
+    `job_environment`."""
     here = settings()
-    threads = str(here.threads or max(1, int(here.job_cpus)))
+    threads = str(here.threads or 1)
     asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}
     meant = _texts(frozen, [name for name in FROZEN if name not in PLACES])
     return {
@@ -198,3 +199,34 @@ def _texts(stored: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
 
 def _fingerprint(token: str | None) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest()[:FINGERPRINT] if token else None
+
+
+def launch_request(session: Session, attempt: Attempt, job: Job, remote: bool) -> LaunchRequest:
+    """The request of an attempt that has just been claimed, with its slot. `remote`: it runs on a
+    machine that gets nothing of the environment of this one, and writes its log by itself."""
+    check_intact(job.config)
+    check_intact(job.environment, "The environment")
+    frozen, submitted = (job.environment.get(part, {}) for part in ("settings", VARIABLES))
+    argv = [sys.executable, "-m", "jobs.runtime.main", "--attempt", str(attempt.id)]
+    log, missing = log_file(job.run, attempt.n), list[str]()
+    if remote:
+        environment = node_environment(frozen, submitted)
+        argv += ["--log", str(log.relative_to(settings().artifacts))]
+    else:
+        environment, missing = job_environment(frozen, submitted)
+    if missing:
+        note(session, job.id, f"started without {missing[0]}", ME, NO_TOKEN)
+    slot = session.scalars(select(Slot.number).where(Slot.attempt_id == attempt.id)).one()
+    return LaunchRequest(
+        attempt_id=attempt.id,
+        argv=tuple(argv),
+        environment=environment,
+        log=str(log),
+        folder=str(CODE),
+        slot=slot,
+        nice=NICE if slot == QUICK_SLOT else 0,
+        device=str(job.config.get("device", "")),
+        threads=int(job.config.get("threads") or 0),
+        processes=int(job.config.get("processes") or 1),
+        token=attempt.token,
+    )

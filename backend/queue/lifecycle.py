@@ -4,27 +4,30 @@ changes by supervisors, late processes and users only one succeeds."""
 from __future__ import annotations
 
 import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
+from backend.queue.actor import GUEST
+from backend.queue.dependencies import waiting
 from backend.queue.engines.base import Ref
-from backend.queue.roles import GUEST
+from backend.queue.scheduling import launch_order
 from backend.store.dialects.choice import dialect_of
-from backend.store.needs import waiting
-from backend.store.queries import launch_order
 from backend.store.session import change, database_ms, locked, writing
 from backend.store.states import ACTIVE, ALLOWED, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import Attempt, Event, Job, Slot
 
 ME = "supervisor"
 RETRY_DELAYS_MS = {1: 2_000, 0: 30_000}  # by the number of retries left afterwards
-NO_SPACE_DELAY_MS = 60_000
-AGAIN_DELAY_MS = 60_000  # after the database was away
+AGAIN_DELAY_MS = 60_000  # after the disk was full, or the database away
 KILLED_HINT = (
     "A process that is killed repeatedly has most likely run out of memory: lower the segments or "
     "the context length in a new run."
@@ -39,16 +42,38 @@ ERROR_LETTERS = 1000
 LOG_HINT = "See the log of the last attempt. Resume continues from the last checkpoint."
 
 
-class DamagedRowError(Exception):
-    """A row that cannot be worked with. Its cause is what went wrong.
+CONCERNS_ALL_ROWS = (DBAPIError, PoolTimeoutError, sqlite3.Error, OSError)
 
-    Attributes:
-        job_id: the job it belongs to.
-    """
+
+class DamagedRowError(Exception):
+    """A row of the job `job_id` that cannot be worked with. Its cause is what went wrong."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(job_id)
         self.job_id = job_id
+
+
+@contextmanager
+def rows_of(job_id: int) -> Iterator[None]:
+    """Raise `DamagedRowError` where rows of a job cannot be worked with. What concerns all jobs,
+    such as a full disk or a locked database, is passed on."""
+    try:
+        yield
+    except (*CONCERNS_ALL_ROWS, DamagedRowError):
+        raise
+    except Exception as error:
+        raise DamagedRowError(job_id) from error
+
+
+@contextmanager
+def failing_alone(job_id: int | None = None) -> Iterator[None]:
+    """Fail a job whose rows cannot be worked with, so that the others go on: this one, or that of a
+    `DamagedRowError`."""
+    try:
+        with nullcontext() if job_id is None else rows_of(job_id):
+            yield
+    except DamagedRowError as error:
+        fail_job(error.job_id, error.__cause__ or error)
 
 
 def fail_job(job_id: int, cause: BaseException) -> None:
@@ -71,11 +96,8 @@ def fail_job(job_id: int, cause: BaseException) -> None:
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
-    """Move a job to another state if its state is unchanged and the transition is allowed.
-
-    Returns:
-        Whether the state changed.
-    """
+    """Move a job to another state if its state is unchanged and the transition is allowed; return
+    whether it was."""
     origins = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
     moving = update(Job).where(Job.id == job.id, Job.state.in_(origins)).values(state=to, **values)
     return bool(change(session, moving))
@@ -90,14 +112,11 @@ def note(session: Session, job_id: int, kind: str, actor: str, text: str = "") -
 def start_attempt(
     session: Session, host: str, engine: str, capacity: int, lane: Lane = Lane.SLOTS
 ) -> Attempt | None:
-    """Claim the next queued job and a free slot for it.
+    """Claim the next queued job and a free slot for it; None if there is none of one of them.
 
     Args:
         host: whose slots they are; those from number `capacity` on are not used.
         lane: whose places are meant: the slots, or the one beside them.
-
-    Returns:
-        The new attempt, not yet launched; None if no job is queued or no slot is free.
 
     Raises:
         DamagedRowError: the next job cannot be started, and is to be failed.
@@ -109,12 +128,8 @@ def start_attempt(
     job = session.scalars(_first(launch_order(now, lane), now)).first()
     if slot is None or job is None:
         return None
-    try:
+    with rows_of(job.id):
         attempt = _new_attempt(session, job, engine)
-    except SQLAlchemyError:
-        raise
-    except Exception as error:
-        raise DamagedRowError(job.id) from error
     if attempt is None:
         return None
     taking = update(Slot).where(
@@ -144,16 +159,8 @@ def answer_waits(session: Session, guests: bool) -> bool:
 
 
 def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
-    """Claim the next job of the playground's lane for the process that asks, which starts it at
-    once: no other process has to.
-
-    Args:
-        ref: of that process.
-        guests: whether a job of a guest may start.
-
-    Returns:
-        The new attempt; None if no such job is queued.
-    """
+    """Claim the next job of the playground's lane for the process with this reference, which starts
+    it at once; None if none is queued. `guests`: whether a job of a guest may start."""
     now = database_ms(session)
     job = session.scalars(_first(_next_answer(now, guests), now)).first()
     attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
@@ -183,7 +190,7 @@ def _due(now: int) -> ColumnElement[bool]:
     """Whether a job may start: what it works on is there, and it need not wait for a retry. None
     waits longer than the longest delay: a later `not_before` was written before the system clock
     was set back."""
-    longest = max([NO_SPACE_DELAY_MS, *RETRY_DELAYS_MS.values()])
+    longest = max([AGAIN_DELAY_MS, *RETRY_DELAYS_MS.values()])
     return ~waiting() & ((Job.not_before <= now) | (Job.not_before > now + longest))
 
 
@@ -212,7 +219,6 @@ def verdict(
     Args:
         outcome: recorded by the process before it exited; None if it did not.
         code: exit code, negative for a signal, None if unknown.
-        desired: the requested state: run, stop or kill.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
@@ -220,17 +226,15 @@ def verdict(
             return AttemptOutcome(State.SUCCEEDED, "")
         case "failed":
             return AttemptOutcome(State.FAILED, "")
-        case "stopped" | "never started" if desired != "run":
-            return AttemptOutcome(State.CANCELLED, "everything finished so far is kept")
         case "stopped" | "never started":
+            if desired != "run":
+                return AttemptOutcome(State.CANCELLED, "everything finished so far is kept")
             return AttemptOutcome(State.QUEUED, f"interrupted: {outcome}")
     if desired != "run":
         return AttemptOutcome(State.CANCELLED, f"killed{how}; kept up to the last checkpoint")
-    if code == Exit.NO_SPACE:
-        text = "the disk is full; tried again every minute, from the last checkpoint"
-        return AttemptOutcome(State.QUEUED, text, delay_ms=NO_SPACE_DELAY_MS)
-    if code == Exit.AWAY:
-        text = "the database was away; tried again every minute, from the last checkpoint"
+    if code in (Exit.NO_SPACE, Exit.AWAY):
+        why = "the disk is full" if code == Exit.NO_SPACE else "the database was away"
+        text = f"{why}; tried again every minute, from the last checkpoint"
         return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     if code == Exit.OTHER_VERSION:
         return AttemptOutcome(State.FAILED, "it met another version of Slimscope")
@@ -243,12 +247,8 @@ def verdict(
 
 
 def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str = "") -> None:
-    """Close an attempt whose process has ended, free its slot and update its job.
-
-    Args:
-        fence: outcome to set if the process never claimed the attempt; no effect if it has claimed
-            it in the meantime.
-    """
+    """Close an attempt whose process has ended, free its slot and update its job. `fence`: outcome
+    to set if the process never claimed the attempt; no effect if it has claimed it meanwhile."""
     row = session.get_one(Attempt, attempt.id)
     closing = update(Attempt).where(Attempt.id == attempt.id, Attempt.ended_at.is_(None))
     if fence:
@@ -260,23 +260,17 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     session.refresh(row)
     (job,) = locked(session, Job, [attempt.job_id])
     judged = verdict(row.outcome, code, job.desired, job.retries_left)
-    if move(session, job, judged.state, **_values(job, judged, code, now)):
-        note(session, job.id, judged.state, ME, judged.text)
-
-
-def _values(job: Job, judged: AttemptOutcome, code: int | None, now: int) -> dict[str, object]:
-    """The columns that change with the state."""
+    values: dict[str, object] = {"finished_at": now}
     if judged.state == State.QUEUED:
         left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms
-        return {"retries_left": left, "not_before": start, "eta_s": None}
-    values: dict[str, object] = {"finished_at": now, "eta_s": None}
-    if code == Exit.OTHER_VERSION:
+        values = {"retries_left": left, "not_before": start}
+    elif code == Exit.OTHER_VERSION:
         values["error"] = OTHER_VERSION
     if judged.state == State.LOST:
         do = LOG_HINT if code is not None and code >= 0 else KILLED_HINT
-        error = {"what": "The run was lost.", "why": judged.text, "do": do}
-        values["error"] = error
-    return values
+        values["error"] = {"what": "The run was lost.", "why": judged.text, "do": do}
+    if move(session, job, judged.state, eta_s=None, **values):
+        note(session, job.id, judged.state, ME, judged.text)
 
 
 def first_number(session: Session) -> int | None:

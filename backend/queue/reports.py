@@ -1,21 +1,26 @@
-"""Reports: who may write them, and what they may hold. They do not affect any run."""
+"""Reports: blocks of text, and of charts by the address each is drawn from; reading and writing of
+them, and what they may hold. They do not affect any run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl
 
+from sqlalchemy import select
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, NotFoundError
 from backend.printable import one_line, printable
-from backend.queue.roles import Actor, require_host
-from backend.store.reports import ReportBlock, runs_of, stored_blocks
-from backend.store.session import locked, now_ms, writing
-from backend.store.tables import Report
+from backend.queue.actor import Actor
+from backend.queue.permissions import require_host
+from backend.store.session import fetched, locked, now_ms, reading, writing
+from backend.store.tables import RUN_NAME, Report
 
+MOST_LISTED = 500
 MOST_BLOCKS = 40
 MOST_RUNS = 6
 TITLE_LETTERS = 120
@@ -25,16 +30,62 @@ CHART = re.compile(r"[a-z][a-z0-9-]{0,60}")
 NOT_SAVED = "The report was not saved."
 
 
-def create_report(title: str, actor: Actor) -> int:
-    """Begin an empty report.
+@dataclass(frozen=True)
+class ReportBlock:
+    """A part of a report.
 
-    Returns:
-        Its number.
-
-    Raises:
-        ForbiddenError, RateLimitError: the actor may not write reports, or not so often.
-        ConfigError: the title is empty or too long.
+    Attributes:
+        id: of this report alone; never used twice.
+        chart: of the registered chart; empty for a text.
+        query: the address the chart is drawn from, without page and question mark.
+        text: of the text, or the note below the chart.
     """
+
+    id: int
+    chart: str = ""
+    query: str = ""
+    text: str = ""
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs the chart is about, as far as its address names them."""
+        words = (word for _, value in parse_qsl(self.query) for word in value.split(","))
+        return [*dict.fromkeys(word for word in words if RUN_NAME.fullmatch(word))]
+
+
+def stored_blocks(stored: Any) -> list[ReportBlock]:
+    """The blocks of a row; parts of it that cannot be read are left out."""
+    fields = ReportBlock.__dataclass_fields__
+    rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
+    return [
+        ReportBlock(**{name: row[name] for name in fields if name in row})
+        for row in rows
+        if isinstance(row.get("id"), int)
+    ]
+
+
+def runs_of(blocks: Iterable[ReportBlock]) -> list[str]:
+    """The runs the charts are about, in the order they appear."""
+    return [*dict.fromkeys(run for block in blocks for run in block.runs)]
+
+
+def report(number: int) -> Report:
+    """One report; `NotFoundError` if there is none of that number."""
+    with reading() as session:
+        found = session.get(Report, number)
+    if found is None:
+        raise NotFoundError(f"There is no report {number}.", "It may have been deleted.")
+    return found
+
+
+def reports() -> list[Report]:
+    """Reports, the one saved last first."""
+    query = select(Report).order_by(Report.saved_at.desc(), Report.id.desc()).limit(MOST_LISTED)
+    return fetched(query)
+
+
+def create_report(title: str, actor: Actor) -> int:
+    """Begin an empty report; return its number. `ConfigError` if the title is empty or too long."""
     require_host(actor, "write a report")
     now = now_ms()
     made = Report(title=_title(title), owner=actor.name, blocks=[], created_at=now, saved_at=now)
@@ -60,24 +111,13 @@ def delete_report(number: int, actor: Actor) -> None:
 
 
 def add_text(number: int, text: str, actor: Actor) -> None:
-    """Add a text at the end.
-
-    Raises:
-        ConfigError: it is empty or too long, or the report has as many blocks as it may.
-        NotFoundError: there is no such report.
-    """
+    """Add a text at the end; `ConfigError` if it is empty or too long, or the report is full."""
     _change(number, actor, lambda blocks: [*blocks, ReportBlock(_next(blocks), text=_text(text))])
 
 
 def add_chart(number: int, chart: str, query: str, actor: Actor) -> None:
-    """Add a chart at the end.
-
-    Args:
-        chart, query: see `ReportBlock`; whether there is such a chart is known to the caller.
-
-    Raises:
-        ConfigError: the address is none, or the report would be about too many runs.
-    """
+    """Add a chart at the end; `ConfigError` for no address, or too many runs. The caller knows
+    whether there is such a chart."""
     query = one_line(query)
     if not CHART.fullmatch(chart) or len(query) > QUERY_LETTERS:
         raise ConfigError("The chart was not added.", "Its address is not one of a page.")

@@ -1,5 +1,4 @@
-"""User operations on the queue. Permissions are defined in `roles` and enforced here, not in the
-pages."""
+"""User operations on the queue. Permissions are enforced here, not in the pages."""
 
 from __future__ import annotations
 
@@ -7,24 +6,23 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError, ConflictError
 from backend.inputs import inputs_of
 from backend.printable import one_line
-from backend.queue import roles
+from backend.queue import permissions, scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.queue.labels import RUN_NAME_LETTERS
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR, submission_variables
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR, VARIABLES, submission_variables
 from backend.queue.lifecycle import first_number, move, note
-from backend.queue.roles import Actor as Actor
-from backend.queue.roles import Cost
-from backend.queue.roles import require_host as require_host
+from backend.queue.permissions import Cost, require_host
 from backend.settings import settings
 from backend.store import queries
 from backend.store.dialects.base import NamedLock
-from backend.store.needs import awaited
 from backend.store.session import alone, database_ms, locked, writing
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, Lane, State
 from backend.store.tables import Job, Need, config_hash
@@ -34,7 +32,6 @@ RETRIES = 2
 QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
 ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
 INPUTS = "SLIMSCOPE_INPUTS"
-VARIABLES = "variables"  # of the submission, in the environment of a job
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
 
@@ -49,27 +46,26 @@ def _queue_change(lane: Lane = Lane.SLOTS) -> Iterator[Session]:
     wake_supervisor()
 
 
+class EnqueueOptions(TypedDict, total=False):
+    """Keywords of `enqueue_all`."""
+
+    name: str
+    priority: int
+    parent: Job | None
+    cost: Cost | None
+    lane: Lane
+
+
 def enqueue(
     kind: str,
     config: dict[str, Any],
     actor: Actor,
     *,
-    name: str = "",
-    priority: int = 0,
-    parent: Job | None = None,
-    cost: Cost | None = None,
-    lane: Lane = Lane.SLOTS,
     needs: Iterable[int] = (),
+    **options: Unpack[EnqueueOptions],
 ) -> Job:
-    """Enqueue one job; see `enqueue_all`.
-
-    Args:
-        parent: the run this one repeats; its frozen settings are reused.
-    """
-    return enqueue_all(
-        kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
-        needs=[needs],
-    )[0]  # fmt: skip
+    """Enqueue one job; see `enqueue_all`."""
+    return enqueue_all(kind, [config], actor, needs=[needs], **options)[0]
 
 
 def enqueue_all(
@@ -88,28 +84,28 @@ def enqueue_all(
     the id of its first job.
 
     Args:
+        parent: the run they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
         lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
 
     Raises:
-        ForbiddenError: the actor is a guest who may not add these runs.
-        ConfigError: the priority is out of bounds.
+        ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
     """
-    roles.require_adding(actor, lane)
-    roles.require_small(actor, cost, len(configs))
+    permissions.require_adding(actor, lane)
+    permissions.require_small(actor, cost, len(configs))
     if lane == Lane.PLAYGROUND:
-        roles.require_short(actor, cost)
+        permissions.require_short(actor, cost)
     carried_by = _lane(lane, cost, len(configs))
     if actor.role != "host":  # whose runs come behind all others
-        priority, carried_by = roles.GUEST_PRIORITY, lane
+        priority, carried_by = permissions.GUEST_PRIORITY, lane
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
     jobs = [_new_job(kind, config, actor, name, parent, seconds) for config in configs]
     with _queue_change(lane) as session:
-        roles.require_free(session, actor, lane)
+        permissions.require_free(session, actor, lane)
         number = first_number(session)
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, carried_by
@@ -164,39 +160,23 @@ def _inputs(config: dict[str, Any]) -> dict[str, str]:
 
 
 def cancel(run: str | int, actor: Actor) -> State:
-    """Cancel one job; see `cancel_all`.
-
-    Returns:
-        The state right after the request.
-    """
+    """Cancel one job, and return its state right after the request; see `cancel_all`."""
     return cancel_all([run], actor)[0]
 
 
 def cancel_all(runs: Iterable[str | int], actor: Actor) -> list[State]:
-    """Cancel jobs in one transaction. A queued job is cancelled immediately. A running job is asked
-    to stop; a second request kills it. A job that has ended is not changed.
-
-    Returns:
-        The states right after the request.
-
-    Raises:
-        ConflictError: all of them have ended.
-    """
+    """Cancel jobs in one transaction, and return their states right after it. A queued job is
+    cancelled immediately. A running job is asked to stop; a second request kills it. A job that has
+    ended is not changed; `ConflictError` if all have."""
     jobs = [queries.job(run) for run in runs]
-    roles.require_cancelling(actor, [job.owner for job in jobs])
+    permissions.require_cancelling(actor, [job.owner for job in jobs])
     if not any(job.state in ACTIVE for job in jobs):
-        raise _ended(jobs)
+        what, why = "Nothing was cancelled.", "None of the runs is queued or running."
+        if len(jobs) == 1:
+            what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
+        raise ConflictError(what, why, "Only a queued or running run can be cancelled.")
     with _queue_change() as session:
         return [_cancel(session, job, actor) for job in locked(session, Job, [j.id for j in jobs])]
-
-
-def _ended(jobs: Sequence[Job]) -> ConflictError:
-    """The error of cancelling jobs of which none is active."""
-    do = "Only a queued or running run can be cancelled."
-    if len(jobs) == 1:
-        what, why = f"{jobs[0].run} was not cancelled.", f"It is {jobs[0].state} already."
-        return ConflictError(what, why, do)
-    return ConflictError("Nothing was cancelled.", "None of the runs is queued or running.", do)
 
 
 def _cancel(session: Session, job: Job, actor: Actor) -> State:
@@ -212,11 +192,8 @@ def _cancel(session: Session, job: Job, actor: Actor) -> State:
 
 
 def run_next(run: str | int, actor: Actor) -> Job:
-    """Move a queued job to the front of the queue.
-
-    Raises:
-        ConflictError: the job is not queued, or waits for another one.
-    """
+    """Move a queued job to the front; `ConflictError` if it is not queued, or waits for another
+    one."""
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
     if needed := awaited([job_id]).get(job_id):
@@ -225,14 +202,14 @@ def run_next(run: str | int, actor: Actor) -> Job:
     with _queue_change() as session:
         alone(session, NamedLock.ORDER)
         (job,) = locked(session, Job, [job_id])
-        waiting = list(session.scalars(queries.launch_order(database_ms(session))))
+        waiting = list(session.scalars(scheduling.launch_order(database_ms(session))))
         first = next(iter(waiting), None)
         if first is None or job not in waiting:
             why = f"It is {job.state}."
             raise ConflictError(f"{job.run} is not queued.", why, "Only queued runs can be moved.")
         if job is not first:
             # the priority that waiting is worth
-            older = (job.queued_at - first.queued_at) / queries.HOUR_MS
+            older = (job.queued_at - first.queued_at) / scheduling.HOUR_MS
             job.priority = math.floor(first.priority + older) + 1
             note(session, job.id, "put first", actor.name)
     return job
@@ -240,10 +217,7 @@ def run_next(run: str | int, actor: Actor) -> Job:
 
 def resume(run: str | int, actor: Actor) -> Job:
     """Queue an ended job again; its next attempt continues from the last complete checkpoint.
-
-    Raises:
-        ConflictError: the job is queued, is running, or has succeeded.
-    """
+    `ConflictError` if it is queued, is running, or has succeeded."""
     resumed = resume_all([run], actor)
     if not resumed:
         job = queries.job(run)
@@ -256,11 +230,8 @@ def resume(run: str | int, actor: Actor) -> Job:
 
 
 def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queue all failed, cancelled or lost jobs among these again, in one transaction.
-
-    Returns:
-        The jobs that were queued again.
-    """
+    """Queue all failed, cancelled or lost jobs among these again, in one transaction; return
+    those."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     with _queue_change() as session:
@@ -271,11 +242,7 @@ def _resume(session: Session, job: Job, actor: Actor) -> bool:
     """Queue a job again, if that is possible."""
     reset: dict[str, object] = {"desired": "run", "queued_at": database_ms(session)}
     reset |= {"not_before": 0, "retries_left": RETRIES} | dict.fromkeys(RESET_ON_RESUME)
-    if (
-        job.state not in RESUMABLE
-        or job.removed_at
-        or not move(session, job, State.QUEUED, **reset)
-    ):
-        return False
-    note(session, job.id, "resumed", actor.name)
-    return True
+    possible = job.state in RESUMABLE and not job.removed_at
+    if possible := possible and move(session, job, State.QUEUED, **reset):
+        note(session, job.id, "resumed", actor.name)
+    return possible

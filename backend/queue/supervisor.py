@@ -15,36 +15,35 @@ import math
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from backend.errors import ConflictError, is_disk_full
+from backend.queue import scheduling
+from backend.queue.actor import GUEST, Actor
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LOCAL, LocalEngine
 from backend.queue.folders import delete_folder, work_folder
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR
+from backend.queue.launcher import PLAYGROUND, SUPERVISOR, launch_request
 from backend.queue.lifecycle import (
     ME,
-    DamagedRowError,
     end_attempt,
     fail_job,
+    failing_alone,
     mark_running,
     move,
     note,
+    rows_of,
     start_attempt,
 )
-from backend.queue.request import launch_request
-from backend.queue.roles import GUEST, Actor
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
-from backend.store import queries
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
-from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
 from backend.store.session import database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
@@ -53,7 +52,6 @@ from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_na
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
-OF_ALL = (DBAPIError, sqlite3.Error, OSError)  # errors that concern all rows
 UNEXPECTED_S = 5.0  # between turns that end in an error of our own
 SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
@@ -65,12 +63,9 @@ KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
 class SupervisorLoop:
-    """The supervisor's loop over one engine, which starts runs. Attempts of another one, left from
-    before the setting was changed, are watched as far as this machine can.
-
-    All state is in the database, except for two times of each attempt, kept by a clock that nobody
-    sets.
-    """
+    """The loop over one engine, which starts runs. Attempts of another one, left from before the
+    setting was changed, are watched as far as this machine can. All state is in the database,
+    except for two times of each attempt, kept by a clock that nobody sets."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -91,11 +86,7 @@ class SupervisorLoop:
                 session.merge(Slot(host=engine.host, number=QUICK_SLOT))
 
     def turn(self) -> bool:
-        """Run one iteration.
-
-        Returns:
-            Whether any job is queued or running.
-        """
+        """Run one iteration; return whether any job is queued or running."""
         self._make_room()
         self._beat()
         self._reconcile_all(self._live())
@@ -105,7 +96,10 @@ class SupervisorLoop:
         for lane in self._lanes:
             while self._launch_next(lane):
                 pass
-        self._serve()
+        now = time.monotonic()  # the playground's process takes answers by itself, while it lives
+        if now - self._served_at > SERVE_S and scheduling.waits_for(Lane.PLAYGROUND, limit=1):
+            self._served_at = now
+            PLAYGROUND.wake()
         return self.busy()
 
     def _make_room(self) -> None:
@@ -117,14 +111,6 @@ class SupervisorLoop:
                 for number in range(self._slots, self._room.places):
                     session.merge(Slot(host=self.engine.host, number=number))
             self._slots = self._room.places
-
-    def _serve(self) -> None:
-        """See to it that the playground's process lives while answers are queued; it takes them by
-        itself."""
-        now = time.monotonic()
-        if now - self._served_at > SERVE_S and queries.waits_for(Lane.PLAYGROUND, limit=1):
-            self._served_at = now
-            PLAYGROUND.wake()
 
     def busy(self) -> bool:
         """Whether any job is queued or running."""
@@ -191,31 +177,26 @@ class SupervisorLoop:
     def _reconcile(self, attempt: Attempt, job: Job, poll: PollResult) -> None:
         """Update an attempt from the status of its process."""
         if poll.state == "exited":
-            self._note_end(attempt, poll)
-            self._end(attempt, poll.code, fence=NEVER if _is_unborn(attempt, poll) else "")
+            if poll.why and attempt.started_at is None:
+                with writing() as session:
+                    note(session, attempt.job_id, "not started", ME, poll.why)
+            # The engine has never heard of it: its supervisor died before the launch, or the launch
+            # did not get through. On this machine there is no reference before the launch.
+            unborn = attempt.started_at is None and poll.code is None and not poll.why
+            fence = NEVER if unborn and attempt.engine not in LOCAL else ""
+            self._end(attempt, poll.code, fence)
         elif poll.state == "unknown" and _is_silent(attempt):
             self._end(attempt, None)
-        elif attempt.outcome and _is_silent(attempt):
-            self._end_silent(attempt)
+        elif attempt.outcome and _is_silent(attempt):  # its process is there for no reason
+            engine = self._engine_of(attempt)
+            if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
+                return
+            engine.kill(attempt.engine_ref or {})
+            if engine.remote:  # it may believe for ever that the process runs
+                self._end(attempt, None)
         elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
             with writing(durable=True) as session:
                 mark_running(session, attempt)
-
-    def _note_end(self, attempt: Attempt, poll: PollResult) -> None:
-        """Note what the engine says of a process that could not."""
-        if poll.why and attempt.started_at is None:
-            with writing() as session:
-                note(session, attempt.job_id, "not started", ME, poll.why)
-
-    def _end_silent(self, attempt: Attempt) -> None:
-        """End an attempt that has said how it ended, and whose process is there for no reason. Of
-        one on another machine the engine may believe for ever that it runs."""
-        engine = self._engine_of(attempt)
-        if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
-            return
-        engine.kill(attempt.engine_ref or {})
-        if engine.remote:
-            self._end(attempt, None)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
         """End an attempt; delete the checkpoints of a job that succeeded."""
@@ -278,30 +259,25 @@ class SupervisorLoop:
 
     def _launch_next(self, lane: Lane) -> bool:
         """Start the next queued job if there is one and a slot is free."""
-        if not self._room.known or not queries.waits_for(lane, limit=1):
+        if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
-        try:
+        with failing_alone():
             claimed = self._claim_next(lane)
-        except DamagedRowError as error:
-            fail_job(error.job_id, error.__cause__ or error)
-            return True
-        if claimed is None:
-            return False
-        attempt, launch, known = claimed
-        try:
-            ref = self.engine.launch(launch)
-        except OSError as error:
-            with writing(durable=True) as session:
-                note(session, attempt.job_id, "not started", ME, str(error))
-            self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
-            return False
-        except ValueError as error:  # NUL in a stored variable
-            fail_job(attempt.job_id, error)
-            return True
-        if known is None:
-            mine = update(Attempt).where(Attempt.id == attempt.id)
-            with writing(durable=True) as session:
-                session.execute(mine.values(engine_ref=ref))
+            if claimed is None:
+                return False
+            attempt, launch, known = claimed
+            try:
+                with rows_of(attempt.job_id):  # such as NUL in a stored variable
+                    ref = self.engine.launch(launch)
+            except OSError as error:
+                with writing(durable=True) as session:
+                    note(session, attempt.job_id, "not started", ME, str(error))
+                self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
+                return False
+            if known is None:
+                mine = update(Attempt).where(Attempt.id == attempt.id)
+                with writing(durable=True) as session:
+                    session.execute(mine.values(engine_ref=ref))
         return True
 
     def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
@@ -314,34 +290,11 @@ class SupervisorLoop:
             if attempt is None:
                 return None
             job = session.get_one(Job, attempt.job_id)
-            try:
+            with rows_of(job.id):
                 launch = launch_request(session, attempt, job, self.engine.remote)
-            except OF_ALL:
-                raise
-            except Exception as error:
-                raise DamagedRowError(job.id) from error
             if (known := self.engine.reference(launch)) is not None:
                 attempt.engine_ref = known
         return attempt, launch, known
-
-
-@contextlib.contextmanager
-def failing_alone(job_id: int) -> Iterator[None]:
-    """Fail a job whose rows cannot be worked with, so that the others go on. What concerns all of
-    them, such as a full disk or a locked database, is passed on."""
-    try:
-        yield
-    except OF_ALL:
-        raise
-    except Exception as error:
-        fail_job(job_id, error)
-
-
-def _is_unborn(attempt: Attempt, poll: PollResult) -> bool:
-    """Whether the engine has never heard of an attempt: its supervisor died before the launch, or
-    the launch did not get through. On this machine there is no reference before the launch."""
-    silent = attempt.started_at is None and poll.code is None and not poll.why
-    return silent and attempt.engine not in LOCAL
 
 
 def _age_ms(moment: int) -> int:
@@ -367,7 +320,7 @@ def main() -> None:
     """Supervise until no job has been queued or running for `idle_exit` seconds."""
     while (lock := SUPERVISOR.hold()) is not None:
         upgrade()
-        lead = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+        lead = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
         loop = SupervisorLoop(engine_of(settings()))
         loop.clear()
         with upkeep(lead):
@@ -379,7 +332,7 @@ def main() -> None:
             return
 
 
-def run_until_idle(loop: SupervisorLoop, lead: HeldLock) -> None:
+def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
     """Run the loop until idle, and while this is the supervisor that works. After an error, such as
     a full disk or a locked database, it retries; jobs continue. Where the data folder is gone, so
     is its work."""

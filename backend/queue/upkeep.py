@@ -17,15 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from backend.errors import SlimscopeError
 from backend.printable import readable_bytes
 from backend.queue.artifacts.copies import fetch_ended, fetch_log, remove_stored
+from backend.queue.artifacts.disk import CHECKPOINTS, DAY_MS, disk_use, free_expired
 from backend.queue.artifacts.store import store
-from backend.queue.disk import CHECKPOINTS, disk_use
 from backend.queue.folders import work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import purge_expired
-from backend.queue.retention import DAY_MS, free_expired
 from backend.store import queries
 from backend.store.copies import copy_daily
-from backend.store.held_lock import HeldLock
+from backend.store.database_lock import DatabaseLock
 from backend.store.integrity import check_integrity, last_check
 from backend.store.session import change, now_ms, writing
 from backend.store.states import LIVE, TERMINAL, State
@@ -37,7 +36,7 @@ BATCH = 100  # runs measured in one turn
 
 
 @contextmanager
-def upkeep(lead: HeldLock) -> Iterator[None]:
+def upkeep(lead: DatabaseLock) -> Iterator[None]:
     """Keep the data folder in order while the body runs, and this is the supervisor that works. The
     first turn comes after `TURN_S`, so that it delays no start; a turn in progress is finished at
     the end."""
@@ -51,7 +50,7 @@ def upkeep(lead: HeldLock) -> Iterator[None]:
         thread.join()
 
 
-def _turns(stop: threading.Event, lead: HeldLock) -> None:
+def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
     daily_at = -math.inf
     while not stop.wait(TURN_S):
         if not lead.was_held:

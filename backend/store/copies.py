@@ -1,8 +1,6 @@
 """Copies of an SQLite database while others write to it: one for a backup, and a daily one.
-
-A copy is made by SQLite's online backup in a single step. It reads one snapshot, so it is
-consistent, and neither waits for writers nor makes them wait: the database is in WAL mode.
-"""
+SQLite's online backup reads one snapshot in a single step, so a copy is consistent, and neither
+waits for writers nor makes them wait: the database is in WAL mode."""
 
 from __future__ import annotations
 
@@ -33,17 +31,24 @@ def has_file() -> bool:
 
 
 def database_file() -> Path:
-    """The file of the database.
-
-    Raises:
-        BackupError: the database is not an SQLite file.
-    """
+    """The file of the database; `BackupError` if it is not an SQLite file."""
     engine = engine_for(settings().url)
     dialect = dialect_of(engine)
     if (file := dialect.file(engine.url)) is None:
         why = f"SLIMSCOPE_DATABASE_URL names a {dialect.title} database."
         raise BackupError("The database is not an SQLite file.", why, dialect.backup_advice)
     return file
+
+
+def database_files(url: str) -> list[Path]:
+    """The files of an SQLite database that exist, and of its write-ahead log."""
+    engine = engine_for(url)
+    return dialect_of(engine).files(engine.url)
+
+
+def has_database() -> bool:
+    """Whether there is a database. Looking into an SQLite file that is not there creates it."""
+    return not has_file() or bool(database_files(settings().url))
 
 
 def copy_database(target: Path) -> None:
@@ -94,11 +99,8 @@ def daily_copies() -> list[Path]:
 
 
 def copy_daily() -> Path | None:
-    """Copy the database unless today's copy exists, and delete the oldest copies.
-
-    Returns:
-        The new copy; None if there is nothing to do, or the disk is too full for another copy.
-    """
+    """Copy the database unless today's copy exists, and delete the oldest copies. None if there is
+    nothing to do, or the disk is too full for another copy."""
     keep, folder = settings().backups, copies_folder()
     today = folder / f"results-{datetime.now(UTC):%Y-%m-%d}.db"
     if not keep or today.exists() or not _room():

@@ -1,8 +1,6 @@
-"""Whether the database is intact: SQLite's own checks, and their last result.
-
-The result is kept in a file beside the database, because a damaged database cannot be trusted with
-it. A check reads the whole database (about a second per 300 MB) and holds up nobody.
-"""
+"""SQLite's own checks of the database, and their last result, kept in a file beside it: a damaged
+database cannot be trusted with it. A check reads the whole database (about a second per 300 MB) and
+holds up nobody."""
 
 from __future__ import annotations
 
@@ -20,23 +18,15 @@ MOST_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class IntegrityResult:
-    """What a check found.
-
-    Attributes:
-        at: UTC milliseconds since 1970.
-        problems: as SQLite words them; empty for an intact database.
-    """
+    """The result of a check at `at`, UTC milliseconds since 1970: problems as SQLite words them."""
 
     at: int
     problems: list[str]
 
 
 def check_integrity() -> IntegrityResult | None:
-    """Check the database and keep the result; None if it is not an SQLite database.
-
-    Raises:
-        sqlite3.OperationalError: the database cannot be read now, which says nothing about it.
-    """
+    """Check the database and keep the result; None if it is not an SQLite database. Raises
+    `sqlite3.OperationalError` if it cannot be read now, which says nothing about it."""
     if not has_file():
         return None
     result = IntegrityResult(now_ms(), _problems())

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, func, select
+from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
 
 from backend.errors import NotFoundError
 from backend.store.dialects.choice import dialect_of
-from backend.store.needs import waiting
-from backend.store.session import database_ms, reading
-from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
+from backend.store.session import fetched, reading
+from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
-    CLUSTER,
     EXAMPLE,
     Artifact,
     Attempt,
@@ -32,7 +28,6 @@ from backend.store.tables import (
     Result,
     SavedView,
     StepTime,
-    Supervisor,
     TensorRow,
     config_hash,
     example_number,
@@ -40,11 +35,7 @@ from backend.store.tables import (
     run_name,
 )
 
-HOUR_MS = 3_600_000
 MAX_VARIABLES = 5_000  # in one statement
-ALIVE_MS = 15_000
-SILENT_MS = 60_000  # after which a cluster that does not answer is told
-STARTS_WITHIN_MS = 30_000
 SHOWN = Job.removed_at.is_(None)
 
 
@@ -56,11 +47,8 @@ def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
 
 
 def job_id(run: str | int) -> int:
-    """The job id 42 from 42, "42" or "sds-0042".
-
-    Raises:
-        NotFoundError: the text is not a run id, or the run of that number is of another kind.
-    """
+    """The job id 42 from 42, "42" or "sds-0042"; `NotFoundError` for other texts, or another
+    kind."""
     kind, number = _parsed(run)
     if kind:
         with reading() as session:
@@ -70,11 +58,7 @@ def job_id(run: str | int) -> int:
 
 
 def job(run: str | int) -> Job:
-    """The job row of a run.
-
-    Raises:
-        NotFoundError: there is no such run.
-    """
+    """The job row of a run; `NotFoundError` if there is none."""
     kind, number = _parsed(run)
     with reading() as session:
         row = session.get(Job, number)
@@ -112,15 +96,13 @@ def jobs(
         query = query.where(Job.state.in_([*states]))
     if kind is not None:
         query = query.where(Job.kind == kind)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
 def sweep(run: str | int) -> list[Job]:
     """All runs of the sweep that `run` is part of, oldest first; empty for a single run."""
     first = select(Job.sweep).where(Job.id == job_id(run)).scalar_subquery()
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id)))
+    return fetched(select(Job).where(SHOWN, Job.sweep == first).order_by(Job.id))
 
 
 def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
@@ -131,120 +113,21 @@ def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
         .where(SHOWN, Job.config_hash.in_(hashes), Job.state.in_([*ACTIVE, State.SUCCEEDED]))
         .group_by(Job.config_hash)
     )
-    with reading() as session:
-        return list(session.scalars(select(Job).where(Job.id.in_(newest)).order_by(Job.id)))
+    return fetched(select(Job).where(Job.id.in_(newest)).order_by(Job.id))
 
 
 def reproductions(run: str | int) -> list[Job]:
     """The runs that repeat this one, oldest first."""
     query = select(Job).where(SHOWN, Job.parent == job_id(run)).order_by(Job.id)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
-def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
-    """Queued jobs that a place of this lane takes, in launch order: priority (+1 per hour of
-    waiting), then owners with fewer running jobs, then first come, first served."""
-    other = Job.__table__.alias("other")
-    running = (
-        select(func.count())
-        .select_from(other)
-        .where(other.c.owner == Job.owner, other.c.state.in_([*LIVE]))
-        .correlate(Job)
-        .scalar_subquery()
-    )
-    waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
-    return (
-        select(Job)
-        .where(Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]))
-        .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
-    )
-
-
-def queued() -> list[Job]:
-    """The queue for a slot in launch order, jobs of seconds first: they do not wait for others."""
-    with reading() as session:
-        jobs = session.scalars(launch_order(database_ms(session)))
-        return sorted(jobs, key=lambda job: job.lane != Lane.QUICK)
-
-
-@dataclass(frozen=True)
-class QueueStatus:
-    """Current status of the queue, shared by header, tables and pages.
-
-    Attributes:
-        answers: queued for the playground, which takes them at once.
-        at: when it was read, by the clock of the database.
-        silent_since: when a cluster answered the supervisor for the last time, if it does not now.
-    """
-
-    live: list[Job]
-    queued: list[Job]
-    finished: int
-    needs_attention: int
-    supervisor_alive: bool
-    answers: int = 0
-    at: int = 0
-    silent_since: int | None = None
-
-    @cached_property
-    def _positions(self) -> dict[int, int]:
-        return {job.id: place for place, job in enumerate(self.queued, 1)}
-
-    @property
-    def stalled(self) -> bool:
-        """Whether runs wait for a supervisor that should have come by now: one starts in seconds
-        after a run is added."""
-        oldest = min((job.queued_at for job in self.queued), default=math.inf)
-        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
-
-    def position(self, job_id: int) -> int | None:
-        """1 for the next job to start; None if the job is not queued."""
-        return self._positions.get(job_id)
-
-
-def status() -> QueueStatus:
-    """Read the current status of the queue."""
-    waiting = queued()
-    attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
-    with reading() as session:
-        live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
-        finished, attention_count = session.execute(
-            select(func.count(), func.coalesce(func.sum(attention), 0)).where(
-                SHOWN, Job.state.not_in([*ACTIVE])
-            )
-        ).one()
-        beats = dict(session.execute(select(Supervisor.host, Supervisor.beat_at)).all())
-        now = database_ms(session)
-    answered = beats.pop(CLUSTER, now)
-    alive = abs(now - max(beats.values(), default=0)) < ALIVE_MS
-    silent = answered if alive and now - answered > SILENT_MS else None
-    answers = len(waits_for(Lane.PLAYGROUND))
-    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now, silent)
-
-
-def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
-    """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
-    with reading() as session:
-        return list(session.scalars(_open_jobs(lane, limit)))
-
-
-@lru_cache  # the supervisor asks at every turn
-def _open_jobs(lane: Lane, limit: int | None) -> Select[int]:
-    open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())
-    return select(Job.id).where(*open_jobs).limit(limit)
-
-
-def cursor(run: str | int | None = None) -> tuple[Any, ...]:
+def cursor() -> tuple[Any, ...]:
     """A value that changes with the displayed data, so that pages redraw only then."""
     progress = select(func.count(), func.max(Event.id)).select_from(Event)
-    if run is not None:
-        progress = progress.where(Event.job_id == job_id(run))
-        moved = select(Job.done, Job.state).where(Job.id == job_id(run))
-    else:
-        active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
-        states = func.aggregate_strings(active.c.state, ",")
-        moved = select(func.sum(active.c.done), states).select_from(active)
+    active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
+    states = func.aggregate_strings(active.c.state, ",")
+    moved = select(func.sum(active.c.done), states).select_from(active)
     with reading() as session:
         return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
 
@@ -252,15 +135,12 @@ def cursor(run: str | int | None = None) -> tuple[Any, ...]:
 def attempts(run: str | int) -> list[Attempt]:
     """All attempts of a run, oldest first."""
     query = select(Attempt).where(Attempt.job_id == job_id(run)).order_by(Attempt.n)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
-def events(run: str | int, after: int = 0) -> list[Event]:
-    """Events of a run after event `after`, oldest first."""
-    query = select(Event).where(Event.job_id == job_id(run), Event.id > after).order_by(Event.id)
-    with reading() as session:
-        return list(session.scalars(query))
+def events(run: str | int) -> list[Event]:
+    """Events of a run, oldest first."""
+    return fetched(select(Event).where(Event.job_id == job_id(run)).order_by(Event.id))
 
 
 class StoredResult(NamedTuple):
@@ -295,15 +175,13 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
     """Step times of these runs."""
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
-    with reading() as session:
-        return list(session.scalars(query.order_by(StepTime.job_id, StepTime.step)))
+    return fetched(query.order_by(StepTime.job_id, StepTime.step))
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
     """The decoder reports of a benchmark."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
-    with reading() as session:
-        return list(session.scalars(query.order_by(DecoderRow.decoder)))
+    return fetched(query.order_by(DecoderRow.decoder))
 
 
 def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
@@ -359,14 +237,13 @@ def runs_from(run: str, most: int) -> list[Job]:
     """The newest runs that work on the model or the drafter `run` saved."""
     named = cast(Job.config, Text).contains(run, autoescape=True)
     query = select(Job).where(SHOWN, named).order_by(Job.id.desc())
+
+    def works_on(job: Job) -> bool:
+        model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
+        return model == run or run in drafters.replace(",", " ").split()
+
     with reading() as session:
-        found = (job for job in session.scalars(query) if _works_on(job, run))
-        return [*islice(found, most)]
-
-
-def _works_on(job: Job, run: str) -> bool:
-    model, drafters = job.config.get("model"), str(job.config.get("drafters") or "")
-    return model == run or run in drafters.replace(",", " ").split()
+        return [*islice(filter(works_on, session.scalars(query)), most)]
 
 
 def all_run_names() -> set[str]:
@@ -380,29 +257,25 @@ def all_run_names() -> set[str]:
 def unmeasured(limit: int) -> list[Job]:
     """Runs that have ended and whose disk space is not known, newest first."""
     query = select(Job).where(Job.state.not_in([*ACTIVE]), Job.disk_bytes.is_(None))
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+    return fetched(query.order_by(Job.id.desc()).limit(limit))
 
 
 def ended_before(states: Iterable[State], moment: int) -> list[Job]:
     """Runs in one of these states that ended before a moment, oldest first."""
     query = select(Job).where(Job.state.in_([*states]), Job.finished_at < moment)
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.id)))
+    return fetched(query.order_by(Job.id))
 
 
 def removed(before: int) -> list[Job]:
     """Runs deleted before a moment (UTC milliseconds since 1970) and not yet purged."""
     query = select(Job).where(Job.removed_at < before, Job.purged.is_(False))
-    with reading() as session:
-        return list(session.scalars(query.order_by(Job.removed_at, Job.id)))
+    return fetched(query.order_by(Job.removed_at, Job.id))
 
 
 def largest(limit: int) -> list[Job]:
     """The runs that take most disk space, of those that have ended."""
     query = select(Job).where(SHOWN, Job.disk_bytes > 0).order_by(Job.disk_bytes.desc(), Job.id)
-    with reading() as session:
-        return list(session.scalars(query.limit(limit)))
+    return fetched(query.limit(limit))
 
 
 def newest_event_at() -> int:
@@ -413,15 +286,13 @@ def newest_event_at() -> int:
 
 def views() -> list[SavedView]:
     """Saved views, sorted by name."""
-    with reading() as session:
-        return list(session.scalars(select(SavedView).order_by(SavedView.name)))
+    return fetched(select(SavedView).order_by(SavedView.name))
 
 
 def artifacts(run: str | int) -> list[Artifact]:
     """Files and folders a run produced."""
     query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
-    with reading() as session:
-        return list(session.scalars(query))
+    return fetched(query)
 
 
 def curve_rows(run: str | int) -> list[dict[str, Any]]:
@@ -470,8 +341,7 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 def runs_with_weights() -> list[Job]:
     """Runs with stored weight statistics, newest first."""
     has_rows = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
+    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
 def weights_mark(run: str | int) -> tuple[str, int, int] | None:
@@ -492,8 +362,7 @@ def runs_with_profile(name: str) -> list[Job]:
     has_rows = exists(
         select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
     )
-    with reading() as session:
-        return list(session.scalars(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc())))
+    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
 def profiles_mark(run: str | int) -> tuple[str, int] | None:

@@ -1,8 +1,5 @@
-"""One connection pool per process, with read and write transactions.
-
-A write transaction of SQLite has the write lock from its start; one of PostgreSQL locks what it
-decides about. How they differ is in `dialects`.
-"""
+"""One connection pool per process, with read and write transactions. A write transaction of SQLite
+has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`)."""
 
 from __future__ import annotations
 
@@ -13,17 +10,18 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CursorResult, Engine, Update, create_engine
+from sqlalchemy import CursorResult, Engine, Select, Update, create_engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from backend.errors import ConfigError
 from backend.settings import settings
-from backend.store.dialects.base import Dialect, NamedLock
+from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_named, dialect_of
 from backend.store.tables import Attempt, Job, Report, read_json, write_json
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
+Fetched = TypeVar("Fetched")
 _joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`
 NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
@@ -49,13 +47,11 @@ def database_ms(session: Session) -> int:
 
 @lru_cache
 def engine_for(url: str) -> Engine:
-    """The engine of this database, created once per process.
-
-    Raises:
-        ConfigError: the URL is none, or of a database for which no driver is installed.
-    """
+    """The engine of this database, created once per process. `ConfigError` for no URL, or a
+    database for which no driver is installed."""
     try:
-        dialect = _dialect(url)
+        if (dialect := dialect_named(url)) is None:
+            raise NoSuchModuleError
         engine = create_engine(
             url, json_deserializer=read_json, json_serializer=write_json, **dialect.options()
         )
@@ -63,13 +59,6 @@ def engine_for(url: str) -> Engine:
         raise ConfigError(NOT_ACCEPTED, _reason(error), EXAMPLES) from error
     dialect.prepare(engine)
     return engine
-
-
-def _dialect(url: str) -> Dialect:
-    dialect = dialect_named(url)
-    if dialect is None:
-        raise NoSuchModuleError
-    return dialect
 
 
 def _reason(error: Exception) -> str:
@@ -93,13 +82,16 @@ def reading() -> Iterator[Session]:
         yield session
 
 
+def fetched(query: Select[Fetched]) -> list[Fetched]:
+    """The first column of every row, read in a transaction of its own."""
+    with reading() as session:
+        return list(session.scalars(query))
+
+
 @contextmanager
 def writing(*, durable: bool = False) -> Iterator[Session]:
-    """A write transaction, committed on exit, rolled back on an error.
-
-    Args:
-        durable: also survive a power failure (state changes), not only a crash (metrics).
-    """
+    """A write transaction, committed on exit, rolled back on an error. `durable`: also survives a
+    power failure (state changes), not only a crash (metrics)."""
     if (joined := _joined.get()) is not None:
         yield joined
         joined.flush()
@@ -131,11 +123,7 @@ def one_transaction() -> Iterator[None]:
 def locked(session: Session, table: type[Numbered], ids: Iterable[int]) -> list[Numbered]:
     """These rows as they are now, in this order; nobody else changes them before the end of the
     transaction. They are locked in the order of their ids, so that no two transactions wait for
-    each other. Rows that refer to them can be added meanwhile.
-
-    Raises:
-        NoResultFound: one is not there.
-    """
+    each other; `NoResultFound` if one is not there."""
     wanted = list(ids)
     for number in sorted(set(wanted)):
         session.get_one(table, number, populate_existing=True, with_for_update={"key_share": True})

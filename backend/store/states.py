@@ -1,11 +1,7 @@
-"""The states of a job and the allowed transitions.
+"""The states of a job and the allowed transitions. Terminal states change only when a user resumes
+the job, which queues it again. A queued job whose row is damaged fails at once.
 
-    queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost
-
-A queued job whose row is damaged fails at once.
-
-Terminal states change only when a user resumes the job, which queues it again.
-"""
+    queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost"""
 
 from __future__ import annotations
 

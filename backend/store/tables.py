@@ -1,8 +1,6 @@
-"""Database tables. Times are UTC milliseconds since 1970.
-
-The web interface and the CLI write `jobs.desired`, the supervisor writes `jobs.state`, and a job's
-process writes its progress, results and outcome. The job row is the single source of truth.
-"""
+"""Database tables. Times are UTC milliseconds since 1970. The job row is the single source of
+truth: the web interface and the CLI write `desired`, the supervisor writes `state`, and a job's
+process writes its progress, results and outcome."""
 
 from __future__ import annotations
 
@@ -84,13 +82,7 @@ def read_object(stored: str | bytes) -> dict[str, Any]:
 
 
 class JsonColumn(TypeDecorator[Any]):
-    """A column of JSON values of one type. A value of another type is damaged.
-
-    Args:
-        kind: `dict` or `list`.
-        optional: whether there may be none.
-        items: of a list, what its items are.
-    """
+    """A column of JSON values of one type, `dict` or `list` of `items`; others are damaged."""
 
     impl = JSON
     cache_ok = True
@@ -432,7 +424,7 @@ class SavedView(Table):
 
 
 class Report(Table):
-    """What somebody found, in texts and charts of runs; see `backend.store.reports.ReportBlock`."""
+    """What somebody found, in texts and charts of runs; see `backend.queue.reports.ReportBlock`."""
 
     __tablename__ = "reports"
 
@@ -444,7 +436,10 @@ class Report(Table):
     saved_at: Mapped[int]
 
 
-OF_A_RUN: tuple[type[Table], ...] = (  # whose rows belong to one run each
-    Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
-    Artifact,
-)  # fmt: skip
+TABLES_OF_A_RUN: dict[str, type[Table]] = {  # name -> table whose rows belong to one run each
+    table.__tablename__: table
+    for table in (
+        Attempt, Event, Vote, MetricPoint, Result, StepTime, DecoderRow, TensorRow, ProfileRow,
+        Artifact,
+    )
+}  # fmt: skip

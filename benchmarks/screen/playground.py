@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.queue import service
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -85,7 +85,6 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ |= {
             "SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_IDLE_EXIT": "5",
-            "SLIMSCOPE_PLAYGROUND_IDLE": "20",
         }  # fmt: skip
         settings.cache_clear()
         upgrade()

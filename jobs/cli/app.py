@@ -21,13 +21,14 @@ from rich.table import Table
 
 from backend.errors import ConfigError, NotFoundError
 from backend.models.sources.setup import main as set_up_models
+from backend.queue.dependencies import awaited
 from backend.queue.folders import read_log, whole_log
 from backend.queue.launcher import CODE
 from backend.settings import settings
 from backend.store import queries
+from backend.store.copies import has_database
+from backend.store.file_modes import restrict_access
 from backend.store.migrate import upgrade
-from backend.store.needs import awaited
-from backend.store.permissions import has_database, restrict_access
 from backend.store.states import TERMINAL, State
 from backend.text.setup import main as set_up_text
 from jobs import operations

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from backend.errors import ConfigError
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from jobs import operations
 from jobs.cli.console import EXPECTED, in_words
 

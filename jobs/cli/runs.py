@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from backend.printable import readable_bytes
-from backend.queue.disk import disk_use
+from backend.queue.artifacts.disk import disk_use
 from backend.store import queries
 from jobs import operations
 from jobs.cli.console import me, say

@@ -22,7 +22,8 @@ from backend.backup.restoring import restore_backup
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.printable import readable_bytes
-from backend.queue.disk import CHECKPOINTS, data_folder_use, disk_use
+from backend.queue import scheduling
+from backend.queue.artifacts.disk import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
@@ -76,7 +77,7 @@ def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
     with _bar("Restoring") as progress:
         manifest = restore_backup(file.absolute(), progress)
     made = datetime.fromtimestamp(manifest.created_at / 1000, UTC)
-    status = queries.status()
+    status = scheduling.status()
     held = runs(status.finished + len(status.queued))
     text = f"Restored into {settings().root}: {held} of {made:%Y-%m-%d %H:%M} UTC."
     out.print(text, markup=False)

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from backend.errors import NotFoundError
-from backend.store import queries
+from backend.queue import scheduling
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs import sweep
@@ -50,7 +50,7 @@ def _command(kind: Kind) -> Callable[..., None]:
 
 
 def _say_queued(jobs: Sequence[Job], as_json: bool) -> None:
-    place = queries.status().position(jobs[0].id) or 1
+    place = scheduling.status().position(jobs[0].id) or 1
     if len(jobs) == 1:
         say(summary(jobs[0]), as_json, f"{jobs[0].run} is queued, place {place}.")
     else:

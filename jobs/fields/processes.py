@@ -69,7 +69,7 @@ def places(device: str) -> tuple[int, str]:
     if here.engine in CLUSTERS:
         if here.job_gpus and device != "cpu":
             return int(here.job_gpus), "GPUs on the cluster (SLIMSCOPE_JOB_GPUS)"
-        return int(here.job_cpus), "cores on the cluster (SLIMSCOPE_JOB_CPUS)"
+        return here.threads or 1, "cores on the cluster (SLIMSCOPE_THREADS)"
     asks = device == "cuda" or (device == "auto" and bool(installed_gpus()))
     if asks and (gpus := gpu_count()):
         return gpus // min(here.slots, gpus), "GPUs"

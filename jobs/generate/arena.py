@@ -11,10 +11,10 @@ from backend.errors import ConfigError
 from backend.evaluation.preferences import Comparison, Rating, ratings
 from backend.models.layer_names import read_names
 from backend.queue import votes
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
+from backend.queue.votes import BAD, TIE, all_votes, votes_of
 from backend.store.states import TERMINAL, State
 from backend.store.tables import Job
-from backend.store.votes import BAD, TIE, all_votes, votes_of
 from jobs.generate.conversation import turns_to
 
 MIN_VOTES = 10  # votes, below which a leaderboard says little

@@ -6,10 +6,10 @@ import os
 import time
 from contextlib import suppress
 
+from backend.queue.actor import GUEST
 from backend.queue.engines.local import reference
 from backend.queue.folders import log_file
 from backend.queue.lifecycle import answer_waits, start_answer
-from backend.queue.roles import GUEST
 from backend.store.session import reading, writing
 from backend.store.tables import Attempt, Job
 from jobs.playground.main_thread import MainThread

@@ -1,7 +1,7 @@
 """The playground's process: `python -m jobs.playground.main`, one per data folder.
 
 It is started when somebody asks for an answer, keeps models in memory, and ends when nobody has
-asked for `playground_idle` seconds. An answer is a run like any other: its row is the truth about
+asked for ten times `idle_exit`. An answer is a run like any other: its row is the truth about
 it, and what this process does to it counts only while its attempt is the run's newest. When the
 process is killed, the supervisor finds the attempts of a dead process and queues their runs again.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+from backend.queue import scheduling
 from backend.queue.launcher import PLAYGROUND
-from backend.store import queries
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Lane
 
@@ -29,7 +29,7 @@ def main() -> None:
         serve: Callable[[], bool] = importlib.import_module(SERVER).serve
         idle = serve()
         lock.release()
-        if not idle or not queries.waits_for(Lane.PLAYGROUND, limit=1):
+        if not idle or not scheduling.waits_for(Lane.PLAYGROUND, limit=1):
             return  # else one was added as the lock was released
 
 

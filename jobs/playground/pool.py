@@ -24,6 +24,7 @@ from jobs.playground.cards import choose_card, free_memory
 from jobs.playground.share import HostPriority
 from jobs.playground.warm_model import Load, WarmModel, version_of
 
+MODELS_KEPT = 2  # beside those in use
 SHARE = 0.5  # of the free memory at the start, for models
 LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
 LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
@@ -37,12 +38,12 @@ class ModelPool:
     """The models of a process.
 
     Args:
-        budget: bytes for models on the CPU; None: as in the settings.
+        budget: bytes for models on the CPU; None: half of what is free, at most that of a job.
     """
 
     def __init__(self, budget: int | None = None) -> None:
-        asked = int(settings().playground_gb * 1e9)
-        self.budget = budget or asked or int(SHARE * memory_available())
+        free = int(SHARE * memory_available())
+        self.budget = budget or min(int(settings().job_gb * 1e9) or free, free)
         self._models: dict[Key, WarmModel] = {}  # the one used last comes last
         self._changed = threading.Condition()
         self._pace = BYTES_PER_S
@@ -86,7 +87,7 @@ class ModelPool:
             while key not in self._models:
                 card = choose_card(key[1]) if not base.packed else "cpu"
                 size = size_of(base, card, key[2])
-                self._drop_idle(settings().playground_models - 1)
+                self._drop_idle(MODELS_KEPT - 1)
                 if short := self._shortage(size, card):
                     self._drop_idle(0)
                     short = self._shortage(size, card)
@@ -105,7 +106,7 @@ class ModelPool:
             model.users, model.used = model.users - 1, time.monotonic()
             if not model.is_open and not model.users:
                 self._models.pop(key, None)
-            self._drop_idle(settings().playground_models)
+            self._drop_idle(MODELS_KEPT)
             self._changed.notify_all()
 
     def _shortage(self, size: int, device: str) -> str:

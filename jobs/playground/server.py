@@ -30,6 +30,7 @@ QUICK_S, QUIET_S, USED_S = (
     0.25,
     60.0,
 )  # between two looks: while used in the last minute, else
+IDLE_FACTOR = 10  # times as long as an idle supervisor
 JOBS_S = 0.5  # between two looks at whether jobs run
 
 
@@ -141,7 +142,7 @@ def serve() -> bool:
     server, began, asked = PlaygroundServer(), time.monotonic(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     while not asked.is_set() and settings().root.is_dir():
-        if min(server.idle_s, time.monotonic() - began) > settings().playground_idle:
+        if min(server.idle_s, time.monotonic() - began) > IDLE_FACTOR * settings().idle_exit:
             return True
         try:
             server.turn()

@@ -29,8 +29,8 @@ from sqlalchemy.orm import Session
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError
 from backend.queue.artifacts.copies import fetch_work
+from backend.queue.artifacts.disk import folder_bytes
 from backend.queue.artifacts.store import store
-from backend.queue.disk import folder_bytes
 from backend.queue.engines.local import LOCAL, reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS

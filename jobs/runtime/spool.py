@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backend.store.tables import OF_A_RUN
+from backend.store.tables import TABLES_OF_A_RUN
 from jobs.runtime.rows import Row
 
-TABLES = {table.__tablename__: table for table in OF_A_RUN}
 BYTES = "$base64"
 
 
@@ -54,7 +53,7 @@ class FigureSpool:
     def read(self) -> list[Row]:
         """The rows in the order they were written; none without a file."""
         stored = (json.loads(line, object_hook=_unpacked) for line in self._lines())
-        return [(TABLES[name], values) for name, values in stored]
+        return [(TABLES_OF_A_RUN[name], values) for name, values in stored]
 
     def clear(self) -> None:
         """Delete the file: the database has its rows."""

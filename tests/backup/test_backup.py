@@ -20,7 +20,7 @@ from backend.backup.archive import ArchivedFile, Manifest
 from backend.backup.restoring import restore_backup
 from backend.backup.writing import write_backup
 from backend.errors import BackupError, ConflictError
-from backend.queue.disk import has_checkpoints
+from backend.queue.artifacts.disk import has_checkpoints
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import enqueue
 from backend.settings import settings

@@ -9,7 +9,7 @@ import pytest
 from backend.backup import examples
 from backend.errors import ConflictError, ForbiddenError
 from backend.queue import labels, removal
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.queue.service import enqueue
 from backend.store import queries
 from backend.store.migrate import upgrade

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -217,8 +218,9 @@ def test_a_server_knows_who_uses_it(
 def test_a_copy_that_differs_is_not_kept(
     folder: Path, there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    numbers = count()
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_content", lambda *_: (0, 0))
+        patch.setattr(moving, "_digest", lambda _: next(numbers))
         with pytest.raises(BackupError, match="differs"):
             move_database(there)
     with engine_for(there).connect() as connection:

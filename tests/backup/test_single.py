@@ -21,10 +21,9 @@ from backend.backup.single import export_run, import_run
 from backend.backup.writing import SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
 from backend.queue import service
+from backend.queue.actor import Actor
 from backend.queue.folders import log_file, run_folder
-from backend.queue.launcher import child_environment
-from backend.queue.request import launch_request
-from backend.queue.roles import Actor
+from backend.queue.launcher import child_environment, launch_request
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile

@@ -26,8 +26,8 @@ import app
 from backend.errors import ConflictError
 from backend.models.loading import load
 from backend.queue import reports, service
+from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
-from backend.queue.roles import Actor
 from backend.queue.supervisor import SupervisorLoop, shrink_log
 from backend.settings import settings
 from backend.store import queries
@@ -86,9 +86,9 @@ def started(
         fresh: what it starts are no forks, as in production.
     """
     port, log = port or free_port(), data.with_name("dashboard.log")
-    own = {"PORT": str(port), "BROWSER": "false", "THREADS": "1"}
-    here = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
-    quick = {"IDLE_EXIT": "1", "EXAMPLES": "false", "PLAYGROUND_IDLE": "8"}
+    own = {"PORT": str(port), "THREADS": "1"}
+    here = {f"SLIMSCOPE_{name}": value for name, value in own.items()} | {"BROWSER": "true"}
+    quick = {"IDLE_EXIT": "1", "EXAMPLES": "false"}
     usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
     with_all = {**usual, **environment, **here}
     process = FORKS.Process(target=serve, args=(with_all, log, fresh))

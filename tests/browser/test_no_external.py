@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from backend.queue.service import Actor
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade

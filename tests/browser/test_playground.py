@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from backend.queue.votes import votes_of
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
-from backend.store.votes import votes_of
 from jobs.generate.transcript import read_transcript
 from tests.browser.conftest import EVIL, Dashboard, started, warm_tab
 

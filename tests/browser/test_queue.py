@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.errors import ConflictError
-from backend.queue import service
+from backend.queue import scheduling, service
 from backend.store import frames, queries
 from backend.store.states import ACTIVE, TERMINAL, State
 from jobs.submit import submit
@@ -131,7 +131,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
     for place in (1, 2):
         page.locator("#new-add").click()
         expect(said).to_contain_text(f"is number {place} in the queue and starts")
-    first, second = queries.queued()
+    first, second = scheduling.queued()
     before = second.config
     page.get_by_role("button", name=re.compile("^Text")).click()
     segments = page.locator("#sds-field-segments input")

@@ -142,7 +142,7 @@ def start_dashboard(trial: Trial, url: str, address: str) -> None:
         "SLIMSCOPE_RAY_ADDRESS": address,
         "SLIMSCOPE_RAY_TOKEN": trial.token,
         "SLIMSCOPE_PORT": str(trial.port),
-        "SLIMSCOPE_BROWSER": "false",
+        "BROWSER": "true",
     }
     log = Path(trial.folder) / "dashboard.log"
     with log.open("ab") as output:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from backend.errors import ModelError
 from backend.export.formats import Layout
-from backend.export.layouts import layer_from, layer_tensors
+from backend.export.reading import layer_from
+from backend.export.writing import layer_tensors
 
 GPTQ = [("gptq", "symmetric"), ("gptq_v2", "symmetric"), ("gptq_v2", "zero-point")]
 

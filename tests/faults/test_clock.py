@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue import lifecycle, service, supervisor
+from backend.queue import lifecycle, scheduling, service, supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
@@ -70,7 +70,7 @@ def test_a_supervisor_is_known_to_be_there_when_the_clock_has_been_set(
     loop = SupervisorLoop(ScriptedEngine(slots=1))
     loop.turn()
     monkeypatch.setattr(session_module, "now_ms", lambda: now_ms() + set_by)
-    assert not queries.status().supervisor_alive
+    assert not scheduling.status().supervisor_alive
     seconds[0] = supervisor.BEAT_S + 1
     loop.turn()
-    assert queries.status().supervisor_alive
+    assert scheduling.status().supervisor_alive

@@ -23,9 +23,9 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.statistics.tensors import BASE_STATISTICS, QUANTILES, TensorSnapshot
 from backend.store import frames, queries, tensors
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects import sqlite
 from backend.store.dialects.base import NamedLock
-from backend.store.held_lock import HeldLock
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
@@ -141,9 +141,9 @@ SNAPSHOT = TensorSnapshot(
 )
 
 
-def lead() -> HeldLock:
+def lead() -> DatabaseLock:
     """The right of this process to supervise."""
-    return HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+    return DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
 def test_a_run_on_a_full_disk_goes_on_when_there_is_room(
     wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "NO_SPACE_DELAY_MS", 0)
+    monkeypatch.setattr(lifecycle, "AGAIN_DELAY_MS", 0)
     job = submit("count", {"steps": 3, "full_at": 1, "pause": 0}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     ended = queries.job(job.id)
@@ -87,8 +87,8 @@ def test_a_run_that_cannot_be_started_on_a_full_disk_waits_for_room(
         loop.turn()
     waiting = queries.job(job.id)
     assert waiting.state == State.QUEUED and waiting.retries_left == service.RETRIES
-    assert waiting.not_before > waiting.queued_at + lifecycle.NO_SPACE_DELAY_MS / 2
-    monkeypatch.setattr(lifecycle, "NO_SPACE_DELAY_MS", 0)
+    assert waiting.not_before > waiting.queued_at + lifecycle.AGAIN_DELAY_MS / 2
+    monkeypatch.setattr(lifecycle, "AGAIN_DELAY_MS", 0)
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
 
 

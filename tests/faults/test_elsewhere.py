@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from backend.queue import service, supervisor
+from backend.queue import scheduling, service, supervisor
 from backend.queue.engines.base import PollResult
 from backend.queue.engines.local import LOCAL
 from backend.queue.launcher import node_environment, submission_variables
@@ -116,17 +116,17 @@ def test_nothing_changes_while_the_cluster_does_not_answer(engine: ScriptedEngin
     engine.fate.clear()
     loop.turn()
     assert [queries.job(job.id).state for job in (first, second)] == ["starting", "queued"]
-    assert queries.status().silent_since is None  # not yet
+    assert scheduling.status().silent_since is None  # not yet
     with writing() as session:
-        since = database_ms(session) - queries.SILENT_MS - 1000
+        since = database_ms(session) - scheduling.SILENT_MS - 1000
         session.merge(Supervisor(host=CLUSTER, beat_at=since))
     loop._beat_at = -1e9
     loop.turn()
-    assert queries.status().silent_since == since
+    assert scheduling.status().silent_since == since
     engine.known, engine.fate[newest(first).id] = True, PollResult("running")
     loop._beat_at = -1e9
     loop.turn()
-    assert queries.status().silent_since is None
+    assert scheduling.status().silent_since is None
     assert queries.job(second.id).state == State.STARTING
 
 
@@ -135,7 +135,7 @@ def test_one_machine_has_no_cluster_to_wait_for(engine: ScriptedEngine) -> None:
     with writing() as session:
         session.merge(Supervisor(host=CLUSTER, beat_at=1))
     SupervisorLoop(ScriptedEngine()).turn()
-    assert queries.status().supervisor_alive and queries.status().silent_since is None
+    assert scheduling.status().supervisor_alive and scheduling.status().silent_since is None
 
 
 def test_an_attempt_that_has_said_its_end_is_over_whatever_the_engine_says(

@@ -8,10 +8,10 @@ from app import LOOK_S
 from backend.queue import lifecycle
 from backend.queue.engines.ray import ANSWER_S, PAUSE_S, ROOM_S
 from backend.queue.engines.slurm import JOBS_S
+from backend.queue.scheduling import SILENT_MS
 from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
-from backend.store.queries import SILENT_MS
 from backend.text.chat_template import RENDER_S
 from jobs.runtime.figures import BEAT_S, TURN_S
 from jobs.runtime.uploads import LONGEST_S
@@ -47,8 +47,8 @@ GRACE_S = Settings.model_fields["stop_grace"].default
         ("A process of a run is killed", [FIRST_MS / 1000, SECOND_MS / 1000]),
         ("does not react to *Cancel*", [GRACE_S, KILL_AFTER_S, GRACE_S + KILL_AFTER_S]),
         ("The supervisor is killed", [LOOK_S]),
-        ("The disk is full", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
-        ("The system clock is set", [lifecycle.NO_SPACE_DELAY_MS / 1000]),
+        ("The disk is full", [lifecycle.AGAIN_DELAY_MS / 1000]),
+        ("The system clock is set", [lifecycle.AGAIN_DELAY_MS / 1000]),
         ("The database is locked", [TURN_S, BEAT_S, lifecycle.AGAIN_DELAY_MS / 1000]),
         ("A chat template", [RENDER_S]),
     ],

@@ -15,8 +15,8 @@ from backend.queue import supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
-from backend.store.held_lock import HeldLock
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, reading
 from backend.store.states import State
@@ -149,7 +149,7 @@ def test_the_supervisor_waits_for_the_server_and_leads_again(
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "5")
     settings.cache_clear()
-    lead, slept = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR), list[float]()
+    lead, slept = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR), list[float]()
     assert lead.is_held()
     run = submit("count", {"steps": 2, "pause": 0}, HOST).id
     own.stop()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from sqlalchemy import text, update
 
-from backend.queue import launcher, lifecycle, service, supervisor
+from backend.queue import launcher, lifecycle, scheduling, service, supervisor
 from backend.queue.engines import local
 from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop
@@ -72,7 +72,7 @@ def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
     )
     eventually(lambda: all(queries.job(job).state == State.SUCCEEDED for job in jobs))
     assert [queries.job(job).attempts_made for job in jobs] == [1, 1]
-    assert queries.status().supervisor_alive
+    assert scheduling.status().supervisor_alive
     eventually(lambda: not launcher.SUPERVISOR.is_alive() and second.poll() is not None)
     assert second.returncode == 0
 
@@ -101,7 +101,7 @@ def test_two_dashboards_on_one_folder_make_one_queue(
     for number in "01":
         named = [job.name for job in jobs if job.name.startswith(number)]
         assert named == [f"{number} {k}" for k in range(5)]
-    assert len(queries.queued()) == 10
+    assert len(scheduling.queued()) == 10
 
 
 def dashboard(environment: dict[str, str], number: int) -> None:
@@ -146,7 +146,7 @@ def thousand(queue: Path) -> None:
     now = now_ms()
     rows = [
         Job(kind="count", owner=f"user-{n % 7}", config={}, config_hash="", created_at=now,
-            queued_at=now - (n * 7919 % 1000) * queries.HOUR_MS // 10, priority=n * 31 % 11)
+            queued_at=now - (n * 7919 % 1000) * scheduling.HOUR_MS // 10, priority=n * 31 % 11)
         for n in range(1000)
     ]  # fmt: skip
     with writing() as opened:
@@ -157,15 +157,15 @@ def thousand(queue: Path) -> None:
 
 
 def test_a_thousand_queued_jobs_are_in_order(thousand: None) -> None:
-    status = queries.status()
-    worth = [job.priority - job.queued_at / queries.HOUR_MS for job in status.queued]
+    status = scheduling.status()
+    worth = [job.priority - job.queued_at / scheduling.HOUR_MS for job in status.queued]
     assert len(worth) == 1000 and worth == sorted(worth, reverse=True)
     assert [status.position(job.id) for job in status.queued] == [*range(1, 1001)]
 
 
 @pytest.mark.sqlite("how it explains a plan")
 def test_a_thousand_queued_jobs_are_found_by_an_index(thousand: None) -> None:
-    order = queries.launch_order(now_ms()).compile(
+    order = scheduling.launch_order(now_ms()).compile(
         engine_for(settings().url), compile_kwargs={"literal_binds": True}
     )
     with reading() as opened:

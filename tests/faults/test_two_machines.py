@@ -15,15 +15,15 @@ import pytest
 from sqlalchemy import text, update
 
 from backend.errors import ForbiddenError
-from backend.queue import labels, lifecycle, service, supervisor
+from backend.queue import labels, lifecycle, scheduling, service, supervisor
+from backend.queue.actor import Actor
 from backend.queue.engines import local
-from backend.queue.roles import Actor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import held_lock, queries
+from backend.store import database_lock, queries
 from backend.store import session as store_session
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
-from backend.store.held_lock import HeldLock
 from backend.store.session import engine_for, locked, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
@@ -39,19 +39,19 @@ CUT_OFF = (
 HOLDER = """
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
-from backend.store.held_lock import HeldLock
+from backend.store.database_lock import DatabaseLock
 from backend.store.session import engine_for
-lock = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
 print(lock.is_held(), flush=True)
 input()
 """
 
 
 @pytest.fixture
-def lead(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldLock]:
+def lead(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseLock]:
     """The right of this machine to supervise, which it does not have yet."""
-    monkeypatch.setattr(held_lock, "ASK_S", 0.0)
-    lock = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+    monkeypatch.setattr(database_lock, "ASK_S", 0.0)
+    lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     yield lock
     lock.release()
 
@@ -76,7 +76,7 @@ def at_once(*acts: Callable[[], object]) -> list[object]:
     return results
 
 
-def test_a_machine_takes_over_when_the_supervisor_of_another_dies(lead: HeldLock) -> None:
+def test_a_machine_takes_over_when_the_supervisor_of_another_dies(lead: DatabaseLock) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -94,12 +94,12 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_supervisor_that_is_cut_off_starts_nothing_until_it_leads_again(
-    lead: HeldLock, monkeypatch: pytest.MonkeyPatch
+    lead: DatabaseLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.5")
     settings.cache_clear()
     job = service.enqueue("count", {}, HOST)
-    other = HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)
+    other = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     assert lead.is_held() and lead.was_held
     with writing() as session:
         session.execute(text(CUT_OFF))
@@ -157,8 +157,8 @@ def test_the_clock_of_a_machine_may_be_wrong(
     first = service.enqueue("count", {}, HOST)
     monkeypatch.setattr(store_session, "now_ms", lambda: now_ms() + off_by)
     second = service.enqueue("count", {}, HOST, priority=0)
-    assert queries.status().supervisor_alive
-    assert [job.id for job in queries.queued()] == [first.id, second.id]
+    assert scheduling.status().supervisor_alive
+    assert [job.id for job in scheduling.queued()] == [first.id, second.id]
     loop.turn()
     assert queries.job(first.id).state == State.STARTING
     with reading() as session:

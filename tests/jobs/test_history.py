@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from backend.queue import labels
+from backend.queue.actor import Actor, guest_name
 from backend.queue.folders import work_folder
-from backend.queue.roles import Actor, guest_name
 from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import queries

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import update
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError, SlimscopeError
-from backend.queue import removal, service
+from backend.queue import removal, scheduling, service
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited, connected
 from backend.queue.lifecycle import start_attempt
-from backend.queue.roles import Actor
 from backend.store import queries
-from backend.store.needs import awaited, connected
 from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
@@ -42,7 +42,7 @@ def ended(run: Job, state: State) -> None:
 
 
 def startable() -> list[int]:
-    return queries.waits_for(Lane.SLOTS)
+    return scheduling.waits_for(Lane.SLOTS)
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_on_a_cluster_a_run_has_room_for_what_it_asks_of_a_machine(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "postgresql+psycopg://nobody@nowhere/db")
-    given = {"ENGINE": "slurm", "JOB_CPUS": "8"}
+    given = {"ENGINE": "slurm", "THREADS": "8"}
     for gpus, expected in (("0", (8, 8)), ("4", (4, 8))):
         for name, value in {**given, "JOB_GPUS": gpus}.items():
             monkeypatch.setenv(f"SLIMSCOPE_{name}", value)

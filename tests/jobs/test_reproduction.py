@@ -9,7 +9,7 @@ import pytest
 
 from backend.errors import ForbiddenError, NotFoundError
 from backend.models.sources.toy.stories import stories
-from backend.queue.service import Actor
+from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing

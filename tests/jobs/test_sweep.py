@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ConfigError, ForbiddenError, SlimscopeError
 from backend.queue import service
-from backend.queue.service import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State

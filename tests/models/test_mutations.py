@@ -22,7 +22,7 @@ from transformers import GPT2Config, PreTrainedModel
 
 from backend.checkpoints import MANIFEST
 from backend.errors import SlimscopeError
-from backend.export.layouts import Layout
+from backend.export.formats import Layout
 from backend.models.block_forward import each_logits
 from backend.models.loading import LoadedModel, load
 from backend.models.sources.spec import TOY_FOLDER

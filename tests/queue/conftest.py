@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import work_folder
-from backend.queue.service import Actor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries

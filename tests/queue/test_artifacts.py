@@ -71,7 +71,7 @@ def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: P
     assert not kept.get_folder("run/one", tmp_path / "there")
     assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
     assert is_whole(tmp_path / "there") and (tmp_path / "there" / "b").read_text() == "2"
-    kept._remove(f"run/one/{MANIFEST}")  # as while it is being replaced
+    kept.remove(f"run/one/{MANIFEST}")  # as while it is being replaced
     assert not kept.get_folder("run/one", tmp_path / "again")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

@@ -8,7 +8,7 @@ import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import labels
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing

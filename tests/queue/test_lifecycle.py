@@ -8,9 +8,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
-from backend.queue import service
+from backend.queue import scheduling, service
 from backend.queue.lifecycle import verdict
-from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Event, Job
@@ -45,10 +44,10 @@ def test_verdicts(
 def test_the_longest_waiting_rises(queue: object) -> None:
     old = service.enqueue("count", {}, HOST)
     new = service.enqueue("count", {}, HOST, priority=2)
-    assert [j.id for j in queries.queued()] == [new.id, old.id]
+    assert [j.id for j in scheduling.queued()] == [new.id, old.id]
     with writing() as session:
-        session.get_one(Job, old.id).queued_at = now_ms() - 3 * queries.HOUR_MS
-    assert [j.id for j in queries.queued()] == [old.id, new.id]
+        session.get_one(Job, old.id).queued_at = now_ms() - 3 * scheduling.HOUR_MS
+    assert [j.id for j in scheduling.queued()] == [old.id, new.id]
 
 
 @examples(
@@ -67,7 +66,7 @@ def test_a_run_put_first_is_first_and_the_others_keep_their_order(
     ids = [service.enqueue("count", {}, HOST, priority=p).id for p, _ in waiting]
     with writing() as session:
         for job_id, (_, hours) in zip(ids, waiting, strict=True):
-            session.get_one(Job, job_id).queued_at = now_ms() - round(hours * queries.HOUR_MS)
-    before, chosen = [j.id for j in queries.queued()], ids[which % len(ids)]
+            session.get_one(Job, job_id).queued_at = now_ms() - round(hours * scheduling.HOUR_MS)
+    before, chosen = [j.id for j in scheduling.queued()], ids[which % len(ids)]
     service.run_next(chosen, HOST)
-    assert [j.id for j in queries.queued()] == [chosen, *(i for i in before if i != chosen)]
+    assert [j.id for j in scheduling.queued()] == [chosen, *(i for i in before if i != chosen)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, ConflictError, ForbiddenError
-from backend.queue import service, supervisor
+from backend.queue import scheduling, service, supervisor
+from backend.queue.actor import Actor
 from backend.queue.folders import read_log
-from backend.queue.service import Actor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries
@@ -44,10 +44,10 @@ def test_one_slot_runs_one_job_in_order(wait: Wait, loop: SupervisorLoop) -> Non
     first = submit("count", {}, HOST)
     second = submit("count", {"steps": 1}, HOST)
     urgent = submit("count", {"steps": 1}, HOST, priority=5)
-    assert [j.id for j in queries.queued()] == [urgent.id, first.id, second.id]
+    assert [j.id for j in scheduling.queued()] == [urgent.id, first.id, second.id]
     loop.turn()
     loop.turn()
-    assert len(queries.status().live) == 1 and queries.status().position(second.id) == 2
+    assert len(scheduling.status().live) == 1 and scheduling.status().position(second.id) == 2
     for job in (urgent, first, second):
         assert wait(job.id, State.SUCCEEDED)
     ends = [queries.job(j.id).finished_at for j in (urgent, first, second)]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from backend.queue import scheduling
 from backend.queue.lifecycle import end_attempt
 from backend.queue.service import enqueue
 from backend.queue.supervisor import SupervisorLoop
@@ -56,7 +57,7 @@ def test_a_job_of_seconds_overtakes(queue: Path) -> None:
     first, second = added(LONG), added(LONG)
     loop.turn()
     quick, next_quick = added(QUICK), added(QUICK)
-    assert [job.id for job in queries.queued()] == [quick, next_quick, second]
+    assert [job.id for job in scheduling.queued()] == [quick, next_quick, second]
     loop.turn()
     assert started(first, second, quick, next_quick) == [True, False, True, False]
     ended(quick)
@@ -95,5 +96,5 @@ def test_its_start_is_told_truly(queue: Path) -> None:
             (3, "queued", Lane.SLOTS, None),
         )
     )
-    status = queries.QueueStatus([long], [quick, waiting], 0, 0, True)
+    status = scheduling.QueueStatus([long], [quick, waiting], 0, 0, True)
     assert start_times(status) == {2: 0.0, 3: 3600.0}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConflictError, ForbiddenError
-from backend.queue import labels, removal
+from backend.queue import labels, removal, scheduling
+from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
 from backend.queue.lifecycle import note
-from backend.queue.roles import Actor
 from backend.queue.service import enqueue, resume_all
 from backend.settings import settings
 from backend.store import queries
@@ -67,7 +67,7 @@ def test_a_deleted_run_is_hidden_everywhere_and_comes_back_whole() -> None:
     assert [job.run for job in queries.jobs()] == ["sds-0002"]
     assert [row.job.run for row in all_rows()] == ["sds-0002"]
     assert [row.id for row in queries.run_names()] == [2]
-    assert queries.status().finished == 1
+    assert scheduling.status().finished == 1
     assert listed() == ["sds-0002"] and listed("deleted:yes") == ["sds-0001"]
     assert (run_folder("sds-0001") / "model" / "weights").exists()
     assert [job.run for job in removal.restore([1], HOST)] == ["sds-0001"]

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from backend.errors import ConfigError, ConflictError, NotFoundError
-from backend.queue import service
-from backend.queue.service import MAX_PRIORITY, Actor
+from backend.queue import scheduling, service
+from backend.queue.actor import Actor
+from backend.queue.service import MAX_PRIORITY
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
@@ -55,7 +56,7 @@ def test_one_damaged_row_hides_no_other(store: None, column: str) -> None:
     states = [*runs_table(listed).columns[1].cells]
     assert states == ["queued", "damaged", "queued"]
     assert "third" in search_runs("statistics")[0]["about"]
-    assert queries.job(2).shown_state == "damaged" and queries.status().queued
+    assert queries.job(2).shown_state == "damaged" and scheduling.status().queued
 
 
 @pytest.mark.parametrize("column", ["name", "owner", "stage", "config", "tags", "note"])
@@ -67,7 +68,7 @@ def test_bytes_that_are_no_text_hide_no_other_run(store: None, column: str) -> N
     assert [run["id"] for run in listed] == [f"statistics-000{n}" for n in (3, 2, 1)]
     assert listed[1]["damaged"] == (column in ("config", "tags"))
     assert "third" in search_runs("statistics")[0]["about"]
-    assert queries.events(2)[0].text == "\ufffd" and queries.status().queued
+    assert queries.events(2)[0].text == "\ufffd" and scheduling.status().queued
 
 
 def test_json_with_bytes_that_are_no_text_is_damaged(store: None) -> None:

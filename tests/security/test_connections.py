@@ -18,7 +18,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from backend.queue.roles import client_network
+from backend.queue.rate_limit import client_network
 from ui.security import connections, log_throttle
 from ui.security.connections import ConnectionLimits, GuardedProtocol, server_options
 from ui.security.log_throttle import RepeatFilter

@@ -9,8 +9,8 @@ import pytest
 
 from backend.printable import one_line, printable
 from backend.queue import labels, service
+from backend.queue.actor import Actor
 from backend.queue.folders import log_file
-from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing

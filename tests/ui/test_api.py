@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
+from backend.queue import scheduling
 from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import frames, queries
@@ -114,7 +115,7 @@ def test_a_waiting_run_is_put_first(visit: Visit, monkeypatch: pytest.MonkeyPatc
     added = client.post(f"{API}/submit/sds", json={"model": "toy"}).json()
     assert added["place"] == 2
     client.post(f"{API}/runs/{added['id']}/next")
-    assert [job.run for job in queries.queued()] == [added["id"], "sds-0003"]
+    assert [job.run for job in scheduling.queued()] == [added["id"], "sds-0003"]
 
 
 @pytest.mark.parametrize(

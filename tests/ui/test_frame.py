@@ -12,10 +12,10 @@ from plotly.offline import get_plotlyjs
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from backend.queue.scheduling import SILENT_MS
 from backend.settings import Settings
 from backend.store import integrity
 from backend.store.integrity import check_integrity
-from backend.store.queries import SILENT_MS
 from backend.store.session import database_ms, writing
 from backend.store.tables import CLUSTER, Job, Supervisor
 from ui import app, frame

@@ -19,8 +19,8 @@ from backend.queue.service import enqueue
 from backend.settings import settings
 from backend.store import copies, queries
 from backend.store.copies import copy_daily, copy_database, daily_copies, repair_advice
+from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
-from backend.store.held_lock import HeldLock
 from backend.store.integrity import check_integrity, last_check
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
@@ -154,7 +154,7 @@ def test_a_turn_that_fails_is_told_and_ends_nothing(
     done: list[bool] = []
     monkeypatch.setattr(upkeep, "measure_ended", measure)
     monkeypatch.setattr(upkeep, "TURN_S", 0.01)
-    with upkeep.upkeep(HeldLock(engine_for(settings().url), NamedLock.SUPERVISOR)):
+    with upkeep.upkeep(DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)):
         while not done:
             pass
     assert "the disk is gone" in capsys.readouterr().out

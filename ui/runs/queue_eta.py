@@ -8,8 +8,8 @@ import math
 from collections.abc import Collection
 from functools import lru_cache
 
+from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
-from backend.store.queries import QueueStatus
 from backend.store.states import Lane
 from backend.store.tables import Job
 from jobs.submit import checked

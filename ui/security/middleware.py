@@ -28,7 +28,8 @@ from backend.errors import (
     RateLimitError,
     SlimscopeError,
 )
-from backend.queue.roles import ASK, Actor, gives_names, reject
+from backend.queue.actor import Actor, reject
+from backend.queue.permissions import ASK, gives_names
 from backend.settings import is_loopback, settings, space_host
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth, csrf

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jinja2.ext import Extension
 from markupsafe import Markup
 
-from backend.queue.roles import ASK
+from backend.queue.permissions import ASK
 from ui import format as formats
 from ui.theme import DARK, LIGHT, ink, variables_of
 

@@ -1,9 +1,6 @@
-"""Models that can be written as GGUF: their sizes, and the order of their rows. Does not import
-torch.
-
-llama.cpp rotates neighbouring values of a head where transformers rotates its two halves, so for
-`llama` the rows of the query and key projections change places.
-"""
+"""Models that can be written as GGUF: sizes and order of rows. Does not import torch. llama.cpp
+rotates neighbouring values of a head where transformers rotates its two halves, so for `llama` the
+rows of the query and key projections change places."""
 
 from __future__ import annotations
 
@@ -19,12 +16,8 @@ INTERLEAVED = "llama"
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """The sizes of a model, under the names of GGUF.
-
-    Attributes:
-        name: as llama.cpp knows it.
-        rows: end of a parameter's module -> heads whose rows change places.
-    """
+    """The sizes of a model, under the names of GGUF. `rows`: end of a parameter's module -> heads
+    whose rows change places."""
 
     name: str
     context: int
@@ -47,18 +40,18 @@ class GGUFArchitecture:
 
 
 def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
-    """The architecture of the model with this config.json.
-
-    Raises:
-        ConfigError: it cannot be written as GGUF, or llama.cpp would compute something else.
-    """
+    """The architecture of the model with this config.json; `ConfigError` if it cannot be written as
+    GGUF, or llama.cpp would compute something else."""
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise _refused(f"Its architecture is {kind}; supported are {', '.join(ARCHITECTURES)}.")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (scaling := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise _refused(f"It scales its rotary positions ({scaling}).")
-    if slides(config):
+    window = config.get("sliding_window")
+    used = config.get("use_sliding_window", kind == "mistral")
+    short = used and window and window < config["max_position_embeddings"]
+    if short or "sliding_attention" in (config.get("layer_types") or ()):
         raise _refused("Some of its layers attend to a sliding window only.")
     if config.get("mlp_bias"):
         raise _refused("Its feed-forward layers have biases.")
@@ -77,15 +70,6 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
         vocabulary=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings")),
     )
-
-
-def slides(config: Mapping[str, Any]) -> bool:
-    """Whether a window restricts attention within the model's context."""
-    if "sliding_attention" in (config.get("layer_types") or ()):
-        return True
-    window = config.get("sliding_window")
-    used = config.get("use_sliding_window", config.get("model_type") == "mistral")
-    return bool(used and window and window < config["max_position_embeddings"])
 
 
 def _refused(why: str) -> ConfigError:

@@ -18,11 +18,8 @@ HALF = BLOCK // 2
 
 
 def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
-    """`weight` [out, in] or [n], each number rounded to nearest.
-
-    Raises:
-        ConfigError: a weight is too large for float16.
-    """
+    """`weight` [out, in] or [n], rounded to nearest; `ConfigError` if one is too large for
+    float16."""
     values = weight.float().contiguous().numpy()
     if kind == Kind.F32:
         return values
@@ -37,17 +34,17 @@ def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
 
 
 def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
-    """The codes of a layer as they are: uint8 [out, bytes of a row].
-
-    Raises:
-        ConfigError: a scale is no float16 number.
-    """
+    """The codes of a layer as they are: uint8 [out, bytes of a row]; `ConfigError` if they do not
+    fit."""
     if kind == Kind.F32:
         return layer.dense().numpy()
     if layer.group_size % BLOCK:
         what, why = _unfit(kind), f"Rows of {name} are no multiple of {BLOCK}."
         raise ConfigError(what, why, "Choose F32.", "type")
-    scale, zero = (_by_block(part, layer) for part in (layer.grid.scale, layer.grid.zero))
+    blocks = layer.group_size // BLOCK  # [out, groups] -> [out, blocks]
+    scale, zero = (
+        part.repeat_interleave(blocks, dim=1) for part in (layer.grid.scale, layer.grid.zero)
+    )
     if not torch.equal(scale.half().float(), scale):
         why = f"A scale of {name} is no float16 number."
         raise ConfigError(_unfit(kind), why, "Choose F32, or store the scales in float16.", "type")
@@ -63,11 +60,6 @@ def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic
 
 def _unfit(kind: Kind) -> str:
     return f"{kind.name} cannot hold this model."
-
-
-def _by_block(part: Tensor, layer: QuantizedWeight) -> Tensor:
-    """[out, groups] -> [out, blocks]."""
-    return part.repeat_interleave(layer.group_size // BLOCK, dim=1)
 
 
 def _half(values: Tensor) -> Bytes:

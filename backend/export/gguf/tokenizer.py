@@ -37,7 +37,7 @@ class GGUFVocabulary:
     Attributes:
         model: "gpt2" or "llama"; pre: llama.cpp's name of the rules text is split by.
         types: gguf.TokenType of each token.
-        scores: of "llama" only; space: whether a space is put before a text.
+        scores: of "llama" only; space: a space is put before a text.
     """
 
     model: str
@@ -49,11 +49,8 @@ class GGUFVocabulary:
 
 
 def vocabulary_of(folder: Path, size: int) -> GGUFVocabulary:
-    """The vocabulary of the model in `folder`, which has `size` embeddings.
-
-    Raises:
-        ConfigError: llama.cpp would split text into other tokens.
-    """
+    """The vocabulary of the model in `folder`, which has `size` embeddings; `ConfigError` if
+    llama.cpp would split text into other tokens."""
     try:
         stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ STORED = {"bfloat16": "BF16"}  # dtype of a plain model -> its type; else F16
 
 
 def obstacle(type: str, layout: Layout) -> str:
-    """Why `type` cannot hold the codes of a quantised model; empty if it can."""
+    """The reason why `type` cannot hold the codes of a quantised model; empty if it can."""
     if layout.group_size % BLOCK:
         return f"its blocks of {BLOCK} weights do not fit into groups of {layout.group_size}"
     if type in ("F16", "BF16"):
@@ -43,14 +43,8 @@ def obstacle(type: str, layout: Layout) -> str:
 
 
 def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
-    """The type of the linear layers.
-
-    Args:
-        layout: of a quantised model; None for plain weights, stored as `dtype`.
-
-    Raises:
-        ConfigError: the type cannot hold the model; names those that can.
-    """
+    """The type of the linear layers; `layout` of a quantised model; None for plain weights, stored
+    as `dtype`. `ConfigError`, which names those that can, if it cannot hold the model."""
     if layout is None:
         return STORED.get(dtype, "F16") if wanted == "auto" else wanted
     suitable = [type for type in (*PACKED, "F32") if not obstacle(type, layout)]

@@ -36,11 +36,8 @@ WRITING = "Writing tensors"
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A parameter to write: in a file, or in memory.
-
-    Attributes:
-        heads: of a projection whose rows change places; 0: none.
-    """
+    """A parameter to write, in a file or in memory. `heads`: of a projection whose rows change
+    places."""
 
     name: str
     shape: tuple[int, ...]
@@ -78,14 +75,13 @@ def write_gguf(
 
     Args:
         type: of the linear layers; see `types.choose_type`.
-        packed: whether the folder holds quantised layers, whose codes are carried over; what is
-            not quantised is then stored as it is.
+        packed: the folder holds quantised layers, whose codes are carried over; what is not
+            quantised is then stored as it is.
         title: the model's name in the file.
 
     Raises:
         ConfigError: model, tokenizer or weights have no counterpart in GGUF.
         ModelError: the folder is damaged.
-        CancelledError: cancellation was requested.
     """
     sizes = architecture_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     writer = GGUFWriter(path, sizes.name)

@@ -29,31 +29,21 @@ def present(folder: Path) -> Path:
 
 @reaching()
 def fetch_work(run: str, attempt: int, loose: str) -> None:
-    """Copy the checkpoints of a run that an attempt on another machine has left. Those of one on
-    this machine are here, and may be newer than in the store.
-
-    Args:
-        attempt: the one that is to go on with them.
-        loose: a file beside them that belongs to them.
-    """
+    """Copy the checkpoints of a run that an attempt on another machine has left, and the file
+    `loose` beside them, for the next `attempt`. Those of one on this machine are here, and may be
+    newer."""
     if (kept := store()) is None:
         return
     work = work_folder(run)
     last, work_file = str(attempt - 1), work / WORKED_HERE
     was_here = work_file.exists() and work_file.read_text() == last
     work.mkdir(parents=True, exist_ok=True)
-    if not was_here:
-        _fetch_checkpoints(kept, work, loose)
-    work_file.write_text(str(attempt))
-
-
-def _fetch_checkpoints(kept: ArtifactStore, work: Path, loose: str) -> None:
-    names = kept.names(key_of(work))
-    if loose in names:
-        kept.get_file(key_of(work / loose), work / loose)
-    for name in names:
-        if name.endswith("/") and not name.startswith("."):
+    for name in () if was_here else kept.names(key_of(work)):
+        if name == loose:
+            kept.get_file(key_of(work / loose), work / loose)
+        elif name.endswith("/") and not name.startswith("."):
             kept.get_folder(key_of(work / name), work / name.rstrip("/"))
+    work_file.write_text(str(attempt))
 
 
 @reaching()

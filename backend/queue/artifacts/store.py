@@ -1,9 +1,6 @@
-"""What runs keep, in a store that all machines reach: an object store, or anything else that fsspec
-has a URL for. Each machine works on copies of its own, so that a store that is full or slow stops
-nothing.
-
-A folder is complete where its manifest is: that is removed first and written last.
-"""
+"""The artefact store that all machines reach: anything fsspec has a URL for. Each machine works on
+copies of its own, so that a store that is full or slow stops nothing. A folder is complete where
+its manifest is: that is removed first and written last."""
 
 from __future__ import annotations
 
@@ -34,10 +31,8 @@ def reaching() -> Iterator[None]:
 
 
 class ArtifactStore:
-    """Folders and files below a URL, by the paths they have below the folder of the artefacts.
-
-    All methods raise what the file system does when it does not answer; see `reaching`.
-    """
+    """Folders and files below a URL, by the paths they have below the folder of the artefacts. All
+    methods raise what the file system does when it does not answer; see `reaching`."""
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs  # here: one machine needs none
@@ -50,15 +45,11 @@ class ArtifactStore:
         return f"{self._root}/{key}"
 
     def put_folder(self, folder: Path, key: str) -> bool:
-        """Store a folder with a manifest.
-
-        Returns:
-            Whether the store has it as it is now; False if it was replaced meanwhile.
-        """
+        """Store a folder with a manifest; False if it was replaced meanwhile."""
         manifest = (folder / MANIFEST).read_bytes()
         if self.manifest(key) == manifest:
             return True
-        self._remove(f"{key}/{MANIFEST}")
+        self.remove(f"{key}/{MANIFEST}")
         for name in json.loads(manifest):
             self.put_file(folder / name, f"{key}/{name}")
         if (folder / MANIFEST).read_bytes() != manifest:
@@ -91,11 +82,8 @@ class ArtifactStore:
             return None
 
     def get_folder(self, key: str, folder: Path) -> bool:
-        """Copy a complete folder to this machine, unless it is there as it is in the store.
-
-        Returns:
-            Whether it is there now.
-        """
+        """Copy a complete folder here, unless it is here as it is in the store; return whether it
+        is now."""
         manifest = self.manifest(key)
         if manifest is None:
             return False
@@ -109,18 +97,14 @@ class ArtifactStore:
             (draft / MANIFEST).write_bytes(manifest)
             if not is_whole(draft):  # it was replaced meanwhile
                 return False
-            self._date(draft, f"{key}/{MANIFEST}")
+            with suppress(NotImplementedError):  # the newest is told by its time
+                moment = self._system.modified(self._at(f"{key}/{MANIFEST}")).timestamp()
+                os.utime(draft, (moment, moment))
             shutil.rmtree(folder, ignore_errors=True)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return True
-
-    def _date(self, folder: Path, key: str) -> None:
-        """Give a folder the time at which it was stored: the newest is told by that."""
-        with suppress(NotImplementedError):
-            moment = self._system.modified(self._at(key)).timestamp()
-            os.utime(folder, (moment, moment))
 
     def get_file(self, key: str, file: Path) -> None:
         """Copy a file to this machine."""
@@ -149,10 +133,6 @@ class ArtifactStore:
         """Delete a folder or a file, if it is there."""
         if self._system.exists(self._at(key)):
             self._system.rm(self._at(key), recursive=True)
-
-    def _remove(self, key: str) -> None:
-        if self._system.exists(self._at(key)):
-            self._system.rm_file(self._at(key))
 
 
 def store() -> ArtifactStore | None:

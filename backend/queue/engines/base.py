@@ -19,10 +19,8 @@ class LaunchRequest:
     Attributes:
         argv: of the process; the first is the Python of this machine.
         slot: its number, from 0; jobs that run at the same time have different ones.
-        device: what the job's config asks for, such as "auto" or "cuda:1".
-        threads: the number it asks for; 0 leaves it to the settings.
+        device, threads: as the config asks for, such as "cuda:1"; 0 threads: as the settings.
         processes: how many it starts that take a GPU each.
-        token: of the attempt, which nobody can guess.
         nice: how far its processes stand back for others that need the processor.
     """
 
@@ -55,12 +53,8 @@ class PollResult:
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs may be there at the same time.
-
-    Attributes:
-        places: as of when the engine last answered.
-        known: whether it answers now; nothing is started while it does not.
-    """
+    """How many jobs may be there at the same time, as of when the engine last answered; nothing is
+    started while it is not `known` to answer."""
 
     places: int
     known: bool = True
@@ -72,8 +66,7 @@ class Engine(Protocol):
     Attributes:
         name: stored with each attempt, which belongs to the engine of this name.
         host: whose slots its jobs take: this machine, or a cluster that many machines use.
-        remote: whether its jobs are out of reach of this machine, and only the engine says of them
-            what it believes.
+        remote: its jobs are out of reach of this machine: only the engine knows of them.
     """
 
     name: str
@@ -88,12 +81,8 @@ class Engine(Protocol):
         known only afterwards."""
 
     def launch(self, launch: LaunchRequest) -> Ref:
-        """Start the process of an attempt. Where `reference` is known beforehand, a process that
-        was started already is not started twice.
-
-        Raises:
-            OSError: it was not started, and will not be.
-        """
+        """Start the process of an attempt; `OSError` if it was not started, and will not be. Where
+        `reference` is known beforehand, a process that was started already is not started twice."""
 
     def poll(self, refs: Sequence[Ref]) -> list[PollResult]:
         """Of each, whether the process or any of its children is still running."""

@@ -1,8 +1,6 @@
-"""Jobs as local processes, each in its own session and process group, never forked.
-
-A process is identified by pid, boot id and start tick, so a restarted supervisor finds its jobs
-again and never mistakes a reused pid for a job.
-"""
+"""Jobs as local processes, each in its own session, never forked. A process is identified by pid,
+boot id and start tick, so a restarted supervisor finds its jobs again and never mistakes a reused
+pid for a job."""
 
 from __future__ import annotations
 
@@ -148,10 +146,8 @@ def boot() -> str:
 
 
 def identity(pid: int) -> str:
-    """A unique id of a process: boot id and start time in clock ticks since the boot.
-
-    Unlike a wall-clock start time, ticks since the boot do not change when the clock is set.
-    """
+    """A unique id of a process: boot id and start time in clock ticks since the boot, which do not
+    change when the clock is set."""
     stat = Path(f"/proc/{pid}/stat")
     if not boot():
         return f"/{psutil.Process(pid).create_time()}"

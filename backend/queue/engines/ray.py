@@ -27,11 +27,8 @@ PYTHON = "${SLIMSCOPE_PYTHON:-python}"  # decided by the environment of the node
 
 
 class RayHeadError(OSError):
-    """The head of a cluster did not do what it was asked.
-
-    Attributes:
-        code: HTTP status; None if there was no answer.
-    """
+    """The head of a cluster did not do what it was asked. `code`: HTTP status; None if it did not
+    answer."""
 
     def __init__(self, text: str, code: int | None = None) -> None:
         super().__init__(text)
@@ -39,13 +36,8 @@ class RayHeadError(OSError):
 
 
 class RayHead:
-    """The head of a cluster. When it does not answer, it is left alone for a while, so that the
-    supervisor does not spend its time waiting.
-
-    Args:
-        address: such as http://gpu-1:8265.
-        clock: seconds, never set back.
-    """
+    """The head of a cluster at an address such as http://gpu-1:8265. When it does not answer, it is
+    left alone for a while, so that the supervisor does not spend its time waiting."""
 
     def __init__(
         self, address: str, token: str, clock: Callable[[], float] = time.monotonic
@@ -59,11 +51,7 @@ class RayHead:
         self._clock, self._not_before = clock, float("-inf")
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The answer to a request.
-
-        Raises:
-            RayHeadError: it was refused, or there was no answer.
-        """
+        """The answer to a request; `RayHeadError` if it was refused, or there was none."""
         if self._clock() < self._not_before:
             raise RayHeadError("The head of the cluster does not answer.")
         try:
@@ -95,11 +83,7 @@ class RayHead:
 
 class RayEngine:
     """Submits each attempt as a Ray job that holds `cpus` cores and `gpus` GPUs of one machine.
-
-    Args:
-        grace: seconds between SIGTERM and SIGKILL.
-        clock: seconds, never set back.
-    """
+    `grace`: seconds between SIGTERM and SIGKILL."""
 
     name = "ray"
     host = "the Ray cluster"
@@ -231,11 +215,7 @@ def head_of(here: Settings) -> RayHead:
 
 
 def described(here: Settings) -> str:
-    """What the cluster is, for people.
-
-    Raises:
-        RayHeadError: it does not answer, or not to us.
-    """
+    """The cluster in words; `RayHeadError` if it does not answer, or not to us."""
     head = head_of(here)
     nodes = [node for node in head.nodes() if node["state"] == "ALIVE"]
     return f"Ray {head.version()} at {here.ray_address}, {len(nodes)} machines with the head"
@@ -243,4 +223,4 @@ def described(here: Settings) -> str:
 
 def made(here: Settings) -> RayEngine:
     """The engine that is set."""
-    return RayEngine(head_of(here), here.job_cpus, here.job_gpus, here.stop_grace)
+    return RayEngine(head_of(here), here.threads or 1, here.job_gpus, here.stop_grace)

@@ -1,8 +1,6 @@
-"""Jobs on a Slurm cluster, by the commands of a login node: sbatch, squeue, scancel.
-
-Slurm has a queue of its own, whose order is decided by the site: as many runs are submitted as
-there are slots, and wait there. A job is known by its name, which follows from the attempt.
-"""
+"""Jobs on a Slurm cluster, by the commands of a login node: sbatch, squeue, scancel. The order is
+the site's: as many runs are submitted as there are slots, and wait there. A job is known by its
+name, which follows from the attempt."""
 
 from __future__ import annotations
 
@@ -32,11 +30,8 @@ class SlurmError(OSError):
 
 
 def run_command(line: Sequence[str], given: str = "") -> str:
-    """What a command prints.
-
-    Raises:
-        SlurmError: it failed, did not end in time, or is not installed.
-    """
+    """The output of a command; `SlurmError` if it failed, did not end in time, or is not
+    installed."""
     try:
         done = subprocess.run(line, input=given, capture_output=True, text=True, timeout=ANSWER_S)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -47,13 +42,8 @@ def run_command(line: Sequence[str], given: str = "") -> str:
 
 
 class SlurmEngine:
-    """Submits each attempt as a batch job with `cpus` cores and `gpus` GPUs of one machine.
-
-    Args:
-        jobs: how many are submitted at the same time.
-        arguments: of sbatch, decided by the site: partition, account, time.
-        clock: seconds, never set back.
-    """
+    """Submits each attempt as a batch job with `cpus` cores and `gpus` GPUs of one machine, `jobs`
+    at the same time. `arguments`: of sbatch, decided by the site: partition, account, time."""
 
     name = "slurm"
     host = "the Slurm cluster"
@@ -152,15 +142,9 @@ def _result(job: Mapping[str, Any] | None) -> PollResult:
     if states == ["COMPLETED"]:
         return PollResult("exited", 0)
     why = f"Slurm: {', '.join(states)}, {job.get('state_reason', '')}"
-    return PollResult("exited", _code(job), why)
-
-
-def _code(job: Mapping[str, Any]) -> int | None:
-    """The exit code of a job, negative for a signal; None where it has none."""
     code = job.get("exit_code") or {}
-    if signal := _number((code.get("signal") or {}).get("id")):
-        return -signal
-    return _number(code.get("return_code")) or None
+    signal = _number((code.get("signal") or {}).get("id"))
+    return PollResult("exited", -signal or _number(code.get("return_code")) or None, why)
 
 
 def _number(value: object) -> int:
@@ -169,11 +153,7 @@ def _number(value: object) -> int:
 
 
 def described(here: Settings) -> str:
-    """What the cluster is, for people.
-
-    Raises:
-        SlurmError: Slurm does not answer.
-    """
+    """The cluster in words; `SlurmError` if Slurm does not answer."""
     version = run_command(["squeue", "--version"]).strip()
     partitions = run_command(["sinfo", "--summarize", "--noheader"]).splitlines()
     return f"{version}, {len(partitions)} partitions"
@@ -181,4 +161,4 @@ def described(here: Settings) -> str:
 
 def made(here: Settings) -> SlurmEngine:
     """The engine that is set."""
-    return SlurmEngine(here.slots, here.job_cpus, here.job_gpus, shlex.split(here.slurm_args))
+    return SlurmEngine(here.slots, here.threads or 1, here.job_gpus, shlex.split(here.slurm_args))

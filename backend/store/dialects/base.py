@@ -1,11 +1,9 @@
-"""What differs between databases, and is asked nowhere else.
+"""Differences between databases, in one place.
 
-SQLite: one file, one writer at a time, who holds the write lock from the beginning of a
-transaction. So whatever reads, decides and writes in one transaction is alone.
-
-PostgreSQL: a server, many writers. What a transaction decides about has to be locked by it: rows by
-`SELECT … FOR UPDATE` (`session.locked`, ignored by SQLite), what has no row by a `NamedLock`.
-"""
+SQLite: one writer at a time, who holds the write lock from the beginning of a transaction. So
+whatever reads, decides and writes in one transaction is alone. PostgreSQL: many writers. A
+transaction locks what it decides about: rows by `SELECT … FOR UPDATE` (`session.locked`, ignored by
+SQLite), what has no row by a `NamedLock`."""
 
 from __future__ import annotations
 
@@ -39,13 +37,13 @@ class NamedLock(StrEnum):
 
 
 class Dialect(ABC):
-    """What one kind of database does in its own way.
+    """One kind of database.
 
     Attributes:
         title: its name, for people.
-        one_machine: whether only processes of one machine can use it.
-        numbers_follow_largest: whether the next row gets the number after the largest there is,
-            rather than after the last one that was given.
+        one_machine: only processes of one machine can use it.
+        numbers_follow_largest: the next row gets the number after the largest there is, rather than
+            after the last one that was given.
         backup_advice: how to back it up where we do not.
     """
 

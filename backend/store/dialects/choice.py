@@ -13,11 +13,7 @@ DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 
 
 def dialect_named(url: str) -> Dialect | None:
-    """The dialect of a URL; None for a database that is not supported.
-
-    Raises:
-        ArgumentError: it is no URL.
-    """
+    """The dialect of a URL; None if it is not supported; `ArgumentError` for no URL."""
     return DIALECTS.get(make_url(url).get_backend_name())
 
 

@@ -8,27 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    URL,
-    BigInteger,
-    Column,
-    ColumnElement,
-    Connection,
-    Engine,
-    ExceptionContext,
-    MetaData,
-    Table,
-    TableClause,
-    Text,
-    case,
-    cast,
-    event,
-    func,
-    literal,
-    select,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
@@ -69,40 +49,40 @@ class PostgreSQL(Dialect):
         arguments = {"connect_timeout": CONNECT_S, "application_name": "slimscope", **noticed}
         return {"connect_args": arguments, "pool_pre_ping": True}
 
-    def prepare(self, engine: Engine) -> None:
-        event.listen(engine, "connect", _tune_postgres)
-        event.listen(engine, "handle_error", _say_away)
+    def prepare(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "connect", _tune_postgres)
+        sa.event.listen(engine, "handle_error", _say_away)
 
-    def for_reading(self, engine: Engine) -> Engine:
+    def for_reading(self, engine: sa.Engine) -> sa.Engine:
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
-    def turn(self, engine: Engine) -> Iterator[None]:
+    def turn(self, engine: sa.Engine) -> Iterator[None]:
         yield
 
     @contextmanager
-    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
+    def surviving_power_cuts(self, connection: sa.Connection) -> Iterator[None]:
         yield
 
-    def file(self, url: URL) -> None:
+    def file(self, url: sa.URL) -> None:
         return None
 
-    def files(self, url: URL) -> list[Path]:
+    def files(self, url: sa.URL) -> list[Path]:
         return []
 
-    def users(self, engine: Engine) -> list[str]:
+    def users(self, engine: sa.Engine) -> list[str]:
         with engine.connect() as connection:
-            found = connection.execute(text(OTHERS)).all()
+            found = connection.execute(sa.text(OTHERS)).all()
         return [f"{pid} at {address or 'this machine'}" for pid, address in found]
 
-    def freeze(self, connection: Connection, tables: MetaData) -> None:
+    def freeze(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         quote = connection.dialect.identifier_preparer.quote
         names = ", ".join(quote(name) for name in tables.tables)
         connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE MODE")
 
     def insert_all(
-        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+        self, connection: sa.Connection, table: sa.TableClause, rows: Sequence[Sequence[Any]]
     ) -> None:
         quote = connection.dialect.identifier_preparer.quote
         columns = ", ".join(quote(column.name) for column in table.columns)
@@ -118,7 +98,7 @@ class PostgreSQL(Dialect):
             raise DBAPIError.instance(copying, None, error, errors) from error
 
     def upsert(
-        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+        self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         """One array a column: many times faster than a statement a row."""
         keys = [column.name for column in table.primary_key]
@@ -128,28 +108,28 @@ class PostgreSQL(Dialect):
             connection.exec_driver_sql(_upsert(table), tuple(values))
 
     def now_ms(self, session: Session) -> int | None:
-        seconds = func.extract("epoch", func.clock_timestamp())
-        return session.scalar(select(cast(func.floor(seconds * 1000), BigInteger)))
+        seconds = sa.func.extract("epoch", sa.func.clock_timestamp())
+        return session.scalar(sa.select(sa.cast(sa.func.floor(seconds * 1000), sa.BigInteger)))
 
-    def lock(self, connection: Connection, lock: NamedLock) -> None:
-        connection.execute(select(func.pg_advisory_xact_lock(lock.number)))
+    def lock(self, connection: sa.Connection, lock: NamedLock) -> None:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock.number)))
 
-    def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
-        return bool(connection.scalar(select(func.pg_try_advisory_lock(lock.number))))
+    def try_lock(self, connection: sa.Connection, lock: NamedLock) -> bool:
+        return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock.number))))
 
-    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
-        unreadable = cast(document, Text).regexp_match(NO_TEXT)
-        return case((unreadable, ""), else_=value)
+    def readable(self, document: Any, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        unreadable = sa.cast(document, sa.Text).regexp_match(NO_TEXT)
+        return sa.case((unreadable, ""), else_=value)
 
-    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+    def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
         """As one array: a variable for each number takes it longer than the rows."""
-        return column == func.any(literal([*numbers], ARRAY(BigInteger)))
+        return column == sa.func.any(sa.literal([*numbers], sa.ARRAY(sa.BigInteger)))
 
-    def after_migration(self, connection: Connection) -> None:
+    def after_migration(self, connection: sa.Connection) -> None:
         """Texts are sorted by their code points, as in SQLite, whatever the language of the
         server."""
         sorted_otherwise = connection.execute(
-            text(
+            sa.text(
                 "SELECT table_name, column_name FROM information_schema.columns"
                 " WHERE table_schema = current_schema() AND data_type = 'character varying'"
                 " AND collation_name IS DISTINCT FROM 'C'"
@@ -160,31 +140,31 @@ class PostgreSQL(Dialect):
             change = f'ALTER COLUMN {quote(column)} TYPE VARCHAR COLLATE "C"'
             connection.exec_driver_sql(f"ALTER TABLE {quote(table)} {change}")
 
-    def version(self, engine: Engine) -> str:
+    def version(self, engine: sa.Engine) -> str:
         with engine.connect() as connection:
-            return str(connection.scalar(text("SHOW server_version")))
+            return str(connection.scalar(sa.text("SHOW server_version")))
 
-    def bytes(self, engine: Engine) -> int:
+    def bytes(self, engine: sa.Engine) -> int:
         with engine.connect() as connection:
-            here = func.pg_database_size(func.current_database())
-            return int(connection.execute(select(here)).scalar_one())
+            here = sa.func.pg_database_size(sa.func.current_database())
+            return int(connection.execute(sa.select(here)).scalar_one())
 
-    def count_on(self, connection: Connection, tables: MetaData) -> None:
+    def count_on(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         for table in tables.sorted_tables:
             number = table.autoincrement_column
             if number is None:
                 continue
-            sequence = func.pg_get_serial_sequence(table.name, number.name)
-            if connection.scalar(select(sequence)):
-                largest = select(func.max(number)).scalar_subquery()
-                following = func.greatest(func.coalesce(largest, 0) + 1, 1)
-                connection.execute(select(func.setval(sequence, following, False)))
+            sequence = sa.func.pg_get_serial_sequence(table.name, number.name)
+            if connection.scalar(sa.select(sequence)):
+                largest = sa.select(sa.func.max(number)).scalar_subquery()
+                following = sa.func.greatest(sa.func.coalesce(largest, 0) + 1, 1)
+                connection.execute(sa.select(sa.func.setval(sequence, following, False)))
 
-    def shrink_log(self, engine: Engine) -> None:
+    def shrink_log(self, engine: sa.Engine) -> None:
         """The server does."""
 
 
-def _array(column: Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+def _array(column: sa.Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
     values = [row[column.name] for row in rows]
     return (
         [write_json(value) for value in values] if isinstance(column.type, JsonColumn) else values
@@ -192,7 +172,7 @@ def _array(column: Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 
 @cache
-def _upsert(table: Table) -> str:
+def _upsert(table: sa.Table) -> str:
     """The statement that is given an array of each column."""
     dialect = postgresql.dialect()
     quote = dialect.identifier_preparer.quote
@@ -229,7 +209,7 @@ def _tune_postgres(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
-def _say_away(context: ExceptionContext) -> None:
+def _say_away(context: sa.ExceptionContext) -> None:
     """Let an `OperationalError` say that the database is away, however the driver calls it."""
     state = getattr(context.original_exception, "sqlstate", None)
     away = context.is_disconnect or state == READ_ONLY

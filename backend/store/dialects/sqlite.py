@@ -11,19 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
 from filelock import FileLock, Timeout
-from sqlalchemy import (
-    URL,
-    ColumnElement,
-    Connection,
-    Engine,
-    MetaData,
-    Table,
-    TableClause,
-    case,
-    event,
-    func,
-)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
@@ -42,15 +31,15 @@ class SQLite(Dialect):
     def options(self) -> dict[str, Any]:
         return {"connect_args": {"timeout": BUSY_MS / 1000}}
 
-    def prepare(self, engine: Engine) -> None:
-        event.listen(engine, "connect", _tune_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+    def prepare(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "connect", _tune_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
 
-    def for_reading(self, engine: Engine) -> Engine:
+    def for_reading(self, engine: sa.Engine) -> sa.Engine:
         return engine
 
     @contextmanager
-    def turn(self, engine: Engine) -> Iterator[None]:
+    def turn(self, engine: sa.Engine) -> Iterator[None]:
         """One writer after the other, of all processes. SQLite itself lets those that wait ask
         again ever more rarely, so that one can wait for seconds while another writes batch after
         batch. A process that is frozen in its turn holds nobody up for longer than SQLite would."""
@@ -66,25 +55,25 @@ class SQLite(Dialect):
             lock.release()
 
     @contextmanager
-    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
+    def surviving_power_cuts(self, connection: sa.Connection) -> Iterator[None]:
         self._synchronous(connection, "FULL")
         try:
             yield
         finally:
             self._synchronous(connection, "NORMAL")
 
-    def _synchronous(self, connection: Connection, level: str) -> None:
+    def _synchronous(self, connection: sa.Connection, level: str) -> None:
         """Set the pragma outside transactions: SQLite ignores it inside one."""
         _raw(connection).execute(f"PRAGMA synchronous={level}")
 
-    def file(self, url: URL) -> Path | None:
+    def file(self, url: sa.URL) -> Path | None:
         return Path(url.database) if url.database else None
 
-    def files(self, url: URL) -> list[Path]:
+    def files(self, url: sa.URL) -> list[Path]:
         paths = (Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
         return [path for path in paths if url.database and path.is_file()]
 
-    def users(self, engine: Engine) -> list[str]:
+    def users(self, engine: sa.Engine) -> list[str]:
         database, found = str(self.file(engine.url)), []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -94,11 +83,11 @@ class SQLite(Dialect):
                     found.append(str(process.pid))
         return found
 
-    def freeze(self, connection: Connection, tables: MetaData) -> None:
+    def freeze(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         """A write transaction is alone already."""
 
     def insert_all(
-        self, connection: Connection, table: TableClause, rows: Sequence[Sequence[Any]]
+        self, connection: sa.Connection, table: sa.TableClause, rows: Sequence[Sequence[Any]]
     ) -> None:
         names = [column.name for column in table.columns]
         if rows:
@@ -106,7 +95,7 @@ class SQLite(Dialect):
             connection.execute(sqlite.insert(table), values)
 
     def upsert(
-        self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]
+        self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         if rows:
             connection.execute(_upsert(table), rows)
@@ -114,33 +103,33 @@ class SQLite(Dialect):
     def now_ms(self, session: Session) -> None:
         return None
 
-    def lock(self, connection: Connection, lock: NamedLock) -> None:
+    def lock(self, connection: sa.Connection, lock: NamedLock) -> None:
         """A write transaction is alone already."""
 
-    def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
+    def try_lock(self, connection: sa.Connection, lock: NamedLock) -> bool:
         """A lock in the data folder keeps other processes away."""
         return True
 
-    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
+    def readable(self, document: Any, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """Without this a query fails at the first damaged row."""
-        return case((func.json_valid(document), value), else_="")
+        return sa.case((sa.func.json_valid(document), value), else_="")
 
-    def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
+    def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
         return column.in_(numbers)
 
-    def after_migration(self, connection: Connection) -> None:
+    def after_migration(self, connection: sa.Connection) -> None:
         """Migrations are written for SQLite."""
 
-    def version(self, engine: Engine) -> str:
+    def version(self, engine: sa.Engine) -> str:
         return sqlite3.sqlite_version
 
-    def bytes(self, engine: Engine) -> int:
+    def bytes(self, engine: sa.Engine) -> int:
         return sum(file.stat().st_size for file in self.files(engine.url))
 
-    def count_on(self, connection: Connection, tables: MetaData) -> None:
+    def count_on(self, connection: sa.Connection, tables: sa.MetaData) -> None:
         """It does."""
 
-    def shrink_log(self, engine: Engine) -> None:
+    def shrink_log(self, engine: sa.Engine) -> None:
         """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt
         a database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does
         not wait: with active readers the log is left for later."""
@@ -154,13 +143,13 @@ class SQLite(Dialect):
 
 
 @cache
-def _upsert(table: Table) -> sqlite.Insert:
+def _upsert(table: sa.Table) -> sqlite.Insert:
     insert = sqlite.insert(table)
     changed = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
     return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
 
 
-def _raw(connection: Connection) -> Any:
+def _raw(connection: sa.Connection) -> Any:
     raw = connection.connection.driver_connection
     assert raw is not None
     return raw
@@ -185,6 +174,6 @@ def _text_of(stored: bytes) -> str:
     return stored.decode("utf-8", "replace")
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def _begin_sqlite(connection: sa.Connection) -> None:
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

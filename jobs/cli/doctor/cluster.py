@@ -30,7 +30,7 @@ def engine() -> HealthCheck:
         )
         return HealthCheck("engine", False, str(error), fix)
     places = engine_of(here).room().places
-    fix = "Start its machines, or lower SLIMSCOPE_JOB_CPUS and SLIMSCOPE_JOB_GPUS."
+    fix = "Start its machines, or lower SLIMSCOPE_THREADS and SLIMSCOPE_JOB_GPUS."
     return check("engine", places > 0, f"{text}; room for {places} at the same time", fix)
 
 

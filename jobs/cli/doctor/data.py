@@ -8,15 +8,14 @@ import stat
 from pathlib import Path
 
 from backend.printable import readable_bytes
-from backend.queue.disk import orphaned_folders
+from backend.queue import scheduling
+from backend.queue.artifacts.disk import orphaned_folders
 from backend.queue.launcher import SUPERVISOR
 from backend.settings import settings
-from backend.store import queries
-from backend.store.copies import daily_copies, has_file, repair_advice
+from backend.store.copies import daily_copies, database_files, has_file, repair_advice
 from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
-from backend.store.permissions import database_files
 from backend.store.session import database_ms, engine_for, now_ms, reading
 from jobs.cli.console import runs
 from jobs.cli.doctor.check import HealthCheck, check
@@ -104,7 +103,7 @@ def orphans() -> HealthCheck:
 
 def supervisor() -> HealthCheck:
     """A supervisor that sleeps although a run waits or works, or that hangs and keeps its lock."""
-    alive, status = SUPERVISOR.is_alive(), queries.status()
+    alive, status = SUPERVISOR.is_alive(), scheduling.status()
     waiting = len(status.live) + len(status.queued)
     if alive and not status.supervisor_alive:
         fix = f"End it; the next starts by itself: fuser -k '{SUPERVISOR.lock_path()}'"

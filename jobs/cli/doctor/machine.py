@@ -10,7 +10,7 @@ from backend.decoding.native.compiler import CompilerError, instructions
 from backend.models.sources.cache import damaged_folders
 from backend.models.sources.catalogue import entries
 from backend.queue.engines.local import installed_gpus
-from backend.settings import available_threads, settings
+from backend.settings import available_threads, settings, unknown_variables
 from backend.store import queries
 from backend.text.corpora import corpora
 from jobs.cli.doctor.check import HealthCheck, check
@@ -18,6 +18,13 @@ from jobs.cli.doctor.check import HealthCheck, check
 NEEDED_MEMORY = 1e9
 TOLERANCE_S = 60.0
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right shows an earlier one
+
+
+def variables() -> HealthCheck:
+    """Whether every variable that is named as a setting is one."""
+    unknown = unknown_variables()
+    text = f"without effect: {', '.join(unknown)}" if unknown else "all are known"
+    return check("settings", not unknown, text, "Unset them: docs/operations.md lists all.")
 
 
 def memory() -> HealthCheck:
@@ -31,7 +38,7 @@ def threads() -> HealthCheck:
     import torch  # here: it takes seconds that no other command needs
 
     cores, here = available_threads(), settings()
-    wanted = here.threads * here.slots
+    wanted = here.threads * here.slots if here.engine == "local" else 0
     text = f"{cores} cores available, torch uses {torch.get_num_threads()} threads"
     if wanted > cores:
         text += f"; {here.slots} x {here.threads} threads are set, which wait for each other"

@@ -7,10 +7,10 @@ from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.probe import probe
 
 CHECKS = (
-    data.data_folder, data.privacy, data.disk, machine.memory, machine.threads, machine.device,
-    machine.native_decoder, machine.clock, machine.models, machine.cached_models, machine.texts,
-    data.database_version, data.integrity, data.copies, data.orphans, cluster.artefact_store,
-    cluster.engine, cluster.nodes, data.supervisor,
+    machine.variables, data.data_folder, data.privacy, data.disk, machine.memory, machine.threads,
+    machine.device, machine.native_decoder, machine.clock, machine.models, machine.cached_models,
+    machine.texts, data.database_version, data.integrity, data.copies, data.orphans,
+    cluster.artefact_store, cluster.engine, cluster.nodes, data.supervisor,
 )  # fmt: skip
 
 

@@ -70,6 +70,11 @@ def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     assert checks["artefacts"]["fix"]
 
 
+def test_a_variable_that_is_no_setting_is_named(given: Set) -> None:
+    given(JOB_CPUS="8", THREADS="1", PYTHON="python3", ARTIFACTS="")
+    assert wrong(machine.variables(), "without effect: SLIMSCOPE_JOB_CPUS", "Unset")
+
+
 def test_a_shared_folder_that_others_can_read(queue: Path, given: Set) -> None:
     assert data.privacy().ok
     given(HOST_TOKEN="a-token-for-the-tests")
@@ -162,8 +167,8 @@ def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
         given(ENGINE="ray", DATABASE_URL=url, RAY_TOKEN=TOKEN, RAY_ADDRESS=address)
         found = cluster.engine()
         assert found.ok and "Ray 2.60.0" in found.text and "room for 3" in found.text
-        given(JOB_CPUS="8")
-        assert wrong(cluster.engine(), "room for 0", "SLIMSCOPE_JOB_CPUS")
+        given(THREADS="8")
+        assert wrong(cluster.engine(), "room for 0", "SLIMSCOPE_THREADS")
         given(RAY_TOKEN="of-another-cluster")
         assert wrong(cluster.engine(), "Unauthorized", "SLIMSCOPE_RAY_TOKEN")
     assert wrong(cluster.engine(), "does not answer")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from backend.errors import ConfigError
+from backend.queue.actor import Actor
 from backend.queue.folders import log_file
-from backend.queue.service import Actor
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job, Result

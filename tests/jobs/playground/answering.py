@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from backend.queue import scheduling
 from backend.queue.engines.base import Engine
 from backend.queue.supervisor import SupervisorLoop
-from backend.store import queries
 from backend.store.states import Lane
 from jobs.playground.server import PlaygroundServer
 
@@ -17,6 +17,6 @@ class AnsweringLoop(SupervisorLoop):
         self.playground = PlaygroundServer()
 
     def turn(self) -> bool:
-        if not self.playground.idle_s or queries.waits_for(Lane.PLAYGROUND, limit=1):
+        if not self.playground.idle_s or scheduling.waits_for(Lane.PLAYGROUND, limit=1):
             self.playground.turn()
         return super().turn()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ConfigError, ForbiddenError, RateLimitError
-from backend.queue import roles, service
+from backend.queue import permissions, rate_limit, service
+from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.queue.lifecycle import start_answer
-from backend.queue.roles import Actor, RateLimiter, guest_name, with_alias
+from backend.queue.rate_limit import RateLimiter
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
@@ -30,7 +31,7 @@ SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
 @pytest.fixture(autouse=True)
 def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("answers", "changes"):
-        monkeypatch.setattr(roles, name, RateLimiter())
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
@@ -46,7 +47,7 @@ def ask(who: Actor, **values: object) -> Job:
 def test_a_guest_asks_by_default_and_adds_no_job() -> None:
     job = ask(ADA)
     assert job.owner == ADA.name and job.lane == Lane.PLAYGROUND
-    assert job.priority == roles.GUEST_PRIORITY
+    assert job.priority == permissions.GUEST_PRIORITY
     with pytest.raises(ForbiddenError, match="read-only"):
         submit("count", {"steps": 1}, ADA)
     with pytest.raises(ForbiddenError, match="read-only"):
@@ -57,7 +58,7 @@ def test_the_host_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, GUEST_ANSWERS=0)
     with pytest.raises(ForbiddenError, match="read-only"):
         ask(ADA)
-    assert roles.may_not_vote(ADA) and not roles.gives_names() and queries.jobs() == []
+    assert permissions.may_not_vote(ADA) and not permissions.gives_names() and queries.jobs() == []
 
 
 def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,8 @@ def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, CHANGES_PER_MINUTE=3, GUEST_TOKENS=16)
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
             ask(ADA, max_new_tokens=17)
@@ -109,8 +111,9 @@ def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1, CHANGES_PER_MINUTE=4)
-    monkeypatch.setattr(roles, "SHARED", 8)
+    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 4)
+    monkeypatch.setattr(rate_limit, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:
         service.cancel(ask(person).run, person)
@@ -143,10 +146,10 @@ def test_who_waits_locks_nobody_out_of_the_database(monkeypatch: pytest.MonkeyPa
 
 def test_the_name_a_guest_gives_stands_behind_theirs() -> None:
     named = with_alias(ADA, f"Ada\n\u202eLovelace\0 {'x' * 60}")
-    assert named.alias.startswith("Ada Lovelace xxx") and len(named.alias) == roles.ALIAS_LETTERS
+    assert named.alias.startswith("Ada Lovelace xxx") and len(named.alias) == ALIAS_LETTERS
     job = ask(named)
     assert job.owner == f"{ADA.name} {named.alias}"
     assert queries.events(job.id)[0].actor == job.owner
-    assert not roles.may_not_cancel(ADA, job.owner)  # whatever they call themselves now
-    assert roles.may_not_cancel(with_alias(BOB, ADA.name), job.owner)
+    assert not permissions.may_not_cancel(ADA, job.owner)  # whatever they call themselves now
+    assert permissions.may_not_cancel(with_alias(BOB, ADA.name), job.owner)
     assert with_alias(HOST, "Ada") == HOST and with_alias(Actor("guest"), "Ada").alias == ""

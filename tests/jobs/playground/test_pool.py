@@ -73,11 +73,10 @@ def test_the_two_used_last_stay(asking: Callable[..., Asking]) -> None:
     assert those.loaded == ["a", "b", "c", "b"]
 
 
-def test_the_limit_is_a_setting(
+def test_one_model_is_kept_where_that_is_the_limit(
     asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_PLAYGROUND_MODELS", "1")
-    settings.cache_clear()
+    monkeypatch.setattr(pools, "MODELS_KEPT", 1)
     those = asking()
     those.use("a", "b", "a")
     assert those.loaded == ["a", "b", "a"] and len(those.pool) == 1

@@ -52,7 +52,7 @@ def start(queue: Path) -> Iterator[Start]:
     begun: list[ForkServerProcess] = []
 
     def once(idle: float = 60.0, slow: bool = False) -> ForkServerProcess:
-        environment = {**os.environ, "SLIMSCOPE_PLAYGROUND_IDLE": str(idle)}
+        environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": str(idle / 10)}
         begun.append(FORKS.Process(target=live, args=(environment, queue / "log.txt", slow)))
         begun[-1].start()
         return begun[-1]

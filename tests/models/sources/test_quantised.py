@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backend.errors import ModelError
-from backend.export.layouts import Layout
+from backend.export.formats import Layout
 from backend.export.reading import DequantisedLinears, load_dequantised
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks

@@ -12,8 +12,8 @@ import pytest
 
 from backend.backup.examples import bundled, install_examples
 from backend.errors import ConfigError
+from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
-from backend.queue.roles import Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade

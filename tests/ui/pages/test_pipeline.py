@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from backend.errors import ForbiddenError
+from backend.queue import scheduling
+from backend.queue.dependencies import awaited
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.needs import awaited
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
@@ -98,7 +99,7 @@ def test_the_preset_is_that_of_the_address(seeded: Settings) -> None:
 
 def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:
     sds, drafter, _ = queued
-    status = queries.status()
+    status = scheduling.status()
     assert drafter.id not in start_times(status, awaited(job.id for job in status.queued))
     with writing() as session:
         session.get_one(Job, sds.id).state = State.FAILED

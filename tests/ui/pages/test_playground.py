@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from backend.decoding.limits import LOOKUP_HEAD
+from backend.queue.votes import votes_of
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from backend.store.votes import votes_of
 from jobs.generate.arena import display_order, is_hidden
 from jobs.generate.config import GenerateJob
 from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer

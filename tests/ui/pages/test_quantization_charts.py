@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from backend.export.codes import CodeTile
+from backend.export.code_tiles import CodeTile
 from backend.export.formats import Layout
 from backend.settings import Settings
 from backend.statistics.names import INPUT_ENERGY

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from backend.queue import roles
+from backend.queue import permissions, scheduling
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
@@ -61,7 +61,7 @@ def test_empty_lists_say_so_and_lead_on(current: Settings) -> None:
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:
     html = str(jobs.draw(asked(GUEST))["board"])
     button = re.search(r'<button[^>]*data-testid="cancel-sds-0003"[^>]*>', html)
-    assert button and " disabled " in button[0] and roles.READ_ONLY in button[0]
+    assert button and " disabled " in button[0] and permissions.READ_ONLY in button[0]
     for do in ("cancel", "kill", "next", "resume", "retry"):
         said = act(pressed(do, "sds-0004"), asked(GUEST))
         assert "may not" in said["value"]
@@ -92,7 +92,7 @@ def test_a_waiting_run_can_be_put_first(seeded: Settings, monkeypatch: pytest.Mo
     act(pressed("retry", "sds-0004"), asked())
     assert "next-sds-0003" not in board() and "next-sds-0006" in board()
     act(pressed("next", "sds-0006"), asked())
-    assert [job.id for job in queries.queued()] == [6, 3]
+    assert [job.id for job in scheduling.queued()] == [6, 3]
     said = act(pressed("next", "sds-0002"), asked())
     assert "sds-0002 is not queued." in said["value"]
 

@@ -12,9 +12,9 @@ import gradio as gr
 import pytest
 
 from backend.queue import reports as writing
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
+from backend.queue.reports import ReportBlock, report, reports, stored_blocks
 from backend.settings import Settings
-from backend.store.reports import ReportBlock, report, reports, stored_blocks
 from tests.ui.conftest import HOSTILE
 from tests.ui.lab import GUEST, asked, pressed
 from ui.frame import PageChart

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from backend.backup.moving import move_database
+from backend.queue import scheduling
 from backend.settings import settings
 from backend.store import curves, frames, queries, tensors
 from backend.store.dialects.postgresql import PostgreSQL
@@ -45,7 +46,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
         **{f"queue {tab}": queue.draw(asked(state=tab)) for tab in ("active", "ended")},
         **{f"runs {by}": runs.draw(asked(sort=by, dir="asc")) for by in ("name", "run", "ppl")},
         "names": queries.run_names(), "cursor": queries.cursor(), "mark": queries.figures_mark(),
-        "queued": [job.run for job in queries.queued()], "with weights": with_weights(),
+        "queued": [job.run for job in scheduling.queued()], "with weights": with_weights(),
         "results": queries.results(RUNS), "bytes": queries.model_bytes([1, 2]),
     }  # fmt: skip
     for name in RUNS:

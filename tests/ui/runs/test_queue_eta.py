@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from backend.queue.scheduling import QueueStatus
 from backend.settings import Settings, settings
 from backend.store.migrate import upgrade
-from backend.store.queries import QueueStatus
 from backend.store.tables import Job
 from tests.ui.lab import job
 from ui.runs import queue_eta

@@ -17,10 +17,11 @@ import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
 
+from backend.errors import ForbiddenError, RateLimitError
 from backend.models.facts import ModelFacts
 from backend.models.sources import catalogue
-from backend.queue import roles, service
-from backend.queue.roles import Actor
+from backend.queue import permissions, rate_limit, scheduling, service
+from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from jobs import submit
@@ -232,7 +233,7 @@ def test_the_preview_looks_for_a_model_only_for_who_may_add_runs(
 def test_previews_are_limited_for_each_visitor(
     shared: Visit, web: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roles, "PREVIEWS_PER_MINUTE", 2)
+    monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 2)
     host, number = shared(authorization=f"Bearer {TOKEN}"), event_of(web, "new-kind", "input")
     answers = [raw_form(host, web, number, model="toy") for _ in range(3)]
     assert ["Too many requests" in answer for answer in answers] == [False, False, True]
@@ -280,7 +281,7 @@ def test_a_guest_adds_one_small_run_behind_all_others_and_cancels_only_that(
     guest = open_to_guests(OTHER)
     made = add(guest).json()
     job = queries.job(made["id"])
-    assert job.owner.startswith("guest-") and queries.queued()[-1].id == job.id
+    assert job.owner.startswith("guest-") and scheduling.queued()[-1].id == job.id
     again = add(guest)
     assert again.status_code == 403 and "already have an active run" in again.json()["why"]
     assert guest.post("/slimscope/api/runs/sds-0003/cancel").status_code == 403
@@ -322,20 +323,20 @@ def test_a_guests_run_has_to_have_an_end_that_can_be_told(
     slow = add(open_to_guests(OTHER), base="alps", reconstruct=50, segments=4096)
     assert slow.status_code == 403 and "the limit is" in slow.json()["why"]
     _, cost = submit.checked("evaluation", {"model": "toy"})
-    roles.require_small(Actor("guest-1", "guest"), cost)
-    with pytest.raises(roles.ForbiddenError, match="cannot be estimated"):
-        roles.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
+    permissions.require_small(Actor("guest-1", "guest"), cost)
+    with pytest.raises(ForbiddenError, match="cannot be estimated"):
+        permissions.require_small(Actor("guest-1", "guest"), replace(cost, open_ended=True))
 
 
 def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> None:
     guest = Actor("guest-1", "guest")
     estimate = submit.checked("sds", SMALL)[1]
-    with pytest.raises(roles.ForbiddenError, match="one run at a time"):
+    with pytest.raises(ForbiddenError, match="one run at a time"):
         service.enqueue_all("sds", [SMALL, SMALL], guest, cost=estimate)
-    with pytest.raises(roles.ForbiddenError, match="cannot be estimated"):
+    with pytest.raises(ForbiddenError, match="cannot be estimated"):
         service.enqueue("sds", SMALL, guest)
     job = service.enqueue("sds", SMALL, guest, priority=10**6, cost=estimate)
-    assert job.priority == roles.GUEST_PRIORITY
+    assert job.priority == permissions.GUEST_PRIORITY
 
 
 def test_of_two_requests_at_once_one_wins(open_to_guests: Visit) -> None:
@@ -344,7 +345,7 @@ def test_of_two_requests_at_once_one_wins(open_to_guests: Visit) -> None:
 
     def ask() -> None:
         start.wait()
-        with contextlib.suppress(roles.ForbiddenError):
+        with contextlib.suppress(ForbiddenError):
             won.append(service.enqueue("sds", SMALL, guest, cost=estimate))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -390,23 +391,24 @@ def test_the_real_queue_refuses_too(
 
 
 def test_changes_are_limited_for_each_client(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_up(monkeypatch, CHANGES_PER_MINUTE="3")
+    set_up(monkeypatch)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     client = visit()
     codes = [client.post("/slimscope/api/runs/sds-0002/cancel").status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
     assert client.get("/slimscope/api/runs").status_code == 200  # looking is free
-    with pytest.raises(roles.RateLimitError, match="Try again in"):
+    with pytest.raises(RateLimitError, match="Try again in"):
         service.cancel("sds-0002", Actor("local", "host", "127.0.0.1"))
     service.cancel("sds-0002", Actor("mira", "host"))  # the command line is not limited
 
 
 def test_the_limit_forgets_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, rate = [0.0], roles.RateLimiter()
-    monkeypatch.setattr(roles.time, "monotonic", lambda: clock[0])
+    clock, rate = [0.0], rate_limit.RateLimiter()
+    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: clock[0])
     for clock[0] in (0.0, 30.0, 61.0):
         rate.spend("a", 2)
     clock[0] = 62.0
-    with pytest.raises(roles.RateLimitError, match="in 28 s"):
+    with pytest.raises(RateLimitError, match="in 28 s"):
         rate.spend("a", 2)
     rate.spend("b", 2)
     clock[0] = 1000.0

@@ -197,7 +197,7 @@ def test_a_space_is_framed_by_the_hub_and_its_visitors_are_guests(
     monkeypatch.setenv("SPACE_HOST", SPACE)
     set_up(monkeypatch)
     here = settings()
-    assert (here.host, here.names, here.browser, here.shared) == ("0.0.0.0", (SPACE,), False, True)
+    assert (here.host, here.names, here.shared) == ("0.0.0.0", (SPACE,), True)
     client = visit("10.0.0.7", host=SPACE, x_forwarded_for="8.8.8.8")
     answer = client.get("/slimscope/pulse")
     policy = answer.headers["content-security-policy"]

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from backend.backup import examples
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions, scheduling
+from backend.queue.actor import Actor
+from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
 from backend.store import queries
-from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.tables import Job
 from jobs import operations
@@ -45,10 +45,12 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     if seen == mark:
         return {}
     actor, shown = current_user(request), showcase()
-    forbidden = roles.may_not_change(actor)
+    forbidden = permissions.may_not_change(actor)
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
-    hero = HTML.hero(shown, moving_histogram(shown), launch_address(), roles.may_not_add(actor))
+    hero = HTML.hero(
+        shown, moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
+    )
     methods = HTML.methods(shown, _drafted(), bool(there), bool(known) and not there, forbidden)
     return {"seen": mark, "hero": hero, "methods": methods}
 
@@ -101,7 +103,7 @@ def draw_toy(toy: Any) -> Updates:
     if not isinstance(toy, list) or not toy:
         return {}
     try:
-        return {"said": show_success(toy_words(queries.job(str(toy[0])), queries.status()))}
+        return {"said": show_success(toy_words(queries.job(str(toy[0])), scheduling.status()))}
     except SlimscopeError as error:
         return {"said": show_error(error)}
 

@@ -9,9 +9,10 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.models.sources import catalogue
-from backend.queue.roles import Actor
+from backend.queue import scheduling
+from backend.queue.actor import Actor
+from backend.queue.scheduling import QueueStatus
 from backend.store import queries
-from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import State
 from jobs.metrics import metric
@@ -93,7 +94,7 @@ def build() -> None:
 
 def draw(request: gr.Request) -> Updates:
     """What runs, what ended, and what waits or needs a look."""
-    status, actor = queries.status(), current_user(request)
+    status, actor = scheduling.status(), current_user(request)
     return {
         "running": running_html(status, actor),
         "latest": latest_html(),

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import roles
+from backend.queue import permissions
 from jobs.kind import Kind, kinds
 from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
 from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
@@ -254,7 +254,7 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
         values, pairs = this.read(given)
         user = current_user(request)
         html, runs, error = preview_for(user, this.kind, values, pairs)
-        told = () if roles.may_not_add(user) else this.options
+        told = () if permissions.may_not_add(user) else this.options
         return {
             **this.show_errors(error, given),
             **this.form.count(values),
@@ -314,7 +314,7 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
         chosen = clone.kind if clone else asked
         unknown = _unknown(source if clone is None else "", chosen if chosen not in forms else "")
         updates: dict[Any, Any] = {controls.message: unknown} if unknown else {}
-        updates |= _forbidden(controls, roles.may_not_add(current_user(request)))
+        updates |= _forbidden(controls, permissions.may_not_add(current_user(request)))
         for kind, this in forms.items():
             values = address_values(request, this.kind.config) if kind == chosen else {}
             config = clone.config if clone and kind == chosen else values
@@ -346,7 +346,7 @@ def _forbidden(controls: Controls, reason: str) -> dict[Any, Any]:
     """Disables the button and says why, where the user may add nothing."""
     if not reason:
         return {}
-    message = show_html(HTML.hint(f"{reason} {roles.ASK}"))
+    message = show_html(HTML.hint(f"{reason} {permissions.ASK}"))
     return {controls.add: gr.update(interactive=False), controls.message: message}
 
 

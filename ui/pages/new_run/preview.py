@@ -9,10 +9,10 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import RateLimitError, SlimscopeError
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions, rate_limit, scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.store import queries
-from backend.store.needs import awaited
 from backend.store.tables import Job
 from jobs import submit, sweep
 from jobs.fields.base_model import resolve_model
@@ -33,10 +33,10 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
     """As `preview_of`, within the user's limit; for guests who may add nothing only the command:
     no model is looked up, here or on the hub."""
     command = submit.command_line(kind.name, values)
-    if roles.may_not_add(user):
+    if permissions.may_not_add(user):
         return HTML.preview(command), 0, None
     try:
-        roles.count_preview(user)
+        rate_limit.count_preview(user)
     except RateLimitError as error:
         return HTML.preview(command, error), 0, error
     return preview_of(kind, values, pairs)
@@ -131,7 +131,7 @@ def added(jobs: Sequence[Job]) -> Markup:
 
 def _place(job: Job) -> str:
     """Where the job stands in the queue, and when it may start."""
-    status = queries.status()
+    status = scheduling.status()
     place = status.position(job.id)
     if not place:
         return f"{job.run} is about to start."

@@ -8,8 +8,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import SlimscopeError
-from backend.queue import roles
-from backend.store.needs import connected
+from backend.queue import permissions
+from backend.queue.dependencies import connected
 from jobs import pipeline
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import kind_named
@@ -74,7 +74,7 @@ def _form() -> tuple[Any, ...]:
 
 def _arrive(request: gr.Request) -> tuple[Any, Any, Any]:
     """The preset in the address; today's models; the button is off for those who may not use it."""
-    off = roles.may_not_change(current_user(request))
+    off = permissions.may_not_change(current_user(request))
     button = gr.update(interactive=not off, value=off or "Add to queue")
     return (
         query(request, "preset", FIRST_PRESET, pipeline.PRESETS),

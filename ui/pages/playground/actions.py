@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from backend.errors import ConflictError, NotFoundError
 from backend.queue import service
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
 from jobs.fields.saved_models import has_saved

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions
+from backend.queue.actor import Actor
+from backend.queue.votes import BAD, TIE, votes_of
 from backend.store import queries
 from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
-from backend.store.votes import BAD, TIE, votes_of
 from jobs.generate.arena import MIN_VOTES, display_order, is_hidden, leaderboard, names_of
 from jobs.generate.conversation import conversations, turns_to
 from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
@@ -61,8 +61,8 @@ def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
         below = HTML.turn_buttons(
             job.run,
             job.state in ACTIVE,
-            roles.may_not_cancel(actor, job.owner),
-            roles.may_not_add(actor, Lane.PLAYGROUND),
+            permissions.may_not_cancel(actor, job.owner),
+            permissions.may_not_add(actor, Lane.PLAYGROUND),
             would_repeat(job),
         )
     return ShownTurn(job, answers, error_of(job), _votes(job, actor, last), below)
@@ -92,7 +92,7 @@ def _votes(job: Job, actor: Actor, last: bool) -> Markup:
     if actor.name not in votes:
         if not last:
             return Markup()
-        return HTML.vote_buttons(job.run, [*choices(job).items()], roles.may_not_vote(actor))
+        return HTML.vote_buttons(job.run, [*choices(job).items()], permissions.may_not_vote(actor))
     counted = Counter(votes.values())
     tally = [(_said(job, choice), count) for choice, count in counted.most_common()]
     return HTML.voted(_said(job, votes[actor.name]), tally if len(votes) > 1 else [])

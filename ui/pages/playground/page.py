@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions
+from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import Lane
@@ -125,7 +125,7 @@ def _alias() -> gr.Textbox:
     return gr.Textbox(
         label="Your name",
         info="Stands beside what you ask and on your votes. Optional.",
-        max_length=roles.ALIAS_LETTERS,
+        max_length=ALIAS_LETTERS,
         visible=False,
         elem_id="playground-name",
         elem_classes="form-field",
@@ -151,7 +151,7 @@ def _arrive(
         updates = form.arrival(config or None) | {chosen: gr.update(choices=sides())}
         if config:
             updates |= _chosen(config, chosen, blind, message, sides())
-        if reason := roles.may_not_add(current_user(request), Lane.PLAYGROUND):
+        if reason := permissions.may_not_add(current_user(request), Lane.PLAYGROUND):
             updates[message] = show_html(HTML.may_not(reason))
         return updates
 
@@ -202,11 +202,11 @@ def _without(missing: list[str], there: list[str]) -> Markup:
 def _may_have_alias(request: gr.Request) -> Any:
     """Guests who may ask can say who they are."""
     actor = current_user(request)
-    return gr.update(visible=actor.role != "host" and not roles.may_not_vote(actor))
+    return gr.update(visible=actor.role != "host" and not permissions.may_not_vote(actor))
 
 
 def _actor(request: gr.Request, alias: str) -> Actor:
-    return roles.with_alias(current_user(request), str(alias or ""))
+    return with_alias(current_user(request), str(alias or ""))
 
 
 def _tab(request: gr.Request) -> Any:

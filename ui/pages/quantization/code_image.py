@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.export.codes import CodeTile
+from backend.export.code_tiles import CodeTile
 from ui.charts.chart import Chart
 from ui.charts.heatmap import DIVERGING, colour_bar
 from ui.charts.template import axis, layout

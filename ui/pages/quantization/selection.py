@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from backend.export.codes import read_codes
+from backend.export.code_tiles import read_codes
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
 from backend.store import frames, queries, tensors

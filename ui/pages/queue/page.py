@@ -7,10 +7,11 @@ from collections.abc import Callable
 import gradio as gr
 from markupsafe import Markup
 
-from backend.queue.service import Actor
+from backend.queue import scheduling
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
+from backend.queue.scheduling import QueueStatus
 from backend.store import queries
-from backend.store.needs import awaited
-from backend.store.queries import QueueStatus
 from backend.store.session import now_ms
 from backend.store.states import LIVE, State
 from backend.store.tables import Job
@@ -58,7 +59,7 @@ def draw(request: gr.Request) -> Updates:
     """Table, and log title and history of the chosen job."""
     job = chosen_job(request)
     tab = query(request, "state", "active", TABS)
-    board = board_html(queries.status(), tab, job, current_user(request))
+    board = board_html(scheduling.status(), tab, job, current_user(request))
     if job is None:
         hidden = {"detail": gr.update(visible=False), "timer": gr.update(active=False)}
         return {"board": board, "title": "", "history": "", **hidden}

@@ -13,7 +13,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from backend.errors import SlimscopeError
-from backend.store.reports import ReportBlock
+from backend.queue.reports import ReportBlock
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.frame import Page, PageChart

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from backend.store.reports import runs_of
+from backend.queue.reports import runs_of
 from backend.store.session import now_ms
 from backend.store.tables import Report
 from ui.charts.chart import Chart

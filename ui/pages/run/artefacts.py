@@ -8,8 +8,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from backend.queue.disk import disk_use
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
+from backend.queue.artifacts.disk import disk_use
 from backend.settings import settings
 from backend.store.tables import Artifact, Job
 from ui.format import size

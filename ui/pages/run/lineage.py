@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from backend.queue.dependencies import connected
 from backend.store import queries
-from backend.store.needs import connected
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, metric

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.printable import one_line
-from backend.queue.roles import Actor
+from backend.queue.actor import Actor
+from backend.queue.dependencies import awaited
 from backend.store import frames, queries
-from backend.store.needs import awaited
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job

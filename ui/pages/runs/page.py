@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from backend.errors import SlimscopeError
-from backend.queue import labels, roles
-from backend.queue.roles import Actor
+from backend.queue import labels, permissions
+from backend.queue.actor import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
@@ -76,7 +76,7 @@ def draw(request: gr.Request) -> Updates:
         return {"tools": "", "table": HTML.nothing()}
     user = current_user(request)
     return {
-        "tools": HTML.tools(table, queries.views(), roles.may_not_change(user)),
+        "tools": HTML.tools(table, queries.views(), permissions.may_not_change(user)),
         "table": HTML.board(table, bulk_actions(table, user)),
     }
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions
+from backend.queue.actor import Actor
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE, RESUMABLE
 from backend.store.tables import Job
@@ -48,7 +48,7 @@ def head(jobs: Sequence[Job], actor: Actor) -> Markup:
         first,
         Counter(job.state for job in jobs),
         _actions(jobs),
-        roles.may_not_change(actor),
+        permissions.may_not_change(actor),
         [kind_title(first), *model, f"{len(jobs)} runs"],
         [setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)],
     )

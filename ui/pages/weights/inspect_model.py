@@ -10,7 +10,7 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.roles import may_not_add
+from backend.queue.permissions import may_not_add
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact

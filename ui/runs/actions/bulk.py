@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.errors import ConfigError, NotFoundError
-from backend.queue import roles
-from backend.queue.roles import Actor
+from backend.queue import permissions
+from backend.queue.actor import Actor
 from backend.store.states import RESUMABLE
 from backend.store.tables import Job
 from jobs import operations
@@ -22,7 +22,7 @@ MIN_COMPARED, MAX_COMPARED = 2, 6  # runs side by side
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
     """What can be done to the selected runs."""
-    jobs, forbidden = [row.job for row in table.selected], roles.may_not_change(user)
+    jobs, forbidden = [row.job for row in table.selected], permissions.may_not_change(user)
     if not jobs:
         return []
     baseline = Action("base", "Set as baseline", view={"base": jobs[0].run, "pick": ""})
@@ -60,7 +60,7 @@ def _pin(table: TableResult) -> Action:
 
 def _cancel(jobs: Sequence[Job], user: Actor) -> list[Action]:
     active = [job for job in jobs if stoppable(job)]
-    reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
+    reasons = filter(None, (permissions.may_not_cancel(user, job.owner) for job in active))
     question = f"Cancel {run_count(active)}? Finished work is kept."
     action = Action("cancel", "Cancel", question=question, forbidden=next(reasons, ""))
     return [action] if active else []

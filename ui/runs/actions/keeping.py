@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backend.queue import labels, roles
-from backend.queue.disk import disk_use
-from backend.queue.roles import Actor
+from backend.queue import labels, permissions
+from backend.queue.actor import Actor
+from backend.queue.artifacts.disk import disk_use
 from backend.store.states import TERMINAL
 from backend.store.tables import Job
 from jobs import operations
@@ -21,7 +21,7 @@ KEEPING = ("rename", "tag", "untag", "note", "archive", "unarchive", "delete", "
 
 def keeping_actions(jobs: Sequence[Job], user: Actor) -> list[Action]:
     """What can be done to these runs; of deleted ones only to bring them back, or to purge them."""
-    forbidden = roles.may_not_change(user)
+    forbidden = permissions.may_not_change(user)
     if any(job.removed_at for job in jobs):
         return _of_deleted(jobs, forbidden)
     if any(job.id < 0 for job in jobs):

@@ -11,11 +11,11 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import roles
-from backend.queue.disk import CHECKPOINTS, has_checkpoints
-from backend.queue.roles import Actor
+from backend.queue import permissions
+from backend.queue.actor import Actor
+from backend.queue.artifacts.disk import CHECKPOINTS, has_checkpoints
+from backend.queue.dependencies import connected
 from backend.store import queries
-from backend.store.needs import connected
 from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
 from backend.store.tables import Job
 from jobs import operations
@@ -76,7 +76,7 @@ def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
         return Markup()
     again = " Resuming it then starts from the beginning." if job.state in RESUMABLE else ""
     question = f"Delete the checkpoints of {job.run} ({size(use[CHECKPOINTS])})?{again}"
-    action = Action("free", "Free space", question, roles.may_not_change(user))
+    action = Action("free", "Free space", question, permissions.may_not_change(user))
     return HTML.action_buttons([action], job.run)
 
 
@@ -88,10 +88,10 @@ def starts_anew(job: Job) -> bool:
 def _forbidden(action: str, job: Job, user: Actor) -> str:
     """Why an action would be refused; "" where it is allowed."""
     if action == "retry":
-        return roles.may_not_add(user)
+        return permissions.may_not_add(user)
     if action in ("resume", "next"):
-        return roles.may_not_change(user)
-    return roles.may_not_cancel(user, job.owner)
+        return permissions.may_not_change(user)
+    return permissions.may_not_cancel(user, job.owner)
 
 
 def clone_link(job: Job) -> Markup:
@@ -192,7 +192,7 @@ def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
     if not active:
         return Markup()
     question = f"Cancel all {runs(len(active))} on this page? Finished work is kept."
-    reasons = filter(None, (roles.may_not_cancel(user, job.owner) for job in active))
+    reasons = filter(None, (permissions.may_not_cancel(user, job.owner) for job in active))
     action = Action("cancel-pipeline", "Cancel all", question, next(reasons, ""))
     return HTML.action_buttons([action], jobs[0].run)
 

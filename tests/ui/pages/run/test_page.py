@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from backend.queue import removal
+from backend.queue.actor import Actor
 from backend.queue.folders import log_file, run_folder, work_folder
-from backend.queue.roles import READ_ONLY, Actor
+from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing

@@ -20,6 +20,12 @@ def words_for(count: int, bits: int) -> int:
     return math.ceil(count * bits / WORD)
 
 
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless a tensor of packed codes has this shape."""
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"its {name} is {list(tensor.shape)}, not {list(expected)}")
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 [rows, columns] in 0 .. 2^bits - 1 -> int32 [rows, ceil(columns * bits / 32)]."""
     rows, columns = codes.shape

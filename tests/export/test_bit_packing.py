@@ -8,7 +8,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.export.packing import pack, unpack, words_for
+from backend.export.bit_packing import pack, unpack, words_for
 
 
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))

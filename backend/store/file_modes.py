@@ -1,5 +1,5 @@
-"""Who may read what runs have stored: where the dashboard is shared, no other user of the machine
-than the one it runs as. On a dashboard of one's own the permissions are those of the umask."""
+"""File modes: of a shared dashboard, no other user of the machine reads what runs have stored. On a
+dashboard of one's own they follow the umask."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 from pathlib import Path
 
 from backend.settings import settings
-from backend.store.copies import has_file
-from backend.store.dialects.choice import dialect_of
-from backend.store.session import engine_for
+from backend.store.copies import database_files
 
 log = logging.getLogger("slimscope")
 
@@ -33,14 +31,3 @@ def _restrict(path: Path, mode: int) -> None:
         path.chmod(mode)
     except OSError as error:  # it belongs to another user, or is on a disk without permissions
         log.warning("Other users may be able to read %s: %s", path, error.strerror)
-
-
-def database_files(url: str) -> list[Path]:
-    """The files of an SQLite database that exist, and of its write-ahead log."""
-    engine = engine_for(url)
-    return dialect_of(engine).files(engine.url)
-
-
-def has_database() -> bool:
-    """Whether there is a database. Looking into an SQLite file that is not there creates it."""
-    return not has_file() or bool(database_files(settings().url))

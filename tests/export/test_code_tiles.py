@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.export.codes import read_codes
+from backend.export.code_tiles import read_codes
 from backend.export.formats import Format, Layout
-from backend.export.layouts import layer_tensors
+from backend.export.writing import layer_tensors
 from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
 from backend.statistics.regions import Region
 

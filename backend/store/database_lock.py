@@ -1,4 +1,4 @@
-"""A lock that one process holds on a database, whatever machine it is on."""
+"""A lock on a database that one process holds, whatever machine it is on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backend.store.dialects.choice import dialect_of
 ASK_S = 1.0  # between two tries to get it
 
 
-class HeldLock:
+class DatabaseLock:
     """A lock that is held by a connection of its own: whatever ends the process or cuts it off
     releases it. SQLite needs none: a lock in the folder of its file keeps others away."""
 
@@ -30,10 +30,7 @@ class HeldLock:
 
     def is_held(self) -> bool:
         """Whether this process holds the lock now; it tries to get it if it does not.
-
-        Raises:
-            OperationalError: the database is away.
-        """
+        `OperationalError` while the database is away."""
         if dialect_of(self._engine).one_machine:
             return True
         if self._connection is not None:

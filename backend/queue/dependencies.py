@@ -37,10 +37,7 @@ def awaited(runs: Iterable[int]) -> dict[int, list[Job]]:
 
 def connected(run: int) -> list[Job]:
     """The runs of the pipeline that `run` belongs to, oldest first: all that are linked by what one
-    saves and another works on. Itself alone where there is none.
-
-    Others that were deleted are left out.
-    """
+    saves and another works on. Others that were deleted are left out."""
     with reading() as session:
         links: dict[int, set[int]] = {}
         for one, other in session.execute(select(Need.job_id, Need.needed_id)):

@@ -1,6 +1,6 @@
 """The codes of a part of a saved matrix, read without the rest of it. Does not import torch.
 
-`layouts` says how the formats lay codes and zero-points out. Of an output, the codes of
+`compressed_tensors` and `gptq_layout` say how codes and zero-points lie. Of an output, the codes of
 compressed-tensors are words that lie in a row; those of GPTQ are words of one column.
 """
 
@@ -18,13 +18,7 @@ from backend.statistics.regions import Region, read_region, stored_words
 
 @dataclass(frozen=True)
 class CodeTile:
-    """Codes and zero-points q, z [rows, columns] of a region.
-
-    Attributes:
-        codes: int64.
-        zeros: int64; of grids with offsets float32.
-        bits: of a code.
-    """
+    """Codes (int64) and zero-points (int64; of grids with offsets float32) q, z [rows, columns]."""
 
     region: Region
     codes: np.ndarray
@@ -39,14 +33,8 @@ class CodeTile:
 
 
 def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
-    """The codes of a region; None where the folder holds no packed matrix of that name.
-
-    Args:
-        tensor: with its suffix ".weight".
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """The codes of a region of a tensor named with its suffix ".weight"; None where the folder
+    holds no packed matrix of that name. `ModelError` if a file is missing or damaged."""
     try:
         layout = read_layout(folder)
     except ModelError:
@@ -99,7 +87,7 @@ def _groups(layout: Layout, region: Region) -> np.ndarray:
 
 
 def _unpacked(words: np.ndarray, bits: int, span: tuple[int, int]) -> np.ndarray:
-    """uint32 [n, words] -> the codes of the span, int64 [n, last - first]; `packing` packs them."""
+    """uint32 [n, words] -> the codes of the span, int64 [n, last - first]; see `bit_packing`."""
     first, last = span
     begin, end = first * bits // 32, -(-last * bits // 32)
     part = np.ascontiguousarray(words[:, begin:end])

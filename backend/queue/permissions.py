@@ -1,0 +1,171 @@
+"""Permissions: a host may do everything, a guest read; if the host allows it, a guest may add one
+small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
+data; pages call `may_not_…` only to disable controls with a reason."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from backend.errors import ForbiddenError
+from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
+from backend.queue.rate_limit import count_answer, count_change
+from backend.settings import settings
+from backend.store.dialects.base import NamedLock
+from backend.store.session import alone
+from backend.store.states import ACTIVE, TAKES, Lane
+from backend.store.tables import Job
+
+GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
+READ_ONLY = "Guests have read-only access."
+OWN_RUNS = "Guests may cancel only their own runs."
+ASK = "Ask the person who started Slimscope."
+
+
+class Cost(Protocol):
+    """The estimated cost of a run."""
+
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def open_ended(self) -> bool: ...
+    @property
+    def letters(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+def may_not_change(actor: Actor) -> str:
+    """The reason why the actor may not change data; "" if allowed."""
+    return "" if actor.role == "host" else READ_ONLY
+
+
+def may_not_add(actor: Actor, lane: Lane = Lane.SLOTS) -> str:
+    """The same for adding a run to that lane."""
+    known = actor.name.startswith(GUEST) and _guests_at_once(lane) > 0
+    return "" if actor.role == "host" or known else READ_ONLY
+
+
+def may_not_vote(actor: Actor) -> str:
+    """The same for voting on an answer."""
+    return may_not_add(actor, Lane.PLAYGROUND)
+
+
+def _guests_at_once(lane: Lane) -> int:
+    """How many runs guests may have in a lane."""
+    limits = settings()
+    return limits.guest_answers if lane == Lane.PLAYGROUND else limits.guest_runs
+
+
+def gives_names() -> bool:
+    """Whether guests may do anything, so that each needs a name."""
+    return any(map(_guests_at_once, Lane))
+
+
+def may_not_cancel(actor: Actor, owner: str) -> str:
+    """The same for cancelling a run of `owner`."""
+    if actor.role == "host" or (actor.name.startswith(GUEST) and actor.name == guest_of(owner)):
+        return ""
+    return OWN_RUNS if settings().guest_runs else READ_ONLY
+
+
+def require_host(actor: Actor, action: str) -> None:
+    """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` at too many requests."""
+    _require(actor, action, may_not_change(actor))
+    count_change(actor)
+
+
+def require_adding(actor: Actor, lane: Lane = Lane.SLOTS) -> None:
+    """Raise `ForbiddenError` unless the actor may add runs to that lane."""
+    _require(actor, "add a run", may_not_add(actor, lane))
+
+
+def require_voting(actor: Actor) -> None:
+    """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
+    _require(actor, "vote", may_not_vote(actor))
+    count_change(actor)
+
+
+def require_cancelling(actor: Actor, owners: list[str]) -> None:
+    """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`; counts it."""
+    reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
+    _require(actor, "cancel this run", next(filter(None, reasons), ""))
+    count_change(actor)
+
+
+def _require(actor: Actor, action: str, reason: str) -> None:
+    if reason:
+        raise _forbidden(actor, action, reason, ASK)
+
+
+def _forbidden(actor: Actor, action: str, why: str, do: str) -> ForbiddenError:
+    user = f"{actor.name} {actor.client}".strip()
+    return reject(user, ForbiddenError(f"{actor.name} may not {action}.", why, do))
+
+
+def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
+    """Raise `ForbiddenError` if a guest adds more than one run, or one above the limits."""
+    if actor.role == "host":
+        return
+    limits, action = settings(), "add this run"
+    if runs > 1:
+        raise _forbidden(actor, action, "Guests may add one run at a time.", "Use single values.")
+    if cost is None or cost.seconds is None or cost.open_ended:
+        raise _forbidden(actor, action, "Its duration cannot be estimated yet.", ASK)
+    if cost.seconds > limits.guest_seconds:
+        why = f"It takes about {cost.seconds:,.0f} s; the limit is {limits.guest_seconds:,.0f} s."
+        raise _forbidden(actor, action, why, "Choose a smaller model or fewer steps.")
+    if cost.bytes > limits.guest_gb * 1e9:
+        why = f"It needs about {cost.bytes / 1e9:.1f} GB; the limit is {limits.guest_gb:g} GB."
+        raise _forbidden(actor, action, why, "Choose a smaller model or fewer segments.")
+
+
+def require_short(actor: Actor, cost: Cost | None) -> None:
+    """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt."""
+    if actor.role == "host" or cost is None:
+        return
+    limits, action = settings(), "ask for this answer"
+    if cost.tokens > limits.guest_tokens:
+        why = f"It may have {cost.tokens} tokens; the limit for guests is {limits.guest_tokens}."
+        raise _forbidden(actor, action, why, "Choose fewer tokens.")
+    if cost.letters > limits.guest_letters:
+        why = f"The prompt has {cost.letters} characters; guests may send {limits.guest_letters}."
+        raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
+
+
+def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> None:
+    """The last check of a run that is added, and its count: whether there is room for it. Inside
+    the transaction that adds it, so that only one of two concurrent requests succeeds."""
+    _require_room(session, actor, lane)
+    if actor.role != "host" and lane == Lane.PLAYGROUND:
+        count_answer(actor)
+    count_change(actor)
+
+
+def _require_room(session: Session, actor: Actor, lane: Lane) -> None:
+    """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
+    limit, or those at the same address half of it (rounded up): who drops the cookie is another
+    guest."""
+    if actor.role == "host":
+        return
+    alone(session, NamedLock.GUESTS)
+    owners_query = select(Job.owner).where(
+        Job.state.in_([*ACTIVE]), Job.lane.in_(TAKES[lane]), Job.owner.startswith(GUEST)
+    )
+    owners, action = session.scalars(owners_query).all(), "add another run"
+    if actor.name in map(guest_of, owners):
+        raise _forbidden(
+            actor, action, "You already have an active run.", "Wait until it has ended."
+        )
+    every = _guests_at_once(lane)
+    network, most = network_of(actor.name), (every + 1) // 2
+    if network and len([owner for owner in owners if network_of(owner) == network]) >= most:
+        why = f"Guests at your network address have {most} of {every} runs."
+        raise _forbidden(actor, action, why, "Try again when one has ended.")
+    if len(owners) >= every:
+        why = f"Guests already have {len(owners)} active runs, the maximum."
+        raise _forbidden(actor, action, why, "Try again when one has ended.")

@@ -1,0 +1,113 @@
+"""Scheduling: the order in which queued jobs start, and the status of the queue."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, case, func, select
+
+from backend.queue.dependencies import waiting
+from backend.store.queries import SHOWN
+from backend.store.session import database_ms, fetched, reading
+from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
+from backend.store.tables import CLUSTER, Job, Supervisor
+
+HOUR_MS = 3_600_000
+ALIVE_MS = 15_000
+SILENT_MS = 60_000  # after which a cluster that does not answer is told
+STARTS_WITHIN_MS = 30_000
+
+
+def launch_order(now: int, lane: Lane = Lane.SLOTS) -> Select[Job]:
+    """Queued jobs that a place of this lane takes, in launch order: priority (+1 per hour of
+    waiting), then owners with fewer running jobs, then first come, first served."""
+    other = Job.__table__.alias("other")
+    running = (
+        select(func.count())
+        .select_from(other)
+        .where(other.c.owner == Job.owner, other.c.state.in_([*LIVE]))
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    waited: ColumnElement[Any] = (now - Job.queued_at) / HOUR_MS
+    return (
+        select(Job)
+        .where(Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]))
+        .order_by((Job.priority + waited).desc(), running, Job.queued_at, Job.id)
+    )
+
+
+def queued() -> list[Job]:
+    """The queue for a slot in launch order, jobs of seconds first: they do not wait for others."""
+    with reading() as session:
+        jobs = session.scalars(launch_order(database_ms(session)))
+        return sorted(jobs, key=lambda job: job.lane != Lane.QUICK)
+
+
+@dataclass(frozen=True)
+class QueueStatus:
+    """Current status of the queue, shared by header, tables and pages.
+
+    Attributes:
+        answers: queued for the playground, which takes them at once.
+        at: when it was read, by the clock of the database.
+        silent_since: when a cluster last answered the supervisor, if it does not now.
+    """
+
+    live: list[Job]
+    queued: list[Job]
+    finished: int
+    needs_attention: int
+    supervisor_alive: bool
+    answers: int = 0
+    at: int = 0
+    silent_since: int | None = None
+
+    @cached_property
+    def _positions(self) -> dict[int, int]:
+        return {job.id: place for place, job in enumerate(self.queued, 1)}
+
+    @property
+    def stalled(self) -> bool:
+        """Whether runs wait for a supervisor that should have come by now: one starts in seconds
+        after a run is added."""
+        oldest = min((job.queued_at for job in self.queued), default=math.inf)
+        return not self.supervisor_alive and self.at - oldest > STARTS_WITHIN_MS
+
+    def position(self, job_id: int) -> int | None:
+        """1 for the next job to start; None if the job is not queued."""
+        return self._positions.get(job_id)
+
+
+def status() -> QueueStatus:
+    """Read the current status of the queue."""
+    waiting = queued()
+    attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
+    with reading() as session:
+        live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
+        finished, attention_count = session.execute(
+            select(func.count(), func.coalesce(func.sum(attention), 0)).where(
+                SHOWN, Job.state.not_in([*ACTIVE])
+            )
+        ).one()
+        beats = dict(session.execute(select(Supervisor.host, Supervisor.beat_at)).all())
+        now = database_ms(session)
+    answered = beats.pop(CLUSTER, now)
+    alive = abs(now - max(beats.values(), default=0)) < ALIVE_MS
+    silent = answered if alive and now - answered > SILENT_MS else None
+    answers = len(waits_for(Lane.PLAYGROUND))
+    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now, silent)
+
+
+def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
+    """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
+    return fetched(_open_jobs(lane, limit))
+
+
+@lru_cache  # the supervisor asks at every turn
+def _open_jobs(lane: Lane, limit: int | None) -> Select[int]:
+    open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())
+    return select(Job.id).where(*open_jobs).limit(limit)
