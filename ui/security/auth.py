@@ -1,4 +1,4 @@
-"""Who sends a request. `current_user` is the only place that decides it; `backend.queue.roles` says
+"""Who sends a request. `current_user` is the only place that decides it; `backend.queue.permissions` says
 what they may do.
 
 A dashboard on a loopback address belongs to whoever uses this machine: they are the host. Where
