@@ -22,11 +22,7 @@ class NotPositiveDefiniteError(ArithmeticError):
 
 
 def cholesky(H: Tensor) -> Tensor:
-    """Lower triangular L with L L^T = H.
-
-    Raises:
-        NotPositiveDefiniteError: H has none.
-    """
+    """Lower triangular L with L L^T = H. Raises NotPositiveDefiniteError: H has none."""
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
         raise NotPositiveDefiniteError
@@ -38,11 +34,8 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
 
     With J the reversal of rows and columns and J H J = L L^T, U = J L^-1 J: half the work of
     inverting H and factorising the inverse. Dead inputs (zero energy) need no special case: the
-    damping makes H regular. Where all inputs are dead, the mean is replaced by 1.
-
-    Raises:
-        NotPositiveDefiniteError: more damping would help.
-    """
+    damping makes H regular. Where all inputs are dead, the mean is replaced by 1. Raises
+    NotPositiveDefiniteError: more damping would help."""
     H = H.flip(0, 1)
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
@@ -56,16 +49,9 @@ def with_damping(
     name: str,
     failed: tuple[str, str],
 ) -> Solved:
-    """Run `solve(damping)`; raise the damping tenfold, up to three times, if H needs it.
-
-    Args:
-        log: called with a line on every increase.
-        name: of the layer.
-        failed: what could not be done to it, such as "pruned", and what to do about it.
-
-    Raises:
-        ComputeError: no damping helped.
-    """
+    """Run `solve(damping)`; raise the damping tenfold, up to three times, if H needs it. `log`:
+    called with a line on every increase. `name`: of the layer. `failed`: what could not be done to
+    it, such as "pruned", and what to do about it. Raises ComputeError: no damping helped."""
     for tried in range(DAMPING_TRIES):
         if tried:
             damping *= MORE
@@ -101,8 +87,7 @@ def largest_eigenvalue(H: Tensor) -> float:
     """lambda_max of a positive semidefinite H [n, n], 5 % above what orthogonal iteration finds.
 
     The iteration approaches it from below, and a descent diverges if it is too low. A block of
-    vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues.
-    """
+    vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues."""
     generator = torch.Generator().manual_seed(0)
     V = torch.randn(len(H), min(BLOCK, len(H)), generator=generator).to(H)  # [n, b]
     for _ in range(ROUNDS):

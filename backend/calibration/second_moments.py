@@ -47,42 +47,28 @@ _nothing = partial(torch.empty, 0)
 class InputStatistics:
     """Statistics of a layer's inputs. Missing ones are empty tensors.
 
-    Quantities derived from H are cached, as layers that share an H use them again.
+    Quantities derived from H are cached, as layers that share an H use them again."""
 
-    Attributes:
-        tokens: N.
-        energy: mean square of each input, diag H, [in].
-        gram: H [in, in].
-        dtype: of the inputs.
-        mean: of each input, [in].
-    """
-
-    tokens: int = 0
-    energy: Tensor = field(default_factory=_nothing)
-    gram: Tensor = field(default_factory=_nothing)
-    dtype: torch.dtype = torch.float32
-    mean: Tensor = field(default_factory=_nothing)
+    tokens: int = 0  # N
+    energy: Tensor = field(default_factory=_nothing)  # mean square of each input, diag H, [in]
+    gram: Tensor = field(default_factory=_nothing)  # H [in, in]
+    dtype: torch.dtype = torch.float32  # of the inputs
+    mean: Tensor = field(default_factory=_nothing)  # of each input, [in]
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
     _ordered_roots: dict[float, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def inverse_root(self, damping: float) -> Tensor:
-        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
-
-        Raises:
-            NotPositiveDefiniteError: more damping would help.
-        """
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1. Raises
+        NotPositiveDefiniteError: more damping would help."""
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
         return self._roots[damping]
 
     def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
-        """The inputs by falling energy [in], and U [in, in] of H in that order.
-
-        Raises:
-            NotPositiveDefiniteError: more damping would help.
-        """
+        """The inputs by falling energy [in], and U [in, in] of H in that order. Raises
+        NotPositiveDefiniteError: more damping would help."""
         if damping not in self._ordered_roots:
             order = self.energy.argsort(descending=True, stable=True)
             root = inverse_root(self.gram[order][:, order], damping)
@@ -219,11 +205,7 @@ class InputCollector:
         """Name -> statistics; layers with the same input tensor share one object.
 
         An expert that no token was sent to gets those of independent inputs of equal size, H = I,
-        and 0 tokens.
-
-        Raises:
-            ComputeError: the inputs of a layer are not finite.
-        """
+        and 0 tokens. Raises ComputeError: the inputs of a layer are not finite."""
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():

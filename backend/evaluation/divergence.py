@@ -40,19 +40,13 @@ POSITIONS = 64  # positions compared at a time, as float32 distributions [b, POS
 
 @dataclass(frozen=True)
 class Divergence:
-    """Divergence of a model from the dense model.
+    """Divergence of a model from the dense model."""
 
-    Attributes:
-        kl: nats per token, mean over all positions; `kl_stderr`: over windows, None for one window.
-        agreement: share of positions with the same top-1 token; `agreement_stderr` likewise.
-        tokens: number of positions compared.
-    """
-
-    kl: float
-    kl_stderr: float | None
-    agreement: float
+    kl: float  # nats per token, mean over all positions
+    kl_stderr: float | None  # over windows, None for one window
+    agreement: float  # share of positions with the same top-1 token; `agreement_stderr` likewise
     agreement_stderr: float | None
-    tokens: int
+    tokens: int  # number of positions compared
 
 
 @torch.no_grad()
@@ -111,11 +105,8 @@ class DivergenceObserver:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        """Add one forward pass: ids [b, L] and logits [b, L, V].
-
-        Raises:
-            ValueError: the reference was recorded with other batches.
-        """
+        """Add one forward pass: ids [b, L] and logits [b, L, V]. Raises ValueError: the reference
+        was recorded with other batches."""
         hidden = next(self._states, None)
         if hidden is None or hidden.shape[:2] != rows.shape:
             raise ValueError("the reference was recorded with other batches")
@@ -133,11 +124,8 @@ class DivergenceObserver:
         self._positions += last * len(rows)
 
     def result(self) -> Divergence:
-        """The means over all forward passes so far.
-
-        Raises:
-            ComputeError: the divergence is not finite.
-        """
+        """The means over all forward passes so far. Raises ComputeError: the divergence is not
+        finite."""
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():
             raise ComputeError(

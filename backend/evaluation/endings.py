@@ -33,13 +33,9 @@ from backend.text.slices import TextSlice
 
 @dataclass(frozen=True)
 class EndingScore:
-    """Answers to questions of the same kind.
+    """Answers to questions of the same kind."""
 
-    Attributes:
-        right: whether each question was answered with its own ending.
-    """
-
-    right: tuple[bool, ...]
+    right: tuple[bool, ...]  # whether each question was answered with its own ending
 
     @property
     def accuracy(self) -> float:
@@ -57,11 +53,7 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
     L is `PART`, or one more where the text has a beginning-of-text token, which then begins every
     row. The first questions are the first of every window, so that a few of them cover the text.
-
-    Args:
-        text: of windows that hold at least CHOICES parts.
-        limit: number of questions; 0: all.
-    """
+    `text`: of windows that hold at least CHOICES parts. `limit`: number of questions; 0: all."""
     ids, each = text.input_ids, parts_of(text.context)
     parts = ids[:, text.bos :][:, : each * PART].reshape(len(ids), each, PART)
     endings = torch.stack([parts.roll(-k, 1)[..., PASSAGE:] for k in range(CHOICES)], 2)
@@ -82,16 +74,9 @@ def score_endings(
     """The answers of `model`, which should be in eval mode, to `questions`.
 
     A streamed model reads its blocks once for every CHOICES-th part of the questions, so that no
-    more hidden states wait than those of the text itself.
-
-    Args:
-        batch: questions in one forward pass, or fewer where their logits would exceed `LOGITS`
-            entries.
-        new: creates the container for the hidden states of a streamed model.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    more hidden states wait than those of the text itself. `batch`: questions in one forward pass,
+    or fewer where their logits would exceed `LOGITS` entries. `new`: creates the container for the
+    hidden states of a streamed model. Raises CancelledError: cancellation was requested."""
     vocabulary = model.config.get_text_config().vocab_size
     batch = max(1, min(batch, LOGITS // (asked[0].numel() * vocabulary)))
     right: list[bool] = []

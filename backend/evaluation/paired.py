@@ -38,14 +38,9 @@ class PairedRatio:
 
 
 def paired_ratio(one: ArrayLike, other: ArrayLike) -> PairedRatio | None:
-    """Perplexity of one model over that of the other.
-
-    Args:
-        one, other: mean losses [n] of the same windows, in nats per token.
-
-    Returns:
-        None where the windows are not the same number, or too few.
-    """
+    """Perplexity of one model over that of the other. `one`, `other`: mean losses [n] of the same
+    windows, in nats per token. Returns None where the windows are not the same number, or too
+    few."""
     ours, theirs = np.asarray(one, np.float64), np.asarray(other, np.float64)
     if len(ours) != len(theirs) or len(ours) < FEWEST:
         return None

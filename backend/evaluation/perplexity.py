@@ -38,25 +38,15 @@ def _nothing(rows: Tensor, logits: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of a model on a text.
+    """Perplexity of a model on a text."""
 
-    Attributes:
-        value: the perplexity.
-        nll: nats per predicted token.
-        bits_per_byte: bits per UTF-8 byte of predicted text.
-        stderr: standard error of `value` over windows; None for a single window.
-        tokens: predicted tokens.
-        bos: whether every window starts with the beginning-of-text token.
-        windows: nats per predicted token of each window.
-    """
-
-    value: float
-    nll: float
-    bits_per_byte: float
-    stderr: float | None
-    tokens: int
-    bos: bool
-    windows: tuple[float, ...]
+    value: float  # the perplexity
+    nll: float  # nats per predicted token
+    bits_per_byte: float  # bits per UTF-8 byte of predicted text
+    stderr: float | None  # standard error of `value` over windows; None for a single window
+    tokens: int  # predicted tokens
+    bos: bool  # whether every window starts with the beginning-of-text token
+    windows: tuple[float, ...]  # nats per predicted token of each window
 
 
 def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -84,16 +74,10 @@ def window_nlls(
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
-    The batch is reduced where the logits of `batch` windows would exceed `LOGITS` entries.
-
-    Args:
-        new: creates the container for the hidden states of a streamed model.
-        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass.
-
-    Raises:
-        ComputeError: a window's loss is not finite.
-        CancelledError: cancellation was requested.
-    """
+    The batch is reduced where the logits of `batch` windows would exceed `LOGITS` entries. `new`:
+    creates the container for the hidden states of a streamed model. `observe`: called with the ids
+    [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
+    not finite. CancelledError: cancellation was requested."""
     count, length = input_ids.shape
     fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
     batch = max(1, min(batch, fitting))
@@ -126,17 +110,11 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 
-    The model should be in eval mode. The softmax of its logits is computed in float32.
-
-    Args:
-        new: creates the container for the hidden states of a streamed model.
-        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass, for
-            further metrics of the same passes.
-
-    Raises:
-        ComputeError: a window's loss is not finite.
-        CancelledError: cancellation was requested.
-    """
+    The model should be in eval mode. The softmax of its logits is computed in float32. `new`:
+    creates the container for the hidden states of a streamed model. `observe`: called with the ids
+    [b, L] and the logits [b, L, V] of every forward pass, for further metrics of the same passes.
+    Raises ComputeError: a window's loss is not finite. CancelledError: cancellation was
+    requested."""
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None

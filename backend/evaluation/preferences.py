@@ -79,10 +79,7 @@ def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
 
 def fit(wins: Vector) -> tuple[Vector, Vector]:
     """Strengths [n], whose mean is 0, and their standard deviations [n], by Newton's method.
-
-    Args:
-        wins: [n, n], how often i beat j; the diagonal is zero.
-    """
+    `wins`: [n, n], how often i beat j; the diagonal is zero."""
     count = len(wins)
     strengths, games = np.zeros(count), wins + wins.T
     information = np.eye(count) / PRIOR**2

@@ -31,18 +31,12 @@ FULL = 0.9  # below it the pattern may be there by chance
 
 @dataclass(frozen=True)
 class BitmaskMatrix:
-    """A matrix as bitmask and values.
+    """A matrix as bitmask and values."""
 
-    Attributes:
-        shape: (out, in).
-        mask: bits in row order, the first weight in the highest bit; `values`: 16 bits each.
-        dtype: of the values.
-    """
-
-    shape: tuple[int, int]
-    mask: bytes
-    values: bytes
-    dtype: torch.dtype
+    shape: tuple[int, int]  # (out, in)
+    mask: bytes  # bits in row order, the first weight in the highest bit
+    values: bytes  # 16 bits each
+    dtype: torch.dtype  # of the values
 
     @property
     def size(self) -> int:

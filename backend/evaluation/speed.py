@@ -71,14 +71,8 @@ def decode_seconds(
 ) -> list[list[float]]:
     """Seconds to decode `tokens` tokens after a prompt, for each decoder and repeat.
 
-    They alternate; one extra warm-up round is not counted.
-
-    Args:
-        clock: seconds; a token is on the processor when it is read.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    They alternate; one extra warm-up round is not counted. `clock`: seconds; a token is on the
+    processor when it is read. Raises CancelledError: cancellation was requested."""
     rounds = []
     for number in range(1 + repeats):
         reporter.progress(number, 1 + repeats, "Measuring speed")
@@ -100,22 +94,16 @@ def _decoded(
 
 @dataclass(frozen=True)
 class SparseProductCurve:
-    """Speed of a sparse matrix product relative to the dense product.
+    """Speed of a sparse matrix product relative to the dense product."""
 
-    Attributes:
-        shape: (out, in).
-        zeros: sparsities, ascending; `speed_up`: dense time / sparse time at each of them.
-    """
-
-    shape: tuple[int, int]
-    zeros: tuple[float, ...]
-    speed_up: tuple[float, ...]
+    shape: tuple[int, int]  # (out, in)
+    zeros: tuple[float, ...]  # sparsities, ascending
+    speed_up: tuple[float, ...]  # dense time / sparse time at each of them
 
     @property
     def break_even(self) -> float | None:
         """The sparsity above which the sparse product was always faster; None if it was slower at
-        the highest. The logarithm of the speed-up is interpolated linearly.
-        """
+        the highest. The logarithm of the speed-up is interpolated linearly."""
         logs = [math.log(x) for x in self.speed_up]
         slower = [i for i, log in enumerate(logs) if log < 0]
         if not slower:
@@ -135,14 +123,8 @@ def sparse_product_curve(
     shares: Sequence[float] = SHARES,
 ) -> SparseProductCurve:
     """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
-
-    Args:
-        rows: of the layer; the matrix has a multiple of them.
-        columns: `skips_zeros` holds for them.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    `rows`: of the layer; the matrix has a multiple of them. `columns`: `skips_zeros` holds for
+    them. Raises CancelledError: cancellation was requested."""
     dice = torch.Generator().manual_seed(SEED)
     height = rows * -(-STREAMED // (rows * columns))
     W = torch.randn(height, columns, generator=dice)

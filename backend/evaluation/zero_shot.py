@@ -29,30 +29,19 @@ RESAMPLES = 100  # bootstrap samples, for metrics that are not means
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a model on a task.
-
-    Attributes:
-        metric: name of the metric; `stderr`: None if the harness reports none.
-        n: number of questions.
-    """
+    """The score of a model on a task."""
 
     task: str
-    metric: str
+    metric: str  # name of the metric
     value: float
-    stderr: float | None
-    n: int
+    stderr: float | None  # None if the harness reports none
+    n: int  # number of questions
 
 
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-    """Load the named tasks with their data.
-
-    Args:
-        folder: YAML files of custom tasks.
-
-    Raises:
-        ConfigError: the harness is not installed, or there is no such task.
-        DatasetError: the data of a task is not available.
-    """
+    """Load the named tasks with their data. `folder`: YAML files of custom tasks. Raises
+    ConfigError: the harness is not installed, or there is no such task. DatasetError: the data of a
+    task is not available."""
     require_harness()
     manager = _manager(names, folder)
     for name in names:
@@ -98,17 +87,9 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """Run the tasks and return the main metric of each.
-
-    Args:
-        tasks: from `load_tasks`.
-        limit: number of questions per task, the first ones; 0: all.
-        batch: batch size.
-
-    Raises:
-        ComputeError: the harness reports no metric.
-        CancelledError: cancellation was requested.
-    """
+    """Run the tasks and return the main metric of each. `tasks`: from `load_tasks`. `limit`: number
+    of questions per task, the first ones; 0: all. `batch`: batch size. Raises ComputeError: the
+    harness reports no metric. CancelledError: cancellation was requested."""
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 

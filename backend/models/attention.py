@@ -32,15 +32,9 @@ def grouped_attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the interface of transformers.
-
-    Args:
-        query: [b, H, n, w]; key, value: [b, h, m, w] with H a multiple of h.
-        attention_mask: [b, 1, n, m] or None.
-
-    Returns:
-        [b, n, H, w], and None instead of attention weights.
-    """
+    """Attention function with the interface of transformers. `query`: [b, H, n, w]; key, value: [b,
+    h, m, w] with H a multiple of h. `attention_mask`: [b, 1, n, m] or None. Returns [b, n, H, w],
+    and None instead of attention weights."""
     batch, heads, n, _ = query.shape
     shared, mask = heads // key.shape[1], attention_mask
     plain = not dropout and all(more.get(name) is None for name in UNKNOWN)

@@ -53,11 +53,8 @@ class StoredTensors:
         return name in self._places
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """The tensor `name` on `device`, in the dtype of its placeholder.
-
-        Raises:
-            ModelError: it cannot be read, has another shape, or is not finite.
-        """
+        """The tensor `name` on `device`, in the dtype of its placeholder. Raises ModelError: it
+        cannot be read, has another shape, or is not finite."""
         path, stored = self._places[name]
         try:
             with safe_open(path, framework="pt") as file:
@@ -102,11 +99,8 @@ def is_streamed(model: PreTrainedModel) -> bool:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Check that all values of a parameter are finite.
-
-    Raises:
-        ModelError: `tensor` has non-finite values.
-    """
+    """Check that all values of a parameter are finite. Raises ModelError: `tensor` has non-finite
+    values."""
     if not all_finite(tensor):
         raise ModelError(
             f"{name} has values that are not finite.",
@@ -117,11 +111,8 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
-    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`.
-
-    Returns:
-        Names of missing weights; if there are any, the model is unusable.
-    """
+    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`. Returns
+    names of missing weights; if there are any, the model is unusable."""
     model.tie_weights()
     stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
     blocks, missing = f"{block_prefix(model)}.", []
@@ -157,11 +148,8 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
 
 @contextmanager
 def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Keep decoder block `index` in memory inside the context; may be nested.
-
-    Raises:
-        ModelError: a weight cannot be read, or is not finite.
-    """
+    """Keep decoder block `index` in memory inside the context; may be nested. Raises ModelError: a
+    weight cannot be read, or is not finite."""
     residency: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
     absent = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
@@ -181,8 +169,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
 def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
     """Replace the weights of the linears of block b by `weights(b)`, [out, in] by module name.
 
-    A whole model is changed immediately, a streamed one whenever a block is read.
-    """
+    A whole model is changed immediately, a streamed one whenever a block is read."""
     if is_streamed(model):
         vars(model)[RESIDENCY].put = weights
         return
@@ -197,11 +184,8 @@ def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:
 
 
 def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and data of every parameter, in model order, with one block in memory at a time.
-
-    Raises:
-        ModelError: a parameter has non-finite values.
-    """
+    """Name and data of every parameter, in model order, with one block in memory at a time. Raises
+    ModelError: a parameter has non-finite values."""
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."
 

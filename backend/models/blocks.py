@@ -21,18 +21,12 @@ from backend.models.families.stored import compressed
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """One prunable weight matrix.
+    """One prunable weight matrix."""
 
-    Attributes:
-        name: full dotted module name, as in `model.named_modules()`.
-        block: index of its decoder block; `module`: its name inside that block.
-        layer: the module itself, for hooks.
-    """
-
-    name: str
-    block: int
-    module: str
-    layer: nn.Module
+    name: str  # full dotted module name, as in `model.named_modules()`
+    block: int  # index of its decoder block
+    module: str  # its name inside that block
+    layer: nn.Module  # the module itself, for hooks
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,22 +53,15 @@ class LinearWeight:
         return W.T if isinstance(self.layer, Conv1D) else W
 
     def write(self, W: Tensor) -> None:
-        """Write `W` [out, in] in place, cast to the layer's dtype.
-
-        Raises:
-            ValueError: `W` has another shape.
-        """
+        """Write `W` [out, in] in place, cast to the layer's dtype. Raises ValueError: `W` has
+        another shape."""
         if tuple(W.shape) != self.shape:
             raise ValueError(f"{self.name} is {self.shape}, not {tuple(W.shape)}")
         self._oriented().copy_(W.detach())
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of `model`, in order.
-
-    Raises:
-        ModelError: no list of blocks was found.
-    """
+    """The decoder blocks of `model`, in order. Raises ModelError: no list of blocks was found."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:

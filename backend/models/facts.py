@@ -35,35 +35,23 @@ NO_SUPPORT = ModelSupport()
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties of a model, known before it is loaded.
-
-    Attributes:
-        note: a caveat, such as weights that are already quantised; may be empty.
-        parameters: number of weights, tied ones counted once.
-        context: longest sequence in tokens; `hidden` and `vocabulary` are widths.
-        linears: matrices of attention and MLP, which methods compress; `others`: further ones of
-            the blocks, which stay dense.
-        dtype: dtype of most stored weights.
-        default_text: name of the default corpus for the model.
-        support: what the model cannot be used for, and why.
-        quantised: how its weights are packed; "" if they are not.
-    """
+    """Properties of a model, known before it is loaded."""
 
     spec: str
     title: str
-    note: str
+    note: str  # a caveat, such as weights that are already quantised; may be empty
     architecture: str
-    parameters: int
+    parameters: int  # number of weights, tied ones counted once
     blocks: int
     hidden: int
     vocabulary: int
-    context: int
-    linears: tuple[LinearShape, ...]
-    dtype: str
-    default_text: str
-    others: tuple[LinearShape, ...] = ()
-    support: ModelSupport = NO_SUPPORT
-    quantised: str = ""
+    context: int  # longest sequence in tokens; `hidden` and `vocabulary` are widths
+    linears: tuple[LinearShape, ...]  # matrices of attention and MLP, which methods compress
+    dtype: str  # dtype of most stored weights
+    default_text: str  # name of the default corpus for the model
+    others: tuple[LinearShape, ...] = ()  # further ones of the blocks, which stay dense
+    support: ModelSupport = NO_SUPPORT  # what the model cannot be used for, and why
+    quantised: str = ""  # how its weights are packed; "" if they are not
 
     @property
     def matrices(self) -> tuple[LinearShape, ...]:
@@ -72,21 +60,13 @@ class ModelFacts:
         return tuple(sorted(both, key=lambda linear: (linear.block, linear.module)))
 
     def require_compressible(self) -> None:
-        """Refuse a model that methods cannot compress.
-
-        Raises:
-            ModelError: says why.
-        """
+        """Refuse a model that methods cannot compress. Raises ModelError: says why."""
         if why := self.support.compress:
             do = "Choose another model. Weight statistics can be taken of any model."
             raise unsupported(self.title, why, "cannot be compressed", do)
 
     def require_decodable(self) -> None:
-        """Refuse a model that the decoding loop cannot run.
-
-        Raises:
-            ModelError: says why.
-        """
+        """Refuse a model that the decoding loop cannot run. Raises ModelError: says why."""
         if why := self.support.decode:
             do = "Choose a model with attention to every token in each layer."
             raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
@@ -111,11 +91,7 @@ def facts_from(
     quantised: str = "",
 ) -> ModelFacts:
     """The facts of the model with this config.json and these stored tensors, as they are when
-    unpacked.
-
-    Raises:
-        ModelError: the model is not supported.
-    """
+    unpacked. Raises ModelError: the model is not supported."""
     architecture = _causal_architecture(spec, config)
     text = text_config(config)
     if not isinstance(text, Mapping):

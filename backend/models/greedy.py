@@ -14,8 +14,7 @@ from backend.models.kv_cache import cache_name
 def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
     """Yield greedy tokens after the ids of a prompt, without end.
 
-    Uses the model's own key-value cache, as plain `transformers` does.
-    """
+    Uses the model's own key-value cache, as plain `transformers` does."""
     name, cache = cache_name(model), None
     given = torch.tensor([[*prompt]], device=model.device)
     while True:

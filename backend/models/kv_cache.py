@@ -30,10 +30,7 @@ def cache_name(model: PreTrainedModel) -> str:
 
 def sliding_window(model: PreTrainedModel) -> int | None:
     """The number of tokens that layers with a sliding window attend to; None: there are none.
-
-    Raises:
-        ModelError: a layer caches something other than keys and values of every token.
-    """
+    Raises ModelError: a layer caches something other than keys and values of every token."""
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer:

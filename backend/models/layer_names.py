@@ -43,11 +43,8 @@ def fits(name: str, layer: NamedLayer) -> bool:
 
 
 def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
-    """Check that every pattern matches a layer.
-
-    Raises:
-        ConfigError: one matches none; lists the layer names.
-    """
+    """Check that every pattern matches a layer. Raises ConfigError: one matches none; lists the
+    layer names."""
     for name in names:
         if not any(fits(name, layer) for layer in layers):
             known = list(dict.fromkeys(layer.module for layer in layers))

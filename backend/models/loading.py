@@ -74,16 +74,10 @@ def load(
     say: Say = silent,
     streamed: bool = False,
 ) -> LoadedModel:
-    """Load the model `spec`, in eval mode and without a key-value cache.
-
-    Args:
-        dtype: of the weights; None: float32 on the CPU, as stored elsewhere.
-        say: called with a message before a slow step.
-        streamed: keep one decoder block in memory at a time, plus everything outside the blocks.
-
-    Raises:
-        ModelError: not available, not supported, too large for the memory, or damaged.
-    """
+    """Load the model `spec`, in eval mode and without a key-value cache. `dtype`: of the weights;
+    None: float32 on the CPU, as stored elsewhere. `say`: called with a message before a slow step.
+    `streamed`: keep one decoder block in memory at a time, plus everything outside the blocks.
+    Raises ModelError: not available, not supported, too large for the memory, or damaged."""
     facts = inspect(spec)
     if streamed and facts.support.stream:
         do = "Choose a model that fits into memory."
@@ -107,11 +101,8 @@ def self_checked(
     finite weights under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies
     are looked at, too: attention of PyTorch leaves out scores that are not numbers. The pass reads
     every weight once from memory; of a streamed model its first block is read from disk and run,
-    the others are of the same config.
-
-    Raises:
-        ModelError: the model cannot be run, or its logits are not finite.
-    """
+    the others are of the same config. Raises ModelError: the model cannot be run, or its logits are
+    not finite."""
     ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
     with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
         logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
@@ -168,11 +159,8 @@ def refusing(
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of a model.
-
-    Raises:
-        ModelError: it is missing, damaged, or has tokens without an embedding.
-    """
+    """The tokenizer in the folder of a model. Raises ModelError: it is missing, damaged, or has
+    tokens without an embedding."""
     do = "Copy the tokenizer of the original model."
     with refusing(facts, "transformers cannot read its tokenizer", do):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
@@ -212,11 +200,8 @@ def free_memory(device: str | torch.device) -> int:
 
 
 def check_weights(model: PreTrainedModel) -> None:
-    """Check that all weights are finite.
-
-    Raises:
-        ModelError: names the first parameter with non-finite values.
-    """
+    """Check that all weights are finite. Raises ModelError: names the first parameter with
+    non-finite values."""
     for _ in each_parameter(model):
         pass
 
@@ -227,11 +212,8 @@ def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
 
 @torch.no_grad()
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
-
-    Raises:
-        ModelError: a parameter has non-finite values.
-    """
+    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order. Raises
+    ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())

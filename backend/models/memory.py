@@ -163,14 +163,8 @@ TO_LOWER = {  # part -> its name, the remedy, and the config field for it
 
 
 def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> None:
-    """Check that a job fits into memory.
-
-    Args:
-        needed: bytes, or bytes by part (`memory_parts`) to report the largest part.
-
-    Raises:
-        ModelError: `needed` exceeds `available`.
-    """
+    """Check that a job fits into memory. `needed`: bytes, or bytes by part (`memory_parts`) to
+    report the largest part. Raises ModelError: `needed` exceeds `available`."""
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
     if total <= available:

@@ -41,14 +41,9 @@ def save(
 ) -> None:
     """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
-    Weights are split into files of at most `SHARD` bytes, written one at a time.
-
-    Args:
-        dtype: of the saved weights, where it changes no value; None: that of the model.
-
-    Raises:
-        ModelError: see `check_saved`.
-    """
+    Weights are split into files of at most `SHARD` bytes, written one at a time. `dtype`: of the
+    saved weights, where it changes no value; None: that of the model. Raises ModelError: see
+    `check_saved`."""
     folder.mkdir(parents=True, exist_ok=True)
     with fused(model):
         _save_weights(model, folder, dtype or model.dtype)
@@ -65,12 +60,8 @@ def save_around(
     quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Write everything except the weights of a saved model, with the key-value cache enabled.
-
-    Args:
-        card: the text of README.md.
-        dtype: of the saved weights.
-        quantization: the `quantization_config`, if any.
-    """
+    `card`: the text of README.md. `dtype`: of the saved weights. `quantization`: the
+    `quantization_config`, if any."""
     config = deepcopy(model.config)
     config.use_cache, config.architectures = True, [type(model).__name__]
     config.dtype = str(dtype).removeprefix("torch.")
@@ -111,13 +102,8 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:
     """Check that the tensors in a saved folder are those of the model its config describes: none
     missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
-
-    Args:
-        quantised: module -> shape [out, in] of the layers stored as packed codes.
-
-    Raises:
-        ModelError: plain transformers would load another model.
-    """
+    `quantised`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
+    plain transformers would load another model."""
     stored = {name: header.shape for name, header in read_headers(folder).items()}
     for module, shape in quantised.items():
         packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]

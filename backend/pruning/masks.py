@@ -26,11 +26,8 @@ def keep_count(count: int, drop: float) -> int:
 
 
 def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest scores of each row.
-
-    Args:
-        keep: one number for all rows, or int64 [rows].
-    """
+    """Mask [rows, columns] of the `keep` highest scores of each row. `keep`: one number for all
+    rows, or int64 [rows]."""
     columns = scores.shape[1]
     if isinstance(keep, int):
         threshold = smallest(scores, min(columns - keep, columns - 1)).unsqueeze(1)

@@ -33,11 +33,8 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Parse "2:4", "50%" or "0.5".
-
-        Raises:
-            ValueError: not a pattern; the message shows the syntax.
-        """
+        """Parse "2:4", "50%" or "0.5". Raises ValueError: not a pattern; the message shows the
+        syntax."""
         text = text.strip()
         if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
             keep, group = int(match[1]), int(match[2])
@@ -63,14 +60,9 @@ class Pattern:
         return not self.structured or columns % self.group == 0
 
     def require_fit(self, columns: Mapping[str, int], field: str = "pattern") -> None:
-        """Reject layers (name -> number of inputs) that the pattern does not divide.
-
-        Args:
-            field: config field of the pattern.
-
-        Raises:
-            ConfigError: names the layers, and the group sizes that would fit.
-        """
+        """Reject layers (name -> number of inputs) that the pattern does not divide. `field`:
+        config field of the pattern. Raises ConfigError: names the layers, and the group sizes that
+        would fit."""
         unfit = [name for name, inputs in columns.items() if not self.divides(inputs)]
         if not unfit:
             return

@@ -41,11 +41,8 @@ def adjust(
 ) -> Tensor:
     """Adjust the sparse weights `start` [out, in] towards `dense` in `steps` steps.
 
-    No row has a larger output error or more non-zeros than before.
-
-    Args:
-        soft: update the mask at every step.
-    """
+    No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
+    step."""
     H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
     if group:
         H = _to_planes(_to_planes(H, group).T, group)
@@ -87,8 +84,7 @@ def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Te
 def _to_planes(W: Tensor, group: int) -> Tensor:
     """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
 
-    Groups then lie across `group` planes, which are compared as a whole.
-    """
+    Groups then lie across `group` planes, which are compared as a whole."""
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
 
 

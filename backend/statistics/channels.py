@@ -16,11 +16,8 @@ DROPPED_BITS = 12  # of the 23 mantissa bits
 def channel_figures(weight: Tensor) -> dict[str, np.ndarray]:
     """Profile name -> float32 values, [out] for rows and [in] for columns.
 
-    Values are rounded to a relative precision of 0.025 %, which halves the stored size.
-
-    Args:
-        weight: [out, in].
-    """
+    Values are rounded to a relative precision of 0.025 %, which halves the stored size. `weight`:
+    [out, in]."""
     magnitude = weight.detach().float().abs()
     profiles = {}
     for side, along in (("row", 1), ("column", 0)):

@@ -14,15 +14,9 @@ from backend.statistics.names import magnitude_edges
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:
-    """Count of weights in each bin of the |w| axis, without exact zeros.
-
-    Args:
-        ordered: sorted weights [n].
-        std: of the dense tensor; the unit of the axis.
-
-    Returns:
-        int64 [144] on the CPU; the sum plus the number of exact zeros is n.
-    """
+    """Count of weights in each bin of the |w| axis, without exact zeros. `ordered`: sorted weights
+    [n]. `std`: of the dense tensor; the unit of the axis. Returns int64 [144] on the CPU; the sum
+    plus the number of exact zeros is n."""
     inner = torch.from_numpy(magnitude_edges(std)[1:-1]).to(ordered)
     negative = torch.searchsorted(ordered, ordered.new_zeros(()))
     positive = torch.searchsorted(ordered, ordered.new_zeros(()), right=True)
@@ -37,10 +31,7 @@ def _end(ordered: Tensor) -> Tensor:
 
 def cutoff(ordered: Tensor, share: float) -> float:
     """The largest magnitude among the fraction `share` of smallest weights; 0 if there are none.
-
-    Args:
-        ordered: sorted weights [n].
-    """
+    `ordered`: sorted weights [n]."""
     rank = round(share * len(ordered))
     return _kth_magnitude(ordered, rank) if rank else 0.0
 

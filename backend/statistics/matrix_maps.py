@@ -23,11 +23,7 @@ LEVELS = 63  # from 0 to the largest figure of a map
 
 def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.ndarray]:
     """Profile name -> float32 [rows, columns], at most 64 of each; in the unit of the weights.
-
-    Args:
-        weight: [out, in].
-        dense: the same matrix before; None: there is no change to show.
-    """
+    `weight`: [out, in]. `dense`: the same matrix before; None: there is no change to show."""
     W = weight.detach().float()
     size = min(W.shape[0], MAP_CELLS), min(W.shape[1], MAP_CELLS)
     magnitude = W.abs()
@@ -43,11 +39,7 @@ def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.nda
 
 def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
     """Counts [64 dense bins, 64 bins of `weight`], float32; together the number of weights.
-
-    Args:
-        weight, dense: [out, in].
-        edge: of the tensor's histogram.
-    """
+    `weight`, `dense`: [out, in]. `edge`: of the tensor's histogram."""
     before, after = (_bins(x, edge) for x in (dense, weight))
     both = before.mul_(JOINT_BINS).add_(after)
     counts = torch.bincount(both, minlength=JOINT_BINS**2)

@@ -41,11 +41,8 @@ class Region:
 
 
 def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
-    """The values [rows, columns] in float32; None where the folder has no such plain matrix.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """The values [rows, columns] in float32; None where the folder has no such plain matrix. Raises
+    ModelError: a file is missing or damaged."""
     whole = _stored(folder, tensor, FLOATS)
     if whole is None:
         return None
@@ -57,11 +54,7 @@ def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
 
 def stored_words(folder: Path, tensor: str) -> np.ndarray | None:
     """A matrix of 32-bit words, uint32, of which only what is looked at is read; None where the
-    folder has none of that name.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    folder has none of that name. Raises ModelError: a file is missing or damaged."""
     return _stored(folder, tensor, WORDS)
 
 

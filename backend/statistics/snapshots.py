@@ -23,23 +23,15 @@ HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 @dataclass(frozen=True)
 class HistogramScale:
-    """Reference scale for all stages of one tensor, from the dense tensor.
+    """Reference scale for all stages of one tensor, from the dense tensor."""
 
-    Attributes:
-        edge: the histogram runs from -edge to edge.
-        std: standard deviation of the dense weights.
-    """
-
-    edge: float
-    std: float
+    edge: float  # the histogram runs from -edge to edge
+    std: float  # standard deviation of the dense weights
 
 
 def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
     """The scale of a dense tensor: 1.5 times its larger absolute 0.1 % quantile, and its std.
-
-    Args:
-        ordered: the same weights sorted [n], if available.
-    """
+    `ordered`: the same weights sorted [n], if available."""
     ordered = ascending(dense.float().flatten()) if ordered is None else ordered
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
     edge = HEADROOM * max(abs(low), abs(high))
@@ -56,17 +48,10 @@ def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[f
 
 
 def tensor_statistics(ordered: Tensor, dense_std: float) -> dict[str, float]:
-    """Named statistics of all values of a tensor.
-
-    Args:
-        ordered: its values sorted, float32 [n].
-
-    Returns:
-        zero_share (exact zeros), near_zero (|w| < 0.05 dense standard deviations), mean, std,
-        skewness, kurtosis, min, max, smallest (|w| that is not 0; 0 when all are), l1 (sum of
-        |w|), l2 (root of the sum of squares), dense_std. Skewness and kurtosis of a constant
-        tensor are 0.
-    """
+    """Named statistics of all values of a tensor. `ordered`: its values sorted, float32 [n].
+    Returns zero_share (exact zeros), near_zero (|w| < 0.05 dense standard deviations), mean, std,
+    skewness, kurtosis, min, max, smallest (|w| that is not 0; 0 when all are), l1 (sum of |w|), l2
+    (root of the sum of squares), dense_std. Skewness and kurtosis of a constant tensor are 0."""
     n, near = len(ordered), NEAR_ZERO * dense_std
     negative, to_near = torch.searchsorted(ordered, ordered.new_tensor([0.0, near])).tolist()
     edges = ordered.new_tensor([-near, 0.0])
@@ -95,8 +80,7 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
     """Mean, variance, skewness and kurtosis of sorted values.
 
     Values are centred first to avoid cancellation, and scaled by the largest deviation so that
-    fourth powers of weights from 1e-12 to 1e12 stay within the float32 range.
-    """
+    fourth powers of weights from 1e-12 to 1e12 stay within the float32 range."""
     mean = ordered.mean().item()
     if ordered[0] == ordered[-1]:
         return mean, 0.0, 0.0, 0.0
@@ -112,14 +96,8 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
 def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     """Counts in `BINS` equal bins from -edge to edge, and the count of values outside.
 
-    Bins include their left edge, the last bin both edges. Exact zeros are in no bin.
-
-    Args:
-        ordered: sorted values [n].
-
-    Returns:
-        counts int64 [BINS], zeros, below, above; together n.
-    """
+    Bins include their left edge, the last bin both edges. Exact zeros are in no bin. `ordered`:
+    sorted values [n]. Returns counts int64 [BINS], zeros, below, above; together n."""
     edges = torch.linspace(-edge, edge, BINS + 1, dtype=ordered.dtype, device=ordered.device)
     edges[BINS // 2] = 0.0
     places = torch.searchsorted(ordered, edges)

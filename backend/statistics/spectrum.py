@@ -74,12 +74,9 @@ def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
 
 
 def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Named figures and the profile of the singular values; both empty for a large matrix.
-
-    Returns:
-        stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
-        alpha_start (a singular value); singular values float32 [min(out, in)].
-    """
+    """Named figures and the profile of the singular values; both empty for a large matrix. Returns
+    stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
+    alpha_start (a singular value); singular values float32 [min(out, in)]."""
     sigma = singular_values(weight)
     if sigma is None:
         return {}, {}

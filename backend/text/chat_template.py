@@ -26,11 +26,8 @@ class _OutOfTimeError(BaseException):
 
 
 def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation as text that ends where the model's answer begins. Main thread only.
-
-    Raises:
-        ModelError: the template fails, or exceeds the limits.
-    """
+    """A conversation as text that ends where the model's answer begins. Main thread only. Raises
+    ModelError: the template fails, or exceeds the limits."""
     try:
         with _limited_time(RENDER_S), _limited_memory(RENDER_BYTES):
             return str(

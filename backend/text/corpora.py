@@ -22,20 +22,14 @@ WIKIPEDIA, ARTICLES = "wikipedia", "articles.jsonl"
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """A corpus as the form lists it.
+    """A corpus as the form lists it."""
 
-    Attributes:
-        name: its name in configs.
-        ready: whether a run can read it now; if not, `note` says what is missing.
-        roles: what it can be used for.
-    """
-
-    name: str
+    name: str  # its name in configs
     title: str
     licence: str
     note: str
-    ready: bool = True
-    roles: tuple[Role, ...] = ("calibration", "evaluation")
+    ready: bool = True  # whether a run can read it now; if not, `note` says what is missing
+    roles: tuple[Role, ...] = ("calibration", "evaluation")  # what it can be used for
 
 
 def prepared() -> Checkpoints:
@@ -87,14 +81,9 @@ def corpora() -> list[CorpusInfo]:
 
 
 def require_corpus(name: str, field: str) -> CorpusInfo:
-    """The corpus `name`, checked for use in a config field.
-
-    Args:
-        field: "calibration_text" or "evaluation_text".
-
-    Raises:
-        DatasetError: unknown, not ready, not readable, or not allowed in this role.
-    """
+    """The corpus `name`, checked for use in a config field. `field`: "calibration_text" or
+    "evaluation_text". Raises DatasetError: unknown, not ready, not readable, or not allowed in this
+    role."""
     known = {corpus.name: corpus for corpus in corpora()}
     inner = name.removeprefix(files.PREFIX)
     if inner != name and (found := files.paths(inner)):  # files in folders, too: none is listed

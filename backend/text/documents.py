@@ -90,14 +90,9 @@ def _sources(name: str) -> list[Path]:
 
 
 def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
-    """The documents of one role of a corpus, in order, read lazily.
-
-    Args:
-        shared: whether the other role uses this corpus too, so that it must be split.
-
-    Raises:
-        DatasetError: see `require_corpus`, or the corpus cannot be read.
-    """
+    """The documents of one role of a corpus, in order, read lazily. `shared`: whether the other
+    role uses this corpus too, so that it must be split. Raises DatasetError: see `require_corpus`,
+    or the corpus cannot be read."""
     field = f"{role}_text"
     corpus = require_corpus(name, field)
     try:

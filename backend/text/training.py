@@ -38,17 +38,11 @@ Example = tuple[list[int], list[int]]  # ids, labels
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The rows a model is trained on.
+    """The rows a model is trained on."""
 
-    Attributes:
-        text: the rows, as tokens.
-        labels: [n, L] int64: the tokens, or `UNJUDGED` for those without a loss.
-        form: "text" or "instructions".
-    """
-
-    text: TextSlice
-    labels: Tensor
-    form: str
+    text: TextSlice  # the rows, as tokens
+    labels: Tensor  # [n, L] int64: the tokens, or `UNJUDGED` for those without a loss
+    form: str  # "text" or "instructions"
 
 
 def training_set(
@@ -60,15 +54,9 @@ def training_set(
     least: int = 1,
     shared: bool = True,
 ) -> TrainingSet:
-    """At most `count` rows of `length` tokens; fewer if the text is shorter.
-
-    Args:
-        least: minimum number of rows.
-        shared: whether evaluation uses the same corpus.
-
-    Raises:
-        DatasetError: no such text, not readable, or too short.
-    """
+    """At most `count` rows of `length` tokens; fewer if the text is shorter. `least`: minimum
+    number of rows. `shared`: whether evaluation uses the same corpus. Raises DatasetError: no such
+    text, not readable, or too short."""
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
         packed = list(islice(_packed(examples, tokenizer, length), count))

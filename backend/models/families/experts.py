@@ -59,11 +59,8 @@ class ExpertList(nn.ModuleList):
 
 
 def split_experts(model: PreTrainedModel) -> None:
-    """Give every expert of `model` its own linears.
-
-    Raises:
-        ModelError: its experts are of another kind.
-    """
+    """Give every expert of `model` its own linears. Raises ModelError: its experts are of another
+    kind."""
     for name, module in list(model.named_modules()):
         if any(isinstance(p, nn.Parameter) and p.dim() == 3 for p in _parts(module)):
             _check_kind(model, name, module)

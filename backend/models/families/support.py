@@ -47,31 +47,18 @@ ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of 
 
 @dataclass(frozen=True)
 class ModelSupport:
-    """Why a model cannot be used in some way; "" where it can.
+    """Why a model cannot be used in some way; "" where it can."""
 
-    Attributes:
-        compress: by SDS and DL-QAT.
-        decode: by the decoding loop, which verifies trees, and so by a drafter.
-        clone: its layers, as the adaptation layers of a drafter.
-        stream: block by block from its files.
-        mixture: whether it has experts.
-    """
-
-    compress: str = ""
-    decode: str = ""
-    clone: str = ""
-    stream: str = ""
-    mixture: bool = False
+    compress: str = ""  # by SDS and DL-QAT
+    decode: str = ""  # by the decoding loop, which verifies trees, and so by a drafter
+    clone: str = ""  # its layers, as the adaptation layers of a drafter
+    stream: str = ""  # block by block from its files
+    mixture: bool = False  # whether it has experts
 
 
 def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
-    """What can be done with a model.
-
-    Args:
-        config: of the language model.
-        linears: number of its compressed matrices.
-        packed: whether its weights are packed codes.
-    """
+    """What can be done with a model. `config`: of the language model. `linears`: number of its
+    compressed matrices. `packed`: whether its weights are packed codes."""
     family, mixture = str(config.get("model_type", "")), is_mixture(config)
     return ModelSupport(
         compress=_compress(family, mixture, linears),

@@ -55,11 +55,8 @@ def prepared(name: str) -> Path | None:
 def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     """The prepared folder `name`, filled by `fill` if it does not exist.
 
-    A file lock ensures that concurrent processes prepare it once: the others wait.
-
-    Raises:
-        ModelError: less than `space` bytes are free on the disk.
-    """
+    A file lock ensures that concurrent processes prepare it once: the others wait. Raises
+    ModelError: less than `space` bytes are free on the disk."""
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):

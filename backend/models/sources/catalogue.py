@@ -70,10 +70,7 @@ def entries() -> list[CatalogueEntry]:
 
 def local_folder(spec: str) -> Path | None:
     """The folder of a model that is on this machine, ready to load; None where it is not yet.
-
-    Raises:
-        ModelError: outside the allowed folders, or no model.
-    """
+    Raises ModelError: outside the allowed folders, or no model."""
     if spec == TOY:
         return TOY_FOLDER
     if spec == smollm2.NAME:
@@ -85,12 +82,8 @@ def local_folder(spec: str) -> Path | None:
 
 
 def inspect(spec: str) -> ModelFacts:
-    """The facts of a model, from its config and file headers only.
-
-    Raises:
-        ModelError: unknown, unreachable, outside the allowed folders, or not supported; with
-            `field="model"`.
-    """
+    """The facts of a model, from its config and file headers only. Raises ModelError: unknown,
+    unreachable, outside the allowed folders, or not supported; with `field="model"`."""
     if spec == TOY:
         return _folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if folder := local_folder(spec):
@@ -106,11 +99,8 @@ def inspect(spec: str) -> ModelFacts:
 
 def require_tokenizer(spec: str, vocabulary: int) -> None:
     """Check that a model can read text, as far as it can be known before the model is there. Those
-    that come with Slimscope or were converted by it can.
-
-    Raises:
-        ModelError: it has no tokenizer, or one for another model.
-    """
+    that come with Slimscope or were converted by it can. Raises ModelError: it has no tokenizer, or
+    one for another model."""
     folder: Path | None = None
     if is_hub_id(spec):
         folder = hub.cached(spec)

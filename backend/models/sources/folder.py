@@ -15,12 +15,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_mo
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder holds a plain model.
-
-    Raises:
-        ModelError: it contains an adapter, links to files outside, or files of another size than
-            when they were saved.
-    """
+    """Check that a folder holds a plain model. Raises ModelError: it contains an adapter, links to
+    files outside, or files of another size than when they were saved."""
     check_no_adapter(folder)
     check_links(folder)
     check_unchanged(folder)
@@ -28,11 +24,8 @@ def check_folder(folder: Path) -> None:
 
 def check_no_adapter(folder: Path) -> None:
     """Check that there is no adapter beside the weights: transformers attaches it without asking.
-    The layers it wraps then have other names, under which their weights are also saved.
-
-    Raises:
-        ModelError: there is one.
-    """
+    The layers it wraps then have other names, under which their weights are also saved. Raises
+    ModelError: there is one."""
     if found := next((name for name in ADAPTER_FILES if (folder / name).exists()), None):
         raise adapter_error(folder, found)
 
@@ -51,10 +44,7 @@ def adapter_error(folder: Path, file: str = ADAPTER_FILES[0]) -> ModelError:
 def check_links(folder: Path) -> None:
     """Check that no entry of the folder or of those in it is a link out of it, or to nothing.
     Snapshots of the Hub consist of links to the blobs of the same repository, `models--ORG--NAME`.
-
-    Raises:
-        ModelError: names the link, or the folder holds more than a model.
-    """
+    Raises ModelError: names the link, or the folder holds more than a model."""
     real = real_path(folder)
     snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
     root, entries = real.parents[1] if snapshot else real, 0
@@ -76,14 +66,9 @@ def _may_not_be_read(folder: Path, why: str, do: str) -> ModelError:
 
 
 def check_unchanged(folder: Path, *, contents: bool = False) -> None:
-    """Check that the files of a folder are those that Slimscope saved, if it did.
-
-    Args:
-        contents: compare sha256 sums, too; see `changed_file`.
-
-    Raises:
-        ModelError: names the file and the run that saved it.
-    """
+    """Check that the files of a folder are those that Slimscope saved, if it did. `contents`:
+    compare sha256 sums, too; see `changed_file`. Raises ModelError: names the file and the run that
+    saved it."""
     if name := changed_file(folder, contents=contents):
         run = _run_of(folder)
         again = f"run {run} again" if run else "delete the folder, so that it is set up again"

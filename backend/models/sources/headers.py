@@ -29,11 +29,8 @@ FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ModelError: no such file, larger than `MAX_JSON`, or not a JSON object.
-    """
+    """The JSON object in a file. Raises ModelError: no such file, larger than `MAX_JSON`, or not a
+    JSON object."""
     folder, name = path.parent, path.name
     try:
         _check_size(folder, path, path.stat().st_size, MAX_JSON)
@@ -60,20 +57,13 @@ def _check_size(folder: Path, path: Path, size: int, most: int) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
-
-    Raises:
-        ModelError: see `read_json`.
-    """
+    """The folder's config.json. Raises ModelError: see `read_json`."""
     return read_json(folder / "config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from `folder`; all of them exist.
-
-    Raises:
-        ModelError: there are none, or a shard is missing or no file of the folder.
-    """
+    """The safetensors files that transformers would load from `folder`; all of them exist. Raises
+    ModelError: there are none, or a shard is missing or no file of the folder."""
     names = {*_places(folder).values()} or {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
@@ -101,11 +91,8 @@ def _places(folder: Path) -> dict[str, str]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Name -> header of every tensor in the folder's safetensors files.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """Name -> header of every tensor in the folder's safetensors files. Raises ModelError: a file
+    is missing or damaged."""
     headers: dict[str, TensorHeader] = {}
     rest, found = MAX_HEADER, set[tuple[str, str]]()
     for path in weight_files(folder):
@@ -125,11 +112,8 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def read_shapes(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
-    """Layer -> [out, in], of the layers whose file says so beside their packed codes.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """Layer -> [out, in], of the layers whose file says so beside their packed codes. Raises
+    ModelError: a file is missing or damaged."""
     ending, shapes = ".weight_shape", dict[str, tuple[int, ...]]()
     pairs = {n for n, h in headers.items() if n.endswith(ending) and h == SHAPE}
     for path in weight_files(folder) if pairs else ():

@@ -54,22 +54,16 @@ def cached(hub_id: str) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of the model, after downloading files that are not cached.
-
-    Raises:
-        ModelError: see `headers_of`.
-    """
+    """The folder of the model, after downloading files that are not cached. Raises ModelError: see
+    `headers_of`."""
     with _model_errors(hub_id):
         huggingface_hub.model_info(hub_id, timeout=PATIENCE)
         return _fetch(hub_id)
 
 
 def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
-    """config.json and tensor headers of a repository, a download of some kilobytes.
-
-    Raises:
-        ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached.
-    """
+    """config.json and tensor headers of a repository, a download of some kilobytes. Raises
+    ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached."""
     with _model_errors(hub_id):
         huggingface_hub.model_info(
             hub_id, timeout=PATIENCE

@@ -25,11 +25,8 @@ _lookups: dict[str, tuple[float, Future[Headers]]] = {}  # hub id -> start, answ
 
 
 def headers_of(hub_id: str) -> Headers:
-    """As `hub.headers_of`, from an answer of the last ten minutes where there is one.
-
-    Raises:
-        ModelError: see `hub.headers_of`; or the hub did not answer within 20 s.
-    """
+    """As `hub.headers_of`, from an answer of the last ten minutes where there is one. Raises
+    ModelError: see `hub.headers_of`; or the hub did not answer within 20 s."""
     try:
         return _lookup(hub_id).result(DEADLINE_S)
     except TimeoutError as error:

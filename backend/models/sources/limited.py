@@ -38,11 +38,8 @@ class UnreadableFileError(Exception):
 
 
 def read(parser: str, path: Path) -> Any:
-    """What `parser` ("module:function") answers about the file at `path`.
-
-    Raises:
-        UnreadableFileError: the parser failed or exceeded the limits.
-    """
+    """What `parser` ("module:function") answers about the file at `path`. Raises
+    UnreadableFileError: the parser failed or exceeded the limits."""
     if not path.is_file():
         raise UnreadableFileError("It is not a regular file.")
     state = path.stat()

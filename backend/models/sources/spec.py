@@ -29,11 +29,8 @@ def is_hub_id(spec: str) -> bool:
 
 
 def on_disk(spec: str) -> Path:
-    """The model folder or .gguf file at a path, absolute, with links resolved.
-
-    Raises:
-        ModelError: outside the allowed folders, not found, or not a valid spec.
-    """
+    """The model folder or .gguf file at a path, absolute, with links resolved. Raises ModelError:
+    outside the allowed folders, not found, or not a valid spec."""
     if not spec.startswith(("/", "~", ".")) or "\0" in spec:
         raise ModelError(
             f"{spec!r} is not a model.",
@@ -62,11 +59,7 @@ def on_disk(spec: str) -> Path:
 
 def _same_here(path: Path, expected: str) -> Path:
     """What is here of the model that another machine has at `path`: at the same path, or under the
-    same name in one of the allowed folders.
-
-    Raises:
-        ModelError: nothing with that fingerprint.
-    """
+    same name in one of the allowed folders. Raises ModelError: nothing with that fingerprint."""
     roots = settings().readable_roots()
     for place in (path, *(root / path.name for root in roots)):
         real = real_path(place)

@@ -16,13 +16,8 @@ DO = "Copy the tokenizer files of the original model into the folder."
 
 def check_tokenizer(folder: Path, vocabulary: int) -> None:
     """Check the tokenizer in a model folder; of a format other than tokenizer.json, its presence.
-
-    Args:
-        vocabulary: the number of rows of the model's embedding.
-
-    Raises:
-        ModelError: it is missing, damaged, or has tokens without an embedding.
-    """
+    `vocabulary`: the number of rows of the model's embedding. Raises ModelError: it is missing,
+    damaged, or has tokens without an embedding."""
     if not (folder / FAST).exists():
         if not any((folder / name).is_file() for name in SLOW):
             raise _refused(folder, "It has no tokenizer.")
@@ -35,11 +30,8 @@ def check_tokenizer(folder: Path, vocabulary: int) -> None:
 
 
 def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
-    """Check that every token has an embedding.
-
-    Raises:
-        ModelError: the id `largest` is outside the `vocabulary`.
-    """
+    """Check that every token has an embedding. Raises ModelError: the id `largest` is outside the
+    `vocabulary`."""
     if largest >= vocabulary:
         raise _refused(
             folder,

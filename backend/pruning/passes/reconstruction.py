@@ -49,7 +49,7 @@ class ReconstructionPass(BlockPass):
 
     def __init__(self, run: SDSRun) -> None:
         super().__init__(run)
-        self.start = next(stage for stage in self.starts if stage in self.config.stages)
+        self.start = next(stage for stage in self.starts if stage in run.plan.stages)
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:

@@ -25,7 +25,7 @@ from jobs.comparison import StageComparison
 from jobs.record import record
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
-from jobs.sds.estimate import disk_space, flops_by_phase, memory_bytes
+from jobs.sds.estimate import memory_bytes, requirements
 from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
@@ -90,7 +90,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
 
 
 def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) -> None:
-    small = {"until": "first", "pattern": "50%", "allocation": "owl", "owl_outlier": 3}
+    small = {"until": "first", "pattern": "50%", "allocation": "owl"}
     whole = finished(wait, **small)
     streamed = finished(wait, **small, weights="streamed", activations="disk")
     assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
@@ -175,7 +175,7 @@ def test_solvers_cost_the_products_they_make() -> None:
         work = []
         for base in ("wanda", "sparsegpt", "admm", "alps"):
             config = SDSJob.model_validate({**SMALL, "base": base, "until": until})
-            work.append(flops_by_phase(config, facts)["prune"] / product)
+            work.append(requirements(config).flops["prune"] / product)
         assert [round((x - work[0]) / prunings) for x in work] == [0, 1, 21, 200]
 
 
@@ -183,7 +183,7 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
     facts, work, memory, states = inspect("toy"), [], [], []
     for epochs in (0, 1, 3):
         config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
-        work.append(flops_by_phase(config, facts)["prune"])
+        work.append(requirements(config).flops["prune"])
         needed = memory_bytes(config, facts, 10**10)[1]
         memory.append(needed.get("reconstruction", 0))
         states.append(needed["activations"])
@@ -220,7 +220,7 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [disk_space(SDSJob.model_validate({**SMALL, **x}), facts).bytes for x in (
+    sizes = [requirements(SDSJob.model_validate({**SMALL, **x})).disk.bytes for x in (
         {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
     )]  # fmt: skip
     states = 2 * 4 * 8 * 64 * facts.hidden
@@ -239,7 +239,7 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
     stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
-    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 2 * facts.parameters
+    expected = requirements(SDSJob.model_validate(SMALL)).disk.bytes - 2 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
 
 
