@@ -17,6 +17,11 @@ class Plan(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """What is done, in words -> full names of the layers it is done to."""
+        return {}
+
     @abstractmethod
     def check(self, config: Any) -> None:
         """Raise `ValueError` unless `config` gives this plan for the layers named in it."""

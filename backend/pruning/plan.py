@@ -52,6 +52,12 @@ class PruningPlan(Plan):
         """Full name -> group of every layer that is pruned."""
         return {name: group for group in self.groups for name in group.layers}
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        words = {"uniform": "", "owl": ", allocated by OWL"}
+        pruned = {f"{x.pruner}, {x.pattern}{words[x.allocation]}": x.layers for x in self.groups}
+        return pruned | ({"left dense": self.dense} if self.dense else {})
+
     def check(self, config: SDSConfig) -> None:
         names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
         if pruning_plan(config, [_named(name) for name in names]) != self:

@@ -15,14 +15,19 @@ from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
+from backend.pruning.plan import PruningPlan
 from backend.queue.folders import run_folder, work_folder
+from backend.queue.service import enqueue
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from backend.text.slices import evaluation_slice
+from jobs import sweep
 from jobs.comparison import StageComparison
+from jobs.imported import checked_plan
 from jobs.record import record
+from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import memory_bytes, requirements
@@ -140,6 +145,30 @@ def test_bad_input_is_refused_before_it_is_queued(
         submit("sds", {**SMALL, **values}, HOST)
     assert refused.value.field == field and refused.value.what
     assert queries.jobs() == []
+
+
+def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(queue: Path) -> None:
+    values = {**SMALL, "exclude": "0.*", "overrides": "mlp.*=50%"}
+    runs = [submit("sds", values, HOST), *sweep.queue("sds", values, {"seed": ["1", "2"]}, HOST)]
+    config, estimate = checked("sds", values)
+    plan = estimate.plan.model_dump(mode="json")
+    assert [queries.plan(x.id) for x in (*runs, reproduce(runs[0].id, HOST))] == 4 * [plan]
+    assert checked_plan(PruningPlan, config, plan) == plan
+    other, _ = checked("sds", SMALL)
+    for expected, chosen, stored, said in (
+        (PruningPlan, other, plan, "not that of the config"),
+        (PruningPlan, config, None, "missing"),
+        (PruningPlan, config, {**plan, "more": 1}, "Extra inputs"),
+        (None, config, plan, "have no plan"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checked_plan(expected, chosen, stored)
+
+
+def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
+    job = enqueue("sds", SMALL, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    assert "no plan" in queries.job(job.id).error["what"]
 
 
 def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
