@@ -24,4 +24,4 @@ class Plan(BaseModel, ABC):
 
     @abstractmethod
     def check(self, config: Any) -> None:
-        """Raise `ValueError` unless `config` gives this plan for the layers named in it."""
+        """Raise `ValueError` or `ConfigError` unless `config` gives this plan for its layers."""

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
-from backend.errors import ComputeError
-
 LEAF = 128  # size up to which LAPACK inverts directly
 ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
-DAMPING_TRIES, MORE = 4, 10.0
-
-Solved = TypeVar("Solved")
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -40,29 +32,6 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
     return _inverse_cholesky(H).flip(0, 1)
-
-
-def with_damping(
-    solve: Callable[[float], Solved],
-    damping: float,
-    log: Callable[[str], None],
-    name: str,
-    failed: tuple[str, str],
-) -> Solved:
-    """Run `solve(damping)`; raise the damping tenfold, up to three times, if H needs it. `log`:
-    called with a line on every increase. `name`: of the layer. `failed`: what could not be done to
-    it, such as "pruned", and what to do about it. Raises ComputeError: no damping helped."""
-    for tried in range(DAMPING_TRIES):
-        if tried:
-            damping *= MORE
-            log(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
-        try:
-            return solve(damping)
-        except NotPositiveDefiniteError:
-            continue
-    done, do = failed
-    why = f"Its Hessian is not positive definite, even with a damping of {damping:g}."
-    raise ComputeError(f"{name} could not be {done}.", why, do, field="damping")
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:

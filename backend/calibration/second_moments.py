@@ -9,8 +9,7 @@ mean squared change of a layer's output is a quadratic form in it:
 
 Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
 are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
-units: their values are representable, so nothing is rounded, and sums stay float32.
-"""
+units: their values are representable, so nothing is rounded, and sums stay float32."""
 
 from __future__ import annotations
 
@@ -209,12 +208,10 @@ class InputCollector:
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
-                raise ComputeError(
-                    f"The inputs of {self._linears[name].name} are not finite.",
-                    "An activation overflowed in the calibration pass.",
-                    "Choose float32 as the forward precision, or other calibration text.",
-                    field="precision",
-                )
+                what = f"The inputs of {self._linears[name].name} are not finite."
+                why = "An activation overflowed in the calibration pass."
+                do = "Choose float32 as the forward precision, or other calibration text."
+                raise ComputeError(what, why, do, field="precision")
         return {
             name: finished[self._leaders[name]] if name in self._leaders else _of_nothing(linear)
             for name, linear in self._linears.items()

@@ -1,22 +1,16 @@
 """Multiple choice made from the evaluation text: which of four endings continues a passage?
 
-Each window is cut into parts of `PART` tokens. Each part is a question: a passage, its first
-`PASSAGE` tokens, and four endings of `ENDING` tokens, its own and those of the next three parts of
-the window (after the last comes the first). The model chooses the ending it finds most likely; all
-are equally long, so nothing need be normalised:
+A question is a part of `PART` tokens of a window: a passage, its first `PASSAGE` tokens, and four
+endings of `ENDING` tokens, its own and those of the next three parts of the window:
 
     choice = argmax_k sum_t log p(e_kt | passage, e_k1 ... e_k(t-1))
 
 Accuracy is the share of questions answered with their own ending, which has to be likelier than
-each other one; guessing gives 25 %. Endings of the same article share names and subject, which word
-frequencies alone do not tell apart. (Ours: it needs no data but the text; its figures compare
-models on one text, with nothing published.)
-"""
+each other one; guessing gives 25 %. (Ours: figures compare models on one text.)"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,14 +82,11 @@ def score_endings(
 
         rows = some.flatten(0, 1)
         passes = each_logits(model, rows, batch * CHOICES, new, tick)
-        found = torch.cat([*_likelihoods(passes, rows, batch * CHOICES)]).view(-1, CHOICES)
-        right += (found[:, :1] > found[:, 1:]).all(1).tolist()
+        found = []  # log p of the endings, [b] float64 of each batch
+        for part, logits in zip(rows.split(batch * CHOICES), passes, strict=True):
+            chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
+            ending = part[:, -ENDING:, None].to(logits.device)
+            found.append(chances.gather(-1, ending).squeeze(-1).double().sum(1).cpu())
+        chosen = torch.cat(found).view(-1, CHOICES)
+        right += (chosen[:, :1] > chosen[:, 1:]).all(1).tolist()
     return EndingScore(tuple(right))
-
-
-def _likelihoods(passes: Iterator[Tensor], rows: Tensor, batch: int) -> Iterator[Tensor]:
-    """Of each batch, log p of the endings: [b] float64 on the CPU."""
-    for part, logits in zip(rows.split(batch), passes, strict=True):
-        chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
-        ending = part[:, -ENDING:].to(logits.device)
-        yield chances.gather(-1, ending.unsqueeze(-1)).squeeze(-1).double().sum(1).cpu()

@@ -6,8 +6,7 @@
     2.5 % and 97.5 % quantiles of exp(mean d) taken (percentile bootstrap, Efron 1979)
 
 Texts differ far more from each other than models do on the same text, so this tells models apart
-that their standard errors do not. Models whose interval holds 1 are not significantly different.
-"""
+that their standard errors do not. Models whose interval holds 1 are not significantly different."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ predicted ones. The mean over window i is
     nll_i = -1/(L-1) sum_t log p(x_t | x_1 ... x_{t-1}),    nll = mean_i nll_i,    value = exp(nll).
 
 The standard error over n windows is value * sd(nll_i) / sqrt(n), by the delta method.
-Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers.
-"""
+Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers."""
 
 from __future__ import annotations
 
@@ -30,10 +29,6 @@ from backend.text.slices import TextSlice
 POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a time
 
 Observe = Callable[[Tensor, Tensor], None]
-
-
-def _nothing(rows: Tensor, logits: Tensor) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def window_nlls(
     batch: int,
     reporter: Reporter,
     new: NewBatches = list,
-    observe: Observe = _nothing,
+    observe: Observe = lambda *_: None,
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
@@ -92,11 +87,9 @@ def window_nlls(
         nlls.append(_window_nll(logits, part))
         observe(part, logits)
         if not nlls[-1].isfinite().all():
-            raise ComputeError(
-                "The perplexity is not finite.",
-                "The model's weights or activations overflowed.",
-                "Use a higher precision or a lower compression.",
-            )
+            what = "The perplexity is not finite."
+            why = "The model's weights or activations overflowed."
+            raise ComputeError(what, why, "Use a higher precision or a lower compression.")
     return torch.cat(nlls)
 
 
@@ -106,7 +99,7 @@ def perplexity(
     batch: int,
     reporter: Reporter | None = None,
     new: NewBatches = list,
-    observe: Observe = _nothing,
+    observe: Observe = lambda *_: None,
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 

@@ -5,8 +5,7 @@
 A tie counts as half a win of each. The strengths s maximise the likelihood times a weak normal
 prior (ours, standard deviation `PRIOR`), which keeps those finite that have always won or lost; the
 95 % intervals come from the curvature there (Laplace). On the scale people know from chess, 400
-points are odds of 10 to 1 and the mean is 1000.
-"""
+points are odds of 10 to 1 and the mean is 1000."""
 
 from __future__ import annotations
 
@@ -36,19 +35,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Rating:
-    """One of those that were compared.
-
-    Attributes:
-        score: points; low, high: its 95 % interval.
-        wins: comparisons it won, ties counting half; n: comparisons it was in.
-    """
+    """One of those that were compared."""
 
     name: str
-    score: float
-    low: float
+    score: float  # points
+    low: float  # of its 95 % interval
     high: float
-    wins: float
-    n: int
+    wins: float  # comparisons it won, ties counting half
+    n: int  # comparisons it was in
 
 
 def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
@@ -63,16 +57,12 @@ def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
         wins[j, i] += 1 - each.share
     strengths, deviations = fit(wins)
     played = (wins + wins.T).sum(1)
+    scores, margins = MEAN + POINTS * strengths, POINTS * NORMAL_95 * deviations
     found = [
-        Rating(
-            name,
-            MEAN + POINTS * s,
-            MEAN + POINTS * (s - NORMAL_95 * deviation),
-            MEAN + POINTS * (s + NORMAL_95 * deviation),
-            float(wins[n].sum()),
-            round(played[n]),
+        Rating(name, score, score - margin, score + margin, float(won), round(games))
+        for name, score, margin, won, games in zip(
+            names, scores.tolist(), margins.tolist(), wins.sum(1), played, strict=True
         )
-        for n, (name, s, deviation) in enumerate(zip(names, strengths, deviations, strict=True))
     ]
     return sorted(found, key=lambda rating: -rating.score)
 

@@ -1,13 +1,9 @@
 """Sample text of a model, compared with that of the dense model.
 
-Both models decode the same prompts greedily. Models that agree on every token generate the same
-text; after the first different token the texts diverge. Over prompts with n tokens each,
+    agreement = mean_i (tokens before the first difference)_i / n_i    prompt i, n_i greedy tokens
 
-    agreement = mean_i (tokens before the first difference)_i / n_i
-
-which is 1 for equal texts. This is stricter than the share of equal next tokens on a given text.
-With few prompts it is an illustration, not a basis for ranking models.
-"""
+It is 1 for equal texts, and stricter than the share of equal next tokens on a given text. With few
+prompts it is an illustration, not a basis for ranking models."""
 
 from __future__ import annotations
 

@@ -1,16 +1,10 @@
 """Measured speed of pruned models on this machine.
 
-- decoding: tokens per second of greedy decoding at batch size 1, without the prefill of the prompt;
-- matrix-vector product, the cost of a decoded token in each linear: dense and without the zeros at
-  several sparsities, by the native decoder (a bit mask and the other weights, bfloat16). The
-  break-even point is the sparsity above which leaving zeros out is faster. A decoded token reads
-  every layer once, so the matrix gets more rows until it is larger than the cache of a core, of
-  which one works.
+- decoding: tokens per second of greedy decoding at batch size 1, without the prefill;
+- matrix-vector product, dense and without the zeros at several sparsities, by the native decoder (a
+  bit mask and bfloat16 weights). The matrix gets more rows until it exceeds the cache of a core.
 
-Two products are timed alternately after a warm-up and compared by the ratio of their best times: on
-a shared machine the median of so short a measurement reflects other load. Decoding takes long
-enough for a median, which is reported with its range.
-"""
+Two products are timed alternately after a warm-up and compared by the ratio of their best times."""
 
 from __future__ import annotations
 

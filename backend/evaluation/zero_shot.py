@@ -1,12 +1,6 @@
-"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`).
-
-The harness defines prompts, answers and metrics of each task. It evaluates a loaded model without
-examples in the prompt (0-shot), with its default seeds. The main metric of a task is `acc_norm`
-(accuracy by byte-normalised log-likelihood) if the task has it, else `acc`, else its first metric.
-
-Custom tasks are harness YAML files in SLIMSCOPE_TASK_DIR. That folder is searched first: indexing
-the built-in tasks takes ten seconds.
-"""
+"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`), with its prompts and default
+seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
+tasks (SLIMSCOPE_TASK_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
 from __future__ import annotations
 
@@ -46,12 +40,9 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
-            raise ConfigError(
-                f"There is no task called {name[:60]!r}.",
-                "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it.",
-                "`lm-eval ls tasks` lists them.",
-                "tasks",
-            )
+            what = f"There is no task called {name[:60]!r}."
+            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it."
+            raise ConfigError(what, why, "`lm-eval ls tasks` lists them.", "tasks")
     return {name: _loaded(name, manager) for name in names}
 
 

@@ -1,10 +1,6 @@
-"""Fast CPU attention for a few new tokens over a long key-value cache.
-
-With grouped-query attention several query heads share one key head. transformers copies every
-cached key and value for each of them when a mask is given, and torch is slow for a single token.
-Here the query heads of a group are stacked as additional queries of their key head: the same
-products, and the cache is not copied. All other cases use the attention of transformers.
-"""
+"""Fast CPU attention for a few new tokens over a long key-value cache: the query heads that share a
+key head are stacked as additional queries of it, so the cache is not copied, as transformers
+does."""
 
 from __future__ import annotations
 

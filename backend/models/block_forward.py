@@ -1,14 +1,8 @@
 """Propagate the hidden states of a calibration set through the model, one block at a time.
 
-Besides hidden states, a decoder block needs masks, position embeddings and position ids, which
-depend on the layer in some architectures. They are recorded in one forward pass with every block
-replaced by the identity: the model's own code prepares the arguments, and no block is computed.
-Equal tensors are stored once. The key-value cache is off (`use_cache=False`).
-
-The recording also checks that every block receives exactly the tensor the previous block returned.
-A model with operations between its blocks is rejected. Some blocks return a tuple that begins with
-the hidden states; the identity then does so, too.
-"""
+The other arguments of the blocks (masks, positions) are recorded in one forward pass with every
+block replaced by the identity: the model's own code prepares them. A model with operations between
+its blocks is rejected. Some blocks return a tuple that begins with the hidden states."""
 
 from __future__ import annotations
 
@@ -79,9 +73,6 @@ class _Pool:
         self.kept.append(tensor)
         return tensor
 
-    def next_batch(self) -> None:
-        self.known.clear()
-
 
 def open_stream(
     model: PreTrainedModel,
@@ -103,12 +94,8 @@ def open_stream(
         hidden.append(inputs.to(dtype))
         for block_calls, call in zip(calls, arguments, strict=True):
             block_calls.append(pool(call))
-        pool.next_batch()
+        pool.known.clear()
     return BlockStream(hidden, calls, dtype, new)
-
-
-def _nothing() -> None:
-    pass
 
 
 @torch.no_grad()
@@ -117,7 +104,7 @@ def run_block(
     stream: BlockStream,
     index: int,
     hidden: HiddenStates,
-    safe_point: Callable[[], None] = _nothing,
+    safe_point: Callable[[], None] = lambda: None,
     until: Collection[nn.Module] = (),
 ) -> HiddenStates:
     """The outputs of decoder block `index` for `hidden`, one [b, L, d] per batch of the stream.
@@ -227,12 +214,10 @@ def _record(
     with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
     if len(calls) != len(blocks) or any(each is not states[0] for each in states):
-        raise ModelError(
-            f"{type(model).__name__} cannot be run block by block.",
-            "It changes the hidden states between its decoder blocks.",
-            "Choose a model with a sequential stack of decoder blocks.",
-            field="model",
-        )
+        what = f"{type(model).__name__} cannot be run block by block."
+        why = "It changes the hidden states between its decoder blocks."
+        do = "Choose a model with a sequential stack of decoder blocks."
+        raise ModelError(what, why, do, field="model")
     return states[0], calls
 
 

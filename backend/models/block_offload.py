@@ -1,16 +1,10 @@
-"""Block offloading: keep only one decoder block of a model in memory.
-
-A model is either *whole* or *streamed*. A streamed model keeps embeddings, final norm and head in
-memory; the tensors of a decoder block are read from the model's folder when the block is needed and
-released afterwards. In between they are placeholders on torch's meta device.
+"""Block offloading: keep only one decoder block of a *streamed* model in memory. Its tensors are
+read from the model's folder when needed; in between they are placeholders on torch's meta device.
 
     with resident(model, 3):      block 3 is in memory (no effect for a whole model)
-        ...
     put(model, weights)           from now on the linears of block b have weights(b)
 
-Writes to a block of a streamed model inside `resident` are lost when the context ends; use `put`
-for permanent changes. Whole and streamed models give the same numbers.
-"""
+Writes to a block of a streamed model inside `resident` are lost when the context ends."""
 
 from __future__ import annotations
 
@@ -61,19 +55,13 @@ class StoredTensors:
                 # Copied, so that no page of the file stays mapped.
                 tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{name} can no longer be read.",
-                f"{path.name}: {error}.",
-                "Do not change the model's folder while a run reads from it.",
-                field="model",
-            ) from error
+            what = f"{name} can no longer be read."
+            do = "Do not change the model's folder while a run reads from it."
+            raise ModelError(what, f"{path.name}: {error}.", do, field="model") from error
         if tensor.shape != like.shape:
-            raise ModelError(
-                f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
-                f"{path.name} does not match the model's config.json.",
-                "Choose a complete model folder.",
-                field="model",
-            )
+            what = f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}."
+            why = f"{path.name} does not match the model's config.json."
+            raise ModelError(what, why, "Choose a complete model folder.", field="model")
         check_finite(name, tensor)
         return tensor
 
@@ -102,12 +90,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
     """Check that all values of a parameter are finite. Raises ModelError: `tensor` has non-finite
     values."""
     if not all_finite(tensor):
-        raise ModelError(
-            f"{name} has values that are not finite.",
-            "The file is damaged, or the training run that saved it had diverged.",
-            "Choose another copy of the model.",
-            field="model",
-        )
+        what = f"{name} has values that are not finite."
+        why = "The file is damaged, or the training run that saved it had diverged."
+        raise ModelError(what, why, "Choose another copy of the model.", field="model")
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:

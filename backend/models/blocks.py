@@ -1,10 +1,5 @@
-"""Uniform access to decoder blocks and their linears in decoder-only architectures.
-
-Weights are always presented as `[out, in]`. `nn.Linear` stores them that way; GPT-2's `Conv1D`
-stores `[in, out]` and is transposed on reading and writing. Only linears inside decoder blocks are
-listed, of attention and MLP: embeddings, the language-model head, norms, routers and state-space
-layers are never changed. The experts of a mixture are linears, too: see `families.experts`.
-"""
+"""Uniform access to decoder blocks and their linears, of attention and MLP. Weights are presented
+as [out, in]; GPT-2's `Conv1D` stores [in, out] and is transposed on reading and writing."""
 
 from __future__ import annotations
 
@@ -66,12 +61,9 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    raise ModelError(
-        f"{type(model).__name__} cannot be compressed.",
-        f"No list of {depth} decoder blocks was found in it.",
-        "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2.",
-        field="model",
-    )
+    what = f"{type(model).__name__} cannot be compressed."
+    do = "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2."
+    raise ModelError(what, f"No list of {depth} decoder blocks was found in it.", do, field="model")
 
 
 def block_prefix(model: PreTrainedModel) -> str:

@@ -1,11 +1,5 @@
-"""Loading and fingerprinting a causal LM.
-
-Gives the same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing
-is patched, but that the experts of a mixture are linears (`families.experts`). Code from model
-repositories is never run, and pickled weights are never loaded.
-
-A model that does not fit into memory is loaded *streamed*; see `backend.models.block_offload`.
-"""
+"""Loading and fingerprinting a causal LM, with the numbers of plain `from_pretrained`. Code from
+model repositories is never run, and pickled weights are never loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,9 +38,7 @@ from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
 
 SOME = 8  # tokens of the pass that checks a model
-CONFIG = (
-    "Check config.json against that of the original model, such as rope_theta and rms_norm_eps."
-)
+CONFIG = "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 COMPLETE = "Check that the folder is complete and the architecture is supported."
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -105,23 +96,17 @@ def self_checked(
     not finite."""
     ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
     with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
-        logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
+        if is_streamed(model):
+            stream = open_stream(model, ids, 1)
+            (hidden,) = run_block(model, stream, 0, stream.hidden)
+            logits = after_blocks(model, ids.to(model.device), hidden)
+        else:
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
         why = "Its logits or rotary frequencies are not finite, though its weights are."
         raise _refused(facts, why, CONFIG)
     return LoadedModel(model, tokenizer, facts)
-
-
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    return model(input_ids=ids.to(model.device), use_cache=False).logits
-
-
-def _logits_of_first_block(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """As if the model had no other blocks."""
-    stream = open_stream(model, ids, 1)
-    (hidden,) = run_block(model, stream, 0, stream.hidden)
-    return after_blocks(model, ids.to(model.device), hidden)
 
 
 def _read(

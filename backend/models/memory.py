@@ -32,12 +32,6 @@ def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
     return facts.parameters * WEIGHT_BYTES[dtype]
 
 
-def streamed_memory(facts: ModelFacts, dtype: str = "float32") -> int:
-    """Bytes of a streamed model: everything outside the blocks, and one block."""
-    outside = facts.parameters - facts.linear_weights
-    return (outside + block_weights(facts)) * WEIGHT_BYTES[dtype]
-
-
 def block_weights(facts: ModelFacts) -> int:
     """Number of weights of the linears of the largest block."""
     per_block = Counter[int]()
@@ -49,20 +43,6 @@ def block_weights(facts: ModelFacts) -> int:
 def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str) -> int:
     """Bytes of the hidden states [segments, context, hidden] before and after one block."""
     return 2 * segments * context * facts.hidden * WEIGHT_BYTES[dtype]
-
-
-def gram_memory(facts: ModelFacts) -> int:
-    """Bytes of the float32 Gram matrices [in, in] of the block with the most inputs."""
-    per_block = Counter[int]()
-    for linear in facts.linears:
-        per_block[linear.block] += 4 * linear.columns**2
-    return max(per_block.values(), default=0)
-
-
-def logit_memory(facts: ModelFacts, batch: int, context: int) -> int:
-    """Bytes of the float32 logits [batch, context, vocabulary] and their log-softmax."""
-    row = context * facts.vocabulary
-    return 2 * 4 * min(batch * row, max(row, LOGITS))
 
 
 def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> int:
@@ -100,14 +80,20 @@ def memory_parts(
     """
     waiting = min(segments, batch) if on_disk else segments
     largest = max((x.weights for x in facts.linears), default=0)
-    weights = streamed_memory(facts, dtype) if streamed else weight_memory(facts, dtype)
+    in_memory = facts.parameters  # of a streamed model: all outside the blocks, and one block
+    if streamed:
+        in_memory += block_weights(facts) - facts.linear_weights
+    grams = Counter[int]()  # block -> entries of its Gram matrices [in, in]
+    for linear in facts.linears:
+        grams[linear.block] += linear.columns**2
+    row = context * facts.vocabulary  # of logits
     return {
         "runtime": RUNTIME,
-        "weights": copies * weights,
+        "weights": copies * in_memory * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, waiting, context, dtype),
-        "grams": gram_memory(facts) if segments else 0,
+        "grams": 4 * max(grams.values(), default=0) if segments else 0,
         "stages": 4 * (stages * block_weights(facts) + SCRATCH * largest) if stages else 0,
-        "logits": logit_memory(facts, batch, context),
+        "logits": 2 * 4 * min(batch * row, max(row, LOGITS)),  # and their log-softmax
     }
 
 

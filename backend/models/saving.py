@@ -82,21 +82,16 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
     for name, tensor in chain(each_parameter(model), persistent.items()):
         file = plan.tensor_to_filename[name]
-        gathered[file][name] = _narrowed(tensor, dtype).contiguous()
+        narrow = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not torch.equal(narrow.to(tensor.dtype), tensor):
+            narrow = tensor  # norms of a 16-bit model may be float32
+        gathered[file][name] = narrow.contiguous()
         size += gathered[file][name].nbytes
         if len(gathered[file]) == len(plan.filename_to_tensors[file]):
             save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
-
-
-def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype` if that changes no value: norms of a 16-bit model may be float32."""
-    if not tensor.is_floating_point():
-        return tensor
-    narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:

@@ -1,7 +1,6 @@
 """An SDS run, and one decoder block being pruned, re-densified and adjusted.
 
-All progress, snapshots, errors and warnings of a run are reported here.
-"""
+All progress, snapshots, errors and warnings of a run are reported here."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.linalg import with_damping
+from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import (
     DenseReference,
     InputCollector,
@@ -192,7 +191,7 @@ class BlockWork:
         def solve(damping: float) -> Tensor:
             return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
 
-        return with_damping(solve, planned.damping, self.warn, name, FAILED)
+        return search_damping(solve, planned.damping, self.warn, name, FAILED)
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool

@@ -1,7 +1,5 @@
-"""Choose the final stage by its loss on held-out calibration segments.
-
-Layers are fitted one by one; whether that helps the whole model only its own loss can tell.
-"""
+"""Choice of the final stage by its loss on held-out calibration segments: layers are fitted one by
+one, and whether that helps the whole model only its own loss can tell."""
 
 from __future__ import annotations
 
@@ -69,12 +67,10 @@ def heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> Losses:
         install(run.model, checkpoints, stage)
         losses[stage] = mean_loss(run.model, run.heldout, run.dtype, run.new, run.safe_point)
         if not math.isfinite(losses[stage]):
-            raise ComputeError(
-                f"The loss of stage {STAGE_LABELS[stage]} is not finite.",
-                "An activation overflowed, or pruning destroyed the model.",
-                "Choose float32 as the forward precision, or a lower sparsity.",
-                field="precision",
-            )
+            what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
+            why = "An activation overflowed, or pruning destroyed the model."
+            do = "Choose float32 as the forward precision, or a lower sparsity."
+            raise ComputeError(what, why, do, field="precision")
         run.reporter.metric(f"heldout/{stage}", losses[stage], 0)
         run.advance(1, "Held-out loss")
     return losses

@@ -4,8 +4,7 @@ Ties are common (zeros!), and a threshold alone would keep too many or too few: 
 the lower index is kept. Scores are float32 and not negative.
 
 A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
-comparing into floats and multiplying is several times faster than boolean selection.
-"""
+comparing into floats and multiplying is several times faster than boolean selection."""
 
 from __future__ import annotations
 

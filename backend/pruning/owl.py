@@ -6,8 +6,7 @@
 
 Blocks with more outliers stay denser. The mean is weighted by the number of weights, so that the
 mean of S_b is S even if some layers are excluded. H is computed on the dense model's inputs.
-Layers with a pattern of their own (overrides) do not take part.
-"""
+Layers with a pattern of their own (overrides) do not take part."""
 
 from __future__ import annotations
 
@@ -26,19 +25,15 @@ def refuse_allocation(config: SDSConfig) -> None:
     if config.allocation == "uniform":
         return
     if pattern.structured:
-        raise ConfigError(
-            f"OWL does not work with the pattern {pattern}.",
-            "An n:m pattern has the same sparsity in every block.",
-            "Give the pattern as a percentage, or choose uniform.",
-            field="allocation",
-        )
+        what = f"OWL does not work with the pattern {pattern}."
+        why = "An n:m pattern has the same sparsity in every block."
+        do = "Give the pattern as a percentage, or choose uniform."
+        raise ConfigError(what, why, do, field="allocation")
     if min(pattern.drop, 1 - pattern.drop) <= 2 * SPREAD:
-        raise ConfigError(
-            f"OWL cannot allocate a sparsity of {pattern}.",
-            "A block could lose all of its weights, or none.",
-            f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform.",
-            field="allocation",
-        )
+        what = f"OWL cannot allocate a sparsity of {pattern}."
+        why = "A block could lose all of its weights, or none."
+        do = f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform."
+        raise ConfigError(what, why, do, field="allocation")
 
 
 def block_shares(

@@ -1,7 +1,6 @@
 """The plan of an SDS run: pattern, pruner and damping of every layer, its stages and its passes.
 
-Does not import torch.
-"""
+Does not import torch."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ the descent, and its rounding error with it: final errors match float32 within a
 in about 0.6 of the time (`make bench-solvers`).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache.
-"""
+of a step stays in the CPU cache."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ descent is stopped early. It restores the strong input directions first,
     W_t = W_dense + (W_sparse - W_dense) (I - eta H)^t     after t steps of size eta,
 
 and leaves the weak ones as pruned. The descent is accelerated, see `proximal_gradient`, and the
-penalty is relative to the layer (both ours).
-"""
+penalty is relative to the layer (both ours)."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@
 
 3b and 4 are kept only if they lower the loss on held-out calibration segments. The result reports
 cost and error of every stage, including the control (first pruning, adjusted under its mask):
-without it the benefit of the dense detour would go untested.
-"""
+without it the benefit of the dense detour would go untested."""
 
 from __future__ import annotations
 
@@ -17,7 +16,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -106,7 +104,10 @@ def run_sds(
     units = sum(each.units(config) for each in passes) * len(linears)
     units += len(plan.stages) * bool(len(heldout))
     passing = calibration if config.reconstruct else fitted
-    new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
+    width = model.config.get_text_config().hidden_size
+    needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
+    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
+    new = batches_in(checkpoints.root if on_disk else None)
     run = SDSRun(model, fitted, config, plan, dtype, store, reporter, units, new, stored, heldout)
     warnings = _log(reporter, _calibration_warnings(linears, fitted.numel()))
     for block_pass in passes:
@@ -127,12 +128,9 @@ def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
     plan was made for."""
     linears = all_linears(model)
     if {linear.name for linear in linears} != {*plan.layers, *plan.dense}:
-        raise ModelError(
-            "The model has other layers than the plan of this run.",
-            "Its files have changed since the run was submitted.",
-            "Add the run anew.",
-            field="model",
-        )
+        what = "The model has other layers than the plan of this run."
+        why = "Its files have changed since the run was submitted."
+        raise ModelError(what, why, "Add the run anew.", field="model")
     return [linear for linear in linears if linear.name in plan.layers]
 
 
@@ -149,17 +147,6 @@ def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
         run.reporter.metric("owl/outliers", outliers[block], block)
         run.reporter.metric("owl/sparsity", share, block)
         run.reporter.log(f"OWL: {share:.2%} sparsity for block {block + 1}.")
-
-
-def _hidden_state_folder(
-    model: PreTrainedModel, rows: Tensor, dtype: torch.dtype, config: SDSConfig,
-    checkpoints: Checkpoints,
-) -> Path | None:  # fmt: skip
-    """Folder of the hidden states between two blocks; None: keep them in memory."""
-    width = model.config.get_text_config().hidden_size
-    needed = 2 * config.streams * rows.numel() * width * dtype.itemsize
-    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
-    return checkpoints.root if on_disk else None
 
 
 def _log(reporter: Reporter, texts: list[str]) -> list[str]:
@@ -222,11 +209,9 @@ def _require_calibration(calibration: Tensor) -> None:
     """Reject calibration text of the wrong shape. Raises ConfigError: not token ids [segments,
     tokens], or fewer than two tokens."""
     if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        raise ConfigError(
-            f"The calibration text has shape {list(calibration.shape)}.",
-            "Calibration needs at least one segment of two tokens.",
-            "Pass token ids of shape [segments, tokens].",
-        )
+        what = f"The calibration text has shape {list(calibration.shape)}."
+        why = "Calibration needs at least one segment of two tokens."
+        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
 
 
 def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:

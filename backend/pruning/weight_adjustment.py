@@ -9,8 +9,7 @@ given support; applied to the first pruning, that is the control SDS has to beat
 
 Hard thresholding does not guarantee descent, so each row ends at its best iterate. Where products
 are bfloat16, so are the errors that decide this: a row with little gain is checked again in
-float32, and keeps its original weights if it gained nothing.
-"""
+float32, and keeps its original weights if it gained nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ def adjust(
         threshold = _threshold(first, pattern, soft)
         path = proximal_descent(first, goal, H, inputs.largest_eigenvalue, steps, threshold)
         best, gained = _best_of(path)
-        best = _from_planes(best, group) if group else best
+        best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:
             _undo_losses(best, start, dense, inputs.gram, (~gained).nonzero().squeeze(1))
         return best.add_(0.0)  # no -0
@@ -86,11 +85,6 @@ def _to_planes(W: Tensor, group: int) -> Tensor:
 
     Groups then lie across `group` planes, which are compared as a whole."""
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
-
-
-def _from_planes(W: Tensor, group: int) -> Tensor:
-    """Inverse of `_to_planes`."""
-    return W.view(len(W), group, -1).transpose(1, 2).reshape(W.shape)
 
 
 def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:

@@ -8,8 +8,7 @@
     by_size   = the fraction of W's zeros whose W_dense is below the cut-off: 1 for magnitude
                 pruning of the whole tensor, less if inputs, rows or groups are considered
 
-The dense tensor and each stage are sorted once; all statistics are computed from these copies.
-"""
+The dense tensor and each stage are sorted once; all statistics are computed from these copies."""
 
 from __future__ import annotations
 
@@ -105,12 +104,9 @@ class ReferenceTensor:
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))
-            figures |= {"cutoff": cut, "by_size": _zeros_below(W, D, cut) / zeros}
+            if W.device.type == "cpu":  # where numpy is faster
+                below = int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
+            else:
+                below = int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))
+            figures |= {"cutoff": cut, "by_size": below / zeros}
         return figures
-
-
-def _zeros_below(W: Tensor, D: Tensor, cut: float) -> int:
-    """Count of weights with W = 0 and |D| <= `cut`; numpy is faster on a CPU."""
-    if W.device.type == "cpu":
-        return int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
-    return int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))

@@ -1,8 +1,7 @@
 """Read a rectangle of a weight matrix out of a saved model. Does not import torch.
 
 A safetensors file is a header, 8 bytes of its length before it, and the values row after row, so a
-few rows are read without the rest.
-"""
+few rows are read without the rest."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
     skewness = E[z^3],  kurtosis = E[z^4] (3 for a normal distribution),  z = (w - mean) / std
 
 Statistics include exact zeros; the histogram excludes them. Its edges come from the dense tensor
-(`HistogramScale`), so that the stages of a tensor can be overlaid.
-"""
+(`HistogramScale`), so that the stages of a tensor can be overlaid."""
 
 from __future__ import annotations
 

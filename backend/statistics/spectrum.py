@@ -10,8 +10,7 @@ lambda_min is the one with the smallest distance (Clauset, Shalizi, Newman 2009)
 (2021) find 2 < alpha < 6 in well-trained layers; WeightWatcher, their tool, fits the same.
 
 Eigenvalues are computed in float32: those of the tail, which are fitted, are exact to five digits,
-singular values below a thousandth of the largest are not.
-"""
+singular values below a thousandth of the largest are not."""
 
 from __future__ import annotations
 
@@ -85,9 +84,6 @@ def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     figures = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
     fit = power_law(eigenvalues[eigenvalues > NULL * eigenvalues[0]])
     if fit:
-        figures |= {
-            "alpha": fit.alpha,
-            "alpha_distance": fit.distance,
-            "alpha_start": fit.start**0.5,
-        }
+        tail = {"alpha": fit.alpha, "alpha_distance": fit.distance, "alpha_start": fit.start**0.5}
+        figures |= tail
     return figures, {SINGULAR_VALUES: short(sigma.numpy())}

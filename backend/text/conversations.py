@@ -6,8 +6,7 @@
     {"prompt": …, "response" or "completion": …}, {"question": …, "answer": …}
     {"turns": [question, …]}                                           MT-Bench, Spec-Bench
 
-Answers may be missing, as in a set of prompts. Imports no torch.
-"""
+Answers may be missing, as in a set of prompts. Imports no torch."""
 
 from __future__ import annotations
 

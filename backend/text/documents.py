@@ -1,14 +1,10 @@
-"""The documents of a corpus, one at a time.
-
-Every corpus has a calibration split and an evaluation split without common documents:
+"""The documents of a corpus, one at a time. Its calibration and evaluation split have none in
+common:
 
 - toystories: stories from different seeds, neither of them the training seed of the built-in model;
 - wikitext2, c4: the published splits (validation / test, first training shard / validation);
 - wikipedia and files: every twelfth document, starting with the first, is for evaluation; a single
-  document is cut at a paragraph, and its last 15 % are for evaluation.
-
-When calibration and evaluation use different corpora, wikipedia and files are not split
-(`shared=False`).
+  document is cut at a paragraph, and its last 15 % are for evaluation (not if `shared=False`).
 """
 
 from __future__ import annotations
@@ -22,17 +18,10 @@ from backend.models.sources.toy.stories import tell
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
 
-STORY_SEEDS: dict[Role, int] = {
-    "calibration": 998,
-    "evaluation": 999,
-}  # the model was trained on seed 1
+STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # trained on seed 1
 STORIES = 20_000
 EVALUATION_EVERY = 12  # documents
 CALIBRATION_SHARE = 0.85  # of a single document
-
-
-def _toystories(role: Role) -> Iterator[str]:
-    return islice(tell(STORY_SEEDS[role]), STORIES)
 
 
 def _wikitext2(role: Role) -> Iterator[str]:
@@ -56,7 +45,7 @@ def _c4(role: Role) -> Iterator[str]:
 
 
 DIVIDED: dict[str, Callable[[Role], Iterator[str]]] = {
-    "toystories": _toystories,
+    "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
     "c4": _c4,
 }
@@ -102,12 +91,9 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
             whole = files.documents(_sources(name))
             yield from part(whole, role) if shared else whole
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{corpus.title} could not be read.",
-            str(error)[:300],
-            'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.',
-            field,
-        ) from error
+        what = f"{corpus.title} could not be read."
+        do = 'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.'
+        raise DatasetError(what, str(error)[:300], do, field) from error
 
 
 def preprocessing(name: str) -> str:

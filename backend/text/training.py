@@ -1,13 +1,9 @@
-"""Training rows and their labels.
+"""Training rows and their labels, the same on every machine.
 
 - plain text: random windows as for calibration; the loss covers every token;
-- instructions: each example is a prompt and an answer; the loss covers the answer only. Used for a
-  `file:NAME.jsonl` whose lines are conversations with answers. Examples are packed into rows:
-  one that does not fit starts a new row, one longer than a row is truncated. Rows are padded at
-  the end, where causal attention ignores the padding.
-
-Prompts are rendered with the chat template if the tokenizer has one. The same corpus, tokenizer,
-seed and length give the same rows on every machine.
+- instructions, of a .jsonl file of conversations with answers: the loss covers the answer only.
+  Examples are packed into rows: one that does not fit starts a new row, one longer than a row is
+  truncated. Rows are padded at the end, where causal attention ignores the padding.
 """
 
 from __future__ import annotations
@@ -95,12 +91,8 @@ def _conversations(path: Path) -> Iterator[list[Message]]:
     try:
         yield from map(conversation, rows(path))
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path.name} could not be read.",
-            str(error)[:300],
-            "Fix it: UTF-8, one JSON object per line.",
-            FIELD,
-        ) from error
+        what, do = f"{path.name} could not be read.", "Fix it: UTF-8, one JSON object per line."
+        raise DatasetError(what, str(error)[:300], do, FIELD) from error
 
 
 def _examples(
@@ -127,12 +119,9 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         try:
             text = render_chat(messages, tokenizer)
         except ModelError as error:
-            raise DatasetError(
-                "The instructions do not fit the model's chat template.",
-                error.why,
-                "Use the roles of the template, or fields such as instruction and output.",
-                FIELD,
-            ) from error
+            what = "The instructions do not fit the model's chat template."
+            do = "Use the roles of the template, or fields such as instruction and output."
+            raise DatasetError(what, error.why, do, FIELD) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
     begin = prefix(tokenizer)

@@ -1,9 +1,6 @@
-"""Extract plain prose from MediaWiki markup; sufficient for perplexity, not a full parser.
-
-Templates, links and tables nest and are resolved from the inside out. Everything that is not prose
-is dropped: headings, lists, tables, references, captions, and paragraphs that contain formulas or
-phonetic symbols.
-"""
+"""Plain prose from MediaWiki markup; sufficient for perplexity, not a full parser. What is not
+prose is dropped: headings, lists, tables, references, captions, paragraphs with formulas or
+phonetics."""
 
 from __future__ import annotations
 

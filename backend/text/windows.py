@@ -1,9 +1,6 @@
-"""Cut documents into windows of token ids.
-
-Short documents are joined with the end-of-text token into rows of at least one window; a long
-document is a row of its own. Windows never overlap or cross rows. If the tokenizer prepends a
-beginning-of-text token, every window starts with one.
-"""
+"""Windows of token ids cut out of documents: short ones are joined with the end-of-text token into
+rows of at least one window. If the tokenizer prepends a beginning-of-text token, every window has
+one."""
 
 from __future__ import annotations
 

@@ -57,19 +57,13 @@ def refuse_streaming(config: SDSJob, facts: ModelFacts) -> None:
     if config.weights != "streamed":
         return
     if facts.support.stream:
-        raise ConfigError(
-            f"{facts.title} cannot be read block by block.",
-            facts.support.stream,
-            "Choose auto or memory.",
-            field="weights",
-        )
+        what = f"{facts.title} cannot be read block by block."
+        raise ConfigError(what, facts.support.stream, "Choose auto or memory.", field="weights")
     if config.calibration_text == "self":
-        raise ConfigError(
-            "A streamed model cannot sample its own calibration text.",
-            "Every token would read the whole model from disk.",
-            "Choose a corpus, or keep the weights in memory.",
-            field="calibration_text",
-        )
+        what = "A streamed model cannot sample its own calibration text."
+        why = "Every token would read the whole model from disk."
+        do = "Choose a corpus, or keep the weights in memory."
+        raise ConfigError(what, why, do, field="calibration_text")
 
 
 def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict[str, float]:

@@ -105,11 +105,6 @@ def test_a_16_bit_model_is_summed_in_float32(model, rows: torch.Tensor) -> None:
     assert narrow.nll == pytest.approx(wide.nll, rel=0.03) and narrow.nll != wide.nll
 
 
-def test_the_beginning_token_is_recorded(model, rows: torch.Tensor) -> None:
-    assert perplexity(model, text_of(rows, bos=True), 4).bos
-    assert not perplexity(model, text_of(rows), 4).bos
-
-
 def test_overflow_is_told(model, rows: torch.Tensor) -> None:
     model.get_output_embeddings().weight.data[:] = torch.nan
     with pytest.raises(ComputeError, match="not finite"):

@@ -16,7 +16,6 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 from backend.pruning.block_work import _diverged
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.heldout import choose, verdict
 from backend.pruning.passes import reconstruction
 from backend.pruning.sds import install
 from backend.pruning.stage_store import SDSStageStore
@@ -215,19 +214,3 @@ def test_a_model_that_has_the_mask_already_is_left_as_it_is(
     assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
         1.0
     ] * BLOCKS
-
-
-def test_off_it_makes_no_stage() -> None:
-    assert not {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(SDSConfig().stages)
-
-
-def test_the_choice_and_what_is_said_of_it() -> None:
-    first, control, blocks = SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS
-    made = config(until="first").stages
-    assert choose({first: 3.0, control: 2.0, blocks: 2.0}, made) == blocks
-    losses = {first: 3.0, control: 2.0, blocks: 2.5}
-    assert choose(losses, made) == control
-    assert "block reconstruction ended with a higher" in verdict(losses, control, made, 0.125)[0]
-    made = config().stages
-    whole = dict.fromkeys(made, 2.0) | {blocks: 1.0}
-    assert "First pruning, blocks" in verdict(whole, choose(whole, made), made, 0.125)[0]

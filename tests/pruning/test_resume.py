@@ -134,17 +134,6 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
 
 
-def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(
-    toy, ids: Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        prune(toy(), ids, config(pattern="2:3"), tmp_path)
-    assert caught.value.field == "pattern"
-    assert "model.layers.0.self_attn.q_proj (64 inputs)" in caught.value.why
-    assert "2, 4, 8, 16, 32" in caught.value.do
-    assert not any(tmp_path.iterdir())
-
-
 def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data[3, 4] = torch.nan
@@ -187,16 +176,6 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
 
     return make
-
-
-def test_damping_is_raised_aloud(stubborn, toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    stubborn(0.5)
-    told = recorder()
-    result = prune(toy(), ids, config(base="magnitude"), tmp_path, told)
-    raised = [text for text in result.warnings if "damping raised to 1." in text]
-    assert len(raised) == 2 * 21  # every linear, in both passes
-    assert "model.layers.0.self_attn.q_proj" in raised[0]
-    assert set(raised) <= set(told.lines)
 
 
 def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:

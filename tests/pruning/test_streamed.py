@@ -170,10 +170,10 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     error: Exception, told: bool, toy, calibration: Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def prune(*_: object) -> Tensor:
+    def fail(*_: object) -> Tensor:
         raise error
 
-    stub = Pruner(prune, StatisticsLevel.NOTHING)
+    stub = Pruner(fail, StatisticsLevel.NOTHING)
     monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
     chosen = config(base="magnitude")
     with pytest.raises(ComputeError if told else type(error)) as caught:

@@ -1,8 +1,5 @@
-"""The model catalogue and the facts of a model before it is loaded. Does not import torch.
-
-`inspect` reads config.json and the headers of weight files, so the web process can reject an
-unsupported model, with the reason, while the form is being filled in.
-"""
+"""The model catalogue and the facts of a model before it is loaded, from config.json and the
+headers of weight files. Does not import torch."""
 
 from __future__ import annotations
 
@@ -30,23 +27,15 @@ __all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One entry of the model list.
+    """One entry of the model list."""
 
-    Attributes:
-        name: the model spec used in configs.
-        note: a caveat; may be empty.
-        origin, licence: source of the weights and their licence.
-        ready: False if the model has to be set up first, or is refused.
-        refused: why it cannot be used at all; empty where it can.
-    """
-
-    name: str
+    name: str  # the model spec used in configs
     title: str
-    note: str
-    origin: str
-    licence: str
-    ready: bool
-    refused: str = ""
+    note: str  # a caveat; may be empty
+    origin: str  # source of the weights
+    licence: str  # of the weights
+    ready: bool  # False if the model has to be set up first, or is refused
+    refused: str = ""  # why it cannot be used at all; empty where it can
 
 
 TOY_ENTRY = CatalogueEntry(

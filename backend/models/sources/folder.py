@@ -70,7 +70,9 @@ def check_unchanged(folder: Path, *, contents: bool = False) -> None:
     compare sha256 sums, too; see `changed_file`. Raises ModelError: names the file and the run that
     saved it."""
     if name := changed_file(folder, contents=contents):
-        run = _run_of(folder)
+        artifacts, real = settings().artifacts.resolve(), folder.resolve()
+        saved = artifacts in real.parents  # by a run
+        run = real.relative_to(artifacts).parts[0] if saved else ""
         again = f"run {run} again" if run else "delete the folder, so that it is set up again"
         raise ModelError(
             f"The model of {run} is damaged." if run else f"The model in {folder} is damaged.",
@@ -78,9 +80,3 @@ def check_unchanged(folder: Path, *, contents: bool = False) -> None:
             f"Restore the file, or {again}. If the change is intended, delete {MANIFEST}.",
             field="model",
         )
-
-
-def _run_of(folder: Path) -> str:
-    """The run that saved a folder; empty for other folders."""
-    artifacts, real = settings().artifacts.resolve(), folder.resolve()
-    return real.relative_to(artifacts).parts[0] if artifacts in real.parents else ""

@@ -1,9 +1,6 @@
-"""Read GGUF headers in a child process, and convert GGUF files to folders that transformers loads.
-Reading a header imports no torch; converting does.
-
-Dequantised weights lie on the grid of the file's block format. Rounding them to a grid of the same
-size is lossless, so quantization results on such a model can be too optimistic.
-"""
+"""GGUF headers, read in a child process, and conversion to folders that transformers loads.
+Dequantised weights lie on the grid of the file: quantization results on such a model can be too
+optimistic."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Read headers of weight files: names, shapes and dtypes, no weights. Does not import torch.
-
-The web process reads files of strangers with this, so everything is bounded before it is parsed.
-"""
+"""Headers of weight files: names, shapes and dtypes, no weights. Does not import torch. Files may
+come from strangers, so everything is bounded before it is parsed."""
 
 from __future__ import annotations
 
@@ -142,11 +140,9 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
 
 def _no_safetensors(folder: Path) -> ModelError:
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        return _unreadable(
-            folder,
-            "Its weights are pickle files, which can execute code when loaded.",
-            "Convert them to safetensors with model.save_pretrained(folder).",
-        )
+        why = "Its weights are pickle files, which can execute code when loaded."
+        do = "Convert them to safetensors with model.save_pretrained(folder)."
+        return _unreadable(folder, why, do)
     return _unreadable(folder, "It has no model.safetensors.")
 
 

@@ -1,8 +1,6 @@
-"""Models on the Hugging Face hub: cache, repository metadata, download. Does not import torch.
-
-With `HF_HUB_OFFLINE=1` only cached models are used. Code and weights other than safetensors are
-never downloaded.
-"""
+"""Models on the Hugging Face hub: cache, repository metadata, download; with `HF_HUB_OFFLINE=1`
+only cached ones. Code and weights other than safetensors are never downloaded. Does not import
+torch."""
 
 from __future__ import annotations
 

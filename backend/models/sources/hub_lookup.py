@@ -47,9 +47,8 @@ def _lookup(hub_id: str) -> Future[Headers]:
 
 
 def _is_stale(start: float, lookup: Future[Headers]) -> bool:
-    if not lookup.done():
-        return False
-    return time.monotonic() - start > (KEEP_ERROR_S if lookup.exception() else KEEP_S)
+    age = time.monotonic() - start
+    return lookup.done() and age > (KEEP_ERROR_S if lookup.exception() else KEEP_S)
 
 
 def forget() -> None:

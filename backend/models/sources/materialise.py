@@ -28,14 +28,12 @@ def _folder_of(spec: str, say: Say) -> Path:
     if spec == smollm2.NAME:
         return smollm2.set_up(say)
     if is_hub_id(spec):
-        return hub.cached(spec) or _download(spec, say)
+        if folder := hub.cached(spec):
+            return folder
+        say(f"downloading {spec}")
+        return hub.download(spec)
     path = on_disk(spec)
     return _converted(path, say) if path.suffix == ".gguf" else path
-
-
-def _download(hub_id: str, say: Say) -> Path:
-    say(f"downloading {hub_id}")
-    return hub.download(hub_id)
 
 
 def _converted(path: Path, say: Say) -> Path:

@@ -6,14 +6,12 @@ import torch.
     compressed-tensors   weight_packed [out, ceil(in n / 32)], weight_scale, weight_shape, ...
     slimscope            the same, and weight_offset; written by Slimscope
 
-`backend.export.reading` unpacks them; everything else is refused here, with the reason.
-"""
+`backend.export.reading` unpacks them; everything else is refused here, with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -66,8 +64,12 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     if method not in PARTS:
         raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", DO)
     try:
-        readers = {"compressed-tensors": _compressed, "slimscope": _slimscope}
-        found = readers.get(method, partial(_gptq, method=method))(settings)
+        if method == "slimscope":
+            size = int(settings["group_size"])
+            found = Packing(method, int(settings["bits"]), size, "offset")
+        else:
+            compressed = method == "compressed-tensors"
+            found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
         raise refused(spec, why, DO) from error
@@ -97,10 +99,6 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
     size = int(weights.get("group_size") or 0)
     grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
     return Packing("compressed-tensors", int(weights["num_bits"]), max(size, 0), grid)
-
-
-def _slimscope(settings: Mapping[str, Any]) -> Packing:
-    return Packing("slimscope", int(settings["bits"]), int(settings["group_size"]), "offset")
 
 
 def unpacked(

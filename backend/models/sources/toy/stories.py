@@ -1,8 +1,7 @@
 """Children's stories from a small seeded grammar: text free of licence restrictions.
 
 Each story samples a hero, an animal, places and objects, and uses them consistently. A tiny
-language model loses this consistency first, which makes the effect of compression visible.
-"""
+language model loses this consistency first, which makes the effect of compression visible."""
 
 from __future__ import annotations
 
