@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAF = 128  # size up to which LAPACK inverts directly
-ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
+LEAF_SIZE = 128  # size up to which LAPACK inverts directly
+ITERATIONS, VECTORS, MARGIN = 20, 8, 1.05
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -41,7 +41,7 @@ def _inverse_cholesky(H: Tensor) -> Tensor:
                           L^-1 = (L_A^-1 0; -L_S^-1 M L_A^-1 L_S^-1)
     """
     n = len(H)
-    if n <= LEAF:
+    if n <= LEAF_SIZE:
         return torch.linalg.solve_triangular(cholesky(H), torch.eye(n).to(H), upper=False)
     h = n // 2
     inverse = torch.zeros_like(H)
@@ -58,7 +58,7 @@ def largest_eigenvalue(H: Tensor) -> float:
     The iteration approaches it from below, and a descent diverges if it is too low. A block of
     vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues."""
     generator = torch.Generator().manual_seed(0)
-    V = torch.randn(len(H), min(BLOCK, len(H)), generator=generator).to(H)  # [n, b]
-    for _ in range(ROUNDS):
+    V = torch.randn(len(H), min(VECTORS, len(H)), generator=generator).to(H)  # [n, b]
+    for _ in range(ITERATIONS):
         V = H @ torch.linalg.qr(V).Q
     return MARGIN * torch.linalg.matrix_norm(V, 2).item()

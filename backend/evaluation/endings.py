@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from backend.evaluation.question_shape import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import LOGITS
+from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.slices import TextSlice
 
@@ -69,10 +69,10 @@ def score_endings(
 
     A streamed model reads its blocks once for every CHOICES-th part of the questions, so that no
     more hidden states wait than those of the text itself. `batch`: questions in one forward pass,
-    or fewer where their logits would exceed `LOGITS` entries. `new`: creates the container for the
+    or fewer where their logits would exceed `MAX_LOGITS`. `new`: creates the container for the
     hidden states of a streamed model. Raises CancelledError: cancellation was requested."""
     vocabulary = model.config.get_text_config().vocab_size
-    batch = max(1, min(batch, LOGITS // (asked[0].numel() * vocabulary)))
+    batch = max(1, min(batch, MAX_LOGITS // (asked[0].numel() * vocabulary)))
     right: list[bool] = []
     for some in asked.split(-(-len(asked) // CHOICES)):
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 WINDOW_LOSSES = "window_losses"  # the profile of a run's stage that holds nll_i
-DRAWS, FEWEST = 10_000, 5
-LOW, HIGH = 0.025, 0.975
+DRAWS, MIN_WINDOWS = 10_000, 5
+LOW_QUANTILE, HIGH_QUANTILE = 0.025, 0.975
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def paired_ratio(one: ArrayLike, other: ArrayLike) -> PairedRatio | None:
     windows, in nats per token. Returns None where the windows are not the same number, or too
     few."""
     ours, theirs = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    if len(ours) != len(theirs) or len(ours) < FEWEST:
+    if len(ours) != len(theirs) or len(ours) < MIN_WINDOWS:
         return None
     return _ratio(tuple((ours - theirs).tolist()))
 
@@ -51,6 +51,6 @@ def _ratio(losses: tuple[float, ...]) -> PairedRatio:
     """Of the differences d_i; kept, as pages of runs at work ask again and again."""
     differences = np.array(losses)
     drawn = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(1), (LOW, HIGH))
+    low, high = np.quantile(differences[drawn].mean(1), (LOW_QUANTILE, HIGH_QUANTILE))
     value, lowest, highest = (float(np.exp(x)) for x in (differences.mean(), low, high))
     return PairedRatio(value, lowest, highest, len(differences))

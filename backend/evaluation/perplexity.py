@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from backend.errors import ComputeError
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import LOGITS
+from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 
@@ -69,12 +69,12 @@ def window_nlls(
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
-    The batch is reduced where the logits of `batch` windows would exceed `LOGITS` entries. `new`:
+    The batch is reduced where the logits of `batch` windows would exceed `MAX_LOGITS`. `new`:
     creates the container for the hidden states of a streamed model. `observe`: called with the ids
     [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
     not finite. CancelledError: cancellation was requested."""
     count, length = input_ids.shape
-    fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
+    fitting = MAX_LOGITS // (length * model.config.get_text_config().vocab_size)
     batch = max(1, min(batch, fitting))
 
     def tick(share: float) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR = 2.0  # of a strength: 95 % within odds of 50 to 1
-STEPS, ENOUGH = 100, 1e-9
+STEPS, TOLERANCE = 100, 1e-9
 POINTS, MEAN = 400 / math.log(10), 1000.0
 NORMAL_95 = 1.96
 
@@ -80,6 +80,6 @@ def fit(wins: Vector) -> tuple[Vector, Vector]:
         information = np.diag(weight.sum(1)) - weight + np.eye(count) / PRIOR**2
         step = np.linalg.solve(information, slope)
         strengths = strengths + step
-        if not count or np.abs(step).max() < ENOUGH:
+        if not count or np.abs(step).max() < TOLERANCE:
             break
     return strengths, np.sqrt(np.diag(np.linalg.inv(information)))

@@ -8,7 +8,7 @@ For a matrix of N weights, K of them nonzero, with 16-bit values:
 
 The bitmask is smaller than dense above 1/16 zeros. n:m stores n values of every group, including
 zeros in groups with fewer than n nonzero values; 2:4 takes 2 index bits per value, 9/16 of dense. A
-model counts as n:m with the n of its fullest group, if at least `FULL` of the stored values are
+model counts as n:m with the n of its fullest group, if at least `MIN_FILL` of the stored values are
 nonzero. Row indices, headers and padding are not counted."""
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BYTES = 2  # per value
+VALUE_BYTES = 2  # per value
 GROUPS = (4, 8)  # values of m that are tested for n:m
-FULL = 0.9  # below it the pattern may be there by chance
+MIN_FILL = 0.9  # below it the pattern may be there by chance
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LinearSizes:
 def compact_bytes(weights: int, keep: int, group: int) -> int:
     """Bytes of one n:m matrix: n = `keep` values of each m = `group`, and their indices."""
     values = weights // group * keep
-    return BYTES * values + -(-values * (group - 1).bit_length() // 8)
+    return VALUE_BYTES * values + -(-values * (group - 1).bit_length() // 8)
 
 
 def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
@@ -60,16 +60,16 @@ def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
     for W in matrices:
         kept = int(torch.count_nonzero(W))
         weights, nonzero = weights + W.numel(), nonzero + kept
-        bitmask += BYTES * kept + -(-W.numel() // 8)
+        bitmask += VALUE_BYTES * kept + -(-W.numel() // 8)
         fullest_of = {m: max(n, fullest(W, m)) for m, n in fullest_of.items()}
     formats = {
         (n, m): compact_bytes(weights, n, m)
         for m, n in fullest_of.items()
-        if 0 < n < m and nonzero >= FULL * weights * n / m
+        if 0 < n < m and nonzero >= MIN_FILL * weights * n / m
     }
     best = min(formats, key=formats.__getitem__, default=None)
     compact = formats[best] if best else None
-    return LinearSizes(weights, nonzero, BYTES * weights, bitmask, compact, best)
+    return LinearSizes(weights, nonzero, VALUE_BYTES * weights, bitmask, compact, best)
 
 
 def fullest(W: Tensor, group: int) -> int:

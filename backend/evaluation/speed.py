@@ -24,11 +24,11 @@ from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.weights import SPARSE_BFLOAT16
 from backend.reporter import Reporter, stop_if_asked
 
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-LEAST_S = 0.001  # shorter timings are limited by the resolution of the clock
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+MIN_TIMING_S = 0.001  # shorter timings are limited by the resolution of the clock
 ROUNDS = 15
 SEED = 0
-STREAMED = 2**23  # weights of the matrix in a product at least
+MIN_PRODUCT_WEIGHTS = 2**23  # weights of the matrix in a product at least
 
 
 Clock = Callable[[], float]
@@ -114,13 +114,13 @@ def sparse_product_curve(
     rows: int,
     columns: int,
     reporter: Reporter,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = SPARSITIES,
 ) -> SparseProductCurve:
     """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
     `rows`: of the layer; the matrix has a multiple of them. `columns`: `skips_zeros` holds for
     them. Raises CancelledError: cancellation was requested."""
     dice = torch.Generator().manual_seed(SEED)
-    height = rows * -(-STREAMED // (rows * columns))
+    height = rows * -(-MIN_PRODUCT_WEIGHTS // (rows * columns))
     W = torch.randn(height, columns, generator=dice)
     place = torch.rand(height, columns, generator=dice)
     x = torch.randn(1, columns, generator=dice)
@@ -173,11 +173,11 @@ def _ratio(baseline: Callable[[], Tensor], candidate: Callable[[], Tensor]) -> f
 
 
 def _calls(work: Callable[[], Tensor]) -> int:
-    """Number of calls that take at least `LEAST_S`; also warms up."""
+    """Number of calls that take at least `MIN_TIMING_S`; also warms up."""
     count = 1
     _seconds(work, count)
-    while (taken := _seconds(work, count) * count) < LEAST_S:
-        count *= max(2, min(10, math.ceil(LEAST_S / max(taken, 1e-9))))
+    while (taken := _seconds(work, count) * count) < MIN_TIMING_S:
+        count *= max(2, min(10, math.ceil(MIN_TIMING_S / max(taken, 1e-9))))
     return count
 
 

@@ -13,9 +13,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME, USUAL = "slimscope_grouped", "sdpa"
-FEW = 64  # new tokens; above it, copying the mask costs as much as copying the keys
-UNKNOWN = ("softcap", "position_bias", "s_aux")  # arguments of some models, not supported here
+NAME, DEFAULT_ATTENTION = "slimscope_grouped", "sdpa"
+MAX_NEW_TOKENS = 64  # new tokens; above it, copying the mask costs as much as copying the keys
+UNSUPPORTED_ARGUMENTS = (
+    "softcap",
+    "position_bias",
+    "s_aux",
+)  # arguments of some models, not supported here
 
 
 def grouped_attention(
@@ -33,8 +37,8 @@ def grouped_attention(
     and None instead of attention weights."""
     batch, heads, n, _ = query.shape
     shared, mask = heads // key.shape[1], attention_mask
-    plain = not dropout and all(more.get(name) is None for name in UNKNOWN)
-    fits = n == 1 if mask is None else n <= FEW and mask.shape[1] == 1
+    plain = not dropout and all(more.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+    fits = n == 1 if mask is None else n <= MAX_NEW_TOKENS and mask.shape[1] == 1
     if shared == 1 or not (plain and fits):
         given = (query, key, value, attention_mask, dropout, scaling)
         mixed: Tensor = sdpa_attention_forward(module, *given, **more)[0]
@@ -47,7 +51,7 @@ def grouped_attention(
 
 def use_grouped(model: PreTrainedModel, device: torch.device) -> None:
     """Use grouped attention in `model` if it runs on a CPU with the default kernel."""
-    if device.type == "cpu" and model.config._attn_implementation == USUAL:
+    if device.type == "cpu" and model.config._attn_implementation == DEFAULT_ATTENTION:
         model.set_attn_implementation(NAME)
 
 

@@ -37,10 +37,12 @@ from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
 
-SOME = 8  # tokens of the pass that checks a model
-CONFIG = "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
-COMPLETE = "Check that the folder is complete and the architecture is supported."
-HALVES = (torch.float16, torch.bfloat16)
+CHECKED_TOKENS = 8  # tokens of the pass that checks a model
+CONFIG_REMEDY = (
+    "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
+)
+FOLDER_REMEDY = "Check that the folder is complete and the architecture is supported."
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class LoadedModel:
     def stored(self) -> torch.dtype:
         """The dtype of the model's files, in which what is made of it is saved, too."""
         dtype = getattr(torch, self.facts.dtype, None)
-        return dtype if dtype in HALVES else torch.float32
+        return dtype if dtype in HALF_DTYPES else torch.float32
 
 
 def load(
@@ -88,14 +90,14 @@ def load(
 def self_checked(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts
 ) -> LoadedModel:
-    """The loaded model, after a forward pass over `SOME` tokens whose logits have to be finite:
-    finite weights under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies
-    are looked at, too: attention of PyTorch leaves out scores that are not numbers. The pass reads
-    every weight once from memory; of a streamed model its first block is read from disk and run,
-    the others are of the same config. Raises ModelError: the model cannot be run, or its logits are
-    not finite."""
-    ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
-    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
+    """The loaded model, after a short forward pass whose logits have to be finite: finite weights
+    under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies are looked at,
+    too: attention of PyTorch leaves out scores that are not numbers. Of a streamed model only the
+    first block is run; the others are of the same config. Raises ModelError: the model cannot be
+    run, or its logits are not finite."""
+    stride = facts.vocabulary // CHECKED_TOKENS
+    ids = torch.arange(min(CHECKED_TOKENS, facts.context))[None] * stride
+    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
         if is_streamed(model):
             stream = open_stream(model, ids, 1)
             (hidden,) = run_block(model, stream, 0, stream.hidden)
@@ -105,7 +107,7 @@ def self_checked(
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
         why = "Its logits or rotary frequencies are not finite, though its weights are."
-        raise _refused(facts, why, CONFIG)
+        raise _refused(facts, why, CONFIG_REMEDY)
     return LoadedModel(model, tokenizer, facts)
 
 
@@ -131,7 +133,7 @@ def _read(
 
 @contextmanager
 def refusing(
-    facts: ModelFacts, what: str = "transformers cannot read it", do: str = COMPLETE
+    facts: ModelFacts, what: str = "transformers cannot read it", do: str = FOLDER_REMEDY
 ) -> Iterator[None]:
     """Turns every error but those of ours, and of memory, into one that refuses the model: on
     malformed files transformers can raise anything."""

@@ -15,12 +15,12 @@ from backend.models.facts import ModelFacts
 from backend.printable import readable_bytes
 
 RUNTIME = 600 * 2**20  # interpreter and libraries
-COMFORT = 0.8  # share of memory a run may use before its model is streamed
-WAITING = 0.25  # share of memory hidden states may use before they are kept on disk
-LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
-SCRATCH = 8  # copies of the largest weight during a solve
+STREAMING_THRESHOLD = 0.8  # share of memory a run may use before its model is streamed
+DISK_THRESHOLD = 0.25  # share of memory hidden states may use before they are kept on disk
+MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
+SCRATCH_COPIES = 8  # copies of the largest weight during a solve
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 CGROUPS = (  # limit and usage, cgroup v2 and v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -92,8 +92,8 @@ def memory_parts(
         "weights": copies * in_memory * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, waiting, context, dtype),
         "grams": 4 * max(grams.values(), default=0) if segments else 0,
-        "stages": 4 * (stages * block_weights(facts) + SCRATCH * largest) if stages else 0,
-        "logits": 2 * 4 * min(batch * row, max(row, LOGITS)),  # and their log-softmax
+        "stages": 4 * (stages * block_weights(facts) + SCRATCH_COPIES * largest) if stages else 0,
+        "logits": 2 * 4 * min(batch * row, max(row, MAX_LOGITS)),  # and their log-softmax
     }
 
 
@@ -104,7 +104,7 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
 
 def wait_on_disk(choice: str, needed: int, available: int) -> bool:
     """Whether to keep hidden states of `needed` bytes on disk; `choice`: auto, memory or disk."""
-    return choice == "disk" or (choice == "auto" and needed > WAITING * available)
+    return choice == "disk" or (choice == "auto" and needed > DISK_THRESHOLD * available)
 
 
 def memory_available() -> int:
@@ -120,10 +120,10 @@ def memory_available() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an out-of-memory error of the host or a GPU."""
     message = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in message for words in MEMORY_MESSAGES)
 
 
-TO_LOWER = {  # part -> its name, the remedy, and the config field for it
+REMEDIES = {  # part -> its name, the remedy, and the config field for it
     "weights": ("the weights", "Choose a smaller model, or stream its weights.", "model"),
     "activations": (
         "the hidden states",
@@ -157,8 +157,8 @@ def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> 
         return
     why = f"It needs about {readable_bytes(total)}; {readable_bytes(available)} are available."
     do, field = "Choose a smaller model, or fewer and shorter segments.", "model"
-    if named := {part: parts[part] for part in TO_LOWER if parts.get(part)}:
+    if named := {part: parts[part] for part in REMEDIES if parts.get(part)}:
         largest = max(named, key=named.__getitem__)
-        words, do, field = TO_LOWER[largest]
+        words, do, field = REMEDIES[largest]
         why += f" Most of it, {readable_bytes(named[largest])}, is for {words}."
     raise ModelError(f"{what} does not fit into memory.", why, do, field=field)

@@ -36,8 +36,8 @@ from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 # off the way from the dense model to the saved one
-ASIDE = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
-FAILED = ("pruned", "Use more calibration text, or choose Wanda.")
+SIDE_STAGES = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
+FAILURE = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
 @dataclass
@@ -191,7 +191,7 @@ class BlockWork:
         def solve(damping: float) -> Tensor:
             return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
 
-        return search_damping(solve, planned.damping, self.warn, name, FAILED)
+        return search_damping(solve, planned.damping, self.warn, name, FAILURE)
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
@@ -226,7 +226,7 @@ class BlockWork:
                 module=module,
                 stage=stage,
                 more=more,
-                spectral=stage not in ASIDE,
+                spectral=stage not in SIDE_STAGES,
                 energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
             )
         self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-ROWS = 128  # per chunk, on a CPU
+CHUNK_ROWS = 128  # per chunk, on a CPU
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Apply `solve` to the tensors [out, in] in chunks of rows."""
-    rows = ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
+    rows = CHUNK_ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
     parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     return torch.cat([solve(*part) for part in parts])
 

@@ -30,7 +30,7 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.proximal_gradient import by_rows, proximal_descent
 from backend.statistics.sorting import ascending
 
-LITTLE_GAIN = 0.9  # share of the initial error; rows above it are checked in float32
+GAIN_THRESHOLD = 0.9  # share of the initial error; rows above it are checked in float32
 
 Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
 
@@ -70,7 +70,7 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
         error = torch.linalg.vecdot(P, D)
         torch.where((error < lowest).unsqueeze(1), W, best, out=best)
         lowest = torch.minimum(error, lowest)
-    return best, lowest <= LITTLE_GAIN * first
+    return best, lowest <= GAIN_THRESHOLD * first
 
 
 def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:

@@ -20,7 +20,7 @@ from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_co
 
 STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # trained on seed 1
 STORIES = 20_000
-EVALUATION_EVERY = 12  # documents
+EVALUATION_INTERVAL = 12  # documents
 CALIBRATION_SHARE = 0.85  # of a single document
 
 
@@ -44,7 +44,7 @@ def _c4(role: Role) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
-DIVIDED: dict[str, Callable[[Role], Iterator[str]]] = {
+SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
     "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
     "c4": _c4,
@@ -67,7 +67,7 @@ def part(documents: Iterable[str], role: Role) -> Iterator[str]:
         yield _cut(first, role)
         return
     for index, document in enumerate(chain((first, second), documents)):
-        if (index % EVALUATION_EVERY == 0) == (role == "evaluation"):
+        if (index % EVALUATION_INTERVAL == 0) == (role == "evaluation"):
             yield document
 
 
@@ -85,8 +85,8 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
     field = f"{role}_text"
     corpus = require_corpus(name, field)
     try:
-        if name in DIVIDED:
-            yield from DIVIDED[name](role)
+        if name in SPLIT_CORPORA:
+            yield from SPLIT_CORPORA[name](role)
         else:
             whole = files.documents(_sources(name))
             yield from part(whole, role) if shared else whole

@@ -31,8 +31,8 @@ SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spe
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
-BEGINNING = 2  # sentences of a story in a prompt
-HELD_EVERY = 6  # every n-th template and text is for held-out prompts
+OPENING_SENTENCES = 2  # sentences of a story in a prompt
+HELDOUT_INTERVAL = 6  # every n-th template and text is for held-out prompts
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE = 150, 900  # characters of a Wikipedia passage
 SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # sentence boundary; not "U.S. "
@@ -154,8 +154,8 @@ def has_pages() -> bool:
 
 
 def _split(texts: list[str], held: bool) -> list[str]:
-    """The texts for held-out prompts, every `HELD_EVERY`-th; or the others."""
-    every = min(HELD_EVERY, len(texts))
+    """The texts for held-out prompts, every `HELDOUT_INTERVAL`-th; or the others."""
+    every = min(HELDOUT_INTERVAL, len(texts))
     return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
 
 
@@ -167,7 +167,7 @@ def _fill(template: str, slots: dict[str, list[str]], rng: Random, **more: str) 
 
 def _beginnings(seed: int, count: int) -> list[Prompt]:
     """Openings of generated stories."""
-    parts = (story.split(". ")[:BEGINNING] for story in stories(seed, count))
+    parts = (story.split(". ")[:OPENING_SENTENCES] for story in stories(seed, count))
     return [Prompt(f"story-{n}", "story", ". ".join(part) + ".") for n, part in enumerate(parts)]
 
 

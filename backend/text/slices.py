@@ -2,8 +2,8 @@
 machine.
 
 - calibration: documents in random order, a random offset in each row, and a random sample from the
-  first `SPREAD` times as many windows as requested;
-- evaluation: windows evenly spaced among the first `SPREAD` times as many as requested, since
+  first `POOL_FACTOR` times as many windows as requested;
+- evaluation: windows evenly spaced among the first `POOL_FACTOR` times as many as requested, since
   neighbouring windows of one article are correlated.
 """
 
@@ -26,7 +26,7 @@ from backend.text.corpora import Role
 from backend.text.documents import documents, preprocessing
 from backend.text.windows import cut_windows, encoded, prefix, shuffled
 
-SPREAD = 8
+POOL_FACTOR = 8
 PASSAGE = 64  # consecutive tokens that calibration and evaluation may not share
 
 
@@ -110,7 +110,7 @@ def calibration_slice(
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
     windows = cut_windows(texts, tokenizer, context, lambda slack: random.randint(0, slack))
-    pool = list(islice(windows, SPREAD * segments))
+    pool = list(islice(windows, POOL_FACTOR * segments))
     if len(pool) < segments:
         texts = documents(corpus, "calibration", shared)
         raise _too_little(texts, tokenizer, corpus, "calibration", segments, len(pool), context)
@@ -131,7 +131,9 @@ def evaluation_slice(
     calibration uses the same corpus; if not, corpora without published splits are used whole.
     Raises DatasetError: no such text, not readable, or too short."""
     texts = documents(corpus, "evaluation", shared)
-    pool = list(islice(cut_windows(texts, tokenizer, context, lambda slack: 0), SPREAD * windows))
+    pool = list(
+        islice(cut_windows(texts, tokenizer, context, lambda slack: 0), POOL_FACTOR * windows)
+    )
     if len(pool) < windows:
         texts = documents(corpus, "evaluation", shared)
         raise _too_little(texts, tokenizer, corpus, "evaluation", windows, len(pool), context)

@@ -24,9 +24,9 @@ from backend.text.chat_template import render_chat
 from backend.text.conversations import Message, answered, conversation, rows
 from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
-from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
+from backend.text.windows import SHUFFLE_BUFFER, cut_windows, prefix, shuffled
 
-UNJUDGED = -100  # label of tokens without a loss, as in torch and transformers
+IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
 PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
 FIELD = "training_text"
 Example = tuple[list[int], list[int]]  # ids, labels
@@ -37,7 +37,7 @@ class TrainingSet:
     """The rows a model is trained on."""
 
     text: TextSlice  # the rows, as tokens
-    labels: Tensor  # [n, L] int64: the tokens, or `UNJUDGED` for those without a loss
+    labels: Tensor  # [n, L] int64: the tokens, or `IGNORED_LABEL` for those without a loss
     form: str  # "text" or "instructions"
 
 
@@ -101,7 +101,7 @@ def _examples(
     """The examples of the file in random order, truncated to `length` tokens."""
     lines = _conversations(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    while buffer := list(islice(lines, SHUFFLED)):
+    while buffer := list(islice(lines, SHUFFLE_BUFFER)):
         random.shuffle(buffer)
         for line in buffer:
             if not (turns := answered(line)):
@@ -109,7 +109,7 @@ def _examples(
             prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
             answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
             ids = (prompt + answer)[:length]
-            labels = ([UNJUDGED] * len(prompt) + answer)[:length]
+            labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
             if len(prompt) < len(ids):  # else no token of the answer is left
                 yield ids, labels
 
@@ -136,7 +136,7 @@ def _packed(
 
     def padded(ids: list[int], labels: list[int]) -> Example:
         rest = length - len(ids)
-        return ids + [padding] * rest, labels + [UNJUDGED] * rest
+        return ids + [padding] * rest, labels + [IGNORED_LABEL] * rest
 
     ids, labels = list[int](), list[int]()
     for more_ids, more_labels in examples:

@@ -8,7 +8,7 @@ from typing import Any
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
-    COMFORT,
+    STREAMING_THRESHOLD,
     WEIGHT_BYTES,
     activation_memory,
     block_training_memory,
@@ -111,7 +111,7 @@ def memory_bytes(
         "on_disk": wait_on_disk(config.activations, states, available),
     }
     trained = block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
-    tight = memory_needed(facts, **sizes) + trained > COMFORT * available
+    tight = memory_needed(facts, **sizes) + trained > STREAMING_THRESHOLD * available
     auto = config.weights == "auto" and config.calibration_text != "self"
     auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)

@@ -9,7 +9,7 @@ from backend.errors import CancelledError
 from backend.evaluation.endings import EndingScore, questions, score_endings
 from backend.evaluation.question_shape import (
     CHOICES,
-    LEAST_CONTEXT,
+    MIN_CONTEXT,
     PART,
     PASSAGE,
     question_count,
@@ -19,7 +19,7 @@ from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice
 
-CONTEXT = LEAST_CONTEXT + 7  # of tokens beyond the last part
+CONTEXT = MIN_CONTEXT + 7  # of tokens beyond the last part
 WINDOWS = 3
 
 

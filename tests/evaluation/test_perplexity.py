@@ -91,7 +91,7 @@ def test_the_memory_bounds_change_nothing(
 ) -> None:
     whole = perplexity(model, text_of(rows), 7)
     monkeypatch.setattr(room, "POSITIONS", 6)
-    monkeypatch.setattr(room, "LOGITS", 2 * 40 * VOCABULARY + 1)
+    monkeypatch.setattr(room, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
     bounded = perplexity(model, text_of(rows), 7)

@@ -10,7 +10,7 @@ from backend.errors import ModelError
 from backend.paths import real_path
 from backend.settings import settings
 
-MOST_ENTRIES = 10_000  # of one model
+MAX_ENTRIES = 10_000  # of one model
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -50,8 +50,8 @@ def check_links(folder: Path) -> None:
     root, entries = real.parents[1] if snapshot else real, 0
     for place, folders, files in os.walk(real):
         entries += len(folders) + len(files)
-        if entries > MOST_ENTRIES:
-            why = f"It holds more than {MOST_ENTRIES:,} files."
+        if entries > MAX_ENTRIES:
+            why = f"It holds more than {MAX_ENTRIES:,} files."
             raise _may_not_be_read(folder, why, "Choose the folder of one model.")
         for path in (Path(place, name) for name in (*folders, *files)):
             target = real_path(path)

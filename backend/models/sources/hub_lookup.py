@@ -14,7 +14,7 @@ from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 
 DEADLINE_S = 20.0
-KEEP_S, KEEP_ERROR_S = 600.0, 30.0
+ANSWER_TTL_S, ERROR_TTL_S = 600.0, 30.0
 MAX_ANSWERS = 256
 MAX_LOOKUPS = 4  # at the same time; others wait their turn, within their deadline
 
@@ -48,7 +48,7 @@ def _lookup(hub_id: str) -> Future[Headers]:
 
 def _is_stale(start: float, lookup: Future[Headers]) -> bool:
     age = time.monotonic() - start
-    return lookup.done() and age > (KEEP_ERROR_S if lookup.exception() else KEEP_S)
+    return lookup.done() and age > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)
 
 
 def forget() -> None:

@@ -19,7 +19,7 @@ from backend.models.families.shapes import TensorHeader
 from backend.models.families.sizes import refused
 from backend.models.families.stored import IN_OUT
 
-WORD = 32  # bits
+WORD_BITS = 32  # bits
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
@@ -33,7 +33,7 @@ SCALES = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
 }
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
+REMEDY = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
 StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
 
@@ -59,10 +59,10 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     if not settings:
         return None
     if not isinstance(settings, Mapping):
-        raise refused(spec, "Its quantization_config is not a JSON object.", DO)
+        raise refused(spec, "Its quantization_config is not a JSON object.", REMEDY)
     method = str(settings.get("quant_method", "some method"))[:80]
     if method not in PARTS:
-        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", DO)
+        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", REMEDY)
     try:
         if method == "slimscope":
             size = int(settings["group_size"])
@@ -72,9 +72,9 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
             found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
-        raise refused(spec, why, DO) from error
+        raise refused(spec, why, REMEDY) from error
     if not 2 <= found.bits <= 8 or found.group_size < 0:
-        raise refused(spec, f"It is packed as {found}, which is not supported.", DO)
+        raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
     return found
 
 
@@ -125,7 +125,7 @@ def unpacked(
             dtype = tensors[f"{layer}.{SCALES[packing.method]}"].dtype
             found[f"{layer}.weight"] = TensorHeader(shape[::-1] if transposed else shape, dtype)
     if len(found) == len(tensors):
-        raise refused(spec, f"Its config says {packing}, but no layer is packed so.", DO)
+        raise refused(spec, f"Its config says {packing}, but no layer is packed so.", REMEDY)
     return found
 
 
@@ -136,10 +136,10 @@ def _dense_shape(
     codes = tensors[f"{layer}.{PARTS[packing.method][0]}"].shape
     scales = tensors.get(f"{layer}.{SCALES[packing.method]}")
     if len(codes) != 2 or scales is None or len(scales.shape) != 2:
-        raise refused(spec, f"The packed tensors of {layer} do not fit together.", DO)
+        raise refused(spec, f"The packed tensors of {layer} do not fit together.", REMEDY)
     if packing.method == "gptq":
-        return codes[1], codes[0] * WORD // packing.bits
+        return codes[1], codes[0] * WORD_BITS // packing.bits
     if packing.method == "awq":
-        return codes[1] * WORD // packing.bits, codes[0]
-    inputs = scales.shape[1] * packing.group_size or codes[1] * WORD // packing.bits
+        return codes[1] * WORD_BITS // packing.bits, codes[0]
+    inputs = scales.shape[1] * packing.group_size or codes[1] * WORD_BITS // packing.bits
     return codes[0], inputs

@@ -259,7 +259,7 @@ def test_only_a_snapshot_of_the_hub_links_to_files_beside_it(
 
 
 def test_a_folder_of_many_models_is_none(folder, monkeypatch):
-    monkeypatch.setattr("backend.models.sources.folder.MOST_ENTRIES", 3)
+    monkeypatch.setattr("backend.models.sources.folder.MAX_ENTRIES", 3)
     assert "more than 3 files" in refusal(folder).why
 
 
