@@ -59,11 +59,7 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
 @torch.no_grad()
 def score_endings(
-    model: PreTrainedModel,
-    asked: Tensor,
-    batch: int,
-    reporter: Reporter,
-    new: NewBatches = list,
+    model: PreTrainedModel, asked: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
 ) -> EndingScore:
     """The answers of `model`, which should be in eval mode, to `questions`.
 

@@ -111,10 +111,7 @@ class SparseProductCurve:
 
 @torch.no_grad()
 def sparse_product_curve(
-    rows: int,
-    columns: int,
-    reporter: Reporter,
-    shares: Sequence[float] = SPARSITIES,
+    rows: int, columns: int, reporter: Reporter, shares: Sequence[float] = SPARSITIES
 ) -> SparseProductCurve:
     """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
     `rows`: of the layer; the matrix has a multiple of them. `columns`: `skips_zeros` holds for

@@ -101,7 +101,10 @@ def facts_from(
     if long := next((name for name in tensors if len(name) > MAX_NAME), None):
         raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
     matrices = block_matrices(family, tensors)
-    _check_dtypes(spec, tensors)
+    for name, tensor in tensors.items():
+        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
+        if parameter and tensor.dtype not in DTYPES:
+            raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
     _check_heads(spec, text)
     for part in (config, text_config(config)):  # transformers makes a name for each label
         if part.get("num_labels") is not None:
@@ -166,13 +169,6 @@ def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape
         why = f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}."
         raise refused(spec, why)
     return blocks
-
-
-def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
-    for name, tensor in tensors.items():
-        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
-        if parameter and tensor.dtype not in DTYPES:
-            raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 
 def _check_heads(spec: str, config: Mapping[str, Any]) -> None:

@@ -124,8 +124,8 @@ def _read(
         raise _refused(facts, why, "Download the model again.")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
-    if not streamed:
-        check_weights(model)
+    for _ in each_parameter(model) if not streamed else ():
+        pass  # raises an error for values that are not finite
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
     return model.eval(), tokenizer
@@ -184,13 +184,6 @@ def free_memory(device: str | torch.device) -> int:
     """Bytes that can still be allocated on `device`."""
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
-
-
-def check_weights(model: PreTrainedModel) -> None:
-    """Check that all weights are finite. Raises ModelError: names the first parameter with
-    non-finite values."""
-    for _ in each_parameter(model):
-        pass
 
 
 def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:

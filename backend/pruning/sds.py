@@ -95,7 +95,10 @@ def run_sds(
 
     Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
     CancelledError: cancellation was requested; all finished blocks are stored."""
-    _require_calibration(calibration)
+    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
+        what = f"The calibration text has shape {list(calibration.shape)}."
+        why = "Calibration needs at least one segment of two tokens."
+        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
     linears = _planned(model, plan)
     store = SDSStageStore(checkpoints)
     dtype = _claim_dtype(checkpoints, model, calibration, config, plan, stored)
@@ -203,15 +206,6 @@ def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
     """Every linear layer of every block, in order."""
     blocks = range(len(decoder_blocks(model)))
     return [linear for block in blocks for linear in block_linears(model, block).values()]
-
-
-def _require_calibration(calibration: Tensor) -> None:
-    """Reject calibration text of the wrong shape. Raises ConfigError: not token ids [segments,
-    tokens], or fewer than two tokens."""
-    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        what = f"The calibration text has shape {list(calibration.shape)}."
-        why = "Calibration needs at least one segment of two tokens."
-        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
 
 
 def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:

@@ -19,13 +19,7 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.pruning.masks import (
-    SMALL_GROUP,
-    at_least,
-    top_of_planes,
-    top_per_group,
-    top_per_row,
-)
+from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_group, top_per_row
 from backend.pruning.pattern import Pattern
 from backend.pruning.proximal_gradient import by_rows, proximal_descent
 from backend.statistics.sorting import ascending
@@ -122,12 +116,8 @@ class _LargestOfRows:
         if len(moved):
             some, counts = size[moved], self.counts[moved]
             mask[moved] = top_per_row(some, counts)
-            self.cuts[moved] = _middle(some, counts)
+            # half way between the last score that is kept of each row and the next
+            place, last = some.shape[1] - counts.unsqueeze(1), some.shape[1] - 1
+            places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
+            self.cuts[moved] = ascending(some).gather(1, places).mean(1, keepdim=True)
         return point.mul_(mask)
-
-
-def _middle(scores: Tensor, keep: Tensor) -> Tensor:
-    """Midpoint between the `keep`-th highest score of each row and the next."""
-    place, last = scores.shape[1] - keep.unsqueeze(1), scores.shape[1] - 1
-    places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
-    return ascending(scores).gather(1, places).mean(1, keepdim=True)

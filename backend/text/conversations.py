@@ -24,6 +24,7 @@ ROLES = {
     "human": USER, USER: USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT,
     "bot": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM, "developer": SYSTEM,
 }  # fmt: skip
+CHECKED_BYTES = 1_000_000  # of a text, before a run is queued
 LISTS = ("messages", "conversations", "conversation", "turns")
 FORMS = (  # field names of prompt, further input, answers
     ("instruction", "input", ("output", "response")),
@@ -100,7 +101,10 @@ def require_readable(path: Path, field: str) -> None:
     UTF-8, no JSON, or has neither text nor messages; with `field`."""
     try:
         if path.suffix == ".txt":
-            _check_utf8(path)
+            with path.open("rb") as file:
+                start = file.read(CHECKED_BYTES)
+            whole = len(start) < CHECKED_BYTES
+            codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
         elif not text_of(next(rows(path), {"text": ""})) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
     except (OSError, ValueError) as error:
@@ -108,13 +112,6 @@ def require_readable(path: Path, field: str) -> None:
         raise DatasetError(
             f"{path.name} could not be read.", str(error)[:300], do, field
         ) from error
-
-
-def _check_utf8(path: Path, most: int = 1_000_000) -> None:
-    with path.open("rb") as file:
-        start = file.read(most)
-    whole = len(start) < most
-    codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
 
 
 def text_of(line: Any) -> str:

@@ -119,11 +119,7 @@ def calibration_slice(
 
 
 def evaluation_slice(
-    corpus: str,
-    tokenizer: PreTrainedTokenizerBase,
-    windows: int,
-    context: int,
-    shared: bool = True,
+    corpus: str, tokenizer: PreTrainedTokenizerBase, windows: int, context: int, shared: bool = True
 ) -> TextSlice:
     """Evenly spaced windows [windows, context] of the evaluation split of a corpus.
 

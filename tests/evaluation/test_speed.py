@@ -24,11 +24,7 @@ from backend.evaluation.speed import (
 from backend.models.greedy import greedy
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-
-
-class Impatient(SilentReporter):
-    def should_stop(self) -> bool:
-        return True
+from tests.evaluation.conftest import Impatient
 
 
 def test_the_median_of_the_rates_and_their_range() -> None:

@@ -87,14 +87,6 @@ def test_of_messages_the_last_answer_is_judged(tokenizer, text_dir: Path) -> Non
     assert "Good day." in tokenizer.decode(found.text.input_ids[0])
 
 
-def test_of_shared_conversations_the_last_answer_is_judged(tokenizer, text_dir: Path) -> None:
-    turns = [("system", "Be kind."), ("human", "A dog?"), ("gpt", "Yes, a dog.")]
-    line = {"conversations": [{"from": who, "value": text} for who, text in turns]}
-    found = training_set(write(text_dir, [line]), tokenizer, 1, 96, seed=0)
-    assert found.form == "instructions" and "Yes, a dog." in answers(found, tokenizer)
-    assert "A dog?" not in answers(found, tokenizer)
-
-
 def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)

@@ -14,10 +14,7 @@ from safetensors import SafetensorError, safe_open
 from backend.errors import ModelError
 from backend.models.families.shapes import TensorHeader
 
-OPTIONS: dict[str, Any] = {
-    "local_files_only": True,
-    "trust_remote_code": False,
-}  # from_pretrained
+OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # from_pretrained
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
@@ -74,7 +71,11 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / "model.safetensors").is_file():
         return {}
     if not (folder / INDEX).is_file():
-        raise _no_safetensors(folder)
+        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+            why = "Its weights are pickle files, which can execute code when loaded."
+            do = "Convert them to safetensors with model.save_pretrained(folder)."
+            raise _unreadable(folder, why, do)
+        raise _unreadable(folder, "It has no model.safetensors.")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise _unreadable(folder, f"Its {INDEX} has no weight_map.")
@@ -136,14 +137,6 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
         raise _unreadable(folder, f"{path.name} is damaged: its header is longer than the file.")
     _check_size(folder, path, header, most)
     return header
-
-
-def _no_safetensors(folder: Path) -> ModelError:
-    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        why = "Its weights are pickle files, which can execute code when loaded."
-        do = "Convert them to safetensors with model.save_pretrained(folder)."
-        return _unreadable(folder, why, do)
-    return _unreadable(folder, "It has no model.safetensors.")
 
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:

@@ -83,13 +83,7 @@ def _slots(rng: Random) -> dict[str, str]:
     """Sample a value for every slot, used throughout the story."""
     kind = rng.choice((GIRL, BOY))
     she, her, him, girl = kind
-    slots = {
-        "name": rng.choice(NAMES[kind]),
-        "she": she,
-        "her": her,
-        "him": him,
-        "girl": girl,
-    }
+    slots = {"name": rng.choice(NAMES[kind]), "she": she, "her": her, "him": him, "girl": girl}
     slots |= {"She": she.capitalize(), "Her": her.capitalize()}
     for slot, words in WORDS.items():
         slots[slot] = rng.choice(words)
