@@ -26,21 +26,14 @@ MIN_FILL = 0.9  # below it the pattern may be there by chance
 
 @dataclass(frozen=True)
 class LinearSizes:
-    """Bytes of the linears in a model's blocks.
+    """Bytes of the linears in a model's blocks."""
 
-    Attributes:
-        weights: number of weights; `nonzero`: number of nonzero ones.
-        dense, bitmask: bytes with 16-bit values.
-        compact: bytes in the smallest n:m format; None for a model that is not n:m.
-        pattern: (n, m) of `compact`.
-    """
-
-    weights: int
-    nonzero: int
-    dense: int
+    weights: int  # number of weights
+    nonzero: int  # number of nonzero ones
+    dense: int  # bytes with 16-bit values, as is `bitmask`
     bitmask: int
-    compact: int | None
-    pattern: tuple[int, int] | None
+    compact: int | None  # bytes in the smallest n:m format; None for a model that is not n:m
+    pattern: tuple[int, int] | None  # (n, m) of `compact`
 
     @property
     def zero_share(self) -> float:

@@ -37,13 +37,9 @@ Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy 
 
 @dataclass(frozen=True)
 class DecodingSpeed:
-    """Tokens per second over several repeats.
+    """Tokens per second over several repeats."""
 
-    Attributes:
-        value: median; `lowest`, `highest`: of the repeats.
-    """
-
-    value: float
+    value: float  # median of the repeats
     lowest: float
     highest: float
     repeats: int

@@ -68,16 +68,11 @@ class StoredTensors:
 
 @dataclass
 class BlockLoader:
-    """The source of the blocks of a streamed model.
+    """The source of the blocks of a streamed model."""
 
-    Attributes:
-        stored: the tensors of its folder.
-        device: device that blocks are loaded to.
-        put: block index -> weights that replace the stored ones.
-    """
-
-    stored: StoredTensors
-    device: torch.device
+    stored: StoredTensors  # the tensors of its folder
+    device: torch.device  # that blocks are loaded to
+    # block index -> weights that replace the stored ones
     put: Callable[[int], Weights] = lambda _: {}
 
 

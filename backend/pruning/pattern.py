@@ -20,16 +20,11 @@ PLACES = 10  # decimal places of a percentage, so that it is read back as it was
 @dataclass(frozen=True)
 class Pattern:
     """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of the
-    weights of a row, a block of columns or the layer, depending on the pruner).
+    weights of a row, a block of columns or the layer, depending on the pruner)."""
 
-    Attributes:
-        keep, group: n and m of n:m; both 0 when unstructured.
-        drop: share of the weights that are dropped, 0 < drop < 1.
-    """
-
-    keep: int
-    group: int
-    drop: float
+    keep: int  # n of n:m; 0 when unstructured
+    group: int  # m of n:m; 0 when unstructured
+    drop: float  # share of the weights that are dropped, 0 < drop < 1
 
     @classmethod
     def parse(cls, text: str) -> Pattern:

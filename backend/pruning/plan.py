@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from backend.errors import ConfigError
 from backend.models.families.stored import IN_BLOCK
 from backend.models.layer_names import NamedLayer, fits
 from backend.plan import Plan
@@ -21,21 +22,16 @@ from backend.pruning.pattern import PatternField
 
 
 class LayerGroup(BaseModel):
-    """Layers that are pruned alike.
-
-    Attributes:
-        pattern: of each layer; if OWL allocates, their mean sparsity.
-        allocation: "owl": the job replaces the pattern of each block, see `owl`.
-        layers: full names.
-    """
+    """Layers that are pruned alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pattern: PatternField
+    pattern: PatternField  # of each layer; if OWL allocates, their mean sparsity
     pruner: str
     damping: float
+    # "owl": the job replaces the pattern of each block, see `owl`
     allocation: Literal["uniform", "owl"]
-    layers: tuple[str, ...]
+    layers: tuple[str, ...]  # full names
 
 
 class PruningPlan(Plan):
@@ -94,6 +90,9 @@ def pruning_plan(config: SDSConfig, layers: Collection[NamedLayer]) -> PruningPl
         special = any(fits(name, layer) for name in overridden)
         key = str(patterns[layer.name]), "uniform" if special else config.allocation
         groups.setdefault(key, []).append(layer.name)
+    if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
+        what, why = "OWL has no sparsity to set.", "Every layer has a pattern of its own."
+        raise ConfigError(what, why, "Override fewer layers, or choose uniform.", "allocation")
     return PruningPlan.model_validate(
         {
             "stages": config.stages,

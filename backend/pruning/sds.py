@@ -51,25 +51,19 @@ PASSES: dict[str, type[BlockPass]] = {
 
 @dataclass(frozen=True)
 class SDSResult:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        kept: the stage that the model now holds.
-        heldout: stage -> mean loss on the held-out segments, nats per token; empty without them.
-        errors: stage -> relative output error, mean over all linears. The two passes measure on
-            different inputs: compare stages within a pass only.
-        zero_share: stage -> share of exact zeros among the prunable weights.
-        seconds: step -> time. "inputs" are the calibration passes; solver steps count the blocks of
-            all attempts, "checkpoints" and "heldout" only the last attempt.
-        warnings: in the order in which they arose.
-    """
-
-    kept: SDSStage
+    kept: SDSStage  # the stage that the model now holds
+    # stage -> mean loss on the held-out segments, nats per token; empty without them
     heldout: dict[SDSStage, float]
+    # stage -> relative output error, mean over all linears. The two passes measure on different
+    # inputs: compare stages within a pass only
     errors: dict[SDSStage, float]
-    zero_share: dict[SDSStage, float]
+    zero_share: dict[SDSStage, float]  # stage -> share of exact zeros among the prunable weights
+    # step -> time. "inputs" are the calibration passes; solver steps count the blocks of all
+    # attempts, "checkpoints" and "heldout" only the last attempt
     seconds: dict[str, float]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # in the order in which they arose
 
 
 @torch.no_grad()

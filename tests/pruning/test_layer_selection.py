@@ -113,7 +113,7 @@ def test_what_cannot_be_is_refused_beside_its_field(fields: dict, field: str, sa
         layer_patterns(LAYERS, config(**fields))
     assert caught.value.field == field and said in str(caught.value) and caught.value.do
     if fields == {"pattern": "3:7"}:
-        assert "model.layers.0.self_attn.q_proj (64 inputs)" in caught.value.why
+        assert "model.layers.0.mlp.gate_proj (64 inputs)" in caught.value.why
         assert "2, 4, 8, 16, 32" in caught.value.do
 
 

@@ -71,6 +71,12 @@ def test_what_cannot_be_allocated_is_refused(refused: str, accepted: str) -> Non
     pruning_plan(config(pattern=accepted), LAYERS)
 
 
+def test_it_is_refused_where_every_layer_has_a_pattern_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="no sparsity to set") as caught:
+        pruning_plan(config(overrides="*=2:4"), LAYERS)
+    assert caught.value.field == "allocation"
+
+
 def plain_outliers(model, ids: Tensor) -> dict[int, float]:
     """The share of outliers by block, from whole forward passes of the dense model."""
     energy: dict[tuple[int, str], Tensor] = {}
