@@ -103,11 +103,7 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 
-    The model should be in eval mode. The softmax of its logits is computed in float32. `new`:
-    creates the container for the hidden states of a streamed model. `observe`: called with the ids
-    [b, L] and the logits [b, L, V] of every forward pass, for further metrics of the same passes.
-    Raises ComputeError: a window's loss is not finite. CancelledError: cancellation was
-    requested."""
+    The model should be in eval mode. For the other arguments and errors see `window_nlls`."""
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None

@@ -7,14 +7,12 @@ Statistics include exact zeros; the histogram excludes them. Its edges come from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from backend.statistics.sorting import ascending
-from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
+from backend.statistics.tensors import BINS, QUANTILES
 
 NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
 HEADROOM = 1.5  # weight compensation makes the remaining weights larger
@@ -28,10 +26,9 @@ class HistogramScale:
     std: float  # standard deviation of the dense weights
 
 
-def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
-    """The scale of a dense tensor: 1.5 times its larger absolute 0.1 % quantile, and its std.
-    `ordered`: the same weights sorted [n], if available."""
-    ordered = ascending(dense.float().flatten()) if ordered is None else ordered
+def scale_of(ordered: Tensor) -> HistogramScale:
+    """The scale of dense weights, sorted [n]: 1.5 times their larger absolute 0.1 % quantile, and
+    their standard deviation."""
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
     edge = HEADROOM * max(abs(low), abs(high))
     return HistogramScale(edge or 1.0, _moments(ordered)[1] ** 0.5)
@@ -105,43 +102,3 @@ def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     counts = places.diff().cpu()
     counts[BINS // 2] -= zeros
     return counts, zeros, int(places[0]), int(len(ordered) - places[-1])
-
-
-def snapshot(
-    weight: Tensor,
-    scale: HistogramScale,
-    *,
-    tensor: str,
-    block: int,
-    module: str,
-    stage: str,
-    more: Mapping[str, float] | None = None,
-    step: int = 0,
-    ordered: Tensor | None = None,
-) -> TensorSnapshot:
-    """Statistics and histogram of `weight` [out, in] at `stage`.
-
-    Args:
-        scale: of the dense tensor.
-        tensor, block, module: full parameter name, decoder block, name inside it.
-        more: further statistics, such as the relative output error.
-        ordered: the same weights sorted [n], if available.
-    """
-    ordered = ascending(weight.float().flatten()) if ordered is None else ordered
-    counts, zeros, below, above = histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        tensor=tensor,
-        block=block,
-        module=module,
-        stage=stage,
-        n=len(ordered),
-        zeros=zeros,
-        below=below,
-        above=above,
-        lo=-scale.edge,
-        hi=scale.edge,
-        counts=counts.numpy(),
-        stats=tensor_statistics(ordered, scale.std) | dict(more or {}),
-        quantiles=quantiles(ordered),
-        step=step,
-    )

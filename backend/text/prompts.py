@@ -37,6 +37,8 @@ PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE = 150, 900  # characters of a Wikipedia passage
 SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # sentence boundary; not "U.S. "
 
+Slots = dict[str, list[str]]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -106,7 +108,7 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     rng, data = Random(f"{seed} {held}"), _built_in()
     templates = {task: _split(each, held) for task, each in data["templates"].items()}
     pages = list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
-    texts = PromptTexts(data["slots"], _split(data["passages"], held), _split(pages, held))
+    texts = data["slots"], _split(data["passages"], held), _split(pages, held)
     openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
     foreign, tasks = _split(data["foreign"], held), list(templates)
     benchmark = {text for each in data["benchmark"].values() for text in each}
@@ -114,7 +116,7 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     for number in range(20 * count):
         if len(prompts) == count:
             break
-        task, passage = tasks[number % len(tasks)], texts.passage(rng)
+        task, passage = tasks[number % len(tasks)], _passage(rng, *texts)
         fields = {
             "passage": passage,
             "sentence": SENTENCE.split(passage)[0],
@@ -127,25 +129,17 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     return list(prompts.values())
 
 
-@dataclass(frozen=True)
-class PromptTexts:
-    """Texts that prompts ask about: notices with slots, and pages of paragraphs."""
-
-    slots: dict[str, list[str]]
-    notices: list[str]
-    pages: list[str]
-
-    def passage(self, rng: Random) -> str:
-        """A notice, or the first sentences of a paragraph."""
-        if not self.pages or rng.random() >= PAGES_SHARE:
-            return _fill(rng.choice(self.notices), self.slots, rng)
-        first, *more = SENTENCE.split(rng.choice(rng.choice(self.pages).split("\n\n")))
-        longest, passage = rng.randint(*PASSAGE), first
-        for sentence in more:
-            if len(passage) + len(sentence) >= longest:
-                break
-            passage += " " + sentence
-        return passage
+def _passage(rng: Random, slots: Slots, notices: list[str], pages: list[str]) -> str:
+    """A notice, or the first sentences of a paragraph of a page."""
+    if not pages or rng.random() >= PAGES_SHARE:
+        return _fill(rng.choice(notices), slots, rng)
+    first, *more = SENTENCE.split(rng.choice(rng.choice(pages).split("\n\n")))
+    longest, passage = rng.randint(*PASSAGE), first
+    for sentence in more:
+        if len(passage) + len(sentence) >= longest:
+            break
+        passage += " " + sentence
+    return passage
 
 
 def has_pages() -> bool:
@@ -159,7 +153,7 @@ def _split(texts: list[str], held: bool) -> list[str]:
     return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
 
 
-def _fill(template: str, slots: dict[str, list[str]], rng: Random, **more: str) -> str:
+def _fill(template: str, slots: Slots, rng: Random, **more: str) -> str:
     chosen = {name: rng.choice(values) for name, values in slots.items()}
     chosen |= {f"{name}2": rng.choice(slots[name]) for name in ("person", "name", "concept")}
     return template.format_map(chosen | more)
