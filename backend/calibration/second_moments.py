@@ -119,12 +119,6 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _add_upper(H: Tensor, X: Tensor) -> None:
-    """H += X^T X on and above the diagonal (in panels). X [tokens, in], float32."""
-    for a in range(0, len(H), PANEL):
-        H[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
-
-
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
@@ -141,7 +135,8 @@ class _Sums:
             if self.level == StatisticsLevel.GRAM:
                 if not len(self.total):
                     self.total = X.new_zeros(X.shape[1], X.shape[1])
-                _add_upper(self.total, X)
+                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
+                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
             else:
                 self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
 
@@ -212,13 +207,9 @@ class InputCollector:
                 why = "An activation overflowed in the calibration pass."
                 do = "Choose float32 as the forward precision, or other calibration text."
                 raise ComputeError(what, why, do, field="precision")
-        return {
-            name: finished[self._leaders[name]] if name in self._leaders else _of_nothing(linear)
-            for name, linear in self._linears.items()
-        }
-
-
-def _of_nothing(linear: LinearWeight) -> InputStatistics:
-    """The statistics of a layer that has had no inputs."""
-    gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
-    return InputStatistics(0, gram.diagonal(), gram, mean=torch.zeros_like(gram[0]))
+        for name, linear in self._linears.items():
+            if name not in self._leaders:
+                gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
+                mean = torch.zeros_like(gram[0])
+                finished[name] = InputStatistics(0, gram.diagonal(), gram, mean=mean)
+        return {name: finished[self._leaders.get(name, name)] for name in self._linears}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from backend.checkpoints import Checkpoints
@@ -51,20 +49,13 @@ def run(config: SDSJob, context: JobContext) -> None:
         phases.phase("prune"), loaded.stored,
     )  # fmt: skip
     record(result, context)
-    measure_stages(loaded, quality, plan.stages[1:], phases, context)
-    save_model(loaded, result.kept, config, context)
-    context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))
-
-
-def measure_stages(
-    loaded: LoadedModel, quality: Quality, stages: Sequence[SDSStage], phases: Phases,
-    context: JobContext,
-) -> None:  # fmt: skip
-    """Measures stages on the same text."""
+    stages = plan.stages[1:]
     for number, stage in enumerate(stages):
         if quality.missing(stage):
             install(loaded.model, context.checkpoints, stage)
         quality.measure(stage, phases.phase("evaluate", number, len(stages)))
+    save_model(loaded, result.kept, config, context)
+    context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))
 
 
 def record(result: SDSResult, context: JobContext) -> None:

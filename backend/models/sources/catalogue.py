@@ -54,7 +54,13 @@ def entries() -> list[CatalogueEntry]:
         _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
-    return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
+    folder = prepared(smollm2.NAME)
+    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
+    note = source.note if folder else "93 MB, downloaded and converted on first use"
+    small = CatalogueEntry(
+        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
+    )
+    return [TOY_ENTRY, small, *_disk_entries(), *cached]
 
 
 def local_folder(spec: str) -> Path | None:
@@ -124,15 +130,6 @@ def _facts(
 
 def _title(spec: str) -> str:
     return spec if is_hub_id(spec) else Path(spec).name
-
-
-def _smollm2_entry() -> CatalogueEntry:
-    folder = prepared(smollm2.NAME)
-    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
-    note = source.note if folder else "93 MB, downloaded and converted on first use"
-    return CatalogueEntry(
-        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
-    )
 
 
 def _disk_entries() -> Iterator[CatalogueEntry]:
