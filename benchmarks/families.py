@@ -43,6 +43,7 @@ from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
 from backend.models.stored_weights import StoredLinears
+from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
@@ -93,8 +94,8 @@ def sds(tiny: TinyModel) -> None:
     loaded = tiny.loaded()
     with TemporaryDirectory() as work:
         run_sds(
-            loaded.model, tiny.text, config, Checkpoints(Path(work)), SilentReporter(),
-            loaded.stored,
+            loaded.model, tiny.text, config, pruning_plan(config, tiny.facts.linears),
+            Checkpoints(Path(work)), SilentReporter(), loaded.stored,
         )  # fmt: skip
     with reloaded(loaded) as (again, facts):
         assert facts.linears == tiny.facts.linears and facts.dtype == tiny.facts.dtype

@@ -111,11 +111,11 @@ def measure(width: int) -> dict[str, float]:
     inputs.inverse_root(0.01)  # kept: the solve is timed without it
     sparsegpt = PRUNERS["sparsegpt"].prune
     found["2:4 solve"] = seconds(lambda: sparsegpt(W, inputs, PATTERN, 0.01))
-    sparse, config = sparsegpt(W, inputs, PATTERN, 0.01), SDSConfig()
+    sparse = sparsegpt(W, inputs, PATTERN, 0.01)
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         given = InputStatistics(TOKENS, inputs.energy, H, dtype=dtype)
         given.largest_eigenvalue  # noqa: B018  (kept, as above)
-        found[f"descent, {name}"] = seconds(lambda g=given: redense(sparse, W, g, config))
+        found[f"descent, {name}"] = seconds(lambda g=given: redense(sparse, W, g, DESCENT))
     found["DL-QAT step, float32"] = seconds(trained(W, X))
     return found
 

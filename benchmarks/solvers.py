@@ -91,7 +91,7 @@ def descents(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
     config, pattern, target = SDSConfig(), Pattern.parse("2:4"), DenseReference(W, both[0])
     sparse = PRUNERS["wanda"].prune(W, both[0], pattern, 0.01)
     steps: dict[str, Callable[[InputStatistics], Tensor]] = {
-        "re-dense": lambda inputs: redense(sparse, W, inputs, config),
+        "re-dense": lambda inputs: redense(sparse, W, inputs, config.redense_steps),
         "adjustment": lambda inputs: adjust(sparse, W, inputs, pattern, config.adjust_steps, True),
     }
     found = {}

@@ -92,6 +92,7 @@ def work(chosen: argparse.Namespace) -> None:
     from backend.models.memory import memory_available
     from backend.models.saving import save
     from backend.models.sources.catalogue import inspect
+    from backend.pruning.plan import pruning_plan
     from backend.pruning.sds import run_sds
     from backend.reporter import SilentReporter
     from jobs.sds.config import SDSJob
@@ -113,7 +114,8 @@ def work(chosen: argparse.Namespace) -> None:
         folder, start = Path(scratch), time.process_time()
         loaded = load(config.model, streamed=chosen.child == "streamed")
         figures["loaded"] = memory.peak()
-        run_sds(loaded.model, rows, config, Checkpoints(folder / "work"), SilentReporter())
+        plan, checkpoints = pruning_plan(config, loaded.facts.linears), Checkpoints(folder / "work")
+        run_sds(loaded.model, rows, config, plan, checkpoints, SilentReporter())
         figures["pruned"] = memory.peak()
         new = batches_in(folder / "states" if chosen.activations == "disk" else None)
         loss = window_nlls(loaded.model, rows, 1, SilentReporter(), new).mean().item()

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
-from backend.errors import ComputeError
-
-LEAF = 128  # size up to which LAPACK inverts directly
-ROUNDS, BLOCK, MARGIN = 20, 8, 1.05
-DAMPING_TRIES, MORE = 4, 10.0
-
-Solved = TypeVar("Solved")
+LEAF_SIZE = 128  # size up to which LAPACK inverts directly
+ITERATIONS, VECTORS, MARGIN = 20, 8, 1.05
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -22,11 +14,7 @@ class NotPositiveDefiniteError(ArithmeticError):
 
 
 def cholesky(H: Tensor) -> Tensor:
-    """Lower triangular L with L L^T = H.
-
-    Raises:
-        NotPositiveDefiniteError: H has none.
-    """
+    """Lower triangular L with L L^T = H. Raises NotPositiveDefiniteError: H has none."""
     root, info = torch.linalg.cholesky_ex(H)
     if info.item():
         raise NotPositiveDefiniteError
@@ -38,45 +26,12 @@ def inverse_root(H: Tensor, damping: float) -> Tensor:
 
     With J the reversal of rows and columns and J H J = L L^T, U = J L^-1 J: half the work of
     inverting H and factorising the inverse. Dead inputs (zero energy) need no special case: the
-    damping makes H regular. Where all inputs are dead, the mean is replaced by 1.
-
-    Raises:
-        NotPositiveDefiniteError: more damping would help.
-    """
+    damping makes H regular. Where all inputs are dead, the mean is replaced by 1. Raises
+    NotPositiveDefiniteError: more damping would help."""
     H = H.flip(0, 1)
     energy = H.diagonal()
     energy += damping * (energy.mean().item() or 1.0)
     return _inverse_cholesky(H).flip(0, 1)
-
-
-def with_damping(
-    solve: Callable[[float], Solved],
-    damping: float,
-    log: Callable[[str], None],
-    name: str,
-    failed: tuple[str, str],
-) -> Solved:
-    """Run `solve(damping)`; raise the damping tenfold, up to three times, if H needs it.
-
-    Args:
-        log: called with a line on every increase.
-        name: of the layer.
-        failed: what could not be done to it, such as "pruned", and what to do about it.
-
-    Raises:
-        ComputeError: no damping helped.
-    """
-    for tried in range(DAMPING_TRIES):
-        if tried:
-            damping *= MORE
-            log(f"{name}: Hessian not positive definite, damping raised to {damping:g}.")
-        try:
-            return solve(damping)
-        except NotPositiveDefiniteError:
-            continue
-    done, do = failed
-    why = f"Its Hessian is not positive definite, even with a damping of {damping:g}."
-    raise ComputeError(f"{name} could not be {done}.", why, do, field="damping")
 
 
 def _inverse_cholesky(H: Tensor) -> Tensor:
@@ -86,7 +41,7 @@ def _inverse_cholesky(H: Tensor) -> Tensor:
                           L^-1 = (L_A^-1 0; -L_S^-1 M L_A^-1 L_S^-1)
     """
     n = len(H)
-    if n <= LEAF:
+    if n <= LEAF_SIZE:
         return torch.linalg.solve_triangular(cholesky(H), torch.eye(n).to(H), upper=False)
     h = n // 2
     inverse = torch.zeros_like(H)
@@ -101,10 +56,9 @@ def largest_eigenvalue(H: Tensor) -> float:
     """lambda_max of a positive semidefinite H [n, n], 5 % above what orthogonal iteration finds.
 
     The iteration approaches it from below, and a descent diverges if it is too low. A block of
-    vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues.
-    """
+    vectors, V <- H Q with Q R = V, converges where one vector stalls between close eigenvalues."""
     generator = torch.Generator().manual_seed(0)
-    V = torch.randn(len(H), min(BLOCK, len(H)), generator=generator).to(H)  # [n, b]
-    for _ in range(ROUNDS):
+    V = torch.randn(len(H), min(VECTORS, len(H)), generator=generator).to(H)  # [n, b]
+    for _ in range(ITERATIONS):
         V = H @ torch.linalg.qr(V).Q
     return MARGIN * torch.linalg.matrix_norm(V, 2).item()

@@ -9,8 +9,7 @@ mean squared change of a layer's output is a quadratic form in it:
 
 Layers with the same input tensor (query, key and value; gate and up) share one H. Products and sums
 are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
-units: their values are representable, so nothing is rounded, and sums stay float32.
-"""
+units: their values are representable, so nothing is rounded, and sums stay float32."""
 
 from __future__ import annotations
 
@@ -47,42 +46,28 @@ _nothing = partial(torch.empty, 0)
 class InputStatistics:
     """Statistics of a layer's inputs. Missing ones are empty tensors.
 
-    Quantities derived from H are cached, as layers that share an H use them again.
+    Quantities derived from H are cached, as layers that share an H use them again."""
 
-    Attributes:
-        tokens: N.
-        energy: mean square of each input, diag H, [in].
-        gram: H [in, in].
-        dtype: of the inputs.
-        mean: of each input, [in].
-    """
-
-    tokens: int = 0
-    energy: Tensor = field(default_factory=_nothing)
-    gram: Tensor = field(default_factory=_nothing)
-    dtype: torch.dtype = torch.float32
-    mean: Tensor = field(default_factory=_nothing)
+    tokens: int = 0  # N
+    energy: Tensor = field(default_factory=_nothing)  # mean square of each input, diag H, [in]
+    gram: Tensor = field(default_factory=_nothing)  # H [in, in]
+    dtype: torch.dtype = torch.float32  # of the inputs
+    mean: Tensor = field(default_factory=_nothing)  # of each input, [in]
     _roots: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False)
     _ordered_roots: dict[float, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def inverse_root(self, damping: float) -> Tensor:
-        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1.
-
-        Raises:
-            NotPositiveDefiniteError: more damping would help.
-        """
+        """U [in, in], upper triangular with U^T U = (H + damping mean(diag H) I)^-1. Raises
+        NotPositiveDefiniteError: more damping would help."""
         if damping not in self._roots:
             self._roots[damping] = inverse_root(self.gram, damping)
         return self._roots[damping]
 
     def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
-        """The inputs by falling energy [in], and U [in, in] of H in that order.
-
-        Raises:
-            NotPositiveDefiniteError: more damping would help.
-        """
+        """The inputs by falling energy [in], and U [in, in] of H in that order. Raises
+        NotPositiveDefiniteError: more damping would help."""
         if damping not in self._ordered_roots:
             order = self.energy.argsort(descending=True, stable=True)
             root = inverse_root(self.gram[order][:, order], damping)
@@ -134,12 +119,6 @@ def _exact_products(dtype: torch.dtype) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _add_upper(H: Tensor, X: Tensor) -> None:
-    """H += X^T X on and above the diagonal (in panels). X [tokens, in], float32."""
-    for a in range(0, len(H), PANEL):
-        H[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
-
-
 class _Sums:
     """Running sums over the batches of one input tensor."""
 
@@ -156,7 +135,8 @@ class _Sums:
             if self.level == StatisticsLevel.GRAM:
                 if not len(self.total):
                     self.total = X.new_zeros(X.shape[1], X.shape[1])
-                _add_upper(self.total, X)
+                for a in range(0, len(self.total), PANEL):  # on and above the diagonal
+                    self.total[a : a + PANEL, a:].addmm_(X[:, a : a + PANEL].T, X[:, a:])
             else:
                 self.total = X.square().sum(0) + (self.total if len(self.total) else 0)
 
@@ -219,27 +199,17 @@ class InputCollector:
         """Name -> statistics; layers with the same input tensor share one object.
 
         An expert that no token was sent to gets those of independent inputs of equal size, H = I,
-        and 0 tokens.
-
-        Raises:
-            ComputeError: the inputs of a layer are not finite.
-        """
+        and 0 tokens. Raises ComputeError: the inputs of a layer are not finite."""
         finished = {name: sums.finish() for name, sums in self._sums.items()}
         for name, inputs in finished.items():
             if not inputs.energy.isfinite().all():
-                raise ComputeError(
-                    f"The inputs of {self._linears[name].name} are not finite.",
-                    "An activation overflowed in the calibration pass.",
-                    "Choose float32 as the forward precision, or other calibration text.",
-                    field="precision",
-                )
-        return {
-            name: finished[self._leaders[name]] if name in self._leaders else _of_nothing(linear)
-            for name, linear in self._linears.items()
-        }
-
-
-def _of_nothing(linear: LinearWeight) -> InputStatistics:
-    """The statistics of a layer that has had no inputs."""
-    gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
-    return InputStatistics(0, gram.diagonal(), gram, mean=torch.zeros_like(gram[0]))
+                what = f"The inputs of {self._linears[name].name} are not finite."
+                why = "An activation overflowed in the calibration pass."
+                do = "Choose float32 as the forward precision, or other calibration text."
+                raise ComputeError(what, why, do, field="precision")
+        for name, linear in self._linears.items():
+            if name not in self._leaders:
+                gram = torch.eye(linear.columns, device=linear.layer.get_parameter("weight").device)
+                mean = torch.zeros_like(gram[0])
+                finished[name] = InputStatistics(0, gram.diagonal(), gram, mean=mean)
+        return {name: finished[self._leaders.get(name, name)] for name in self._linears}

@@ -1,19 +1,13 @@
 """Divergence of a model's predictions from those of its dense original.
 
 On the evaluation windows, at every predicted position t, with p the next-token distribution of the
-dense model and q that of the compared model:
+dense model and q that of the compressed model:
 
     KL_t = sum_v p_v (log p_v - log q_v)    in nats,    agreement_t = [argmax p = argmax q]
 
-averaged over all positions. Standard errors are computed from the per-window means. Perplexity
-measures how well a model predicts a text; these metrics measure how close it stays to the dense
-model, which can differ at equal perplexity.
-
-Dense logits are not stored: a vocabulary is about a hundred times wider than a hidden state. The
-output of the dense model's last block is stored instead (in memory or in a file), and the final
-norm and head are applied to it again, `POSITIONS` at a time. All parameters outside the blocks must
-therefore be the same in both models, which holds for every method here; compare `outside_blocks`.
-"""
+averaged over all positions; standard errors are those of the per-window means. The output of the
+dense model's last block is stored rather than its logits, and the final norm and head are applied
+to it again: parameters outside the blocks must be the same in both; compare `outside_blocks`."""
 
 from __future__ import annotations
 
@@ -40,19 +34,13 @@ POSITIONS = 64  # positions compared at a time, as float32 distributions [b, POS
 
 @dataclass(frozen=True)
 class Divergence:
-    """Divergence of a model from the dense model.
+    """Divergence of a model from the dense model."""
 
-    Attributes:
-        kl: nats per token, mean over all positions; `kl_stderr`: over windows, None for one window.
-        agreement: share of positions with the same top-1 token; `agreement_stderr` likewise.
-        tokens: number of positions compared.
-    """
-
-    kl: float
-    kl_stderr: float | None
-    agreement: float
+    kl: float  # nats per token, mean over all positions
+    kl_stderr: float | None  # over windows, None for one window
+    agreement: float  # share of positions with the same top-1 token; `agreement_stderr` likewise
     agreement_stderr: float | None
-    tokens: int
+    tokens: int  # number of positions compared
 
 
 @torch.no_grad()
@@ -111,11 +99,8 @@ class DivergenceObserver:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, logits: Tensor) -> None:
-        """Add one forward pass: ids [b, L] and logits [b, L, V].
-
-        Raises:
-            ValueError: the reference was recorded with other batches.
-        """
+        """Add one forward pass: ids [b, L] and logits [b, L, V]. Raises ValueError: the reference
+        was recorded with other batches."""
         hidden = next(self._states, None)
         if hidden is None or hidden.shape[:2] != rows.shape:
             raise ValueError("the reference was recorded with other batches")
@@ -133,18 +118,13 @@ class DivergenceObserver:
         self._positions += last * len(rows)
 
     def result(self) -> Divergence:
-        """The means over all forward passes so far.
-
-        Raises:
-            ComputeError: the divergence is not finite.
-        """
+        """The means over all forward passes so far. Raises ComputeError: the divergence is not
+        finite."""
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         if not kl.isfinite().all():
-            raise ComputeError(
-                "The divergence from the dense model is not finite.",
-                "The model's logits overflowed, or assign a token zero probability.",
-                "Use a higher precision or a lower compression.",
-            )
+            what = "The divergence from the dense model is not finite."
+            why = "The model's logits overflowed, or assign a token zero probability."
+            raise ComputeError(what, why, "Use a higher precision or a lower compression.")
         return Divergence(
             kl.mean().item(), _stderr(kl), same.mean().item(), _stderr(same), self._positions
         )

@@ -1,22 +1,16 @@
 """Multiple choice made from the evaluation text: which of four endings continues a passage?
 
-Each window is cut into parts of `PART` tokens. Each part is a question: a passage, its first
-`PASSAGE` tokens, and four endings of `ENDING` tokens, its own and those of the next three parts of
-the window (after the last comes the first). The model chooses the ending it finds most likely; all
-are equally long, so nothing need be normalised:
+A question is a part of `PART` tokens of a window: a passage, its first `PASSAGE` tokens, and four
+endings of `ENDING` tokens, its own and those of the next three parts of the window:
 
     choice = argmax_k sum_t log p(e_kt | passage, e_k1 ... e_k(t-1))
 
 Accuracy is the share of questions answered with their own ending, which has to be likelier than
-each other one; guessing gives 25 %. Endings of the same article share names and subject, which word
-frequencies alone do not tell apart. (Ours: it needs no data but the text; its figures compare
-models on one text, with nothing published.)
-"""
+each other one; guessing gives 25 %. (Ours: figures compare models on one text.)"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,20 +20,16 @@ from transformers import PreTrainedModel
 from backend.evaluation.question_shape import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import LOGITS
+from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.slices import TextSlice
 
 
 @dataclass(frozen=True)
 class EndingScore:
-    """Answers to questions of the same kind.
+    """Answers to questions of the same kind."""
 
-    Attributes:
-        right: whether each question was answered with its own ending.
-    """
-
-    right: tuple[bool, ...]
+    right: tuple[bool, ...]  # whether each question was answered with its own ending
 
     @property
     def accuracy(self) -> float:
@@ -57,11 +47,7 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
     L is `PART`, or one more where the text has a beginning-of-text token, which then begins every
     row. The first questions are the first of every window, so that a few of them cover the text.
-
-    Args:
-        text: of windows that hold at least CHOICES parts.
-        limit: number of questions; 0: all.
-    """
+    `text`: of windows that hold at least CHOICES parts. `limit`: number of questions; 0: all."""
     ids, each = text.input_ids, parts_of(text.context)
     parts = ids[:, text.bos :][:, : each * PART].reshape(len(ids), each, PART)
     endings = torch.stack([parts.roll(-k, 1)[..., PASSAGE:] for k in range(CHOICES)], 2)
@@ -73,27 +59,16 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
 @torch.no_grad()
 def score_endings(
-    model: PreTrainedModel,
-    asked: Tensor,
-    batch: int,
-    reporter: Reporter,
-    new: NewBatches = list,
+    model: PreTrainedModel, asked: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
 ) -> EndingScore:
     """The answers of `model`, which should be in eval mode, to `questions`.
 
     A streamed model reads its blocks once for every CHOICES-th part of the questions, so that no
-    more hidden states wait than those of the text itself.
-
-    Args:
-        batch: questions in one forward pass, or fewer where their logits would exceed `LOGITS`
-            entries.
-        new: creates the container for the hidden states of a streamed model.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    more hidden states wait than those of the text itself. `batch`: questions in one forward pass,
+    or fewer where their logits would exceed `MAX_LOGITS`. `new`: creates the container for the
+    hidden states of a streamed model. Raises CancelledError: cancellation was requested."""
     vocabulary = model.config.get_text_config().vocab_size
-    batch = max(1, min(batch, LOGITS // (asked[0].numel() * vocabulary)))
+    batch = max(1, min(batch, MAX_LOGITS // (asked[0].numel() * vocabulary)))
     right: list[bool] = []
     for some in asked.split(-(-len(asked) // CHOICES)):
 
@@ -103,14 +78,11 @@ def score_endings(
 
         rows = some.flatten(0, 1)
         passes = each_logits(model, rows, batch * CHOICES, new, tick)
-        found = torch.cat([*_likelihoods(passes, rows, batch * CHOICES)]).view(-1, CHOICES)
-        right += (found[:, :1] > found[:, 1:]).all(1).tolist()
+        found = []  # log p of the endings, [b] float64 of each batch
+        for part, logits in zip(rows.split(batch * CHOICES), passes, strict=True):
+            chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
+            ending = part[:, -ENDING:, None].to(logits.device)
+            found.append(chances.gather(-1, ending).squeeze(-1).double().sum(1).cpu())
+        chosen = torch.cat(found).view(-1, CHOICES)
+        right += (chosen[:, :1] > chosen[:, 1:]).all(1).tolist()
     return EndingScore(tuple(right))
-
-
-def _likelihoods(passes: Iterator[Tensor], rows: Tensor, batch: int) -> Iterator[Tensor]:
-    """Of each batch, log p of the endings: [b] float64 on the CPU."""
-    for part, logits in zip(rows.split(batch), passes, strict=True):
-        chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
-        ending = part[:, -ENDING:].to(logits.device)
-        yield chances.gather(-1, ending.unsqueeze(-1)).squeeze(-1).double().sum(1).cpu()

@@ -10,15 +10,8 @@ INSTALL = "In the Slimscope folder: pip install -e '.[tasks]'."
 
 
 def require_harness(field: str = "tasks") -> None:
-    """Check that the harness is installed, without importing it.
-
-    Raises:
-        ConfigError: it is not installed; names the pip extra.
-    """
+    """Check that the harness is installed, without importing it. Raises ConfigError: it is not
+    installed; names the pip extra."""
     if find_spec("lm_eval") is None:
-        raise ConfigError(
-            "Zero-shot tasks are not available.",
-            "lm-evaluation-harness is not installed.",
-            f"{INSTALL} Or leave the tasks empty.",
-            field,
-        )
+        what, why = "Zero-shot tasks are not available.", "lm-evaluation-harness is not installed."
+        raise ConfigError(what, why, f"{INSTALL} Or leave the tasks empty.", field)

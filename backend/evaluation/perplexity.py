@@ -6,8 +6,7 @@ predicted ones. The mean over window i is
     nll_i = -1/(L-1) sum_t log p(x_t | x_1 ... x_{t-1}),    nll = mean_i nll_i,    value = exp(nll).
 
 The standard error over n windows is value * sd(nll_i) / sqrt(n), by the delta method.
-Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers.
-"""
+Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 from backend.errors import ComputeError
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import LOGITS
+from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 
@@ -32,31 +31,17 @@ POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a ti
 Observe = Callable[[Tensor, Tensor], None]
 
 
-def _nothing(rows: Tensor, logits: Tensor) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity of a model on a text.
+    """Perplexity of a model on a text."""
 
-    Attributes:
-        value: the perplexity.
-        nll: nats per predicted token.
-        bits_per_byte: bits per UTF-8 byte of predicted text.
-        stderr: standard error of `value` over windows; None for a single window.
-        tokens: predicted tokens.
-        bos: whether every window starts with the beginning-of-text token.
-        windows: nats per predicted token of each window.
-    """
-
-    value: float
-    nll: float
-    bits_per_byte: float
-    stderr: float | None
-    tokens: int
-    bos: bool
-    windows: tuple[float, ...]
+    value: float  # the perplexity
+    nll: float  # nats per predicted token
+    bits_per_byte: float  # bits per UTF-8 byte of predicted text
+    stderr: float | None  # standard error of `value` over windows; None for a single window
+    tokens: int  # predicted tokens
+    bos: bool  # whether every window starts with the beginning-of-text token
+    windows: tuple[float, ...]  # nats per predicted token of each window
 
 
 def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -80,22 +65,16 @@ def window_nlls(
     batch: int,
     reporter: Reporter,
     new: NewBatches = list,
-    observe: Observe = _nothing,
+    observe: Observe = lambda *_: None,
 ) -> Tensor:
     """Mean negative log-likelihood of each window of `input_ids` [n, L]: [n] float64.
 
-    The batch is reduced where the logits of `batch` windows would exceed `LOGITS` entries.
-
-    Args:
-        new: creates the container for the hidden states of a streamed model.
-        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass.
-
-    Raises:
-        ComputeError: a window's loss is not finite.
-        CancelledError: cancellation was requested.
-    """
+    The batch is reduced where the logits of `batch` windows would exceed `MAX_LOGITS`. `new`:
+    creates the container for the hidden states of a streamed model. `observe`: called with the ids
+    [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
+    not finite. CancelledError: cancellation was requested."""
     count, length = input_ids.shape
-    fitting = LOGITS // (length * model.config.get_text_config().vocab_size)
+    fitting = MAX_LOGITS // (length * model.config.get_text_config().vocab_size)
     batch = max(1, min(batch, fitting))
 
     def tick(share: float) -> None:
@@ -108,11 +87,9 @@ def window_nlls(
         nlls.append(_window_nll(logits, part))
         observe(part, logits)
         if not nlls[-1].isfinite().all():
-            raise ComputeError(
-                "The perplexity is not finite.",
-                "The model's weights or activations overflowed.",
-                "Use a higher precision or a lower compression.",
-            )
+            what = "The perplexity is not finite."
+            why = "The model's weights or activations overflowed."
+            raise ComputeError(what, why, "Use a higher precision or a lower compression.")
     return torch.cat(nlls)
 
 
@@ -122,21 +99,11 @@ def perplexity(
     batch: int,
     reporter: Reporter | None = None,
     new: NewBatches = list,
-    observe: Observe = _nothing,
+    observe: Observe = lambda *_: None,
 ) -> Perplexity:
     """The perplexity of `model` on the windows of `text`, `batch` windows at a time.
 
-    The model should be in eval mode. The softmax of its logits is computed in float32.
-
-    Args:
-        new: creates the container for the hidden states of a streamed model.
-        observe: called with the ids [b, L] and the logits [b, L, V] of every forward pass, for
-            further metrics of the same passes.
-
-    Raises:
-        ComputeError: a window's loss is not finite.
-        CancelledError: cancellation was requested.
-    """
+    The model should be in eval mode. For the other arguments and errors see `window_nlls`."""
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
     spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None

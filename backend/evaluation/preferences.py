@@ -5,8 +5,7 @@
 A tie counts as half a win of each. The strengths s maximise the likelihood times a weak normal
 prior (ours, standard deviation `PRIOR`), which keeps those finite that have always won or lost; the
 95 % intervals come from the curvature there (Laplace). On the scale people know from chess, 400
-points are odds of 10 to 1 and the mean is 1000.
-"""
+points are odds of 10 to 1 and the mean is 1000."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR = 2.0  # of a strength: 95 % within odds of 50 to 1
-STEPS, ENOUGH = 100, 1e-9
+STEPS, TOLERANCE = 100, 1e-9
 POINTS, MEAN = 400 / math.log(10), 1000.0
 NORMAL_95 = 1.96
 
@@ -36,19 +35,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Rating:
-    """One of those that were compared.
-
-    Attributes:
-        score: points; low, high: its 95 % interval.
-        wins: comparisons it won, ties counting half; n: comparisons it was in.
-    """
+    """One of those that were compared."""
 
     name: str
-    score: float
-    low: float
+    score: float  # points
+    low: float  # of its 95 % interval
     high: float
-    wins: float
-    n: int
+    wins: float  # comparisons it won, ties counting half
+    n: int  # comparisons it was in
 
 
 def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
@@ -63,26 +57,19 @@ def ratings(comparisons: Sequence[Comparison]) -> list[Rating]:
         wins[j, i] += 1 - each.share
     strengths, deviations = fit(wins)
     played = (wins + wins.T).sum(1)
+    scores, margins = MEAN + POINTS * strengths, POINTS * NORMAL_95 * deviations
     found = [
-        Rating(
-            name,
-            MEAN + POINTS * s,
-            MEAN + POINTS * (s - NORMAL_95 * deviation),
-            MEAN + POINTS * (s + NORMAL_95 * deviation),
-            float(wins[n].sum()),
-            round(played[n]),
+        Rating(name, score, score - margin, score + margin, float(won), round(games))
+        for name, score, margin, won, games in zip(
+            names, scores.tolist(), margins.tolist(), wins.sum(1), played, strict=True
         )
-        for n, (name, s, deviation) in enumerate(zip(names, strengths, deviations, strict=True))
     ]
     return sorted(found, key=lambda rating: -rating.score)
 
 
 def fit(wins: Vector) -> tuple[Vector, Vector]:
     """Strengths [n], whose mean is 0, and their standard deviations [n], by Newton's method.
-
-    Args:
-        wins: [n, n], how often i beat j; the diagonal is zero.
-    """
+    `wins`: [n, n], how often i beat j; the diagonal is zero."""
     count = len(wins)
     strengths, games = np.zeros(count), wins + wins.T
     information = np.eye(count) / PRIOR**2
@@ -93,6 +80,6 @@ def fit(wins: Vector) -> tuple[Vector, Vector]:
         information = np.diag(weight.sum(1)) - weight + np.eye(count) / PRIOR**2
         step = np.linalg.solve(information, slope)
         strengths = strengths + step
-        if not count or np.abs(step).max() < ENOUGH:
+        if not count or np.abs(step).max() < TOLERANCE:
             break
     return strengths, np.sqrt(np.diag(np.linalg.inv(information)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PASSAGE, ENDING, CHOICES = 48, 12, 4  # tokens, tokens, endings of a question
 PART = PASSAGE + ENDING  # tokens of the text that each question takes
-LEAST_CONTEXT = CHOICES * PART + 1  # of a window that holds an ending for every choice
+MIN_CONTEXT = CHOICES * PART + 1  # of a window that holds an ending for every choice
 
 
 def parts_of(context: int) -> int:

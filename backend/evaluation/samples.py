@@ -1,13 +1,9 @@
 """Sample text of a model, compared with that of the dense model.
 
-Both models decode the same prompts greedily. Models that agree on every token generate the same
-text; after the first different token the texts diverge. Over prompts with n tokens each,
+    agreement = mean_i (tokens before the first difference)_i / n_i    prompt i, n_i greedy tokens
 
-    agreement = mean_i (tokens before the first difference)_i / n_i
-
-which is 1 for equal texts. This is stricter than the share of equal next tokens on a given text.
-With few prompts it is an illustration, not a basis for ranking models.
-"""
+It is 1 for equal texts, and stricter than the share of equal next tokens on a given text. With few
+prompts it is an illustration, not a basis for ranking models."""
 
 from __future__ import annotations
 
@@ -26,15 +22,11 @@ from backend.text.prompts import Prompt
 
 @dataclass(frozen=True)
 class GreedySample:
-    """The text a model generated for a prompt.
-
-    Attributes:
-        tokens: ids, without the end-of-text token; `text`: the decoded tokens.
-    """
+    """The text a model generated for a prompt."""
 
     prompt: str
-    tokens: tuple[int, ...]
-    text: str
+    tokens: tuple[int, ...]  # ids, without the end-of-text token
+    text: str  # the decoded tokens
 
 
 def write_samples(
@@ -44,11 +36,8 @@ def write_samples(
     tokens: int,
     reporter: Reporter,
 ) -> list[GreedySample]:
-    """Generate greedy texts of at most `tokens` tokens each.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    """Generate greedy texts of at most `tokens` tokens each. Raises CancelledError: cancellation
+    was requested."""
     ends = end_ids(tokenizer, model.generation_config)
     samples: list[GreedySample] = []
     for number, prompt in enumerate(prompts):
@@ -69,10 +58,7 @@ def write_samples(
 
 def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
     """Mean share of the longer text's tokens before the first difference; 1 for equal texts.
-
-    Args:
-        dense, other: token ids of each prompt.
-    """
+    `dense`, `other`: token ids of each prompt."""
     return fmean(
         same_start(a, b) / max(len(a), len(b), 1) if a != b else 1.0
         for a, b in zip(dense, other, strict=True)

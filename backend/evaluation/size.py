@@ -8,105 +8,42 @@ For a matrix of N weights, K of them nonzero, with 16-bit values:
 
 The bitmask is smaller than dense above 1/16 zeros. n:m stores n values of every group, including
 zeros in groups with fewer than n nonzero values; 2:4 takes 2 index bits per value, 9/16 of dense. A
-model counts as n:m with the n of its fullest group, if at least `FULL` of the stored values are
-nonzero. Row indices, headers and padding are not counted: `encode` writes exactly the bytes of a
-bitmask, and `decode` restores the matrix.
-
-Whether a smaller format makes products faster is measured: see `backend.evaluation.speed`.
-"""
+model counts as n:m with the n of its fullest group, if at least `MIN_FILL` of the stored values are
+nonzero. Row indices, headers and padding are not counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-BYTES = 2  # per value
+VALUE_BYTES = 2  # per value
 GROUPS = (4, 8)  # values of m that are tested for n:m
-FULL = 0.9  # below it the pattern may be there by chance
+MIN_FILL = 0.9  # below it the pattern may be there by chance
 
 
 @dataclass(frozen=True)
-class BitmaskMatrix:
-    """A matrix as bitmask and values.
+class LinearSizes:
+    """Bytes of the linears in a model's blocks."""
 
-    Attributes:
-        shape: (out, in).
-        mask: bits in row order, the first weight in the highest bit; `values`: 16 bits each.
-        dtype: of the values.
-    """
-
-    shape: tuple[int, int]
-    mask: bytes
-    values: bytes
-    dtype: torch.dtype
+    weights: int  # number of weights
+    nonzero: int  # number of nonzero ones
+    dense: int  # bytes with 16-bit values, as is `bitmask`
+    bitmask: int
+    compact: int | None  # bytes in the smallest n:m format; None for a model that is not n:m
+    pattern: tuple[int, int] | None  # (n, m) of `compact`
 
     @property
-    def size(self) -> int:
-        """Bytes of mask and values."""
-        return len(self.mask) + len(self.values)
-
-
-def encode(W: Tensor, dtype: torch.dtype = torch.bfloat16) -> BitmaskMatrix:
-    """Encode `W` [out, in] as bitmask and values; weights that round to 0 in `dtype` are zeros."""
-    halves = W.detach().to("cpu", dtype).contiguous()
-    kept = halves != 0
-    mask = np.packbits(kept.numpy().reshape(-1)).tobytes()
-    values = halves[kept].view(torch.int16).numpy().tobytes()
-    return BitmaskMatrix((W.shape[0], W.shape[1]), mask, values, dtype)
-
-
-def decode(packed: BitmaskMatrix) -> Tensor:
-    """Restore the encoded matrix [out, in], in the dtype of its values."""
-    rows, columns = packed.shape
-    bits = np.unpackbits(np.frombuffer(packed.mask, np.uint8), count=rows * columns)
-    kept = torch.from_numpy(bits.astype(bool))
-    W = torch.zeros(rows * columns, dtype=packed.dtype)
-    values = torch.from_numpy(np.frombuffer(packed.values, np.int16).copy())
-    W[kept] = values.view(packed.dtype)
-    return W.view(rows, columns)
-
-
-def dense_bytes(weights: int) -> int:
-    """Bytes of `weights` values."""
-    return BYTES * weights
-
-
-def bitmask_bytes(weights: int, nonzero: int) -> int:
-    """Bytes of one matrix as bitmask and values."""
-    return BYTES * nonzero + -(-weights // 8)
+    def zero_share(self) -> float:
+        return 1 - self.nonzero / self.weights
 
 
 def compact_bytes(weights: int, keep: int, group: int) -> int:
     """Bytes of one n:m matrix: n = `keep` values of each m = `group`, and their indices."""
     values = weights // group * keep
-    return BYTES * values + -(-values * (group - 1).bit_length() // 8)
-
-
-@dataclass(frozen=True)
-class LinearSizes:
-    """Bytes of the linears in a model's blocks.
-
-    Attributes:
-        weights: number of weights; `nonzero`: number of nonzero ones.
-        dense, bitmask: bytes with 16-bit values.
-        compact: bytes in the smallest n:m format; None for a model that is not n:m.
-        pattern: (n, m) of `compact`.
-    """
-
-    weights: int
-    nonzero: int
-    dense: int
-    bitmask: int
-    compact: int | None
-    pattern: tuple[int, int] | None
-
-    @property
-    def zero_share(self) -> float:
-        return 1 - self.nonzero / self.weights
+    return VALUE_BYTES * values + -(-values * (group - 1).bit_length() // 8)
 
 
 def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
@@ -116,17 +53,16 @@ def sizes(matrices: Iterable[Tensor]) -> LinearSizes:
     for W in matrices:
         kept = int(torch.count_nonzero(W))
         weights, nonzero = weights + W.numel(), nonzero + kept
-        bitmask += bitmask_bytes(W.numel(), kept)
+        bitmask += VALUE_BYTES * kept + -(-W.numel() // 8)
         fullest_of = {m: max(n, fullest(W, m)) for m, n in fullest_of.items()}
     formats = {
         (n, m): compact_bytes(weights, n, m)
         for m, n in fullest_of.items()
-        if 0 < n < m and nonzero >= FULL * weights * n / m
+        if 0 < n < m and nonzero >= MIN_FILL * weights * n / m
     }
     best = min(formats, key=formats.__getitem__, default=None)
-    return LinearSizes(
-        weights, nonzero, dense_bytes(weights), bitmask, formats[best] if best else None, best
-    )
+    compact = formats[best] if best else None
+    return LinearSizes(weights, nonzero, VALUE_BYTES * weights, bitmask, compact, best)
 
 
 def fullest(W: Tensor, group: int) -> int:

@@ -1,16 +1,10 @@
 """Measured speed of pruned models on this machine.
 
-- decoding: tokens per second of greedy decoding at batch size 1, without the prefill of the prompt;
-- matrix-vector product, the cost of a decoded token in each linear: dense and without the zeros at
-  several sparsities, by the native decoder (a bit mask and the other weights, bfloat16). The
-  break-even point is the sparsity above which leaving zeros out is faster. A decoded token reads
-  every layer once, so the matrix gets more rows until it is larger than the cache of a core, of
-  which one works.
+- decoding: tokens per second of greedy decoding at batch size 1, without the prefill;
+- matrix-vector product, dense and without the zeros at several sparsities, by the native decoder (a
+  bit mask and bfloat16 weights). The matrix gets more rows until it exceeds the cache of a core.
 
-Two products are timed alternately after a warm-up and compared by the ratio of their best times: on
-a shared machine the median of so short a measurement reflects other load. Decoding takes long
-enough for a median, which is reported with its range.
-"""
+Two products are timed alternately after a warm-up and compared by the ratio of their best times."""
 
 from __future__ import annotations
 
@@ -30,11 +24,11 @@ from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.weights import SPARSE_BFLOAT16
 from backend.reporter import Reporter, stop_if_asked
 
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-LEAST_S = 0.001  # shorter timings are limited by the resolution of the clock
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+MIN_TIMING_S = 0.001  # shorter timings are limited by the resolution of the clock
 ROUNDS = 15
 SEED = 0
-STREAMED = 2**23  # weights of the matrix in a product at least
+MIN_PRODUCT_WEIGHTS = 2**23  # weights of the matrix in a product at least
 
 
 Clock = Callable[[], float]
@@ -43,13 +37,9 @@ Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy 
 
 @dataclass(frozen=True)
 class DecodingSpeed:
-    """Tokens per second over several repeats.
+    """Tokens per second over several repeats."""
 
-    Attributes:
-        value: median; `lowest`, `highest`: of the repeats.
-    """
-
-    value: float
+    value: float  # median of the repeats
     lowest: float
     highest: float
     repeats: int
@@ -71,14 +61,8 @@ def decode_seconds(
 ) -> list[list[float]]:
     """Seconds to decode `tokens` tokens after a prompt, for each decoder and repeat.
 
-    They alternate; one extra warm-up round is not counted.
-
-    Args:
-        clock: seconds; a token is on the processor when it is read.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    They alternate; one extra warm-up round is not counted. `clock`: seconds; a token is on the
+    processor when it is read. Raises CancelledError: cancellation was requested."""
     rounds = []
     for number in range(1 + repeats):
         reporter.progress(number, 1 + repeats, "Measuring speed")
@@ -100,22 +84,16 @@ def _decoded(
 
 @dataclass(frozen=True)
 class SparseProductCurve:
-    """Speed of a sparse matrix product relative to the dense product.
+    """Speed of a sparse matrix product relative to the dense product."""
 
-    Attributes:
-        shape: (out, in).
-        zeros: sparsities, ascending; `speed_up`: dense time / sparse time at each of them.
-    """
-
-    shape: tuple[int, int]
-    zeros: tuple[float, ...]
-    speed_up: tuple[float, ...]
+    shape: tuple[int, int]  # (out, in)
+    zeros: tuple[float, ...]  # sparsities, ascending
+    speed_up: tuple[float, ...]  # dense time / sparse time at each of them
 
     @property
     def break_even(self) -> float | None:
         """The sparsity above which the sparse product was always faster; None if it was slower at
-        the highest. The logarithm of the speed-up is interpolated linearly.
-        """
+        the highest. The logarithm of the speed-up is interpolated linearly."""
         logs = [math.log(x) for x in self.speed_up]
         slower = [i for i, log in enumerate(logs) if log < 0]
         if not slower:
@@ -129,22 +107,13 @@ class SparseProductCurve:
 
 @torch.no_grad()
 def sparse_product_curve(
-    rows: int,
-    columns: int,
-    reporter: Reporter,
-    shares: Sequence[float] = SHARES,
+    rows: int, columns: int, reporter: Reporter, shares: Sequence[float] = SPARSITIES
 ) -> SparseProductCurve:
     """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
-
-    Args:
-        rows: of the layer; the matrix has a multiple of them.
-        columns: `skips_zeros` holds for them.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    `rows`: of the layer; the matrix has a multiple of them. `columns`: `skips_zeros` holds for
+    them. Raises CancelledError: cancellation was requested."""
     dice = torch.Generator().manual_seed(SEED)
-    height = rows * -(-STREAMED // (rows * columns))
+    height = rows * -(-MIN_PRODUCT_WEIGHTS // (rows * columns))
     W = torch.randn(height, columns, generator=dice)
     place = torch.rand(height, columns, generator=dice)
     x = torch.randn(1, columns, generator=dice)
@@ -197,11 +166,11 @@ def _ratio(baseline: Callable[[], Tensor], candidate: Callable[[], Tensor]) -> f
 
 
 def _calls(work: Callable[[], Tensor]) -> int:
-    """Number of calls that take at least `LEAST_S`; also warms up."""
+    """Number of calls that take at least `MIN_TIMING_S`; also warms up."""
     count = 1
     _seconds(work, count)
-    while (taken := _seconds(work, count) * count) < LEAST_S:
-        count *= max(2, min(10, math.ceil(LEAST_S / max(taken, 1e-9))))
+    while (taken := _seconds(work, count) * count) < MIN_TIMING_S:
+        count *= max(2, min(10, math.ceil(MIN_TIMING_S / max(taken, 1e-9))))
     return count
 
 

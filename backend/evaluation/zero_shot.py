@@ -1,12 +1,6 @@
-"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`).
-
-The harness defines prompts, answers and metrics of each task. It evaluates a loaded model without
-examples in the prompt (0-shot), with its default seeds. The main metric of a task is `acc_norm`
-(accuracy by byte-normalised log-likelihood) if the task has it, else `acc`, else its first metric.
-
-Custom tasks are harness YAML files in SLIMSCOPE_TASK_DIR. That folder is searched first: indexing
-the built-in tasks takes ten seconds.
-"""
+"""Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`), with its prompts and default
+seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
+tasks (SLIMSCOPE_TASK_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
 from __future__ import annotations
 
@@ -29,40 +23,26 @@ RESAMPLES = 100  # bootstrap samples, for metrics that are not means
 
 @dataclass(frozen=True)
 class TaskScore:
-    """The score of a model on a task.
-
-    Attributes:
-        metric: name of the metric; `stderr`: None if the harness reports none.
-        n: number of questions.
-    """
+    """The score of a model on a task."""
 
     task: str
-    metric: str
+    metric: str  # name of the metric
     value: float
-    stderr: float | None
-    n: int
+    stderr: float | None  # None if the harness reports none
+    n: int  # number of questions
 
 
 def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
-    """Load the named tasks with their data.
-
-    Args:
-        folder: YAML files of custom tasks.
-
-    Raises:
-        ConfigError: the harness is not installed, or there is no such task.
-        DatasetError: the data of a task is not available.
-    """
+    """Load the named tasks with their data. `folder`: YAML files of custom tasks. Raises
+    ConfigError: the harness is not installed, or there is no such task. DatasetError: the data of a
+    task is not available."""
     require_harness()
     manager = _manager(names, folder)
     for name in names:
         if name not in manager.all_tasks:
-            raise ConfigError(
-                f"There is no task called {name[:60]!r}.",
-                "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it.",
-                "`lm-eval ls tasks` lists them.",
-                "tasks",
-            )
+            what = f"There is no task called {name[:60]!r}."
+            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it."
+            raise ConfigError(what, why, "`lm-eval ls tasks` lists them.", "tasks")
     return {name: _loaded(name, manager) for name in names}
 
 
@@ -98,17 +78,9 @@ def zero_shot(
     batch: int,
     reporter: Reporter,
 ) -> list[TaskScore]:
-    """Run the tasks and return the main metric of each.
-
-    Args:
-        tasks: from `load_tasks`.
-        limit: number of questions per task, the first ones; 0: all.
-        batch: batch size.
-
-    Raises:
-        ComputeError: the harness reports no metric.
-        CancelledError: cancellation was requested.
-    """
+    """Run the tasks and return the main metric of each. `tasks`: from `load_tasks`. `limit`: number
+    of questions per task, the first ones; 0: all. `batch`: batch size. Raises ComputeError: the
+    harness reports no metric. CancelledError: cancellation was requested."""
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 

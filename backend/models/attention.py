@@ -1,10 +1,6 @@
-"""Fast CPU attention for a few new tokens over a long key-value cache.
-
-With grouped-query attention several query heads share one key head. transformers copies every
-cached key and value for each of them when a mask is given, and torch is slow for a single token.
-Here the query heads of a group are stacked as additional queries of their key head: the same
-products, and the cache is not copied. All other cases use the attention of transformers.
-"""
+"""Fast CPU attention for a few new tokens over a long key-value cache: the query heads that share a
+key head are stacked as additional queries of it, so the cache is not copied, as transformers
+does."""
 
 from __future__ import annotations
 
@@ -17,9 +13,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME, USUAL = "slimscope_grouped", "sdpa"
-FEW = 64  # new tokens; above it, copying the mask costs as much as copying the keys
-UNKNOWN = ("softcap", "position_bias", "s_aux")  # arguments of some models, not supported here
+NAME, DEFAULT_ATTENTION = "slimscope_grouped", "sdpa"
+MAX_NEW_TOKENS = 64  # new tokens; above it, copying the mask costs as much as copying the keys
+UNSUPPORTED_ARGUMENTS = (
+    "softcap",
+    "position_bias",
+    "s_aux",
+)  # arguments of some models, not supported here
 
 
 def grouped_attention(
@@ -32,19 +32,13 @@ def grouped_attention(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function with the interface of transformers.
-
-    Args:
-        query: [b, H, n, w]; key, value: [b, h, m, w] with H a multiple of h.
-        attention_mask: [b, 1, n, m] or None.
-
-    Returns:
-        [b, n, H, w], and None instead of attention weights.
-    """
+    """Attention function with the interface of transformers. `query`: [b, H, n, w]; key, value: [b,
+    h, m, w] with H a multiple of h. `attention_mask`: [b, 1, n, m] or None. Returns [b, n, H, w],
+    and None instead of attention weights."""
     batch, heads, n, _ = query.shape
     shared, mask = heads // key.shape[1], attention_mask
-    plain = not dropout and all(more.get(name) is None for name in UNKNOWN)
-    fits = n == 1 if mask is None else n <= FEW and mask.shape[1] == 1
+    plain = not dropout and all(more.get(name) is None for name in UNSUPPORTED_ARGUMENTS)
+    fits = n == 1 if mask is None else n <= MAX_NEW_TOKENS and mask.shape[1] == 1
     if shared == 1 or not (plain and fits):
         given = (query, key, value, attention_mask, dropout, scaling)
         mixed: Tensor = sdpa_attention_forward(module, *given, **more)[0]
@@ -57,7 +51,7 @@ def grouped_attention(
 
 def use_grouped(model: PreTrainedModel, device: torch.device) -> None:
     """Use grouped attention in `model` if it runs on a CPU with the default kernel."""
-    if device.type == "cpu" and model.config._attn_implementation == USUAL:
+    if device.type == "cpu" and model.config._attn_implementation == DEFAULT_ATTENTION:
         model.set_attn_implementation(NAME)
 
 

@@ -1,14 +1,8 @@
 """Propagate the hidden states of a calibration set through the model, one block at a time.
 
-Besides hidden states, a decoder block needs masks, position embeddings and position ids, which
-depend on the layer in some architectures. They are recorded in one forward pass with every block
-replaced by the identity: the model's own code prepares the arguments, and no block is computed.
-Equal tensors are stored once. The key-value cache is off (`use_cache=False`).
-
-The recording also checks that every block receives exactly the tensor the previous block returned.
-A model with operations between its blocks is rejected. Some blocks return a tuple that begins with
-the hidden states; the identity then does so, too.
-"""
+The other arguments of the blocks (masks, positions) are recorded in one forward pass with every
+block replaced by the identity: the model's own code prepares them. A model with operations between
+its blocks is rejected. Some blocks return a tuple that begins with the hidden states."""
 
 from __future__ import annotations
 
@@ -36,21 +30,13 @@ _PARTS: dict[type[nn.Module], int] = {}  # class of blocks -> length of the tupl
 
 @dataclass
 class BlockStream:
-    """The state of the calibration set before a block.
+    """The state of the calibration set before a block."""
 
-    Attributes:
-        hidden: one tensor [b, L, d] for each batch: the inputs of block `at`.
-        calls: for each block, for each batch, the other arguments of the block.
-        dtype: the dtype blocks are run in.
-        new: creates the container for the outputs of a block.
-        at: index of the block `hidden` goes into.
-    """
-
-    hidden: HiddenStates
-    calls: list[list[Call]]
-    dtype: torch.dtype
-    new: NewBatches = list
-    at: int = 0
+    hidden: HiddenStates  # one tensor [b, L, d] for each batch: the inputs of block `at`
+    calls: list[list[Call]]  # for each block, for each batch, the other arguments of the block
+    dtype: torch.dtype  # the dtype blocks are run in
+    new: NewBatches = list  # creates the container for the outputs of a block
+    at: int = 0  # index of the block `hidden` goes into
 
     def advance(self, hidden: HiddenStates) -> None:
         """Use `hidden`, the outputs of block `at`, as the inputs of the next block."""
@@ -87,9 +73,6 @@ class _Pool:
         self.kept.append(tensor)
         return tensor
 
-    def next_batch(self) -> None:
-        self.known.clear()
-
 
 def open_stream(
     model: PreTrainedModel,
@@ -99,14 +82,9 @@ def open_stream(
     new: NewBatches = list,
 ) -> BlockStream:
     """The stream of `input_ids` [N, L] (no padding) before block 0, in batches of `batch` rows.
-
-    Args:
-        dtype: the dtype blocks will be run in; None: the dtype of the model, which is not changed.
-        new: creates the container for the hidden states between two blocks.
-
-    Raises:
-        ModelError: the model changes the hidden states between its blocks.
-    """
+    `dtype`: the dtype blocks will be run in; None: the dtype of the model, which is not changed.
+    `new`: creates the container for the hidden states between two blocks. Raises ModelError: the
+    model changes the hidden states between its blocks."""
     blocks = decoder_blocks(model)
     dtype = dtype or next(blocks.parameters()).dtype
     pool, hidden = _Pool(dtype), new()
@@ -116,12 +94,8 @@ def open_stream(
         hidden.append(inputs.to(dtype))
         for block_calls, call in zip(calls, arguments, strict=True):
             block_calls.append(pool(call))
-        pool.next_batch()
+        pool.known.clear()
     return BlockStream(hidden, calls, dtype, new)
-
-
-def _nothing() -> None:
-    pass
 
 
 @torch.no_grad()
@@ -130,19 +104,15 @@ def run_block(
     stream: BlockStream,
     index: int,
     hidden: HiddenStates,
-    safe_point: Callable[[], None] = _nothing,
+    safe_point: Callable[[], None] = lambda: None,
     until: Collection[nn.Module] = (),
 ) -> HiddenStates:
     """The outputs of decoder block `index` for `hidden`, one [b, L, d] per batch of the stream.
 
-    The stream is not advanced. Hooks on the block's modules are called while the block is in
-    memory and its parameters are in the stream's dtype.
-
-    Args:
-        safe_point: called before each batch; may raise to end the pass.
-        until: layers with hooks, if only the hooks are needed: the forward pass of a batch ends
-            at the input of the last of them, and there are no outputs.
-    """
+    The stream is not advanced. Hooks on the block's modules are called while the block is in memory
+    and its parameters are in the stream's dtype. `safe_point`: called before each batch; may raise
+    to end the pass. `until`: layers with hooks, if only the hooks are needed: the forward pass of a
+    batch ends at the input of the last of them, and there are no outputs."""
     block, outputs = decoder_blocks(model)[index], stream.new()
     with resident(model, index), eval_mode(block), in_dtype(block, stream.dtype):
         for states, (args, kwargs) in zip(hidden, stream.calls[index], strict=True):
@@ -159,8 +129,7 @@ def block_of_weights(
     """Decoder block `index` as a function of the weights of its linears, to differentiate by them.
 
     The function takes module name -> weights [out, in], the inputs [b, L, d] of a batch and the
-    block's other arguments for it, and returns the outputs [b, L, d].
-    """
+    block's other arguments for it, and returns the outputs [b, L, d]."""
     block, linears = decoder_blocks(model)[index], block_linears(model, index)
 
     def forward(weights: Mapping[str, Tensor], states: Tensor, call: Call) -> Tensor:
@@ -183,12 +152,9 @@ def each_logits(
     """The model's logits [b, L, V] for `input_ids` [N, L], batch by batch.
 
     A whole model runs batch by batch. A streamed model reads each block once and runs all batches
-    through it before the next; the head runs batch by batch.
-
-    Args:
-        new: creates the container for the hidden states of a streamed model.
-        tick: called with the completed share of the work for every batch; may raise to cancel.
-    """
+    through it before the next; the head runs batch by batch. `new`: creates the container for the
+    hidden states of a streamed model. `tick`: called with the completed share of the work for every
+    batch; may raise to cancel."""
     if is_streamed(model):
         yield from _logits_by_block(model, input_ids, batch, new, tick)
         return
@@ -225,8 +191,7 @@ def _logits_by_block(
 def after_blocks(model: PreTrainedModel, rows: Tensor, hidden: Tensor) -> Tensor:
     """Logits [b, L, V] of token ids [b, L], given the outputs `hidden` of the last block.
 
-    The model's own forward pass runs with every block returning `hidden`.
-    """
+    The model's own forward pass runs with every block returning `hidden`."""
     output = _as_output(model)(hidden)
     with replaced(decoder_blocks(model), lambda *args, **kwargs: output):
         return model(input_ids=rows, use_cache=False).logits
@@ -249,12 +214,10 @@ def _record(
     with eval_mode(model), replaced(blocks, identity):
         model.base_model(input_ids=rows, use_cache=False)
     if len(calls) != len(blocks) or any(each is not states[0] for each in states):
-        raise ModelError(
-            f"{type(model).__name__} cannot be run block by block.",
-            "It changes the hidden states between its decoder blocks.",
-            "Choose a model with a sequential stack of decoder blocks.",
-            field="model",
-        )
+        what = f"{type(model).__name__} cannot be run block by block."
+        why = "It changes the hidden states between its decoder blocks."
+        do = "Choose a model with a sequential stack of decoder blocks."
+        raise ModelError(what, why, do, field="model")
     return states[0], calls
 
 

@@ -1,16 +1,10 @@
-"""Block offloading: keep only one decoder block of a model in memory.
-
-A model is either *whole* or *streamed*. A streamed model keeps embeddings, final norm and head in
-memory; the tensors of a decoder block are read from the model's folder when the block is needed and
-released afterwards. In between they are placeholders on torch's meta device.
+"""Block offloading: keep only one decoder block of a *streamed* model in memory. Its tensors are
+read from the model's folder when needed; in between they are placeholders on torch's meta device.
 
     with resident(model, 3):      block 3 is in memory (no effect for a whole model)
-        ...
     put(model, weights)           from now on the linears of block b have weights(b)
 
-Writes to a block of a streamed model inside `resident` are lost when the context ends; use `put`
-for permanent changes. Whole and streamed models give the same numbers.
-"""
+Writes to a block of a streamed model inside `resident` are lost when the context ends."""
 
 from __future__ import annotations
 
@@ -53,46 +47,32 @@ class StoredTensors:
         return name in self._places
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """The tensor `name` on `device`, in the dtype of its placeholder.
-
-        Raises:
-            ModelError: it cannot be read, has another shape, or is not finite.
-        """
+        """The tensor `name` on `device`, in the dtype of its placeholder. Raises ModelError: it
+        cannot be read, has another shape, or is not finite."""
         path, stored = self._places[name]
         try:
             with safe_open(path, framework="pt") as file:
                 # Copied, so that no page of the file stays mapped.
                 tensor = file.get_tensor(stored).to(device, like.dtype, copy=True)
         except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{name} can no longer be read.",
-                f"{path.name}: {error}.",
-                "Do not change the model's folder while a run reads from it.",
-                field="model",
-            ) from error
+            what = f"{name} can no longer be read."
+            do = "Do not change the model's folder while a run reads from it."
+            raise ModelError(what, f"{path.name}: {error}.", do, field="model") from error
         if tensor.shape != like.shape:
-            raise ModelError(
-                f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}.",
-                f"{path.name} does not match the model's config.json.",
-                "Choose a complete model folder.",
-                field="model",
-            )
+            what = f"{name} has the shape {list(tensor.shape)}, not {list(like.shape)}."
+            why = f"{path.name} does not match the model's config.json."
+            raise ModelError(what, why, "Choose a complete model folder.", field="model")
         check_finite(name, tensor)
         return tensor
 
 
 @dataclass
 class BlockLoader:
-    """The source of the blocks of a streamed model.
+    """The source of the blocks of a streamed model."""
 
-    Attributes:
-        stored: the tensors of its folder.
-        device: device that blocks are loaded to.
-        put: block index -> weights that replace the stored ones.
-    """
-
-    stored: StoredTensors
-    device: torch.device
+    stored: StoredTensors  # the tensors of its folder
+    device: torch.device  # that blocks are loaded to
+    # block index -> weights that replace the stored ones
     put: Callable[[int], Weights] = lambda _: {}
 
 
@@ -102,26 +82,17 @@ def is_streamed(model: PreTrainedModel) -> bool:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Check that all values of a parameter are finite.
-
-    Raises:
-        ModelError: `tensor` has non-finite values.
-    """
+    """Check that all values of a parameter are finite. Raises ModelError: `tensor` has non-finite
+    values."""
     if not all_finite(tensor):
-        raise ModelError(
-            f"{name} has values that are not finite.",
-            "The file is damaged, or the training run that saved it had diverged.",
-            "Choose another copy of the model.",
-            field="model",
-        )
+        what = f"{name} has values that are not finite."
+        why = "The file is damaged, or the training run that saved it had diverged."
+        raise ModelError(what, why, "Choose another copy of the model.", field="model")
 
 
 def stream_from(folder: Path, model: PreTrainedModel, device: torch.device) -> list[str]:
-    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`.
-
-    Returns:
-        Names of missing weights; if there are any, the model is unusable.
-    """
+    """Make `model`, whose parameters are placeholders, stream its blocks from `folder`. Returns
+    names of missing weights; if there are any, the model is unusable."""
     model.tie_weights()
     stored = StoredTensors(folder, set(model.state_dict()), model.base_model_prefix)
     blocks, missing = f"{block_prefix(model)}.", []
@@ -157,11 +128,8 @@ def _set(model: nn.Module, names: Sequence[str], tensor: Tensor) -> None:
 
 @contextmanager
 def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
-    """Keep decoder block `index` in memory inside the context; may be nested.
-
-    Raises:
-        ModelError: a weight cannot be read, or is not finite.
-    """
+    """Keep decoder block `index` in memory inside the context; may be nested. Raises ModelError: a
+    weight cannot be read, or is not finite."""
     residency: BlockLoader | None = vars(model).get(RESIDENCY)
     prefix, block = f"{block_prefix(model)}.{index}", decoder_blocks(model)[index]
     absent = {f"{prefix}.{name}": p for name, p in block.named_parameters() if p.is_meta}
@@ -181,8 +149,7 @@ def resident(model: PreTrainedModel, index: int) -> Iterator[None]:
 def put(model: PreTrainedModel, weights: Callable[[int], Weights]) -> None:
     """Replace the weights of the linears of block b by `weights(b)`, [out, in] by module name.
 
-    A whole model is changed immediately, a streamed one whenever a block is read.
-    """
+    A whole model is changed immediately, a streamed one whenever a block is read."""
     if is_streamed(model):
         vars(model)[RESIDENCY].put = weights
         return
@@ -197,11 +164,8 @@ def _write(model: PreTrainedModel, index: int, weights: Weights) -> None:
 
 
 def each_parameter(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and data of every parameter, in model order, with one block in memory at a time.
-
-    Raises:
-        ModelError: a parameter has non-finite values.
-    """
+    """Name and data of every parameter, in model order, with one block in memory at a time. Raises
+    ModelError: a parameter has non-finite values."""
     names = [name for name, _ in model.named_parameters()]
     prefix = f"{block_prefix(model)}."
 

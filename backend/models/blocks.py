@@ -1,10 +1,5 @@
-"""Uniform access to decoder blocks and their linears in decoder-only architectures.
-
-Weights are always presented as `[out, in]`. `nn.Linear` stores them that way; GPT-2's `Conv1D`
-stores `[in, out]` and is transposed on reading and writing. Only linears inside decoder blocks are
-listed, of attention and MLP: embeddings, the language-model head, norms, routers and state-space
-layers are never changed. The experts of a mixture are linears, too: see `families.experts`.
-"""
+"""Uniform access to decoder blocks and their linears, of attention and MLP. Weights are presented
+as [out, in]; GPT-2's `Conv1D` stores [in, out] and is transposed on reading and writing."""
 
 from __future__ import annotations
 
@@ -21,18 +16,12 @@ from backend.models.families.stored import compressed
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """One prunable weight matrix.
+    """One prunable weight matrix."""
 
-    Attributes:
-        name: full dotted module name, as in `model.named_modules()`.
-        block: index of its decoder block; `module`: its name inside that block.
-        layer: the module itself, for hooks.
-    """
-
-    name: str
-    block: int
-    module: str
-    layer: nn.Module
+    name: str  # full dotted module name, as in `model.named_modules()`
+    block: int  # index of its decoder block
+    module: str  # its name inside that block
+    layer: nn.Module  # the module itself, for hooks
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,32 +48,22 @@ class LinearWeight:
         return W.T if isinstance(self.layer, Conv1D) else W
 
     def write(self, W: Tensor) -> None:
-        """Write `W` [out, in] in place, cast to the layer's dtype.
-
-        Raises:
-            ValueError: `W` has another shape.
-        """
+        """Write `W` [out, in] in place, cast to the layer's dtype. Raises ValueError: `W` has
+        another shape."""
         if tuple(W.shape) != self.shape:
             raise ValueError(f"{self.name} is {self.shape}, not {tuple(W.shape)}")
         self._oriented().copy_(W.detach())
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of `model`, in order.
-
-    Raises:
-        ModelError: no list of blocks was found.
-    """
+    """The decoder blocks of `model`, in order. Raises ModelError: no list of blocks was found."""
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
-    raise ModelError(
-        f"{type(model).__name__} cannot be compressed.",
-        f"No list of {depth} decoder blocks was found in it.",
-        "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2.",
-        field="model",
-    )
+    what = f"{type(model).__name__} cannot be compressed."
+    do = "Choose a decoder-only model such as LLaMA, Qwen, Mistral, Gemma, Phi, OPT or GPT-2."
+    raise ModelError(what, f"No list of {depth} decoder blocks was found in it.", do, field="model")
 
 
 def block_prefix(model: PreTrainedModel) -> str:

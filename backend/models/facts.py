@@ -1,7 +1,5 @@
-"""Properties of a causal LM from its config and the headers of its weight files.
-
-Reads shapes only, no weights, and imports no tensor library, so the web process can use it. Models
-that no method supports are rejected here, with the reason, before any work starts.
+"""Properties of a causal LM from its config and the headers of its weight files. Imports no tensor
+library. Models that no method supports are rejected here, with the reason, before any work starts.
 """
 
 from __future__ import annotations
@@ -35,35 +33,23 @@ NO_SUPPORT = ModelSupport()
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Properties of a model, known before it is loaded.
-
-    Attributes:
-        note: a caveat, such as weights that are already quantised; may be empty.
-        parameters: number of weights, tied ones counted once.
-        context: longest sequence in tokens; `hidden` and `vocabulary` are widths.
-        linears: matrices of attention and MLP, which methods compress; `others`: further ones of
-            the blocks, which stay dense.
-        dtype: dtype of most stored weights.
-        default_text: name of the default corpus for the model.
-        support: what the model cannot be used for, and why.
-        quantised: how its weights are packed; "" if they are not.
-    """
+    """Properties of a model, known before it is loaded."""
 
     spec: str
     title: str
-    note: str
+    note: str  # a caveat, such as weights that are already quantised; may be empty
     architecture: str
-    parameters: int
+    parameters: int  # number of weights, tied ones counted once
     blocks: int
     hidden: int
     vocabulary: int
-    context: int
-    linears: tuple[LinearShape, ...]
-    dtype: str
-    default_text: str
-    others: tuple[LinearShape, ...] = ()
-    support: ModelSupport = NO_SUPPORT
-    quantised: str = ""
+    context: int  # longest sequence in tokens; `hidden` and `vocabulary` are widths
+    linears: tuple[LinearShape, ...]  # matrices of attention and MLP, which methods compress
+    dtype: str  # dtype of most stored weights
+    default_text: str  # name of the default corpus for the model
+    others: tuple[LinearShape, ...] = ()  # further ones of the blocks, which stay dense
+    support: ModelSupport = NO_SUPPORT  # what the model cannot be used for, and why
+    quantised: str = ""  # how its weights are packed; "" if they are not
 
     @property
     def matrices(self) -> tuple[LinearShape, ...]:
@@ -72,21 +58,13 @@ class ModelFacts:
         return tuple(sorted(both, key=lambda linear: (linear.block, linear.module)))
 
     def require_compressible(self) -> None:
-        """Refuse a model that methods cannot compress.
-
-        Raises:
-            ModelError: says why.
-        """
+        """Refuse a model that methods cannot compress. Raises ModelError: says why."""
         if why := self.support.compress:
             do = "Choose another model. Weight statistics can be taken of any model."
             raise unsupported(self.title, why, "cannot be compressed", do)
 
     def require_decodable(self) -> None:
-        """Refuse a model that the decoding loop cannot run.
-
-        Raises:
-            ModelError: says why.
-        """
+        """Refuse a model that the decoding loop cannot run. Raises ModelError: says why."""
         if why := self.support.decode:
             do = "Choose a model with attention to every token in each layer."
             raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
@@ -111,27 +89,35 @@ def facts_from(
     quantised: str = "",
 ) -> ModelFacts:
     """The facts of the model with this config.json and these stored tensors, as they are when
-    unpacked.
-
-    Raises:
-        ModelError: the model is not supported.
-    """
+    unpacked. Raises ModelError: the model is not supported."""
     architecture = _causal_architecture(spec, config)
     text = text_config(config)
     if not isinstance(text, Mapping):
         raise refused(spec, "The text_config in its config.json is not a JSON object.")
     family = str(text.get("model_type", ""))
-    _check_direction(spec, architecture, text)
-    _check_names(spec, tensors)
+    if BIDIRECTIONAL.fullmatch(architecture) and text.get("is_decoder") is not True:
+        why = f"{architecture} attends to later tokens: its config does not set is_decoder."
+        raise refused(spec, why)
+    if long := next((name for name in tensors if len(name) > MAX_NAME), None):
+        raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
     matrices = block_matrices(family, tensors)
-    _check_dtypes(spec, tensors)
+    for name, tensor in tensors.items():
+        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
+        if parameter and tensor.dtype not in DTYPES:
+            raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
     _check_heads(spec, text)
-    _check_labels(spec, config)
+    for part in (config, text_config(config)):  # transformers makes a name for each label
+        if part.get("num_labels") is not None:
+            size(spec, part, "num_labels", most=sizes.MAX_LABELS)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantised))
     if quantised and support.mixture:
         raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
+    weights: Counter[str] = Counter()
+    for tensor in tensors.values():
+        weights[tensor.dtype] += tensor.elements
+    main = weights.most_common(1)[0][0]
     facts = ModelFacts(
         spec=spec,
         title=title or spec,
@@ -143,7 +129,7 @@ def facts_from(
         vocabulary=size(spec, text, "vocab_size"),
         context=sizes.context(spec, text),
         linears=linears,
-        dtype=_main_dtype(tensors),
+        dtype=DTYPES.get(main, main),
         default_text=default_text(spec),
         others=tuple(linear for linear in matrices if not compressed(linear.module)),
         support=support,
@@ -175,36 +161,14 @@ def _causal_architecture(spec: str, config: Mapping[str, Any]) -> str:
     return name
 
 
-def _check_direction(spec: str, architecture: str, config: Mapping[str, Any]) -> None:
-    """Check that an encoder's architecture is used as a decoder."""
-    if BIDIRECTIONAL.fullmatch(architecture) and config.get("is_decoder") is not True:
-        raise refused(
-            spec, f"{architecture} attends to later tokens: its config does not set is_decoder."
-        )
-
-
 def _blocks(spec: str, config: Mapping[str, Any], matrices: Sequence[LinearShape]) -> int:
     """The number of blocks, which config and weights agree on."""
     blocks = size(spec, config, *sizes.BLOCKS, most=sizes.MAX_BLOCKS)
     found = {linear.block for linear in matrices}
     if len(found) != blocks or max(found) != blocks - 1:
-        raise refused(
-            spec,
-            f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}.",
-        )
+        why = f"Its config specifies {blocks} blocks, but its weights have linears in {len(found)}."
+        raise refused(spec, why)
     return blocks
-
-
-def _check_names(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
-    if long := next((name for name in tensors if len(name) > MAX_NAME), None):
-        raise refused(spec, f"The name of a tensor has {len(long):,} characters.")
-
-
-def _check_dtypes(spec: str, tensors: Mapping[str, TensorHeader]) -> None:
-    for name, tensor in tensors.items():
-        parameter = name.endswith((".weight", ".bias")) and not NOT_PARAMETERS.fullmatch(name)
-        if parameter and tensor.dtype not in DTYPES:
-            raise refused(spec, f"{name} is stored as {tensor.dtype}, not as floating point.")
 
 
 def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
@@ -221,14 +185,6 @@ def _check_heads(spec: str, config: Mapping[str, Any]) -> None:
         size(spec, config, "head_dim")
     elif hidden % heads:
         raise refused(spec, f"A hidden size of {hidden} cannot be split into {heads} heads.")
-
-
-def _check_labels(spec: str, config: Mapping[str, Any]) -> None:
-    """Check the number of labels, which a language model has no use for: transformers makes a name
-    for each of them."""
-    for part in (config, text_config(config)):
-        if part.get("num_labels") is not None:
-            size(spec, part, "num_labels", most=sizes.MAX_LABELS)
 
 
 def _check_shapes(
@@ -280,11 +236,3 @@ def _parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) 
         for name, tensor in tensors.items()
         if name not in tied and not NOT_PARAMETERS.fullmatch(name)
     )
-
-
-def _main_dtype(tensors: Mapping[str, TensorHeader]) -> str:
-    weights: Counter[str] = Counter()
-    for tensor in tensors.values():
-        weights[tensor.dtype] += tensor.elements
-    stored = weights.most_common(1)[0][0]
-    return DTYPES.get(stored, stored)

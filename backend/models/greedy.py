@@ -12,10 +12,7 @@ from backend.models.kv_cache import cache_name
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> Iterator[int]:
-    """Yield greedy tokens after the ids of a prompt, without end.
-
-    Uses the model's own key-value cache, as plain `transformers` does.
-    """
+    """Yield greedy tokens after the ids of a prompt, without end, with the model's own cache."""
     name, cache = cache_name(model), None
     given = torch.tensor([[*prompt]], device=model.device)
     while True:

@@ -1,8 +1,5 @@
-"""Storage of hidden states between two blocks: in memory, or in a file.
-
-`HiddenStates` are filled with `append` and can be iterated any number of times; a plain list
-qualifies. The file is unlinked: its space is freed with the object, even after a kill.
-"""
+"""Storage of hidden states between two blocks: in memory, or in a file, which is unlinked, so that
+its space is freed with the object, even after a kill."""
 
 from __future__ import annotations
 

@@ -1,12 +1,6 @@
-"""A preallocated key-value cache for the decoding loops.
-
-The cache of transformers grows by concatenation: every step copies all keys and values. Here a
-layer allocates `[b, heads, capacity, head]`, writes new rows in place and returns views. Rows can
-be selected afterwards (`keep`): of a verified tree only the accepted path is kept.
-
-This requires layers whose keys and values belong to one token each: linear attention and the like
-are rejected. Layers with a sliding window keep all tokens here, and a mask hides those before it.
-"""
+"""A preallocated key-value cache for the decoding loops, `[b, heads, capacity, head]` a layer: new
+rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
+sliding window keep all tokens here, and a mask hides those before it."""
 
 from __future__ import annotations
 
@@ -30,10 +24,7 @@ def cache_name(model: PreTrainedModel) -> str:
 
 def sliding_window(model: PreTrainedModel) -> int | None:
     """The number of tokens that layers with a sliding window attend to; None: there are none.
-
-    Raises:
-        ModelError: a layer caches something other than keys and values of every token.
-    """
+    Raises ModelError: a layer caches something other than keys and values of every token."""
     windows: list[int] = []
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) is DynamicSlidingWindowLayer:
@@ -90,11 +81,7 @@ class LayerCache(CacheLayerMixin):
 
 class PreallocatedCache(Cache):
     """The cache of a whole model, accepted by transformers as `cache` or `past_key_values`.
-
-    Args:
-        layers: number of decoder layers.
-        capacity: maximum number of tokens, including a tree under verification.
-    """
+    `capacity`: maximum number of tokens, including a tree under verification."""
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.rows = [LayerCache(capacity) for _ in range(layers)]

@@ -1,8 +1,7 @@
 """Layer names and patterns with the wildcards * and ?. Does not import torch.
 
 A pattern is matched against the name of a layer inside its block (mlp.down_proj), that name with
-the block index (0.mlp.down_proj), and the full name.
-"""
+the block index (0.mlp.down_proj), and the full name."""
 
 from __future__ import annotations
 
@@ -43,18 +42,12 @@ def fits(name: str, layer: NamedLayer) -> bool:
 
 
 def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], field: str) -> None:
-    """Check that every pattern matches a layer.
-
-    Raises:
-        ConfigError: one matches none; lists the layer names.
-    """
+    """Check that every pattern matches a layer. Raises ConfigError: one matches none; lists the
+    layer names."""
     for name in names:
         if not any(fits(name, layer) for layer in layers):
             known = list(dict.fromkeys(layer.module for layer in layers))
             more = ", …" if len(known) > MAX_NAMES else ""
-            raise ConfigError(
-                f"{name} matches no layer of this model.",
-                f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}.",
-                "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj.",
-                field=field,
-            )
+            why = f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}."
+            do = "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj."
+            raise ConfigError(f"{name} matches no layer of this model.", why, do, field=field)

@@ -1,11 +1,5 @@
-"""Loading and fingerprinting a causal LM.
-
-Gives the same numbers as plain `AutoModelForCausalLM.from_pretrained(folder, dtype=...)`: nothing
-is patched, but that the experts of a mixture are linears (`families.experts`). Code from model
-repositories is never run, and pickled weights are never loaded.
-
-A model that does not fit into memory is loaded *streamed*; see `backend.models.block_offload`.
-"""
+"""Loading and fingerprinting a causal LM, with the numbers of plain `from_pretrained`. Code from
+model repositories is never run, and pickled weights are never loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -44,12 +37,12 @@ from backend.models.sources.headers import OPTIONS
 from backend.models.sources.materialise import materialise
 from backend.models.sources.tokenizer import check_ids
 
-SOME = 8  # tokens of the pass that checks a model
-CONFIG = (
-    "Check config.json against that of the original model, such as rope_theta and rms_norm_eps."
+CHECKED_TOKENS = 8  # tokens of the pass that checks a model
+CONFIG_REMEDY = (
+    "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
-COMPLETE = "Check that the folder is complete and the architecture is supported."
-HALVES = (torch.float16, torch.bfloat16)
+FOLDER_REMEDY = "Check that the folder is complete and the architecture is supported."
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class LoadedModel:
     def stored(self) -> torch.dtype:
         """The dtype of the model's files, in which what is made of it is saved, too."""
         dtype = getattr(torch, self.facts.dtype, None)
-        return dtype if dtype in HALVES else torch.float32
+        return dtype if dtype in HALF_DTYPES else torch.float32
 
 
 def load(
@@ -74,16 +67,10 @@ def load(
     say: Say = silent,
     streamed: bool = False,
 ) -> LoadedModel:
-    """Load the model `spec`, in eval mode and without a key-value cache.
-
-    Args:
-        dtype: of the weights; None: float32 on the CPU, as stored elsewhere.
-        say: called with a message before a slow step.
-        streamed: keep one decoder block in memory at a time, plus everything outside the blocks.
-
-    Raises:
-        ModelError: not available, not supported, too large for the memory, or damaged.
-    """
+    """Load the model `spec`, in eval mode and without a key-value cache. `dtype`: of the weights;
+    None: float32 on the CPU, as stored elsewhere. `say`: called with a message before a slow step.
+    `streamed`: keep one decoder block in memory at a time, plus everything outside the blocks.
+    Raises ModelError: not available, not supported, too large for the memory, or damaged."""
     facts = inspect(spec)
     if streamed and facts.support.stream:
         do = "Choose a model that fits into memory."
@@ -103,34 +90,25 @@ def load(
 def self_checked(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ModelFacts
 ) -> LoadedModel:
-    """The loaded model, after a forward pass over `SOME` tokens whose logits have to be finite:
-    finite weights under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies
-    are looked at, too: attention of PyTorch leaves out scores that are not numbers. The pass reads
-    every weight once from memory; of a streamed model its first block is read from disk and run,
-    the others are of the same config.
-
-    Raises:
-        ModelError: the model cannot be run, or its logits are not finite.
-    """
-    ids = torch.arange(min(SOME, facts.context))[None] * (facts.vocabulary // SOME)
-    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG):
-        logits = _logits_of_first_block(model, ids) if is_streamed(model) else _logits(model, ids)
+    """The loaded model, after a short forward pass whose logits have to be finite: finite weights
+    under a wrong config (a negative epsilon of a norm) give none. Rotary frequencies are looked at,
+    too: attention of PyTorch leaves out scores that are not numbers. Of a streamed model only the
+    first block is run; the others are of the same config. Raises ModelError: the model cannot be
+    run, or its logits are not finite."""
+    stride = facts.vocabulary // CHECKED_TOKENS
+    ids = torch.arange(min(CHECKED_TOKENS, facts.context))[None] * stride
+    with refusing(facts, f"A forward pass over {ids.numel()} tokens fails", CONFIG_REMEDY):
+        if is_streamed(model):
+            stream = open_stream(model, ids, 1)
+            (hidden,) = run_block(model, stream, 0, stream.hidden)
+            logits = after_blocks(model, ids.to(model.device), hidden)
+        else:
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
     frequencies = [x for name, x in model.named_buffers() if name.endswith("inv_freq")]
     if not all(map(all_finite, [logits, *frequencies])):
         why = "Its logits or rotary frequencies are not finite, though its weights are."
-        raise _refused(facts, why, CONFIG)
+        raise _refused(facts, why, CONFIG_REMEDY)
     return LoadedModel(model, tokenizer, facts)
-
-
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    return model(input_ids=ids.to(model.device), use_cache=False).logits
-
-
-def _logits_of_first_block(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """As if the model had no other blocks."""
-    stream = open_stream(model, ids, 1)
-    (hidden,) = run_block(model, stream, 0, stream.hidden)
-    return after_blocks(model, ids.to(model.device), hidden)
 
 
 def _read(
@@ -146,8 +124,8 @@ def _read(
         raise _refused(facts, why, "Download the model again.")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise adapter_error(folder)  # it appeared after the folder was inspected
-    if not streamed:
-        check_weights(model)
+    for _ in each_parameter(model) if not streamed else ():
+        pass  # raises an error for values that are not finite
     if facts.support.mixture and not facts.support.compress:
         split_experts(model)
     return model.eval(), tokenizer
@@ -155,7 +133,7 @@ def _read(
 
 @contextmanager
 def refusing(
-    facts: ModelFacts, what: str = "transformers cannot read it", do: str = COMPLETE
+    facts: ModelFacts, what: str = "transformers cannot read it", do: str = FOLDER_REMEDY
 ) -> Iterator[None]:
     """Turns every error but those of ours, and of memory, into one that refuses the model: on
     malformed files transformers can raise anything."""
@@ -168,11 +146,8 @@ def refusing(
 
 
 def load_tokenizer(folder: Path, facts: ModelFacts) -> PreTrainedTokenizerBase:
-    """The tokenizer in the folder of a model.
-
-    Raises:
-        ModelError: it is missing, damaged, or has tokens without an embedding.
-    """
+    """The tokenizer in the folder of a model. Raises ModelError: it is missing, damaged, or has
+    tokens without an embedding."""
     do = "Copy the tokenizer of the original model."
     with refusing(facts, "transformers cannot read its tokenizer", do):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **OPTIONS)
@@ -211,27 +186,14 @@ def free_memory(device: str | torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_available()
 
 
-def check_weights(model: PreTrainedModel) -> None:
-    """Check that all weights are finite.
-
-    Raises:
-        ModelError: names the first parameter with non-finite values.
-    """
-    for _ in each_parameter(model):
-        pass
-
-
 def _refused(facts: ModelFacts, why: str, do: str) -> ModelError:
     return ModelError(f"{facts.title} cannot be loaded.", why, do, field="model")
 
 
 @torch.no_grad()
 def weights_hash(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order.
-
-    Raises:
-        ModelError: a parameter has non-finite values.
-    """
+    """Hex sha256 over name, dtype, shape and bytes of every parameter, in the model's order. Raises
+    ModelError: a parameter has non-finite values."""
     digest = hashlib.sha256()
     for name, parameter in each_parameter(model):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())

@@ -15,12 +15,12 @@ from backend.models.facts import ModelFacts
 from backend.printable import readable_bytes
 
 RUNTIME = 600 * 2**20  # interpreter and libraries
-COMFORT = 0.8  # share of memory a run may use before its model is streamed
-WAITING = 0.25  # share of memory hidden states may use before they are kept on disk
-LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
-SCRATCH = 8  # copies of the largest weight during a solve
+STREAMING_THRESHOLD = 0.8  # share of memory a run may use before its model is streamed
+DISK_THRESHOLD = 0.25  # share of memory hidden states may use before they are kept on disk
+MAX_LOGITS = 2**26  # maximum logits [b, L, V] per forward pass: 256 MB in float32
+SCRATCH_COPIES = 8  # copies of the largest weight during a solve
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 CGROUPS = (  # limit and usage, cgroup v2 and v1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -30,12 +30,6 @@ CGROUPS = (  # limit and usage, cgroup v2 and v1
 def weight_memory(facts: ModelFacts, dtype: str = "float32") -> int:
     """Bytes of all parameters in `dtype`."""
     return facts.parameters * WEIGHT_BYTES[dtype]
-
-
-def streamed_memory(facts: ModelFacts, dtype: str = "float32") -> int:
-    """Bytes of a streamed model: everything outside the blocks, and one block."""
-    outside = facts.parameters - facts.linear_weights
-    return (outside + block_weights(facts)) * WEIGHT_BYTES[dtype]
 
 
 def block_weights(facts: ModelFacts) -> int:
@@ -49,20 +43,6 @@ def block_weights(facts: ModelFacts) -> int:
 def activation_memory(facts: ModelFacts, segments: int, context: int, dtype: str) -> int:
     """Bytes of the hidden states [segments, context, hidden] before and after one block."""
     return 2 * segments * context * facts.hidden * WEIGHT_BYTES[dtype]
-
-
-def gram_memory(facts: ModelFacts) -> int:
-    """Bytes of the float32 Gram matrices [in, in] of the block with the most inputs."""
-    per_block = Counter[int]()
-    for linear in facts.linears:
-        per_block[linear.block] += 4 * linear.columns**2
-    return max(per_block.values(), default=0)
-
-
-def logit_memory(facts: ModelFacts, batch: int, context: int) -> int:
-    """Bytes of the float32 logits [batch, context, vocabulary] and their log-softmax."""
-    row = context * facts.vocabulary
-    return 2 * 4 * min(batch * row, max(row, LOGITS))
 
 
 def block_training_memory(facts: ModelFacts, context: int, copies: int = 5) -> int:
@@ -100,14 +80,20 @@ def memory_parts(
     """
     waiting = min(segments, batch) if on_disk else segments
     largest = max((x.weights for x in facts.linears), default=0)
-    weights = streamed_memory(facts, dtype) if streamed else weight_memory(facts, dtype)
+    in_memory = facts.parameters  # of a streamed model: all outside the blocks, and one block
+    if streamed:
+        in_memory += block_weights(facts) - facts.linear_weights
+    grams = Counter[int]()  # block -> entries of its Gram matrices [in, in]
+    for linear in facts.linears:
+        grams[linear.block] += linear.columns**2
+    row = context * facts.vocabulary  # of logits
     return {
         "runtime": RUNTIME,
-        "weights": copies * weights,
+        "weights": copies * in_memory * WEIGHT_BYTES[dtype],
         "activations": streams * activation_memory(facts, waiting, context, dtype),
-        "grams": gram_memory(facts) if segments else 0,
-        "stages": 4 * (stages * block_weights(facts) + SCRATCH * largest) if stages else 0,
-        "logits": logit_memory(facts, batch, context),
+        "grams": 4 * max(grams.values(), default=0) if segments else 0,
+        "stages": 4 * (stages * block_weights(facts) + SCRATCH_COPIES * largest) if stages else 0,
+        "logits": 2 * 4 * min(batch * row, max(row, MAX_LOGITS)),  # and their log-softmax
     }
 
 
@@ -118,7 +104,7 @@ def memory_needed(facts: ModelFacts, **sizes: Any) -> int:
 
 def wait_on_disk(choice: str, needed: int, available: int) -> bool:
     """Whether to keep hidden states of `needed` bytes on disk; `choice`: auto, memory or disk."""
-    return choice == "disk" or (choice == "auto" and needed > WAITING * available)
+    return choice == "disk" or (choice == "auto" and needed > DISK_THRESHOLD * available)
 
 
 def memory_available() -> int:
@@ -134,10 +120,10 @@ def memory_available() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is an out-of-memory error of the host or a GPU."""
     message = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in message for words in MEMORY_MESSAGES)
 
 
-TO_LOWER = {  # part -> its name, the remedy, and the config field for it
+REMEDIES = {  # part -> its name, the remedy, and the config field for it
     "weights": ("the weights", "Choose a smaller model, or stream its weights.", "model"),
     "activations": (
         "the hidden states",
@@ -163,22 +149,16 @@ TO_LOWER = {  # part -> its name, the remedy, and the config field for it
 
 
 def check_memory(needed: int | Mapping[str, int], available: int, what: str) -> None:
-    """Check that a job fits into memory.
-
-    Args:
-        needed: bytes, or bytes by part (`memory_parts`) to report the largest part.
-
-    Raises:
-        ModelError: `needed` exceeds `available`.
-    """
+    """Check that a job fits into memory. `needed`: bytes, or bytes by part (`memory_parts`) to
+    report the largest part. Raises ModelError: `needed` exceeds `available`."""
     parts = needed if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
     if total <= available:
         return
     why = f"It needs about {readable_bytes(total)}; {readable_bytes(available)} are available."
     do, field = "Choose a smaller model, or fewer and shorter segments.", "model"
-    if named := {part: parts[part] for part in TO_LOWER if parts.get(part)}:
+    if named := {part: parts[part] for part in REMEDIES if parts.get(part)}:
         largest = max(named, key=named.__getitem__)
-        words, do, field = TO_LOWER[largest]
+        words, do, field = REMEDIES[largest]
         why += f" Most of it, {readable_bytes(named[largest])}, is for {words}."
     raise ModelError(f"{what} does not fit into memory.", why, do, field=field)

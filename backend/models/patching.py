@@ -56,8 +56,7 @@ def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def ending_after(layers: Collection[nn.Module]) -> Iterator[None]:
     """Raise `StopForwardError` in a forward pass when the last of `layers` receives its input.
 
-    Hooks registered before run first.
-    """
+    Hooks registered before run first."""
     seen: set[nn.Module] = set()
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:

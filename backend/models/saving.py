@@ -15,12 +15,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
@@ -41,14 +36,9 @@ def save(
 ) -> None:
     """Write a folder that transformers loads: safetensors, config, tokenizer, README.md.
 
-    Weights are split into files of at most `SHARD` bytes, written one at a time.
-
-    Args:
-        dtype: of the saved weights, where it changes no value; None: that of the model.
-
-    Raises:
-        ModelError: see `check_saved`.
-    """
+    Weights are split into files of at most `SHARD` bytes, written one at a time. `dtype`: of the
+    saved weights, where it changes no value; None: that of the model. Raises ModelError: see
+    `check_saved`."""
     folder.mkdir(parents=True, exist_ok=True)
     with fused(model):
         _save_weights(model, folder, dtype or model.dtype)
@@ -65,12 +55,8 @@ def save_around(
     quantization: Mapping[str, Any] | None = None,
 ) -> None:
     """Write everything except the weights of a saved model, with the key-value cache enabled.
-
-    Args:
-        card: the text of README.md.
-        dtype: of the saved weights.
-        quantization: the `quantization_config`, if any.
-    """
+    `card`: the text of README.md. `dtype`: of the saved weights. `quantization`: the
+    `quantization_config`, if any."""
     config = deepcopy(model.config)
     config.use_cache, config.architectures = True, [type(model).__name__]
     config.dtype = str(dtype).removeprefix("torch.")
@@ -91,7 +77,10 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
     for name, tensor in chain(each_parameter(model), persistent.items()):
         file = plan.tensor_to_filename[name]
-        gathered[file][name] = _narrowed(tensor, dtype).contiguous()
+        narrow = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not torch.equal(narrow.to(tensor.dtype), tensor):
+            narrow = tensor  # norms of a 16-bit model may be float32
+        gathered[file][name] = narrow.contiguous()
         size += gathered[file][name].nbytes
         if len(gathered[file]) == len(plan.filename_to_tensors[file]):
             save_file(gathered.pop(file), folder / file, metadata={"format": "pt"})
@@ -100,24 +89,11 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype` if that changes no value: norms of a 16-bit model may be float32."""
-    if not tensor.is_floating_point():
-        return tensor
-    narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
-
-
 def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:
     """Check that the tensors in a saved folder are those of the model its config describes: none
     missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
-
-    Args:
-        quantised: module -> shape [out, in] of the layers stored as packed codes.
-
-    Raises:
-        ModelError: plain transformers would load another model.
-    """
+    `quantised`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
+    plain transformers would load another model."""
     stored = {name: header.shape for name, header in read_headers(folder).items()}
     for module, shape in quantised.items():
         packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]

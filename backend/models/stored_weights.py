@@ -1,8 +1,5 @@
-"""Read the weight matrices of a model one at a time, directly from its files.
-
-Only the current matrix is in memory, so models larger than the memory can be inspected. Names,
-values and the [out, in] orientation are those of the loaded model.
-"""
+"""The weight matrices of a model one at a time, read directly from its files, so that models larger
+than the memory can be inspected; [out, in] and named as in the loaded model."""
 
 from __future__ import annotations
 
@@ -18,15 +15,13 @@ from backend.models.sources.headers import weight_files
 
 
 class StoredLinears:
-    """The weight matrices in a folder of safetensors files.
-
-    Args:
-        linears: from the facts of the model in `folder`.
-    """
+    """The weight matrices in a folder of safetensors files; `linears`: from its model's facts."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
-        self._files = _files(folder)
-        self._linears = linears
+        self._files, self._linears = dict[str, Path](), linears  # stored tensor -> its file
+        for path in weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
 
     def block(self, index: int, device: str = "cpu") -> Iterator[tuple[LinearShape, Tensor]]:
         """The weights [out, in] of one decoder block in float32."""
@@ -42,12 +37,3 @@ class StoredLinears:
                 parts.append((whole[:] if at.expert is None else whole[at.expert]).float())
         weight = parts[0] if len(parts) == 1 else torch.cat(parts)
         return weight.T.contiguous() if at.transposed else weight
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Name of a stored tensor -> its file."""
-    files = dict[str, Path]()
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            files |= dict.fromkeys(file.keys(), path)
-    return files

@@ -1,7 +1,6 @@
 """An SDS run, and one decoder block being pruned, re-densified and adjusted.
 
-All progress, snapshots, errors and warnings of a run are reported here.
-"""
+All progress, snapshots, errors and warnings of a run are reported here."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.linalg import with_damping
+from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import (
     DenseReference,
     InputCollector,
@@ -26,19 +25,19 @@ from backend.models.block_forward import BlockStream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.models.precision import all_finite
-from backend.pruning.config import RECONSTRUCTED, SDSConfig, SDSStage
+from backend.pruning.config import PASS_OF, RECONSTRUCTED, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
-from backend.pruning.pattern import Pattern
+from backend.pruning.plan import PruningPlan
 from backend.pruning.pruners.registry import PRUNERS
-from backend.pruning.stage_store import PASS_OF, BlockReport, SDSStageStore, Weights
+from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
 from backend.pruning.timing import StepTimer
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 
 # off the way from the dense model to the saved one
-ASIDE = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
-FAILED = ("pruned", "Use more calibration text, or choose Wanda.")
+SIDE_STAGES = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)
+FAILURE = ("pruned", "Use more calibration text, or choose Wanda.")
 
 
 @dataclass
@@ -49,7 +48,7 @@ class SDSRun:
         calibration: token ids [segments, L], held-out segments removed.
         dtype: of the forward passes; `stored`: of the saved weights, to which every sparse weight
             is rounded as soon as it is computed, so that all figures are those of what is saved.
-        patterns: full name -> pattern of every linear that is pruned.
+        patterns: full name -> pattern of every linear that is pruned; OWL replaces some of them.
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
         heldout: token ids [segments, L] of the held-out segments.
@@ -59,16 +58,19 @@ class SDSRun:
     model: PreTrainedModel
     calibration: Tensor
     config: SDSConfig
+    plan: PruningPlan
     dtype: torch.dtype
     store: SDSStageStore
     reporter: Reporter
-    patterns: dict[str, Pattern]
     total: int
     new: NewBatches = list
     stored: torch.dtype = torch.float32
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
+
+    def __post_init__(self) -> None:
+        self.patterns = {name: group.pattern for name, group in self.plan.layers.items()}
 
     @property
     def blocks(self) -> int:
@@ -107,10 +109,7 @@ class SDSRun:
         outputs: bool = True,
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """Run `block` on `hidden`; input statistics of some linears, and the block's outputs.
-
-        Args:
-            outputs: whether to compute them; if not, the pass ends at the last of the linears.
-        """
+        `outputs`: whether to compute them; if not, the pass ends at the last of the linears."""
         linears = {module: x for module, x in self.linears(block).items() if module in modules}
         until = () if outputs else [x.layer for x in linears.values()]
         with InputCollector(linears, level) as collector:
@@ -158,8 +157,7 @@ class BlockWork:
     ) -> tuple[dict[str, InputStatistics], HiddenStates]:
         """Run the block on `hidden`; input statistics of its linears, and its outputs.
 
-        Nothing is run where neither is needed.
-        """
+        Nothing is run where neither is needed."""
         if not outputs and (level == StatisticsLevel.NOTHING or not self.linears):
             return dict.fromkeys(self.linears, InputStatistics()), []
         with self.timed("inputs"):
@@ -170,8 +168,10 @@ class BlockWork:
     def prune(self, weights: Weights, hidden: HiddenStates, doing: str) -> Weights:
         """Prune `weights` on the inputs `hidden` and return them; both are written to the model."""
         self.write(weights)
-        needs = PRUNERS[self.run.config.base].needs
-        inputs, _ = self.collect_inputs(hidden, needs, outputs=False)
+        planned = (self.run.plan.layers[x.name] for x in self.linears.values())
+        needs = (PRUNERS[group.pruner].needs for group in planned)
+        level = max(needs, default=StatisticsLevel.NOTHING)
+        inputs, _ = self.collect_inputs(hidden, level, outputs=False)
         pruned = Weights()
         for module in self.modules(doing):
             with self.timed("pruning"):
@@ -180,20 +180,18 @@ class BlockWork:
         return pruned
 
     def _prune_linear(self, module: str, W: Tensor, inputs: InputStatistics) -> Tensor:
-        """Prune `W`, raising the damping if the Hessian is not positive definite.
-
-        Raises:
-            ComputeError: no damping helped.
-        """
-        config, name = self.run.config, self.linears[module].name
-        pruner, pattern = PRUNERS[config.base], self.run.patterns[name]
+        """Prune `W`, raising the damping if the Hessian is not positive definite. Raises
+        ComputeError: no damping helped."""
+        name = self.linears[module].name
+        planned, pattern = self.run.plan.layers[name], self.run.patterns[name]
+        pruner = PRUNERS[planned.pruner]
         if not inputs.tokens and pruner.needs:
             self.warn(f"No calibration token reaches {name}: it is pruned by its weights alone.")
 
         def solve(damping: float) -> Tensor:
             return self.run.rounded(pruner.prune(W, inputs, pattern, damping))
 
-        return with_damping(solve, config.damping, self.warn, name, FAILED)
+        return search_damping(solve, planned.damping, self.warn, name, FAILURE)
 
     def adjust(
         self, stage: SDSStage, module: str, start: Tensor, target: DenseReference, soft: bool
@@ -208,11 +206,8 @@ class BlockWork:
     def record(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
     ) -> None:
-        """Store `W` [out, in] as `module` at `stage` and report its statistics.
-
-        Raises:
-            ComputeError: the solver diverged.
-        """
+        """Store `W` [out, in] as `module` at `stage` and report its statistics. Raises
+        ComputeError: the solver diverged."""
         name = self.linears[module].name
         if not all_finite(W):
             raise _diverged(name, stage)
@@ -231,7 +226,7 @@ class BlockWork:
                 module=module,
                 stage=stage,
                 more=more,
-                spectral=stage not in ASIDE,
+                spectral=stage not in SIDE_STAGES,
                 energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
             )
         self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
@@ -245,13 +240,12 @@ class BlockWork:
     def save(self, pass_name: str) -> None:
         """Report the block's mean errors, then store what this pass computed.
 
-        In this order, because a stored block is not reported again.
-        """
+        In this order, because a stored block is not reported again."""
         for stage, errors in self.report.errors.items():
             self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         # by name: a block without pruned layers has its stages too
-        stages = {x: self.stages[x] for x in self.run.config.stages if PASS_OF[x] == pass_name}
+        stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}
         with self.run.timed("checkpoints"):
             self.run.store.save(pass_name, self.block, stages, self.report)
 

@@ -30,6 +30,26 @@ class SDSStage(StrEnum):
     SDS_BLOCKS = "sds-blocks"  # the second pruning, adjusted or not, reconstructed by blocks
 
 
+class SDSPass(StrEnum):
+    """The passes of a run over the decoder blocks, in order; the names of their checkpoints."""
+
+    OUTLIERS = "owl"
+    FIRST = "first"
+    SECOND = "second"
+    FIRST_BLOCKS = "first-blocks"
+    SDS_BLOCKS = "sds-blocks"
+
+
+PASS_OF = {  # the pass that makes a stage
+    SDSStage.DENSE: SDSPass.FIRST,
+    SDSStage.FIRST: SDSPass.FIRST,
+    SDSStage.CONTROL: SDSPass.FIRST,
+    SDSStage.REDENSE: SDSPass.FIRST,
+    SDSStage.SECOND: SDSPass.SECOND,
+    SDSStage.SDS: SDSPass.SECOND,
+    SDSStage.FIRST_BLOCKS: SDSPass.FIRST_BLOCKS,
+    SDSStage.SDS_BLOCKS: SDSPass.SDS_BLOCKS,
+}
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
 STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
@@ -93,22 +113,6 @@ class SDSConfig(BaseModel):
         "Percentages only.",
         json_schema_extra=ADVANCED,
     )
-    owl_outlier: float = Field(
-        5.0,
-        gt=1,
-        le=100,
-        title="OWL outlier threshold (M)",
-        description="A weight is an outlier if its score exceeds M times the mean of its block.",
-        json_schema_extra=ADVANCED,
-    )
-    owl_spread: float = Field(
-        0.08,
-        gt=0,
-        lt=0.5,
-        title="OWL spread (λ)",
-        description="Half the difference between the highest and the lowest block sparsity.",
-        json_schema_extra=ADVANCED,
-    )
     base: PrunerName = Field(
         "wanda", title="Pruner", description="Prunes the dense model, and then the re-dense one."
     )
@@ -125,22 +129,6 @@ class SDSConfig(BaseModel):
         title="Re-dense steps",
         description="Fewer steps stay closer to the pruned weights; more steps undo the pruning.",
         json_schema_extra={"unit": "steps", **ADVANCED},
-    )
-    l1: float = Field(
-        0.03,
-        ge=0,
-        le=10,
-        title="L1 penalty",
-        description="Relative to the mean input energy and the mean |W| of the layer.",
-        json_schema_extra=ADVANCED,
-    )
-    l2: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        title="L2 penalty",
-        description="Relative to the mean input energy of the layer.",
-        json_schema_extra=ADVANCED,
     )
     adjust: Literal["soft", "fixed", "off"] = Field(
         "soft",
@@ -233,6 +221,14 @@ class SDSConfig(BaseModel):
             SDSStage.SDS_BLOCKS: self.reconstruct and whole,
         }
         return [stage for stage in SDSStage if optional.get(stage, True)]
+
+    @property
+    def passes(self) -> list[SDSPass]:
+        """The passes over the decoder blocks, in order."""
+        made = {PASS_OF[stage] for stage in self.stages}
+        if self.allocation == "owl":
+            made.add(SDSPass.OUTLIERS)
+        return [each for each in SDSPass if each in made]
 
     @property
     def streams(self) -> int:

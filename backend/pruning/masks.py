@@ -4,8 +4,7 @@ Ties are common (zeros!), and a threshold alone would keep too many or too few: 
 the lower index is kept. Scores are float32 and not negative.
 
 A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
-comparing into floats and multiplying is several times faster than boolean selection.
-"""
+comparing into floats and multiplying is several times faster than boolean selection."""
 
 from __future__ import annotations
 
@@ -26,11 +25,8 @@ def keep_count(count: int, drop: float) -> int:
 
 
 def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
-    """Mask [rows, columns] of the `keep` highest scores of each row.
-
-    Args:
-        keep: one number for all rows, or int64 [rows].
-    """
+    """Mask [rows, columns] of the `keep` highest scores of each row. `keep`: one number for all
+    rows, or int64 [rows]."""
     columns = scores.shape[1]
     if isinstance(keep, int):
         threshold = smallest(scores, min(columns - keep, columns - 1)).unsqueeze(1)
@@ -40,16 +36,12 @@ def top_per_row(scores: Tensor, keep: int | Tensor) -> Tensor:
         threshold = ascending(scores).gather(1, (columns - keep).clamp(max=columns - 1))
     mask = at_least(scores, threshold)
     tied = (mask.sum(1, dtype=torch.int32) != keep.squeeze(1)).nonzero().squeeze(1)
-    if len(tied):
-        mask[tied] = _first_of_equals(scores[tied], threshold[tied], keep[tied])
+    if len(tied):  # more scores of these rows are equal to the threshold than may be kept
+        above, equal = scores[tied] > threshold[tied], scores[tied] == threshold[tied]
+        left = keep[tied] - above.sum(1, keepdim=True)
+        first = equal & (equal.cumsum(1, dtype=torch.int32) <= left)
+        mask[tied] = (above | first).to(scores.dtype)
     return mask
-
-
-def _first_of_equals(scores: Tensor, threshold: Tensor, keep: Tensor) -> Tensor:
-    """The mask of rows with more scores equal to the threshold than may be kept."""
-    mask, equal = scores > threshold, scores == threshold
-    left = keep - mask.sum(1, keepdim=True)
-    return (mask | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).to(scores.dtype)
 
 
 def top_overall(scores: Tensor, keep: int) -> Tensor:

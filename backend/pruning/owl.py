@@ -6,66 +6,43 @@
 
 Blocks with more outliers stay denser. The mean is weighted by the number of weights, so that the
 mean of S_b is S even if some layers are excluded. H is computed on the dense model's inputs.
-Layers with a pattern of their own (overrides) do not take part.
-"""
+Layers with a pattern of their own (overrides) do not take part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 from backend.errors import ConfigError
-from backend.models.layer_names import NamedLayer, fits
 from backend.pruning.config import SDSConfig
-from backend.pruning.layer_selection import read_overrides
 
-L = TypeVar("L", bound=NamedLayer)
+OUTLIER_MULTIPLE, SPREAD = 5.0, 0.08  # M and lambda, as published
 
 
 def refuse_allocation(config: SDSConfig) -> None:
-    """Reject configs that OWL cannot satisfy.
-
-    Raises:
-        ConfigError: the pattern is n:m, or a block could lose none or all of its weights.
-    """
+    """Reject configs that OWL cannot satisfy. Raises ConfigError: the pattern is n:m, or a block
+    could lose none or all of its weights."""
     pattern = config.pattern
     if config.allocation == "uniform":
         return
     if pattern.structured:
-        raise ConfigError(
-            f"OWL does not work with the pattern {pattern}.",
-            "An n:m pattern has the same sparsity in every block.",
-            "Give the pattern as a percentage, or choose uniform.",
-            field="allocation",
-        )
-    widest = min(pattern.drop, 1 - pattern.drop) / 2
-    if config.owl_spread >= widest:
-        raise ConfigError(
-            f"An OWL spread of {config.owl_spread:g} is too large for {pattern}.",
-            "A block could lose all of its weights, or none.",
-            f"Choose a spread below {widest:g}.",
-            field="owl_spread",
-        )
-
-
-def allocated(layers: Iterable[L], config: SDSConfig) -> list[L]:
-    """The layers whose sparsity OWL sets: all without a pattern of their own."""
-    names = [name for name, _ in read_overrides(config.overrides)]
-    return [layer for layer in layers if not any(fits(name, layer) for name in names)]
+        what = f"OWL does not work with the pattern {pattern}."
+        why = "An n:m pattern has the same sparsity in every block."
+        do = "Give the pattern as a percentage, or choose uniform."
+        raise ConfigError(what, why, do, field="allocation")
+    if min(pattern.drop, 1 - pattern.drop) <= 2 * SPREAD:
+        what = f"OWL cannot allocate a sparsity of {pattern}."
+        why = "A block could lose all of its weights, or none."
+        do = f"Choose a percentage between {2 * SPREAD:.0%} and {1 - 2 * SPREAD:.0%}, or uniform."
+        raise ConfigError(what, why, do, field="allocation")
 
 
 def block_shares(
-    outliers: Mapping[int, float], weights: Mapping[int, int], config: SDSConfig
+    outliers: Mapping[int, float], weights: Mapping[int, int], share: float, spread: float = SPREAD
 ) -> dict[int, float]:
-    """Block -> share of its weights that is dropped, S_b.
-
-    Args:
-        outliers: block -> D_b.
-        weights: block -> number of weights.
-    """
+    """Block -> share of its weights that is dropped, S_b. `outliers`: block -> D_b. `weights`:
+    block -> number of weights. `share`: S, of all blocks together."""
     low, high = min(outliers.values()), max(outliers.values())
-    width = 2 * config.owl_spread / (high - low) if high > low else 0.0
+    width = 2 * spread / (high - low) if high > low else 0.0
     r = {block: width * (D - low) for block, D in outliers.items()}
     mean = sum(weights[block] * r[block] for block in r) / sum(weights[block] for block in r)
-    share = config.pattern.drop
     return {block: share + mean - r[block] for block in r}

@@ -20,24 +20,16 @@ PLACES = 10  # decimal places of a percentage, so that it is read back as it was
 @dataclass(frozen=True)
 class Pattern:
     """Either n:m (keep `n` of every `m` inputs of a row) or unstructured (drop a share of the
-    weights of a row, a block of columns or the layer, depending on the pruner).
+    weights of a row, a block of columns or the layer, depending on the pruner)."""
 
-    Attributes:
-        keep, group: n and m of n:m; both 0 when unstructured.
-        drop: share of the weights that are dropped, 0 < drop < 1.
-    """
-
-    keep: int
-    group: int
-    drop: float
+    keep: int  # n of n:m; 0 when unstructured
+    group: int  # m of n:m; 0 when unstructured
+    drop: float  # share of the weights that are dropped, 0 < drop < 1
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Parse "2:4", "50%" or "0.5".
-
-        Raises:
-            ValueError: not a pattern; the message shows the syntax.
-        """
+        """Parse "2:4", "50%" or "0.5". Raises ValueError: not a pattern; the message shows the
+        syntax."""
         text = text.strip()
         if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
             keep, group = int(match[1]), int(match[2])
@@ -63,14 +55,9 @@ class Pattern:
         return not self.structured or columns % self.group == 0
 
     def require_fit(self, columns: Mapping[str, int], field: str = "pattern") -> None:
-        """Reject layers (name -> number of inputs) that the pattern does not divide.
-
-        Args:
-            field: config field of the pattern.
-
-        Raises:
-            ConfigError: names the layers, and the group sizes that would fit.
-        """
+        """Reject layers (name -> number of inputs) that the pattern does not divide. `field`:
+        config field of the pattern. Raises ConfigError: names the layers, and the group sizes that
+        would fit."""
         unfit = [name for name, inputs in columns.items() if not self.divides(inputs)]
         if not unfit:
             return
@@ -79,12 +66,9 @@ class Pattern:
         common = gcd(*columns.values())
         sizes = [str(size) for size in range(2, LARGEST_GROUP + 1) if common % size == 0]
         fitting = f"Groups of {', '.join(sizes)} fit" if sizes else "No groups fit"
-        raise ConfigError(
-            f"The pattern {self} does not fit this model.",
-            f"Groups of {self.group} do not divide the inputs of {named}{more}.",
-            f"{fitting} every layer; a percentage always does.",
-            field=field,
-        )
+        why = f"Groups of {self.group} do not divide the inputs of {named}{more}."
+        do = f"{fitting} every layer; a percentage always does."
+        raise ConfigError(f"The pattern {self} does not fit this model.", why, do, field=field)
 
     def __str__(self) -> str:
         if self.structured:

@@ -1,8 +1,8 @@
 """Accelerated proximal gradient on a layer's reconstruction error.
 
-    minimise   1/2 tr(D H D^T) + a2/2 |W|^2 + g(W),    D = W - W_dense
+    minimise   1/2 tr(D H D^T) + g(W),    D = W - W_dense
     V     = W_t + beta_t (W_t - W_t-1)                 momentum, beta as in FISTA (Beck & Teboulle)
-    W_t+1 = prox_g( V - ((V - W_dense) H + a2 V) / (lambda_max(H) + a2) )
+    W_t+1 = prox_g( V - (V - W_dense) H / lambda_max(H) )
 
 The product with H dominates the cost of a step. It is linear in W, so that of V follows from those
 of W_t and W_t-1: one product per step, and the error of every iterate comes for free.
@@ -13,8 +13,7 @@ the descent, and its rounding error with it: final errors match float32 within a
 in about 0.6 of the time (`make bench-solvers`).
 
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
-of a step stays in the CPU cache.
-"""
+of a step stays in the CPU cache."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-ROWS = 128  # per chunk, on a CPU
+CHUNK_ROWS = 128  # per chunk, on a CPU
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Apply `solve` to the tensors [out, in] in chunks of rows."""
-    rows = ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
+    rows = CHUNK_ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
     parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     return torch.cat([solve(*part) for part in parts])
 
@@ -40,32 +39,24 @@ def proximal_descent(
     largest_eigenvalue: float,
     steps: int,
     prox: Callable[[Tensor, float], Tensor],
-    a2: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield W_t, D_t = W_t - W_dense and D_t H, all [out, in], for the start and each iterate.
 
     Their memory is reused: copy what must outlive the next step. Without input energy only the
-    start is yielded.
-
-    Args:
-        H: [in, in], float32, or bfloat16 for products in that precision.
-        largest_eigenvalue: of H, or an upper bound.
-        prox: (point, step size) -> next iterate; may work in place.
-    """
-    curvature = largest_eigenvalue + a2
+    start is yielded. `H`: [in, in], float32, or bfloat16 for products in that precision.
+    `largest_eigenvalue`: of H, or an upper bound. `prox`: (point, step size) -> next iterate; may
+    work in place."""
     W, W_old, D = start.clone(), start.clone(), start - dense
     P = _product(D, H, torch.empty_like(D))
     P_old = P.clone()
     yield W, D, P
-    t = 1.0
-    for _ in range(steps if curvature > 0 else 0):
+    t, step = 1.0, 1 / largest_eigenvalue if largest_eigenvalue > 0 else 0.0
+    for _ in range(steps if largest_eigenvalue > 0 else 0):
         t, t_old = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
         beta = (t_old - 1) / t
         V = torch.lerp(W_old, W, 1 + beta, out=W_old)
         gradient = torch.lerp(P_old, P, 1 + beta, out=P_old)
-        if a2 > 0:
-            gradient.add_(V, alpha=a2)
-        W, W_old = prox(V.sub_(gradient, alpha=1 / curvature), 1 / curvature), W
+        W, W_old = prox(V.sub_(gradient, alpha=step), step), W
         torch.sub(W, dense, out=D)
         P, P_old = _product(D, H, gradient), P
         yield W, D, P

@@ -8,8 +8,7 @@
 
 3b and 4 are kept only if they lower the loss on held-out calibration segments. The result reports
 cost and error of every stage, including the control (first pruning, adjusted under its mask):
-without it the benefit of the dense detour would go untested.
-"""
+without it the benefit of the dense detour would go untested."""
 
 from __future__ import annotations
 
@@ -17,7 +16,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -25,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigError
+from backend.errors import ConfigError, ModelError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
@@ -34,40 +32,38 @@ from backend.models.precision import resolve_dtype
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.heldout import choose, heldout_losses, split, verdict
-from backend.pruning.layer_selection import layer_patterns
-from backend.pruning.owl import allocated, block_shares, refuse_allocation
+from backend.pruning.owl import block_shares
 from backend.pruning.passes.block_pass import BlockPass
 from backend.pruning.passes.outliers import OutlierPass
 from backend.pruning.passes.pruning import FirstPass, SecondPass
 from backend.pruning.passes.reconstruction import FirstReconstruction, SDSReconstruction
 from backend.pruning.pattern import Pattern
+from backend.pruning.plan import PruningPlan
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
 
 __all__ = ["SDSResult", "install", "run_sds"]
+PASSES: dict[str, type[BlockPass]] = {
+    each.name: each
+    for each in (OutlierPass, FirstPass, SecondPass, FirstReconstruction, SDSReconstruction)
+}
 
 
 @dataclass(frozen=True)
 class SDSResult:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        kept: the stage that the model now holds.
-        heldout: stage -> mean loss on the held-out segments, nats per token; empty without them.
-        errors: stage -> relative output error, mean over all linears. The two passes measure on
-            different inputs: compare stages within a pass only.
-        zero_share: stage -> share of exact zeros among the prunable weights.
-        seconds: step -> time. "inputs" are the calibration passes; solver steps count the blocks of
-            all attempts, "checkpoints" and "heldout" only the last attempt.
-        warnings: in the order in which they arose.
-    """
-
-    kept: SDSStage
+    kept: SDSStage  # the stage that the model now holds
+    # stage -> mean loss on the held-out segments, nats per token; empty without them
     heldout: dict[SDSStage, float]
+    # stage -> relative output error, mean over all linears. The two passes measure on different
+    # inputs: compare stages within a pass only
     errors: dict[SDSStage, float]
-    zero_share: dict[SDSStage, float]
+    zero_share: dict[SDSStage, float]  # stage -> share of exact zeros among the prunable weights
+    # step -> time. "inputs" are the calibration passes; solver steps count the blocks of all
+    # attempts, "checkpoints" and "heldout" only the last attempt
     seconds: dict[str, float]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # in the order in which they arose
 
 
 @torch.no_grad()
@@ -75,11 +71,12 @@ def run_sds(
     model: PreTrainedModel,
     calibration: Tensor,
     config: SDSConfig,
+    plan: PruningPlan,
     checkpoints: Checkpoints,
     reporter: Reporter,
     stored: torch.dtype = torch.float32,
 ) -> SDSResult:
-    """Prune `model` in place and leave every stage's weights in `checkpoints`.
+    """Prune `model` in place as planned, and leave every stage's weights in `checkpoints`.
 
     Deterministic for the same model, text, config, threads and machine, also when the run was
     stopped and resumed in between. To resume, load the dense model again.
@@ -90,76 +87,63 @@ def run_sds(
         checkpoints: of this run alone; stored blocks are not computed again.
         stored: dtype the pruned weights are rounded to, that of the base model's files.
 
-    Raises:
-        ConfigError, ModelError: before any work.
-        ComputeError: a solver failed; names the layer.
-        CancelledError: cancellation was requested; all finished blocks are stored.
-    """
-    _require_calibration(calibration)
-    refuse_allocation(config)
-    patterns = layer_patterns(all_linears(model), config)
-    linears = [linear for linear in all_linears(model) if linear.name in patterns]
+    Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
+    CancelledError: cancellation was requested; all finished blocks are stored."""
+    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
+        what = f"The calibration text has shape {list(calibration.shape)}."
+        why = "Calibration needs at least one segment of two tokens."
+        raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
+    linears = _planned(model, plan)
     store = SDSStageStore(checkpoints)
-    dtype = _claim_dtype(checkpoints, model, calibration, config, stored)
+    dtype = _claim_dtype(checkpoints, model, calibration, config, plan, stored)
     fitted, heldout = split(calibration, config.holdout)
-    units = sum(each.units(config) for each in _passes(config)) * len(linears)
-    units += len(config.stages) * bool(len(heldout))
+    passes = [PASSES[name] for name in plan.passes]
+    units = sum(each.units(config) for each in passes) * len(linears)
+    units += len(plan.stages) * bool(len(heldout))
     passing = calibration if config.reconstruct else fitted
-    new = batches_in(_hidden_state_folder(model, passing, dtype, config, checkpoints))
-    run = SDSRun(
-        model, fitted, config, dtype, store, reporter, patterns, units, new, stored, heldout
-    )
+    width = model.config.get_text_config().hidden_size
+    needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
+    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
+    new = batches_in(checkpoints.root if on_disk else None)
+    run = SDSRun(model, fitted, config, plan, dtype, store, reporter, units, new, stored, heldout)
     warnings = _log(reporter, _calibration_warnings(linears, fitted.numel()))
-    for block_pass in _passes(config):
+    for block_pass in passes:
         block_pass(run).walk(run.blocks)
         if block_pass is OutlierPass:
             _allocate(run, linears)
     with run.timed("heldout"):
         losses = heldout_losses(run, checkpoints)
-    kept = choose(losses, config)
-    warnings += _log(reporter, verdict(losses, kept, config))
+    kept = choose(losses, plan.stages)
+    warnings += _log(reporter, verdict(losses, kept, plan.stages, config.holdout))
     install(model, checkpoints, kept)
-    reports = [
-        store.report(each.name, block) for each in _passes(config) for block in range(run.blocks)
-    ]
+    reports = [store.report(name, block) for name in plan.passes for block in range(run.blocks)]
     return _summary(reports, kept, losses, run.timed.seconds, warnings)
 
 
-def _passes(config: SDSConfig) -> list[type[BlockPass]]:
-    """The passes of a run, in order."""
-    passes: dict[type[BlockPass], bool] = {
-        OutlierPass: config.allocation == "owl",
-        FirstPass: True,
-        SecondPass: config.until == "sds",
-        FirstReconstruction: SDSStage.FIRST_BLOCKS in config.stages,
-        SDSReconstruction: SDSStage.SDS_BLOCKS in config.stages,
-    }
-    return [each for each, runs in passes.items() if runs]
+def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
+    """The linears that are pruned. Raises ModelError: the model has other layers than the one the
+    plan was made for."""
+    linears = all_linears(model)
+    if {linear.name for linear in linears} != {*plan.layers, *plan.dense}:
+        what = "The model has other layers than the plan of this run."
+        why = "Its files have changed since the run was submitted."
+        raise ModelError(what, why, "Add the run anew.", field="model")
+    return [linear for linear in linears if linear.name in plan.layers]
 
 
 def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
     """Give every block the sparsity that OWL assigns to it, and report it."""
-    chosen, weights = allocated(linears, run.config), Counter[int]()
+    groups, weights = run.plan.layers, Counter[int]()
+    chosen = [linear for linear in linears if groups[linear.name].allocation == "owl"]
     for linear in chosen:
         weights[linear.block] += linear.shape[0] * linear.columns
     outliers = {block: run.store.report(OutlierPass.name, block).outliers for block in weights}
-    shares = block_shares(outliers, weights, run.config)
+    shares = block_shares(outliers, weights, groups[chosen[0].name].pattern.drop)
     run.patterns |= {x.name: Pattern(0, 0, shares[x.block]) for x in chosen}
     for block, share in shares.items():
         run.reporter.metric("owl/outliers", outliers[block], block)
         run.reporter.metric("owl/sparsity", share, block)
         run.reporter.log(f"OWL: {share:.2%} sparsity for block {block + 1}.")
-
-
-def _hidden_state_folder(
-    model: PreTrainedModel, rows: Tensor, dtype: torch.dtype, config: SDSConfig,
-    checkpoints: Checkpoints,
-) -> Path | None:  # fmt: skip
-    """Folder of the hidden states between two blocks; None: keep them in memory."""
-    width = model.config.get_text_config().hidden_size
-    needed = 2 * config.streams * rows.numel() * width * dtype.itemsize
-    on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
-    return checkpoints.root if on_disk else None
 
 
 def _log(reporter: Reporter, texts: list[str]) -> list[str]:
@@ -171,11 +155,11 @@ def _log(reporter: Reporter, texts: list[str]) -> list[str]:
 
 def _claim_dtype(
     checkpoints: Checkpoints, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
-    stored: torch.dtype,
+    plan: PruningPlan, stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
-    """Bind the checkpoints to this model, text and config; the dtype of the forward passes, which
-    the first call decides, so that a run resumed on another machine keeps it."""
-    identity = f"{config.model_dump_json()} {weights_hash(model)}"
+    """Bind the checkpoints to this model, text, config and plan; the dtype of the forward passes,
+    which the first call decides, so that a run resumed on another machine keeps it."""
+    identity = f"{config.model_dump_json()} {plan.model_dump_json()} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
     digest.update(calibration.cpu().contiguous().numpy().data)
@@ -216,20 +200,6 @@ def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
     """Every linear layer of every block, in order."""
     blocks = range(len(decoder_blocks(model)))
     return [linear for block in blocks for linear in block_linears(model, block).values()]
-
-
-def _require_calibration(calibration: Tensor) -> None:
-    """Reject calibration text of the wrong shape.
-
-    Raises:
-        ConfigError: not token ids [segments, tokens], or fewer than two tokens.
-    """
-    if calibration.dim() != 2 or not len(calibration) or calibration.shape[1] < 2:
-        raise ConfigError(
-            f"The calibration text has shape {list(calibration.shape)}.",
-            "Calibration needs at least one segment of two tokens.",
-            "Pass token ids of shape [segments, tokens].",
-        )
 
 
 def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:

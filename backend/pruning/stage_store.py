@@ -25,22 +25,11 @@ from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.block_offload import put
 from backend.models.blocks import decoder_blocks
-from backend.pruning.config import STAGE_LABELS, SDSStage
+from backend.pruning.config import PASS_OF, STAGE_LABELS, SDSStage
 
 Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
 
-OUTLIER_PASS, FIRST_PASS, SECOND_PASS = "owl", "first", "second"
 HALVES = (torch.float16, torch.bfloat16)
-PASS_OF = {
-    SDSStage.DENSE: FIRST_PASS,
-    SDSStage.FIRST: FIRST_PASS,
-    SDSStage.CONTROL: FIRST_PASS,
-    SDSStage.REDENSE: FIRST_PASS,
-    SDSStage.SECOND: SECOND_PASS,
-    SDSStage.SDS: SECOND_PASS,
-    SDSStage.FIRST_BLOCKS: SDSStage.FIRST_BLOCKS,
-    SDSStage.SDS_BLOCKS: SDSStage.SDS_BLOCKS,
-}
 
 
 @dataclass

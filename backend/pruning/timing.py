@@ -39,17 +39,11 @@ class StepTimer:
             yield
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(step, error) from error
+                do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
+                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self._where}."
+                why = str(error).split("\n")[0][:300]
+                raise ComputeError(what, why, do, field=field) from error
             raise
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # otherwise the next step is charged for it
         self.seconds[step] += time.perf_counter() - start
-
-    def _out_of_memory(self, step: str, error: Exception) -> ComputeError:
-        do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
-        return ComputeError(
-            f"Out of memory: {STEP_LABELS.get(step, step)}{self._where}.",
-            str(error).split("\n")[0][:300],
-            do,
-            field=field,
-        )

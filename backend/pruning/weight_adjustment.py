@@ -9,8 +9,7 @@ given support; applied to the first pruning, that is the control SDS has to beat
 
 Hard thresholding does not guarantee descent, so each row ends at its best iterate. Where products
 are bfloat16, so are the errors that decide this: a row with little gain is checked again in
-float32, and keeps its original weights if it gained nothing.
-"""
+float32, and keeps its original weights if it gained nothing."""
 
 from __future__ import annotations
 
@@ -20,18 +19,12 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.pruning.masks import (
-    SMALL_GROUP,
-    at_least,
-    top_of_planes,
-    top_per_group,
-    top_per_row,
-)
+from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_group, top_per_row
 from backend.pruning.pattern import Pattern
 from backend.pruning.proximal_gradient import by_rows, proximal_descent
 from backend.statistics.sorting import ascending
 
-LITTLE_GAIN = 0.9  # share of the initial error; rows above it are checked in float32
+GAIN_THRESHOLD = 0.9  # share of the initial error; rows above it are checked in float32
 
 Threshold = Callable[[Tensor, float], Tensor]  # (point, step size) -> sparse, in place
 
@@ -41,11 +34,8 @@ def adjust(
 ) -> Tensor:
     """Adjust the sparse weights `start` [out, in] towards `dense` in `steps` steps.
 
-    No row has a larger output error or more non-zeros than before.
-
-    Args:
-        soft: update the mask at every step.
-    """
+    No row has a larger output error or more non-zeros than before. `soft`: update the mask at every
+    step."""
     H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
     if group:
         H = _to_planes(_to_planes(H, group).T, group)
@@ -57,7 +47,7 @@ def adjust(
         threshold = _threshold(first, pattern, soft)
         path = proximal_descent(first, goal, H, inputs.largest_eigenvalue, steps, threshold)
         best, gained = _best_of(path)
-        best = _from_planes(best, group) if group else best
+        best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:
             _undo_losses(best, start, dense, inputs.gram, (~gained).nonzero().squeeze(1))
         return best.add_(0.0)  # no -0
@@ -74,7 +64,7 @@ def _best_of(path: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
         error = torch.linalg.vecdot(P, D)
         torch.where((error < lowest).unsqueeze(1), W, best, out=best)
         lowest = torch.minimum(error, lowest)
-    return best, lowest <= LITTLE_GAIN * first
+    return best, lowest <= GAIN_THRESHOLD * first
 
 
 def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Tensor) -> None:
@@ -87,14 +77,8 @@ def _undo_losses(best: Tensor, start: Tensor, dense: Tensor, H: Tensor, rows: Te
 def _to_planes(W: Tensor, group: int) -> Tensor:
     """Reorder the columns of W: the first members of all groups, then the second ones, and so on.
 
-    Groups then lie across `group` planes, which are compared as a whole.
-    """
+    Groups then lie across `group` planes, which are compared as a whole."""
     return W.view(len(W), -1, group).transpose(1, 2).reshape(W.shape)
-
-
-def _from_planes(W: Tensor, group: int) -> Tensor:
-    """Inverse of `_to_planes`."""
-    return W.view(len(W), group, -1).transpose(1, 2).reshape(W.shape)
 
 
 def _threshold(start: Tensor, pattern: Pattern, soft: bool) -> Threshold:
@@ -132,12 +116,8 @@ class _LargestOfRows:
         if len(moved):
             some, counts = size[moved], self.counts[moved]
             mask[moved] = top_per_row(some, counts)
-            self.cuts[moved] = _middle(some, counts)
+            # half way between the last score that is kept of each row and the next
+            place, last = some.shape[1] - counts.unsqueeze(1), some.shape[1] - 1
+            places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
+            self.cuts[moved] = ascending(some).gather(1, places).mean(1, keepdim=True)
         return point.mul_(mask)
-
-
-def _middle(scores: Tensor, keep: Tensor) -> Tensor:
-    """Midpoint between the `keep`-th highest score of each row and the next."""
-    place, last = scores.shape[1] - keep.unsqueeze(1), scores.shape[1] - 1
-    places = torch.cat([place.clamp(max=last), (place - 1).clamp(min=0)], 1)
-    return ascending(scores).gather(1, places).mean(1, keepdim=True)

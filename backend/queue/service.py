@@ -62,10 +62,11 @@ def enqueue(
     actor: Actor,
     *,
     needs: Iterable[int] = (),
+    plan: dict[str, Any] | None = None,
     **options: Unpack[EnqueueOptions],
 ) -> Job:
     """Enqueue one job; see `enqueue_all`."""
-    return enqueue_all(kind, [config], actor, needs=[needs], **options)[0]
+    return enqueue_all(kind, [config], actor, needs=[needs], plans=[plan], **options)[0]
 
 
 def enqueue_all(
@@ -79,6 +80,7 @@ def enqueue_all(
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
     needs: Sequence[Iterable[int]] = (),
+    plans: Sequence[dict[str, Any] | None] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -88,6 +90,7 @@ def enqueue_all(
         cost: total estimated cost; required for guests.
         lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
+        plans: for each, what it does to each layer, where its kind has plans.
 
     Raises:
         ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
@@ -109,6 +112,7 @@ def enqueue_all(
         number = first_number(session)
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, carried_by
+            job.plan = plans[place] if plans else None
             job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number

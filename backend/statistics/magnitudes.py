@@ -2,8 +2,7 @@
 
     cut-off(p) = the magnitude below which the fraction p of the weights lies
 
-Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p).
-"""
+Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p)."""
 
 from __future__ import annotations
 
@@ -14,39 +13,24 @@ from backend.statistics.names import magnitude_edges
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:
-    """Count of weights in each bin of the |w| axis, without exact zeros.
-
-    Args:
-        ordered: sorted weights [n].
-        std: of the dense tensor; the unit of the axis.
-
-    Returns:
-        int64 [144] on the CPU; the sum plus the number of exact zeros is n.
-    """
+    """Count of weights in each bin of the |w| axis, without exact zeros. `ordered`: sorted weights
+    [n]. `std`: of the dense tensor; the unit of the axis. Returns int64 [144] on the CPU; the sum
+    plus the number of exact zeros is n."""
     inner = torch.from_numpy(magnitude_edges(std)[1:-1]).to(ordered)
     negative = torch.searchsorted(ordered, ordered.new_zeros(()))
     positive = torch.searchsorted(ordered, ordered.new_zeros(()), right=True)
-    above = torch.cat([positive[None], torch.searchsorted(ordered, inner), _end(ordered)])
+    end = torch.tensor([len(ordered)], device=ordered.device)
+    above = torch.cat([positive[None], torch.searchsorted(ordered, inner), end])
     below = torch.cat([negative[None], torch.searchsorted(ordered, -inner, right=True)])
     return (above.diff() - torch.cat([below, below.new_zeros(1)]).diff()).cpu()
 
 
-def _end(ordered: Tensor) -> Tensor:
-    return torch.tensor([len(ordered)], device=ordered.device)
-
-
 def cutoff(ordered: Tensor, share: float) -> float:
     """The largest magnitude among the fraction `share` of smallest weights; 0 if there are none.
-
-    Args:
-        ordered: sorted weights [n].
-    """
-    rank = round(share * len(ordered))
-    return _kth_magnitude(ordered, rank) if rank else 0.0
-
-
-def _kth_magnitude(ordered: Tensor, k: int) -> float:
-    """The k-th smallest |w|, k >= 1, by bisection over the negative and positive weights."""
+    `ordered`: sorted weights [n]."""
+    # the k-th smallest |w|, by bisection over the negative and the positive weights
+    if not (k := round(share * len(ordered))):
+        return 0.0
     split = int(torch.searchsorted(ordered, ordered.new_zeros(())))
     n = len(ordered)
     low, high = max(0, k - (n - split)), min(k, split)  # number of negative weights among the k

@@ -6,8 +6,7 @@
 
 A cell holds about out/64 x in/64 neighbours. Both axes of the joint histogram are those of the
 tensor's histogram, in 64 bins; the outermost hold what lies beyond. Figures are rounded to levels
-that an eye tells apart, which keeps the maps of 210 tensors below 20 MB.
-"""
+that an eye tells apart, which keeps the maps of 210 tensors below 20 MB."""
 
 from __future__ import annotations
 
@@ -23,11 +22,7 @@ LEVELS = 63  # from 0 to the largest figure of a map
 
 def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.ndarray]:
     """Profile name -> float32 [rows, columns], at most 64 of each; in the unit of the weights.
-
-    Args:
-        weight: [out, in].
-        dense: the same matrix before; None: there is no change to show.
-    """
+    `weight`: [out, in]. `dense`: the same matrix before; None: there is no change to show."""
     W = weight.detach().float()
     size = min(W.shape[0], MAP_CELLS), min(W.shape[1], MAP_CELLS)
     magnitude = W.abs()
@@ -43,12 +38,12 @@ def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.nda
 
 def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
     """Counts [64 dense bins, 64 bins of `weight`], float32; together the number of weights.
-
-    Args:
-        weight, dense: [out, in].
-        edge: of the tensor's histogram.
-    """
-    before, after = (_bins(x, edge) for x in (dense, weight))
+    `weight`, `dense`: [out, in]. `edge`: of the tensor's histogram."""
+    scale = JOINT_BINS / (2 * edge)
+    before, after = (
+        x.detach().float().flatten().add(edge).mul_(scale).clamp_(0, JOINT_BINS - 1).short()
+        for x in (dense, weight)
+    )  # the bin of each value, rounded down, being positive
     both = before.mul_(JOINT_BINS).add_(after)
     counts = torch.bincount(both, minlength=JOINT_BINS**2)
     return counts.view(JOINT_BINS, JOINT_BINS).cpu().numpy().astype(np.float32)
@@ -80,9 +75,3 @@ def rounded(values: Tensor) -> np.ndarray:
     """To multiples of 1/63 of the largest magnitude; 0 stays 0."""
     unit = values.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
     return (values / unit).round_().mul_(unit).cpu().numpy()
-
-
-def _bins(values: Tensor, edge: float) -> Tensor:
-    """[n] int16: the bin of each value."""
-    places = values.detach().float().flatten().add(edge).mul_(JOINT_BINS / (2 * edge))
-    return places.clamp_(0, JOINT_BINS - 1).short()  # rounded down, being positive

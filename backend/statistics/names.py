@@ -1,10 +1,8 @@
-"""Names and axes of recorded statistics, shared by jobs and charts.
+"""Names and axes of recorded statistics, shared by jobs and charts. Does not import torch.
 
     |w| axis:  edges_k = std * 10^(FIRST_DECADE + k / PER_DECADE),  std: of the dense tensor
 
-The first and last bins are open: they include all smaller and all larger weights. Does not import
-torch, so that the web process can use it.
-"""
+The first and last bins are open: they include all smaller and all larger weights."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@
     by_size   = the fraction of W's zeros whose W_dense is below the cut-off: 1 for magnitude
                 pruning of the whole tensor, less if inputs, rows or groups are considered
 
-The dense tensor and each stage are sorted once; all statistics are computed from these copies.
-"""
+The dense tensor and each stage are sorted once; all statistics are computed from these copies."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from backend.statistics.channels import channel_figures, short
 from backend.statistics.magnitudes import cutoff, magnitude_counts
 from backend.statistics.matrix_maps import joint_histogram, matrix_maps
 from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
-from backend.statistics.snapshots import scale_of, snapshot
+from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
 from backend.statistics.sorting import ascending
 from backend.statistics.spectrum import spectrum
 from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
@@ -50,7 +49,7 @@ class ReferenceTensor:
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
         self.ordered = ascending(self.dense.float().flatten())
-        self.scale = scale_of(dense, self.ordered)
+        self.scale = scale_of(self.ordered)
 
     def measure(
         self,
@@ -75,16 +74,17 @@ class ReferenceTensor:
         """
         same = weight is self.dense
         ordered = self.ordered if same else ascending(weight.detach().float().flatten())
-        taken = snapshot(
-            weight, self.scale, tensor=tensor, block=block, module=module, stage=stage, step=step,
-            ordered=ordered,
-        )  # fmt: skip
-        taken.stats.update({} if same else self._against(weight, ordered, taken.zeros))
+        edge, (counts, zeros, below, above) = self.scale.edge, histogram(ordered, self.scale.edge)
+        stats = tensor_statistics(ordered, self.scale.std)
+        stats |= {} if same else self._against(weight, ordered, zeros)
         figures, values = spectrum(weight) if spectral else ({}, {})
-        taken.stats.update(figures | dict(more or {}))
+        taken = TensorSnapshot(
+            tensor, block, module, stage, len(ordered), zeros, below, above, -edge, edge,
+            counts.numpy(), stats | figures | dict(more or {}), quantiles(ordered), step,
+        )  # fmt: skip
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:
-            values[JOINT] = joint_histogram(weight, self.dense, self.scale.edge)
+            values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
             values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)
@@ -105,12 +105,9 @@ class ReferenceTensor:
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))
-            figures |= {"cutoff": cut, "by_size": _zeros_below(W, D, cut) / zeros}
+            if W.device.type == "cpu":  # where numpy is faster
+                below = int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
+            else:
+                below = int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))
+            figures |= {"cutoff": cut, "by_size": below / zeros}
         return figures
-
-
-def _zeros_below(W: Tensor, D: Tensor, cut: float) -> int:
-    """Count of weights with W = 0 and |D| <= `cut`; numpy is faster on a CPU."""
-    if W.device.type == "cpu":
-        return int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
-    return int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))

@@ -1,8 +1,7 @@
 """Read a rectangle of a weight matrix out of a saved model. Does not import torch.
 
 A safetensors file is a header, 8 bytes of its length before it, and the values row after row, so a
-few rows are read without the rest.
-"""
+few rows are read without the rest."""
 
 from __future__ import annotations
 
@@ -41,11 +40,8 @@ class Region:
 
 
 def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
-    """The values [rows, columns] in float32; None where the folder has no such plain matrix.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """The values [rows, columns] in float32; None where the folder has no such plain matrix. Raises
+    ModelError: a file is missing or damaged."""
     whole = _stored(folder, tensor, FLOATS)
     if whole is None:
         return None
@@ -57,11 +53,7 @@ def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
 
 def stored_words(folder: Path, tensor: str) -> np.ndarray | None:
     """A matrix of 32-bit words, uint32, of which only what is looked at is read; None where the
-    folder has none of that name.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    folder has none of that name. Raises ModelError: a file is missing or damaged."""
     return _stored(folder, tensor, WORDS)
 
 

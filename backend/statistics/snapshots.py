@@ -3,19 +3,16 @@
     skewness = E[z^3],  kurtosis = E[z^4] (3 for a normal distribution),  z = (w - mean) / std
 
 Statistics include exact zeros; the histogram excludes them. Its edges come from the dense tensor
-(`HistogramScale`), so that the stages of a tensor can be overlaid.
-"""
+(`HistogramScale`), so that the stages of a tensor can be overlaid."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from backend.statistics.sorting import ascending
-from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
+from backend.statistics.tensors import BINS, QUANTILES
 
 NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
 HEADROOM = 1.5  # weight compensation makes the remaining weights larger
@@ -23,24 +20,15 @@ HEADROOM = 1.5  # weight compensation makes the remaining weights larger
 
 @dataclass(frozen=True)
 class HistogramScale:
-    """Reference scale for all stages of one tensor, from the dense tensor.
+    """Reference scale for all stages of one tensor, from the dense tensor."""
 
-    Attributes:
-        edge: the histogram runs from -edge to edge.
-        std: standard deviation of the dense weights.
-    """
-
-    edge: float
-    std: float
+    edge: float  # the histogram runs from -edge to edge
+    std: float  # standard deviation of the dense weights
 
 
-def scale_of(dense: Tensor, ordered: Tensor | None = None) -> HistogramScale:
-    """The scale of a dense tensor: 1.5 times its larger absolute 0.1 % quantile, and its std.
-
-    Args:
-        ordered: the same weights sorted [n], if available.
-    """
-    ordered = ascending(dense.float().flatten()) if ordered is None else ordered
+def scale_of(ordered: Tensor) -> HistogramScale:
+    """The scale of dense weights, sorted [n]: 1.5 times their larger absolute 0.1 % quantile, and
+    their standard deviation."""
     low, high = quantiles(ordered, (QUANTILES[0], QUANTILES[-1]))
     edge = HEADROOM * max(abs(low), abs(high))
     return HistogramScale(edge or 1.0, _moments(ordered)[1] ** 0.5)
@@ -56,17 +44,10 @@ def quantiles(ordered: Tensor, shares: tuple[float, ...] = QUANTILES) -> tuple[f
 
 
 def tensor_statistics(ordered: Tensor, dense_std: float) -> dict[str, float]:
-    """Named statistics of all values of a tensor.
-
-    Args:
-        ordered: its values sorted, float32 [n].
-
-    Returns:
-        zero_share (exact zeros), near_zero (|w| < 0.05 dense standard deviations), mean, std,
-        skewness, kurtosis, min, max, smallest (|w| that is not 0; 0 when all are), l1 (sum of
-        |w|), l2 (root of the sum of squares), dense_std. Skewness and kurtosis of a constant
-        tensor are 0.
-    """
+    """Named statistics of all values of a tensor. `ordered`: its values sorted, float32 [n].
+    Returns zero_share (exact zeros), near_zero (|w| < 0.05 dense standard deviations), mean, std,
+    skewness, kurtosis, min, max, smallest (|w| that is not 0; 0 when all are), l1 (sum of |w|), l2
+    (root of the sum of squares), dense_std. Skewness and kurtosis of a constant tensor are 0."""
     n, near = len(ordered), NEAR_ZERO * dense_std
     negative, to_near = torch.searchsorted(ordered, ordered.new_tensor([0.0, near])).tolist()
     edges = ordered.new_tensor([-near, 0.0])
@@ -95,8 +76,7 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
     """Mean, variance, skewness and kurtosis of sorted values.
 
     Values are centred first to avoid cancellation, and scaled by the largest deviation so that
-    fourth powers of weights from 1e-12 to 1e12 stay within the float32 range.
-    """
+    fourth powers of weights from 1e-12 to 1e12 stay within the float32 range."""
     mean = ordered.mean().item()
     if ordered[0] == ordered[-1]:
         return mean, 0.0, 0.0, 0.0
@@ -112,14 +92,8 @@ def _moments(ordered: Tensor) -> tuple[float, float, float, float]:
 def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     """Counts in `BINS` equal bins from -edge to edge, and the count of values outside.
 
-    Bins include their left edge, the last bin both edges. Exact zeros are in no bin.
-
-    Args:
-        ordered: sorted values [n].
-
-    Returns:
-        counts int64 [BINS], zeros, below, above; together n.
-    """
+    Bins include their left edge, the last bin both edges. Exact zeros are in no bin. `ordered`:
+    sorted values [n]. Returns counts int64 [BINS], zeros, below, above; together n."""
     edges = torch.linspace(-edge, edge, BINS + 1, dtype=ordered.dtype, device=ordered.device)
     edges[BINS // 2] = 0.0
     places = torch.searchsorted(ordered, edges)
@@ -128,43 +102,3 @@ def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     counts = places.diff().cpu()
     counts[BINS // 2] -= zeros
     return counts, zeros, int(places[0]), int(len(ordered) - places[-1])
-
-
-def snapshot(
-    weight: Tensor,
-    scale: HistogramScale,
-    *,
-    tensor: str,
-    block: int,
-    module: str,
-    stage: str,
-    more: Mapping[str, float] | None = None,
-    step: int = 0,
-    ordered: Tensor | None = None,
-) -> TensorSnapshot:
-    """Statistics and histogram of `weight` [out, in] at `stage`.
-
-    Args:
-        scale: of the dense tensor.
-        tensor, block, module: full parameter name, decoder block, name inside it.
-        more: further statistics, such as the relative output error.
-        ordered: the same weights sorted [n], if available.
-    """
-    ordered = ascending(weight.float().flatten()) if ordered is None else ordered
-    counts, zeros, below, above = histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        tensor=tensor,
-        block=block,
-        module=module,
-        stage=stage,
-        n=len(ordered),
-        zeros=zeros,
-        below=below,
-        above=above,
-        lo=-scale.edge,
-        hi=scale.edge,
-        counts=counts.numpy(),
-        stats=tensor_statistics(ordered, scale.std) | dict(more or {}),
-        quantiles=quantiles(ordered),
-        step=step,
-    )

@@ -10,8 +10,7 @@ lambda_min is the one with the smallest distance (Clauset, Shalizi, Newman 2009)
 (2021) find 2 < alpha < 6 in well-trained layers; WeightWatcher, their tool, fits the same.
 
 Eigenvalues are computed in float32: those of the tail, which are fitted, are exact to five digits,
-singular values below a thousandth of the largest are not.
-"""
+singular values below a thousandth of the largest are not."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ from torch import Tensor
 from backend.statistics.channels import short
 from backend.statistics.names import SINGULAR_VALUES
 
-LARGEST = 2048  # of the smaller side: the time grows with its cube
-NULL = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
-SAME = 1e-5  # a relative difference that is rounding
-FEWEST = 10  # eigenvalues a power law is fitted to
+MAX_SIDE = 2048  # of the smaller side: the time grows with its cube
+NULL_THRESHOLD = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
+ROUNDING_TOLERANCE = 1e-5  # a relative difference that is rounding
+MIN_EIGENVALUES = 10  # eigenvalues a power law is fitted to
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def singular_values(weight: Tensor) -> Tensor | None:
     W = weight.detach().float()
     W = W.T if W.shape[0] > W.shape[1] else W
     unit = W.abs().amax().item()
-    if len(W) > LARGEST or not 0 < unit < math.inf:
+    if len(W) > MAX_SIDE or not 0 < unit < math.inf:
         return None
     W = W / unit  # so that no square overflows
     return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
@@ -55,7 +54,7 @@ def singular_values(weight: Tensor) -> Tensor | None:
 def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
     """Fit the tail of positive eigenvalues [n], in any order; None where there are too few."""
     x = np.sort(eigenvalues.astype(np.float64))
-    if len(x) < FEWEST or x[-1] - x[0] <= SAME * x[-1]:
+    if len(x) < MIN_EIGENVALUES or x[-1] - x[0] <= ROUNDING_TOLERANCE * x[-1]:
         return None
     best = None
     logs = np.log(x)
@@ -74,23 +73,17 @@ def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
 
 
 def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Named figures and the profile of the singular values; both empty for a large matrix.
-
-    Returns:
-        stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
-        alpha_start (a singular value); singular values float32 [min(out, in)].
-    """
+    """Named figures and the profile of the singular values; both empty for a large matrix. Returns
+    stable_rank, spectral_norm, and where a tail could be fitted alpha, alpha_distance and
+    alpha_start (a singular value); singular values float32 [min(out, in)]."""
     sigma = singular_values(weight)
     if sigma is None:
         return {}, {}
     eigenvalues = sigma.double().square().numpy()
     norm = float(sigma[0])
     figures = {"stable_rank": float(eigenvalues.sum() / eigenvalues[0]), "spectral_norm": norm}
-    fit = power_law(eigenvalues[eigenvalues > NULL * eigenvalues[0]])
+    fit = power_law(eigenvalues[eigenvalues > NULL_THRESHOLD * eigenvalues[0]])
     if fit:
-        figures |= {
-            "alpha": fit.alpha,
-            "alpha_distance": fit.distance,
-            "alpha_start": fit.start**0.5,
-        }
+        tail = {"alpha": fit.alpha, "alpha_distance": fit.distance, "alpha_start": fit.start**0.5}
+        figures |= tail
     return figures, {SINGULAR_VALUES: short(sigma.numpy())}

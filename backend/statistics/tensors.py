@@ -19,20 +19,12 @@ QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 class TensorSnapshot:
     """Statistics and histogram of one tensor `[out, in]` at one stage.
 
-    The histogram counts nonzero values in `BINS` equal bins from `lo` to `hi`; `zeros`, `below`
-    and `above` count the rest, so that
-    `counts.sum() + zeros + below + above == n`. All stages of a tensor share `lo` and `hi`.
+    The histogram counts nonzero values in `BINS` equal bins from `lo` to `hi`, `zeros`, `below` and
+    `above` the rest, together n. All stages of a tensor share `lo` and `hi`."""
 
-    Attributes:
-        tensor: full parameter name; `block` is its decoder block, `module` its name inside it.
-        stage, step: when it was taken.
-        stats: named statistics, see `tensor_statistics`.
-        quantiles: values at `QUANTILES`.
-    """
-
-    tensor: str
-    block: int
-    module: str
+    tensor: str  # full parameter name
+    block: int  # its decoder block
+    module: str  # its name inside the block
     stage: str
     n: int
     zeros: int
@@ -41,27 +33,21 @@ class TensorSnapshot:
     lo: float
     hi: float
     counts: np.ndarray
-    stats: dict[str, float]
-    quantiles: tuple[float, ...] = field(default=())
+    stats: dict[str, float]  # named statistics, see `tensor_statistics`
+    quantiles: tuple[float, ...] = field(default=())  # values at `QUANTILES`
     step: int = 0
 
 
 @dataclass(frozen=True)
 class TensorProfile:
-    """One statistic per channel or group of a tensor `[out, in]` at one stage.
-
-    Attributes:
-        name: of the statistic, such as "row_norm" or "magnitudes".
-        values: float32, [out] or [in] for channels, [out, groups] for groups along a row.
-        tensor, block, module, stage, step: as in `TensorSnapshot`.
-    """
+    """One statistic per channel or group of a tensor `[out, in]` at one stage."""
 
     tensor: str
     block: int
     module: str
     stage: str
-    name: str
-    values: np.ndarray
+    name: str  # of the statistic, such as "row_norm" or "magnitudes"
+    values: np.ndarray  # float32, [out] or [in], or [out, groups] for groups along a row
     step: int = 0
 
 

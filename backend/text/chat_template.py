@@ -1,8 +1,5 @@
-"""Rendering of chat templates.
-
-A template is a program of the model's author. Jinja's sandbox keeps it from the machine, but not
-from failing, running for ever or filling the memory: rendering has limits.
-"""
+"""Rendering of chat templates, with limits: a template is a program of the model's author. Jinja's
+sandbox keeps it from the machine, but not from failing, running for ever or filling the memory."""
 
 from __future__ import annotations
 
@@ -26,26 +23,18 @@ class _OutOfTimeError(BaseException):
 
 
 def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation as text that ends where the model's answer begins. Main thread only.
-
-    Raises:
-        ModelError: the template fails, or exceeds the limits.
-    """
+    """A conversation as text that ends where the model's answer begins. Main thread only. Raises
+    ModelError: the template fails, or exceeds the limits."""
     try:
         with _limited_time(RENDER_S), _limited_memory(RENDER_BYTES):
-            return str(
-                tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
+            turns = [dict(message) for message in messages]
+            render = tokenizer.apply_chat_template
+            return str(render(turns, tokenize=False, add_generation_prompt=True))
     except _OutOfTimeError as error:
         raise _unusable(f"Rendering one prompt takes more than {RENDER_S:g} s.") from error
     except MemoryError as error:
-        raise _unusable(
-            f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
-        ) from error
+        why = f"Rendering one prompt takes more than {RENDER_BYTES >> 30} GiB."
+        raise _unusable(why) from error
     except Exception as error:  # a template can raise anything
         raise _unusable(f"{str(error) or type(error).__name__}."[:300]) from error
 

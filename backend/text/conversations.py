@@ -6,8 +6,7 @@
     {"prompt": …, "response" or "completion": …}, {"question": …, "answer": …}
     {"turns": [question, …]}                                           MT-Bench, Spec-Bench
 
-Answers may be missing, as in a set of prompts. Imports no torch.
-"""
+Answers may be missing, as in a set of prompts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,6 +24,7 @@ ROLES = {
     "human": USER, USER: USER, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT,
     "bot": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM, "developer": SYSTEM,
 }  # fmt: skip
+CHECKED_BYTES = 1_000_000  # of a text, before a run is queued
 LISTS = ("messages", "conversations", "conversation", "turns")
 FORMS = (  # field names of prompt, further input, answers
     ("instruction", "input", ("output", "response")),
@@ -42,11 +42,8 @@ class Message:
 
 
 def conversation(line: Any) -> list[Message]:
-    """The messages of a line; empty if it has none of the forms.
-
-    Raises:
-        ValueError: a message is no text.
-    """
+    """The messages of a line; empty if it has none of the forms. Raises ValueError: a message is no
+    text."""
     if not isinstance(line, Mapping):
         return []
     for name in LISTS:
@@ -88,11 +85,8 @@ def answered(messages: list[Message]) -> tuple[list[Message], str] | None:
 
 
 def rows(path: Path) -> Iterator[Any]:
-    """The values of a .jsonl file, a line each; blank lines are left out.
-
-    Raises:
-        ValueError: a line is no JSON, or no UTF-8; names it.
-    """
+    """The values of a .jsonl file, a line each; blank lines are left out. Raises ValueError: a line
+    is no JSON, or no UTF-8; names it."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -103,14 +97,14 @@ def rows(path: Path) -> Iterator[Any]:
 
 
 def require_readable(path: Path, field: str) -> None:
-    """Check the beginning of a local text before a run is queued.
-
-    Raises:
-        DatasetError: it is no UTF-8, no JSON, or has neither text nor messages; with `field`.
-    """
+    """Check the beginning of a local text before a run is queued. Raises DatasetError: it is no
+    UTF-8, no JSON, or has neither text nor messages; with `field`."""
     try:
         if path.suffix == ".txt":
-            _check_utf8(path)
+            with path.open("rb") as file:
+                start = file.read(CHECKED_BYTES)
+            whole = len(start) < CHECKED_BYTES
+            codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
         elif not text_of(next(rows(path), {"text": ""})) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
     except (OSError, ValueError) as error:
@@ -120,19 +114,9 @@ def require_readable(path: Path, field: str) -> None:
         ) from error
 
 
-def _check_utf8(path: Path, most: int = 1_000_000) -> None:
-    with path.open("rb") as file:
-        start = file.read(most)
-    whole = len(start) < most
-    codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
-
-
 def text_of(line: Any) -> str:
-    """The text of a line: its field "text", or its messages one after the other.
-
-    Raises:
-        ValueError: it has neither.
-    """
+    """The text of a line: its field "text", or its messages one after the other. Raises ValueError:
+    it has neither."""
     if isinstance(line, Mapping) and isinstance(line.get("text"), str):
         return str(line["text"])
     messages = conversation(line)

@@ -1,14 +1,10 @@
-"""The documents of a corpus, one at a time.
-
-Every corpus has a calibration split and an evaluation split without common documents:
+"""The documents of a corpus, one at a time. Its calibration and evaluation split have none in
+common:
 
 - toystories: stories from different seeds, neither of them the training seed of the built-in model;
 - wikitext2, c4: the published splits (validation / test, first training shard / validation);
 - wikipedia and files: every twelfth document, starting with the first, is for evaluation; a single
-  document is cut at a paragraph, and its last 15 % are for evaluation.
-
-When calibration and evaluation use different corpora, wikipedia and files are not split
-(`shared=False`).
+  document is cut at a paragraph, and its last 15 % are for evaluation (not if `shared=False`).
 """
 
 from __future__ import annotations
@@ -22,17 +18,10 @@ from backend.models.sources.toy.stories import tell
 from backend.text import files
 from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
 
-STORY_SEEDS: dict[Role, int] = {
-    "calibration": 998,
-    "evaluation": 999,
-}  # the model was trained on seed 1
+STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # trained on seed 1
 STORIES = 20_000
-EVALUATION_EVERY = 12  # documents
+EVALUATION_INTERVAL = 12  # documents
 CALIBRATION_SHARE = 0.85  # of a single document
-
-
-def _toystories(role: Role) -> Iterator[str]:
-    return islice(tell(STORY_SEEDS[role]), STORIES)
 
 
 def _wikitext2(role: Role) -> Iterator[str]:
@@ -55,8 +44,8 @@ def _c4(role: Role) -> Iterator[str]:
     return (row["text"] for row in rows)
 
 
-DIVIDED: dict[str, Callable[[Role], Iterator[str]]] = {
-    "toystories": _toystories,
+SPLIT_CORPORA: dict[str, Callable[[Role], Iterator[str]]] = {
+    "toystories": lambda role: islice(tell(STORY_SEEDS[role]), STORIES),
     "wikitext2": _wikitext2,
     "c4": _c4,
 }
@@ -78,7 +67,7 @@ def part(documents: Iterable[str], role: Role) -> Iterator[str]:
         yield _cut(first, role)
         return
     for index, document in enumerate(chain((first, second), documents)):
-        if (index % EVALUATION_EVERY == 0) == (role == "evaluation"):
+        if (index % EVALUATION_INTERVAL == 0) == (role == "evaluation"):
             yield document
 
 
@@ -90,29 +79,21 @@ def _sources(name: str) -> list[Path]:
 
 
 def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
-    """The documents of one role of a corpus, in order, read lazily.
-
-    Args:
-        shared: whether the other role uses this corpus too, so that it must be split.
-
-    Raises:
-        DatasetError: see `require_corpus`, or the corpus cannot be read.
-    """
+    """The documents of one role of a corpus, in order, read lazily. `shared`: whether the other
+    role uses this corpus too, so that it must be split. Raises DatasetError: see `require_corpus`,
+    or the corpus cannot be read."""
     field = f"{role}_text"
     corpus = require_corpus(name, field)
     try:
-        if name in DIVIDED:
-            yield from DIVIDED[name](role)
+        if name in SPLIT_CORPORA:
+            yield from SPLIT_CORPORA[name](role)
         else:
             whole = files.documents(_sources(name))
             yield from part(whole, role) if shared else whole
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{corpus.title} could not be read.",
-            str(error)[:300],
-            'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.',
-            field,
-        ) from error
+        what = f"{corpus.title} could not be read."
+        do = 'Fix it (UTF-8; .jsonl lines with a field "text"), or choose another text.'
+        raise DatasetError(what, str(error)[:300], do, field) from error
 
 
 def preprocessing(name: str) -> str:

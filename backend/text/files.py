@@ -1,9 +1,7 @@
 """Local corpora: .txt and .jsonl files, and folders of them, under SLIMSCOPE_TEXT_DIR only.
 
-A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file; a file
-without such lines is one document. Each line of a .jsonl file is one document: its field "text", or
-the messages of a conversation (`conversations`). Needs no cache of Hugging Face.
-"""
+A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file. Each line
+of a .jsonl file is one: its field "text", or the messages of a conversation."""
 
 from __future__ import annotations
 
@@ -78,11 +76,8 @@ def preprocessing(files: list[Path]) -> str:
 
 
 def documents(files: list[Path]) -> Iterator[str]:
-    """All documents of the files in order, none of them blank.
-
-    Raises:
-        OSError, ValueError: a file cannot be read, is not UTF-8, or a line has no text.
-    """
+    """All documents of the files in order, none of them blank. Raises OSError, ValueError: a file
+    cannot be read, is not UTF-8, or a line has no text."""
     prepare = detokenise if preprocessing(files) else str
     for path in files:
         for row in _rows(path):

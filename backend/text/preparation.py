@@ -1,10 +1,6 @@
-"""Detokenise WikiText into ordinary prose.
-
-WikiText separates words and punctuation by spaces and marks joined ones (` @-@ `, ` @,@ `,
-` @.@ `). Models are trained on ordinary prose, so the marks and extra spaces are removed.
-Perplexities on detokenised text cannot be compared with published ones; `DETOKENISED` is recorded
-with every text slice made this way.
-"""
+"""WikiText (spaces around punctuation, marks ` @-@ `) as ordinary prose, which models are trained
+on. Perplexities on it cannot be compared with published ones; `DETOKENISED` is recorded with the
+text."""
 
 from __future__ import annotations
 

@@ -15,11 +15,7 @@ PARAGRAPH = "\n\n"
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, rendered with the chat template if the tokenizer has one. Main thread
-    only.
-
-    Raises:
-        ModelError: the template cannot be used.
-    """
+    only. Raises ModelError: the template cannot be used."""
     return chat_ids([{"role": "user", "content": prompt}], tokenizer)
 
 
@@ -27,15 +23,9 @@ def chat_ids(
     messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, template: bool = True
 ) -> list[int]:
     """Token ids of a conversation that the model is to go on with. Without a template its messages
-    are one text, each in a paragraph of its own. Main thread only.
-
-    Args:
-        messages: role and content.
-        template: whether to use the tokenizer's chat template, if it has one.
-
-    Raises:
-        ModelError: the template cannot be used.
-    """
+    are one text, each in a paragraph of its own. Main thread only. `messages`: role and content.
+    `template`: whether to use the tokenizer's chat template, if it has one. Raises ModelError: the
+    template cannot be used."""
     if template and tokenizer.chat_template:
         text = render_chat(messages, tokenizer)
         return list(tokenizer(text, add_special_tokens=False).input_ids)

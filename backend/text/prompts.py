@@ -1,18 +1,11 @@
-"""Prompt sets for training data and benchmarks.
+"""Prompt sets for training data and benchmarks, for which no benchmark prompt is generated.
 
-- built-in, written for Slimscope (`prompts.json`): a benchmark of eight prompts in each of six
-  tasks, and templates with slots that generate any number of training prompts. The templates cover
-  the same tasks, questions about a passage, and translation; no benchmark prompt is generated.
-  Passages are built in, or come from the Wikipedia sample if it is set up. Every sixth template of
-  a task, and every sixth text, is used for held-out prompts only, so drafters are evaluated on
-  wordings and texts they were not trained on.
-- `file:NAME`: a .jsonl file in SLIMSCOPE_TEXT_DIR. Each line is a conversation (`conversations`),
-  whose first user message is the prompt, or has a field "text"; optionally a "category". The
-  question files of MT-Bench and Spec-Bench have this format.
-- toystories: openings of stories, for models without a chat template.
-
-Prompts are rendered with the tokenizer's chat template if it has one.
-"""
+- built-in (`prompts.json`): a benchmark of eight prompts in each of six tasks, and templates that
+  generate training prompts from slots and passages (built in, or of the Wikipedia sample). Every
+  sixth template and text is used for held-out prompts only.
+- `file:NAME`: a .jsonl file; each line is a conversation, whose first user message is the prompt,
+  or has a field "text"; optionally a "category", as in MT-Bench and Spec-Bench.
+- toystories: openings of stories, for models without a chat template."""
 
 from __future__ import annotations
 
@@ -38,25 +31,23 @@ SPEC_BENCH = frozenset(  # the eight categories of MT-Bench form one task of Spe
     ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]
 )
 TRAIN_SEED, BENCHMARK_SEED = 5, 6  # of story openings; the toy model was trained on seed 1
-BEGINNING = 2  # sentences of a story in a prompt
-HELD_EVERY = 6  # every n-th template and text is for held-out prompts
+OPENING_SENTENCES = 2  # sentences of a story in a prompt
+HELDOUT_INTERVAL = 6  # every n-th template and text is for held-out prompts
 PAGES_SHARE = 0.75  # share of passages from the Wikipedia sample
 PASSAGE = 150, 900  # characters of a Wikipedia passage
 SENTENCE = re.compile(r"(?<=[a-z0-9)]{2}[.!?]) (?=[A-Z])")  # sentence boundary; not "U.S. "
 
+Slots = dict[str, list[str]]
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt."""
 
-    Attributes:
-        id: unique in its set; task: results are grouped by it; category: subset of the task.
-    """
-
-    id: str
-    task: str
+    id: str  # unique in its set
+    task: str  # results are grouped by it
     text: str
-    category: str = ""
+    category: str = ""  # subset of the task
 
 
 @lru_cache
@@ -67,10 +58,7 @@ def _built_in() -> dict[str, Any]:
 
 def benchmark_prompts(name: str, count: int = 0) -> list[Prompt]:
     """At most `count` prompts of set `name` (0: all), round-robin over tasks and their categories.
-
-    Raises:
-        DatasetError: there is no such set, or one of its lines is not a prompt.
-    """
+    Raises DatasetError: there is no such set, or one of its lines is not a prompt."""
     if name == BUILT_IN:
         tasks = _built_in()["benchmark"]
         prompts = [
@@ -92,11 +80,7 @@ def training_prompts(
     """`count` distinct prompts: those for training, and `heldout` held-out ones.
 
     Reproducible for the same `seed` and Wikipedia sample. A file with fewer prompts gives fewer
-    training prompts.
-
-    Raises:
-        DatasetError: there is no such set.
-    """
+    training prompts. Raises DatasetError: there is no such set."""
     if name == BUILT_IN:
         return _filled(count - heldout, seed, held=False), _filled(heldout, seed, held=True)
     if name == STORIES:
@@ -119,14 +103,12 @@ def in_turn(prompts: list[Prompt], kind: Callable[[Prompt], str]) -> list[Prompt
 
 
 def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
-    """Distinct prompts from the templates, round-robin over tasks, with random slot values.
-
-    Args:
-        held: use the held-out templates and texts; else use the others.
-    """
+    """Distinct prompts from the templates, round-robin over tasks, with random slot values. `held`:
+    use the held-out templates and texts; else use the others."""
     rng, data = Random(f"{seed} {held}"), _built_in()
     templates = {task: _split(each, held) for task, each in data["templates"].items()}
-    texts = PromptTexts(data["slots"], _split(data["passages"], held), _split(_pages(), held))
+    pages = list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
+    texts = data["slots"], _split(data["passages"], held), _split(pages, held)
     openings = _split(stories(TRAIN_SEED + seed, max(64, count // 4)), held)
     foreign, tasks = _split(data["foreign"], held), list(templates)
     benchmark = {text for each in data["benchmark"].values() for text in each}
@@ -134,7 +116,7 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     for number in range(20 * count):
         if len(prompts) == count:
             break
-        task, passage = tasks[number % len(tasks)], texts.passage(rng)
+        task, passage = tasks[number % len(tasks)], _passage(rng, *texts)
         fields = {
             "passage": passage,
             "sentence": SENTENCE.split(passage)[0],
@@ -147,25 +129,17 @@ def _filled(count: int, seed: int, held: bool) -> list[Prompt]:
     return list(prompts.values())
 
 
-@dataclass(frozen=True)
-class PromptTexts:
-    """Texts that prompts ask about: notices with slots, and pages of paragraphs."""
-
-    slots: dict[str, list[str]]
-    notices: list[str]
-    pages: list[str]
-
-    def passage(self, rng: Random) -> str:
-        """A notice, or the first sentences of a paragraph."""
-        if not self.pages or rng.random() >= PAGES_SHARE:
-            return _fill(rng.choice(self.notices), self.slots, rng)
-        first, *more = SENTENCE.split(rng.choice(rng.choice(self.pages).split("\n\n")))
-        longest, passage = rng.randint(*PASSAGE), first
-        for sentence in more:
-            if len(passage) + len(sentence) >= longest:
-                break
-            passage += " " + sentence
-        return passage
+def _passage(rng: Random, slots: Slots, notices: list[str], pages: list[str]) -> str:
+    """A notice, or the first sentences of a paragraph of a page."""
+    if not pages or rng.random() >= PAGES_SHARE:
+        return _fill(rng.choice(notices), slots, rng)
+    first, *more = SENTENCE.split(rng.choice(rng.choice(pages).split("\n\n")))
+    longest, passage = rng.randint(*PASSAGE), first
+    for sentence in more:
+        if len(passage) + len(sentence) >= longest:
+            break
+        passage += " " + sentence
+    return passage
 
 
 def has_pages() -> bool:
@@ -173,18 +147,13 @@ def has_pages() -> bool:
     return prepared().find(WIKIPEDIA) is not None
 
 
-def _pages() -> list[str]:
-    """Calibration articles of the Wikipedia sample; empty if it is not set up."""
-    return list(documents(WIKIPEDIA, "calibration")) if has_pages() else []
-
-
 def _split(texts: list[str], held: bool) -> list[str]:
-    """The texts for held-out prompts, every `HELD_EVERY`-th; or the others."""
-    every = min(HELD_EVERY, len(texts))
+    """The texts for held-out prompts, every `HELDOUT_INTERVAL`-th; or the others."""
+    every = min(HELDOUT_INTERVAL, len(texts))
     return [text for n, text in enumerate(texts) if (n % every == every - 1) == held]
 
 
-def _fill(template: str, slots: dict[str, list[str]], rng: Random, **more: str) -> str:
+def _fill(template: str, slots: Slots, rng: Random, **more: str) -> str:
     chosen = {name: rng.choice(values) for name, values in slots.items()}
     chosen |= {f"{name}2": rng.choice(slots[name]) for name in ("person", "name", "concept")}
     return template.format_map(chosen | more)
@@ -192,23 +161,16 @@ def _fill(template: str, slots: dict[str, list[str]], rng: Random, **more: str) 
 
 def _beginnings(seed: int, count: int) -> list[Prompt]:
     """Openings of generated stories."""
-    prompts = []
-    for n, story in enumerate(stories(seed, count)):
-        sentences = story.split(". ")
-        prompts.append(Prompt(f"story-{n}", "story", ". ".join(sentences[:BEGINNING]) + "."))
-    return prompts
+    parts = (story.split(". ")[:OPENING_SENTENCES] for story in stories(seed, count))
+    return [Prompt(f"story-{n}", "story", ". ".join(part) + ".") for n, part in enumerate(parts)]
 
 
 def require_prompts(name: str, field: str) -> None:
-    """Check that prompt set `name` exists.
-
-    Raises:
-        DatasetError: it does not, or a line is not a prompt; with the config field `field`.
-    """
-    if name in (BUILT_IN, STORIES):
-        return
+    """Check that prompt set `name` exists. Raises DatasetError: it does not, or a line is not a
+    prompt; with the config field `field`."""
     try:
-        _from_file(name)
+        if name not in (BUILT_IN, STORIES):
+            _from_file(name)
     except DatasetError as error:
         raise DatasetError(error.what, error.why, error.do, field) from error
 
@@ -216,11 +178,9 @@ def require_prompts(name: str, field: str) -> None:
 def _from_file(name: str) -> list[Prompt]:
     prompts: list[Prompt] = []
     if name == SELF:
-        raise DatasetError(
-            "Self-written prompts are not available here.",
-            "The model generates them for training only.",
-            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
-        )
+        what = "Self-written prompts are not available here."
+        why = "The model generates them for training only."
+        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
     inner = name.removeprefix(files.PREFIX)
     for path in files.paths(inner) if inner != name else []:
         if path.suffix == ".jsonl":
@@ -229,20 +189,14 @@ def _from_file(name: str) -> list[Prompt]:
                     _read(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()
                 ]
     if not prompts:
-        raise DatasetError(
-            f"There are no prompts named {name[:80]!r}.",
-            "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR.",
-            f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.",
-        )
+        what = f"There are no prompts named {name[:80]!r}."
+        why = "Prompts are .jsonl files in SLIMSCOPE_TEXT_DIR."
+        raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
     return prompts
 
 
 def _read(line: bytes, file: str, number: int) -> Prompt:
-    """Parse one line as a prompt.
-
-    Raises:
-        DatasetError: it has no text under a known key.
-    """
+    """Parse one line as a prompt. Raises DatasetError: it has no text under a known key."""
     try:
         row = json.loads(line)
         asked = (m.content for m in conversation(row) if m.role == USER)
@@ -250,11 +204,9 @@ def _read(line: bytes, file: str, number: int) -> Prompt:
         if not text.strip():
             raise ValueError
     except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"Line {number} of {file} is not a prompt.",
-            "It has neither a user message nor a text.",
-            'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.',
-        ) from error
+        what = f"Line {number} of {file} is not a prompt."
+        do = 'Write one JSON object per line, such as {"prompt": "Why?"} or {"messages": […]}.'
+        raise DatasetError(what, "It has neither a user message nor a text.", do) from error
     category = str(row.get("category", "prompts"))
     task = "mt_bench" if category in SPEC_BENCH else category
     return Prompt(str(row.get("question_id", number)), task, text, category)

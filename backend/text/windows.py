@@ -1,9 +1,6 @@
-"""Cut documents into windows of token ids.
-
-Short documents are joined with the end-of-text token into rows of at least one window; a long
-document is a row of its own. Windows never overlap or cross rows. If the tokenizer prepends a
-beginning-of-text token, every window starts with one.
-"""
+"""Windows of token ids cut out of documents: short ones are joined with the end-of-text token into
+rows of at least one window. If the tokenizer prepends a beginning-of-text token, every window has
+one."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-SHUFFLED = 10_000  # size of the shuffle buffer, in documents
+SHUFFLE_BUFFER = 10_000  # size of the shuffle buffer, in documents
 _PIECE = re.compile(r"(?s).{1,1000000}(?:\n\n|\Z)|.{1,1000000}")  # bounds the tokenizer's memory
 
 
@@ -60,8 +57,8 @@ def cut_windows(
 
 
 def shuffled(texts: Iterable[str], random: Random) -> Iterator[str]:
-    """Shuffle documents in buffers of `SHUFFLED`, so that streams can be read."""
+    """Shuffle documents in buffers of `SHUFFLE_BUFFER`, so that streams can be read."""
     texts = iter(texts)
-    while buffer := list(islice(texts, SHUFFLED)):
+    while buffer := list(islice(texts, SHUFFLE_BUFFER)):
         random.shuffle(buffer)
         yield from buffer

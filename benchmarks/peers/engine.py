@@ -15,7 +15,7 @@ from backend.models.block_forward import open_stream
 from backend.pruning import block_work  # noqa: F401  (registers every pruner)
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import SDSConfig
-from backend.pruning.layer_selection import layer_patterns
+from backend.pruning.plan import pruning_plan
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.sds import all_linears, run_sds
 from backend.pruning.stage_store import SDSStageStore
@@ -32,9 +32,9 @@ def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -
         CPU seconds spent in solving: factors, columns, masks.
     """
     config, dtype = SDSConfig(pattern=pattern), getattr(torch, PRECISION[precision])
-    patterns = layer_patterns(all_linears(model), config)
+    plan = pruning_plan(config, all_linears(model))
     store = SDSStageStore(Checkpoints(Path("/nowhere")))
-    run = SDSRun(model, rows, config, dtype, store, SilentReporter(), patterns, total=1)
+    run = SDSRun(model, rows, config, plan, dtype, store, SilentReporter(), total=1)
     stream = open_stream(model, rows, config.batch, dtype)
     hidden, stream.hidden = stream.hidden, []
     solving = 0.0
@@ -45,7 +45,7 @@ def prune(model: Any, rows: Tensor, method: str, pattern: str, precision: str) -
         )
         start = time.process_time()
         for module, linear in linears.items():
-            inputs, how = seen[module], patterns[linear.name]
+            inputs, how = seen[module], run.patterns[linear.name]
             linear.write(PRUNERS[method].prune(linear.read(), inputs, how, config.damping))
         solving += time.process_time() - start
         hidden = run.forward(stream, block, hidden)
@@ -57,4 +57,5 @@ def run(model: Any, rows: Tensor, method: str, pattern: str, precision: str, **m
     choices = {"pattern": pattern, "base": method, "precision": PRECISION[precision], **more}
     with TemporaryDirectory() as folder:
         config = SDSConfig.model_validate(choices)
-        run_sds(model, rows, config, Checkpoints(Path(folder)), SilentReporter())
+        plan = pruning_plan(config, all_linears(model))
+        run_sds(model, rows, config, plan, Checkpoints(Path(folder)), SilentReporter())

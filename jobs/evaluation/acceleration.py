@@ -23,7 +23,7 @@ from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import LinearSizes, sizes
 from backend.evaluation.speed import (
-    SHARES,
+    SPARSITIES,
     Decoder,
     DecodingSpeed,
     decode_seconds,
@@ -157,7 +157,7 @@ def record_products(
     phase.progress(0, 1, "Timing sparse products")
     shape = (largest.rows, largest.columns)
     own = round(zeros, 2) if zeros >= SPARSE_FROM else 0.0  # fewer zeros are not left out
-    curve = sparse_product_curve(*shape, phase, sorted({*SHARES, own} - {0.0}))
+    curve = sparse_product_curve(*shape, phase, sorted({*SPARSITIES, own} - {0.0}))
     at = min(range(len(curve.zeros)), key=lambda i: abs(curve.zeros[i] - own))
     context.result(
         MODEL, PRODUCT_SPEED_UP, curve.speed_up[at], shape=shape, own=zeros, zeros=curve.zeros,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
-    COMFORT,
+    STREAMING_THRESHOLD,
     activation_memory,
     memory_available,
     memory_parts,
@@ -74,7 +74,7 @@ def memory_bytes(
         )  # fmt: skip
         return sizes | {"activations": states}
 
-    tight = sum(needed(False).values()) > COMFORT * available
+    tight = sum(needed(False).values()) > STREAMING_THRESHOLD * available
     streamed = tight and not facts.support.stream
     return streamed, needed(streamed)
 

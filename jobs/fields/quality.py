@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from backend.errors import ConfigError
 from backend.evaluation.harness import require_harness
-from backend.evaluation.question_shape import CHOICES, LEAST_CONTEXT, PART, question_count
+from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, question_count
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 
@@ -81,11 +81,11 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
     Returns:
         Warnings that do not forbid the run.
     """
-    if config.asks_endings and context < LEAST_CONTEXT:
+    if config.asks_endings and context < MIN_CONTEXT:
         raise ConfigError(
             f"A context of {context} tokens is too short to choose endings from.",
             f"A window has to hold {CHOICES} passages with their endings, {PART} tokens each.",
-            f"Raise the context length to {LEAST_CONTEXT} or more, or leave out endings.",
+            f"Raise the context length to {MIN_CONTEXT} or more, or leave out endings.",
             "tasks",
         )
     if not config.harness_tasks:

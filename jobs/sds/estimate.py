@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
-    COMFORT,
+    STREAMING_THRESHOLD,
     WEIGHT_BYTES,
     activation_memory,
     block_training_memory,
@@ -17,9 +18,8 @@ from backend.models.memory import (
     wait_on_disk,
     weight_memory,
 )
-from backend.pruning.config import RECONSTRUCTED, SDSStage
-from backend.pruning.layer_selection import layer_patterns
-from backend.pruning.owl import refuse_allocation
+from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage
+from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_text, context_length
@@ -34,9 +34,8 @@ def requirements(config: SDSJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
-    refuse_allocation(config)
     refuse_streaming(config, facts)
-    layer_patterns(facts.linears, config)
+    plan = pruning_plan(config, facts.linears)
     warnings = check_text(config, facts)
     streamed, needed = memory_bytes(config, facts, memory_available())
     if streamed:
@@ -44,61 +43,53 @@ def requirements(config: SDSJob) -> Requirements:
     return Requirements(
         model=config.model,
         title=facts.title,
-        flops=flops_by_phase(config, facts),
+        plan=plan,
+        flops=flops_by_phase(config, plan, facts),
         memory=needed,
-        disk=disk_space(config, facts),
+        disk=disk_space(config, plan, facts),
         warnings=warnings,
     )
 
 
 def refuse_streaming(config: SDSJob, facts: ModelFacts) -> None:
     """Refuse to stream a model that cannot be, or that would sample its own calibration text.
-
-    Raises:
-        ConfigError: names the field.
-    """
+    Raises ConfigError: names the field."""
     if config.weights != "streamed":
         return
     if facts.support.stream:
-        raise ConfigError(
-            f"{facts.title} cannot be read block by block.",
-            facts.support.stream,
-            "Choose auto or memory.",
-            field="weights",
-        )
+        what = f"{facts.title} cannot be read block by block."
+        raise ConfigError(what, facts.support.stream, "Choose auto or memory.", field="weights")
     if config.calibration_text == "self":
-        raise ConfigError(
-            "A streamed model cannot sample its own calibration text.",
-            "Every token would read the whole model from disk.",
-            "Choose a corpus, or keep the weights in memory.",
-            field="calibration_text",
-        )
+        what = "A streamed model cannot sample its own calibration text."
+        why = "Every token would read the whole model from disk."
+        do = "Choose a corpus, or keep the weights in memory."
+        raise ConfigError(what, why, do, field="calibration_text")
 
 
-def flops_by_phase(config: SDSJob, facts: ModelFacts) -> dict[str, float]:
+def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase: the basis of estimate and progress.
 
     Held-out segments are counted as calibration: in a reconstruction, they pass through the blocks,
-    too.
-    """
+    too."""
     weights = facts.linear_weights
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
     context = context_length(config, facts)
     calibration, evaluation = (n * context for n in (config.segments, config.windows))
-    whole = config.until == "sds"
-    adjustments = config.control + (whole and config.adjust != "off")
-    steps = whole * config.redense_steps + config.adjust_steps * adjustments
-    steps += (1 + whole) * DECLARED_PRUNERS[config.base].facts.get("products", 0.0)
-    passes = 2 * (1 + whole) + (config.allocation == "owl")
-    made = [stage for stage in RECONSTRUCTED if stage in config.stages]
+    stages = Counter(plan.stages)
+    prunings = stages[SDSStage.FIRST] + stages[SDSStage.SECOND]
+    products = max(DECLARED_PRUNERS[x.pruner].facts.get("products", 0.0) for x in plan.groups)
+    steps = stages[SDSStage.REDENSE] * config.redense_steps + prunings * products
+    steps += config.adjust_steps * (stages[SDSStage.CONTROL] + stages[SDSStage.SDS])
+    passes = 2 * prunings + (SDSPass.OUTLIERS in plan.passes)
+    made = sum(stages[stage] for stage in RECONSTRUCTED)
     # the dense and the compressed block once; forwards and backwards to train
-    reconstructed = len(made) * (2 + 3 * config.reconstruct) * 2.0 * weights * calibration
+    reconstructed = made * (2 + 3 * config.reconstruct) * 2.0 * weights * calibration
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
         "dense": one_evaluation,
         "prune": passes * (2.0 * weights + grams) * calibration + steps * solve + reconstructed,
-        "evaluate": (len(config.stages) - 1) * one_evaluation,
+        "evaluate": (len(plan.stages) - 1) * one_evaluation,
     }
 
 
@@ -108,8 +99,7 @@ def memory_bytes(
     """Whether the model is streamed, and then purpose -> bytes at the peak.
 
     auto streams a model that would not fit, unless it samples its own calibration text: then every
-    token would read all of it from disk.
-    """
+    token would read all of it from disk."""
     states = hidden_state_bytes(config, facts, dtype)
     sizes: dict[str, Any] = {
         "dtype": dtype,
@@ -121,7 +111,7 @@ def memory_bytes(
         "on_disk": wait_on_disk(config.activations, states, available),
     }
     trained = block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
-    tight = memory_needed(facts, **sizes) + trained > COMFORT * available
+    tight = memory_needed(facts, **sizes) + trained > STREAMING_THRESHOLD * available
     auto = config.weights == "auto" and config.calibration_text != "self"
     auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
@@ -137,7 +127,7 @@ def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32"
     return config.streams * activation_memory(facts, config.segments, context, dtype)
 
 
-def disk_space(config: SDSJob, facts: ModelFacts) -> DiskSpace:
+def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpace:
     """What a run leaves and needs on disk at its peak: stages, the saved model, hidden states.
 
     A stage is kept in the dtype of the model's files, but for the re-dense one, which is float32.
@@ -145,12 +135,12 @@ def disk_space(config: SDSJob, facts: ModelFacts) -> DiskSpace:
     pruned = facts.linear_weights
     dtype = facts.dtype if facts.dtype in ("float16", "bfloat16") else "float32"
     width = WEIGHT_BYTES[dtype]
-    stages = sum(pruned * (4 if stage == SDSStage.REDENSE else width) for stage in config.stages)
+    stages = sum(pruned * (4 if stage == SDSStage.REDENSE else width) for stage in plan.stages)
     states = hidden_state_bytes(config, facts)
     waiting = wait_on_disk(config.activations, states, memory_available())
     return DiskSpace(
         stages + weight_memory(facts, dtype) + states * waiting,
-        f"Its {len(config.stages)} stages and the saved model",
+        f"Its {len(plan.stages)} stages and the saved model",
         "Leave out the control, stop after the first pruning, or free some space.",
         "until",
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import log
 
 from backend.pruning.config import STAGE_LABELS, SDSStage
+from backend.pruning.plan import PruningPlan
 from jobs.comparison import StageComparison
 from jobs.kind import KeyFigure, Kind, StageStyle, Values
 from jobs.metrics import PERPLEXITY
@@ -65,8 +66,7 @@ def key_figure(values: Values) -> KeyFigure | None:
 
     won_back = (first - end) / (first - dense)      end: SDS, or its reconstruction if lower
 
-    and the same share of the cross-entropy, their logarithms.
-    """
+    and the same share of the cross-entropy, their logarithms."""
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
     if dense is None or first is None or sds is None or first <= dense:
@@ -104,6 +104,7 @@ KIND = Kind(
     config=SDSJob,
     requirements=requirements,
     run="jobs.sds.run:run",
+    plan=PruningPlan,
     order=10,
     main_fields=("pattern", "base"),
     compresses=True,

@@ -10,6 +10,7 @@ from backend.export.origin import ModelOrigin, copy_terms, origin_of
 from backend.models.loading import LoadedModel, free_memory, weights_hash
 from backend.models.saving import save
 from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
+from backend.pruning.plan import PruningPlan
 from backend.pruning.sds import SDSResult, install, run_sds
 from backend.store import queries
 from jobs.evaluation.quality import Quality, hidden_state_store
@@ -29,14 +30,14 @@ TEXT_ALONE = QualityConfig(divergence=False, sample_tokens=0)  # the rest is for
 def run(config: SDSJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
-    device = prepare(config, context)
+    device, plan = prepare(config, context), PruningPlan.model_validate(context.plan)
     base = resolve_model(config.model)
     dtype = "float32" if device == "cpu" else base.facts.dtype
     streamed, _ = memory_bytes(config, base.facts, free_memory(device), dtype)
     how = "block by block" if streamed else "at once"
     context.log(f"Loading {config.model} on {device}, {how}.")
     loaded = load_whole(base, device, getattr(torch, dtype), context, streamed)
-    phases = Phases(context, flops_by_phase(config, loaded.facts))
+    phases = Phases(context, flops_by_phase(config, plan, loaded.facts))
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     quality = Quality(
         TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
@@ -44,24 +45,17 @@ def run(config: SDSJob, context: JobContext) -> None:
     )  # fmt: skip
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
-        loaded.model, calibration.input_ids, config, context.checkpoints, phases.phase("prune"),
-        loaded.stored,
+        loaded.model, calibration.input_ids, config, plan, context.checkpoints,
+        phases.phase("prune"), loaded.stored,
     )  # fmt: skip
     record(result, context)
-    measure_stages(loaded, quality, config, phases, context)
-    save_model(loaded, result.kept, config, context)
-    context.outcome(flops=sum(flops_by_phase(config, loaded.facts).values()))
-
-
-def measure_stages(
-    loaded: LoadedModel, quality: Quality, config: SDSJob, phases: Phases, context: JobContext
-) -> None:
-    """Measures every stage after the dense one on the same text."""
-    stages = config.stages[1:]
+    stages = plan.stages[1:]
     for number, stage in enumerate(stages):
         if quality.missing(stage):
             install(loaded.model, context.checkpoints, stage)
         quality.measure(stage, phases.phase("evaluate", number, len(stages)))
+    save_model(loaded, result.kept, config, context)
+    context.outcome(flops=sum(flops_by_phase(config, plan, loaded.facts).values()))
 
 
 def record(result: SDSResult, context: JobContext) -> None:

@@ -15,7 +15,6 @@ from backend.evaluation import divergence as room
 from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
 from backend.evaluation.perplexity import perplexity
 from backend.models.blocks import block_linears
-from backend.models.greedy import greedy
 from backend.models.hidden_states import NewBatches, batches_in
 from tests.evaluation.test_perplexity import VOCABULARY, text_of
 
@@ -124,14 +123,3 @@ def test_recording_leaves_no_hook(dense, rows: Tensor) -> None:
     with DenseOutputs().recording(dense):
         pass
     assert all(not m._forward_hooks for m in dense.modules()) and before == 0
-
-
-def test_greedy_decoding_is_transformers_own(dense, rows: Tensor) -> None:
-    prompt = rows[0, :9].tolist()
-    tokens = greedy(dense, prompt)
-    mine = [next(tokens) for _ in range(12)]
-    theirs = dense.generate(
-        torch.tensor([prompt]), max_new_tokens=12, min_new_tokens=12, do_sample=False,
-        pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
-    assert theirs[0, 9:].tolist() == mine

@@ -7,29 +7,18 @@ import torch
 
 from backend.errors import CancelledError
 from backend.evaluation.endings import EndingScore, questions, score_endings
-from backend.evaluation.question_shape import (
-    CHOICES,
-    LEAST_CONTEXT,
-    PART,
-    PASSAGE,
-    question_count,
-)
-from backend.models.loading import load
+from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice
+from tests.evaluation.conftest import Impatient
 
-CONTEXT = LEAST_CONTEXT + 7  # of tokens beyond the last part
+CONTEXT = MIN_CONTEXT + 7  # of tokens beyond the last part
 WINDOWS = 3
 
 
 def text_of(input_ids: torch.Tensor, bos: bool = False) -> TextSlice:
     return TextSlice(input_ids, "toystories", "evaluation", 0, CONTEXT, bos, "", 0, 0)
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return load("toy")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +76,5 @@ def test_the_error_is_that_of_a_share() -> None:
 
 
 def test_it_stops_within_the_text(toy, asked) -> None:
-    class Impatient(SilentReporter):
-        def should_stop(self) -> bool:
-            return True
-
     with pytest.raises(CancelledError):
         score_endings(toy.model, asked, 3, Impatient())

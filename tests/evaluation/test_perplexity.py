@@ -91,7 +91,7 @@ def test_the_memory_bounds_change_nothing(
 ) -> None:
     whole = perplexity(model, text_of(rows), 7)
     monkeypatch.setattr(room, "POSITIONS", 6)
-    monkeypatch.setattr(room, "LOGITS", 2 * 40 * VOCABULARY + 1)
+    monkeypatch.setattr(room, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
     bounded = perplexity(model, text_of(rows), 7)
@@ -103,11 +103,6 @@ def test_a_16_bit_model_is_summed_in_float32(model, rows: torch.Tensor) -> None:
     wide = perplexity(model, text_of(rows), 4)
     narrow = perplexity(model.to(torch.bfloat16), text_of(rows), 4)
     assert narrow.nll == pytest.approx(wide.nll, rel=0.03) and narrow.nll != wide.nll
-
-
-def test_the_beginning_token_is_recorded(model, rows: torch.Tensor) -> None:
-    assert perplexity(model, text_of(rows, bos=True), 4).bos
-    assert not perplexity(model, text_of(rows), 4).bos
 
 
 def test_overflow_is_told(model, rows: torch.Tensor) -> None:

@@ -8,16 +8,11 @@ from hypothesis import strategies as st
 
 from backend.errors import CancelledError
 from backend.evaluation.samples import agreement, same_start, write_samples
-from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.prompts import STORIES, benchmark_prompts
+from tests.evaluation.conftest import Impatient
 
 TOKENS = 12
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return load("toy")
 
 
 def test_samples_are_what_transformers_writes(toy) -> None:
@@ -41,16 +36,9 @@ def test_an_end_of_text_ends_a_sample(toy, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_it_stops_between_two_tokens(toy) -> None:
-    class Impatient(SilentReporter):
-        asked = 0
-
-        def should_stop(self) -> bool:
-            self.asked += 1
-            return self.asked > 3
-
     with pytest.raises(CancelledError):
         prompts = benchmark_prompts(STORIES, 1)
-        write_samples(toy.model, toy.tokenizer, prompts, TOKENS, Impatient())
+        write_samples(toy.model, toy.tokenizer, prompts, TOKENS, Impatient(3))
 
 
 def test_agreement_counts_up_to_the_first_difference() -> None:

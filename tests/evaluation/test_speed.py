@@ -24,11 +24,7 @@ from backend.evaluation.speed import (
 from backend.models.greedy import greedy
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-
-
-class Impatient(SilentReporter):
-    def should_stop(self) -> bool:
-        return True
+from tests.evaluation.conftest import Impatient
 
 
 def test_the_median_of_the_rates_and_their_range() -> None:
@@ -102,7 +98,7 @@ def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -
 def test_the_curve_has_a_figure_for_each_share_and_can_be_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "STREAMED", 2**14)
+    monkeypatch.setattr(room, "MIN_PRODUCT_WEIGHTS", 2**14)
     threads = torch.get_num_threads()
     curve = sparse_product_curve(32, 48, SilentReporter(), (0.5, 0.9))
     assert curve.shape == (32, 48) and curve.zeros == (0.5, 0.9)

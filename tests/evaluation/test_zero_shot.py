@@ -14,9 +14,9 @@ from backend.evaluation import harness
 from backend.evaluation import zero_shot as room
 from backend.evaluation.harness import require_harness
 from backend.evaluation.zero_shot import load_tasks, zero_shot
-from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
+from tests.evaluation.conftest import Impatient
 
 HARNESS = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs the extra: slimscope[tasks]"
@@ -57,11 +57,6 @@ def test_the_main_figure_is_the_normed_accuracy_where_there_is_one() -> None:
     assert room._score("t", plain).metric == "word_perplexity"
     with pytest.raises(ComputeError):
         room._score("t", {"results": {"t": {"alias": "t"}}})
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return load("toy")
 
 
 @pytest.fixture
@@ -109,10 +104,6 @@ def test_a_task_of_ones_own_gives_the_figure_computed_by_hand(
 def test_it_stops_within_a_pass_and_leaves_no_hook(
     toy, questions: list[dict], tmp_path: Path
 ) -> None:
-    class Impatient(SilentReporter):
-        def should_stop(self) -> bool:
-            return True
-
     tasks = load_tasks(["toy_next"], tmp_path)
     with pytest.raises(CancelledError):
         zero_shot(toy.model, toy.tokenizer, tasks, 0, 4, Impatient())

@@ -175,19 +175,22 @@ def test_a_block_that_is_not_finite_is_named_when_it_is_read(own_folder):
     assert in_memory(model) == []
 
 
-def test_what_is_outside_of_blocks_is_looked_at_when_it_is_loaded(own_folder):
-    def harm(weights):
-        weights["model.norm.weight"][0] = math.inf
+@pytest.mark.parametrize(
+    ("name", "streamed"),
+    [("model.norm.weight", True), ("model.layers.1.input_layernorm.weight", False)],
+)
+def test_values_that_are_not_finite_are_refused(own_folder, name, streamed):
+    folder = rewritten(own_folder, lambda weights: weights[name].fill_(math.inf))
+    with pytest.raises(ModelError, match=name.removesuffix(".weight").replace(".", r"\.")):
+        load(folder, streamed=streamed)
 
-    with pytest.raises(ModelError, match=r"model\.norm"):
-        load(rewritten(own_folder, harm), streamed=True)
 
-
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("name", ["model.layers.2.mlp.up_proj.weight", "model.norm.weight"])
-def test_missing_weights_are_not_made_up(own_folder, name):
+def test_missing_weights_are_not_made_up(own_folder, name, streamed):
     folder = rewritten(own_folder, lambda weights: weights.pop(name))
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
-        load(folder, streamed=True)
+        load(folder, streamed=streamed)
 
 
 def test_a_weight_of_another_shape_is_refused(own_folder):

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from backend.errors import ModelError
@@ -86,22 +85,6 @@ def test_a_saved_model_comes_back_in_plain_transformers(tmp_path):
 
 def test_a_folder_on_disk_loads_like_the_built_in(own_folder):
     assert weights_hash(load(str(own_folder)).model) == weights_hash(load("toy").model)
-
-
-def test_values_that_are_not_finite_are_refused(own_folder):
-    weights = load_file(own_folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][2, 3] = math.nan
-    save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
-        load(str(own_folder))
-
-
-def test_missing_weights_are_not_made_up(own_folder):
-    weights = load_file(own_folder / "model.safetensors")
-    del weights["model.layers.1.input_layernorm.weight"]
-    save_file(weights, own_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"input_layernorm"):
-        load(str(own_folder))
 
 
 def test_a_tokenizer_whose_config_breaks_it_is_refused(own_folder):

@@ -42,13 +42,14 @@ import torch
 """
 
 PRUNER = """
-from backend.pruning.sds import install, run_sds
+from backend.pruning.plan import pruning_plan
+from backend.pruning.sds import all_linears, install, run_sds
 from backend.models.blocks import block_linears
 from backend.models.loading import load
 model = load("toy").model
 ids = torch.randint(100, (8, 32), generator=torch.Generator().manual_seed(0))
 checkpoints = Checkpoints(folder / "sds")
-result = run_sds(model, ids, sds, checkpoints, reporter)
+result = run_sds(model, ids, sds, pruning_plan(sds, all_linears(model)), checkpoints, reporter)
 assert result.zero_share[SDSStage.SDS] == 0.5
 install(model, checkpoints, SDSStage.FIRST)
 W = next(iter(block_linears(model, 0).values())).read().view(-1, 4)

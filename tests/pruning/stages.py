@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +15,24 @@ from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError
 from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.sds import install, run_sds
+from backend.pruning.plan import PruningPlan, pruning_plan
+from backend.pruning.sds import SDSResult, all_linears, install, run_sds
+from backend.reporter import Reporter, SilentReporter
+
+
+def prune(
+    model: PreTrainedModel,
+    ids: Tensor,
+    chosen: SDSConfig,
+    work: Path | Checkpoints,
+    reporter: Reporter | None = None,
+    stored: torch.dtype = torch.float32,
+    plan: PruningPlan | None = None,
+) -> SDSResult:
+    """Plans a run, if it has no plan yet, and executes it."""
+    checkpoints = work if isinstance(work, Checkpoints) else Checkpoints(work)
+    plan, reporter = plan or pruning_plan(chosen, all_linears(model)), reporter or SilentReporter()
+    return run_sds(model, ids, chosen, plan, checkpoints, reporter, stored)
 
 
 def cut_short(
@@ -26,7 +44,7 @@ def cut_short(
     for count in counts:
         stop = recorder(stop=lambda _, n=count: len([*folder.glob("*-0*")]) >= n)
         with pytest.raises(CancelledError):
-            run_sds(model(), ids, chosen, Checkpoints(folder), stop)
+            prune(model(), ids, chosen, folder, stop)
         metrics += stop.metrics
     return metrics
 

@@ -21,7 +21,8 @@ from backend.models.sources.catalogue import inspect
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.layer_selection import layer_patterns, read_overrides
 from backend.pruning.pattern import Pattern
-from backend.pruning.sds import install, run_sds
+from backend.pruning.sds import install
+from tests.pruning.stages import prune
 
 LAYERS = inspect("toy").linears
 
@@ -111,6 +112,9 @@ def test_what_cannot_be_is_refused_beside_its_field(fields: dict, field: str, sa
     with pytest.raises(ConfigError) as caught:
         layer_patterns(LAYERS, config(**fields))
     assert caught.value.field == field and said in str(caught.value) and caught.value.do
+    if fields == {"pattern": "3:7"}:
+        assert "model.layers.0.mlp.gate_proj (64 inputs)" in caught.value.why
+        assert "2, 4, 8, 16, 32" in caught.value.do
 
 
 def test_only_layers_that_keep_the_pattern_must_be_divisible() -> None:
@@ -132,7 +136,7 @@ def test_each_layer_ends_as_it_was_told(
         base=base, pattern="2:4", exclude="0.*, 2.mlp.up_proj", overrides="*.down_proj=75%"
     )
     model, dense, told = toy(), toy(), recorder()
-    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
+    result = prune(model, calibration[:16], chosen, tmp_path, told)
     assert told.progressed[-1][0] == told.progressed[-1][1]
     assert {s.module for s in told.snapshots if s.block == 2} == {
         m for m in block_linears(model, 2) if m != "mlp.up_proj"

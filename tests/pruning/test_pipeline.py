@@ -14,15 +14,14 @@ from backend.calibration.second_moments import InputStatistics
 from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.models.blocks import block_linears
-from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.heldout import choose, mean_loss, split, verdict
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.redense import redense
-from backend.pruning.sds import install, run_sds
+from backend.pruning.sds import install
 from backend.pruning.weight_adjustment import adjust
-from backend.reporter import SilentReporter
+from tests.pruning.stages import prune
 
 BLOCKS = 3
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)  # see test_reconstruction
@@ -100,7 +99,10 @@ class WholeModel:
             seen = self.look(block)
             made[SDSStage.CONTROL].append(self.adjusted(block, first, seen, False))
             made[SDSStage.REDENSE].append(
-                {m: redense(W, dense[m], seen[m], self.chosen) for m, W in first.items()}
+                {
+                    m: redense(W, dense[m], seen[m], self.chosen.redense_steps)
+                    for m, W in first.items()
+                }
             )
         for block in range(BLOCKS):
             self.put_before(block, SDSStage.SECOND)
@@ -125,7 +127,7 @@ def test_the_driver_is_the_whole_model_driven_plainly(
     ids = calibration[:24]
     expected = WholeModel(toy(), ids, chosen).run()
     model = toy()
-    run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    prune(model, ids, chosen, tmp_path)
     for stage in MADE:
         for found, W in zip(stage_weights(model, tmp_path, stage), expected[stage], strict=True):
             near = torch.isclose(found, W, rtol=1e-3, atol=1e-3 * W.std().item())
@@ -141,7 +143,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
         folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
         base, pattern = name.split()
         chosen = config(base=base, pattern=pattern)
-        result = run_sds(model, ids[:96], chosen, Checkpoints(folder), SilentReporter())
+        result = prune(model, ids[:96], chosen, folder)
         perplexity = {}
         for stage in MADE:
             install(model, Checkpoints(folder), stage)
@@ -169,15 +171,6 @@ def test_the_gain_grows_with_sparsity(finished) -> None:
     assert gain("2:4") > 0.03
 
 
-@pytest.mark.parametrize("pattern", ["50%", "2:4"])
-def test_sparsegpt_is_the_better_first_pruner(pattern: str, finished) -> None:
-    first = {
-        base: finished[f"{base} {pattern}"]["perplexity"][SDSStage.FIRST]
-        for base in ("wanda", "sparsegpt")
-    }
-    assert first["sparsegpt"] < first["wanda"]
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_layer_errors_fall_within_a_pass(name: str, finished) -> None:
     errors = finished[name]["result"].errors
@@ -203,7 +196,7 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
 def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, recorder) -> None:
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
     told = recorder()
-    run_sds(toy(), calibration, config(), Checkpoints(tmp_path), told)
+    prune(toy(), calibration, config(), Checkpoints(tmp_path), told)
     by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}
     figure = {
@@ -230,7 +223,7 @@ def test_progress_and_errors_are_told_as_they_come(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     told = recorder()
-    result = run_sds(toy(), calibration[:16], config(), Checkpoints(tmp_path), told)
+    result = prune(toy(), calibration[:16], config(), tmp_path, told)
     done = [d for d, _, _ in told.progressed]
     total = 4 * 7 * BLOCKS + len(MADE)
     assert done == list(range(1, total + 1))
@@ -244,18 +237,6 @@ def test_progress_and_errors_are_told_as_they_come(
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
 
 
-@pytest.mark.parametrize("base", ["wanda", "sparsegpt"])
-def test_the_same_run_gives_the_same_weights(
-    base: str, toy, calibration: Tensor, tmp_path: Path
-) -> None:
-    hashes = set()
-    for name in ("a", "b"):
-        model, chosen = toy(), config(base=base)
-        run_sds(model, calibration[:24], chosen, Checkpoints(tmp_path / name), SilentReporter())
-        hashes.add(weights_hash(model))
-    assert len(hashes) == 1
-
-
 def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     toy, calibration: Tensor, tmp_path: Path, unseen: Tensor
 ) -> None:
@@ -263,7 +244,7 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     for precision in ("float32", "bfloat16"):
         model = toy()
         chosen = config(precision=precision)
-        run_sds(model, calibration, chosen, Checkpoints(tmp_path / precision), SilentReporter())
+        prune(model, calibration, chosen, tmp_path / precision)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         losses[precision] = mean_loss(model, unseen, torch.float32)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
@@ -271,7 +252,7 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
 
 def test_a_bfloat16_model_is_pruned_exactly(toy, calibration: Tensor, tmp_path: Path) -> None:
     model = toy().bfloat16()
-    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
+    prune(model, calibration[:16], config(), tmp_path)
     for block in range(BLOCKS):
         for one in block_linears(model, block).values():
             assert one.layer.weight.dtype == torch.bfloat16
@@ -280,7 +261,7 @@ def test_a_bfloat16_model_is_pruned_exactly(toy, calibration: Tensor, tmp_path: 
 
 def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path) -> None:
     model, dense = toy(), toy()
-    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
+    prune(model, calibration[:16], config(), tmp_path)
     pruned = {f"{o.name}.weight" for b in range(BLOCKS) for o in block_linears(model, b).values()}
     changed = {
         name
@@ -291,19 +272,12 @@ def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_installing_dense_gives_the_model_back(toy, calibration: Tensor, tmp_path: Path) -> None:
-    model = toy()
-    run_sds(model, calibration[:16], config(), Checkpoints(tmp_path), SilentReporter())
-    install(model, Checkpoints(tmp_path), SDSStage.DENSE)
-    assert weights_hash(model) == weights_hash(toy())
-
-
 def test_stages_that_were_not_asked_for_are_not_made(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
     chosen = config(control=False, adjust="off")
-    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path), told)
+    result = prune(model, calibration[:16], chosen, tmp_path, told)
     made = {SDSStage.DENSE, SDSStage.FIRST, SDSStage.REDENSE, SDSStage.SECOND}
     assert result.kept == SDSStage.SECOND
     assert {s.stage for s in told.snapshots} == result.heldout.keys() == made
@@ -319,7 +293,7 @@ def test_a_run_may_end_with_the_first_pruning(
 ) -> None:
     told, chosen = recorder(), config(until="first", control=control)
     model = toy()
-    result = run_sds(model, calibration[:16], chosen, Checkpoints(tmp_path / "first"), told)
+    result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
     made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
     assert chosen.stages == made and list(result.heldout) == made
     assert {s.stage for s in told.snapshots} == set(made)
@@ -327,34 +301,52 @@ def test_a_run_may_end_with_the_first_pruning(
     with pytest.raises(NotFoundError):
         install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
     whole = toy()
-    run_sds(whole, calibration[:16], config(), Checkpoints(tmp_path / "sds"), SilentReporter())
+    prune(whole, calibration[:16], config(), tmp_path / "sds")
     for stage in made:
         found = stage_weights(model, tmp_path / "first", stage)
         assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))
 
 
-def test_of_the_first_pruning_too_the_lower_loss_is_kept() -> None:
-    chosen, losses = config(until="first"), {SDSStage.FIRST: 2.0, SDSStage.CONTROL: 2.5}
-    assert choose(losses, chosen) == SDSStage.FIRST
-    assert "discarded" in verdict(losses, SDSStage.FIRST, chosen)[0]
-    losses[SDSStage.CONTROL] = 1.0
-    assert choose(losses, chosen) == SDSStage.CONTROL
-    assert verdict(losses, SDSStage.CONTROL, chosen) == []
-    assert choose({}, config(until="first", control=False)) == SDSStage.FIRST
+@pytest.mark.parametrize(
+    ("fields", "losses", "kept", "said"),
+    [
+        ({"until": "first"}, {"first": 2.0, "control": 2.5}, "first", ["weight adjustment ended"]),
+        ({"until": "first"}, {"first": 2.0, "control": 1.0}, "control", []),
+        ({"until": "first", "reconstruct": 1}, {"first": 3.0, "control": 2.0, "first-blocks": 2.0},
+         "first-blocks", []),
+        ({"until": "first", "reconstruct": 1}, {"first": 3.0, "control": 2.0, "first-blocks": 2.5},
+         "control", ["block reconstruction ended"]),
+        ({}, {"first": 3.0, "control": 1.0, "second": 2.0, "sds": 2.5}, "second",
+         ["weight adjustment ended", "(control) has a lower"]),
+        ({}, {"first": 3.0, "control": 1.0, "second": 2.0, "sds": 0.5}, "sds", []),
+        ({"reconstruct": 1},
+         {"first": 3.0, "control": 2.0, "first-blocks": 1.0, "second": 2.0, "sds": 2.0,
+          "sds-blocks": 2.0}, "sds-blocks", ["First pruning, blocks reconstructed has a lower"]),
+        ({"until": "first", "control": False}, {}, "first", ["was not compared"]),
+    ],
+)  # fmt: skip
+def test_the_lowest_held_out_loss_wins_and_what_lost_is_said(
+    fields: dict, losses: dict, kept: str, said: list[str]
+) -> None:
+    stages = config(**fields).stages
+    assert choose(losses, stages) == kept
+    warnings = verdict(losses, SDSStage(kept), stages, 0.125)
+    assert len(warnings) == len(said)
+    assert all(words in text for words, text in zip(said, warnings, strict=True))
 
 
 def test_without_held_out_segments_the_decision_is_said_to_be_untested(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     told = recorder()
-    result = run_sds(toy(), calibration[:8], config(holdout=0), Checkpoints(tmp_path), told)
+    result = prune(toy(), calibration[:8], config(holdout=0), tmp_path, told)
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert any("not compared" in line for line in told.lines)
     assert set(told.lines) == set(result.warnings)
 
 
 def test_too_little_text_is_warned_of(toy, calibration: Tensor, tmp_path: Path) -> None:
-    result = run_sds(toy(), calibration[:2, :32], config(), Checkpoints(tmp_path), SilentReporter())
+    result = prune(toy(), calibration[:2, :32], config(), tmp_path)
     assert any("64 calibration tokens" in text and "down_proj" in text for text in result.warnings)
 
 
@@ -368,16 +360,6 @@ def test_held_out_segments_are_apart(share: float, held: int, calibration: Tenso
 def test_one_segment_is_never_held_out(calibration: Tensor) -> None:
     fitted, apart = split(calibration[:1], 0.5)
     assert (len(fitted), len(apart)) == (1, 0)
-
-
-def test_the_lower_held_out_loss_wins_and_losing_to_the_control_is_said() -> None:
-    losses = {SDSStage.FIRST: 3.0, SDSStage.CONTROL: 1.0, SDSStage.SECOND: 2.0, SDSStage.SDS: 2.5}
-    assert choose(losses, config()) == SDSStage.SECOND
-    said = " ".join(verdict(losses, SDSStage.SECOND, config()))
-    assert "higher held-out loss" in said and "(control)" in said
-    better = losses | {SDSStage.SDS: 0.5}
-    assert choose(better, config()) == SDSStage.SDS
-    assert verdict(better, SDSStage.SDS, config()) == []
 
 
 def test_the_loss_is_the_models_own(toy, unseen: Tensor) -> None:

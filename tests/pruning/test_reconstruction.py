@@ -16,18 +16,16 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 from backend.pruning.block_work import _diverged
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.heldout import choose, verdict
 from backend.pruning.passes import reconstruction
-from backend.pruning.sds import install, run_sds
+from backend.pruning.sds import install
 from backend.pruning.stage_store import SDSStageStore
-from backend.reporter import SilentReporter
 from backend.training.block_reconstruction import (
     Examples,
     Reconstruction,
     reconstruct,
     relative_error,
 )
-from tests.pruning.stages import cut_short, stage_hashes
+from tests.pruning.stages import cut_short, prune, stage_hashes
 
 BLOCKS, EPOCHS = 3, 2
 
@@ -53,7 +51,7 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     dense, model, told = outputs(toy(), ids), toy(), recorder()
-    result = run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    result = prune(model, ids, config(), Checkpoints(tmp_path), told)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
@@ -81,12 +79,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     activations: str, toy, ids: Tensor, tmp_path: Path, recorder
 ) -> None:
     chosen, model, whole = config(activations=activations), toy(), recorder()
-    run_sds(model, ids, chosen, Checkpoints(tmp_path / "whole"), whole)
+    prune(model, ids, chosen, tmp_path / "whole", whole)
     expected, cut = stage_hashes(model, tmp_path / "whole", chosen), tmp_path / "cut"
     counts = (7, 11)  # blocks that are stored: in either pass of reconstruction
     metrics = cut_short(toy, ids, chosen, cut, counts, recorder)
     model, last = toy(), recorder()
-    run_sds(model, ids, chosen, Checkpoints(cut), last)
+    prune(model, ids, chosen, cut, last)
     assert stage_hashes(model, cut, chosen) == expected
     assert metrics + last.metrics == whole.metrics
 
@@ -103,7 +101,7 @@ def test_it_starts_from_the_last_stage_there_is(
     fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
     chosen = config(**fields)
-    result = run_sds(toy(), ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    result = prune(toy(), ids, chosen, tmp_path)
     assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
     assert result.kept == chosen.stages[-1]
     assert bool(result.heldout) == bool(chosen.holdout)
@@ -120,7 +118,7 @@ def test_targets_are_the_hidden_states_of_the_dense_model(
         return reconstruct(model, examples, *rest)
 
     monkeypatch.setattr(reconstruction, "reconstruct", keep)
-    run_sds(toy(), ids, config(until="first"), Checkpoints(tmp_path), SilentReporter())
+    prune(toy(), ids, config(until="first"), tmp_path)
     model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
     stream = open_stream(model, ids, 1)
     dense = made = stream.hidden
@@ -192,7 +190,7 @@ def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:
 def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     """A rate at which it diverges: every block keeps the weights it had."""
     chosen, told = config(reconstruct_rate=0.1, until="first"), recorder()
-    run_sds(toy(), ids, chosen, Checkpoints(tmp_path), told)
+    prune(toy(), ids, chosen, tmp_path, told)
     assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
         1.0
     ] * BLOCKS
@@ -208,26 +206,11 @@ def test_a_model_that_has_the_mask_already_is_left_as_it_is(
 ) -> None:
     chosen = config(until="first", control=False, base="magnitude")
     pruned, told = toy(), recorder()
-    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "once"), SilentReporter())
+    prune(pruned, ids, chosen, tmp_path / "once")
     install(pruned, Checkpoints(tmp_path / "once"), SDSStage.FIRST)
     once = weights_hash(pruned)
-    run_sds(pruned, ids, chosen, Checkpoints(tmp_path / "twice"), told)
+    prune(pruned, ids, chosen, tmp_path / "twice", told)
     assert weights_hash(pruned) == once
     assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
         1.0
     ] * BLOCKS
-
-
-def test_off_it_makes_no_stage() -> None:
-    assert not {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(SDSConfig().stages)
-
-
-def test_the_choice_and_what_is_said_of_it() -> None:
-    first, control, blocks = SDSStage.FIRST, SDSStage.CONTROL, SDSStage.FIRST_BLOCKS
-    chosen = config(until="first")
-    assert choose({first: 3.0, control: 2.0, blocks: 2.0}, chosen) == blocks
-    losses = {first: 3.0, control: 2.0, blocks: 2.5}
-    assert choose(losses, chosen) == control
-    assert "block reconstruction ended with a higher" in verdict(losses, control, chosen)[0]
-    whole = dict.fromkeys(config().stages, 2.0) | {blocks: 1.0}
-    assert "First pruning, blocks" in verdict(whole, choose(whole, config()), config())[0]

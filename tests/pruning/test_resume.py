@@ -19,9 +19,7 @@ from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.passes import pruning
 from backend.pruning.pruners.magnitude import magnitude
 from backend.pruning.pruners.registry import PRUNERS, Pruner
-from backend.pruning.sds import run_sds
-from backend.reporter import SilentReporter
-from tests.pruning.stages import stage_hashes
+from tests.pruning.stages import prune, stage_hashes
 
 
 def config(**fields: object) -> SDSConfig:
@@ -39,7 +37,7 @@ def uninterrupted(_toy, tmp_path_factory) -> dict[str, tuple[dict[SDSStage, str]
     for precision in ("float32", "bfloat16"):
         model, folder = deepcopy(_toy[0]), tmp_path_factory.mktemp("whole")
         chosen = config(precision=precision)
-        result = run_sds(model, _toy[1][:16], chosen, Checkpoints(folder), SilentReporter())
+        result = prune(model, _toy[1][:16], chosen, folder)
         runs[precision] = stage_hashes(model, folder, config()), result.kept
     return runs
 
@@ -58,10 +56,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     chosen = config(precision=precision)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= blocks)
-        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+        prune(toy(), ids, chosen, Checkpoints(tmp_path), stop)
     assert finished(tmp_path) == blocks
     model, told = toy(), recorder()
-    result = run_sds(model, ids, chosen, Checkpoints(tmp_path), told)
+    result = prune(model, ids, chosen, tmp_path, told)
     expected, kept = uninterrupted[precision]
     assert (weights_hash(model), result.kept) == (expected[kept], kept)
     assert stage_hashes(model, tmp_path, config()) == expected
@@ -74,21 +72,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 def test_a_damaged_block_is_done_again(
     damaged: str, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
 ) -> None:
-    run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+    prune(toy(), ids, config(), tmp_path)
     file = next((tmp_path / damaged).glob("s*.safetensors" if "second" in damaged else "r*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     model, told = toy(), recorder()
-    run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    prune(model, ids, config(), tmp_path, told)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
     assert {s.block for s in told.snapshots} == {int(damaged[-1])}
 
 
 def test_a_finished_run_computes_nothing_again(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    first = run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+    first = prune(toy(), ids, config(), tmp_path)
     model, told = toy(), recorder()
-    again = run_sds(model, ids, config(), Checkpoints(tmp_path), told)
+    again = prune(model, ids, config(), tmp_path, told)
     assert told.snapshots == []
     assert (again.kept, again.heldout, again.errors) == (first.kept, first.heldout, first.errors)
 
@@ -99,7 +97,7 @@ def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, reco
     checkpoints = Checkpoints(
         tmp_path, lambda: seen.append((len(told.snapshots), len(told.metrics)))
     )
-    run_sds(toy(), ids, config(holdout=0), checkpoints, told)
+    prune(toy(), ids, config(holdout=0), checkpoints, told)
     first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
     counts = [(0, 0)]
     for snapshots, metrics in (first, first, first, second, second, second):
@@ -109,7 +107,7 @@ def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, reco
 
 def test_another_run_may_not_use_the_workspace(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
-    run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+    prune(model, ids, config(), tmp_path)
     others = [
         (toy(), ids, config(pattern="4:8")),
         (toy(), ids[:8], config()),
@@ -117,7 +115,7 @@ def test_another_run_may_not_use_the_workspace(toy, ids: Tensor, tmp_path: Path)
     ]
     for other in others:
         with pytest.raises(ConfigError, match="another run"):
-            run_sds(*other, Checkpoints(tmp_path), SilentReporter())
+            prune(*other, tmp_path)
 
 
 def test_a_run_goes_on_in_the_precision_it_began_in(
@@ -129,42 +127,31 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     monkeypatch.setattr(computes, lambda device: True)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda _: finished(tmp_path) >= 2)
-        run_sds(toy(), ids, chosen, Checkpoints(tmp_path), stop)
+        prune(toy(), ids, chosen, tmp_path, stop)
     monkeypatch.setattr(computes, lambda device: False)
     model = toy()
-    run_sds(model, ids, chosen, Checkpoints(tmp_path), SilentReporter())
+    prune(model, ids, chosen, tmp_path)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["bfloat16"][0]
-
-
-def test_a_pattern_that_does_not_fit_is_refused_with_those_that_do(
-    toy, ids: Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run_sds(toy(), ids, config(pattern="2:3"), Checkpoints(tmp_path), SilentReporter())
-    assert caught.value.field == "pattern"
-    assert "model.layers.0.self_attn.q_proj (64 inputs)" in caught.value.why
-    assert "2, 4, 8, 16, 32" in caught.value.do
-    assert not any(tmp_path.iterdir())
 
 
 def test_weights_that_are_not_finite_are_refused(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data[3, 4] = torch.nan
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
-        run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+        prune(model, ids, config(), tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (4, 1), (16,)])
 def test_text_of_no_use_is_refused(shape: tuple[int, ...], toy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="calibration"):
-        run_sds(toy(), torch.zeros(shape).long(), config(), Checkpoints(tmp_path), SilentReporter())
+        prune(toy(), torch.zeros(shape).long(), config(), tmp_path)
 
 
 def test_activations_that_overflow_name_the_layer(toy, ids: Tensor, tmp_path: Path) -> None:
     model = toy()
     block_linears(model, 1)["mlp.up_proj"].layer.weight.data.mul_(1e38)
     with pytest.raises(ComputeError, match=r"layers\.1\.mlp\.down_proj"):
-        run_sds(model, ids, config(), Checkpoints(tmp_path), SilentReporter())
+        prune(model, ids, config(), tmp_path)
 
 
 def test_a_diverging_solver_is_stopped_with_the_layers_name(
@@ -172,7 +159,7 @@ def test_a_diverging_solver_is_stopped_with_the_layers_name(
 ) -> None:
     monkeypatch.setattr(pruning, "redense", lambda sparse, *_: sparse * torch.inf)
     with pytest.raises(ComputeError, match=r"layers\.\d\.\S+ is not finite at stage redense"):
-        run_sds(toy(), ids, config(), Checkpoints(tmp_path), SilentReporter())
+        prune(toy(), ids, config(), tmp_path)
 
 
 @pytest.fixture
@@ -191,20 +178,10 @@ def stubborn(monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_damping_is_raised_aloud(stubborn, toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    stubborn(0.5)
-    told = recorder()
-    result = run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), told)
-    raised = [text for text in result.warnings if "damping raised to 1." in text]
-    assert len(raised) == 2 * 21  # every linear, in both passes
-    assert "model.layers.0.self_attn.q_proj" in raised[0]
-    assert set(raised) <= set(told.lines)
-
-
 def test_damping_is_not_raised_for_ever(stubborn, toy, ids: Tensor, tmp_path: Path) -> None:
     stubborn(1e9)
     with pytest.raises(ComputeError, match=r"q_proj could not be pruned") as caught:
-        run_sds(toy(), ids, config(base="magnitude"), Checkpoints(tmp_path), SilentReporter())
+        prune(toy(), ids, config(base="magnitude"), tmp_path)
     assert caught.value.do
 
 
@@ -214,7 +191,7 @@ def test_a_hessian_of_too_little_text_is_damped_aloud(
     """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
     told, model = recorder(), toy()
     chosen = config(base="sparsegpt", damping=1e-7, until="first", holdout=0, control=False)
-    result = run_sds(model, ids[:2, :16], chosen, Checkpoints(tmp_path), told)
+    result = prune(model, ids[:2, :16], chosen, tmp_path, told)
     raised = [text for text in result.warnings if "not positive definite" in text]
     assert raised and set(raised) <= set(told.lines)
     for block in range(3):

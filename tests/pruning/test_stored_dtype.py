@@ -14,9 +14,8 @@ from backend.checkpoints import Checkpoints
 from backend.models.loading import load
 from backend.models.saving import save
 from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.sds import run_sds
 from backend.pruning.stage_store import SDSStageStore
-from backend.reporter import SilentReporter
+from tests.pruning.stages import prune
 
 
 @pytest.mark.parametrize(("dtype", "pruner"), [("bfloat16", "sparsegpt"), ("float16", "wanda")])
@@ -30,7 +29,7 @@ def test_what_is_saved_is_what_was_measured(
     config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, holdout=0)
     checkpoints = Checkpoints(tmp_path / "run")
     ids = calibration[:8, :64]
-    result = run_sds(model, ids, config, checkpoints, SilentReporter(), stored)
+    result = prune(model, ids, config, checkpoints, stored=stored)
     store = SDSStageStore(checkpoints)
     for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
         for W in store.weights(stage, 1).values():

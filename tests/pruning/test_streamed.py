@@ -18,10 +18,8 @@ from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load, weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.pruners.registry import PRUNERS, Pruner
-from backend.pruning.sds import run_sds
 from backend.pruning.stage_store import SDSStageStore
-from backend.reporter import SilentReporter
-from tests.pruning.stages import stage_hashes
+from tests.pruning.stages import prune, stage_hashes
 
 CONFIGS = {
     "gpt2": GPT2Config(
@@ -60,7 +58,7 @@ def make(tmp_path_factory) -> Make:
 
 def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path) -> tuple:
     """Every stage's hash, what is kept, and all figures but the times."""
-    result = run_sds(model, ids, chosen, Checkpoints(folder), SilentReporter())
+    result = prune(model, ids, chosen, folder)
     kept = weights_hash(model)
     hashes = stage_hashes(model, folder, chosen)
     assert hashes[result.kept] == kept and len(set(hashes.values())) == len(hashes)
@@ -97,7 +95,7 @@ def test_a_run_may_go_on_the_other_way(
         done = lambda _, n=n: len([*(tmp_path / "mixed").glob("*-0*")]) > 2 * n  # noqa: E731
         with pytest.raises(CancelledError):
             model, told = make("toy", streamed), recorder(stop=done)
-            run_sds(model, ids, chosen, Checkpoints(tmp_path / "mixed"), told)
+            prune(model, ids, chosen, Checkpoints(tmp_path / "mixed"), told)
     assert outcome(make("toy", False), ids, chosen, tmp_path / "mixed") == whole
 
 
@@ -110,7 +108,7 @@ def test_one_block_at_a_time(make: Make, calibration: Tensor, tmp_path: Path) ->
             seen.add(tuple(n for n, b in blocks if not any(p.is_meta for p in b.parameters())))
 
         block.register_forward_hook(note)
-    run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    prune(model, calibration[:8], config(), tmp_path)
     assert seen == {(), (0,), (1,), (2,)}
 
 
@@ -127,7 +125,7 @@ def test_a_damaged_block_is_named_before_any_work(
 
     monkeypatch.setattr(type(stored), "read", harmed)
     with pytest.raises(ModelError, match=r"layers\.2\.mlp\.up_proj.* not finite"):
-        run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+        prune(model, calibration[:8], config(), tmp_path)
     assert not any(tmp_path.iterdir())
 
 
@@ -143,7 +141,7 @@ def test_hidden_states_wait_where_they_are_told_to(
     ):
         monkeypatch.setattr("backend.pruning.sds.free_memory", lambda _, free=free: free)
         chosen = config(activations=choice, until="first", control=False, holdout=0)
-        run_sds(toy(), calibration[:2], chosen, Checkpoints(tmp_path / str(n)), SilentReporter())
+        prune(toy(), calibration[:2], chosen, tmp_path / str(n))
     assert folders == [tmp_path / "0", None, tmp_path / "2", None]
 
 
@@ -151,7 +149,7 @@ def test_what_16_bits_hold_is_stored_in_16_bits(toy, calibration: Tensor, tmp_pa
     """The toy's weights are float16: its dense and its merely masked stages take half."""
     model = toy()
     dense = {m: x.read() for m, x in block_linears(model, 1).items()}
-    run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+    prune(model, calibration[:8], config(), tmp_path)
     sizes = {f.stem: f.stat().st_size for f in (tmp_path / "first-0001").glob("*.safetensors")}
     assert 1.9 < sizes["redense"] / sizes["dense"] < 2.1
     assert sizes["first"] == sizes["dense"]
@@ -172,14 +170,14 @@ def test_memory_that_does_not_last_is_told_with_its_step(
     error: Exception, told: bool, toy, calibration: Tensor, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def prune(*_: object) -> Tensor:
+    def fail(*_: object) -> Tensor:
         raise error
 
-    stub = Pruner(prune, StatisticsLevel.NOTHING)
+    stub = Pruner(fail, StatisticsLevel.NOTHING)
     monkeypatch.setitem(PRUNERS._entries, "magnitude", stub)
     chosen = config(base="magnitude")
     with pytest.raises(ComputeError if told else type(error)) as caught:
-        run_sds(toy(), calibration[:8], chosen, Checkpoints(tmp_path), SilentReporter())
+        prune(toy(), calibration[:8], chosen, tmp_path)
     if told:
         assert "Out of memory: pruning of block 1 of 3" in caught.value.what
         assert caught.value.why and caught.value.do
@@ -195,7 +193,7 @@ def test_memory_that_does_not_last_for_a_forward_pass(
 
     decoder_blocks(model)[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(ComputeError, match="forward passes and Grams of block 2") as caught:
-        run_sds(model, calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+        prune(model, calibration[:8], config(), tmp_path)
     assert caught.value.field == "batch"
 
 
@@ -207,5 +205,5 @@ def test_memory_that_does_not_last_for_the_held_out_losses(
 
     monkeypatch.setattr("backend.pruning.heldout.mean_loss", fail)
     with pytest.raises(ComputeError, match="held-out losses") as caught:
-        run_sds(toy(), calibration[:8], config(), Checkpoints(tmp_path), SilentReporter())
+        prune(toy(), calibration[:8], config(), tmp_path)
     assert caught.value.field == "context"

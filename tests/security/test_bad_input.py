@@ -108,7 +108,7 @@ def test_what_has_ended_cannot_be_cancelled(store: None) -> None:
 
 @pytest.mark.parametrize(
     ("values", "field"),
-    [({"segments": True}, "segments"), ({"l1": False}, "l1"), ({"seed": True}, "seed")],
+    [({"segments": True}, "segments"), ({"damping": False}, "damping"), ({"seed": True}, "seed")],
 )
 def test_true_is_no_number(values: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match="must be a") as raised:

@@ -24,7 +24,6 @@ from backend.statistics.names import (
     map_profile,
 )
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
-from backend.statistics.snapshots import scale_of, snapshot
 
 PLACE: dict[str, Any] = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
 MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
@@ -49,15 +48,6 @@ def measured(dense: Tensor, weight: Tensor, **more: float) -> TensorMeasurement:
 def test_a_dense_tensor_is_not_compared_with_itself(dense: Tensor) -> None:
     stats = measured(dense, dense).snapshot.stats
     assert "cosine" not in stats and "moved" not in stats and "cutoff" not in stats
-
-
-def test_the_snapshot_is_the_one_taken_alone(dense: Tensor) -> None:
-    pruned = prune_by_size(dense, 0.5)
-    together = measured(dense, pruned, relative_error=0.25).snapshot
-    alone = snapshot(pruned, scale_of(dense), **PLACE, more={"relative_error": 0.25})
-    assert alone.stats.items() <= together.stats.items()
-    assert (together.counts == alone.counts).all() and together.quantiles == alone.quantiles
-    assert (together.zeros, together.below, together.above) == (1536, alone.below, alone.above)
 
 
 @given(MATRICES, st.randoms(use_true_random=False))

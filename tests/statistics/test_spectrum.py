@@ -77,6 +77,6 @@ def test_the_exponent_does_not_depend_on_the_unit() -> None:
 
 
 def test_a_matrix_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST", 15)
+    monkeypatch.setattr(module, "MAX_SIDE", 15)
     assert spectrum(torch.randn(16, 40)) == ({}, {})
     assert spectrum(torch.randn(15, 40))[1]["singular_values"].shape == (15,)

@@ -112,4 +112,4 @@ def test_a_hub_that_does_not_answer_is_no_crash(
 
 
 def test_every_divided_corpus_is_listed() -> None:
-    assert set(room.DIVIDED) < {corpus.name for corpus in corpora.corpora()}
+    assert set(room.SPLIT_CORPORA) < {corpus.name for corpus in corpora.corpora()}

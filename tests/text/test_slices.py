@@ -15,13 +15,7 @@ from transformers import AutoTokenizer
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.slices import (
-    PASSAGE,
-    TextSlice,
-    calibration_slice,
-    check_apart,
-    evaluation_slice,
-)
+from backend.text.slices import PASSAGE, TextSlice, calibration_slice, check_apart, evaluation_slice
 from tests.fork_server import elsewhere
 
 MANY = 3000  # characters: about 1000 tokens

@@ -11,7 +11,7 @@ import torch
 
 from backend.errors import DatasetError
 from backend.text.slices import check_apart, evaluation_slice
-from backend.text.training import UNJUDGED, _packed, training_set
+from backend.text.training import IGNORED_LABEL, _packed, training_set
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
@@ -30,7 +30,7 @@ def pairs(count: int, asked: str = "instruction", answered: str = "output") -> l
 
 def answers(found, tokenizer) -> str:
     """The text of all judged tokens."""
-    return tokenizer.decode(found.labels[found.labels != UNJUDGED], skip_special_tokens=False)
+    return tokenizer.decode(found.labels[found.labels != IGNORED_LABEL], skip_special_tokens=False)
 
 
 def test_plain_text_is_judged_everywhere(tokenizer) -> None:
@@ -60,12 +60,12 @@ def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered
     assert all(f"The dog {n} ran home." in judged for n in range(12))
     assert "Tell of" not in judged and any("Tell of dog" in row for row in whole)
     same = found.labels == found.text.input_ids
-    assert torch.equal(same, found.labels != UNJUDGED)
+    assert torch.equal(same, found.labels != IGNORED_LABEL)
 
 
 def test_an_answer_ends_with_the_end_of_text(tokenizer, text_dir: Path) -> None:
     found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
-    judged = found.labels[found.labels != UNJUDGED]
+    judged = found.labels[found.labels != IGNORED_LABEL]
     assert judged[-1] == tokenizer.eos_token_id
 
 
@@ -87,14 +87,6 @@ def test_of_messages_the_last_answer_is_judged(tokenizer, text_dir: Path) -> Non
     assert "Good day." in tokenizer.decode(found.text.input_ids[0])
 
 
-def test_of_shared_conversations_the_last_answer_is_judged(tokenizer, text_dir: Path) -> None:
-    turns = [("system", "Be kind."), ("human", "A dog?"), ("gpt", "Yes, a dog.")]
-    line = {"conversations": [{"from": who, "value": text} for who, text in turns]}
-    found = training_set(write(text_dir, [line]), tokenizer, 1, 96, seed=0)
-    assert found.form == "instructions" and "Yes, a dog." in answers(found, tokenizer)
-    assert "A dog?" not in answers(found, tokenizer)
-
-
 def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
@@ -112,14 +104,14 @@ def test_examples_are_packed_and_none_is_lost_or_split() -> None:
 
     random = Random(0)
     lengths = [random.randint(1, 20) for _ in range(50)]
-    examples = [([n + 1] * k, [UNJUDGED] * (k - 1) + [n + 1]) for n, k in enumerate(lengths)]
+    examples = [([n + 1] * k, [IGNORED_LABEL] * (k - 1) + [n + 1]) for n, k in enumerate(lengths)]
     rows = list(_packed(iter(examples), Plain(), 24))
     assert all(len(ids) == len(labels) == 24 for ids, labels in rows)
     found = [token for ids, _ in rows for token in ids if token]
     assert found == [token for ids, _ in examples for token in ids]
     for n, k in enumerate(lengths):  # whole, in one row
         assert sum(ids.count(n + 1) == k for ids, _ in rows) == 1
-    assert sum(label != UNJUDGED for _, labels in rows for label in labels) == 50
+    assert sum(label != IGNORED_LABEL for _, labels in rows for label in labels) == 50
 
 
 def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
@@ -128,7 +120,7 @@ def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
     lines = [{"instruction": "Go on.", "output": "A dog ran. " * 50},
              {"instruction": "A dog ran. " * 50, "output": "Yes."}]  # fmt: skip
     found = training_set(write(text_dir, lines), tokenizer, 10, 64, seed=0)
-    assert len(found.labels) == 1 and (found.labels != UNJUDGED).sum() > 20
+    assert len(found.labels) == 1 and (found.labels != IGNORED_LABEL).sum() > 20
 
 
 def test_lines_of_another_form_are_plain_text(tokenizer, text_dir: Path) -> None:

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from backend.text.wikipedia import SHORTEST_ARTICLE, articles, prose
+from backend.text.wikipedia import MIN_ARTICLE, articles, prose
 
 REST = " This sentence only makes the paragraph long enough to be counted as a paragraph of prose."
 
@@ -62,7 +62,7 @@ def page(title: str, text: str, ns: int = 0, extra: str = "") -> str:
 
 
 def test_only_long_articles_are_taken() -> None:
-    long = ("Word." + REST + "\n") * (SHORTEST_ARTICLE // len(REST) + 1)
+    long = ("Word." + REST + "\n") * (MIN_ARTICLE // len(REST) + 1)
     dump = (
         '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">'
         + page("Kept", long)

@@ -82,7 +82,7 @@ def test_shuffling_keeps_every_document(items: list, seed: int) -> None:
 
 
 def test_a_stream_is_shuffled_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SHUFFLED", 10)
+    monkeypatch.setattr(room, "SHUFFLE_BUFFER", 10)
     endless = iter(shuffled(iter(int, 1), Random(0)))  # zeros without end
     assert [next(endless) for _ in range(25)] == [0] * 25
     order = list(shuffled(range(20), Random(0)))

@@ -16,7 +16,7 @@ from transformers import AutoModel, Cache, PreTrainedModel
 
 from backend.decoding.target_model import packed_weights
 from backend.errors import ModelError
-from backend.models.attention import NAME, USUAL, use_grouped
+from backend.models.attention import DEFAULT_ATTENTION, NAME, use_grouped
 from backend.models.blocks import decoder_blocks
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.kv_cache import PreallocatedCache, cache_name
@@ -97,7 +97,7 @@ def _shell(model: PreTrainedModel, block: int, dtype: torch.dtype) -> PreTrained
             setattr(config, key, 0)
     if types := getattr(config, "layer_types", None):
         config.layer_types = [types[block]]
-    kernel = model.config._attn_implementation.replace(NAME, USUAL)
+    kernel = model.config._attn_implementation.replace(NAME, DEFAULT_ATTENTION)
     shell: PreTrainedModel = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernel)
     for parameter in shell.parameters():
         parameter.data.zero_()  # position embeddings: the inputs of the layer already contain them

@@ -59,11 +59,8 @@ class ExpertList(nn.ModuleList):
 
 
 def split_experts(model: PreTrainedModel) -> None:
-    """Give every expert of `model` its own linears.
-
-    Raises:
-        ModelError: its experts are of another kind.
-    """
+    """Give every expert of `model` its own linears. Raises ModelError: its experts are of another
+    kind."""
     for name, module in list(model.named_modules()):
         if any(isinstance(p, nn.Parameter) and p.dim() == 3 for p in _parts(module)):
             _check_kind(model, name, module)
@@ -77,12 +74,10 @@ def _parts(module: nn.Module) -> list[nn.Parameter | None]:
 def _check_kind(model: PreTrainedModel, name: str, module: nn.Module) -> None:
     known = all(hasattr(module, each) for each in ("num_experts", "is_transposed", "has_gate"))
     if not known or getattr(module, "has_post_expert_norm", False):
-        raise ModelError(
-            f"The experts of {type(model).__name__} cannot be taken apart.",
-            f"{name} ({type(module).__name__}) computes them in another way.",
-            "Choose another model. Weight statistics can be taken of any model.",
-            field="model",
-        )
+        what = f"The experts of {type(model).__name__} cannot be taken apart."
+        why = f"{name} ({type(module).__name__}) computes them in another way."
+        do = "Choose another model. Weight statistics can be taken of any model."
+        raise ModelError(what, why, do, field="model")
 
 
 def _view(fused: Any, part: str, number: int) -> nn.Linear:

@@ -2,8 +2,7 @@
 
     l = cap tanh(z / cap),   z = scale (W h + b)
 
-Gemma caps, Cohere multiplies by its logit_scale, Granite divides by its logits_scaling.
-"""
+Gemma caps, Cohere multiplies by its logit_scale, Granite divides by its logits_scaling."""
 
 from __future__ import annotations
 
@@ -15,14 +14,10 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """Scale and cap; neutral by default.
-
-    Attributes:
-        cap: of the absolute value; 0: none.
-    """
+    """Scale and cap; neutral by default."""
 
     scale: float = 1.0
-    cap: float = 0.0
+    cap: float = 0.0  # of the absolute value; 0: none
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> LogitTransform:

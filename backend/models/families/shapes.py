@@ -20,32 +20,24 @@ class TensorHeader:
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where a checkpoint keeps a matrix [out, in].
+    """Where a checkpoint keeps a matrix [out, in]."""
 
-    Attributes:
-        names: of the tensors, stacked along `out`.
-        expert: index into the first dimension of a three-dimensional tensor; None: a matrix.
-        transposed: whether it is stored as [in, out].
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the tensors, stacked along `out`
+    # index into the first dimension of a three-dimensional tensor; None: a matrix
     expert: int | None = None
-    transposed: bool = False
+    transposed: bool = False  # whether it is stored as [in, out]
 
 
 @dataclass(frozen=True)
 class LinearShape:
-    """A weight matrix: `name` as in `model.named_modules()`, [rows = out, columns = in].
-
-    Attributes:
-        stored: where the checkpoint keeps it; two checkpoints of one model may differ in that.
-    """
+    """A weight matrix: `name` as in `model.named_modules()`, [rows = out, columns = in]."""
 
     name: str
     block: int
     module: str
     rows: int
     columns: int
+    # where the checkpoint keeps it; two checkpoints of one model may differ in that
     stored: StoredMatrix = field(default=StoredMatrix(()), compare=False, repr=False)
 
     @property

@@ -21,11 +21,8 @@ UNLIMITED = 2**20  # tokens: the context of a model whose config sets no limit
 
 
 def size(spec: str, config: Mapping[str, Any], *keys: str, most: int = MAX_SIZE) -> int:
-    """The number in a config under the first of these names that it has.
-
-    Raises:
-        ModelError: there is none, or it is no possible size.
-    """
+    """The number in a config under the first of these names that it has. Raises ModelError: there
+    is none, or it is no possible size."""
     key = next((key for key in keys if config.get(key) is not None), keys[0])
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool):

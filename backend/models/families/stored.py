@@ -1,7 +1,7 @@
 """From the tensor names of a checkpoint to the matrices of the loaded model. Does not import torch.
 
-Most names are the same in both. A mixture of experts is stored in one of three ways and loaded as
-one tensor for all experts of a block; here every expert has its own matrices, as in `experts`:
+A mixture of experts is stored in one of three ways and loaded as one tensor for all experts of a
+block; here every expert has its own matrices, as in `experts`:
 
     ...experts.3.w1, w3 | gate_proj, up_proj  [out, in]   ->  ...experts.3.gate_up_proj  [2 out, in]
     ...experts.gate_up_proj  [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
@@ -59,17 +59,11 @@ def block_matrices(family: str, tensors: Mapping[str, TensorHeader]) -> tuple[Li
     return tuple(sorted(found.values(), key=lambda linear: (linear.block, linear.module)))
 
 
-def loaded_name(family: str, name: str) -> str:
-    """The name in the loaded model of a tensor in a checkpoint."""
-    full = full_name(name)
-    for stored, loaded in RENAMED.get(family, {}).items():
-        full = full.replace(stored, loaded)
-    return full
-
-
 def _matrices(family: str, name: str, tensors: Mapping[str, TensorHeader]) -> Iterator[LinearShape]:
     """The matrices of the loaded model that begin in the tensor `name`."""
-    shape, full = tensors[name].shape, loaded_name(family, name)
+    shape, full = tensors[name].shape, full_name(name)
+    for stored, loaded in RENAMED.get(family, {}).items():
+        full = full.replace(stored, loaded)
     if not tensors[name].elements:
         return
     if len(shape) == 3 and EXPERTS.fullmatch(full):

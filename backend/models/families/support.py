@@ -1,8 +1,7 @@
 """Which methods can work on a model, and why the others cannot. Does not import torch.
 
 Decided by the config, before anything is queued. `benchmarks/families.py` runs every method on
-tiny models of all these families and writes docs/models.md.
-"""
+tiny models of all these families and writes docs/models.md."""
 
 from __future__ import annotations
 
@@ -47,46 +46,30 @@ ATTENTION = ("full_attention", "sliding_attention")  # layer types with keys of 
 
 @dataclass(frozen=True)
 class ModelSupport:
-    """Why a model cannot be used in some way; "" where it can.
+    """Why a model cannot be used in some way; "" where it can."""
 
-    Attributes:
-        compress: by SDS and DL-QAT.
-        decode: by the decoding loop, which verifies trees, and so by a drafter.
-        clone: its layers, as the adaptation layers of a drafter.
-        stream: block by block from its files.
-        mixture: whether it has experts.
-    """
-
-    compress: str = ""
-    decode: str = ""
-    clone: str = ""
-    stream: str = ""
-    mixture: bool = False
+    compress: str = ""  # by SDS and DL-QAT
+    decode: str = ""  # by the decoding loop, which verifies trees, and so by a drafter
+    clone: str = ""  # its layers, as the adaptation layers of a drafter
+    stream: str = ""  # block by block from its files
+    mixture: bool = False  # whether it has experts
 
 
 def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
-    """What can be done with a model.
-
-    Args:
-        config: of the language model.
-        linears: number of its compressed matrices.
-        packed: whether its weights are packed codes.
-    """
-    family, mixture = str(config.get("model_type", "")), is_mixture(config)
-    return ModelSupport(
-        compress=_compress(family, mixture, linears),
-        decode=_decode(family, config),
-        clone=NOT_CLONED.get(family, "") or _clone(config),
-        stream=PACKED if packed else EXPERTS if mixture else "",
-        mixture=mixture,
-    )
-
-
-def is_mixture(config: Mapping[str, Any]) -> bool:
-    """Whether the model has experts."""
-    return any(
+    """What can be done with a model. `config`: of the language model. `linears`: number of its
+    compressed matrices. `packed`: whether its weights are packed codes."""
+    family = str(config.get("model_type", ""))
+    mixture = isinstance(config.get("ffn_config"), Mapping) or any(
         isinstance(config.get(key), int) and config[key] > 1 for key in EXPERT_KEYS
-    ) or isinstance(config.get("ffn_config"), Mapping)
+    )
+    hidden, outer = config.get("hidden_size"), config.get("word_embed_proj_dim")
+    clone = NOT_CLONED.get(family, "")
+    if not clone and outer is not None and outer != hidden:
+        clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
+    stream = PACKED if packed else EXPERTS if mixture else ""
+    return ModelSupport(
+        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture
+    )
 
 
 def _compress(family: str, mixture: bool, linears: int) -> str:
@@ -106,13 +89,6 @@ def _decode(family: str, config: Mapping[str, Any]) -> str:
     other = [t for t in types if t not in ATTENTION] if isinstance(types, list) else []
     if other:
         return f"It has layers of the type {str(other[0])[:40]}, which do not cache every token."
-    return ""
-
-
-def _clone(config: Mapping[str, Any]) -> str:
-    hidden, outer = config.get("hidden_size"), config.get("word_embed_proj_dim")
-    if outer is not None and outer != hidden:
-        return f"Its blocks are {hidden} wide, its embedding and head {outer}."
     return ""
 
 

@@ -55,16 +55,17 @@ def prepared(name: str) -> Path | None:
 def prepare_once(name: str, space: int, fill: Callable[[Path], None]) -> Path:
     """The prepared folder `name`, filled by `fill` if it does not exist.
 
-    A file lock ensures that concurrent processes prepare it once: the others wait.
-
-    Raises:
-        ModelError: less than `space` bytes are free on the disk.
-    """
+    A file lock ensures that concurrent processes prepare it once: the others wait. Raises
+    ModelError: less than `space` bytes are free on the disk."""
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (folder := prepared(name)):
-            _check_space(root, space)
+            if (free := shutil.disk_usage(root).free) < space:
+                what = f"There is not enough disk space for the model in {root}."
+                why = f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free."
+                do = "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk."
+                raise ModelError(what, why, do, field="model")
             with Checkpoints(root).write(name) as draft:
                 fill(draft)
             folder = root / name
@@ -79,14 +80,3 @@ def damaged_folders() -> list[Path]:
 
 def _root() -> Path:
     return settings().cache_dir.expanduser() / "models"
-
-
-def _check_space(root: Path, space: int) -> None:
-    free = shutil.disk_usage(root).free
-    if free < space:
-        raise ModelError(
-            f"There is not enough disk space for the model in {root}.",
-            f"It needs {readable_bytes(space)}; {readable_bytes(free)} are free.",
-            "Free disk space, or set SLIMSCOPE_CACHE_DIR to another disk.",
-            field="model",
-        )

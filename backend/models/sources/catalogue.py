@@ -1,8 +1,5 @@
-"""The model catalogue and the facts of a model before it is loaded. Does not import torch.
-
-`inspect` reads config.json and the headers of weight files, so the web process can reject an
-unsupported model, with the reason, while the form is being filled in.
-"""
+"""The model catalogue and the facts of a model before it is loaded, from config.json and the
+headers of weight files. Does not import torch."""
 
 from __future__ import annotations
 
@@ -30,23 +27,15 @@ __all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One entry of the model list.
+    """One entry of the model list."""
 
-    Attributes:
-        name: the model spec used in configs.
-        note: a caveat; may be empty.
-        origin, licence: source of the weights and their licence.
-        ready: False if the model has to be set up first, or is refused.
-        refused: why it cannot be used at all; empty where it can.
-    """
-
-    name: str
+    name: str  # the model spec used in configs
     title: str
-    note: str
-    origin: str
-    licence: str
-    ready: bool
-    refused: str = ""
+    note: str  # a caveat; may be empty
+    origin: str  # source of the weights
+    licence: str  # of the weights
+    ready: bool  # False if the model has to be set up first, or is refused
+    refused: str = ""  # why it cannot be used at all; empty where it can
 
 
 TOY_ENTRY = CatalogueEntry(
@@ -65,15 +54,18 @@ def entries() -> list[CatalogueEntry]:
         _examined(hub_id, hub_id, f"https://huggingface.co/{hub_id}", "see its model card")
         for hub_id in hub.cached_ids()
     ]
-    return [TOY_ENTRY, _smollm2_entry(), *_disk_entries(), *cached]
+    folder = prepared(smollm2.NAME)
+    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
+    note = source.note if folder else "93 MB, downloaded and converted on first use"
+    small = CatalogueEntry(
+        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
+    )
+    return [TOY_ENTRY, small, *_disk_entries(), *cached]
 
 
 def local_folder(spec: str) -> Path | None:
     """The folder of a model that is on this machine, ready to load; None where it is not yet.
-
-    Raises:
-        ModelError: outside the allowed folders, or no model.
-    """
+    Raises ModelError: outside the allowed folders, or no model."""
     if spec == TOY:
         return TOY_FOLDER
     if spec == smollm2.NAME:
@@ -85,12 +77,8 @@ def local_folder(spec: str) -> Path | None:
 
 
 def inspect(spec: str) -> ModelFacts:
-    """The facts of a model, from its config and file headers only.
-
-    Raises:
-        ModelError: unknown, unreachable, outside the allowed folders, or not supported; with
-            `field="model"`.
-    """
+    """The facts of a model, from its config and file headers only. Raises ModelError: unknown,
+    unreachable, outside the allowed folders, or not supported; with `field="model"`."""
     if spec == TOY:
         return _folder_facts(spec, TOY_FOLDER, CacheOrigin(TOY_ENTRY.title, TOY_ENTRY.note, "", ""))
     if folder := local_folder(spec):
@@ -106,11 +94,8 @@ def inspect(spec: str) -> ModelFacts:
 
 def require_tokenizer(spec: str, vocabulary: int) -> None:
     """Check that a model can read text, as far as it can be known before the model is there. Those
-    that come with Slimscope or were converted by it can.
-
-    Raises:
-        ModelError: it has no tokenizer, or one for another model.
-    """
+    that come with Slimscope or were converted by it can. Raises ModelError: it has no tokenizer, or
+    one for another model."""
     folder: Path | None = None
     if is_hub_id(spec):
         folder = hub.cached(spec)
@@ -145,15 +130,6 @@ def _facts(
 
 def _title(spec: str) -> str:
     return spec if is_hub_id(spec) else Path(spec).name
-
-
-def _smollm2_entry() -> CatalogueEntry:
-    folder = prepared(smollm2.NAME)
-    source = (CacheOrigin.read(folder) if folder else None) or smollm2.FROM_PACKAGE
-    note = source.note if folder else "93 MB, downloaded and converted on first use"
-    return CatalogueEntry(
-        smollm2.NAME, source.title, note, source.origin, source.licence, folder is not None
-    )
 
 
 def _disk_entries() -> Iterator[CatalogueEntry]:

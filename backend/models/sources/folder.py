@@ -10,17 +10,13 @@ from backend.errors import ModelError
 from backend.paths import real_path
 from backend.settings import settings
 
-MOST_ENTRIES = 10_000  # of one model
+MAX_ENTRIES = 10_000  # of one model
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder holds a plain model.
-
-    Raises:
-        ModelError: it contains an adapter, links to files outside, or files of another size than
-            when they were saved.
-    """
+    """Check that a folder holds a plain model. Raises ModelError: it contains an adapter, links to
+    files outside, or files of another size than when they were saved."""
     check_no_adapter(folder)
     check_links(folder)
     check_unchanged(folder)
@@ -28,11 +24,8 @@ def check_folder(folder: Path) -> None:
 
 def check_no_adapter(folder: Path) -> None:
     """Check that there is no adapter beside the weights: transformers attaches it without asking.
-    The layers it wraps then have other names, under which their weights are also saved.
-
-    Raises:
-        ModelError: there is one.
-    """
+    The layers it wraps then have other names, under which their weights are also saved. Raises
+    ModelError: there is one."""
     if found := next((name for name in ADAPTER_FILES if (folder / name).exists()), None):
         raise adapter_error(folder, found)
 
@@ -51,17 +44,14 @@ def adapter_error(folder: Path, file: str = ADAPTER_FILES[0]) -> ModelError:
 def check_links(folder: Path) -> None:
     """Check that no entry of the folder or of those in it is a link out of it, or to nothing.
     Snapshots of the Hub consist of links to the blobs of the same repository, `models--ORG--NAME`.
-
-    Raises:
-        ModelError: names the link, or the folder holds more than a model.
-    """
+    Raises ModelError: names the link, or the folder holds more than a model."""
     real = real_path(folder)
     snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
     root, entries = real.parents[1] if snapshot else real, 0
     for place, folders, files in os.walk(real):
         entries += len(folders) + len(files)
-        if entries > MOST_ENTRIES:
-            why = f"It holds more than {MOST_ENTRIES:,} files."
+        if entries > MAX_ENTRIES:
+            why = f"It holds more than {MAX_ENTRIES:,} files."
             raise _may_not_be_read(folder, why, "Choose the folder of one model.")
         for path in (Path(place, name) for name in (*folders, *files)):
             target = real_path(path)
@@ -76,16 +66,13 @@ def _may_not_be_read(folder: Path, why: str, do: str) -> ModelError:
 
 
 def check_unchanged(folder: Path, *, contents: bool = False) -> None:
-    """Check that the files of a folder are those that Slimscope saved, if it did.
-
-    Args:
-        contents: compare sha256 sums, too; see `changed_file`.
-
-    Raises:
-        ModelError: names the file and the run that saved it.
-    """
+    """Check that the files of a folder are those that Slimscope saved, if it did. `contents`:
+    compare sha256 sums, too; see `changed_file`. Raises ModelError: names the file and the run that
+    saved it."""
     if name := changed_file(folder, contents=contents):
-        run = _run_of(folder)
+        artifacts, real = settings().artifacts.resolve(), folder.resolve()
+        saved = artifacts in real.parents  # by a run
+        run = real.relative_to(artifacts).parts[0] if saved else ""
         again = f"run {run} again" if run else "delete the folder, so that it is set up again"
         raise ModelError(
             f"The model of {run} is damaged." if run else f"The model in {folder} is damaged.",
@@ -93,9 +80,3 @@ def check_unchanged(folder: Path, *, contents: bool = False) -> None:
             f"Restore the file, or {again}. If the change is intended, delete {MANIFEST}.",
             field="model",
         )
-
-
-def _run_of(folder: Path) -> str:
-    """The run that saved a folder; empty for other folders."""
-    artifacts, real = settings().artifacts.resolve(), folder.resolve()
-    return real.relative_to(artifacts).parts[0] if artifacts in real.parents else ""

@@ -1,9 +1,6 @@
-"""Read GGUF headers in a child process, and convert GGUF files to folders that transformers loads.
-Reading a header imports no torch; converting does.
-
-Dequantised weights lie on the grid of the file's block format. Rounding them to a grid of the same
-size is lossless, so quantization results on such a model can be too optimistic.
-"""
+"""GGUF headers, read in a child process, and conversion to folders that transformers loads.
+Dequantised weights lie on the grid of the file: quantization results on such a model can be too
+optimistic."""
 
 from __future__ import annotations
 
@@ -24,11 +21,8 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]:
     """config.json and safetensors headers as after conversion, and a note on the quantization.
 
-    The headers have the float32 dtype of the converted folder.
-
-    Raises:
-        ModelError: not a GGUF file, or an unsupported architecture.
-    """
+    The headers have the float32 dtype of the converted folder. Raises ModelError: not a GGUF file,
+    or an unsupported architecture."""
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
         header = read("backend.models.sources.gguf_header:read_header", path)
@@ -49,10 +43,7 @@ def dequantised_note(kind: str) -> str:
 
 def convert(path: Path, folder: Path) -> None:
     """Write the model in GGUF file `path` to `folder`: config, float32 safetensors, tokenizer.
-
-    Raises:
-        ModelError: transformers cannot read the file.
-    """
+    Raises ModelError: transformers cannot read the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -53,11 +53,8 @@ class BoundedGGUFReader(GGUFReader):
 
 def read_header(path: Path) -> dict[str, Any]:
     """`config` and `shapes` (parameter -> shape) as after conversion, and the `kind` of most
-    quantised weights, such as Q4_1.
-
-    Raises:
-        ModelError: not a GGUF file, or an unsupported architecture.
-    """
+    quantised weights, such as Q4_1. Raises ModelError: not a GGUF file, or an unsupported
+    architecture."""
     try:
         return _header(BoundedGGUFReader(path))
     except ModelError:

@@ -1,7 +1,5 @@
-"""Read headers of weight files: names, shapes and dtypes, no weights. Does not import torch.
-
-The web process reads files of strangers with this, so everything is bounded before it is parsed.
-"""
+"""Headers of weight files: names, shapes and dtypes, no weights. Does not import torch. Files may
+come from strangers, so everything is bounded before it is parsed."""
 
 from __future__ import annotations
 
@@ -16,10 +14,7 @@ from safetensors import SafetensorError, safe_open
 from backend.errors import ModelError
 from backend.models.families.shapes import TensorHeader
 
-OPTIONS: dict[str, Any] = {
-    "local_files_only": True,
-    "trust_remote_code": False,
-}  # from_pretrained
+OPTIONS: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # from_pretrained
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MAX_JSON = 8 * 2**20  # bytes; a parsed object takes up to 25 times as much memory
@@ -29,11 +24,8 @@ FILE_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")  # no path, so none out 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ModelError: no such file, larger than `MAX_JSON`, or not a JSON object.
-    """
+    """The JSON object in a file. Raises ModelError: no such file, larger than `MAX_JSON`, or not a
+    JSON object."""
     folder, name = path.parent, path.name
     try:
         _check_size(folder, path, path.stat().st_size, MAX_JSON)
@@ -60,20 +52,13 @@ def _check_size(folder: Path, path: Path, size: int, most: int) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
-
-    Raises:
-        ModelError: see `read_json`.
-    """
+    """The folder's config.json. Raises ModelError: see `read_json`."""
     return read_json(folder / "config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from `folder`; all of them exist.
-
-    Raises:
-        ModelError: there are none, or a shard is missing or no file of the folder.
-    """
+    """The safetensors files that transformers would load from `folder`; all of them exist. Raises
+    ModelError: there are none, or a shard is missing or no file of the folder."""
     names = {*_places(folder).values()} or {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
@@ -86,7 +71,11 @@ def _places(folder: Path) -> dict[str, str]:
     if (folder / "model.safetensors").is_file():
         return {}
     if not (folder / INDEX).is_file():
-        raise _no_safetensors(folder)
+        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+            why = "Its weights are pickle files, which can execute code when loaded."
+            do = "Convert them to safetensors with model.save_pretrained(folder)."
+            raise _unreadable(folder, why, do)
+        raise _unreadable(folder, "It has no model.safetensors.")
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise _unreadable(folder, f"Its {INDEX} has no weight_map.")
@@ -101,11 +90,8 @@ def _places(folder: Path) -> dict[str, str]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Name -> header of every tensor in the folder's safetensors files.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """Name -> header of every tensor in the folder's safetensors files. Raises ModelError: a file
+    is missing or damaged."""
     headers: dict[str, TensorHeader] = {}
     rest, found = MAX_HEADER, set[tuple[str, str]]()
     for path in weight_files(folder):
@@ -125,11 +111,8 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def read_shapes(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
-    """Layer -> [out, in], of the layers whose file says so beside their packed codes.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
+    """Layer -> [out, in], of the layers whose file says so beside their packed codes. Raises
+    ModelError: a file is missing or damaged."""
     ending, shapes = ".weight_shape", dict[str, tuple[int, ...]]()
     pairs = {n for n, h in headers.items() if n.endswith(ending) and h == SHAPE}
     for path in weight_files(folder) if pairs else ():
@@ -154,16 +137,6 @@ def _header_bytes(folder: Path, path: Path, most: int) -> int:
         raise _unreadable(folder, f"{path.name} is damaged: its header is longer than the file.")
     _check_size(folder, path, header, most)
     return header
-
-
-def _no_safetensors(folder: Path) -> ModelError:
-    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        return _unreadable(
-            folder,
-            "Its weights are pickle files, which can execute code when loaded.",
-            "Convert them to safetensors with model.save_pretrained(folder).",
-        )
-    return _unreadable(folder, "It has no model.safetensors.")
 
 
 def _unreadable(folder: Path, why: str, do: str = "Choose a complete model folder.") -> ModelError:

@@ -1,8 +1,6 @@
-"""Models on the Hugging Face hub: cache, repository metadata, download. Does not import torch.
-
-With `HF_HUB_OFFLINE=1` only cached models are used. Code and weights other than safetensors are
-never downloaded.
-"""
+"""Models on the Hugging Face hub: cache, repository metadata, download; with `HF_HUB_OFFLINE=1`
+only cached ones. Code and weights other than safetensors are never downloaded. Does not import
+torch."""
 
 from __future__ import annotations
 
@@ -27,10 +25,18 @@ from backend.errors import ModelError
 from backend.models.families.shapes import TensorHeader
 from backend.models.sources.headers import read_json, weight_files
 
-WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
-UNWANTED = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
-PATIENCE = 10.0  # timeout of the hub in seconds
-OFFLINE = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
+ALLOWED_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "tokenizer.model",
+    "*.txt",
+    "*.jinja",
+    "LICENSE*",
+    "README.md",
+]
+IGNORED_PATTERNS = ["*/*", "adapter_*"]  # subfolders hold copies in other formats
+TIMEOUT_S = 10.0  # timeout of the hub in seconds
+OFFLINE_REMEDY = "Use the built-in toy, SmolLM2-135M or a model folder on disk."
 
 
 def cached_ids() -> list[str]:
@@ -54,25 +60,19 @@ def cached(hub_id: str) -> Path | None:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of the model, after downloading files that are not cached.
-
-    Raises:
-        ModelError: see `headers_of`.
-    """
+    """The folder of the model, after downloading files that are not cached. Raises ModelError: see
+    `headers_of`."""
     with _model_errors(hub_id):
-        huggingface_hub.model_info(hub_id, timeout=PATIENCE)
+        huggingface_hub.model_info(hub_id, timeout=TIMEOUT_S)
         return _fetch(hub_id)
 
 
 def headers_of(hub_id: str) -> tuple[dict[str, Any], dict[str, TensorHeader]]:
-    """config.json and tensor headers of a repository, a download of some kilobytes.
-
-    Raises:
-        ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached.
-    """
+    """config.json and tensor headers of a repository, a download of some kilobytes. Raises
+    ModelError: no such id, gated, no safetensors weights, or the hub cannot be reached."""
     with _model_errors(hub_id):
         huggingface_hub.model_info(
-            hub_id, timeout=PATIENCE
+            hub_id, timeout=TIMEOUT_S
         )  # fails immediately, while downloads retry for a long time
         config = read_json(Path(huggingface_hub.hf_hub_download(hub_id, "config.json")))
         files = huggingface_hub.get_safetensors_metadata(hub_id).files_metadata.values()
@@ -98,12 +98,12 @@ def _model_errors(hub_id: str) -> Iterator[None]:
         raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         why = "It is not on this machine and the hub cannot be reached (offline)."
-        raise _refused(hub_id, why, OFFLINE) from error
+        raise _refused(hub_id, why, OFFLINE_REMEDY) from error
     except EntryNotFoundError as error:
         why = "It has no config.json, so it is not a transformers model."
         raise _refused(hub_id, why, "Choose another model.") from error
     except Exception as error:  # the HTTP client has its own exceptions
-        raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE) from error
+        raise _refused(hub_id, f"The hub cannot be reached: {error}.", OFFLINE_REMEDY) from error
 
 
 def _refused(hub_id: str, why: str, do: str) -> ModelError:
@@ -114,8 +114,8 @@ def _fetch(hub_id: str, local_files_only: bool = False) -> Path:
     """The folder of the model, after downloading files that are not cached."""
     folder = huggingface_hub.snapshot_download(
         hub_id,
-        allow_patterns=WANTED,
-        ignore_patterns=UNWANTED,
+        allow_patterns=ALLOWED_PATTERNS,
+        ignore_patterns=IGNORED_PATTERNS,
         local_files_only=local_files_only,
     )
     return Path(folder)

@@ -14,7 +14,7 @@ from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 
 DEADLINE_S = 20.0
-KEEP_S, KEEP_ERROR_S = 600.0, 30.0
+ANSWER_TTL_S, ERROR_TTL_S = 600.0, 30.0
 MAX_ANSWERS = 256
 MAX_LOOKUPS = 4  # at the same time; others wait their turn, within their deadline
 
@@ -25,11 +25,8 @@ _lookups: dict[str, tuple[float, Future[Headers]]] = {}  # hub id -> start, answ
 
 
 def headers_of(hub_id: str) -> Headers:
-    """As `hub.headers_of`, from an answer of the last ten minutes where there is one.
-
-    Raises:
-        ModelError: see `hub.headers_of`; or the hub did not answer within 20 s.
-    """
+    """As `hub.headers_of`, from an answer of the last ten minutes where there is one. Raises
+    ModelError: see `hub.headers_of`; or the hub did not answer within 20 s."""
     try:
         return _lookup(hub_id).result(DEADLINE_S)
     except TimeoutError as error:
@@ -50,9 +47,8 @@ def _lookup(hub_id: str) -> Future[Headers]:
 
 
 def _is_stale(start: float, lookup: Future[Headers]) -> bool:
-    if not lookup.done():
-        return False
-    return time.monotonic() - start > (KEEP_ERROR_S if lookup.exception() else KEEP_S)
+    age = time.monotonic() - start
+    return lookup.done() and age > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)
 
 
 def forget() -> None:

@@ -1,9 +1,5 @@
-"""Parse a file from a stranger in a child process with limits on CPU time and memory.
-
-    read("package.module:function", path)      the function's answer, as JSON allows it
-
-The answer is kept for as long as the file has the same size and modification time. A file that
-exceeds the limits ends the child, never the process that asked.
+"""Parse a file from a stranger in a child process with limits on CPU time and memory:
+`read("package.module:function", path)` is the function's answer, kept while the file is the same.
 """
 
 from __future__ import annotations
@@ -38,11 +34,8 @@ class UnreadableFileError(Exception):
 
 
 def read(parser: str, path: Path) -> Any:
-    """What `parser` ("module:function") answers about the file at `path`.
-
-    Raises:
-        UnreadableFileError: the parser failed or exceeded the limits.
-    """
+    """What `parser` ("module:function") answers about the file at `path`. Raises
+    UnreadableFileError: the parser failed or exceeded the limits."""
     if not path.is_file():
         raise UnreadableFileError("It is not a regular file.")
     state = path.stat()
@@ -78,7 +71,11 @@ def main(parser: str, path: Path) -> str:
     """Parse a file under the limits; the answer as JSON."""
     module, _, function = parser.partition(":")
     parse = getattr(import_module(module), function)
-    _set_limits(MEMORY + path.stat().st_size)
+    space = MEMORY + path.stat().st_size
+    limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: space, resource.RLIMIT_CORE: 0}
+    for limit, most in limits.items():
+        with suppress(ValueError, OSError):  # lower already, or not supported by the platform
+            resource.setrlimit(limit, (most, most))
     try:
         text = json.dumps({"answer": parse(path)})
     except MemoryError:
@@ -88,13 +85,6 @@ def main(parser: str, path: Path) -> str:
     except Exception as error:  # on malformed files a parser can raise anything
         return json.dumps({"why": f"{type(error).__name__}: {error}."[:300]})
     return text if len(text) <= MAX_ANSWER else json.dumps({"why": "Its header is too large."})
-
-
-def _set_limits(memory: int) -> None:
-    limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: memory, resource.RLIMIT_CORE: 0}
-    for limit, most in limits.items():
-        with suppress(ValueError, OSError):  # lower already, or not supported by the platform
-            resource.setrlimit(limit, (most, most))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,8 @@ def materialise(spec: str, say: Say = silent) -> Path:
     """The folder the model is loaded from: config.json, *.safetensors, tokenizer.
 
     SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
-
-    Args:
-        say: called with a message before a slow step.
-
-    Raises:
-        ModelError: the model is not available, or its files have changed since they were saved.
-    """
+    `say`: called with a message before a slow step. Raises ModelError: the model is not available,
+    or its files have changed since they were saved."""
     folder = _folder_of(spec, say)
     check_unchanged(folder, contents=True)
     return folder
@@ -33,14 +28,12 @@ def _folder_of(spec: str, say: Say) -> Path:
     if spec == smollm2.NAME:
         return smollm2.set_up(say)
     if is_hub_id(spec):
-        return hub.cached(spec) or _download(spec, say)
+        if folder := hub.cached(spec):
+            return folder
+        say(f"downloading {spec}")
+        return hub.download(spec)
     path = on_disk(spec)
     return _converted(path, say) if path.suffix == ".gguf" else path
-
-
-def _download(hub_id: str, say: Say) -> Path:
-    say(f"downloading {hub_id}")
-    return hub.download(hub_id)
 
 
 def _converted(path: Path, say: Say) -> Path:

@@ -6,14 +6,12 @@ import torch.
     compressed-tensors   weight_packed [out, ceil(in n / 32)], weight_scale, weight_shape, ...
     slimscope            the same, and weight_offset; written by Slimscope
 
-`backend.export.reading` unpacks them; everything else is refused here, with the reason.
-"""
+`backend.export.reading` unpacks them; everything else is refused here, with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +19,7 @@ from backend.models.families.shapes import TensorHeader
 from backend.models.families.sizes import refused
 from backend.models.families.stored import IN_OUT
 
-WORD = 32  # bits
+WORD_BITS = 32  # bits
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
     "gptq": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
@@ -35,53 +33,48 @@ SCALES = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
 }
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-DO = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
+REMEDY = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
 StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the weights of a model are packed.
+    """How the weights of a model are packed."""
 
-    Attributes:
-        method: gptq, awq or compressed-tensors.
-        version: the GPTQ format: gptq stores z - 1, gptq_v2 z.
-        group_size: 0 for one group per row.
-    """
-
-    method: str
+    method: str  # gptq, awq or compressed-tensors
     bits: int
-    group_size: int
+    group_size: int  # 0 for one group per row
     grid: StoredGrid
-    version: str = ""
+    version: str = ""  # the GPTQ format: gptq stores z - 1, gptq_v2 z
 
     def __str__(self) -> str:
         return f"{self.method}, {self.bits} bits"
 
 
 def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
-    """How a model with this config.json is packed; None if it is not.
-
-    Raises:
-        ModelError: in a way that cannot be read.
-    """
+    """How a model with this config.json is packed; None if it is not. Raises ModelError: in a way
+    that cannot be read."""
     settings = config.get("quantization_config")
     if not settings:
         return None
     if not isinstance(settings, Mapping):
-        raise refused(spec, "Its quantization_config is not a JSON object.", DO)
+        raise refused(spec, "Its quantization_config is not a JSON object.", REMEDY)
     method = str(settings.get("quant_method", "some method"))[:80]
     if method not in PARTS:
-        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", DO)
+        raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", REMEDY)
     try:
-        readers = {"compressed-tensors": _compressed, "slimscope": _slimscope}
-        found = readers.get(method, partial(_gptq, method=method))(settings)
+        if method == "slimscope":
+            size = int(settings["group_size"])
+            found = Packing(method, int(settings["bits"]), size, "offset")
+        else:
+            compressed = method == "compressed-tensors"
+            found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
-        raise refused(spec, why, DO) from error
+        raise refused(spec, why, REMEDY) from error
     if not 2 <= found.bits <= 8 or found.group_size < 0:
-        raise refused(spec, f"It is packed as {found}, which is not supported.", DO)
+        raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
     return found
 
 
@@ -108,10 +101,6 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
     return Packing("compressed-tensors", int(weights["num_bits"]), max(size, 0), grid)
 
 
-def _slimscope(settings: Mapping[str, Any]) -> Packing:
-    return Packing("slimscope", int(settings["bits"]), int(settings["group_size"]), "offset")
-
-
 def unpacked(
     spec: str,
     packing: Packing,
@@ -119,14 +108,9 @@ def unpacked(
     tensors: Mapping[str, TensorHeader],
     shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> dict[str, TensorHeader]:
-    """The headers of the dense model: one weight for each packed layer.
-
-    Args:
-        shapes: layer -> [out, in], where its file says so: the last word of a row may be padded.
-
-    Raises:
-        ModelError: the tensors of a layer do not fit together, or there is no packed layer.
-    """
+    """The headers of the dense model: one weight for each packed layer. `shapes`: layer -> [out,
+    in], where its file says so: the last word of a row may be padded. Raises ModelError: the
+    tensors of a layer do not fit together, or there is no packed layer."""
     parts, found = PARTS[packing.method], dict[str, TensorHeader]()
     transposed = str(config.get("model_type", "")) in IN_OUT
     for name, header in tensors.items():
@@ -141,7 +125,7 @@ def unpacked(
             dtype = tensors[f"{layer}.{SCALES[packing.method]}"].dtype
             found[f"{layer}.weight"] = TensorHeader(shape[::-1] if transposed else shape, dtype)
     if len(found) == len(tensors):
-        raise refused(spec, f"Its config says {packing}, but no layer is packed so.", DO)
+        raise refused(spec, f"Its config says {packing}, but no layer is packed so.", REMEDY)
     return found
 
 
@@ -152,10 +136,10 @@ def _dense_shape(
     codes = tensors[f"{layer}.{PARTS[packing.method][0]}"].shape
     scales = tensors.get(f"{layer}.{SCALES[packing.method]}")
     if len(codes) != 2 or scales is None or len(scales.shape) != 2:
-        raise refused(spec, f"The packed tensors of {layer} do not fit together.", DO)
+        raise refused(spec, f"The packed tensors of {layer} do not fit together.", REMEDY)
     if packing.method == "gptq":
-        return codes[1], codes[0] * WORD // packing.bits
+        return codes[1], codes[0] * WORD_BITS // packing.bits
     if packing.method == "awq":
-        return codes[1] * WORD // packing.bits, codes[0]
-    inputs = scales.shape[1] * packing.group_size or codes[1] * WORD // packing.bits
+        return codes[1] * WORD_BITS // packing.bits, codes[0]
+    inputs = scales.shape[1] * packing.group_size or codes[1] * WORD_BITS // packing.bits
     return codes[0], inputs

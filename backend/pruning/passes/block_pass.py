@@ -15,13 +15,9 @@ from backend.reporter import REPLAY
 
 
 class BlockPass(BlockWalk):
-    """One pass over all blocks. `hidden` holds the inputs [b, L, d] of the current block.
+    """One pass over all blocks. `hidden` holds the inputs [b, L, d] of the current block."""
 
-    Attributes:
-        name: of its checkpoints.
-    """
-
-    name: str
+    name: str  # of its checkpoints
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:

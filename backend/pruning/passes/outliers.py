@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from backend.calibration.second_moments import StatisticsLevel
-from backend.pruning.config import SDSConfig
-from backend.pruning.owl import allocated
+from backend.pruning.config import SDSConfig, SDSPass
+from backend.pruning.owl import OUTLIER_MULTIPLE
 from backend.pruning.passes.block_pass import BlockPass
-from backend.pruning.stage_store import OUTLIER_PASS, BlockReport
+from backend.pruning.stage_store import BlockReport
 from backend.pruning.timing import StepTimer
 from backend.reporter import at_block
 
@@ -18,7 +18,7 @@ from backend.reporter import at_block
 class OutlierPass(BlockPass):
     """Count the outliers of every block of the dense model."""
 
-    name = OUTLIER_PASS
+    name = SDSPass.OUTLIERS
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:
@@ -28,12 +28,13 @@ class OutlierPass(BlockPass):
         run, linears = self.run, self.run.linears(block)
         timed = StepTimer(f" of block {block + 1} of {run.blocks}")
         with timed("outliers"):
-            modules = [x.module for x in allocated(linears.values(), self.config)]
+            planned = run.plan.layers
+            modules = [m for m, x in linears.items() if planned[x.name].allocation == "owl"]
             inputs, self.hidden = run.collect_inputs(
                 self.stream, block, modules, self.hidden, StatisticsLevel.ENERGY
             )
             scores = [linears[m].read().abs_().mul_(inputs[m].energy.sqrt()) for m in modules]
-            report = BlockReport(outliers=outlier_share(scores, self.config.owl_outlier))
+            report = BlockReport(outliers=outlier_share(scores, OUTLIER_MULTIPLE))
         report.seconds = dict(timed.seconds)
         run.store.save(self.name, block, {}, report)
         run.advance(len(linears), at_block(block, run.blocks, "Outliers"))

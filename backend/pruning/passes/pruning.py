@@ -17,20 +17,15 @@ from __future__ import annotations
 
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.pruning.block_work import BlockWork
-from backend.pruning.config import SDSStage
+from backend.pruning.config import SDSPass, SDSStage
 from backend.pruning.passes.block_pass import BlockPass
 from backend.pruning.redense import redense
-from backend.pruning.stage_store import FIRST_PASS, SECOND_PASS
 
 
 class PruningPass(BlockPass):
-    """A pass that prunes, and whose hidden states are those of the pruned blocks.
+    """A pass that prunes, and whose hidden states are those of the pruned blocks."""
 
-    Attributes:
-        stage: the pruned weights.
-    """
-
-    stage: SDSStage
+    stage: SDSStage  # the pruned weights
 
     def replay(self, block: int) -> None:
         self.hidden = self.forward_stored(block, self.stage, self.hidden)
@@ -39,10 +34,11 @@ class PruningPass(BlockPass):
 class FirstPass(PruningPass):
     """First pruning, its control, and the re-dense step."""
 
-    name, stage = FIRST_PASS, SDSStage.FIRST
+    name, stage = SDSPass.FIRST, SDSStage.FIRST
 
     def solve_block(self, block: int) -> None:
-        whole = self.config.until == "sds"
+        stages = self.run.plan.stages
+        whole = SDSStage.REDENSE in stages
         dense = {module: x.read() for module, x in self.run.linears(block).items()}
         work = BlockWork(self.run, self.stream, block, dense)
         for module, W in dense.items():
@@ -52,12 +48,12 @@ class FirstPass(PruningPass):
         for module in work.modules("Re-dense" if whole else "Control"):
             sparse, target = work.first[module], DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, sparse, target)
-            if self.config.control:
+            if SDSStage.CONTROL in stages:
                 W = work.adjust(SDSStage.CONTROL, module, sparse, target, soft=False)
                 work.record(SDSStage.CONTROL, module, W, target)
             if whole:
                 with work.timed(SDSStage.REDENSE):
-                    W = redense(sparse, target.dense, target.inputs, self.config)
+                    W = redense(sparse, target.dense, target.inputs, self.config.redense_steps)
                 work.record(SDSStage.REDENSE, module, W, target)
         self.hidden = hidden
         work.save(self.name)
@@ -66,7 +62,7 @@ class FirstPass(PruningPass):
 class SecondPass(PruningPass):
     """Second pruning of the re-dense model, and the weight adjustment."""
 
-    name, stage = SECOND_PASS, SDSStage.SECOND
+    name, stage = SDSPass.SECOND, SDSStage.SECOND
 
     def solve_block(self, block: int) -> None:
         dense, adjust = self.stored(SDSStage.DENSE, block), self.config.adjust

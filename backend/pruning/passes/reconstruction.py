@@ -1,11 +1,7 @@
 """Passes that reconstruct pruned blocks, on the hidden states of the reconstructed blocks so far:
 
-    y <- dense block(hidden of the dense model)
-    W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)
-
-They come last, as the errors they make good are those of all steps before. See
-`methods.block_reconstruction`.
-"""
+y <- dense block(hidden of the dense model)
+W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)"""
 
 from __future__ import annotations
 
@@ -49,7 +45,7 @@ class ReconstructionPass(BlockPass):
 
     def __init__(self, run: SDSRun) -> None:
         super().__init__(run)
-        self.start = next(stage for stage in self.starts if stage in self.config.stages)
+        self.start = next(stage for stage in self.starts if stage in run.plan.stages)
 
     @classmethod
     def units(cls, config: SDSConfig) -> int:

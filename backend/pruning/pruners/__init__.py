@@ -5,8 +5,7 @@
 
 To add one, write a file here (or a module named in SLIMSCOPE_PLUGINS) with a function decorated
 `@pruner("name", needs=..., products=...)`; `SDSConfig.base` then accepts its name. Does not import
-torch.
-"""
+torch."""
 
 from backend.registry import Declarations
 

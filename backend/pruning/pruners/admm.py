@@ -38,15 +38,10 @@ def admm(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -
     goal, V, U = dense @ C, dense, torch.zeros_like(dense)
     for step in range(1, STEPS + 1):
         if step <= MASK_STEPS:
-            mask = keep_mask((V + U).abs(), _gradual(pattern, step / MASK_STEPS))
+            drop = pattern.drop * (1 - (1 - step / MASK_STEPS) ** 3)
+            rising = pattern if pattern.structured else Pattern(0, 0, drop)
+            mask = keep_mask((V + U).abs(), rising)
         Z = masked(V + U, mask)
         U += V - Z
         V = torch.cholesky_solve((goal + RHO * (Z - U)).T, root).T
     return masked(V + U, mask) / scale
-
-
-def _gradual(pattern: Pattern, share: float) -> Pattern:
-    """The pattern after a `share` of the steps in which the sparsity rises."""
-    if pattern.structured:
-        return pattern
-    return Pattern(0, 0, pattern.drop * (1 - (1 - share) ** 3))

@@ -15,8 +15,7 @@ The eigenvectors of C serve every rho. Then the kept weights alone are solved fo
 
 by conjugate gradients, row by row; on the scaled inputs the diagonal of C is constant, and no other
 preconditioner is needed. Cf. `admm`, which has one rho, a mask that is reached gradually, and no
-second part.
-"""
+second part."""
 
 from __future__ import annotations
 
@@ -29,10 +28,18 @@ from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner
 
-STEPS, EVERY, GRADIENTS = 90, 3, 10  # of ADMM at most, between two penalties, of the second part
+STEPS, PENALTY_INTERVAL, GRADIENT_STEPS = (
+    90,
+    3,
+    10,
+)  # of ADMM at most, between two penalties, of the second part
 RHO = 0.1
-SOLVED = 1e-10  # of the first squared residual, below which float32 gets no further
-RISES = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # above this share of the kept changed -> factor
+RESIDUAL_TOLERANCE = 1e-10  # of the first squared residual, below which float32 gets no further
+PENALTY_FACTORS = (
+    (0.1, 1.3),
+    (0.005, 1.2),
+    (0.0, 1.1),
+)  # above this share of the kept changed -> factor
 
 
 @pruner("alps", needs=StatisticsLevel.GRAM, products=200.0)  # 2 a step, eigh about 8
@@ -61,11 +68,11 @@ def _find_mask(dense: Tensor, C: Tensor, pattern: Pattern) -> Tensor:
         mask = keep_mask(point.abs(), pattern)
         Z = point * mask
         U += rho * (V - Z)
-        if step % EVERY == 0:
+        if step % PENALTY_INTERVAL == 0:
             changed = ((mask != last).sum() / (2 * mask.sum().clamp(min=1))).item()
             if not changed:
                 break
-            rho *= next(factor for share, factor in RISES if changed > share)
+            rho *= next(factor for share, factor in PENALTY_FACTORS if changed > share)
             last = mask
     return mask
 
@@ -75,8 +82,8 @@ def _solve_on(mask: Tensor, dense: Tensor, C: Tensor) -> Tensor:
     V = dense * mask
     R = (dense - V) @ C * mask
     P, square = R.clone(), torch.linalg.vecdot(R, R)
-    solved = SOLVED * square
-    for _ in range(GRADIENTS):
+    solved = RESIDUAL_TOLERANCE * square
+    for _ in range(GRADIENT_STEPS):
         CP = P @ C * mask
         curvature = torch.linalg.vecdot(P, CP)
         length = torch.where(square > solved, square / curvature, 0.0).unsqueeze(1)

@@ -12,8 +12,7 @@ and every swap makes its size smaller:
                 of  |w_j| sqrt(H_jj)
 
 With n:m both are of one group. A swap that would not make |e| smaller is not made, and the next
-candidate is tried (ours; the paper ends a row below a threshold, or when e changes its sign).
-"""
+candidate is tried (ours; the paper ends a row below a threshold, or when e changes its sign)."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner
 
-SWAPS = 50  # of a row, at most
-LEAST_VARIANCE = 1e-8  # of the mean over inputs, below which an input counts as constant
+MAX_SWAPS = 50  # of a row, at most
+MIN_VARIANCE = 1e-8  # of the mean over inputs, below which an input counts as constant
 
 
 @pruner("dsnot", needs=StatisticsLevel.ENERGY)
@@ -35,13 +34,13 @@ def dsnot(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) 
     score = W.abs() * inputs.energy.sqrt()
     kept = keep_mask(score, pattern) > 0
     variance = inputs.energy - inputs.mean.square()
-    variance = variance.clamp(min=LEAST_VARIANCE * variance.mean().clamp(min=LEAST_VARIANCE))
+    variance = variance.clamp(min=MIN_VARIANCE * variance.mean().clamp(min=MIN_VARIANCE))
     share = W * inputs.mean  # of the mean of each output
     error = (share * ~kept).sum(1)
     barred = torch.zeros_like(kept)  # what cannot come back, as nothing fitting could go
     place = torch.arange(len(W), device=W.device)
     groups = torch.arange(W.shape[1], device=W.device) // max(1, pattern.group)
-    for _ in range(SWAPS):
+    for _ in range(MAX_SWAPS):
         pull = (error.sign()[:, None] * share / variance).masked_fill(kept | barred, -torch.inf)
         back = pull.argmax(1)
         without = error - share[place, back]

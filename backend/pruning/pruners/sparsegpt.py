@@ -1,8 +1,7 @@
 """SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): prune column by column, compensating.
 
 score_ij = (W_ij / U_jj)^2         H^-1 = U^T U, U upper triangular, H damped
-w_l <- w_l - w_j U_jl / U_jj       for every dropped w_j and all l > j
-"""
+w_l <- w_l - w_j U_jl / U_jj       for every dropped w_j and all l > j"""
 
 from __future__ import annotations
 
@@ -24,8 +23,7 @@ STRIP = 16  # columns pruned before the rest of their block is updated
 def sparsegpt(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) -> Tensor:
     """Prune column by column; later columns compensate for the weights that were dropped.
 
-    For a percentage, the share is dropped from each block of 128 columns, over all rows.
-    """
+    For a percentage, the share is dropped from each block of 128 columns, over all rows."""
     U = inputs.inverse_root(damping)
     # Columns as rows: each step then touches neighbouring memory.
     V = W.masked_fill(inputs.energy == 0, 0.0).T.contiguous()  # [in, out]
@@ -42,11 +40,8 @@ def _pieces(columns: int, most: int, pattern: Pattern) -> Iterator[tuple[int, in
 
 
 def _prune_columns(V: Tensor, U: Tensor, pattern: Pattern) -> Tensor:
-    """Prune the columns V [width, out] one by one, in place.
-
-    Returns:
-        The errors E [width, out]: w / U_jj where w was dropped, else 0.
-    """
+    """Prune the columns V [width, out] one by one, in place. Returns the errors E [width, out]: w /
+    U_jj where w was dropped, else 0."""
     scale = U.diagonal().reciprocal().unsqueeze(1)
     lost, E = torch.empty_like(V), torch.empty_like(V)  # lost: scale where dropped, else 0
     if not pattern.structured:

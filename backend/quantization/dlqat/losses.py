@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.run import DLQATRun
-from backend.text.training import UNJUDGED
+from backend.text.training import IGNORED_LABEL
 
 Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
 
@@ -36,7 +36,7 @@ def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
     def loss(rows: Tensor) -> Tensor:
         logits = predict(run, model, rows)[:, :-1].flatten(0, 1)
         labels = run.labels[rows][:, 1:].flatten().to(logits.device)
-        return cross_entropy(logits.float(), labels, reduction="sum", ignore_index=UNJUDGED)
+        return cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL)
 
     return loss
 
@@ -61,7 +61,7 @@ def teacher_loss(run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQ
 
 def _predicted(run: DLQATRun, rows: Tensor) -> Tensor:
     """Positions whose next token is not ignored [b, length - 1]."""
-    return (run.labels[rows][:, 1:] != UNJUDGED).to(run.model.device)
+    return (run.labels[rows][:, 1:] != IGNORED_LABEL).to(run.model.device)
 
 
 @contextmanager

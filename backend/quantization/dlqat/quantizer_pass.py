@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import Tensor
 
-from backend.calibration.linalg import with_damping
+from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.quantization.bases import Basis
@@ -113,7 +113,7 @@ class QuantizerPass(RunPass):
                 seen.of(inputs[linear.module], basis),
                 run.settings,
             )
-            found = with_damping(
+            found = search_damping(
                 quantize, run.config.damping, self.reporter.log, linear.name, FAILED
             )
             starts[linear.module] = (*found, basis)

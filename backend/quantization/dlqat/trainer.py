@@ -27,7 +27,7 @@ from backend.quantization.dlqat.config import STAGE_LABELS
 from backend.quantization.dlqat.losses import Loss
 from backend.quantization.dlqat.run import DLQATRun
 from backend.reporter import REPLAY, Reporter, stop_if_asked
-from backend.text.training import UNJUDGED
+from backend.text.training import IGNORED_LABEL
 from backend.training import distributed
 from backend.training.optimizer import MOMENTS, cosine_decay, optimiser_tensors, restore_optimiser
 
@@ -98,7 +98,7 @@ class StageTrainer:
         """One update; its loss per predicted token, and the learning rate of the first group."""
         config, total = self.run.config, 0.0
         rows = self.rows(step)
-        judged = int((self.run.labels[rows][:, 1:] != UNJUDGED).sum())
+        judged = int((self.run.labels[rows][:, 1:] != IGNORED_LABEL).sum())
         factor = rate_factor(step, config.steps, config.warmup)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor

@@ -15,17 +15,22 @@ from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
+from backend.pruning.plan import PruningPlan
 from backend.queue.folders import run_folder, work_folder
+from backend.queue.service import enqueue
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from backend.text.slices import evaluation_slice
+from jobs import sweep
 from jobs.comparison import StageComparison
+from jobs.imported import checked_plan
 from jobs.record import record
+from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
-from jobs.sds.estimate import disk_space, flops_by_phase, memory_bytes
+from jobs.sds.estimate import memory_bytes, requirements
 from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
@@ -90,7 +95,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
 
 
 def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) -> None:
-    small = {"until": "first", "pattern": "50%", "allocation": "owl", "owl_outlier": 3}
+    small = {"until": "first", "pattern": "50%", "allocation": "owl"}
     whole = finished(wait, **small)
     streamed = finished(wait, **small, weights="streamed", activations="disk")
     assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
@@ -142,6 +147,30 @@ def test_bad_input_is_refused_before_it_is_queued(
     assert queries.jobs() == []
 
 
+def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(queue: Path) -> None:
+    values = {**SMALL, "exclude": "0.*", "overrides": "mlp.*=50%"}
+    runs = [submit("sds", values, HOST), *sweep.queue("sds", values, {"seed": ["1", "2"]}, HOST)]
+    config, estimate = checked("sds", values)
+    plan = estimate.plan.model_dump(mode="json")
+    assert [queries.plan(x.id) for x in (*runs, reproduce(runs[0].id, HOST))] == 4 * [plan]
+    assert checked_plan(PruningPlan, config, plan) == plan
+    other, _ = checked("sds", SMALL)
+    for expected, chosen, stored, said in (
+        (PruningPlan, other, plan, "not that of the config"),
+        (PruningPlan, config, None, "missing"),
+        (PruningPlan, config, {**plan, "more": 1}, "Extra inputs"),
+        (None, config, plan, "have no plan"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checked_plan(expected, chosen, stored)
+
+
+def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
+    job = enqueue("sds", SMALL, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
+    assert "no plan" in queries.job(job.id).error["what"]
+
+
 def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
     _, estimate = checked("sds", {**SMALL, "segments": 1})
     assert "few for layers with 192 inputs" in estimate.warnings[0]
@@ -175,7 +204,7 @@ def test_solvers_cost_the_products_they_make() -> None:
         work = []
         for base in ("wanda", "sparsegpt", "admm", "alps"):
             config = SDSJob.model_validate({**SMALL, "base": base, "until": until})
-            work.append(flops_by_phase(config, facts)["prune"] / product)
+            work.append(requirements(config).flops["prune"] / product)
         assert [round((x - work[0]) / prunings) for x in work] == [0, 1, 21, 200]
 
 
@@ -183,7 +212,7 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
     facts, work, memory, states = inspect("toy"), [], [], []
     for epochs in (0, 1, 3):
         config = SDSJob.model_validate({**SMALL, "reconstruct": epochs})
-        work.append(flops_by_phase(config, facts)["prune"])
+        work.append(requirements(config).flops["prune"])
         needed = memory_bytes(config, facts, 10**10)[1]
         memory.append(needed.get("reconstruction", 0))
         states.append(needed["activations"])
@@ -220,7 +249,7 @@ def test_memory_that_does_not_last_says_what_to_lower() -> None:
 def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = inspect("toy")
     pruned = facts.linear_weights
-    sizes = [disk_space(SDSJob.model_validate({**SMALL, **x}), facts).bytes for x in (
+    sizes = [requirements(SDSJob.model_validate({**SMALL, **x})).disk.bytes for x in (
         {}, {"control": False}, {"base": "sparsegpt"}, {"until": "first"}, {"activations": "disk"},
     )]  # fmt: skip
     states = 2 * 4 * 8 * 64 * facts.hidden
@@ -239,7 +268,7 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     wait(job.id, when=lambda: any(work_folder(job.run).glob("second-0002")))
     stored = sum(f.stat().st_size for f in work_folder(job.run).rglob("*.safetensors"))
     facts = inspect("toy")
-    expected = disk_space(SDSJob.model_validate(SMALL), facts).bytes - 2 * facts.parameters
+    expected = requirements(SDSJob.model_validate(SMALL)).disk.bytes - 2 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
 
 

@@ -133,26 +133,12 @@ def test_experts_of_an_unknown_kind_are_counted_and_not_compressed(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "dtype", "reason"),
-    [
-        ("model.layers.0.extra.weight", (8, 8), "int8", "I8"),
-    ],
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.extra.weight"]
 )
-def test_weights_nothing_here_can_treat(folder, name, shape, dtype, reason):
-    save_file({name: np.zeros(shape, dtype)}, folder / "model-2.safetensors")
-    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    index = {
-        "weight_map": {name: "model-2.safetensors", "model.norm.weight": "model-1.safetensors"}
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert reason in refusal(folder).why
-
-
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
-@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8"])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "uint8"])
 def test_parameters_that_are_no_floats_are_refused(folder, name, dtype):
     weights = load_file(folder / "model.safetensors")
-    weights[name] = weights[name].astype(dtype)
+    weights[name] = weights.get(name, np.zeros((8, 8))).astype(dtype)
     save_file(weights, folder / "model.safetensors")
     assert f"{name} is stored as" in refusal(folder).why
 
@@ -273,19 +259,14 @@ def test_only_a_snapshot_of_the_hub_links_to_files_beside_it(
 
 
 def test_a_folder_of_many_models_is_none(folder, monkeypatch):
-    monkeypatch.setattr("backend.models.sources.folder.MOST_ENTRIES", 3)
+    monkeypatch.setattr("backend.models.sources.folder.MAX_ENTRIES", 3)
     assert "more than 3 files" in refusal(folder).why
 
 
 def test_a_bad_entry_hides_only_itself(folder):
     models = folder.parent
-    for name, target in {
-        "a": "a",
-        "b": "c",
-        "c": "b",
-        "d.gguf": "d.gguf",
-        "e.gguf": "none",
-    }.items():
+    links = {"a": "a", "b": "c", "c": "b", "d.gguf": "d.gguf", "e.gguf": "none"}
+    for name, target in links.items():
         (models / name).symlink_to(models / target)
     (models / "f").mkdir()
     (models / "f" / "config.json").symlink_to("config.json")
@@ -342,14 +323,9 @@ def test_smollm2_expected_shapes_are_those_of_its_config(data_dir, tmp_path, mon
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
     settings.cache_clear()
     config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     real = {(x.name, x.shape) for i in range(30) for x in block_linears(model, i).values()}

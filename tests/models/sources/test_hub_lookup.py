@@ -33,7 +33,7 @@ def test_the_hub_is_asked_once_for_many_previews(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub, "headers_of", headers_of)
     facts = [catalogue.inspect(ID) for _ in range(5)]
     assert asked == [ID] and facts[0] == facts[4]
-    clock = hub_lookup.time.monotonic() + hub_lookup.KEEP_S + 1
+    clock = hub_lookup.time.monotonic() + hub_lookup.ANSWER_TTL_S + 1
     monkeypatch.setattr(hub_lookup.time, "monotonic", lambda: clock)
     catalogue.inspect(ID)
     assert asked == [ID, ID]
@@ -50,7 +50,7 @@ def test_an_error_is_kept_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch)
     for _ in range(3):
         with pytest.raises(ModelError, match="gated"):
             catalogue.inspect(ID)
-    clock = hub_lookup.time.monotonic() + hub_lookup.KEEP_ERROR_S + 1
+    clock = hub_lookup.time.monotonic() + hub_lookup.ERROR_TTL_S + 1
     monkeypatch.setattr(hub_lookup.time, "monotonic", lambda: clock)
     with pytest.raises(ModelError):
         catalogue.inspect(ID)

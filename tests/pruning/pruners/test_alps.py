@@ -33,7 +33,7 @@ def test_its_weights_approach_the_optimum_of_its_mask(
     found = alps(layer.W, layer.inputs, Pattern.parse("50%"), 1e-6)
     best = layer.error(exact(layer.W, layer.inputs.gram, found != 0))
     assert best <= layer.error(found) < 1.2 * best
-    monkeypatch.setattr(room, "GRADIENTS", 200)
+    monkeypatch.setattr(room, "GRADIENT_STEPS", 200)
     again = alps(layer.W, layer.inputs, Pattern.parse("50%"), 1e-6)
     assert torch.equal(again != 0, found != 0)
     assert layer.error(again) == pytest.approx(best, rel=1e-2)

@@ -51,7 +51,7 @@ def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
         ({"pattern": "5:3"}, "pattern"),
         ({"pattern": "3:7"}, "pattern"),
         ({"segments": None}, "segments"),
-        ({"l1": 99}, "l1"),
+        ({"damping": 99}, "damping"),
         ({"model": "/etc/passwd"}, "model"),
         ({"model": "nothing"}, "model"),
         ({"evaluation_text": "nothing"}, "evaluation_text"),

@@ -106,7 +106,7 @@ def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) ->
         {},
         optional={
             "segments": st.integers(1, 4096),
-            "l1": st.floats(0, 10),
+            "holdout": st.floats(0, 0.5),
             "control": st.booleans(),
             "pattern": st.sampled_from(["2:4", "50%"]),
             "adjust": st.sampled_from(["soft", "fixed", "off"]),
@@ -167,8 +167,8 @@ def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
 
 
 def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
-    assert advanced(SDSJob.model_fields["l1"])
-    updates = form.show_errors(SlimscopeError("No.", field="l1"))
+    assert advanced(SDSJob.model_fields["damping"])
+    updates = form.show_errors(SlimscopeError("No.", field="damping"))
     assert updates[form.folds["Advanced"]]["open"] is True
 
 
@@ -181,7 +181,7 @@ def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None
 def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
     assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
-    changed = defaults | {"l1": 1.0, "l2": 1.0, "pattern": "50%"}
+    changed = defaults | {"damping": 1.0, "holdout": 0.5, "pattern": "50%"}
     assert form.count(changed)[form.folds["Advanced"]]["label"] == "Advanced · 2 changed"
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from backend.store import queries
 from backend.store.tables import Attempt, Job
+from jobs.kind import kinds
 from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
 from ui.format import NONE, duration
@@ -21,6 +23,7 @@ from ui.widgets.config_form import extra, title
 from ui.widgets.html import time_tag
 
 HTML = fragments("pages/run/page.html")
+NAMED_LAYERS = 4  # of a part of the plan
 NOT_ENVIRONMENT = ("variables", "text", "warnings", "estimated_seconds")  # shown elsewhere
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",
@@ -38,6 +41,27 @@ def config_card(job: Job) -> Markup:
     ]
     command = command_line(job.kind, job.config) if fields else ""
     return HTML.configuration(changed, json.dumps(job.config, indent=1), command)
+
+
+def plan_card(job: Job) -> Markup:
+    """What the run does to how many layers; the layers by name, except those of the largest part.
+    Empty for a run without a plan, or with one that cannot be read."""
+    expected, stored = kinds()[job.kind].plan if job.kind in kinds() else None, queries.plan(job.id)
+    try:
+        parts = expected.model_validate(stored).parts if expected and stored else {}
+    except ValidationError:
+        parts = {}
+    largest = max(map(len, parts.values()), default=0)
+    rows = [
+        [len(names), what, "all others" if len(names) == largest else _few(names)]
+        for what, names in sorted(parts.items(), key=lambda part: -len(part[1]))
+    ]
+    return HTML.plan(rows)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_LAYERS} more" if len(names) > NAMED_LAYERS else ""
+    return ", ".join(names[:NAMED_LAYERS]) + more
 
 
 def texts_card(environment: Mapping[str, Any]) -> Markup:

@@ -159,7 +159,9 @@ def draw(request: gr.Request) -> Updates:
         "head": head_html(job, user),
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
-        "settings": WIDGETS.stack(details.config_card(job), details.texts_card(job.environment)),
+        "settings": WIDGETS.stack(
+            details.config_card(job), details.plan_card(job), details.texts_card(job.environment)
+        ),
         "history": history(job),
         "disk": disk_card(job, user),
         "artefacts": artefacts(job.run, queries.artifacts(job.run))

@@ -1,8 +1,7 @@
 """Children's stories from a small seeded grammar: text free of licence restrictions.
 
 Each story samples a hero, an animal, places and objects, and uses them consistently. A tiny
-language model loses this consistency first, which makes the effect of compression visible.
-"""
+language model loses this consistency first, which makes the effect of compression visible."""
 
 from __future__ import annotations
 
@@ -84,13 +83,7 @@ def _slots(rng: Random) -> dict[str, str]:
     """Sample a value for every slot, used throughout the story."""
     kind = rng.choice((GIRL, BOY))
     she, her, him, girl = kind
-    slots = {
-        "name": rng.choice(NAMES[kind]),
-        "she": she,
-        "her": her,
-        "him": him,
-        "girl": girl,
-    }
+    slots = {"name": rng.choice(NAMES[kind]), "she": she, "her": her, "him": him, "girl": girl}
     slots |= {"She": she.capitalize(), "Her": her.capitalize()}
     for slot, words in WORDS.items():
         slots[slot] = rng.choice(words)

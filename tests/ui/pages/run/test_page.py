@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.models.sources.catalogue import inspect
+from backend.pruning.plan import pruning_plan
 from backend.queue import removal
 from backend.queue.actor import Actor
 from backend.queue.folders import log_file, run_folder, work_folder
@@ -21,12 +23,13 @@ from backend.store.session import now_ms, writing
 from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
+from jobs.sds.config import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
 from tests.ui.lab import pressed, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
-from ui.pages.run.details import config_card, environment_card, texts_card
+from ui.pages.run.details import config_card, environment_card, plan_card, texts_card
 from ui.pages.run.outcome import outcome, times
 from ui.runs import job_log
 from ui.runs.actions import single as actions
@@ -120,8 +123,26 @@ def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
 def test_the_config_shows_what_differs_and_the_command(seeded: Settings) -> None:
     html = config_card(queries.job(1))
     assert "Pruner" in html and "magnitude" in html
-    assert "L1 penalty" not in html
+    assert "Damping" not in html
     assert "slimscope submit sds" in html
+
+
+def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
+    seeded: Settings,
+) -> None:
+    config = SDSJob.model_validate({"exclude": "0.*", "overrides": "2.mlp.*=4:8"})
+    whole = pruning_plan(config, inspect("toy").linears).model_dump(mode="json")
+    cards = []
+    for plan in (whole, None, {}, {**whole, "groups": 7}):
+        with writing() as session:
+            session.get_one(Job, 1).plan = plan
+        cards.append(plan_card(queries.job(1)))
+    rows = re.findall(r"<tr>.*?</tr>", cards[0], re.S)[1:]
+    assert [re.findall(r"<td[^>]*>([^<]*)", row)[:2] for row in rows] == [
+        ["11", "wanda, 2:4"], ["7", "left dense"], ["3", "wanda, 4:8"],
+    ]  # fmt: skip
+    assert "all others" in rows[0] and "and 3 more" in rows[1] and "2.mlp.up_proj" in rows[2]
+    assert cards[1:] == ["", "", ""]
 
 
 def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:

@@ -1,0 +1,107 @@
+"""The plan of an SDS run: pattern, pruner and damping of every layer, its stages and its passes.
+
+Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from itertools import chain
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from backend.errors import ConfigError
+from backend.models.families.stored import IN_BLOCK
+from backend.models.layer_names import NamedLayer, fits
+from backend.plan import Plan
+from backend.pruning.config import SDSConfig, SDSPass, SDSStage
+from backend.pruning.layer_selection import layer_patterns, read_overrides
+from backend.pruning.owl import refuse_allocation
+from backend.pruning.pattern import PatternField
+
+
+class LayerGroup(BaseModel):
+    """Layers that are pruned alike."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pattern: PatternField  # of each layer; if OWL allocates, their mean sparsity
+    pruner: str
+    damping: float
+    # "owl": the job replaces the pattern of each block, see `owl`
+    allocation: Literal["uniform", "owl"]
+    layers: tuple[str, ...]  # full names
+
+
+class PruningPlan(Plan):
+    """What an SDS run does."""
+
+    stages: tuple[SDSStage, ...]
+    passes: tuple[SDSPass, ...]
+    groups: tuple[LayerGroup, ...]
+    dense: tuple[str, ...]  # full names of the layers that are not pruned
+
+    @cached_property
+    def layers(self) -> dict[str, LayerGroup]:
+        """Full name -> group of every layer that is pruned."""
+        return {name: group for group in self.groups for name in group.layers}
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        words = {"uniform": "", "owl": ", allocated by OWL"}
+        pruned = {f"{x.pruner}, {x.pattern}{words[x.allocation]}": x.layers for x in self.groups}
+        return pruned | ({"left dense": self.dense} if self.dense else {})
+
+    def check(self, config: SDSConfig) -> None:
+        names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
+        if pruning_plan(config, [_named(name) for name in names]) != self:
+            raise ValueError("the plan is not that of the config")
+
+
+class _LayerName(NamedTuple):
+    """A layer of which only the name is known: every pattern divides its inputs."""
+
+    name: str
+    block: int
+    module: str
+    columns: int = 0
+
+
+def _named(name: str) -> _LayerName:
+    if not (match := IN_BLOCK.fullmatch(name)):
+        raise ValueError(f"{name[:80]!r} is no layer of a block")
+    return _LayerName(name, int(match[1]), match[2])
+
+
+def pruning_plan(config: SDSConfig, layers: Collection[NamedLayer]) -> PruningPlan:
+    """The plan of a run with this config on a model with these layers. Raises ConfigError: a name
+    matches no layer, a pattern does not divide a layer, no layer is left to prune, or OWL cannot
+    allocate the sparsity."""
+    refuse_allocation(config)
+    patterns = layer_patterns(layers, config)
+    overridden = [name for name, _ in read_overrides(config.overrides)]
+    groups: dict[tuple[str, str], list[str]] = {}
+    dense = []
+    for layer in sorted(layers, key=lambda layer: (layer.block, layer.module)):
+        if layer.name not in patterns:
+            dense.append(layer.name)
+            continue
+        special = any(fits(name, layer) for name in overridden)
+        key = str(patterns[layer.name]), "uniform" if special else config.allocation
+        groups.setdefault(key, []).append(layer.name)
+    if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
+        what, why = "OWL has no sparsity to set.", "Every layer has a pattern of its own."
+        raise ConfigError(what, why, "Override fewer layers, or choose uniform.", "allocation")
+    return PruningPlan.model_validate(
+        {
+            "stages": config.stages,
+            "passes": config.passes,
+            "groups": [
+                {"pattern": pattern, "pruner": config.base, "damping": config.damping,
+                 "allocation": allocation, "layers": names}
+                for (pattern, allocation), names in groups.items()
+            ],
+            "dense": dense,
+        }
+    )  # fmt: skip
