@@ -2,7 +2,7 @@
 
     make bench-decoding
     make bench-decoding ARGS="--threads 2 --gguf model.gguf"
-    make bench-decoding ARGS="--only 'native, bf16' 'native, int4' --flags='-march=native -mno-avx512f'"
+    make bench-decoding ARGS="--only 'native, bf16' 'native, int4' --flags='-mavx2 -mfma'"
 
 All engines continue the same 192 tokens of the same model, in turn, round after round. Told are
 milliseconds of processor time for a token (medians; of all threads together), tokens a second by
@@ -136,7 +136,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--rounds", default=7, type=int)
     parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
-    parser.add_argument("--only", nargs="*", help="names of engines")
+    parser.add_argument("--only", nargs="*", help="engines, and no perplexity")
     parser.add_argument(
         "--flags", default=" ".join(NATIVE), help="the native decoder is built with"
     )
@@ -267,7 +267,7 @@ def main() -> None:
         perplexities = {
             name: perplexity(engine, windows)
             for name, engine in found.items()
-            if isinstance(engine, Engine)
+            if isinstance(engine, Engine) and not chosen.only
         }
     base = (
         median(times["PyTorch loop, bf16"].cpu) if "PyTorch loop, bf16" in times else float("nan")
