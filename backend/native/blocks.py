@@ -105,13 +105,12 @@ class NativeBlocks:
         if s.heads <= 0 or s.kv_heads <= 0 or s.heads % s.kv_heads:
             raise ValueError(f"{s.heads} heads do not share {s.kv_heads} key heads")
         layers = [*map(self._layer, blocks)]
-        self.structure.layers = len(layers)
-        self.structure.layer = self.layout.keep((c.Layer * len(layers))(*layers))
+        self._layers = (c.Layer * len(layers))(*layers)
+        self.structure.layers, self.structure.layer = len(layers), self._layers
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function on these blocks; `MemoryError`: it ran out of memory or threads."""
-        passed = (ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments)
-        if getattr(self._library, function)(ctypes.byref(self.structure), *passed):
+        if getattr(self._library, function)(self.structure, *arguments):
             raise MemoryError("The native decoder ran out of memory or threads.")
 
     def new_cache(self, capacity: int) -> NativeCache:

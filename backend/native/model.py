@@ -83,8 +83,9 @@ class NativeModel(NativeBlocks):
         packed = any(isinstance(module, PackedLinear) for module in model.modules())
         in_8_bits = packed and not self.width % HEAD_GROUP  # else it would be half of the bytes
         self.structure.read_out = (self.layout.int8 if in_8_bits else self.layout.matrix)(head)
-        padded = -(-self.vocabulary // LANES) * LANES
-        self.require((self.outputs, self.structure.read_out.inputs), (padded, self.width))
+        self._outputs = -(-self.vocabulary // LANES) * LANES
+        found = self.structure.read_out.outputs, self.structure.read_out.inputs
+        self.require(found, (self._outputs, self.width))
 
     def forward(
         self, ids: Tensor, cache: NativeCache,
@@ -109,15 +110,10 @@ class NativeModel(NativeBlocks):
             raise ValueError(f"{read_out} logits cannot be read of {[*ids.shape]} tokens")
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
-        held, logits = ids.long().contiguous(), torch.empty(read_out, self.outputs)
+        held, logits = ids.long().contiguous(), torch.empty(read_out, self._outputs)
         task = c.Pass(ids=held.data_ptr(), read_out=read_out, logits=logits.data_ptr())
         hidden = self._run(task, len(ids), caches, positions, visible)
         return hidden.bfloat16(), logits[:, : self.vocabulary]
-
-    @property
-    def outputs(self) -> int:
-        """Rows of the head, padded."""
-        return int(self.structure.read_out.outputs)
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""

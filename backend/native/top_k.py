@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -27,8 +25,6 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
     held = logits.float().contiguous()
     values = torch.empty(rows, ranks)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
-    given = (held, rows, columns, ranks, values, places, sums)
-    library(target).slimscope_top_k(
-        *(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in given)
-    )
+    found = [x.data_ptr() for x in (values, places, sums)]
+    library(target).slimscope_top_k(held.data_ptr(), rows, columns, ranks, *found)
     return values - sums, places

@@ -321,7 +321,7 @@ const char* slimscope_instructions() {
   return "AVX2";
 #elif defined(__ARM_FEATURE_DOTPROD)
   return "NEON with dot products";
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
   return "NEON";
 #else
   return "plain";

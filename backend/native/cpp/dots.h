@@ -41,7 +41,7 @@ template <class W> inline Register products(W codes, const int8_t* x) {
   return pairs_8((Register)(codes & HALF), every_32(load<int>(x)));
 }
 
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 
 inline int32x4_t dot(int32x4_t to, uint32x4_t codes, const int8_t* x) {
   const int8x16_t w = vreinterpretq_s8_u32(codes);
@@ -69,7 +69,7 @@ template <bool IN_4_BITS, class I, class W> inline I add(I to, W codes, const in
     const Register low = products(codes, x), high = products(codes >> 4, x + (IN_4_BITS ? 4 : 0));
     if (IN_4_BITS) return to + (I)pairs_16((Register)((Shorts)low + (Shorts)high), every_16(1));
     return to + (I)pairs_16(low, every_16(1)) + (I)pairs_16(high, every_16(16));
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
     if (!IN_4_BITS) return dot(to, codes ^ 0x80808080, x);
     return dot(dot(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
 #else

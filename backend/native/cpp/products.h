@@ -180,8 +180,8 @@ template <int R, int M> struct Tile {
         if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
         for (int i = 0; i < M; i++) {
           const size_t at = (size_t)(token + i) * groups + g;
-          total[r][i] +=
-              scale * p.input.scales[at] * convert<Floats>(part[r][i]) + offset * p.input.sums[at];
+          total[r][i] += scale * p.input.scales[at] * convert<Floats>(part[r][i]);
+          total[r][i] += offset * p.input.sums[at];  // by itself: both are fused, in every tile
         }
       }
     }
