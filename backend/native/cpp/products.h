@@ -146,7 +146,7 @@ template <int R, int M> struct Tile {
         const Floats even = bits<Floats>(both << 16), odd = bits<Floats>(both & 0xffff0000u);
         for (int i = 0; i < M; i++) {
           const float* two = x + (size_t)i * K + k;
-          total[r][i] = fused(odd, two[1], fused(even, two[0], total[r][i]));
+          total[r][i] = fused(odd, all(two[1]), fused(even, all(two[0]), total[r][i]));
         }
 #endif
       }
@@ -180,8 +180,8 @@ template <int R, int M> struct Tile {
         if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
         for (int i = 0; i < M; i++) {
           const size_t at = (size_t)(token + i) * groups + g;
-          total[r][i] += scale * p.input.scales[at] * convert<Floats>(part[r][i]);
-          total[r][i] += offset * p.input.sums[at];  // by itself: both are fused, in every tile
+          total[r][i] = fused(offset, all(p.input.sums[at]), total[r][i]);
+          total[r][i] = fused(scale * p.input.scales[at], convert<Floats>(part[r][i]), total[r][i]);
         }
       }
     }
@@ -209,8 +209,8 @@ template <int R, int M> struct Tile {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
         const Floats scale = widen(load<Halves>(m.scales + place));
         for (int i = 0; i < M; i++)
-          total[r][i] += scale * p.input.scales[(size_t)(token + i) * groups + g] *
-                         convert<Floats>(part[r][i] - 128 * levels[r]);
+          total[r][i] = fused(scale * p.input.scales[(size_t)(token + i) * groups + g],
+                              convert<Floats>(part[r][i] - 128 * levels[r]), total[r][i]);
       }
     }
     for (int r = 0; r < R; r++)

@@ -132,11 +132,7 @@ inline Halves narrow(Floats v) {
 #if defined(__AVX512F__)
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
-inline Floats fused(Floats a, float b, Floats c) {  // or compilers fuse some of the tiles only
-  return (Floats)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
-}
 #else
-inline Floats fused(Floats a, float b, Floats c) { return a * b + c; }
 // One half of the lanes joined with the other, until one is left.
 template <class V, class Join> inline float reduce(V v, Join join) {
   if constexpr (PAIRED<V>) {
@@ -155,6 +151,24 @@ inline float largest(Floats v) {
   return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
 }
 #endif
+
+// a b + c, of one kind in all tiles: left to themselves, compilers fuse it in some only.
+template <class V> inline V fused(V a, V b, V c) {
+  if constexpr (PAIRED<V>) return {fused(a.lo, b.lo, c.lo), fused(a.hi, b.hi, c.hi)};
+#if defined(__AVX512F__)
+  else
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  else
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  else
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  else
+    return a * b + c;
+#endif
+}
 
 // True if a comparison holds in any lane.
 inline bool any(Ints lanes) {
