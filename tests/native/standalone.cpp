@@ -6,7 +6,7 @@
 #include <random>
 #include <thread>
 
-#include "../../backend/native/cpp/decoder.cpp"
+#include "decoder.cpp"
 
 namespace {
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from backend.native.compiler import SOURCES
+
 SOURCE = Path(__file__).with_name("standalone.cpp")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=fast", "-pthread")
 ARM, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -24,7 +26,7 @@ def test_products_and_passes_are_as_expected(name: str, tmp_path: Path) -> None:
     program = [str(tmp_path / "standalone")]
     if missing := [x for x in {compiler, *([EMULATOR] * (compiler == ARM))} if not shutil.which(x)]:
         pytest.skip(f"there is no {missing[0]}")
-    line = [compiler, *FLAGS, *options, str(SOURCE), "-o", *program]
+    line = [compiler, *FLAGS, f"-I{SOURCES}", *options, str(SOURCE), "-o", *program]
     built = subprocess.run(line, capture_output=True, text=True)
     if built.returncode and "cannot find" in built.stderr:
         pytest.skip(built.stderr[-200:])
