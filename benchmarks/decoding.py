@@ -2,6 +2,7 @@
 
     make bench-decoding
     make bench-decoding ARGS="--threads 2 --gguf model.gguf"
+    make bench-decoding ARGS="--only 'native, bf16' 'native, int4' --flags='-mavx2 -mfma'"
 
 All engines continue the same 192 tokens of the same model, in turn, round after round. Told are
 milliseconds of processor time for a token (medians; of all threads together), tokens a second by
@@ -38,6 +39,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import chain
+from backend.decoding.native.compiler import NATIVE
+from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
@@ -77,10 +80,10 @@ class Engine(Writer, Protocol):
 class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
-    def __init__(self, model: PreTrainedModel, context: Sequence[int], native: bool) -> None:
-        target = TargetModel(model, native=native)
-        if native and target.native is None:
-            sys.exit(target.decoder)
+    def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
+        target = TargetModel(model, native=False)
+        if flags:
+            target.native = NativeModel(model, tuple(flags.split()))
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
         self._verify = target.verifier(self._cache)
         self._verify.prefill(list(context))
@@ -133,6 +136,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--rounds", default=7, type=int)
     parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
+    parser.add_argument("--only", nargs="*", help="engines, and no perplexity")
+    parser.add_argument(
+        "--flags", default=" ".join(NATIVE), help="the native decoder is built with"
+    )
     return parser.parse_args()
 
 
@@ -189,15 +196,16 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
     packed = in_4_bits(whole)
     prune(whole)
     sparse_packed, sparse = in_4_bits(whole), whole.to(torch.bfloat16)
-    found: dict[str, Writer] = {
-        "transformers generate, bf16": Transformers(model, context),
-        "PyTorch loop, bf16": Ours(model, context, native=False),
-        "native, bf16": Ours(model, context, native=True),
-        "PyTorch loop, int4": Ours(packed, context, native=False),
-        "native, int4": Ours(packed, context, native=True),
-        "native, bf16, 2:4": Ours(sparse, context, native=True),
-        "native, int4, 2:4": Ours(sparse_packed, context, native=True),
+    builders: dict[str, Callable[[], Writer]] = {
+        "transformers generate, bf16": lambda: Transformers(model, context),
+        "PyTorch loop, bf16": lambda: Ours(model, context),
+        "native, bf16": lambda: Ours(model, context, chosen.flags),
+        "PyTorch loop, int4": lambda: Ours(packed, context),
+        "native, int4": lambda: Ours(packed, context, chosen.flags),
+        "native, bf16, 2:4": lambda: Ours(sparse, context, chosen.flags),
+        "native, int4, 2:4": lambda: Ours(sparse_packed, context, chosen.flags),
     }
+    found = {name: build() for name, build in builders.items() if name in (chosen.only or builders)}
     if chosen.gguf:
         room = CONTEXT + NEW + max(WIDTHS) + 1
         for name, path in llama.formats(chosen.gguf, scratch, chosen.threads):
@@ -259,9 +267,11 @@ def main() -> None:
         perplexities = {
             name: perplexity(engine, windows)
             for name, engine in found.items()
-            if isinstance(engine, Engine)
+            if isinstance(engine, Engine) and not chosen.only
         }
-    base = median(times["PyTorch loop, bf16"].cpu)
+    base = (
+        median(times["PyTorch loop, bf16"].cpu) if "PyTorch loop, bf16" in times else float("nan")
+    )
     table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), {reach / 1e9:.0f} GB/s")
     for head in ("engine", "ms", "tokens/s", "× PyTorch bf16", "limit ms",
                  *(f"t({n})/t(1)" for n in WIDTHS), "error", "perplexity"):  # fmt: skip

@@ -140,7 +140,7 @@ def _one_thread() -> Iterator[None]:
 def skips_zeros(columns: int) -> bool:
     """Whether the native decoder can leave out zeros of layers with so many inputs here."""
     try:
-        return columns % 2 == 0 and bool(library().supports(SPARSE_BFLOAT16))
+        return columns % 2 == 0 and bool(library().slimscope_supports(SPARSE_BFLOAT16))
     except CompilerError:
         return False
 

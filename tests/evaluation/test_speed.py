@@ -135,7 +135,8 @@ def test_the_ratio_is_that_of_the_best_times_taken_in_turn(monkeypatch: pytest.M
 def test_zeros_are_left_out_where_the_processor_and_the_layer_allow_it(
     columns: int, answer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "library", lambda: SimpleNamespace(supports=lambda format: 1))
+    built = SimpleNamespace(slimscope_supports=lambda format: 1)
+    monkeypatch.setattr(room, "library", lambda: built)
     assert room.skips_zeros(columns) is answer
 
     def broken() -> None:

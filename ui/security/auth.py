@@ -1,5 +1,5 @@
-"""Who sends a request. `current_user` is the only place that decides it; `backend.queue.permissions` says
-what they may do.
+"""Who sends a request. `current_user` is the only place that decides it;
+`backend.queue.permissions` says what they may do.
 
 A dashboard on a loopback address belongs to whoever uses this machine: they are the host. Where
 other people can reach it (another address, or a token was set), the host is whoever has the token:

@@ -26,14 +26,10 @@ def head_size(model: PreTrainedModel) -> int:
 
 
 class NativeCache:
-    """Keys and values [layers, kv heads, capacity, head] of one sequence, in bfloat16.
-
-    Attributes:
-        capacity: maximum number of tokens, including a tree under verification.
-    """
+    """Keys and values [layers, kv heads, capacity, head] of one sequence, in bfloat16."""
 
     def __init__(self, owner: NativeBlocks, capacity: int) -> None:
-        self._owner, self.capacity = owner, capacity
+        self.owner, self.capacity = owner, capacity
         c_model = owner.structure
         shape = (c_model.layers, c_model.kv_heads, capacity, c_model.head)
         self._keys, self._values = torch.zeros(2, *shape, dtype=torch.bfloat16).unbind()
@@ -54,7 +50,7 @@ class NativeCache:
         if start < 0 or any(one >= other for one, other in pairwise(places)):
             raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
         rows = (ctypes.c_int32 * len(chosen))(*chosen)
-        self._owner.call("keep", self.structure, start, rows, len(chosen))
+        self.owner.call("slimscope_keep", self.structure, start, rows, len(chosen))
 
     def rewind(self, length: int) -> None:
         """Drop all rows from `length` on."""
@@ -66,15 +62,11 @@ class NativeCache:
         """A cache for `capacity` tokens that holds the first `length` rows of this one."""
         if not 0 <= length <= min(self.length, capacity):
             raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
-        other = self._owner.new_cache(capacity)
+        other = self.owner.new_cache(capacity)
         other._keys[:, :, :length] = self._keys[:, :, :length]
         other._values[:, :, :length] = self._values[:, :, :length]
         other.structure.length = length
         return other
-
-    def belongs_to(self, owner: NativeBlocks) -> bool:
-        """Whether its shape is that of the blocks."""
-        return self._owner is owner
 
 
 class NativeBlocks:
@@ -83,11 +75,7 @@ class NativeBlocks:
     Args:
         model: supported by the decoder (`model.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
-        target: compiler flags that choose the instructions.
-        rounded: whether weights that are not packed are rounded to 8 bits.
-
-    Attributes:
-        instructions: what the decoder was built for, such as AVX2.
+        rounded: weights that are not packed are rounded to 8 bits.
 
     Raises:
         CompilerError: the decoder cannot be built here.
@@ -95,38 +83,34 @@ class NativeBlocks:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        blocks: Iterable[nn.Module],
-        target: tuple[str, ...] = NATIVE,
-        rounded: bool = False,
-    ) -> None:
+        self, model: PreTrainedModel, blocks: Iterable[nn.Module],
+        target: tuple[str, ...] = NATIVE, rounded: bool = False,
+    ) -> None:  # fmt: skip
         self._library = library(target)
         self.instructions = instructions(target)
         self.layout = WeightLayout(self._library, rounded)
         self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb
-        self._rows = 0
+        self._rows = 0  # of the tables
         config = model.config.get_text_config()
         self.width = config.hidden_size
         self.structure = c.Model(
             0, self.width, config.num_attention_heads, config.num_key_value_heads,
             head_size(model), config.intermediate_size, config.rms_norm_eps,
         )  # fmt: skip
-        self._check_sizes()
+        s = self.structure
+        if any(size <= 0 or size % LANES for size in (s.width, s.head, s.inner)):
+            raise ValueError(f"the widths are not multiples of {LANES}")
+        if s.heads <= 0 or s.kv_heads <= 0 or s.heads % s.kv_heads:
+            raise ValueError(f"{s.heads} heads do not share {s.kv_heads} key heads")
         layers = [*map(self._layer, blocks)]
-        self.structure.layers = len(layers)
-        self.structure.layer = self.layout.keep((c.Layer * len(layers))(*layers))
+        self._layers = (c.Layer * len(layers))(*layers)
+        self.structure.layers, self.structure.layer = len(layers), self._layers
 
     def call(self, function: str, *arguments: object) -> None:
-        """Call a function of the library on these blocks.
-
-        Raises:
-            MemoryError: the library ran out of memory or threads.
-        """
-        passed = (ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments)
-        if getattr(self._library, function)(ctypes.byref(self.structure), *passed):
+        """Call a function on these blocks; `MemoryError`: it ran out of memory or threads."""
+        if getattr(self._library, function)(self.structure, *arguments):
             raise MemoryError("The native decoder ran out of memory or threads.")
 
     def new_cache(self, capacity: int) -> NativeCache:
@@ -139,12 +123,9 @@ class NativeBlocks:
         return NativeCache(self, capacity)
 
     def __call__(
-        self,
-        states: Tensor,
-        cache: NativeCache,
-        positions: Tensor | None = None,
-        visible: Tensor | None = None,
-    ) -> Tensor:
+        self, states: Tensor, cache: NativeCache,
+        positions: Tensor | None = None, visible: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Append n tokens to the cache: hidden states [n, width] -> [n, width] in float32.
 
         Args:
@@ -157,20 +138,16 @@ class NativeBlocks:
         return self._run(c.Pass(inputs=inputs.data_ptr()), len(states), [cache], positions, visible)
 
     def _run(
-        self,
-        task: c.Pass,
-        tokens: int,
-        caches: Sequence[NativeCache],
-        positions: Tensor | None,
-        visible: Tensor | None,
-    ) -> Tensor:
+        self, task: c.Pass, tokens: int, caches: Sequence[NativeCache],
+        positions: Tensor | None, visible: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """Run a pass over as many tokens of each cache; see `__call__`.
 
         Raises:
             ValueError: something is out of range; the library would read or write elsewhere.
         """
         each = tokens // len(caches) if caches else 0
-        apart = len({*map(id, caches)}) == len(caches) and all(x.belongs_to(self) for x in caches)
+        apart = len({*map(id, caches)}) == len(caches) and all(x.owner is self for x in caches)
         if not each or tokens != each * len(caches) or not apart:
             raise ValueError(f"{tokens} tokens cannot be appended to these {len(caches)} caches")
         if positions is None:
@@ -185,30 +162,19 @@ class NativeBlocks:
             alone = len(caches) == 1 and visible.shape == (tokens, tokens)
             if not alone or not visible.diagonal().all():
                 raise ValueError("of a tree, every token sees itself and some of the others")
+            visible = visible.to(torch.uint8).contiguous()
+            task.visible = visible.data_ptr()
         hidden, places = torch.empty(tokens, self.width), positions.long().contiguous()
-        seen = None if visible is None else visible.to(torch.uint8).contiguous()
-        pointers = (ctypes.POINTER(c.Cache) * len(caches))(
-            *(ctypes.pointer(cache.structure) for cache in caches)
-        )
-        task.tokens, task.sequences, task.caches = tokens, len(caches), pointers
-        task.threads, task.hidden = torch.get_num_threads(), hidden.data_ptr()
-        task.positions = places.data_ptr()
-        task.visible = None if seen is None else seen.data_ptr()
-        self.call("forward", task)
+        pointers = [ctypes.pointer(cache.structure) for cache in caches]
+        task.caches = (ctypes.POINTER(c.Cache) * len(caches))(*pointers)
+        task.tokens, task.sequences, task.threads = tokens, len(caches), torch.get_num_threads()
+        task.hidden, task.positions = hidden.data_ptr(), places.data_ptr()
+        self.call("slimscope_forward", task)
         return hidden
-
-    def _check_sizes(self) -> None:
-        """Raise `ValueError` for sizes that the library cannot compute with."""
-        s = self.structure
-        if any(size <= 0 or size % LANES for size in (s.width, s.head, s.inner)):
-            raise ValueError(f"the widths are not multiples of {LANES}")
-        if s.heads <= 0 or s.kv_heads <= 0 or s.heads % s.kv_heads:
-            raise ValueError(f"{s.heads} heads do not share {s.kv_heads} key heads")
 
     def _layer(self, block: Any) -> c.Layer:
         attention, mlp, s = block.self_attn, block.mlp, self.structure
-        head, mixed = s.head, s.heads * s.head
-        rows = mixed + 2 * s.kv_heads * head
+        mixed, rows = s.heads * s.head, (s.heads + 2 * s.kv_heads) * s.head
         return c.Layer(
             self.matrix(rows, s.width, attention.q_proj, attention.k_proj, attention.v_proj),
             self.matrix(s.width, mixed, attention.o_proj),
@@ -217,7 +183,7 @@ class NativeBlocks:
             self.matrix(s.width, s.inner, mlp.down_proj),
             self.norm(block.input_layernorm, s.width),
             self.norm(block.post_attention_layernorm, s.width),
-            *(self.norm(getattr(attention, name, None), head) for name in ("q_norm", "k_norm")),
+            *(self.norm(getattr(attention, name, None), s.head) for name in ("q_norm", "k_norm")),
         )
 
     def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
@@ -227,11 +193,11 @@ class NativeBlocks:
         return matrix
 
     def norm(self, norm: Any, size: int) -> int | None:
-        """The address of the weights of a norm; None where there is none."""
+        """Address of the weights of a norm."""
         if norm is None:
             return None
         self.require(norm.weight.shape, (size,))
-        return self.layout.floats(norm.weight)
+        return self.layout.own(norm.weight.detach().float().contiguous())
 
     def require(self, found: Sequence[int], expected: tuple[int, ...]) -> None:
         """Raise `ValueError` for weights of another shape than the library will read."""

@@ -20,7 +20,9 @@ from backend.settings import settings
 SOURCES = Path(__file__).with_name("cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
-NATIVE = ("-march=native",)  # this processor; the others are for tests
+NATIVE = (
+    "-march=native",
+)  # flags that choose the instructions of this processor, or for tests others
 TIMEOUT_S = 300
 
 
@@ -32,9 +34,6 @@ class CompilerError(SlimscopeError):
 def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
     """The decoder, loaded into this process; built first if it has not been.
 
-    Args:
-        target: compiler flags that choose the instructions.
-
     Raises:
         CompilerError: it is turned off, there is no compiler, or it fails.
     """
@@ -45,12 +44,23 @@ def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
             "Unset it to decode faster.",
         )
     try:
-        return _library(_compiler(), target)
+        path = _built(_compiler(), target)
+        try:
+            return declare(ctypes.CDLL(str(path)))
+        except OSError:
+            path.unlink(missing_ok=True)  # it is damaged, and built again next time
+            raise
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _failed(f"{error}.") from error
 
 
-def _library(compiler: str, target: tuple[str, ...]) -> ctypes.CDLL:
+def instructions(target: tuple[str, ...] = NATIVE) -> str:
+    """The instructions the decoder was built for, such as AVX2; see `library`."""
+    return str(library(target).slimscope_instructions().decode())
+
+
+def _built(compiler: str, target: tuple[str, ...]) -> Path:
+    """The file of the decoder, in a folder that is nobody else's."""
     folder = settings().cache_dir / "native"
     path = folder / f"decoder-{_key(compiler, target)}.so"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,22 +68,19 @@ def _library(compiler: str, target: tuple[str, ...]) -> ctypes.CDLL:
     _check_private(folder)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            _build(compiler, target, path)
+            part = path.with_suffix(".part")
+            line = [compiler, *FLAGS, *target, str(SOURCES / "decoder.cpp"), "-o", str(part)]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+            if done.returncode:
+                errors = [
+                    *(x for x in done.stderr.splitlines() if "error" in x),
+                    "It gave no reason.",
+                ]
+                raise _failed(f"{compiler} failed: {errors[0]}")
+            part.chmod(0o700)
+            part.replace(path)
     _check_private(path)
-    try:
-        return declare(ctypes.CDLL(str(path)))
-    except OSError:
-        path.unlink(missing_ok=True)  # it is damaged, and built again next time
-        raise
-
-
-def instructions(target: tuple[str, ...] = NATIVE) -> str:
-    """The instructions the decoder was built for, such as AVX2.
-
-    Raises:
-        CompilerError: see `library`.
-    """
-    return str(library(target).instructions().decode())
+    return path
 
 
 def _check_private(path: Path) -> None:
@@ -89,14 +96,13 @@ def _check_private(path: Path) -> None:
 
 def _compiler() -> str:
     chosen = os.environ.get("CXX", "")
-    found = next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None)
-    if found is None:
-        raise CompilerError(
-            "The native decoder cannot be built.",
-            "There is no C++ compiler.",
-            "Install one, such as g++ (Debian: apt install g++), and try again.",
-        )
-    return found
+    if found := next(filter(None, map(shutil.which, (chosen, *COMPILERS))), None):
+        return found
+    raise CompilerError(
+        "The native decoder cannot be built.",
+        "There is no C++ compiler.",
+        "Install one, such as g++ (Debian: apt install g++), and try again.",
+    )
 
 
 def _key(compiler: str, target: tuple[str, ...]) -> str:
@@ -113,17 +119,6 @@ def _processor() -> bytes:
     except OSError:
         return f"{platform.machine()} {platform.processor()}".encode()
     return b"\n".join(sorted({x for x in lines if x.startswith((b"flags", b"model", b"Features"))}))
-
-
-def _build(compiler: str, target: tuple[str, ...], path: Path) -> None:
-    part = path.with_suffix(".part")
-    line = [compiler, *FLAGS, *target, str(SOURCES / "decoder.cpp"), "-o", str(part)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
-    if done.returncode:
-        errors = [x for x in done.stderr.splitlines() if "error" in x] or ["It gave no reason."]
-        raise _failed(f"{compiler} failed: {errors[0]}")
-    part.chmod(0o700)
-    part.replace(path)
 
 
 def _failed(why: str) -> CompilerError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +16,9 @@ class NativeLinear(nn.Module):
     """A linear [..., in] -> [..., out] in float32, of weights in 4 bits, 8 bits or bfloat16.
 
     Args:
-        linear: an `nn.Linear`, or a `PackedLinear` with its 4-bit weights.
-        rounded: whether an `nn.Linear` is rounded to 8 bits.
-        sparse: whether zeros are left out where that pays.
         target: compiler flags that choose the instructions.
-
-    Attributes:
-        sparse: whether zeros are left out.
+        rounded: an `nn.Linear` is rounded to 8 bits.
+        sparse: zeros are left out where that pays; the attribute says where they are.
 
     Raises:
         CompilerError: the decoder cannot be built here.
@@ -52,7 +46,7 @@ class NativeLinear(nn.Module):
         rows = x.reshape(-1, self._matrix.inputs).float().contiguous()
         y = torch.empty(len(rows), self._matrix.outputs)
         threads = torch.get_num_threads() if self._large else 1
-        places = (ctypes.c_void_p(rows.data_ptr()), ctypes.c_void_p(y.data_ptr()))
-        if self._library.linear(ctypes.byref(self._matrix), *places, len(rows), threads):
+        places = self._matrix, rows.data_ptr(), y.data_ptr()
+        if self._library.slimscope_linear(*places, len(rows), threads):
             raise MemoryError("The native decoder ran out of memory or threads.")
         return y[:, : self.out_features].view(*x.shape[:-1], -1)

@@ -1,10 +1,7 @@
 """A transformers model in the layout of `cpp/decoder.cpp`.
 
-Supported: blocks of RMSNorm, rotary positions, (grouped) attention and a SwiGLU MLP, as in LLaMA,
-Mistral, Qwen2, Qwen3 and SmolLM, on a CPU, with bfloat16 weights or `PackedLinear` layers. The
-residual stream, softmax and logits are float32, so the logits are closer to those of the float32
-model than PyTorch's in bfloat16 are. Where the blocks are packed, the head is rounded to 8 bits and
-the inputs of products to 8 bits (ours, as llama.cpp does).
+Where the blocks are packed, the head and the inputs of products are rounded to 8 bits (ours, as
+llama.cpp does); see docs/decoding.md.
 """
 
 from __future__ import annotations
@@ -36,9 +33,6 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
 
     Where this decoder can be built it is faster in bfloat16 than PyTorch in float32, on processors
     without bfloat16 instructions, too: half as many bytes are read for a token.
-
-    Args:
-        architecture: of the model, such as LlamaForCausalLM.
     """
     if precision == "auto" and device.type == "cpu" and architecture in ARCHITECTURES:
         with suppress(CompilerError):
@@ -48,7 +42,7 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
 
 
 def unsupported(model: PreTrainedModel) -> str:
-    """Why the decoder does not run this model; "" if it does."""
+    """Reason for which the decoder does not run this model; "" if it does."""
     config = model.config.get_text_config()
     if config.model_type not in FAMILIES:
         return f"it decodes {', '.join(FAMILIES)} models, not {config.model_type}"
@@ -74,10 +68,6 @@ class NativeModel(NativeBlocks):
 
     Args:
         model: for which `unsupported` is empty; its embeddings are read in place.
-        target: compiler flags that choose the instructions.
-
-    Raises:
-        CompilerError: the decoder cannot be built here.
     """
 
     def __init__(self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE) -> None:
@@ -89,70 +79,43 @@ class NativeModel(NativeBlocks):
         self.require(embedding.shape, (self.vocabulary, self.width))
         self.structure.embedding = self.layout.own(embedding)
         self.structure.final_norm = self.norm(inner.norm, self.width)
-        self.structure.read_out = self._head(model)
-        padded = -(-self.vocabulary // LANES) * LANES
-        self.require((self.outputs, self.structure.read_out.inputs), (padded, self.width))
+        head: Any = model.get_output_embeddings()
+        packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        in_8_bits = packed and not self.width % HEAD_GROUP  # else it would be half of the bytes
+        self.structure.read_out = (self.layout.int8 if in_8_bits else self.layout.matrix)(head)
+        self._outputs = -(-self.vocabulary // LANES) * LANES
+        found = self.structure.read_out.outputs, self.structure.read_out.inputs
+        self.require(found, (self._outputs, self.width))
 
     def forward(
-        self,
-        ids: Tensor,
-        cache: NativeCache,
-        positions: Tensor | None = None,
-        visible: Tensor | None = None,
-        read_out: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Append the tokens `ids` [n] to the cache.
-
-        Args:
-            positions, visible: see `NativeBlocks`.
-            read_out: of how many of the last tokens logits are wanted.
-
-        Returns:
-            Hidden states [n, width] in bfloat16, and logits [read_out, vocabulary] in float32.
-        """
+        self, ids: Tensor, cache: NativeCache,
+        positions: Tensor | None = None, visible: Tensor | None = None, read_out: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Hidden states [n, width] in bfloat16 of the tokens `ids` [n], which are appended to the
+        cache, and logits [read_out, vocabulary] in float32 of the last; see `NativeBlocks`."""
         return self._pass(ids, [cache], positions, visible, read_out)
 
     def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
-        """Append the tokens `ids` [b, n] to the caches of b sequences, in one pass.
-
-        Returns:
-            Hidden states [b, n, width] in bfloat16, and logits [b, n, vocabulary] in float32.
-        """
+        """The same [b, n, ...] of the next tokens `ids` [b, n] of b sequences, in one pass."""
         found = self._pass(ids.flatten(), caches, None, None, ids.numel())
         hidden, logits = (x.unflatten(0, ids.shape) for x in found)
         return hidden, logits
 
     def _pass(
-        self,
-        ids: Tensor,
-        caches: Sequence[NativeCache],
-        positions: Tensor | None,
-        visible: Tensor | None,
-        read_out: int,
-    ) -> tuple[Tensor, Tensor]:
+        self, ids: Tensor, caches: Sequence[NativeCache],
+        positions: Tensor | None, visible: Tensor | None, read_out: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As many of the tokens `ids` [n] for each of the caches; see `forward`."""
         if ids.dim() != 1 or not 0 <= read_out <= len(ids):
             raise ValueError(f"{read_out} logits cannot be read of {[*ids.shape]} tokens")
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
-        held, logits = ids.long().contiguous(), torch.empty(read_out, self.outputs)
+        held, logits = ids.long().contiguous(), torch.empty(read_out, self._outputs)
         task = c.Pass(ids=held.data_ptr(), read_out=read_out, logits=logits.data_ptr())
         hidden = self._run(task, len(ids), caches, positions, visible)
         return hidden.bfloat16(), logits[:, : self.vocabulary]
-
-    @property
-    def outputs(self) -> int:
-        """Rows of the head, padded."""
-        return int(self.structure.read_out.outputs)
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""
         states = [self.forward(some, cache)[0] for some in ids.split(PREFILL) if len(some)]
         return torch.cat(states) if states else torch.empty(0, self.width, dtype=torch.bfloat16)
-
-    def _head(self, model: PreTrainedModel) -> c.Matrix:
-        """The head, in 8 bits where the blocks are packed: else it would be half of the bytes."""
-        head: Any = model.get_output_embeddings()
-        packed = any(isinstance(module, PackedLinear) for module in model.modules())
-        rounded = packed and not self.width % HEAD_GROUP
-        return self.layout.int8(head) if rounded else self.layout.matrix(head)

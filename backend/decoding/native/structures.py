@@ -1,86 +1,76 @@
-"""The C structures of `cpp/matrix.h` and `cpp/decoder.cpp`, field by field, and the functions that
-take them; shapes are there."""
+"""The C structures and functions of `cpp/`; shapes are there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import (
-    CDLL,
-    POINTER,
-    Structure,
-    c_char_p,
-    c_float,
-    c_int32,
-    c_int64,
-    c_void_p,
-    sizeof,
-)  # fmt: skip
+from ctypes import CDLL, POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p, sizeof
 from typing import Any
+
+
+def _fields(names: str, kind: Any = c_void_p) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, kind) for name in names.split())
 
 
 class Matrix(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("format", "outputs", "inputs", "group")),
-        *((name, c_void_p) for name in ("weights", "masks", "starts")),
-        *((name, c_void_p) for name in ("scales", "offsets", "bias")),
+        *_fields("format outputs inputs group", c_int32),
+        *_fields("weights masks starts scales offsets bias"),
     )
 
 
 class Layer(Structure):
     _fields_ = (
-        *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
-        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *_fields("qkv out gate up down", Matrix),
+        *_fields("attention_norm mlp_norm query_norm key_norm"),
     )
 
 
 class Model(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("layers", "width", "heads", "kv_heads", "head", "inner")),
+        *_fields("layers width heads kv_heads head inner", c_int32),
         ("epsilon", c_float),
         ("embedding", c_void_p),
         ("layer", POINTER(Layer)),
         ("final_norm", c_void_p),
         ("read_out", Matrix),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
+        *_fields("cosines sines"),
     )
 
 
 class Cache(Structure):
-    _fields_ = (
-        ("capacity", c_int32), ("length", c_int32), ("keys", c_void_p), ("values", c_void_p),
-    )  # fmt: skip
+    _fields_ = (*_fields("capacity length", c_int32), *_fields("keys values"))
 
 
 class Pass(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("tokens", "read_out", "threads", "sequences")),
+        *_fields("tokens read_out threads sequences", c_int32),
         ("caches", POINTER(POINTER(Cache))),
-        *((name, c_void_p) for name in ("ids", "inputs", "positions", "visible")),
-        ("hidden", c_void_p), ("logits", c_void_p),
-    )  # fmt: skip
+        *_fields("ids inputs positions visible hidden logits"),
+    )
 
 
 PACKS = (c_void_p, c_void_p, c_int32, c_int32)
 FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> what it returns, what it takes
-    "instructions": (c_char_p, ()),
-    "supports": (c_int32, (c_int32,)),
-    "size_of": (c_int32, (c_int32,)),
-    "pack_bf16": (None, PACKS),
-    "pack_int8": (None, PACKS),
-    "pack_int4": (None, PACKS),
-    "pack_int4_2_4": (c_int32, PACKS),
-    "leave_out_zeros": (c_int64, (*(c_void_p,) * 4, c_int32, c_int32)),
-    "forward": (c_int32, (POINTER(Model), POINTER(Pass))),
-    "linear": (c_int32, (POINTER(Matrix), c_void_p, c_void_p, c_int32, c_int32)),
-    "top_k": (None, (c_void_p, *(c_int32,) * 3, *(c_void_p,) * 3)),
-    "keep": (None, (POINTER(Model), POINTER(Cache), c_int32, POINTER(c_int32), c_int32)),
+    "slimscope_instructions": (c_char_p, ()),
+    "slimscope_acquire_threads": (None, ()),
+    "slimscope_release_threads": (None, ()),
+    "slimscope_supports": (c_int32, (c_int32,)),
+    "slimscope_size_of": (c_int32, (c_int32,)),
+    "slimscope_pack_bf16": (None, PACKS),
+    "slimscope_pack_int8": (None, PACKS),
+    "slimscope_pack_int4": (None, PACKS),
+    "slimscope_pack_int4_2_4": (c_int32, PACKS),
+    "slimscope_leave_out_zeros": (c_int64, (*(c_void_p,) * 4, c_int32, c_int32)),
+    "slimscope_forward": (c_int32, (POINTER(Model), POINTER(Pass))),
+    "slimscope_linear": (c_int32, (POINTER(Matrix), c_void_p, c_void_p, c_int32, c_int32)),
+    "slimscope_top_k": (None, (c_void_p, *(c_int32,) * 3, *(c_void_p,) * 3)),
+    "slimscope_keep": (None, (POINTER(Model), POINTER(Cache), c_int32, POINTER(c_int32), c_int32)),
 }
-NOT_EVERYWHERE = "leave_out_zeros"  # a function for some processors only
+NOT_EVERYWHERE = "slimscope_leave_out_zeros"  # a function for some processors only
 
 
 def declare(library: CDLL) -> CDLL:
-    """The library, whose functions check the types of what they are called with.
+    """The library, whose functions then check the types of their arguments.
 
     Raises:
         OSError: its structures have other sizes: it would read and write somewhere else.
@@ -90,7 +80,7 @@ def declare(library: CDLL) -> CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     for place, structure in enumerate((Matrix, Layer, Model, Cache, Pass)):
-        if (found := library.size_of(place)) != sizeof(structure):
+        if (found := library.slimscope_size_of(place)) != sizeof(structure):
             what = f"{structure.__name__} has {found} bytes in the library"
             raise OSError(f"{what}, and {sizeof(structure)} here")
     return library

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -11,13 +9,11 @@ from backend.decoding.native.compiler import NATIVE, library
 
 
 def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:
-    """The `ranks` largest of each row of `logits` [n, v] float32, the first place of equal ones
-    first. Where fewer are finite, the rest are at place 0 with the log-probability -inf, or NaN.
+    """Log-probabilities [n, ranks] float32, descending, and places [n, ranks] int32 of the largest
+    of each row of `logits` [n, v], the first place of equal ones first. Where fewer are finite, the
+    rest are at place 0 with the log-probability -inf, or NaN.
 
     Torch sorts every row for it, which takes longer than a layer of a drafter.
-
-    Returns:
-        Log-probabilities [n, ranks] float32, descending, and places [n, ranks] int32.
 
     Raises:
         CompilerError: the decoder cannot be built here.
@@ -29,8 +25,6 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
     held = logits.float().contiguous()
     values = torch.empty(rows, ranks)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
-    given = (held, rows, columns, ranks, values, places, sums)
-    library(target).top_k(
-        *(ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in given)
-    )
+    found = [x.data_ptr() for x in (values, places, sums)]
+    library(target).slimscope_top_k(held.data_ptr(), rows, columns, ranks, *found)
     return values - sums, places

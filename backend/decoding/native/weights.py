@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,14 @@ SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
 SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
-Kept = TypeVar("Kept")
 
 
 class WeightLayout:
-    """Lays out weights, and keeps what the structures point to.
+    """Lays out weights, and keeps what the structures point to, and threads to multiply with.
 
     Args:
-        library: the compiled decoder.
-        rounded: whether linears that are not packed are rounded to 8 bits.
-        sparse: whether the zeros of pruned linears are left out.
+        rounded: linears that are not packed are rounded to 8 bits.
+        sparse: the zeros of pruned linears are left out.
 
     Attributes:
         size: bytes of the matrices, masks and scales included: what a pass reads.
@@ -36,8 +34,10 @@ class WeightLayout:
 
     def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
         self._library, self._rounded, self._sparse = library, rounded, sparse
-        self._kept: list[object] = []
+        self._kept: list[Tensor] = []
         self.size = 0
+        library.slimscope_acquire_threads()
+        weakref.finalize(self, library.slimscope_release_threads)
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all in 4 bits or none.
@@ -46,14 +46,13 @@ class WeightLayout:
             ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
                 other tables than their shapes say.
         """
-        inputs = {_weight_shape(linear)[1] for linear in linears}
+        inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
         packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
-        alike = len(packed) == len(linears) and len({x.group for x in packed}) == 1
-        if alike:
+        if len(packed) == len(linears) and len({x.group for x in packed}) == 1:
             return self._int4(packed)
-        fits = all(_weight(linear).shape[1] % HEAD_GROUP == 0 for linear in linears)
+        fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
     def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
@@ -61,7 +60,7 @@ class WeightLayout:
         outputs, inputs = weight.shape
         padded = -(-outputs // LANES) * LANES
         layout = torch.empty(padded * inputs, dtype=torch.bfloat16)
-        self._library.pack_bf16(_at(weight), _at(layout), outputs, inputs)
+        self._library.slimscope_pack_bf16(weight.data_ptr(), layout.data_ptr(), outputs, inputs)
         matrix = c.Matrix(BFLOAT16, padded, inputs, inputs, bias=self._bias(linears, padded))
         if not (self._sparse and self._leave_out_zeros(matrix, layout)):
             matrix.weights = self._part(layout)
@@ -69,15 +68,15 @@ class WeightLayout:
 
     def _leave_out_zeros(self, matrix: c.Matrix, layout: Tensor) -> bool:
         """Let the matrix point to its weights without zeros; False if that would not pay."""
-        if not self._library.supports(SPARSE_BFLOAT16):
+        if not self._library.slimscope_supports(SPARSE_BFLOAT16):
             return False
         if int(layout.count_nonzero()) > (1 - SPARSE_FROM) * layout.numel():
             return False
         masks = torch.empty(layout.numel() // 32, dtype=torch.uint32)
         starts = torch.empty(matrix.outputs // LANES, dtype=torch.int64)
         kept = torch.empty(layout.nbytes + LINE, dtype=torch.uint8)
-        places = map(_at, (layout, masks, starts, kept))
-        size = self._library.leave_out_zeros(*places, matrix.outputs, matrix.inputs)
+        places = map(Tensor.data_ptr, (layout, masks, starts, kept))
+        size = self._library.slimscope_leave_out_zeros(*places, matrix.outputs, matrix.inputs)
         matrix.format = SPARSE_BFLOAT16
         matrix.masks, matrix.starts = self._part(masks), self._part(starts)
         matrix.weights = self._part(kept[: size + LINE].clone())  # of the last, a line is read
@@ -94,21 +93,17 @@ class WeightLayout:
             offsets=self._part(_blocks(offset)) if offset.any() else None,
             bias=self._bias(linears, outputs),
         )  # fmt: skip
-        if not (self._sparse and self._pack_2_4(matrix, codes)):
-            layout = torch.empty(outputs * inputs // 2, dtype=torch.uint8)
-            self._library.pack_int4(_at(codes), _at(layout), outputs, inputs)
-            matrix.weights = self._part(layout)
+        layout = torch.empty(codes.numel() // 2, dtype=torch.uint8)
+        if self._sparse and not matrix.offsets and self._library.slimscope_supports(INT4_2_4):
+            sparse = layout[: codes.numel() * 3 // 8].clone()  # of every four codes, two
+            if self._library.slimscope_pack_int4_2_4(
+                codes.data_ptr(), sparse.data_ptr(), outputs, inputs
+            ):
+                matrix.format, layout = INT4_2_4, sparse
+        if matrix.format == INT4:
+            self._library.slimscope_pack_int4(codes.data_ptr(), layout.data_ptr(), outputs, inputs)
+        matrix.weights = self._part(layout)
         return matrix
-
-    def _pack_2_4(self, matrix: c.Matrix, codes: Tensor) -> bool:
-        """Let the matrix point to two of every four codes; False if the others are not all 0."""
-        if matrix.offsets or not self._library.supports(INT4_2_4):
-            return False
-        layout = torch.empty(codes.numel() * 3 // 8, dtype=torch.uint8)
-        if not self._library.pack_int4_2_4(_at(codes), _at(layout), *codes.shape):
-            return False
-        matrix.format, matrix.weights = INT4_2_4, self._part(layout)
-        return True
 
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
@@ -120,7 +115,7 @@ class WeightLayout:
         scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
         codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
         layout = torch.empty(padded * inputs, dtype=torch.uint8)
-        self._library.pack_int8(_at(codes), _at(layout), padded, inputs)
+        self._library.slimscope_pack_int8(codes.data_ptr(), layout.data_ptr(), padded, inputs)
         scales, bias = self._part(_blocks(scale.T)), self._bias(linears, padded)
         return c.Matrix(
             INT8, padded, inputs, HEAD_GROUP, self._part(layout), scales=scales, bias=bias
@@ -130,37 +125,29 @@ class WeightLayout:
         biases = [getattr(linear, "bias", None) for linear in linears]
         if all(bias is None for bias in biases):
             return None
-        zeros = partial(torch.zeros, dtype=torch.float32)
-        whole = torch.cat(
-            [
-                zeros(linear.out_features) if bias is None else bias.detach().float()
-                for linear, bias in zip(linears, biases, strict=True)
-            ]
-        )
-        return self.own(torch.cat([whole, zeros(padded - len(whole))]))
+        whole, start = torch.zeros(padded, dtype=torch.float32), 0
+        linear: Any
+        for linear, bias in zip(linears, biases, strict=True):
+            end = start + linear.out_features
+            if bias is not None:
+                whole[start:end] = bias.detach()
+            start = end
+        return self.own(whole)
 
     def _part(self, tensor: Tensor) -> int:
-        """The address of a part of a matrix."""
+        """Address of a part of a matrix, which is kept."""
         self.size += tensor.nbytes
         return self.own(tensor)
 
-    def keep(self, value: Kept) -> Kept:
-        """`value`, which is kept as long as this object."""
-        self._kept.append(value)
-        return value
-
-    def floats(self, tensor: Tensor) -> int:
-        return self.own(tensor.detach().float().contiguous())
-
     def own(self, tensor: Tensor) -> int:
         """Its address; it is kept as long as this object."""
-        return self.keep(tensor).data_ptr()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
 
 
-def _weight_shape(linear: Any) -> tuple[int, int]:
+def _inputs(linear: Any) -> int:
     packed = isinstance(linear, PackedLinear)
-    outputs, inputs = linear.pairs.shape if packed else linear.weight.shape
-    return outputs, 2 * inputs if packed else inputs
+    return int(2 * linear.pairs.shape[1] if packed else linear.weight.shape[1])
 
 
 def _weight(linear: Any) -> Tensor:
@@ -177,7 +164,3 @@ def _codes(linear: PackedLinear) -> Tensor:
 def _blocks(table: Tensor) -> Tensor:
     """[groups, outputs] -> [outputs / 16, groups, 16]."""
     return table.T.reshape(-1, LANES, table.shape[0]).transpose(1, 2).contiguous()
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -152,7 +152,7 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 24)
 
 @pytest.mark.parametrize("mask", [two_of_four, scattered])
 def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor], Tensor]) -> None:
-    if not compiler.library().supports(weights.SPARSE_BFLOAT16):
+    if not compiler.library().slimscope_supports(weights.SPARSE_BFLOAT16):
         pytest.skip("this processor has no VBMI2")
     torch.manual_seed(0)
     linear = nn.Linear(192, 80, dtype=torch.bfloat16)
@@ -167,7 +167,7 @@ def test_leaving_out_the_zeros_of_bfloat16_changes_no_bit(mask: Callable[[Tensor
 
 @pytest.mark.parametrize("group", [32, 64, 192])
 def test_two_of_four_codes_give_the_product_of_all(group: int) -> None:
-    if not compiler.library().supports(weights.INT4_2_4):
+    if not compiler.library().slimscope_supports(weights.INT4_2_4):
         pytest.skip("this processor has no VNNI")
     torch.manual_seed(0)
     weight = torch.randn(80, 192)
@@ -203,7 +203,7 @@ def test_a_pruned_model_is_decoded_without_its_zeros() -> None:
     native, ids = NativeModel(model), tokens(model, 24)
     layer = native.structure.layer[1]
     matrices = (layer.qkv, layer.out, layer.gate, layer.up, layer.down)
-    sparse = bool(compiler.library().supports(weights.SPARSE_BFLOAT16))
+    sparse = bool(compiler.library().slimscope_supports(weights.SPARSE_BFLOAT16))
     assert [matrix.format in weights.SPARSE for matrix in matrices] == [sparse] * 5
     assert native.structure.read_out.format not in weights.SPARSE
     _, logits = native.forward(ids, native.new_cache(24), read_out=24)

@@ -24,7 +24,7 @@ from tests.decoding.native import conftest
 from backend.decoding.native.compiler import library
 x, y = torch.zeros(2, 16), torch.zeros(64)
 place = ctypes.c_void_p(x.data_ptr())
-library().top_k(place, 3, 16, 1, *(ctypes.c_void_p(y.data_ptr()) for _ in range(3)))
+library().slimscope_top_k(place, 3, 16, 1, *(ctypes.c_void_p(y.data_ptr()) for _ in range(3)))
 """
 
 

@@ -7,24 +7,22 @@
 //     x  += W_down (silu(W_gate rms(x)) * W_up rms(x))
 //   hidden = rms(x),   logits = W_head hidden
 //
-// Generating a token reads every weight once, so the time is that of reading them: `matrix.h` says how
-// they are stored, `products.h` how what enters a product is rounded. The residual x, sums, and softmax
-// are float32.
+// Generating a token reads every weight once, so the time is that of reading them: `matrix.h` says
+// how they are stored, `products.h` how what enters a product is rounded. The residual x, sums, and
+// softmax are float32.
 //
-// The n tokens of a pass are those of one sequence, or the next ones of several sequences, each with
-// a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache and
-// those j for which visible[i, j].
+// The n tokens of a pass are those of one sequence, or the next ones of several sequences, each
+// with a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache
+// and those j for which visible[i, j].
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <memory>
-#include <thread>
 #include <vector>
 
 #include "packing.h"
 #include "products.h"
+#include "threads.h"
 
 extern "C" {
 
@@ -53,84 +51,32 @@ struct Cache {
 struct Pass {
   int32_t tokens, read_out, threads;  // n; for how many of the last tokens logits are wanted
   int32_t sequences;
-  Cache* const* caches;            // [sequences]
-  const int64_t* ids;              // [n], or null:
-  const float* inputs;             // [n][width], what enters the first layer
-  const int64_t* positions;        // [n]
-  const uint8_t* visible;          // [n][n], or null: causal; of one sequence
-  float* hidden;                   // [n][width]
-  float* logits;                   // [read_out][outputs of the head]
+  Cache* const* caches;      // [sequences]
+  const int64_t* ids;        // [n], or null:
+  const float* inputs;       // [n][width], what enters the first layer
+  const int64_t* positions;  // [n]
+  const uint8_t* visible;    // [n][n], or null: causal; of one sequence
+  float* hidden;             // [n][width]
+  float* logits;             // [read_out][outputs of the head]
 };
 }
 
 namespace {
 
-// ------------------------------------------------------------------------------------------------
-// a team of threads that run the same pass, each its part of every product
+struct Buffers {                        // shared by the threads of a pass
+  std::vector<float> x, normed, heads;  // [n, width] twice, [n, (heads + 2 kv_heads) head]
+  std::vector<float> attended, gated;   // [n, heads head], [n, inner]
+  std::vector<float> mixed;             // [n, 2 inner] or [n, width]
+  Input input, up_input;                // of a product, and of `up` where that of `gate` differs
 
-class Barrier {
- public:
-  explicit Barrier(int size) : size_(size) {}
-  void wait() {
-    if (failed_) throw TeamFailed();
-    if (size_ == 1) return;
-    const int turn = turn_.load();
-    if (arrived_.fetch_add(1) + 1 == size_) {
-      arrived_ = 0;
-      turn_.fetch_add(1);
-      return;
-    }
-    for (int tries = 0; turn_.load(std::memory_order_acquire) == turn; tries++) {
-      if (failed_.load(std::memory_order_relaxed)) throw TeamFailed();
-      if (tries > 1000) std::this_thread::yield();
-    }
+  Buffers(const Model& m, size_t n) {
+    const size_t width = m.width, inner = m.inner, row = (size_t)m.heads * m.head;
+    x.resize(n * width), normed.resize(n * width);
+    heads.resize(n * (row + 2 * (size_t)m.kv_heads * m.head));
+    attended.resize(n * row), gated.resize(n * inner);
+    mixed.resize(n * std::max(2 * inner, width + LANES));
+    input.hold(n * std::max({width, row, inner})), up_input.hold(n * width);
   }
-  // Lets nobody wait for whoever will not come.
-  void fail() { failed_ = true; }
-  bool failed() const { return failed_; }
-
- private:
-  struct TeamFailed {};
-  const int size_;
-  std::atomic<bool> failed_{false};
-  std::atomic<int> arrived_{0}, turn_{0};
-};
-
-// Runs work(0) to work(threads - 1) at the same time. Returns 1 if memory or threads ran out, else 0:
-// nothing may be thrown to C.
-template <class Work> int32_t in_team(int threads, Barrier& barrier, Work work) noexcept {
-  auto safely = [&](int rank) noexcept {
-    try {
-      work(rank);
-    } catch (...) {
-      barrier.fail();
-    }
-  };
-  std::vector<std::thread> team;
-  try {
-    for (int rank = 1; rank < threads; rank++) team.emplace_back(safely, rank);
-  } catch (...) {
-    barrier.fail();
-  }
-  safely(0);
-  for (auto& thread : team) thread.join();
-  return barrier.failed();
-}
-
-struct Share {
-  int first, last;
-};
-inline Share share(int units, int rank, int size) {
-  return {(int)((int64_t)units * rank / size), (int)((int64_t)units * (rank + 1) / size)};
-}
-
-// ------------------------------------------------------------------------------------------------
-// the pass
-
-struct Buffers {  // shared by the team
-  std::vector<float> x, heads;         // [n, width], [n, (heads + 2 kv_heads) head]
-  std::vector<float> attended, gated;  // [n, heads head], [n, inner]
-  std::vector<float> mixed;            // [n, 2 inner] or [n, width]
 };
 
 // y = x / sqrt(mean(x^2) + epsilon) * weight
@@ -155,24 +101,24 @@ class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
       : m_(model), p_(pass), each_(pass.tokens / pass.sequences), s_(shared), barrier_(barrier),
-        rank_(rank), normed_((size_t)pass.tokens * model.width) {}
+        rank_(rank) {}
 
   void run() {
-    embed();
+    rows([&](int i) { embed(i); });
     for (int l = 0; l < m_.layers; l++) {
       const Layer& layer = m_.layer[l];
-      normalise(layer.attention_norm);
+      rows([&](int i) { prepare(layer.qkv, normed(i, layer.attention_norm), i, s_.input); });
       heads(layer, l);
       barrier_.wait();
       attend(l);
-      barrier_.wait();
       add(layer.out, s_.attended);
-      barrier_.wait();
-      normalise(layer.mlp_norm);
+      rows([&](int i) {
+        const float* row = normed(i, layer.mlp_norm);
+        prepare(layer.gate, row, i, s_.input);
+        if (!same_input(layer.gate, layer.up)) prepare(layer.up, row, i, s_.up_input);
+      });
       gate(layer);
-      barrier_.wait();
       add(layer.down, s_.gated);
-      barrier_.wait();
     }
     read_out();
   }
@@ -180,30 +126,38 @@ class Worker {
  private:
   Share mine(int units) const { return share(units, rank_, p_.threads); }
 
-  void embed() {
-    const Share some = mine(p_.tokens);
-    for (int i = some.first; i < some.last; i++)
-      for (int d = 0; d < m_.width; d++) {
-        const size_t place = (size_t)i * m_.width + d;
-        s_.x[place] = p_.ids ? widen(m_.embedding[p_.ids[i] * m_.width + d]) : p_.inputs[place];
-      }
+  // Does `work` for every token, once all threads have come here. Few tokens are the last one's to
+  // do, as the others would wait for it anyway; many are divided.
+  template <class Work> void rows(Work work) {
+    constexpr int FEW = 8;
+    auto some = [&](Share tokens) {
+      for (int i = tokens.first; i < tokens.last; i++) work(i);
+    };
+    if (p_.tokens <= FEW) return barrier_.wait([&] { some({0, p_.tokens}); });
+    barrier_.wait();
+    some(mine(p_.tokens));
     barrier_.wait();
   }
 
-  // Every thread for itself: it is cheaper than to wait for one another.
-  void normalise(const float* weight) {
-    for (int i = 0; i < p_.tokens; i++) {
-      const size_t row = (size_t)i * m_.width;
-      rms_norm(&s_.x[row], weight, m_.epsilon, m_.width, &normed_[row]);
+  void embed(int i) {
+    for (int d = 0; d < m_.width; d++) {
+      const size_t place = (size_t)i * m_.width + d;
+      s_.x[place] = p_.ids ? widen(m_.embedding[p_.ids[i] * m_.width + d]) : p_.inputs[place];
     }
+  }
+
+  // The row of a token, after the norm.
+  const float* normed(int i, const float* weight) {
+    const size_t row = (size_t)i * m_.width;
+    rms_norm(&s_.x[row], weight, m_.epsilon, m_.width, &s_.normed[row]);
+    return &s_.normed[row];
   }
 
   // Queries, keys and values of some heads; keys and values go to the cache.
   void heads(const Layer& layer, int l) {
     const int d = m_.head, all_heads = m_.heads + 2 * m_.kv_heads, stride = all_heads * d;
     const Share some = mine(all_heads);
-    prepare(layer.qkv, normed_.data(), p_.tokens, input_);
-    const Product p{layer.qkv, input_, s_.heads.data(), stride};
+    const Product p{layer.qkv, s_.normed.data(), s_.input, s_.heads.data(), stride};
     multiply(p, some.first * d / LANES, some.last * d / LANES, p_.tokens);
     for (int i = 0; i < p_.tokens; i++)
       for (int h = some.first; h < some.last; h++) {
@@ -241,8 +195,12 @@ class Worker {
       const float total = weigh(query, cache.keys + rows, cache.length, i % each_);
       const bf16* values = cache.values + rows;
       switch (d / LANES) {
-        case 4: mean_of<4>(values, cache.length, total, to); break;
-        case 8: mean_of<8>(values, cache.length, total, to); break;
+        case 4:
+          mean_of<4>(values, cache.length, total, to);
+          break;
+        case 8:
+          mean_of<8>(values, cache.length, total, to);
+          break;
         default:
           for (int at = 0; at < d; at += LANES)
             mean_of<1>(values + at, cache.length, total, to + at);
@@ -276,7 +234,7 @@ class Worker {
     Floats total = {};
     for (int t = 0; t < rows; t += LANES) {
       Floats score = load<Floats>(&scores_[t]) - largest;
-      Floats weight = score < all(-80.0f) ? Floats{} : exponential(score);
+      Floats weight = exponential(score);
       store(&scores_[t], weight);
       total += weight;
     }
@@ -299,8 +257,8 @@ class Worker {
   void add(const Matrix& matrix, const std::vector<float>& input) {
     const Share some = mine(matrix.outputs / LANES);
     float* y = s_.mixed.data();
-    prepare(matrix, input.data(), p_.tokens, input_);
-    multiply({matrix, input_, y, matrix.outputs}, some.first, some.last, p_.tokens);
+    rows([&](int i) { prepare(matrix, &input[(size_t)i * matrix.inputs], i, s_.input); });
+    multiply({matrix, input.data(), s_.input, y, matrix.outputs}, some.first, some.last, p_.tokens);
     const int first = some.first * LANES, last = std::min(some.last * LANES, m_.width);
     for (int i = 0; i < p_.tokens; i++)
       for (int d = first; d < last; d++)
@@ -312,11 +270,10 @@ class Worker {
     const Share some = mine(m_.inner / LANES);
     const int first = some.first * LANES, size = (some.last - some.first) * LANES;
     float *gates = s_.mixed.data(), *ups = gates + (size_t)p_.tokens * m_.inner;
-    prepare(layer.gate, normed_.data(), p_.tokens, input_);
-    multiply({layer.gate, input_, gates, m_.inner}, some.first, some.last, p_.tokens);
-    if (!same_input(layer.gate, layer.up))
-      prepare(layer.up, normed_.data(), p_.tokens, input_);
-    multiply({layer.up, input_, ups, m_.inner}, some.first, some.last, p_.tokens);
+    const float* x = s_.normed.data();
+    const Input& up_input = same_input(layer.gate, layer.up) ? s_.input : s_.up_input;
+    multiply({layer.gate, x, s_.input, gates, m_.inner}, some.first, some.last, p_.tokens);
+    multiply({layer.up, x, up_input, ups, m_.inner}, some.first, some.last, p_.tokens);
     for (int i = 0; i < p_.tokens; i++)
       for (int at = 0; at < size; at += LANES) {
         const size_t place = (size_t)i * m_.inner + first + at;
@@ -326,14 +283,17 @@ class Worker {
   }
 
   void read_out() {
-    if (m_.final_norm) normalise(m_.final_norm);
-    const std::vector<float>& states = m_.final_norm ? normed_ : s_.x;
-    if (rank_ == 0) std::copy_n(states.begin(), normed_.size(), p_.hidden);
+    const int skipped = p_.tokens - p_.read_out;
+    rows([&](int i) {
+      const float* row = m_.final_norm ? normed(i, m_.final_norm) : &s_.x[(size_t)i * m_.width];
+      std::copy_n(row, m_.width, p_.hidden + (size_t)i * m_.width);
+      if (i >= skipped) prepare(m_.read_out, row, i - skipped, s_.input);
+    });
     if (!p_.read_out) return;
     const Share some = mine(m_.read_out.outputs / LANES);
-    const float* last = &states[(size_t)(p_.tokens - p_.read_out) * m_.width];
-    prepare(m_.read_out, last, p_.read_out, input_);
-    multiply({m_.read_out, input_, p_.logits, m_.read_out.outputs}, some.first, some.last, p_.read_out);
+    const float* x = p_.hidden + (size_t)skipped * m_.width;
+    multiply({m_.read_out, x, s_.input, p_.logits, m_.read_out.outputs}, some.first, some.last,
+             p_.read_out);
   }
 
   const Model& m_;
@@ -342,8 +302,6 @@ class Worker {
   Buffers& s_;
   Barrier& barrier_;
   const int rank_;
-  Input input_;
-  std::vector<float> normed_;  // [n, width]
   std::vector<float> scores_;  // of one token: of the cached rows, and of those of
   std::vector<int> own_;       // the pass that it sees
 };
@@ -352,7 +310,7 @@ class Worker {
 
 extern "C" {
 
-const char* instructions() {
+const char* slimscope_instructions() {
 #if HAVE_BF16 && HAVE_VNNI
   return "AVX-512 with BF16 and VNNI";
 #elif HAVE_VNNI
@@ -361,34 +319,39 @@ const char* instructions() {
   return "AVX-512";
 #elif defined(__AVX2__)
   return "AVX2";
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return "NEON with dot products";
+#elif defined(__aarch64__)
+  return "NEON";
 #else
   return "plain";
 #endif
 }
 
 // Whether products with matrices of this format can be computed.
-int32_t supports(int32_t format) {
+int32_t slimscope_supports(int32_t format) {
   return format == SPARSE_BF16 ? HAVE_EXPAND : format == INT4_2_4 ? HAVE_VNNI : 1;
 }
 
 // Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own.
-int32_t size_of(int32_t place) {
-  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache), sizeof(Pass)};
+int32_t slimscope_size_of(int32_t place) {
+  constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache),
+                              sizeof(Pass)};
   return (int32_t)sizes[place];
 }
 
+// Counts the models that use the threads of this process, which end with the last.
+void slimscope_acquire_threads() { ThreadPool::acquire(); }
+void slimscope_release_threads() try { ThreadPool::release(); } catch (...) {  // then they sleep on
+}
+
 // Appends the tokens to the caches, and fills `hidden` and `logits`. Returns 1 if memory ran out.
-int32_t forward(const Model* model, const Pass* pass) try {
-  const size_t n = pass->tokens, d = model->head;
-  Buffers shared;
-  shared.x.resize(n * model->width);
-  shared.heads.resize(n * (model->heads + 2 * model->kv_heads) * d);
-  shared.mixed.resize(n * std::max(2 * (size_t)model->inner, (size_t)model->width + LANES));
-  shared.attended.resize(n * model->heads * d);
-  shared.gated.resize(n * model->inner);
-  Barrier barrier(pass->threads);
-  auto work = [&](int rank) { Worker(*model, *pass, shared, barrier, rank).run(); };
-  if (in_team(pass->threads, barrier, work)) return 1;
+int32_t slimscope_forward(const Model* model, const Pass* pass) try {
+  Buffers shared(*model, pass->tokens);
+  auto work = [&](int rank, Barrier& barrier) {
+    Worker(*model, *pass, shared, barrier, rank).run();
+  };
+  if (in_team(pass->threads, work)) return 1;
   for (int i = 0; i < pass->sequences; i++)
     pass->caches[i]->length += pass->tokens / pass->sequences;
   return 0;
@@ -397,24 +360,25 @@ int32_t forward(const Model* model, const Pass* pass) try {
 }
 
 // y [n, outputs] = W x + bias, x [n, inputs]. Returns 1 if memory ran out.
-int32_t linear(const Matrix* matrix, const float* x, float* y, int32_t n, int32_t threads) try {
+int32_t slimscope_linear(const Matrix* matrix, const float* x, float* y, int32_t n,
+                         int32_t threads) try {
   Input input;
-  prepare(*matrix, x, n, input);
-  const Product product{*matrix, input, y, matrix->outputs};
-  auto work = [&](int rank) {
+  input.hold((size_t)n * matrix->inputs);
+  for (int i = 0; i < n; i++) prepare(*matrix, x + (size_t)i * matrix->inputs, i, input);
+  const Product product{*matrix, x, input, y, matrix->outputs};
+  return in_team(threads, [&](int rank, Barrier&) {
     const Share some = share(matrix->outputs / LANES, rank, threads);
     multiply(product, some.first, some.last, n);
-  };
-  Barrier barrier(threads);
-  return in_team(threads, barrier, work);
+  });
 } catch (...) {
   return 1;
 }
 
 // Of each row of x [rows, columns] the `ranks` largest values, descending, and where they are; and
-// log sum e^x of the row. -infinity and NaN are never among them: what is missing is -infinity, at 0.
-void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
-             int32_t* places, float* sums) {
+// log sum e^x of the row. -infinity and NaN are never among them: what is missing is -infinity, at
+// 0.
+void slimscope_top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* values,
+                     int32_t* places, float* sums) {
   for (int r = 0; r < rows; r++, x += columns, values += ranks, places += ranks) {
     std::fill(values, values + ranks, -INFINITY);
     std::fill(places, places + ranks, 0);
@@ -443,7 +407,8 @@ void top_k(const float* x, int32_t rows, int32_t columns, int32_t ranks, float* 
 }
 
 // Of the rows from `start` on, keeps those at start + chosen (ascending).
-void keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen, int32_t count) {
+void slimscope_keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen,
+                    int32_t count) {
   const size_t row = model->head, block = (size_t)cache->capacity * row;
   for (bf16* rows : {cache->keys, cache->values})
     for (int b = 0; b < model->layers * model->kv_heads; b++)

@@ -1,5 +1,5 @@
-// Weight matrices in the order in which they are read: blocks of 16 outputs, and within a block a few
-// inputs of all 16 outputs side by side.
+// Weight matrices in the order in which they are read: blocks of 16 outputs, and within a block a
+// few inputs of all 16 outputs side by side.
 
 #pragma once
 #include "vectors.h"

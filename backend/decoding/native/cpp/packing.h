@@ -6,7 +6,7 @@
 extern "C" {
 
 // W [outputs, inputs] as bfloat16 -> the order of `Matrix::weights`, rows beyond `outputs` zero.
-void pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
+void slimscope_pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 2)
       for (size_t n = first; n < first + LANES; n++)
@@ -15,7 +15,7 @@ void pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t inputs) {
 }
 
 // Codes 0 to 255 [outputs, inputs] -> the order of `Matrix::weights`.
-void pack_int8(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+void slimscope_pack_int8(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 4)
       for (size_t n = first; n < first + LANES; n++)
@@ -23,7 +23,7 @@ void pack_int8(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs
 }
 
 // Codes 0 to 15 [outputs, inputs] -> two in a byte, k in the low and k + 4 in the high half.
-void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+void slimscope_pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 8)
       for (size_t n = first; n < first + LANES; n++)
@@ -34,8 +34,8 @@ void pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs
 #if HAVE_EXPAND
 // A matrix in the order of `pack_bf16` -> its masks, the starts of its blocks, and the bytes of its
 // weights, which are returned. `to` has room for all of them and a line.
-int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, uint16_t* to,
-                        int32_t outputs, int32_t inputs) {
+int64_t slimscope_leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts,
+                                  uint16_t* to, int32_t outputs, int32_t inputs) {
   const uint16_t* begin = to;
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);  // -0 is left out, too
   for (int block = 0; block < outputs / LANES; block++) {
@@ -51,9 +51,9 @@ int64_t leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t* starts, 
 }
 #endif
 
-// Codes 0 to 15 [outputs, inputs] -> the order of INT4_2_4. Returns 0 as soon as more than two of four
-// are not 8: the matrix is not 2:4.
-int32_t pack_int4_2_4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+// Codes 0 to 15 [outputs, inputs] -> the order of INT4_2_4. Returns 0 as soon as more than two of
+// four are not 8: the matrix is not 2:4.
+int32_t slimscope_pack_int4_2_4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
     for (size_t k = 0; k < (size_t)inputs; k += 32, to += RUN) {
       std::memset(to, 0, RUN);

@@ -1,42 +1,32 @@
 // Products of a matrix and a few tokens: y = W x + bias.
 //
-// What enters is rounded: to bfloat16 where the weights are bfloat16, and to 8 bits, with a scale for
-// each group of inputs, where they are codes of 8 or 4 bits; not at all without the instructions for
-// it. Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
+// What enters is rounded: to bfloat16 where the weights are bfloat16 (not without instructions for
+// it), and to 8 bits, with a scale for each group of inputs, where they are codes of 8 or 4 bits.
+// Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
 // and of 2:4 codes with VNNI.
 
 #pragma once
 #include <algorithm>
 #include <vector>
 
+#include "dots.h"
 #include "matrix.h"
 
 namespace {
 
 // What enters a product, for n tokens: rounded as the weights need it.
 struct Input {
-  const float* plain;              // [n, inputs], not rounded
-  std::vector<bf16> halves;        // [n, inputs], for BF16
-  std::vector<int8_t> codes;       // [n, inputs], for codes; for INT4_2_4 + 128, without sign; with
-  std::vector<float> scales, sums; // [n, inputs / group]
+  std::vector<bf16> halves;   // [n, inputs], for BF16
+  std::vector<int8_t> codes;  // [n, inputs], for codes; for INT4_2_4 + 128, without sign; with
+  std::vector<float> scales, sums;  // [n, inputs / group]
 
-#if HAVE_BF16
-  const bf16* for_bf16() const { return halves.data(); }
-#else
-  const float* for_bf16() const { return plain; }
-#endif
+  void hold(size_t size) {
+    halves.resize(size), codes.resize(size), scales.resize(size / LANES), sums.resize(size / LANES);
+  }
 };
 
 void round_to(const float* from, int size, bf16* to) {
-  int i = 0;
-  for (; i + LANES <= size; i += LANES) {
-    Halves v = narrow(load<Floats>(from + i));
-    std::memcpy(to + i, &v, sizeof v);
-  }
-  for (; i < size; i++) {
-    uint32_t bits = load<uint32_t>(from + i);
-    to[i] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  }
+  for (int i = 0; i < size; i += LANES) store(to + i, narrow(load<Floats>(from + i)));
 }
 
 // Whether what was prepared for one matrix also suits another with as many inputs.
@@ -45,41 +35,36 @@ inline bool same_input(const Matrix& a, const Matrix& b) {
   return a.format == b.format && a.group == b.group;
 }
 
-// Rounds x [n, inputs] as the weights of the matrix need it.
-void prepare(const Matrix& m, const float* x, int n, Input& to) {
-  const size_t size = (size_t)n * m.inputs;
-  to.plain = x;
+// Rounds x [inputs] of a token as the weights of the matrix need it.
+void prepare(const Matrix& m, const float* x, int token, Input& to) {
+  const size_t start = (size_t)token * m.inputs;
   if (bits_16((Format)m.format)) {
-    if (HAVE_BF16) to.halves.resize(size), round_to(x, size, to.halves.data());
+    if (HAVE_BF16) round_to(x, m.inputs, &to.halves[start]);
     return;
   }
-  const size_t groups = size / m.group;
-  to.scales.resize(groups), to.sums.resize(groups), to.codes.resize(size);
-  for (size_t g = 0; g < groups; g++) {
-    const float* from = x + g * m.group;
-    Floats most = {}, total = {};
+  const int groups = m.inputs / m.group;
+  for (int g = 0; g < groups; g++, x += m.group) {
+    Floats most = {}, codes = {};
     for (int k = 0; k < m.group; k += LANES) {
-      const Floats v = load<Floats>(from + k);
-      most = v > most ? v : -v > most ? -v : most;
-      total += v;
+      const Floats v = load<Floats>(x + k);
+      most = larger(-v, larger(v, most));
     }
-    to.scales[g] = 1.0f, to.sums[g] = sum(total);
-    if (!HAVE_VNNI) continue;
     const float scale = std::max(largest(most), 1e-30f) / 127.0f;
-    Floats codes = {};
     for (int k = 0; k < m.group; k += LANES) {
-      const Ints rounded = nearest(load<Floats>(from + k) / scale);
-      Bytes narrow = __builtin_convertvector(rounded, Bytes);
-      if (m.format == INT4_2_4) narrow ^= (int8_t)-128;  // + 128
-      std::memcpy(&to.codes[g * m.group + k], &narrow, sizeof narrow);
-      codes += __builtin_convertvector(rounded, Floats);
+      const Ints rounded = nearest(load<Floats>(x + k) / scale);
+      Bytes narrow = convert<Bytes>(rounded);
+      if (m.format == INT4_2_4) narrow = narrow ^ (int8_t)-128;  // + 128
+      store(&to.codes[start + g * m.group + k], narrow);
+      codes += convert<Floats>(rounded);
     }
-    to.scales[g] = scale, to.sums[g] = scale * sum(codes);
+    const size_t place = (size_t)token * groups + g;
+    to.scales[place] = scale, to.sums[place] = scale * sum(codes);
   }
 }
 
 struct Product {
   const Matrix& matrix;
+  const float* x;  // [n, inputs], as it was
   const Input& input;
   float* y;  // [n, stride]
   int stride;
@@ -142,7 +127,11 @@ template <int R, int M> struct Tile {
     const int K = p.matrix.inputs;
     Lines<F> lines[R];
     for (int r = 0; r < R; r++) lines[r].open(p.matrix, block + r);
-    const auto* x = p.input.for_bf16() + (size_t)token * K;
+#if HAVE_BF16
+    const bf16* x = &p.input.halves[(size_t)token * K];
+#else
+    const float* x = p.x + (size_t)token * K;
+#endif
     Floats total[R][M] = {};
     for (int k = 0; k < K; k += 2)
       for (int r = 0; r < R; r++) {
@@ -154,10 +143,10 @@ template <int R, int M> struct Tile {
           total[r][i] = (Floats)_mm512_dpbf16_ps((__m512)total[r][i], w, two);
         }
 #else
-        const Floats even = (Floats)(both << 16), odd = (Floats)(both & 0xffff0000u);
+        const Floats even = bits<Floats>(both << 16), odd = bits<Floats>(both & 0xffff0000u);
         for (int i = 0; i < M; i++) {
           const float* two = x + (size_t)i * K + k;
-          total[r][i] = fused(odd, two[1], fused(even, two[0], total[r][i]));
+          total[r][i] = fused(odd, all(two[1]), fused(even, all(two[0]), total[r][i]));
         }
 #endif
       }
@@ -169,28 +158,30 @@ template <int R, int M> struct Tile {
   // the sum of the inputs.
   template <Format F> static void integers(const Product& p, int block, int token) {
     constexpr int STEP = inputs_of_line(F);
-    const float middle = F == INT4 ? 8 : 128;
+    constexpr float MIDDLE = F == INT4 ? 8 : MIDDLE_OF_8_BITS;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
     Lines<F> lines[R];
     for (int r = 0; r < R; r++) lines[r].open(m, block + r);
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
-      Sums part[R][M] = {};
+      Ints part[R][M] = {};
       for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
         for (int r = 0; r < R; r++) {
           const Words codes = lines[r].read(k / STEP);
           for (int i = 0; i < M; i++)
-            part[r][i] = add<F>(part[r][i], codes, p.input, (size_t)(token + i) * K + k);
+            part[r][i] =
+                add<F == INT4>(part[r][i], codes, &p.input.codes[(size_t)(token + i) * K + k]);
         }
       for (int r = 0; r < R; r++) {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
         const Floats scale = widen(load<Halves>(m.scales + place));
-        Floats offset = scale * -middle;
+        Floats offset = scale * -MIDDLE;
         if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
         for (int i = 0; i < M; i++) {
           const size_t at = (size_t)(token + i) * groups + g;
-          total[r][i] += scale * p.input.scales[at] * whole(part[r][i]) + offset * p.input.sums[at];
+          total[r][i] = fused(offset, all(p.input.sums[at]), total[r][i]);
+          total[r][i] = fused(scale * p.input.scales[at], convert<Floats>(part[r][i]), total[r][i]);
         }
       }
     }
@@ -199,9 +190,9 @@ template <int R, int M> struct Tile {
   }
 
 #if HAVE_VNNI
-  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line are
-  // gathered for each output. x + 128 is not negative, as the instruction needs it; what that adds
-  // comes off with the sum of the levels, which is the same for all tokens.
+  // sum over the two of every four inputs k that count of (code[k] - 8) x[k]: the inputs of a line
+  // are gathered for each output. x + 128 is not negative, as the instruction needs it; what that
+  // adds comes off with the sum of the levels, which is the same for all tokens.
   static void two_of_four(const Product& p, int block, int token) {
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
@@ -218,8 +209,8 @@ template <int R, int M> struct Tile {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
         const Floats scale = widen(load<Halves>(m.scales + place));
         for (int i = 0; i < M; i++)
-          total[r][i] += scale * p.input.scales[(size_t)(token + i) * groups + g] *
-                         whole(part[r][i] - 128 * levels[r]);
+          total[r][i] = fused(scale * p.input.scales[(size_t)(token + i) * groups + g],
+                              convert<Floats>(part[r][i] - 128 * levels[r]), total[r][i]);
       }
     }
     for (int r = 0; r < R; r++)
@@ -243,33 +234,6 @@ template <int R, int M> struct Tile {
       }
     }
   }
-
-  static constexpr uint32_t HALF = 0x0f0f0f0f;
-  using Sums = Ints;
-  static Floats whole(Ints v) { return __builtin_convertvector(v, Floats); }
-  template <Format F>
-  static Ints add(Ints to, Words codes, const Input& input, size_t at) {
-    const int8_t* x = input.codes.data() + at;
-    if (F == INT8) return four(to, codes, x);
-    return four(four(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
-  }
-  static Ints four(Ints to, Words codes, const int8_t* x) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)codes, _mm512_set1_epi32(load<int>(x)));
-  }
-#else
-  using Sums = Floats;
-  static Floats whole(Floats v) { return v; }
-  template <Format F>
-  static Floats add(Floats to, Words codes, const Input& input, size_t at) {
-    const float* x = input.plain + at;
-    for (int b = 0; b < 4; b++) {
-      const Words each = codes >> (8 * b) & (F == INT4 ? 15 : 255);
-      to += __builtin_convertvector((Ints)each, Floats) * x[b];
-      if (F == INT4)
-        to += __builtin_convertvector((Ints)(codes >> (8 * b + 4) & 15), Floats) * x[4 + b];
-    }
-    return to;
-  }
 #endif
 };
 
@@ -280,16 +244,15 @@ constexpr int blocks_for(Format f, int m) {
   if (m == 1) return MANY_STREAMS ? 4 : 1;
   if (bits_16(f)) return m <= 6 ? 4 : 3;
   if (f == INT4_2_4) return m == 2 ? 4 : m <= 4 ? 2 : 1;  // a third sum
-  return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;  // sums of a group, and of all
+  return m == 2 ? 4 : m <= 4 ? 3 : m <= 6 ? 2 : 1;        // sums of a group, and of all
 }
-#else
+#else  // one stream, as measured on an AMD EPYC without its AVX-512
 constexpr int MOST = 4;
-constexpr int blocks_for(Format, int m) { return m == 1 ? 2 : 1; }
+constexpr int blocks_for(Format, int) { return 1; }
 #endif
 
 template <Format F, int R, int M> void tile(const Product& p, int block, int token) {
-  if constexpr (bits_16(F))
-    Tile<R, M>::template bfloat16<F>(p, block, token);
+  if constexpr (bits_16(F)) Tile<R, M>::template bfloat16<F>(p, block, token);
 #if HAVE_VNNI
   else if constexpr (F == INT4_2_4)
     Tile<R, M>::two_of_four(p, block, token);
@@ -313,7 +276,7 @@ template <Format F, int M = MOST> void chunk(const Product& p, int first, int la
   }
 }
 
-// The blocks [first, last) of y for n tokens.
+// Computes the blocks [first, last) of y for n tokens.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
   for (; first < last; first += CHUNK) {

@@ -1,12 +1,14 @@
-// Vectors of 16 numbers, in the instructions of the processor at hand. With AVX-512-BF16 an
-// instruction takes 32 weights, with VNNI 64 codes; without, GCC's and Clang's vector types become
-// AVX-512, AVX2, NEON or plain instructions.
+// Vectors of 16 numbers, in the instructions of the processor at hand: one register of AVX-512, or
+// halves of halves down to registers of AVX2, NEON or SSE, as GCC keeps wider ones in memory.
 
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#include <type_traits>
+#if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #if defined(__AVX512BF16__)
 #define HAVE_BF16 1
@@ -28,89 +30,170 @@ namespace {
 
 using bf16 = uint16_t;
 constexpr int LANES = 16;  // outputs of a block
+#if defined(__AVX512F__)
+constexpr int REGISTER = 16;  // float32 in a register
+#elif defined(__AVX2__)
+constexpr int REGISTER = 8;
+#else
+constexpr int REGISTER = 4;
+#endif
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int8_t Bytes __attribute__((vector_size(16)));
+template <class T, int N, bool FITS = (N <= REGISTER)> struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
 
-template <class T> inline T load(const void* from) {
-  T value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
+// A vector that fills several registers.
+template <class T, int N> struct Pair {
+  using Half = typename VectorOf<T, N / 2>::type;
+  Half lo, hi;
+  Pair() : lo{}, hi{} {}
+  Pair(Half low, Half high) : lo(low), hi(high) {}
+  Pair(T all) : lo(Half{} + all), hi(lo) {}
+  Pair operator-() const { return {-lo, -hi}; }
+  Pair& operator+=(Pair b) { return *this = *this + b; }
+  friend Pair operator+(Pair a, Pair b) { return {a.lo + b.lo, a.hi + b.hi}; }
+  friend Pair operator-(Pair a, Pair b) { return {a.lo - b.lo, a.hi - b.hi}; }
+  friend Pair operator*(Pair a, Pair b) { return {a.lo * b.lo, a.hi * b.hi}; }
+  friend Pair operator/(Pair a, Pair b) { return {a.lo / b.lo, a.hi / b.hi}; }
+  friend Pair operator&(Pair a, Pair b) { return {a.lo & b.lo, a.hi & b.hi}; }
+  friend Pair operator^(Pair a, Pair b) { return {a.lo ^ b.lo, a.hi ^ b.hi}; }
+  friend Pair operator<<(Pair a, int bits) { return {a.lo << bits, a.hi << bits}; }
+  friend Pair operator>>(Pair a, int bits) { return {a.lo >> bits, a.hi >> bits}; }
+  friend Pair<int32_t, N> operator>(Pair a, Pair b) { return {a.lo > b.lo, a.hi > b.hi}; }
+};
+template <class T, int N> struct VectorOf<T, N, false> {
+  using type = Pair<T, N>;
+};
+
+using Floats = VectorOf<float, LANES>::type;
+using Ints = VectorOf<int32_t, LANES>::type;
+using Words = VectorOf<uint32_t, LANES>::type;
+using Halves = VectorOf<uint16_t, LANES>::type;
+using Bytes = VectorOf<int8_t, LANES>::type;
+template <class V> constexpr bool PAIRED = std::is_class_v<V>;
+
+template <class V> inline V load(const void* from) {
+  if constexpr (PAIRED<V>) {
+    using Half = typename V::Half;
+    return {load<Half>(from), load<Half>((const char*)from + sizeof(Half))};
+  } else {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
 }
-inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+template <class V> inline void store(void* to, V value) {
+  if constexpr (PAIRED<V>)
+    store(to, value.lo), store((char*)to + sizeof value.lo, value.hi);
+  else
+    std::memcpy(to, &value, sizeof value);
+}
+// The same numbers as another type.
+template <class To, class V> inline To convert(V v) {
+  if constexpr (PAIRED<V>)
+    return {convert<typename To::Half>(v.lo), convert<typename To::Half>(v.hi)};
+  else
+    return __builtin_convertvector(v, To);
+}
+// The same bits as another type.
+template <class To, class V> inline To bits(V v) {
+  if constexpr (PAIRED<V>)
+    return {bits<typename To::Half>(v.lo), bits<typename To::Half>(v.hi)};
+  else
+    return (To)v;
+}
+template <class V, class Mask> inline V select(Mask mask, V yes, V no) {
+  if constexpr (PAIRED<V>)
+    return {select(mask.lo, yes.lo, no.lo), select(mask.hi, yes.hi, no.hi)};
+  else
+    return mask ? yes : no;
+}
 inline Floats all(float value) { return Floats{} + value; }
+inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }  // b where one is NaN
 #if defined(__AVX512F__)  // compilers write it in two halves
 inline Words words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
 inline Halves halves(Words v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
 #else
-inline Words words(Halves v) { return __builtin_convertvector(v, Words); }
-inline Halves halves(Words v) { return __builtin_convertvector(v, Halves); }
+inline Words words(Halves v) { return convert<Words>(v); }
+inline Halves halves(Words v) { return convert<Halves>(v); }
 #endif
-inline Floats widen(Halves v) { return (Floats)(words(v) << 16); }
+inline Floats widen(Halves v) { return bits<Floats>(words(v) << 16); }
 inline float widen(bf16 v) {
-  uint32_t bits = (uint32_t)v << 16;
-  return load<float>(&bits);
+  uint32_t word = (uint32_t)v << 16;
+  return load<float>(&word);
 }
 
 // Rounds to the nearest bfloat16, ties to even.
 inline Halves narrow(Floats v) {
-  Words bits = (Words)v;
-  return halves((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  const Words word = bits<Words>(v);
+  return halves((word + 0x7fff + ((word >> 16) & 1)) >> 16);
 }
 
 #if defined(__AVX512F__)
 inline float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
 inline float largest(Floats v) { return _mm512_reduce_max_ps((__m512)v); }
-inline Floats fused(Floats a, float b, Floats c) {  // or compilers fuse some of the tiles only
-  return (Floats)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)c);
-}
 #else
-inline Floats fused(Floats a, float b, Floats c) { return a * b + c; }
 // One half of the lanes joined with the other, until one is left.
-template <class Join> inline float reduce(Floats v, Join join) {
-  typedef float Eight __attribute__((vector_size(32)));
-  typedef float Four __attribute__((vector_size(16)));
-  const char* bytes = (const char*)&v;
-  const Eight eight = join(load<Eight>(bytes), load<Eight>(bytes + 32));
-  bytes = (const char*)&eight;
-  const Four four = join(load<Four>(bytes), load<Four>(bytes + 16));
-  return join(join(four[0], four[1]), join(four[2], four[3]));
+template <class V, class Join> inline float reduce(V v, Join join) {
+  if constexpr (PAIRED<V>) {
+    return reduce(join(v.lo, v.hi), join);
+  } else if constexpr (sizeof v > 16) {
+    typedef float Four __attribute__((vector_size(16)));
+    return reduce(join(load<Four>(&v), load<Four>((char*)&v + 16)), join);
+  } else {
+    return join(join(v[0], v[1]), join(v[2], v[3]));
+  }
 }
 inline float sum(Floats v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
 }
 inline float largest(Floats v) {
-  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+  return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
 }
 #endif
 
-// Whether a comparison holds in any lane.
+// a b + c, of one kind in all tiles: left to themselves, compilers fuse it in some only.
+template <class V> inline V fused(V a, V b, V c) {
+  if constexpr (PAIRED<V>) return {fused(a.lo, b.lo, c.lo), fused(a.hi, b.hi, c.hi)};
+#if defined(__AVX512F__)
+  else
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  else
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  else
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  else
+    return a * b + c;
+#endif
+}
+
+// True if a comparison holds in any lane.
 inline bool any(Ints lanes) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
 #else
-  int32_t found = 0;
-  for (int i = 0; i < LANES; i++) found |= lanes[i];
-  return found != 0;
+  return sum(convert<Floats>(lanes)) != 0;
 #endif
 }
 
-constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers, in the low bits
-inline Ints nearest(Floats v) { return (Ints)(v + ROUNDING) - (Ints)all(ROUNDING); }
+constexpr float ROUNDING =
+    12582912.0f;  // 1.5 * 2^23: adding it leaves whole numbers, in the low bits
+inline Ints nearest(Floats v) { return bits<Ints>(v + ROUNDING) - bits<Ints>(all(ROUNDING)); }
 
-// e^x to 2e-7 relative: 2^n (1 + polynomial of the rest), for x <= 88.
-inline Floats exponential(Floats x) {
-  x = x < all(-87.0f) ? all(-87.0f) : x;
+// e^x to 2e-7 relative: 2^n (1 + polynomial of the rest); 0 below -87, and e^88 above 88.
+inline Floats exponential(Floats exponent) {
+  const Floats x = -larger(all(-88.0f), -larger(all(-87.0f), exponent));
   Ints n = nearest(x * 1.44269504f);
-  Floats whole = __builtin_convertvector(n, Floats);
+  Floats whole = convert<Floats>(n);
   Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats p = all(1.9875691500e-4f);
   for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
     p = p * r + c;
-  return (p * r * r + r + 1.0f) * (Floats)((n + 127) << 23);
+  const Floats power = (p * r * r + r + 1.0f) * bits<Floats>((n + 127) << 23);
+  return select(all(-87.0f) > exponent, Floats{}, power);
 }
 
 }  // namespace

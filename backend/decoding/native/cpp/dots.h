@@ -1,0 +1,89 @@
+// Products of integers: the four inputs of every output that lie side by side in a line of codes,
+// in the instructions of the processor at hand.
+
+#pragma once
+#include "vectors.h"
+
+namespace {
+
+constexpr uint32_t HALF = 0x0f0f0f0f;
+
+#if HAVE_VNNI || defined(__AVX2__)
+constexpr int MIDDLE_OF_8_BITS = 128;  // of the codes that are multiplied
+#else
+constexpr int MIDDLE_OF_8_BITS = 0;  // of those less 128, which 8 bits with a sign hold
+#endif
+
+#if HAVE_VNNI
+
+inline Ints dot(Ints to, Words codes, const int8_t* x) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)to, (__m512i)codes, _mm512_set1_epi32(load<int>(x)));
+}
+
+#elif defined(__AVX512BW__) || defined(__AVX2__)
+
+#if defined(__AVX512BW__)
+using Register = __m512i;
+inline Register every_32(int v) { return _mm512_set1_epi32(v); }
+inline Register every_16(short v) { return _mm512_set1_epi16(v); }
+inline Register pairs_8(Register a, Register b) { return _mm512_maddubs_epi16(a, b); }
+inline Register pairs_16(Register a, Register b) { return _mm512_madd_epi16(a, b); }
+#else
+using Register = __m256i;
+inline Register every_32(int v) { return _mm256_set1_epi32(v); }
+inline Register every_16(short v) { return _mm256_set1_epi16(v); }
+inline Register pairs_8(Register a, Register b) { return _mm256_maddubs_epi16(a, b); }
+inline Register pairs_16(Register a, Register b) { return _mm256_madd_epi16(a, b); }
+#endif
+
+// Sums of two products of 4 bits each, which 16 bits hold; of whole bytes they would not.
+template <class W> inline Register products(W codes, const int8_t* x) {
+  return pairs_8((Register)(codes & HALF), every_32(load<int>(x)));
+}
+
+#elif defined(__aarch64__)
+
+inline int32x4_t dot(int32x4_t to, uint32x4_t codes, const int8_t* x) {
+  const int8x16_t w = vreinterpretq_s8_u32(codes);
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(load<int>(x)));
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(to, w, four);
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(four));
+  return vpadalq_s16(to, vpaddq_s16(low, vmull_high_s8(w, four)));
+#endif
+}
+
+#endif
+
+// Adds to the sum of each output its codes of a line times their inputs.
+template <bool IN_4_BITS, class I, class W> inline I add(I to, W codes, const int8_t* x) {
+  if constexpr (PAIRED<I>) {
+    return {add<IN_4_BITS>(to.lo, codes.lo, x), add<IN_4_BITS>(to.hi, codes.hi, x)};
+  } else {
+    using Shorts [[maybe_unused]] = typename VectorOf<int16_t, sizeof(W) / 2, true>::type;
+#if HAVE_VNNI
+    if (!IN_4_BITS) return dot(to, codes, x);
+    return dot(dot(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
+#elif defined(__AVX512BW__) || defined(__AVX2__)
+    const Register low = products(codes, x), high = products(codes >> 4, x + (IN_4_BITS ? 4 : 0));
+    if (IN_4_BITS) return to + (I)pairs_16((Register)((Shorts)low + (Shorts)high), every_16(1));
+    return to + (I)pairs_16(low, every_16(1)) + (I)pairs_16(high, every_16(16));
+#elif defined(__aarch64__)
+    if (!IN_4_BITS) return dot(to, codes ^ 0x80808080, x);
+    return dot(dot(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
+#else
+    // the codes of bytes 0 and 2, and of 1 and 3, as 16-bit numbers, whose sums of products fit
+    auto products = [&](int bit, int at) {
+      const uint32_t mask = IN_4_BITS ? 0x000f000f : 0x00ff00ff;
+      const Shorts two = (Shorts)(codes >> bit & mask) - (short)(IN_4_BITS ? 0 : 128);
+      return two * (Shorts)(W{} + ((uint32_t)x[at + 2] << 16 | (uint16_t)x[at]));
+    };
+    Shorts sums = products(0, 0) + products(8, 1);
+    if (IN_4_BITS) sums += products(4, 4) + products(12, 5);
+    return to + ((I)sums << 16 >> 16) + ((I)sums >> 16);
+#endif
+  }
+}
+
+}  // namespace

@@ -1,0 +1,158 @@
+// The decoder without Python, for instruction sets and sanitizers that cannot be loaded into it:
+// its products beside those in double, and passes of several threads beside those of one.
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "decoder.cpp"
+
+namespace {
+
+std::mt19937 chance(0);
+
+void require(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("wrong: %s\n", what);
+  std::exit(1);
+}
+
+// A random matrix of codes or bfloat16, and its weights as numbers.
+struct Weights {
+  std::vector<bf16> halves, scales;
+  std::vector<uint8_t> codes, packed;
+  std::vector<double> numbers;
+  Matrix matrix{};
+
+  Weights(Format format, int outputs, int inputs, int group = 32) : numbers(outputs * inputs) {
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    matrix = {format, outputs, inputs, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    packed.resize(outputs * inputs * 2);
+    if (format == BF16) {
+      for (auto& number : numbers) {
+        const float value = uniform(chance) / 8;
+        halves.push_back(load<uint32_t>(&value) >> 16), number = widen(halves.back());
+      }
+      slimscope_pack_bf16(halves.data(), (bf16*)packed.data(), outputs, inputs);
+    } else {
+      const int levels = format == INT4 ? 16 : 256, groups = inputs / group;
+      for (int i = 0; i < outputs * groups; i++) scales.push_back(0x3c00 + chance() % 128);
+      for (int n = 0; n < outputs; n++)
+        for (int k = 0; k < inputs; k++) {
+          codes.push_back(n == 0 ? 0 : n == 1 ? levels - 1 : chance() % levels);
+          const int place = (n / LANES * groups + k / group) * LANES + n % LANES;
+          numbers[n * inputs + k] = (codes.back() - levels / 2) * (double)widen(scales[place]);
+        }
+      (format == INT4 ? slimscope_pack_int4 : slimscope_pack_int8)(codes.data(), packed.data(),
+                                                                   outputs, inputs);
+    }
+    matrix.weights = packed.data(), matrix.scales = scales.data();
+  }
+};
+
+// x as products see it.
+std::vector<double> rounded(const std::vector<float>& x, const Matrix& m) {
+  std::vector<double> found(x.begin(), x.end());
+  if (m.format == BF16) return found;
+  for (size_t start = 0; start < x.size(); start += m.group) {
+    float most = 1e-30f;
+    for (int k = 0; k < m.group; k++) most = std::max(most, std::fabs(x[start + k]));
+    const float scale = most / 127;
+    for (int k = 0; k < m.group; k++)
+      found[start + k] = std::nearbyint(x[start + k] / scale) * (double)scale;
+  }
+  return found;
+}
+
+void check_products(Format format, int threads) {
+  const int inputs = 128, outputs = 96;
+  const Weights weights(format, outputs, inputs);
+  std::uniform_real_distribution<float> uniform(-3, 3);
+  for (int n : {1, 2, 3, 5, 8, 13}) {
+    std::vector<float> x(n * inputs), y(n * outputs);
+    for (auto& value : x) value = uniform(chance);
+    for (int k = 0; k < 64; k++) x[k] = chance() % 2 ? 3 : -3;  // the largest sums there are
+    const std::vector<double> exact = rounded(x, weights.matrix);
+    require(!slimscope_linear(&weights.matrix, x.data(), y.data(), n, threads), "a return value");
+    for (int i = 0; i < n; i++)
+      for (int o = 0; o < outputs; o++) {
+        double sum = 0, size = 0;
+        for (int k = 0; k < inputs; k++) {
+          const double part = weights.numbers[o * inputs + k] * exact[i * inputs + k];
+          sum += part, size += std::fabs(part);
+        }
+        const double most = (format == BF16 && HAVE_BF16 ? 1e-2 : 1e-5) * size;
+        require(std::fabs(y[i * outputs + o] - sum) <= most, "a product");
+      }
+  }
+}
+
+constexpr int WIDTH = 64, HEAD = 16, LENGTH = 24, WORDS = 128;
+
+std::vector<float> logits(const Model& model, int threads, int each) {
+  std::vector<bf16> keys(2 * LENGTH * HEAD * 2), values(keys.size());
+  std::vector<float> hidden(LENGTH * WIDTH), found(LENGTH * WORDS);
+  Cache cache{LENGTH, 0, keys.data(), values.data()};
+  Cache* caches[] = {&cache};
+  for (int start = 0; start < LENGTH; start += each) {
+    std::vector<int64_t> ids(each), positions(each);
+    for (int i = 0; i < each; i++) positions[i] = start + i, ids[i] = (start + i) * 7 % WORDS;
+    const Pass pass{each,
+                    each,
+                    threads,
+                    1,
+                    caches,
+                    ids.data(),
+                    nullptr,
+                    positions.data(),
+                    nullptr,
+                    hidden.data(),
+                    &found[start * WORDS]};
+    require(!slimscope_forward(&model, &pass), "a pass");
+  }
+  return found;
+}
+
+void check_passes() {
+  const Weights qkv(INT4, 4 * HEAD + 4 * HEAD, WIDTH), out(BF16, WIDTH, 4 * HEAD);
+  const Weights gate(INT4, 96, WIDTH), up(INT8, 96, WIDTH), down(INT8, WIDTH, 96);
+  const Weights table(BF16, WORDS, WIDTH), head(INT8, WORDS, WIDTH);
+  const std::vector<float> ones(WIDTH, 1.0f), tables(LENGTH * HEAD / 2, 0.5f);
+  const Layer layer{qkv.matrix,  out.matrix,  gate.matrix, up.matrix, down.matrix,
+                    ones.data(), ones.data(), nullptr,     nullptr};
+  const Layer layers[] = {layer, layer};
+  const Model model{2,
+                    WIDTH,
+                    4,
+                    2,
+                    HEAD,
+                    96,
+                    1e-5f,
+                    table.halves.data(),
+                    layers,
+                    ones.data(),
+                    head.matrix,
+                    tables.data(),
+                    tables.data()};
+  const std::vector<float> expected = logits(model, 1, 1);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; caller++)
+    callers.emplace_back([&, caller] {
+      slimscope_acquire_threads();
+      for (int turn = 0; turn < 20; turn++)
+        for (int each : {1, 3, 12, 24})
+          require(logits(model, 1 + (caller + turn) % 4, each) == expected, "threads");
+      slimscope_release_threads();
+    });
+  for (auto& caller : callers) caller.join();
+}
+
+}  // namespace
+
+int main() {
+  for (Format format : {BF16, INT8, INT4})
+    for (int threads : {1, 3}) check_products(format, threads);
+  check_passes();
+  std::printf("%s: as expected\n", slimscope_instructions());
+}

@@ -1,0 +1,118 @@
+"""The threads of passes: kept from pass to pass, of the priority of whoever decodes, ended with the
+last model, and not missed by a fork."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from backend.decoding.native.model import NativeModel
+from tests.decoding.native.test_decoder import SIZES, built
+from tests.fork_server import elsewhere
+
+IDS = torch.arange(3, 23)
+TASKS = Path("/proc/self/task")
+linux = pytest.mark.skipif(not TASKS.is_dir(), reason="counts the threads in /proc")
+
+
+def model() -> NativeModel:
+    return NativeModel(built(LlamaConfig(**SIZES)))
+
+
+def logits(native: NativeModel, threads: int, nice: int = 0) -> Tensor:
+    """Of a pass in a thread that has so many, and this priority."""
+
+    def decode() -> Tensor:
+        torch.set_num_threads(threads)
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        return native.forward(IDS, native.new_cache(32), read_out=len(IDS))[1]
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(decode).result()
+
+
+def niceness() -> list[int]:
+    """Of the threads that wait for passes."""
+    found = []
+    for task in TASKS.iterdir():
+        with suppress(OSError):  # it has just ended
+            name, rest = (task / "stat").read_text().rsplit(") ", 1)
+            found += [int(rest.split()[16])] * name.endswith("(slimscope")
+    return found
+
+
+def lives() -> list[int]:
+    """Threads before a model, after one pass and after many, and after the model."""
+    native, other = model(), model()
+    logits(native, 1)
+    counts = [len(niceness())]
+    for passes in (1, 20):
+        for _ in range(passes):
+            logits(native, 4), logits(other, 4)
+        counts.append(len(niceness()))
+    del native
+    gc.collect()
+    counts.append(len(niceness()))
+    del other
+    gc.collect()
+    for _ in range(100):  # ended threads are listed for a moment
+        if niceness():
+            time.sleep(0.02)
+    return [*counts, len(niceness())]
+
+
+@linux
+def test_threads_live_as_long_as_the_last_model() -> None:
+    assert elsewhere(lives) == [0, 3, 3, 3, 0]
+
+
+def priorities() -> tuple[list[int], list[int]]:
+    native = model()
+    logits(native, 3)
+    first = niceness()
+    logits(native, 3, nice=7)
+    return first, niceness()
+
+
+@linux
+def test_a_pass_has_threads_of_the_priority_of_its_own_thread() -> None:
+    """A guest's pass must not run at a host's priority, nor a host's at a guest's."""
+    first, second = elsewhere(priorities)
+    assert first == [0, 0] and sorted(second) == [0, 0, 7, 7]
+
+
+def forked() -> bool:
+    """True if a child and its parent decode after a fork what they decoded before it."""
+    native = model()
+    expected = logits(native, 3)
+    child = os.fork()
+    if not child:
+        code = 2
+        try:
+            code = int(not torch.equal(logits(native, 3), expected))
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0 and torch.equal(logits(native, 3), expected)
+
+
+def test_a_fork_has_threads_of_its_own() -> None:
+    assert elsewhere(forked)
+
+
+def test_passes_at_the_same_time_have_threads_each() -> None:
+    native = model()
+    expected = logits(native, 1)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda n: logits(native, 1 + n % 4), range(60)))
+    assert all(torch.equal(each, expected) for each in found)
