@@ -16,8 +16,10 @@ from backend.backup.run_rows import (
     StoredRow,
     Text,
 )
-from jobs.evaluation.report import PRODUCT_SPEED_UP, SAMPLED
+from backend.metric_key import MetricKey
+from jobs.evaluation.report import SAMPLED
 from jobs.kind import kind_named
+from jobs.metrics import PRODUCT_SPEED_UP
 from jobs.speed.report import DecoderReport
 from jobs.submit import validated
 
@@ -65,7 +67,7 @@ class ResultDetails(BaseModel):
     samples: Annotated[list[Sample], Field(max_length=1000)] = []
 
 
-NEEDED = {  # metric -> notes without which a page cannot show it
+NEEDED = {  # notes without which a page cannot show a metric
     PRODUCT_SPEED_UP: ("shape", "own", "break_even", "zeros", "speed_up"),
     SAMPLED: ("samples",),
 }
@@ -84,12 +86,12 @@ def check_row(kind: str, row: StoredRow) -> None:
             row.config = validated(kind, row.config).model_dump(mode="json")
             row.lane = kind_named(kind).lane
         case ResultRow():
-            check_details(row.metric, row.details)
+            check_details(MetricKey(row.family, series=row.series), row.details)
         case DecoderReportRow():
             check_report(row.report)
 
 
-def check_details(metric: str, details: dict[str, Any]) -> None:
+def check_details(metric: MetricKey, details: dict[str, Any]) -> None:
     """Raise `ValueError` for notes of a figure that pages cannot show."""
     found = ResultDetails.model_validate(details)
     if missing := set(NEEDED.get(metric, ())) - details.keys():

@@ -1,23 +1,40 @@
-"""Every figure a run may end with: its name, unit, direction, format and definition, once.
+"""Every metric, described once: its key, label, unit, direction and definition.
 
-`results.metric` holds the names. A name with a slash, such as "bytes/safetensors", belongs to the
-family before the slash; a name nobody described is called by itself and judged by nobody.
+To add one, add an entry to `METRICS` and report its key. A metric nobody described is called by its
+family and judged by nobody.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-PERPLEXITY, BITS_PER_BYTE = "perplexity", "bits_per_byte"
-HELDOUT_LOSS, RELATIVE_ERROR = "heldout_loss", "relative_error"
-ZERO_SHARE, BITS_PER_WEIGHT, PARAMETERS = "zero_share", "bits_per_weight", "parameters"
-TOKENS_PER_SECOND, SPEED_UP = "tokens_per_second", "speed_up"
-BYTES_PER_TOKEN, PASS_MS = "bytes_per_token", "pass_ms"
-ACCEPTED_LENGTH, TOP1_AGREEMENT = "accepted_length", "top1_agreement"
-PREDICTED_LENGTH, DRAFT_MS = "predicted_length", "draft_ms"
-TOP1, CHAINED = "top1", "chained"
-MEMORY, PROCESSOR = "memory_mb", "processor_percent"  # curves over seconds, not steps
+from backend.metric_key import MetricKey
+
+PERPLEXITY, BITS_PER_BYTE = MetricKey("perplexity"), MetricKey("bits_per_byte")
+KL_TO_DENSE, TOP1_AGREEMENT = MetricKey("kl_to_dense"), MetricKey("top1_agreement")
+GREEDY_AGREEMENT, ACCURACY = MetricKey("greedy_agreement"), MetricKey("accuracy")
+HELDOUT_LOSS, RELATIVE_ERROR = MetricKey("heldout_loss"), MetricKey("relative_error")
+ZERO_SHARE, BITS_PER_WEIGHT = MetricKey("zero_share"), MetricKey("bits_per_weight")
+PARAMETERS, PARAMETER_SHARE = MetricKey("parameters"), MetricKey("parameter_share")
+TOKENS_PER_SECOND, SPEED_UP = MetricKey("tokens_per_second"), MetricKey("speed_up")
+BYTES_PER_TOKEN, PASS_MS = MetricKey("bytes_per_token"), MetricKey("pass_ms")
+PRODUCT_SPEED_UP, BREAK_EVEN = MetricKey("product_speed_up"), MetricKey("break_even")
+ACCEPTED_LENGTH, SAME_TEXT = MetricKey("accepted_length"), MetricKey("same_text")
+PREDICTED_LENGTH, PREDICTED_SPEED_UP = (
+    MetricKey("predicted_length"),
+    MetricKey("predicted_speed_up"),
+)
+DRAFT_MS, DRAFT_COST = MetricKey("draft_ms"), MetricKey("draft_cost")
+TOP1, CHAINED, STEPS = MetricKey("top1"), MetricKey("chained"), MetricKey("steps")
+SIZE, DISK, TOOK, PEAK = (MetricKey(name) for name in ("size", "disk", "took", "peak"))
+BYTES, LINEAR_BYTES, SECONDS = "bytes", "linear_bytes", "seconds"  # families with a series each
+COST, TREE = "cost", "tree"  # families of curves over the nodes of a tree
+MEMORY = MetricKey("memory_mb", axis="seconds")
+PROCESSOR = MetricKey("processor_percent", axis="seconds")
+AXES = {"step": "Step", "block": "Block", "seconds": "Seconds", "nodes": "Tree nodes"}
+BLOCK = "block"
 
 Better = Literal["lower", "higher", ""]
 Form = Literal["number", "share", "bytes", "seconds", "count"]
@@ -25,7 +42,7 @@ Form = Literal["number", "share", "bytes", "seconds", "count"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure.
+    """One metric.
 
     Attributes:
         better: which direction people want it to go; empty where that is no question.
@@ -36,11 +53,12 @@ class Metric:
         timed: a clock measured it, so it differs from run to run.
         headline: a column of the table of runs unless somebody chooses others.
         aliases: other names a filter may use.
+        over: what a point of its curve is the mean of.
     """
 
-    name: str
+    key: MetricKey
     label: str
-    definition: str
+    definition: str = ""
     better: Better = ""
     form: Form = "number"
     unit: str = ""
@@ -48,6 +66,12 @@ class Metric:
     timed: bool = False
     headline: bool = False
     aliases: tuple[str, ...] = ()
+    over: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a filter, a file or an address calls it."""
+        return str(self.key)
 
     @property
     def scale(self) -> float:
@@ -70,23 +94,23 @@ class Metric:
 
 
 _OF_THE_JOB = (  # known of every run, without having been recorded as a figure
-    Metric("size", "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
+    Metric(SIZE, "Size on disk", "Bytes of the model folder the run saved.", "lower", "bytes"),
     Metric(
-        "disk",
+        DISK,
         "Disk space, total",
         "Bytes of the run's folder after it has ended: models, checkpoints, logs.",
         "lower",
         "bytes",
     ),
     Metric(
-        "took",
+        TOOK,
         "Duration",
         "Wall-clock time of the run's last stretch.",
         "lower",
         "seconds",
         aliases=("duration",),
     ),
-    Metric("peak", "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
+    Metric(PEAK, "Peak memory", "Most memory the run's process held.", "lower", "bytes"),
 )
 _DESCRIBED = (
     Metric(
@@ -115,7 +139,7 @@ _DESCRIBED = (
         calibrated=True,
     ),
     Metric(
-        "kl_to_dense",
+        KL_TO_DENSE,
         "KL to dense",
         "Mean Kullback–Leibler divergence of the next-token distribution from the dense model's.",
         "lower",
@@ -129,7 +153,7 @@ _DESCRIBED = (
         "share",
     ),
     Metric(
-        "greedy_agreement",
+        GREEDY_AGREEMENT,
         "Same greedy text",
         "Share of the tokens of greedy samples before the first that differs from the dense "
         "model's, mean over prompts.",
@@ -137,7 +161,7 @@ _DESCRIBED = (
         "share",
     ),
     Metric(
-        "accuracy",
+        ACCURACY,
         "Accuracy",
         "Share of the questions of the task named that are answered right: acc_norm of "
         "lm-evaluation-harness where the task has it, else acc. endings: four endings of passages "
@@ -184,7 +208,7 @@ _DESCRIBED = (
         headline=True,
     ),
     Metric(
-        "product_speed_up",
+        PRODUCT_SPEED_UP,
         "Sparse product",
         "Time of a dense matrix times a vector over that with the zeros left out, "
         "for the model's largest linear layer, on the machine the run names; below 1 it is slower.",
@@ -201,7 +225,7 @@ _DESCRIBED = (
         headline=True,
     ),
     Metric(
-        "break_even",
+        BREAK_EVEN,
         "Break-even",
         "Time of a verify pass with all that belongs to it, over that of a vanilla pass: so many "
         "tokens must a pass yield before decoding becomes faster.",
@@ -210,14 +234,14 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
-        "same_text",
+        SAME_TEXT,
         "Same texts",
         "Share of the prompts whose answer is that of vanilla decoding, token for token.",
         "higher",
         "share",
     ),
     Metric(
-        "predicted_speed_up",
+        PREDICTED_SPEED_UP,
         "Predicted speed-up",
         "Accepted length over what a verify pass of such a tree costs here, in vanilla passes; a "
         "forecast, not a measured speed.",
@@ -243,7 +267,7 @@ _DESCRIBED = (
         timed=True,
     ),
     Metric(
-        "draft_cost",
+        DRAFT_COST,
         "Draft cost",
         "Time to draft one tree, over that of one vanilla pass of the base model.",
         "lower",
@@ -258,14 +282,14 @@ _DESCRIBED = (
         "count",
     ),
     Metric(
-        "parameter_share",
+        PARAMETER_SHARE,
         "Added parameters",
         "Added parameters over those of the base model.",
         "lower",
         "share",
     ),
     Metric(
-        "fit_explained",
+        MetricKey("fit_explained"),
         "Initial fit",
         "Share of the mean square of what the cloned layer reads in the base that the fusion of "
         "hidden state and next token, before any training, gives the first adaptation layer.",
@@ -274,7 +298,7 @@ _DESCRIBED = (
     ),
     *(
         Metric(
-            f"top{m}",
+            MetricKey(f"top{m}"),
             f"Top-{m}",
             "Share of positions of held-out answers where the token that comes is "
             + ("the head's likeliest." if m == 1 else f"among the head's {m} likeliest."),
@@ -291,7 +315,7 @@ _DESCRIBED = (
         "higher",
         "share",
     ),
-    Metric("steps", "Steps", "Optimiser steps the training took.", "", "count"),
+    Metric(STEPS, "Steps", "Optimiser steps the training took.", "", "count"),
     Metric(
         BITS_PER_WEIGHT,
         "Bits per weight",
@@ -301,7 +325,7 @@ _DESCRIBED = (
         headline=True,
     ),
     Metric(
-        "bytes",
+        MetricKey(BYTES),
         "Size",
         "Bytes of the model's weights in the format named.",
         "lower",
@@ -325,14 +349,14 @@ _DESCRIBED = (
         "bytes",
     ),
     Metric(
-        "linear_bytes",
+        MetricKey(LINEAR_BYTES),
         "Linears",
         "Bytes of the linear layers of the blocks with 16-bit values, in the format named.",
         "lower",
         "bytes",
     ),
     Metric(
-        "seconds",
+        MetricKey(SECONDS),
         "Time",
         "Wall-clock seconds of the step named, over all attempts.",
         "lower",
@@ -340,25 +364,45 @@ _DESCRIBED = (
         timed=True,
     ),
 )
-CURVES = {  # what is recorded while a run works, and is no figure in the end
-    "changed": "Share of codes changed", "m": "Group magnitude m", "rate": "Learning rate",
-    "heldout": "Held-out loss", "cost": "Cost of verifying n tokens", "tree": "Draft tree",
-    "owl": "Outliers and sparsity",
-    "reconstruction": "Held-out error left by block reconstruction",
-    MEMORY: "Memory of the process in MB", PROCESSOR: "Use of the processor in % of one core",
-}  # fmt: skip
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DESCRIBED, *_OF_THE_JOB)}
+_CURVES = (  # recorded while a run works; no figures in the end
+    Metric(MetricKey("loss"), "Loss", better="lower"),
+    Metric(MetricKey("error"), "Relative output error", better="lower", over="a block"),
+    Metric(MetricKey("heldout"), "Held-out loss", better="lower"),
+    Metric(MetricKey("accepted"), "Accepted", better="higher"),
+    Metric(MetricKey("changed"), "Share of codes changed"),
+    Metric(MetricKey("m"), "Group magnitude m"),
+    Metric(MetricKey("rate"), "Learning rate"),
+    Metric(MetricKey("owl"), "Outliers and sparsity"),
+    Metric(MetricKey("reconstruction"), "Held-out error left by block reconstruction"),
+    Metric(MetricKey(COST), "Cost of verifying n tokens"),
+    Metric(MetricKey(TREE), "Draft tree"),
+    Metric(MEMORY, "Memory of the process in MB"),
+    Metric(PROCESSOR, "Use of the processor in % of one core"),
+)
+METRICS = {metric.key.family: metric for metric in (*_DESCRIBED, *_OF_THE_JOB, *_CURVES)}
+_PLACES = {family: place for place, family in enumerate(METRICS)}
 
 
-def metric(name: str) -> Metric:
-    """The metric of that name; "bytes/gptq" is one of the family "bytes"."""
-    if name in METRICS:
-        return METRICS[name]
-    family, _, member = name.partition("/")
-    words = member.replace("_", " ").replace("/", ", ")
-    if member and family in METRICS:
-        described = METRICS[family]
-        return replace(described, name=name, label=f"{described.label}, {words}")
-    return Metric(
-        name, CURVES.get(name) or name.replace("_", " ").replace("/", ", ").capitalize(), ""
+def metric(key: MetricKey) -> Metric:
+    """The description of the metric, at whatever stage."""
+    described = METRICS.get(key.family) or Metric(
+        MetricKey(key.family), key.family.replace("_", " ").capitalize()
     )
+    if not key.series:
+        return described
+    words = key.series.replace("_", " ").replace("/", ", ")
+    whole = MetricKey(key.family, series=key.series)
+    return replace(described, key=whole, label=f"{described.label}, {words}")
+
+
+def ordered(keys: Iterable[MetricKey]) -> list[MetricKey]:
+    """The metrics once each: the described ones in their order, then series and unknown ones."""
+    last = len(_PLACES)
+    return sorted(
+        {*keys}, key=lambda k: (last if k.series else _PLACES.get(k.family, last), str(k))
+    )
+
+
+def axis_title(axis: str) -> str:
+    """The title of the axis a curve is drawn over."""
+    return AXES.get(axis, axis.capitalize())

@@ -236,3 +236,8 @@ def arm_of(values: Mapping[str, Any]) -> str:
     arms = (name for name, fields in ARMS.items() if shape == {**SHAPE, **fields})
     own = str(values.get("architecture", "amphista"))
     return next(arms, "Own" if own == "amphista" else own)
+
+
+def head_stage(head: int) -> str:
+    """The stage of the metrics of a head, from 1."""
+    return f"head-{head}"

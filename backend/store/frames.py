@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from backend.metric_key import KEY_COLUMNS
 from backend.store import curves as long_curves
 from backend.store import queries
 
@@ -15,7 +16,7 @@ MOST_POINTS = 20_000  # of all curves of a run together; more than a screen can 
 
 
 def curves(run: str | int) -> pd.DataFrame:
-    """All curve points of a run: columns name, step, value, at."""
+    """All curve points of a run: the columns of their key, step, value, at."""
     return _points(queries.curve_rows(run))
 
 
@@ -27,14 +28,14 @@ def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
     if sum(span.points for span in spans.values()) <= most:
         return curves(job_id)
     buckets = max(1, most // len(spans) // 2 - 1)
-    outlines = (long_curves.outline(job_id, name, span, buckets) for name, span in spans.items())
+    outlines = (long_curves.outline(job_id, key, span, buckets) for key, span in spans.items())
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True
     return points
 
 
 def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["name", "step", "value", "at"])
+    return pd.DataFrame(rows, columns=[*KEY_COLUMNS, "step", "value", "at"])
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Row, Select, Text, case, cast, exists, func, select
 
 from backend.errors import NotFoundError
+from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects.choice import dialect_of
 from backend.store.needs import waiting
 from backend.store.session import database_ms, reading
@@ -46,6 +47,7 @@ ALIVE_MS = 15_000
 SILENT_MS = 60_000  # after which a cluster that does not answer is told
 STARTS_WITHIN_MS = 30_000
 SHOWN = Job.removed_at.is_(None)
+POINT_COLUMNS = [getattr(MetricPoint, name) for name in (*KEY_COLUMNS, "step", "value", "at")]
 
 
 def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
@@ -264,11 +266,12 @@ def events(run: str | int, after: int = 0) -> list[Event]:
 
 
 class StoredResult(NamedTuple):
-    """A row of `Result`. The details are shared with other rows, and not to be changed."""
+    """A row of `Result`; `metric` has no stage. The details are shared with other rows, and not to
+    be changed."""
 
     job_id: int
     stage: str
-    metric: str
+    metric: MetricKey
     value: float
     stderr: float | None
     n: int | None
@@ -278,18 +281,22 @@ class StoredResult(NamedTuple):
 def results(runs: Iterable[str | int]) -> list[StoredResult]:
     """The results of these runs. There are many, and few different names and details: each of
     those is held in memory once."""
-    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, cast(Result.details, Text))
-    query = query.order_by(Result.job_id, Result.metric, Result.stage)
-    details = lru_cache(read_object)
+    named = (Result.job_id, Result.stage, Result.family, Result.series)
+    query = select(*named, Result.value, Result.stderr, Result.n, cast(Result.details, Text))
+    query = query.order_by(Result.job_id, Result.family, Result.series, Result.stage)
+    key, details = lru_cache(None)(_metric), lru_cache(read_object)
     with reading() as session:
         return [
-            StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))
+            StoredResult(job, intern(stage), key(*name), value, stderr, n, details(text))
             for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
-            for job, stage, name, value, stderr, n, text in session.execute(
+            for job, stage, *name, value, stderr, n, text in session.execute(
                 query.where(dialect_of(session).among(Result.job_id, some))
             )
         ]
+
+
+def _metric(family: str, series: str) -> MetricKey:
+    return MetricKey(family, series=series)
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
@@ -425,11 +432,10 @@ def artifacts(run: str | int) -> list[Artifact]:
 
 
 def curve_rows(run: str | int) -> list[dict[str, Any]]:
-    """All curve points of a run: name, step, value, at."""
-    columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
-    query = select(*columns).where(MetricPoint.job_id == job_id(run))
+    """All curve points of a run: the columns of the key, step, value, at."""
+    query = select(*POINT_COLUMNS).where(MetricPoint.job_id == job_id(run))
     with reading() as session:
-        rows = session.execute(query.order_by(MetricPoint.name, MetricPoint.step))
+        rows = session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))
         return [dict(row._mapping) for row in rows]
 
 

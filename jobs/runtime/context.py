@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError
+from backend.metric_key import MetricKey
 from backend.queue.artifacts.copies import fetch_work
 from backend.queue.artifacts.store import store
 from backend.queue.disk import folder_bytes
@@ -100,14 +101,15 @@ class JobContext:
         """How far the job is; `phase_end`: where its current phase ends, in units of `total`."""
         self._progress.report(done, total, stage, total if phase_end is None else phase_end)
 
-    def metric(self, name: str, value: float, step: int) -> None:
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
         if not math.isfinite(value):
-            self.log(f"{name} is {value} at step {step}; it is not drawn.")
+            self.log(f"{key} is {value} at {key.axis} {step}; it is not drawn.")
             return
         self._add(
             MetricPoint,
             {
-                "job_id": self.job_id, "name": name, "step": step, "at": now_ms(),
+                "job_id": self.job_id, "family": key.family, "stage": key.stage,
+                "series": key.series, "axis": key.axis, "step": step, "at": now_ms(),
                 "value": float(value),
             },
         )  # fmt: skip
@@ -133,14 +135,14 @@ class JobContext:
     def result(
         self,
         stage: str,
-        metric: str,
+        metric: MetricKey,
         value: float,
         *,
         stderr: float | None = None,
         n: int | None = None,
         **details: Any,
     ) -> None:
-        """Records one of the figures the run ends with; a later one of that name replaces it.
+        """Records one of the figures the run ends with; a later one of that metric replaces it.
 
         Raises:
             ComputeError: the value is not finite.
@@ -154,8 +156,9 @@ class JobContext:
         self._add(
             Result,
             {
-                "job_id": self.job_id, "stage": stage, "metric": metric, "value": float(value),
-                "stderr": stderr, "n": n, "details": details,
+                "job_id": self.job_id, "stage": stage, "family": metric.family,
+                "series": metric.series, "value": float(value), "stderr": stderr, "n": n,
+                "details": details,
             },
         )  # fmt: skip
         self.settle()
@@ -175,14 +178,15 @@ class JobContext:
         self._add(DecoderRow, {"job_id": self.job_id, "decoder": name, "report": report})
         self.settle()
 
-    def has_result(self, stage: str, metric: str) -> bool:
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
         """Whether an earlier attempt has recorded it already."""
         if self._figures.has_result(stage, metric):
             return True
 
         def stored() -> bool:
             with reading() as session:
-                return session.get(Result, (self.job_id, stage, metric)) is not None
+                key = (self.job_id, stage, metric.family, metric.series)
+                return session.get(Result, key) is not None
 
         return self._figures.patiently(stored)
 

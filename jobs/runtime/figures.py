@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 
+from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store.tables import Result
 from jobs.runtime.rows import Row
@@ -65,11 +66,12 @@ class FigureBuffer:
         with self._lock:
             self._rows, self._spooled = left + self._rows, len(left)
 
-    def has_result(self, stage: str, metric: str) -> bool:
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
         """Whether that result is still to be written."""
         with self._lock:
             results = [values for table, values in self._rows if table is Result]
-        return any((v["stage"], v["metric"]) == (stage, metric) for v in results)
+        key = (stage, metric.family, metric.series)
+        return any((v["stage"], v["family"], v["series"]) == key for v in results)
 
     def flush(self, durable: bool = False) -> None:
         """Write all rows; those that are not written are kept. What is more than `BATCH` rows is

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import psutil
 
+from backend.metric_key import MetricKey
 from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
@@ -23,12 +24,12 @@ class UsageSampler:
 
     Args:
         began: when the run began, in all its attempts, UTC milliseconds.
-        record: (name, value, seconds since the run began) -> a point of a curve.
+        record: (key, value, seconds since the run began) -> a point of a curve.
         least: seconds between two points at least.
     """
 
     def __init__(
-        self, began: int, record: Callable[[str, float, int], None], least: float = 1.0
+        self, began: int, record: Callable[[MetricKey, float, int], None], least: float = 1.0
     ) -> None:
         self._began, self._record, self._least = began, record, least
         self._processes = list[psutil.Process]()

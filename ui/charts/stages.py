@@ -53,7 +53,7 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     span = log_span([r.value for r in rows], right=0.2)
     looks = layout(
-        view=PERPLEXITY,
+        view=PERPLEXITY.family,
         margin={"r": VALUE_WIDTH},
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
         yaxis=rows_axis(labels),
