@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
+
+NAME = re.compile(r"([^/]+?)(?:/(.+?))?(?:@([^@/]+))?")  # family, series, stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,12 @@ class MetricKey:
         """The name people see and type: "loss", "bytes/gptq", "error@sds", "m/p50@dlqat"."""
         series = f"/{self.series}" if self.series else ""
         return f"{self.family}{series}{f'@{self.stage}' if self.stage else ''}"
+
+    @classmethod
+    def parse(cls, name: str) -> MetricKey:
+        """The key of such a name, over the usual axis."""
+        found = NAME.fullmatch(name)
+        return cls(found[1], found[3] or "", found[2] or "") if found else cls(name)
 
 
 KEY_COLUMNS = tuple(field.name for field in fields(MetricKey))

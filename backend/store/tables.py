@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.errors import ConfigError
+from backend.metric_key import MetricKey
 from backend.store.states import Lane, State
 
 NAMES = {  # Alembic can only change named constraints
@@ -339,6 +340,11 @@ class Result(Table):
     stderr: Mapped[float | None]
     n: Mapped[int | None]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+    @property
+    def metric(self) -> MetricKey:
+        """The metric, at whatever stage."""
+        return MetricKey(self.family, series=self.series or "")
 
 
 class StepTime(Table):

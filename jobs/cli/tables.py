@@ -59,21 +59,21 @@ def measured(jobs: Sequence[Job]) -> bool:
     return bool(queries.results([job.id for job in jobs]))
 
 
-def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
+def sweep_table(jobs: Sequence[Job], name: str) -> Table:
     """Mean and spread of one metric: one line a combination and stage.
 
     Raises:
         NotFoundError: no run of the sweep has measured it.
     """
-    rows = sweep_rows(jobs)
-    if metric not in (found := {str(row.metric) for row in rows}):
-        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
-        raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
+    rows, metric = sweep_rows(jobs), MetricKey.parse(name)
+    if metric not in (found := {row.metric for row in rows}):
+        there = f"There are: {', '.join(sorted(map(str, found))) or 'no figures yet'}."
+        raise NotFoundError(f"No run of this sweep has measured {name!r}.", "", there)
     names = stage_labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
-    table = Table(*fields, "stage", metric, "±", "n", box=None)
+    table = Table(*fields, "stage", name, "±", "n", box=None)
     for row in rows:
-        if str(row.metric) == metric:
+        if row.metric == metric:
             chosen = (escape(str(row.values[field])) for field in fields)
             spread = "" if row.spread is None else f"{row.spread:.3g}"
             stage = names.get(row.stage, row.stage)

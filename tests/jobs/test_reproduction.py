@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ForbiddenError, NotFoundError
+from backend.metric_key import MetricKey
 from backend.models.sources.toy.stories import stories
 from backend.queue.service import Actor
 from backend.settings import settings
@@ -34,9 +35,17 @@ def made(number: int, results: dict[str, float], **values: object) -> None:
         session.add(Job(**(row | values)))
         session.flush()
         for metric, value in results.items():
+            key = MetricKey.parse(metric)
             details = {"corpus": "toystories"}
             session.add(
-                Result(job_id=number, stage="sds", metric=metric, value=value, details=details)
+                Result(
+                    job_id=number,
+                    stage="sds",
+                    family=key.family,
+                    series=key.series,
+                    value=value,
+                    details=details,
+                )
             )
 
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.metric_key import MetricKey
 from jobs.metrics import METRICS, Metric, metric
 from tests.ui.lab import OTHER, job, measured, result
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because, percent, signed
 from ui.runs.rows import RunRow, rows
 
-PLAIN = Metric("odd", "Odd", "")
+PLAIN = Metric(MetricKey("odd"), "Odd")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ PLAIN = Metric("odd", "Odd", "")
 def test_the_metric_says_what_is_better(
     name: str, value: float, base: float, direction: str
 ) -> None:
-    assert delta(metric(name), value, base).direction == direction
+    assert delta(metric(MetricKey.parse(name)), value, base).direction == direction
 
 
 @given(st.floats(0.1, 1e6), st.floats(0.1, 1e6))
@@ -62,7 +63,7 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
 def test_a_change_is_written_like_its_figure(
     name: str, change: float, near: float, text: str
 ) -> None:
-    assert signed(metric(name), change, near) == text
+    assert signed(metric(MetricKey.parse(name)), change, near) == text
 
 
 def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:

@@ -176,7 +176,7 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None or not runs.axes:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
-    key = runs.axis(x) or [*compared, *runs.axes][0]
+    key = _known_axis(x, [*compared, *runs.axes])
     controls = {
         "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
         "x": gr.update(choices=[(m.title, m.name) for m in map(metric, runs.axes)], value=str(key)),
@@ -202,7 +202,13 @@ def _tradeoff_at(request: gr.Request) -> Chart:
     runs = pareto.chosen_group(pareto.groups(run_rows.all_rows()), query(request, "of"))
     if runs is None or not (axes := [*_compared(runs), *runs.axes]):
         return Chart(None)
-    return tradeoff_chart(runs, runs.axis(query(request, "x")) or axes[0])
+    return tradeoff_chart(runs, _known_axis(query(request, "x"), axes))
+
+
+def _known_axis(name: str | None, axes: Sequence[MetricKey]) -> MetricKey:
+    """The cost of that name, or else the first."""
+    key = MetricKey.parse(name or "")
+    return key if key in axes else axes[0]
 
 
 def _note(points: Sequence[ParetoPoint], missing: int) -> str:

@@ -52,10 +52,6 @@ class ComparableRuns:
         differing = [key for key in keys if _spread(self._values(key)) > ALIKE]
         return differing + [key for key in keys if key not in differing]
 
-    def axis(self, name: str | None) -> MetricKey | None:
-        """The cost of that name; None where none of the runs has it."""
-        return next((key for key in self.axes if str(key) == name), None)
-
     @property
     def _keys(self) -> list[MetricKey]:
         final = (key for row in self.rows for key in row.figures.final_keys)

@@ -38,7 +38,7 @@ IMPORTANCE = Panel(
     "importance", "What matters", "How much of the differences does each setting explain alone?",
     320,
 )  # fmt: skip
-NO_METRIC = Metric(MetricKey(""), "")
+NO_METRIC = MetricKey("")
 GONE = "There is no such sweep any more."
 WAITING = "Results appear here as the runs measure them."
 
@@ -67,15 +67,20 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
         return updates(
-            hidden, MEANS.show(Chart(None)), _settings([], [], NO_METRIC, {}, {}), {"body": ""}
+            hidden,
+            MEANS.show(Chart(None)),
+            _settings([], [], metric(NO_METRIC), {}, {}),
+            {"body": ""},
         )
-    measured, rows, shown = _measured(jobs, chosen or query(request, "metric"))
+    keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))
     labels = stages_of(jobs[0])
     chart = _means(jobs, rows, shown, labels)
     html = {
         "head": details.head(jobs, current_user(request)),
         "metric": gr.update(
-            choices=[(m.title, m.name) for m in measured], value=shown.name, visible=bool(measured)
+            choices=[(m.title, m.name) for m in map(metric, keys)],
+            value=shown.name,
+            visible=bool(keys),
         ),
         "body": details.body(jobs, rows, shown, labels),
     }
@@ -83,12 +88,12 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     return updates(html, MEANS.show(chart, f"{jobs[0].run}-{shown.name}"), settings)
 
 
-def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[Metric], list[SweepRow], Metric]:
+def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
     """The metrics there are, and the results of the wanted one, or else of the first."""
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
-    measured = [metric(key) for key in ordered(row.metric for row in rows)]
-    shown = next((m for m in measured if m.name == wanted), [*measured, NO_METRIC][0])
-    return measured, [row for row in rows if row.metric == shown.key], shown
+    keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
+    key = key if key in keys else next(iter(keys), NO_METRIC)
+    return keys, [row for row in rows if row.metric == key], metric(key)
 
 
 def _means(
