@@ -35,6 +35,7 @@ MEMORY = MetricKey("memory_mb", axis="seconds")
 PROCESSOR = MetricKey("processor_percent", axis="seconds")
 AXES = {"step": "Step", "block": "Block", "seconds": "Seconds", "nodes": "Tree nodes"}
 BLOCK = "block"
+LOSS, ERROR = MetricKey("loss"), MetricKey("error", axis=BLOCK)
 
 Better = Literal["lower", "higher", ""]
 Form = Literal["number", "share", "bytes", "seconds", "count"]
@@ -365,8 +366,8 @@ _DESCRIBED = (
     ),
 )
 _CURVES = (  # recorded while a run works; no figures in the end
-    Metric(MetricKey("loss"), "Loss", better="lower"),
-    Metric(MetricKey("error"), "Relative output error", better="lower", over="a block"),
+    Metric(LOSS, "Loss", better="lower"),
+    Metric(ERROR, "Relative output error", better="lower", over="a block"),
     Metric(MetricKey("heldout"), "Held-out loss", better="lower"),
     Metric(MetricKey("accepted"), "Accepted", better="higher"),
     Metric(MetricKey("changed"), "Share of codes changed"),

@@ -31,6 +31,7 @@ from backend.store.held_lock import HeldLock
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
+from jobs.metrics import PERPLEXITY
 from jobs.runtime import context as contexts
 from jobs.runtime import figures
 from jobs.runtime.context import SPOOL, JobContext
@@ -202,12 +203,12 @@ def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
         with context.checkpoints.write(name) as folder:
             (folder / "a.txt").write_text("text")
         assert context.checkpoints.find(name) and len(spooled(context)) == step + 1
-    context.result("dense", "perplexity", 21.0)  # waits for nothing, either
-    assert context.has_result("dense", "perplexity") and spooled(context) == [2.0, 1.0, 21.0]
+    context.result("dense", PERPLEXITY, 21.0)  # waits for nothing, either
+    assert context.has_result("dense", PERPLEXITY) and spooled(context) == [2.0, 1.0, 21.0]
     other.rollback()
     context.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [2.0, 1.0]
-    assert spooled(context) == [] and context.has_result("dense", "perplexity")
+    assert spooled(context) == [] and context.has_result("dense", PERPLEXITY)
 
 
 @LOCKED

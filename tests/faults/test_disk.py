@@ -40,7 +40,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     context.metric(MetricKey("loss"), float("nan"), 1)
     context.metric(MetricKey("loss"), 2.0, 2)
     with pytest.raises(ComputeError, match="is nan"):
-        context.result("run", "total", float("nan"))
+        context.result("run", MetricKey("total"), float("nan"))
 
     monkeypatch.setattr(figures, "BEAT_S", 0.01)
     with monkeypatch.context() as patch:

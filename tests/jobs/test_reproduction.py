@@ -108,7 +108,7 @@ def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> Non
     made(1, {"perplexity": 10.0, "bits_per_byte": 1.0})
     made(2, {"perplexity": 10.0})
     with writing() as session:
-        session.get_one(Result, (2, "sds", "perplexity")).details = {"corpus": "other"}
+        session.get_one(Result, (2, "sds", "perplexity", "")).details = {"corpus": "other"}
     named = {d.what: (d.first, d.second) for d in compare(1, 2).results}
     assert named["Bits per byte, Second pruning (SDS)"] == (1.0, None)
     assert named["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")

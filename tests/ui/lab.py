@@ -41,8 +41,9 @@ def job(number: int, **values: Any) -> Job:
     return Job(**(row | ended | values))
 
 
-def result(number: int, stage: str, metric: str, value: float, **details: Any) -> Result:
-    key = MetricKey.parse(metric)
+def result(number: int, stage: str, metric: object, value: float, **details: Any) -> Result:
+    """A figure of a metric or of the one of that name."""
+    key = MetricKey.parse(str(metric))
     named = {"stage": stage, "family": key.family, "series": key.series}
     return Result(job_id=number, **named, value=value, details=details)
 

@@ -45,7 +45,8 @@ def format_stderr(metric: Metric, stderr: float | None) -> str:
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
     """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
     scales = {family: metric(MetricKey(family)).scale for family in points["family"].unique()}
-    return points.assign(value=points["value"] * points["family"].map(scales))
+    factors = points["family"].map(scales).astype(float)
+    return points.assign(value=factors * points["value"].astype(float))
 
 
 def find_job(run: str) -> Job | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from backend.metric_key import MetricKey
 from backend.store import frames
-from jobs.metrics import axis_title, metric
+from jobs.metrics import ERROR, axis_title, metric
 from ui.charts.chart import Chart
 from ui.charts.lines import Line, by_key, curves_frame, line_chart, reduced_note, y_title
 from ui.pages.compare.comparison import RunComparison
@@ -34,7 +34,7 @@ def chosen_curve(
     comparison: RunComparison, offered: Mapping[str, MetricKey], wanted: str | None
 ) -> MetricKey:
     """The wanted curve, else the error of the stage the baseline kept, else the first."""
-    kept = str(MetricKey("error", comparison.base.figures.kept or ""))
+    kept = str(replace(ERROR, stage=comparison.base.figures.kept or ""))
     first = next(iter(offered))
     return offered[next(name for name in (wanted, kept, first) if name and name in offered)]
 

@@ -21,7 +21,7 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.fields.saved_models import NO_WEIGHTS, ships_without
-from jobs.metrics import BLOCK, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
+from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
@@ -239,7 +239,7 @@ def _cards(job: Job) -> dict[MetricKey, Lines]:
         card = replace(key, series="") if key.series else replace(key, stage="")
         cards.setdefault(card, {})[key] = points
     last = (MEMORY, PROCESSOR)
-    order = sorted(cards, key=lambda card: (card in last, card.family != "loss", str(card)))
+    order = sorted(cards, key=lambda card: (card in last, card.family != LOSS.family, str(card)))
     return {card: cards[card] for card in order}
 
 
