@@ -1,13 +1,6 @@
-"""What a running job writes, and how: the `Reporter` of a job, backed by the database.
-
-A heartbeat thread writes progress and buffered figures once a second, and reads what people want.
-Every write is fenced: it counts only while this attempt, with its token, is the job's newest. When
-it is not, the process ends at once and has changed nothing.
-
-While the database is away, locked by another program or on a server that does not answer, the
-work goes on for `offline_s`: figures are kept in memory, and those of a finished part in a file
-beside its checkpoint, from which they are written later, by this attempt or the next one.
-"""
+"""The `Reporter` of a running job, backed by the database. Every write is fenced: it counts only
+while this attempt, with its token, is the job's newest. When it is not, the process ends at once
+and has changed nothing."""
 
 from __future__ import annotations
 
@@ -63,23 +56,19 @@ LEAVING_S = 20.0  # for a run to store what is left; less than its silence is ta
 
 
 class JobContext:
-    """One attempt's view of its job. Made by `claim`, closed by `finish`.
-
-    Attributes:
-        rank: of this process, where the run has several.
-    """
+    """One attempt's view of its job. Made by `claim`, closed by `finish`. A heartbeat thread writes
+    progress and buffered figures once a second, and reads what people want."""
 
     def __init__(self, attempt: Attempt, job: Job) -> None:
         self.job_id, self.attempt_id, self.token = job.id, attempt.id, attempt.token
         self.run, self.attempt_n, self.kind, self.config = job.run, attempt.n, job.kind, job.config
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
-        self._uploads = Uploads(
-            store(), log_file(job.run, attempt.n), self.work / SPOOL, lambda text: self.log(text)
-        )
+        own_log = log_file(job.run, attempt.n)
+        self._uploads = Uploads(store(), own_log, self.work / SPOOL, lambda text: self.log(text))
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
-        self.rank: Rank | None = None
+        self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
@@ -215,16 +204,13 @@ class JobContext:
 
     def note_resumption(self) -> None:
         """Records which checkpoint this attempt goes on from, and takes over the figures that an
-        earlier one has left beside it. Reading takes time, so it is done before the database is
-        locked."""
+        earlier one has left beside it, before the database is locked: reading takes time."""
         self._fetch_work()
         self._figures.take_over(self.job_id)
         self.resumed_from = self.checkpoints.newest()
 
-        def write(session: Session) -> None:
-            session.get_one(Attempt, self.attempt_id).resumed_from = self.resumed_from
-
-        self._patiently(write)
+        mine = update(Attempt).where(Attempt.id == self.attempt_id)
+        self._patiently(lambda s: s.execute(mine.values(resumed_from=self.resumed_from)))
 
     def _fetch_work(self) -> None:
         """Gets the checkpoints that an attempt on another machine has left, for as long as a run
@@ -240,19 +226,15 @@ class JobContext:
                 time.sleep(STORE_AGAIN_S)
 
     def open_folder(self) -> None:
-        """Holds the folder of the run, and says where an attempt after the first one begins."""
+        """Holds the folder of the run, says where an attempt after the first one begins, and lets
+        the files of the run go to the store of artefacts from now on, if there is one."""
         self._held, before = HeldFolder(self.work), self.attempt_n - 1
         if self.resumed_from:
             self.log(f"Continuing from checkpoint {self.resumed_from}.")
         elif before:
             there = log_file(self.run, before).exists()
-            what = (
-                "no checkpoint" if there else f"neither a log of attempt {before} nor a checkpoint"
-            )
-            self.log(f"There is {what}: starting from the beginning.")
-
-    def begin_storing(self) -> None:
-        """From now on the files of the run go to the store of artefacts, if there is one."""
+            what = "no" if there else f"neither a log of attempt {before} nor a"
+            self.log(f"There is {what} checkpoint: starting from the beginning.")
         self._uploads.start()
 
     def deliver(self) -> None:
@@ -286,13 +268,13 @@ class JobContext:
         self._thread.start()
 
     def accompany(self, pids: Sequence[int]) -> None:
-        """Counts in what the run takes of the machine what these processes take."""
+        """Counts what these processes take of the machine, too."""
         self._progress.include(*pids)
         if self._usage:
             self._usage.include(*pids)
 
     def ask_stop(self) -> None:
-        """Makes `should_stop` true, as a signal or a person's request does."""
+        """Makes `should_stop` true."""
         self._stop.set()
 
     def leave(self) -> None:

@@ -147,7 +147,7 @@ def test_replay_from_a_shell(queue: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "equal"
     with writing() as session:
-        session.get_one(Result, (1, "run", "total")).value = 7.0
+        session.get_one(Result, (1, "run", "total", "")).value = 7.0
     told = slimscope("show", "2")
     assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
     done = slimscope("reproduce", "1", "--wait")

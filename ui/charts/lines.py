@@ -65,20 +65,11 @@ def curves(
 
 
 def line_chart(
-    lines: Sequence[Line],
-    *,
-    view: str,
-    x_title: str,
-    y_title: str,
-    log_y: bool = False,
+    lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False,
     smoothing: float = 0.0,
-) -> go.Figure:
-    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line.
-
-    Args:
-        view: see `template.layout`.
-        smoothing: weight of the past in the moving average, 0 to 0.99.
-    """
+) -> go.Figure:  # fmt: skip
+    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line. `view`: see
+    `template.layout`; `smoothing`: weight of the past in the moving average, 0 to 0.99."""
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < FEW_STEPS else {}
     scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
