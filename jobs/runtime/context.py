@@ -72,10 +72,9 @@ class JobContext:
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
-            lambda rows, durable: self._write(rows, durable),
-            FigureSpool(self.work / SPOOL),
+            lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
             lambda text: self.log(text),
-        )
+        )  # fmt: skip
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
@@ -94,14 +93,10 @@ class JobContext:
         if not math.isfinite(value):
             self.log(f"{key} is {value} at {key.axis} {step}; it is not drawn.")
             return
-        self._add(
-            MetricPoint,
-            {
-                "job_id": self.job_id, "family": key.family, "stage": key.stage,
-                "series": key.series, "axis": key.axis, "step": step, "at": now_ms(),
-                "value": float(value),
-            },
-        )  # fmt: skip
+        self._add(MetricPoint, {
+            "job_id": self.job_id, "family": key.family, "stage": key.stage, "series": key.series,
+            "axis": key.axis, "step": step, "at": now_ms(), "value": float(value),
+        })  # fmt: skip
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         self._add(*tensor_row(self.job_id, snapshot))
@@ -122,15 +117,9 @@ class JobContext:
     # what a job may record besides -----------------------------------------------------------
 
     def result(
-        self,
-        stage: str,
-        metric: MetricKey,
-        value: float,
-        *,
-        stderr: float | None = None,
-        n: int | None = None,
-        **details: Any,
-    ) -> None:
+        self, stage: str, metric: MetricKey, value: float, *, stderr: float | None = None,
+        n: int | None = None, **details: Any,
+    ) -> None:  # fmt: skip
         """Records one of the figures the run ends with; a later one of that metric replaces it.
 
         Raises:
@@ -142,14 +131,11 @@ class JobContext:
                 "The computation overflowed or divided by zero.",
                 "Choose float32 as forward precision, or other text.",
             )
-        self._add(
-            Result,
-            {
-                "job_id": self.job_id, "stage": stage, "family": metric.family,
-                "series": metric.series, "value": float(value), "stderr": stderr, "n": n,
-                "details": details,
-            },
-        )  # fmt: skip
+        self._add(Result, {
+            "job_id": self.job_id, "stage": stage, "family": metric.family,
+            "series": metric.series, "value": float(value), "stderr": stderr, "n": n,
+            "details": details,
+        })  # fmt: skip
         self.settle()
 
     def outcome(self, **columns: str | float) -> None:
@@ -290,7 +276,6 @@ class JobContext:
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def stop_beating(self) -> None:
-        """Ends the heartbeat."""
         self._closed.set()
         self._figures.wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -331,11 +316,9 @@ class JobContext:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""
         newest = select(func.max(Attempt.n)).where(Attempt.job_id == self.job_id).scalar_subquery()
         mine = update(Attempt).where(
-            Attempt.id == self.attempt_id,
-            Attempt.token == self.token,
-            Attempt.ended_at.is_(None),
-            newest == self.attempt_n,
-        )
+            Attempt.id == self.attempt_id, Attempt.token == self.token,
+            Attempt.ended_at.is_(None), newest == self.attempt_n,
+        )  # fmt: skip
         if not change(session, mine.values(beat_at=database_ms(session), **values)):
             raise LeaseLostError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import pandas as pd
@@ -131,20 +131,13 @@ def _chosen(title: str, of: str, value: object) -> str:
 
 
 class RunResults:
-    """All results of one run.
-
-    Args:
-        kind: names the stages and their order; None keeps the order of the rows.
-        job: the run, which names the stage it kept.
-    """
+    """All results of one run, which names the stage it kept; the kind names the stages and their
+    order."""
 
     def __init__(
-        self,
-        kind: Kind | None,
-        results: Iterable[StoredResult],
-        job: Job | None = None,
+        self, kind: Kind | None, results: Iterable[StoredResult], job: Job | None = None,
         step_times: Iterable[StepTime] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
         self.ended = job is not None and job.flops is not None
         times = {time.step: time.seconds for time in step_times}
@@ -177,17 +170,15 @@ class RunResults:
         is missing for one has not been measured yet."""
         if self.of_models:
             return [self.stages] if self.stages else []
+        keys = {of: {key for stage, key in self.rows if stage == of} for of in self.stages}
         groups: list[list[str]] = []
         for stage in self.stages:
-            near = [group for group in groups if self._keys(group) & self._keys([stage])]
+            near = [g for g in groups if any(keys[other] & keys[stage] for other in g)]
             place = groups.index(near[0]) if near else len(groups)
             merged = [*(s for group in near for s in group), stage]
             groups = [group for group in groups if group not in near]
             groups.insert(place, merged)
         return groups
-
-    def _keys(self, stages: Sequence[str]) -> set[MetricKey]:
-        return {key for stage, key in self.rows if stage in stages}
 
     def label(self, stage: str) -> str:
         return self.labels.get(stage) or self.stage_label(stage)
