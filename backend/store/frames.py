@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.metric_key import KEY_COLUMNS
+from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store import curves as long_curves
 from backend.store import queries
 
@@ -32,6 +32,11 @@ def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True
     return points
+
+
+def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
+    """The points of each curve."""
+    return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
 
 
 def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def load_whole(
     base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext,
     streamed: bool = False,
 ) -> LoadedModel:  # fmt: skip
-    """The dense model to compress or measure; packed weights are unpacked. `streamed`: see `load`."""
+    """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`."""
     if not base.packed:
         loaded = load(base.source, device, dtype, context.log, streamed)
         facts, named = loaded.facts, base.facts

@@ -23,7 +23,6 @@ from jobs.runtime.rank import FollowerTask, Rank
 from jobs.submit import submit
 from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
-from ui.charts.lines import by_key
 
 DLQAT = {
     **test_dlqat.SMALL, "steps": 100, "processes": 2, "gptq": False, "rtn": False,
@@ -35,7 +34,7 @@ DRAFTER = {**test_amphista.SMALL, "steps": 60}
 def losses(run: int, name: str) -> dict[int, float]:
     """Step -> loss. Fails where a step has two."""
     curves = frames.curves(run)
-    found = by_key(curves)[MetricKey.parse(name)]
+    found = frames.by_key(curves)[MetricKey.parse(name)]
     assert found["step"].is_unique
     return dict(zip(found["step"].tolist(), found["value"].tolist(), strict=True))
 

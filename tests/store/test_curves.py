@@ -14,7 +14,6 @@ from backend.store import curves, frames
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint
-from ui.charts.lines import by_key
 
 POINTS = 5000
 LOSS = MetricKey("loss", "sds")
@@ -64,8 +63,9 @@ def test_a_chart_is_given_no_more_points_than_it_can_show(values: np.ndarray) ->
     whole, reduced = frames.shown_curves(1), frames.shown_curves(1, most=400)
     assert len(whole) == POINTS + 3 * len(OTHERS) and not whole.attrs.get(frames.REDUCED)
     assert len(reduced) <= 400 and reduced.attrs[frames.REDUCED]
-    lines = by_key(reduced)
+    lines = frames.by_key(reduced)
     assert (lines[LOSS]["value"].min(), lines[LOSS]["value"].max()) == (-50, 50)
     assert {*lines} == {LOSS, *OTHERS}
+    assert all(points.attrs[frames.REDUCED] for points in lines.values())
     assert all(lines[key]["value"].tolist() == [0, 1, 2] for key in OTHERS)
     assert len(frames.curves(1)) == POINTS + 3 * len(OTHERS)

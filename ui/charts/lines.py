@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.metric_key import KEY_COLUMNS, MetricKey
+from backend.metric_key import MetricKey
 from backend.store.frames import REDUCED
 from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend_row, line_look
@@ -27,11 +27,6 @@ class Line(NamedTuple):
     label: str
     points: pd.DataFrame
     stroke: LineStyle
-
-
-def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
-    """The points of each curve, in the order of `frames.curves`."""
-    return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
 
 
 def y_title(key: MetricKey) -> str:

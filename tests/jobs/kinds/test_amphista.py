@@ -37,7 +37,6 @@ from jobs.reproduction import compare
 from jobs.submit import checked, submit
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait
-from ui.charts.lines import by_key
 
 SMALL = {
     "model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0, "steps": 24,
@@ -80,7 +79,7 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert job.flops and job.timed_seconds == 0  # the steps were given, not the minutes
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
-    assert {*map(str, by_key(frames.curves(job.id)))} >= {
+    assert {*map(str, frames.by_key(frames.curves(job.id)))} >= {
         "loss", "top1@head-1", "top5@head-4", "chained@head-2", "accepted", "cost/verify",
         "cost/break even", "tree/accepted", "tree/speed-up",
     }  # fmt: skip

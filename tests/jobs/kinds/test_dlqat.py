@@ -25,7 +25,6 @@ from jobs.dlqat.kind import verdict
 from jobs.record import record
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
-from ui.charts.lines import by_key
 
 SMALL = {
     "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
@@ -67,7 +66,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
-    names = {*map(str, by_key(frames.curves(job.id)))}
+    names = {*map(str, frames.by_key(frames.curves(job.id)))}
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}

@@ -30,7 +30,6 @@ from jobs.sds.estimate import disk_space, flops_by_phase, memory_bytes
 from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
-from ui.charts.lines import by_key
 
 SMALL = {
     "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
@@ -102,7 +101,7 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) ->
             for j in (whole, streamed)
         ]
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
-    curves = by_key(frames.curves(streamed.id))
+    curves = frames.by_key(frames.curves(streamed.id))
     assert {*curves[MetricKey("owl", "", "sparsity", "block")]["step"]} == {0, 1, 2}
     assert reloaded(streamed.run)["zero_share"] == pytest.approx(0.5, abs=0.01)
 

@@ -28,7 +28,6 @@ from jobs.speed.report import COMBINED, VANILLA, DecoderReport, decoder_reports,
 from jobs.submit import submit
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import HOST, Wait
-from ui.charts.lines import by_key
 
 SMALL = {
     "model": "toy", "count": 4, "max_new_tokens": 16, "rounds": 1, "threads": 1,
@@ -79,7 +78,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
-    curves = by_key(frames.curves(job.id))
+    curves = frames.by_key(frames.curves(job.id))
     assert {*curves[MetricKey("tree", one.run, "accepted", "nodes")]["step"]} == {2, 4}
     assert {*map(str, curves)} >= {"cost/verify", f"tree/speed-up@{medusa.run}"}
     said = verdicts(decoder_reports(job.id))[:5]  # behind them, perhaps, that others worked here

@@ -25,7 +25,7 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.lines import Line, by_key, curves, curves_frame, line_chart, smoothed, thinned
+from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
@@ -150,7 +150,7 @@ def test_no_perplexity_is_no_error() -> None:
 
 
 def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
-    lines = by_key(frames.curves(2))
+    lines = frames.by_key(frames.curves(2))
     labels = {key: STAGE_LABELS[key.stage] for key in lines}
     figure = curves(lines, labels, x_title="Block", y_title="Error")
     assert len(lines) == len(figure.data) == 3

@@ -11,7 +11,7 @@ from backend.metric_key import MetricKey
 from backend.store import frames
 from jobs.metrics import ERROR, axis_title, metric
 from ui.charts.chart import Chart
-from ui.charts.lines import Line, by_key, curves_frame, line_chart, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, stages_of
 
@@ -25,7 +25,7 @@ Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that one or more of them has
     recorded, by name."""
-    found = {run: by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
+    found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
     keys = (key for lines in found.values() for key, points in lines.items() if len(points) > 1)
     return found, {str(key): key for key in keys}
 

@@ -21,7 +21,6 @@ from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
 from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, STEPS, TOP1
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport, decoder_reports, verdicts
-from ui.charts.lines import by_key
 from ui.runs.results import display_units, find_job
 
 Path = tuple[int, ...]
@@ -142,7 +141,7 @@ def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
 def head_curves(run: str) -> dict[str, pd.DataFrame]:
     """Top-1 accuracy of each head during training, %, and that where all heads before it were
     right: title ("Head 2", "Head 2, all before right") -> points."""
-    lines = by_key(display_units(frames.shown_curves(run)))
+    lines = frames.by_key(display_units(frames.shown_curves(run)))
     titles = {key: _head_title(key) for key in lines}
     return {title: lines[key] for key, title in titles.items() if title}
 

@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs.speed import config as speed
 from jobs.speed.report import DecoderReport
 from ui.charts.chart import Chart
-from ui.charts.lines import Line, by_key, curves_frame, line_chart
+from ui.charts.lines import Line, curves_frame, line_chart
 from ui.frame import Page, live, query, url_sync
 from ui.pages.decoding import charts, data
 from ui.pages.decoding.data import Benchmark
@@ -204,7 +204,7 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
-    drafters, points = shown.drafters, by_key(frames.shown_curves(job.id))
+    drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."

@@ -21,7 +21,7 @@ from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_cells, of_curves
 from ui.charts.heatmap import layer_map
-from ui.charts.lines import by_key, curves, curves_frame, reduced_note
+from ui.charts.lines import curves, curves_frame, reduced_note
 from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, href, number, share, size
 from ui.pages.quantization.code_image import PRUNED, code_image_chart
@@ -201,7 +201,7 @@ def curve_chart(view: QuantView) -> Chart:
         question, title = DISTILLATION, DIVERGENCE
     if points.empty:
         return Chart(None, question=question)
-    lines = by_key(points)
+    lines = frames.by_key(points)
     labels = {key: key.series or stages.get(key.stage, key.stage) for key in lines}
     frame = pd.concat([rows.assign(Curve=str(key)) for key, rows in lines.items()])
     frame = frame[["Curve", "step", "value"]].set_axis(["Curve", "Step", title], axis=1)

@@ -25,7 +25,7 @@ from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title,
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
-from ui.charts.lines import by_key, curves, curves_frame, reduced_note, y_title
+from ui.charts.lines import curves, curves_frame, reduced_note, y_title
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
@@ -235,7 +235,7 @@ def _cards(job: Job) -> dict[MetricKey, Lines]:
     """Curves that are drawn together: the stages of a family, or the series of a family at one
     stage. The loss comes first, what the process took last. Reports name a card by its place."""
     cards: dict[MetricKey, Lines] = {}
-    for key, points in by_key(display_units(frames.shown_curves(job.run))).items():
+    for key, points in frames.by_key(display_units(frames.shown_curves(job.run))).items():
         card = replace(key, series="") if key.series else replace(key, stage="")
         cards.setdefault(card, {})[key] = points
     last = (MEMORY, PROCESSOR)
