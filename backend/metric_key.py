@@ -17,7 +17,7 @@ class MetricKey:
         stage: of the model, or the part of it or the decoder, that is measured; empty for the run.
             The key of a metric as such has none.
         series: one of several of the family at a stage: a format, a task, a quantile.
-        axis: what the `step` of a curve counts: "step", "block", "nodes", "seconds".
+        axis: what the `step` of a curve counts, in small letters: "step", "block", "nodes".
     """
 
     family: str

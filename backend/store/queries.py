@@ -284,19 +284,15 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
     named = (Result.job_id, Result.stage, Result.family, Result.series)
     query = select(*named, Result.value, Result.stderr, Result.n, cast(Result.details, Text))
     query = query.order_by(Result.job_id, Result.family, Result.series, Result.stage)
-    key, details = lru_cache(None)(_metric), lru_cache(read_object)
+    key, details = lru_cache(1024)(MetricKey), lru_cache(read_object)
     with reading() as session:
         return [
-            StoredResult(job, intern(stage), key(*name), value, stderr, n, details(text))
+            StoredResult(job, intern(at), key(family, "", series), value, stderr, n, details(text))
             for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
-            for job, stage, *name, value, stderr, n, text in session.execute(
+            for job, at, family, series, value, stderr, n, text in session.execute(
                 query.where(dialect_of(session).among(Result.job_id, some))
             )
         ]
-
-
-def _metric(family: str, series: str) -> MetricKey:
-    return MetricKey(family, series=series)
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
