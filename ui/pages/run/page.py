@@ -61,7 +61,7 @@ STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
-CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
+CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_RUN = "The run was deleted."
 NO_CURVES = "This run has recorded no curves."
