@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal, select
+from sqlalchemy import ColumnElement, Row, func, literal, select
 from sqlalchemy.orm import aliased
 
 from backend.metric_key import KEY_COLUMNS, MetricKey
@@ -35,10 +35,10 @@ def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
         return {MetricKey(*row[: len(key)]): CurveSpan(*row[len(key) :]) for row in rows}
 
 
-def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
+def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[Row[Any]]:
     """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
     the lowest and the highest value, so that no peak is lost; and its first and last point. Rows
-    as of `queries.curve_rows`.
+    as of `queries.curve_points`.
 
     The database looks up both by the key of the table, range after range: nothing is sorted, and
     only these points are read into memory.
@@ -65,7 +65,7 @@ def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[
         query = select(*POINT_COLUMNS).where(*_of_curve(MetricPoint, job_id, key))
         query, among = query.order_by(MetricPoint.step), dialect_of(session).among
         return [
-            dict(row._mapping)
+            row
             for some in batched(steps, MAX_VARIABLES)
             for row in session.execute(query.where(among(MetricPoint.step, some)))
         ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from sqlalchemy import Row
 
 from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store import curves as long_curves
@@ -17,7 +18,7 @@ MOST_POINTS = 20_000  # of all curves of a run together; more than a screen can 
 
 def curves(run: str | int) -> pd.DataFrame:
     """All curve points of a run: the columns of their key, step, value, at."""
-    return _points(queries.curve_rows(run))
+    return _points(queries.curve_points(run))
 
 
 def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
@@ -39,8 +40,9 @@ def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
     return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
 
 
-def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*KEY_COLUMNS, "step", "value", "at"])
+def _points(rows: list[Row[Any]]) -> pd.DataFrame:
+    names = [column.key for column in queries.POINT_COLUMNS]
+    return pd.DataFrame([*map(tuple, rows)], columns=names)
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:

@@ -427,12 +427,17 @@ def artifacts(run: str | int) -> list[Artifact]:
         return list(session.scalars(query))
 
 
-def curve_rows(run: str | int) -> list[dict[str, Any]]:
-    """All curve points of a run: the columns of the key, step, value, at."""
+def curve_points(run: str | int) -> list[Row[Any]]:
+    """All curve points of a run: `POINT_COLUMNS`."""
     query = select(*POINT_COLUMNS).where(MetricPoint.job_id == job_id(run))
     with reading() as session:
-        rows = session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))
-        return [dict(row._mapping) for row in rows]
+        return [*session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
+
+
+def curve_rows(run: str | int) -> list[dict[str, Any]]:
+    """All curve points of a run: the columns of the key, step, value, at."""
+    names = [column.key for column in POINT_COLUMNS]
+    return [dict(zip(names, point, strict=True)) for point in curve_points(run)]
 
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:

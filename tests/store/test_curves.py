@@ -55,8 +55,8 @@ def test_each_range_keeps_its_lowest_and_highest_point_and_the_curve_its_ends(
         for at in (part[values[part].argmin()], part[values[part].argmax()])
     }
     expected |= {span.first, span.last}
-    assert [point["step"] for point in outline] == sorted(expected)
-    assert all(point["value"] == values[(point["step"] - 7) // 3] for point in outline)
+    assert [point.step for point in outline] == sorted(expected)
+    assert all(point.value == values[(point.step - 7) // 3] for point in outline)
 
 
 def test_a_chart_is_given_no_more_points_than_it_can_show(values: np.ndarray) -> None:
