@@ -7,6 +7,7 @@ import re
 from typing import Protocol
 
 from backend.errors import CancelledError
+from backend.metric_key import MetricKey
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 
 REPLAY = "Reading what is stored"  # shown while replaying the work of an earlier attempt
@@ -33,8 +34,8 @@ class Reporter(Protocol):
     def progress(self, done: float, total: float, stage: str) -> None:
         """Report that `done` of `total` units of work are finished, and the current activity."""
 
-    def metric(self, name: str, value: float, step: int) -> None:
-        """Record the metric `name` at `step`."""
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
+        """Record a point of a curve; the key says what `step` counts."""
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         """The statistics and the histogram of one tensor at one stage."""
@@ -55,7 +56,7 @@ class SilentReporter:
     def progress(self, done: float, total: float, stage: str) -> None:
         pass
 
-    def metric(self, name: str, value: float, step: int) -> None:
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
         pass
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:

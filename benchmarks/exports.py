@@ -42,6 +42,7 @@ from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.saved_models import is_run
 from jobs.fields.text import TextConfig, context_length, corpus_names
 from jobs.kind import kind_named
+from jobs.metrics import PERPLEXITY
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
 WINDOWS = 8  # of a model that is no run
@@ -100,7 +101,7 @@ def recorded(run: str) -> tuple[TextSlice, float]:
     shared = calibration == evaluation
     text = evaluation_slice(evaluation, base.tokenizer, config.windows, length, shared=shared)
     assert text.sha256 == job.environment["text"]["evaluation"]["sha256"], "The text has changed."
-    values = {r.stage: r.value for r in queries.results([run]) if r.metric == "perplexity"}
+    values = {r.stage: r.value for r in queries.results([run]) if r.metric == PERPLEXITY}
     return text, values[str(job.kept_stage)]
 
 

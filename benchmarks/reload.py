@@ -43,7 +43,7 @@ def main() -> None:
     done = queries.jobs([State.SUCCEEDED], "sds", limit=1)
     parser.add_argument("--run", default=done[0].run if done else None)
     run = parser.parse_args().run or sys.exit("No SDS run has succeeded here yet.")
-    results = {(r.stage, r.metric): r for r in queries.results([run])}
+    results = {(r.stage, str(r.metric)): r for r in queries.results([run])}
     kept = queries.job(run).kept_stage or sys.exit(f"{run} has kept no stage.")
     request = {"folder": str(run_folder(run) / "model"), "ids": token_ids(run)}
     done = subprocess.run(

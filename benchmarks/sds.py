@@ -47,7 +47,7 @@ def main() -> None:
     values = {**KIND.presets[chosen.pop("preset")], **chosen}
     upgrade()
     job = finish(submit("sds", values, Actor("benchmark", "host"), name="benchmark"))
-    results = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    results = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
     table = Table("stage", "perplexity", "±", "bits/byte", title=f"{job.run}: {job.state}")
     figures: dict[str, float] = {}
     for stage, label in KIND.stages.items():

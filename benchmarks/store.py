@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import column, insert, select, table
 
+from backend.metric_key import MetricKey
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.settings import settings
@@ -121,8 +122,9 @@ def writer(attempt: int) -> Figures:
     context._write = watched  # type: ignore[method-assign]
     start, cpu = time.time(), time.process_time()
     context.start()
+    loss = MetricKey("loss")
     for step in range(WRITTEN):
-        context.metric("loss", 1 / (step + 1), step)
+        context.metric(loss, 1 / (step + 1), step)
     context.finish("succeeded")
     cpu = time.process_time() - cpu
     return {"start": start, "end": time.time(), "cpu_s": cpu, "slowest_commit_s": max(commits)}
@@ -198,7 +200,7 @@ def runs() -> Figures:
     def one_more() -> tuple[float, float]:
         newest = all_rows()[0].job.id
         with writing() as session:
-            session.merge(Result(job_id=newest, stage="dense", metric="ppl", value=time.time()))
+            session.merge(Result(job_id=newest, stage="dense", family="ppl", value=time.time()))
             session.add(Event(job_id=newest, at=now_ms(), type="figure", actor="benchmark"))
         return timed(page)
 

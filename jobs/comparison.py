@@ -8,25 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
+from backend.evaluation.paired import PairedRatio
 from jobs.wording import fixed, relative_change
-
-
-class Ratio(Protocol):
-    """One perplexity over another on the same windows; see `backend.evaluation.paired`."""
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
-
-    @property
-    def told_apart(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class StageComparison:
     """
 
     perplexity: Mapping[str, float]
-    ratio: Callable[[str, str], Ratio | None] = lambda *_: None
+    ratio: Callable[[str, str], PairedRatio | None] = lambda *_: None
 
     def order(self, stage: str, rival: str) -> Literal["below", "above", ""]:
         """Where the perplexity of `stage` lies; empty where the two do not differ significantly."""

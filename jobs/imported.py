@@ -17,10 +17,12 @@ from backend.backup.run_rows import (
     StoredRow,
     Text,
 )
+from backend.metric_key import MetricKey
 from backend.plan import Plan
 from jobs.benchmark.report import DecoderReport
-from jobs.evaluation.report import PRODUCT_SPEED_UP, SAMPLED
+from jobs.evaluation.report import SAMPLED
 from jobs.kind import JobConfig, kind_named
+from jobs.metrics import PRODUCT_SPEED_UP
 from jobs.submit import validated
 
 Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
@@ -67,7 +69,7 @@ class ResultDetails(BaseModel):
     samples: Annotated[list[Sample], Field(max_length=1000)] = []
 
 
-NEEDED = {  # metric -> notes without which a page cannot show it
+NEEDED = {  # notes without which a page cannot show a metric
     PRODUCT_SPEED_UP: ("shape", "own", "break_even", "zeros", "speed_up"),
     SAMPLED: ("samples",),
 }
@@ -88,7 +90,7 @@ def check_row(kind: str, row: StoredRow) -> None:
             row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
             row.lane = kind_named(kind).lane
         case ResultRow():
-            check_details(row.metric, row.details)
+            check_details(MetricKey(row.family, series=row.series), row.details)
         case DecoderReportRow():
             check_report(row.report)
 
@@ -112,7 +114,7 @@ def checked_plan(
     return plan.model_dump(mode="json")
 
 
-def check_details(metric: str, details: dict[str, Any]) -> None:
+def check_details(metric: MetricKey, details: dict[str, Any]) -> None:
     """Raise `ValueError` for notes of a figure that pages cannot show."""
     found = ResultDetails.model_validate(details)
     if missing := set(NEEDED.get(metric, ())) - details.keys():

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
+from backend.metric_key import MetricKey
 from backend.plan import Plan
 from backend.printable import printable
 from backend.registry import source_file
@@ -161,7 +162,7 @@ class StageStyle:
     main: bool = False
 
 
-Values = Mapping[tuple[str, str], float]  # (stage, metric) -> the figure a run ended with
+Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure a run ended with
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Kind:
     verdict: Callable[[StageComparison], str] = lambda _: ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] | None = None
-    key_metric: str = PERPLEXITY
+    key_metric: MetricKey = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()
     main_fields: tuple[str, ...] = ()

@@ -91,7 +91,8 @@ def run_results(run: str) -> list[Record]:
 
 
 def run_curves(run: str) -> list[Record]:
-    """The points of the run's curves: name, step, value, at."""
+    """The points of the run's curves: family, stage, series, axis, step, value, at. The axis is
+    what `step` counts."""
     return queries.curve_rows(queries.job(run).id)
 
 

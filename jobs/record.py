@@ -40,7 +40,7 @@ def summary(job: Job) -> dict[str, Any]:
 def results(run: str | int) -> list[dict[str, Any]]:
     """The figures a run ended with."""
     return [
-        {"stage": r.stage, "metric": r.metric, "value": r.value, "stderr": r.stderr, "n": r.n}
+        {"stage": r.stage, "metric": str(r.metric), "value": r.value, "stderr": r.stderr, "n": r.n}
         | r.details
         for r in queries.results([run])
     ]
@@ -103,5 +103,5 @@ def sweep_record(jobs: Sequence[Job]) -> dict[str, Any]:
         "sweep": jobs[0].run,
         "fields": sweep.varied(jobs),
         "runs": [summary(job) for job in jobs],
-        "table": [vars(row) for row in sweep_rows(jobs)],
+        "table": [vars(row) | {"metric": str(row.metric)} for row in sweep_rows(jobs)],
     }

@@ -22,6 +22,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from backend.errors import ConfigError, SlimscopeError
+from backend.metric_key import MetricKey
 from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.settings import settings
@@ -29,6 +30,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
+from jobs.metrics import SECONDS
 from jobs.submit import checked, stored_plan
 
 MOST_FIELDS = 3
@@ -204,7 +206,7 @@ class SweepRow:
 
     values: dict[str, Any]
     stage: str
-    metric: str
+    metric: MetricKey
     mean: float
     spread: float | None
     n: int
@@ -249,13 +251,13 @@ def table(
         jobs: the runs of a sweep.
         results, step_times: of these runs.
     """
-    of_job: dict[int, list[tuple[str, str, float]]] = {job.id: [] for job in jobs}
+    of_job: dict[int, list[tuple[str, MetricKey, float]]] = {job.id: [] for job in jobs}
     for result in results:
         of_job[result.job_id].append((result.stage, result.metric, result.value))
     for time in step_times:
-        of_job[time.job_id].append(("run", f"seconds/{time.step}", time.seconds))
+        of_job[time.job_id].append(("run", MetricKey(SECONDS, series=time.step), time.seconds))
     fields = varied(jobs)
-    groups: dict[str, tuple[dict[str, Any], dict[tuple[str, str], list[float]]]] = {}
+    groups: dict[str, tuple[dict[str, Any], dict[tuple[str, MetricKey], list[float]]]] = {}
     for job in jobs:
         values = combination(job, fields)
         _, figures = groups.setdefault(repr(values), (values, {}))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import InputStatistics
+from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
@@ -58,6 +59,7 @@ class Recorder(SilentReporter):
 
     progressed: list[tuple[float, float, str]] = field(default_factory=list)
     metrics: list[tuple[str, float, int]] = field(default_factory=list)
+    axes: dict[str, str] = field(default_factory=dict)  # curve -> what its steps count
     snapshots: list[TensorSnapshot] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     stop: Callable[[Recorder], bool] = lambda _: False
@@ -65,8 +67,9 @@ class Recorder(SilentReporter):
     def progress(self, done: float, total: float, stage: str) -> None:
         self.progressed.append((done, total, stage))
 
-    def metric(self, name: str, value: float, step: int) -> None:
-        self.metrics.append((name, value, step))
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
+        self.axes[str(key)] = key.axis
+        self.metrics.append((str(key), value, step))
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         self.snapshots.append(snapshot)

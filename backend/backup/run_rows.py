@@ -37,6 +37,8 @@ def _name(value: str) -> str:
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_name)]
+Part = Annotated[str, StringConstraints(max_length=200), AfterValidator(_name)]  # empty: none
+Family = Annotated[str, StringConstraints(pattern=r"^[^/]{1,80}$"), AfterValidator(_name)]
 Note = Annotated[str, StringConstraints(max_length=20_000), AfterValidator(printable)]
 Text = Annotated[str, StringConstraints(max_length=200_000), AfterValidator(printable)]
 Moment = Annotated[int, Field(ge=0, lt=2**43)]  # ms since 1970: until 2248
@@ -166,7 +168,10 @@ class VoteRow(StoredRow):
 
 class MetricPointRow(StoredRow):
     table: Literal["metric_points"] = "metric_points"
-    name: Name
+    family: Family
+    stage: Part
+    series: Part
+    axis: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]{0,39}$")]
     step: Annotated[int, Field(ge=0, lt=2**53)]
     at: Moment
     value: Number
@@ -175,7 +180,8 @@ class MetricPointRow(StoredRow):
 class ResultRow(StoredRow):
     table: Literal["results"] = "results"
     stage: Name
-    metric: Name
+    family: Family
+    series: Part
     value: Number
     stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     n: Count | None

@@ -153,3 +153,8 @@ def arm_of(values: Mapping[str, Any]) -> str:
     shape = {name: values.get(name) or usual for name, usual in SHAPE.items()}
     arms = (name for name, fields in ARMS.items() if shape == {**SHAPE, **fields})
     return next(arms, str(shape["architecture"]))
+
+
+def head_stage(head: int) -> str:
+    """The stage of the metrics of a head, from 1."""
+    return f"head-{head}"

@@ -21,6 +21,7 @@ from backend.calibration.second_moments import (
     StatisticsLevel,
 )
 from backend.errors import ComputeError
+from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
@@ -242,7 +243,8 @@ class BlockWork:
 
         In this order, because a stored block is not reported again."""
         for stage, errors in self.report.errors.items():
-            self.run.reporter.metric(f"error/{stage}", fmean(errors.values()), self.block)
+            key = MetricKey("error", stage, axis="block")
+            self.run.reporter.metric(key, fmean(errors.values()), self.block)
         self.report.seconds = dict(self.timed.seconds)
         # by name: a block without pruned layers has its stages too
         stages = {x: self.stages[x] for x in self.run.plan.stages if PASS_OF[x] == pass_name}

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from backend.calibration.heldout import heldout_count
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
+from backend.metric_key import MetricKey
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.pruning.block_work import SDSRun
@@ -71,7 +72,7 @@ def heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> Losses:
             why = "An activation overflowed, or pruning destroyed the model."
             do = "Choose float32 as the forward precision, or a lower sparsity."
             raise ComputeError(what, why, do, field="precision")
-        run.reporter.metric(f"heldout/{stage}", losses[stage], 0)
+        run.reporter.metric(MetricKey("heldout", stage), losses[stage], 0)
         run.advance(1, "Held-out loss")
     return losses
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, ModelError
+from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
@@ -141,8 +142,8 @@ def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
     shares = block_shares(outliers, weights, groups[chosen[0].name].pattern.drop)
     run.patterns |= {x.name: Pattern(0, 0, shares[x.block]) for x in chosen}
     for block, share in shares.items():
-        run.reporter.metric("owl/outliers", outliers[block], block)
-        run.reporter.metric("owl/sparsity", share, block)
+        for series, value in (("outliers", outliers[block]), ("sparsity", share)):
+            run.reporter.metric(MetricKey("owl", series=series, axis="block"), value, block)
         run.reporter.log(f"OWL: {share:.2%} sparsity for block {block + 1}.")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import ColumnElement, Row, func, literal, select
 from sqlalchemy.orm import aliased
 
+from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects.choice import dialect_of
-from backend.store.queries import MAX_VARIABLES, batched
+from backend.store.queries import MAX_VARIABLES, POINT_COLUMNS, batched
 from backend.store.session import reading
 from backend.store.tables import MetricPoint
 
@@ -23,19 +25,20 @@ class CurveSpan:
     last: int
 
 
-def spans(job_id: int) -> dict[str, CurveSpan]:
-    """Name -> span of every curve of a run."""
+def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
+    """Span of every curve of a run."""
+    key = [getattr(MetricPoint, name) for name in KEY_COLUMNS]
     columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
-    query = select(MetricPoint.name, *columns).where(MetricPoint.job_id == job_id)
+    query = select(*key, *columns).where(MetricPoint.job_id == job_id)
     with reading() as session:
-        rows = session.execute(query.group_by(MetricPoint.name).order_by(MetricPoint.name))
-        return {name: CurveSpan(*span) for name, *span in rows}
+        rows = session.execute(query.group_by(*key).order_by(*key))
+        return {MetricKey(*row[: len(key)]): CurveSpan(*row[len(key) :]) for row in rows}
 
 
-def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[str, Any]]:
+def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[Row[Any]]:
     """A curve as it looks on a screen: of each of `buckets` equal ranges of steps the points with
     the lowest and the highest value, so that no peak is lost; and its first and last point. Rows
-    as of `queries.curve_rows`.
+    as of `queries.curve_points`.
 
     The database looks up both by the key of the table, range after range: nothing is sorted, and
     only these points are read into memory.
@@ -46,7 +49,7 @@ def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[
     point = aliased(MetricPoint)
     inside = (
         select(point.step)
-        .where(point.job_id == job_id, point.name == name)
+        .where(*_of_curve(point, job_id, key))
         .where(point.step.between(ranges.c.step, ranges.c.step + width - 1))
         .limit(1)
         .correlate(ranges)
@@ -59,11 +62,19 @@ def outline(job_id: int, name: str, span: CurveSpan, buckets: int) -> list[dict[
         ends = session.execute(select(low, high).select_from(ranges)).all()
         found = {step for pair in ends for step in pair if step is not None}
         steps = sorted(found | {span.first, span.last})
-        columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
-        query = select(*columns).where(MetricPoint.job_id == job_id, MetricPoint.name == name)
+        query = select(*POINT_COLUMNS).where(*_of_curve(MetricPoint, job_id, key))
         query, among = query.order_by(MetricPoint.step), dialect_of(session).among
         return [
-            dict(row._mapping)
+            row
             for some in batched(steps, MAX_VARIABLES)
             for row in session.execute(query.where(among(MetricPoint.step, some)))
         ]
+
+
+def _of_curve(
+    point: type[MetricPoint], job_id: int, key: MetricKey
+) -> Iterator[ColumnElement[bool]]:
+    """The conditions for the points of one curve."""
+    yield point.job_id == job_id
+    for name in KEY_COLUMNS:
+        yield getattr(point, name) == getattr(key, name)

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from sqlalchemy import Row
 
+from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store import curves as long_curves
 from backend.store import queries
 
@@ -15,8 +17,8 @@ MOST_POINTS = 20_000  # of all curves of a run together; more than a screen can 
 
 
 def curves(run: str | int) -> pd.DataFrame:
-    """All curve points of a run: columns name, step, value, at."""
-    return _points(queries.curve_rows(run))
+    """All curve points of a run: the columns of their key, step, value, at."""
+    return _points(queries.curve_points(run))
 
 
 def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
@@ -27,14 +29,20 @@ def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
     if sum(span.points for span in spans.values()) <= most:
         return curves(job_id)
     buckets = max(1, most // len(spans) // 2 - 1)
-    outlines = (long_curves.outline(job_id, name, span, buckets) for name, span in spans.items())
+    outlines = (long_curves.outline(job_id, key, span, buckets) for key, span in spans.items())
     points = _points([row for outline in outlines for row in outline])
     points.attrs[REDUCED] = True
     return points
 
 
-def _points(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["name", "step", "value", "at"])
+def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
+    """The points of each curve."""
+    return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
+
+
+def _points(rows: list[Row[Any]]) -> pd.DataFrame:
+    names = [column.key for column in queries.POINT_COLUMNS]
+    return pd.DataFrame([*map(tuple, rows)], columns=names)
 
 
 def tensor_table(run: str | int) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
 
 from backend.errors import NotFoundError
+from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import fetched, reading
 from backend.store.states import ACTIVE, LIVE, State
@@ -37,6 +38,7 @@ from backend.store.tables import (
 
 MAX_VARIABLES = 5_000  # in one statement
 SHOWN = Job.removed_at.is_(None)
+POINT_COLUMNS = [getattr(MetricPoint, name) for name in (*KEY_COLUMNS, "step", "value", "at")]
 
 
 def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
@@ -154,11 +156,12 @@ def events(run: str | int) -> list[Event]:
 
 
 class StoredResult(NamedTuple):
-    """A row of `Result`. The details are shared with other rows, and not to be changed."""
+    """A row of `Result`; `metric` has no stage. The details are shared with other rows, and not to
+    be changed."""
 
     job_id: int
     stage: str
-    metric: str
+    metric: MetricKey
     value: float
     stderr: float | None
     n: int | None
@@ -168,15 +171,15 @@ class StoredResult(NamedTuple):
 def results(runs: Iterable[str | int]) -> list[StoredResult]:
     """The results of these runs. There are many, and few different names and details: each of
     those is held in memory once."""
-    columns = (Result.job_id, Result.stage, Result.metric, Result.value, Result.stderr, Result.n)
-    query = select(*columns, cast(Result.details, Text))
-    query = query.order_by(Result.job_id, Result.metric, Result.stage)
-    details = lru_cache(read_object)
+    named = (Result.job_id, Result.stage, Result.family, Result.series)
+    query = select(*named, Result.value, Result.stderr, Result.n, cast(Result.details, Text))
+    query = query.order_by(Result.job_id, Result.family, Result.series, Result.stage)
+    key, details = lru_cache(1024)(MetricKey), lru_cache(read_object)
     with reading() as session:
         return [
-            StoredResult(job, intern(stage), intern(name), value, stderr, n, details(text))
+            StoredResult(job, intern(at), key(family, "", series), value, stderr, n, details(text))
             for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
-            for job, stage, name, value, stderr, n, text in session.execute(
+            for job, at, family, series, value, stderr, n, text in session.execute(
                 query.where(dialect_of(session).among(Result.job_id, some))
             )
         ]
@@ -305,13 +308,17 @@ def artifacts(run: str | int) -> list[Artifact]:
     return fetched(query)
 
 
-def curve_rows(run: str | int) -> list[dict[str, Any]]:
-    """All curve points of a run: name, step, value, at."""
-    columns = (MetricPoint.name, MetricPoint.step, MetricPoint.value, MetricPoint.at)
-    query = select(*columns).where(MetricPoint.job_id == job_id(run))
+def curve_points(run: str | int) -> list[Row[Any]]:
+    """All curve points of a run: `POINT_COLUMNS`."""
+    query = select(*POINT_COLUMNS).where(MetricPoint.job_id == job_id(run))
     with reading() as session:
-        rows = session.execute(query.order_by(MetricPoint.name, MetricPoint.step))
-        return [dict(row._mapping) for row in rows]
+        return [*session.execute(query.order_by(*POINT_COLUMNS[: 1 + len(KEY_COLUMNS)]))]
+
+
+def curve_rows(run: str | int) -> list[dict[str, Any]]:
+    """All curve points of a run: the columns of the key, step, value, at."""
+    names = [column.key for column in POINT_COLUMNS]
+    return [dict(zip(names, point, strict=True)) for point in curve_points(run)]
 
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:

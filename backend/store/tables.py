@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.errors import ConfigError
+from backend.metric_key import MetricKey
 from backend.store.states import Lane, State
 
 NAMES = {  # Alembic can only change named constraints
@@ -306,30 +307,39 @@ class Vote(Table):
 
 
 class MetricPoint(Table):
-    """One point of a curve. Points are keyed by step, so a resumed attempt overwrites them."""
+    """One point of the curve of a `MetricKey`. A resumed attempt overwrites it."""
 
     __tablename__ = "metric_points"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
-    name: Mapped[str] = mapped_column(primary_key=True)
+    family: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    series: Mapped[str] = mapped_column(primary_key=True)
+    axis: Mapped[str] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[int]
     value: Mapped[float]
 
 
 class Result(Table):
-    """One result of a run: a metric of a stage."""
+    """One figure a run ends with, of a `MetricKey`."""
 
     __tablename__ = "results"
 
     job_id: Mapped[int] = mapped_column(ForeignKey(JOB, ondelete="CASCADE"), primary_key=True)
     stage: Mapped[str] = mapped_column(primary_key=True)
-    metric: Mapped[str] = mapped_column(primary_key=True)
+    family: Mapped[str] = mapped_column(primary_key=True)
+    series: Mapped[str] = mapped_column(primary_key=True, default="")
     value: Mapped[float]
     stderr: Mapped[float | None]
     n: Mapped[int | None]
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+    @property
+    def metric(self) -> MetricKey:
+        """The metric, at whatever stage."""
+        return MetricKey(self.family, series=self.series or "")
 
 
 class StepTime(Table):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from backend.checkpoints import Checkpoints
+from backend.metric_key import MetricKey
 from backend.quantization.dlqat.config import DLQATConfig
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
@@ -37,8 +38,8 @@ class StepClock(SilentReporter):
         self.losses: list[float] = []
         self.times: list[float] = []
 
-    def metric(self, name: str, value: float, step: int) -> None:
-        if name == "loss/dlqat":
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
+        if key == MetricKey("loss", "dlqat"):
             self.losses.append(value)
             self.times.append(time.perf_counter())
 

@@ -44,7 +44,7 @@ GROUPS = ("scale", "error", "magnitude", "clipped", "worst")
 WEIGHTS = ("model", "drafter")  # kinds of artefacts
 NAMED = (  # where one run names another
     ("jobs", "config"), ("results", "stage"), ("decoder_reports", "decoder"),
-    ("decoder_reports", "report"), ("metric_points", "name"),
+    ("decoder_reports", "report"), ("metric_points", "stage"),
 )  # fmt: skip
 EXPORT = """
 import sys

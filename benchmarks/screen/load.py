@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, Select, func, insert, inspect, literal, select, true
 
+from backend.metric_key import MetricKey
 from backend.store.session import now_ms, writing
 from backend.store.tables import (
     Event,
@@ -65,9 +67,10 @@ def many_points(runs: Select[int], points: int) -> None:
     step = select(literal(0, BigInteger).label("step")).cte("steps", recursive=True)
     steps = step.union_all(select(step.c.step + 1).where(step.c.step < points - 1))
     value = 1.0 / (1 + steps.c.step) + 0.01 * (steps.c.step * 7919 % 101)
-    rows = select(ids.c[0], literal("loss"), steps.c.step, literal(now_ms()), value)
+    key = asdict(MetricKey("loss"))
+    rows = select(ids.c[0], *map(literal, key.values()), steps.c.step, literal(now_ms()), value)
     rows = rows.join_from(ids, steps, true())
-    columns = ["job_id", "name", "step", "at", "value"]
+    columns = ["job_id", *key, "step", "at", "value"]
     with writing() as session:
         session.execute(insert(MetricPoint).from_select(columns, rows))
 

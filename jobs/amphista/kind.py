@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backend.drafters.config import ARMS, SHAPE, arm_of
+from backend.drafters.config import ARMS, SHAPE, arm_of, head_stage
 from jobs.amphista.config import DRAFTER, NAME, PART, AmphistaJob
 from jobs.amphista.estimate import requirements
 from jobs.kind import Kind, Values
+from jobs.metrics import DRAFT_COST, PREDICTED_SPEED_UP
 from jobs.wording import fixed
 
 MIN_GAIN = 0.05  # of speed; a smaller one would not be measurable
@@ -24,7 +25,7 @@ def headline(values: Mapping[str, Any]) -> list[str]:
 
 def forecast(values: Values) -> str:
     """How fast drafting will be on the machine that trained the drafter."""
-    gain, cost = (values.get((DRAFTER, name)) for name in ("predicted_speed_up", "draft_cost"))
+    gain, cost = (values.get((DRAFTER, name)) for name in (PREDICTED_SPEED_UP, DRAFT_COST))
     if gain is None or cost is None:
         return ""
     none = " (no gain)" if gain < 1 + MIN_GAIN else ""
@@ -64,7 +65,7 @@ KIND = Kind(
     saves="drafter",
     stages={
         DRAFTER: "Drafter",
-        **{f"head-{k}": f"Head {k}" for k in range(1, 11)},
+        **{head_stage(k): f"Head {k}" for k in range(1, 11)},
         **{f"{PART}-{name}": label for name, label in PART_LABELS.items()},
     },
     headline=headline,

@@ -13,7 +13,7 @@ from backend.decoding.cost_model import measure_costs
 from backend.decoding.draft_tree import best_tree, expected_length, grow
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import WEIGHTS, Amphista, BaseFingerprint, pack
-from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of
+from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of, head_stage
 from backend.drafters.data.hidden_state_cache import (
     HELD,
     LEARNT,
@@ -26,14 +26,26 @@ from backend.drafters.draft_time import time_parts
 from backend.drafters.exact_walk import walk_answers
 from backend.drafters.layers.initialization import FIT_TOKENS
 from backend.drafters.registry import Drafter, build_drafter
-from backend.drafters.training.head_accuracy import NODES, TOP, HeadAccuracy
+from backend.drafters.training.head_accuracy import NODES, HeadAccuracy
 from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
 from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.metric_key import MetricKey
 from backend.training import distributed
 from jobs.amphista.config import DRAFTER, PART, AmphistaJob
 from jobs.amphista.data import training_sources
 from jobs.amphista.estimate import flops_by_phase, untimed_flops
-from jobs.metrics import CHAINED, DRAFT_MS, PREDICTED_LENGTH
+from jobs.metrics import (
+    ACCEPTED_LENGTH,
+    COST,
+    DRAFT_COST,
+    DRAFT_MS,
+    PARAMETER_SHARE,
+    PARAMETERS,
+    PREDICTED_LENGTH,
+    PREDICTED_SPEED_UP,
+    STEPS,
+    TREE,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
@@ -107,7 +119,7 @@ class DrafterRun:
         if self.context.checkpoints.find(CHECKPOINT):
             return
         if explained := drafter.initialize(self.target, learnt.spread(FIT_TOKENS)):
-            self.context.result(DRAFTER, "fit_explained", explained)
+            self.context.result(DRAFTER, MetricKey("fit_explained"), explained)
             self.context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
 
     def _train(
@@ -124,26 +136,27 @@ class DrafterRun:
         distributed.announce("train")
         accuracy = trainer.run()
         distributed.announce("")
-        context.result(DRAFTER, "steps", trainer.schedule.steps)
+        context.result(DRAFTER, STEPS, trainer.schedule.steps)
         context.step_time("training", trainer.schedule.seconds)
         return accuracy, trainer.schedule.seconds
 
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""
         context, config = self.context, self.config.model_dump(mode="json")
-        figures = {f"top{m}": accuracy.top(m) for m in TOP} | {CHAINED: accuracy.chained()}
+        figures = accuracy.by_head()
         saved = pack(drafter, self.base, grow(accuracy.answers), figures, config, longest)
         with Checkpoints(context.folder).write(DRAFTER) as folder:
             saved.save(folder)
         digest = sha256_of(context.folder / DRAFTER / WEIGHTS)
         context.environment(weights_sha256=digest)
         context.artifact(context.folder / DRAFTER, DRAFTER, digest)
-        for name, values in figures.items():
+        for family, values in figures.items():
             for head, value in enumerate(values, 1):
-                context.result(f"head-{head}", name, value, n=len(accuracy.ranks))
+                metric = MetricKey(family)
+                context.result(head_stage(head), metric, value, n=len(accuracy.ranks))
         count, arm = drafter.parameter_count(), arm_of(drafter.config.model_dump())
-        context.result(DRAFTER, "parameters", count, arm=arm)
-        context.result(DRAFTER, "parameter_share", count / self.loaded.facts.parameters)
+        context.result(DRAFTER, PARAMETERS, count, arm=arm)
+        context.result(DRAFTER, PARAMETER_SHARE, count / self.loaded.facts.parameters)
         return saved
 
 
@@ -160,19 +173,23 @@ def record_economy(
     trial = TreeProposer(drafter, target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)
     for nodes in costs.verify:
-        context.metric("cost/verify", costs.ratio(nodes), nodes)
-        context.metric("cost/break even", costs.break_even(nodes), nodes)
-        context.metric("tree/accepted", expected_length(saved.growth, nodes), nodes)
-        context.metric("tree/speed-up", costs.speed_up(saved.growth, nodes), nodes)
+        figures = {
+            (COST, "verify"): costs.ratio(nodes),
+            (COST, "break even"): costs.break_even(nodes),
+            (TREE, "accepted"): expected_length(saved.growth, nodes),
+            (TREE, "speed-up"): costs.speed_up(saved.growth, nodes),
+        }
+        for (family, series), value in figures.items():
+            context.metric(MetricKey(family, series=series, axis="nodes"), value, nodes)
     context.result(
-        DRAFTER, "accepted_length", accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
+        DRAFTER, ACCEPTED_LENGTH, accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
     chosen = TreeProposer(drafter, target, costs.dynamic_tree())
     walk = walk_answers(chosen, (heldout[n] for n in range(min(FORECAST_ANSWERS, len(heldout)))))
     predicted = walk.speed_up(costs)
-    context.result(DRAFTER, "predicted_speed_up", predicted, nodes=chosen.nodes)
+    context.result(DRAFTER, PREDICTED_SPEED_UP, predicted, nodes=chosen.nodes)
     context.result(DRAFTER, PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)
-    context.result(DRAFTER, "draft_cost", costs.draft / costs.verify[1])
+    context.result(DRAFTER, DRAFT_COST, costs.draft / costs.verify[1])
     context.log(
         f"On held-out answers {walk.accepted_length:.2f} tokens a pass with {tree_words(chosen)}: "
         f"{predicted:.2f} times the speed of plain decoding here."

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from backend.metric_key import MetricKey
 from backend.store import queries
 from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import extent
@@ -33,6 +34,11 @@ MAX_NOISE = 0.25  # spread between rounds of the same work, beyond which the mac
 ACCEPTANCE = "acceptance and cache"
 
 
+def speed_up_of(task: str) -> MetricKey:
+    """The speed-up over the prompts of a task; over all of them without one."""
+    return replace(SPEED_UP, series=task)
+
+
 def decoder_label(name: str) -> str:
     """A decoder for people, by its name alone: "Prompt lookup + amphista-0007"."""
     if name.endswith(COMBINED):
@@ -47,7 +53,7 @@ class DecoderReport:
     Attributes:
         kind: Amphista, Medusa, …; empty for those that are not trained.
         same: share of the prompts whose response is vanilla's.
-        ranges: metric -> (lowest, highest) over rounds.
+        ranges: name of a metric -> (lowest, highest) over rounds.
         lengths: accepted length -> steps; milliseconds: part of a step -> mean.
         hits: path of a node of its tree -> share of steps that accepted it.
         tasks: task -> (speed-up, mean accepted length).
@@ -92,8 +98,7 @@ class DecoderReport:
     def speed_up_range(self, task: str = "") -> tuple[float, float]:
         """Lowest and highest speed-up over the rounds, of all prompts or those of a task."""
         value = self.tasks[task][0] if task else self.speed_up
-        name = f"{SPEED_UP}/{task}" if task else SPEED_UP
-        return self.ranges.get(name, (value, value))
+        return self.ranges.get(str(speed_up_of(task)), (value, value))
 
     @property
     def faster(self) -> bool:
@@ -171,7 +176,7 @@ def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
 
 def _noise_warnings(vanilla: DecoderReport) -> list[str]:
     """Warn where the same work took different times."""
-    low, high = vanilla.ranges.get(TOKENS_PER_SECOND, (vanilla.speed, vanilla.speed))
+    low, high = vanilla.ranges.get(str(TOKENS_PER_SECOND), (vanilla.speed, vanilla.speed))
     if high <= (1 + MAX_NOISE) * low:
         return []
     return [

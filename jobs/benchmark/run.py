@@ -11,7 +11,7 @@ from jobs.benchmark.estimate import flops_by_phase
 from jobs.benchmark.report import VANILLA, DecoderReport, decoder_reports, verdicts
 from jobs.benchmark.timing import DecodingBenchmark
 from jobs.fields.drafters import drafters_named
-from jobs.metrics import BYTES_PER_TOKEN
+from jobs.metrics import BYTES_PER_TOKEN, SPEED_UP, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
@@ -42,6 +42,6 @@ def record_fastest(reports: Sequence[DecoderReport], context: JobContext) -> Non
     """The figures of the fastest of our decoders stand for the run, beside others."""
     ours = [report for report in reports if not report.peer]
     fastest = max(ours, key=lambda report: report.speed)
-    context.result("run", "tokens_per_second", fastest.speed, of=fastest.label)
+    context.result("run", TOKENS_PER_SECOND, fastest.speed, of=fastest.label)
     if len(ours) > 1:
-        context.result("run", "speed_up", fastest.speed_up, of=fastest.label)
+        context.result("run", SPEED_UP, fastest.speed_up, of=fastest.label)

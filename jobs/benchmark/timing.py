@@ -36,6 +36,7 @@ from backend.drafters.generate import make_proposer
 from backend.drafters.tree_proposer import TreeProposer, tree_words
 from backend.errors import ConfigError
 from backend.export.gguf.writing import write_gguf
+from backend.metric_key import MetricKey
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
@@ -48,12 +49,22 @@ from jobs.benchmark.report import (
     LOOKUP,
     PYTORCH,
     DecoderReport,
+    speed_up_of,
 )
 from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.prompts import prompt_facts, prompt_set
-from jobs.metrics import PASS_MS
+from jobs.metrics import (
+    ACCEPTED_LENGTH,
+    BREAK_EVEN,
+    COST,
+    PASS_MS,
+    SAME_TEXT,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    TREE,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 
@@ -101,9 +112,13 @@ class DecodingBenchmark:
             answers = self._answers(name, decoders, self.prompts[:TREE_PROMPTS], 1, phase)
             for n in sizes:
                 summary = summarise(str(n), answers)
-                self.context.metric(f"{name}/accepted", summary.accepted, n)
-                self.context.metric(f"{name}/speed-up", summary.speed_up.value, n)
-                self.context.metric(f"{name}/break even", summary.break_even, n)
+                figures = {
+                    "accepted": summary.accepted,
+                    "speed-up": summary.speed_up.value,
+                    "break even": summary.break_even,
+                }
+                for series, value in figures.items():
+                    self.context.metric(MetricKey(TREE, name, series, "nodes"), value, n)
 
     # decoders --------------------------------------------------------------------------------
 
@@ -158,7 +173,8 @@ class DecodingBenchmark:
         """Record the verification costs; the number of tokens that prompt lookup drafts."""
         costs = measure_costs(self.target)
         for nodes in COST_SIZES:
-            self.context.metric("cost/verify", costs.ratio(nodes), nodes)
+            key = MetricKey(COST, series="verify", axis="nodes")
+            self.context.metric(key, costs.ratio(nodes), nodes)
         return {LOOKUP: costs.lookup_length}
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
@@ -236,10 +252,10 @@ class DecodingBenchmark:
             prompts=summary.prompts,
             first_difference=summary.first_difference,
             ranges={
-                "tokens_per_second": (speed.lowest, speed.highest),
-                "speed_up": (up.lowest, up.highest),
+                str(TOKENS_PER_SECOND): (speed.lowest, speed.highest),
+                str(SPEED_UP): (up.lowest, up.highest),
                 **{
-                    f"speed_up/{task}": (s.speed_up.lowest, s.speed_up.highest)
+                    str(speed_up_of(task)): (s.speed_up.lowest, s.speed_up.highest)
                     for task, s in by_task.items()
                 },
             },
@@ -253,16 +269,16 @@ class DecodingBenchmark:
         """Record a report, and its figures as results that tables and charts rank by."""
         self.context.decoder(report.name, report.record())
         figures = {
-            "tokens_per_second": (report.speed, self.config.rounds),
-            "speed_up": (report.speed_up, self.config.rounds),
-            "accepted_length": (report.accepted, sum(report.lengths.values())),
-            "break_even": (report.break_even, None),
+            TOKENS_PER_SECOND: (report.speed, self.config.rounds),
+            SPEED_UP: (report.speed_up, self.config.rounds),
+            ACCEPTED_LENGTH: (report.accepted, sum(report.lengths.values())),
+            BREAK_EVEN: (report.break_even, None),
             PASS_MS: (sum(report.milliseconds.values()), None),
-            "same_text": (report.same, report.prompts),
-            **{f"speed_up/{t}": (s.speed_up.value, s.prompts) for t, s in by_task.items()},
+            SAME_TEXT: (report.same, report.prompts),
+            **{speed_up_of(t): (s.speed_up.value, s.prompts) for t, s in by_task.items()},
         }
         for metric, (value, n) in figures.items():
-            low, high = report.ranges.get(metric, (None, None))
+            low, high = report.ranges.get(str(metric), (None, None))
             spread = {} if low is None else {"lowest": low, "highest": high}
             self.context.result(report.name, metric, value, n=n, **spread)
 

@@ -207,7 +207,7 @@ def logs(
 
 
 @app.command("sweep")
-def show_sweep(run: Run, metric: str = PERPLEXITY, as_json: Json = False) -> None:
+def show_sweep(run: Run, metric: str = str(PERPLEXITY), as_json: Json = False) -> None:
     """Show a sweep by one of its runs: mean ± sample standard deviation over seeds."""
     if as_json:
         print(json.dumps(operations.show_sweep(run), indent=1))

@@ -9,10 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from backend.errors import NotFoundError
+from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.kind import stage_labels
+from jobs.metrics import SECONDS
 from jobs.record import sweep_rows
 from jobs.reproduction import Reproduction
 
@@ -36,9 +38,10 @@ def results_table(run: str) -> Table:
         table.title = f"Kept: {names.get(job.kept_stage, job.kept_stage)}"
     for row in queries.results([run]):
         spread = "" if row.stderr is None else f"{row.stderr:.3g}"
-        table.add_row(row.metric, names.get(row.stage, row.stage), f"{row.value:.6g}", spread)
+        table.add_row(str(row.metric), names.get(row.stage, row.stage), f"{row.value:.6g}", spread)
     for time in queries.step_times([run]):
-        table.add_row(f"seconds/{time.step}", "run", f"{time.seconds:.6g}", "")
+        name = str(MetricKey(SECONDS, series=time.step))
+        table.add_row(name, "run", f"{time.seconds:.6g}", "")
     return table
 
 
@@ -56,19 +59,19 @@ def measured(jobs: Sequence[Job]) -> bool:
     return bool(queries.results([job.id for job in jobs]))
 
 
-def sweep_table(jobs: Sequence[Job], metric: str) -> Table:
+def sweep_table(jobs: Sequence[Job], name: str) -> Table:
     """Mean and spread of one metric: one line a combination and stage.
 
     Raises:
         NotFoundError: no run of the sweep has measured it.
     """
-    rows = sweep_rows(jobs)
+    rows, metric = sweep_rows(jobs), MetricKey.parse(name)
     if metric not in (found := {row.metric for row in rows}):
-        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
-        raise NotFoundError(f"No run of this sweep has measured {metric!r}.", "", there)
+        there = f"There are: {', '.join(sorted(map(str, found))) or 'no figures yet'}."
+        raise NotFoundError(f"No run of this sweep has measured {name!r}.", "", there)
     names = stage_labels(jobs[0].kind)
     fields = [field for field in sweep.varied(jobs) if field != sweep.SEED]
-    table = Table(*fields, "stage", metric, "±", "n", box=None)
+    table = Table(*fields, "stage", name, "±", "n", box=None)
     for row in rows:
         if row.metric == metric:
             chosen = (escape(str(row.values[field])) for field in fields)

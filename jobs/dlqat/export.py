@@ -13,6 +13,7 @@ from backend.export.formats import Layout, bits_per_weight
 from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
+from backend.metric_key import MetricKey
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import LoadedModel
 from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
@@ -23,7 +24,7 @@ from backend.reporter import REPLAY
 from backend.store import queries
 from jobs.dlqat.config import DLQATJob
 from jobs.evaluation.acceleration import record_decoding
-from jobs.evaluation.report import TOKENS_PER_SECOND
+from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase
 
@@ -53,7 +54,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])
-        if r.metric == "perplexity"
+        if r.metric == PERPLEXITY
     }
     card = model_card(
         loaded.facts.title,
@@ -73,7 +74,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
-    context.result(config.kept, f"bytes/{config.format}", size)
+    context.result(config.kept, MetricKey(BYTES, series=config.format), size)
     context.environment(weights_sha256=digest.hexdigest())
     context.artifact(context.folder / MODEL, "model", digest.hexdigest())
     context.log(f"Exported {STAGE_LABELS[config.kept]} as {config.format}, {size / 1e6:.1f} MB.")

@@ -23,6 +23,7 @@ from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import corpus_names
+from jobs.metrics import BITS_PER_WEIGHT, PARAMETER_SHARE, PARAMETERS, RELATIVE_ERROR
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
@@ -119,17 +120,17 @@ def record(
 ) -> None:
     """Looks at every stage and records what was found out about it."""
     for stage, error in qat.audit(phases.phase("audit")).items():
-        context.result(stage, "relative_error", error)
+        context.result(stage, RELATIVE_ERROR, error)
     layers = quantised_layers(facts.linears, config)
     for stage in config.stages:
         if stage in (*TRAINED, DLQATStage.LORA):
             low_rank, magnitude = config.trains(stage) if stage in TRAINED else (True, False)
             rank = config.rank * low_rank
             trained = trainable(shapes(layers), rank, config.group_size, magnitude)
-            context.result(stage, "parameters", trained)
-            context.result(stage, "parameter_share", trained / facts.parameters)
+            context.result(stage, PARAMETERS, trained)
+            context.result(stage, PARAMETER_SHARE, trained / facts.parameters)
         if stage not in NOT_QUANTISED:
-            context.result(stage, "bits_per_weight", mean_bits(config, layers))
+            context.result(stage, BITS_PER_WEIGHT, mean_bits(config, layers))
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
     context.outcome(kept_stage=config.kept)

@@ -31,6 +31,7 @@ from backend.evaluation.speed import (
     sparse_product_curve,
 )
 from backend.export.reading import linears_in
+from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
 from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
@@ -38,28 +39,22 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, Reporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts
-from jobs.evaluation.config import MODEL
-from jobs.evaluation.report import (
-    LINEAR_BYTES,
-    PRODUCT_SPEED_UP,
-    REPEATS,
-    SPEED_UP,
-    TIMED_TOKENS,
-    TOKENS_PER_SECOND,
-)
+from jobs.evaluation.config import DENSE, MODEL
+from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.prompts import default_prompts
+from jobs.metrics import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase
 
 
 def record_sizes(facts: ModelFacts, context: JobContext) -> None:
     """Records zeros and bytes of the linears of the stored model, read block by block."""
-    if context.has_result(MODEL, f"{LINEAR_BYTES}/dense"):
+    if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
         return
     measured = sizes(_stored(facts, context))
-    context.result(MODEL, "zero_share", measured.zero_share, n=measured.weights)
+    context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
     for name, value in _formats(measured).items():
-        context.result(MODEL, f"{LINEAR_BYTES}/{name}", value)
+        context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
 
 
 def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
@@ -73,7 +68,7 @@ def _formats(measured: LinearSizes) -> dict[str, int]:
     formats = {"bitmask": measured.bitmask}
     if measured.pattern and measured.compact is not None:
         formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
-    return formats | {"dense": measured.dense}
+    return formats | {DENSE: measured.dense}
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from backend.evaluation.paired import WINDOW_LOSSES
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
+from backend.metric_key import MetricKey
 from backend.models.block_offload import is_streamed
 from backend.models.facts import ModelFacts
 from backend.models.hidden_states import NewBatches, batches_in
@@ -35,12 +37,14 @@ from backend.text.slices import TextSlice
 from jobs.evaluation.report import SAMPLED, samples_of
 from jobs.fields.prompts import default_prompts
 from jobs.fields.quality import ENDINGS, SAMPLE_PROMPTS, QualityConfig
+from jobs.metrics import ACCURACY, BITS_PER_BYTE, KL_TO_DENSE, PERPLEXITY, TOP1_AGREEMENT
 from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
 from jobs.runtime.progress import Phase
 
 Role = Literal["dense", "kept", ""]  # what a stage is to the others
 ACCURACIES = ("acc_norm", "acc", "exact_match")
+ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 
 
 def hidden_state_store(
@@ -128,21 +132,21 @@ class Quality:
         if role and self._endings_missing(stage):
             yield partial(self._choose_endings, stage)
 
-    def _has(self, stage: str, metric: str) -> bool:
+    def _has(self, stage: str, metric: MetricKey) -> bool:
         return self._context.has_result(stage, metric)
 
     # on the evaluation text ------------------------------------------------------------------
 
     def _text_missing(self, stage: str, role: Role) -> bool:
         """The dense model's pass is made again where what it was recorded for is not there yet."""
-        if not self._has(stage, "perplexity"):
+        if not self._has(stage, PERPLEXITY):
             return True
         if role == "kept":
-            return self._config.divergence and not self._has(stage, "kl_to_dense")
+            return self._config.divergence and not self._has(stage, KL_TO_DENSE)
         return role == "dense" and self._config.divergence and not self._compared()
 
     def _compared(self) -> bool:
-        return any(r.metric == "kl_to_dense" for r in queries.results([self._context.run]))
+        return any(r.metric == KL_TO_DENSE for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
         model, compared = self._loaded.model, role == "kept" and self._comparable()
@@ -154,14 +158,14 @@ class Quality:
         divergence = comparison.result() if comparison else None
         # what `_text_missing` looks for comes last: a resumed run takes the rest for granted then
         self._context.profile(window_losses(stage, measured.windows))
-        result(stage, "bits_per_byte", measured.bits_per_byte, n=n, **about)
+        result(stage, BITS_PER_BYTE, measured.bits_per_byte, n=n, **about)
         if divergence:
             same, of = divergence.agreement, divergence.tokens
-            result(stage, "top1_agreement", same, stderr=divergence.agreement_stderr, n=of, **about)
-        result(stage, "perplexity", measured.value, stderr=measured.stderr, n=n, **about)
+            result(stage, TOP1_AGREEMENT, same, stderr=divergence.agreement_stderr, n=of, **about)
+        result(stage, PERPLEXITY, measured.value, stderr=measured.stderr, n=n, **about)
         if divergence:
             kl, stderr = divergence.kl, divergence.kl_stderr
-            result(stage, "kl_to_dense", kl, stderr=stderr, n=divergence.tokens, **about)
+            result(stage, KL_TO_DENSE, kl, stderr=stderr, n=divergence.tokens, **about)
         spread = "" if measured.stderr is None else f" ± {measured.stderr:.3f}"
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
@@ -201,20 +205,20 @@ class Quality:
         self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
 
     def _endings_missing(self, stage: str) -> bool:
-        return self._config.asks_endings and not self._has(stage, f"accuracy/{ENDINGS}")
+        return self._config.asks_endings and not self._has(stage, ENDINGS_ACCURACY)
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
         asked = questions(self._text, self._config.task_limit)
         score = score_endings(self._loaded.model, asked, self._batch, reporter, self._new)
         self._context.result(
-            stage, f"accuracy/{ENDINGS}", score.accuracy, stderr=score.stderr, n=len(score.right),
+            stage, ENDINGS_ACCURACY, score.accuracy, stderr=score.stderr, n=len(score.right),
             task=ENDINGS, figure="accuracy", **text_facts(self._text),
         )  # fmt: skip
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
         """The tasks that have no figure at this stage."""
-        metrics = {r.metric for r in queries.results([self._context.run]) if r.stage == stage}
-        answered = {metric.partition("/")[2] for metric in metrics}
+        results = queries.results([self._context.run])
+        answered = {r.metric.series for r in results if r.stage == stage}
         return {name: task for name, task in self._tasks.items() if name not in answered}
 
     def _answer(self, stage: str, reporter: Phase) -> None:
@@ -222,8 +226,9 @@ class Quality:
             self._loaded.model, self._loaded.tokenizer, self._unanswered(stage),
             self._config.task_limit, self._batch, reporter,
         ):  # fmt: skip
-            family = "accuracy" if score.metric in ACCURACIES else score.metric
+            family = ACCURACY.family if score.metric in ACCURACIES else score.metric
+            metric = MetricKey(family, series=score.task)
             self._context.result(
-                stage, f"{family}/{score.task}", score.value, stderr=score.stderr, n=score.n,
-                task=score.task, figure=score.metric,
+                stage, metric, score.value, stderr=score.stderr, n=score.n, task=score.task,
+                figure=score.metric,
             )  # fmt: skip

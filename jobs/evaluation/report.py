@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.evaluation.config import DENSE, MODEL, NAME
+from jobs.metrics import (
+    GREEDY_AGREEMENT,
+    LINEAR_BYTES,
+    PRODUCT_SPEED_UP,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+)
 
-LINEAR_BYTES, TOKENS_PER_SECOND, SPEED_UP = "linear_bytes", "tokens_per_second", "speed_up"
-PRODUCT_SPEED_UP = "product_speed_up"
-SAMPLED = "greedy_agreement"  # the figure that comes with texts
+SAMPLED = GREEDY_AGREEMENT  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
-
-Rows = Mapping[tuple[str, str], StoredResult]  # (stage, metric) -> row
+Rows = Mapping[tuple[str, MetricKey], StoredResult]  # (stage, metric) -> row
 
 
 def verdicts(rows: Rows) -> list[str]:
@@ -33,9 +38,9 @@ def verdicts(rows: Rows) -> list[str]:
 def format_bytes(rows: Rows) -> dict[str, float]:
     """Format -> bytes of the linears, dense first."""
     sizes = {
-        metric.partition("/")[2]: row.value
+        metric.series: row.value
         for (stage, metric), row in rows.items()
-        if stage == MODEL and metric.startswith(f"{LINEAR_BYTES}/")
+        if stage == MODEL and metric.family == LINEAR_BYTES
     }
     return dict(sorted(sizes.items(), key=lambda item: item[0] != DENSE))
 

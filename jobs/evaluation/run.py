@@ -21,8 +21,9 @@ from jobs.evaluation.acceleration import (
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
-from jobs.evaluation.report import TOKENS_PER_SECOND, verdicts
+from jobs.evaluation.report import verdicts
 from jobs.fields.base_model import ResolvedModel, resolve_model
+from jobs.metrics import TOKENS_PER_SECOND, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_decoding, load_evaluation_text, load_whole
@@ -56,7 +57,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     if config.speed:
         zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
         products = phases.phase("products")
-        record_products(facts[MODEL], zeros["zero_share"], device, context, products)
+        record_products(facts[MODEL], zeros[ZERO_SHARE], device, context, products)
     context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
     for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
         context.log(sentence)

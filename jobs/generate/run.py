@@ -24,6 +24,7 @@ from backend.text.prompt_ids import chat_ids, end_ids
 from jobs.generate.config import STOPS, GenerateJob, GenerationSide, read_sides
 from jobs.generate.conversation import chain, messages, turns
 from jobs.generate.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
+from jobs.metrics import ACCEPTED_LENGTH, TOKENS_PER_SECOND
 from jobs.playground.cards import use_card
 from jobs.playground.context import AnswerContext
 from jobs.playground.warm_model import WarmModel
@@ -164,7 +165,7 @@ def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
         return
     about: dict[str, Any] = {"side": side.name, "end": written.end, "tokens": len(written.tokens)}
     if written.speed:
-        context.result(stage, "tokens_per_second", written.speed, n=1, **about)
+        context.result(stage, TOKENS_PER_SECOND, written.speed, n=1, **about)
     if written.accepted:
-        context.result(stage, "accepted_length", written.accepted, n=len(written.passes) - 1)
+        context.result(stage, ACCEPTED_LENGTH, written.accepted, n=len(written.passes) - 1)
     context.log(f"{side.name}: {len(written.tokens)} tokens, {ENDS[written.end]}.")

@@ -10,11 +10,13 @@ from backend.checkpoints import Checkpoints
 from backend.export.card import gguf_card
 from backend.export.gguf.writing import write_gguf
 from backend.export.origin import CARD, copy_terms, origin_of
+from backend.metric_key import MetricKey
 from backend.models.sources.materialise import materialise
 from jobs.fields.base_model import resolve_model
 from jobs.fields.gguf import exported_type
 from jobs.gguf.config import FOLDER, MODEL, GGUFJob
 from jobs.gguf.estimate import flops_by_phase
+from jobs.metrics import BYTES
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 
@@ -49,7 +51,7 @@ def record(file: Path, type: str, context: JobContext) -> None:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     size = file.stat().st_size
-    context.result(MODEL, f"bytes/{type}", size)
+    context.result(MODEL, MetricKey(BYTES, series=type), size)
     context.environment(weights_sha256=digest)
     context.artifact(file.parent, FOLDER, digest)
     context.log(f"Wrote {file.name}, {size / 1e6:.1f} MB. sha256: {digest}")

@@ -1,13 +1,6 @@
-"""What a running job writes, and how: the `Reporter` of a job, backed by the database.
-
-A heartbeat thread writes progress and buffered figures once a second, and reads what people want.
-Every write is fenced: it counts only while this attempt, with its token, is the job's newest. When
-it is not, the process ends at once and has changed nothing.
-
-While the database is away, locked by another program or on a server that does not answer, the
-work goes on for `offline_s`: figures are kept in memory, and those of a finished part in a file
-beside its checkpoint, from which they are written later, by this attempt or the next one.
-"""
+"""The `Reporter` of a running job, backed by the database. Every write is fenced: it counts only
+while this attempt, with its token, is the job's newest. When it is not, the process ends at once
+and has changed nothing."""
 
 from __future__ import annotations
 
@@ -28,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError, ConfigError
+from backend.metric_key import MetricKey
 from backend.queue.artifacts.copies import fetch_work
 from backend.queue.artifacts.disk import folder_bytes
 from backend.queue.artifacts.store import store
@@ -64,30 +58,25 @@ LEAVING_S = 20.0  # for a run to store what is left; less than its silence is ta
 
 
 class JobContext:
-    """One attempt's view of its job. Made by `claim`, closed by `finish`.
-
-    Attributes:
-        rank: of this process, where the run has several.
-    """
+    """One attempt's view of its job. Made by `claim`, closed by `finish`. A heartbeat thread writes
+    progress and buffered figures once a second, and reads what people want."""
 
     def __init__(self, attempt: Attempt, job: Job) -> None:
         self.job_id, self.attempt_id, self.token = job.id, attempt.id, attempt.token
         self.run, self.attempt_n, self.kind, self.config = job.run, attempt.n, job.kind, job.config
         self.folder: Path = run_folder(job.run)
         self.work: Path = work_folder(job.run)
-        self._uploads = Uploads(
-            store(), log_file(job.run, attempt.n), self.work / SPOOL, lambda text: self.log(text)
-        )
+        own_log = log_file(job.run, attempt.n)
+        self._uploads = Uploads(store(), own_log, self.work / SPOOL, lambda text: self.log(text))
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
-        self.rank: Rank | None = None
+        self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
-            lambda rows, durable: self._write(rows, durable),
-            FigureSpool(self.work / SPOOL),
+            lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
             lambda text: self.log(text),
-        )
+        )  # fmt: skip
         self._stop = threading.Event()
         self._closed = threading.Event()
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
@@ -115,17 +104,14 @@ class JobContext:
         """How far the job is; `phase_end`: where its current phase ends, in units of `total`."""
         self._progress.report(done, total, stage, total if phase_end is None else phase_end)
 
-    def metric(self, name: str, value: float, step: int) -> None:
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
         if not math.isfinite(value):
-            self.log(f"{name} is {value} at step {step}; it is not drawn.")
+            self.log(f"{key} is {value} at {key.axis} {step}; it is not drawn.")
             return
-        self._add(
-            MetricPoint,
-            {
-                "job_id": self.job_id, "name": name, "step": step, "at": now_ms(),
-                "value": float(value),
-            },
-        )  # fmt: skip
+        self._add(MetricPoint, {
+            "job_id": self.job_id, "family": key.family, "stage": key.stage, "series": key.series,
+            "axis": key.axis, "step": step, "at": now_ms(), "value": float(value),
+        })  # fmt: skip
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
         self._add(*tensor_row(self.job_id, snapshot))
@@ -146,16 +132,10 @@ class JobContext:
     # what a job may record besides -----------------------------------------------------------
 
     def result(
-        self,
-        stage: str,
-        metric: str,
-        value: float,
-        *,
-        stderr: float | None = None,
-        n: int | None = None,
-        **details: Any,
-    ) -> None:
-        """Records one of the figures the run ends with; a later one of that name replaces it.
+        self, stage: str, metric: MetricKey, value: float, *, stderr: float | None = None,
+        n: int | None = None, **details: Any,
+    ) -> None:  # fmt: skip
+        """Records one of the figures the run ends with; a later one of that metric replaces it.
 
         Raises:
             ComputeError: the value is not finite.
@@ -166,13 +146,11 @@ class JobContext:
                 "The computation overflowed or divided by zero.",
                 "Choose float32 as forward precision, or other text.",
             )
-        self._add(
-            Result,
-            {
-                "job_id": self.job_id, "stage": stage, "metric": metric, "value": float(value),
-                "stderr": stderr, "n": n, "details": details,
-            },
-        )  # fmt: skip
+        self._add(Result, {
+            "job_id": self.job_id, "stage": stage, "family": metric.family,
+            "series": metric.series, "value": float(value), "stderr": stderr, "n": n,
+            "details": details,
+        })  # fmt: skip
         self.settle()
 
     def outcome(self, **columns: str | float) -> None:
@@ -190,14 +168,15 @@ class JobContext:
         self._add(DecoderRow, {"job_id": self.job_id, "decoder": name, "report": report})
         self.settle()
 
-    def has_result(self, stage: str, metric: str) -> bool:
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
         """Whether an earlier attempt has recorded it already."""
         if self._figures.has_result(stage, metric):
             return True
 
         def stored() -> bool:
             with reading() as session:
-                return session.get(Result, (self.job_id, stage, metric)) is not None
+                key = (self.job_id, stage, metric.family, metric.series)
+                return session.get(Result, key) is not None
 
         return self._figures.patiently(stored)
 
@@ -226,16 +205,13 @@ class JobContext:
 
     def note_resumption(self) -> None:
         """Records which checkpoint this attempt goes on from, and takes over the figures that an
-        earlier one has left beside it. Reading takes time, so it is done before the database is
-        locked."""
+        earlier one has left beside it, before the database is locked: reading takes time."""
         self._fetch_work()
         self._figures.take_over(self.job_id)
         self.resumed_from = self.checkpoints.newest()
 
-        def write(session: Session) -> None:
-            session.get_one(Attempt, self.attempt_id).resumed_from = self.resumed_from
-
-        self._patiently(write)
+        mine = update(Attempt).where(Attempt.id == self.attempt_id)
+        self._patiently(lambda s: s.execute(mine.values(resumed_from=self.resumed_from)))
 
     def _fetch_work(self) -> None:
         """Gets the checkpoints that an attempt on another machine has left, for as long as a run
@@ -251,19 +227,15 @@ class JobContext:
                 time.sleep(STORE_AGAIN_S)
 
     def open_folder(self) -> None:
-        """Holds the folder of the run, and says where an attempt after the first one begins."""
+        """Holds the folder of the run, says where an attempt after the first one begins, and lets
+        the files of the run go to the store of artefacts from now on, if there is one."""
         self._held, before = HeldFolder(self.work), self.attempt_n - 1
         if self.resumed_from:
             self.log(f"Continuing from checkpoint {self.resumed_from}.")
         elif before:
             there = log_file(self.run, before).exists()
-            what = (
-                "no checkpoint" if there else f"neither a log of attempt {before} nor a checkpoint"
-            )
-            self.log(f"There is {what}: starting from the beginning.")
-
-    def begin_storing(self) -> None:
-        """From now on the files of the run go to the store of artefacts, if there is one."""
+            what = "no" if there else f"neither a log of attempt {before} nor a"
+            self.log(f"There is {what} checkpoint: starting from the beginning.")
         self._uploads.start()
 
     def deliver(self) -> None:
@@ -297,13 +269,13 @@ class JobContext:
         self._thread.start()
 
     def accompany(self, pids: Sequence[int]) -> None:
-        """Counts in what the run takes of the machine what these processes take."""
+        """Counts what these processes take of the machine, too."""
         self._progress.include(*pids)
         if self._usage:
             self._usage.include(*pids)
 
     def ask_stop(self) -> None:
-        """Makes `should_stop` true, as a signal or a person's request does."""
+        """Makes `should_stop` true."""
         self._stop.set()
 
     def leave(self) -> None:
@@ -319,7 +291,6 @@ class JobContext:
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def stop_beating(self) -> None:
-        """Ends the heartbeat."""
         self._closed.set()
         self._figures.wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -360,11 +331,9 @@ class JobContext:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""
         newest = select(func.max(Attempt.n)).where(Attempt.job_id == self.job_id).scalar_subquery()
         mine = update(Attempt).where(
-            Attempt.id == self.attempt_id,
-            Attempt.token == self.token,
-            Attempt.ended_at.is_(None),
-            newest == self.attempt_n,
-        )
+            Attempt.id == self.attempt_id, Attempt.token == self.token,
+            Attempt.ended_at.is_(None), newest == self.attempt_n,
+        )  # fmt: skip
         if not change(session, mine.values(beat_at=database_ms(session), **values)):
             raise LeaseLostError
 

@@ -48,11 +48,11 @@ def estimate_seconds(
         device, processes: as in the config.
     """
     alike = [
-        run
-        for run in _finished(kind, model)
+        run for run in _finished(kind, model)
         if (run.timed > 0) == (timed_seconds > 0) and run.processes == processes
-    ]
-    there = _machine_class(device) or _newest_class(alike, device)
+    ]  # fmt: skip
+    unknown = settings().engine in CLUSTERS or _may_use_gpu(device)  # then the newest run tells
+    there = _newest_class(alike, device) if unknown else processor()
     alike = [run for run in alike if run.machine == there]
     nearest = sorted(alike, key=lambda run: abs(math.log(run.flops / max(flops, 1))))[:NEAREST_RUNS]
     if nearest:
@@ -80,12 +80,6 @@ class FinishedRun:
     machine: str
     on_gpu: bool
     processes: int
-
-
-def _machine_class(device: str) -> str:
-    """The class of the machine a run will be on; empty where that is not known beforehand: on a
-    cluster, or where only torch could say which GPU is used. The newest run then tells."""
-    return "" if settings().engine in CLUSTERS or _may_use_gpu(device) else processor()
 
 
 def _may_use_gpu(device: str) -> bool:
@@ -134,13 +128,11 @@ def _finished(kind: str, model: str) -> list[FinishedRun]:
     ]
     return [
         FinishedRun(
-            job.flops,
-            max(seconds, 0.1),
-            job.timed_seconds or 0.0,
+            job.flops, max(seconds, 0.1), job.timed_seconds or 0.0,
             _class_in(job.environment or {}),
             str((job.environment or {}).get("device", "cpu")) != "cpu",
             int(job.config.get("processes") or 1),
         )
         for job, seconds in runs[:RECENT_RUNS]
         if job.flops
-    ]
+    ]  # fmt: skip

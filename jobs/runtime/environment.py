@@ -21,10 +21,7 @@ PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
 
 def prepare(config: JobConfig, context: RunContext) -> str:
     """Seeds, sets threads and precision, records where the run takes place, and meets the other
-    processes, if it has several.
-
-    Returns:
-        The torch device to use.
+    processes, if it has several; returns the torch device.
 
     Raises:
         ConfigError: the device asked for is not there.
@@ -35,7 +32,10 @@ def prepare(config: JobConfig, context: RunContext) -> str:
         threads = max(1, threads // rank.world)
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # Grams and solvers need full float32
-    device = choose_device(config.device)
+    if (device := config.device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        require_device(device, torch.cuda.device_count())
     if rank and device == "cuda":
         require_device(f"cuda:{rank.world - 1}", torch.cuda.device_count())
         device = f"cuda:{rank.number}"
@@ -57,15 +57,3 @@ def place(device: str, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
-
-
-def choose_device(wanted: str) -> str:
-    """The torch device meant by a config; auto takes a GPU when there is one.
-
-    Raises:
-        ConfigError: the device asked for is not there.
-    """
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    require_device(wanted, torch.cuda.device_count())
-    return wanted

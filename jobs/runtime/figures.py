@@ -1,9 +1,6 @@
-"""The figures of a run on their way into the database.
-
-One thread writes them, so that the work never waits for a database that does not answer. Finished
-work waits until its figures are on a disk: in the database, or, where that is away, in a file
-beside its checkpoint.
-"""
+"""The figures of a run on their way into the database. One thread writes them, so that the work
+never waits for a database that is away. Finished work waits until they are on a disk: there, or in
+a file beside its checkpoint, from which this attempt or the next one writes them later."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 
+from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store.tables import Result
 from jobs.runtime.rows import Row
@@ -55,7 +53,7 @@ class FigureBuffer:
     # rows ---------------------------------------------------------------------------------------
 
     def add(self, row: Row) -> None:
-        """Add a row, to be written some time."""
+        """Add a row."""
         with self._lock:
             self._rows.append(row)
 
@@ -65,15 +63,15 @@ class FigureBuffer:
         with self._lock:
             self._rows, self._spooled = left + self._rows, len(left)
 
-    def has_result(self, stage: str, metric: str) -> bool:
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
         """Whether that result is still to be written."""
+        key = (stage, metric.family, metric.series)
         with self._lock:
             results = [values for table, values in self._rows if table is Result]
-        return any((v["stage"], v["metric"]) == (stage, metric) for v in results)
+        return any((v["stage"], v["family"], v["series"]) == key for v in results)
 
     def flush(self, durable: bool = False) -> None:
-        """Write all rows; those that are not written are kept. What is more than `BATCH` rows is
-        written in parts: others wait for each commit.
+        """Write all rows, at most `BATCH` at once: others wait for each commit.
 
         Raises:
             OperationalError: the database is away.
@@ -101,10 +99,10 @@ class FigureBuffer:
     # a database that is away ----------------------------------------------------------------------
 
     def patiently(self, act: Callable[[], T]) -> T:
-        """Call until the database answers, for as long as a run may go on without it.
+        """Call until the database answers.
 
         Raises:
-            OperationalError: the database is away for longer.
+            OperationalError: it is away for longer than a run may go on without it.
         """
         while True:
             try:
@@ -125,9 +123,8 @@ class FigureBuffer:
 
     def _note_away(self, why: str) -> None:
         with self._turn:
-            is_new = self._away_since is None
-            if is_new:
-                self._away_since = time.monotonic()
+            is_new, now = self._away_since is None, time.monotonic()
+            self._away_since = now if is_new else self._away_since
             self._turn.notify_all()
         if is_new:
             self._log(f"Figures could not be written and are kept for later: {why}")
@@ -171,7 +168,15 @@ class FigureBuffer:
             self._asked, self._failure = self._asked + 1, None
             mine = self._asked
             self._turn.notify_all()
-            answered = self._turn.wait_for(lambda: self._is_answered(mine), TURN_S)
+            answered = self._turn.wait_for(
+                lambda: (
+                    self._served >= mine
+                    or self._away_since is not None
+                    or self._failure is not None
+                    or not self._is_served
+                ),
+                TURN_S,
+            )
             if self._failure is not None:
                 raise self._failure
             if self._is_lost:
@@ -181,23 +186,20 @@ class FigureBuffer:
             self._note_away(f"the database has not answered for {TURN_S:g} s")
         return done
 
-    def _is_answered(self, asked: int) -> bool:
-        given_up = self._away_since is not None or self._failure is not None
-        return self._served >= asked or given_up or not self._is_served
-
     def serve(self, is_closed: Callable[[], bool], look: Callable[[], None]) -> None:
-        """Write what is there once a second, and at once where somebody waits for it.
-
-        Args:
-            is_closed: whether to return; `wake` lets it be asked at once.
-            look: called after each time.
+        """Write what is there once a second, and at once where somebody waits for it, until it is
+        closed (`wake` lets that be asked at once); call `look` after each time.
 
         Raises:
             LeaseLostError: another attempt holds the job now.
         """
         self._is_served = True
         try:
-            while not self._waited(is_closed):
+            while True:
+                with self._turn:
+                    self._turn.wait_for(lambda: self._asked > self._taken or is_closed(), BEAT_S)
+                if is_closed():
+                    return
                 self._serve_once()
                 look()
         except LeaseLostError:
@@ -213,16 +215,10 @@ class FigureBuffer:
         with self._turn:
             self._turn.notify_all()
 
-    def _waited(self, is_closed: Callable[[], bool]) -> bool:
-        """Wait for the next time; return whether there is none."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._asked > self._taken or is_closed(), BEAT_S)
-        return is_closed()
-
     def _serve_once(self) -> None:
         with self._turn:
-            waits, self._taken = self._asked > self._taken, self._asked
-            taken = self._taken
+            waits, taken = self._asked > self._taken, self._asked
+            self._taken = taken
         failure: Exception | None = None
         try:
             self.flush(durable=waits)

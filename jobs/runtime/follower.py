@@ -1,9 +1,6 @@
 """A process that trains with the first one of a run: `python -m jobs.runtime.follower`, with its
 task on the standard input. It knows no database and writes no file; what it prints is in the log.
-
-It ends when no training is left, or when the first process has ended. Only that one is asked to
-stop, and agrees with the others on when.
-"""
+Only the first one is asked to stop, and agrees with the others on when."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """The other processes of a run that trains on several: started by the process of the attempt, in
-its process group, and ended with it.
-
-They are told what to do on their standard input, whose end is for them the end of the first. When
-one of them dies, the first dies, too: the attempt has ended, and is resumed as after any other
-death. No program stands between the first and whoever has started it, so signals and exit codes are
-those of a run of one process.
+its process group. They read their task on their standard input, whose end is the end of the first.
+When one of them dies, so does the first: the attempt has ended, and is resumed as after any death.
 """
 
 from __future__ import annotations
@@ -65,13 +61,12 @@ def followers(kind: Kind, config: JobConfig, context: JobContext) -> Iterator[No
 def rendezvous_file(work: Path, attempt: int) -> Iterator[Path]:
     """The file by which the processes of an attempt meet, among the checkpoints of its run. It goes
     with what is named after it; so does what attempts before left that were killed."""
-    remove_rendezvous_files(work)
+    _remove_rendezvous_files(work)
     yield work / f"{RENDEZVOUS}{attempt}"
-    remove_rendezvous_files(work)
+    _remove_rendezvous_files(work)
 
 
-def remove_rendezvous_files(work: Path) -> None:
-    """Remove what processes of a run have met by: nobody else works in the folder."""
+def _remove_rendezvous_files(work: Path) -> None:
     for file in work.glob(f"{RENDEZVOUS}*"):
         file.unlink(missing_ok=True)
 
@@ -99,8 +94,7 @@ class FollowerProcesses:
         assert child.stdin
         child.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
         child.stdin.flush()
-        watch = threading.Thread(target=self._watch, args=(task.number, child), daemon=True)
-        watch.start()
+        threading.Thread(target=self._watch, args=(task.number, child), daemon=True).start()
         return child
 
     def _watch(self, number: int, child: subprocess.Popen[bytes]) -> None:
@@ -134,15 +128,11 @@ class FollowerProcesses:
             with suppress(OSError):
                 child.stdin.close()
         for child in self._children:
-            _wait_or_kill(child)
-
-
-def _wait_or_kill(child: subprocess.Popen[bytes]) -> None:
-    try:
-        child.wait(LEAVE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+            try:
+                child.wait(LEAVE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def started(environment: dict[str, str]) -> subprocess.Popen[bytes]:

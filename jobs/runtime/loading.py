@@ -68,17 +68,10 @@ def load_decoding(
 
 
 def load_whole(
-    base: ResolvedModel,
-    device: str,
-    dtype: torch.dtype,
-    context: RunContext,
+    base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext,
     streamed: bool = False,
-) -> LoadedModel:
-    """The dense model to compress or measure; packed weights are unpacked.
-
-    Args:
-        streamed: keep one decoder block in memory at a time; see `load`.
-    """
+) -> LoadedModel:  # fmt: skip
+    """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`."""
     if not base.packed:
         loaded = load(base.source, device, dtype, context.log, streamed)
         facts, named = loaded.facts, base.facts
@@ -144,10 +137,6 @@ def load_evaluation_text(
 def text_facts(text: TextSlice) -> dict[str, Any]:
     """What identifies a slice: enough to cut the same one again."""
     return {
-        "corpus": text.corpus,
-        "sha256": text.sha256,
-        "seed": text.seed,
-        "context": text.context,
-        "windows": int(text.input_ids.shape[0]),
-        "preprocessing": text.preprocessing,
-    }
+        "corpus": text.corpus, "sha256": text.sha256, "seed": text.seed, "context": text.context,
+        "windows": int(text.input_ids.shape[0]), "preprocessing": text.preprocessing,
+    }  # fmt: skip

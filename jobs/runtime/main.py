@@ -53,7 +53,8 @@ def main() -> int:
         print("Another attempt holds this run; this process ends.", flush=True)
         return Exit.FENCED
     except OperationalError as error:  # the database is away: leave no outcome, to be tried again
-        print_trace()
+        with suppress(OSError):  # the disk may have no room for it
+            traceback.print_exc()
         return away_code(error)
 
 
@@ -63,10 +64,7 @@ def away_code(error: OperationalError) -> Exit:
 
 
 def execute(context: JobContext) -> int:
-    """Run the job of a claimed attempt.
-
-    Returns:
-        The exit code that says how it went.
+    """Run the job of a claimed attempt; return the exit code.
 
     Raises:
         LeaseLostError: another attempt holds the job now.
@@ -76,7 +74,6 @@ def execute(context: JobContext) -> int:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")
         context.open_folder()
-        context.begin_storing()
         check_intact(context.config)
         check_inputs(settings().inputs)
         config = kind.config.model_validate(context.config)
@@ -110,12 +107,6 @@ def write_output_to(log: Path) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-
-
-def print_trace() -> None:
-    """Prints the trace into the log, where the disk has room for it."""
-    with suppress(OSError):
-        traceback.print_exc()
 
 
 def error_record(error: Exception) -> dict[str, str]:

@@ -53,21 +53,14 @@ class Progress:
 
     def columns(self) -> dict[str, Any]:
         """The columns of the job row."""
-        return {
-            "done": self._done,
-            "total": self._total,
-            "stage": self._stage,
-            "eta_s": self._eta(),
-            "peak_bytes": self._peak(),
-        }
-
-    def _peak(self) -> int:
-        """The most bytes all processes have held; of one that has ended, while it was there."""
         peaks = self._peaks
-        for process in [*peaks]:
+        for process in [*peaks]:  # of one that has ended, while it was there
             with suppress(OSError, StopIteration):
                 peaks[process] = peak_memory(process)
-        return sum(peaks.values())
+        return {
+            "done": self._done, "total": self._total, "stage": self._stage, "eta_s": self._eta(),
+            "peak_bytes": sum(peaks.values()),
+        }  # fmt: skip
 
     def _eta(self) -> float | None:
         by_pace, total = self._left_by_pace(), self._total or 1.0
@@ -95,12 +88,8 @@ class Progress:
 
 
 def peak_memory(process: str) -> int:
-    """The most bytes a process has held in memory. On Linux not by `getrusage`, whose peak begins
-    with that of the process that started this one.
-
-    Args:
-        process: its pid, or "self"; macOS knows only this one.
-    """
+    """The most bytes a process, by its pid or "self", has held in memory. On Linux not by
+    `getrusage`, whose peak begins with that of the parent; macOS knows only "self"."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if process == "self" else 0
     lines = Path(f"/proc/{process}/status").read_text().splitlines()

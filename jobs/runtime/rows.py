@@ -1,8 +1,5 @@
-"""Database rows of what a run reports, and how they are written.
-
-A row is its table and its values by column: plain dicts are written several times faster than
-mapped objects, and a training run reports a great many.
-"""
+"""Database rows of what a run reports, and how they are written: as plain dicts, several times
+faster than mapped objects."""
 
 from __future__ import annotations
 

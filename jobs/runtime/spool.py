@@ -1,8 +1,6 @@
-"""Figures of finished work, kept beside its checkpoints while the database does not take them.
-
-One JSON value a line: the name of a table and the values of a row. A line is complete, or the last
-one of a process that was killed as it wrote it, and then no checkpoint relies on it.
-"""
+"""Figures of finished work, kept beside its checkpoints while the database does not take them: a
+line of JSON for each row, the name of its table and its values. The last line of a process that was
+killed may not be complete; then no checkpoint relies on it."""
 
 from __future__ import annotations
 

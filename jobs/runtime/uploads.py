@@ -1,8 +1,6 @@
-"""A run's files on their way into the store of artefacts.
-
-A thread carries them there, so that the work never waits for a store that is slow or full: they are
-on this machine, and it tries again. Only a run that has succeeded waits until its model is there.
-"""
+"""A run's files on their way into the store of artefacts. A thread carries them there, so that the
+work never waits for a store that is slow or full. Only a run that has succeeded waits until its
+model is there."""
 
 from __future__ import annotations
 
@@ -71,11 +69,8 @@ class Uploads:
         return True
 
     def close(self, within_s: float) -> bool:
-        """Store what is left, and the end of the log, if the store takes it in time.
-
-        Returns:
-            Whether there is a store, and it has everything.
-        """
+        """Store what is left, and the end of the log, if the store takes it in time; return whether
+        there is a store, and it has everything."""
         if self._store is None or not self._thread.is_alive():
             return False
         deadline = time.monotonic() + within_s
@@ -99,9 +94,14 @@ class Uploads:
                     self._forget(path, times)
                 self._store_log()
             except Exception as error:  # each file system has errors of its own
-                self._note_failure(error)
+                self._failed += 1
+                if self._failed == 1:
+                    kept = "The artefact store takes nothing, files are kept here meanwhile"
+                    self._log(f"{kept}: {error}")
             else:
-                self._note_success()
+                if self._failed:
+                    self._failed = 0
+                    self._log("The artefact store takes files again.")
             if closed:
                 return
 
@@ -133,13 +133,3 @@ class Uploads:
         if self._store is not None and size > self._logged:
             self._store.put_file(self._log_file, key_of(self._log_file))
             self._logged = size
-
-    def _note_failure(self, error: Exception) -> None:
-        self._failed += 1
-        if self._failed == 1:
-            self._log(f"The artefact store takes nothing, files are kept here meanwhile: {error}")
-
-    def _note_success(self) -> None:
-        if self._failed:
-            self._failed = 0
-            self._log("The artefact store takes files again.")

@@ -10,10 +10,12 @@ from contextlib import suppress
 
 import psutil
 
+from backend.metric_key import MetricKey
 from backend.store.session import now_ms
 from jobs.metrics import MEMORY, PROCESSOR
 
 EVERY = 0.01  # of the time since the run began passes between two points
+LEAST_S = 1.0  # between two points
 MB = 1e6
 
 
@@ -23,14 +25,11 @@ class UsageSampler:
 
     Args:
         began: when the run began, in all its attempts, UTC milliseconds.
-        record: (name, value, seconds since the run began) -> a point of a curve.
-        least: seconds between two points at least.
+        record: (key, value, seconds since the run began) -> a point of a curve.
     """
 
-    def __init__(
-        self, began: int, record: Callable[[str, float, int], None], least: float = 1.0
-    ) -> None:
-        self._began, self._record, self._least = began, record, least
+    def __init__(self, began: int, record: Callable[[MetricKey, float, int], None]) -> None:
+        self._began, self._record = began, record
         self._processes = list[psutil.Process]()
         self._lock = threading.Lock()  # one thread includes, another samples
         self._last = time.monotonic()
@@ -46,7 +45,7 @@ class UsageSampler:
     def sample(self) -> None:
         """Record where the processes stand together, if it is time to."""
         seconds = (now_ms() - self._began) / 1000
-        if time.monotonic() - self._last < max(self._least, EVERY * seconds):
+        if time.monotonic() - self._last < max(LEAST_S, EVERY * seconds):
             return
         self._last = time.monotonic()
         with self._lock, suppress(psutil.Error):

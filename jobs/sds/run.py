@@ -16,7 +16,7 @@ from backend.store import queries
 from jobs.evaluation.quality import Quality, hidden_state_store
 from jobs.fields.base_model import resolve_model
 from jobs.fields.quality import QualityConfig
-from jobs.metrics import PERPLEXITY, ZERO_SHARE
+from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_texts, load_whole
@@ -61,9 +61,9 @@ def run(config: SDSJob, context: JobContext) -> None:
 def record(result: SDSResult, context: JobContext) -> None:
     """Records what the method found out about itself."""
     by_stage = {
-        "zero_share": result.zero_share,
-        "heldout_loss": result.heldout,
-        "relative_error": result.errors,
+        ZERO_SHARE: result.zero_share,
+        HELDOUT_LOSS: result.heldout,
+        RELATIVE_ERROR: result.errors,
     }
     for metric, values in by_stage.items():
         for stage, value in values.items():
@@ -93,9 +93,9 @@ def card(
 ) -> str:
     """The README beside the saved weights."""
     measured = {
-        name: {STAGE_LABELS[r.stage]: r.value for r in rows if r.metric == name}
+        str(metric): {STAGE_LABELS[r.stage]: r.value for r in rows if r.metric == metric}
         for rows in [queries.results([context.run])]
-        for name in (PERPLEXITY, ZERO_SHARE)
+        for metric in (PERPLEXITY, ZERO_SHARE)
     }
     return pruned_card(
         loaded.facts.title,

@@ -12,6 +12,7 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
 from jobs.fields.base_model import resolve_model
+from jobs.metrics import ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.weight_statistics.config import DENSE, StatisticsJob
@@ -30,7 +31,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
         context.progress(block, facts.blocks, at_block(block, facts.blocks))
         zeros += measure_block(stored, block, device, context)
     weights = sum(matrix.weights for matrix in facts.matrices)
-    context.result(DENSE, "zero_share", zeros / weights)
+    context.result(DENSE, ZERO_SHARE, zeros / weights)
     context.outcome(flops=sum(flops_by_phase(facts).values()))
     context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 

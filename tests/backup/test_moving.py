@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sqlalchemy import func, select, text
 from backend.backup import moving
 from backend.backup.moving import move_database
 from backend.errors import BackupError
+from backend.metric_key import MetricKey
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.service import enqueue
 from backend.settings import settings
@@ -86,8 +88,8 @@ def rows() -> Iterator[Table]:
     yield Event(id=7, job_id=1, at=1, type="queued", actor="mira", text=ODD)
     yield Vote(job_id=1, voter="mira", choice=-1, blind=True, at=1)
     for step, value in enumerate((0.1, 1 / 3, 1e-300, -0.0)):
-        yield MetricPoint(job_id=1, name="loss", step=step, at=2**41, value=value)
-    yield Result(job_id=1, stage="sds", metric="ppl", value=0.1 + 0.2, details={"of": [ODD, None]})
+        yield MetricPoint(job_id=1, **asdict(MetricKey("loss")), step=step, at=2**41, value=value)
+    yield Result(job_id=1, stage="sds", family="ppl", value=0.1 + 0.2, details={"of": [ODD, None]})
     yield StepTime(job_id=1, step="prune", seconds=1.5)
     yield DecoderRow(job_id=1, decoder="vanilla", report={})
     yield TensorRow(

@@ -8,6 +8,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from backend.backup.reading import open_archive
 from backend.backup.single import export_run, import_run
 from backend.backup.writing import SourceFile, write_archive
 from backend.errors import BackupError, ConflictError, ForbiddenError, NotFoundError
+from backend.metric_key import MetricKey
 from backend.queue import service
 from backend.queue.actor import Actor
 from backend.queue.folders import log_file, run_folder
@@ -64,8 +66,10 @@ def ended(queue: Path) -> Job:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("content")
     profile = TensorProfile("a.weight", 0, "a", "dense", "energy", np.arange(4.0))
-    points = [{"name": "count", "step": n, "at": n, "value": n / 2} for n in range(3)]
-    figure = {"stage": "run", "metric": "total", "value": 3.0, "details": {"of": "3"}}
+    key = asdict(MetricKey("count"))
+    points = [key | {"step": n, "at": n, "value": n / 2} for n in range(3)]
+    named = {"stage": "run", "family": "total", "series": ""}
+    figure = named | {"value": 3.0, "details": {"of": "3"}}
     with writing() as session:
         rows = [(MetricPoint, {"job_id": job.id, **point}) for point in points]
         rows += [(Result, {"job_id": job.id, "stderr": None, "n": 3, **figure})]
@@ -222,17 +226,24 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "a value that is a text": (setting("results", value="3"), "value"),
     "a value that is not finite": (setting("results", value=float("nan")), "value"),
     "an error below zero": (setting("results", stderr=-1.0), "stderr"),
-    "a metric with a line feed": (setting("results", metric="a\nb"), "metric"),
+    "a family with a line feed": (setting("results", family="a\nb"), "family"),
+    "a family with a slash": (setting("metric_points", family="a/b"), "family"),
+    "a family without letters": (setting("results", family=""), "family"),
+    "a family without end": (setting("metric_points", family="f" * 81), "family"),
+    "a stage without end": (setting("metric_points", stage="s" * 201), "stage"),
+    "a series with spaces around": (setting("results", series=" a "), "series"),
+    "a series that is none": (setting("results", series=None), "series"),
+    "an axis that is a sentence": (setting("metric_points", axis="A step"), "axis"),
     "details that are a list": (setting("results", details=[1]), "details"),
     "details without end": (setting("results", details={"a": DEEP}), "details"),
     "a number without end": (setting("results", details={"a": 10**400}), "details"),
     "values without end": (setting("results", details={"a": [[]] * 10**5}), "longer ones"),
     "details of another type": (setting("results", details={"lowest": "a"}), "lowest"),
     "samples that are none": (
-        setting("results", metric="greedy_agreement", details={"samples": [{"text": 1}]}),
+        setting("results", family="greedy_agreement", details={"samples": [{"text": 1}]}),
         "samples",
     ),
-    "a figure without its texts": (setting("results", metric="greedy_agreement"), "samples"),
+    "a figure without its texts": (setting("results", family="greedy_agreement"), "samples"),
     "a step below zero": (setting("metric_points", step=-1), "step"),
     "a profile of no block": (setting("tensor_profiles", block=10**9), "block"),
 }

@@ -27,7 +27,7 @@ def one_run(current: object) -> None:
     with writing() as session:
         session.add(job)
         session.flush()
-        session.add_all([Result(job_id=1, stage="sds", metric="perplexity", value=2.0), *tensors])
+        session.add_all([Result(job_id=1, stage="sds", family="perplexity", value=2.0), *tensors])
 
 
 def test_a_run_is_copied_with_its_figures(one_run: None) -> None:

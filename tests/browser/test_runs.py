@@ -29,7 +29,7 @@ def perplexities() -> dict[str, float]:
         rows = queries.results([n])
         kept = queries.job(n).kept_stage
         found[f"sds-{n:04d}"] = next(
-            r.value for r in rows if (r.stage, r.metric) == (kept, "perplexity")
+            r.value for r in rows if (r.stage, str(r.metric)) == (kept, "perplexity")
         )
     return found
 

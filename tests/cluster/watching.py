@@ -43,7 +43,7 @@ def has_done(run: int, step: int) -> Callable[[], bool]:
 def assert_counted(run: int, steps: int) -> None:
     """Every point is there, once."""
     curves = frames.curves(run)
-    assert sorted(curves[curves["name"] == "count"]["value"]) == [*range(steps)]
+    assert sorted(curves[curves["family"] == "count"]["value"]) == [*range(steps)]
     assert [r.value for r in queries.results([run])] == [steps]
 
 

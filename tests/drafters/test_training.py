@@ -42,6 +42,7 @@ from backend.drafters.training.trainer import (
 )
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import CancelledError, ComputeError, ConfigError
+from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain
@@ -67,8 +68,8 @@ class Recorder(SilentReporter):
         self.curves: dict[str, dict[int, float]] = {}
         self.stop_after = stop_after
 
-    def metric(self, name: str, value: float, step: int) -> None:
-        self.curves.setdefault(name, {})[step] = value
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
+        self.curves.setdefault(str(key), {})[step] = value
 
     def should_stop(self) -> bool:
         return len(self.curves.get("loss", {})) >= self.stop_after
@@ -295,7 +296,7 @@ def test_every_head_learns_and_near_ones_are_better(
     assert after.top(1) == sorted(after.top(1), reverse=True)
     assert all(one <= five for one, five in zip(after.top(1), after.top(5), strict=True))
     assert 1 < after.accepted(4) <= after.accepted(16) < 5
-    assert len(told.curves["top1/head 1"]) == 10 and "accepted" in told.curves
+    assert len(told.curves["top1@head-1"]) == 10 and "accepted" in told.curves
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(

@@ -130,4 +130,4 @@ def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert queries.attempts(job.id)[1].resumed_from == "step-1"
     curves = frames.curves(job.id)
-    assert curves[curves["name"] == "attempt"]["value"].tolist() == [1, 1, 2, 2]
+    assert curves[curves["family"] == "attempt"]["value"].tolist() == [1, 1, 2, 2]

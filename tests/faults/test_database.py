@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from backend.metric_key import MetricKey
 from backend.queue import service, supervisor
 from backend.queue.lifecycle import end_attempt, verdict
 from backend.queue.supervisor import SupervisorLoop
@@ -29,6 +31,7 @@ from backend.store.dialects.base import NamedLock
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
+from jobs.metrics import PERPLEXITY
 from jobs.runtime import context as contexts
 from jobs.runtime import figures
 from jobs.runtime.context import SPOOL, JobContext
@@ -47,8 +50,8 @@ from backend.store.tables import MetricPoint
 for batch in range(10**6):
     with writing() as session:
         for i in range({ROWS}):
-            session.add(MetricPoint(job_id=int(sys.argv[1]), name="x", step=batch * {ROWS} + i,
-                                    at=now_ms(), value=0.0))
+            session.add(MetricPoint(job_id=int(sys.argv[1]), family="x", stage="", series="",
+                                    axis="step", step=batch * {ROWS} + i, at=now_ms(), value=0.0))
         session.flush()
         print(batch, flush=True)
 """
@@ -103,7 +106,9 @@ def test_a_log_that_is_cut_anywhere_holds_whole_transactions(queue: Path) -> Non
     for batch in range(3):
         with writing() as opened:
             opened.add_all(
-                MetricPoint(job_id=job.id, name="x", step=batch * ROWS + i, at=0, value=0.0)
+                MetricPoint(
+                    job_id=job.id, **asdict(MetricKey("x")), step=batch * ROWS + i, at=0, value=0.0
+                )
                 for i in range(ROWS)
             )
     size = (queue / "results.db-wal").stat().st_size
@@ -169,7 +174,7 @@ def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
     context.start()
     said = ""
     for step in range(10_000):  # until a beat has failed
-        context.metric("loss", step, step)
+        context.metric(MetricKey("loss"), step, step)
         context.progress(step, 10_000, "training")
         said += capsys.readouterr().out
         if "database is locked" in said:
@@ -194,16 +199,16 @@ def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
     context = claim_here()
     other.execute("BEGIN IMMEDIATE")
     for step, name in enumerate(("one", "two")):
-        context.metric("loss", 2.0 - step, step)
+        context.metric(MetricKey("loss"), 2.0 - step, step)
         with context.checkpoints.write(name) as folder:
             (folder / "a.txt").write_text("text")
         assert context.checkpoints.find(name) and len(spooled(context)) == step + 1
-    context.result("dense", "perplexity", 21.0)  # waits for nothing, either
-    assert context.has_result("dense", "perplexity") and spooled(context) == [2.0, 1.0, 21.0]
+    context.result("dense", PERPLEXITY, 21.0)  # waits for nothing, either
+    assert context.has_result("dense", PERPLEXITY) and spooled(context) == [2.0, 1.0, 21.0]
     other.rollback()
     context.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [2.0, 1.0]
-    assert spooled(context) == [] and context.has_result("dense", "perplexity")
+    assert spooled(context) == [] and context.has_result("dense", PERPLEXITY)
 
 
 @LOCKED
@@ -213,12 +218,12 @@ def test_the_next_attempt_writes_what_the_last_one_has_left(
 ) -> None:  # fmt: skip
     context = claim_here()
     other.execute("BEGIN IMMEDIATE")
-    context.metric("loss", 2.0, 1)
+    context.metric(MetricKey("loss"), 2.0, 1)
     context.snapshot(SNAPSHOT)
     context.settle()
-    context.metric("loss", 1.0, 2)  # of a part that is not finished
+    context.metric(MetricKey("loss"), 1.0, 2)  # of a part that is not finished
     with (context.work / SPOOL).open("a") as file:
-        file.write('["metric_points", {"job_id": 1, "na')  # killed as it wrote this
+        file.write('["metric_points", {"job_id": 1, "fa')  # killed as it wrote this
     other.rollback()
     with writing() as opened:
         (attempt,) = opened.query(Attempt)
@@ -227,7 +232,7 @@ def test_the_next_attempt_writes_what_the_last_one_has_left(
     monkeypatch.setattr(loop.engine, "launch", lambda _: {"pid": os.getpid(), "identity": ""})
     loop.turn()
     again = contexts.claim(queries.attempts(context.job_id)[-1].id)
-    again.metric("loss", 0.5, 2)
+    again.metric(MetricKey("loss"), 0.5, 2)
     again.finish("succeeded")
     assert frames.curves(context.job_id)["value"].tolist() == [2.0, 0.5]
     (stored,) = tensors.tensor_snapshots(context.job_id, "a")
@@ -302,4 +307,4 @@ def test_a_run_outlives_a_migration(wait: Wait) -> None:
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert queries.job(job.id).attempts_made == 1
     counted = frames.curves(job.id)
-    assert counted[counted["name"] == "count"]["value"].tolist() == [*range(8)]
+    assert counted[counted["family"] == "count"]["value"].tolist() == [*range(8)]

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import ComputeError, is_disk_full
+from backend.metric_key import MetricKey
 from backend.queue import lifecycle, service
 from backend.queue.folders import read_log, run_folder
 from backend.queue.supervisor import SupervisorLoop
@@ -36,10 +37,10 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
     claim_here: ClaimHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = claim_here()
-    context.metric("loss", float("nan"), 1)
-    context.metric("loss", 2.0, 2)
+    context.metric(MetricKey("loss"), float("nan"), 1)
+    context.metric(MetricKey("loss"), 2.0, 2)
     with pytest.raises(ComputeError, match="is nan"):
-        context.result("run", "total", float("nan"))
+        context.result("run", MetricKey("total"), float("nan"))
 
     monkeypatch.setattr(figures, "BEAT_S", 0.01)
     with monkeypatch.context() as patch:
@@ -176,7 +177,7 @@ def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> N
 def attempts_of_steps(run: int) -> list[int]:
     """Which attempt did each step."""
     curves = frames.curves(run)
-    return curves[curves["name"] == "attempt"]["value"].tolist()
+    return curves[curves["family"] == "attempt"]["value"].tolist()
 
 
 LITTLE = {

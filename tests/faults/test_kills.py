@@ -14,7 +14,7 @@ from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.benchmark.report import decoder_reports
-from jobs.metrics import MEMORY, PROCESSOR
+from jobs.metrics import COST, MEMORY, PROCESSOR, TREE
 from jobs.reproduction import compare
 from jobs.submit import submit
 from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_sds
@@ -25,7 +25,7 @@ KILLS = {  # kind -> its config, and the checkpoints at which its process is kil
     "dlqat": (test_dlqat.SMALL, ["gptq-0001", "train-dlqat-1", "stage-dlqat"]),
     "amphista": ({**test_amphista.SMALL, "steps": 60}, ["drafter"]),
 }
-TIMED = f"cost/|tree/|{MEMORY}|{PROCESSOR}"  # curves that depend on the machine
+TIMED = (COST, TREE, MEMORY.family, PROCESSOR.family)  # curves that depend on the machine
 
 
 @pytest.mark.parametrize("kind", KILLS)
@@ -61,7 +61,7 @@ def assert_same(whole: Job, killed: Job) -> None:
 
 def untimed_curves(job: Job) -> pd.DataFrame:
     curves = frames.curves(job.id).drop(columns="at")
-    return in_order(curves[~curves["name"].str.match(TIMED)])
+    return in_order(curves[~curves["family"].isin(TIMED)])
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:

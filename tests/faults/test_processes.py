@@ -34,7 +34,7 @@ def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
     first, second = queries.attempts(job.id)
     assert first.outcome is None and second.outcome == "succeeded"
     assert int(second.resumed_from.removeprefix("step-")) >= 2
-    curves = dict(list(frames.curves(job.id).groupby("name")["value"]))
+    curves = dict(list(frames.curves(job.id).groupby("family")["value"]))
     assert curves["count"].tolist() == list(range(8))
     assert curves["attempt"].tolist()[:3] == [1, 1, 1]  # finished work was not done again
     assert curves["attempt"].tolist()[-1] == 2

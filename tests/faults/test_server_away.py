@@ -77,7 +77,7 @@ def started(loop: SupervisorLoop, steps: int) -> int:
 
 def counted(run: int) -> list[float]:
     curves = frames.curves(run)
-    return curves[curves["name"] == "count"]["value"].tolist()
+    return curves[curves["family"] == "count"]["value"].tolist()
 
 
 @pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGINT])
@@ -118,7 +118,7 @@ def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
     until(loop, run, State.SUCCEEDED)
     assert queries.job(run).attempts_made == 2 and counted(run) == [*range(16)]
     attempts = frames.curves(run)
-    made = attempts[attempts["name"] == "attempt"]["value"].tolist()
+    made = attempts[attempts["family"] == "attempt"]["value"].tolist()
     assert made == sorted(made) and made.count(1) >= 2  # each step once, those of the first stay
 
 

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from backend.metric_key import MetricKey
 from backend.queue import service
 from backend.queue.folders import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from jobs.kind import kind_named
+from jobs.metrics import TOP1
 from jobs.runtime import followers
 from jobs.runtime.rank import FollowerTask, Rank
 from jobs.submit import submit
@@ -32,14 +34,14 @@ DRAFTER = {**test_amphista.SMALL, "steps": 60}
 def losses(run: int, name: str) -> dict[int, float]:
     """Step -> loss. Fails where a step has two."""
     curves = frames.curves(run)
-    found = curves[curves["name"] == name]
+    found = frames.by_key(curves)[MetricKey.parse(name)]
     assert found["step"].is_unique
     return dict(zip(found["step"].tolist(), found["value"].tolist(), strict=True))
 
 
 def figures(run: int) -> dict[str, float]:
     """How often each head is right."""
-    return {r.stage: r.value for r in queries.results([run]) if r.metric == "top1"}
+    return {r.stage: r.value for r in queries.results([run]) if r.metric == TOP1}
 
 
 def the_other_of(run: int) -> psutil.Process:
@@ -76,7 +78,7 @@ def test_processes_die_and_the_run_goes_on_as_if_they_had_not(
         before = trained(run)  # the attempt that has ended may have saved until its end
     assert wait(run, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     assert [a.exit_code for a in queries.attempts(run)] == [-9, -9, 0]
-    assert [*losses(run, "loss/dlqat")] == [*range(1, DLQAT["steps"] + 1)]
+    assert [*losses(run, "loss@dlqat")] == [*range(1, DLQAT["steps"] + 1)]
     name = queries.job(run).run
     told = ["Process 2 died (signal 9)" in read_log(name, n)[0] for n in (1, 2, 3)]
     assert told == [True, False, False]

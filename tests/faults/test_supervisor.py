@@ -137,7 +137,7 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     assert queries.job(job.id).state == State.SUCCEEDED
     assert int(queries.attempts(job.id)[1].resumed_from.removeprefix("step-")) >= 1
     counted = frames.curves(job.id)
-    assert counted[counted["name"] == "count"]["value"].tolist() == [*range(8)]
+    assert counted[counted["family"] == "count"]["value"].tolist() == [*range(8)]
 
 
 @pytest.fixture

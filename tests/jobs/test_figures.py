@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from backend.metric_key import MetricKey
 from backend.store.tables import MetricPoint, TensorRow
 from jobs.runtime import figures
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
@@ -20,7 +22,8 @@ AWAY = OperationalError("", {}, Exception("away"))
 
 
 def point(step: int) -> Row:
-    return MetricPoint, {"job_id": 1, "name": "loss", "step": step, "at": 0, "value": 0.5}
+    key = asdict(MetricKey("loss"))
+    return MetricPoint, {"job_id": 1, **key, "step": step, "at": 0, "value": 0.5}
 
 
 class Database:

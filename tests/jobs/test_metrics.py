@@ -1,15 +1,42 @@
-"""The registry of figures."""
+"""The registry of metrics."""
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jobs.metrics import METRICS, metric
+from backend.metric_key import MetricKey
+from jobs import metrics
+from jobs.metrics import METRICS, Metric, metric, ordered
+from tests.ui.lab import job, result
+from ui.charts.lines import y_title
+from ui.runs.columns import columns
+from ui.runs.results import display_units, format_value
+from ui.runs.rows import rows
+
+PART = st.text(st.characters(exclude_characters="/@", exclude_categories=["Cc", "Cs"]), max_size=9)
 
 
-def test_every_figure_has_a_label_a_definition_and_a_home() -> None:
-    assert all(m.label and m.definition.endswith(".") for m in METRICS.values())
-    assert all(name == m.name for name, m in METRICS.items())
+def named(name: str) -> Metric:
+    return metric(MetricKey.parse(name))
+
+
+def test_every_metric_has_a_label_and_a_figure_a_definition() -> None:
+    assert all(m.label and (not m.definition or m.definition[-1] == ".") for m in METRICS.values())
+    assert all(family == m.name for family, m in METRICS.items())
+
+
+@given(PART.filter(bool), PART, PART)
+def test_a_name_is_read_as_it_was_written(family: str, stage: str, series: str) -> None:
+    key = MetricKey(family, stage, series)
+    assert MetricKey.parse(str(key)) == key
+
+
+@pytest.mark.parametrize("name", ["", "/", "@", "a/", "a@", "pass@1/humaneval", "bytes/2:4/x"])
+def test_any_text_is_a_name(name: str) -> None:
+    assert str(MetricKey.parse(name)) == name and metric(MetricKey.parse(name)).title is not None
 
 
 @pytest.mark.parametrize(
@@ -17,30 +44,51 @@ def test_every_figure_has_a_label_a_definition_and_a_home() -> None:
     [("perplexity", "lower"), ("tokens_per_second", "higher"), ("zero_share", "higher")],
 )
 def test_a_figure_says_which_way_is_better(name: str, better: str) -> None:
-    assert metric(name).better == better
+    assert named(name).better == better
 
 
-def test_a_member_is_described_by_its_family() -> None:
-    found = metric("bytes/gptq_layout")
+def test_a_series_is_described_by_its_family() -> None:
+    found = named("bytes/gptq_layout")
     assert (found.name, found.form, found.better) == ("bytes/gptq_layout", "bytes", "lower")
     assert found.label == "Size, gptq layout"
     assert found.definition == METRICS["bytes"].definition
+    assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == found
 
 
 def test_what_nobody_described_is_called_by_itself_and_judged_by_nobody() -> None:
-    found = metric("odd_thing/of mine")
+    found = named("odd_thing/of mine")
     assert (found.label, found.better, found.definition) == ("Odd thing, of mine", "", "")
-    assert metric("/").name == "/"
+
+
+def test_described_metrics_come_first_in_their_order() -> None:
+    names = ["zzz", "speed_up/chat", "took", "aaa", "perplexity", "bytes/a", "zero_share"]
+    assert [str(key) for key in ordered(map(MetricKey.parse, names))] == [
+        "perplexity", "zero_share", "took", "aaa", "bytes/a", "speed_up/chat", "zzz",
+    ]  # fmt: skip
 
 
 def test_units_stand_in_the_title() -> None:
-    assert metric("zero_share").title == "Zeros, %"
-    assert metric("heldout_loss").title == "Held-out loss, nats per token"
-    assert metric("bytes").title == "Size"
+    assert named("zero_share").title == "Zeros, %"
+    assert named("heldout_loss").title == "Held-out loss, nats per token"
+    assert named("bytes").title == "Size"
 
 
 def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
-    fields = [metric(name).field for name in ("perplexity", "zero_share", "top1_agreement", "took")]
+    fields = [named(name).field for name in ("perplexity", "zero_share", "top1_agreement", "took")]
     assert fields == ["perplexity", "zero_share", "top1_agreement_share", "took_seconds"]
-    assert metric("size").field == "size_bytes" and metric("bytes/Q4_0").field == "bytes/Q4_0"
-    assert metric("heldout_loss").field == "heldout_loss_nats_per_token"
+    assert named("size").field == "size_bytes" and named("bytes/Q4_0").field == "bytes/Q4_0"
+    assert named("heldout_loss").field == "heldout_loss_nats_per_token"
+
+
+def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its column, its unit, its direction and the axis of its curve follow."""
+    key = MetricKey("agreement")
+    added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block", headline=True)
+    monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
+    row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
+    column = columns(row)["agreement"]
+    assert (column.title, column.usual) == ("Agreement, %", True)
+    assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
+    assert y_title(key) == "Agreement, %, mean over a block"
+    points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})
+    assert display_units(points)["value"].tolist() == [25.0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import ForbiddenError, NotFoundError
+from backend.metric_key import MetricKey
 from backend.models.sources.toy.stories import stories
 from backend.queue.actor import Actor
 from backend.settings import settings
@@ -34,9 +35,17 @@ def made(number: int, results: dict[str, float], **values: object) -> None:
         session.add(Job(**(row | values)))
         session.flush()
         for metric, value in results.items():
+            key = MetricKey.parse(metric)
             details = {"corpus": "toystories"}
             session.add(
-                Result(job_id=number, stage="sds", metric=metric, value=value, details=details)
+                Result(
+                    job_id=number,
+                    stage="sds",
+                    family=key.family,
+                    series=key.series,
+                    value=value,
+                    details=details,
+                )
             )
 
 
@@ -99,7 +108,7 @@ def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> Non
     made(1, {"perplexity": 10.0, "bits_per_byte": 1.0})
     made(2, {"perplexity": 10.0})
     with writing() as session:
-        session.get_one(Result, (2, "sds", "perplexity")).details = {"corpus": "other"}
+        session.get_one(Result, (2, "sds", "perplexity", "")).details = {"corpus": "other"}
     named = {d.what: (d.first, d.second) for d in compare(1, 2).results}
     assert named["Bits per byte, Second pruning (SDS)"] == (1.0, None)
     assert named["Perplexity, Second pruning (SDS): corpus"] == ("toystories", "other")
@@ -138,7 +147,7 @@ def test_replay_from_a_shell(queue: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "equal"
     with writing() as session:
-        session.get_one(Result, (1, "run", "total")).value = 7.0
+        session.get_one(Result, (1, "run", "total", "")).value = 7.0
     told = slimscope("show", "2")
     assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
     done = slimscope("reproduce", "1", "--wait")

@@ -133,7 +133,7 @@ def job(number: int, **config: object) -> Job:
 
 
 def figure(number: int, value: float, stage: str = "sds", metric: str = "perplexity") -> Result:
-    return Result(job_id=number, stage=stage, metric=metric, value=value, details={})
+    return Result(job_id=number, stage=stage, family=metric, value=value, details={})
 
 
 def test_mean_and_sample_deviation_over_seeds() -> None:

@@ -11,6 +11,7 @@ from itertools import takewhile
 from pydantic import Field
 
 from backend.errors import ComputeError
+from backend.metric_key import MetricKey
 from backend.reporter import stop_if_asked
 from jobs.kind import JobConfig, Kind, Requirements
 from jobs.runtime.context import JobContext
@@ -41,14 +42,14 @@ def count(config: CountConfig, context: JobContext) -> None:
             raise ComputeError("The count failed.", "It was told to.", "Resume it.")
         if step == config.full_at and context.attempt_n == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        context.metric("count", step, step)
-        context.metric("attempt", context.attempt_n, step)
+        context.metric(MetricKey("count"), step, step)
+        context.metric(MetricKey("attempt"), context.attempt_n, step)
         time.sleep(config.pause)
         with context.checkpoints.write(f"step-{step}") as folder:
             (folder / "done.txt").write_text(str(step))
             if step == config.tears_at and context.attempt_n == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-    context.result("run", "total", config.steps)
+    context.result("run", MetricKey("total"), config.steps)
 
 
 def requirements(config: CountConfig) -> Requirements:

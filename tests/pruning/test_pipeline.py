@@ -232,8 +232,8 @@ def test_progress_and_errors_are_told_as_they_come(
     for name, _, step in told.metrics:
         curves.setdefault(name, []).append(step)
     for stage in MADE[1:]:
-        assert curves[f"error/{stage}"] == [0, 1, 2]
-        points = [value for name, value, _ in told.metrics if name == f"error/{stage}"]
+        assert curves[f"error@{stage}"] == [0, 1, 2]
+        points = [value for name, value, _ in told.metrics if name == f"error@{stage}"]
         assert sum(points) / BLOCKS == pytest.approx(result.errors[stage])
 
 

@@ -66,7 +66,7 @@ def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, 
         for block in range(BLOCKS):
             before, after = store.weights(start, block), store.weights(made, block)
             assert all(torch.equal(W == 0, before[m] == 0) for m, W in after.items())
-        curve = [value for name, value, _ in told.metrics if name == f"reconstruction/{made}"]
+        curve = [value for name, value, _ in told.metrics if name == f"reconstruction@{made}"]
         assert len(curve) == BLOCKS and all(0 < value <= 1 for value in curve)
     assert result.kept == SDSStage.SDS_BLOCKS
     assert result.seconds["blocks"] > 0
@@ -191,7 +191,7 @@ def test_training_that_does_harm_is_dropped(toy, ids: Tensor, tmp_path: Path, re
     """A rate at which it diverges: every block keeps the weights it had."""
     chosen, told = config(reconstruct_rate=0.1, until="first"), recorder()
     prune(toy(), ids, chosen, tmp_path, told)
-    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction@")] == [
         1.0
     ] * BLOCKS
     assert sum("after epoch 0." in line for line in told.lines) == BLOCKS
@@ -211,6 +211,6 @@ def test_a_model_that_has_the_mask_already_is_left_as_it_is(
     once = weights_hash(pruned)
     prune(pruned, ids, chosen, tmp_path / "twice", told)
     assert weights_hash(pruned) == once
-    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction/")] == [
+    assert [v for name, v, _ in told.metrics if name.startswith("reconstruction@")] == [
         1.0
     ] * BLOCKS

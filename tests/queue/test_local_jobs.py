@@ -34,7 +34,7 @@ def test_runs_to_the_end(wait: Wait) -> None:
     assert job.peak_bytes and job.finished_at >= job.started_at >= job.queued_at
     assert [r.value for r in queries.results([job.id])] == [3]
     curves = frames.curves(job.id)
-    assert curves[curves["name"] == "count"]["value"].tolist() == [0, 1, 2]
+    assert curves[curves["family"] == "count"]["value"].tolist() == [0, 1, 2]
     assert "attempt 1" in read_log(job.run, 1)[0]
     assert [e.type for e in queries.events(job.id)] == ["queued", "running", "succeeded"]
     assert free_slots() == 1

@@ -34,7 +34,7 @@ def add(number: int, state: State = State.SUCCEEDED, **config: str) -> None:
         )  # fmt: skip
         session.flush()
         note(session, number, "added", "mira")
-        session.add(Result(job_id=number, stage="sds", metric="perplexity", value=9.0))
+        session.add(Result(job_id=number, stage="sds", family="perplexity", value=9.0))
 
 
 def count_on() -> None:

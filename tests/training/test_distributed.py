@@ -21,6 +21,7 @@ from backend.drafters.data.hidden_state_cache import (
 )
 from backend.drafters.training.trainer import DrafterTrainer
 from backend.errors import CancelledError
+from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
@@ -45,9 +46,9 @@ class LossRecorder(SilentReporter):
     def progress(self, done: float, total: float, stage: str) -> None:
         self.reported = len(self.losses)
 
-    def metric(self, name: str, value: float, step: int) -> None:
-        if name.startswith("loss"):
-            self.losses[f"{name} {step}"] = value
+    def metric(self, key: MetricKey, value: float, step: int) -> None:
+        if key.family == "loss":
+            self.losses[f"{key} {step}"] = value
 
     def should_stop(self) -> bool:
         return self.reported >= self.stop_after
@@ -182,8 +183,8 @@ def test_dlqat_goes_on_with_another_number_of_processes(
     whole = together(1, rendezvous(), train_dlqat, tmp_path / "whole", rows, fields)[0]
     begun = together(before, rendezvous(), train_dlqat, tmp_path / "cut", rows, fields, 3)[0]
     ended = together(after, rendezvous(), train_dlqat, tmp_path / "cut", rows, fields)[0]
-    assert [*begun.losses] == [f"loss/dlqat {n}" for n in (1, 2, 3)]
-    assert [*ended.losses] == [f"loss/dlqat {n}" for n in (3, 4)]
+    assert [*begun.losses] == [f"loss@dlqat {n}" for n in (1, 2, 3)]
+    assert [*ended.losses] == [f"loss@dlqat {n}" for n in (3, 4)]
     assert_close(whole, Trained(begun.losses | ended.losses, ended.learnt), rel=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +14,7 @@ from sqlalchemy import select, update
 from torch import Tensor
 
 import backend.models.sources.toy
+from backend.metric_key import MetricKey
 from backend.queue import rate_limit
 from backend.settings import Settings, settings
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
@@ -113,7 +115,7 @@ def result_rows(job_id: int) -> Iterator[Result]:
     """Perplexity of every stage."""
     for stage, value in PERPLEXITIES.items():
         yield Result(
-            job_id=job_id, stage=stage, metric="perplexity", value=value, stderr=value / 50,
+            job_id=job_id, stage=stage, family="perplexity", value=value, stderr=value / 50,
             n=4080, details={"corpus": "toystories", "context": 256},
         )  # fmt: skip
 
@@ -142,7 +144,13 @@ def seed(tensors: dict[str, Tensor]) -> None:
     rows += [Event(job_id=i, at=now, type="queued", actor="local") for i in range(1, 6)]
     rows += [*tensor_rows(1, tensors), *tensor_rows(2, tensors, stages=2), *result_rows(1)]
     rows += [
-        MetricPoint(job_id=2, name=f"error/{stage}", step=i, at=now, value=0.03 * k + i / 99)
+        MetricPoint(
+            job_id=2,
+            **asdict(MetricKey("error", stage, axis="block")),
+            step=i,
+            at=now,
+            value=0.03 * k + i / 99,
+        )
         for k, stage in enumerate(("first", "redense", "sds"), 1)
         for i in range(3)
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
+from backend.metric_key import MetricKey
 from backend.queue.folders import run_folder
 from backend.store.states import Lane
-from backend.store.tables import Artifact, Event, Job, Result, Table
+from backend.store.tables import Artifact, Event, Job, MetricPoint, Result, Table
 
 HOST, GUEST = ("127.0.0.1", "localhost:7860"), ("10.0.0.7", "lab:7860")
 TEXT = {"corpus": "toystories", "sha256": "a" * 64, "context": 256, "windows": 16}
@@ -39,8 +41,17 @@ def job(number: int, **values: Any) -> Job:
     return Job(**(row | ended | values))
 
 
-def result(number: int, stage: str, metric: str, value: float, **details: Any) -> Result:
-    return Result(job_id=number, stage=stage, metric=metric, value=value, details=details)
+def result(number: int, stage: str, metric: object, value: float, **details: Any) -> Result:
+    """A figure of a metric or of the one of that name."""
+    key = MetricKey.parse(str(metric))
+    named = {"stage": stage, "family": key.family, "series": key.series}
+    return Result(job_id=number, **named, value=value, details=details)
+
+
+def point(number: int, name: str, step: int, value: float, axis: str = "step") -> MetricPoint:
+    """A point of the curve of that name."""
+    key = asdict(replace(MetricKey.parse(name), axis=axis))
+    return MetricPoint(job_id=number, **key, step=step, at=0, value=value)
 
 
 def measured(

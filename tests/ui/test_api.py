@@ -50,7 +50,9 @@ def test_a_run_is_told_whole(visit: Visit) -> None:
     assert client.get(f"{API}/runs/sds-0001/tensors").json() == told["tensors"] != []
     points = client.get(f"{API}/runs/sds-0002/curves").json()
     stored = frames.curves("sds-0002")
-    assert [p["name"] for p in points] == [*stored["name"]]
+    assert [(p["family"], p["stage"], p["axis"]) for p in points] == [
+        *zip(stored["family"], stored["stage"], stored["axis"], strict=True)
+    ]
     assert all(map(math.isclose, [p["value"] for p in points], stored["value"]))
 
 
@@ -258,7 +260,7 @@ def test_the_client_in_the_docs_works(
         with writing() as session:
             newest = session.get_one(Job, queries.jobs()[0].id)
             newest.state = "succeeded"
-            session.merge(Result(job_id=newest.id, stage="sds", metric="perplexity", value=12.5))
+            session.merge(Result(job_id=newest.id, stage="sds", family="perplexity", value=12.5))
 
     monkeypatch.setattr(httpx, "Client", connect)
     monkeypatch.setattr(time, "sleep", finish)

@@ -18,14 +18,9 @@ ROW = 44  # pixels
 
 
 def dots(
-    values: Sequence[float],
-    rows: Sequence[object],
-    colour: str | Sequence[str],
-    symbol: str | Sequence[str],
-    hover: Sequence[str],
-    size: int = SIZE,
-    **options: Any,
-) -> go.Scatter:
+    values: Sequence[float], rows: Sequence[object], colour: str | Sequence[str],
+    symbol: str | Sequence[str], hover: Sequence[str], size: int = SIZE, **options: Any,
+) -> go.Scatter:  # fmt: skip
     """One trace of dots, each in its row; `hover` is HTML of Plotly's kind."""
     line = {"width": 2, "color": colour}
     return go.Scatter(
@@ -43,12 +38,7 @@ def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
 
 
 def rows_height(rows: int, around: int, least: int) -> int:
-    """Pixels of a figure.
-
-    Args:
-        around: pixels of all but the rows.
-        least: pixels of a figure with few rows.
-    """
+    """Pixels of a figure: `around`, of all but the rows, and theirs; `least` with few rows."""
     return max(least, around + ROW * rows)
 
 

@@ -34,13 +34,8 @@ class MapBaseline:
 def cells(
     table: pd.DataFrame, stage: str, statistic: str, base: MapBaseline | None = None
 ) -> pd.DataFrame:
-    """The rows of one stage with the column `value`: the statistic as it is shown, or its distance
-    from the base's.
-
-    Args:
-        table: as `frames.tensor_table` returns it.
-        statistic: a key of `STATISTICS`.
-    """
+    """The rows of one stage of `frames.tensor_table` with the column `value`: the statistic, a key
+    of `STATISTICS`, as it is shown, or its distance from the base's."""
     rows = with_largest(table)
     rows = rows[rows["stage"] == stage]
     values = _column(rows, statistic)
@@ -55,12 +50,9 @@ def _column(rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def layer_map(
-    table: pd.DataFrame,
-    stage: str,
-    statistic: str,
-    picked: str | None = None,
+    table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None,
     base: MapBaseline | None = None,
-) -> Chart:
+) -> Chart:  # fmt: skip
     """`layer_heatmap` with its figures as a table and its note."""
     rows, title = cells(table, stage, statistic, base), title_of(STATISTICS[statistic], base)
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
@@ -70,18 +62,11 @@ def layer_map(
 
 
 def layer_heatmap(
-    table: pd.DataFrame,
-    stage: str,
-    statistic: str,
-    picked: str | None = None,
+    table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None,
     base: MapBaseline | None = None,
-) -> go.Figure:
-    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %).
-
-    Args:
-        picked: name of the tensor whose cell is outlined.
-        base: what the colours show the distance from; then they diverge from white.
-    """
+) -> go.Figure:  # fmt: skip
+    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %);
+    with a base they diverge from white. `picked`: name of the tensor whose cell is outlined."""
     rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
     grid = _grid(rows, "value")
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
@@ -105,26 +90,16 @@ def layer_heatmap(
 
 
 def heatmap(
-    columns: Sequence[str],
-    rows: Sequence[str],
-    values: np.ndarray,
-    names: Sequence[Sequence[str | None]],
-    hover: Sequence[Sequence[str]],
-    limits: tuple[float, float],
-    *,
-    title: str,
-    diverging: bool,
-    view: str,
-    picked: Sequence[str] | None,
-    xaxis: dict[str, Any],
-    yaxis: dict[str, Any],
-) -> go.Figure:
+    columns: Sequence[str], rows: Sequence[str], values: np.ndarray,
+    names: Sequence[Sequence[str | None]], hover: Sequence[Sequence[str]],
+    limits: tuple[float, float], *, title: str, diverging: bool, view: str,
+    picked: Sequence[str] | None, xaxis: dict[str, Any], yaxis: dict[str, Any],
+) -> go.Figure:  # fmt: skip
     """A map whose cells can be picked.
 
     Args:
         values: [rows, columns]; NaN is a hole.
-        names: what a picked cell gives.
-        title: of the colours.
+        names: of what a picked cell gives; title: of the colours.
         diverging: from white at 0, to the same distance on both sides.
         picked: column and row of the cell that is outlined.
     """
@@ -215,9 +190,8 @@ def _hover(
         if base is not None:
             sign = "+" if value > 0 else ""
             text = f"{title_of(statistic, base)}: {sign}{statistic.write(value)}"
-        texts[row.module, row.block] = (
-            f"<b>{esc(row.tensor)}</b><br>{text}<br>n = {count(row.n)} weights"
-        )
+        n = f"n = {count(row.n)} weights"
+        texts[row.module, row.block] = f"<b>{esc(row.tensor)}</b><br>{text}<br>{n}"
     return [[texts.get((m, b), "No value") for b in grid.columns] for m in grid.index]
 
 
@@ -225,10 +199,8 @@ def even_ticks(limit: float) -> dict[str, Any]:
     """Round ticks to both sides of 0, signed."""
     up = ticks_to(0.95 * limit, 2)[1:]
     ticks = [*(-t for t in up[::-1]), 0, *up]
-    return {
-        "tickvals": ticks,
-        "ticktext": [f"{t:+g}".replace("-", "−") if t else "0" for t in ticks],
-    }
+    texts = [f"{t:+g}".replace("-", "−") if t else "0" for t in ticks]
+    return {"tickvals": ticks, "ticktext": texts}
 
 
 def colour_bar(title: str) -> dict[str, Any]:

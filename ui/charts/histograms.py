@@ -48,30 +48,18 @@ def height_axis(log_y: bool, **options: Any) -> dict[str, Any]:
 
 
 def stage_outline(
-    series: Series,
-    centres: np.ndarray,
-    heights: np.ndarray,
-    counts: np.ndarray,
-    place: int,
+    series: Series, centres: np.ndarray, heights: np.ndarray, counts: np.ndarray, place: int,
     log_y: bool,
-) -> go.Scatter:
-    """The histogram of a stage as a step line; the dense tensor, drawn first, as a filled shape.
-
-    Args:
-        centres, heights, counts: [bins]; a log axis leaves out empty ones.
-        place: in the order of drawing.
-    """
+) -> go.Scatter:  # fmt: skip
+    """The histogram of a stage, [bins] each, as a step line; the dense tensor, drawn first, as a
+    filled shape. A log axis leaves out empty bins. `place`: in the order of drawing."""
     filled = place == 0 and series.is_dense
     return step_line(
-        centres,
-        [None if log_y and h == 0 else float(h) for h in heights],
-        series.stroke,
-        1 if filled else line_width(place),
-        fill=0.25 if filled and not log_y else 0.0,
-        customdata=counts.tolist(),
-        name=series.title,
+        centres, [None if log_y and h == 0 else float(h) for h in heights], series.stroke,
+        1 if filled else line_width(place), fill=0.25 if filled and not log_y else 0.0,
+        customdata=counts.tolist(), name=series.title,
         hovertemplate=f"{series.label} %{{y:.3f}} %, n = %{{customdata:,.0f}}<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def mirror(above: Series, below: Series) -> go.Figure:
@@ -91,16 +79,12 @@ def mirror(above: Series, below: Series) -> go.Figure:
 def _half(series: Series, sign: int, side: str) -> go.Scatter:
     heights = series.heights
     return step_line(
-        series.centres,
-        sign * heights,
-        series.stroke,
-        1.5,
-        fill=0.3,
+        series.centres, sign * heights, series.stroke, 1.5, fill=0.3,
         customdata=np.stack([heights, series.snapshot.counts], axis=-1).tolist(),
         name=f"{side}: {series.title}",
         hovertemplate=f"{series.label} %{{customdata[0]:.3f}} %, "
         "n = %{customdata[1]:,.0f}<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
@@ -136,13 +120,10 @@ def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
     other = base.label.rsplit(", ", 1)[-1] if same else base.label  # two runs: name theirs alone
     zeros = 100 * (now.zero_share - base.zero_share)
     return step_line(
-        now.centres,
-        gap,
-        now.stroke,
-        2,
+        now.centres, gap, now.stroke, 2,
         name=f"{now.label} − {other} · zeros {signed(zeros)} points",
         hovertemplate=f"{now.label} %{{y:+.3f}} points<extra></extra>",
-    )
+    )  # fmt: skip
 
 
 def signed(value: float) -> str:
@@ -159,10 +140,7 @@ def _layout(
 ) -> dict[str, Any]:
     """The layout of a chart over the weight axis, whose legend has so many rows."""
     return layout(
-        view=_tensor(drawn),
+        view=_tensor(drawn), yaxis=height, hovermode="x unified",
         xaxis=axis("Weight", showgrid=False, **({"range": reach(drawn)} | across)),
-        yaxis=height,
-        hovermode="x unified",
-        **legend_rows(rows),
-        **cutoff_lines(drawn, both_sides=True),
-    )
+        **legend_rows(rows), **cutoff_lines(drawn, both_sides=True),
+    )  # fmt: skip

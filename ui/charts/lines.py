@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from backend.metric_key import MetricKey
 from backend.store.frames import REDUCED
-from jobs.metrics import MEMORY, PROCESSOR, metric
+from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend_row, line_look
 from ui.theme import LineStyle, stage_style
 
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
 MAX_LABELLED_STEPS = 12  # up to so many, each has a tick
-BLOCK = "Block"  # the x axis of curves whose steps are blocks
-BY_BLOCK = ("owl", "damping", "reconstruction")  # families of curves whose steps are blocks
 
 
 class Line(NamedTuple):
@@ -30,24 +29,10 @@ class Line(NamedTuple):
     stroke: LineStyle
 
 
-class CurveTitles(NamedTuple):
-    """What a family of curves is called in a list and on its axes."""
-
-    label: str
-    y: str
-    x: str
-
-
-ERROR = CurveTitles("Relative output error", "Relative output error, mean over a block", BLOCK)
-
-
-def curve_titles(name: str) -> CurveTitles:
-    """Titles of a curve by its name, "FAMILY" or "FAMILY/STAGE"."""
-    family = name.split("/")[0]
-    title = metric(family).title
-    over = "Seconds" if family in (MEMORY, PROCESSOR) else "Step"
-    over = BLOCK if family in BY_BLOCK else over
-    return ERROR if family == "error" else CurveTitles(title, title, over)
+def y_title(key: MetricKey) -> str:
+    """The title of the axis of values of a curve."""
+    described = metric(key)
+    return f"{described.title}, mean over {described.over}" if described.over else described.title
 
 
 def reduced_note(points: pd.DataFrame) -> str:
@@ -58,46 +43,28 @@ def reduced_note(points: pd.DataFrame) -> str:
 
 
 def curves(
-    points: pd.DataFrame,
-    names: Sequence[str],
+    lines: Mapping[MetricKey, pd.DataFrame],
+    labels: Mapping[MetricKey, str],
     *,
-    labels: Mapping[str, str] | None = None,
     x_title: str = "Step",
     y_title: str = "",
     log_y: bool = False,
 ) -> go.Figure:
-    """One line a name. A name that ends in "/STAGE" has that stage's colour.
-
-    Args:
-        points: as `frames.curves` returns them: name, step, value.
-        labels: name or stage -> label.
-    """
-    known, lines = labels or {}, []
-    for place, name in enumerate(names):
-        stage = name.rsplit("/", 1)[-1]
-        stroke = stage_style(stage, place)
-        label = known.get(name) or known.get(stage) or name
-        lines.append(Line(label, points[points["name"] == name], stroke))
-    return line_chart(
-        lines, view="|".join(names) + str(log_y), x_title=x_title, y_title=y_title, log_y=log_y
-    )
+    """One line a curve, in the colour of its series or stage."""
+    drawn = [
+        Line(labels[key], points, stage_style(key.series or key.stage, place))
+        for place, (key, points) in enumerate(lines.items())
+    ]
+    view = "|".join(map(str, lines)) + str(log_y)
+    return line_chart(drawn, view=view, x_title=x_title, y_title=y_title, log_y=log_y)
 
 
 def line_chart(
-    lines: Sequence[Line],
-    *,
-    view: str,
-    x_title: str,
-    y_title: str,
-    log_y: bool = False,
+    lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False,
     smoothing: float = 0.0,
-) -> go.Figure:
-    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line.
-
-    Args:
-        view: see `template.layout`.
-        smoothing: weight of the past in the moving average, 0 to 0.99.
-    """
+) -> go.Figure:  # fmt: skip
+    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line. `view`: see
+    `template.layout`; `smoothing`: weight of the past in the moving average, 0 to 0.99."""
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < MAX_LABELLED_STEPS else {}
     scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
@@ -111,16 +78,10 @@ def line_chart(
     return go.Figure([trace for line in lines for trace in _traces(line, smoothing)], looks)
 
 
-def curves_frame(points: pd.DataFrame, columns: Mapping[str, str], x_title: str) -> pd.DataFrame:
-    """The lines drawn as a table: a row a step, a column a line.
-
-    Args:
-        points: columns name, step, value.
-        columns: name of a line -> title of its column.
-    """
-    wide = points[points["name"].isin([*columns])].pivot_table("value", "step", "name")
-    wide = wide[[*columns]].set_axis([*columns.values()], axis="columns")
-    return wide.rename_axis(x_title).reset_index()
+def curves_frame(lines: Mapping[str, pd.DataFrame], x_title: str) -> pd.DataFrame:
+    """The lines drawn as a table: a row a step, a column a line, under its title."""
+    columns = {title: points.set_index("step")["value"] for title, points in lines.items()}
+    return pd.DataFrame(columns).sort_index().rename_axis(x_title).reset_index()
 
 
 def _traces(line: Line, smoothing: float) -> list[go.Scatter]:

@@ -1,9 +1,6 @@
-"""One tensor at one stage of one run, ready to be drawn; bins that several of them share.
-
-A height is a share of *all* weights of the tensor, exact zeros too, so what pruning took away is
-missing there. Exact zeros are no bar: a bar of half the weights would flatten all others. They are
-counted in words.
-"""
+"""One tensor at one stage of one run, ready to be drawn; bins that several of them share. A height
+is a share of *all* weights, exact zeros too, which are no bar, as it would flatten all others: they
+are counted in words."""
 
 from __future__ import annotations
 
@@ -111,24 +108,19 @@ def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
 def ceiling(series: Sequence[Series]) -> float:
     """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
     tensor has, which would flatten all else. A dense tensor is always seen whole."""
-    whole = [s.heights for s in series if s.is_dense]
-    return axis_limit(
-        [s.heights for s in series], max((float(h.max()) for h in whole), default=0.0)
-    )
+    whole = max((float(s.heights.max()) for s in series if s.is_dense), default=0.0)
+    return axis_limit([s.heights for s in series], whole)
 
 
 def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
     """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
     highest = max((float(c.max()) for c in curves), default=0.0)
-    besides = [float(np.abs(_besides_middle(c)).max()) for c in curves]
-    seen = max([least, *besides])
+    seen = least
+    for curve in curves:
+        half, middle = max(1, round(len(curve) * PEAK_WIDTH / 2)), len(curve) // 2
+        besides = np.concatenate([curve[: middle - half], curve[middle + half :]])
+        seen = max(seen, float(np.abs(besides).max()))
     return ROOM * seen if 0 < PEAK_RATIO * seen < highest else 1.05 * max(highest, seen) or 1.0
-
-
-def _besides_middle(heights: np.ndarray) -> np.ndarray:
-    half = max(1, round(len(heights) * PEAK_WIDTH / 2))
-    middle = len(heights) // 2
-    return np.concatenate([heights[: middle - half], heights[middle + half :]])
 
 
 def cut_off_peaks(series: Sequence[Series]) -> str:
@@ -164,14 +156,9 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
 
 
 def step_line(
-    x: np.ndarray,
-    y: np.ndarray | Sequence[float | None],
-    stroke: LineStyle,
-    width: float,
-    *,
-    fill: float = 0.0,
-    **options: Any,
-) -> go.Scatter:
+    x: np.ndarray, y: np.ndarray | Sequence[float | None], stroke: LineStyle, width: float, *,
+    fill: float = 0.0, **options: Any,
+) -> go.Scatter:  # fmt: skip
     """A histogram as a line, with the shape below it filled where `fill`, its opacity, is given."""
     return go.Scatter(
         x=x.tolist(), y=np.asarray(y).tolist(), mode="lines",

@@ -43,47 +43,29 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
 
 
 def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
-    """One dot a stage with its value printed; the dense model's is a dashed line.
-
-    Args:
-        results: of one run; other metrics among them are left out.
-        names: stage -> label, in the order they are drawn.
-    """
+    """One dot a stage with its value printed; the dense model's is a dashed line. `names`: stage ->
+    label, in the order they are drawn."""
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     span = log_span([r.value for r in rows], right=0.2)
     looks = layout(
-        view=PERPLEXITY,
-        margin={"r": VALUE_WIDTH},
+        view=PERPLEXITY.family, margin={"r": VALUE_WIDTH}, yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
-        yaxis=rows_axis(labels),
         more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
-    )
-    return go.Figure([_dots(rows, labels), _printed(rows, labels)], looks)
-
-
-def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    """A dot for each stage, its standard error as a line."""
-    strokes = [stage_style(r.stage) for r in rows]
-    errors = [r.stderr or 0.0 for r in rows]
-    return dots(
-        [r.value for r in rows],
-        labels,
-        [stroke.colour for stroke in strokes],
-        [symbol(stroke) for stroke in strokes],
-        [_hover(r, label) for r, label in zip(rows, labels, strict=True)],
+    )  # fmt: skip
+    strokes, errors = [stage_style(r.stage) for r in rows], [r.stderr or 0.0 for r in rows]
+    marks = dots(
+        [r.value for r in rows], labels, [s.colour for s in strokes], [*map(symbol, strokes)],
+        [*map(_hover, rows, labels)],
         error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
-    )
-
-
-def _printed(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    """The values in figures, each behind the line of its error."""
-    return go.Scatter(
+    )  # fmt: skip
+    printed = go.Scatter(  # each behind the line of its error
         x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
         text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
         textfont={"size": 14}, hoverinfo="skip", showlegend=False, cliponaxis=False,
     )  # fmt: skip
+    return go.Figure([marks, printed], looks)
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:

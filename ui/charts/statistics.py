@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from jobs.metrics import RELATIVE_ERROR, ZERO_SHARE
+from backend.statistics.names import RELATIVE_ERROR, ZERO_SHARE
 from ui.format import NONE, number
 
 

@@ -33,22 +33,18 @@ def _template(palette: Palette) -> go.layout.Template:
     }  # fmt: skip
     return go.layout.Template(
         layout={
-            "font": words,
-            "paper_bgcolor": palette.paper,
-            "plot_bgcolor": palette.paper,
+            "font": words, "paper_bgcolor": palette.paper, "plot_bgcolor": palette.paper,
             "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
             "hoverlabel": {
                 "bgcolor": palette.panel, "bordercolor": palette.line, "font": words,
                 "align": "left",
             },
-            "showlegend": False,
+            "showlegend": False, "xaxis": ax, "yaxis": ax,
             "legend": {
                 "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "font": words,
                 "bgcolor": "rgba(0,0,0,0)", "itemsizing": "trace", "tracegroupgap": 0,
             },
             "annotationdefaults": {"showarrow": False, "font": small, "xanchor": "left"},
-            "xaxis": ax,
-            "yaxis": ax,
         }
     )  # fmt: skip
 
@@ -62,10 +58,8 @@ def templates() -> str:
 def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any]:
     """An axis; the template gives its look. A log axis says in its title that it is one."""
     if log:
-        title, options = (
-            f"{title} (log axis)".strip(),
-            {"type": "log", "tickformat": "~g"} | options,
-        )
+        title = f"{title} (log axis)".strip()
+        options = {"type": "log", "tickformat": "~g"} | options
     return {"title": {"text": title}} | options
 
 
@@ -76,12 +70,8 @@ def category_axis(**options: Any) -> dict[str, Any]:
 
 
 def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
-    """A log axis with few round ticks.
-
-    Args:
-        span: log10 of its lowest and highest value; empty where nothing is drawn.
-        unit: written behind every tick.
-    """
+    """A log axis with few round ticks, `unit` behind each. `span`: log10 of its lowest and highest
+    value; empty where nothing is drawn."""
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
         title, log=True, range=[*span] or None, tickvals=ticks,
@@ -104,13 +94,9 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> dict[str, Any]:
-    """The layout of a figure.
-
-    Args:
-        view: names what is looked at; zoom and hidden lines are kept while it stays the same.
-        top: pixels above the plot, for a legend.
-        more: pixels the figure asks for besides the height of its view.
-    """
+    """The layout of a figure. `view` names what is looked at: zoom and hidden lines are kept while
+    it stays the same; `top`: pixels above the plot, for a legend; `more`: those the figure asks for
+    besides the height of its view."""
     meta = {"meta": {"more": more}} if more else {}
     return {"margin": {"t": top}, "uirevision": view} | meta | options
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from backend.metric_key import MetricKey
 from backend.store.tables import run_name
-from jobs.metrics import METRICS, PERPLEXITY, metric
+from jobs.metrics import DISK, METRICS, PEAK, PERPLEXITY, SIZE, TOOK, metric, ordered
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
@@ -41,7 +42,7 @@ class Column:
         cell: what is shown, as text or `Markup`.
         measure: what a filter compares; None for a run without such a value.
         usual: shown unless columns are chosen.
-        metric: name of the figure it shows, which can be compared with the baseline's.
+        metric: the figure it shows, which can be compared with the baseline's.
         field: its name in a CSV file, with the unit where there is one; else the key.
     """
 
@@ -53,7 +54,7 @@ class Column:
     numeric: bool = False
     group: str = GROUPS[0]
     usual: bool = False
-    metric: str = ""
+    metric: MetricKey | None = None
     field: str = ""
 
     def html(self, row: RunRow) -> Markup:
@@ -75,21 +76,21 @@ def _text(
     return Column(key, title, value, cell or value, **{"measure": value, **options})
 
 
-def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) -> Column:
-    """A column of figures, titled and written as the metric `name`."""
-    described = metric(name)
+def _figure(shown: MetricKey, value: Callable[[RunRow], float | None], **options: Any) -> Column:
+    """A column of figures, titled and written as the metric `shown`."""
+    described = metric(shown)
 
     def cell(row: RunRow) -> str:
         return format_value(described, value(row))
 
     named = {"field": described.field, **options}
-    return Column(name, described.title, value, cell, value, numeric=True, **named)
+    return Column(described.name, described.title, value, cell, value, numeric=True, **named)
 
 
-def _final(name: str, usual: bool) -> Column:
+def _final(key: MetricKey, usual: bool) -> Column:
     """The figure each run ended with."""
     return _figure(
-        name, lambda row: row.figures.final(name), group=GROUPS[1], usual=usual, metric=name
+        key, lambda row: row.figures.final(key), group=GROUPS[1], usual=usual, metric=key
     )
 
 
@@ -158,10 +159,10 @@ PERPLEXITY_COLUMNS = (
            GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
 )  # fmt: skip
 AFTER = (
-    _figure("size", lambda r: r.size),
-    _figure("disk", lambda r: r.job.disk_bytes),
-    _figure("peak", lambda r: r.job.peak_bytes),
-    _figure("took", lambda r: elapsed(r.job, r.now), usual=True),
+    _figure(SIZE, lambda r: r.size),
+    _figure(DISK, lambda r: r.job.disk_bytes),
+    _figure(PEAK, lambda r: r.job.peak_bytes),
+    _figure(TOOK, lambda r: elapsed(r.job, r.now), usual=True),
     AGE,
 )
 
@@ -169,15 +170,14 @@ AFTER = (
 def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     """Key -> column, in order, of all columns for which these rows have a value."""
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    of_run: dict[str, bool] = {}  # metric -> whether of the run as a whole
+    of_run: dict[MetricKey, bool] = {}  # metric -> whether of the run as a whole
     settings: dict[str, bool] = {}  # field -> whether a number in every run
     for shape in shapes:
-        for name, whole in shape.figures:
-            of_run[name] = of_run.get(name, False) or whole
+        for key, whole in shape.figures:
+            of_run[key] = of_run.get(key, False) or whole
         for name, numeric in shape.settings:
             settings[name] = settings.get(name, True) and numeric
-    names = [m for m in METRICS if m in of_run] + sorted(of_run.keys() - METRICS.keys())
-    finals = [_final(n, _usual(n, of_run[n])) for n in names if n != PERPLEXITY]
+    finals = [_final(k, _usual(k, of_run[k])) for k in ordered(of_run) if k != PERPLEXITY]
     perplexity = PERPLEXITY_COLUMNS if PERPLEXITY in of_run else ()
     kinds = dict.fromkeys(shape.kind for shape in shapes)
     informative = {"tags": any(shape.tagged for shape in shapes), "kind": len(kinds) > 1}
@@ -187,8 +187,8 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     return {c.key: c for c in (*before, *perplexity, *finals, *more, *AFTER)}
 
 
-def _usual(name: str, of_run: bool) -> bool:
-    return metric(name).headline or (of_run and "/" not in name and name not in METRICS)
+def _usual(key: MetricKey, of_run: bool) -> bool:
+    return metric(key).headline or (of_run and not key.series and key.family not in METRICS)
 
 
 def _titled(name: str, kinds: Iterable[str]) -> str:

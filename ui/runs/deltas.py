@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from backend.metric_key import MetricKey
 from jobs.metrics import PERPLEXITY, Metric
-from jobs.metrics import metric as metric_named
+from jobs.metrics import metric as described
 from jobs.wording import signed as written_change
 from ui.format import duration, number, size
 from ui.runs.results import base_model
@@ -56,28 +57,28 @@ def delta(metric: Metric, value: float, base: float) -> Delta:
     return Delta(change, share, "better" if good else "worse")
 
 
-def conditions(row: RunRow, name: str) -> dict[str, Any]:
+def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
     """What a run's final figure was measured on."""
-    figure = row.figures.final_row(name)
+    figure = row.figures.final_row(key)
     details = dict(figure.details or {}) if figure else {}
     texts = (row.job.environment or {}).get("text")
-    if metric_named(name).calibrated and isinstance(texts, Mapping):
+    if described(key).calibrated and isinstance(texts, Mapping):
         details = dict(texts.get("calibration") or {}) | details
     return {key: details.get(key) for key in CONDITIONS}
 
 
-def comparable_by(row: RunRow, name: str = PERPLEXITY) -> tuple[str, ...] | None:
+def comparable_by(row: RunRow, key: MetricKey = PERPLEXITY) -> tuple[str, ...] | None:
     """Runs with the same answer have figures of one model that can be compared; None for a run
     without such a figure."""
-    if row.figures.final(name) is None:
+    if row.figures.final(key) is None:
         return None
-    return (base_model(row.job), *map(str, conditions(row, name).values()))
+    return (base_model(row.job), *map(str, conditions(row, key).values()))
 
 
-def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:
+def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:
     """Why the figures of two runs cannot be compared, as in "different text"; empty where they
     can."""
-    mine, theirs = conditions(one, name), conditions(other, name)
+    mine, theirs = conditions(one, key), conditions(other, key)
     return next((f"different {CONDITIONS[k]}" for k in CONDITIONS if mine[k] != theirs[k]), "")
 
 
@@ -112,7 +113,7 @@ def percent(share: float | None) -> str:
 
 
 def delta_html(
-    name: str,
+    key: MetricKey,
     row: RunRow,
     base: RunRow | None,
     relative: bool = False,
@@ -125,13 +126,13 @@ def delta_html(
         relative: in per cent, too.
         told_apart: whether the difference is more than chance; else it is neither better nor worse.
     """
-    value = row.figures.final(name)
-    base_value = base.figures.final(name) if base else None
+    value = row.figures.final(key)
+    base_value = base.figures.final(key) if base else None
     if base is None or base.job.id == row.job.id or value is None or base_value is None:
         return Markup()
-    if reason := incomparable_because(row, base, name):
+    if reason := incomparable_because(row, base, key):
         return HTML.no_delta(reason)
-    metric = metric_named(name)
+    metric = described(key)
     found = delta(metric, value, base_value)
     if not told_apart:
         found = replace(found, direction="even")

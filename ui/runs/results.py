@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
+from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import config as benchmark
 from jobs.kind import JobConfig, Kind, capitalized, kinds
-from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric, metric
+from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND, Metric, metric, ordered
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
@@ -44,8 +44,9 @@ def format_stderr(metric: Metric, stderr: float | None) -> str:
 
 def display_units(points: pd.DataFrame) -> pd.DataFrame:
     """The points of curves (`frames.curves`) as their metrics are written: shares in per cent."""
-    scales = np.array([metric(name.split("/")[0]).scale for name in points["name"]], float)
-    return points.assign(value=scales * points["value"])
+    scales = {family: metric(MetricKey(family)).scale for family in points["family"].unique()}
+    factors = points["family"].map(scales).astype(float)
+    return points.assign(value=factors * points["value"].astype(float))
 
 
 def find_job(run: str) -> Job | None:
@@ -130,20 +131,13 @@ def _chosen(title: str, of: str, value: object) -> str:
 
 
 class RunResults:
-    """All results of one run.
-
-    Args:
-        kind: names the stages and their order; None keeps the order of the rows.
-        job: the run, which names the stage it kept.
-    """
+    """All results of one run, which names the stage it kept; the kind names the stages and their
+    order."""
 
     def __init__(
-        self,
-        kind: Kind | None,
-        results: Iterable[StoredResult],
-        job: Job | None = None,
+        self, kind: Kind | None, results: Iterable[StoredResult], job: Job | None = None,
         step_times: Iterable[StepTime] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.kept = job.kept_stage if job else None  # the stage whose weights the run saved
         self.ended = job is not None and job.flops is not None
         times = {time.step: time.seconds for time in step_times}
@@ -153,11 +147,11 @@ class RunResults:
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
 
-    def get(self, stage: str, name: str) -> StoredResult | None:
-        return self.rows.get((stage, name))
+    def get(self, stage: str, key: MetricKey) -> StoredResult | None:
+        return self.rows.get((stage, key))
 
-    def value(self, stage: str | None, name: str) -> float | None:
-        row = self.rows.get((stage or "", name))
+    def value(self, stage: str | None, key: MetricKey) -> float | None:
+        row = self.rows.get((stage or "", key))
         return row.value if row else None
 
     @property
@@ -167,27 +161,24 @@ class RunResults:
         return [s for s in self.labels if s in measured] + sorted(measured - set(self.labels))
 
     @property
-    def metrics(self) -> list[str]:
-        """The metrics measured at stages, those of `METRICS` first."""
-        measured = {name for stage, name in self.rows if stage != RUN}
-        return [m for m in METRICS if m in measured] + sorted(measured - set(METRICS))
+    def metrics(self) -> list[MetricKey]:
+        """The metrics measured at stages."""
+        return ordered(key for stage, key in self.rows if stage != RUN)
 
     def alike(self) -> list[list[str]]:
         """The stages in groups that share no metrics. Stages that are models form one group: what
         is missing for one has not been measured yet."""
         if self.of_models:
             return [self.stages] if self.stages else []
+        keys = {of: {key for stage, key in self.rows if stage == of} for of in self.stages}
         groups: list[list[str]] = []
         for stage in self.stages:
-            near = [group for group in groups if self._names(group) & self._names([stage])]
+            near = [g for g in groups if any(keys[other] & keys[stage] for other in g)]
             place = groups.index(near[0]) if near else len(groups)
             merged = [*(s for group in near for s in group), stage]
             groups = [group for group in groups if group not in near]
             groups.insert(place, merged)
         return groups
-
-    def _names(self, stages: Sequence[str]) -> set[str]:
-        return {name for stage, name in self.rows if stage in stages}
 
     def label(self, stage: str) -> str:
         return self.labels.get(stage) or self.stage_label(stage)
@@ -198,32 +189,32 @@ class RunResults:
         return self.stages[0] if self.stages else None
 
     @property
-    def of_run(self) -> dict[str, StoredResult]:
+    def of_run(self) -> dict[MetricKey, StoredResult]:
         """Results of the run as a whole."""
-        return {name: row for (stage, name), row in self.rows.items() if stage == RUN}
+        return {key: row for (stage, key), row in self.rows.items() if stage == RUN}
 
     @property
-    def final_names(self) -> set[str]:
+    def final_keys(self) -> set[MetricKey]:
         """The metrics `final_row` has a value for."""
-        return {name for _, name in self.rows if self.final_row(name)}
+        return {key for _, key in self.rows if self.final_row(key)}
 
-    def final_row(self, name: str) -> StoredResult | None:
+    def final_row(self, key: MetricKey) -> StoredResult | None:
         """The result of the kept stage, or else of the run as a whole. A run that ended without
         a kept stage has the result of the only stage it measured."""
-        row = self.get(self.kept or "", name) or self.get(RUN, name)
+        row = self.get(self.kept or "", key) or self.get(RUN, key)
         if row or self.kept or not self.ended:
             return row
-        only = [row for (_, of), row in self.rows.items() if of == name]
+        only = [row for (_, of), row in self.rows.items() if of == key]
         return only[0] if len(only) == 1 else None
 
-    def final(self, name: str = PERPLEXITY) -> float | None:
+    def final(self, key: MetricKey = PERPLEXITY) -> float | None:
         """The value of `final_row`."""
-        row = self.final_row(name)
+        row = self.final_row(key)
         return row.value if row else None
 
-    def change(self, name: str = PERPLEXITY) -> float | None:
-        """Relative change of the kept stage to the original model."""
-        before, after = self.value(self.first, name), self.final(name)
+    def change(self) -> float | None:
+        """Relative change of the perplexity of the kept stage to that of the original model."""
+        before, after = self.value(self.first, PERPLEXITY), self.final()
         return after / before - 1 if before and after is not None else None
 
 

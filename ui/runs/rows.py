@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from threading import Lock
 
+from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store import queries
 from backend.store.queries import StoredResult
@@ -29,12 +30,12 @@ class RunShape:
 
     Attributes:
         settings: names of the fields of the config, and whether each is a number.
-        figures: names of the metrics, and whether each is of the run as a whole.
+        figures: the metrics, and whether each is of the run as a whole.
     """
 
     kind: str
     settings: tuple[tuple[str, bool], ...]
-    figures: frozenset[tuple[str, bool]]
+    figures: frozenset[tuple[MetricKey, bool]]
     tagged: bool
 
 
@@ -59,7 +60,7 @@ class RunRow:
         """What there are values for."""
         config = self.job.config
         settings = ((name, is_number(value)) for name, value in config.items())
-        figures = {(name, stage == RUN) for stage, name in self.figures.rows}
+        figures = {(key, stage == RUN) for stage, key in self.figures.rows}
         return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
 
     @cached_property

@@ -19,10 +19,12 @@ from torch.nn.functional import pad
 
 from backend.decoding.draft_tree import RANKS, walked_lengths
 from backend.decoding.target_model import TargetModel
+from backend.drafters.config import head_stage
 from backend.drafters.data.hidden_state_cache import CachedSequence, CachedSequences
 from backend.drafters.registry import Drafter
 from backend.drafters.training.loss import ROW_STEP, padded, position_in, rounded_up
 from backend.errors import ComputeError
+from backend.metric_key import MetricKey
 from backend.reporter import Reporter, stop_if_asked
 
 TOP = (1, 3, 5)
@@ -60,11 +62,18 @@ class HeadAccuracy:
         """Accepted length of a tree of `nodes` nodes."""
         return walked_lengths(self.answers, [nodes])[0]
 
-    def figures(self) -> dict[str, float]:
-        """Metric name -> value."""
-        tops = {f"top{m}": self.top(m) for m in TOP} | {"chained": self.chained()}
-        found = {f"{n}/head {k}": v for n, row in tops.items() for k, v in enumerate(row, 1)}
-        return found | {"accepted": self.accepted()}
+    def by_head(self) -> dict[str, list[float]]:
+        """Family of the metric -> value of each head."""
+        return {f"top{m}": self.top(m) for m in TOP} | {"chained": self.chained()}
+
+    def figures(self) -> dict[MetricKey, float]:
+        """All that is reported during training."""
+        found = {
+            MetricKey(family, head_stage(head)): value
+            for family, values in self.by_head().items()
+            for head, value in enumerate(values, 1)
+        }
+        return found | {MetricKey("accepted"): self.accepted()}
 
 
 @torch.no_grad()

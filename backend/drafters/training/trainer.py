@@ -44,6 +44,7 @@ from backend.drafters.training.loss import (
     rounded_up,
 )
 from backend.errors import ComputeError, ConfigError
+from backend.metric_key import MetricKey
 from backend.reporter import Reporter
 from backend.training import distributed
 from backend.training.optimizer import (
@@ -147,7 +148,7 @@ class DrafterTrainer:
             began = time.perf_counter()
             loss = self.step()
             seconds.append(time.perf_counter() - began)
-            self.reporter.metric("loss", loss, self.schedule.step)
+            self.reporter.metric(MetricKey("loss"), loss, self.schedule.step)
             if open_end := not self.schedule.steps:
                 self.schedule.set_steps(self.config, seconds)
                 self.schedule.steps = distributed.broadcast_int(self.schedule.steps)
@@ -281,8 +282,8 @@ class DrafterTrainer:
     def evaluate(self) -> HeadAccuracy:
         """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
-        for name, value in accuracy.figures().items():
-            self.reporter.metric(name, value, self.schedule.step)
+        for key, value in accuracy.figures().items():
+            self.reporter.metric(key, value, self.schedule.step)
         return accuracy
 
     def _report(self) -> None:

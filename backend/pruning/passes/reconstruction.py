@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backend.metric_key import MetricKey
 from backend.models.block_forward import open_stream
 from backend.pruning.block_work import BlockWork, SDSRun
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSStage
@@ -97,7 +98,8 @@ class ReconstructionPass(BlockPass):
             return
         before, after = found.errors[0], found.errors[found.epoch]
         left = after / before if before else 1.0  # no error: a model with this very mask
-        self.run.reporter.metric(f"reconstruction/{self.name}", left, block)
+        key = MetricKey("reconstruction", self.name, axis="block")
+        self.run.reporter.metric(key, left, block)
         where = at_block(block, self.run.blocks)
         self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
+from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.quantization.dlqat.config import DLQATStage
 from backend.quantization.dlqat.passes import RunPass
@@ -50,7 +51,8 @@ class AuditPass(RunPass):
                 errors[stage].append(error)
         for stage, values in errors.items():
             if values:
-                self.reporter.metric(f"error/{stage}", fmean(values), block)
+                key = MetricKey("error", stage, axis="block")
+                self.reporter.metric(key, fmean(values), block)
         run.store.save(block_name(AUDIT, block), {}, errors=errors)
 
 

@@ -1,7 +1,7 @@
 """Statistics during DL-QAT training: curves every few steps, profiles of all groups at a few.
 
-changed/STAGE      share of codes that differ from the initial ones
-m/STAGE/p05 ..     quantiles of the group magnitudes over all layers
+changed            share of codes that differ from the initial ones
+m, p05 ..          quantiles of the group magnitudes over all layers
 
 profiles of a tensor: magnitude m and, at the first and the last snapshot, scale m s, error
 (root mean square of What - W_dense) and clipped (share of weights outside the range of the grid),
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
@@ -70,10 +71,10 @@ class TrainingSnapshots:
     def _curves(self, step: int) -> None:
         changed = sum(_changed(layer) for layer in self._layers.values())
         weights = sum(rows * columns for rows, columns in (x.shape for x in self._layers.values()))
-        self._reporter.metric(f"changed/{self._stage}", changed / weights, step)
+        self._reporter.metric(MetricKey("changed", self._stage), changed / weights, step)
         m = torch.cat([layer.m.detach().flatten() for layer in self._layers.values()])
         for name, value in zip(FAN, quantiles(ascending(m), tuple(FAN.values())), strict=True):
-            self._reporter.metric(f"m/{self._stage}/{name}", value, step)
+            self._reporter.metric(MetricKey("m", self._stage, name), value, step)
 
     def _profiles(self, name: str, layer: DLQATLinear, step: int) -> None:
         m = layer.m.detach()

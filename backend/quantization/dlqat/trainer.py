@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
+from backend.metric_key import MetricKey
 from backend.models.blocks import decoder_blocks
 from backend.quantization.dlqat.config import STAGE_LABELS
 from backend.quantization.dlqat.losses import Loss
@@ -87,8 +88,8 @@ class StageTrainer:
         for step in range(done, config.steps):
             distributed.stop_if_any_asked(self.reporter)
             loss, rate = self._step(step)
-            self.reporter.metric(f"loss/{self.stage}", loss, step + 1)
-            self.reporter.metric(f"rate/{self.stage}", rate, step + 1)
+            self.reporter.metric(MetricKey("loss", self.stage), loss, step + 1)
+            self.reporter.metric(MetricKey("rate", self.stage), rate, step + 1)
             self.watch(step + 1)
             self.reporter.progress(step + 1, config.steps, doing)
             if (step + 1) % config.save_every == 0:

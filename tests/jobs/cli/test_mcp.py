@@ -68,7 +68,7 @@ def test_an_agent_reads_figures(queue: Path) -> None:
     server = mcp_server.build(HOST)
     talk(server, ("submit_run", {"kind": "count", "config": {}}))
     with writing() as session:
-        session.add(Result(job_id=1, stage="run", metric="total", value=2.5, details={"x": 1}))
+        session.add(Result(job_id=1, stage="run", family="total", value=2.5, details={"x": 1}))
     (found,) = talk(server, ("results", {"run": "count-0001"}))
     assert found == [
         {"stage": "run", "metric": "total", "value": 2.5, "stderr": None, "n": None, "x": 1}

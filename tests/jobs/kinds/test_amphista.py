@@ -64,7 +64,7 @@ def values(job: Job) -> dict[tuple[str, str], float]:
 
 def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     job = finished(wait)
-    found = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    found = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
     top = [found[f"head-{k}", "top1"].value for k in (1, 2, 3, 4)]
     assert 1 > top[0] > 0.1 and top[0] == max(top)
     assert found["head-1", "chained"].value == top[0]
@@ -79,9 +79,8 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert job.flops and job.timed_seconds == 0  # the steps were given, not the minutes
     assert found["drafter", "accepted_length"].value >= 1
     assert found["drafter", "accepted_length"].details["nodes"] == NODES
-    curves = frames.curves(job.id)
-    assert set(curves["name"]) >= {
-        "loss", "top1/head 1", "top5/head 4", "chained/head 2", "accepted", "cost/verify",
+    assert {*map(str, frames.by_key(frames.curves(job.id)))} >= {
+        "loss", "top1@head-1", "top5@head-4", "chained@head-2", "accepted", "cost/verify",
         "cost/break even", "tree/accepted", "tree/speed-up",
     }  # fmt: skip
     (artifact,) = queries.artifacts(job.run)

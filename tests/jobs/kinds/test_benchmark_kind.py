@@ -14,6 +14,7 @@ from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.model import decoding_dtype
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.metric_key import MetricKey
 from backend.models import precision
 from backend.models.sources.catalogue import inspect
 from backend.store import frames, queries
@@ -77,12 +78,12 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
-    curves = frames.curves(job.id)
-    assert set(curves[curves["name"] == f"{one.run}/accepted"]["step"]) == {2, 4}
-    assert set(curves["name"]) >= {"cost/verify", f"{medusa.run}/speed-up"}
+    curves = frames.by_key(frames.curves(job.id))
+    assert {*curves[MetricKey("tree", one.run, "accepted", "nodes")]["step"]} == {2, 4}
+    assert {*map(str, curves)} >= {"cost/verify", f"tree/speed-up@{medusa.run}"}
     said = verdicts(decoder_reports(job.id))[:5]  # behind them, perhaps, that others worked here
     assert len(said) == 5 and all("All 4 responses match vanilla's" in text for text in said)
-    whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
+    whole = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
     fastest = max(arms.values(), key=lambda arm: arm.speed)
     assert whole["tokens_per_second"].value == fastest.speed
     assert whole["speed_up"].value == fastest.speed_up
@@ -95,7 +96,7 @@ def test_pytorch_is_timed_beside_the_native_decoder(wait: Wait) -> None:
     arms = decoder_reports(job.id)
     assert [arm.label for arm in arms] == ["Vanilla", "PyTorch loop"]
     read = 2.0 * inspect("toy").weights_per_token  # bfloat16
-    figures = {(row.stage, row.metric): row.value for row in queries.results([job.id])}
+    figures = {(row.stage, str(row.metric)): row.value for row in queries.results([job.id])}
     assert figures[VANILLA, "bytes_per_token"] == pytest.approx(read, rel=0.01)
     assert "in vanilla decoding" in verdicts(arms)[0]
 
@@ -109,7 +110,7 @@ def test_llama_cpp_is_timed_beside_our_decoders(wait: Wait) -> None:
     exact = arms["llama.cpp F32"]
     assert exact.same == 1 and exact.accepted == 1 and exact.peer and not exact.drafts
     ours = max(arms[VANILLA].speed, arms["lookup"].speed)
-    whole = {row.metric: row for row in queries.results([job.id]) if row.stage == "run"}
+    whole = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}
     assert whole["tokens_per_second"].value == ours
 
 

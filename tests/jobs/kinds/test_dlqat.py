@@ -41,7 +41,7 @@ def finished(wait: Wait, **values: object) -> Job:
 
 
 def figures(job: Job, metric: str) -> dict[str, float]:
-    return {r.stage: r.value for r in queries.results([job.id]) if r.metric == metric}
+    return {r.stage: r.value for r in queries.results([job.id]) if str(r.metric) == metric}
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
-    names = set(frames.curves(job.id)["name"])
-    assert {"loss/dlqat", "rate/dlqat", "changed/dlqat", "m/dlqat/p50", "loss/lora"} <= names
+    names = {*map(str, frames.by_key(frames.curves(job.id)))}
+    assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
     assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity["dlqat"], rel=1e-5)

@@ -15,6 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from backend.errors import ConfigError, SlimscopeError
 from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.speed import Decoder, skips_zeros
+from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
@@ -30,22 +31,26 @@ from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
-from jobs.evaluation.report import (
+from jobs.evaluation.quality import ENDINGS_ACCURACY
+from jobs.evaluation.report import TIMED_TOKENS, format_bytes, samples_of, verdicts
+from jobs.fields.quality import SAMPLE_PROMPTS
+from jobs.metrics import (
+    BITS_PER_BYTE,
+    GREEDY_AGREEMENT,
+    KL_TO_DENSE,
+    PERPLEXITY,
     PRODUCT_SPEED_UP,
     SPEED_UP,
-    TIMED_TOKENS,
     TOKENS_PER_SECOND,
-    format_bytes,
-    samples_of,
-    verdicts,
+    TOP1_AGREEMENT,
+    ZERO_SHARE,
 )
-from jobs.fields.quality import SAMPLE_PROMPTS
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait
 
 TINY = {"context": 64, "windows": 8, "threads": 1, "sample_tokens": 8}
-Rows = dict[tuple[str, str], Result]
+Rows = dict[tuple[str, MetricKey], Result]
 
 
 def finished(wait: Wait, kind: str, **values: object) -> Job:
@@ -59,10 +64,10 @@ def figures(run: int) -> Rows:
     return {(row.stage, row.metric): row for row in queries.results([run])}
 
 
-def resumed_without(loop: SupervisorLoop, wait: Wait, run: int, metric: str) -> Rows:
+def resumed_without(loop: SupervisorLoop, wait: Wait, run: int, metric: MetricKey) -> Rows:
     """The figures of a run that was killed before it recorded one of them, and resumed."""
     with writing() as session:
-        session.delete(session.get_one(Result, (run, MODEL, metric)))
+        session.delete(session.get_one(Result, (run, MODEL, metric.family, metric.series)))
         session.get_one(Job, run).state = State.FAILED
     loop.engine.again = True
     service.resume(run, HOST)
@@ -78,14 +83,14 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     rows, theirs = figures(job.id), figures(pruned.id)
     kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
-        expected = theirs[stage, "perplexity"].value
-        assert rows[mine, "perplexity"].value == pytest.approx(expected, rel=1e-4)
-    assert rows[MODEL, "zero_share"].value == pytest.approx(0.5)
+        expected = theirs[stage, PERPLEXITY].value
+        assert rows[mine, PERPLEXITY].value == pytest.approx(expected, rel=1e-4)
+    assert rows[MODEL, ZERO_SHARE].value == pytest.approx(0.5)
     assert queries.job(job.id).environment["base"] == "toy"
     sizes = format_bytes(rows)
     assert list(sizes) == ["dense", "2:4", "bitmask"] and sizes["2:4"] / sizes["dense"] == 9 / 16
-    assert rows[MODEL, "kl_to_dense"].value > 0 and 0 < rows[MODEL, "top1_agreement"].value < 1
-    assert (DENSE, "kl_to_dense") not in rows
+    assert rows[MODEL, KL_TO_DENSE].value > 0 and 0 < rows[MODEL, TOP1_AGREEMENT].value < 1
+    assert (DENSE, KL_TO_DENSE) not in rows
     prompts = [[s["prompt"] for s in samples_of(job.run, stage)] for stage in (DENSE, MODEL)]
     assert prompts[0] == prompts[1] and len(prompts[0]) == SAMPLE_PROMPTS
     assert rows[MODEL, TOKENS_PER_SECOND].value > 0 and rows[DENSE, TOKENS_PER_SECOND].value > 0
@@ -97,9 +102,9 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
     assert said == "Perplexity is 25.0 % above the dense one."
 
-    again = resumed_without(loop, wait, job.id, "kl_to_dense")
+    again = resumed_without(loop, wait, job.id, KL_TO_DENSE)
     assert again.keys() == rows.keys()
-    kl = (MODEL, "kl_to_dense")
+    kl = (MODEL, KL_TO_DENSE)
     assert again[kl].value == rows[kl].value and again[kl].value > 0
     assert (
         again[MODEL, TOKENS_PER_SECOND].value == rows[MODEL, TOKENS_PER_SECOND].value
@@ -118,20 +123,20 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
     text = evaluation_slice("toystories", loaded.tokenizer, 2, 256)
     expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
     for stage in (DENSE, MODEL):
-        assert rows[stage, "accuracy/endings"].value == expected.accuracy
-        assert rows[stage, "accuracy/endings"].n == len(expected.right) == 8
+        assert rows[stage, ENDINGS_ACCURACY].value == expected.accuracy
+        assert rows[stage, ENDINGS_ACCURACY].n == len(expected.right) == 8
 
-    again = resumed_without(loop, wait, job.id, "accuracy/endings")
+    again = resumed_without(loop, wait, job.id, ENDINGS_ACCURACY)
     assert again.keys() == rows.keys()
-    assert again[MODEL, "accuracy/endings"].value == expected.accuracy
+    assert again[MODEL, ENDINGS_ACCURACY].value == expected.accuracy
 
 
 def test_a_model_is_equal_to_itself(wait: Wait) -> None:
     job = finished(wait, "evaluation", model="toy", dense="toy", speed=False, **TINY)
     rows = figures(job.id)
-    assert rows[MODEL, "kl_to_dense"].value == pytest.approx(0, abs=1e-6)
-    assert rows[MODEL, "top1_agreement"].value == rows[MODEL, "greedy_agreement"].value == 1
-    assert rows[MODEL, "perplexity"].value == rows[DENSE, "perplexity"].value
+    assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
+    assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
+    assert rows[MODEL, PERPLEXITY].value == rows[DENSE, PERPLEXITY].value
     assert not {(MODEL, TOKENS_PER_SECOND), (MODEL, PRODUCT_SPEED_UP)} & rows.keys()
     assert verdicts(rows) == [
         "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
@@ -142,12 +147,12 @@ def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
     job = finished(wait, "evaluation", model="toy", **TINY)
     rows = figures(job.id)
     assert {stage for stage, _ in rows} == {MODEL}
-    assert (MODEL, "kl_to_dense") not in rows and (MODEL, SPEED_UP) not in rows
-    assert rows[MODEL, "bits_per_byte"].value > 0 and rows[MODEL, TOKENS_PER_SECOND].n == 5
+    assert (MODEL, KL_TO_DENSE) not in rows and (MODEL, SPEED_UP) not in rows
+    assert rows[MODEL, BITS_PER_BYTE].value > 0 and rows[MODEL, TOKENS_PER_SECOND].n == 5
 
 
-def row(stage: str, metric: str, value: float, **details: object) -> Result:
-    return Result(job_id=1, stage=stage, metric=metric, value=value, details=details)
+def row(stage: str, metric: MetricKey, value: float, **details: object) -> Result:
+    return Result(job_id=1, stage=stage, family=metric.family, value=value, details=details)
 
 
 @pytest.mark.parametrize(

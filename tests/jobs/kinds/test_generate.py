@@ -59,7 +59,7 @@ def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
     assert first.accepted == 1.0 and second.accepted is not None and second.accepted >= 1.0
     assert first.speed and second.speed and first.end in ("limit", "end")
     assert any(each.rejected for each in second.passes) and not first.passes[0].rejected
-    figures = {(r.stage, r.metric): r for r in queries.results([job.id])}
+    figures = {(r.stage, str(r.metric)): r for r in queries.results([job.id])}
     assert figures["side-2", "accepted_length"].value == second.accepted
     assert figures["side-2", "tokens_per_second"].details["side"] == one.run
 

@@ -21,7 +21,7 @@ def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     file = run_folder(job.run) / "GGUF" / "Toy-stories-built-in-Q8_0.gguf"
     assert str(gguf.GGUFReader(file).get_field("general.architecture").contents()) == "llama"
-    (size,) = [r.value for r in queries.results([job.id]) if r.metric == "bytes/Q8_0"]
+    (size,) = [r.value for r in queries.results([job.id]) if str(r.metric) == "bytes/Q8_0"]
     (artifact,) = queries.artifacts(job.id)
     assert size == file.stat().st_size <= artifact.bytes and artifact.kind == "GGUF"
     assert queries.job(job.id).environment["weights_sha256"] == artifact.sha256

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backend.metric_key import MetricKey
 from jobs.evaluation.quality import Quality
 
 
@@ -29,11 +30,11 @@ class Recorder:
     def profile(self, profile: Any) -> None:
         self._keep(profile.name)
 
-    def result(self, stage: str, metric: str, value: float, **_: Any) -> None:
-        self._keep(metric)
+    def result(self, stage: str, metric: MetricKey, value: float, **_: Any) -> None:
+        self._keep(str(metric))
 
-    def has_result(self, stage: str, metric: str) -> bool:
-        return metric in self.kept
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
+        return str(metric) in self.kept
 
     def log(self, text: str) -> None:
         pass

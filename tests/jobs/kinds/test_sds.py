@@ -11,6 +11,7 @@ import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.evaluation.paired import WINDOW_LOSSES
+from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
@@ -101,19 +102,19 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) ->
     assert streamed.environment["weights_sha256"] == whole.environment["weights_sha256"]
     for metric in ("perplexity", "heldout_loss", "zero_share"):
         values = [
-            {r.stage: r.value for r in queries.results([j.id]) if r.metric == metric}
+            {r.stage: r.value for r in queries.results([j.id]) if str(r.metric) == metric}
             for j in (whole, streamed)
         ]
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
-    curves = frames.curves(streamed.id)
-    assert set(curves[curves["name"] == "owl/sparsity"]["step"]) == {0, 1, 2}
+    curves = frames.by_key(frames.curves(streamed.id))
+    assert {*curves[MetricKey("owl", "", "sparsity", "block")]["step"]} == {0, 1, 2}
     assert reloaded(streamed.run)["zero_share"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_data_free_calibration(wait: Wait) -> None:
     job = finished(wait, calibration_text="self", pattern="50%", adjust="off", control=False)
     assert job.environment["text"]["calibration"]["corpus"] == "self"
-    stages = {r.stage for r in queries.results([job.id]) if r.metric == "perplexity"}
+    stages = {r.stage for r in queries.results([job.id]) if str(r.metric) == "perplexity"}
     assert stages == {"dense", "first", "redense", "second"}
 
 

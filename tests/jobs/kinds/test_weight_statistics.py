@@ -42,7 +42,7 @@ def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
         assert row.std == pytest.approx(weight.std(), rel=1e-4)
     norms = next(p for p in tensors.profiles(job.id, TENSOR, "row_norm"))
     assert norms.values == pytest.approx(np.linalg.norm(stored[TENSOR], axis=1), rel=3e-4)
-    (share,) = [r.value for r in queries.results([job.id]) if r.metric == "zero_share"]
+    (share,) = [r.value for r in queries.results([job.id]) if str(r.metric) == "zero_share"]
     assert share == table["zeros"].sum() / table["n"].sum()
     assert not work_folder(job.run).exists()
 

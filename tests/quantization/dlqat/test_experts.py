@@ -40,7 +40,7 @@ def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path:
     whole, told = started(tmp_path / "whole"), recorder()
     whole.make(DLQATStage.DLQAT, told)
     with pytest.raises(CancelledError):
-        stop = recorder(stop=lambda r: sum(name == "loss/dlqat" for name, *_ in r.metrics) >= 2)
+        stop = recorder(stop=lambda r: sum(name == "loss@dlqat" for name, *_ in r.metrics) >= 2)
         started(tmp_path / "cut").make(DLQATStage.DLQAT, stop)
     again = started(tmp_path / "cut")
     again.make(DLQATStage.DLQAT, SilentReporter())

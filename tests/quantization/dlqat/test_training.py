@@ -82,11 +82,11 @@ def test_every_row_is_read_once_an_epoch() -> None:
 def test_the_loss_falls_and_the_curves_say_so(start, recorder) -> None:
     told = recorder()
     made(start(steps=12, batch=4), told)
-    loss = [value for name, value, _ in told.metrics if name == "loss/dlqat"]
+    loss = [value for name, value, _ in told.metrics if name == "loss@dlqat"]
     assert len(loss) == 12 and loss[-1] < loss[0]
-    steps = [step for name, _, step in told.metrics if name == "m/dlqat/p50"]
+    steps = [step for name, _, step in told.metrics if name == "m/p50@dlqat"]
     assert steps == list(range(13))
-    changed = [value for name, value, _ in told.metrics if name == "changed/dlqat"]
+    changed = [value for name, value, _ in told.metrics if name == "changed@dlqat"]
     assert changed[0] == 0 and 0 < changed[-1] < 0.5
     assert told.progressed[-1][0] == told.progressed[-1][1] == 12
 
@@ -127,13 +127,13 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     whole = made(start("whole", **fields))
 
     def stop(told) -> bool:
-        return any(name == "loss/dlqat" and step >= done for name, _, step in told.metrics)
+        return any(name == "loss@dlqat" and step >= done for name, _, step in told.metrics)
 
     with pytest.raises(CancelledError):
         made(start("cut", **fields), recorder(stop=stop))
     told = recorder()
     assert same(made(start("cut", **fields), told), whole)
-    steps = [step for name, _, step in told.metrics if name == "loss/dlqat"]
+    steps = [step for name, _, step in told.metrics if name == "loss@dlqat"]
     assert steps == list(range(1 if done < 2 else 3, 5))
     assert same(made(start("cut", **fields)), whole)  # all of it is stored now
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) ->
     (newest / "tensors.safetensors").write_bytes(b"damaged")
     told = recorder()
     assert same(made(start("cut", steps=6), told), whole)
-    assert min(s for n, _, s in told.metrics if n == "loss/dlqat") == 3
+    assert min(s for n, _, s in told.metrics if n == "loss@dlqat") == 3
 
 
 def test_more_passes_a_step_are_one_larger_batch(start) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.metric_key import MetricKey
 from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.settings import Settings
 from backend.store import frames, queries
@@ -149,29 +150,29 @@ def test_no_perplexity_is_no_error() -> None:
 
 
 def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
-    points = frames.curves(2)
-    names = ["error/first", "error/redense", "error/sds"]
-    figure = curves(points, names, labels=STAGE_LABELS, x_title="Block", y_title="Error")
-    for line, name in zip(figure.data, names, strict=True):
-        assert list(line.y) == list(points[points["name"] == name]["value"])
-        assert line.line.color == stage_style(name.split("/")[1]).colour
-        assert line.name == STAGE_LABELS[name.split("/")[1]]
+    lines = frames.by_key(frames.curves(2))
+    labels = {key: STAGE_LABELS[key.stage] for key in lines}
+    figure = curves(lines, labels, x_title="Block", y_title="Error")
+    assert len(lines) == len(figure.data) == 3
+    for line, (key, points) in zip(figure.data, lines.items(), strict=True):
+        assert list(line.y) == list(points["value"])
+        assert line.line.color == stage_style(key.stage).colour
+        assert line.name == STAGE_LABELS[key.stage]
 
 
 def test_a_curve_of_no_stage_gets_a_colour_of_its_own() -> None:
-    points = pd.DataFrame({"name": ["loss"] * 2, "step": [0, 1], "value": [2.0, 1.0]})
-    figure = curves(points, ["loss"], log_y=True)
+    points, loss = pd.DataFrame({"step": [0, 1], "value": [2.0, 1.0]}), MetricKey("loss")
+    figure = curves({loss: points}, {loss: "Loss"}, log_y=True)
     assert figure.data[0].line.color == OKABE_ITO[0]
     assert figure.layout.yaxis.type == "log"
 
 
-def test_the_table_of_curves_has_a_row_a_step_and_a_column_a_line(seeded: Settings) -> None:
-    points = frames.curves(2)
-    names = {"error/sds": "SDS", "error/first": "First"}
-    frame = curves_frame(points, names, "Block")
-    assert [*frame.columns] == ["Block", "SDS", "First"]
-    for name, column in names.items():
-        assert [*frame[column]] == [*points[points["name"] == name]["value"]]
+def test_the_table_of_curves_has_a_row_a_step_and_a_column_a_line() -> None:
+    short, long = (pd.DataFrame({"step": range(n), "value": range(n)}) for n in (2, 3))
+    frame = curves_frame({"Short": short, "Long": long}, "Block")
+    assert [*frame.columns] == ["Block", "Short", "Long"]
+    assert [*frame["Block"]] == [*frame["Long"]] == [0, 1, 2]
+    assert [*frame["Short"][:2]] == [0, 1] and frame["Short"].isna()[2]
 
 
 @given(st.floats(-100, 100), st.integers(1, 50), st.floats(0, 0.99))

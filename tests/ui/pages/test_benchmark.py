@@ -17,7 +17,7 @@ from jobs.benchmark.report import (
     decoder_label,
     decoder_reports,
 )
-from tests.ui.lab import asked, job, result, store
+from tests.ui.lab import asked, job, point, result, store
 from ui.pages.benchmark import charts, data, page
 from ui.pages.home.showcase import showcase
 from ui.theme import LIGHT, ink
@@ -52,7 +52,7 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
 
 
 def points(name: str, values: dict[int, float], number: int = 1) -> list[MetricPoint]:
-    return [MetricPoint(job_id=number, name=name, step=n, at=0, value=v) for n, v in values.items()]
+    return [point(number, name, n, v, "nodes") for n, v in values.items()]
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def measured(current: Settings) -> str:
         figures("lookup", 1.1, {1: 80, 3: 20}),
         figures("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
         *points("cost/verify", {1: 1.0, 8: 1.3}),
-        *points("amphista-0002/accepted", {2: 1.2, 8: 1.6}),
-        *points("amphista-0002/speed-up", {2: 1.1, 8: 1.2}),
-        *points("amphista-0002/break even", {2: 1.1, 8: 1.4}),
+        *points("tree/accepted@amphista-0002", {2: 1.2, 8: 1.6}),
+        *points("tree/speed-up@amphista-0002", {2: 1.1, 8: 1.2}),
+        *points("tree/break even@amphista-0002", {2: 1.1, 8: 1.4}),
     )
     return "benchmark-0001"
 
@@ -170,18 +170,14 @@ def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
 def test_the_curves_of_the_heads_are_those_of_the_run_that_trained(measured: str) -> None:
     store(
         job(2, kind="amphista"),
-        *(MetricPoint(job_id=2, name=f"top1/head {k}", step=n, at=0, value=0.1 * n / k)
-          for k in (1, 2) for n in (1, 2)),
+        *(point(2, f"top1@head-{k}", n, 0.1 * n / k) for k in (1, 2) for n in (1, 2)),
         result(2, "drafter", "parameters", 1234),
     )  # fmt: skip
     shown = draw()
     assert [line.name for line in shown["heads_chart"].data] == ["Head 1", "Head 2"]
     assert list(shown["heads_chart"].data[1].y) == [5, 10]
     assert "1,234" in shown["yield_table"] and "10" in shown["heads_table"]
-    right = (
-        MetricPoint(job_id=2, name=f"chained/head {k}", step=2, at=0, value=0.5) for k in (1, 2)
-    )
-    store(*right)
+    store(*(point(2, f"chained@head-{k}", 2, 0.5) for k in (1, 2)))
     lines = draw()["heads_chart"].data
     assert [line.name for line in lines] == ["Head 1", "Head 2", "Head 2, all before right"]
     assert [line.showlegend for line in lines] == [True, True, False]

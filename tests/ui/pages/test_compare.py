@@ -19,7 +19,7 @@ from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from tests.ui.conftest import HOSTILE, TOY, mapped, tensor_rows
-from tests.ui.lab import OTHER, asked, job, measured, model_folder, pressed, result, store
+from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
 from ui.pages.compare.texts import NO_TEXTS, kept_share, word_changes
@@ -30,9 +30,7 @@ WHOLE = {"ids": "sds-0001,sds-0002,sds-0003,sds-0004"}
 
 
 def curve(number: int, name: str, values: list[float]) -> list[MetricPoint]:
-    return [
-        MetricPoint(job_id=number, name=name, step=i, at=0, value=v) for i, v in enumerate(values)
-    ]
+    return [point(number, name, i, v) for i, v in enumerate(values)]
 
 
 @pytest.fixture
@@ -55,8 +53,8 @@ def lab(current: Settings) -> Settings:
         *measured(3, 30.0, 0.7),
         *measured(4, 9.0, 0.5, text=OTHER),
         *(model_folder(n, size) for n, size in ((1, 500), (2, 400))),
-        *curve(1, "error/sds", [0.1, 0.2, 0.3]),
-        *curve(2, "error/sds", [0.1, 0.1, 0.2]),
+        *curve(1, "error@sds", [0.1, 0.2, 0.3]),
+        *curve(2, "error@sds", [0.1, 0.1, 0.2]),
         *curve(2, "loss", [4.0, 3.0]),
         *curve(4, "loss", [1.0]),
         *tensor_rows(1, toy),
@@ -210,8 +208,8 @@ def test_a_perplexity_by_stage_table_stands_beside_the_picture(lab: Settings) ->
 def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none(lab: Settings) -> None:
     shown = curves()
     choice, figure = shown["curve"], shown["lines_chart"]
-    assert [value for _, value in choice["choices"]] == ["error/sds", "loss"]
-    assert choice["value"] == "error/sds"
+    assert [value for _, value in choice["choices"]] == ["error@sds", "loss"]
+    assert choice["value"] == "error@sds"
     assert [trace.name for trace in figure.data] == ["sds-0001", "sds-0002"]
     assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
@@ -231,7 +229,7 @@ def test_the_address_says_which_curve_is_open(lab: Settings) -> None:
     assert opened["curve"]["value"] == "loss"
     odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways", smooth="9"))
     assert (odd["y"], odd["smooth"]) == ("linear", "none")
-    assert odd["curve"]["value"] == "error/sds"
+    assert odd["curve"]["value"] == "error@sds"
 
 
 def test_runs_without_curves_say_so(lab: Settings) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from backend.store.migrate import upgrade
@@ -117,7 +118,7 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
 def test_a_few_bytes_put_no_run_on_the_front() -> None:
     alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
     assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
-    figure: Any = tradeoff(alike, metric("size"), None).figure
+    figure: Any = tradeoff(alike, metric(MetricKey("size")), None).figure
     low, high = figure.layout.xaxis.range
     assert high - low > 0.01  # MB: it is not a magnifying glass
 
@@ -159,7 +160,7 @@ def test_nothing_beats_the_front_and_all_else_is_beaten(
 @given(st.floats(1.01, 1e4), st.floats(1.01, 1e4))
 def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
     points = [ParetoPoint("a", "", "", 1.0, low), ParetoPoint("b", "", "", 2.0, high)]
-    figure: Any = tradeoff(points, metric("size"), min(low, high) * 0.9).figure
+    figure: Any = tradeoff(points, metric(MetricKey("size")), min(low, high) * 0.9).figure
     axis = figure.layout.yaxis
     ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
     assert ends is None or (min(ends) <= min(low, high) * 0.9 and max(low, high) <= max(ends))

@@ -67,7 +67,7 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     ]  # fmt: skip
     with writing() as session:
         for job, stage, metric, value in figures:
-            row = Result(job_id=job.id, stage=stage, metric=metric, value=value, details={})
+            row = Result(job_id=job.id, stage=stage, family=metric, value=value, details={})
             session.add(row)
         kept = session.get_one(Job, sds.id)
         kept.kept_stage, kept.state = "sds", State.SUCCEEDED

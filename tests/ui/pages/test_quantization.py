@@ -15,7 +15,7 @@ from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.rows import profile_row
 from tests.ui.conftest import mapped
-from tests.ui.lab import asked, job, result, store
+from tests.ui.lab import asked, job, point, result, store
 from ui.pages.quantization import handlers as page
 from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import (
@@ -87,13 +87,9 @@ def tensors(job_id: int) -> list[TensorRow]:
 
 
 def curves(job_id: int) -> list[MetricPoint]:
-    names = ["loss/dlqat", "loss/lora", "loss/dlqat-kd", "rate/dlqat", "changed/dlqat"]
-    names += [f"m/dlqat/p{n}" for n in ("01", "05", "25", "50", "75", "95", "99")]
-    return [
-        MetricPoint(job_id=job_id, name=name, step=step, at=0, value=1 + n / 10)
-        for n, name in enumerate(names)
-        for step in STEPS
-    ]
+    names = ["loss@dlqat", "loss@lora", "loss@dlqat-kd", "rate@dlqat", "changed@dlqat"]
+    names += [f"m/p{n}@dlqat" for n in ("01", "05", "25", "50", "75", "95", "99")]
+    return [point(job_id, name, step, 1 + n / 10) for n, name in enumerate(names) for step in STEPS]
 
 
 @pytest.fixture(autouse=True)

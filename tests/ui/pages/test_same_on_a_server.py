@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from backend.backup.moving import move_database
+from backend.metric_key import MetricKey
 from backend.queue import scheduling
 from backend.settings import settings
 from backend.store import curves, frames, queries, tensors
@@ -32,6 +33,7 @@ from ui.pages.runs import page as runs
 
 RUNS = ("sds-0001", "sds-0002", "sds-0003", "sds-0004", "sds-0005")
 FOLDER, URL = "SLIMSCOPE_DATA_DIR", "SLIMSCOPE_DATABASE_URL"
+ERROR = MetricKey("error", "sds", axis="block")
 
 
 def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
@@ -60,7 +62,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
             f"{name} profiles": frames.profile_names(name).to_csv(),
         }  # fmt: skip
     first = queries.tensor_rows(1)[0]["tensor"]
-    found["outline"] = curves.outline(2, "error/sds", curves.spans(2)["error/sds"], 2)
+    found["outline"] = curves.outline(2, ERROR, curves.spans(2)[ERROR], 2)
     found["histograms"] = [str(vars(each)) for each in tensors.tensor_snapshots(1, first)]
     found["values"] = [each.values.tolist() for each in tensors.profiles(1, first)]
     return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -16,7 +17,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
 from jobs.evaluation.quality import window_losses
-from jobs.metrics import metric
+from jobs.metrics import PERPLEXITY, metric
 from jobs.runtime.rows import profile_row
 from jobs.sweep import SweepRow, importance
 from tests.ui.conftest import HOSTILE, mapped
@@ -49,7 +50,7 @@ def swept(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     with writing() as session:
         for job_id, value in values.items():
             for metric, figure in (("perplexity", value), ("top1_agreement", 0.5)):
-                row = Result(job_id=job_id, stage="sds", metric=metric, value=figure, details={})
+                row = Result(job_id=job_id, stage="sds", family=metric, value=figure, details={})
                 session.add(row)
             session.get_one(Job, job_id).state = State.SUCCEEDED
         session.get_one(Job, jobs[3].id).state = State.FAILED
@@ -72,7 +73,7 @@ def test_means_and_spreads_are_drawn_and_tabled(swept: list[Job]) -> None:
 def rows_of_sweep(jobs: list[Job]) -> list[SweepRow]:
     """The perplexities of the last stage."""
     rows = sweep.table(jobs, queries.results([job.id for job in jobs]))
-    return [row for row in rows if row.metric == "perplexity"]
+    return [row for row in rows if row.metric == PERPLEXITY]
 
 
 def store_losses(job: Job, losses: np.ndarray) -> None:
@@ -93,7 +94,7 @@ def test_what_each_setting_explains_adds_up() -> None:
     found = importance(rows)
     assert list(found) == ["pattern", "segments", "Together, and seeds"]
     assert found["pattern"] == pytest.approx(400 / 408) and sum(found.values()) == pytest.approx(1)
-    chart = importance_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
+    chart = importance_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
     assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
 
@@ -103,33 +104,33 @@ def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it
 ) -> None:
     text = np.linspace(2.0, 4.0, 8)
     close, rows = text + 0.01 + 0.1 * np.array([1, -1] * 4), rows_of_sweep(swept)
-    assert ties(swept, rows, metric("perplexity")) == []  # no losses were stored
+    assert ties(swept, rows, metric(MetricKey("perplexity"))) == []  # no losses were stored
     for job, losses in zip(swept, (text, text, close, close), strict=True):
         store_losses(job, losses)
-    (tied,) = ties(swept, rows, metric("perplexity"))
+    (tied,) = ties(swept, rows, metric(MetricKey("perplexity")))
     assert tied.values == {"pattern": "70%"}
     two = rows_of({("2:4", 8): 18.0, ("70%", 8): 19.0})
-    chart = parallel_chart(two, metric("perplexity"), {}, two[1:])
+    chart = parallel_chart(two, metric(MetricKey("perplexity")), {}, two[1:])
     assert chart is not None
     assert chart.headline == "Best: 2:4 · 8, perplexity 18.00; not significantly different: 70% · 8"
-    assert ties(swept, rows, metric("top1_agreement")) == []
+    assert ties(swept, rows, metric(MetricKey("top1_agreement"))) == []
 
 
 def test_a_combination_that_every_window_finds_worse_is_no_tie(swept: list[Job]) -> None:
     text = np.linspace(2.0, 4.0, 8)
     for job, losses in zip(swept, (text, text, text + 0.1, text + 0.1), strict=True):
         store_losses(job, losses)
-    assert ties(swept, rows_of_sweep(swept), metric("perplexity")) == []
+    assert ties(swept, rows_of_sweep(swept), metric(MetricKey("perplexity"))) == []
 
 
 def test_every_combination_is_a_line_and_the_best_is_named() -> None:
     rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
-    chart = parallel_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
+    chart = parallel_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Best: 2:4 · 16, perplexity 14.00"
     pattern, segments, values = chart.figure.data[0].dimensions
     assert pattern.ticktext == ("2:4", "50%") and pattern.values == (0, 0, 1, 1)
     assert segments.values == (8, 16, 8, 16) and values.values == (18, 14, 36, 36)
-    assert parallel_chart([], metric("perplexity"), {}) is None
+    assert parallel_chart([], metric(MetricKey("perplexity")), {}) is None
 
 
 def test_settings_are_told_apart_where_there_are_enough(swept: list[Job]) -> None:

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.metric_key import MetricKey
 from jobs.metrics import METRICS, Metric, metric
 from tests.ui.lab import OTHER, job, measured, result
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because, percent, signed
 from ui.runs.rows import RunRow, rows
 
-PLAIN = Metric("odd", "Odd", "")
+PLAIN = Metric(MetricKey("odd"), "Odd")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ PLAIN = Metric("odd", "Odd", "")
 def test_the_metric_says_what_is_better(
     name: str, value: float, base: float, direction: str
 ) -> None:
-    assert delta(metric(name), value, base).direction == direction
+    assert delta(metric(MetricKey.parse(name)), value, base).direction == direction
 
 
 @given(st.floats(0.1, 1e6), st.floats(0.1, 1e6))
@@ -62,7 +63,7 @@ def test_what_is_better_one_way_is_worse_the_other(a: float, b: float) -> None:
 def test_a_change_is_written_like_its_figure(
     name: str, change: float, near: float, text: str
 ) -> None:
-    assert signed(metric(name), change, near) == text
+    assert signed(metric(MetricKey.parse(name)), change, near) == text
 
 
 def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
@@ -85,21 +86,21 @@ def pair(**other: object) -> tuple[RunRow, RunRow]:
 
 def test_nothing_is_compared_across_texts() -> None:
     mine, base = pair(text=True)
-    assert incomparable_because(mine, base, "perplexity") == "different text"
-    assert delta_html("perplexity", mine, base) == (
+    assert incomparable_because(mine, base, MetricKey("perplexity")) == "different text"
+    assert delta_html(MetricKey("perplexity"), mine, base) == (
         '<span class="delta" title="Measured on different text">different text</span>'
     )
-    assert "▲" not in delta_html("zero_share", mine, base)  # no text: equal shares
-    assert "±0" in delta_html("zero_share", mine, base)
+    assert "▲" not in delta_html(MetricKey("zero_share"), mine, base)  # no text: equal shares
+    assert "±0" in delta_html(MetricKey("zero_share"), mine, base)
 
 
 def test_a_loss_on_the_calibration_text_is_only_compared_on_the_same_one() -> None:
     mine, base = pair()
-    assert "▼" in delta_html("heldout_loss", mine, base)
+    assert "▼" in delta_html(MetricKey("heldout_loss"), mine, base)
     elsewhere = {"text": {"calibration": {"sha256": "c" * 64}}}
     mine, base = pair(environment=elsewhere)
-    assert incomparable_because(mine, base, "heldout_loss") == "different text"
-    assert incomparable_because(mine, base, "perplexity") == ""
+    assert incomparable_because(mine, base, MetricKey("heldout_loss")) == "different text"
+    assert incomparable_because(mine, base, MetricKey("perplexity")) == ""
 
 
 def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
@@ -110,11 +111,11 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
             result(2, "run", "tokens_per_second", 90.0, device="cuda", task="chat"),
         ],
     )
-    assert incomparable_because(fast, slow, "tokens_per_second") == "different device"
+    assert incomparable_because(fast, slow, MetricKey("tokens_per_second")) == "different device"
 
 
 def test_the_baseline_has_no_delta_to_itself_nor_to_what_is_missing() -> None:
     mine, base = pair()
-    assert delta_html("perplexity", base, base) == ""
-    assert delta_html("perplexity", mine, None) == ""
-    assert delta_html("accepted_length", mine, base) == ""
+    assert delta_html(MetricKey("perplexity"), base, base) == ""
+    assert delta_html(MetricKey("perplexity"), mine, None) == ""
+    assert delta_html(MetricKey("accepted_length"), mine, base) == ""

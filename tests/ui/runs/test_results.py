@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backend.metric_key import MetricKey
 from jobs.metrics import metric
 from ui.runs.results import format_stderr, format_value
 
@@ -20,5 +21,5 @@ from ui.runs.results import format_stderr, format_value
 def test_an_error_is_in_the_unit_of_its_value(
     name: str, value: float, stderr: float | None, written: tuple[str, str]
 ) -> None:
-    shown = metric(name)
+    shown = metric(MetricKey.parse(name))
     assert (format_value(shown, value), format_stderr(shown, stderr)) == written

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Event, Job
+from jobs.metrics import PERPLEXITY
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
 from ui.runs import table
@@ -90,8 +92,8 @@ def test_a_run_that_ended_without_keeping_a_stage_has_what_it_measured_once() ->
         rows([run], [result(1, "drafter", "accepted_length", 2.5), *heads])[0].figures
         for run in done
     )
-    assert one.final("accepted_length") == 2.5 and one.final("top1") is None
-    assert two.final("accepted_length") is None  # it has not ended
+    assert one.final(MetricKey("accepted_length")) == 2.5 and one.final(MetricKey("top1")) is None
+    assert two.final(MetricKey("accepted_length")) is None  # it has not ended
 
 
 def test_the_setting_is_what_the_method_was_told(shown: list[RunRow]) -> None:
@@ -224,10 +226,10 @@ def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
     store(job(1), job(2, state="running"), *measured(1, 12.0), model_folder(1, 5000))
     two, one = all_rows()
     assert (one.size, two.size) == (5000, None)
-    assert one.figures.final() == 12.0 and one.figures.value("control", "perplexity") == 13.0
+    assert one.figures.final() == 12.0 and one.figures.value("control", PERPLEXITY) == 13.0
     assert not one.figures.seconds  # step times are for the page of a run
     store(*measured(2, 9.0))  # it runs, so it may record figures without an event
-    assert all_rows()[0].figures.value("sds", "perplexity") == 9.0
+    assert all_rows()[0].figures.value("sds", PERPLEXITY) == 9.0
     with writing() as session:
         session.get_one(Job, 2).state = "succeeded"
         session.get_one(Job, 1).tags = ["late"]

@@ -11,7 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from backend.metric_key import MetricKey
 from jobs.benchmark.report import DecoderReport
+from jobs.metrics import COST, TREE
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import (
@@ -39,6 +41,7 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
 CURVES = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
+Lines = Mapping[MetricKey, pd.DataFrame]  # the points of each curve
 NODES = [2**n for n in range(9)]
 NODE_TICKS: dict[str, Any] = {  # of a log axis
     "tickvals": NODES, "ticktext": [*map(str, NODES)], "showgrid": False,
@@ -299,14 +302,14 @@ def _with_legend(
 # the size of the tree -----------------------------------------------------------------------------
 
 
-def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
-    """Curve -> values by tree size, of one drafter; nothing where sizes were not tried."""
-    names = {name: f"{run}/{name}" for name in (ACCEPTED, SPEED_UP, EVEN)}
-    rows = {name: curves[curves["name"] == full] for name, full in names.items()}
-    return {name: found.set_index("step")["value"] for name, found in rows.items() if len(found)}
+def sizes_of(curves: Lines, decoder: str) -> dict[str, pd.Series]:
+    """Series -> values by tree size, of one drafter; nothing where sizes were not tried."""
+    keys = {series: MetricKey(TREE, decoder, series, "nodes") for series, *_ in CURVES}
+    rows = {series: curves[key] for series, key in keys.items() if key in curves}
+    return {series: points.set_index("step")["value"] for series, points in rows.items()}
 
 
-def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart:
+def tree_sizes(curves: Lines, decoders: Sequence[DecoderReport]) -> Chart:
     """Over the size of the tree: tokens per step with its break-even, and below the speed-up."""
     paint = colours(decoders)
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.08, shared_xaxes=True)
@@ -344,9 +347,10 @@ def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str)
     )  # fmt: skip
 
 
-def verification_cost(curves: pd.DataFrame, note: str) -> Chart:
+def verification_cost(curves: Lines, note: str) -> Chart:
     """Time of a forward pass over n tokens, relative to one over a single token."""
-    rows = curves[curves["name"] == "cost/verify"]
+    key = MetricKey(COST, series="verify", axis="nodes")
+    rows = curves.get(key, pd.DataFrame(columns=["step", "value"]))
     title = "Time, relative to one token"
     frame = pd.DataFrame({"Tokens": rows["step"].astype(int), title: rows["value"].astype(float)})
     line = go.Scatter(

@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from backend.drafters.config import head_stage
+from backend.metric_key import MetricKey
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.amphista.config import PART
+from jobs.amphista.kind import KIND as AMPHISTA
 from jobs.amphista.kind import PART_LABELS
 from jobs.benchmark.config import NAME
 from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, TOP1
+from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, STEPS, TOP1
 from ui.runs.results import display_units, find_job
 
 Path = tuple[int, ...]
@@ -112,7 +115,7 @@ def drafter_of(run: str) -> DrafterInfo:
         expected_hits(run),
         rows.get(PREDICTED_LENGTH),
         rows.get(PARAMETERS),
-        rows.get("steps"),
+        rows.get(STEPS),
         taken,
     )
 
@@ -135,18 +138,18 @@ def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
     return parts, WAYS.get(architecture, "")
 
 
-def head_curves(run: str) -> pd.DataFrame:
+def head_curves(run: str) -> dict[str, pd.DataFrame]:
     """Top-1 accuracy of each head during training, %, and that where all heads before it were
-    right: columns name ("Head 2", "Head 2, all before right"), step, value."""
-    curves = display_units(frames.shown_curves(run))
-    titles = {name: _head_title(name) for name in curves["name"].unique()}
-    named = curves.assign(name=curves["name"].map(titles))
-    return named[named["name"].notna()]
+    right: title ("Head 2", "Head 2, all before right") -> points."""
+    lines = frames.by_key(display_units(frames.shown_curves(run)))
+    titles = {key: _head_title(key) for key in lines}
+    return {title: lines[key] for key, title in titles.items() if title}
 
 
-def _head_title(name: str) -> str | None:
-    """The title of a curve of a head; None for one that is not drawn."""
-    family, _, head = name.partition("/")
-    if family == TOP1:
-        return head.capitalize()
-    return head.capitalize() + ALL_RIGHT if family == CHAINED and head != "head 1" else None
+def _head_title(key: MetricKey) -> str:
+    """The title of a curve of a head; empty for one that is not drawn."""
+    head = AMPHISTA.stages.get(key.stage, key.stage)
+    if key.family == TOP1.family:
+        return head
+    chained = key.family == CHAINED.family and key.stage != head_stage(1)
+    return head + ALL_RIGHT if chained else ""

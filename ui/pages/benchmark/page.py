@@ -204,7 +204,7 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
 
 def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
-    drafters, points = shown.drafters, frames.shown_curves(job.id)
+    drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."
@@ -228,20 +228,20 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> d
 def heads(decoder: DecoderReport) -> Chart:
     """Top-1 accuracy of each head of a drafter during its training."""
     points = data.head_curves(decoder.run)
-    names = sorted(points["name"].unique())
+    names = sorted(points)
     if not names:
         return Chart(NO_HEADS)
     heads = [name for name in names if not name.endswith(data.ALL_RIGHT)]
     lines = [
-        Line(name, points[points["name"] == name], LineStyle(stage_style("", place).colour, dash))
+        Line(name, points[name], LineStyle(stage_style("", place).colour, dash))
         for place, head in enumerate(heads)
         for name, dash in ((head, "solid"), (head + data.ALL_RIGHT, "dot"))
-        if name in names
+        if name in points
     ]
     figure = line_chart(lines, view="|".join(names), x_title="Step", y_title="Top-1 accuracy, %")
     for trace in figure.data:
         trace.showlegend = trace.name in heads
-    return Chart(figure, curves_frame(points, {name: f"{name}, %" for name in names}, "Step"))
+    return Chart(figure, curves_frame({f"{name}, %": points[name] for name in names}, "Step"))
 
 
 PAGE = Page(

@@ -13,7 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from backend.evaluation.paired import PairedRatio, paired_ratio
-from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
+from backend.metric_key import MetricKey
+from backend.store.queries import StoredResult
+from jobs.metrics import PEAK, PERPLEXITY, SIZE, TOOK, Metric, metric, ordered
 from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
@@ -28,7 +30,7 @@ from ui.theme import LineStyle
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
-    "paired_perplexity", "Perplexity ÷ baseline",
+    MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
@@ -118,10 +120,9 @@ class ComparedFigure(NamedTuple):
     delta: str = ""
 
 
-def measured(comparison: RunComparison) -> list[str]:
-    """Metrics any of the runs ended with, the described ones first in their order."""
-    names = {name for row in comparison.rows for name in row.figures.final_names}
-    return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
+def measured(comparison: RunComparison) -> list[MetricKey]:
+    """Metrics any of the runs ended with."""
+    return ordered(key for row in comparison.rows for key in row.figures.final_keys)
 
 
 def metrics_card(comparison: RunComparison) -> Markup:
@@ -129,11 +130,8 @@ def metrics_card(comparison: RunComparison) -> Markup:
     kept = [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
     ratios = paired_ratios(comparison)
     rows = [
-        (
-            metric(name),
-            [*map(partial(_figure, metric(name), comparison.base), comparison.rows, ratios)],
-        )
-        for name in measured(comparison)
+        (shown, [*map(partial(_figure, shown, comparison.base), comparison.rows, ratios)])
+        for shown in map(metric, measured(comparison))
     ]
     if any(ratios):
         rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
@@ -168,20 +166,20 @@ def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
 
 
 def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None) -> ComparedFigure:
-    figure = row.figures.final_row(shown.name)
+    figure = row.figures.final_row(shown.key)
     if figure is None:
         return ComparedFigure(NONE)
     return ComparedFigure(
         format_value(shown, figure.value),
         format_stderr(shown, figure.stderr),
-        delta_html(shown.name, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
+        delta_html(shown.key, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
     )
 
 
 def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
     """Whether a difference may be called better or worse: not one of losses on the same windows
     whose interval holds 1."""
-    return shown.name not in WINDOW_METRICS or ratio is None or ratio.told_apart
+    return shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
 
 
 def _figures_of_jobs(
@@ -189,15 +187,15 @@ def _figures_of_jobs(
 ) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
     """What is known of every run without having been recorded as a figure."""
     rows, place = comparison.rows, comparison.rows.index(comparison.base)
-    known: dict[str, list[float | None]] = {
-        "took": [elapsed(row.job, row.now) for row in rows],
-        "peak": [row.job.peak_bytes for row in rows],
-        "size": [row.size for row in rows],
+    known: dict[MetricKey, list[float | None]] = {
+        TOOK: [elapsed(row.job, row.now) for row in rows],
+        PEAK: [row.job.peak_bytes for row in rows],
+        SIZE: [row.size for row in rows],
     }
-    for name, values in known.items():
+    for shown, values in zip(map(metric, known), known.values(), strict=True):
         bases = [None if i == place else values[place] for i in range(len(values))]
         if any(values):
-            yield METRICS[name], [*map(partial(_of_job, METRICS[name]), values, bases)]
+            yield shown, [*map(partial(_of_job, shown), values, bases)]
 
 
 def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedFigure:
@@ -221,12 +219,12 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
 def results_chart(comparison: RunComparison) -> Chart:
     """The figures of the kept stages as a table, without a drawing."""
     rows = [
-        {"Figure": metric(name).title} | {
-            row.job.run: format_value(metric(name), f.value) if (f := row.figures.final_row(name))
+        {"Figure": shown.title} | {
+            row.job.run: format_value(shown, f.value) if (f := row.figures.final_row(shown.key))
             else NONE
             for row in comparison.rows
         }
-        for name in measured(comparison)
+        for shown in map(metric, measured(comparison))
     ]  # fmt: skip
     if any(ratios := paired_ratios(comparison)):
         said = zip(comparison.runs, map(_ratio, ratios), strict=True)
@@ -255,20 +253,19 @@ def records(comparison: RunComparison) -> list[dict[str, Any]]:
         for run, value in zip(comparison.runs, values, strict=True)
     ]
     figures = [
-        _record(name, row, comparison.base)
-        for name in measured(comparison)
+        _record(key, figure, row, comparison.base)
+        for key in measured(comparison)
         for row in comparison.rows
-        if row.figures.final_row(name)
+        if (figure := row.figures.final_row(key))
     ]
     return settings + figures
 
 
-def _record(name: str, row: RunRow, base: RunRow) -> dict[str, Any]:
-    figure, against = row.figures.final_row(name), base.figures.final(name)
-    assert figure is not None
-    why = incomparable_because(row, base, name) if against is not None else "no baseline"
+def _record(key: MetricKey, figure: StoredResult, row: RunRow, base: RunRow) -> dict[str, Any]:
+    against = base.figures.final(key)
+    why = incomparable_because(row, base, key) if against is not None else "no baseline"
     change = None if against is None or why else figure.value - against
-    values = ("figure", name, row.job.run, figure.value, figure.stderr, change, why)
+    values = ("figure", str(key), row.job.run, figure.value, figure.stderr, change, why)
     return dict(zip(EXPORTED, values, strict=True))
 
 

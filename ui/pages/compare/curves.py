@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
+from backend.metric_key import MetricKey
 from backend.store import frames
+from jobs.metrics import ERROR, axis_title, metric
 from ui.charts.chart import Chart
-from ui.charts.lines import Line, curve_titles, curves_frame, line_chart, reduced_note
+from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import display_units, stages_of
 
@@ -16,58 +19,57 @@ MAX_ROWS = 2000  # of the table
 SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 
-def curves_of(comparison: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The points of every run, and the curves that one or more of them has recorded."""
-    points = {run: display_units(frames.shown_curves(run)) for run in comparison.runs}
-    return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
+Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
 
-def _lines(points: pd.DataFrame) -> list[str]:
-    """The curves with more than a single point."""
-    lengths = points.groupby("name", sort=False).size()
-    return [str(name) for name in lengths.index[lengths > 1]]
+def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
+    """The points of every run; the curves of more than a single point that one or more of them has
+    recorded, by name."""
+    found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
+    keys = (key for lines in found.values() for key, points in lines.items() if len(points) > 1)
+    return found, {str(key): key for key in keys}
 
 
-def chosen_curve(comparison: RunComparison, names: list[str], wanted: str | None) -> str:
+def chosen_curve(
+    comparison: RunComparison, offered: Mapping[str, MetricKey], wanted: str | None
+) -> MetricKey:
     """The wanted curve, else the error of the stage the baseline kept, else the first."""
-    kept = f"error/{comparison.base.figures.kept}"
-    return next((name for name in (wanted, kept) if name in names), names[0])
+    kept = str(replace(ERROR, stage=comparison.base.figures.kept or ""))
+    first = next(iter(offered))
+    return offered[next(name for name in (wanted, kept, first) if name and name in offered)]
 
 
 def curve_chart(
     comparison: RunComparison,
-    points: Mapping[str, pd.DataFrame],
-    name: str,
+    found: Points,
+    key: MetricKey,
     *,
     log_y: bool,
     smoothing: str | None,
 ) -> Chart:
     """One curve of every run that has it."""
-    by_run = {run: df[df["name"] == name] for run, df in points.items()}
-    drawn = {run: df for run, df in by_run.items() if len(df)}
-    titles = curve_titles(name)
-    strokes = comparison.strokes
+    drawn = {run: lines[key] for run, lines in found.items() if key in lines}
+    x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(
-        [Line(run, df, strokes[run]) for run, df in drawn.items()], view=f"{name}{log_y}",
-        x_title=titles.x, y_title=titles.y, log_y=log_y,
+        [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
+        x_title=x_title, y_title=y_title(key), log_y=log_y,
         smoothing=SMOOTHING.get(smoothing or "", 0.0),
     )  # fmt: skip
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
-    together = pd.concat([df.assign(name=run) for run, df in drawn.items()])
-    frame = curves_frame(together, {run: run for run in drawn}, titles.x).head(MAX_ROWS)
-    lengths = ", ".join(f"{run} {len(df):,}" for run, df in drawn.items())
-    left_out = int((together["value"] <= 0).sum()) if log_y else 0
+    frame = curves_frame(drawn, x_title).head(MAX_ROWS)
+    lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())
+    left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
     hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
     reduced = next(filter(None, map(reduced_note, drawn.values())), "")
     return Chart(figure, frame, f"n = {lengths} points.{hidden}{reduced}")
 
 
-def curve_label(name: str, comparison: RunComparison) -> str:
+def curve_label(key: MetricKey, comparison: RunComparison) -> str:
     """What a curve is called: "Relative output error · Second pruning (SDS)"."""
-    rest, label = name.partition("/")[2], curve_titles(name).label
     stages = {
         s: row.figures.label(s)
         for row in comparison.rows
         for s in stages_of(row.job) or row.figures.stages
     }
-    return f"{label} · {stages.get(rest, rest)}" if rest else label
+    parts = (metric(replace(key, series="")).title, stages.get(key.stage, key.stage), key.series)
+    return " · ".join(filter(None, parts))

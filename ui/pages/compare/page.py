@@ -162,14 +162,14 @@ def draw_curves(
 ) -> Updates:
     """The curves there are, and the chosen one of every run."""
     runs = compared(request)
-    points, offered = curves_of(runs) if runs else ({}, [])
+    points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
         return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
-    name = chosen_curve(runs, offered, curve)
-    chart = curve_chart(runs, points, name, log_y=scale == "log", smoothing=smoothing)
-    labels = [(curve_label(n, runs), n) for n in offered]
-    shown = LINES.show(chart, name.replace("/", "-"))
-    return {"curve": gr.update(choices=labels, value=name), **shown}
+    key = chosen_curve(runs, offered, curve)
+    chart = curve_chart(runs, points, key, log_y=scale == "log", smoothing=smoothing)
+    labels = [(curve_label(one, runs), name) for name, one in offered.items()]
+    shown = LINES.show(chart, str(key).replace("/", "-"))
+    return {"curve": gr.update(choices=labels, value=str(key)), **shown}
 
 
 def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
@@ -212,10 +212,10 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
     points, offered = curves_of(runs)
     if not offered:
         return Chart(NO_CURVES)
-    name = chosen_curve(runs, offered, query(request, "curve"))
+    key = chosen_curve(runs, offered, query(request, "curve"))
     smoothing, log_y = query(request, "smooth", "none", SMOOTHING), query(request, "y") == "log"
-    chart = curve_chart(runs, points, name, log_y=log_y, smoothing=smoothing)
-    return replace(chart, headline=curve_label(name, runs))
+    chart = curve_chart(runs, points, key, log_y=log_y, smoothing=smoothing)
+    return replace(chart, headline=curve_label(key, runs))
 
 
 def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:

@@ -105,6 +105,6 @@ for job in queries.jobs(kind="sds", limit=5):
     print(job.run, job.state, job.config["model"])
     for row in queries.results([job.id]):
         print("  ", row.stage, row.metric, row.value)
-curves = frames.curves(1)  # a pandas DataFrame: name, step, value, at
+curves = frames.curves(1)  # pandas: family, stage, series, axis, step, value, at
 weights = frames.tensor_table(1)  # one row per tensor and stage
 """

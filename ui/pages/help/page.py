@@ -23,7 +23,7 @@ Source = catalogue.CatalogueEntry | corpora.CorpusInfo
 
 
 def build() -> None:
-    words = HTML.words(METRICS.values(), GLOSSARY)
+    words = HTML.words([m for m in METRICS.values() if m.definition], GLOSSARY)
     use = HTML.use(keys(), FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, sources())
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):

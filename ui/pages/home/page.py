@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from backend.metric_key import MetricKey
 from backend.models.sources import catalogue
 from backend.queue import scheduling
 from backend.queue.actor import Actor
@@ -38,7 +39,6 @@ from ui.runs.results import format_value
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
@@ -123,7 +123,7 @@ def latest_html() -> Markup:
     rows = [
         row
         for row in run_rows.rows(jobs, queries.results([job.id for job in jobs]))
-        if row.figures.final_names
+        if row.figures.final_keys
     ]
     columns = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
     cells = [
@@ -177,25 +177,25 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None or not runs.axes:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
-    name = x if x in runs.axes else [*compared, *runs.axes][0]
+    key = _known_axis(x, [*compared, *runs.axes])
     controls = {
         "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
-        "x": gr.update(choices=[(metric(n).title, n) for n in runs.axes], value=name),
-        "front": show_html(front_html(runs, runs.points(name), name)),
+        "x": gr.update(choices=[(m.title, m.name) for m in map(metric, runs.axes)], value=str(key)),
+        "front": show_html(front_html(runs, runs.points(key), key)),
     }
-    return updates(drawn, controls, TRADEOFF.show(tradeoff_chart(runs, name)))
+    return updates(drawn, controls, TRADEOFF.show(tradeoff_chart(runs, key)))
 
 
-def _compared(runs: ComparableRuns) -> list[str]:
+def _compared(runs: ComparableRuns) -> list[MetricKey]:
     """The costs by which two runs or more can be compared."""
-    return [name for name in runs.axes if len(runs.points(name)) > 1]
+    return [key for key in runs.axes if len(runs.points(key)) > 1]
 
 
-def tradeoff_chart(runs: ComparableRuns, name: str) -> Chart:
+def tradeoff_chart(runs: ComparableRuns, key: MetricKey) -> Chart:
     """Quality against one cost."""
-    points = runs.points(name)
+    points = runs.points(key)
     note = _note(points, len(runs.rows) - len(points))
-    return tradeoff(points, metric(name), runs.dense, note)
+    return tradeoff(points, metric(key), runs.dense, note)
 
 
 def _tradeoff_at(request: gr.Request) -> Chart:
@@ -203,7 +203,13 @@ def _tradeoff_at(request: gr.Request) -> Chart:
     runs = pareto.chosen_group(pareto.groups(run_rows.all_rows()), query(request, "of"))
     if runs is None or not (axes := [*_compared(runs), *runs.axes]):
         return Chart(None)
-    return tradeoff_chart(runs, known_or_first(query(request, "x"), axes))
+    return tradeoff_chart(runs, _known_axis(query(request, "x"), axes))
+
+
+def _known_axis(name: str | None, axes: Sequence[MetricKey]) -> MetricKey:
+    """The cost of that name, or else the first."""
+    key = MetricKey.parse(name or "")
+    return key if key in axes else axes[0]
 
 
 def _note(points: Sequence[ParetoPoint], missing: int) -> str:
@@ -215,13 +221,13 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
     )
 
 
-def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -> Markup:
+def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], key: MetricKey) -> Markup:
     """The runs on the Pareto front, best quality first."""
     rows = [
-        (p, format_value(QUALITY, p.y), format_value(metric(name), p.x))
-        for p in runs.front(points, name)[:FRONT_ROWS]
+        (p, format_value(QUALITY, p.y), format_value(metric(key), p.x))
+        for p in runs.front(points, key)[:FRONT_ROWS]
     ]
-    return HTML.front(rows, metric(name).title, len(points))
+    return HTML.front(rows, metric(key).title, len(points))
 
 
 PAGE = Page(

@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from backend.metric_key import MetricKey
 from backend.store.states import State
 from jobs.metrics import (
     BITS_PER_WEIGHT,
+    BYTES,
+    LINEAR_BYTES,
     PERPLEXITY,
+    SIZE,
     SPEED_UP,
     TOKENS_PER_SECOND,
     ZERO_SHARE,
     metric,
+    ordered,
 )
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front
 from ui.runs.deltas import comparable_by
 from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow
 
-AXES = ("size", ZERO_SHARE, BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)
+AXES = (SIZE, ZERO_SHARE, BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)
 MIN_SPREAD = 0.01  # values closer than that, relative to the largest, do not make an axis
 MAX_POINTS = 500  # the newest, and all on the front
 
@@ -41,35 +46,36 @@ class ComparableRuns:
         return next((value for value in values if value is not None), None)
 
     @property
-    def axes(self) -> list[str]:
+    def axes(self) -> list[MetricKey]:
         """The costs the runs differ in; then those that at least one run has."""
-        names = [name for name in self._names if self._values(name)]
-        differing = [name for name in names if _spread(self._values(name)) > MIN_SPREAD]
-        return differing + [name for name in names if name not in differing]
+        keys = [key for key in self._keys if self._values(key)]
+        differing = [key for key in keys if _spread(self._values(key)) > MIN_SPREAD]
+        return differing + [key for key in keys if key not in differing]
 
     @property
-    def _names(self) -> list[str]:
-        families = {n for row in self.rows for n in row.figures.final_names if "bytes/" in n}
-        return [AXES[0], *sorted(families), *AXES[1:]]
+    def _keys(self) -> list[MetricKey]:
+        final = (key for row in self.rows for key in row.figures.final_keys)
+        sizes = ordered(key for key in final if key.family in (BYTES, LINEAR_BYTES) and key.series)
+        return [AXES[0], *sizes, *AXES[1:]]
 
-    def _values(self, name: str) -> list[float]:
-        return [v for row in self.rows if (v := cost(row, name)) is not None]
+    def _values(self, key: MetricKey) -> list[float]:
+        return [v for row in self.rows if (v := cost(row, key)) is not None]
 
-    def points(self, name: str) -> list[ParetoPoint]:
+    def points(self, key: MetricKey) -> list[ParetoPoint]:
         """The runs that have this cost, the newest first."""
-        points = [point for row in self.rows if (point := _point(row, name))]
-        best = {p.run for p in self.front(points, name)}
+        points = [point for row in self.rows if (point := _point(row, key))]
+        best = {p.run for p in self.front(points, key)}
         return [p for i, p in enumerate(points) if i < MAX_POINTS or p.run in best]
 
     @staticmethod
-    def front(points: Sequence[ParetoPoint], name: str) -> list[ParetoPoint]:
+    def front(points: Sequence[ParetoPoint], key: MetricKey) -> list[ParetoPoint]:
         """Those on the Pareto front, the lowest perplexity first."""
-        front = pareto_front(points, metric(name).better == "higher")
+        front = pareto_front(points, metric(key).better == "higher")
         return sorted(front, key=lambda point: point.y)
 
 
-def _point(row: RunRow, name: str) -> ParetoPoint | None:
-    x, y = cost(row, name), row.figures.final()
+def _point(row: RunRow, key: MetricKey) -> ParetoPoint | None:
+    x, y = cost(row, key), row.figures.final()
     if x is None or y is None:
         return None
     label = " · ".join(setting_summary(row.job)) or row.job.name
@@ -82,9 +88,9 @@ def _spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / largest if largest else 0.0
 
 
-def cost(row: RunRow, name: str) -> float | None:
+def cost(row: RunRow, key: MetricKey) -> float | None:
     """A figure of a run that can stand on the horizontal axis."""
-    return row.size if name == "size" else row.figures.final(name)
+    return row.size if key == SIZE else row.figures.final(key)
 
 
 def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:

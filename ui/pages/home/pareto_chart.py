@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from jobs.metrics import METRICS, PERPLEXITY, TOKENS_PER_SECOND, Metric
+from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND, Metric, metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
 from ui.charts.headlines import of_front
@@ -23,7 +23,7 @@ from ui.runs.results import format_value
 from ui.theme import BLUE, GREEN, LIGHT, OKABE_ITO, PINK, VERMILLION
 from ui.widgets.html import WIDGETS
 
-QUALITY, SPEED = METRICS[PERPLEXITY], METRICS[TOKENS_PER_SECOND]
+QUALITY, SPEED = metric(PERPLEXITY), metric(TOKENS_PER_SECOND)
 PLAIN, SMALLEST, LARGEST = 11, 8, 24  # pixels
 LABELLED = 8  # up to so many runs on the front are named
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")

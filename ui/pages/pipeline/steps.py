@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from backend.errors import SlimscopeError
+from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import pipeline
@@ -15,6 +16,7 @@ from jobs.metrics import (
     BYTES_PER_TOKEN,
     PASS_MS,
     PERPLEXITY,
+    SIZE,
     TOKENS_PER_SECOND,
     TOP1_AGREEMENT,
     metric,
@@ -26,7 +28,6 @@ from ui.runs.results import RunResults, base_model, format_value, kind_of
 from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
-SIZE = "size"
 ALONE = "Alone: "  # a step on the model the pipeline begins with
 STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
@@ -72,7 +73,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]:
+def _base(first: Job, found: Sequence[RunResults]) -> Mapping[MetricKey, float | None]:
     """What is known of the model a pipeline begins with: its perplexity, and its size in 16 bits,
     in which models are usually kept."""
     measured = (results.value(results.first, PERPLEXITY) for results in found)
@@ -96,6 +97,6 @@ def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
         yield _row(HTML.step(run_link(job), label), values)
 
 
-def _row(label: object, values: Mapping[str, float | None]) -> Row:
+def _row(label: object, values: Mapping[MetricKey, float | None]) -> Row:
     told = ((metric(name), values.get(name)) for name in METRICS)
     return [label, *(NONE if v is None else format_value(m, v) for m, v in told)]

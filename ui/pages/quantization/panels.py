@@ -11,17 +11,17 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from backend.errors import ModelError
+from backend.metric_key import MetricKey
 from backend.quantization import GRID_NAMES
 from backend.quantization.dlqat.config import DLQATStage
-from backend.statistics.names import FAN
+from backend.statistics.names import FAN, RELATIVE_ERROR
 from backend.store import frames, queries
 from backend.store.queries import StoredResult
-from jobs.evaluation.report import SPEED_UP
-from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, RELATIVE_ERROR
+from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_cells, of_curves
 from ui.charts.heatmap import layer_map
-from ui.charts.lines import curves, reduced_note
+from ui.charts.lines import curves, curves_frame, reduced_note
 from ui.charts.statistics import STATISTICS
 from ui.format import NONE, count, href, number, share, size
 from ui.pages.quantization.code_image import PRUNED, code_image_chart
@@ -42,7 +42,6 @@ from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
 DISTILLED = DLQATStage.DLQAT_KD  # its loss is of another kind
-OUTPUT_ERROR = RELATIVE_ERROR  # the statistic of layers
 HEIGHT, LOW = 400, 220
 QUESTIONS = {
     "loss": "Does training converge, and is it stable?",
@@ -154,8 +153,8 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
     if (bits := by_metric.get(BITS_PER_WEIGHT)) is not None:
         yield f"{number(bits)} stored bits per weight, scales included"
     for metric, value in by_metric.items():
-        if metric.startswith("bytes/"):
-            yield f"whole model {size(value)} in {metric.removeprefix('bytes/')}"
+        if metric.family == BYTES and metric.series:
+            yield f"whole model {size(value)} in {metric.series}"
     if stage in perplexity:
         yield f"perplexity {perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
     if (gain := by_metric.get(SPEED_UP)) is not None:
@@ -195,18 +194,21 @@ def _group_name(view: QuantView) -> str:
 def curve_chart(view: QuantView) -> Chart:
     """One of the curves of all trained stages, or the bands of one stage's magnitudes. Losses are
     drawn beside those that measure the same."""
-    selection, labels = view.selection, view.quant.labels
+    selection, stages = view.selection, view.quant.labels
     points = _points(view)
     question, title = QUESTIONS[selection.curve], TITLES.get(selection.curve, "Magnitude m")
     if selection.curve == "loss" and selection.stage == DISTILLED:
         question, title = DISTILLATION, DIVERGENCE
     if points.empty:
         return Chart(None, question=question)
-    frame = points[["name", "step", "value"]].set_axis(["Curve", "Step", title], axis=1)
+    lines = frames.by_key(points)
+    labels = {key: key.series or stages.get(key.stage, key.stage) for key in lines}
+    frame = pd.concat([rows.assign(Curve=str(key)) for key, rows in lines.items()])
+    frame = frame[["Curve", "step", "value"]].set_axis(["Curve", "Step", title], axis=1)
     figure = (
-        _magnitudes(points, selection)
+        _magnitudes(lines, selection)
         if selection.curve == "m"
-        else curves(points, [*points["name"].unique()], labels=labels, y_title=title)
+        else curves(lines, labels, y_title=title)
     )
     if selection.curve == "loss" and figure:
         figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
@@ -214,39 +216,41 @@ def curve_chart(view: QuantView) -> Chart:
         f"{selection.run}-{selection.curve}",
         f"n = {count(len(points))} points.{reduced_note(points)}",
     )
-    wide = points.pivot_table("value", "step", "name").reset_index()
-    wide = wide.rename(columns=lambda n: labels.get(str(n).rsplit("/", 1)[-1], str(n)))
+    wide = curves_frame({labels[key]: rows for key, rows in lines.items()}, "step")
     return Chart(
-        figure, frame, note, question, name, of_curves(wide, title, labels.get(selection.stage, ""))
+        figure, frame, note, question, name, of_curves(wide, title, stages.get(selection.stage, ""))
     )
 
 
 def _points(view: QuantView) -> pd.DataFrame:
-    """Name, step and value of the chosen curves, in the unit that is drawn."""
+    """The points of the chosen curves, in the unit that is drawn."""
     selection, points = view.selection, frames.shown_curves(view.quant.job.id)
-    points = points[points["name"].str.startswith(f"{selection.curve}/")]
+    points = points[points["family"] == selection.curve]
     if selection.curve == "loss":
-        distilled = points["name"] == f"loss/{DISTILLED}"
+        distilled = points["stage"] == DISTILLED
         return points[distilled if selection.stage == DISTILLED else ~distilled]
     return points.assign(value=100 * points["value"]) if selection.curve == "changed" else points
 
 
-def _magnitudes(points: pd.DataFrame, selection: QuantSelection) -> go.Figure | None:
-    quantiles = {}
-    for name in FAN:
-        rows = points[points["name"] == f"m/{selection.stage}/{name}"]
-        quantiles[name] = dict(zip(rows["step"], rows["value"], strict=True))
-    return magnitude_bands(quantiles, selection.stage) if quantiles["p50"] else None
+def _magnitudes(
+    lines: Mapping[MetricKey, pd.DataFrame], selection: QuantSelection
+) -> go.Figure | None:
+    quantiles = {
+        key.series: dict(zip(rows["step"], rows["value"], strict=True))
+        for key, rows in lines.items()
+        if key.stage == selection.stage
+    }
+    return magnitude_bands(quantiles, selection.stage) if quantiles.keys() >= {*FAN} else None
 
 
 def layers_chart(view: QuantView) -> Chart:
     """Relative output error of every layer at the chosen stage."""
     selection = view.selection
     table = frames.tensor_table(view.quant.job.id)
-    if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
+    if table.empty or RELATIVE_ERROR not in table or selection.stage not in {*table["stage"]}:
         return Chart(NO_LAYERS)
-    chart = layer_map(table, selection.stage, OUTPUT_ERROR, selection.tensor)
-    name, label = f"{selection.run}-{selection.stage}-errors", STATISTICS[OUTPUT_ERROR].label
+    chart = layer_map(table, selection.stage, RELATIVE_ERROR, selection.tensor)
+    name, label = f"{selection.run}-{selection.stage}-errors", STATISTICS[RELATIVE_ERROR].label
     headline = "" if chart.frame is None else of_cells(chart.frame, label)
     return replace(chart, name=name, headline=headline)
 

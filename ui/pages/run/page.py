@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from gradio.components import Component
 from markupsafe import Markup
 
 from backend.errors import SlimscopeError
+from backend.metric_key import MetricKey
 from backend.printable import one_line
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited
@@ -19,11 +21,11 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.fields.saved_models import NO_WEIGHTS, ships_without
-from jobs.metrics import MEMORY, PERPLEXITY, PROCESSOR
+from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from jobs.operations import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
-from ui.charts.lines import BLOCK, curve_titles, curves, curves_frame, reduced_note
+from ui.charts.lines import curves, curves_frame, reduced_note, y_title
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
@@ -59,7 +61,8 @@ STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
-CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 11))  # the most there are
+CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
+Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_RUN = "The run was deleted."
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
@@ -217,50 +220,60 @@ def draw_curves(request: gr.Request) -> Updates:
     """Every family of curves as a chart, the loss first, what the process took last. A family of
     single points is no curve, and hidden: its figures stand among the results."""
     job = chosen_job(request)
-    families = _families(job) if job else {}
-    if job is None or not families:
+    cards = _cards(job) if job else {}
+    if job is None or not cards:
         hidden = {panel.name: gr.update(visible=False) for panel in CURVES}
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
     shown = [
-        {panel.name: gr.update(visible=bool(points["name"].duplicated().any()))}
-        | panel.show(curve_chart(job, points, name), f"{job.run}-{name}")
-        for panel, (name, points) in zip(CURVES, families.items(), strict=False)
+        {panel.name: gr.update(visible=any(len(points) > 1 for points in lines.values()))}
+        | panel.show(curve_chart(job, card, lines), f"{job.run}-{_file_name(card)}")
+        for panel, (card, lines) in zip(CURVES, cards.items(), strict=False)
     ]
-    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(families) :]}
+    others = {panel.name: gr.update(visible=False) for panel in CURVES[len(cards) :]}
     return updates({"waiting": show_html()}, *shown, others)
 
 
-def _families(job: Job) -> dict[str, pd.DataFrame]:
-    """Family of curves -> its points; the loss first, what the process took last. Reports name a
-    family by its place."""
-    points = display_units(frames.shown_curves(job.run))
-    if points.empty:
-        return {}
-    family = points["name"].str.split("/").str[0]
+def _cards(job: Job) -> dict[MetricKey, Lines]:
+    """Curves that are drawn together: the stages of a family, or the series of a family at one
+    stage. The loss comes first, what the process took last. Reports name a card by its place."""
+    cards: dict[MetricKey, Lines] = {}
+    for key, points in frames.by_key(display_units(frames.shown_curves(job.run))).items():
+        card = replace(key, series="") if key.series else replace(key, stage="")
+        cards.setdefault(card, {})[key] = points
     last = (MEMORY, PROCESSOR)
-    names = sorted(family.unique(), key=lambda name: (name in last, "loss" not in name, name))
-    return {name: points[family == name] for name in names}
+    order = sorted(cards, key=lambda card: (card in last, card.family != LOSS.family, str(card)))
+    return {card: cards[card] for card in order}
 
 
-def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
-    """The curves of one family, in the order of the stages."""
-    stages = stages_of(job)
+def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
+    """The curves of one card, in the order of the stages."""
+    stages, kind = stages_of(job), kind_of(job)
     order = {stage: place for place, stage in enumerate(stages)}
-    members = {name: name.split("/")[-1] for name in points["name"].unique()}
-    names = sorted(members, key=lambda name: (order.get(members[name], len(order)), name))
-    labels = {n: stages.get(members[n], sentence_case(members[n])) for n in names}
-    titles = curve_titles(family)
-    figure = curves(points, names, labels=labels, x_title=titles.x, y_title=titles.y)
-    frame = curves_frame(points, labels, titles.x)
+    keys = sorted(lines, key=lambda key: (order.get(key.stage, len(order)), str(key)))
+    labels = {key: _label(key.series or key.stage or key.family, stages) for key in keys}
+    x_title, quantity = axis_title(card.axis), metric(card).title
+    if card.stage:
+        quantity += f" of {stages.get(card.stage, card.stage)}"
+    points = next(iter(lines.values()))
+    figure = curves(
+        {key: lines[key] for key in keys}, labels, x_title=x_title, y_title=y_title(card)
+    )
+    frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
-    by_block = titles.x == BLOCK
-    what = lower(titles.label)
+    by_block, what = card.axis == BLOCK, lower(quantity)
     question = f"In which blocks is {what} large?" if by_block else f"How does {what} develop?"
-    kind = kind_of(job)
     main = stages.get(kind.default_stage, "") if kind else ""
-    told = (of_blocks if by_block else of_curves)(frame, titles.label, main)
-    headline = told or titles.label
-    return Chart(figure, frame, note, question, headline=headline)
+    told = (of_blocks if by_block else of_curves)(frame, quantity, main)
+    return Chart(figure, frame, note, question, headline=told or quantity)
+
+
+def _file_name(card: MetricKey) -> str:
+    return "-".join(filter(None, (card.family, card.stage)))
+
+
+def _label(name: str, stages: Mapping[str, str]) -> str:
+    """The label of a line by its stage or series."""
+    return stages.get(name) or sentence_case(name)
 
 
 # what is done -------------------------------------------------------------------------------------
@@ -295,8 +308,8 @@ def _stages(job: Job) -> Chart:
 
 def _curve(place: int) -> Callable[[Job], Chart]:
     def draw(job: Job) -> Chart:
-        found = [*_families(job).items()][place : place + 1]
-        return curve_chart(job, found[0][1], found[0][0]) if found else Chart(NO_CURVES)
+        found = [*_cards(job).items()][place : place + 1]
+        return curve_chart(job, *found[0]) if found else Chart(NO_CURVES)
 
     return draw
 

@@ -17,7 +17,7 @@ from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
 from jobs.evaluation.report import Rows, evaluations, samples_of
 from jobs.fields.saved_models import has_saved, ships_without
-from jobs.metrics import PERPLEXITY, SPEED_UP, ZERO_SHARE
+from jobs.metrics import PERPLEXITY, PRODUCT_SPEED_UP, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
 from ui.format import href, share
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
@@ -113,7 +113,7 @@ def _sizes(rows: Rows) -> Chart:
 
 
 def _products(rows: Rows) -> Chart:
-    row = rows.get((MODEL, report.PRODUCT_SPEED_UP))
+    row = rows.get((MODEL, PRODUCT_SPEED_UP))
     if row is None:
         return Chart(
             "The curve appears here once it is measured, where the native decoder leaves out zeros."
@@ -124,7 +124,7 @@ def _products(rows: Rows) -> Chart:
         f"Largest layer, {out:,} × {inputs:,}, one vector, one thread, native decoder, bfloat16; "
         "random zeros."
     )
-    return sparse_products(details["zeros"], details[SPEED_UP], details["own"], note)
+    return sparse_products(details["zeros"], details[SPEED_UP.family], details["own"], note)
 
 
 CHARTS: dict[Panel, Callable[[Job], Chart]] = {

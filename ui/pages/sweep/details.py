@@ -13,7 +13,7 @@ from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE, RESUMABLE
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.metrics import METRICS, Metric
+from jobs.metrics import Metric
 from jobs.sweep import SweepRow
 from jobs.wording import extent
 from ui.format import NONE, number, runs
@@ -29,12 +29,6 @@ HTML = fragments("pages/sweep/page.html")
 def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
     """The figures measured at stages; those of a run as a whole are left out."""
     return [row for row in rows if row.stage != RUN]
-
-
-def metrics(rows: Sequence[SweepRow]) -> list[str]:
-    """The metrics a sweep has measured at its stages, the known ones first."""
-    names = {row.metric for row in stage_rows(rows)}
-    return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
 
 
 # head ---------------------------------------------------------------------------------------------

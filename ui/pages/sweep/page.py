@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import gradio as gr
 
 from backend.errors import SlimscopeError
+from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.tables import Job
 from jobs import sweep
-from jobs.metrics import Metric, metric
+from jobs.metrics import Metric, metric, ordered
 from jobs.sweep import SweepRow
 from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
@@ -37,6 +38,7 @@ IMPORTANCE = Panel(
     "importance", "What matters", "How much of the differences does each setting explain alone?",
     320,
 )  # fmt: skip
+NO_METRIC = MetricKey("")
 GONE = "There is no such sweep any more."
 WAITING = "Results appear here as the runs measure them."
 
@@ -65,28 +67,33 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
         return updates(
-            hidden, MEANS.show(Chart(None)), _settings([], [], metric(""), {}, {}), {"body": ""}
+            hidden,
+            MEANS.show(Chart(None)),
+            _settings([], [], metric(NO_METRIC), {}, {}),
+            {"body": ""},
         )
-    names, rows, shown = _measured(jobs, chosen or query(request, "metric"))
-    labels, name = stages_of(jobs[0]), shown.name
+    keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))
+    labels = stages_of(jobs[0])
     chart = _means(jobs, rows, shown, labels)
     html = {
         "head": details.head(jobs, current_user(request)),
         "metric": gr.update(
-            choices=[(metric(n).title, n) for n in names], value=name, visible=bool(names)
+            choices=[(m.title, m.name) for m in map(metric, keys)],
+            value=shown.name,
+            visible=bool(keys),
         ),
         "body": details.body(jobs, rows, shown, labels),
     }
     settings = _settings(jobs, rows, shown, labels, _titles(jobs))
-    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"), settings)
+    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{shown.name}"), settings)
 
 
-def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRow], Metric]:
+def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
     """The metrics there are, and the results of the wanted one, or else of the first."""
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
-    names = [*details.metrics(rows)]
-    name = wanted if wanted in names else next(iter(names), "")
-    return names, [row for row in rows if row.metric == name], metric(name)
+    keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
+    key = key if key in keys else next(iter(keys), NO_METRIC)
+    return keys, [row for row in rows if row.metric == key], metric(key)
 
 
 def _means(

@@ -34,7 +34,7 @@ def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[S
     Args:
         rows: of one stage and one metric.
     """
-    if shown.name not in WINDOW_METRICS or len(rows) < 2 or len(_texts(jobs)) > 1:
+    if shown.key not in WINDOW_METRICS or len(rows) < 2 or len(_texts(jobs)) > 1:
         return []
     best, stage = best_row(rows, shown), rows[0].stage
     stored = {job.id: {n: x.tolist() for n, x in window_losses(job).items()} for job in jobs}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from backend.statistics.names import RELATIVE_ERROR, ZERO_SHARE
 from backend.statistics.tensors import TensorSnapshot
-from jobs.metrics import RELATIVE_ERROR, ZERO_SHARE
 from ui.charts.headlines import of_rank
 from ui.charts.statistics import STATISTICS, Statistic
 from ui.format import NONE, number, share

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jobs.metrics import RELATIVE_ERROR
+from backend.statistics.names import RELATIVE_ERROR
 from ui.charts.histograms import MAX_STAGES
 from ui.charts.small_multiples import PANELS
 from ui.charts.statistics import available

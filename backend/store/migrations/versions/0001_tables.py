@@ -153,14 +153,19 @@ def upgrade() -> None:
     op.create_table(
         "metric_points",
         sa.Column("job_id", INTEGER, nullable=False),
-        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("family", sa.String(), nullable=False),
+        sa.Column("stage", sa.String(), nullable=False),
+        sa.Column("series", sa.String(), nullable=False),
+        sa.Column("axis", sa.String(), nullable=False),
         sa.Column("step", INTEGER, nullable=False),
         sa.Column("at", INTEGER, nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_metric_points_job_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("job_id", "name", "step", name=op.f("pk_metric_points")),
+        sa.PrimaryKeyConstraint(
+            "job_id", "family", "stage", "series", "axis", "step", name=op.f("pk_metric_points")
+        ),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -180,7 +185,8 @@ def upgrade() -> None:
         "results",
         sa.Column("job_id", INTEGER, nullable=False),
         sa.Column("stage", sa.String(), nullable=False),
-        sa.Column("metric", sa.String(), nullable=False),
+        sa.Column("family", sa.String(), nullable=False),
+        sa.Column("series", sa.String(), nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
         sa.Column("stderr", sa.Double(), nullable=True),
         sa.Column("n", INTEGER, nullable=True),
@@ -188,7 +194,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_results_job_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("job_id", "stage", "metric", name=op.f("pk_results")),
+        sa.PrimaryKeyConstraint("job_id", "stage", "family", "series", name=op.f("pk_results")),
     )
     op.create_table(
         "step_times",

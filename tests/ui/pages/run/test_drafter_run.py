@@ -114,7 +114,7 @@ def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
 
 
 def test_curves_of_shares_are_drawn_in_per_cent() -> None:
-    points = pd.DataFrame({"name": ["top1/head 1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
+    points = pd.DataFrame({"family": ["top1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
     assert display_units(points)["value"].tolist() == [25.0, 2.0]
     assert display_units(points[:0]).empty
 

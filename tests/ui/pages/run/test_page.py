@@ -20,13 +20,13 @@ from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, StepTime
+from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from jobs.sds.config import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
-from tests.ui.lab import pressed, store
+from tests.ui.lab import point, pressed, result, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, plan_card, texts_card
@@ -49,7 +49,7 @@ def wanted(name: str, file: str) -> Any:
 
 
 def figure(stage: str, metric: str, value: float, **details: object) -> Result:
-    return Result(job_id=1, stage=stage, metric=metric, value=value, details=details)
+    return result(1, stage, metric, value, **details)
 
 
 def draw(name: str) -> dict[str, Any]:
@@ -184,8 +184,8 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
     ]  # fmt: skip
     assert "n = 3 points" in shown["curve1_note"] and shown["curve1_table"].count("<tr>") == 4
     assert shown["curve1"]["visible"] and not shown["curve2"]["visible"]
-    points = [("loss/sds", 1, 2.0), ("loss/sds", 2, 1.0), ("heldout/sds", 0, 3.0)]
-    store(*(MetricPoint(job_id=2, name=n, step=s, value=value, at=0) for n, s, value in points))
+    loss = [point(2, "loss@sds", step, value) for step, value in ((1, 2.0), (2, 1.0))]
+    store(*loss, point(2, "heldout@sds", 0, 3.0))
     shown = run.draw_curves(asked(id="sds-0002"))
     assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
     assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"

@@ -33,7 +33,7 @@ def test_both_runs_say_that_they_are_equal(seeded: Settings) -> None:
 def test_differences_are_tabled_and_text_stays_text(seeded: Settings) -> None:
     repeated(environment={"weights_sha256": "ab" * 32, "host": HOSTILE})
     with writing() as session:
-        session.get_one(Result, (6, "sds", "perplexity")).value = 6.25
+        session.get_one(Result, (6, "sds", "perplexity", "")).value = 6.25
     html = reproduction_card(queries.job(6))
     assert "sds-0001 and sds-0006 differ" in html and "6.250" in html and "abababababab…" in html
     assert "onerror=" in html and "<img" not in html and "${" not in html

@@ -186,10 +186,10 @@ def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> Non
     assert page.refresh(seen, values) == {}
     with writing() as session:
         session.get_one(Job, 2).done = 0.9
-        session.add(Result(job_id=1, stage="run", metric="work", value=1.0))
+        session.add(Result(job_id=1, stage="run", family="work", value=1.0))
     assert page.refresh(seen, values) == {}, "progress, and another run's figure"
     with writing() as session:
-        session.add(Result(job_id=2, stage="dense", metric="perplexity", value=4.9))
+        session.add(Result(job_id=2, stage="dense", family="perplexity", value=4.9))
     after = page.refresh(seen, values)
     assert isinstance(after["layers_chart"], go.Figure)
     assert list(after["perplexity_chart"].data[0].x) == [4.9]
