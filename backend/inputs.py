@@ -44,8 +44,7 @@ def _name(text: str) -> str:
 
 
 def check_inputs(expected: Mapping[str, str]) -> None:
-    """Raise `ModelError` or `DatasetError` unless this machine has what a run was submitted
-    with."""
+    """Raise `ModelError` or `DatasetError` unless a run finds its inputs on this machine."""
     for text, sha256 in expected.items():
         if not text.startswith(files.PREFIX):
             on_disk(text)

@@ -193,8 +193,7 @@ class RunImport:
             raise self._archive.damaged("Its histograms are larger than those of a run.")
 
     def _check_files(self) -> None:
-        """Raise `BackupError` for files of another run, and for checkpoints: a resumed run would
-        trust them."""
+        """Raise `BackupError` for files of another run, and checkpoints: resuming trusts them."""
         work = work_folder(self._run).name
         for name in self._archive.manifest.files:
             top, _, inside = name.partition("/")

@@ -32,8 +32,7 @@ WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 @dataclass(frozen=True)
 class Layout:
-    """Quantization settings common to all layers of a model. `group_size`: 0 for one group per
-    row."""
+    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row."""
 
     format: Format | Literal["awq"]
     bits: int
@@ -63,8 +62,7 @@ class ExportRequirements:
 
 
 def read_layout(folder: Path) -> Layout:
-    """The quantization settings in the folder's config.json; `ModelError` if there are none of
-    ours."""
+    """The quantization settings in the folder's config.json; `ModelError` without any of ours."""
     packing = packing_of(str(folder), read_config(folder))
     if packing is None:
         raise unreadable(folder, "Its config.json has no quantization_config.")

@@ -132,8 +132,7 @@ def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class DequantisedLinears:
-    """The weight matrices `linears` in a folder of packed weights, as `StoredLinears` gives
-    others."""
+    """The weight matrices `linears` in a folder of packed weights; see `StoredLinears`."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
         self._layers, self._rest = read_layers(folder)

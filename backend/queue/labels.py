@@ -27,8 +27,7 @@ RUN_NAME_LETTERS = 120
 
 
 def tags_in(text: str) -> list[str]:
-    """Parse tags separated by spaces or commas; `ConfigError` if there are none, or for an invalid
-    one."""
+    """Parse tags separated by spaces or commas; `ConfigError` for none, or an invalid one."""
     tags = [*dict.fromkeys(re.split(r"[\s,]+", text.strip()))]
     for tag in tags:
         if not TAG.fullmatch(tag):
@@ -99,8 +98,7 @@ def _changing(
 
 
 def save_view(name: str, query: str, actor: Actor) -> None:
-    """Save a view of the run list, by its URL query; replaces one of that name. `ConfigError` if
-    the name is empty or too long."""
+    """Save a view of the run list, by its URL query; replaces one of that name."""
     require_host(actor, "save a view")
     name, query = one_line(name), one_line(query)
     if not 0 < len(name) <= NAME_LETTERS:

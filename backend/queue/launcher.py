@@ -102,8 +102,7 @@ class FolderProcess:
 
 
 def started(module: str, log: Path) -> subprocess.Popen[bytes]:
-    """A new process that runs a module, in a session of its own; what it prints is added to a
-    log."""
+    """A new process that runs a module, in a session of its own; its output is added to a log."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module],
@@ -175,8 +174,7 @@ def node_environment(
     frozen: Mapping[str, str], submitted: Mapping[str, str | None]
 ) -> dict[str, str]:
     """The variables of a job on another machine, and no more: its own environment says where the
-    database, models and texts are there, and holds its secrets. Arguments as of
-    `job_environment`."""
+    database, models and texts are there, and holds its secrets. See `job_environment`."""
     here = settings()
     threads = str(here.threads or 1)
     asked = {name: str(value) for name in NODE_TAKES if (value := submitted.get(name))}

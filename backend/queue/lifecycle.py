@@ -77,8 +77,7 @@ def failing_alone(job_id: int | None = None) -> Iterator[None]:
 
 
 def fail_job(job_id: int, cause: BaseException) -> None:
-    """Fail a job that cannot be carried out because of what its rows hold, and end its attempts.
-    Other jobs go on."""
+    """Fail a job that cannot be carried out because of what its rows hold; end its attempts."""
     what, why = "The run was not carried out.", f"{type(cause).__name__}: {cause}"
     do = "Its row in the database may be damaged: add the run anew, or restore a daily copy."
     if isinstance(cause, SlimscopeError):
@@ -96,8 +95,7 @@ def fail_job(job_id: int, cause: BaseException) -> None:
 
 
 def move(session: Session, job: Job, to: State, **values: object) -> bool:
-    """Move a job to another state if its state is unchanged and the transition is allowed; return
-    whether it was."""
+    """Move a job to another state if the transition is allowed; return whether it was."""
     origins = [state for state, targets in ALLOWED.items() if to in targets and state == job.state]
     moving = update(Job).where(Job.id == job.id, Job.state.in_(origins)).values(state=to, **values)
     return bool(change(session, moving))

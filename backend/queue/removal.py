@@ -50,8 +50,7 @@ def remove(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Undo `remove`; return the runs that had been deleted. `ConflictError` if one has been
-    purged."""
+    """Undo `remove`; return the runs that had been deleted. `ConflictError` if one was purged."""
     require_host(actor, "restore a run")
     ids = [queries.job(run).id for run in runs]
     with writing(durable=True) as session:
@@ -68,8 +67,7 @@ def restore(runs: Iterable[str | int], actor: Actor) -> list[Job]:
 
 
 def purge(runs: Iterable[str | int], actor: Actor) -> int:
-    """Delete the files and figures of deleted runs for good; return the bytes on disk that were
-    freed."""
+    """Delete the files and figures of deleted runs for good; return the bytes that were freed."""
     require_host(actor, "free space")
     jobs = [queries.job(run) for run in runs]
     return sum(_purge(job.id, actor.name) for job in jobs if job.removed_at is not None)

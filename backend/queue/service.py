@@ -196,8 +196,7 @@ def _cancel(session: Session, job: Job, actor: Actor) -> State:
 
 
 def run_next(run: str | int, actor: Actor) -> Job:
-    """Move a queued job to the front; `ConflictError` if it is not queued, or waits for another
-    one."""
+    """Move a queued job to the front; `ConflictError` if it is not queued, or waits for another."""
     require_host(actor, "reorder the queue")
     job_id = queries.job(run).id
     if needed := awaited([job_id]).get(job_id):
@@ -234,8 +233,7 @@ def resume(run: str | int, actor: Actor) -> Job:
 
 
 def resume_all(runs: Iterable[str | int], actor: Actor) -> list[Job]:
-    """Queue all failed, cancelled or lost jobs among these again, in one transaction; return
-    those."""
+    """Queue all failed, cancelled or lost jobs among these again, all at once; return those."""
     require_host(actor, "resume a run")
     ids = [queries.job(run).id for run in runs]
     with _queue_change() as session:

@@ -281,8 +281,8 @@ class SupervisorLoop:
         return True
 
     def _claim_next(self, lane: Lane) -> tuple[Attempt, LaunchRequest, Ref | None] | None:
-        """Claim the next queued job: its attempt, its launch, and its reference where the engine
-        knows one beforehand."""
+        """Claim the next queued job: attempt, launch, and reference if the engine knows it
+        before."""
         with writing(durable=True) as session:
             attempt = start_attempt(
                 session, self.engine.host, self.engine.name, self._room.places, lane

@@ -92,8 +92,7 @@ def measure_ended() -> None:
 
 
 def daily() -> None:
-    """Check the database unless that was done today; copy it if it is intact; delete expired
-    checkpoints."""
+    """Check the database once a day; copy it if it is intact; delete expired checkpoints."""
     last = last_check()
     if last is None or not 0 <= now_ms() - last.at < DAY_MS:
         last = check_integrity()

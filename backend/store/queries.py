@@ -49,8 +49,7 @@ def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
 
 
 def job_id(run: str | int) -> int:
-    """The job id 42 from 42, "42" or "sds-0042"; `NotFoundError` for other texts, or another
-    kind."""
+    """The job id 42 from 42, "42" or "sds-0042"; `NotFoundError` for another text or kind."""
     kind, number = _parsed(run)
     if kind:
         with reading() as session:
@@ -362,8 +361,7 @@ def runs_with_weights() -> list[Job]:
 
 
 def weights_mark(run: str | int) -> tuple[str, int, int] | None:
-    """A value that changes with new statistics or results, but not with progress; None if there is
-    no such run."""
+    """A value that changes with new statistics or results, not with progress; None for no run."""
     try:
         row = job(run)
     except NotFoundError:

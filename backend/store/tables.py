@@ -50,8 +50,7 @@ DAMAGED = "damaged"
 
 
 class DamagedJson(dict[str, Any]):
-    """What stands in for stored JSON that cannot be read or is of another type than its column, so
-    that other rows can: nothing."""
+    """Stands for stored JSON that cannot be read or is of another type than its column: empty."""
 
 
 class DamagedList(list[Any]):

@@ -123,13 +123,6 @@ def test_a_folder_that_is_replaced_during_its_upload_is_not_taken_for_whole(
     assert kept.manifest("run/one") is None
 
 
-def test_a_damaged_folder_is_not_copied(kept: ArtifactStore, tmp_path: Path) -> None:
-    kept.put_folder(checkpoint(tmp_path, "one", a="1"), "run/one")
-    kept.write("run/one/a", b"another")
-    assert not kept.get_folder("run/one", tmp_path / "there")
-    assert not (tmp_path / "there").exists()
-
-
 def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_its_end(
     data_dir: Path, kept: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

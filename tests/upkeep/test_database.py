@@ -197,9 +197,6 @@ def test_a_damaged_copy_is_refused(damaged: Path, tmp_path: Path) -> None:
     bad.write_bytes(damaged.read_bytes())
     with pytest.raises(BackupError, match="is damaged"):
         replace_database(bad)
-    bad.write_bytes(b"SQLite format 3\0" + b"x" * 999)
-    with pytest.raises(BackupError, match="cannot be read"):
-        replace_database(bad)
     copy = daily_copies()[0]
     with sqlite3.connect(copy) as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")

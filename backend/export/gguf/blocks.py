@@ -18,8 +18,7 @@ HALF = BLOCK // 2
 
 
 def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
-    """`weight` [out, in] or [n], rounded to nearest; `ConfigError` if one is too large for
-    float16."""
+    """`weight` [out, in] or [n], rounded; `ConfigError` if one is too large for float16."""
     values = weight.float().contiguous().numpy()
     if kind == Kind.F32:
         return values
@@ -34,8 +33,7 @@ def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:
 
 
 def carried(name: str, layer: QuantizedWeight, kind: Kind) -> NDArray[np.generic]:
-    """The codes of a layer as they are: uint8 [out, bytes of a row]; `ConfigError` if they do not
-    fit."""
+    """The codes of a layer: uint8 [out, bytes of a row]; `ConfigError` if they do not fit."""
     if kind == Kind.F32:
         return layer.dense().numpy()
     if layer.group_size % BLOCK:

@@ -36,8 +36,7 @@ WRITING = "Writing tensors"
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A parameter to write, in a file or in memory. `heads`: of a projection whose rows change
-    places."""
+    """A parameter to write, in a file or in memory. `heads`: whose rows change places."""
 
     name: str
     shape: tuple[int, ...]

@@ -30,8 +30,7 @@ def present(folder: Path) -> Path:
 @reaching()
 def fetch_work(run: str, attempt: int, loose: str) -> None:
     """Copy the checkpoints of a run that an attempt on another machine has left, and the file
-    `loose` beside them, for the next `attempt`. Those of one on this machine are here, and may be
-    newer."""
+    `loose` beside them, for the next `attempt`. Those of this machine may be newer."""
     if (kept := store()) is None:
         return
     work = work_folder(run)

@@ -20,8 +20,7 @@ from backend.settings import settings
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Within, what a file system raises when it cannot be reached is an OSError; some have errors
-    of their own."""
+    """Raise `OSError` for every error of a file system; some have errors of their own."""
     try:
         yield
     except OSError:
@@ -82,8 +81,7 @@ class ArtifactStore:
             return None
 
     def get_folder(self, key: str, folder: Path) -> bool:
-        """Copy a complete folder here, unless it is here as it is in the store; return whether it
-        is now."""
+        """Copy a complete folder here, unless it is here already; return whether it is now."""
         manifest = self.manifest(key)
         if manifest is None:
             return False

@@ -27,8 +27,7 @@ PYTHON = "${SLIMSCOPE_PYTHON:-python}"  # decided by the environment of the node
 
 
 class RayHeadError(OSError):
-    """The head of a cluster did not do what it was asked. `code`: HTTP status; None if it did not
-    answer."""
+    """The head of a cluster did not do what it was asked. `code`: HTTP status; None: no answer."""
 
     def __init__(self, text: str, code: int | None = None) -> None:
         super().__init__(text)
@@ -167,7 +166,7 @@ class RayEngine:
         return [self._result(self._jobs.get(ref["job"])) for ref in refs]
 
     def _result(self, job: Mapping[str, Any] | None) -> PollResult:
-        """What became of a job. Of one whose machine is lost the head may say for ever that it
+        """The fate of a job. Of one whose machine is lost the head may say for ever that it
         runs."""
         if job is None:
             return PollResult("exited")

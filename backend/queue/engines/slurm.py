@@ -30,8 +30,7 @@ class SlurmError(OSError):
 
 
 def run_command(line: Sequence[str], given: str = "") -> str:
-    """The output of a command; `SlurmError` if it failed, did not end in time, or is not
-    installed."""
+    """The output of a command; `SlurmError` if it failed, was too slow, or is not installed."""
     try:
         done = subprocess.run(line, input=given, capture_output=True, text=True, timeout=ANSWER_S)
     except (OSError, subprocess.TimeoutExpired) as error:

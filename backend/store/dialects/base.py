@@ -103,8 +103,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def now_ms(self, session: Session) -> int | None:
-        """The time of the database, UTC milliseconds since 1970; None if it is that of this
-        machine."""
+        """The database's time, UTC milliseconds since 1970; None if it is that of this machine."""
 
     @abstractmethod
     def lock(self, connection: Connection, lock: NamedLock) -> None:

@@ -126,8 +126,7 @@ class PostgreSQL(Dialect):
         return column == sa.func.any(sa.literal([*numbers], sa.ARRAY(sa.BigInteger)))
 
     def after_migration(self, connection: sa.Connection) -> None:
-        """Texts are sorted by their code points, as in SQLite, whatever the language of the
-        server."""
+        """Texts are sorted by their code points, as in SQLite, whatever the server's language."""
         sorted_otherwise = connection.execute(
             sa.text(
                 "SELECT table_name, column_name FROM information_schema.columns"

@@ -23,7 +23,7 @@ from jobs.cli.doctor import cluster, data, machine, node
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.report import examine
 from tests.queue.conftest import HOST
-from tests.queue.ray_head import TOKEN, ray_head
+from tests.queue.engines.ray_head import TOKEN, ray_head
 from tests.shell import slimscope
 
 Set = Callable[..., None]

@@ -15,7 +15,7 @@ from backend.queue.engines import ray
 from backend.queue.engines.ray import RayEngine, RayHead
 from backend.settings import settings
 from jobs.cli.doctor import node, probe
-from tests.queue.ray_head import TOKEN, Head, ray_head
+from tests.queue.engines.ray_head import TOKEN, Head, ray_head
 from tests.queue.scripted_engine import ScriptedEngine
 
 

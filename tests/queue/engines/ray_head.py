@@ -24,6 +24,15 @@ BAD = (
 LOST = "Job supervisor actor died: The actor died unexpectedly before finishing this task."
 
 
+class Clock:
+    """Time that passes only when a test says so."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 def node(number: str, ip: str, **resources: float) -> dict[str, Any]:
     """A machine as the state API lists it."""
     return {
