@@ -7,10 +7,8 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from tests.ui.lab import job, store
-from tests.ui.visits import Visit, blocks, visit, web
+from tests.ui.visits import Visit
 from ui.search import MAX_HITS, search_runs
-
-__all__ = ["blocks", "visit", "web"]  # fixtures
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 

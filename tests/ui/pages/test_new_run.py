@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -14,17 +14,12 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.kind import Kind, kinds
+from tests.ui.lab import GUEST, HOST, asked
 from ui.pages.new_run import page as launch
 from ui.pages.new_run import preview
 from ui.runs import choices
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
-
-
-def asked(host: str = "127.0.0.1") -> Any:
-    return SimpleNamespace(
-        query_params={}, client=SimpleNamespace(host=host), headers={"host": "localhost"}
-    )
 
 
 @pytest.fixture
@@ -95,7 +90,7 @@ def test_a_queued_run_is_confirmed_with_link_and_place(
 
 
 def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
-    said, error = preview.enqueue(sds, "", TOY, (), asked("10.0.0.7"))
+    said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
     assert error is not None and "may not" in said["value"]
     assert len(queries.jobs()) == 5
 
@@ -154,14 +149,23 @@ def test_a_bad_sweep_is_explained_beside_its_row(
     assert shown == (["sds-message-segments"] if field == "segments" else ["sds-sweep-message-2"])
 
 
-def arrival(**query: str) -> dict[str, Any]:
-    """What the page is told when it is opened at this address, by the elements' ids."""
+@cache
+def built() -> gr.Blocks:
+    """The page, which takes a while to build."""
     with gr.Blocks() as page:
         launch.build()
-    arrive = next(f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "arrive")
-    request = asked(query.pop("host", "127.0.0.1"))
-    request.query_params = query
-    return {component.elem_id: update for component, update in arrive(request).items()}
+    return page
+
+
+def handlers(name: str) -> list[Any]:
+    """Its handlers of that name."""
+    return [f.fn for f in built().fns.values() if getattr(f.fn, "__name__", "") == name]
+
+
+def arrival(who: tuple[str, str] = HOST, **query: str) -> dict[str, Any]:
+    """What the page is told when it is opened at this address, by the elements' ids."""
+    (arrive,) = handlers("arrive")
+    return {component.elem_id: update for component, update in arrive(asked(who, **query)).items()}
 
 
 def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
@@ -204,17 +208,14 @@ def test_a_method_that_is_not_there_is_told(sds: Kind) -> None:
 
 
 def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
-    told = arrival(host="10.0.0.7")
+    told = arrival(GUEST)
     assert told["new-add"]["interactive"] is False
     assert "Guests have read-only access" in told["new-said"]["value"]
     assert "new-add" not in arrival()
 
 
 def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
-    with gr.Blocks() as page:
-        launch.build()
-    presets = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "apply_preset"]
-    apply_preset = presets[[*kinds()].index("amphista")]
+    apply_preset = handlers("apply_preset")[[*kinds()].index("amphista")]
 
     def told(preset: str, before: str) -> dict[str, Any]:
         return {
@@ -235,8 +236,7 @@ def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
 
 
 def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
-    with gr.Blocks() as page:
-        launch.build()
+    page = built()
     clear = next(f for f in page.fns.values() if f.js == launch.FORGET)
     triggers = {page.blocks[target].elem_id for target, event in clear.targets if event == "input"}
     assert {

@@ -8,13 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from backend.settings import Settings
 from backend.statistics.tensors import TensorProfile
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.rows import profile_row
-from tests.ui.conftest import mapped
+from tests.ui.conftest import Fill, mapped
 from tests.ui.lab import asked, job, result, store
 from ui.pages.quantization import handlers as page
 from ui.pages.quantization import panels
@@ -97,9 +95,12 @@ def curves(job_id: int) -> list[MetricPoint]:
 
 
 @pytest.fixture(autouse=True)
-def lab(current: Settings) -> None:
+def lab(filled: Fill) -> None:
+    filled(store_runs)
+
+
+def store_runs() -> None:
     """dlqat-0001 has ended, dlqat-0002 trains, dlqat-0003 waits, sds-0004 has no groups."""
-    upgrade()
     config = {"model": "toy", "bits": BITS, "group_size": SIZE, "grid": "symmetric"}
     kind = {"kind": "dlqat", "config": config}
     store(

@@ -24,21 +24,8 @@ from backend.queue.roles import Actor
 from backend.settings import Settings
 from backend.store import queries
 from jobs import submit
-from tests.ui.visits import (
-    OTHER,
-    TOKEN,
-    Visit,
-    blocks,
-    event_of,
-    open_to_guests,
-    set_up,
-    shared,
-    visit,
-    web,
-)
+from tests.ui.visits import OTHER, TOKEN, Visit, event_of, set_up
 from ui.security import auth
-
-__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
 
 def role(client: TestClient) -> str:

@@ -11,24 +11,12 @@ from gradio.routes import App
 from starlette.testclient import TestClient
 
 from backend.settings import Settings, settings
-from tests.ui.visits import (
-    SITE,
-    Visit,
-    blocks,
-    event_of,
-    open_to_guests,
-    set_up,
-    shared,
-    visit,
-    web,
-)
+from tests.ui.visits import SITE, Visit, event_of, set_up
 from ui import app
 from ui.api_errors import API_PATH
 from ui.pages import pages
 from ui.security import auth, middleware
 from ui.security.connections import GuardedProtocol
-
-__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
 SPACE = "me-slimscope.hf.space"
 PAGES = [f"/{page.path}" for page in pages()]
