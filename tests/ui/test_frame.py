@@ -83,9 +83,6 @@ def test_pulse_tells_what_runs_and_moves_only_with_the_database(client: TestClie
         session.get_one(Job, 2).done = 0.7
     frame._pulse.cache_clear()
     assert client.get("/slimscope/pulse", headers=LOCAL).json()["cursor"] != first["cursor"]
-
-
-def test_a_guest_is_told_so(client: TestClient) -> None:
     html = {
         name: client.get("/slimscope/pulse", headers=headers).json()["html"]
         for name, headers in {"host": LOCAL, "guest": LOCAL | {"forwarded": "for=x"}}.items()
@@ -193,9 +190,6 @@ def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
         ids = [c["props"].get("elem_id") for c in config["components"] if c["id"] in own]
         named = [i for i in ids if i]
         assert len(named) == len(set(named))
-
-
-def test_no_reader_is_offered_as_an_api(config: dict[str, Any]) -> None:
     public = [d for d in config["dependencies"] if d.get("api_visibility") == "public"]
     assert not [d for d in public if d.get("backend_fn")]
 

@@ -136,16 +136,13 @@ def home_order(reports: list[DecoderReport]) -> list[DecoderReport]:
     return [by_name[name] for name in [*named, *sorted(by_name.keys() - LABELS.keys())]]
 
 
-def test_tasks_stand_beside_each_other(measured: str) -> None:
+def test_tasks_and_guesses_that_were_right_stand_beside_each_other(measured: str) -> None:
     fast, accepted = draw()["tasks_chart"], draw(by="tokens")["tasks_chart"]
     assert list(fast.layout.yaxis.ticktext) == ["question", "story"]
     assert list(fast.data[0].x) == pytest.approx([1.3, 1.7])
     assert list(fast.data[0].error_x.array) == pytest.approx([0.3, -0.1])
     assert list(accepted.data[0].x) == [2.0, 2.0] and accepted.data[0].error_x.array is None
     assert [round(y) for y in fast.data[1].y] == [0, 1]
-
-
-def test_guesses_right_of_all_passes_or_of_those_that_got_so_far(measured: str) -> None:
     whole, far = (draw(of=of)["right_chart"].data[0] for of in ("all", "so-far"))
     assert list(whole.y) == pytest.approx([60, 20, 20])
     assert list(far.y) == pytest.approx([60, 100 / 3, 100])
@@ -259,9 +256,6 @@ def test_shares_of_accepted_tokens_fall(measured: str) -> None:
     assert list(first) == list(other)[::-1]  # a decoder keeps its colour
     times = charts.step_time(decoders, "").figure.data
     assert [sum(bar.x) for bar in times] == [1.0, 30.0, 1.5, 0.75]
-
-
-def test_what_is_drawn_is_what_the_table_holds(measured: str) -> None:
     shown = draw()
     for value in shown["yield_chart"].data[0].x:
         assert f'data-value="{value}"' in shown["yield_table"]

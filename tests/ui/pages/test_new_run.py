@@ -27,17 +27,16 @@ def sds(seeded: Settings) -> Kind:
     return kinds()["sds"]
 
 
-def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
+def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
     html, _, error = preview.preview_of(sds, TOY)
     assert error is None
     assert "Toy stories" in html and "parameters" in html
     assert "Memory" in html and "Time" in html
     assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
-
-
-def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
     html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
+    configs = [kinds()["evaluation"].config(model="sds-0001")]
+    assert preview.models_of(configs) == {"Model": "sds-0001"}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +86,6 @@ def test_a_queued_run_is_confirmed_with_link_and_place(
     assert error is None
     assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
     assert (job.name, job.owner, job.config["model"]) == ("mine", "local", "toy")
-
-
-def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
-    said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
-    assert error is not None and "may not" in said["value"]
-    assert len(queries.jobs()) == 5
 
 
 def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
@@ -168,27 +161,22 @@ def arrival(who: tuple[str, str] = HOST, **query: str) -> dict[str, Any]:
     return {component.elem_id: update for component, update in arrive(asked(who, **query)).items()}
 
 
-def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
+def test_the_address_fills_the_form(sds: Kind) -> None:
     told = arrival(**{"from": "sds-0001"})
     assert told["sds-field-base"]["value"] == "magnitude"
     assert told["sds-field-model"]["value"] == "toy"
     assert told["sds-field-segments"]["value"] == 32
     assert told["new-name"] == queries.job(1).name
     assert told["new-kind"]["value"] == "sds"
-
-
-def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> None:
     told = arrival(kind="evaluation", model="sds-0001")
     assert told["evaluation-field-model"]["value"] == "sds-0001"
     assert told["evaluation-field-windows"]["value"] == 16
     assert "value" not in told["sds-field-model"] and told["new-kind"]["value"] == "evaluation"
     offered = [kind for _, kind in told["new-kind"]["choices"]]
     assert offered == ["sds", "dlqat", "amphista", "evaluation"]  # methods, and what was asked for
-
-
-def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
-    configs = [kinds()["evaluation"].config(model="sds-0001")]
-    assert preview.models_of(configs) == {"Model": "sds-0001"}
+    told = arrival(kind="spd")
+    assert "There is no kind of run called" in told["new-said"]["value"]
+    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
 
 
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
@@ -201,17 +189,14 @@ def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -
     assert "value" not in told["sds-field-model"]
 
 
-def test_a_method_that_is_not_there_is_told(sds: Kind) -> None:
-    told = arrival(kind="spd")
-    assert "There is no kind of run called" in told["new-said"]["value"]
-    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
-
-
-def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
+def test_guests_find_the_button_off_with_the_reason_and_are_refused(sds: Kind) -> None:
     told = arrival(GUEST)
     assert told["new-add"]["interactive"] is False
     assert "Guests have read-only access" in told["new-said"]["value"]
     assert "new-add" not in arrival()
+    said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
+    assert error is not None and "may not" in said["value"]
+    assert len(queries.jobs()) == 5
 
 
 def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:

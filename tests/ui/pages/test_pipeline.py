@@ -85,13 +85,12 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     assert NAME not in head + body  # shown as text
 
 
-def test_without_a_pipeline_there_is_the_form(seeded: Settings) -> None:
+def test_without_a_pipeline_there_is_the_form_with_the_preset_of_the_address(
+    seeded: Settings,
+) -> None:
     for query in ({}, {"id": "sds-9999"}):
         _, body, form = page.draw(asked(**query))
         assert body == "" and form["visible"]
-
-
-def test_the_preset_is_that_of_the_address(seeded: Settings) -> None:
     assert page._arrive(asked(preset="prune, quantise"))[0] == "prune, quantise"
     assert page._arrive(asked(preset="other"))[0] == page.FIRST
 

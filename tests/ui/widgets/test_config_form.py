@@ -44,7 +44,7 @@ def form() -> ConfigForm:
         return ConfigForm(SDSJob, {"model": lambda: [("Toy", "toy"), ("Other", "other")]})
 
 
-def test_every_field_has_one_input_that_suits_its_type() -> None:
+def test_every_field_has_one_input_that_suits_its_type_with_help_unit_and_default() -> None:
     with gr.Blocks():
         form = ConfigForm(Own)
     kinds = {name: type(field.input) for name, field in form.fields.items()}
@@ -53,6 +53,17 @@ def test_every_field_has_one_input_that_suits_its_type() -> None:
         "deep": gr.Checkbox, "pattern": gr.Dropdown, "note": gr.Textbox,
     }  # fmt: skip
     assert len({field.input.elem_id for field in form.fields.values()}) == len(kinds)
+    with gr.Blocks():
+        form = ConfigForm(Own)
+    assert form.fields["rate"].input.label == "Rate (per step)"
+    assert form.fields["size"].input.info == "How many."
+    assert form.fields["pattern"].input.choices == [("2:4", "2:4"), ("4:8", "4:8")]
+    assert form.fields["pattern"].input.allow_custom_value
+    assert form.values([field.input.value for field in form.fields.values()]) == {
+        name: info.default for name, info in Own.model_fields.items()
+    }
+    assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
+    assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
 
 
 def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
@@ -68,23 +79,6 @@ def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
     assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
     assert form.arrival({"sides": ""})[chosen]["value"] == []
     assert form.changed({"sides": "toy, b"}) == ["sides"]
-
-
-def test_help_unit_examples_and_default_come_from_the_config() -> None:
-    with gr.Blocks():
-        form = ConfigForm(Own)
-    assert form.fields["rate"].input.label == "Rate (per step)"
-    assert form.fields["size"].input.info == "How many."
-    assert form.fields["pattern"].input.choices == [("2:4", "2:4"), ("4:8", "4:8")]
-    assert form.fields["pattern"].input.allow_custom_value
-    assert form.values([field.input.value for field in form.fields.values()]) == {
-        name: info.default for name, info in Own.model_fields.items()
-    }
-
-
-def test_a_unit_that_the_title_holds_is_not_repeated() -> None:
-    assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
-    assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
 
 
 def test_the_kinds_own_fields_come_first_and_the_shared_ones_last() -> None:
@@ -154,9 +148,14 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
     assert form.folds["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
+    with pytest.raises(ConfigError) as caught:
+        validated("sds", {"segments": None})
+    assert caught.value.field == "segments"
 
 
-def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
+def test_all_that_is_wrong_is_said_at_once_and_the_accordion_opens_and_counts(
+    form: ConfigForm,
+) -> None:
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
@@ -164,21 +163,9 @@ def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
     assert updates[form.folds["Advanced"]]["open"] is True  # damping is inside
-
-
-def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
     assert advanced(SDSJob.model_fields["l1"])
     updates = form.show_errors(SlimscopeError("No.", field="l1"))
     assert updates[form.folds["Advanced"]]["open"] is True
-
-
-def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validated("sds", {"segments": None})
-    assert caught.value.field == "segments"
-
-
-def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
     assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
     changed = defaults | {"l1": 1.0, "l2": 1.0, "pattern": "50%"}

@@ -76,9 +76,6 @@ def test_the_shape_of_each_step_is_recognised(stages: list[TensorSnapshot]) -> N
     assert "50.0 % exact zeros" in said[1]
     assert said[2].startswith("Three peaks, the middle one at zero")
     assert said[3].startswith("Two peaks")
-
-
-def test_chance_makes_no_peak() -> None:
     flat = np.random.default_rng(0).poisson(300, 256)
     assert len(peaks(flat)) <= 1
     assert len(peaks(np.zeros(256, dtype=int))) == 0

@@ -122,9 +122,6 @@ def test_another_topic_offers_its_views(seeded: Settings) -> None:
     assert seen["view"]["value"] == "matrix"
     assert [name for _, name in seen["view"]["choices"]] == ["matrix", "joint"]
     assert seen["cells"]["visible"] is True and isinstance(seen["tensor_chart"], go.Figure)
-
-
-def test_every_view_has_one_topic() -> None:
     assert sorted(name for views in TOPICS.values() for name in views) == sorted(TENSOR_VIEWS)
 
 
@@ -234,9 +231,6 @@ def test_before_and_after_counts_every_weight(seeded: Settings) -> None:
     assert chart.frame["Weights"].sum() == stored["sds"].n
     assert list(chart.frame.columns)[1] == f"{STAGE_LABELS['sds']} from"
     assert "moves the weights by" in chart.headline and "exactly zero" in chart.headline
-
-
-def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
     chart = tensor_chart(view(view="spectrum"))
     stored = {s.stage: s.stats for s in tensors.tensor_snapshots(1, TENSOR)}
     assert isinstance(chart.figure, go.Figure) and "stable rank" in chart.headline
@@ -345,9 +339,6 @@ def test_a_picked_cell_changes_the_tensor_but_not_the_map(seeded: Settings) -> N
     assert seen["tensor_chart"].layout.uirevision == TENSOR
     assert "layers_chart" not in seen and TENSOR in seen["statistics"]
     assert "layers_chart" in page.pick_tensor(view(layers="depth")), "its mark moves"
-
-
-def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Settings) -> None:
     weights = weights_of("sds-0001")
     assert weights is not None
     names = list(weights.tensors)
