@@ -61,7 +61,7 @@ from backend.drafters.data.hidden_state_cache import (
 )
 from backend.drafters.data.prompts import PromptRequest, prompts_for
 from backend.drafters.exact_walk import walk_answers
-from backend.drafters.layers.initialization import FITTED
+from backend.drafters.layers.initialization import FIT_TOKENS
 from backend.drafters.registry import Drafter, build_drafter
 from backend.drafters.training.head_accuracy import HeadAccuracy, sequence_ranks
 from backend.drafters.training.trainer import PACE_SKIPPED, PACE_STEPS, DrafterTrainer
@@ -256,7 +256,7 @@ class Bench:
         """A drafter after so many steps; the processor time of each is appended to `seconds`."""
         torch.manual_seed(seed)
         drafter = build_drafter(DrafterConfig(**ARMS[arm]), self.target, self.vocabulary)
-        drafter.initialize(self.target, self.corpora.learnt.spread(FITTED), fitted=True)
+        drafter.initialize(self.target, self.corpora.learnt.spread(FIT_TOKENS))
         config = TrainingConfig(minutes=0, steps=steps, batch=self.chosen.batch)
         watched = [self.corpora.judged[n] for n in range(min(WATCHED, len(self.corpora.judged)))]
         with TemporaryDirectory() as scratch:

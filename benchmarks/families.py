@@ -142,12 +142,12 @@ def decoding(tiny: TinyModel) -> str:
 
 def drafter(tiny: TinyModel) -> str:
     target = TargetModel(tiny.loaded().model)
-    layers = 0 if tiny.facts.support.clone else 2
-    config = DrafterConfig(draft_vocabulary=0, heads=3, adaptation_layers=layers)
+    architecture = "medusa" if tiny.facts.support.clone else "amphista"
+    config = DrafterConfig(draft_vocabulary=0, heads=3, architecture=architecture)
     made = build_drafter(config, target, torch.arange(target.vocabulary))
-    made.initialize(target, [*tiny.text], True)
+    made.initialize(target, [*tiny.text])
     compare(target, TreeProposer(made.eval(), target, DRAFTS))
-    return "" if layers else "Medusa only"
+    return "" if architecture == "amphista" else "Medusa only"
 
 
 def compare(target: TargetModel, proposer: Proposer) -> None:
@@ -178,7 +178,7 @@ def attempt(tiny: TinyModel, method: Method) -> str:
     name, fields, work = method
     kind = kinds()[name]
     if name == "amphista" and tiny.facts.support.clone:
-        fields = {**fields, "adaptation_layers": 0}
+        fields = {**fields, "architecture": "medusa"}
     try:
         kind.requirements(kind.config(model=str(tiny.folder), **fields))
     except SlimscopeError as error:

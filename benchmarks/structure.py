@@ -1,11 +1,14 @@
-"""The layout in figures: lines of each room, its fullest folder, and imports that close a circle.
+"""The layout in figures: lines of each room, its fullest folder, imports that close a circle, form
+fields, settings, and helpers called once.
 
 make bench-structure ARGS="REVISION ..."     # of commits; without any, of the working tree
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,17 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOMS = ("backend", "jobs", "ui", "tests")
-COUNTED = (".py", ".html")
+COUNTED = (".py", ".html", ".css", ".js", ".cpp", ".h")
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Room:
-    """A top-level folder: lines of Python and of templates, its fullest folder, and how many
-    imports close a circle among siblings (None for tests, which are no package)."""
+    """A top-level folder: lines of Python and of all else (templates, styles, scripts, C++), its
+    fullest folder, and how many imports close a circle among siblings (None for tests, which are
+    no package)."""
 
     python: int
-    templates: int
+    other: int
     fullest: str
     files: int
     circles: int | None
@@ -54,7 +58,7 @@ def measure(root: Path, name: str) -> Room:
         folders[str(path.parent.relative_to(root))] += path.name != "__init__.py"
     fullest, most = folders.most_common(1)[0]
     circles = None if name == "tests" else sum(closing_imports(root, name))
-    return Room(lines[".py"], lines[".html"], fullest, most, circles)
+    return Room(lines.pop(".py"), sum(lines.values()), fullest, most, circles)
 
 
 def closing_imports(root: Path, name: str) -> Iterator[int]:
@@ -64,6 +68,46 @@ def closing_imports(root: Path, name: str) -> Iterator[int]:
     yield from json.loads(counted.stdout)
 
 
+@dataclass(frozen=True)
+class Product:
+    """The product as a whole.
+
+    Attributes:
+        files: of Python.
+        called_once: private functions that are named once besides their definition.
+        fields, settings: of all kinds of run together, each name once; environment variables.
+    """
+
+    files: int
+    called_once: int
+    fields: int
+    settings: int
+
+
+def measure_product(root: Path) -> Product:
+    """Counts what no single room tells."""
+    files = [p for name in ROOMS[:3] for p in (root / name).rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    words = Counter(word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text))
+    functions = (node for text in texts for node in ast.walk(ast.parse(text)))
+    private = [
+        node.name for node in functions
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and re.match("_[a-z]", node.name)
+    ]  # fmt: skip
+    command = [sys.executable, "-c", FIELDS]
+    counted = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    once = sum(words[name] == 2 for name in private)
+    return Product(len(files), once, *json.loads(counted.stdout))
+
+
+FIELDS = """
+import json
+from backend.settings import Settings
+from jobs.kind import kinds
+print(json.dumps([len({f for kind in kinds().values() for f in kind.config.model_fields}),
+                  len(Settings.model_fields)]))
+"""
 CIRCLES = """
 import grimp, json, sys
 graph = grimp.build_graph(sys.argv[1], cache_dir=None)
@@ -76,17 +120,22 @@ def main(revisions: Sequence[str]) -> None:
     for revision in revisions or ("",):
         with checkout(revision) as root:
             rooms = {name: measure(root, name) for name in ROOMS}
+            product = measure_product(root)
         print(revision or "working tree")
-        print(
-            f"{'room':<10}{'Python':>8}{'templates':>11}{'circles':>9}{'files':>7}  fullest folder"
-        )
+        print(f"{'room':<10}{'Python':>8}{'other':>11}{'circles':>9}{'files':>7}  fullest folder")
         for name, room in rooms.items():
             circles = "–" if room.circles is None else room.circles
             print(
-                f"{name:<9}{room.python:>7}{room.templates:>11}{circles:>9}{room.files:>7}"
+                f"{name:<9}{room.python:>7}{room.other:>11}{circles:>9}{room.files:>7}"
                 f"  {room.fullest}"
             )
-        print(json.dumps({"revision": revision, **{n: asdict(r) for n, r in rooms.items()}}))
+        lines = sum(room.python + room.other for name, room in rooms.items() if name != "tests")
+        print(
+            f"product: {lines} lines, {product.files} files of Python, {product.fields} fields, "
+            f"{product.settings} settings, {product.called_once} private functions called once"
+        )
+        figures = {name: asdict(room) for name, room in rooms.items()}
+        print(json.dumps({"revision": revision, **figures, "product": asdict(product)}))
 
 
 if __name__ == "__main__":

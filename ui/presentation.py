@@ -25,7 +25,7 @@ from ui.templates import render
 
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # without I and O
 CODE, MOST = 6, 100  # letters of a code; presentations at once
-LASTS_S = 3600.0  # without a sign of the presenter
+EXPIRY_S = 3600.0  # without a sign of the presenter
 ADDRESS = re.compile(r"(\./)?[\w\-]*(\?[\w\-.~%&=+,:@/()*!']{0,2000})?")  # of a page of ours
 
 
@@ -42,7 +42,7 @@ class Presentations:
             The code.
         """
         now = time.monotonic()
-        self._shown = {c: s for c, s in self._shown.items() if now - s[1] < LASTS_S}
+        self._shown = {c: s for c, s in self._shown.items() if now - s[1] < EXPIRY_S}
         if code not in self._shown:
             code = "".join(secrets.choice(LETTERS) for _ in range(CODE))
         while len(self._shown) >= MOST:

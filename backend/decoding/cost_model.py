@@ -25,8 +25,8 @@ CONTEXT = 192  # cached tokens while measuring
 REPEATS = 5
 LOOKUP_LENGTHS = range(3, 11)  # draft tokens of prompt lookup
 LOOKUP_COST = 1.3  # of a pass that verifies them, in passes over one token
-FEW_NODES = 8  # over which the cost of one more is measured
-CHEAPEST = 0.002  # share of a pass: on a GPU, timings of a few more nodes are noise
+MARGINAL_NODES = 8  # over which the cost of one more is measured
+MIN_NODE_COST = 0.002  # share of a pass: on a GPU, timings of a few more nodes are noise
 LARGEST_COST = 2.0  # of a pass over the largest tree, in passes over one token
 USUAL_SPEED_UP = 1.5
 HIGHEST = 0.5  # chance a node is asked for: what is measured on a busy machine may ask for 1
@@ -79,8 +79,8 @@ class CostModel:
         makes the time of a pass worth S tokens, so the node pays where p > S c.
         """
         sizes = list(self.verify)
-        few = next((n for n in sizes if n >= FEW_NODES), sizes[-1])
-        cost = max(CHEAPEST, (self.ratio(few) - 1) / max(1, few - 1))
+        few = next((n for n in sizes if n >= MARGINAL_NODES), sizes[-1])
+        cost = max(MIN_NODE_COST, (self.ratio(few) - 1) / max(1, few - 1))
         most = max((n for n in sizes if self.ratio(n) <= LARGEST_COST), default=few)
         return DynamicTree(max(2, most), min(HIGHEST, USUAL_SPEED_UP * cost))
 

@@ -42,7 +42,7 @@ Path = tuple[int, ...]
 Growth = list[tuple[Path, float]]  # paths and their values, the most frequent first
 
 RANKS = 10  # candidates per head that can enter a tree
-LARGEST = 256  # maximum number of nodes
+MAX_NODES = 256  # maximum number of nodes
 
 
 class Tree:
@@ -177,7 +177,7 @@ def chain(length: int) -> Tree:
     return Tree((0,) * depth for depth in range(1, length + 1))
 
 
-def frequent_paths(ranks: Tensor, nodes: int = LARGEST) -> list[Path]:
+def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
     """The paths that are accepted most often, best first; the first n form a tree for every n.
 
     Args:
@@ -193,7 +193,7 @@ def frequent_paths(ranks: Tensor, nodes: int = LARGEST) -> list[Path]:
     return sorted(counts, key=lambda path: (-counts[path], len(path), path))[: nodes - 1]
 
 
-def grow(answers: Sequence[Tensor], nodes: int = LARGEST) -> Growth:
+def grow(answers: Sequence[Tensor], nodes: int = MAX_NODES) -> Growth:
     """The most frequent paths, and what each adds to the accepted length.
 
     Args:
@@ -231,10 +231,10 @@ def walk(lengths: Sequence[int]) -> tuple[int, int]:
 
 
 def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
-    """[anchors, heads] place in the growth of the path to each head's true token; `LARGEST` where
+    """[anchors, heads] place in the growth of the path to each head's true token; `MAX_NODES` where
     it is not there."""
     rows = [
-        [place.get(tuple(row[:depth]), LARGEST) for depth in range(1, len(row) + 1)]
+        [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
         for row in ranks.tolist()
     ]
     return torch.tensor(rows).view(ranks.shape)

@@ -24,7 +24,7 @@ import torch
 from backend.decoding.acceptance import Acceptance
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.proposers import NOTHING, Proposer
+from backend.decoding.proposers import NO_TREE, Proposer
 from backend.decoding.target_model import DecodingCache, TargetModel
 from backend.errors import ConfigError
 
@@ -85,10 +85,10 @@ def decode(
     verify = target.verifier(cache)
     proposer.start(prompt[0], cache.capacity)
     hidden, logits = verify.prefill(committed[cache.length :])
-    root = rule.walk(NOTHING, committed[-1:], logits, committed[:-1])[1]
+    root = rule.walk(NO_TREE, committed[-1:], logits, committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)
-    yield DecodeStep([root], [0], [], NOTHING, [root], {"prefill": clock.lap()})
+    yield DecodeStep([root], [0], [], NO_TREE, [root], {"prefill": clock.lap()})
     while len(committed) - len(prompt) < limit and committed[-1] not in ends:
         clock.lap()
         draft = proposer.propose(hidden, following)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from backend.decoding.engine import DecodeStep, LapTimer
-from backend.decoding.proposers import NOTHING, NoDraft, Proposer
+from backend.decoding.proposers import NO_TREE, NoDraft, Proposer
 
 
 class LlamaCppDecoder:
@@ -50,14 +50,14 @@ class LlamaCppDecoder:
         clock = LapTimer(self.device)
         self._model.reset()
         token = self._next(prompt)
-        yield DecodeStep([token], [0], [], NOTHING, [token], {"prefill": clock.lap()})
+        yield DecodeStep([token], [0], [], NO_TREE, [token], {"prefill": clock.lap()})
         for _ in range(limit - 1):
             if token in ends:
                 return
             clock.lap()
             root, token = token, self._next([token])
             parts = {"draft": 0.0, "verify": clock.lap(), "accept": 0.0, "cache": 0.0}
-            yield DecodeStep([token], [0], [0], NOTHING, [root], parts)
+            yield DecodeStep([token], [0], [0], NO_TREE, [root], parts)
 
     def _next(self, tokens: Sequence[int]) -> int:
         """Append `tokens`; the most likely next one."""

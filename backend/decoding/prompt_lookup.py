@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backend.decoding.draft_tree import chain
-from backend.decoding.proposers import NOTHING, DraftTokens, Proposer
+from backend.decoding.proposers import NO_TREE, DraftTokens, Proposer
 
 
 class PromptLookup:
@@ -43,7 +43,7 @@ class PromptLookup:
             if place is not None:
                 tokens = self._text[place : place + self.length]
                 return DraftTokens(tokens, chain(len(tokens)), looked_up=True)
-        return DraftTokens([], NOTHING)
+        return DraftTokens([], NO_TREE)
 
 
 class PromptLookupFirst:

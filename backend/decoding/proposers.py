@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backend.decoding.draft_tree import Tree, chain
 
-NOTHING = chain(0)
+NO_TREE = chain(0)
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class NoDraft:
         pass
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        return DraftTokens([], NOTHING)
+        return DraftTokens([], NO_TREE)

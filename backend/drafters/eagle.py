@@ -30,9 +30,9 @@ from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
 
 
-@drafter("eagle", repeats=True)
+@drafter("eagle", adaptation_layers=1, repeats=True)
 class EagleDrafter(SequentialDrafter):
-    """A sequential drafter of one fusion and one or two cloned layers."""
+    """A sequential drafter of one fusion and one cloned layer."""
 
     def __init__(
         self,

@@ -3,14 +3,13 @@
 Anchor i: the tokens up to x_{i+1} are known. With E the target model's input embedding and
 y_1 .. y_{k-1} the draft tokens of a path:
 
-    a_i = h_i, or SA(F [h_i ; E x_{i+1}]) with an adaptation layer
+    a_i = SA(F [h_i ; E x_{i+1}])                                            a cloned layer
     e_k = a_i + SiLU(M_k [a_i ; E x_{i+1} ; E y_1 ; .. ; E y_{k-1}] + c_k)    M, c start at zero
-    logits_k = W norm(e_k)                                                    without norm for h_i
+    logits_k = W norm(e_k)
 
-The text of an anchor stands for the draft tokens in training. Without an adaptation layer this is
-the paper's basic drafter, sequential Medusa heads; a causal layer over all anchors before, and
-learning from the target model's distribution, are those of its Hydra++. Ours: one residual block a
-head, the cloned layer and its start (see `adapted`).
+The text of an anchor stands for the draft tokens in training. A causal layer over all anchors
+before, and learning from the target model's distribution, are those of the paper's Hydra++. Ours:
+one residual block a head, the cloned layer and its start (see `adapted`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
 
 
-@drafter("hydra")
+@drafter("hydra", adaptation_layers=1)
 class HydraDrafter(SequentialDrafter):
     """A sequential drafter of one residual block a head."""
 
@@ -37,7 +36,7 @@ class HydraDrafter(SequentialDrafter):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         d = target.width
-        super().__init__(config, target, vocabulary, dtype, min(config.adaptation_layers, 1))
+        super().__init__(config, target, vocabulary, dtype, 1)
         known = range(2, config.heads + 2)  # a_i, x_{i+1} and the draft tokens before
         self.heads = nn.ModuleList(nn.Linear(n * d, d, dtype=dtype) for n in known)
         for parameter in self.heads.parameters():

@@ -114,15 +114,9 @@ class Drafter(nn.Module, ABC):
         """W [..., d] (+ b), before the logits are scaled and capped."""
         return linear(slots, self.read_out, self.read_bias)
 
-    def initialize(self, target: TargetModel, sequences: Sequence[Tensor], fitted: bool) -> float:
-        """Set what an untrained drafter can know from `sequences` (token ids [L] each).
-
-        Args:
-            fitted: whether to fit weights by least squares.
-
-        Returns:
-            Share of variance the fit explains; 0 without a fit.
-        """
+    def initialize(self, target: TargetModel, sequences: Sequence[Tensor]) -> float:
+        """Set what an untrained drafter can know from `sequences` (token ids [L] each); return the
+        share of variance that a least-squares fit explains, 0 without one."""
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
@@ -173,12 +167,15 @@ DRAFTERS: Registry[type[Drafter]] = Registry(DECLARED_DRAFTERS)
 Architecture = TypeVar("Architecture", bound=type[Drafter])
 
 
-def drafter(name: str, *, repeats: bool = False) -> Callable[[Architecture], Architecture]:
+def drafter(
+    name: str, *, adaptation_layers: int = 0, repeats: bool = False
+) -> Callable[[Architecture], Architecture]:
     """Register a drafter architecture: a class decorator.
 
     Args:
+        adaptation_layers: how many decoder layers it clones from the end of the base model.
         repeats: whether its layers run again for the tokens behind an anchor, from embeddings of
-            the draft tokens before; for estimates, and to refuse settings without either.
+            the draft tokens before; for estimates.
     """
 
     def register(cls: Architecture) -> Architecture:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from math import ceil
 
-from backend.drafters.config import CHUNK, DECLARED_DRAFTERS, LONGEST, WRITERS
+from backend.drafters.config import (
+    ANCHOR_SHARE,
+    CHUNK,
+    DECLARED_DRAFTERS,
+    GENERATION_BATCH,
+    MAX_PROMPT_TOKENS,
+)
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, block_weights, weight_memory
@@ -73,43 +79,21 @@ def require_consistent(config: AmphistaJob, facts: ModelFacts) -> None:
         raise ConfigError(
             f"{config.adaptation_layers} layers cannot be cloned.",
             f"{facts.title} has {facts.blocks}.",
-            "Choose fewer.",
-            "adaptation_layers",
+            "Choose the architecture medusa, which clones none.",
+            "architecture",
         )
     if config.adaptation_layers and facts.support.clone:
         raise ConfigError(
             f"The layers of {facts.title} cannot be cloned.",
             facts.support.clone,
-            "Choose 0 adaptation layers (Medusa).",
-            "adaptation_layers",
-        )
-    if _repeats(config):
-        require_inputs(config)
-    if not config.teacher_weight and not config.label_weight:
-        raise ConfigError(
-            "There is no loss to train with.",
-            "Both losses have weight 0.",
-            "Set one of them above 0.",
-            "teacher_weight",
+            "Choose the architecture medusa, which clones none.",
+            "architecture",
         )
 
 
 def _repeats(config: AmphistaJob) -> bool:
     """Whether the layers run again behind an anchor; see `drafter.registry.drafter`."""
     return bool(DECLARED_DRAFTERS[config.architecture].facts.get("repeats"))
-
-
-def require_inputs(config: AmphistaJob) -> None:
-    """Refuse settings without which draft tokens could not depend on one another."""
-    needed = {"adaptation_layers": "one adaptation layer", "sampled_token": "the sampled token"}
-    for field, what in needed.items():
-        if not getattr(config, field):
-            raise ConfigError(
-                f"A drafter of the architecture {config.architecture} cannot be built like this.",
-                f"Its draft tokens depend on one another through at least {what}.",
-                "Change the setting, or choose the architecture amphista.",
-                field,
-            )
 
 
 def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
@@ -150,7 +134,7 @@ def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = Fals
         return config.answer_tokens
     given = given_prompts(config, facts)
     if longest:
-        prompt = max(given, default=LONGEST + PROMPT_TOKENS)
+        prompt = max(given, default=MAX_PROMPT_TOKENS + PROMPT_TOKENS)
     else:
         prompt = sum(given) // len(given) if given else PROMPT_TOKENS
     return min(prompt + config.answer_tokens, facts.context)
@@ -167,15 +151,16 @@ def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
 
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
     """Weights of the drafter, about."""
-    d, inner = facts.hidden, config.encoder_width or facts.hidden
-    if config.architecture != "amphista":
-        inputs = sum(range(2, config.heads + 2)) * (config.architecture == "hydra")
-        layers = config.adaptation_layers * block_weights(facts)
-        return layers + (2 + inputs) * d**2
-    if not config.head_layers:  # as many as those of a whole drafter
-        return 2 * (block_weights(facts) + 2 * d**2) + (12 + config.heads) * d**2
-    layers = config.adaptation_layers * (block_weights(facts) + 2 * d**2)
-    return layers + 12 * inner**2 * config.encoder + config.heads * config.head_layers * d**2
+    d, block = facts.hidden, block_weights(facts)
+    if config.architecture in ("amphista", "medusa"):
+        layers = config.adaptation_layers * (block + 2 * d**2)
+        encoder = 12 * d**2 * (config.architecture == "amphista")
+        encoder *= config.ablation != "adaptation only"
+        if config.ablation == "as many parameters":  # as those of a whole Amphista
+            layers, encoder = 2 * (block + 2 * d**2), 12 * d**2
+        return layers + encoder + config.heads * d**2
+    inputs = sum(range(2, config.heads + 2)) * (config.architecture == "hydra")
+    return config.adaptation_layers * block + (2 + inputs) * d**2
 
 
 def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
@@ -183,7 +168,7 @@ def memory_bytes(config: AmphistaJob, facts: ModelFacts) -> dict[str, int]:
     answers are written before the training, so the larger of the two counts."""
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
     longest = sequence_tokens(config, facts, longest=True)
-    written = WRITERS * longest
+    written = GENERATION_BATCH * longest
     work = {
         "answers": 4 * written * (cached_values(facts) + facts.hidden) * (config.data == "answers"),
         "training": COMPILED_BYTES
@@ -203,7 +188,7 @@ def mask_bytes(config: AmphistaJob, length: int) -> int:
     M (K - 1) guesses sees the tokens and the guesses, [M (K - 1), length + M (K - 1)]."""
     if not _repeats(config):
         return 0
-    guesses = ceil(config.anchors * length) * (config.heads - 1)
+    guesses = ceil(ANCHOR_SHARE * length) * (config.heads - 1)
     return MASK_BYTES * config.adaptation_layers * guesses * (length + guesses)
 
 
@@ -241,7 +226,7 @@ def training_flops(config: AmphistaJob, facts: ModelFacts) -> float:
         threads = config.threads or settings().threads or available_threads()
         return 60 * config.minutes * FLOPS_PER_THREAD * threads
     vocabulary = min(config.draft_vocabulary or facts.vocabulary, facts.vocabulary)
-    guesses = config.heads * vocabulary * facts.hidden * config.anchors
+    guesses = config.heads * vocabulary * facts.hidden * ANCHOR_SHARE
     learnt = config.steps * config.batch * sequence_tokens(config, facts)
-    runs = 1 + _repeats(config) * (config.heads - 1) * config.anchors
+    runs = 1 + _repeats(config) * (config.heads - 1) * ANCHOR_SHARE
     return 6.0 * learnt * (runs * drafter_weights(config, facts) + guesses)

@@ -43,14 +43,10 @@ PART_LABELS = {
     "lm_head": "LM head, draft vocabulary",
     "rest": "Candidates and tree",
 }
-ARM_NOTES = {
-    "Medusa": "Control: independent heads, as in Medusa.",
-    "Medusa, as many parameters": "Control: independent heads, as large as Amphista.",
-    "Encoder only": "Control: the heads attend to each other; no adaptation layers.",
-    "Staged adaptation only": "Control: adaptation layers; the heads do not attend to each other.",
-    "Without the sampled token": "Control: the adaptation layers do not see the sampled token.",
-    "Hydra": "Baseline: heads that read the draft tokens before theirs. Accepts most in our tests.",
-    "EAGLE": "Baseline: token after token from its own states, in the manner of EAGLE-3.",
+ARCHITECTURE_NOTES = {
+    "Medusa": "Independent heads.",
+    "Hydra": "Heads that read the draft tokens before theirs. Accepts most in our tests.",
+    "EAGLE": "Token after token from its own states, in the manner of EAGLE-3.",
 }
 KIND = Kind(
     name=NAME,
@@ -77,8 +73,8 @@ KIND = Kind(
         "quick look": {"minutes": 1, "answers": 128, "heldout": 16},
         "default": {},
         "thorough": {"minutes": 60, "answers": 6000},
-        **{arm: fields for arm, fields in ARMS.items() if fields},
+        **{name: ARMS[name] for name in ARCHITECTURE_NOTES},
     },
-    preset_notes=ARM_NOTES,
+    preset_notes=ARCHITECTURE_NOTES,
     forecast=forecast,
 )

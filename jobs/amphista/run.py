@@ -24,7 +24,7 @@ from backend.drafters.data.hidden_state_cache import (
 )
 from backend.drafters.draft_time import time_parts
 from backend.drafters.exact_walk import walk_answers
-from backend.drafters.layers.initialization import FITTED
+from backend.drafters.layers.initialization import FIT_TOKENS
 from backend.drafters.registry import Drafter, build_drafter
 from backend.drafters.training.head_accuracy import NODES, TOP, HeadAccuracy
 from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
@@ -40,7 +40,7 @@ from jobs.runtime.follower import FollowerContext
 from jobs.runtime.loading import load_model
 from jobs.runtime.progress import Phases
 
-WALKED = 24  # held-out answers the forecast is made on
+FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
 
 
 def run(config: AmphistaJob, context: JobContext) -> None:
@@ -106,8 +106,7 @@ class DrafterRun:
         """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
         if self.context.checkpoints.find(CHECKPOINT):
             return
-        fitted = self.config.initial == "fitted"
-        if explained := drafter.initialize(self.target, learnt.spread(FITTED), fitted):
+        if explained := drafter.initialize(self.target, learnt.spread(FIT_TOKENS)):
             self.context.result(DRAFTER, "fit_explained", explained)
             self.context.log(f"The initial fusion explains {explained:.0%} of the layer's inputs.")
 
@@ -169,7 +168,7 @@ def record_economy(
         DRAFTER, "accepted_length", accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
     chosen = TreeProposer(drafter, target, costs.dynamic_tree())
-    walk = walk_answers(chosen, (heldout[n] for n in range(min(WALKED, len(heldout)))))
+    walk = walk_answers(chosen, (heldout[n] for n in range(min(FORECAST_ANSWERS, len(heldout)))))
     predicted = walk.speed_up(costs)
     context.result(DRAFTER, "predicted_speed_up", predicted, nodes=chosen.nodes)
     context.result(DRAFTER, PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)

@@ -58,7 +58,7 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.progress import Phase, Phases
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
-MOST_PATHS = 16  # of a tree that changes, shown
+MAX_PATHS = 16  # of a tree that changes, shown
 
 
 class DecodingBenchmark:
@@ -280,5 +280,5 @@ def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]
     policy = proposer.policy
     if isinstance(policy, StaticTree):
         return policy.paths
-    often = nlargest(MOST_PATHS, hits, key=lambda path: (hits[path], -len(path)))
+    often = nlargest(MAX_PATHS, hits, key=lambda path: (hits[path], -len(path)))
     return sorted(often, key=lambda path: (len(path), path))

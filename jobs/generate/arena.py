@@ -17,7 +17,7 @@ from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, all_votes, votes_of
 from jobs.generate.conversation import turns_to
 
-FEW = 10  # votes, below which a leaderboard says little
+MIN_VOTES = 10  # votes, below which a leaderboard says little
 
 
 def names_of(job: Job) -> list[str]:

@@ -15,7 +15,7 @@ from backend.store.states import State
 from backend.store.tables import Job, check_intact
 from jobs.generate.transcript import read_transcript
 
-MOST_TURNS = 50
+MAX_TURNS = 50
 
 
 def chain(follows: str, field: str = "follows") -> list[Job]:
@@ -33,8 +33,8 @@ def chain(follows: str, field: str = "follows") -> list[Job]:
         check_intact(job.config)
         if "prompt" not in job.config or "sides" not in job.config:
             raise _broken(f"{job.run} holds no answers.", field)
-        if len(jobs) == MOST_TURNS or job.run in {each.run for each in jobs}:
-            raise _broken(f"A conversation has at most {MOST_TURNS} prompts.", field)
+        if len(jobs) == MAX_TURNS or job.run in {each.run for each in jobs}:
+            raise _broken(f"A conversation has at most {MAX_TURNS} prompts.", field)
         jobs.append(job)
         follows = str(job.config.get("follows", ""))
     return jobs[::-1]
@@ -108,7 +108,7 @@ def conversations(jobs: Sequence[Job]) -> list[Conversation]:
     found: dict[str, Conversation] = {}
     for job in jobs:
         first, prompts = job, 1
-        while (before := by_run.get(str(first.config.get("follows", "")))) and prompts < MOST_TURNS:
+        while (before := by_run.get(str(first.config.get("follows", "")))) and prompts < MAX_TURNS:
             first, prompts = before, prompts + 1
         found.setdefault(first.run, Conversation(job, str(first.config.get("prompt", "")), prompts))
     return [*found.values()]

@@ -27,9 +27,7 @@ from typing import Any, TextIO
 from backend.queue.folders import run_folder
 
 MAX_SIDES = 4
-LEAST_TIMED = (
-    32  # tokens behind the first pass; the speed of fewer is that of the first milliseconds
-)
+MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {
     "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
     "error": "failed",
@@ -80,10 +78,10 @@ class Transcript:
 
     @property
     def speed(self) -> float | None:
-        """Tokens per second behind the prompt's pass; None with fewer than `LEAST_TIMED`."""
+        """Tokens per second behind the prompt's pass; None with fewer than `MIN_TIMED_TOKENS`."""
         after = self.passes[1:]
         tokens, ms = sum(len(each.tokens) for each in after), sum(each.ms for each in after)
-        return 1000 * tokens / ms if ms and tokens >= LEAST_TIMED else None
+        return 1000 * tokens / ms if ms and tokens >= MIN_TIMED_TOKENS else None
 
     @property
     def accepted(self) -> float | None:

@@ -24,7 +24,7 @@ from jobs.playground.share import CpuShare
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 
-MOST, MOST_OF_GUESTS = 6, 2  # answers at the same time
+MAX_ANSWERS, MAX_GUEST_ANSWERS = 6, 2  # answers at the same time
 QUICK_S, QUIET_S, USED_S = (
     0.03,
     0.25,
@@ -63,7 +63,7 @@ class PlaygroundServer:
         """Take what is queued, look after what is done, and carry out calls in the main thread."""
         self._settle()
         self._see_jobs()
-        while len(self._answers) < MOST and self._take():
+        while len(self._answers) < MAX_ANSWERS and self._take():
             self._used_at = time.monotonic()
         if self._answers:
             self._used_at = time.monotonic()
@@ -84,7 +84,7 @@ class PlaygroundServer:
 
     def _take(self) -> bool:
         guests = sum(answer.context.guest for answer in self._answers)
-        context = claim_answer(self.models, self.share, self.main, guests < MOST_OF_GUESTS)
+        context = claim_answer(self.models, self.share, self.main, guests < MAX_GUEST_ANSWERS)
         if context is None:
             return False
         thread = threading.Thread(target=lambda: self._give(answer), name=context.run, daemon=True)

@@ -42,7 +42,7 @@ def test_a_family_works_or_is_refused_before_queueing(
 
 
 SETTINGS = {
-    "opt, as 350m": ("amphista", {"adaptation_layers": 2}, "cannot be cloned", "adaptation_layers"),
+    "opt, as 350m": ("amphista", {}, "cannot be cloned", "architecture"),
     "mixtral": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
     "qwen3_moe": ("sds", {"weights": "streamed"}, "block by block", "weights"),
     "bloom": ("generate", {}, "ALiBi", "sides"),

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
 from backend.decoding.engine import decode
-from backend.decoding.proposers import NOTHING, DraftTokens, NoDraft, Proposer
+from backend.decoding.proposers import NO_TREE, DraftTokens, NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.tree_proposer import TreeProposer
@@ -74,7 +74,7 @@ def drawn_pairs(logits: dict, sampling: Sampling, count: int = WALKS) -> Counter
     orders, drawn = list(itertools.permutations(range(VOCABULARY))), Counter[tuple[int, ...]]()
     start = logits[()][None]
     for _ in range(count):
-        first = rule.walk(NOTHING, [0], start, [])[1]
+        first = rule.walk(NO_TREE, [0], start, [])[1]
         tokens, rows = trees[first, dice.choice(orders)]
         path, bonus = rule.walk(TREE, tokens, rows, [0])
         text = [*(tokens[node] for node in path), bonus]
@@ -170,9 +170,7 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
     target, prompt = base(), toy_prompts()[1]
     proposers: list[Proposer] = [NoDraft()]
     for architecture in DECLARED_DRAFTERS:
-        drafter = drafter_of(
-            target, scale=0.2, heads=2, adaptation_layers=1, architecture=architecture
-        )
+        drafter = drafter_of(target, scale=0.2, heads=2, architecture=architecture)
         trees = (StaticTree(TREE), DynamicTree(6, 0.05))
         proposers += [TreeProposer(drafter, target, tree) for tree in trees]
     texts = [

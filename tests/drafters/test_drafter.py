@@ -12,6 +12,7 @@ from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, DrafterConfig, arm_of
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
 from backend.drafters.layers.initialization import ridge
+from backend.drafters.registry import build_drafter
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
@@ -150,8 +151,8 @@ def test_new_anchors_with_a_cache_equal_the_whole_sequence(name: str) -> None:
 
 def test_the_encoder_lets_heads_see_each_other_and_nothing_else_does() -> None:
     target = base("grouped")
-    for encoder in (True, False):
-        drafter = drafter_of(target, scale=0.3, heads=4, encoder=encoder)
+    for arm, encoder in (("Amphista", True), ("Staged adaptation only", False)):
+        drafter = drafter_of(target, scale=0.3, heads=4, **ARMS[arm])
         state = torch.randn(3, 32)
         slots = drafter.slots([state, state])
         gradient = torch.autograd.grad(drafter.logits(slots)[0, 0].sum(), drafter.heads.bias)[0]
@@ -191,7 +192,7 @@ def test_medusa_starts_with_heads_that_repeat_the_base() -> None:
 def test_the_encoder_starts_as_its_position_encoding_alone() -> None:
     target = base()
     whole = drafter_of(target)
-    plain = drafter_of(target, encoder=False)
+    plain = drafter_of(target, **ARMS["Staged adaptation only"])
     plain.load_state_dict({k: v for k, v in whole.state_dict().items() if "encoder" not in k})
     whole.encoder.position.zero_()
     ids = random_ids(target, 10)
@@ -206,13 +207,6 @@ def test_the_fit_is_the_least_squares_solution_and_helps_from_the_start() -> Non
     weight, explained = ridge(inputs, inputs @ true.T, strength=0.01)
     torch.testing.assert_close(weight, true, rtol=0.02, atol=0.03)
     assert explained > 0.99
-
-
-def test_with_narrow_encoders_only_the_projection_is_new() -> None:
-    target = base()
-    drafter = drafter_of(target, encoder_width=16)
-    assert drafter.encoder.qkv.weight.shape == (48, 16)
-    assert drafter.encoder.up.weight.abs().sum() == 0
 
 
 # sizes and arms -----------------------------------------------------------------------------------
@@ -230,18 +224,15 @@ def test_a_matched_medusa_has_as_many_weights() -> None:
 def test_arms_are_known_by_their_fields_whatever_their_sizes(arm: str) -> None:
     config = DrafterConfig(heads=3, draft_vocabulary=64, **ARMS[arm])
     assert arm_of(config.model_dump()) == arm
-    assert arm_of({"staged": False}) == "Own" and arm_of({"minutes": 3}) == "Amphista"
+    assert arm_of({"architecture": "mine"}) == "mine" and arm_of({"minutes": 3}) == "Amphista"
 
 
 def test_stages_are_divided_among_the_heads() -> None:
     target = base("grouped")
     early, late = torch.zeros(1, 32), torch.ones(1, 32)
-    drafter = drafter_of(target, heads=5, encoder=False)
+    drafter = drafter_of(target, heads=5, **ARMS["Staged adaptation only"])
     drafter.norm, drafter.stream_scale = torch.nn.Identity(), torch.ones(32)
     assert drafter.slots([early, late])[0, :, 0].tolist() == [0, 0, 1, 1, 1]
-    undivided = drafter_of(target, heads=5, encoder=False, staged=False)
-    undivided.norm, undivided.stream_scale = torch.nn.Identity(), torch.ones(32)
-    assert undivided.slots([early, late])[0, :, 0].tolist() == [1] * 5
 
 
 def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
@@ -260,11 +251,12 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
     )
     with pytest.raises(ModelError, match="cannot be cloned") as refused:
         AmphistaDrafter(DrafterConfig(), target, torch.arange(8))
-    assert refused.value.field == "adaptation_layers" and "Medusa" in refused.value.do
-    AmphistaDrafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
+    assert refused.value.field == "architecture" and "medusa" in refused.value.do
+    build_drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
 
 
 def test_shapes_out_of_range_are_refused() -> None:
-    for fields in ({"heads": 0}, {"adaptation_layers": 3}, {"head_layers": -1}):
+    ablated = {"architecture": "hydra", "ablation": "encoder only"}
+    for fields in ({"heads": 0}, {"architecture": "none such"}, ablated):
         with pytest.raises(ValidationError):
             DrafterConfig(**fields)

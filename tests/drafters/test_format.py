@@ -18,9 +18,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "drafter-format.md"
 HEADS, LAYERS = 3, 2
 SHAPES = {
     "whole": {},
-    "narrow encoder": {"encoder_width": 16, "head_layers": 2},
-    "no token, no position": {"sampled_token": False, "position": False},
-    "Medusa": {"adaptation_layers": 0, "encoder": False},
+    "encoder only": {"ablation": "encoder only"},
+    "no sampled token": {"ablation": "no sampled token"},
+    "Medusa": {"architecture": "medusa"},
 }
 
 
@@ -36,25 +36,21 @@ def names(head: str) -> set[str]:
 
 def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, list[int]]:
     """Tensor -> shape, by the table; those of the target model are left out."""
-    inner = config.encoder_width or width
-    sizes = {
-        "v": vocabulary, "d": width, "K": config.heads, "R": config.head_layers, "r": inner,
-    }  # fmt: skip
+    sizes = {"v": vocabulary, "d": width, "K": config.heads, "R": 1}
+    token = config.ablation != "no sampled token"
     holds = {
         "always": True,
         "N < S": config.adaptation_layers > 0,
         "S > 0": config.adaptation_layers > 0,
-        "`sampled_token`": config.sampled_token,
-        "no `sampled_token`": not config.sampled_token,
-        "`encoder`": config.encoder,
-        "`position`": config.position,
-        "r ≠ d": inner != width,
+        "sampled token": token,
+        "no sampled token": not token,
+        "block": config.architecture == "amphista" and config.ablation != "adaptation only",
     }
     found = {}
     for name, shape, there, _ in rows("tensor"):
         if not all(holds[each.strip()] for each in there.split(",")) or "*" in name:
             continue
-        dims = [re.fullmatch(r"(\d*)([vdKRr]?)", part.strip()) for part in shape[1:-1].split(",")]
+        dims = [re.fullmatch(r"(\d*)([vdKR]?)", part.strip()) for part in shape[1:-1].split(",")]
         size = [int(d[1] or 1) * sizes.get(d[2], 1) for d in dims if d]
         for number in range(config.adaptation_layers if "N" in name else 1):
             found[name.strip("`").replace("N", str(number))] = size
@@ -86,7 +82,7 @@ def test_a_saved_drafter_is_as_specified(fields: dict[str, object], tmp_path: Pa
 def test_the_tensors_of_the_other_architectures_are_as_specified(architecture: str) -> None:
     target = base("grouped")
     d, v = target.width, target.vocabulary
-    drafter = drafter_of(target, heads=HEADS, adaptation_layers=1, architecture=architecture)
+    drafter = drafter_of(target, heads=HEADS, architecture=architecture)
     wanted = {
         "vocabulary": [v], "hidden_scale": [d], "stream_scale": [d], "token_scale": [1],
         "fusions.0.weight": [d, 2 * d],

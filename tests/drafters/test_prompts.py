@@ -143,7 +143,7 @@ def test_what_the_base_does_not_ask_others_make_up_for(
 def test_an_interrupted_base_asks_the_same(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "WRITERS", 6)
+    monkeypatch.setattr(questions, "GENERATION_BATCH", 6)
     whole = ask(tmp_path / "whole", tokenizer, 15, 1)
 
     class Once(SilentReporter):

@@ -26,6 +26,8 @@ from backend.drafters.data.hidden_state_cache import (
 )
 from backend.drafters.training.head_accuracy import measure_heads
 from backend.drafters.training.loss import (
+    DISCOUNT,
+    LABEL_WEIGHT,
     LENGTH_STEP,
     ROW_STEP,
     loss_and_gradient,
@@ -45,7 +47,7 @@ from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
 
-SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3, "copied_rate": 5e-4}
+SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3}
 LIMIT = 40
 
 
@@ -205,7 +207,7 @@ def test_the_draft_vocabulary_is_what_occurs_most(
 
 def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> torch.Tensor:
     """The definition, anchor by anchor and head by head, on rows of the whole vocabulary."""
-    drafter, target, config = training.drafter, training.target, training.config
+    drafter, target = training.drafter, training.target
     logits, total = drafter.logits(slots).float(), torch.zeros(())
     for n, (row, place) in enumerate(zip(batch.rows, batch.places, strict=True)):
         for k in range(drafter.config.heads):
@@ -213,31 +215,30 @@ def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> 
                 continue
             state = batch.hidden[row, place + 1 + k].float()
             teacher = (target.logits(state) - batch.denominator[row, place + 1 + k]).exp()
-            wanted = config.teacher_weight * teacher[drafter.vocabulary]
+            wanted = teacher[drafter.vocabulary]
             label = int(batch.ids[row, place + 2 + k])
-            wanted = wanted + config.label_weight * (drafter.vocabulary == label)
+            wanted = wanted + LABEL_WEIGHT * (drafter.vocabulary == label)
             term = -(wanted * logits[n, k].log_softmax(-1)).sum()
-            total = total + config.discount**k * term
+            total = total + DISCOUNT**k * term
     return total / len(slots)
 
 
-@pytest.mark.parametrize(("vocabulary", "label"), [(512, 0.1), (60, 0.5), (60, 0.0)])
+@pytest.mark.parametrize("vocabulary", [512, 60])
 def test_loss_and_gradient_are_those_of_the_definition(
     corpora: tuple[HiddenStateCache, HiddenStateCache],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     vocabulary: int,
-    label: float,
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
     ids = draft_vocabulary(corpora[0], 512, vocabulary)
     drafter = AmphistaDrafter(whole.config, base(), ids)
-    work = training(drafter, corpora, tmp_path, batch=2, label_weight=label)
+    work = training(drafter, corpora, tmp_path, batch=2)
     batch = work.anchor_batch(0)
     slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)
     with torch.no_grad():
-        loss, gradient = loss_and_gradient(drafter, slots, batch, work.config)
+        loss, gradient = loss_and_gradient(drafter, slots, batch)
     expected = plain_loss(work, slots, batch)
     assert len(slots) > 7
     assert loss == pytest.approx(expected.item(), rel=1e-4)
@@ -251,9 +252,12 @@ def test_places_in_a_vocabulary() -> None:
 
 
 def test_anchors_lie_in_the_answers(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
+    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    work = training(drafter_of(base()), corpora, tmp_path, anchors=1.0)
+    monkeypatch.setattr("backend.drafters.training.trainer.ANCHOR_SHARE", 1.0)
+    work = training(drafter_of(base()), corpora, tmp_path)
     batch = work.anchor_batch(2)
     samples = [corpora[0][index] for index in work._batch(2)]
     for row, place, valid in zip(batch.rows, batch.places, batch.valid, strict=True):
@@ -328,20 +332,19 @@ def test_a_time_budget_settles_the_steps_once(
 
 def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
     """A few slow steps at the start do not shorten a long training."""
-    config, schedule = TrainingConfig(minutes=10, warmup=0.05), TrainingSchedule()
+    config, schedule = TrainingConfig(minutes=10), TrainingSchedule()
     seconds = [1.0] * 4 + [0.1] * 70
     schedule.set_steps(config, seconds)
     assert not schedule.steps
-    unsettled = [TrainingSchedule(step).rate(config) for step in range(120)]
+    unsettled = [TrainingSchedule(step).factor for step in range(120)]
     schedule.set_steps(config, [*seconds, *[0.1] * 20])
     assert schedule.steps == 6000
-    assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).rate(config), abs=0.01)
-    assert TrainingSchedule(0).rate(TrainingConfig(minutes=10, warmup=0)) < 0.1
+    assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).factor, abs=0.01)
+    assert TrainingSchedule(0).factor < 0.1
 
 
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:
-    config = TrainingConfig(warmup=0.1)
-    rates = [TrainingSchedule(step, 100).rate(config) for step in range(100)]
+    rates = [TrainingSchedule(step, 200).factor for step in range(200)]
     top = rates.index(max(rates))
     assert max(rates) == 1 and 8 <= top <= 12
     assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.01)

@@ -93,7 +93,7 @@ def drafter_of(target: TargetModel, seed: int = 0, scale: float = 0.0, **fields:
     torch.manual_seed(seed)
     drafter = build_drafter(config, target, torch.arange(target.vocabulary))
     texts = [random_ids(target, min(64, target.context), seed=n) for n in range(6)]
-    drafter.initialize(target, texts, fitted=True)
+    drafter.initialize(target, texts)
     with torch.no_grad():
         for parameter in drafter.parameters():
             parameter.add_(scale * torch.randn_like(parameter) * (parameter.std() + 0.02))

@@ -87,7 +87,7 @@ prompts = [[n, n + 1, n + 2] for n in range(3, 19)]
 sources = SequenceSources(prompts[4:], prompts[:4], limit=16)
 learnt, heldout = collect(target, sources, Checkpoints(folder / "data"), reporter)
 drafter = build_drafter(amphista, target, torch.arange(target.vocabulary))
-drafter.initialize(target, learnt.spread(64), True)
+drafter.initialize(target, learnt.spread(64))
 training = TrainingConfig(minutes=0, steps=3)
 trainer = DrafterTrainer(
     drafter, target, learnt, heldout, training, 0, Checkpoints(folder / "run"), reporter

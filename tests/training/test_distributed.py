@@ -31,7 +31,7 @@ from tests.training.together import together
 
 STEPS = 4
 DRAFTING = {
-    "minutes": 0, "steps": STEPS, "batch": 6, "rate": 2e-3, "copied_rate": 5e-4,
+    "minutes": 0, "steps": STEPS, "batch": 6, "rate": 2e-3,
 }  # fmt: skip
 
 

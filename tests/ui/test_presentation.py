@@ -58,7 +58,7 @@ def test_presentations_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.address(first) is None
     last = held.show("", "weights")
     now = presentation.time.monotonic()
-    monkeypatch.setattr(presentation.time, "monotonic", lambda: now + presentation.LASTS_S + 1)
+    monkeypatch.setattr(presentation.time, "monotonic", lambda: now + presentation.EXPIRY_S + 1)
     assert held.show(last, "runs") != last
 
 

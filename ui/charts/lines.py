@@ -17,7 +17,7 @@ from ui.theme import LineStyle, stage_style
 
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
-FEW_STEPS = 12  # up to so many, each has a tick
+MAX_LABELLED_STEPS = 12  # up to so many, each has a tick
 BLOCK = "Block"  # the x axis of curves whose steps are blocks
 BY_BLOCK = ("owl", "damping", "reconstruction")  # families of curves whose steps are blocks
 
@@ -99,7 +99,7 @@ def line_chart(
         smoothing: weight of the past in the moving average, 0 to 0.99.
     """
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
-    every_step: dict[str, Any] = {"dtick": 1} if longest < FEW_STEPS else {}
+    every_step: dict[str, Any] = {"dtick": 1} if longest < MAX_LABELLED_STEPS else {}
     scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
     looks = layout(
         view=view,

@@ -22,9 +22,9 @@ from ui.format import count, number, share
 from ui.theme import LIGHT, LineStyle
 
 FULL = 100  # weights a bin should hold on average
-FEWEST = 64
-MIDDLE = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
-TALL = 1.6  # a peak that many times higher than all else is cut off
+MIN_WEIGHTS_PER_BIN = 64
+PEAK_WIDTH = 0.06  # of the axis: where the tall peak of a re-dense tensor stands
+PEAK_RATIO = 1.6  # a peak that many times higher than all else is cut off
 ROOM = 1.25
 PRUNED = 0.6  # of the most zeros any stage has
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
@@ -89,7 +89,7 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
         return []
     first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)
     bins = len(first.counts)
-    while bins > FEWEST and fewest < FULL * bins:
+    while bins > MIN_WEIGHTS_PER_BIN and fewest < FULL * bins:
         bins //= 2
     edges = np.linspace(first.lo, first.hi, bins + 1)
     return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
@@ -122,11 +122,11 @@ def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
     highest = max((float(c.max()) for c in curves), default=0.0)
     besides = [float(np.abs(_besides_middle(c)).max()) for c in curves]
     seen = max([least, *besides])
-    return ROOM * seen if 0 < TALL * seen < highest else 1.05 * max(highest, seen) or 1.0
+    return ROOM * seen if 0 < PEAK_RATIO * seen < highest else 1.05 * max(highest, seen) or 1.0
 
 
 def _besides_middle(heights: np.ndarray) -> np.ndarray:
-    half = max(1, round(len(heights) * MIDDLE / 2))
+    half = max(1, round(len(heights) * PEAK_WIDTH / 2))
     middle = len(heights) // 2
     return np.concatenate([heights[: middle - half], heights[middle + half :]])
 

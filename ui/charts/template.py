@@ -18,7 +18,7 @@ from ui.theme import DARK, LIGHT, SANS, LineStyle, Palette
 
 pio.templates.default = "none"
 FAMILY = ", ".join(map(str, SANS))
-MOST_TICKS = 5
+MAX_TICKS = 5
 LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it is
 
 
@@ -94,12 +94,12 @@ def round_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [n * 10.0**k for k in decades for n in steps if low <= n * 10.0**k <= high]
-        if 2 <= len(ticks) <= MOST_TICKS:
+        if 2 <= len(ticks) <= MAX_TICKS:
             return ticks
-    if len(ticks) > MOST_TICKS:
-        return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+    if len(ticks) > MAX_TICKS:
+        return ticks[:: math.ceil(len(ticks) / MAX_TICKS)]
     step = 10.0 ** math.floor(math.log10(high - low))  # less than a decade: even steps
-    wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MOST_TICKS)
+    wide = next(step * n for n in (0.2, 0.5, 1, 2, 5) if (high - low) / (step * n) <= MAX_TICKS)
     return [n * wide for n in range(math.ceil(low / wide), math.floor(high / wide) + 1)]
 
 

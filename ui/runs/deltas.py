@@ -22,7 +22,7 @@ from ui.templates import fragments
 
 HTML = fragments("runs/runs.html")
 Direction = Literal["better", "worse", "even", ""]
-EVEN = 0.0005  # of the baseline: what would be written as 0.0 %
+MIN_DELTA = 0.0005  # of the baseline: what would be written as 0.0 %
 CONDITIONS = {  # what must be equal on both sides -> its name in the explanation
     "sha256": "text",
     "corpus": "text",
@@ -48,7 +48,7 @@ def delta(metric: Metric, value: float, base: float) -> Delta:
     """The signed difference of two values of one metric."""
     change = value - base
     share = change / abs(base) if base else None
-    if change == 0 or (share is not None and abs(share) < EVEN):
+    if change == 0 or (share is not None and abs(share) < MIN_DELTA):
         return Delta(change, share, "even")
     if not metric.better:
         return Delta(change, share, "")

@@ -14,7 +14,7 @@ from backend.store.tables import Job
 from jobs.comparison import StageComparison
 from jobs.metrics import BITS_PER_BYTE, PERPLEXITY
 
-OF_WINDOWS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
+WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:

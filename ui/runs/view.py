@@ -22,7 +22,7 @@ PAGE_ROWS = 50
 MAX_PINS = 5
 MAX_RUNS = 100
 MAX_LENGTH = 300  # characters of a text in the address
-SAVED = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
+SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
 Address = dict[str, str]  # fields of the address a button writes
 
 
@@ -75,7 +75,7 @@ class TableQuery:
 
 def saved_query(query: Mapping[str, Any]) -> str:
     """The part of the address a saved view keeps."""
-    return urlencode({k: str(query[k])[:MAX_LENGTH] for k in SAVED if query.get(k)})
+    return urlencode({k: str(query[k])[:MAX_LENGTH] for k in SAVED_FIELDS if query.get(k)})
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import anyio
 from backend.errors import RateLimitError
 from backend.queue.roles import Actor, client_network, gives_names, is_unnamed
 
-OF_A_VISITOR, OF_AN_ADDRESS, OF_ALL = 3, 12, 24  # at work at the same time
+PER_VISITOR, PER_ADDRESS, TOTAL_AT_WORK = 3, 12, 24  # at work at the same time
 EVERYBODY = "*"  # the line of all, which is no address
-MOST_WAITING = 48  # of a visitor; a browser sends six requests at once for each of its windows
-MOST_OF_UNNAMED = 240  # at one address: a class that arrives
+MAX_WAITING = 48  # of a visitor; a browser sends six requests at once for each of its windows
+MAX_WAITING_UNNAMED = 240  # at one address: a class that arrives
 
 
 class Admission:
@@ -36,13 +36,13 @@ class Admission:
         """
         address = client_network(actor.client)
         visitor, unnamed = f"{address} {actor.name}", is_unnamed(actor)
-        own = OF_AN_ADDRESS if unnamed and not gives_names() else OF_A_VISITOR
-        most = MOST_OF_UNNAMED if unnamed else MOST_WAITING
+        own = PER_ADDRESS if unnamed and not gives_names() else PER_VISITOR
+        most = MAX_WAITING_UNNAMED if unnamed else MAX_WAITING
         if self._line(visitor, own).statistics().tasks_waiting >= most:
             why = f"{most} others like it wait for an answer."
             raise RateLimitError("Too many requests.", why, "Wait until they are answered.")
         async with AsyncExitStack() as taken:
-            for name, most in ((visitor, own), (address, OF_AN_ADDRESS), (EVERYBODY, OF_ALL)):
+            for name, most in ((visitor, own), (address, PER_ADDRESS), (EVERYBODY, TOTAL_AT_WORK)):
                 await self._take(name, most, taken)
             yield taken
 

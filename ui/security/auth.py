@@ -34,7 +34,7 @@ from ui.templates import render
 
 UNNAMED_GUEST = "guest"
 LOGINS_PER_MINUTE = 10
-LONGEST_FORM = 4096  # bytes of it that are read: anybody may send one, and reading takes time
+MAX_FORM_BYTES = 4096  # bytes of it that are read: anybody may send one, and reading takes time
 PROXY_HEADERS = re.compile(
     "forwarded|via|x-forwarded.*|x-original-.*|x-real-.*|real-ip|(x-)?(true-|cluster-)?client-ip|"
     "x-proxy.*|proxy-.*|x-nginx-.*|x-envoy-.*|x-remote-.*|remote-.*|x-arr-.*|x-azure-.*|x-amzn-.*|"
@@ -161,7 +161,7 @@ async def host_page(request: Request) -> Response:
     """GET shows the form; POST exchanges the token for the cookie of a new session."""
     if request.method != "POST":
         return _form()
-    form = (await request.body())[:LONGEST_FORM].decode("utf-8", "replace")
+    form = (await request.body())[:MAX_FORM_BYTES].decode("utf-8", "replace")
     text = parse_qs(form).get("token", [""])[0]
     try:
         check_token(text, peer(request))

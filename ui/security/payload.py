@@ -7,9 +7,9 @@ import math
 import re
 from typing import Any
 
-MOST_LEVELS = 64  # of lists and objects inside each other; the pages send five
-LARGEST = 2**63 - 1  # integer a database can hold
-TOO_DEEP = f"Lists and objects may be nested {MOST_LEVELS} deep."
+MAX_DEPTH = 64  # of lists and objects inside each other; the pages send five
+MAX_INTEGER = 2**63 - 1  # integer a database can hold
+TOO_DEEP = f"Lists and objects may be nested {MAX_DEPTH} deep."
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and half of a pair of surrogates
 
 
@@ -27,7 +27,7 @@ def _value_problem(value: Any) -> str:
     level, values = 0, [value]
     while values:
         level += 1
-        if level > MOST_LEVELS:
+        if level > MAX_DEPTH:
             return TOO_DEEP
         if problem := next(filter(None, map(_leaf_problem, values)), ""):
             return problem
@@ -44,7 +44,7 @@ def _inside(value: Any) -> list[Any]:
 def _leaf_problem(value: Any) -> str:
     if isinstance(value, str) and UNSTORABLE.search(value):
         return "It holds a character that cannot be stored, such as NUL."
-    if isinstance(value, int) and abs(value) > LARGEST:
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return "It holds a number that is too large."
     if isinstance(value, float) and not math.isfinite(value):
         return "It holds a number that is not finite."

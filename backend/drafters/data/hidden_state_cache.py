@@ -25,7 +25,7 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import WRITERS
+from backend.drafters.config import GENERATION_BATCH
 from backend.drafters.data.generation import read, write_answers
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 
@@ -166,8 +166,11 @@ def collect(
     done, doing = 0, WRITE if sources.limit else READ
     for name, rows in parts.items():
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
-        for number in range(0, len(rows), WRITERS):
-            batch, place = rows[number : number + WRITERS], batch_name(name, number // WRITERS)
+        for number in range(0, len(rows), GENERATION_BATCH):
+            batch, place = (
+                rows[number : number + GENERATION_BATCH],
+                batch_name(name, number // GENERATION_BATCH),
+            )
             stop_if_asked(reporter)
             folder = checkpoints.find(place)
             if folder is None:

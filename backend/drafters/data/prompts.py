@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import LONGEST, WRITERS
+from backend.drafters.config import GENERATION_BATCH, MAX_PROMPT_TOKENS
 from backend.drafters.data.generation import write_answers
 from backend.errors import DatasetError, ModelError
 from backend.reporter import REPLAY, Reporter
@@ -113,7 +113,7 @@ def generate_prompts(
         CancelledError: cancellation was requested.
     """
     turn, texts = user_turn(tokenizer), dict[str, None]()
-    for number in range(-(-PATIENCE * count // WRITERS)):
+    for number in range(-(-PATIENCE * count // GENERATION_BATCH)):
         if len(texts) >= count:
             break
         place = f"prompts-{number:05d}"
@@ -185,10 +185,10 @@ def _batch(
     """One batch of generated user messages or beginnings of texts."""
     ends = set(end_ids(tokenizer, target.model.generation_config))
     if turn:
-        starts, limit = [list(turn.opening)] * WRITERS, LONGEST
+        starts, limit = [list(turn.opening)] * GENERATION_BATCH, MAX_PROMPT_TOKENS
         ends |= set() if turn.closing is None else {turn.closing}
     else:
-        drawn = first_tokens(tokenizer, WRITERS, torch.Generator().manual_seed(seed))
+        drawn = first_tokens(tokenizer, GENERATION_BATCH, torch.Generator().manual_seed(seed))
         starts, limit = drawn.tolist(), START
     limit = min(limit, target.context // 2)
     written = write_answers(target, starts, limit, ends, TEMPERATURE, seed, reporter)

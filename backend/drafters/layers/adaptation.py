@@ -46,8 +46,8 @@ class ClonedLayer(nn.Module):
             raise ModelError(
                 f"A decoder layer of {type(model).__name__} cannot be cloned.",
                 f"{type(error).__name__}: {error}."[:300],
-                "Train a drafter without adaptation layers (Medusa) for it.",
-                field="adaptation_layers",
+                "Choose the architecture medusa.",
+                field="architecture",
             ) from error
         use_grouped(shell, model.device)
         nn.Module.to(shell, model.device)

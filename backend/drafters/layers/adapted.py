@@ -35,6 +35,7 @@ class AdaptedDrafter(Drafter):
 
     Args:
         fusions: their number; layers after the last one follow one another directly.
+        sampled_token: whether a fusion sees it; else the state alone.
 
     Attributes:
         hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
@@ -52,12 +53,14 @@ class AdaptedDrafter(Drafter):
         vocabulary: Tensor,
         dtype: torch.dtype,
         fusions: int,
+        sampled_token: bool = True,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype)
         d, depth = target.width, config.adaptation_layers
         blocks = range(target.layers - depth, target.layers)
         self.layers = nn.ModuleList(ClonedLayer(target.model, block, dtype) for block in blocks)
-        fused = 2 * d if config.sampled_token else d
+        self.sampled_token = sampled_token
+        fused = 2 * d if sampled_token else d
         maps = (nn.Linear(fused, d, bias=False, dtype=dtype) for _ in range(fusions))
         self.fusions = nn.ModuleList(maps)
         self._last = target.context - 1
@@ -74,7 +77,7 @@ class AdaptedDrafter(Drafter):
 
     def fused(self, number: int, state: Tensor, token: Tensor) -> Tensor:
         """F [state ; token] of a fusion, or F state without the sampled token: [..., d]."""
-        inputs = torch.cat([state, token], -1) if self.config.sampled_token else state
+        inputs = torch.cat([state, token], -1) if self.sampled_token else state
         fused: Tensor = self.fusions[number](inputs)
         return fused
 
@@ -129,9 +132,9 @@ class AdaptedDrafter(Drafter):
         return raw
 
     @torch.no_grad()
-    def initialize(self, target: TargetModel, sequences: Sequence[Tensor], fitted: bool) -> float:
+    def initialize(self, target: TargetModel, sequences: Sequence[Tensor]) -> float:
         """Measure the scales and set the fusions; see `initialization`."""
-        depth = self.config.adaptation_layers
+        depth = len(self.layers)
         block = target.layers - depth if depth else None
         states = collect_states(target, sequences, block)
         self.hidden_scale.copy_(channel_scale(states.hidden))
@@ -142,8 +145,6 @@ class AdaptedDrafter(Drafter):
         fusions = list(self.fusions.parameters())
         for fusion in fusions:
             fusion.copy_(torch.eye(*fusion.shape))
-        if not fitted:
-            return 0.0
         weight, explained = ridge(*self._fusion_pairs(states))
         fusions[0].copy_(weight)
         return explained
@@ -151,7 +152,7 @@ class AdaptedDrafter(Drafter):
     def _fusion_pairs(self, states: CollectedStates) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the first fusion, rows of anchors."""
         inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
-        if not self.config.sampled_token:
+        if not self.sampled_token:
             return inputs, targets
         tokens = states.embedded / self.token_scale
         return torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]

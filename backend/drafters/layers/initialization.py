@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import decoder_blocks
 
-FITTED = 16_384  # tokens the fit uses: 8,192 determine twice 576 inputs badly, even with the ridge
+FIT_TOKENS = 16_384  # 8,192 determine twice 576 inputs badly, even with the ridge
 RIDGE = 0.3
 UNSEEN = 10  # one row in so many is left out, to judge the fit by
-SMALLEST = 1e-4  # a channel that is always zero must not be divided by zero
+MIN_SCALE = 1e-4  # a channel that is always zero must not be divided by zero
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Ten
 
 def channel_scale(values: Tensor) -> Tensor:
     """Root mean square of each column of [N, c]."""
-    return values.square().mean(0).sqrt().clamp_(min=SMALLEST)
+    return values.square().mean(0).sqrt().clamp_(min=MIN_SCALE)
 
 
 def collect_states(

@@ -32,7 +32,7 @@ from torch.nn.functional import pad
 
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import TrainingConfig
+from backend.drafters.config import ANCHOR_SHARE, TrainingConfig
 from backend.drafters.data.hidden_state_cache import CachedSequences, HiddenStateCache
 from backend.drafters.registry import Drafter
 from backend.drafters.training.head_accuracy import HeadAccuracy, measure_heads
@@ -62,6 +62,8 @@ EVALUATIONS = 10
 CLIP = 1.0
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
+WARMUP = 0.05  # share of the steps with a rising learning rate
+COPIED_RATE = 0.2  # learning rate of copied layers, as a share of that of new ones
 
 
 @dataclass
@@ -73,12 +75,12 @@ class TrainingSchedule:
     steps: int = 0
     seconds: float = 0.0
 
-    def rate(self, config: TrainingConfig) -> float:
+    @property
+    def factor(self) -> float:
         """The factor of the learning rates at this step."""
         if not self.steps:  # rises to its level when the throughput is known
-            reached = PACE_SHARE / max(config.warmup, PACE_SHARE)
-            return min(reached, (self.step + 1) / (PACE_STEPS + 1))
-        warm = max(1, round(config.warmup * self.steps))
+            return min(PACE_SHARE / WARMUP, (self.step + 1) / (PACE_STEPS + 1))
+        warm = max(1, round(WARMUP * self.steps))
         if self.step < warm:
             return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
         share = (self.step - warm) / max(1, self.steps - warm)
@@ -171,7 +173,7 @@ class DrafterTrainer:
                 "rate",
             )
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP)
-        factor = self.schedule.rate(self.config)
+        factor = self.schedule.factor
         for group in self.optimiser.param_groups:
             group["lr"] = group["full"] * factor
         self.optimiser.step()
@@ -191,7 +193,7 @@ class DrafterTrainer:
             hidden = batch.hidden[:, :-1].to(parameters)
             slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
         with torch.no_grad():
-            loss, gradient = loss_and_gradient(drafter, slots.detach(), batch, self.config)
+            loss, gradient = loss_and_gradient(drafter, slots.detach(), batch)
         slots.backward(gradient)
         return loss
 
@@ -244,7 +246,7 @@ class DrafterTrainer:
             places.append(found)
         total = sum(map(len, places))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        count = rounded_up(max(1, round(total * self.config.anchors)), ROW_STEP)
+        count = rounded_up(max(1, round(total * ANCHOR_SHARE)), ROW_STEP)
         chosen = torch.randperm(total, generator=generator)[:count].sort().values
         return torch.cat(rows)[chosen], torch.cat(places)[chosen]
 
@@ -329,7 +331,7 @@ def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     groups: list[dict[str, object]] = []
     parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
         (config.rate, lambda p: id(p) not in copied),
-        (config.copied_rate, lambda p: id(p) in copied),
+        (COPIED_RATE * config.rate, lambda p: id(p) in copied),
     ]
     for rate, belongs in parts:
         mine = [p for p in drafter.parameters() if belongs(p)]

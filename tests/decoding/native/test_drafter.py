@@ -42,7 +42,7 @@ def test_its_drafts_are_those_of_its_weights(arm: str) -> None:
     assert target.native
     ids = torch.randint(203, (60,), generator=torch.manual_seed(1))
     whole = build_drafter(DrafterConfig(**ARMS[arm]), target, torch.arange(203)).eval()
-    whole.initialize(target, [ids], fitted=True)
+    whole.initialize(target, [ids])
     for parameter in whole.parameters():
         parameter.add_(0.1 * parameter.std().nan_to_num() * torch.randn_like(parameter))
     native = deepcopy(whole)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from backend.drafters.checkpoint import Amphista
-from backend.drafters.config import WRITERS
+from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
 from backend.drafters.training.head_accuracy import NODES
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
@@ -109,8 +109,7 @@ def test_a_run_says_what_its_prompts_ask_about(
 def test_medusa_learns_from_text(wait: Wait) -> None:
     job = finished(
         wait,
-        adaptation_layers=0,
-        encoder=False,
+        architecture="medusa",
         data="text",
         answer_tokens=32,
         steps=12,
@@ -128,8 +127,7 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
         ({"heads": 0}, ConfigError, "heads"),
         ({"heldout": 48}, ConfigError, "heldout"),
         ({"answer_tokens": 4096}, ConfigError, "answer_tokens"),
-        ({"adaptation_layers": 3}, ConfigError, "adaptation_layers"),
-        ({"teacher_weight": 0, "label_weight": 0}, ConfigError, "teacher_weight"),
+        ({"architecture": "hydra", "ablation": "encoder only"}, ConfigError, "ablation"),
         ({"speed": 9}, ConfigError, "speed"),
         ({"model": "nobody/nothing"}, ModelError, "model"),
         ({"prompts": "file:../../etc/passwd"}, DatasetError, "prompts"),
@@ -188,17 +186,17 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
         config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
         needed.append(sum(memory_bytes(config, facts).values()))
-    row = 4 * WRITERS * (cached_values(facts) + facts.hidden)
+    row = 4 * GENERATION_BATCH * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
 
 
 def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
-    """Of 8 anchors in 64 tokens with 4 guesses behind each: 32 x (64 + 32)."""
-    shape = {"anchors": 1 / 8, "heads": 5, "adaptation_layers": 2}
+    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
+    shape = {"heads": 5}
     eagle = AmphistaJob.model_validate({**SMALL, **shape, "architecture": "eagle"})
-    assert mask_bytes(eagle, 64) == 4 * 2 * 32 * 96
-    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 64) == 0
+    assert mask_bytes(eagle, 16) == 4 * 32 * 48
+    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +208,8 @@ def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"adaptation_layers": 0, "encoder": False}, {"encoder_width": 48}, {"heads": 2},
-     {"adaptation_layers": 0, "encoder": False, "head_layers": 0}, {"encoder": False}],
-)  # fmt: skip
+    [*ARMS.values(), {"heads": 2}],
+)
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
     told = drafter_weights(config, inspect("toy"))

@@ -57,7 +57,7 @@ def finished(wait: Wait, **values: object) -> Job:
 
 
 def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
-    one, medusa = trained(), trained(adaptation_layers=0, encoder=False)
+    one, medusa = trained(), trained(architecture="medusa")
     job = finished(wait, drafters=f"{one.run}, {medusa.run}", try_sizes=True, nodes=4)
     assert job.environment["decoder"].startswith("PyTorch; ")  # in float32
     arms = {arm.name: arm for arm in decoder_reports(job.id)}

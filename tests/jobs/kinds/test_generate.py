@@ -18,7 +18,7 @@ from jobs.generate import run as generation
 from jobs.generate.config import read_sides
 from jobs.generate.conversation import Turn, chain, messages
 from jobs.generate.transcript import (
-    LEAST_TIMED,
+    MIN_TIMED_TOKENS,
     Transcript,
     TranscriptStep,
     file_of,
@@ -233,7 +233,7 @@ def test_a_speed_is_told_from_enough_tokens() -> None:
         one = TranscriptStep([("a", 0), ("b", 1)], [], 20.0)
         return Transcript([TranscriptStep([("A", 0)], [], 50.0), *[one] * (tokens // 2)]).speed
 
-    assert of(LEAST_TIMED - 2) is None and of(LEAST_TIMED) == 100.0
+    assert of(MIN_TIMED_TOKENS - 2) is None and of(MIN_TIMED_TOKENS) == 100.0
 
 
 @pytest.mark.parametrize(

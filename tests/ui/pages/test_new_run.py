@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from backend.drafters.config import ARMS
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
@@ -208,9 +207,9 @@ def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
         }
 
     medusa = told("Medusa", "default")
-    assert medusa["amphista-field-adaptation-layers"]["value"] == 0
-    assert len(medusa) == 3  # the model and a training time of one's own stay
-    sets = "Sets Staged adaptation layers = 0; Auto-embedding block = off."
+    assert medusa["amphista-field-architecture"]["value"] == "medusa"
+    assert len(medusa) == 2  # the model and a training time of one's own stay
+    sets = "Sets Drafter architecture = medusa."
     assert medusa["preset-amphista"]["info"] == sets
     after = told("Medusa", "thorough")
     assert after["amphista-field-minutes"]["value"] == 10
@@ -234,9 +233,9 @@ def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
     assert [output.elem_id for output in clear.outputs] == ["new-said"]
 
 
-def test_control_arms_are_explained_on_their_cards() -> None:
+def test_architectures_are_explained_on_their_cards() -> None:
     drafter = kinds()["amphista"]
     cards = {name: card for card, name in launch.preset_cards(drafter, {"Medusa": "about 1 min"})}
-    assert cards["Medusa"] == "Medusa\nControl: independent heads, as in Medusa.\nabout 1 min"
+    assert cards["Medusa"] == "Medusa\nIndependent heads.\nabout 1 min"
     assert cards["thorough"] == "thorough"
-    assert drafter.preset_notes.keys() == {arm for arm, fields in ARMS.items() if fields}
+    assert [*drafter.preset_notes] == ["Medusa", "Hydra", "EAGLE"]

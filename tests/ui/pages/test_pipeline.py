@@ -92,7 +92,7 @@ def test_without_a_pipeline_there_is_the_form_with_the_preset_of_the_address(
         _, body, form = page.draw(asked(**query))
         assert body == "" and form["visible"]
     assert page._arrive(asked(preset="prune, quantise"))[0] == "prune, quantise"
-    assert page._arrive(asked(preset="other"))[0] == page.FIRST
+    assert page._arrive(asked(preset="other"))[0] == page.FIRST_PRESET
 
 
 def test_a_queued_run_says_what_it_waits_for(queued: list[Job]) -> None:

@@ -130,7 +130,7 @@ def test_who_waits_is_told_for_what(current: Settings) -> None:
 
 def test_drafters_can_be_chosen(current: Settings) -> None:
     upgrade()
-    config = {"model": "toy", "minutes": 12.5, "answers": 2000, "encoder": False}
+    config = {"model": "toy", "minutes": 12.5, "answers": 2000, "ablation": "adaptation only"}
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
     assert (told, "amphista-0002") not in page.sides()  # nothing of it is here

@@ -94,7 +94,7 @@ def while_busy(
 def test_who_asks_for_much_waits_and_others_are_answered(site: SlowSite) -> None:
     busy = [site.ask("/slow", OTHER) for _ in range(45)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
-    assert (other, at_work) == (200, admission.OF_A_VISITOR)
+    assert (other, at_work) == (200, admission.PER_VISITOR)
     assert answers == [200] * 45
 
 
@@ -109,12 +109,12 @@ def test_many_sessions_of_one_address_leave_room_for_other_addresses(site: SlowS
     names = [f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}" for _ in range(20)]
     busy = [site.ask("/slow", OTHER, name) for name in names for _ in range(3)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
-    assert (other, at_work) == (200, admission.OF_AN_ADDRESS)
+    assert (other, at_work) == (200, admission.PER_ADDRESS)
     assert {*answers} == {200}
 
 
 def test_a_line_has_an_end(site: SlowSite) -> None:
-    most = admission.OF_A_VISITOR + admission.MOST_WAITING
+    most = admission.PER_VISITOR + admission.MAX_WAITING
     cookie = f"{auth.cookie_name('guest')}={auth.new_guest(OTHER)}"
     busy = [site.ask("/slow", OTHER, cookie) for _ in range(most + 5)]
     other, _, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
@@ -127,7 +127,7 @@ def test_a_class_whose_guests_get_no_session_is_answered(
     set_up(monkeypatch, GUEST_ANSWERS="0")
     busy = [site.ask("/slow", OTHER) for _ in range(30 * 6)]
     other, at_work, answers = while_busy(site, busy, lambda: site.ask("/", NEIGHBOUR))
-    assert (other, at_work, {*answers}) == (200, admission.OF_AN_ADDRESS, {200})
+    assert (other, at_work, {*answers}) == (200, admission.PER_ADDRESS, {200})
 
 
 def test_nothing_is_kept_of_who_has_left(site: SlowSite) -> None:
@@ -156,7 +156,7 @@ def test_an_answer_that_goes_on_and_a_request_that_is_not_whole_hold_no_turn(
 
     async def held() -> int:
         kinds = (scope("GET", "/stream"), scope("POST", "/slow"))
-        calls = [(each, never) for each in kinds for _ in range(admission.OF_A_VISITOR)]
+        calls = [(each, never) for each in kinds for _ in range(admission.PER_VISITOR)]
         calls[:3] = [(each, given(b"")) for each, _ in calls[:3]]
         tasks = [asyncio.create_task(site.app(each, said, nowhere)) for each, said in calls]
         await asyncio.sleep(0.3)

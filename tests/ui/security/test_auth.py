@@ -112,7 +112,7 @@ def test_no_more_of_a_login_is_read_than_a_token_needs(
     monkeypatch.setattr(auth, "parse_qs", lambda text: read.append(text) or {})
     form = {"content-type": "application/x-www-form-urlencoded"}
     answer = shared(OTHER).post("/slimscope/host", content=b"a=1&" * 200_000, headers=form)
-    assert answer.status_code == 403 and [len(text) for text in read] == [auth.LONGEST_FORM]
+    assert answer.status_code == 403 and [len(text) for text in read] == [auth.MAX_FORM_BYTES]
 
 
 def test_the_token_is_exchanged_for_a_cookie_no_script_and_no_other_site_can_use(

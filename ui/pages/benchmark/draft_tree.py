@@ -16,7 +16,7 @@ Path = tuple[int, ...]
 
 SMALL = 6  # pixels of a circle that was never accepted
 LARGE, LEAST = 40, 16  # of one that always was: where there are few rows, where there are many
-HIGH = 320  # of all rows
+TREE_HEIGHT = 320  # of all rows
 WRITTEN = 16  # nodes whose shares are written beside them; of more, hover tells
 ORDINALS = ("1st", "2nd", "3rd")
 
@@ -45,7 +45,7 @@ def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
     """
     places = rows(hits)
     shares = {(): 1.0, **hits}
-    row = HIGH / (1 + max(places.values()))
+    row = TREE_HEIGHT / (1 + max(places.values()))
     largest = min(LARGE, max(LEAST, 0.8 * row))
     nodes = go.Scatter(
         x=[len(path) for path in shares],

@@ -19,7 +19,7 @@ from ui.format import NONE, number
 from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
-from ui.runs.pairs import OF_WINDOWS, window_losses
+from ui.runs.pairs import WINDOW_METRICS, window_losses
 from ui.runs.results import format_stderr, format_value, kind_title, setting_title
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
@@ -181,7 +181,7 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
 def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
     """Whether a difference may be called better or worse: not one of losses on the same windows
     whose interval holds 1."""
-    return shown.name not in OF_WINDOWS or ratio is None or ratio.told_apart
+    return shown.name not in WINDOW_METRICS or ratio is None or ratio.told_apart
 
 
 def _figures_of_jobs(

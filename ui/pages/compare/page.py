@@ -27,7 +27,7 @@ from ui.pages.compare.curves import (
 )
 from ui.pages.compare.texts import texts_card, texts_chart
 from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
-from ui.runs.actions.bulk import FEWEST, MOST
+from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
@@ -49,7 +49,7 @@ NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's te
 TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "None of these runs has recorded a curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
-NEWEST = 3
+SUGGESTED_RUNS = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 SCALES = {"linear": "Linear", "log": "Log"}
 
@@ -102,8 +102,8 @@ def build() -> None:
 def compared(request: gr.Request) -> RunComparison | None:
     """The runs in the address, the first of them the baseline unless another is named; None when
     there are too few."""
-    rows = chosen(all_rows(), query_list(request, "ids", MOST))
-    if len(rows) < FEWEST:
+    rows = chosen(all_rows(), query_list(request, "ids", MAX_COMPARED))
+    if len(rows) < MIN_COMPARED:
         return None
     base = query(request, "base")
     return RunComparison(rows, next((row for row in rows if row.job.run == base), rows[0]))
@@ -131,8 +131,10 @@ def nothing_html() -> Markup:
     for row in all_rows():
         if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
             alike.setdefault(key, []).append(row.job.run)
-    newest = next((runs[:NEWEST] for runs in alike.values() if len(runs) >= FEWEST), [])
-    return HTML.nothing(FEWEST, MOST, newest[::-1])
+    newest = next(
+        (runs[:SUGGESTED_RUNS] for runs in alike.values() if len(runs) >= MIN_COMPARED), []
+    )
+    return HTML.nothing(MIN_COMPARED, MAX_COMPARED, newest[::-1])
 
 
 def stages_chart(runs: RunComparison) -> Chart:

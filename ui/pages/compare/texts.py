@@ -18,7 +18,7 @@ from ui.pages.compare.comparison import HTML, RunComparison
 from ui.runs.rows import RunRow
 
 WORD = re.compile(r"\s*\S+")  # with the space before it
-SHOWN = 6  # prompts
+MAX_PROMPTS = 6  # prompts
 NO_TEXTS = "No two of these runs have written after the same prompts. An evaluation does that."
 Texts = dict[str, str]  # prompt -> text
 
@@ -112,7 +112,7 @@ def texts_card(comparison: RunComparison) -> Markup:
     prompts = compared_texts(comparison)
     if not prompts:
         return Markup()
-    shown = prompts[:SHOWN]
+    shown = prompts[:MAX_PROMPTS]
     html: Markup = HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
     return html
 
@@ -126,6 +126,6 @@ def texts_chart(comparison: RunComparison) -> Chart:
             run: "".join(p.text for p in passages if p.change != "del")
             for run, passages in each.passages.items()
         }
-        for each in prompts[:SHOWN]
+        for each in prompts[:MAX_PROMPTS]
     ]
     return Chart(None if rows else NO_TEXTS, pd.DataFrame(rows), headline=headline(prompts))

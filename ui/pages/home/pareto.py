@@ -21,7 +21,7 @@ from ui.runs.results import base_model, kind_title, setting_summary
 from ui.runs.rows import RunRow
 
 AXES = ("size", ZERO_SHARE, BITS_PER_WEIGHT, SPEED_UP, TOKENS_PER_SECOND)
-ALIKE = 0.01  # values closer than that, relative to the largest, do not make an axis
+MIN_SPREAD = 0.01  # values closer than that, relative to the largest, do not make an axis
 MAX_POINTS = 500  # the newest, and all on the front
 
 
@@ -44,7 +44,7 @@ class ComparableRuns:
     def axes(self) -> list[str]:
         """The costs the runs differ in; then those that at least one run has."""
         names = [name for name in self._names if self._values(name)]
-        differing = [name for name in names if _spread(self._values(name)) > ALIKE]
+        differing = [name for name in names if _spread(self._values(name)) > MIN_SPREAD]
         return differing + [name for name in names if name not in differing]
 
     @property

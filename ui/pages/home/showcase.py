@@ -27,9 +27,9 @@ from ui.theme import name_colours, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
-MOST = 1.5  # of the tallest dense bar: the height of the axis
+AXIS_HEADROOM = 1.5  # of the tallest dense bar: the height of the axis
 LOOKED_AT = 20  # of the newest runs of a kind
-LEAST_STAGES = 3  # that make it worth moving
+MIN_STAGES = 3  # that make it worth moving
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
     for each in shown:
         stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
         weights = weights_of(each.job.run)
-        if weights and len([s for s in stages if s in weights.stages]) >= LEAST_STAGES:
+        if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
             return _histogram(each, stages, _typical([*weights.tensors]))
     return None
 
@@ -123,7 +123,7 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     newest = {s.stage: s for s in tensors.tensor_snapshots(each.job.id, tensor)}
     drawn = [newest[stage] for stage in stages if stage in newest]
     heights = [_heights(snapshot) for snapshot in drawn]
-    top = min(max(float(h.max()) for h in heights), MOST * float(heights[0].max())) or 1.0
+    top = min(max(float(h.max()) for h in heights), AXIS_HEADROOM * float(heights[0].max())) or 1.0
     perplexity = {label: text for label, _, text, _ in each.bars}
     return {
         "run": each.job.run,

@@ -26,7 +26,7 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, show_error, show_success
 
 HTML = fragments("pages/pipeline/page.html")
-FIRST = next(iter(pipeline.PRESETS))
+FIRST_PRESET = next(iter(pipeline.PRESETS))
 ABOUT = (
     "Several runs, each on what the one before has saved. Change any line; the fields of a step "
     "are those of its form."
@@ -59,7 +59,7 @@ def _form() -> tuple[Any, ...]:
     with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
-                chosen = gr.Radio([*pipeline.PRESETS], value=FIRST, label="Preset")
+                chosen = gr.Radio([*pipeline.PRESETS], value=FIRST_PRESET, label="Preset")
                 model = dropdown("Model", "pipeline-model", value=DEFAULT_MODEL).render()
             text = gr.Textbox(
                 label="Pipeline", info=ABOUT, lines=9, max_lines=40, elem_id="pipeline-text",
@@ -76,11 +76,15 @@ def _arrive(request: gr.Request) -> tuple[Any, Any, Any]:
     """The preset in the address; today's models; the button is off for those who may not use it."""
     off = roles.may_not_change(current_user(request))
     button = gr.update(interactive=not off, value=off or "Add to queue")
-    return query(request, "preset", FIRST, pipeline.PRESETS), gr.update(choices=models()), button
+    return (
+        query(request, "preset", FIRST_PRESET, pipeline.PRESETS),
+        gr.update(choices=models()),
+        button,
+    )
 
 
 def _preset(name: str, model: str | None) -> str:
-    return pipeline.preset(name if name in pipeline.PRESETS else FIRST, model or "")
+    return pipeline.preset(name if name in pipeline.PRESETS else FIRST_PRESET, model or "")
 
 
 def _preview(text: str | None) -> Markup:

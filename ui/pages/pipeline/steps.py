@@ -28,7 +28,7 @@ from ui.templates import fragments
 HTML = fragments("pages/pipeline/page.html")
 SIZE = "size"
 ALONE = "Alone: "  # a step on the model the pipeline begins with
-OF_A_STEP = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
+STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
     PERPLEXITY, TOP1_AGREEMENT, SIZE, BYTES_PER_TOKEN, PASS_MS, TOKENS_PER_SECOND, ACCEPTED_LENGTH,
 )  # fmt: skip
@@ -65,7 +65,9 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
         if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
-            values = {name: results.final(name) for name in OF_A_STEP} | {SIZE: sizes.get(job.id)}
+            values = {name: results.final(name) for name in STEP_METRICS} | {
+                SIZE: sizes.get(job.id)
+            }
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
 

@@ -20,7 +20,7 @@ HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 START_S = 6.0  # of the playground's process
 PATIENCE_MS = 20_000
-LEAST_GAIN = 0.05  # tokens per step beyond the one without drafting
+MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _drafting(transcript: Transcript) -> list[str]:
         known.append(f"{accepted:.2f} tokens per step")
     if transcript.unused:
         known.append("drafter unused: no draft tree is faster on this machine")
-    elif transcript.speed and rejected and accepted < 1 + LEAST_GAIN:
+    elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
         known.append("almost no draft token accepted")
     return known
 

@@ -14,7 +14,7 @@ from backend.store import queries
 from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
 from backend.store.votes import BAD, TIE, votes_of
-from jobs.generate.arena import FEW, display_order, is_hidden, leaderboard, names_of
+from jobs.generate.arena import MIN_VOTES, display_order, is_hidden, leaderboard, names_of
 from jobs.generate.conversation import conversations, turns_to
 from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
 from ui.runs.html import error_of, model_name
@@ -134,4 +134,4 @@ def _short(prompt: str) -> str:
 def ranking() -> Markup:
     """HTML: the leaderboard."""
     found = leaderboard()
-    return HTML.leaderboard(found, found.votes < FEW)
+    return HTML.leaderboard(found, found.votes < MIN_VOTES)

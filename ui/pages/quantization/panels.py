@@ -64,7 +64,7 @@ NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, 
 GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
 OVERHEAD = "in a model this small, reading weights is not the bottleneck"
 LISTED = 500  # groups in a table
-LAST = 10**9  # step: behind all others
+LAST_STEP = 10**9  # step: behind all others
 
 
 # panels -------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def map_chart(view: QuantView) -> Chart:
     """One figure of every group of the chosen tensor."""
     selection, step = view.selection, view.step
     figure = FIGURES[selection.figure]
-    values, last = (view.figure_at(selection.figure, at) for at in (step, LAST))
+    values, last = (view.figure_at(selection.figure, at) for at in (step, LAST_STEP))
     mapped = GroupMap.of(values, selection.figure, last)
     rows, groups = zip(*view.worst_first[:LISTED], strict=True)
     frame = pd.DataFrame(

@@ -20,8 +20,8 @@ from ui.static import SCRIPTS
 from ui.templates import render
 from ui.widgets.panel import cell
 
-MOST_ROWS = 200  # of a table
-LEAST_HEIGHT = 320  # px
+MAX_ROWS = 200  # of a table
+MIN_HEIGHT = 320  # px
 
 
 def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
@@ -45,7 +45,7 @@ def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
 def table_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of what a chart without a figure holds."""
     assert chart.frame is not None, "a chart with neither figure nor frame has a sentence"
-    rows = chart.frame.head(MOST_ROWS).itertuples(index=False, name=None)
+    rows = chart.frame.head(MAX_ROWS).itertuples(index=False, name=None)
     return [*chart.frame.columns], [[_text(value) for value in row] for row in rows]
 
 
@@ -53,7 +53,7 @@ def height_of(block: DrawnBlock) -> int:
     """Pixels of its figure."""
     meta = ((block.figure or {}).get("layout") or {}).get("meta") or {}
     own = block.source.chart.height if block.source else 0
-    return max(own, LEAST_HEIGHT) + int(meta.get("more", 0))
+    return max(own, MIN_HEIGHT) + int(meta.get("more", 0))
 
 
 def _text(value: Any) -> str:

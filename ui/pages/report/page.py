@@ -25,7 +25,7 @@ from ui.frame import SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
 from ui.pages.report.export import exported, height_of
-from ui.runs.actions.bulk import MOST
+from ui.runs.actions.bulk import MAX_COMPARED
 from ui.runs.rows import all_rows
 from ui.runs.weights import run_choices
 from ui.static import SCRIPT_URL
@@ -66,7 +66,7 @@ def build() -> None:
     message = notice("report-said")
     page = Outputs(view=ReportView(elem_id="report-view", min_height=240))
     runs = dropdown(
-        "Runs", "report-runs", multiselect=True, max_choices=MOST, min_width=320, scale=3
+        "Runs", "report-runs", multiselect=True, max_choices=MAX_COMPARED, min_width=320, scale=3
     )  # fmt: skip
     chart = dropdown("Chart", "report-chart", min_width=240, scale=3)
     with gr.Row(visible=False, elem_id="report-add", elem_classes="card") as page["adding"]:

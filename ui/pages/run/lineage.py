@@ -17,7 +17,7 @@ from ui.runs.results import RunResults, find_job, format_value, kind_of, setting
 from ui.templates import fragments
 
 HTML = fragments("pages/run/page.html")
-MOST = 12  # runs that started from this one, the newest
+MAX_CHILDREN = 12  # runs that started from this one, the newest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LineageNode:
 def lineage_card(job: Job) -> Markup:
     """The chain from the first model to this run, and the runs that started from it; nothing for a
     run that stands alone."""
-    before, after = ancestors(job), queries.runs_from(job.run, MOST)
+    before, after = ancestors(job), queries.runs_from(job.run, MAX_CHILDREN)
     if len(before) < 2 and not after:
         return Markup()
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]

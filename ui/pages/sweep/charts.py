@@ -18,7 +18,7 @@ from ui.theme import stage_style
 
 DENSE = "dense"
 HEIGHT, AROUND = 420, 152  # pixels: reserved for the chart; what is not rows
-LEAST = 320  # pixels, so that a phone shows the whole legend
+MIN_HEIGHT = 320  # pixels, so that a phone shows the whole legend
 LOG_FROM = 4.0  # largest over smallest from which a log axis is worth it
 SPREAD = "±: sample standard deviation over seeds; none for a single run."
 
@@ -50,7 +50,7 @@ def sweep_means(
         xaxis=_value_axis(shown.title, frame[shown.title]),
         yaxis=rows_axis([*combinations.values()]),
         **legend_row(top=56),
-        more=rows_height(len(combinations), AROUND, LEAST) - HEIGHT,
+        more=rows_height(len(combinations), AROUND, MIN_HEIGHT) - HEIGHT,
     )
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
     figure = go.Figure(traces, looks)

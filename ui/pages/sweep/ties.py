@@ -10,7 +10,7 @@ from jobs import sweep
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow
 from ui.charts.headlines import lower
-from ui.runs.pairs import OF_WINDOWS, window_losses
+from ui.runs.pairs import WINDOW_METRICS, window_losses
 from ui.runs.results import format_value
 
 
@@ -34,7 +34,7 @@ def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[S
     Args:
         rows: of one stage and one metric.
     """
-    if shown.name not in OF_WINDOWS or len(rows) < 2 or len(_texts(jobs)) > 1:
+    if shown.name not in WINDOW_METRICS or len(rows) < 2 or len(_texts(jobs)) > 1:
         return []
     best, stage = best_row(rows, shown), rows[0].stage
     stored = {job.id: {n: x.tolist() for n, x in window_losses(job).items()} for job in jobs}

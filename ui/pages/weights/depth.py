@@ -16,7 +16,7 @@ from ui.theme import LIGHT, LineStyle
 BANDS = tuple(zip(QUANTILES[:4], QUANTILES[:4:-1], strict=True))  # from the widest in
 OPACITY = (0.12, 0.18, 0.28, 0.45)
 COMPARED = (0.05, 0.95)  # of what the bands are compared with, drawn as lines
-MOST_TICKS = 12
+MAX_DEPTH_TICKS = 12
 
 
 def middle(quantiles: Sequence[float]) -> float:
@@ -53,8 +53,8 @@ def quantile_bands(
     )  # fmt: skip
     if compared:
         figure.add_traces([_dashed(blocks, compared, q, other) for q in COMPARED])
-    shallow = max(blocks) - min(blocks) < MOST_TICKS
-    few: dict[str, Any] = {"dtick": 1} if shallow else {"nticks": MOST_TICKS}
+    shallow = max(blocks) - min(blocks) < MAX_DEPTH_TICKS
+    few: dict[str, Any] = {"dtick": 1} if shallow else {"nticks": MAX_DEPTH_TICKS}
     marked = [b for b, tensor in zip(blocks, tensors, strict=False) if tensor == picked]
     looks = layout(
         view=f"depth/{tensors[0] if tensors else ''}",

@@ -21,8 +21,8 @@ HTML = fragments("pages/weights/page.html")
 NORMAL = 3.0  # kurtosis of a normal distribution
 WELL_TRAINED = 2, 6  # exponents of the tail of the spectrum
 HEAVY = 0.5  # of kurtosis, from where tails differ from those of a normal distribution
-LEAST_CHANGE = 0.0005  # relative; what would be written as 0.0 %
-LEAST_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
+MIN_CHANGE = 0.0005  # relative; what would be written as 0.0 %
+MIN_ZEROS = 0.001  # share of the weights, from where a stage is said to make zeros
 EXPLAINED: dict[str, Statistic] = {**STATISTICS, "cutoff": Statistic("Magnitude threshold", "")}
 
 
@@ -105,7 +105,7 @@ def _zeros(path: StagePath) -> str:
     for label, value in path.values(ZERO_SHARE):
         if parts:
             parts.append(f"{label} {share(value)}")
-        elif value > LEAST_ZEROS:
+        elif value > MIN_ZEROS:
             parts.append(f"{label} makes {share(value)} of the weights exactly zero")
     nothing = "No step makes weights" if len(path.main) > 1 else "No weight is"
     return f"{', '.join(parts)}." if parts else f"{nothing} exactly zero."
@@ -151,8 +151,8 @@ def _error(path: StagePath) -> str:
     (before, first), (after, last) = values[0], values[-1]
     change = last / first - 1 if first else 0.0
     way = "less" if change < 0 else "more"
-    amount = "as much" if abs(change) < LEAST_CHANGE else f"{share(abs(change))} {way}"
-    joint = "as" if abs(change) < LEAST_CHANGE else "than"
+    amount = "as much" if abs(change) < MIN_CHANGE else f"{share(abs(change))} {way}"
+    joint = "as" if abs(change) < MIN_CHANGE else "than"
     sentence = f"{after} ends with {amount} error {joint} {before}."
     control = path.by_stage.get("control")
     if control is not None and RELATIVE_ERROR in control.stats:

@@ -16,8 +16,8 @@ from ui.theme import LineStyle
 
 BINS = 64
 OVERLAP = 2.5  # blocks that the highest ridge reaches over
-SHOWN = 5e-4  # share of exact zeros that is told
-KEPT = 0.999  # of the weights that are not zero lie on the axis
+MIN_ZERO_SHARE = 5e-4  # share of exact zeros that is told
+AXIS_COVERAGE = 0.999  # of the weights that are not zero lie on the axis
 
 
 def ridgeline(
@@ -64,7 +64,7 @@ def ridges_frame(snapshots: Sequence[TensorSnapshot]) -> pd.DataFrame:
 def ridges_note(snapshots: Sequence[TensorSnapshot]) -> str:
     """In words: what is drawn, and what is not."""
     zeros = sum(s.zeros for s in snapshots) / sum(s.n for s in snapshots)
-    left_out = f" {100 * zeros:.1f} % exact zeros are left out." if zeros >= SHOWN else ""
+    left_out = f" {100 * zeros:.1f} % exact zeros are left out." if zeros >= MIN_ZERO_SHARE else ""
     return f"n = {len(snapshots)} blocks, the same axis and scale, {BINS} bins.{left_out}"
 
 
@@ -98,7 +98,9 @@ def _reach(snapshots: Sequence[TensorSnapshot]) -> float:
         distance = np.abs(bin_edges(s)[:-1] + bin_edges(s)[1:]) / 2
         order = distance.argsort()
         upto = s.counts[order].cumsum() / max(s.counts.sum(), 1)
-        ends.append(float(distance[order][min(np.searchsorted(upto, KEPT), len(order) - 1)]))
+        ends.append(
+            float(distance[order][min(np.searchsorted(upto, AXIS_COVERAGE), len(order) - 1)])
+        )
     return max(ends) or 1.0
 
 

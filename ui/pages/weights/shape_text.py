@@ -7,7 +7,7 @@ import numpy as np
 from ui.charts.series import Series
 from ui.format import number, share
 
-FLAT = 0.12  # of a peak's height: what stands out less is no peak
+MIN_PROMINENCE = 0.12  # of a peak's height: what stands out less is no peak
 SURE = 4.0  # times the square root of a bin's count: what stands out less may be chance
 NEAR_CENTRE = 0.06  # of the axis
 
@@ -55,4 +55,4 @@ def _stands_out(heights: np.ndarray, top: int) -> bool:
         higher = np.flatnonzero(side > height)
         saddles.append(side[: higher[0]].min() if len(higher) else 0.0)
     prominence = height - max(saddles)
-    return bool(prominence > max(FLAT * height, SURE * height**0.5))
+    return bool(prominence > max(MIN_PROMINENCE * height, SURE * height**0.5))

@@ -17,7 +17,7 @@ from ui.runs.actions.keeping import KEEPING, keep, keeping_actions
 from ui.runs.actions.single import stoppable
 from ui.runs.view import MAX_PINS, TableResult
 
-FEWEST, MOST = 2, 6  # runs side by side
+MIN_COMPARED, MAX_COMPARED = 2, 6  # runs side by side
 
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
@@ -43,8 +43,10 @@ def _compare(table: TableResult) -> Action:
     base = table.base.job.run if table.base else ""
     if base and base not in runs:
         runs.insert(0, base)
-    if not FEWEST <= len(runs) <= MOST:
-        return Action("compare", "Compare", limit=f"{FEWEST} to {MOST} runs can be compared")
+    if not MIN_COMPARED <= len(runs) <= MAX_COMPARED:
+        return Action(
+            "compare", "Compare", limit=f"{MIN_COMPARED} to {MAX_COMPARED} runs can be compared"
+        )
     address = href("compare", ids=",".join(runs), base=base)
     return Action("compare", f"Compare {len(runs)}", address=address)
 

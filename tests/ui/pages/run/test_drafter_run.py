@@ -142,12 +142,12 @@ def test_charts_of_models_are_left_out(stored: None, name: str, shown: bool) -> 
     ("config", "told"),
     [
         ({"minutes": 2.5, "answers": 1000}, ["Amphista", "2.5 min", "1,000 answers"]),
-        ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text", "encoder": False,
-          "adaptation_layers": 0}, ["Medusa", "1,500 steps", "64 texts"]),
+        ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text",
+          "architecture": "medusa"}, ["Medusa", "1,500 steps", "64 texts"]),
         ({"minutes": 10, "answers": 64, "heads": 2, "answer_tokens": 512, "seed": 3},
          ["Amphista", "10 min", "64 answers", "512 tokens", "2 heads", "seed 3"]),
-        ({"minutes": None, "answers": None, "heads": 99, "staged": False},
-         ["Own", "0 steps", "0 answers", "99 heads"]),
+        ({"minutes": None, "answers": None, "heads": 99, "architecture": "mine"},
+         ["mine", "0 steps", "0 answers", "99 heads"]),
     ],
 )  # fmt: skip
 def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> None:

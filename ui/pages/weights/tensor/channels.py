@@ -17,7 +17,7 @@ from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, share
 from ui.theme import LineStyle
 
-MOST_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highest channel
+MAX_POINTS = 1000  # of a line; beyond, each stretch keeps its lowest and highest channel
 FENCE = 3.0  # Tukey's outer fence, in interquartile ranges
 NAMED = 8  # outliers in the note
 LISTED = 100  # channels in the table
@@ -121,7 +121,7 @@ def outliers_note(outliers: np.ndarray, zeros: Sequence[Channels]) -> str:
     return " ".join(words)
 
 
-def envelope(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
+def envelope(values: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
     """Places to draw: all, or the lowest and the highest of each of `most` / 2 stretches."""
     if len(values) <= most:
         return np.arange(len(values))
@@ -161,8 +161,8 @@ def channels_frame(drawn: Sequence[Channels], by_size: bool) -> pd.DataFrame:
 def channels_note(drawn: Sequence[Channels], log_y: bool = False) -> str:
     """In words: how many channels, and whether all of them are drawn."""
     n = len(drawn[0].values)
-    each = f", the lowest and highest of each {2 * n / MOST_POINTS:.0f} drawn"
-    words = [f"n = {count(n)} channels{each if n > MOST_POINTS else ''}."]
+    each = f", the lowest and highest of each {2 * n / MAX_POINTS:.0f} drawn"
+    words = [f"n = {count(n)} channels{each if n > MAX_POINTS else ''}."]
     zero = sum(int((c.values <= 0).sum()) for c in drawn)
     words += [f"Zeros that a log axis leaves out: {count(zero)}."] if log_y and zero else []
     return " ".join(words)

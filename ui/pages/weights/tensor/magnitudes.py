@@ -19,7 +19,7 @@ from ui.charts.template import axis, layout, legend_rows, line_look
 from ui.format import count, number
 
 MERGED = (1, 2, 3)
-FEW = 1e-4  # of all weights: what lies beyond is left out of the axis, and counted in the note
+TAIL_SHARE = 1e-4  # of all weights: left out of the axis, and counted in the note
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def _reach(drawn: Sequence[Magnitudes]) -> tuple[float, float]:
     lows, highs = [], []
     for m in drawn:
         upto = m.counts.cumsum() / max(m.counts.sum(), 1)
-        first = int(np.searchsorted(upto, 10 * FEW, side="right"))
-        last = int(np.searchsorted(upto, 1 - FEW)) + 1
+        first = int(np.searchsorted(upto, 10 * TAIL_SHARE, side="right"))
+        last = int(np.searchsorted(upto, 1 - TAIL_SHARE)) + 1
         lows.append(m.edges[max(1, first)])
         highs.append(m.edges[min(last, len(m.counts) - 1)])
     return min(lows), max(highs)

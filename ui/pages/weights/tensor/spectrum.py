@@ -15,7 +15,7 @@ from ui.charts.series import Series, line_width
 from ui.charts.template import layout, legend_rows, line_look, log_axis
 from ui.format import number
 
-SHOWN = 1e-3  # of the largest: smaller singular values are left out of the axis
+MIN_SINGULAR_VALUE = 1e-3  # of the largest: smaller singular values are left out of the axis
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def spectrum_figure(drawn: Sequence[Spectrum]) -> go.Figure:
                 hoverinfo="skip",
             )  # fmt: skip
     top = max(float(s.values[0]) for s in drawn)
-    low = max(SHOWN * top, min(float(s.values[s.values > 0].min()) for s in drawn))
+    low = max(MIN_SINGULAR_VALUE * top, min(float(s.values[s.values > 0].min()) for s in drawn))
     span = [float(np.log10(low)) - 0.05, float(np.log10(top)) + 0.08]
     ranks = [-0.02, float(np.log10(max(len(s.values) for s in drawn))) + 0.02]
     looks = layout(

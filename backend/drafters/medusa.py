@@ -1,0 +1,97 @@
+"""Medusa (Cai et al., arXiv 2401.10774): independent heads on the last hidden state.
+
+    e_k = h_i + SiLU(M_k h_i + c_k)     residual blocks of head k; M, c start at zero
+    logits_k = W e_k                    W: the target's own head; h_i is normed already
+
+Ours: the tied head and the reduced vocabulary. "as many parameters" repeats the residual blocks
+until the drafter is as large as Amphista's, for a fair comparison.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.drafters.config import DrafterConfig
+from backend.drafters.layers.adapted import AdaptedDrafter
+from backend.drafters.layers.native import plain_linear
+from backend.drafters.registry import ParallelDrafter, drafter
+from backend.models.blocks import decoder_blocks
+
+
+class ResidualHeads(nn.Module):
+    """The residual blocks of all heads, each with its own weights: [n, K, d] -> [n, K, d]."""
+
+    def __init__(self, layers: int, heads: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers, heads, width, width, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(layers, heads, 1, width, dtype=dtype))
+        self.linears = nn.ModuleList()  # of the heads of each layer, once split
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states.transpose(0, 1)  # [K, n, d]
+        for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
+            if self.linears:
+                blocks = zip(self.linears[layer].children(), states, strict=True)
+                states = states + silu(torch.stack([block(own) for block, own in blocks]))
+            else:
+                states = states + silu(torch.baddbmm(bias, states, weight))
+        return states.transpose(0, 1)
+
+    def split(self) -> None:
+        """Run on a linear for each block."""
+        for weights, biases in zip(self.weight, self.bias, strict=True):
+            blocks = (plain_linear(w.T, b[0]) for w, b in zip(weights, biases, strict=True))
+            self.linears.append(nn.ModuleList(blocks))
+
+
+@drafter("medusa")
+class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
+    """Residual heads, all at once; Amphista puts layers before and behind them.
+
+    Args:
+        fusions, sampled_token: see `AdaptedDrafter`.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        target: TargetModel,
+        vocabulary: Tensor,
+        dtype: torch.dtype = torch.float32,
+        fusions: int = 0,
+        sampled_token: bool = True,
+    ) -> None:
+        super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
+        layers = matching_layers(config, target) if config.ablation == "as many parameters" else 1
+        self.heads = ResidualHeads(layers, config.heads, target.width, dtype)
+        self.requires_grad_().to(target.device)
+
+    def anchor_slots(
+        self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
+    ) -> Tensor:
+        """The slots of chosen anchors; see `Drafter`."""
+        return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
+
+    def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
+        """The slots of the last anchor; see `ParallelDrafter`."""
+        stages = self.stages(hidden, embedded, caches)
+        return self.slots([stage[0, -1:] for stage in stages])[0]
+
+    def slots(self, stages: list[Tensor]) -> Tensor:
+        """One vector per head: the last of the stages [n, d] -> [n, K, d]."""
+        return self.normed(self.heads(torch.stack([stages[-1]] * self.config.heads, 1)))
+
+    def split_blocks(self) -> None:
+        """Of the residual blocks of the heads."""
+        self.heads.split()
+
+
+def matching_layers(config: DrafterConfig, target: TargetModel) -> int:
+    """Residual blocks per head that give Medusa the parameter count of Amphista."""
+    d = target.width
+    cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
+    one = config.heads * (d**2 + d)
+    return max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))
