@@ -31,7 +31,7 @@ from backend.errors import (
 from backend.queue.roles import ASK, Actor, gives_names, reject
 from backend.settings import is_loopback, settings, space_host
 from ui.api_errors import API_PATH, error_response
-from ui.security import auth
+from ui.security import auth, csrf
 from ui.security.admission import Admission
 from ui.security.payload import json_problem
 
@@ -129,7 +129,7 @@ def check(request: Request) -> None:
     """Raises `RequestRejectedError`."""
     headers = request.headers
     _check_host(auth.host_name(headers))
-    if not _same_site(request):
+    if not csrf.same_site(request):
         raise RequestRejectedError(403, ForbiddenError("Cross-site request rejected.", "", ASK))
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise RequestRejectedError(400, ConfigError("The address holds the character NUL."))
@@ -180,18 +180,6 @@ def _allowed_host(name: str) -> bool:
         names = settings().names
         any_name = not names and not is_loopback(settings().host)
         return any_name or name in ("localhost", *(n.lower() for n in names))
-
-
-def _same_site(request: Request) -> bool:
-    """Whether no other site caused the request. Browsers say so in `Sec-Fetch-Site`, which no
-    script can set, or in `Origin`; programs send neither. Following a link is allowed."""
-    headers = request.headers
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        visit = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
-        return site in ("same-origin", "none") or visit
-    origin = headers.get("origin")
-    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
 
 
 def _closed(path: str) -> bool:

@@ -19,7 +19,7 @@ from ui.charts.statistics import STATISTICS
 from ui.pages.weights.activations import BlockChannels, activations_chart
 from ui.pages.weights.data import TensorView
 from ui.pages.weights.depth import depth_note, in_percent, middle, quantile_bands
-from ui.pages.weights.ridges import ridgeline, ridges_frame, ridges_note
+from ui.pages.weights.ridgeline import ridgeline, ridges_frame, ridges_note
 from ui.pages.weights.theory import OF_LAYERS
 from ui.pages.weights.tree import architecture_tree
 from ui.runs.weights import DENSE
