@@ -94,7 +94,7 @@ def a_sweep_is_counted_before_it_is_queued_and_refused_beside_its_values(page: P
 
 
 def the_whole_title_of_a_preset_is_bold(page: Page) -> None:
-    card = page.locator("#preset-amphista label span", has_text="Medusa, as many parameters")
+    card = page.locator("#preset-amphista label span", has_text="Hydra")
     for size in (SCREEN["viewport"], PHONE):
         page.set_viewport_size(size)
         card.wait_for()

@@ -218,7 +218,7 @@ def test_seven_tabs_of_one_browser_are_all_refreshed(
     until(run, State.RUNNING)
     with ExitStack() as stack:
         pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
-        for one, path in zip(pages, ("", f"run?id={run}&tab=curves", *5 * ["queue"]), strict=True):
+        for one, path in zip(pages, ("", f"run?id={run}", *5 * ["queue"]), strict=True):
             opened(one, f"{queue.url}/{path}")
         for one in pages:
             one.wait_for_function(f"({REFRESHES})().length > 1")

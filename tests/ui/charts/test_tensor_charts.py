@@ -93,7 +93,9 @@ def test_series_share_their_bins_and_the_log_axis_leaves_out_empty_ones(
     assert one.xaxis.uirevision == two.xaxis.uirevision != log.xaxis.uirevision
 
 
-def test_the_cutoff_is_marked_for_pruned_stages_alone(series: list[Series]) -> None:
+def test_cutoffs_are_marked_for_pruned_stages_alone_and_peaks_that_are_cut_off_are_told(
+    series: list[Series],
+) -> None:
     found = cutoffs(series)
     at = series[1].snapshot.stats["cutoff"]
     assert found[0][0] == at and all("threshold" in label for _, label in found)
@@ -102,6 +104,17 @@ def test_the_cutoff_is_marked_for_pruned_stages_alone(series: list[Series]) -> N
     marked = {shape.x0 for shape in overlay(series).layout.shapes}
     assert {at, -at} <= marked
     assert not overlay(series[:1]).layout.shapes
+    tall = series[0].snapshot.counts.copy()
+    tall[128] = 40_000
+    peaked = replace(
+        series[0], label="Peaked",
+        snapshot=replace(series[0].snapshot, counts=tall, stage="redense", n=int(tall.sum())),
+    )  # fmt: skip
+    assert "Cut off at zero: Peaked" in cut_off_peaks([series[0], peaked])
+    higher = replace(peaked, snapshot=replace(peaked.snapshot, n=2 * peaked.snapshot.n))
+    assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
+    assert cut_off_peaks([series[0]]) == ""
+    assert "Peaked +" in difference_note([(peaked, series[0])])
 
 
 def test_a_mirror_shows_the_same_heights_on_both_sides(series: list[Series]) -> None:
@@ -120,20 +133,6 @@ def test_a_mirror_shows_the_same_heights_on_both_sides(series: list[Series]) -> 
     moved = 100 * (beyond[0] - beyond[1]) / series[0].snapshot.n
     assert sum(gap.y) == pytest.approx(lost + moved)
     assert "zeros +50.0 points" in gap.name
-
-
-def test_a_peak_that_is_cut_off_is_told(series: list[Series]) -> None:
-    tall = series[0].snapshot.counts.copy()
-    tall[128] = 40_000
-    peaked = replace(
-        series[0], label="Peaked",
-        snapshot=replace(series[0].snapshot, counts=tall, stage="redense", n=int(tall.sum())),
-    )  # fmt: skip
-    assert "Cut off at zero: Peaked" in cut_off_peaks([series[0], peaked])
-    higher = replace(peaked, snapshot=replace(peaked.snapshot, n=2 * peaked.snapshot.n))
-    assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
-    assert cut_off_peaks([series[0]]) == ""
-    assert "Peaked +" in difference_note([(peaked, series[0])])
 
 
 def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
@@ -286,9 +285,6 @@ def test_small_multiples_have_one_axis_and_lose_no_weight(series: list[Series]) 
         assert sum(trace.y) == pytest.approx(sum(one.heights))
     assert "▸ Block 1" in figure.layout.annotations[0].text
     assert {*figure.data[0].customdata} == {TENSOR}
-
-
-def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Series]) -> None:
     figure = stage_steps_figure(series, ["a", "b", "c", "d"], at="redense")
     scrub = figure.layout.meta["scrub"]
     assert [stop["name"] for stop in scrub["stops"]] == list(SHOWN) and scrub["at"] == 2

@@ -215,22 +215,10 @@ def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) 
     assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
 
-def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
+def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(current: Settings) -> None:
     upgrade()
     shown = draw(run="benchmark-0009")
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
-
-
-def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
-    unknown = draw(run="benchmark-0009")
-    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
-    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
-    assert [run for _, run in unknown["run"]["choices"]] == [measured]
-    store(job(7, kind="sds"))
-    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
-
-
-def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     upgrade()
     store(
         job(
@@ -240,6 +228,15 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     shown = draw()
     assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
     assert "appear here when the run has finished" in shown["head"]
+
+
+def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
+    unknown = draw(run="benchmark-0009")
+    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
+    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
+    assert [run for _, run in unknown["run"]["choices"]] == [measured]
+    store(job(7, kind="sds"))
+    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
 
 
 def test_shares_of_accepted_tokens_fall(measured: str) -> None:

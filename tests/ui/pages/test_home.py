@@ -120,9 +120,6 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
     dots = next(trace for trace in page["tradeoff_chart"].data if trace.customdata is not None)
     colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
     assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
-
-
-def test_a_few_bytes_put_no_run_on_the_front() -> None:
     alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
     assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
     figure: Any = tradeoff(alike, metric("size"), None).figure
@@ -193,6 +190,13 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
+    moving = showcase.moving_histogram(showcase.showcase())
+    assert moving is not None and moving["run"] == "sds-0001"
+    assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
+    heights = [stage["heights"] for stage in moving["stages"]]
+    assert {len(each) for each in heights} == {showcase.BARS}
+    assert max(max(each) for each in heights) <= 1.0
+    assert "perplexity 30.00." in moving["stages"][1]["said"]
 
 
 @pytest.mark.parametrize(
@@ -233,16 +237,6 @@ def test_the_toy_is_told_of_until_something_else_is_done(
     assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
     assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
     assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
-
-
-def test_the_histogram_has_every_stage_on_one_axis(pruned: Settings) -> None:
-    moving = showcase.moving_histogram(showcase.showcase())
-    assert moving is not None and moving["run"] == "sds-0001"
-    assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
-    heights = [stage["heights"] for stage in moving["stages"]]
-    assert {len(each) for each in heights} == {showcase.BARS}
-    assert max(max(each) for each in heights) <= 1.0
-    assert "perplexity 30.00." in moving["stages"][1]["said"]
 
 
 def test_a_guest_may_not_start_the_toy_or_touch_the_examples(

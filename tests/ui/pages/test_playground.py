@@ -108,13 +108,10 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_nothing_asked_yet(current: Settings) -> None:
+def test_nothing_asked_yet_and_who_waits_is_told_for_what(current: Settings) -> None:
     upgrade()
     assert page.empty() == draw() == draw(run="generate-0099")
     assert draw().count("data-example=") == 3 and "None yet" in page.draw(asked())["earlier"]
-
-
-def test_who_waits_is_told_for_what(current: Settings) -> None:
     upgrade()
     store(generated(2, state="queued", started_at=None, finished_at=None))
     html = draw(run="generate-0002")

@@ -96,6 +96,13 @@ def test_what_each_setting_explains_adds_up() -> None:
     chart = importance_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
     assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
+    rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
+    chart = parallel_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
+    assert chart is not None and chart.headline == "Best: 2:4 · 16, perplexity 14.00"
+    pattern, segments, values = chart.figure.data[0].dimensions
+    assert pattern.ticktext == ("2:4", "50%") and pattern.values == (0, 0, 1, 1)
+    assert segments.values == (8, 16, 8, 16) and values.values == (18, 14, 36, 36)
+    assert parallel_chart([], metric("perplexity"), {}) is None
 
 
 def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it(
@@ -120,16 +127,6 @@ def test_a_combination_that_every_window_finds_worse_is_no_tie(swept: list[Job])
     for job, losses in zip(swept, (text, text, text + 0.1, text + 0.1), strict=True):
         store_losses(job, losses)
     assert ties(swept, rows_of_sweep(swept), metric("perplexity")) == []
-
-
-def test_every_combination_is_a_line_and_the_best_is_named() -> None:
-    rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
-    chart = parallel_chart(rows, metric("perplexity"), {"pattern": "Pattern"})
-    assert chart is not None and chart.headline == "Best: 2:4 · 16, perplexity 14.00"
-    pattern, segments, values = chart.figure.data[0].dimensions
-    assert pattern.ticktext == ("2:4", "50%") and pattern.values == (0, 0, 1, 1)
-    assert segments.values == (8, 16, 8, 16) and values.values == (18, 14, 36, 36)
-    assert parallel_chart([], metric("perplexity"), {}) is None
 
 
 def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -> None:

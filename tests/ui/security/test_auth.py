@@ -83,6 +83,7 @@ def test_where_others_can_reach_it_only_the_token_makes_a_host(shared: Visit) ->
     assert role(shared(OTHER)) == "guest"
     assert role(shared(OTHER, authorization=f"Bearer {TOKEN}")) == "host"
     assert role(shared(OTHER, authorization="Basic abc")) == "guest"
+    assert "set-cookie" not in shared(OTHER).get("/").headers
 
 
 def test_a_wrong_token_is_refused_and_soon_not_even_looked_at(shared: Visit) -> None:
@@ -350,10 +351,6 @@ def test_a_guests_name_cannot_be_forged(open_to_guests: Visit) -> None:
         forger = open_to_guests(OTHER, cookie=f"{auth.cookie_name('guest')}={value}")
         assert forger.post(f"/slimscope/api/runs/{run}/cancel").status_code == 403
     assert queries.job(run).state == "queued"
-
-
-def test_guests_get_no_cookie_where_they_only_look(shared: Visit) -> None:
-    assert "set-cookie" not in shared(OTHER).get("/").headers
 
 
 def test_the_real_queue_refuses_too(

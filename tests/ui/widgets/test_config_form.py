@@ -66,7 +66,7 @@ def test_every_field_has_one_input_that_suits_its_type_with_help_unit_and_defaul
     assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
 
 
-def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
+def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     class Sides(BaseModel):
         sides: str = Field("toy", json_schema_extra={"many": True})
 
@@ -79,6 +79,25 @@ def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
     assert form.show({"sides": "b,toy"})[chosen]["value"] == ["b", "toy"]
     assert form.arrival({"sides": ""})[chosen]["value"] == []
     assert form.changed({"sides": "toy, b"}) == ["sides"]
+
+    class Two(Own):
+        first: str = Field("", json_schema_extra={"choices": "model"})
+        model: str = Field("", json_schema_extra={"choices": "saved"})
+
+    with gr.Blocks():
+        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
+    assert form.fields["first"].input.choices == [("Toy", "toy")]
+    assert form.fields["model"].input.choices == [("A", "a")]
+    offered = [("Toy", "toy")]
+    with gr.Blocks():
+        form = ConfigForm(Whole, {"model": lambda: list(offered)})
+    offered.append(("New", "new"))
+    fresh = form.arrival(None)[form.fields["model"].input]
+    assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
+    assert "value" not in fresh
+    clone = form.arrival({"model": "new", "size": 9})
+    assert clone[form.fields["model"].input]["value"] == "new"
+    assert clone[form.fields["size"].input]["value"] == 9
 
 
 def test_the_kinds_own_fields_come_first_and_the_shared_ones_last() -> None:
@@ -113,30 +132,6 @@ def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str,
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
     assert read == defaults | values
     assert set(form.changed(read)) == {n for n, v in values.items() if v != defaults[n]}
-
-
-def test_choices_are_asked_for_anew_when_a_page_opens() -> None:
-    offered = [("Toy", "toy")]
-    with gr.Blocks():
-        form = ConfigForm(Whole, {"model": lambda: list(offered)})
-    offered.append(("New", "new"))
-    fresh = form.arrival(None)[form.fields["model"].input]
-    assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
-    assert "value" not in fresh
-    clone = form.arrival({"model": "new", "size": 9})
-    assert clone[form.fields["model"].input]["value"] == "new"
-    assert clone[form.fields["size"].input]["value"] == 9
-
-
-def test_a_field_may_say_which_choices_are_its_own() -> None:
-    class Two(Own):
-        first: str = Field("", json_schema_extra={"choices": "model"})
-        model: str = Field("", json_schema_extra={"choices": "saved"})
-
-    with gr.Blocks():
-        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
-    assert form.fields["first"].input.choices == [("Toy", "toy")]
-    assert form.fields["model"].input.choices == [("A", "a")]
 
 
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:

@@ -77,7 +77,7 @@ def test_stages_are_compared_on_the_same_windows(seeded: Settings) -> None:
 # figures ------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings) -> None:
+def test_a_run_shows_stages_in_order_and_the_kept_one_or_says_why_not(seeded: Settings) -> None:
     page = draw("sds-0001")
     figures = page["results"]
     labels = ["Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
@@ -86,9 +86,6 @@ def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings)
     assert places == sorted(places)
     assert table.index("kept") > table.index("Second pruning (SDS)")
     assert page["stages_chart"].data[0].x[0] == 4.9
-
-
-def test_what_has_no_figures_or_curves_says_so(seeded: Settings) -> None:
     assert "appear here" in draw("sds-0003")["results"]
     assert "No results recorded." in draw("sds-0004")["results"]
     assert draw("sds-0004")["stages_chart"] == "This run measured no perplexity."

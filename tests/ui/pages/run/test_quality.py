@@ -117,7 +117,7 @@ def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -
     assert values[0] == "sds-0001" and "sds-0002" not in values and "toy" in values
 
 
-def test_bars_are_told_with_their_share_of_dense() -> None:
+def test_sizes_are_told_as_shares_and_speeds_beside_the_models_own_zeros() -> None:
     chart = format_sizes({"dense": 4e6, "2:4": 2.3e6})
     assert chart.headline == "As 2:4 the linear layers take 57 % of the dense size"
     assert "Too few zeros" in format_sizes({"dense": 4e6, "bitmask": 4.2e6}).headline
@@ -126,9 +126,6 @@ def test_bars_are_told_with_their_share_of_dense() -> None:
     assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
     assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
     assert bars.marker.color[0] != bars.marker.color[1]
-
-
-def test_the_curve_marks_the_models_own_zeros_and_the_dense_speed() -> None:
     chart = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
     told = "zeros, a product without them is {} times as fast as dense"
     assert chart.headline == f"At 50 % {told.format('0.40')}"

@@ -45,7 +45,7 @@ from ui.runs.weights import weights_of
 # the address --------------------------------------------------------------------------------------
 
 
-def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
+def test_an_address_gives_the_same_view_and_none_the_newest_run(seeded: Settings) -> None:
     seen = opened()
     assert seen["run"]["value"] == "sds-0002"
     assert [value for _, value in seen["run"]["choices"]] == ["sds-0002", "sds-0001"]
@@ -54,9 +54,6 @@ def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
         seen["tensor_chart"], go.Figure
     )
     assert seen["notice"]["visible"] is False and seen["perplexity_chart"] == page.NO_PERPLEXITY
-
-
-def test_an_address_gives_the_same_view(seeded: Settings) -> None:
     seen = opened(**PICKED)
     for name, value in PICKED.items():
         assert seen[name]["value"] == (value.split(",") if name == "show" else value), name
@@ -98,7 +95,10 @@ def test_a_run_without_statistics_is_told(
     assert len(seen["run"]["choices"]) == offered
 
 
-def test_a_deleted_run_is_called_deleted_and_a_purged_one_is_gone(seeded: Settings) -> None:
+def test_a_run_without_statistics_yet_and_one_that_is_deleted_or_purged_are_told(
+    seeded: Settings,
+) -> None:
+    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
     with writing() as session:
         session.get_one(Job, 1).removed_at = 1
     seen = opened(run="sds-0001")
@@ -111,10 +111,6 @@ def test_a_deleted_run_is_called_deleted_and_a_purged_one_is_gone(seeded: Settin
     seen = opened(run="sds-0001")
     assert "sds-0001 was deleted, and its figures with it." in seen["notice"]["value"]
     assert seen["run"]["value"] == "sds-0001"
-
-
-def test_a_run_that_has_none_yet_says_so(seeded: Settings) -> None:
-    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
 
 
 # all layers ---------------------------------------------------------------------------------------
@@ -152,6 +148,8 @@ def test_each_view_of_all_layers_has_its_question_data_and_controls(
     assert seen["layers_table"].count("<tr>") > 3
     assert seen["stat"]["visible"] is (layers in ("map", "tree"))
     assert seen["group"]["visible"] is (layers == "shapes")
+    chart = layers_chart(view(layers=layers, stage="sds"))
+    assert chart.headline and chart.theory == OF_LAYERS[layers]
 
 
 def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> None:
@@ -164,14 +162,6 @@ def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> Non
     assert asked_ in seen["layers_note"]
     missing = page.change_layers(view(vs="sds-0002", stage="redense", stat="std", against="run"))
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
-
-
-@pytest.mark.parametrize("layers", LAYER_VIEWS)
-def test_each_view_of_all_layers_says_what_it_shows_and_what_is_known(
-    seeded: Settings, layers: str
-) -> None:
-    chart = layers_chart(view(layers=layers, stage="sds"))
-    assert chart.headline and chart.theory == OF_LAYERS[layers]
 
 
 # while a run goes on ------------------------------------------------------------------------------
@@ -193,9 +183,6 @@ def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> Non
     assert "tensor_chart" not in after, "its figures are the same"
     for name in CONTROLS:
         assert "value" not in after[name], "taken out of a person's hand"
-
-
-def test_a_stage_the_run_has_reached_joins_the_histogram(seeded: Settings) -> None:
     seen = {"marks": None, "stages": ["dense", "first", "control"], "snapshots": [], "offers": {}}
     after = page.refresh(seen, settled("sds-0001", show=["dense", "first"]))
     assert after["show"]["value"] == ["dense", "first", "redense", "sds"]
