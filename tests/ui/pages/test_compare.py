@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import numpy as np
@@ -312,15 +313,11 @@ def compared(**address: str) -> RunComparison:
 def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     file = compare.export(pressed("csv"), asked(**WHOLE))
     assert file["name"] == "sds-0001-sds-0002-sds-0003-sds-0004.csv"
-    from base64 import b64decode
-
     lines = list(csv.DictReader(io.StringIO(b64decode(file["data"]).decode())))
     assert {line["section"] for line in lines} == {"setting", "figure"}
     of_perplexity = {r["run"]: r for r in lines if r["name"] == "perplexity"}
     assert of_perplexity["sds-0002"]["delta"] == "-1.0"
     assert of_perplexity["sds-0004"]["delta"] == "" and of_perplexity["sds-0004"]["not_compared"]
-    from base64 import b64decode
-
     whole = json.loads(b64decode(compare.export(pressed("json"), asked(**TWO))["data"]))
     assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))

@@ -15,7 +15,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import pipeline
 from tests.ui.conftest import HOSTILE
-from tests.ui.pages.test_sweep import asked
+from tests.ui.lab import GUEST, asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.steps import step_rows
 from ui.runs.actions.single import run_action
@@ -51,7 +51,7 @@ def test_it_is_queued_from_the_page_and_refused_to_guests(seeded: Settings) -> N
     before = len(queries.jobs())
     said = page._queue(TEXT, asked())
     assert "3 runs were added" in said["value"] and len(queries.jobs()) == before + 3
-    refused = page._queue(TEXT, asked(host="10.0.0.9"))
+    refused = page._queue(TEXT, asked(GUEST))
     assert "3 runs were added" not in refused["value"] and len(queries.jobs()) == before + 3
 
 
@@ -116,4 +116,4 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
     assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):
-        run_action("cancel-pipeline", queued[0].run, page.current_user(asked(host="10.0.0.9")))
+        run_action("cancel-pipeline", queued[0].run, page.current_user(asked(GUEST)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from jobs.metrics import metric
 from jobs.runtime.rows import profile_row
 from jobs.sweep import SweepRow, importance
 from tests.ui.conftest import HOSTILE, mapped
+from tests.ui.lab import GUEST, asked, pressed
 from ui.pages.run import page as run
 from ui.pages.sweep import page
 from ui.pages.sweep.settings import importance_chart, parallel_chart
@@ -27,12 +27,6 @@ from ui.pages.sweep.ties import ties
 from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
-
-
-def asked(host: str = "127.0.0.1", **query: str) -> Any:
-    return SimpleNamespace(
-        query_params=query, client=SimpleNamespace(host=host), headers={"host": "localhost"}
-    )
 
 
 def draw(chosen: str | None = None, **query: str) -> dict[str, Any]:
@@ -137,16 +131,14 @@ def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -
 
 
 def test_all_runs_are_cancelled_or_resumed_together_by_hosts(swept: list[Job]) -> None:
-    head = page.draw(None, asked("10.0.0.7", id=swept[0].run))["head"]
+    head = page.draw(None, asked(GUEST, id=swept[0].run))["head"]
     assert re.search(r'data-do="resume-sweep"[^>]* disabled', head)
-    event = SimpleNamespace(_data={"do": "resume-sweep", "run": swept[0].run})
-    assert "may not" in act(event, asked("10.0.0.7"))["value"]  # type: ignore[arg-type]
+    assert "may not" in act(pressed("resume-sweep", swept[0].run), asked(GUEST))["value"]
     head = draw(id=swept[0].run)["head"]
     assert "Resume 1 run" in head and "Cancel" not in head
 
     def press(deed: str) -> str:
-        event = SimpleNamespace(_data={"do": deed, "run": swept[0].run})
-        return act(event, asked())["value"]  # type: ignore[arg-type]
+        return act(pressed(deed, swept[0].run), asked())["value"]
 
     assert "Queued again: 1 run." in press("resume-sweep")
     assert "Cancel 1 run" in draw(id=swept[0].run)["head"]

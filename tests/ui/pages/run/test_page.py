@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ from backend.queue.roles import READ_ONLY, Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Attempt, Job, MetricPoint, Result, StepTime
+from backend.store.tables import Artifact, Attempt, Job, MetricPoint, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
-from tests.ui.lab import pressed, store
+from tests.ui.lab import asked, pressed, result, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, texts_card
@@ -34,18 +33,9 @@ from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
 
 
-def asked(**query: str) -> Any:
-    return SimpleNamespace(
-        query_params=query, client=SimpleNamespace(host="127.0.0.1"), headers={"host": "localhost"}
-    )
-
-
-def wanted(name: str, file: str) -> Any:
-    return SimpleNamespace(_data={"do": "download", "run": name, "file": file})
-
-
-def figure(stage: str, metric: str, value: float, **details: object) -> Result:
-    return Result(job_id=1, stage=stage, metric=metric, value=value, details=details)
+def download(name: str, file: str) -> Any:
+    """The file, and what is said."""
+    return run.download(pressed("download", name, file=file), asked())
 
 
 def draw(name: str) -> dict[str, Any]:
@@ -122,8 +112,8 @@ def test_the_config_shows_what_differs_and_the_command_and_attempts_are_listed(
 
 def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:
     rows = [
-        figure("first", "heldout_loss", 2.2),
-        figure("sds", "heldout_loss", 2.1),
+        result(1, "first", "heldout_loss", 2.2),
+        result(1, "sds", "heldout_loss", 2.1),
     ]
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
@@ -274,12 +264,12 @@ def test_artefacts_tell_where_they_are_and_give_small_files_alone(
     html = draw("sds-0001")["artefacts"]
     assert str(model) in html and "ab" * 32 in html
     assert "from_pretrained" in html and "config.json" in html
-    file, _ = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
+    file, _ = download("sds-0001", "sds-0001/model/config.json")
     assert (file["name"], base64.b64decode(file["data"])) == ("config.json", b"{}")
-    file, _ = run.download(wanted("sds-0002", "sds-0001/model/config.json"), asked())
+    file, _ = download("sds-0002", "sds-0001/model/config.json")
     assert "data" not in file
     monkeypatch.setattr(saver, "AT_MOST", 1)
-    file, said = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
+    file, said = download("sds-0001", "sds-0001/model/config.json")
     assert "data" not in file and "at most" in said["value"]
     (model / "config.json").unlink()
     model.rmdir()
@@ -294,7 +284,7 @@ def test_artefacts_tell_where_they_are_and_give_small_files_alone(
 )  # fmt: skip
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")
-    file, said = run.download(wanted("sds-0001", path), asked())
+    file, said = download("sds-0001", path)
     assert "data" not in file and 'role="alert"' in said["value"]
 
 
