@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray test-slurm run-cluster stop-cluster lint bench examples screenshots setup chromium clean
+.PHONY: help run test test-postgres test-ray test-slurm run-cluster stop-cluster lint bench examples screenshots setup constraints chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -67,17 +67,28 @@ screenshots: setup chromium ## Take the pictures of the docs anew, of the runs t
 setup: $(INSTALLED) ## Install, and fetch the default model and the sample text
 	@$(BIN)/python -m jobs setup
 
+# Of torch the version alone is held, so that any build of it fits; which packages of NVIDIA come with
+# it, the build says itself. ARGS="--upgrade-package NAME" renews one package.
+constraints: ## Renew constraints.txt: the newest versions that pyproject.toml allows
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && $(PYTHON) -m venv "$$scratch/venv" && "$$scratch/venv/bin/pip" install --quiet uv \
+	  && cp constraints.txt "$$scratch/" \
+	  && "$$scratch/venv/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	    --quiet --no-annotate --custom-compile-command 'make constraints' \
+	    --output-file "$$scratch/constraints.txt" $(or $(ARGS),--upgrade) \
+	  && grep -vE '^(cuda|nvidia|triton)' "$$scratch/constraints.txt" > constraints.txt
+
 chromium: $(INSTALLED)
 	@$(BIN)/python -m tests.browser.chromium
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Slimscope needs Python 3.11 or newer. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "No virtual environment could be made. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[dev]' || \
+	@$(BIN)/python -m pip install --progress-bar on --quiet --constraint constraints.txt --editable '.[dev]' || \
 	  { echo "Installing failed. Check the connection and run the same command again."; exit 1; }
 	@touch $(INSTALLED)
 

@@ -10,9 +10,12 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from jobs.kind import kinds
 from jobs.metrics import METRICS
@@ -89,6 +92,20 @@ def test_what_is_imported_is_declared() -> None:
     names |= {"lm_eval", "llama_cpp", "pydantic_core", "yaml", *ROOMS, *sys.stdlib_module_names}
     used = {name.split(".")[0] for path in modules(*ROOMS) for name in imported(path)}
     assert used - names == set()
+
+
+def test_the_constraints_hold_what_is_declared() -> None:
+    """`make setup` installs exactly these versions. Versions without a build, so that torch may be
+    any build of that version; no packages that only some builds of torch come with."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    held = [Requirement(line) for line in lines if line[0] != "#"]
+    pinned = {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in held}
+    assert [version for version in pinned.values() if {*version} & {*"*+,<>=~"}] == []
+    assert [name for name in pinned if name.startswith(("cuda", "nvidia", "triton"))] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
+    for each in map(Requirement, wanted):
+        assert each.specifier.contains(pinned[canonicalize_name(each.name)]), each
 
 
 def test_one_name_one_class() -> None:

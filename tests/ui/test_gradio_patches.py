@@ -1,14 +1,23 @@
-"""A page view is cheap to remember, and what it was sent is its own."""
+"""Gradio's internals as they are replaced, of the one release whose internals we know."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import gradio as gr
 import pytest
 from gradio.state_holder import StateHolder
+from packaging.requirements import Requirement
 
+from ui import GRADIO
 from ui.gradio_patches import SmallSession
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -56,3 +65,24 @@ def test_a_page_that_is_updated_all_day_stays_as_small_as_it_was() -> None:
         asyncio.run(page.process_api(updated, ["a"], session))
     assert session.blocks_config.blocks.keys() == page.blocks.keys()
     assert session[box._id].choices == [("a", "a"), ("b", "b")] != box.choices
+
+
+def test_the_declared_gradio_is_the_one_that_is_replaced() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (gradio,) = (each for each in map(Requirement, declared) if each.name == "gradio")
+    major, minor = map(int, GRADIO.split("."))
+    versions = [f"{major}.{minor - 1}.9", f"{GRADIO}.0", f"{GRADIO}.9", f"{major}.{minor + 1}.0"]
+    assert [*gradio.specifier.filter(versions)] == [f"{GRADIO}.0", f"{GRADIO}.9"]
+
+
+def test_another_gradio_is_refused_in_one_line(tmp_path: Path) -> None:
+    metadata = tmp_path / "gradio-6.40.1.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: gradio\nVersion: 6.40.1\n")
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Gradio 6.40.1 is installed" in done.stderr and f"gradio=={GRADIO}.*" in done.stderr
+    assert done.stderr.count("\n") == 1

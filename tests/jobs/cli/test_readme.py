@@ -1,4 +1,4 @@
-"""What README's shell block promises, walked in its order in an empty folder."""
+"""Shell blocks of the guide and of README, walked in their order in an empty folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from tests.shell import slimscope
 
-README = Path(__file__).parents[3] / "README.md"
+ROOT = Path(__file__).parents[3]
 SDS = "--segments 4 --context 32 --windows 2 --adjust-steps 1 --redense-steps 2 --threads 1"
 DLQAT = (
     "--segments 4 --context 64 --windows 2 --steps 2 --batch 2 --length 32 --sample-tokens 2 "
@@ -31,17 +31,24 @@ SMALL = {  # what makes the walk short: added at the end of a line, where it cou
 WAITS = {"--wait", "benchmark", "generate"}
 
 
-def lines() -> Iterator[list[str]]:
+def lines(page: str) -> Iterator[list[str]]:
     """The words of each command, without comments."""
-    block = re.search(r"```bash\n(slimscope submit .*?)```", README.read_text(), re.DOTALL)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = re.search(r"```bash\n(slimscope submit sds --model toy .*?)```", text, re.DOTALL)
     assert block is not None
     for line in block[1].splitlines():
         if words := shlex.split(line, comments=True):
             yield words[1:]
 
 
-def test_the_lines_of_the_readme_work_in_their_order(supervised: SupervisorLoop) -> None:
-    for words in lines():
+def test_the_readme_shows_some_of_the_lines_of_the_guide_in_their_order() -> None:
+    shown, every = [*lines("README.md")], [*lines("docs/guide.md")]
+    assert shown and shown == [words for words in every if words in shown]
+    assert shown[0] == every[0] and shown[-1] == every[-1]
+
+
+def test_the_lines_of_the_guide_work_in_their_order(supervised: SupervisorLoop) -> None:
+    for words in lines("docs/guide.md"):
         more = shlex.split(SMALL.get((words[0], words[1] if words[1:] else ""), ""))
         turn = supervised.turn if WAITS & {*words} else None
         done = slimscope(*words, *more, meanwhile=turn)
