@@ -50,19 +50,21 @@ def listed(**query: str) -> list[int]:
 # the address --------------------------------------------------------------------------------------
 
 
-def test_runs_are_sorted_as_the_address_says(lab: Settings) -> None:
+def test_the_address_sorts_filters_and_chooses_columns(lab: Settings) -> None:
     assert listed() == [6, 5, 4, 3, 2, 1]
     assert listed(sort="run", dir="asc") == [1, 2, 3, 4, 5, 6]
     assert listed(sort="ppl", dir="asc")[:4] == [4, 1, 2, 3]
     assert listed(sort="nonsense", dir="sideways") == listed()
-
-
-def test_the_filter_counts_and_can_be_cleared(lab: Settings) -> None:
     assert listed(q="sparsity>0.4 perplexity<20") == [1]
     assert "1 of 6" in table(q="half way")
     nothing = table(q="no such thing")
     assert "0 of 6" in nothing and "clear-filter" in nothing
     assert "No column is called &#39;sparsty&#39;" in table(q="sparsty>1")
+    html = table(cols="seed,perplexity")
+    assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
+    tools = str(runs.draw(asked(cols="seed"))["tools"])
+    assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
+    assert "Held-out loss, nats per token" in tools
 
 
 def test_baseline_and_five_pins_stay_whatever_is_filtered_and_are_compared(lab: Settings) -> None:
@@ -80,14 +82,6 @@ def test_baseline_and_five_pins_stay_whatever_is_filtered_and_are_compared(lab: 
     html = table(pick="sds-0002,sds-0003", base="sds-0001")
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003&amp;base=sds-0001" in html
     assert "2 to 6 runs can be compared" in table(pick="sds-0002")
-
-
-def test_columns_can_be_chosen(lab: Settings) -> None:
-    html = table(cols="seed,perplexity")
-    assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
-    tools = str(runs.draw(asked(cols="seed"))["tools"])
-    assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
-    assert "Held-out loss, nats per token" in tools
 
 
 @pytest.mark.parametrize("odd", ["'", "<b>", "1;drop", "-1", "9" * 400, "../..", HOSTILE])

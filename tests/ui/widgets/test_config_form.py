@@ -100,18 +100,15 @@ def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     assert clone[form.fields["size"].input]["value"] == 9
 
 
-def test_the_kinds_own_fields_come_first_and_the_shared_ones_last() -> None:
+def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
+    values = form.values([component.value for component in form.inputs])
+    assert validated("sds", values) == SDSJob()
+    assert form.changed(values) == []
     found = sections(Whole)
     assert list(found) == ["Model and method", "Text", "Run"]
     assert found["Model and method"][0] == "model"
     assert "seed" in found["Run"]
     assert sorted(n for names in found.values() for n in names) == sorted(Whole.model_fields)
-
-
-def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
-    values = form.values([component.value for component in form.inputs])
-    assert validated("sds", values) == SDSJob()
-    assert form.changed(values) == []
 
 
 @given(

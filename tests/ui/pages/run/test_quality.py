@@ -22,11 +22,11 @@ PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8
             "break_even": 0.78}  # fmt: skip
 
 
-def sample(text: str, prompt: str = "Once") -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "text": text, "tokens": [1]}]
+def sample(text: str) -> list[dict[str, Any]]:
+    return [{"prompt": "Once", "text": text, "tokens": [1]}]
 
 
-def evaluated(number: int, prompt: str = "Once") -> list[Result]:
+def evaluated(number: int) -> list[Result]:
     """The figures of an evaluation."""
     return [
         result(number, DENSE, "perplexity", 4.0),
@@ -39,8 +39,8 @@ def evaluated(number: int, prompt: str = "Once") -> list[Result]:
         result(number, MODEL, TOKENS_PER_SECOND, 20.5, lowest=19.5, highest=21.5),
         result(number, MODEL, SPEED_UP, 1.02),
         result(number, MODEL, PRODUCT_SPEED_UP, 0.4, **PRODUCTS),
-        result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat", prompt)),
-        result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran", prompt)),
+        result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat")),
+        result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran")),
     ]
 
 
