@@ -189,8 +189,9 @@ class Kind:
         run: "module:function" of the work, imported only by a job's process.
         follow: the same of what the other processes do, where a run may train on several.
         order: place among the kinds.
-        presets: name -> field values that differ from the defaults.
-        preset_notes: name -> what the preset is for, in a few words, where its name does not say.
+        recipes: algorithm -> field values that run it and nothing else; the first are the defaults.
+        notes: recipe -> what it does, in a few words.
+        presets: effort -> field values that differ from the defaults; none that a recipe sets.
         stages: stage name -> label, in order.
         stage_label: the label of a stage that is not among them, by its name.
         styles: stage name -> how it is drawn; a stage without a style gets a colour by its name.
@@ -224,8 +225,9 @@ class Kind:
     stage_label: Callable[[str], str] = capitalized
     styles: Mapping[str, StageStyle] = field(default_factory=dict)
     default_stage: str = ""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    preset_notes: Mapping[str, str] = field(default_factory=dict)
     verdict: Callable[[StageComparison], str] = lambda _: ""
     forecast: Callable[[Values], str] = lambda _: ""
     key_figure: Callable[[Values], KeyFigure | None] | None = None
@@ -239,16 +241,19 @@ class Kind:
     packs: bool = False
     lane: Lane = Lane.SLOTS
 
-    def preset(self, name: str) -> Mapping[str, Any]:
-        """The field values of a preset; none for the empty name.
+    def preset(self, names: str) -> Mapping[str, Any]:
+        """The field values of a recipe, a preset, or both: "ALPS, quick look"; none for "".
 
         Raises:
-            ConfigError: there is no preset of that name.
+            ConfigError: there is no recipe or preset of that name.
         """
-        if name and name not in self.presets:
-            known = ", ".join(self.presets) or "none"
-            raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"Choose: {known}.")
-        return self.presets.get(name, {})
+        options, values = {**self.recipes, **self.presets}, dict[str, Any]()
+        for name in filter(None, map(str.strip, names.split(","))):
+            if name not in options:
+                known = ", ".join(options) or "none"
+                raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"Choose: {known}.")
+            values |= options[name]
+        return values
 
     def load_run(self) -> Callable[[Any, Any], None]:
         """Import the work: `run(config, context)`."""

@@ -48,7 +48,8 @@ def list_kinds() -> list[Record]:
             "title": kind.title,
             "summary": kind.summary,
             "presets": {name: dict(values) for name, values in kind.presets.items()},
-            "preset_notes": dict(kind.preset_notes),
+            "recipes": {name: dict(values) for name, values in kind.recipes.items()},
+            "notes": dict(kind.notes),
             "schema": kind.config.model_json_schema(),
         }
         for kind in kinds().values()

@@ -43,7 +43,8 @@ PART_LABELS = {
     "lm_head": "LM head, draft vocabulary",
     "rest": "Candidates and tree",
 }
-ARCHITECTURE_NOTES = {
+NOTES = {
+    "Amphista": "Heads that see each other, behind adaptation layers.",
     "Medusa": "Independent heads.",
     "Hydra": "Heads that read the draft tokens before theirs. Accepts most in our tests.",
     "EAGLE": "Token after token from its own states, in the manner of EAGLE-3.",
@@ -69,12 +70,12 @@ KIND = Kind(
     headline=headline,
     headline_fields=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),
     has_models=False,
+    recipes={name: ARMS[name] for name in NOTES},
+    notes=NOTES,
     presets={
         "quick look": {"minutes": 1, "answers": 128, "heldout": 16},
         "default": {},
         "thorough": {"minutes": 60, "answers": 6000},
-        **{name: ARMS[name] for name in ARCHITECTURE_NOTES},
     },
-    preset_notes=ARCHITECTURE_NOTES,
     forecast=forecast,
 )

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, SCREEN, Dashboard, opened
 
-TITLE_LINES = r"""[...document.querySelectorAll("#preset-amphista label span")].map(span => {
+TITLE_LINES = r"""[...document.querySelectorAll("#recipe-amphista label span")].map(span => {
   const title = document.createRange(), text = span.firstChild;
   title.setStart(text, 0);
   title.setEnd(text, (text.data + "\n").indexOf("\n"));
@@ -49,12 +49,12 @@ def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) 
     the_list_of_a_dropdown_opens_below_it_where_it_fits(visitor)
     a_sweep_is_counted_before_it_is_queued_and_refused_beside_its_values(visitor)
     choose_method(visitor, "amphista")
-    the_whole_title_of_a_preset_is_bold(visitor)
+    the_whole_title_of_a_recipe_is_bold(visitor)
 
 
 def choose_method(page: Page, kind: str) -> None:
     page.locator(f"#new-kind input[value='{kind}']").check()
-    expect(page.locator(f"#preset-{kind}")).to_be_visible()
+    expect(page.locator(f"#form-{kind}")).to_be_visible()
 
 
 def what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(page: Page) -> None:
@@ -93,8 +93,8 @@ def a_sweep_is_counted_before_it_is_queued_and_refused_beside_its_values(page: P
     expect(add).to_have_text("Add to queue")
 
 
-def the_whole_title_of_a_preset_is_bold(page: Page) -> None:
-    card = page.locator("#preset-amphista label span", has_text="Hydra")
+def the_whole_title_of_a_recipe_is_bold(page: Page) -> None:
+    card = page.locator("#recipe-amphista label span", has_text="Medusa")
     for size in (SCREEN["viewport"], PHONE):
         page.set_viewport_size(size)
         card.wait_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -198,25 +199,32 @@ def test_guests_find_the_button_off_with_the_reason_and_are_refused(sds: Kind) -
     assert len(queries.jobs()) == 5
 
 
-def test_a_preset_says_what_it_sets_and_leaves_the_rest(sds: Kind) -> None:
-    apply_preset = handlers("apply_preset")[[*kinds()].index("amphista")]
+def test_recipes_and_presets_say_what_they_set_and_leave_the_rest(sds: Kind) -> None:
+    at = 2 * [*kinds()].index("amphista")
+    recipe, preset = handlers("apply_option")[at : at + 2]
 
-    def told(preset: str, before: str) -> dict[str, Any]:
-        return {
-            c.elem_id: update for c, update in apply_preset(preset, before).items() if c.elem_id
-        }
+    def told(apply: Callable[[str], Any], name: str) -> dict[str, Any]:
+        return {c.elem_id: update for c, update in apply(name).items() if c.elem_id}
 
-    medusa = told("Medusa", "default")
+    medusa = told(recipe, "Medusa")
     assert medusa["amphista-field-architecture"]["value"] == "medusa"
     assert len(medusa) == 2  # the model and a training time of one's own stay
-    sets = "Sets Drafter architecture = medusa."
-    assert medusa["preset-amphista"]["info"] == sets
-    after = told("Medusa", "thorough")
-    assert after["amphista-field-minutes"]["value"] == 10
-    assert after["preset-amphista"]["info"] == (
-        f"{sets} Resets Training time (minutes); Sequences."
-    )
-    assert told("default", "default")["preset-amphista"]["info"] == ""
+    assert medusa["recipe-amphista"]["info"] == "Sets Drafter architecture = medusa."
+    assert told(recipe, "Amphista")["amphista-field-architecture"]["value"] == "amphista"
+    quick, usual = told(preset, "quick look"), told(preset, "default")
+    assert quick["amphista-field-minutes"]["value"] == 1
+    assert usual["amphista-field-minutes"]["value"] == 10 and quick.keys() == usual.keys()
+    assert usual["preset-amphista"]["info"] == "" and "amphista-field-architecture" not in quick
+
+
+@pytest.mark.parametrize("kind", kinds().values(), ids=kinds())
+def test_recipes_and_presets_set_different_fields_and_are_valid_together(kind: Kind) -> None:
+    recipes, presets = kind.recipes or {"": {}}, kind.presets or {"": {}}
+    for recipe in recipes.values():
+        for preset in presets.values():
+            assert not recipe.keys() & preset.keys()
+    usual = {n: info.default for n, info in kind.config.model_fields.items()}
+    assert all(usual[name] == value for name, value in next(iter(recipes.values())).items())
 
 
 def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
@@ -226,6 +234,7 @@ def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
     assert {
         "new-kind",
         "new-name",
+        "recipe-amphista",
         "preset-sds",
         "sds-field-pattern",
         "dlqat-field-bits",
@@ -233,9 +242,10 @@ def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
     assert [output.elem_id for output in clear.outputs] == ["new-said"]
 
 
-def test_architectures_are_explained_on_their_cards() -> None:
+def test_recipes_are_explained_on_their_cards() -> None:
     drafter = kinds()["amphista"]
-    cards = {name: card for card, name in launch.preset_cards(drafter, {"Medusa": "about 1 min"})}
-    assert cards["Medusa"] == "Medusa\nIndependent heads.\nabout 1 min"
-    assert cards["thorough"] == "thorough"
-    assert [*drafter.preset_notes] == ["Medusa", "Hydra", "EAGLE"]
+    shown = launch.cards(drafter.recipes, drafter.notes, {"Medusa": "about 1 min"})
+    names = {name: card for card, name in shown}
+    assert names["Medusa"] == "Medusa\nIndependent heads.\nabout 1 min"
+    assert [*names] == ["Amphista", "Medusa", "Hydra", "EAGLE"]
+    assert launch.cards({"thorough": {}}, {}, {}) == [("thorough", "thorough")]

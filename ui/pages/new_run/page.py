@@ -22,7 +22,7 @@ from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 
-NO_PRESET, MODEL = "default", "model"
+DEFAULT, MODEL = "default", "model"
 ADD = "Add to queue"
 FORGET = """() => {
   const said = document.querySelector('#new-said :is(.problem, .done)');
@@ -42,12 +42,36 @@ class Controls:
 
 
 @dataclass(frozen=True)
+class OptionCards:
+    """Recipes or presets of a kind as cards, each with its price.
+
+    Attributes:
+        values: name -> the fields it sets.
+    """
+
+    radio: gr.Radio
+    values: Mapping[str, Mapping[str, Any]]
+    notes: Mapping[str, str]
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields that any of them sets."""
+        return {field for values in self.values.values() for field in values}
+
+    def priced(self, kind: Kind, values: Mapping[str, Any]) -> Any:
+        """An update with what each would cost beside the other values of the form."""
+        others = {name: value for name, value in values.items() if name not in self.fields}
+        prices = {name: price(kind, {**others, **own}) for name, own in self.values.items()}
+        return gr.update(choices=cards(self.values, self.notes, prices))
+
+
+@dataclass(frozen=True)
 class KindForm:
     """The form of one kind, and the column it stands in."""
 
     kind: Kind
     column: gr.Column
-    preset: gr.Radio
+    options: tuple[OptionCards, ...]
     form: ConfigForm
     sweep: SweepForm
 
@@ -111,13 +135,22 @@ def _form(kind: Kind, *, visible: bool) -> KindForm:
     prefix = f"{kind.name}-"
     with gr.Column(visible=visible, elem_id=f"form-{kind.name}") as column:
         plain(HTML.hint(kind.summary))
-        preset = gr.Radio(
-            preset_cards(kind, {}), value=NO_PRESET, label="Preset", visible=bool(kind.presets),
-            elem_id=f"preset-{kind.name}", elem_classes="preset-cards",
-        )  # fmt: skip
+        recipes = _cards(kind, "Recipe", kind.recipes, next(iter(kind.recipes), None))
+        presets = _cards(kind, "Preset", kind.presets, DEFAULT)
         form = ConfigForm(kind.config, CHOICES, prefix, kind.main_fields)
         sweeps = SweepForm(kind.config, prefix)
-    return KindForm(kind, column, preset, form, sweeps)
+    return KindForm(kind, column, (recipes, presets), form, sweeps)
+
+
+def _cards(
+    kind: Kind, label: str, values: Mapping[str, Mapping[str, Any]], first: str | None
+) -> OptionCards:
+    radio = gr.Radio(
+        cards(values, kind.notes, {}), value=first if values else None, label=label,
+        visible=len(values) > 1, elem_id=f"{label.lower()}-{kind.name}",
+        elem_classes="preset-cards",
+    )  # fmt: skip
+    return OptionCards(radio, values, kind.notes)
 
 
 def _show_kind(forms: Mapping[str, KindForm]) -> Callable[..., Any]:
@@ -155,7 +188,8 @@ def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
 def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
     """What was said last goes when a person changes something; why nothing can be added stays. The
     browser does it: an answer of the server could come after that of the button."""
-    every = [c for form in forms.values() for c in (*form.inputs, form.preset)]
+    every = [c for form in forms.values() for c in form.inputs]
+    every += [option.radio for form in forms.values() for option in form.options]
     changed = [c.input for c in (controls.kind, controls.name, *every)]
     gr.on(changed, None, None, controls.message, js=FORGET)
 
@@ -165,11 +199,10 @@ def _wire_form(this: KindForm, controls: Controls) -> None:
     changes = [c.change for c in this.inputs]
     gr.on(changes, _preview(this, controls), [controls.kind, *this.inputs],
           _previewed([this], controls), **LATEST)  # fmt: skip
-    before = gr.Textbox(NO_PRESET, visible=False)
-    this.preset.input(
-        _apply_preset(this, before), [this.preset, before],
-        [this.preset, before, *this.form.inputs], **SILENT_EVENT,
-    )  # fmt: skip
+    for option in this.options:
+        option.radio.input(
+            _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
+        )
 
 
 def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dependency) -> None:
@@ -209,10 +242,9 @@ def _inputs_of(kind: str, forms: Mapping[str, KindForm], given: Sequence[Any]) -
 
 def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
     """What a preview changes."""
-    own = [
-        c for f in forms for c in (*f.messages, *f.form.folds.values(), f.sweep.accordion, f.preset)
-    ]
-    return [*own, controls.add, controls.preview]
+    own = [c for f in forms for c in (*f.messages, *f.form.folds.values(), f.sweep.accordion)]
+    radios = [option.radio for form in forms for option in form.options]
+    return [*own, *radios, controls.add, controls.preview]
 
 
 def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
@@ -222,11 +254,12 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
         values, pairs = this.read(given)
         user = current_user(request)
         html, runs, error = preview_for(user, this.kind, values, pairs)
+        told = () if roles.may_not_add(user) else this.options
         return {
             **this.show_errors(error, given),
             **this.form.count(values),
             **this.sweep.count(runs),
-            **({} if roles.may_not_add(user) else _priced(this, values)),
+            **{option.radio: option.priced(this.kind, values) for option in told},
             controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
             controls.preview: html,
         }
@@ -234,28 +267,10 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
     return preview
 
 
-def preset_names(kind: Kind) -> tuple[str, ...]:
-    """The presets, the quick ones first; `NO_PRESET` is that of the defaults."""
-    names = tuple(kind.presets)
-    return names if NO_PRESET in names else (NO_PRESET, *names)
-
-
-def preset_cards(kind: Kind, prices: Mapping[str, str]) -> Choices:
-    """The presets as cards: name, what it is for, and its price; a line each."""
-    return [
-        ("\n".join(filter(None, (name, kind.preset_notes.get(name), prices.get(name)))), name)
-        for name in preset_names(kind)
-    ]
-
-
-def _priced(this: KindForm, values: Mapping[str, Any]) -> dict[Any, Any]:
-    """Every preset with what it is for, and what it would cost on the model that is chosen."""
-    kind = this.kind
-    if not kind.presets:
-        return {}
-    model = {MODEL: values[MODEL]} if MODEL in values else {}
-    prices = {n: price(kind, {**model, **kind.presets.get(n, {})}) for n in preset_names(kind)}
-    return {this.preset: gr.update(choices=preset_cards(kind, prices))}
+def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, str]) -> Choices:
+    """Choices as cards: name, what it does, and its price; a line each."""
+    lines = ((name, notes.get(name), prices.get(name)) for name in names)
+    return [("\n".join(filter(None, each)), str(each[0])) for each in lines]
 
 
 def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
@@ -266,22 +281,20 @@ def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]
     return add
 
 
-def _apply_preset(this: KindForm, before: gr.Textbox) -> Callable[[str, str], dict[Any, Any]]:
-    def apply_preset(preset: str, last: str) -> dict[Any, Any]:
-        values, old = (this.kind.presets.get(name, {}) for name in (preset, last))
-        info = gr.update(info=preset_info(this.kind, values, old))
-        return {**this.form.show(values, {*values, *old}), this.preset: info, before: preset}
+def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any]]:
+    def apply_option(name: str) -> dict[Any, Any]:
+        values = option.values.get(name, {})
+        info = gr.update(info=preset_info(this.kind, values))
+        return {**this.form.show(values, option.fields), option.radio: info}
 
-    return apply_preset
+    return apply_option
 
 
-def preset_info(kind: Kind, values: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """What a preset of these `values` sets, and which fields of the preset `before` it resets."""
+def preset_info(kind: Kind, values: Mapping[str, Any]) -> str:
+    """What a recipe or preset of these `values` sets."""
     fields = kind.config.model_fields
     sets = [f"{title(name, fields[name])} = {_on_off(value)}" for name, value in values.items()]
-    resets = [title(name, fields[name]) for name in before if name not in values]
-    parts = {"Sets": sets, "Resets": resets}
-    return " ".join(f"{verb} {'; '.join(each)}." for verb, each in parts.items() if each)
+    return f"Sets {'; '.join(sets)}." if sets else ""
 
 
 def _on_off(value: Any) -> str:
