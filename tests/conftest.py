@@ -9,12 +9,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from sqlalchemy import make_url
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -29,22 +30,8 @@ from backend.store import migrate
 from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import postgres
-from tests.browser.chromium import find
 
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
-
-# Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
-OFF = (
-    "AvoidUnnecessaryBeforeUnloadCheckSync,DestroyProfileOnBrowserClose,HttpsUpgrades,"
-    "HttpsFirstBalancedModeAutoEnable,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,"
-    "OptimizationHints,SpareRendererForSitePerProcess,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
-)
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-    "--process-per-site", f"--disable-features={OFF}",
-)  # fmt: skip
-SCREEN = {"viewport": {"width": 1400, "height": 900}}
-
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_", "SLIMSCOPE_RAY_VENV")
@@ -57,20 +44,24 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
-LONGEST = ("test_queue.py", "test_first_run.py", "test_every_page.py", "test_runs.py")
+BROWSER = "tests/browser/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: Playwright leaves an event loop running in this thread. Of their
-    files the longest come first, so that no worker is left alone with one. With several processes,
-    `--no-loadscope-reorder` keeps this order in each."""
+    """Browser tests come first: as one process of tests runs them all, they take the longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(BROWSER))
 
-    def place(item: pytest.Item) -> tuple[bool, int]:
-        name, last = item.path.name, len(LONGEST)
-        in_browser = item.get_closest_marker("browser") is not None
-        return in_browser, LONGEST.index(name) if in_browser and name in LONGEST else last
 
-    items.sort(key=place)
+class WholeFiles(LoadScopeScheduling):
+    """Gives a process of tests whole files, and all that need a browser to the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return BROWSER if nodeid.startswith(BROWSER) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -179,42 +170,6 @@ def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def current(data_dir: Path) -> Settings:
     return settings()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = find()
-    assert path, "No Chromium: run `make chromium`."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def warm(browser: Browser) -> Iterator[BrowserContext]:
-    """A browser that need not load and compile the scripts of a dashboard for every test. An empty
-    page of the host stays open: so does the process that draws it, and draws the others."""
-    context = browser.new_context(**SCREEN)
-    kept = context.new_page()
-    kept.route("**", lambda route: route.fulfill(body=""))
-    kept.goto("http://127.0.0.1/")
-    yield context
-    context.close()
-
-
-@pytest.fixture(scope="session")
-def warm_context(browser: Browser) -> Iterator[BrowserContext]:
-    """The browser of one who has been here before."""
-    with warm(browser) as context:
-        yield context
-
-
-@pytest.fixture(scope="session")
-def other_context(browser: Browser) -> Iterator[BrowserContext]:
-    """That of somebody else."""
-    with warm(browser) as context:
-        yield context
 
 
 @pytest.fixture(scope="session")

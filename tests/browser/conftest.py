@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 import urllib.request
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+from playwright.sync_api import sync_playwright as playwright
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import app
@@ -37,7 +36,7 @@ from backend.store.states import ACTIVE
 from jobs import sweep
 from jobs.kind import kinds
 from jobs.submit import submit
-from tests.conftest import SCREEN
+from tests.browser.chromium import find
 from tests.fork_engine import ForkEngine, fork_all
 from tests.fork_server import FORKS, begin_anew
 
@@ -59,6 +58,61 @@ TOY = {"model": "toy", "threads": 1}
 SMALL = {"segments": 8, "windows": 4}
 TINY = {"steps": 4, "length": 64, "context": 64, "pictures": 2, "lora": False, "divergence": False}
 SHORT = {"count": 2, "max_new_tokens": 8, "rounds": 1}
+# Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
+OFF = (
+    "AvoidUnnecessaryBeforeUnloadCheckSync,DestroyProfileOnBrowserClose,HttpsUpgrades,"
+    "HttpsFirstBalancedModeAutoEnable,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,"
+    "OptimizationHints,SpareRendererForSitePerProcess,WebUIOmniboxPopup,WebUIOmniboxAimPopup"
+)
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+    "--process-per-site", f"--disable-features={OFF}",
+)  # fmt: skip
+SCREEN = {"viewport": {"width": 1400, "height": 900}}
+PHONE = {"width": 390, "height": 844}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    path = find()
+    assert path, "No Chromium: run `make chromium`."
+    with playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def warm(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that need not load and compile the scripts of a dashboard for every test. An empty
+    page of the host stays open: so does the process that draws it, and draws the others."""
+    context = browser.new_context(**SCREEN)
+    kept = context.new_page()
+    kept.route("**", lambda route: route.fulfill(body=""))
+    kept.goto("http://127.0.0.1/")
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="package")
+def warm_context(browser: Browser) -> Iterator[BrowserContext]:
+    """The browser of one who has been here before."""
+    with warm(browser) as context:
+        yield context
+
+
+@pytest.fixture(scope="package")
+def other_context(browser: Browser) -> Iterator[BrowserContext]:
+    """That of somebody else."""
+    with warm(browser) as context:
+        yield context
 
 
 @dataclass(frozen=True)
@@ -77,21 +131,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(
-    data: Path, environment: Mapping[str, str], port: int = 0, *, fresh: bool = False
-) -> Iterator[Dashboard]:
-    """The dashboard on this data folder, until the block ends.
-
-    Args:
-        fresh: what it starts are no forks, as in production.
-    """
+def started(data: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[Dashboard]:
+    """The dashboard on this data folder, until the block ends; what it starts are forks."""
     port, log = port or free_port(), data.with_name("dashboard.log")
     own = {"PORT": str(port), "THREADS": "1"}
     here = {f"SLIMSCOPE_{name}": value for name, value in own.items()} | {"BROWSER": "true"}
     quick = {"IDLE_EXIT": "1", "EXAMPLES": "false"}
     usual = {f"SLIMSCOPE_{name}": value for name, value in quick.items()}
     with_all = {**usual, **environment, **here}
-    process = FORKS.Process(target=serve, args=(with_all, log, fresh))
+    process = FORKS.Process(target=serve, args=(with_all, log))
     process.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -102,12 +150,11 @@ def started(
         process.join()
 
 
-def serve(environment: Mapping[str, str], log: Path, fresh: bool) -> None:
+def serve(environment: Mapping[str, str], log: Path) -> None:
     """The life of the forked process."""
     os.chdir(ROOT)
     begin_anew(environment, log, log)
-    if not fresh:
-        fork_all()
+    fork_all()
     app.main()
 
 
@@ -123,7 +170,7 @@ def wait_for(url: str, alive: Callable[[], bool], log: Path | None = None) -> No
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def port() -> int:
     """Of all dashboards of `dashboard`: a browser that has seen one has the scripts of the next."""
     return free_port()
@@ -133,9 +180,16 @@ def port() -> int:
 def dashboard(data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
     """With an empty data folder; whatever it started is ended."""
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "1")
-    settings.cache_clear()
+    monkeypatch.setenv("SLIMSCOPE_PLUGINS", PLUGIN)
+    forget_settings()
     with started(data_dir, os.environ, port) as shown:
         yield shown
+    end_runs()
+    forget_settings()
+
+
+def end_runs() -> None:
+    """Kills the runs of the data folder."""
     for job in queries.jobs(ACTIVE):
         with suppress(ConflictError):  # it has ended
             for _ in range(2):  # asked twice it is killed, and not tried again
@@ -147,16 +201,16 @@ def dashboard(data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @contextmanager
-def tab(browser: Browser, shown: Dashboard, **options: object) -> Iterator[Page]:
+def tab(browser: Browser, url: str, **options: object) -> Iterator[Page]:
     """A watched page of a browser that has never been here."""
     context = browser.new_context(**SCREEN, **options)
-    with watched(context, shown) as page:
+    with watched(context, url) as page:
         yield page
     context.close()
 
 
 @contextmanager
-def watched(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
+def watched(context: BrowserContext, url: str) -> Iterator[Page]:
     """A page that fails the test when its console shows an error or it asks another host."""
     page = context.new_page()
     complaints: list[str] = []
@@ -164,7 +218,7 @@ def watched(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
     page.on("console", lambda m: complaints.append(m.text) if faults.holds(m) else None)
     page.on("domcontentloaded", faults.arrived)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda r: complaints.append(r.url) if is_foreign(r.url, shown) else None)
+    page.on("request", lambda r: complaints.append(r.url) if is_foreign(r.url, url) else None)
     page.set_default_timeout(PATIENCE_MS)
     yield page
     page.close()
@@ -173,7 +227,7 @@ def watched(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
 
 @pytest.fixture
 def page(warm_context: BrowserContext, dashboard: Dashboard) -> Iterator[Page]:
-    with warm_tab(warm_context, dashboard) as page:
+    with warm_tab(warm_context, dashboard.url) as page:
         yield page
 
 
@@ -193,53 +247,70 @@ class Faults:
         self.leaving = False
 
 
-def is_foreign(url: str, dashboard: Dashboard) -> bool:
-    own = (dashboard.url, dashboard.url.replace("http", "ws"), "data:", "blob:")
-    return not url.startswith(own)
+def is_foreign(asked: str, own: str) -> bool:
+    return not asked.startswith((own, own.replace("http", "ws"), "data:", "blob:"))
+
+
+def variables(data: Path, **values: str) -> dict[str, str]:
+    """The environment of a dashboard and its data folder, in which runs that count are known."""
+    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, **values}
+    return {f"SLIMSCOPE_{name}": value for name, value in here.items()}
+
+
+@contextmanager
+def reading(shown: Dashboard) -> Iterator[Dashboard]:
+    """Meanwhile this process reads, and adds to, what a dashboard shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(shown.data).items():
+            patch.setenv(name, value)
+        forget_settings()
+        yield shown
+    forget_settings()
+
+
+@pytest.fixture(scope="package")
+def shared_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A dashboard whose runs the tests begin. PyTorch decodes in its playground, which leaves time
+    to look at an answer and to stop it."""
+    data = tmp_path_factory.mktemp("workshop") / "data"
+    here = variables(data, IDLE_EXIT="15", NATIVE="false")  # one supervisor
+    with started(data, os.environ | here) as shown:
+        yield shown
+
+
+@pytest.fixture
+def workshop(shared_workshop: Dashboard) -> Iterator[Dashboard]:
+    """The same; the test reads it and adds to it."""
+    with reading(shared_workshop):
+        yield shared_workshop
 
 
 # a folder with runs, shared by the tests that only look -------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def lab_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder of small runs carried out on the toy model, by whichever process of tests
-    comes first: three of SDS (sds-0001 to sds-0003), one that failed (count-0004), one of DL-QAT
-    (dlqat-0005), one benchmark (benchmark-0006). The name of those that succeeded is an attack.
-    statistics-0007 looked at a layer of 4096 x 4096 weights."""
-    data = shared_folder(tmp_path_factory) / "lab-runs"
-    finished = data / "finished"
-    with FileLock(f"{data}.lock"), pytest.MonkeyPatch.context() as patch:
-        if not finished.exists():
-            for name, value in lab_environment(data, data).items():
-                patch.setenv(name, value)
-            forget_settings()
-            carry_out_the_runs()
-            finished.touch()
-    forget_settings()
-    return data
-
-
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A temporary folder of this session of tests, the same for all its processes."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-def lab_environment(data: Path, made: Path) -> dict[str, str]:
-    """Of the data folder `data`, copied from `made`, where the models of its runs are."""
-    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "1", "SLOTS": "2"}
-    here["MODEL_DIRS"] = json.dumps([str(made / "models")])
-    return {f"SLIMSCOPE_{name}": value for name, value in here.items()}
-
-
-@pytest.fixture(scope="session")
-def shared_lab(lab_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A dashboard on a copy of those runs, one for each process of tests: some tests tag runs."""
+@pytest.fixture(scope="package")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A dashboard of small runs carried out on the toy model: three of SDS (sds-0001 to sds-0003),
+    one that failed (count-0004), one of DL-QAT (dlqat-0005), one benchmark (benchmark-0006). The
+    name of those that succeeded is an attack. statistics-0007 looked at a layer of 4096 x 4096
+    weights."""
     data = tmp_path_factory.mktemp("lab") / "data"
-    shutil.copytree(lab_runs, data, ignore=shutil.ignore_patterns("models"))
-    with started(data, os.environ | lab_environment(data, lab_runs)) as shown:
+    here = variables(data, SLOTS="2", MODEL_DIRS=json.dumps([str(data / "models")]))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        forget_settings()
+        carry_out_the_runs()
+    forget_settings()
+    with started(data, os.environ | here) as shown:
         yield shown
+
+
+@pytest.fixture
+def lab(shared_lab: Dashboard) -> Iterator[Dashboard]:
+    """The same; `queries` read it."""
+    with reading(shared_lab):
+        yield shared_lab
 
 
 def carry_out_the_runs() -> None:
@@ -289,22 +360,13 @@ def forget_settings() -> None:
         held.cache_clear()
 
 
-@pytest.fixture
-def lab(shared_lab: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
-    """The same; `queries` read it."""
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(shared_lab.data))
-    forget_settings()
-    yield shared_lab
-    forget_settings()
-
-
 @contextmanager
-def warm_tab(context: BrowserContext, shown: Dashboard) -> Iterator[Page]:
+def warm_tab(context: BrowserContext, url: str) -> Iterator[Page]:
     """A watched page that finds nothing but cached files, and leaves nothing else behind."""
-    with watched(context, shown) as page:
+    with watched(context, url) as page:
         yield page
         if not page.is_closed():
-            forget(page, shown.url)
+            forget(page, url)
 
 
 def forget(page: Page, origin: str) -> None:
@@ -316,7 +378,7 @@ def forget(page: Page, origin: str) -> None:
 @pytest.fixture
 def visitor(warm_context: BrowserContext, lab: Dashboard) -> Iterator[Page]:
     """A page of one who has been here before."""
-    with warm_tab(warm_context, lab) as page:
+    with warm_tab(warm_context, lab.url) as page:
         yield page
 
 

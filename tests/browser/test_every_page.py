@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.conftest import (
+    PHONE,
     SCREEN,
     VIOLATIONS,
     Dashboard,
@@ -23,8 +24,6 @@ from tests.browser.conftest import (
 from ui.frame import Page as OwnPage
 from ui.pages import pages
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-
 QUERIES = {
     "runs": "base=sds-0001&pins=sds-0002&pick=sds-0003",
     "run": "id=sds-0001",
@@ -35,7 +34,6 @@ QUERIES = {
     "compare": "ids=sds-0001,sds-0002,sds-0003",
     "report": "n=1",
 }
-PHONE = {"width": 390, "height": 844}
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 RULES = {  # in the dark only those that look at colours: the page is the same
     "light": {"type": "tag", "values": TAGS},
@@ -68,12 +66,14 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
     """Opened once, on a phone. A tab of the tests fails on a request to another host, and on an
     error in the console."""
     of = BY_NAME[name]
-    with warm_tab(warm_context, lab) as page:
+    with warm_tab(warm_context, lab.url) as page:
         page.add_init_script(VIOLATIONS)
         page.emulate_media(color_scheme="light", reduced_motion="reduce")
         page.set_viewport_size(PHONE)
         opened(page, address(lab, of))
         fits_a_phone(page)
+        if name == "Runs":
+            the_navigation_is_one_row(page)
         page.set_viewport_size(SCREEN["viewport"])
         heading = page.locator("h1").inner_text().strip()
         expect(page).to_have_title(f"{heading} · Slimscope")
@@ -92,6 +92,15 @@ def fits_a_phone(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.locator("#frame-nav a").last.click(trial=True)  # nothing lies over it
     page.locator("h1").click(trial=True)
+
+
+def the_navigation_is_one_row(page: Page) -> None:
+    for width in (PHONE["width"], 720, 890):
+        page.set_viewport_size({"width": width, "height": 900})
+        for part in ("#frame-nav a", "#frame-header header > :not(nav)"):
+            boxes = [each.bounding_box() for each in page.locator(part).all()]
+            middles = {round(box["y"] + box["height"] / 2, -1) for box in boxes if box}
+            assert len(middles) == 1, (width, part)
 
 
 COLOURS = """() => {
@@ -145,6 +154,6 @@ def test_the_first_chart_is_there_soon(browser: Browser, lab: Dashboard) -> None
         page.locator("#home-tradeoff .xtick").first.wait_for()
         return time.monotonic() - began
 
-    with tab(browser, lab) as page:
+    with tab(browser, lab.url) as page:
         assert seconds(page) < patient(6)  # this browser has never been here
         assert min(seconds(page), seconds(page)) < patient(3)

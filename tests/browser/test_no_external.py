@@ -14,19 +14,29 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from backend.queue.actor import Actor
+from backend.queue import service
+from backend.queue.votes import votes_of
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import State
 from jobs.submit import submit
-from tests.browser.conftest import ROOT, STARTS_S, VIOLATIONS, Dashboard, free_port, wait_for
-
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
-
-TOKEN = "a-token-for-the-tests"
+from tests.browser.conftest import (
+    EVIL,
+    HOST,
+    ROOT,
+    STARTS_S,
+    VIOLATIONS,
+    Dashboard,
+    end_runs,
+    free_port,
+    opened,
+    wait_for,
+    warm_tab,
+)  # fmt: skip
+from tests.browser.test_playground import ask, choose
 
 
 def test_what_is_no_page_asks_no_other_host_and_breaks_no_policy_either(
@@ -42,8 +52,7 @@ def test_what_is_no_page_asks_no_other_host_and_breaks_no_policy_either(
 
 def hostile_text_does_not_run(page: Page, url: str) -> None:
     """If text ever became HTML: no inline script and no handler would run."""
-    page.goto(url)
-    expect(page.locator("#frame-status-line")).to_contain_text("Nothing is running")
+    opened(page, url)
     page.evaluate(VIOLATIONS)
     for attack in (
         "<img src=data:, onerror=document.body.dataset.x=1>",
@@ -63,24 +72,24 @@ def hostile_text_does_not_run(page: Page, url: str) -> None:
 class Hostile(BaseHTTPRequestHandler):
     """Another site: tries to read, to change, and to frame the dashboard."""
 
-    target = ""
+    target = run = ""
 
     def do_GET(self) -> None:
         script = f"""
-          const target = {self.target!r}, got = [];
+          const target = {self.target!r}, run = target + '/slimscope/api/runs/{self.run}';
           const body = JSON.stringify({{}});
           const tries = [
             fetch(target + '/slimscope/api/runs').then(r => r.status),
-            fetch(target + '/slimscope/api/runs/sds-0001/cancel',
-                  {{method: 'POST'}}).then(r => r.status),
-            fetch(target + '/slimscope/api/runs/sds-0001/cancel',
-                  {{method: 'POST', mode: 'no-cors', body}}),
+            fetch(run + '/cancel', {{method: 'POST'}}).then(r => r.status),
+            fetch(run + '/cancel', {{method: 'POST', mode: 'no-cors', body}}),
           ];
           Promise.allSettled(tries).then(all => {{
             document.title = all.map(one => one.value || one.status).join(' ');
           }});
         """
-        page = f"<title>…</title><iframe src='{self.target}'></iframe><script>{script}</script>"
+        page = (
+            f"<title>waiting</title><iframe src='{self.target}'></iframe><script>{script}</script>"
+        )
         self.send_response(200)
         self.send_header("content-type", "text/html")
         self.end_headers()
@@ -91,42 +100,41 @@ class Hostile(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hostile(dashboard: Dashboard) -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), type("Site", (Hostile,), {"target": dashboard.url}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://localhost:{server.server_port}"
-    server.shutdown()
+def hostile(workshop: Dashboard) -> Iterator[tuple[str, str]]:
+    """The address of that site, and the run it is after."""
+    run = submit("count", {"steps": 3000}, HOST).run
+    site = type("Site", (Hostile,), {"target": workshop.url, "run": run})
+    with HTTPServer(("127.0.0.1", 0), site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}", run
+        server.shutdown()
+    service.cancel(run, HOST)
 
 
 def test_hostile_text_and_hostile_sites_get_nothing(
-    browser: Browser, dashboard: Dashboard, hostile: str
+    browser: Browser, workshop: Dashboard, hostile: tuple[str, str]
 ) -> None:
-    page = browser.new_page()
-    hostile_text_does_not_run(page, dashboard.url)
-    hostile_site_gets_nothing(page, dashboard.url, hostile)
-    page.close()
-
-
-def hostile_site_gets_nothing(page: Page, url: str, hostile: str) -> None:
-    submit("sds", {"model": "toy", "adjust_steps": 1900}, Actor("mira", "host"))
-    page.goto(hostile)
-    page.wait_for_function("document.title !== '…'")
+    (address, run), page = hostile, browser.new_page()
+    hostile_text_does_not_run(page, workshop.url)
+    page.goto(address)
+    page.wait_for_function("document.title !== 'waiting'")
     assert page.title() == "403 403 rejected"
-    assert queries.job(1).desired == "run"
-    frame = page.frames[1]
-    assert url not in frame.url  # a browser shows its own page instead
+    assert queries.job(run).desired == "run"
+    assert workshop.url not in page.frames[1].url  # a browser shows its own page instead
+    page.close()
 
 
 @pytest.fixture
 def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """A dashboard other machines can reach, and what it has printed."""
+    """A dashboard other machines can reach, started as people do, and what it has printed."""
     port = free_port()
-    values = {"PORT": str(port), "HOST": "0.0.0.0", "BROWSER": "false", "IDLE_EXIT": "1"}
+    values = {"PORT": str(port), "HOST": "0.0.0.0", "BROWSER": "false", "EXAMPLES": "false",
+              "IDLE_EXIT": "1", "PLAYGROUND_IDLE": "1"}  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
     settings.cache_clear()
     upgrade()
-    submit("sds", {"model": "toy"}, Actor("mira", "host"))
+    submit("sds", {"model": "toy"}, HOST)
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=ROOT, env=dict(os.environ), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -138,13 +146,45 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     yield f"http://127.0.0.1:{port}", printed
     process.kill()
     process.wait()
+    end_runs()
 
 
-def test_the_printed_link_makes_a_host_and_leaves_no_trace(
-    browser: Browser, shared: tuple[str, list[str]]
+def test_guests_ask_and_vote_and_the_printed_link_makes_a_host_and_leaves_no_trace(
+    browser: Browser,
+    warm_context: BrowserContext,
+    other_context: BrowserContext,
+    shared: tuple[str, list[str]],
 ) -> None:
     url, printed = shared
+    guests_ask_and_vote(warm_context, other_context, url)
     link = next(word for line in printed for word in line.split() if "/slimscope/host#" in word)
+    the_link_makes_a_host(browser, url, link)
+    token = link.partition("#")[2]
+    assert sum(token in line for line in printed) == 1  # once, at the start
+    assert begun("sds-0001") in (State.RUNNING, State.SUCCEEDED)  # no process of it was forked
+
+
+def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) -> None:
+    with warm_tab(one, url) as guest:
+        guest.goto(f"{url}/playground")
+        choose(guest, "toy, toy")
+        guest.locator("#playground-field-blind input").check()
+        guest.locator("#playground-name").locator("input, textarea").fill(f"Ada {EVIL}"[:40])
+        ask(guest, "One day")
+        expect(guest.get_by_role("button", name="B is better")).to_be_visible()
+        (run,) = queries.jobs(kind="generate")
+        assert run.owner.startswith("guest-") and " Ada " in run.owner
+        guest.get_by_role("button", name="B is better").click()
+        expect(guest.get_by_test_id("vote")).to_contain_text("Your vote: toy is better")
+    with warm_tab(another, url) as other:
+        other.goto(f"{url}/playground?run={run.run}")
+        other.get_by_role("button", name="Tie").click()
+        expect(other.get_by_test_id("vote")).to_contain_text("All votes")
+    votes = votes_of(run.run)
+    assert len(votes) == 2 and all(voter.startswith("guest-") for voter in votes)
+
+
+def the_link_makes_a_host(browser: Browser, url: str, link: str) -> None:
     token = link.partition("#")[2]
     context = browser.new_context()
     page = context.new_page()
@@ -167,9 +207,7 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     assert page.evaluate("document.cookie") == "" and token not in page.content()
     (cookie,) = [each for each in context.cookies() if "-host-" in each["name"]]
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and token not in cookie["value"]
-    assert sum(token in line for line in printed) == 1  # once, at the start
     context.close()
-    assert begun("sds-0001") in (State.RUNNING, State.SUCCEEDED)  # no process of it was forked
 
 
 def begun(run: str) -> State:

@@ -3,12 +3,10 @@ left while they grow, and what it costs that many look on."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from itertools import cycle
 
 import psutil
 import pytest
@@ -19,50 +17,25 @@ from backend.queue import scheduling, service
 from backend.store import frames, queries
 from backend.store.states import ACTIVE, TERMINAL, State
 from jobs.submit import submit
-from tests.browser.conftest import (
-    HOST,
-    PLUGIN,
-    Dashboard,
-    forget_settings,
-    opened,
-    patient,
-    started,
-    warm_tab,
-)
+from tests.browser.conftest import HOST, Dashboard, opened, patient, warm_tab
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 REFRESHES = """() => performance.getEntriesByType('resource')
   .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
 RANGE = "document.querySelector('#run-curve1 .js-plotly-plot')?._fullLayout?.xaxis.range"
 
 
-@pytest.fixture(scope="module")
-def shared_queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A dashboard that knows a kind of run that only counts."""
-    data = tmp_path_factory.mktemp("queue")
-    here = {"DATA_DIR": str(data), "PLUGINS": PLUGIN, "IDLE_EXIT": "15"}  # one supervisor
-    here = {f"SLIMSCOPE_{name}": value for name, value in here.items()}
-    with started(data, os.environ | here) as shown:
-        yield shown
-
-
 @pytest.fixture
-def queue(shared_queue: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
-    """The same; the test reads it and adds to it."""
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(shared_queue.data))
-    monkeypatch.setenv("SLIMSCOPE_PLUGINS", PLUGIN)
-    forget_settings()
-    yield shared_queue
+def queue(workshop: Dashboard) -> Iterator[Dashboard]:
+    yield workshop
     for job in queries.jobs(ACTIVE):
         with suppress(ConflictError):  # it has ended
             service.cancel(job.run, HOST)
         until(job.run, *TERMINAL)
-    forget_settings()
 
 
 @pytest.fixture
 def page(warm_context: BrowserContext, queue: Dashboard) -> Iterator[Page]:
-    with warm_tab(warm_context, queue) as page:
+    with warm_tab(warm_context, queue.url) as page:
         yield page
 
 
@@ -72,11 +45,15 @@ def counted(**values: object) -> str:
 
 
 def until(run: str, *states: State) -> State:
-    deadline = time.monotonic() + 100
-    while (state := State(queries.job(run).state)) not in states:
-        assert time.monotonic() < deadline, f"{run} is still {state}"
+    wait_for(lambda: queries.job(run).state in states, 100)
+    return State(queries.job(run).state)
+
+
+def wait_for(holds: Callable[[], bool], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    return state
 
 
 def order(page: Page) -> list[str]:
@@ -90,7 +67,7 @@ def test_what_one_person_does_to_the_queue_another_sees(
     first, second, third = (counted(steps=2000) for _ in range(3))
     until(first, State.RUNNING)
     opened(page, f"{queue.url}/queue")
-    with warm_tab(other_context, queue) as other:
+    with warm_tab(other_context, queue.url) as other:
         opened(other, f"{queue.url}/queue")
         expect(other.locator("#queue-board tbody tr")).to_have_count(3)
         assert order(other) == [first, second, third]
@@ -123,8 +100,7 @@ def test_a_launched_run_has_a_place_and_a_start_and_keeps_its_config(
 ) -> None:
     busy = counted(steps=3000)
     until(busy, State.RUNNING)
-    while queries.job(busy).eta_s is None:  # its pace is learned from its first steps
-        time.sleep(0.1)
+    wait_for(lambda: queries.job(busy).eta_s is not None, 100)  # learned from its first steps
     opened(page, f"{queue.url}/new?kind=sds&model=smollm2-135m")
     expect(page.locator("#new-preview")).to_contain_text("slimscope submit sds")
     said = page.locator("#new-said")
@@ -172,8 +148,10 @@ def test_a_failed_run_says_why_and_is_repeated_beside_the_old_one(
     expect(page.locator("#run-head")).to_contain_text("succeeded")
 
 
-def test_a_curve_stays_zoomed_while_it_grows(page: Page, queue: Dashboard) -> None:
-    run = counted(steps=600, pause=0.1)
+def test_a_curve_stays_zoomed_while_it_grows_and_two_browsers_and_a_reload_show_the_same(
+    page: Page, queue: Dashboard, warm_context: BrowserContext, other_context: BrowserContext
+) -> None:
+    run = counted(steps=900, pause=0.1)
     until(run, State.RUNNING)
     opened(page, f"{queue.url}/run?id={run}&tab=curves")
     drag = page.locator("#run-curve1 .nsewdrag").first
@@ -193,6 +171,20 @@ def test_a_curve_stays_zoomed_while_it_grows(page: Page, queue: Dashboard) -> No
     assert page.evaluate(RANGE) == zoomed
     drag.dblclick()
     page.wait_for_function(f"{RANGE}?.[1] > {zoomed[1]}")
+    page.close()  # nobody looks
+    done = queries.job(run).done
+    wait_for(lambda: queries.job(run).done > done, 30)
+    with warm_tab(warm_context, queue.url) as one, warm_tab(other_context, queue.url) as other:
+        for visitor in (one, other):
+            opened(visitor, f"{queue.url}/run?id={run}&tab=curves")
+        one.reload()
+        for visitor in (one, other):
+            expect(visitor.locator("#run-head")).to_contain_text("running")
+            expect(visitor.locator("#frame-status-line")).to_contain_text(run)
+            expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
+            visitor.wait_for_function(f"{RANGE}?.[1] > {queries.job(run).done / 2}")
+        bars = [v.locator("#run-head progress").get_attribute("value") for v in (one, other)]
+        assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
 
 
 def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
@@ -218,31 +210,6 @@ def test_a_hidden_line_stays_hidden_and_a_log_axis_tells_what_it_leaves_out(
     page.wait_for_function(f"{chart}._fullLayout.yaxis.type === 'log'")
 
 
-def test_two_browsers_and_a_reload_show_the_same_run(
-    page: Page, queue: Dashboard, warm_context: BrowserContext, other_context: BrowserContext
-) -> None:
-    run = counted(steps=400)
-    until(run, State.RUNNING)
-    opened(page, f"{queue.url}/run?id={run}&tab=log")
-    page.close()  # nobody looks
-    done = queries.job(run).done
-    deadline = time.monotonic() + 30
-    while queries.job(run).done <= done and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert queries.job(run).done > done
-    with warm_tab(warm_context, queue) as one, warm_tab(other_context, queue) as other:
-        for visitor in (one, other):
-            opened(visitor, f"{queue.url}/run?id={run}&tab=curves")
-        one.reload()
-        for visitor in (one, other):
-            expect(visitor.locator("#run-head")).to_contain_text("running")
-            expect(visitor.locator("#frame-status-line")).to_contain_text(run)
-            expect(visitor.get_by_role("tab", selected=True)).to_have_text("Curves")
-            visitor.wait_for_function(f"{RANGE}?.[1] > {queries.job(run).done / 2}")
-        bars = [v.locator("#run-head progress").get_attribute("value") for v in (one, other)]
-        assert abs(float(bars[0] or 0) - float(bars[1] or 1)) < 0.1
-
-
 def test_seven_tabs_of_one_browser_are_all_refreshed(
     queue: Dashboard, warm_context: BrowserContext
 ) -> None:
@@ -250,8 +217,8 @@ def test_seven_tabs_of_one_browser_are_all_refreshed(
     run = counted(steps=3000)
     until(run, State.RUNNING)
     with ExitStack() as stack:
-        pages = [stack.enter_context(warm_tab(warm_context, queue)) for _ in range(7)]
-        for one, path in zip(pages, cycle(("queue", "", f"run?id={run}&tab=curves")), strict=False):
+        pages = [stack.enter_context(warm_tab(warm_context, queue.url)) for _ in range(7)]
+        for one, path in zip(pages, ("", f"run?id={run}", *5 * ["queue"]), strict=True):
             opened(one, f"{queue.url}/{path}")
         for one in pages:
             one.wait_for_function(f"({REFRESHES})().length > 1")

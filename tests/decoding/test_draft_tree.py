@@ -141,7 +141,16 @@ def test_the_accepted_length_is_judged_on_other_answers() -> None:
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "toy"])
 @pytest.mark.parametrize("seed", range(3))
 def test_tree_logits_are_those_of_each_path(name: str, seed: int) -> None:
-    target = base(name)
+    assert_logits_of_paths(base(name), seed)
+
+
+def test_eager_attention_verifies_trees_too() -> None:
+    model = built(ARCHITECTURES["grouped"])
+    model.set_attn_implementation("eager")
+    assert_logits_of_paths(TargetModel(model), 0)
+
+
+def assert_logits_of_paths(target: TargetModel, seed: int) -> None:
     dice = torch.Generator().manual_seed(seed)
     some = [
         tuple(torch.randint(0, 3, (1 + int(length),), generator=dice).tolist())
@@ -176,12 +185,6 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
         whole = torch.cat([context, tokens[path], torch.tensor([5])])[None]
         expected = target.model(input_ids=whole, use_cache=False).logits[0, -1]
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=2e-5)
-
-
-def test_eager_attention_verifies_trees_too() -> None:
-    model = built(ARCHITECTURES["grouped"])
-    model.set_attn_implementation("eager")
-    TargetModel(model)  # the probe compares
 
 
 def fails(model: PreTrainedModel) -> str:

@@ -286,7 +286,11 @@ def test_a_locked_database_does_not_end_the_supervisor(
 def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
     loop: SupervisorLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turns = 0
+
     def away() -> bool:
+        nonlocal turns
+        turns += 1
         raise OperationalError("no server", None, Exception())
 
     monkeypatch.setattr(loop, "turn", away)
@@ -294,6 +298,7 @@ def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
     held = lead()
     monkeypatch.setattr(supervisor, "settings", lambda: gone)
     supervisor.run_until_idle(loop, held)  # and does not try for ever
+    assert turns == 1
 
 
 def test_a_run_outlives_a_migration(wait: Wait) -> None:

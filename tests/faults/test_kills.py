@@ -71,7 +71,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     job = submit(
         "benchmark",
-        {**test_benchmark_kind.SMALL, "count": 12, "max_new_tokens": 48, "rounds": 3},
+        {**test_benchmark_kind.SMALL, "count": 6, "max_new_tokens": 48, "rounds": 2},
         HOST,
     )
 
@@ -83,7 +83,7 @@ def test_a_killed_run_keeps_its_answers(wait: Wait) -> None:
     process_of(job.id).kill()
     before = first.read_bytes()
     wait(job.id, when=lambda: queries.job(job.id).attempts_made == 2)
-    wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(11)))
+    wait(job.id, State.SUCCEEDED, State.FAILED, when=lambda: bool(answers(5)))
     assert not first.exists() or first.read_bytes() == before
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert decoder_reports(job.id)[0].prompts == 12
+    assert decoder_reports(job.id)[0].prompts == 6

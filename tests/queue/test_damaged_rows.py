@@ -20,6 +20,7 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from jobs.record import record
 from jobs.submit import submit
+from tests.fork_engine import ForkEngine
 from tests.queue.conftest import HOST, Wait, running
 
 pytestmark = pytest.mark.sqlite("it stores values of any type")
@@ -45,6 +46,13 @@ LIVE_ONES = {
     "a process that is no number": '{"pid": "init", "identity": 3}',
     "a process of another type": '{"pid": [1], "identity": null}',
 }
+
+
+@pytest.fixture
+def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
+    """Its processes are forked, but for one that the system refuses to start."""
+    fresh = "NUL" in request.node.name
+    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1, again=True))
 
 
 def stored(job: int, table: str, column: str, value: str | int) -> None:

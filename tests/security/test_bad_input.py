@@ -88,15 +88,12 @@ def test_a_damaged_run_is_not_run_with_defaults(store: None) -> None:
     check_intact({})
 
 
-def test_a_priority_has_bounds(store: None) -> None:
+def test_a_priority_has_bounds_and_what_has_ended_cannot_be_cancelled(store: None) -> None:
     for priority in (MAX_PRIORITY + 1, -(2**70)):
         with pytest.raises(ConfigError, match="-1000 to 1000") as raised:
             service.enqueue("statistics", {}, HOST, priority=priority)
         assert raised.value.field == "priority"
     assert len(queries.jobs()) == 3
-
-
-def test_what_has_ended_cannot_be_cancelled(store: None) -> None:
     operations.cancel_run("statistics-0001", HOST)
     with pytest.raises(ConflictError, match="It is cancelled already"):
         operations.cancel_run("statistics-0001", HOST)

@@ -99,9 +99,17 @@ def test_half_a_request_has_an_end(start: Start, half: bytes) -> None:
         )  # it ended, which fails by the socket's timeout
 
 
-def test_an_answer_may_take_longer_than_a_request(start: Start) -> None:
+def test_slow_and_large_answers_arrive_and_ended_connections_are_not_counted(start: Start) -> None:
     url = start(request_seconds=0.2)
     assert httpx.post(f"{url}/slow", content=b"body").text == "127.0.0.1"
+    assert httpx.get(f"{start()}/large").content == ANSWER
+    assert httpx.get(start(), headers={"x-forwarded-for": "10.9.8.7"}).text == "127.0.0.1"
+    limits = ConnectionLimits()
+    url = start(limits=limits)
+    for _ in range(3):
+        httpx.get(url, headers={"connection": "close"})
+    while len(limits):
+        time.sleep(0.01)
 
 
 def test_an_answer_that_nobody_reads_has_an_end(start: Start) -> None:
@@ -122,10 +130,6 @@ def test_who_does_not_read_takes_little_memory(start: Start) -> None:
         assert (
             max(c.transport.get_write_buffer_size() for c in [*limits._open]) <= connections.PIECE
         )
-
-
-def test_a_large_answer_arrives_whole(start: Start) -> None:
-    assert httpx.get(f"{start()}/large").content == ANSWER
 
 
 def test_who_reads_slowly_makes_room_for_whole_requests(start: Start) -> None:
@@ -159,19 +163,6 @@ def test_all_clients_together_leave_files_for_the_rest(
             stack.enter_context(connect(url))
         assert httpx.get(url).text == "127.0.0.1"
         assert len(limits) <= 20
-
-
-def test_connections_that_end_are_not_counted(start: Start) -> None:
-    limits = ConnectionLimits()
-    url = start(limits=limits)
-    for _ in range(3):
-        httpx.get(url, headers={"connection": "close"})
-    while len(limits):
-        time.sleep(0.01)
-
-
-def test_the_address_of_the_connection_is_kept_where_a_proxy_names_another(start: Start) -> None:
-    assert httpx.get(start(), headers={"x-forwarded-for": "10.9.8.7"}).text == "127.0.0.1"
 
 
 def test_the_limit_on_files_is_raised_as_far_as_it_may() -> None:

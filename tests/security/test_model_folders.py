@@ -64,9 +64,6 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
     with pytest.raises(ModelError, match="does not match its config") as refused:
         save(loaded.model, loaded.tokenizer, tmp_path, "")
     assert any(tmp_path.iterdir()) and "Nothing was saved" not in str(refused.value)
-
-
-def test_a_saved_tensor_of_another_shape_is_noticed(tmp_path: Path) -> None:
     loaded = load("toy")
     loaded.model.config.intermediate_size //= 2
     with pytest.raises(ModelError, match=r"has the shape \[192, 64\], not \[96, 64\]"):

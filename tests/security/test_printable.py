@@ -63,9 +63,6 @@ def test_names_notes_and_views_are_cleaned_where_they_come_in(data_dir: Path) ->
 def test_prompts_keep_lines_and_tabs() -> None:
     config = validated("generate", {"prompt": f"def f():\n\treturn 1{HOSTILE}\0"})
     assert json.loads(config.model_dump_json())["prompt"] == f"def f():\n\treturn 1{CLEAN}"
-
-
-def test_what_is_no_control_character_stays() -> None:
     for text in ("naïve Ω 模型 👩‍🔬 ‏עברית", "a\tb\nc"):
         assert printable(text) == text
     assert one_line(" a\tb\nc ") == "a b c"

@@ -66,9 +66,6 @@ def test_a_header_that_is_too_large_is_not_parsed(folder: Path) -> None:
     content = len(header).to_bytes(8, "little") + header
     (folder / "model.safetensors").write_bytes(content)
     assert "8 MiB to parse" in refusal(folder).why
-
-
-def test_a_tensor_whose_name_is_a_book_is_refused(folder: Path) -> None:
     save_file({"layers." * 10_000 + "x": torch.zeros(1)}, folder / "model.safetensors")
     assert "70,001 characters" in refusal(folder).why
 

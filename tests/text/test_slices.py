@@ -156,7 +156,10 @@ def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
 
 def test_the_toy_text_is_apart(tokenizer) -> None:
     calibration = calibration_slice("toystories", tokenizer, 64, 256, 0)
-    check_apart(calibration, evaluation_slice("toystories", tokenizer, 64, 256))
+    evaluation = evaluation_slice("toystories", tokenizer, 64, 256)
+    check_apart(calibration, evaluation)
+    with pytest.raises(DatasetError, match="share"):
+        check_apart(evaluation, evaluation)
 
 
 def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> None:

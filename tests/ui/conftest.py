@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Event, Job, MetricPoint, Result, Supervisor, Table
 from jobs.runtime.rows import Row, profile_row, tensor_row
+from tests.ui.visits import blocks, open_to_guests, shared, visit, web
 from ui import app
 
+__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]  # fixtures
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PERPLEXITIES = {
     "dense": 4.9,
@@ -34,6 +37,7 @@ PERPLEXITIES = {
     "sds": 5.9,
 }
 TOY = Path(backend.models.sources.toy.__file__).parent / "model.safetensors"
+FILLED: dict[Callable[[], object], Path] = {}  # what stores runs -> a folder with them
 MEASURED: dict[tuple[str, bytes], list[TensorMeasurement]] = {}  # name, weights -> its stages
 
 
@@ -123,7 +127,6 @@ def result_rows(job_id: int) -> Iterator[Result]:
 def seed(tensors: dict[str, Tensor]) -> None:
     """Fills the current data folder: sds-0001 has ended, sds-0002 runs, sds-0003 waits, sds-0004
     failed, sds-0005 ended without weight statistics."""
-    upgrade()
     now = now_ms()
     error = {"what": "The model ran out of memory.", "why": HOSTILE, "do": "Use fewer segments."}
     rows: list[Table] = [
@@ -161,17 +164,41 @@ def seed(tensors: dict[str, Tensor]) -> None:
         session.add_all(rows[5:])
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Meanwhile the data folder is this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
+        settings.cache_clear()
+        upgrade()
+        yield
+        engine_for(settings().url).dispose()  # moves the write-ahead log into the database
+    settings.cache_clear()
+
+
+Fill = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def filled(current: Settings, tmp_path_factory: pytest.TempPathFactory) -> Fill:
+    """Gives the data folder of a test what a function stores: once, and then a copy of that."""
+
+    def fill(store: Callable[[], object]) -> None:
+        if store not in FILLED:
+            FILLED[store] = tmp_path_factory.mktemp("filled")
+            with filling(FILLED[store]):
+                store()
+        shutil.copytree(FILLED[store], current.root)
+
+    return fill
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> gr.Blocks:
     """The dashboard, put together beside tables without a row as `app.main` does it. That takes
     seconds, so the tests of a process share it and leave it as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path_factory.mktemp("built")))
-        settings.cache_clear()
-        upgrade()
-        made = app.build()
-    settings.cache_clear()
-    return made
+    with filling(tmp_path_factory.mktemp("built")):
+        return app.build()
 
 
 @pytest.fixture(scope="session")
@@ -195,12 +222,8 @@ def seed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder filled by `seed` with the toy model's tensors, which takes a while; only to be
     copied."""
     folder = tmp_path_factory.mktemp("seed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
-        settings.cache_clear()
+    with filling(folder):
         seed(load_file(TOY))
-        engine_for(settings().url).dispose()  # moves the write-ahead log into the database
-    settings.cache_clear()
     return folder
 
 

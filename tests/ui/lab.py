@@ -24,9 +24,9 @@ def asked(who: tuple[str, str] = HOST, **query: str) -> Any:
     )
 
 
-def pressed(do: str, run: str = "", text: str = "") -> Any:
+def pressed(do: str, run: str = "", text: str = "", file: str = "") -> Any:
     """What a board sends."""
-    return SimpleNamespace(_data={"do": do, "run": run, "text": text})
+    return SimpleNamespace(_data={"do": do, "run": run, "text": text, "file": file})
 
 
 def job(number: int, **values: Any) -> Job:

@@ -53,13 +53,21 @@ def test_a_number_keeps_four_digits(value: float) -> None:
     assert read == pytest.approx(value, rel=6e-4)
 
 
-def test_amounts() -> None:
+def test_amounts_and_times() -> None:
     assert count(1234567) == "1,234,567"
     assert (short_count(134_515_008), short_count(999), short_count(1_500)) == (
         "135 M", "999", "1.5 k",
     )  # fmt: skip
     assert (size(0), size(999.6), size(262_000_000)) == ("0 B", "1.0 kB", "262 MB")
     assert (share(0.5), share(0.12345, 2), share(None)) == ("50.0 %", "12.35 %", "–")
+    assert [eta(s) for s in (20, 300, 7200, None)] == [
+        "under a minute", "about 5 min", "about 2.0 h", "–",
+    ]  # fmt: skip
+    assert moment(1_764_033_107_000) == "2025-11-25 01:11:47 UTC"
+    assert [ago(0, ms) for ms in (2000, 240_000, 90_000_000)] == [
+        "just now", "4 min ago", "1 d ago",
+    ]  # fmt: skip
+    assert 'title="1970-01-01 00:00:00 UTC"' in time_tag(0, 240_000)
 
 
 @pytest.mark.parametrize(
@@ -73,24 +81,15 @@ def test_duration_names_the_two_largest_units(seconds: float | None, words: str)
     assert duration(seconds) == words
 
 
-def test_eta_is_written_as_a_guess() -> None:
-    assert [eta(s) for s in (20, 300, 7200, None)] == [
-        "under a minute", "about 5 min", "about 2.0 h", "–",
-    ]  # fmt: skip
-
-
-def test_times() -> None:
-    assert moment(1_764_033_107_000) == "2025-11-25 01:11:47 UTC"
-    assert [ago(0, ms) for ms in (2000, 240_000, 90_000_000)] == [
-        "just now", "4 min ago", "1 d ago",
-    ]  # fmt: skip
-    assert 'title="1970-01-01 00:00:00 UTC"' in time_tag(0, 240_000)
-
-
-def test_every_state_has_a_sign_and_a_word() -> None:
+def test_states_links_and_problems() -> None:
     marks = {badge(state) for state in State}
     assert len(marks) == len(State)
     assert all('aria-hidden="true"></i>' not in mark for mark in marks)
+    assert href("") == "./"
+    assert href("queue", state="failed", q="", page=None) == "queue?state=failed"
+    said = problem(SlimscopeError("It <failed>.", "No room.", "Free some."))
+    assert 'role="alert"' in said
+    assert "It &lt;failed&gt;." in said and "No room. Free some." in said
 
 
 @given(st.text(max_size=30))
@@ -98,17 +97,6 @@ def test_a_link_carries_its_values_and_no_active_character(text: str) -> None:
     link = href("run", id=text)
     assert not set("<>\"'${}`") & set(link)
     assert parse_qs(urlsplit(html.unescape(link)).query).get("id", [""]) == [text]
-
-
-def test_links_are_relative_and_leave_out_what_is_empty() -> None:
-    assert href("") == "./"
-    assert href("queue", state="failed", q="", page=None) == "queue?state=failed"
-
-
-def test_a_problem_says_what_why_and_what_to_do() -> None:
-    said = problem(SlimscopeError("It <failed>.", "No room.", "Free some."))
-    assert 'role="alert"' in said
-    assert "It &lt;failed&gt;." in said and "No room. Free some." in said
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,6 @@ def test_a_page_view_describes_no_component(holder: StateHolder, built: gr.Block
     session = holder["one view"]
     assert not session.config_values
     assert all(session[i] is block for i, block in built.blocks.items() if not block.stateful)
-
-
-def test_what_a_page_was_sent_is_its_own(holder: StateHolder, built: gr.Blocks) -> None:
     place = a_textbox(built)
     with gr.Blocks():
         changed = gr.Textbox(label="sent to one")

@@ -9,12 +9,11 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import gradio as gr
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import text
 
 from backend.backup import archive as layout
@@ -43,7 +42,7 @@ from ui.pages.runs import page as runs
 from ui.pages.weights import handlers as weights
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS
 
-EXAMPLES = 40 * int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))
+EXAMPLES = 25 * int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 2**53, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../../etc", "\0",
     "<img src=x onerror=alert(1)>", "{{7*7}}", "a" * 300_000, [], [1], [[1]], ["x"], {}, {"x": 1},
@@ -101,25 +100,16 @@ def changed(value: Any, place: tuple[Any, ...], odd: Any) -> Any:
     return copy
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> list[tuple[float, float, Any]]:
-    """Which line, which place in it (both as shares), and what stands there then."""
-    share = st.floats(0, 1, exclude_max=True)
-    return draw(st.lists(st.tuples(share, share, st.sampled_from(ODD)), min_size=1, max_size=3))
-
-
-def mutated(lines: list[Any], changes: list[tuple[float, float, Any]]) -> bytes:
-    """The lines of a run file with other values. Lines of each table are as likely."""
-    lines = list(lines)
-    tables = sorted({line["table"] for line in lines})
-    for where, inside, odd in changes:
-        table = tables[int(where * len(tables))]
-        of = [n for n, line in enumerate(lines) if isinstance(line, dict)]
-        of = [n for n in of if lines[n].get("table") == table] or [0]
-        number = of[int(1000 * where) % len(of)]
-        found = [*places(lines[number])][1:] or [()]
-        lines[number] = changed(lines[number], found[int(inside * len(found))], odd)
-    return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+def mutated(lines: list[dict[str, Any]], chance: Random) -> list[Any]:
+    """The lines of a run file with another value at one place. Each table is as likely."""
+    table = chance.choice(sorted({line["table"] for line in lines}))
+    number = chance.choice([n for n, line in enumerate(lines) if line["table"] == table])
+    place = chance.choice([*places(lines[number])])
+    return [
+        *lines[:number],
+        changed(lines[number], place, chance.choice(ODD)),
+        *lines[number + 1 :],
+    ]
 
 
 def drawn_everywhere(job: Job) -> None:
@@ -149,13 +139,13 @@ def drawn_everywhere(job: Job) -> None:
 def test_a_whole_file_is_shown(
     name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
-    drawn_everywhere(imported(bundles[name], b"", tmp_path))
+    drawn_everywhere(imported(bundles[name], bundles[name].lines, tmp_path))
 
 
-def imported(bundle: Bundle, rows: bytes, folder: Path) -> Job:
-    """The bundled run with other rows, if there are some."""
+def imported(bundle: Bundle, lines: list[Any], folder: Path) -> Job:
+    """The bundled run with these rows."""
     source = bundle.folder
-    (folder / ROWS).write_bytes(rows or mutated(bundle.lines, []))
+    (folder / ROWS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     files = [SourceFile(ROWS, folder / ROWS, (folder / ROWS).stat().st_size)] + [
         SourceFile(x.relative_to(source).as_posix(), x, x.stat().st_size)
         for x in (source / "artifacts").rglob("*") if x.is_file()
@@ -166,29 +156,24 @@ def imported(bundle: Bundle, rows: bytes, folder: Path) -> Job:
     return import_run(target, HOST, check_row)
 
 
-COUNTED = {"refused": 0, "shown": 0}
-
-
 @pytest.mark.parametrize("name", examples.bundled())
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(changes=mutations())
 def test_an_odd_file_is_refused_or_shown(
-    name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path, changes: Any
+    name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
-    try:
-        job = imported(bundles[name], mutated(bundles[name].lines, changes), tmp_path)
-    except BackupError:
-        COUNTED["refused"] += 1
-        return
-    COUNTED["shown"] += 1
-    drawn_everywhere(job)
-
-
-def test_the_attack_reached_the_pages() -> None:
-    assert COUNTED["refused"] > EXAMPLES and COUNTED["shown"] > EXAMPLES // 4, COUNTED
+    shown = 0
+    for number in range(EXAMPLES):
+        lines = mutated(bundles[name].lines, Random(number))
+        try:
+            job = imported(bundles[name], lines, tmp_path)
+        except BackupError:
+            continue
+        shown += 1
+        try:
+            drawn_everywhere(job)
+        except Exception as error:
+            error.add_note(f"Random({number})")
+            raise
+    assert EXAMPLES // 25 < shown < EXAMPLES // 2
 
 
 JUNK = ("null", "[1]", '"x"', "7", '{"x": [1]}', "[" * 5_000 + "]" * 5_000)
@@ -207,11 +192,11 @@ COLUMNS = {
 def test_a_damaged_row_is_shown_as_damaged(
     name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
-    job = imported(bundles[name], b"", tmp_path)
+    job = imported(bundles[name], bundles[name].lines, tmp_path)
     for number, place in enumerate(COLUMNS[name]):
         table, column = place.split(".")
         column = f'"{column}"'  # one of them is a word of SQL
-        for junk in JUNK if EXAMPLES > 40 else (JUNK[number % len(JUNK)],):
+        for junk in JUNK if EXAMPLES > 25 else (JUNK[number % len(JUNK)],):
             with writing() as session:
                 connection = session.connection()
                 before = connection.execute(text(f"SELECT rowid, {column} FROM {table}")).all()

@@ -21,7 +21,7 @@ def client(current: Settings) -> Iterator[TestClient]:
         yield made
 
 
-def test_whoever_has_the_code_sees_what_the_host_presents(client: TestClient) -> None:
+def test_whoever_has_the_code_sees_what_the_host_and_no_guest_presents(client: TestClient) -> None:
     shown = {"address": "weights?run=sds-0001&at=first"}
     code = client.post("/slimscope/presented", json=shown, headers=LOCAL).json()["code"]
     assert len(code) == presentation.CODE
@@ -31,14 +31,8 @@ def test_whoever_has_the_code_sees_what_the_host_presents(client: TestClient) ->
     assert client.post("/slimscope/presented", json=again, headers=LOCAL).json()["code"] == code
     assert client.get(f"/slimscope/presented?code={code}", headers=GUEST).json()["address"] == "./"
     assert client.get("/slimscope/presented?code=NOBODY", headers=GUEST).status_code == 404
-
-
-def test_without_a_code_a_follower_is_asked_for_it(client: TestClient) -> None:
     page = client.get("/slimscope/follow?code=%20", headers=GUEST)
     assert '<input name="code"' in page.text and "<iframe" not in page.text
-
-
-def test_a_guest_does_not_present(client: TestClient) -> None:
     shown = {"address": "runs"}
     assert client.post("/slimscope/presented", json=shown, headers=GUEST).status_code == 403
 

@@ -7,10 +7,8 @@ import pytest
 from backend.settings import Settings
 from backend.store.migrate import upgrade
 from tests.ui.lab import job, store
-from tests.ui.visits import Visit, blocks, visit, web
+from tests.ui.visits import Visit
 from ui.search import MAX_HITS, search_runs
-
-__all__ = ["blocks", "visit", "web"]  # fixtures
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
@@ -56,9 +54,6 @@ def test_every_word_must_be_there(lab: Settings, text: str, wanted: list[str]) -
 def test_the_newest_come_first_and_not_too_many(lab: Settings) -> None:
     store(*[job(n, name="many") for n in range(10, 30)])
     assert runs("many") == [f"sds-{n:04d}" for n in range(29, 29 - MAX_HITS, -1)]
-
-
-def test_a_hit_says_what_it_is(lab: Settings) -> None:
     (hit,) = search_runs("paper")
     assert hit == {
         "run": "sds-0002",

@@ -46,41 +46,27 @@ def drawn(figure: go.Figure) -> list[Any]:
 # heatmap ------------------------------------------------------------------------------------------
 
 
-def test_each_cell_is_the_stored_figure(table: pd.DataFrame) -> None:
+def test_each_cell_is_the_stored_figure_in_the_order_of_the_data_with_its_unit(
+    table: pd.DataFrame,
+) -> None:
     heat = drawn(layer_heatmap(table, "redense", "near_zero"))[0]
     stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
     assert np.shape(heat.z) == (7, 3)
     for names, values in zip(heat.customdata, heat.z, strict=True):
         for name, value in zip(names, values, strict=True):
             assert value == pytest.approx(100 * stored[name])
-
-
-def test_modules_stand_in_the_order_of_the_data(table: pd.DataFrame) -> None:
     heat = drawn(layer_heatmap(table, "dense", "std"))[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip
     assert in_order(["mlp.odd", "mlp.c_fc", "attn.q_proj"])[0] == "attn.q_proj"
-
-
-def test_hover_names_tensor_value_unit_and_n(table: pd.DataFrame) -> None:
     heat = drawn(layer_heatmap(table, "first", "zero_share"))[0]
     said = heat.text[5][1]
     assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
-
-
-def test_the_chosen_cell_is_told_to_the_browser(table: pd.DataFrame) -> None:
     meta = layer_heatmap(table, "sds", "std", TENSOR).layout.meta
     assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
     assert "picked" not in layer_heatmap(table, "sds", "std", "no such").layout.meta
-
-
-def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
-    table.loc[table["tensor"] == TENSOR, "std"] = np.nan
-    heat = drawn(layer_heatmap(table, "sds", "std"))[0]
-    assert heat.z[5][1] is None
-    assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -97,6 +83,8 @@ def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
         heat = drawn(layer_heatmap(table, "sds", name))[0]
         assert heat.colorbar.title.text == STATISTICS[name].title
         assert np.isfinite(np.array(heat.z, dtype=float)).all()
+    found = with_largest(table)["largest"]
+    assert (found == np.maximum(table["min"].abs(), table["max"].abs())).all()
 
 
 def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
@@ -111,17 +99,16 @@ def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame)
     assert heat.colorbar.title.text == "Difference to dense"
 
 
-def test_a_layer_the_other_run_lacks_is_a_hole(table: pd.DataFrame) -> None:
+def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     other = table[(table["stage"] == "sds") & (table["tensor"] != TENSOR)]
     rows = cells(table, "sds", "kurtosis", MapBaseline(other, "sds-0002"))
     assert rows.set_index("tensor")["value"].isna()[TENSOR]
     assert (rows["value"].dropna() == 0).all()
     assert heatmap_note(rows, even=True) == "n = 21 layers, 1 without a value."
-
-
-def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
-    found = with_largest(table)["largest"]
-    assert (found == np.maximum(table["min"].abs(), table["max"].abs())).all()
+    table.loc[table["tensor"] == TENSOR, "std"] = np.nan
+    heat = drawn(layer_heatmap(table, "sds", "std"))[0]
+    assert heat.z[5][1] is None
+    assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 
 
 # perplexities and curves --------------------------------------------------------------------------
@@ -142,9 +129,6 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert figure.layout.xaxis.type == "log"
     assert figure.layout.shapes[0].x0 == 4.9 and figure.layout.shapes[0].line.dash == "dash"
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
-
-
-def test_no_perplexity_is_no_error() -> None:
     assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
     assert perplexity_note([]) == ""
 
@@ -186,9 +170,6 @@ def test_a_smoothed_line_is_drawn_over_its_faint_raw_values() -> None:
     raw, smooth = line_chart([line], view="", x_title="", y_title="", smoothing=0.5).data
     assert (raw.opacity, raw.showlegend, list(raw.y)) == (0.25, False, [1.0, 3.0, 1.0])
     assert smooth.opacity == 1 and max(smooth.y) < 3
-
-
-def test_of_a_long_line_the_extremes_are_kept() -> None:
     y = np.sin(np.arange(50_000.0))
     y[12_345] = 7.0
     x, drawn_y = thinned(np.arange(50_000), y)

@@ -36,9 +36,6 @@ def test_curves() -> None:
     named = headlines.of_curves(frame, "Loss", main="B")
     assert named == "B: loss stays near 1.00"
     assert headlines.of_curves(frame.iloc[:1], "Loss") == ""
-
-
-def test_curves_over_blocks_are_no_course_of_time() -> None:
     frame = pd.DataFrame({"Block": [0, 1, 2], "A": [3.0, 1.0, 2.0], "B": [1.0, None, None]})
     said = headlines.of_blocks(frame, "Error", main="A")
     assert said == "A: error is largest in block 0, 3.00, and smallest in block 1, 1.00"
@@ -88,9 +85,6 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     shown = DecoderReport("lookup", speed_up=1.2, ranges={"speed_up": (0.98, 1.3)})
     assert not shown.faster and not replace(shown, speed_up=1.02, ranges={}).faster
     assert replace(shown, ranges={"speed_up": (1.1, 1.3)}).faster
-
-
-def test_decoding() -> None:
     even = headlines.of_break_even([("A", 1.5, 1.2), ("B", 2.0, 2.5)])
     assert even == "A yields 1.50 tokens per step, more than the 1.20 it needs to pay"
     parts = headlines.of_parts("A", {"Draft": 1.0, "Verify": 3.0})

@@ -71,9 +71,6 @@ def test_bins_zeros_and_the_rest_make_up_all_weights(series: list[Series]) -> No
         in_bins = sum(line.y) / 100 * kept.n
         assert in_bins + kept.zeros + kept.below + kept.above == pytest.approx(kept.n)
         assert sum(line.customdata) == pytest.approx(in_bins)
-
-
-def test_exact_zeros_are_told_not_drawn(series: list[Series]) -> None:
     found = lines(overlay(series))
     assert "50.0 % exact zeros" in found["First pruning"].name
     middle = len(found["Dense"].y) // 2
@@ -89,9 +86,6 @@ def test_series_share_their_bins_and_the_log_axis_leaves_out_empty_ones(
     assert figure.layout.yaxis.type == "log" and "log axis" in figure.layout.yaxis.title.text
     first = lines(figure)["First pruning"]
     assert all((h is None) == (n == 0) for h, n in zip(first.y, first.customdata, strict=True))
-
-
-def test_zoom_is_kept_for_a_tensor_and_a_scale(series: list[Series]) -> None:
     one, two, log = (
         overlay(some, log_y=y).layout
         for some, y in ((series, False), (series[:1], False), (series, True))
@@ -99,7 +93,9 @@ def test_zoom_is_kept_for_a_tensor_and_a_scale(series: list[Series]) -> None:
     assert one.xaxis.uirevision == two.xaxis.uirevision != log.xaxis.uirevision
 
 
-def test_the_cutoff_is_marked_for_pruned_stages_alone(series: list[Series]) -> None:
+def test_cutoffs_are_marked_for_pruned_stages_alone_and_peaks_that_are_cut_off_are_told(
+    series: list[Series],
+) -> None:
     found = cutoffs(series)
     at = series[1].snapshot.stats["cutoff"]
     assert found[0][0] == at and all("threshold" in label for _, label in found)
@@ -108,30 +104,6 @@ def test_the_cutoff_is_marked_for_pruned_stages_alone(series: list[Series]) -> N
     marked = {shape.x0 for shape in overlay(series).layout.shapes}
     assert {at, -at} <= marked
     assert not overlay(series[:1]).layout.shapes
-
-
-def test_a_mirror_shows_the_same_heights_on_both_sides(series: list[Series]) -> None:
-    figure = mirror(series[0], series[1])
-    up, down = figure.data
-    alone = overlay([series[0], series[1]]).data
-    assert list(up.y) == list(alone[0].y)
-    assert [-h for h in down.y] == pytest.approx(list(alone[1].y))
-    low, high = figure.layout.yaxis.range
-    assert low == -high
-    assert not any("−" in tick for tick in figure.layout.yaxis.ticktext), "no share is negative"
-
-
-def test_a_difference_sums_to_what_became_zero(series: list[Series]) -> None:
-    figure = difference([(series[1], series[0])])
-    (gap,) = figure.data
-    lost = 100 * (series[0].snapshot.zeros - series[1].snapshot.zeros) / series[0].snapshot.n
-    beyond = [s.snapshot.below + s.snapshot.above for s in series[:2]]
-    moved = 100 * (beyond[0] - beyond[1]) / series[0].snapshot.n
-    assert sum(gap.y) == pytest.approx(lost + moved)
-    assert "zeros +50.0 points" in gap.name
-
-
-def test_a_peak_that_is_cut_off_is_told(series: list[Series]) -> None:
     tall = series[0].snapshot.counts.copy()
     tall[128] = 40_000
     peaked = replace(
@@ -143,6 +115,24 @@ def test_a_peak_that_is_cut_off_is_told(series: list[Series]) -> None:
     assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
     assert cut_off_peaks([series[0]]) == ""
     assert "Peaked +" in difference_note([(peaked, series[0])])
+
+
+def test_a_mirror_shows_the_same_heights_on_both_sides(series: list[Series]) -> None:
+    figure = mirror(series[0], series[1])
+    up, down = figure.data
+    alone = overlay([series[0], series[1]]).data
+    assert list(up.y) == list(alone[0].y)
+    assert [-h for h in down.y] == pytest.approx(list(alone[1].y))
+    low, high = figure.layout.yaxis.range
+    assert low == -high
+    assert not any("−" in tick for tick in figure.layout.yaxis.ticktext), "no share is negative"
+    figure = difference([(series[1], series[0])])
+    (gap,) = figure.data
+    lost = 100 * (series[0].snapshot.zeros - series[1].snapshot.zeros) / series[0].snapshot.n
+    beyond = [s.snapshot.below + s.snapshot.above for s in series[:2]]
+    moved = 100 * (beyond[0] - beyond[1]) / series[0].snapshot.n
+    assert sum(gap.y) == pytest.approx(lost + moved)
+    assert "zeros +50.0 points" in gap.name
 
 
 def made(counts: list[int], n: int | None = None, **values: Any) -> Series:
@@ -171,9 +161,6 @@ def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
     assert (now.lo, now.hi) == (-1.0, 1.0)
     assert now.counts.sum() == pytest.approx(12_800), "half of its weights lie within ours"
     assert now.below == now.above == 6400
-
-
-def test_what_lies_beyond_the_bins_is_told() -> None:
     said = series_note([made([5] * 64, below=3, above=4)], whole=True)
     assert "n = 327 weights, 64 bins" in said and "7 beyond ±1.00" in said
     assert "beyond" not in series_note([made([5] * 64)], whole=True)
@@ -190,26 +177,17 @@ def test_magnitudes_and_zeros_make_up_all_weights(series: list[Series]) -> None:
         assert sum(line.y) == pytest.approx(
             100 * (1 - m.series.snapshot.zeros / m.series.snapshot.n)
         )
-
-
-def test_the_open_bins_lie_beyond_the_axis_and_are_told(series: list[Series]) -> None:
     counts = np.zeros(144)
     counts[[0, 70, 143]] = 500, 11_783, 5
     (m,) = magnitudes_of([replace(series[0], magnitudes=counts)])
     low, high = magnitude_histogram([m]).layout.xaxis.range
     assert 10**low == pytest.approx(m.edges[1]) and 10**high < m.edges[-1]
     assert "Dense 500 and 5." in magnitudes_note([m])
-
-
-def test_a_cumulative_line_begins_at_the_zeros_and_ends_at_all(series: list[Series]) -> None:
     figure = cumulative(magnitudes_of(series))
     first = lines(figure)["First pruning"]
     assert first.y[0] == pytest.approx(50.0, abs=0.1) and first.y[-1] == pytest.approx(100.0)
     assert list(first.y) == sorted(first.y)
     assert figure.layout.xaxis.type == "log" and "log axis" in figure.layout.xaxis.title.text
-
-
-def test_runs_without_magnitudes_are_left_out(series: list[Series]) -> None:
     older = replace(series[0], magnitudes=None)
     assert [m.series.label for m in magnitudes_of([older, *series[1:2]])] == ["First pruning"]
 
@@ -231,6 +209,11 @@ def test_outliers_lie_beyond_tukeys_outer_fences() -> None:
     ]
     assert sorted(find_outliers(values)) == expected == [8, 9]
     assert find_outliers(values)[0] in (8, 9) and not len(find_outliers(np.ones(5)))
+    zeros = channels([50.0, 50.0, 50.0, 10.0], stage="first")
+    said = outliers_note(np.array([3]), [zeros])
+    assert said.startswith("1 outlier (ring): 3.")
+    assert "First: 10.0 % of their weights are zero, 50.0 % of the others'." in said
+    assert "No channel" in outliers_note(np.array([], dtype=int), [zeros])
 
 
 def test_channels_are_drawn_by_size_or_by_number_and_outliers_ringed() -> None:
@@ -245,14 +228,13 @@ def test_channels_are_drawn_by_size_or_by_number_and_outliers_ringed() -> None:
     assert list(by_size[1].x) == [0] and list(by_size[1].y) == [50.0]
     by_number = channel_lines([one], side="row", measure="norm", by_size=False, outliers=[3]).data
     assert list(by_number[0].y) == [3.0, 9.0, 1.0, 50.0] and list(by_number[1].x) == [3]
-
-
-def test_outliers_are_told_with_how_many_of_their_weights_are_zero() -> None:
-    zeros = channels([50.0, 50.0, 50.0, 10.0], stage="first")
-    said = outliers_note(np.array([3]), [zeros])
-    assert said.startswith("1 outlier (ring): 3.")
-    assert "First: 10.0 % of their weights are zero, 50.0 % of the others'." in said
-    assert "No channel" in outliers_note(np.array([], dtype=int), [zeros])
+    drawn = [channels([0.0, 1.0, 2.0])]
+    assert "log axis" not in channels_note(drawn)
+    assert "Zeros that a log axis leaves out: 1." in channels_note(drawn, log_y=True)
+    values = np.random.default_rng(0).normal(size=(8, 16_384)).astype(np.float32) ** 2
+    drawn = [channels(each, stage) for each, stage in zip(values, 2 * SHOWN, strict=True)]
+    figure = channel_lines(drawn, side="row", measure="norm", by_size=False)
+    assert len(figure.to_json()) < 300_000
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=500), st.integers(2, 40))
@@ -261,19 +243,6 @@ def test_an_envelope_keeps_the_extremes(values: list[float], most: int) -> None:
     assert len(kept) <= max(most, len(values) if len(values) <= most else most)
     assert {min(values), max(values)} <= {values[i] for i in kept}
     assert sorted(set(kept)) == list(kept)
-
-
-def test_zeros_that_a_log_axis_leaves_out_are_told() -> None:
-    drawn = [channels([0.0, 1.0, 2.0])]
-    assert "log axis" not in channels_note(drawn)
-    assert "Zeros that a log axis leaves out: 1." in channels_note(drawn, log_y=True)
-
-
-def test_many_wide_lines_stay_a_small_message() -> None:
-    values = np.random.default_rng(0).normal(size=(8, 16_384)).astype(np.float32) ** 2
-    drawn = [channels(each, stage) for each, stage in zip(values, 2 * SHOWN, strict=True)]
-    figure = channel_lines(drawn, side="row", measure="norm", by_size=False)
-    assert len(figure.to_json()) < 300_000
 
 
 # many tensors -------------------------------------------------------------------------------------
@@ -316,9 +285,6 @@ def test_small_multiples_have_one_axis_and_lose_no_weight(series: list[Series]) 
         assert sum(trace.y) == pytest.approx(sum(one.heights))
     assert "▸ Block 1" in figure.layout.annotations[0].text
     assert {*figure.data[0].customdata} == {TENSOR}
-
-
-def test_a_story_holds_every_stop_and_begins_where_it_is_told(series: list[Series]) -> None:
     figure = stage_steps_figure(series, ["a", "b", "c", "d"], at="redense")
     scrub = figure.layout.meta["scrub"]
     assert [stop["name"] for stop in scrub["stops"]] == list(SHOWN) and scrub["at"] == 2

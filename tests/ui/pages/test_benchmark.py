@@ -136,16 +136,13 @@ def home_order(reports: list[DecoderReport]) -> list[DecoderReport]:
     return [by_name[name] for name in [*named, *sorted(by_name.keys() - LABELS.keys())]]
 
 
-def test_tasks_stand_beside_each_other(measured: str) -> None:
+def test_tasks_and_guesses_that_were_right_stand_beside_each_other(measured: str) -> None:
     fast, accepted = draw()["tasks_chart"], draw(by="tokens")["tasks_chart"]
     assert list(fast.layout.yaxis.ticktext) == ["question", "story"]
     assert list(fast.data[0].x) == pytest.approx([1.3, 1.7])
     assert list(fast.data[0].error_x.array) == pytest.approx([0.3, -0.1])
     assert list(accepted.data[0].x) == [2.0, 2.0] and accepted.data[0].error_x.array is None
     assert [round(y) for y in fast.data[1].y] == [0, 1]
-
-
-def test_guesses_right_of_all_passes_or_of_those_that_got_so_far(measured: str) -> None:
     whole, far = (draw(of=of)["right_chart"].data[0] for of in ("all", "so-far"))
     assert list(whole.y) == pytest.approx([60, 20, 20])
     assert list(far.y) == pytest.approx([60, 100 / 3, 100])
@@ -214,22 +211,10 @@ def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) 
     assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
 
-def test_without_a_benchmark_the_page_says_what_it_is_for(current: Settings) -> None:
+def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(current: Settings) -> None:
     upgrade()
     shown = draw(run="benchmark-0009")
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
-
-
-def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
-    unknown = draw(run="benchmark-0009")
-    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
-    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
-    assert [run for _, run in unknown["run"]["choices"]] == [measured]
-    store(job(7, kind="sds"))
-    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
-
-
-def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     upgrade()
     store(
         job(
@@ -239,6 +224,15 @@ def test_a_run_that_is_not_over_shows_its_progress(current: Settings) -> None:
     shown = draw()
     assert "25 %" in shown["head"] and shown["charts"]["visible"] is False
     assert "appear here when the run has finished" in shown["head"]
+
+
+def test_an_address_that_names_no_benchmark_is_told(measured: str) -> None:
+    unknown = draw(run="benchmark-0009")
+    assert "There is no run benchmark-0009. Choose a benchmark above." in unknown["head"]
+    assert unknown["charts"]["visible"] is False and unknown["run"]["visible"] is True
+    assert [run for _, run in unknown["run"]["choices"]] == [measured]
+    store(job(7, kind="sds"))
+    assert "sds-0007 is no benchmark of decoding speed." in draw(run="sds-0007")["head"]
 
 
 def test_shares_of_accepted_tokens_fall(measured: str) -> None:
@@ -255,9 +249,6 @@ def test_shares_of_accepted_tokens_fall(measured: str) -> None:
     assert list(first) == list(other)[::-1]  # a decoder keeps its colour
     times = charts.step_time(decoders, "").figure.data
     assert [sum(bar.x) for bar in times] == [1.0, 30.0, 1.5, 0.75]
-
-
-def test_what_is_drawn_is_what_the_table_holds(measured: str) -> None:
     shown = draw()
     for value in shown["yield_chart"].data[0].x:
         assert f'data-value="{value}"' in shown["yield_table"]

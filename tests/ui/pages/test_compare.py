@@ -6,19 +6,18 @@ import csv
 import io
 import json
 import re
+from base64 import b64decode
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from backend.settings import Settings
 from backend.store import tensors
-from backend.store.migrate import upgrade
 from backend.store.tables import MetricPoint, Result
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
-from tests.ui.conftest import HOSTILE, TOY, mapped, tensor_rows
+from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
@@ -33,10 +32,13 @@ def curve(number: int, name: str, values: list[float]) -> list[MetricPoint]:
     return [point(number, name, i, v) for i, v in enumerate(values)]
 
 
-@pytest.fixture
-def lab(current: Settings) -> Settings:
+@pytest.fixture(autouse=True)
+def lab(filled: Fill) -> None:
+    filled(store_runs)
+
+
+def store_runs() -> None:
     """Four runs: the last on another text, the third with no curve, the first two with weights."""
-    upgrade()
     sparse = {"model": "toy", "pattern": "50%", "base": "sparsegpt", "seed": 0, "control": True}
     toy = load_file(TOY)
     store(
@@ -60,7 +62,6 @@ def lab(current: Settings) -> Settings:
         *tensor_rows(1, toy),
         *tensor_rows(2, toy, stages=2),
     )
-    return current
 
 
 def drawn(**address: str) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none"
 
 
 @pytest.mark.parametrize("ids", ["", "sds-0001", "sds-0001,sds-0001", "sds-0999,x", "'; drop"])
-def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
+def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
@@ -90,13 +91,13 @@ def test_fewer_than_two_runs_lead_to_the_table(lab: Settings, ids: str) -> None:
     assert compare.draw_weights(None, None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
-def test_runs_without_a_perplexity_to_compare_are_not_offered(lab: Settings) -> None:
+def test_runs_without_a_perplexity_to_compare_are_not_offered() -> None:
     newest = [job(n, kind="generate", state="succeeded") for n in range(11, 14)]
     store(*newest, job(14, state="failed"))
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in drawn(ids="")["head"]
 
 
-def test_the_first_run_is_the_baseline_unless_the_address_names_another(lab: Settings) -> None:
+def test_the_address_names_six_runs_at_most_and_the_baseline() -> None:
     for base, wanted in (("", "sds-0001"), ("sds-0002", "sds-0002"), ("sds-0099", "sds-0001")):
         of = compare.compared(asked(**TWO, base=base))
         assert of is not None and of.base.job.run == wanted
@@ -104,39 +105,22 @@ def test_the_first_run_is_the_baseline_unless_the_address_names_another(lab: Set
             r'aria-pressed="true" data-testid="base-([\w-]+)"', drawn(**TWO, base=base)["head"]
         )
         assert pressed_one == [wanted]
-
-
-def test_six_runs_at_most(lab: Settings) -> None:
     store(*[job(n) for n in range(5, 9)])
     of = compare.compared(asked(ids=",".join(f"sds-{n:04d}" for n in range(1, 9))))
     assert of is not None and len(of.rows) == 6
 
 
-def test_texts_from_people_stay_texts(lab: Settings) -> None:
-    page = drawn(**WHOLE)
-    html = "".join(
-        str(page[part]) for part in ("head", "config", "results", "stages_note", "stages_table")
-    )
-    assert "<img" not in html and "${" not in html and "onerror=" in html
-
-
 # what was asked -----------------------------------------------------------------------------------
 
 
-def test_only_settings_that_differ_are_shown(lab: Settings) -> None:
+def test_only_settings_and_machines_that_differ_are_shown() -> None:
     html = drawn(**TWO)["config"]
     assert cells(html, "Pattern") == ["2:4", "50%  (differs)"]
     assert cells(html, "Pruner") == ["wanda", "sparsegpt  (differs)"]
     assert "Model" not in html and "4 settings are the same" in html
-
-
-def test_where_it_ran_is_compared_too(lab: Settings) -> None:
     html = drawn(ids="sds-0001,sds-0003")["config"]
     assert cells(html, "Threads used") == ["–", "2  (differs)"]
     assert cells(html, "Version of torch") == ["–", "2.9  (differs)"]
-
-
-def test_runs_with_the_same_settings_say_so(lab: Settings) -> None:
     html = drawn(ids="sds-0001,sds-0004")["config"]
     assert "<table" not in html and "settings are the same" in html
 
@@ -144,7 +128,7 @@ def test_runs_with_the_same_settings_say_so(lab: Settings) -> None:
 # what came out ------------------------------------------------------------------------------------
 
 
-def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Settings) -> None:
+def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares() -> None:
     html = drawn(**WHOLE)["results"]
     perplexity = cells(html, "Perplexity")
     assert perplexity[0] == "12.00" and "−1.00 (−8.3 %)" in perplexity[1] and "▼" in perplexity[1]
@@ -155,16 +139,18 @@ def test_deltas_have_sign_arrow_and_the_verdict_their_metric_declares(lab: Setti
     assert "▼" in cells(html, "Size on disk")[1]
 
 
-def test_what_was_measured_on_another_text_is_not_compared(lab: Settings) -> None:
+def test_what_was_measured_on_another_text_is_not_compared() -> None:
     html = drawn(**WHOLE)["results"]
     other = cells(html, "Perplexity")[3]
     assert other.startswith("9.000") and "different text" in other and "▼" not in other
     page = drawn(**WHOLE)
     assert "sds-0004" in page["stages_note"]
     assert {t.name for t in page["stages_chart"].data} == {"sds-0001", "sds-0002", "sds-0003"}
+    html = drawn(**TWO)["stages_table"]
+    assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
 
 
-def test_runs_on_the_same_windows_are_compared_window_by_window(lab: Settings) -> None:
+def test_runs_on_the_same_windows_are_compared_window_by_window() -> None:
     assert "÷ baseline" not in drawn(**WHOLE)["results"]  # no losses were recorded
     windows = np.linspace(2.0, 4.0, 8)
     noise = 0.01 * np.array([1, -1] * 4)
@@ -177,7 +163,7 @@ def test_runs_on_the_same_windows_are_compared_window_by_window(lab: Settings) -
     assert all(" to " not in found[n] for n in (0, 2, 3))  # itself, no losses, another text
 
 
-def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse(lab: Settings) -> None:
+def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse() -> None:
     windows, noise = np.linspace(2.0, 4.0, 8), np.array([1, -1] * 4)
     for number, losses in ((1, windows), (2, windows - 0.01 + 0.2 * noise)):
         store(mapped(profile_row(number, window_losses("sds", losses.tolist()))))
@@ -187,7 +173,7 @@ def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse(lab: Setting
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', page)  # of the zeros
 
 
-def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None:
+def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
         compare.draw_curves(None, None, None, request)["lines_chart"],
@@ -197,15 +183,10 @@ def test_the_baseline_is_grey_and_dashed_in_every_picture(lab: Settings) -> None
         assert (line.color, line.dash) == (LIGHT.muted, "dash")
 
 
-def test_a_perplexity_by_stage_table_stands_beside_the_picture(lab: Settings) -> None:
-    html = drawn(**TWO)["stages_table"]
-    assert cells(html, "Second pruning")[:2] == ["12.00", "11.00"]
-
-
 # curves -------------------------------------------------------------------------------------------
 
 
-def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none(lab: Settings) -> None:
+def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> None:
     shown = curves()
     choice, figure = shown["curve"], shown["lines_chart"]
     assert [value for _, value in choice["choices"]] == ["error@sds", "loss"]
@@ -214,16 +195,18 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none(lab: Se
     assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
     assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
+    shown = compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))
+    assert shown["lines_chart"] == compare.NO_CURVES
 
 
-def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line(lab: Settings) -> None:
+def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line() -> None:
     figure = curves(scale="log", smooth="strong")["lines_chart"]
     assert figure.layout.yaxis.type == "log" and "log" in figure.layout.yaxis.title.text
     assert [trace.opacity for trace in figure.data] == [0.25, 1.0] * 2
     assert list(figure.data[0].y) == [0.1, 0.2, 0.3]
 
 
-def test_the_address_says_which_curve_is_open(lab: Settings) -> None:
+def test_the_address_says_which_curve_is_open() -> None:
     opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log", smooth="some"))
     assert (opened["y"], opened["smooth"]) == ("log", "some")
     assert opened["curve"]["value"] == "loss"
@@ -232,15 +215,10 @@ def test_the_address_says_which_curve_is_open(lab: Settings) -> None:
     assert odd["curve"]["value"] == "error@sds"
 
 
-def test_runs_without_curves_say_so(lab: Settings) -> None:
-    shown = compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))
-    assert shown["lines_chart"] == compare.NO_CURVES
-
-
 # weights ------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings) -> None:
+def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
     shown = compare.draw_weights(None, None, asked(**WHOLE))
     choice, figure = shown["tensor"], shown["weights_chart"]
     note, table = shown["weights_note"], shown["weights_table"]
@@ -262,21 +240,15 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one(lab: Settings)
         drawn = sum(trace.customdata)
         assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
     assert "sds-0001 · Second pruning (SDS)" in table
-
-
-def test_the_address_says_which_tensor_is_open(lab: Settings) -> None:
+    shown = compare.draw_weights(None, None, asked(ids="sds-0003,sds-0004"))
+    assert shown["weights_chart"] == compare.NO_WEIGHTS
     name = "model.layers.2.mlp.down_proj.weight"
     assert compare.draw_weights(None, None, asked(**TWO, tensor=name))["tensor"]["value"] == name
     odd = compare.draw_weights("nonsense", "nonsense", asked(**TWO))
     assert odd["tensor"]["value"].endswith("q_proj.weight")
 
 
-def test_runs_without_weight_statistics_say_so(lab: Settings) -> None:
-    shown = compare.draw_weights(None, None, asked(ids="sds-0003,sds-0004"))
-    assert shown["weights_chart"] == compare.NO_WEIGHTS
-
-
-def test_side_by_side_each_run_has_a_panel_on_linked_axes(lab: Settings) -> None:
+def test_side_by_side_each_run_has_a_panel_on_linked_axes() -> None:
     shown = compare.draw_weights(None, "side", asked(**TWO))
     figure = shown["weights_chart"]
     assert shown["view"] == "side"
@@ -297,7 +269,7 @@ def samples(number: int, stage: str, texts: dict[str, str]) -> Result:
     return result(number, stage, "greedy_agreement", 0.5, samples=found)
 
 
-def test_texts_after_the_same_prompt_are_compared_word_by_word(lab: Settings) -> None:
+def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
     evaluation = {"kind": "evaluation", "config": {"model": "sds-0002"}, "kept_stage": None}
     store(
         job(5, **evaluation),
@@ -312,7 +284,7 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word(lab: Settings) ->
     assert "<ins> the red</ins>" in other and "sds-0001 writes 60 %" in other
 
 
-def test_runs_that_wrote_nothing_have_no_texts(lab: Settings) -> None:
+def test_runs_that_wrote_nothing_have_no_texts() -> None:
     assert compare.draw(asked(**TWO))["texts"] == ""
     assert compare.texts_chart(compared(**TWO)).figure == NO_TEXTS
 
@@ -336,25 +308,15 @@ def compared(**address: str) -> RunComparison:
     return of
 
 
-def test_a_csv_holds_both_tables_with_full_precision(lab: Settings) -> None:
+def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     file = compare.export(pressed("csv"), asked(**WHOLE))
     assert file["name"] == "sds-0001-sds-0002-sds-0003-sds-0004.csv"
-    from base64 import b64decode
-
     lines = list(csv.DictReader(io.StringIO(b64decode(file["data"]).decode())))
     assert {line["section"] for line in lines} == {"setting", "figure"}
     of_perplexity = {r["run"]: r for r in lines if r["name"] == "perplexity"}
     assert of_perplexity["sds-0002"]["delta"] == "-1.0"
     assert of_perplexity["sds-0004"]["delta"] == "" and of_perplexity["sds-0004"]["not_compared"]
-
-
-def test_json_is_the_same(lab: Settings) -> None:
-    from base64 import b64decode
-
     whole = json.loads(b64decode(compare.export(pressed("json"), asked(**TWO))["data"]))
     assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
-
-
-def test_other_files_are_not_given(lab: Settings) -> None:
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))
     assert "data" not in compare.export(pressed("csv"), asked())

@@ -14,12 +14,11 @@ from backend.backup.examples import bundled, install_examples
 from backend.errors import ConfigError
 from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
-from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from jobs.generate.config import GenerateJob
 from jobs.imported import check_row
 from jobs.submit import submit
+from tests.ui.conftest import Fill
 from tests.ui.lab import asked, job, model_folder, store
 from ui.pages.playground import page as playground
 from ui.pages.run import page as run_page
@@ -34,14 +33,16 @@ HOST = Actor("mira", "host")
 WEIGHTLESS = ("sds-example", "dlqat-example", "amphista-example")
 
 
-@pytest.fixture
-def shipped(current: Settings) -> Settings:
-    upgrade()
+@pytest.fixture(autouse=True)
+def shipped(filled: Fill) -> None:
+    filled(install)
+
+
+def install() -> None:
     install_examples(check_row)
-    return current
 
 
-def test_no_list_of_models_offers_one(shipped: Settings) -> None:
+def test_no_list_of_models_offers_one() -> None:
     store(job(1), model_folder(1, 100))
     shutil.rmtree(run_folder("sds-0001"))  # as if imported without its weights
     offered = [*choices.CHOICES["saved"](), *choices.CHOICES["drafters"](), *playground.sides()]
@@ -50,7 +51,7 @@ def test_no_list_of_models_offers_one(shipped: Settings) -> None:
 
 
 @pytest.mark.parametrize("run", WEIGHTLESS)
-def test_whoever_asks_one_reads_why_it_cannot_answer(shipped: Settings, run: str) -> None:
+def test_whoever_asks_one_reads_why_it_cannot_answer(run: str) -> None:
     with pytest.raises(ConfigError, match=f"The weights of {run} are not here") as refused:
         submit("generate", {"sides": run}, HOST)
     assert refused.value.why == "Examples ship without weights."
@@ -67,9 +68,7 @@ def arrived(**address: str) -> dict[str, Any]:
     return {"sides": updates[sides].get("value"), "said": said.get("value", "")}
 
 
-def test_its_conversation_goes_on_as_a_new_one_with_the_model_that_is_there(
-    shipped: Settings,
-) -> None:
+def test_its_conversation_goes_on_as_a_new_one_with_the_model_that_is_there() -> None:
     there = arrived(run="generate-example")
     assert there["sides"] == ["smollm2-135m"]
     text = re.sub("<[^>]*>", "", there["said"])
@@ -82,7 +81,7 @@ def test_its_conversation_goes_on_as_a_new_one_with_the_model_that_is_there(
 
 
 @pytest.mark.parametrize("run", WEIGHTLESS)
-def test_its_page_offers_what_works(shipped: Settings, run: str) -> None:
+def test_its_page_offers_what_works(run: str) -> None:
     example = queries.job(run)
     assert keeping_actions([example], HOST) == []
     links = next_links(example)
@@ -95,7 +94,7 @@ def test_its_page_offers_what_works(shipped: Settings, run: str) -> None:
     assert said in quality_said or run == "amphista-example"  # no drafter has a quality
 
 
-def test_among_own_runs_it_says_why_they_cannot_be_deleted_together(shipped: Settings) -> None:
+def test_among_own_runs_it_says_why_they_cannot_be_deleted_together() -> None:
     store(job(1))
     both = [queries.job("sds-0001"), queries.job("sds-example")]
     assert [(a.name, a.limit) for a in keeping_actions(both, HOST)] == [

@@ -76,6 +76,8 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     assert "sds-0001" in latest and "sds-0005" not in latest
     assert side.index("sds-0003") < side.index("sds-0004")
     assert "The model ran out of memory." in side and "resume-sds-0004" in side
+    running = overview.draw(asked(GUEST))["running"]
+    assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
 
 
 def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
@@ -89,20 +91,26 @@ def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> 
     assert "Decoding speed, tokens/s" not in heads  # of machines and threads that differ
 
 
-def test_a_guest_sees_why_a_button_is_off(seeded: Settings) -> None:
-    running = overview.draw(asked(GUEST))["running"]
-    assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
-
-
 # what is best -------------------------------------------------------------------------------------
 
 
-def test_only_runs_on_the_same_model_and_text_share_a_picture(lab: Settings) -> None:
+def test_runs_on_the_same_model_and_text_share_a_picture_drawn_again_for_new_figures(
+    lab: Settings,
+) -> None:
     groups = pareto.groups(all_rows())
     assert [sorted(r.job.id for r in g.rows) for g in groups] == [[1, 2, 3, 4], [5]]
     assert picture()["tradeoff_chart"].layout.uirevision
     alone = picture(of="sds-0005")
     assert alone["of"]["value"] == "sds-0005" and not alone["column"]["visible"]
+    page = picture(x="size")
+    assert "n = 3 runs, 1 without this figure" in page["tradeoff_note"]
+    assert "Dot area: tokens per second" in page["tradeoff_note"]
+    assert '<a class="mono" href="run?id=sds-0001">' in page["tradeoff_table"]
+    assert picture(x="nonsense")["x"]["value"] == picture()["x"]["value"]
+    seen = picture()["mark"]
+    assert overview.draw_best(seen, None, None, asked()) == {}
+    store(result(4, "run", "tokens_per_second", 12.0))
+    assert "front" in overview.draw_best(seen, None, None, asked())
 
 
 def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
@@ -113,29 +121,11 @@ def test_the_front_is_what_no_run_beats_in_both(lab: Settings) -> None:
     dots = next(trace for trace in page["tradeoff_chart"].data if trace.customdata is not None)
     colours = dict(zip(dots.customdata, dots.marker.color, strict=True))
     assert [run for run, colour in colours.items() if colour == "rgba(0,0,0,0)"] == ["sds-0003"]
-
-
-def test_a_few_bytes_put_no_run_on_the_front() -> None:
     alike = [ParetoPoint("a", "", "", 750_366, 1.622), ParetoPoint("b", "", "", 750_374, 1.584)]
     assert [p.run for p in pareto_front(alike, larger_x=False)] == ["b"]
     figure: Any = tradeoff(alike, metric(MetricKey("size")), None).figure
     low, high = figure.layout.xaxis.range
     assert high - low > 0.01  # MB: it is not a magnifying glass
-
-
-def test_runs_without_the_price_are_counted_in_words(lab: Settings) -> None:
-    page = picture(x="size")
-    assert "n = 3 runs, 1 without this figure" in page["tradeoff_note"]
-    assert "Dot area: tokens per second" in page["tradeoff_note"]
-    assert '<a class="mono" href="run?id=sds-0001">' in page["tradeoff_table"]
-    assert picture(x="nonsense")["x"]["value"] == picture()["x"]["value"]
-
-
-def test_it_is_drawn_again_only_when_a_figure_was_added(lab: Settings) -> None:
-    seen = picture()["mark"]
-    assert overview.draw_best(seen, None, None, asked()) == {}
-    store(result(4, "run", "tokens_per_second", 12.0))
-    assert "front" in overview.draw_best(seen, None, None, asked())
 
 
 numbers = st.floats(1, 100).map(lambda x: round(x, 1))
@@ -201,6 +191,13 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
+    moving = showcase.moving_histogram(showcase.showcase())
+    assert moving is not None and moving["run"] == "sds-0001"
+    assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
+    heights = [stage["heights"] for stage in moving["stages"]]
+    assert {len(each) for each in heights} == {showcase.BARS}
+    assert max(max(each) for each in heights) <= 1.0
+    assert "perplexity 30.00." in moving["stages"][1]["said"]
 
 
 @pytest.mark.parametrize(
@@ -241,16 +238,6 @@ def test_the_toy_is_told_of_until_something_else_is_done(
     assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
     assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
     assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
-
-
-def test_the_histogram_has_every_stage_on_one_axis(pruned: Settings) -> None:
-    moving = showcase.moving_histogram(showcase.showcase())
-    assert moving is not None and moving["run"] == "sds-0001"
-    assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
-    heights = [stage["heights"] for stage in moving["stages"]]
-    assert {len(each) for each in heights} == {showcase.BARS}
-    assert max(max(each) for each in heights) <= 1.0
-    assert "perplexity 30.00." in moving["stages"][1]["said"]
 
 
 def test_a_guest_may_not_start_the_toy_or_touch_the_examples(

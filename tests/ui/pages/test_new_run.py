@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
 import gradio as gr
@@ -14,6 +14,7 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Job
 from jobs.kind import Kind, kinds
+from tests.ui.lab import GUEST, HOST, asked
 from ui.pages.new_run import page as launch
 from ui.pages.new_run import preview
 from ui.runs import choices
@@ -21,28 +22,21 @@ from ui.runs import choices
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 
 
-def asked(host: str = "127.0.0.1") -> Any:
-    return SimpleNamespace(
-        query_params={}, client=SimpleNamespace(host=host), headers={"host": "localhost"}
-    )
-
-
 @pytest.fixture
 def sds(seeded: Settings) -> Kind:
     return kinds()["sds"]
 
 
-def test_the_preview_tells_model_cost_and_command(sds: Kind) -> None:
+def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
     html, _, error = preview.preview_of(sds, TOY)
     assert error is None
     assert "Toy stories" in html and "parameters" in html
     assert "Memory" in html and "Time" in html
     assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
-
-
-def test_warnings_are_part_of_the_preview(sds: Kind) -> None:
     html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
+    configs = [kinds()["evaluation"].config(model="sds-0001")]
+    assert preview.models_of(configs) == {"Model": "sds-0001"}
 
 
 @pytest.mark.parametrize(
@@ -92,12 +86,6 @@ def test_a_queued_run_is_confirmed_with_link_and_place(
     assert error is None
     assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
     assert (job.name, job.owner, job.config["model"]) == ("mine", "local", "toy")
-
-
-def test_a_guest_is_refused_by_the_service(sds: Kind) -> None:
-    said, error = preview.enqueue(sds, "", TOY, (), asked("10.0.0.7"))
-    assert error is not None and "may not" in said["value"]
-    assert len(queries.jobs()) == 5
 
 
 def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
@@ -154,37 +142,41 @@ def test_a_bad_sweep_is_explained_beside_its_row(
     assert shown == (["sds-message-segments"] if field == "segments" else ["sds-sweep-message-2"])
 
 
-def arrival(**query: str) -> dict[str, Any]:
-    """What the page is told when it is opened at this address, by the elements' ids."""
+@cache
+def built() -> gr.Blocks:
+    """The page, which takes a while to build."""
     with gr.Blocks() as page:
         launch.build()
-    arrive = next(f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "arrive")
-    request = asked(query.pop("host", "127.0.0.1"))
-    request.query_params = query
-    return {component.elem_id: update for component, update in arrive(request).items()}
+    return page
 
 
-def test_a_cloned_run_fills_the_form(sds: Kind) -> None:
+def handlers(name: str) -> list[Any]:
+    """Its handlers of that name."""
+    return [f.fn for f in built().fns.values() if getattr(f.fn, "__name__", "") == name]
+
+
+def arrival(who: tuple[str, str] = HOST, **query: str) -> dict[str, Any]:
+    """What the page is told when it is opened at this address, by the elements' ids."""
+    (arrive,) = handlers("arrive")
+    return {component.elem_id: update for component, update in arrive(asked(who, **query)).items()}
+
+
+def test_the_address_fills_the_form(sds: Kind) -> None:
     told = arrival(**{"from": "sds-0001"})
     assert told["sds-field-base"]["value"] == "magnitude"
     assert told["sds-field-model"]["value"] == "toy"
     assert told["sds-field-segments"]["value"] == 32
     assert told["new-name"] == queries.job(1).name
     assert told["new-kind"]["value"] == "sds"
-
-
-def test_a_model_in_the_address_is_put_into_the_form_of_its_kind(sds: Kind) -> None:
     told = arrival(kind="evaluation", model="sds-0001")
     assert told["evaluation-field-model"]["value"] == "sds-0001"
     assert told["evaluation-field-windows"]["value"] == 16
     assert "value" not in told["sds-field-model"] and told["new-kind"]["value"] == "evaluation"
     offered = [kind for _, kind in told["new-kind"]["choices"]]
     assert offered == ["sds", "dlqat", "amphista", "evaluation"]  # methods, and what was asked for
-
-
-def test_a_run_is_named_in_the_preview_where_no_model_is(sds: Kind) -> None:
-    configs = [kinds()["evaluation"].config(model="sds-0001")]
-    assert preview.models_of(configs) == {"Model": "sds-0001"}
+    told = arrival(kind="spd")
+    assert "There is no kind of run called" in told["new-said"]["value"]
+    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
 
 
 @pytest.mark.parametrize("old", ["sds-9999", "", "<b>", "../x"])
@@ -197,25 +189,19 @@ def test_a_run_that_is_not_there_leaves_the_form_as_it_is(sds: Kind, old: str) -
     assert "value" not in told["sds-field-model"]
 
 
-def test_a_method_that_is_not_there_is_told(sds: Kind) -> None:
-    told = arrival(kind="spd")
-    assert "There is no kind of run called" in told["new-said"]["value"]
-    assert "new-kind" not in told and "new-said" not in arrival(kind="dlqat")
-
-
-def test_guests_find_the_button_off_and_the_reason_beside_it(sds: Kind) -> None:
-    told = arrival(host="10.0.0.7")
+def test_guests_find_the_button_off_with_the_reason_and_are_refused(sds: Kind) -> None:
+    told = arrival(GUEST)
     assert told["new-add"]["interactive"] is False
     assert "Guests have read-only access" in told["new-said"]["value"]
     assert "new-add" not in arrival()
+    said, error = preview.enqueue(sds, "", TOY, (), asked(GUEST))
+    assert error is not None and "may not" in said["value"]
+    assert len(queries.jobs()) == 5
 
 
 def test_recipes_and_presets_say_what_they_set_and_leave_the_rest(sds: Kind) -> None:
-    with gr.Blocks() as page:
-        launch.build()
-    found = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "apply_option"]
     at = 2 * [*kinds()].index("amphista")
-    recipe, preset = found[at : at + 2]
+    recipe, preset = handlers("apply_option")[at : at + 2]
 
     def told(apply: Callable[[str], Any], name: str) -> dict[str, Any]:
         return {c.elem_id: update for c, update in apply(name).items() if c.elem_id}
@@ -242,8 +228,7 @@ def test_recipes_and_presets_set_different_fields_and_are_valid_together(kind: K
 
 
 def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
-    with gr.Blocks() as page:
-        launch.build()
+    page = built()
     clear = next(f for f in page.fns.values() if f.js == launch.FORGET)
     triggers = {page.blocks[target].elem_id for target, event in clear.targets if event == "input"}
     assert {

@@ -16,7 +16,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import pipeline
 from tests.ui.conftest import HOSTILE
-from tests.ui.pages.test_sweep import asked
+from tests.ui.lab import GUEST, asked
 from ui.pages.pipeline import page
 from ui.pages.pipeline.steps import step_rows
 from ui.runs.actions.single import run_action
@@ -52,7 +52,7 @@ def test_it_is_queued_from_the_page_and_refused_to_guests(seeded: Settings) -> N
     before = len(queries.jobs())
     said = page._queue(TEXT, asked())
     assert "3 runs were added" in said["value"] and len(queries.jobs()) == before + 3
-    refused = page._queue(TEXT, asked(host="10.0.0.9"))
+    refused = page._queue(TEXT, asked(GUEST))
     assert "3 runs were added" not in refused["value"] and len(queries.jobs()) == before + 3
 
 
@@ -86,13 +86,12 @@ def test_what_each_step_gives(queued: list[Job]) -> None:
     assert NAME not in head + body  # shown as text
 
 
-def test_without_a_pipeline_there_is_the_form(seeded: Settings) -> None:
+def test_without_a_pipeline_there_is_the_form_with_the_preset_of_the_address(
+    seeded: Settings,
+) -> None:
     for query in ({}, {"id": "sds-9999"}):
         _, body, form = page.draw(asked(**query))
         assert body == "" and form["visible"]
-
-
-def test_the_preset_is_that_of_the_address(seeded: Settings) -> None:
     assert page._arrive(asked(preset="prune, quantise"))[0] == "prune, quantise"
     assert page._arrive(asked(preset="other"))[0] == page.FIRST_PRESET
 
@@ -118,4 +117,4 @@ def test_steps_alone_stand_apart_and_all_are_cancelled_at_once(seeded: Settings)
     assert {queries.job(job.run).state for job in queued} == {State.CANCELLED}
     assert "Cancel all" not in page.draw(asked(id=queued[0].run))[0]
     with pytest.raises(ForbiddenError):
-        run_action("cancel-pipeline", queued[0].run, page.current_user(asked(host="10.0.0.9")))
+        run_action("cancel-pipeline", queued[0].run, page.current_user(asked(GUEST)))

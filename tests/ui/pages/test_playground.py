@@ -108,13 +108,10 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_nothing_asked_yet(current: Settings) -> None:
+def test_nothing_asked_yet_and_who_waits_is_told_for_what(current: Settings) -> None:
     upgrade()
     assert page.empty() == draw() == draw(run="generate-0099")
     assert draw().count("data-example=") == 3 and "None yet" in page.draw(asked())["earlier"]
-
-
-def test_who_waits_is_told_for_what(current: Settings) -> None:
     upgrade()
     store(generated(2, state="queued", started_at=None, finished_at=None))
     html = draw(run="generate-0002")
@@ -200,16 +197,13 @@ def test_what_cannot_be_asked_is_said_and_the_prompt_is_kept(form: Form) -> None
     assert "No model is selected" in str(form.send("Why?", [])[1])
 
 
-def test_the_same_prompt_again_has_another_seed(answered: str) -> None:
+def test_the_same_prompt_again_has_another_seed_and_an_answer_is_stopped(answered: str) -> None:
     assert "would be the same" in press("again", answered)
     sampled = {**CONFIG, "sides": "toy", "prompt": "One day", "temperature": 0.7, "seed": 4}
     store(generated(7, config=sampled))
     _, run = page.act("", asked(), pressed("again", "generate-0007"))
     assert queries.job(run).config | {"seed": 4} == queries.job(run).config | sampled
     assert queries.job(run).config["seed"] == 5
-
-
-def test_an_answer_is_stopped(answered: str) -> None:
     store(generated(2, state="running", finished_at=None))
     assert press("stop", "generate-0002") == "" and queries.job(2).desired == "stop"
 
@@ -232,6 +226,7 @@ def test_a_page_gets_the_tokens_it_has_not_drawn(answered: str) -> None:
     assert one["html"] == '<span title="chosen by the base model, step 1, 10.0 ms"> cat</span>'
     assert other["html"] == "" and other["passes"] == 2 and "3 tokens" in other["facts"]
     assert HOSTILE not in json.dumps(streamed(answered))
+    assert streamed("generate-0099")["over"] and streamed("<x>")["over"]
 
 
 @pytest.mark.parametrize("at", ["", "x,-1", "1", "0,0,0,0,0,0", "99,99"])
@@ -239,10 +234,6 @@ def test_what_a_page_says_it_has_is_not_believed(answered: str, at: str) -> None
     found = streamed(answered, at)
     assert [side["passes"] for side in found["sides"]] == [2, 2]
     assert found["sides"][1]["html"] and found["sides"][1]["after"] == 0
-
-
-def test_a_run_that_is_not_there_is_over(answered: str) -> None:
-    assert streamed("generate-0099")["over"] and streamed("<x>")["over"]
 
 
 # votes --------------------------------------------------------------------------------------------
@@ -253,17 +244,6 @@ def blind(answered: str) -> str:
     store(generated(3, config={**CONFIG, "blind": True}))
     write_answers("generate-0003")
     return "generate-0003"
-
-
-def test_a_vote_is_kept_and_shown(answered: str) -> None:
-    html = draw(run=answered)
-    assert 'data-do="vote1"' in html and 'data-do="vote0"' in html and 'data-do="vote-1"' in html
-    assert press("vote2", answered) == ""
-    assert votes_of(answered) == {"local": 2}
-    html = draw(run=answered)
-    assert "Your vote: amphista-0002 is better" in html and 'data-do="vote' not in html
-    assert "voted on generate-0001 before" in press("vote0", answered)
-    assert votes_of(answered) == {"local": 2}
 
 
 def test_names_are_hidden_until_the_vote(blind: str) -> None:
@@ -312,15 +292,23 @@ def test_what_the_browser_sends_is_checked(answered: str, deed: str) -> None:
     assert "problem" in press("vote1", "sds-0001")
 
 
-def test_guests_without_a_name_do_nothing(answered: str) -> None:
+def test_a_vote_is_kept_and_shown_and_none_of_guests_without_a_name(answered: str) -> None:
     assert "disabled" in draw(GUEST, run=answered)
     assert "may not vote" in press("vote0", answered, GUEST) and votes_of(answered) == {}
+    html = draw(run=answered)
+    assert 'data-do="vote1"' in html and 'data-do="vote0"' in html and 'data-do="vote-1"' in html
+    assert press("vote2", answered) == ""
+    assert votes_of(answered) == {"local": 2}
+    html = draw(run=answered)
+    assert "Your vote: amphista-0002 is better" in html and 'data-do="vote' not in html
+    assert "voted on generate-0001 before" in press("vote0", answered)
+    assert votes_of(answered) == {"local": 2}
 
 
 # the strip ----------------------------------------------------------------------------------------
 
 
-def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
+def test_a_token_is_tinted_by_its_source_and_marked_where_texts_part() -> None:
     passes = [
         TranscriptStep([("A", 0)], [], 9.0),
         TranscriptStep([(" b", 1), ("", 2), (" c", 9)], [" d", " "], 5.0),
@@ -330,15 +318,9 @@ def test_a_token_is_tinted_by_its_head_and_marked_where_texts_part() -> None:
     assert '<mark class="head-6" title="drafted by head 9, step 1, 5.0 ms"> c</mark>' in html
     assert html.count("<s ") == 1 and "rejected draft token" in html
     assert html.endswith("!</p>")
-
-
-def test_a_long_text_is_tinted_at_its_beginning_alone() -> None:
     html = strip(Transcript([TranscriptStep([(f" {n}", 1)], [], 1.0) for n in range(600)], "limit"))
     assert html.count("<span") == 512 and html.endswith(" 599</p>")
     assert legend({1, 2}).count("head-") == 2
-
-
-def test_what_was_looked_up_has_a_tint_of_its_own() -> None:
     html = strip(Transcript([TranscriptStep([(" a", LOOKUP_HEAD), (" b", 0)], [], 1.0)], "limit"))
     assert 'class="head-looked" title="from prompt lookup, step 0, 1.0 ms"> a' in html
     assert legend({LOOKUP_HEAD}).count("head-") == 1 and "prompt lookup" in legend({LOOKUP_HEAD, 3})

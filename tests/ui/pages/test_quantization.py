@@ -8,13 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from backend.settings import Settings
 from backend.statistics.tensors import TensorProfile
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint, TensorRow
 from jobs.runtime.rows import profile_row
-from tests.ui.conftest import mapped
+from tests.ui.conftest import Fill, mapped
 from tests.ui.lab import asked, job, point, result, store
 from ui.pages.quantization import handlers as page
 from ui.pages.quantization import panels
@@ -93,9 +91,12 @@ def curves(job_id: int) -> list[MetricPoint]:
 
 
 @pytest.fixture(autouse=True)
-def lab(current: Settings) -> None:
+def lab(filled: Fill) -> None:
+    filled(store_runs)
+
+
+def store_runs() -> None:
     """dlqat-0001 has ended, dlqat-0002 trains, dlqat-0003 waits, sds-0004 has no groups."""
-    upgrade()
     config = {"model": "toy", "bits": BITS, "group_size": SIZE, "grid": "symmetric"}
     kind = {"kind": "dlqat", "config": config}
     store(
@@ -160,10 +161,8 @@ def test_an_address_is_taken_as_far_as_it_is_right() -> None:
     assert shown["stage"]["value"] == "dlqat-kd" and "Row 3, group 2" in shown["one"]
     odd = opened(run="dlqat-0001", stage="none", figure="x", step="-", group="99,99", tensor="y")
     assert odd["stage"]["value"] == "dlqat" and odd["group"] == "5,1"
-
-
-def test_without_a_run_the_newest_is_shown() -> None:
     assert opened()["run"]["value"] == "dlqat-0002"
+    assert "appear here" in opened(run="dlqat-0002")["layers_chart"]
 
 
 @pytest.mark.parametrize(
@@ -174,10 +173,6 @@ def test_without_a_run_the_newest_is_shown() -> None:
 def test_a_run_without_groups_says_why(run: str, said: str) -> None:
     shown = opened(run=run)
     assert said in shown["notice"]["value"] and shown["charts"]["visible"] is False
-
-
-def test_before_the_audit_there_is_a_sentence_for_the_layers() -> None:
-    assert "appear here" in opened(run="dlqat-0002")["layers_chart"]
 
 
 def test_worst_first_navigation() -> None:
@@ -206,9 +201,6 @@ def test_the_worst_groups_are_shown_weight_by_weight() -> None:
     assert "0 not at the nearest" in shown["weights_note"]
     other = page.choose_group(view(group="0,0"))
     assert "the worst groups" in other["weights_chart"]
-
-
-def test_weights_that_were_not_rounded_to_the_nearest_point_are_counted() -> None:
     shown = GroupWeights(np.array([0.1, 0.9, 5.0]), np.array([1.0, 1.0, 2.0]), np.arange(-2.0, 3.0))
     assert "1 of the dense ones beyond the ends, 1 not at the nearest" in group_weights_note(shown)
 
@@ -218,9 +210,6 @@ def test_steps_of_training_go_round() -> None:
     moved = page.change_map(view(step=13))
     assert moved["step"] == 10 and "As of step 10." in moved["map_note"]
     assert "As of step 20." in page.change_map(view(step=13, figure="error"))["map_note"]
-
-
-def test_a_slider_on_its_way_is_not_pulled_back() -> None:
     moved = page.preview_step(view(step=13))
     assert "step" not in moved and "As of step 10." in moved["map_note"]
 
@@ -254,19 +243,16 @@ def test_losses_are_drawn_beside_those_that_measure_the_same() -> None:
     assert text["curve_chart"].layout.yaxis.rangemode == "normal"
 
 
-def test_a_run_that_has_ended_is_drawn_once_more_and_then_left_alone() -> None:
+def test_while_it_works_only_what_moves_is_drawn_and_once_more_at_its_end() -> None:
+    seen = opened(run="dlqat-0002")["seen"]
+    shown = page.refresh(seen, given(run="dlqat-0002"))
+    assert {name.partition("_")[0] for name in shown} == {"curve", "layers"}
     seen = opened(run="dlqat-0002")["seen"]
     with writing() as session:
         session.get_one(Job, 2).state = "succeeded"
     last = page.refresh(seen, given(run="dlqat-0002"))
     assert last["head"] and last["layers_chart"]
     assert page.refresh(last["seen"], given(run="dlqat-0002")) == {}
-
-
-def test_while_it_works_only_what_moves_is_drawn() -> None:
-    seen = opened(run="dlqat-0002")["seen"]
-    shown = page.refresh(seen, given(run="dlqat-0002"))
-    assert {name.partition("_")[0] for name in shown} == {"curve", "layers"}
 
 
 @pytest.mark.parametrize(("step", "then"), [(20, 30), (10, 10)])
@@ -300,26 +286,20 @@ def test_what_a_run_recorded_is_read_once_until_it_moves_on() -> None:
 # charts -------------------------------------------------------------------------------------------
 
 
-def test_magnitudes_are_log_ratios_with_colours_to_both_sides_of_one() -> None:
+def test_magnitudes_are_log_ratios_of_one_colour_at_every_step() -> None:
     m = np.array([[1.0, 2.0], [0.5, 1.0]])
     heat = group_map(GroupMap.of(m, "magnitude", m), "v", (1, 0)).data[0]
     assert [list(row) for row in heat.z] == [[0, 1], [-1, 0]]
     assert heat.zmin == -heat.zmax
-
-
-def test_one_colour_means_the_same_at_every_step() -> None:
+    m = np.array([[1.0, -0.5], [1.0, 1.1]])
+    assert group_map(GroupMap.of(m, "magnitude", m), "v", None).data[0].z[0][1] is None
+    assert "1 without a value" in group_map_note(GroupMap.of(m, "magnitude", m))
     last = np.array([[1.0, 2.0], [0.5, 1.0]])
     first, other = (
         group_map(GroupMap.of(values, "magnitude", last), "v", None).data[0]
         for values in (np.ones((2, 2)), last)
     )
     assert (first.zmin, first.zmax) == (-first.zmax, other.zmax)
-
-
-def test_a_magnitude_without_logarithm_is_missing_and_counted() -> None:
-    m = np.array([[1.0, -0.5], [1.0, 1.1]])
-    assert group_map(GroupMap.of(m, "magnitude", m), "v", None).data[0].z[0][1] is None
-    assert "1 without a value" in group_map_note(GroupMap.of(m, "magnitude", m))
 
 
 def test_a_large_map_is_means_that_lead_to_their_farthest_group() -> None:

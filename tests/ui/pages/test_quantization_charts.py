@@ -42,6 +42,10 @@ def test_groups_say_what_they_carry_of_the_output_error() -> None:
     assert np.allclose(one.shares, [1 / 9, 4 / 9, 4 / 9])
     uneven = InputGroups.of("t", 0, np.array([1.0, 9.0]), np.array([[0.3], [0.4]]))
     assert np.allclose([uneven.inputs[0], uneven.errors[0]], [5**0.5, 0.125**0.5])
+    x = np.array([1.0, 2.0, 30.0, 4.0])
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    assert rank_correlation(x, -x) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(x[:2], x[:2]))
 
 
 def test_the_chart_marks_the_tensor_among_its_module() -> None:
@@ -53,13 +57,6 @@ def test_the_chart_marks_the_tensor_among_its_module() -> None:
     assert "98 %" in chart.headline and "n = 6 groups of 2 blocks" in chart.note
     alone = input_energy_chart(every[:1], "t0", "", "dlqat")
     assert len(alone.figure.data) == 1
-
-
-def test_a_rank_correlation_looks_at_the_order_alone() -> None:
-    x = np.array([1.0, 2.0, 30.0, 4.0])
-    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
-    assert rank_correlation(x, -x) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(x[:2], x[:2]))
 
 
 def image(before: list[list[float]] | None, levels: list[list[int]]) -> CodeImage:
@@ -122,18 +119,15 @@ def view(current: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return found
 
 
-def test_the_codes_around_the_worst_group_are_read_from_the_file(view: QuantView) -> None:
+def test_the_codes_around_the_worst_group_are_read_from_the_file(
+    view: QuantView, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chart = codes_chart(view)
     assert view.group == (40, 2)
     assert "outputs 16 to 63, inputs 64 to 95" in chart.note
     codes = layer(3, grid_type="zero-point").codes[16:64, 64:96].numpy()
     assert np.array_equal(chart.frame.iloc[:, 1:].to_numpy(), codes)
     assert chart.question.startswith("Are the zeros of the pruned model still zero?")
-
-
-def test_codes_of_another_stage_or_without_a_file_say_so(
-    view: QuantView, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(quant_selection, "saved_folders", lambda job: {})
     assert "only of the stage that was kept (DL-QAT)" in codes_chart(view).figure
 
@@ -143,9 +137,6 @@ def test_errors_and_inputs_come_from_what_is_stored(view: QuantView) -> None:
     assert "n = 6 groups of 2 blocks" in chart.note
     assert "inputs of group 2, 1.0 × the median" in chart.headline
     assert view.input_groups[1].tensor == OTHER
-
-
-def test_a_run_without_input_statistics_says_so(view: QuantView) -> None:
     empty = QuantView(view.selection, view.quant)
     empty.__dict__["input_groups"] = []
     assert energy_chart(empty).figure == NO_INPUTS

@@ -71,6 +71,8 @@ def test_a_report_shows_its_blocks_in_order(number: int) -> None:
     assert "<table" in results["html"] and "135" not in results["html"]
     assert "5.900" in results["html"], "the perplexity of the seeded run"
     assert f'href="weights?run=sds-0001&amp;tensor={TENSOR}' in weights["html"]
+    assert paragraphs("# A\n\nb\nc\n\n\n\n#d") == [(True, "A"), (False, "b\nc"), (False, "#d")]
+    assert paragraphs(" \n") == []
 
 
 def test_what_people_write_stays_text(number: int) -> None:
@@ -123,10 +125,13 @@ def test_a_chart_of_an_address_begins_a_report_or_joins_one(seeded: Settings) ->
     ]  # fmt: skip
 
 
-def test_an_unknown_chart_begins_no_report(seeded: Settings) -> None:
+def test_an_unknown_chart_begins_no_report_and_an_empty_list_says_what_one_is(
+    seeded: Settings,
+) -> None:
     said = act(pressed("create", text="Ours"), asked(add="weights-nothing"))
     assert "There is no chart" in said["message"]["value"]
     assert reports() == []
+    assert "up to six runs" in top()
 
 
 @pytest.mark.parametrize(
@@ -173,10 +178,6 @@ def test_guests_read_and_save_files_but_change_nothing(number: int) -> None:
     assert act(pressed("export", str(number)), asked(GUEST))["file"]["name"]
 
 
-def test_the_empty_list_says_what_a_report_is(seeded: Settings) -> None:
-    assert "up to six runs" in top()
-
-
 def test_one_chart_that_fails_keeps_no_other_away(number: int, caplog: Any) -> None:
     def fails(_request: gr.Request) -> Any:
         raise ZeroDivisionError
@@ -187,8 +188,3 @@ def test_one_chart_that_fails_keeps_no_other_away(number: int, caplog: Any) -> N
     shown = [drawn(block, known) for block in stored_blocks(report(number).blocks)]
     assert [bool(each.sentence) for each in shown] == [False, True, False]
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_paragraphs() -> None:
-    assert paragraphs("# A\n\nb\nc\n\n\n\n#d") == [(True, "A"), (False, "b\nc"), (False, "#d")]
-    assert paragraphs(" \n") == []

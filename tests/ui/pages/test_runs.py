@@ -50,44 +50,38 @@ def listed(**query: str) -> list[int]:
 # the address --------------------------------------------------------------------------------------
 
 
-def test_runs_are_sorted_as_the_address_says(lab: Settings) -> None:
+def test_the_address_sorts_filters_and_chooses_columns(lab: Settings) -> None:
     assert listed() == [6, 5, 4, 3, 2, 1]
     assert listed(sort="run", dir="asc") == [1, 2, 3, 4, 5, 6]
     assert listed(sort="ppl", dir="asc")[:4] == [4, 1, 2, 3]
     assert listed(sort="nonsense", dir="sideways") == listed()
-
-
-def test_the_filter_counts_and_can_be_cleared(lab: Settings) -> None:
     assert listed(q="sparsity>0.4 perplexity<20") == [1]
     assert "1 of 6" in table(q="half way")
     nothing = table(q="no such thing")
     assert "0 of 6" in nothing and "clear-filter" in nothing
     assert "No column is called &#39;sparsty&#39;" in table(q="sparsty>1")
+    html = table(cols="seed,perplexity")
+    assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
+    tools = str(runs.draw(asked(cols="seed"))["tools"])
+    assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
+    assert "Held-out loss, nats per token" in tools
 
 
-def test_baseline_and_pins_stay_whatever_is_filtered(lab: Settings) -> None:
+def test_baseline_and_five_pins_stay_whatever_is_filtered_and_are_compared(lab: Settings) -> None:
     assert listed(q="state:failed", base="sds-0001", pins="sds-0003,sds-0002") == [1, 3, 2, 5]
     html = table(q="no such thing", base="sds-0001")
     assert "row-sds-0001" in html and "clear-filter" in html
     html = table(base="sds-0001", q="zeros>0.6")
     assert "▲" in html and "+18.00" in html and "worse" in html
-
-
-def test_at_most_five_are_pinned(lab: Settings) -> None:
     pins = ",".join(f"sds-000{i}" for i in range(1, 7))
     assert len(query_runs(TableQuery.from_address(asked(pins=pins))).pinned) == 5
     html = table(pins=pins.removesuffix(",sds-0006"), pick="sds-0006")
     assert (
         '<button type="button" class="small" disabled title="At most 5 runs can be pinned">' in html
     )
-
-
-def test_columns_can_be_chosen(lab: Settings) -> None:
-    html = table(cols="seed,perplexity")
-    assert re.findall(r'data-testid="sort-([\w]+)"', html) == ["run", "perplexity", "seed"]
-    tools = str(runs.draw(asked(cols="seed"))["tools"])
-    assert re.search(r'aria-pressed="true"[^>]*data-testid="column-seed"', tools)
-    assert "Held-out loss, nats per token" in tools
+    html = table(pick="sds-0002,sds-0003", base="sds-0001")
+    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003&amp;base=sds-0001" in html
+    assert "2 to 6 runs can be compared" in table(pick="sds-0002")
 
 
 @pytest.mark.parametrize("odd", ["'", "<b>", "1;drop", "-1", "9" * 400, "../..", HOSTILE])
@@ -147,9 +141,6 @@ def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
     assert queries.job(6).state == "cancelled" and queries.job(1).state == "succeeded"
     assert "Queued again: 2 runs." in did("resume", everything)
     assert {queries.job(i).state for i in (5, 6)} == {"queued"}
-
-
-def test_a_second_cancel_is_no_kill(lab: Settings) -> None:
     store(job(7, state="running", finished_at=None))
     did("cancel", "sds-0007")
     assert queries.job(7).desired == "stop"
@@ -180,12 +171,6 @@ def test_guests_see_why_and_are_refused(lab: Settings) -> None:
         assert "may not" in did(do, "sds-0006", "x", who=GUEST)
     assert queries.job(6).state == "queued" and queries.views() == []
     assert 'data-testid="compare"' in html  # looking is free
-
-
-def test_compare_takes_the_baseline_along(lab: Settings) -> None:
-    html = table(pick="sds-0002,sds-0003", base="sds-0001")
-    assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003&amp;base=sds-0001" in html
-    assert "2 to 6 runs can be compared" in table(pick="sds-0002")
 
 
 # views and files ----------------------------------------------------------------------------------

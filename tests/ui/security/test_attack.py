@@ -21,10 +21,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.ui.visits import OTHER, Visit, blocks, event_of, open_to_guests, shared, visit, web
+from tests.ui.visits import OTHER, Visit, event_of
 from ui.api_errors import API_PATH
-
-__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
 attack = examples(

@@ -25,21 +25,8 @@ from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from jobs import submit
-from tests.ui.visits import (
-    OTHER,
-    TOKEN,
-    Visit,
-    blocks,
-    event_of,
-    open_to_guests,
-    set_up,
-    shared,
-    visit,
-    web,
-)
+from tests.ui.visits import OTHER, TOKEN, Visit, event_of, set_up
 from ui.security import auth
-
-__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
 
 def role(client: TestClient) -> str:
@@ -97,6 +84,7 @@ def test_where_others_can_reach_it_only_the_token_makes_a_host(shared: Visit) ->
     assert role(shared(OTHER)) == "guest"
     assert role(shared(OTHER, authorization=f"Bearer {TOKEN}")) == "host"
     assert role(shared(OTHER, authorization="Basic abc")) == "guest"
+    assert "set-cookie" not in shared(OTHER).get("/").headers
 
 
 def test_a_wrong_token_is_refused_and_soon_not_even_looked_at(shared: Visit) -> None:
@@ -364,10 +352,6 @@ def test_a_guests_name_cannot_be_forged(open_to_guests: Visit) -> None:
         forger = open_to_guests(OTHER, cookie=f"{auth.cookie_name('guest')}={value}")
         assert forger.post(f"/slimscope/api/runs/{run}/cancel").status_code == 403
     assert queries.job(run).state == "queued"
-
-
-def test_guests_get_no_cookie_where_they_only_look(shared: Visit) -> None:
-    assert "set-cookie" not in shared(OTHER).get("/").headers
 
 
 def test_the_real_queue_refuses_too(

@@ -11,24 +11,12 @@ from gradio.routes import App
 from starlette.testclient import TestClient
 
 from backend.settings import Settings, settings
-from tests.ui.visits import (
-    SITE,
-    Visit,
-    blocks,
-    event_of,
-    open_to_guests,
-    set_up,
-    shared,
-    visit,
-    web,
-)
+from tests.ui.visits import SITE, Visit, event_of, set_up
 from ui import app
 from ui.api_errors import API_PATH
 from ui.pages import pages
 from ui.security import auth, middleware
 from ui.security.connections import GuardedProtocol
-
-__all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]
 
 SPACE = "me-slimscope.hf.space"
 PAGES = [f"/{page.path}" for page in pages()]
@@ -144,15 +132,14 @@ def test_other_sites_can_link_here_but_not_read(visit: Visit) -> None:
         assert answer.status_code == 403 and "evil" not in str(answer.headers.get("vary"))
 
 
-def test_on_loopback_no_other_name_is_answered(visit: Visit) -> None:
+def test_on_loopback_no_other_name_is_answered(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("127.0.0.1:7860", "localhost:7860", "[::1]:7860"):
         assert visit(host=name).get("/").status_code == 200
     for name in ("evil.example:7860", "127.0.0.1.evil.example", "", "slimscope.lab.org"):
         for path in ("/", "/slimscope/api/runs", "/slimscope/pulse", "/theme.css"):
             assert visit(host=name).get(path).status_code == 421
-
-
-def test_names_can_be_set(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch, NAMES='["Slimscope.lab.org"]')
     assert visit(host="slimscope.lab.org").get("/slimscope/pulse").status_code == 200
     assert visit(host="evil.example").get("/slimscope/pulse").status_code == 421
@@ -177,17 +164,14 @@ def test_only_scripts_of_the_page_itself_run(visit: Visit) -> None:
         assert int(answer.headers["content-length"]) == len(answer.content)
 
 
-def test_the_script_gradio_adds_later_is_known_by_its_hash(visit: Visit) -> None:
-    script = app.launch_options()["head"].removeprefix("<script>").removesuffix("</script>")
-    assert middleware.hash_of(script) in visit().get("/").headers["content-security-policy"]
-
-
 def test_every_answer_carries_the_headers(visit: Visit) -> None:
     client = visit()
     for path in ("/", "/slimscope/pulse", "/theme.css", "/nothing", "/gradio_api/upload"):
         headers = client.get(path).headers
         for name, value in middleware.HEADERS.items():
             assert headers[name] == value, (path, name)
+    script = app.launch_options()["head"].removeprefix("<script>").removesuffix("</script>")
+    assert middleware.hash_of(script) in visit().get("/").headers["content-security-policy"]
 
 
 def test_a_space_is_framed_by_the_hub_and_its_visitors_are_guests(

@@ -11,11 +11,9 @@ from gradio.routes import App
 from starlette.testclient import TestClient
 
 from backend.store import queries
-from tests.ui.visits import OTHER, TOKEN, Visit, blocks, event_of, shared, visit, web
+from tests.ui.visits import OTHER, TOKEN, Visit, event_of
 from ui.security import auth, sessions
 from ui.security.sessions import DAY, MAX_AGE, MAX_IDLE, SessionStore
-
-__all__ = ["blocks", "shared", "visit", "web"]
 
 Login = Callable[..., TestClient]
 

@@ -23,46 +23,41 @@ def view() -> PlotlyView:
     return PlotlyView(label="A chart", height=300, empty="Nothing yet.", render=False)
 
 
-def test_a_figure_becomes_plain_json(view: PlotlyView) -> None:
+def test_a_figure_becomes_plain_json_and_nothing_says_why(view: PlotlyView) -> None:
     figure = go.Figure(go.Scatter(x=np.arange(3), y=[1.0, None, 3.0]))
     sent = view.postprocess(figure)
     assert json.loads(json.dumps(sent)) == sent
     assert sent["data"][0]["y"] == [1.0, None, 3.0]
     assert view.postprocess(sent) is sent
-
-
-def test_nothing_and_why(view: PlotlyView) -> None:
     assert view.postprocess(None) == "Nothing yet."
     assert view.postprocess("No run.") == "No run."
     assert view.postprocess("") == "", "data is on its way"
-
-
-def test_the_height_is_kept_before_data_arrives(view: PlotlyView) -> None:
     assert "min-height:300px" in view.html_template
     assert view.apply_default_css is False
 
 
-def test_the_template_is_static_whatever_the_label() -> None:
+def test_labels_and_words_around_a_chart_are_escaped_and_figures_exact() -> None:
     hostile = PlotlyView(label=HOSTILE, render=False)
     assert not any(token in hostile.html_template for token in ("${", "{{", "`", "<img"))
+    assert "<img" not in WIDGETS.chart_note(HOSTILE, HOSTILE)
+    table = WIDGETS.data_table([HOSTILE], [["a"]], HOSTILE)
+    assert "<img" not in table and "${" not in table
+    table = WIDGETS.data_table(["Stage", "Std"], [["Dense", ("0.14", 0.1432)]], "name")
+    assert '<th scope="col" class="num">Std</th>' in table
+    assert '<th scope="row">Dense</th><td class="num" data-value="0.1432">0.14</td>' in table
+    assert 'data-csv="name"' in table
 
 
-def test_the_script_is_ours() -> None:
+def test_the_script_is_ours_and_uploads_nothing() -> None:
+    script = (SCRIPTS / "slimscope.js").read_text()
+    for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false"):
+        assert setting in script
     view = PlotlyView(label="x", render=False)
     assert view.head == f'<script src="{SCRIPT_URL}"></script>'
-
-
-def test_it_can_be_listened_to() -> None:
     with gr.Blocks() as app:
         view = PlotlyView(label="x")
         view.select(lambda: None, None, None)
     assert [t for f in app.fns.values() for t in f.targets] == [(view._id, "select")]
-
-
-def test_nothing_is_uploaded() -> None:
-    script = (SCRIPTS / "slimscope.js").read_text()
-    for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false"):
-        assert setting in script
 
 
 def test_a_card_saves_its_chart_in_four_formats_or_adds_it_to_a_report() -> None:
@@ -70,16 +65,3 @@ def test_a_card_saves_its_chart_in_four_formats_or_adds_it_to_a_report() -> None
         Panel("one", "Title", "Why?").build("page")
     html = " ".join(str(getattr(block, "value", "")) for block in app.blocks.values())
     assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html", "report"]
-
-
-def test_words_around_a_chart_are_escaped() -> None:
-    assert "<img" not in WIDGETS.chart_note(HOSTILE, HOSTILE)
-    table = WIDGETS.data_table([HOSTILE], [["a"]], HOSTILE)
-    assert "<img" not in table and "${" not in table
-
-
-def test_a_table_has_heads_for_rows_and_columns_and_exact_figures() -> None:
-    table = WIDGETS.data_table(["Stage", "Std"], [["Dense", ("0.14", 0.1432)]], "name")
-    assert '<th scope="col" class="num">Std</th>' in table
-    assert '<th scope="row">Dense</th><td class="num" data-value="0.1432">0.14</td>' in table
-    assert 'data-csv="name"' in table

@@ -44,7 +44,7 @@ def form() -> ConfigForm:
         return ConfigForm(SDSJob, {"model": lambda: [("Toy", "toy"), ("Other", "other")]})
 
 
-def test_every_field_has_one_input_that_suits_its_type() -> None:
+def test_every_field_has_one_input_that_suits_its_type_with_help_unit_and_default() -> None:
     with gr.Blocks():
         form = ConfigForm(Own)
     kinds = {name: type(field.input) for name, field in form.fields.items()}
@@ -53,9 +53,20 @@ def test_every_field_has_one_input_that_suits_its_type() -> None:
         "deep": gr.Checkbox, "pattern": gr.Dropdown, "note": gr.Textbox,
     }  # fmt: skip
     assert len({field.input.elem_id for field in form.fields.values()}) == len(kinds)
+    with gr.Blocks():
+        form = ConfigForm(Own)
+    assert form.fields["rate"].input.label == "Rate (per step)"
+    assert form.fields["size"].input.info == "How many."
+    assert form.fields["pattern"].input.choices == [("2:4", "2:4"), ("4:8", "4:8")]
+    assert form.fields["pattern"].input.allow_custom_value
+    assert form.values([field.input.value for field in form.fields.values()]) == {
+        name: info.default for name, info in Own.model_fields.items()
+    }
+    assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
+    assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
 
 
-def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
+def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:
     class Sides(BaseModel):
         sides: str = Field("toy", json_schema_extra={"many": True})
 
@@ -69,36 +80,35 @@ def test_several_can_be_chosen_where_a_field_is_a_list_with_commas() -> None:
     assert form.arrival({"sides": ""})[chosen]["value"] == []
     assert form.changed({"sides": "toy, b"}) == ["sides"]
 
+    class Two(Own):
+        first: str = Field("", json_schema_extra={"choices": "model"})
+        model: str = Field("", json_schema_extra={"choices": "saved"})
 
-def test_help_unit_examples_and_default_come_from_the_config() -> None:
     with gr.Blocks():
-        form = ConfigForm(Own)
-    assert form.fields["rate"].input.label == "Rate (per step)"
-    assert form.fields["size"].input.info == "How many."
-    assert form.fields["pattern"].input.choices == [("2:4", "2:4"), ("4:8", "4:8")]
-    assert form.fields["pattern"].input.allow_custom_value
-    assert form.values([field.input.value for field in form.fields.values()]) == {
-        name: info.default for name, info in Own.model_fields.items()
-    }
-
-
-def test_a_unit_that_the_title_holds_is_not_repeated() -> None:
-    assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
-    assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
-
-
-def test_the_kinds_own_fields_come_first_and_the_shared_ones_last() -> None:
-    found = sections(Whole)
-    assert list(found) == ["Model and method", "Text", "Run"]
-    assert found["Model and method"][0] == "model"
-    assert "seed" in found["Run"]
-    assert sorted(n for names in found.values() for n in names) == sorted(Whole.model_fields)
+        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
+    assert form.fields["first"].input.choices == [("Toy", "toy")]
+    assert form.fields["model"].input.choices == [("A", "a")]
+    offered = [("Toy", "toy")]
+    with gr.Blocks():
+        form = ConfigForm(Whole, {"model": lambda: list(offered)})
+    offered.append(("New", "new"))
+    fresh = form.arrival(None)[form.fields["model"].input]
+    assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
+    assert "value" not in fresh
+    clone = form.arrival({"model": "new", "size": 9})
+    assert clone[form.fields["model"].input]["value"] == "new"
+    assert clone[form.fields["size"].input]["value"] == 9
 
 
 def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) -> None:
     values = form.values([component.value for component in form.inputs])
     assert validated("sds", values) == SDSJob()
     assert form.changed(values) == []
+    found = sections(Whole)
+    assert list(found) == ["Model and method", "Text", "Run"]
+    assert found["Model and method"][0] == "model"
+    assert "seed" in found["Run"]
+    assert sorted(n for names in found.values() for n in names) == sorted(Whole.model_fields)
 
 
 @given(
@@ -121,30 +131,6 @@ def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str,
     assert set(form.changed(read)) == {n for n, v in values.items() if v != defaults[n]}
 
 
-def test_choices_are_asked_for_anew_when_a_page_opens() -> None:
-    offered = [("Toy", "toy")]
-    with gr.Blocks():
-        form = ConfigForm(Whole, {"model": lambda: list(offered)})
-    offered.append(("New", "new"))
-    fresh = form.arrival(None)[form.fields["model"].input]
-    assert fresh["choices"] == [("Toy", "toy"), ("New", "new")]
-    assert "value" not in fresh
-    clone = form.arrival({"model": "new", "size": 9})
-    assert clone[form.fields["model"].input]["value"] == "new"
-    assert clone[form.fields["size"].input]["value"] == 9
-
-
-def test_a_field_may_say_which_choices_are_its_own() -> None:
-    class Two(Own):
-        first: str = Field("", json_schema_extra={"choices": "model"})
-        model: str = Field("", json_schema_extra={"choices": "saved"})
-
-    with gr.Blocks():
-        form = ConfigForm(Two, {"model": lambda: [("Toy", "toy")], "saved": lambda: [("A", "a")]})
-    assert form.fields["first"].input.choices == [("Toy", "toy")]
-    assert form.fields["model"].input.choices == [("A", "a")]
-
-
 def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) -> None:
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3"})
@@ -154,9 +140,14 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     assert "5:3" in updates[form.fields["pattern"].message]["value"]
     assert form.folds["Advanced"] not in updates
     assert not any(update.get("visible") for update in form.show_errors(None).values())
+    with pytest.raises(ConfigError) as caught:
+        validated("sds", {"segments": None})
+    assert caught.value.field == "segments"
 
 
-def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
+def test_all_that_is_wrong_is_said_at_once_and_the_accordion_opens_and_counts(
+    form: ConfigForm,
+) -> None:
     with pytest.raises(ConfigError) as caught:
         validated("sds", {"pattern": "5:3", "segments": 0, "damping": -1.0, "windows": 4})
     assert caught.value.field == "segments"
@@ -164,21 +155,9 @@ def test_all_that_is_wrong_is_said_at_once(form: ConfigForm) -> None:
     shown = {m.elem_id for m, update in updates.items() if update.get("visible")}
     assert shown == {"message-pattern", "message-segments", "message-damping"}
     assert updates[form.folds["Advanced"]]["open"] is True  # damping is inside
-
-
-def test_the_accordion_opens_for_a_message_inside_it(form: ConfigForm) -> None:
     assert advanced(SDSJob.model_fields["damping"])
     updates = form.show_errors(SlimscopeError("No.", field="damping"))
     assert updates[form.folds["Advanced"]]["open"] is True
-
-
-def test_an_emptied_number_is_refused_beside_its_field(form: ConfigForm) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validated("sds", {"segments": None})
-    assert caught.value.field == "segments"
-
-
-def test_the_accordion_counts_what_was_changed_in_it(form: ConfigForm) -> None:
     defaults = {name: info.default for name, info in SDSJob.model_fields.items()}
     assert form.count(defaults)[form.folds["Advanced"]]["label"] == "Advanced"
     changed = defaults | {"damping": 1.0, "holdout": 0.5, "pattern": "50%"}

@@ -43,9 +43,6 @@ def test_address_and_controls_give_the_same_selection() -> None:
     assert Looks.from_address(address) == expected
     assert Looks.from_controls(["sds-0001", "dense", ["dense", "sds"], 4]) == expected
     assert Looks.from_controls([None] * 4) == Looks() == Looks.from_address(asked(run="<b>"))
-
-
-def test_only_what_differs_from_the_browser_is_updated() -> None:
     selection = Looks("a", "dense", ("dense",), "4")
     shown = control_updates(selection, replace(selection, step="0"), OFFERS, OFFERS)
     assert shown["step"]["value"] == 4 and "maximum" not in shown["step"]

@@ -92,28 +92,19 @@ def test_a_speed_is_told_with_its_conditions(
     assert speed_conditions(row, HEADS) == ""
 
 
-def test_stages_that_share_a_metric_stand_together() -> None:
+def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> None:
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5),
             result(1, "sds", "perplexity", 9.5)]  # fmt: skip
     figures = RunResults(kinds()["sds"], rows)
     assert figures.alike() == [["dense", "sds"]]
     assert "<table" in stage_tables(RunResults(kinds()["sds"], rows[:1]))  # one stage alone, too
-
-
-def test_groups_of_stages_keep_their_order(stored: None) -> None:
-    found = [result(2, stage, name, 1.0) for stage, name in
-             (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
-    assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
-
-
-def test_models_of_which_only_one_is_measured_keep_their_names() -> None:
     """Until all are measured the figures of one must not look like another's."""
     rows = [result(1, "dense", "perplexity", 9.0), result(1, "sds", "zero_share", 0.5)]
     html = stage_tables(RunResults(kinds()["sds"], rows))
     assert html.count("<table") == 1 and "Dense" in html and "Second pruning" in html
-
-
-def test_curves_of_shares_are_drawn_in_per_cent() -> None:
+    found = [result(2, stage, name, 1.0) for stage, name in
+             (("a", "x"), ("b", "y"), ("c", "x"), ("d", "z"))]  # fmt: skip
+    assert RunResults(kinds()["amphista"], found).alike() == [["a", "c"], ["b"], ["d"]]
     points = pd.DataFrame({"family": ["top1", "loss"], "step": [1, 1], "value": [0.25, 2.0]})
     assert display_units(points)["value"].tolist() == [25.0, 2.0]
     assert display_units(points[:0]).empty
@@ -133,21 +124,17 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
     assert 'href="playground?run=generate-0005"' in links(5, kind="generate", config={})
 
 
-def test_weights_are_offered_where_some_are_stored(seeded: Settings) -> None:
+def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
+    assert run.on_open(asked(id="sds-0001"))["stages"]["visible"] is True
 
 
-@pytest.mark.parametrize(("name", "shown"), [("amphista-0002", False), ("benchmark-0003", False)])
-def test_charts_of_models_are_left_out(stored: None, name: str, shown: bool) -> None:
-    opened = run.on_open(asked(id=name))
-    assert opened["stages"]["visible"] is shown
+def test_charts_of_models_are_left_out(stored: None) -> None:
+    for name in ("amphista-0002", "benchmark-0003"):
+        assert run.on_open(asked(id=name))["stages"]["visible"] is False
     said = quality.update(job(2, kind="amphista", config={"model": "toy"}))["findings"]
     assert "leaves no model" in said and "Measure its speed" in said
-
-
-def test_charts_of_models_are_there_for_models(seeded: Settings) -> None:
-    assert run.on_open(asked(id="sds-0001"))["stages"]["visible"] is True
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,12 @@ def chain() -> None:
     )  # fmt: skip
 
 
-def test_ancestors_go_back_to_the_first_model(current: Settings) -> None:
+def test_ancestors_and_what_started_from_a_run_are_found(current: Settings) -> None:
     chain()
     found = ancestors(queries.job("amphista-0003"))
     assert [x if isinstance(x, str) else x.run for x in found] == ["toy", "sds-0001", "dlqat-0002"]
     assert ancestors(queries.job("sds-0001")) == ["toy"]
     assert ancestors(queries.job("evaluation-0005")) == ["sds-0010"]  # gone, but named
-
-
-def test_what_started_from_a_run_is_found_by_its_model_and_its_drafter(current: Settings) -> None:
-    chain()
     assert [x.run for x in queries.runs_from("sds-0001", 9)] == ["dlqat-0002"]
     assert [x.run for x in queries.runs_from("dlqat-0002", 9)] == [
         "benchmark-0004",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Attempt, Job, Result, StepTime
+from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from jobs.sds.config import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
-from tests.ui.lab import point, pressed, result, store
+from tests.ui.lab import asked, point, pressed, result, store
 from ui.pages.run import page as run
 from ui.pages.run.artefacts import disk_card
 from ui.pages.run.details import config_card, environment_card, plan_card, texts_card
@@ -38,18 +37,9 @@ from ui.widgets import download as saver
 from ui.widgets.log_view import LogPart, part, without_overprint
 
 
-def asked(**query: str) -> Any:
-    return SimpleNamespace(
-        query_params=query, client=SimpleNamespace(host="127.0.0.1"), headers={"host": "localhost"}
-    )
-
-
-def wanted(name: str, file: str) -> Any:
-    return SimpleNamespace(_data={"do": "download", "run": name, "file": file})
-
-
-def figure(stage: str, metric: str, value: float, **details: object) -> Result:
-    return result(1, stage, metric, value, **details)
+def download(name: str, file: str) -> Any:
+    """The file, and what is said."""
+    return run.download(pressed("download", name, file=file), asked())
 
 
 def draw(name: str) -> dict[str, Any]:
@@ -81,7 +71,7 @@ def test_stages_are_compared_on_the_same_windows(seeded: Settings) -> None:
 # figures ------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings) -> None:
+def test_a_run_shows_stages_in_order_and_the_kept_one_or_says_why_not(seeded: Settings) -> None:
     page = draw("sds-0001")
     figures = page["results"]
     labels = ["Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
@@ -90,41 +80,38 @@ def test_a_finished_run_shows_stages_in_order_and_the_kept_one(seeded: Settings)
     assert places == sorted(places)
     assert table.index("kept") > table.index("Second pruning (SDS)")
     assert page["stages_chart"].data[0].x[0] == 4.9
-
-
-def test_states_without_figures_say_so(seeded: Settings) -> None:
     assert "appear here" in draw("sds-0003")["results"]
     assert "No results recorded." in draw("sds-0004")["results"]
     assert draw("sds-0004")["stages_chart"] == "This run measured no perplexity."
     assert "The model ran out of memory." in draw("sds-0004")["head"]
+    shown = run.draw_curves(asked(id="sds-0003"))
+    assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
 
 
-def test_a_run_that_is_not_there_leads_to_the_list(seeded: Settings) -> None:
+def test_the_address_names_a_run_and_a_tab(seeded: Settings) -> None:
     for name in ("sds-9999", "", "x'y"):
         page = draw(name)
         assert "There is no run" in page["head"] and 'href="runs"' in page["head"]
         assert page["head"].count("<h1>") == 1
     assert run.on_open(asked(id="sds-9999"))["tabs"]["visible"] is False
-
-
-def test_the_tab_comes_from_the_address(seeded: Settings) -> None:
     assert run.on_open(asked(id="sds-0001", tab="log"))["tabs"]["selected"] == "log"
     assert run.on_open(asked(id="sds-0001", tab="<b>"))["tabs"]["selected"] == "summary"
 
 
-def test_texts_from_people_are_never_markup(seeded: Settings) -> None:
-    for name in ("sds-0001", "sds-0004"):
-        page = draw(name)
-        html = "".join(page[key] for key in ("head", "results", "settings", "history", "artefacts"))
-        assert "onerror=" in html
-        assert "<img" not in html and "${" not in html and "{{" not in html
-
-
-def test_the_config_shows_what_differs_and_the_command(seeded: Settings) -> None:
+def test_the_config_shows_what_differs_and_the_command_and_attempts_are_listed(
+    seeded: Settings,
+) -> None:
     html = config_card(queries.job(1))
     assert "Pruner" in html and "magnitude" in html
     assert "Damping" not in html
     assert "slimscope submit sds" in html
+    attempt = Attempt(
+        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
+        outcome="succeeded", exit_code=0, resumed_from="block-3",
+    )  # fmt: skip
+    with writing() as session:
+        session.add(attempt)
+    assert "block-3" in draw("sds-0001")["history"]
 
 
 def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
@@ -147,8 +134,8 @@ def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
 
 def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:
     rows = [
-        figure("first", "heldout_loss", 2.2),
-        figure("sds", "heldout_loss", 2.1),
+        result(1, "first", "heldout_loss", 2.2),
+        result(1, "sds", "heldout_loss", 2.1),
     ]
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
@@ -172,6 +159,12 @@ def test_whatever_is_missing_or_odd_is_left_out() -> None:
     odd = Job(id=1, kind="sds", config={}, environment={"versions": {"torch": "2"}, "new": [1, 2]})
     assert "torch 2" in environment_card(odd)
     assert RunResults(None, []).kept is None
+    steps = [StepTime(job_id=1, step=s, seconds=2.0) for s in ("DL-QAT", "weight_adjustment")]
+    told = times(RunResults(None, [], None, steps))
+    assert ">DL-QAT<" in told and ">Weight adjustment<" in told
+    assert without_overprint("10%\r50%\r100%\nnext\r\n") == "100%\nnext\r\n"
+    assert without_overprint("one\n10%\r50%\r") == "one\n"  # its next state is on its way
+    assert without_overprint("") == ""
 
 
 # curves -------------------------------------------------------------------------------------------
@@ -190,11 +183,6 @@ def test_the_curves_are_a_wall_in_stage_order_and_the_loss_leads(seeded: Setting
     assert "Loss falls from 2.00 to 1.00" in shown["curve1_title"]
     assert next(line.name for line in shown["curve2_chart"].data) == "First pruning"
     assert shown["curve2"]["visible"] and not shown["curve3"]["visible"]  # one point: no curve
-
-
-def test_a_run_without_curves_says_so(seeded: Settings) -> None:
-    shown = run.draw_curves(asked(id="sds-0003"))
-    assert run.NO_CURVES in shown["waiting"]["value"] and not shown["curve1"]["visible"]
 
 
 def test_a_deleted_run_says_so_and_offers_to_bring_it_back(seeded: Settings) -> None:
@@ -229,6 +217,9 @@ def test_the_log_grows_by_what_is_new(logged: Path) -> None:
         file.write("two é\n")
     more = part(queries.job(2), cursor)
     assert more and (more["start"], more["text"]) == (first["end"], "two é\n")
+    logged.write_text("x" * 100_000)
+    found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert found and found["start"] == 0 and len(found["text"]) < 100_000
 
 
 def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
@@ -237,6 +228,10 @@ def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
     waiting = part(queries.job(3), None)
     assert waiting and waiting["text"] == "" and "before the run starts" in waiting["title"]
     assert part(queries.job(3), {"source": waiting["source"], "end": 0}) is None
+    with logged.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    more = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
+    assert more and (more["start"], more["end"]) == (4, 7)
 
 
 @pytest.mark.parametrize("cursor", ["text", 7, [], {}, {"source": None, "end": None}])
@@ -245,30 +240,11 @@ def test_an_odd_cursor_gets_the_log_from_its_end(logged: Path, cursor: Any) -> N
     assert found and found["text"] == "one\n"
 
 
-def test_of_a_line_written_over_only_the_last_state_is_kept() -> None:
-    assert without_overprint("10%\r50%\r100%\nnext\r\n") == "100%\nnext\r\n"
-    assert without_overprint("one\n10%\r50%\r") == "one\n"  # its next state is on its way
-    assert without_overprint("") == ""
-
-
 @pytest.mark.parametrize("end", [-1, 10**12, "x", None, 2.5])
 def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
     assert part(queries.job(2), {"source": "sds-0002/1", "end": end}) in (
         None, LogPart(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
     )  # fmt: skip
-
-
-def test_bytes_that_are_no_text_do_not_stop_the_log(logged: Path) -> None:
-    with logged.open("ab") as file:
-        file.write(b"\xff\xfe\n")
-    more = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
-    assert more and (more["start"], more["end"]) == (4, 7)
-
-
-def test_of_a_log_that_grew_fast_the_page_begins_anew(logged: Path) -> None:
-    logged.write_text("x" * 100_000)
-    found = part(queries.job(2), {"source": "sds-0002/1", "end": 4})
-    assert found and found["start"] == 0 and len(found["text"]) < 100_000
 
 
 def test_the_whole_log_can_be_saved(logged: Path) -> None:
@@ -304,15 +280,22 @@ def model(seeded: Settings) -> Path:
     return folder
 
 
-def test_artefacts_tell_where_they_are_and_how_to_load_them(model: Path) -> None:
+def test_artefacts_tell_where_they_are_and_give_small_files_alone(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     html = draw("sds-0001")["artefacts"]
     assert str(model) in html and "ab" * 32 in html
     assert "from_pretrained" in html and "config.json" in html
-
-
-def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
-    file, _ = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
+    file, _ = download("sds-0001", "sds-0001/model/config.json")
     assert (file["name"], base64.b64decode(file["data"])) == ("config.json", b"{}")
+    file, _ = download("sds-0002", "sds-0001/model/config.json")
+    assert "data" not in file
+    monkeypatch.setattr(saver, "AT_MOST", 1)
+    file, said = download("sds-0001", "sds-0001/model/config.json")
+    assert "data" not in file and "at most" in said["value"]
+    (model / "config.json").unlink()
+    model.rmdir()
+    assert "deleted or moved" in draw("sds-0001")["artefacts"]
 
 
 @pytest.mark.parametrize(
@@ -323,41 +306,8 @@ def test_a_small_file_of_an_artefact_is_given(model: Path) -> None:
 )  # fmt: skip
 def test_nothing_else_is_given(model: Path, path: str) -> None:
     (model / "link").symlink_to("/etc/passwd")
-    file, said = run.download(wanted("sds-0001", path), asked())
+    file, said = download("sds-0001", path)
     assert "data" not in file and 'role="alert"' in said["value"]
-
-
-def test_a_file_of_another_run_is_not_given(model: Path) -> None:
-    file, _ = run.download(wanted("sds-0002", "sds-0001/model/config.json"), asked())
-    assert "data" not in file
-
-
-def test_a_large_file_is_named_but_not_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saver, "AT_MOST", 1)
-    file, said = run.download(wanted("sds-0001", "sds-0001/model/config.json"), asked())
-    assert "data" not in file and "at most" in said["value"]
-
-
-def test_a_deleted_artefact_is_said_to_be_gone(model: Path) -> None:
-    (model / "config.json").unlink()
-    model.rmdir()
-    assert "deleted or moved" in draw("sds-0001")["artefacts"]
-
-
-def test_attempts_are_listed(seeded: Settings) -> None:
-    attempt = Attempt(
-        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
-        outcome="succeeded", exit_code=0, resumed_from="block-3",
-    )  # fmt: skip
-    with writing() as session:
-        session.add(attempt)
-    assert "block-3" in draw("sds-0001")["history"]
-
-
-def test_a_step_keeps_its_capitals() -> None:
-    steps = [StepTime(job_id=1, step=s, seconds=2.0) for s in ("DL-QAT", "weight_adjustment")]
-    told = times(RunResults(None, [], None, steps))
-    assert ">DL-QAT<" in told and ">Weight adjustment<" in told
 
 
 # disk space ---------------------------------------------------------------------------------------
@@ -376,7 +326,9 @@ def checkpoint(seeded: Settings) -> Path:
     return file
 
 
-def test_the_disk_space_of_a_run_is_told_and_freed(checkpoint: Path) -> None:
+def test_the_disk_space_of_a_run_is_told_and_freed_by_hosts(checkpoint: Path) -> None:
+    html = disk_card(queries.job(4), Actor("guest"))
+    assert "3.0 MB" in html and "disabled" in html and READ_ONLY in html
     page = draw("sds-0004")
     assert "Checkpoints</dt><dd>3.0 MB" in page["disk"] and "Total" in page["disk"]
     assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
@@ -388,11 +340,6 @@ def test_the_disk_space_of_a_run_is_told_and_freed(checkpoint: Path) -> None:
     assert "No checkpoint is left: resuming starts from the beginning." in after["head"]
     assert "checkpoints deleted" in after["history"] and "3 MB freed" in after["history"]
     assert "It starts from the beginning." in actions.run_action("resume", "sds-0004", HOST)
-
-
-def test_a_guest_sees_the_disk_space_and_may_not_free_it(checkpoint: Path) -> None:
-    html = disk_card(queries.job(4), Actor("guest"))
-    assert "3.0 MB" in html and "disabled" in html and READ_ONLY in html
 
 
 def test_a_resume_from_a_checkpoint_says_so(checkpoint: Path) -> None:

@@ -13,22 +13,20 @@ from backend.store.migrate import upgrade
 from backend.store.tables import Result
 from jobs.evaluation.config import DENSE, MODEL
 from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
-from tests.ui.conftest import HOSTILE
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
 from ui.pages.run.acceleration_charts import format_sizes, sparse_products
-from ui.pages.run.quality import samples
 from ui.runs.choices import saved
 
 PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],
             "break_even": 0.78}  # fmt: skip
 
 
-def sample(text: str, prompt: str = "Once") -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "text": text, "tokens": [1]}]
+def sample(text: str) -> list[dict[str, Any]]:
+    return [{"prompt": "Once", "text": text, "tokens": [1]}]
 
 
-def evaluated(number: int, prompt: str = "Once") -> list[Result]:
+def evaluated(number: int) -> list[Result]:
     """The figures of an evaluation."""
     return [
         result(number, DENSE, "perplexity", 4.0),
@@ -41,8 +39,8 @@ def evaluated(number: int, prompt: str = "Once") -> list[Result]:
         result(number, MODEL, TOKENS_PER_SECOND, 20.5, lowest=19.5, highest=21.5),
         result(number, MODEL, SPEED_UP, 1.02),
         result(number, MODEL, PRODUCT_SPEED_UP, 0.4, **PRODUCTS),
-        result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat", prompt)),
-        result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran", prompt)),
+        result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat")),
+        result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran")),
     ]
 
 
@@ -119,13 +117,7 @@ def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -
     assert values[0] == "sds-0001" and "sds-0002" not in values and "toy" in values
 
 
-def test_texts_of_a_model_are_shown_and_never_run(lab: Settings) -> None:
-    store(evaluation(1, "toy"), *evaluated(1, prompt=HOSTILE))
-    html = samples(queries.job(1))
-    assert "<img" not in html and "${" not in html and "{{" not in html
-
-
-def test_bars_are_told_with_their_share_of_dense() -> None:
+def test_sizes_are_told_as_shares_and_speeds_beside_the_models_own_zeros() -> None:
     chart = format_sizes({"dense": 4e6, "2:4": 2.3e6})
     assert chart.headline == "As 2:4 the linear layers take 57 % of the dense size"
     assert "Too few zeros" in format_sizes({"dense": 4e6, "bitmask": 4.2e6}).headline
@@ -134,9 +126,6 @@ def test_bars_are_told_with_their_share_of_dense() -> None:
     assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
     assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
     assert bars.marker.color[0] != bars.marker.color[1]
-
-
-def test_the_curve_marks_the_models_own_zeros_and_the_dense_speed() -> None:
     chart = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
     told = "zeros, a product without them is {} times as fast as dense"
     assert chart.headline == f"At 50 % {told.format('0.40')}"

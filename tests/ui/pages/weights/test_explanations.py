@@ -76,9 +76,6 @@ def test_the_shape_of_each_step_is_recognised(stages: list[TensorSnapshot]) -> N
     assert "50.0 % exact zeros" in said[1]
     assert said[2].startswith("Three peaks, the middle one at zero")
     assert said[3].startswith("Two peaks")
-
-
-def test_chance_makes_no_peak() -> None:
     flat = np.random.default_rng(0).poisson(300, 256)
     assert len(peaks(flat)) <= 1
     assert len(peaks(np.zeros(256, dtype=int))) == 0
@@ -117,6 +114,12 @@ def test_mask_overlap_is_told_as_the_weights_kept_both_times(
     assert said is not None and float(said[1]) == pytest.approx(both, abs=0.051)
     either = mask_overlap(made["sds"], made["first"])
     assert f"an IoU of both masks of {share(either, 2)}." in rows["mask_overlap"]
+    rows = {row.name: row.sentence for row in explained(stages[:1], STAGE_LABELS)}
+    assert "relative_error" not in rows and "moved" not in rows
+    assert rows["zero_share"] == "No weight is exactly zero."
+    pruned = replace(stages[1], stage="dense")  # as the statistics of a saved model have it
+    rows = {row.name: row.sentence for row in explained([pruned], {"dense": "As stored"})}
+    assert rows["zero_share"] == "50.0 % of the weights are exactly zero."
 
 
 def test_a_rounded_tensor_is_not_called_pruned(dense: Tensor) -> None:
@@ -134,12 +137,3 @@ def test_a_rounded_tensor_is_not_called_pruned(dense: Tensor) -> None:
         f"RTN, min-max makes {zeros} of the weights exactly zero, DL-QAT {zeros}."
     )
     assert rows["largest"] == "DL-QAT: 0.998 times that of the dense tensor."
-
-
-def test_a_model_as_it_is_has_few_words(stages: list[TensorSnapshot]) -> None:
-    rows = {row.name: row.sentence for row in explained(stages[:1], STAGE_LABELS)}
-    assert "relative_error" not in rows and "moved" not in rows
-    assert rows["zero_share"] == "No weight is exactly zero."
-    pruned = replace(stages[1], stage="dense")  # as the statistics of a saved model have it
-    rows = {row.name: row.sentence for row in explained([pruned], {"dense": "As stored"})}
-    assert rows["zero_share"] == "50.0 % of the weights are exactly zero."

@@ -45,7 +45,7 @@ from ui.runs.weights import weights_of
 # the address --------------------------------------------------------------------------------------
 
 
-def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
+def test_an_address_gives_the_same_view_and_none_the_newest_run(seeded: Settings) -> None:
     seen = opened()
     assert seen["run"]["value"] == "sds-0002"
     assert [value for _, value in seen["run"]["choices"]] == ["sds-0002", "sds-0001"]
@@ -54,9 +54,6 @@ def test_without_an_address_the_newest_run_is_shown(seeded: Settings) -> None:
         seen["tensor_chart"], go.Figure
     )
     assert seen["notice"]["visible"] is False and seen["perplexity_chart"] == page.NO_PERPLEXITY
-
-
-def test_an_address_gives_the_same_view(seeded: Settings) -> None:
     seen = opened(**PICKED)
     for name, value in PICKED.items():
         assert seen[name]["value"] == (value.split(",") if name == "show" else value), name
@@ -98,7 +95,10 @@ def test_a_run_without_statistics_is_told(
     assert len(seen["run"]["choices"]) == offered
 
 
-def test_a_deleted_run_is_called_deleted_and_a_purged_one_is_gone(seeded: Settings) -> None:
+def test_a_run_without_statistics_yet_and_one_that_is_deleted_or_purged_are_told(
+    seeded: Settings,
+) -> None:
+    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
     with writing() as session:
         session.get_one(Job, 1).removed_at = 1
     seen = opened(run="sds-0001")
@@ -113,10 +113,6 @@ def test_a_deleted_run_is_called_deleted_and_a_purged_one_is_gone(seeded: Settin
     assert seen["run"]["value"] == "sds-0001"
 
 
-def test_a_run_that_has_none_yet_says_so(seeded: Settings) -> None:
-    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
-
-
 # all layers ---------------------------------------------------------------------------------------
 
 
@@ -124,6 +120,10 @@ def test_the_map_outlines_the_chosen_tensor(seeded: Settings) -> None:
     seen = opened(run="sds-0001", tensor=TENSOR, stat="std")
     assert outlined(seen["layers_chart"]) == ["2", "up_proj"]
     assert seen["layers_chart"].data[0].colorbar.title.text == "Std"
+    blocks = page.change_layers(view(layers="shapes"))["layers_chart"]
+    assert [a.text for a in blocks.layout.annotations] == ["Block 0", "Block 1", "<b>▸ Block 2</b>"]
+    modules = page.change_layers(view(layers="shapes", group="block"))["layers_chart"]
+    assert len(modules.layout.annotations) == 7
 
 
 def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
@@ -148,13 +148,8 @@ def test_each_view_of_all_layers_has_its_question_data_and_controls(
     assert seen["layers_table"].count("<tr>") > 3
     assert seen["stat"]["visible"] is (layers in ("map", "tree"))
     assert seen["group"]["visible"] is (layers == "shapes")
-
-
-def test_small_multiples_show_one_module_or_one_block(seeded: Settings) -> None:
-    blocks = page.change_layers(view(layers="shapes"))["layers_chart"]
-    assert [a.text for a in blocks.layout.annotations] == ["Block 0", "Block 1", "<b>▸ Block 2</b>"]
-    modules = page.change_layers(view(layers="shapes", group="block"))["layers_chart"]
-    assert len(modules.layout.annotations) == 7
+    chart = layers_chart(view(layers=layers, stage="sds"))
+    assert chart.headline and chart.theory == OF_LAYERS[layers]
 
 
 def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> None:
@@ -167,14 +162,6 @@ def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> Non
     assert asked_ in seen["layers_note"]
     missing = page.change_layers(view(vs="sds-0002", stage="redense", stat="std", against="run"))
     assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
-
-
-@pytest.mark.parametrize("layers", LAYER_VIEWS)
-def test_each_view_of_all_layers_says_what_it_shows_and_what_is_known(
-    seeded: Settings, layers: str
-) -> None:
-    chart = layers_chart(view(layers=layers, stage="sds"))
-    assert chart.headline and chart.theory == OF_LAYERS[layers]
 
 
 # while a run goes on ------------------------------------------------------------------------------
@@ -196,9 +183,6 @@ def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> Non
     assert "tensor_chart" not in after, "its figures are the same"
     for name in CONTROLS:
         assert "value" not in after[name], "taken out of a person's hand"
-
-
-def test_a_stage_the_run_has_reached_joins_the_histogram(seeded: Settings) -> None:
     seen = {"marks": None, "stages": ["dense", "first", "control"], "snapshots": [], "offers": {}}
     after = page.refresh(seen, settled("sds-0001", show=["dense", "first"]))
     assert after["show"]["value"] == ["dense", "first", "redense", "sds"]
@@ -207,7 +191,9 @@ def test_a_stage_the_run_has_reached_joins_the_histogram(seeded: Settings) -> No
 # choices ------------------------------------------------------------------------------------------
 
 
-def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
+def test_only_runs_with_statistics_and_four_of_the_main_stages_are_offered(
+    seeded: Settings,
+) -> None:
     weights = weights_of("sds-0001")
     assert weights is not None
     assert weights.stages == ["dense", "first", "control", "redense", "second", "sds"]
@@ -215,20 +201,11 @@ def test_a_choice_never_shows_more_than_four_stages(seeded: Settings) -> None:
         weights.stages[:4]
     )
     assert WeightsSelection().settled(weights).show == ("dense", "first", "redense", "sds")
-
-
-def test_the_side_ways_are_left_out_of_the_main_stages() -> None:
+    same = view(vs="sds-0001", against="run")
+    assert same.other is None and same.selection.against == ""
+    assert [job.run for job in queries.runs_with_weights()] == ["sds-0002", "sds-0001"]
     assert main_stages(["dense", "rtn", "m-only", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
     assert main_stages(["dense", "of-a-plugin"]) == ["dense", "of-a-plugin"]
-
-
-def test_a_statistic_the_next_run_lacks_gives_way_to_one_it_has(seeded: Settings) -> None:
-    with writing() as session:
-        for row in session.query(TensorRow).filter_by(job_id=2):
-            row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
-    weights = weights_of("sds-0002")
-    assert weights is not None
-    assert WeightsSelection(stat="relative_error").settled(weights).stat == "kurtosis"
 
 
 def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
@@ -241,15 +218,12 @@ def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
     assert settled("sds-0001").settled(weights_of("sds-0001")).stage == "sds"
     assert given(stat="relative_error").settled(weights_of("sds-0001")).stage == "sds"
     assert given(stat="std").settled(weights_of("sds-0001")).stage == "sds-blocks"
-
-
-def test_a_run_is_not_compared_with_itself(seeded: Settings) -> None:
-    same = view(vs="sds-0001", against="run")
-    assert same.other is None and same.selection.against == ""
-
-
-def test_only_runs_with_statistics_are_offered(seeded: Settings) -> None:
-    assert [job.run for job in queries.runs_with_weights()] == ["sds-0002", "sds-0001"]
+    with writing() as session:
+        for row in session.query(TensorRow).filter_by(job_id=2):
+            row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
+    weights = weights_of("sds-0002")
+    assert weights is not None
+    assert WeightsSelection(stat="relative_error").settled(weights).stat == "kurtosis"
 
 
 def test_all_statistics_can_be_saved(seeded: Settings) -> None:
@@ -263,23 +237,19 @@ def test_all_statistics_can_be_saved(seeded: Settings) -> None:
 # a model without a run ----------------------------------------------------------------------------
 
 
-def test_the_catalogue_and_the_saved_model_are_offered(seeded: Settings) -> None:
+def test_statistics_of_a_model_are_queued_by_one_press_and_refused_in_words(
+    seeded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with writing() as session:
         session.add(Artifact(job_id=1, kind="model", path="sds-0001/model", bytes=1, created_at=0))
     choices, button, _ = inspect_model.open_panel("sds-0001", asked(HOST))
     values = [value for _, value in choices["choices"]]
     assert values[0] == str(seeded.artifacts / "sds-0001/model") and "toy" in values
     assert button["interactive"] is True
-
-
-def test_one_press_queues_the_statistics(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = inspect_model.compute("toy", asked(HOST))
     job = queries.job(run)
     assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")
     assert "yet. They appear here block by block." in opened(run=run)["notice"]["value"]
-
-
-def test_a_guest_and_a_bad_name_are_refused_in_words(seeded: Settings) -> None:
     before = len(queries.jobs())
     told, run = inspect_model.compute("toy", asked(GUEST))
     assert run == gr.skip() and 'role="alert"' in told["value"]

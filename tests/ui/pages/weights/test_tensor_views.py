@@ -92,11 +92,30 @@ def test_two_runs_stand_beside_each_other(seeded: Settings, shown: str) -> None:
     assert "sds-0001" in runs and "sds-0002" in runs
 
 
-def test_depth_is_compared_with_the_other_run(seeded: Settings) -> None:
+def test_depth_ridges_and_tree_show_every_block_and_can_be_picked(seeded: Settings) -> None:
     alone = layers_chart(view(layers="depth", stage="first"))
     other = layers_chart(view(layers="depth", stage="first", vs="sds-0002"))
     names = [[t.name for t in c.figure.data if t.line.dash == "dash"] for c in (alone, other)]
     assert names == [["Dense, middle 90 %"] * 2, ["sds-0002, middle 90 %"] * 2]
+    chart = layers_chart(view(layers="ridges", stage="dense"))
+    assert isinstance(chart.figure, go.Figure)
+    ridges = [trace for trace in chart.figure.data if trace.fill]
+    assert [min(trace.y) for trace in ridges] == pytest.approx([0, -1, -2], abs=0.2)
+    assert [trace.customdata[0] for trace in ridges] == [
+        TENSOR.replace(".2.", f".{n}.") for n in range(3)
+    ]
+    assert ridges[2].line.width > ridges[0].line.width
+    assert chart.headline.startswith("Spread of up_proj")
+    chart = layers_chart(view(layers="tree", stage="sds", stat="zero_share"))
+    assert isinstance(chart.figure, go.Figure) and chart.headline
+    tree = chart.figure.data[0]
+    nodes = dict(zip(tree.ids, tree.values, strict=True))
+    parts = ["Block 2/Attention", "Block 2/MLP"]
+    assert nodes["Block 2"] == sum(nodes[part] for part in parts)
+    leaf = [*tree.ids].index("Block 2/MLP/up_proj")
+    assert tree.customdata[leaf] == TENSOR and tree.parents[leaf] == "Block 2/MLP"
+    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "sds")
+    assert tree.marker.colors[leaf] == pytest.approx(100 * stored.zeros / stored.n)
 
 
 @pytest.mark.parametrize(
@@ -122,35 +141,7 @@ def test_another_topic_offers_its_views(seeded: Settings) -> None:
     assert seen["view"]["value"] == "matrix"
     assert [name for _, name in seen["view"]["choices"]] == ["matrix", "joint"]
     assert seen["cells"]["visible"] is True and isinstance(seen["tensor_chart"], go.Figure)
-
-
-def test_every_view_has_one_topic() -> None:
     assert sorted(name for views in TOPICS.values() for name in views) == sorted(TENSOR_VIEWS)
-
-
-def test_ridges_stand_on_their_blocks_and_can_be_picked(seeded: Settings) -> None:
-    chart = layers_chart(view(layers="ridges", stage="dense"))
-    assert isinstance(chart.figure, go.Figure)
-    ridges = [trace for trace in chart.figure.data if trace.fill]
-    assert [min(trace.y) for trace in ridges] == pytest.approx([0, -1, -2], abs=0.2)
-    assert [trace.customdata[0] for trace in ridges] == [
-        TENSOR.replace(".2.", f".{n}.") for n in range(3)
-    ]
-    assert ridges[2].line.width > ridges[0].line.width
-    assert chart.headline.startswith("Spread of up_proj")
-
-
-def test_the_tree_adds_up_and_names_its_matrices(seeded: Settings) -> None:
-    chart = layers_chart(view(layers="tree", stage="sds", stat="zero_share"))
-    assert isinstance(chart.figure, go.Figure) and chart.headline
-    tree = chart.figure.data[0]
-    nodes = dict(zip(tree.ids, tree.values, strict=True))
-    parts = ["Block 2/Attention", "Block 2/MLP"]
-    assert nodes["Block 2"] == sum(nodes[part] for part in parts)
-    leaf = [*tree.ids].index("Block 2/MLP/up_proj")
-    assert tree.customdata[leaf] == TENSOR and tree.parents[leaf] == "Block 2/MLP"
-    stored = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "sds")
-    assert tree.marker.colors[leaf] == pytest.approx(100 * stored.zeros / stored.n)
 
 
 @pytest.mark.parametrize("flow", ["inputs", "weights", "product"])
@@ -165,11 +156,20 @@ def test_inputs_of_layers_are_shown_beside_their_weights(seeded: Settings, flow:
         assert chart.headline.startswith("Channel 7 stands out in block")
 
 
-def test_runs_that_recorded_no_inputs_say_so(seeded: Settings) -> None:
+def test_runs_that_recorded_no_inputs_or_profiles_say_so(seeded: Settings) -> None:
     with writing() as session:
         for row in session.query(ProfileRow).filter_by(name=INPUT_ENERGY):
             session.delete(row)
     assert layers_chart(view(layers="inputs")).figure == NO_INPUTS
+    with writing() as session:
+        for row in session.query(ProfileRow).filter_by(job_id=1):
+            session.delete(row)
+    for name, what in (
+        ("magnitude", MAGNITUDES), ("channels", "channels"), ("matrix", "maps"),
+        ("joint", "joint histogram"), ("spectrum", "spectrum"),
+    ):  # fmt: skip
+        seen = page.change_tensor(given(view=name))
+        assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
 
 
 def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings) -> None:
@@ -234,9 +234,6 @@ def test_before_and_after_counts_every_weight(seeded: Settings) -> None:
     assert chart.frame["Weights"].sum() == stored["sds"].n
     assert list(chart.frame.columns)[1] == f"{STAGE_LABELS['sds']} from"
     assert "moves the weights by" in chart.headline and "exactly zero" in chart.headline
-
-
-def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
     chart = tensor_chart(view(view="spectrum"))
     stored = {s.stage: s.stats for s in tensors.tensor_snapshots(1, TENSOR)}
     assert isinstance(chart.figure, go.Figure) and "stable rank" in chart.headline
@@ -249,15 +246,20 @@ def test_a_spectrum_has_the_power_law_that_was_fitted(seeded: Settings) -> None:
     assert ranks[0] == pytest.approx(sum(np.array(lines[0].y) >= values[0]), abs=1)
 
 
-def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(
-    seeded: Settings,
-) -> None:
+def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(seeded: Settings) -> None:
     seen = page.change_run(settled("sds-0001", vs="sds-0002"))
     assert seen["show"]["value"] == ["dense", "sds"]
     back = page.change_run(settled("sds-0001", show=["dense", "sds"]))
     assert back["show"]["value"] == ["dense", "first", "redense", "sds"]
     mine = page.change_run(settled("sds-0001", vs="sds-0002", show=["first"]))
     assert "value" not in mine["show"]
+    seen = page.change_tensor(given(vs="sds-0002", show=["first", "redense"]))
+    assert "sds-0002 has not stored: Re-dense." in seen["tensor_note"]
+    with writing() as session:
+        session.get_one(Job, 2).config = {"model": "another"}
+    weights_of.clear()
+    seen = page.change_tensor(given(vs="sds-0002", show=["first"]))
+    assert "sds-0002 has another model, another." in seen["tensor_note"]
 
 
 @pytest.fixture
@@ -302,16 +304,6 @@ def test_steps_begin_at_the_stage_in_the_address_and_so_does_the_map(seeded: Set
     assert opened(run="sds-0001", view="overlay", at="redense")["stage"]["value"] == "sds"
 
 
-def test_what_the_other_run_lacks_is_told(seeded: Settings) -> None:
-    seen = page.change_tensor(given(vs="sds-0002", show=["first", "redense"]))
-    assert "sds-0002 has not stored: Re-dense." in seen["tensor_note"]
-    with writing() as session:
-        session.get_one(Job, 2).config = {"model": "another"}
-    weights_of.clear()
-    seen = page.change_tensor(given(vs="sds-0002", show=["first"]))
-    assert "sds-0002 has another model, another." in seen["tensor_note"]
-
-
 @pytest.mark.parametrize(
     ("view", "show", "sentence"),
     [
@@ -328,26 +320,11 @@ def test_what_is_missing_for_a_view_is_told(
     assert page.change_tensor(given(view=view, show=show))["tensor_chart"] == sentence
 
 
-def test_runs_made_before_profiles_were_stored_say_so(seeded: Settings) -> None:
-    with writing() as session:
-        for row in session.query(ProfileRow).filter_by(job_id=1):
-            session.delete(row)
-    for name, what in (
-        ("magnitude", MAGNITUDES), ("channels", "channels"), ("matrix", "maps"),
-        ("joint", "joint histogram"), ("spectrum", "spectrum"),
-    ):  # fmt: skip
-        seen = page.change_tensor(given(view=name))
-        assert seen["tensor_chart"].startswith(f"This run has stored no {what} of this tensor")
-
-
 def test_a_picked_cell_changes_the_tensor_but_not_the_map(seeded: Settings) -> None:
     seen = page.pick_tensor(view())
     assert seen["tensor_chart"].layout.uirevision == TENSOR
     assert "layers_chart" not in seen and TENSOR in seen["statistics"]
     assert "layers_chart" in page.pick_tensor(view(layers="depth")), "its mark moves"
-
-
-def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Settings) -> None:
     weights = weights_of("sds-0001")
     assert weights is not None
     names = list(weights.tensors)
@@ -359,9 +336,6 @@ def test_back_and_next_walk_through_a_block_and_stop_at_the_ends(seeded: Setting
     assert page.choose_tensor(view(tensor=at), by=-1)["tensor"] == names[-2]
     assert page.choose_tensor(view(tensor=names[0]), by=-1)["tensor"] == names[0]
     assert [n.split(".")[-2] for n in names[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def test_the_words_say_what_is_stored(seeded: Settings) -> None:
     words = page.pick_tensor(view())["statistics"]
     stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
     (row,) = re.findall(r'<tr><th scope="row">Kurtosis</th>(.*?)</tr>', words)

@@ -1,13 +1,11 @@
-"""The Quant page in a browser, on a run that has really trained: with the keyboard alone."""
+"""The Quantisation page, on a run that has really trained: with the keyboard alone."""
 
 from __future__ import annotations
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard, opened
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 RUN = "dlqat-0005"
 MAP_SHOWS = """
     tensor => document.querySelector("#quant-map-chart .plot-canvas")
@@ -15,7 +13,7 @@ MAP_SHOWS = """
 """
 
 
-def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
+def test_groups_and_steps_are_reached_by_keyboard_from_the_whole_model_down(
     visitor: Page, lab: Dashboard
 ) -> None:
     opened(visitor, f"{lab.url}/quantization?run={RUN}")
@@ -38,11 +36,6 @@ def test_groups_are_reached_by_keyboard_from_the_whole_model_down(
     expect(visitor.locator("#quant-one")).to_contain_text("number 2 of")
     expect(visitor.locator("#quant-weights-chart .scatterlayer .point").first).to_be_visible()
 
-
-def test_time_is_gone_through_by_keyboard_and_kept_in_the_address(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened(visitor, f"{lab.url}/quantization?run={RUN}&step=4")
     note = visitor.locator("#quant-charts .question", has_text="As of step")
     expect(note).to_contain_text("As of step 4.")
     slider = visitor.locator("#quant-step input[type='range']")
