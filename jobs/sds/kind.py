@@ -114,6 +114,21 @@ KIND = Kind(
     default_stage=SDSStage.SDS,
     verdict=verdict,
     key_figure=key_figure,
+    recipes={
+        "SDS and its control": {},
+        "SDS": {"control": False},
+        "SparseGPT": {"until": "first", "control": False, "base": "sparsegpt"},
+        "Wanda": {"until": "first", "control": False, "base": "wanda"},
+        "ALPS": {"until": "first", "control": False, "base": "alps"},
+    },
+    notes={
+        "SDS and its control": "Beside the first pruning with its weights adjusted, which tells "
+        "whether the detour through a dense model pays.",
+        "SDS": "Prune, make dense again, prune again.",
+        "SparseGPT": "One-shot: second-order errors of the layer, column by column.",
+        "Wanda": "One-shot: weights times the norms of their inputs. The fastest.",
+        "ALPS": "One-shot: the layer's problem solved by ADMM. The most accurate.",
+    },
     presets={
         "quick look": {"segments": 16, "context": 256, "windows": 8, "adjust_steps": 10},
         "default": {},
