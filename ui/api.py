@@ -98,8 +98,8 @@ def docs(_: Request) -> HTMLResponse:
     return HTMLResponse(_docs())
 
 
-@once
-def _docs() -> str:
+def docs_html() -> str:
+    """The page, which takes a while to make."""
     requests = [
         {
             "line": f"{method.upper()} {path}",
@@ -110,6 +110,9 @@ def _docs() -> str:
         for method, described in methods.items()
     ]
     return render("templates/api.html", path=API_PATH, requests=requests)
+
+
+_docs = once(docs_html)
 
 
 def _parameters(described: dict[str, Any]) -> list[str]:

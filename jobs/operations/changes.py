@@ -248,7 +248,7 @@ def _purge_question(jobs: Sequence[Job]) -> str:
 def _deleted(records: Records) -> str:
     size = readable_bytes(sum(run["disk_bytes"] for run in records))
     names = " ".join(run["id"] for run in records)
-    if queries.job(records[0]["id"]).purged:
+    if all(queries.job(run["id"]).purged for run in records):
         return f"Deleted: {names}. {size} freed."
     return f"Deleted: {names}. {size} will be freed in a day. Undo: slimscope undelete {names}"
 

@@ -102,9 +102,9 @@ def test_what_a_run_waits_for_is_shown(queued: list[Job]) -> None:
     assert record(sds.run)["waits_for"] == []
     assert record(speed.run)["waits_for"] == [queued[1].run, drafter.run]
     said, show = OPERATIONS["show"].said, OPERATIONS["show"].call
-    assert said and f"It waits for {queued[1].run}, which is queued." in said(
-        show(HOST, run=drafter.run)
-    )
+    assert said
+    told = said(show(HOST, run=drafter.run))
+    assert f"It waits for {queued[1].run}, which is queued." in told
     assert "waits" not in said(show(HOST, run=sds.run))
 
 

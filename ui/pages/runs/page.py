@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import labels, roles
 from backend.queue.roles import Actor
 from backend.store import queries
@@ -99,7 +99,8 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
             message = delete_view(data.get("run", ""), user)
         else:
             table = query_runs(TableQuery.from_address(request))
-            jobs = [row.job for row in table.selected]
+            if not (jobs := [row.job for row in table.selected]):
+                raise ConfigError("Nothing was done.", "No run is selected.")
             message = carry_out(action, jobs, text, user)
     except SlimscopeError as error:
         return {"message": show_error(error)}

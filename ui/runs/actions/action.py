@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from backend.errors import ConfigError, NotFoundError
+from backend.errors import NotFoundError
 from backend.queue.roles import Actor
 from backend.store import queries
 from backend.store.tables import Job
@@ -75,10 +75,8 @@ def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
     Raises:
         SlimscopeError: it is not allowed, or not possible.
     """
-    if not jobs:
-        raise ConfigError("Nothing was done.", "No run is selected.")
     operation, button = _buttons().get(name, (None, None))
-    if not operation or not button or (len(jobs) > 1 and not button.several):
+    if not operation or not button or (len(jobs) != 1 and not button.several):
         raise NotFoundError(f"There is no action {name[:20]!r}.")
     runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
     values = {**button.values, **({button.takes: text} if button.takes else {})}

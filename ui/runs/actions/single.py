@@ -113,14 +113,11 @@ def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
     """Carries out an action on a run, its sweep ("cancel-sweep") or its pipeline, and says what was
     done; raises `SlimscopeError` where it is not allowed or not possible."""
     action, _, scope = name.partition("-")
-    match scope:
-        case "sweep":
-            jobs = queries.sweep(run)
-        case "pipeline":
-            jobs = connected(queries.job(run).id)
-        case _:
-            action, jobs = name, [queries.job(run)]
-    return carry_out(action, jobs, text, user)
+    if action in ("cancel", "resume") and scope == "sweep":
+        return carry_out(action, queries.sweep(run), text, user)
+    if action == "cancel" and scope == "pipeline":
+        return carry_out(action, connected(queries.job(run).id), text, user)
+    return carry_out(name, [queries.job(run)], text, user)
 
 
 def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
