@@ -271,3 +271,15 @@ def test_the_client_in_the_docs_works(
 def test_the_door_of_gradio_is_closed(visit: Visit) -> None:
     client = visit()
     assert client.get("/config").status_code == client.get("/gradio_api/info").status_code == 404
+
+
+def test_the_documentation_names_every_request() -> None:
+    text = DOCS.read_text()
+    for operation in (each for each in OPERATIONS.values() if each.path):
+        method, names = "POST" if operation.writes else "GET", operation.parameters.keys()
+        line = next(line for line in text.splitlines() if re.search(
+            rf"`{method} {re.escape(operation.path)}[?`]", line))  # fmt: skip
+        asked = re.search(rf"{re.escape(operation.path)}(\?[\w=&]*)?`", line)
+        told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
+        elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}
+        assert told == names - elsewhere, line
