@@ -34,27 +34,18 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(
-        0,
-        ge=0,
-        lt=2**31,
-        title="Seed",
+        0, ge=0, lt=2**31, title="Seed",
         description="Same seed, threads and config give the same result.",
-    )
+    )  # fmt: skip
     threads: int = Field(
-        0,
-        ge=0,
-        le=256,
-        title="CPU threads",
+        0, ge=0, le=256, title="CPU threads", json_schema_extra={"advanced": True},
         description="0 uses all that are available.",
-        json_schema_extra={"advanced": True},
-    )
+    )  # fmt: skip
     device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
-        title="Device",
+        "auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", title="Device",
         description="auto, cpu, cuda or cuda:0. auto takes a GPU when there is one.",
         json_schema_extra={"advanced": True},
-    )
+    )  # fmt: skip
 
     @field_validator("*", mode="before")
     @classmethod
@@ -240,11 +231,7 @@ class Kind:
     lane: Lane = Lane.SLOTS
 
     def preset(self, name: str) -> Mapping[str, Any]:
-        """The field values of a preset; none for the empty name.
-
-        Raises:
-            ConfigError: there is no preset of that name.
-        """
+        """The field values of a preset; none for the empty name. `ConfigError` if there is none."""
         if name and name not in self.presets:
             known = ", ".join(self.presets) or "none"
             raise ConfigError(f"There is no preset {name[:40]!r}.", "", f"Choose: {known}.")
@@ -298,11 +285,7 @@ def _built_in() -> Iterator[Kind]:
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The kind of that name; `ConfigError` if there is none."""
     if name not in kinds():
         raise ConfigError(
             f"There is no kind of run called {name[:40]!r}.", "", f"Choose: {', '.join(kinds())}."

@@ -12,13 +12,11 @@ from jobs import sweep
 from jobs.reproduction import reproduced
 from jobs.summary import results, summary, tensors
 
+ATTEMPT_FIELDS = ("n", "outcome", "exit_code", "resumed_from")
+
 
 def record(run: str | int) -> dict[str, Any]:
-    """Everything that is known of a run.
-
-    Raises:
-        NotFoundError: there is no such run.
-    """
+    """Everything that is known of a run."""
     job = queries.job(run)
     timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
     repeats = reproduced(job)
@@ -38,13 +36,8 @@ def record(run: str | int) -> dict[str, Any]:
         "timings": timings | {"peak_bytes": job.peak_bytes},
         "environment": job.environment,
         "attempts": [
-            {
-                "n": a.n,
-                "outcome": a.outcome,
-                "exit_code": a.exit_code,
-                "resumed_from": a.resumed_from,
-            }
-            for a in queries.attempts(run)
+            {name: getattr(attempt, name) for name in ATTEMPT_FIELDS}
+            for attempt in queries.attempts(run)
         ],
     }
 

@@ -25,11 +25,8 @@ NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
-    """The config made of these values.
-
-    Raises:
-        ConfigError: with `field` naming the first field at fault, and the `others`.
-    """
+    """The config made of these values; raises `ConfigError` for the first field at fault, with the
+    `others`."""
     config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))

@@ -43,7 +43,7 @@ REMEDIES = (  # words of the database -> what to do
 
 
 class ErrorPart(BaseModel):
-    """What is wrong, why, what to do, and with which setting."""
+    """One error, and the setting it is about."""
 
     what: str
     why: str

@@ -82,24 +82,16 @@ def _sweep_text(found: Record) -> str:
 
 
 def sweep_text(found: Record, metric: str) -> str:
-    """Mean and spread of one metric: one line a combination and stage.
-
-    Raises:
-        NotFoundError: no run of the sweep has measured it.
-    """
+    """Mean and spread of one metric: one line a combination and stage. `NotFoundError` if no run of
+    the sweep has measured it."""
     rows = list(_of_metric(found["table"], metric))
     names = stage_labels(found["runs"][0]["kind"])
     fields = [field for field in found["fields"] if field != sweep.SEED]
     lines = (
-        (
-            *(row["values"][field] for field in fields),
-            names.get(row["stage"], row["stage"]),
-            f"{row['mean']:.6g}",
-            "" if row["spread"] is None else f"{row['spread']:.3g}",
-            row["n"],
-        )
+        (*(row["values"][field] for field in fields), names.get(row["stage"], row["stage"]),
+         f"{row['mean']:.6g}", "" if row["spread"] is None else f"{row['spread']:.3g}", row["n"])
         for row in rows
-    )
+    )  # fmt: skip
     return table((*fields, "stage", metric, "±", "n"), lines)
 
 

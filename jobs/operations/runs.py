@@ -30,15 +30,10 @@ Limit = Annotated[int, Field(ge=1, le=500, description="Number of runs.")]
 
 def runs_text(records: Sequence[Record]) -> str:
     rows = (
-        (
-            run["id"],
-            "damaged" if run["damaged"] else run["state"],
-            f"{run['progress']:.0%}",
-            run["config"].get("model", ""),
-            run["name"],
-        )
+        (run["id"], "damaged" if run["damaged"] else run["state"], f"{run['progress']:.0%}",
+         run["config"].get("model", ""), run["name"])
         for run in records
-    )
+    )  # fmt: skip
     none = f"No runs in {settings().root}. {FIRST_STEP}"
     return table(("run", "state", "progress", "model", "name"), rows) if records else none
 

@@ -12,12 +12,12 @@ from backend.queue import roles
 from backend.queue.roles import Actor
 from backend.queue.service import MAX_PRIORITY
 from backend.store import queries
-from backend.store.states import RESUMABLE, State
-from backend.store.tables import Job
+from backend.store.states import State
 from jobs import pipeline as pipelines
 from jobs import reproduction, submit
 from jobs import sweep as sweeps
 from jobs.kind import kind_named
+from jobs.operations.changes import is_resumable
 from jobs.operations.registry import Button, Record, Run, operation
 from jobs.operations.runs import run_status
 from jobs.summary import summary
@@ -84,14 +84,10 @@ def _reproduction_text(run: Record) -> str:
     return f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}."
 
 
-def _can_retry(job: Job) -> bool:
-    return job.state in RESUMABLE and not job.removed_at
-
-
 @operation(
     "reproduce", writes=True, who="guest", tool="reproduce_run", waits=True,
     may_not=_may_not_add, said=_reproduction_text, buttons=(
-        Button("retry", "Retry", _can_retry, group="queue", several=False),
+        Button("retry", "Retry", is_resumable, group="queue", several=False),
         Button("reproduce", "Reproduce", group="queue", several=False,
                fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at),
     ),
