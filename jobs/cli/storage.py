@@ -153,9 +153,7 @@ def _disk_text(found: Record) -> str:
 
 
 @operation("disk", path="", tool="", said=_disk_text)
-def disk(
-    limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10,
-) -> Record:
+def disk(limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10) -> Record:
     """Show what takes disk space, and what can be freed."""
     measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]
     unfinished = queries.ended_before(RESUMABLE, int(time.time() * 1000))
