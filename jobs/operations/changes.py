@@ -217,6 +217,13 @@ def annotate_run(
     return summary(queries.job(run))
 
 
+def _archived(records: Records) -> str:
+    if not records:
+        return "They are there already."
+    archived = queries.job(records[0]["id"]).archived_at
+    return f"{'Archived' if archived else 'Back in the list'}: {named(records)}."
+
+
 @operation(
     "archive", writes=True, action="archive a run", buttons=(
         Button("archive", "Archive", lambda job: _is_own(job) and job.state in TERMINAL
@@ -224,7 +231,7 @@ def annotate_run(
         Button("unarchive", "Take out of the archive", values={"back": True},
                fits=lambda job: bool(job.archived_at) and not job.removed_at),
     ),
-    said=lambda runs: f"Moved: {named(runs)}." if runs else "They are there already.",
+    said=_archived,
 )  # fmt: skip
 def archive_runs(
     runs: Runs,
