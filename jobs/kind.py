@@ -108,17 +108,13 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, shown before it is queued.
+    """What a run will cost, shown before it is queued; the rest as in `Requirements`.
 
     Attributes:
         seconds: expected duration; None when nothing is known.
         bytes: expected peak memory.
-        flops: floating-point operations, the basis of `seconds`.
         basis: where the figures come from.
-        warnings: risks that do not forbid the run.
-        notes: facts about the run that are no risk.
         open_ended: whether a phase is missing in `seconds`, because it has no estimate.
-        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     seconds: float | None
