@@ -63,7 +63,7 @@ def command_for(operation: Operation) -> Any:
         )  # fmt: skip
 
     def command(**values: Any) -> None:
-        as_json, wait = values.pop("as_json", False), values.pop("wait", False)
+        as_json, wait = values.pop("as_json", False), operation.waits and values.pop("wait")
         if "runs" in operation.parameters and values.pop("sweep", False):
             values["runs"] = [job.run for run in values["runs"] for job in sweep_of(run)]
         if operation.question and not values.pop("yes"):
@@ -86,12 +86,12 @@ def carry_out(operation: Operation, values: dict[str, Any], as_json: bool, wait:
             runs = [run["id"] for run in (answer if isinstance(answer, list) else [answer])]
             operation = OPERATIONS["wait"]
             answer = operation.call_all(me(), runs=runs)
-    if not as_json:
-        write(text) if (text := (operation.said or as_text)(answer)) else None
-    else:
+    if as_json:
         single = len(values.get("runs", ())) == 1 and isinstance(answer, list)
         shown = summary(queries.job(values["runs"][0])) if single else answer
         print(json.dumps(shown, indent=1, default=vars))
+    elif text := (operation.said or as_text)(answer):
+        write(text)
     raise typer.Exit(operation.exit_code(answer))
 
 

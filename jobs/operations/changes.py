@@ -93,7 +93,7 @@ def cancel_runs(
     """Ask runs to stop at their next safe point; asked twice, they are killed. A run that has
     ended cannot be cancelled."""
     jobs = [queries.job(run) for run in runs]
-    asked = [job.run for job in jobs if not (once and _is_stopping(job))]
+    asked = [job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE]
     if asked or not jobs:
         service.cancel_all(asked, actor)
     return summaries([job.run for job in jobs])

@@ -55,8 +55,9 @@ def offered(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
     """The buttons that fit some of these runs; those the user may not press have the reason."""
     found = []
     for operation, button in _buttons().values():
-        fitting = [job for job in jobs if button.fits(job)]
-        if button.group in groups and fitting and (button.several or len(jobs) == 1):
+        if button.group not in groups or (len(jobs) > 1 and not button.several):
+            continue
+        if fitting := [job for job in jobs if button.fits(job)]:
             action = Action(
                 button.name,
                 button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
