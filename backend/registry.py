@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,16 +39,16 @@ class Declaration:
 
 
 class Declarations(Mapping[str, Declaration]):
-    """Name -> declaration of every entry in a package and in the plugins, which it does not import.
-    `decorator`: the name of the one that registers an entry. Of two entries with the same name the
-    last one counts: plugins come after the package."""
+    """Name -> declaration of every entry in some packages and in the plugins, which it does not
+    import. `decorator`: the name of the one that registers an entry. Of two entries with the same
+    name the last one counts: plugins come after the packages."""
 
-    def __init__(self, decorator: str, package: str) -> None:
-        self.decorator, self.package = decorator, package
+    def __init__(self, decorator: str, *packages: str) -> None:
+        self.decorator, self.packages = decorator, packages
 
     @cached_property
     def _found(self) -> dict[str, Declaration]:
-        modules = [*_submodules(self.package), *settings().plugins]
+        modules = [*chain(*map(_submodules, self.packages)), *settings().plugins]
         found = (each for module in modules for each in _declared(module, self.decorator))
         return {each.name: each for each in found}
 

@@ -28,14 +28,6 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
     )
     return Estimate(
-        seconds,
-        sum(needs.memory.values()),
-        flops,
-        basis,
-        needs.plan,
-        needs.warnings,
-        needs.notes,
-        needs.open_ended,
-        needs.letters,
-        needs.tokens,
-    )
+        seconds, sum(needs.memory.values()), flops, basis, needs.plan, needs.warnings, needs.notes,
+        needs.open_ended, needs.letters, needs.tokens,
+    )  # fmt: skip

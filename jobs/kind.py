@@ -36,27 +36,18 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(
-        0,
-        ge=0,
-        lt=2**31,
-        title="Seed",
+        0, ge=0, lt=2**31, title="Seed",
         description="Same seed, threads and config give the same result.",
-    )
+    )  # fmt: skip
     threads: int = Field(
-        0,
-        ge=0,
-        le=256,
-        title="CPU threads",
+        0, ge=0, le=256, title="CPU threads", json_schema_extra={"advanced": True},
         description="0 uses all that are available.",
-        json_schema_extra={"advanced": True},
-    )
+    )  # fmt: skip
     device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
-        title="Device",
+        "auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", title="Device",
         description="auto, cpu, cuda or cuda:0. auto takes a GPU when there is one.",
         json_schema_extra={"advanced": True},
-    )
+    )  # fmt: skip
 
     @field_validator("*", mode="before")
     @classmethod
@@ -121,18 +112,14 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost, shown before it is queued.
+    """What a run will cost, shown before it is queued; the rest as in `Requirements`.
 
     Attributes:
         seconds: expected duration; None when nothing is known.
         bytes: expected peak memory.
-        flops: floating-point operations, the basis of `seconds`.
         basis: where the figures come from.
         plan: see `Requirements`.
-        warnings: risks that do not forbid the run.
-        notes: facts about the run that are no risk.
         open_ended: whether a phase is missing in `seconds`, because it has no estimate.
-        letters, tokens: length of the prompt and of the answer, where people wait for one.
     """
 
     seconds: float | None
@@ -311,11 +298,7 @@ def _built_in() -> Iterator[Kind]:
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The kind of that name; `ConfigError` if there is none."""
     if name not in kinds():
         raise ConfigError(
             f"There is no kind of run called {name[:40]!r}.", "", f"Choose: {', '.join(kinds())}."

@@ -17,15 +17,8 @@ from jobs.kind import DiskSpace
 def require_context(
     tokens: int, facts: ModelFacts, what: str, field: str, *, prompt: bool = False
 ) -> None:
-    """Refuse sequences longer than the model's context.
-
-    Args:
-        what: the sequences, as in "Responses".
-        prompt: whether a prompt comes before them, so that a token at least has to be left.
-
-    Raises:
-        ConfigError: for `field`.
-    """
+    """Raise `ConfigError` for `field` if sequences, such as "Responses", are longer than the
+    model's context; with a `prompt` before them, a token at least has to be left for it."""
     if tokens + prompt > facts.context:
         with_prompt = ", including the prompt" if prompt else ""
         raise ConfigError(
@@ -37,11 +30,7 @@ def require_context(
 
 
 def require_disk(space: DiskSpace) -> None:
-    """Refuse a run that the disk has no room for.
-
-    Raises:
-        ConfigError: names both numbers, and what makes it smaller.
-    """
+    """Raise `ConfigError` for a run that the disk has no room for."""
     root = settings().root
     free = shutil.disk_usage(root if root.exists() else ".").free
     if space.bytes > free:
@@ -55,15 +44,7 @@ def require_disk(space: DiskSpace) -> None:
 
 
 def require_device(device: str, gpus: int) -> None:
-    """Refuse a GPU that is not there.
-
-    Args:
-        device: as in a config; auto and cpu are always there.
-        gpus: how many torch sees.
-
-    Raises:
-        ConfigError: for the field `device`.
-    """
+    """Raise `ConfigError` for a GPU beyond the number that torch sees."""
     number = int(device.partition(":")[2] or 0)
     if device.startswith("cuda") and number >= gpus:
         raise ConfigError(
@@ -76,7 +57,7 @@ def require_device(device: str, gpus: int) -> None:
 
 @lru_cache
 def gpu_count() -> int:
-    """How many GPUs torch sees. Asked in another process, since this one does not load torch: that
+    """Number of GPUs torch sees. Asked in another process, since this one does not load torch: that
     takes seconds, once, and only where somebody asks for a GPU."""
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

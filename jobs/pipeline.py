@@ -150,11 +150,7 @@ class Pipeline:
 
 
 def read(text: str) -> Pipeline:
-    """The pipeline a YAML file describes.
-
-    Raises:
-        ConfigError: it is not one; says where.
-    """
+    """The pipeline a YAML file describes; raises `ConfigError`, which says where it is none."""
     if len(text) > LETTERS:
         raise _refused(f"It has more than {LETTERS:,} letters.")
     try:
@@ -213,11 +209,7 @@ def _at(number: int, kind: str, error: SlimscopeError) -> SlimscopeError:
 
 
 def plan(pipeline: Pipeline) -> list[Estimate]:
-    """What every step will cost.
-
-    Raises:
-        SlimscopeError: one of them cannot be carried out.
-    """
+    """What every step will cost; raises `SlimscopeError` if one cannot be carried out."""
     estimates = []
     for number, step in enumerate(pipeline.steps, 1):
         if MODEL not in kind_named(step.kind).config.model_fields:
@@ -271,11 +263,7 @@ def total(estimates: Sequence[Estimate]) -> float | None:
 
 
 def preset(name: str, model: str = "") -> str:
-    """The text of a preset, for a model or the default one.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
+    """The text of a preset, for a model or the default one; `ConfigError` if there is none."""
     if name not in PRESETS:
         known = " or ".join(map(repr, PRESETS))  # their names have commas
         raise ConfigError(f"There is no pipeline {name[:40]!r}.", "", f"Choose: {known}.", "preset")

@@ -51,16 +51,9 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
     return service.enqueue(
-        old.kind,
-        stored,
-        actor,
-        name=old.name,
-        parent=old,
-        cost=_cost(old.kind, config),
-        lane=kind_named(old.kind).lane,
-        needs=needed_runs(stored),
-        plan=queries.plan(old.id),
-    )
+        old.kind, stored, actor, name=old.name, parent=old, cost=_cost(old.kind, config),
+        lane=kind_named(old.kind).lane, needs=needed_runs(stored), plan=queries.plan(old.id),
+    )  # fmt: skip
 
 
 def _cost(kind: str, config: JobConfig) -> Estimate | None:
@@ -136,11 +129,7 @@ class Reproduction:
 
 
 def compare(first: str | int, second: str | int) -> Reproduction:
-    """Compares two runs by what is recorded of them.
-
-    Raises:
-        NotFoundError: there is no such run.
-    """
+    """Compares two runs by what is recorded of them."""
     one, other = queries.job(first), queries.job(second)
     (mine, my_notes), (theirs, their_notes) = _figures(one), _figures(other)
     weights = next(_different(_weights(one), _weights(other)), None)
@@ -149,16 +138,11 @@ def compare(first: str | int, second: str | int) -> Reproduction:
     same = not (weights or texts or results)
     ended = one.state == other.state == State.SUCCEEDED
     return Reproduction(
-        one.run,
-        other.run,
-        "open" if not ended else "equal" if same else "different",
-        weights,
-        texts,
-        results,
-        len(mine | theirs),
+        one.run, other.run, "open" if not ended else "equal" if same else "different",
+        weights, texts, results, len(mine | theirs),
         tuple(_different(_config(one), _config(other))),
         tuple(_different(_place(one), _place(other))),
-    )
+    )  # fmt: skip
 
 
 def reproduced(job: Job) -> Reproduction | None:

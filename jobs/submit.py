@@ -21,15 +21,29 @@ from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named
 
 MODEL = "model"  # the field most others are checked against
+WORDS = {  # type of a validator's error -> what it says
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "It must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "It must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "It must be true or false"),
+    "greater_than_equal": "It must be {ge} or more",
+    "less_than_equal": "It must be {le} or less",
+    "greater_than": "It must be more than {gt}",
+    "less_than": "It must be less than {lt}",
+    "finite_number": "It must be a finite number",
+    "string_type": "It must be a text",
+    "string_too_short": "It must not be empty",
+    "string_too_long": "It must have {max_length} characters or fewer",
+    "string_pattern_mismatch": "Allowed: {allowed}",
+    "missing": "It is missing",
+    "literal_error": "It must be {expected}",
+    "extra_forbidden": "There is no such setting",
+}
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:
-    """The config made of these values.
-
-    Raises:
-        ConfigError: with `field` naming the first field at fault, and the `others`.
-    """
+    """The config made of these values; raises `ConfigError` for the first field at fault, with the
+    `others`."""
     config = kind_named(kind).config
     try:
         return config.model_validate(dict(values))
@@ -54,38 +68,8 @@ def _config_error(config: type[JobConfig], error: ErrorDetails) -> ConfigError:
 
 def _in_words(error: ErrorDetails, about: str) -> str:
     """A validator's complaint as a person would say it; `about`: what the field is said to take."""
-    bounds = error.get("ctx", {})
-    match error["type"]:
-        case "int_type" | "int_parsing" | "int_from_float":
-            return "It must be a whole number"
-        case "float_type" | "float_parsing":
-            return "It must be a number"
-        case "greater_than_equal":
-            return f"It must be {bounds['ge']} or more"
-        case "less_than_equal":
-            return f"It must be {bounds['le']} or less"
-        case "greater_than":
-            return f"It must be more than {bounds['gt']}"
-        case "less_than":
-            return f"It must be less than {bounds['lt']}"
-        case "finite_number":
-            return "It must be a finite number"
-        case "bool_type" | "bool_parsing":
-            return "It must be true or false"
-        case "string_type":
-            return "It must be a text"
-        case "string_too_short":
-            return "It must not be empty"
-        case "string_too_long":
-            return f"It must have {bounds['max_length']} characters or fewer"
-        case "string_pattern_mismatch":
-            return f"Allowed: {about.split('. ')[0]}"
-        case "missing":
-            return "It is missing"
-        case "literal_error":
-            return f"It must be {bounds['expected']}"
-        case "extra_forbidden":
-            return "There is no such setting"
+    if words := WORDS.get(error["type"]):
+        return words.format(**error.get("ctx", {}), allowed=about.split(". ")[0])
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -48,11 +48,8 @@ Sweep = Mapping[str, Sequence[str]]  # field -> its values as they were written
 
 
 def read(kind: str, pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The sweep that (field, values) pairs write: "2:4, 70%", or "0..2" for whole numbers.
-
-    Raises:
-        ConfigError: with `field` naming the field at fault.
-    """
+    """The sweep that (field, values) pairs write: "2:4, 70%", or "0..2" for whole numbers. Raises
+    `ConfigError` with the `field` at fault."""
     fields = kind_named(kind).config.model_fields
     sweep: dict[str, list[str]] = {}
     for name, text in pairs:
@@ -103,12 +100,8 @@ def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is about to be queued.
-
-    Attributes:
-        estimate: the time of all runs together, the memory of the largest.
-        plans: for each config, what its run does to each layer, as JSON; None without one.
-    """
+    """Runs to be queued; the estimate has the time of all together, the memory of the largest;
+    `plans`: for each config, what its run does to each layer, as JSON; None without one."""
 
     configs: list[JobConfig]
     estimate: Estimate
@@ -116,11 +109,8 @@ class SweepPlan:
 
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
-    """The configs of all runs and what they will cost; an empty sweep is a single run.
-
-    Raises:
-        SlimscopeError: one of the runs cannot be carried out, or two are the same.
-    """
+    """The configs of all runs and what they will cost; an empty sweep is a single run. Raises
+    `SlimscopeError` if one of the runs cannot be carried out, or two are the same."""
     seen: dict[str, str] = {}
     configs: list[JobConfig] = []
     estimates: list[Estimate] = []
@@ -244,13 +234,8 @@ def combination(job: Job, fields: Iterable[str]) -> dict[str, Any]:
 def table(
     jobs: Sequence[Job], results: Iterable[StoredResult], step_times: Iterable[StepTime] = ()
 ) -> list[SweepRow]:
-    """Mean and spread over seeds of every figure: by combination in the order of the runs, then by
-    stage, then by metric.
-
-    Args:
-        jobs: the runs of a sweep.
-        results, step_times: of these runs.
-    """
+    """Mean and spread over seeds of every figure of a sweep: by combination in the order of the
+    runs, then by stage, then by metric."""
     of_job: dict[int, list[tuple[str, MetricKey, float]]] = {job.id: [] for job in jobs}
     for result in results:
         of_job[result.job_id].append((result.stage, result.metric, result.value))

@@ -43,7 +43,7 @@ REMEDIES = (  # words of the database -> what to do
 
 
 class ErrorPart(BaseModel):
-    """What is wrong, why, what to do, and with which setting."""
+    """One error, and the setting it is about."""
 
     what: str
     why: str
@@ -85,21 +85,18 @@ def _fields(error: SlimscopeError) -> dict[str, str | None]:
     return {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
 
 
-def _slimscope_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, SlimscopeError)
+def _slimscope_error(_: Request, error: Any) -> JSONResponse:
     status = next(status for kind, status in STATUS if isinstance(error, kind))
     return error_response(error, status)
 
 
-def _invalid_request(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def _invalid_request(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     field = str(first["loc"][-1])
     return error_response(ConfigError(f"{field} is invalid.", f"{first['msg']}.", "", field), 422)
 
 
-def _no_such_route(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+def _no_such_route(_: Request, error: Any) -> JSONResponse:
     do = f"{API_PATH}/openapi.json lists all requests."
     return error_response(NotFoundError(f"{error.detail}.", "", do), error.status_code)
 

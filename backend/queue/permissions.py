@@ -75,29 +75,29 @@ def may_not_cancel(actor: Actor, owner: str) -> str:
 
 def require_host(actor: Actor, action: str) -> None:
     """Raise `ForbiddenError` unless the actor is a host, `RateLimitError` at too many requests."""
-    _require(actor, action, may_not_change(actor))
+    require(actor, action, may_not_change(actor))
     count_change(actor)
 
 
 def require_adding(actor: Actor, lane: Lane = Lane.SLOTS) -> None:
     """Raise `ForbiddenError` unless the actor may add runs to that lane."""
-    _require(actor, "add a run", may_not_add(actor, lane))
+    require(actor, "add a run", may_not_add(actor, lane))
 
 
 def require_voting(actor: Actor) -> None:
     """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
-    _require(actor, "vote", may_not_vote(actor))
+    require(actor, "vote", may_not_vote(actor))
     count_change(actor)
 
 
 def require_cancelling(actor: Actor, owners: list[str]) -> None:
     """Raise `ForbiddenError` unless the actor may cancel runs of all `owners`; counts it."""
     reasons = [may_not_cancel(actor, owner) for owner in owners or [""]]  # none: nobody's own
-    _require(actor, "cancel this run", next(filter(None, reasons), ""))
+    require(actor, "cancel this run", next(filter(None, reasons), ""))
     count_change(actor)
 
 
-def _require(actor: Actor, action: str, reason: str) -> None:
+def require(actor: Actor, action: str, reason: str) -> None:
     if reason:
         raise _forbidden(actor, action, reason, ASK)
 

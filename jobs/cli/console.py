@@ -1,20 +1,16 @@
-"""What all commands of the command line share: who asks, how answers are printed, exit codes."""
+"""What all commands of the command line share: who asks, errors in one line, exit codes."""
 
 from __future__ import annotations
 
 import getpass
-import json
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -32,28 +28,6 @@ EXPECTED = (SlimscopeError, DBAPIError, ValidationError, SettingsError, OSError)
 REFUSED, FAILED, CANCELLED, DIFFERENT = 2, 1, 3, 4
 EXIT = {State.SUCCEEDED: 0, State.FAILED: FAILED, State.LOST: FAILED, State.CANCELLED: CANCELLED}
 NAP_S = 0.5
-UNBOUNDED = 1_000_000  # columns of a line that no terminal shows
-PERPLEXITY = "perplexity"  # what is printed of a sweep when nothing else is asked for
-
-
-class PrintableConsole(Console):
-    """A console whose styles are its own: what runs contain cannot control the terminal. In a pipe
-    or a file nothing is wrapped or cut, whatever the width of the terminal beside it."""
-
-    def print(self, *objects: Any, **how: Any) -> None:
-        if not self.file.isatty():
-            self.width = UNBOUNDED
-        super().print(*objects, **how)
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
-            text, style, control = segment
-            yield segment if control else Segment(printable(text), style)
-
-
-out = PrintableConsole(highlight=False)
 
 
 def me() -> Actor:
@@ -85,7 +59,9 @@ def in_words(error: Exception) -> str:
                 error.orig, sqlite3.OperationalError | sqlite3.IntegrityError
             )
             do = f" {repair_advice()}" if damaged else ""
-            return f"The database {_place()} cannot be used: {why}.{do}"
+            url = make_url(settings().url).render_as_string(hide_password=True)
+            place = f"in {settings().root}" if has_file() else f"at {url}"
+            return f"The database {place} cannot be used: {why}.{do}"
         case ValidationError():  # of the settings: configs have errors of ours
             wrong = ((each["loc"], each["msg"]) for each in error.errors())
             return " ".join(
@@ -95,37 +71,25 @@ def in_words(error: Exception) -> str:
     return str(error)
 
 
-def _place() -> str:
-    """Where the database is, without a password."""
-    if has_file():
-        return f"in {settings().root}"
-    return f"at {make_url(settings().url).render_as_string(hide_password=True)}"
+def write(text: str, end: str = "\n") -> None:
+    """Prints text that a run may contain: it cannot control the terminal."""
+    print(printable(text), end=end, flush=True)
 
 
-def runs(number: int) -> str:
-    """1 run, 12 runs."""
-    return f"{number} run{'' if number == 1 else 's'}"
+def exit_of(state: str) -> int:
+    """The exit code of a command whose run has ended in this state."""
+    return EXIT[State(state)]
 
 
-def write(text: str) -> None:
-    """Prints text that a run contains, as it is but for control characters."""
-    print(printable(text), end="", flush=True)
-
-
-def say(value: Any, as_json: bool, text: str) -> None:
-    """Prints the JSON value, or the text for people."""
-    print(json.dumps(value, indent=1) if as_json else printable(text))
-
-
-def follow(run: str, quiet: bool) -> Job:
+def follow(run: str) -> Job:
     """Prints how far a run is until it has ended."""
     printed = ""
     while (job := queries.job(run)).state not in TERMINAL:
         SUPERVISOR.wake()  # ours may have been killed
         share = "   –" if job.share is None else f"{job.share:4.0%}"
         line = f"{job.run}  {job.state:<10} {share}  {job.stage}"
-        if line != printed and not quiet:
-            out.print(line)
+        if line != printed:
+            write(line)
         printed = line
         time.sleep(NAP_S)
     return job

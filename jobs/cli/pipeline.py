@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from backend.errors import ConfigError
-from backend.store.states import State
+from backend.queue.actor import Actor
+from backend.store import queries
+from backend.store.states import TERMINAL
 from jobs import pipeline
-from jobs.cli.console import EXIT, follow, me, out, say
-from jobs.record import summary
+from jobs.cli.console import exit_of, follow, write
+from jobs.operations.registry import Record, operation
+from jobs.summary import summary
 
 STDIN = "-"
 
 
-def add_pipeline(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command("pipeline")(queue)
+def _code(answer: str | list[Record]) -> int:
+    """Of the first run that has ended without success; 0 where they have only been queued."""
+    runs = [] if isinstance(answer, str) else [queries.job(run["id"]) for run in answer]
+    return next((code for job in runs if job.state in TERMINAL and (code := exit_of(job.state))), 0)
 
 
-def queue(
+def _text(answer: str | list[Record]) -> str:
+    return answer.rstrip() if isinstance(answer, str) else ""
+
+
+@operation("pipeline", path="", tool="", said=_text, exit_code=_code)
+def queue_pipeline(
+    actor: Actor,
     file: Annotated[str, typer.Argument(help="A YAML file; - reads standard input.")] = "",
     preset: Annotated[
         str, typer.Option(help=f"One of: {', '.join(map(repr, pipeline.PRESETS))}.")
@@ -31,32 +40,25 @@ def queue(
     model: Annotated[str, typer.Option(help="Of the preset; a file names its own.")] = "",
     show: Annotated[bool, typer.Option("--show", help="Print the YAML and queue nothing.")] = False,
     priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the runs to their ends.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the runs to their ends, or to a failure.")
+    ] = False,
+) -> str | list[Record]:
     """Queue a pipeline: each run waits for the one before, and works on what it has saved."""
-    text = _text(file, preset, model)
+    text = _source(file, preset, model)
     if show:
-        say(text, as_json, text.rstrip())
-        return
-    jobs = pipeline.queue(pipeline.read(text), me(), priority=priority)
-    names = " → ".join(job.run for job in jobs)
-    say([summary(job) for job in jobs], as_json, f"Queued: {names}.")
-    if wait:
-        _wait([job.run for job in jobs], quiet=as_json)
+        return text
+    jobs = pipeline.queue(pipeline.read(text), actor, priority=priority)
+    write(f"Queued: {' → '.join(job.run for job in jobs)}.")
+    for job in jobs if wait else ():
+        if exit_of(follow(job.run).state):
+            write(f"The others wait until {job.run} has succeeded: slimscope resume {job.run}")
+            break
+    return [summary(queries.job(job.id)) for job in jobs]
 
 
-def _wait(runs: Sequence[str], quiet: bool) -> None:
-    """Follow runs to their ends, or to the first that does not succeed: the others wait for it."""
-    for run in runs:
-        if code := EXIT[State(follow(run, quiet).state)]:
-            if not quiet:
-                out.print(f"The others wait until {run} has succeeded: slimscope resume {run}")
-            raise typer.Exit(code)
-
-
-def _text(file: str, preset: str, model: str) -> str:
-    """What was chosen: the text of a preset, or of a file.
+def _source(file: str, preset: str, model: str) -> str:
+    """The text of a preset, or of a file.
 
     Raises:
         ConfigError: neither, both, or a model for a file; the file cannot be read.

@@ -1,8 +1,8 @@
-"""Commands about the data folder: backup, restore, export and import of a run, disk, free."""
+"""Operations of the command line on the data folder: backup, restore, move, export, import."""
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 from sqlalchemy import make_url
 
 from backend.backup import archive
@@ -23,147 +23,141 @@ from backend.backup.single import export_run, import_run
 from backend.backup.writing import write_backup
 from backend.printable import readable_bytes
 from backend.queue import scheduling
+from backend.queue.actor import Actor
 from backend.queue.artifacts.disk import CHECKPOINTS, data_folder_use, disk_use
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
 from backend.store.integrity import check_integrity
-from backend.store.migrate import upgrade
 from backend.store.states import RESUMABLE
-from jobs import operations
-from jobs.cli.console import me, out, runs, say
 from jobs.imported import check_row
+from jobs.operations.registry import Record, Run, operation
+from jobs.operations.text import count, table
+from jobs.summary import summary
 
-RESTORE = "restore"
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def add_storage(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("backup")(backup)
-    app.command(RESTORE)(restore)
-    app.command("move")(move)
-    app.command("export")(export)
-    app.command("import")(import_)
-    app.command("disk")(disk)
-    app.command("free")(free)
+Target = Annotated[Path, Field(description="The file to write, such as monday.tar.")]
 
 
+def _written(made: Record) -> str:
+    files = f"{made['files']} files, " if "files" in made else ""
+    return f"{made['file']}: {files}{readable_bytes(made['bytes'])}."
+
+
+@operation("backup", path="", tool="", said=_written)
 def backup(
-    file: Annotated[Path, typer.Argument(help="The file to write, such as monday.tar.")],
+    file: Target,
     weights: Annotated[bool, typer.Option(help="Include the weights of models.")] = True,
     checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="Include checkpoints of unfinished runs.")
+        bool, Field(description="Include checkpoints of unfinished runs.")
     ] = False,
-) -> None:
+) -> Record:
     """Back up the data folder into one file, while runs continue."""
     if (checked := check_integrity()) and checked.problems:
-        out.print(f"The database is damaged, and so will be the backup. {repair_advice()}")
+        print(f"The database is damaged, and so will be the backup. {repair_advice()}")
     with _bar("Writing") as progress:
         manifest = write_backup(
             file.absolute(), weights=weights, checkpoints=checkpoints, progress=progress
         )
-    size = readable_bytes(file.stat().st_size)
-    out.print(f"{file}: {len(manifest.files)} files, {size}.", markup=False)
+    return {"file": str(file), "files": len(manifest.files), "bytes": file.stat().st_size}
 
 
-def restore(file: Annotated[Path, typer.Argument(help="A backup.")]) -> None:
+def _restored(made: Record) -> str:
+    if "replaced" in made:
+        return f"{made['database']} is the database now. The old one: {made['replaced']}"
+    when = datetime.fromtimestamp(made["created_at"] / 1000, UTC)
+    text = f"Restored into {made['folder']}: {count(made['runs'])} of {when:%Y-%m-%d %H:%M} UTC."
+    if made["queued"]:
+        queued = ", ".join(made["queued"])
+        text += f"\nQueued: {queued}. They start with the dashboard, or when a run is added."
+    return text
+
+
+@operation("restore", path="", tool="", database="none", said=_restored)
+def restore(file: Annotated[Path, Field(description="A backup.")]) -> Record:
     """Restore a backup into the data folder, which has to be empty; or put a daily copy of the
     database in place of a damaged one."""
     if is_database(file):
-        kept = replace_database(file)
-        out.print(f"{file} is the database now. The old one: {kept}", markup=False)
-        return
+        return {"database": str(file), "replaced": str(replace_database(file))}
     with _bar("Restoring") as progress:
         manifest = restore_backup(file.absolute(), progress)
-    made = datetime.fromtimestamp(manifest.created_at / 1000, UTC)
     status = scheduling.status()
-    held = runs(status.finished + len(status.queued))
-    text = f"Restored into {settings().root}: {held} of {made:%Y-%m-%d %H:%M} UTC."
-    out.print(text, markup=False)
-    if status.queued:
-        again = ", ".join(job.run for job in status.queued)
-        out.print(f"Queued: {again}. They start with the dashboard, or when a run is added.")
+    return {
+        "folder": str(settings().root),
+        "created_at": manifest.created_at,
+        "runs": status.finished + len(status.queued),
+        "queued": [job.run for job in status.queued],
+    }
 
 
-def move(
-    to: Annotated[str, typer.Option("--to", help="URL of an empty database.")],
-) -> None:
+def _moved(made: Record) -> str:
+    return (
+        f"{made['rows']:,} rows were copied and compared. The old database was not changed.\n"
+        f"From now on: export SLIMSCOPE_DATABASE_URL='{made['url']}'"
+    )
+
+
+@operation("move", path="", tool="", said=_moved)
+def move(to: Annotated[str, typer.Option("--to", help="URL of an empty database.")]) -> Record:
     """Move all tables into another database, such as PostgreSQL, or back into a file."""
-    rows = move_database(to, lambda table, count: out.print(f"{table:<18} {count:>10,} rows"))
-    shown = make_url(to).render_as_string(hide_password=True)
-    out.print(f"{rows:,} rows were copied and compared. The old database was not changed.")
-    out.print(f"From now on: export SLIMSCOPE_DATABASE_URL='{shown}'", markup=False, soft_wrap=True)
+    rows = move_database(to, lambda name, number: print(f"{name:<18} {number:>10,} rows"))
+    return {"rows": rows, "url": make_url(to).render_as_string(hide_password=True)}
 
 
+@operation("export", path="", tool="", said=_written)
 def export(
-    run: Annotated[str, typer.Argument(help="A run that has ended, such as sds-0042.")],
-    file: Annotated[Path, typer.Argument(help="The file to write, such as sds-0042.tar.")],
-    weights: Annotated[bool, typer.Option("--weights", help="Include saved models.")] = False,
-) -> None:
-    """Write a run into one file: config, figures, statistics, logs. `slimscope import` reads it."""
+    run: Run,
+    file: Target,
+    weights: Annotated[bool, Field(description="Include saved models.")] = False,
+) -> Record:
+    """Write a run that has ended into one file: config, figures, statistics, logs. `slimscope
+    import` reads it."""
     with _bar("Writing") as progress:
         export_run(run, file.absolute(), weights=weights, progress=progress)
-    out.print(f"{file}: {readable_bytes(file.stat().st_size)}.", markup=False)
+    return {"file": str(file), "bytes": file.stat().st_size}
 
 
-def import_(
-    file: Annotated[Path, typer.Argument(help="A file that `slimscope export` wrote.")],
-    as_json: Json = False,
-) -> None:
+def _imported(run: Record) -> str:
+    return f"{run['id']}: {run['name'] or run['kind']}, {run['state']}."
+
+
+@operation("import", path="", tool="", said=_imported)
+def import_file(
+    file: Annotated[Path, Field(description="A file that `slimscope export` wrote.")], actor: Actor
+) -> Record:
     """Add a run from a file, under a number of its own."""
-    upgrade()
     with _bar("Reading") as progress:
-        job = import_run(file.absolute(), me(), check_row, progress)
-    say({"id": job.run}, as_json, f"{job.run}: {job.name or job.kind}, {job.state}.")
+        return summary(import_run(file.absolute(), actor, check_row, progress))
 
 
 @contextmanager
 def _bar(title: str) -> Iterator[archive.Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as shown:
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as shown:
         task = shown.add_task(title, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
-def disk(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs.")] = 10,
-    as_json: Json = False,
-) -> None:
+def _disk_text(found: Record) -> str:
+    parts = [f"{part:<24} {readable_bytes(size):>10}" for part, size in found["bytes"].items()]
+    rows = [
+        (run["id"], run["state"], readable_bytes(sum(run["bytes"].values())),
+         ", ".join(f"{part} {readable_bytes(size)}" for part, size in run["bytes"].items()))
+        for run in found["largest"]
+    ]  # fmt: skip
+    none = "No run that has ended has been measured yet."
+    parts.append(table(("run", "state", "total", "of which"), rows) if rows else none)
+    if freeable := found["freeable"]:
+        total, largest = readable_bytes(sum(freeable.values())), max(freeable, key=freeable.get)
+        parts.append(f"Checkpoints of {count(len(freeable))} that did not succeed: {total}.")
+        parts.append(f"The largest: slimscope free {largest} (resuming starts from the beginning).")
+    return "\n".join(parts)
+
+
+@operation("disk", path="", tool="", said=_disk_text)
+def disk(limit: Annotated[int, Field(ge=1, le=1000, description="Number of runs.")] = 10) -> Record:
     """Show what takes disk space, and what can be freed."""
-    use = data_folder_use()
     measured = [(job, disk_use(job.run)) for job in queries.largest(limit)]
     unfinished = queries.ended_before(RESUMABLE, int(time.time() * 1000))
     freeable = {job.run: n for job in unfinished if (n := disk_use(job.run).get(CHECKPOINTS, 0))}
-    if as_json:
-        largest = [{"id": job.run, "state": job.state, "bytes": parts} for job, parts in measured]
-        print(json.dumps({"bytes": use, "largest": largest, "freeable": freeable}, indent=1))
-        return
-    for part, size in use.items():
-        out.print(f"{part:<24} {readable_bytes(size):>10}")
-    table = Table("run", "state", "total", "of which", box=None)
-    for job, parts in measured:
-        of_which = ", ".join(f"{part} {readable_bytes(size)}" for part, size in parts.items())
-        table.add_row(job.run, job.state, readable_bytes(sum(parts.values())), of_which)
-    out.print(table if measured else "No run that has ended has been measured yet.")
-    _say_freeable(freeable)
-
-
-def _say_freeable(freeable: dict[str, int]) -> None:
-    if freeable:
-        total = readable_bytes(sum(freeable.values()))
-        largest = max(freeable, key=lambda run: freeable[run])
-        out.print(f"Checkpoints of {runs(len(freeable))} that did not succeed: {total}.")
-        out.print(f"The largest: slimscope free {largest} (resuming starts from the beginning).")
-
-
-def free(
-    run: Annotated[str, typer.Argument(help="A run that has ended, such as sds-0042.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Delete the checkpoints of a run that has ended; resuming it starts from the beginning."""
-    if not yes:
-        typer.confirm(f"Delete the checkpoints of {queries.job(run).run}?", abort=True, err=True)
-    record = operations.free_space(run, me())
-    say(record, as_json, f"{record['id']}: {readable_bytes(record['freed_bytes'])} freed.")
+    largest = [{"id": job.run, "state": job.state, "bytes": parts} for job, parts in measured]
+    return {"bytes": data_folder_use(), "largest": largest, "freeable": freeable}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from backend.queue import labels
 from backend.queue.actor import Actor, guest_name
 from backend.queue.folders import work_folder
 from backend.queue.service import enqueue
@@ -17,10 +15,8 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from jobs import operations
+from jobs.operations.registry import OPERATIONS
 from tests.queue.conftest import HOST
-
-Change = Callable[[str, Actor], object]
 
 
 def in_state(state: State) -> str:
@@ -33,28 +29,32 @@ def in_state(state: State) -> str:
 
 
 @pytest.mark.parametrize(
-    ("state", "change", "event"),
+    ("state", "name", "event"),
     [
-        (State.QUEUED, operations.cancel_run, "cancelled"),
-        (State.RUNNING, operations.cancel_run, "asked to stop"),
-        (State.QUEUED, operations.run_next, "put first"),
-        (State.FAILED, operations.resume_run, "resumed"),
-        (State.FAILED, operations.free_space, "checkpoints deleted"),
-        (State.FAILED, lambda run, who: labels.tag([run], ["a"], who), "tagged"),
-        (State.FAILED, lambda run, who: labels.annotate(run, "a", who), "note written"),
+        (State.QUEUED, "cancel", "cancelled"),
+        (State.RUNNING, "cancel", "asked to stop"),
+        (State.QUEUED, "next", "put first"),
+        (State.FAILED, "resume", "resumed"),
+        (State.FAILED, "free", "checkpoints deleted"),
+        (State.FAILED, "tag", "tagged"),
+        (State.FAILED, "note", "note written"),
+        (State.FAILED, "rename", "renamed"),
+        (State.FAILED, "archive", "archived"),
+        (State.FAILED, "delete", "deleted"),
     ],
 )
-def test_one_event_for_each_change(queue: Path, state: State, change: Change, event: str) -> None:
+def test_one_event_for_each_change(queue: Path, state: State, name: str, event: str) -> None:
     first = in_state(State.QUEUED)
     run, other = in_state(state), Actor("kim", "host")
-    change(run, other)
+    values = dict.fromkeys(OPERATIONS[name].parameters.keys() & {"tags", "text", "name"}, "a")
+    OPERATIONS[name].call(other, run=run, **values)
     assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
     assert [e.type for e in queries.events(first)] == ["queued"]
 
 
 def test_a_replay_says_what_it_repeats(queue: Path) -> None:
     old = in_state(State.SUCCEEDED)
-    new = operations.reproduce_run(old, HOST)["id"]
+    new = OPERATIONS["reproduce"].call(HOST, run=old)["id"]
     assert [(e.type, e.text) for e in queries.events(new)] == [("queued", f"repeats {old}")]
 
 
@@ -66,5 +66,5 @@ def test_a_guest_is_known_by_a_name_that_holds_no_address(
     guest = Actor(guest_name("5f3a21", "9c"), "guest", "10.0.0.7")
     cost = SimpleNamespace(seconds=1.0, bytes=1, open_ended=False)
     run = enqueue("count", {"steps": 1}, guest, cost=cost).run
-    operations.cancel_run(run, guest)
+    OPERATIONS["cancel"].call(guest, run=run)
     assert {event.actor for event in queries.events(run)} == {"guest-5f3a21-9c"}

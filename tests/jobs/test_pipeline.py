@@ -18,8 +18,8 @@ from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
 from jobs import pipeline, sweep
-from jobs.cli.app import show
 from jobs.fields.saved_models import needed_runs
+from jobs.operations.registry import OPERATIONS
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.submit import submit
@@ -97,16 +97,15 @@ def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
     assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
 
 
-def test_what_a_run_waits_for_is_shown(
-    queued: list[Job], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_run_waits_for_is_shown(queued: list[Job]) -> None:
     sds, _, drafter, speed = queued
     assert record(sds.run)["waits_for"] == []
     assert record(speed.run)["waits_for"] == [queued[1].run, drafter.run]
-    show(drafter.run)
-    assert f"It waits for {queued[1].run}, which is queued." in capsys.readouterr().out
-    show(sds.run)
-    assert "waits" not in capsys.readouterr().out
+    said, show = OPERATIONS["show"].said, OPERATIONS["show"].call
+    assert said
+    told = said(show(HOST, run=drafter.run))
+    assert f"It waits for {queued[1].run}, which is queued." in told
+    assert "waits" not in said(show(HOST, run=sds.run))
 
 
 def test_of_a_sweep_each_run_waits_for_its_own_model(queue: object) -> None:

@@ -18,8 +18,8 @@ from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.states import State
 from backend.store.tables import DamagedJson, check_intact
-from jobs import operations
-from jobs.cli.tables import runs_table
+from jobs.operations.changes import cancel_runs
+from jobs.operations.runs import list_runs, run_results, runs_text
 from jobs.reproduction import reproduce
 from jobs.submit import validated
 from ui.search import search_runs
@@ -37,11 +37,11 @@ def store(data_dir: Path) -> Iterator[None]:
 
 
 def test_a_run_of_another_kind_is_not_meant(store: None) -> None:
-    for ask in (queries.job, queries.sweep, queries.artifacts, operations.run_results):
+    for ask in (queries.job, queries.sweep, queries.artifacts, run_results):
         with pytest.raises(NotFoundError, match=r"Run 2 is statistics-0002"):
             ask("amphista-0002")
     with pytest.raises(NotFoundError):
-        operations.cancel_run("amphista-0002", HOST)
+        cancel_runs(["amphista-0002"], HOST)
     assert queries.job(2).state == State.QUEUED
     for run in (2, "2", "0002", "statistics-0002", "statistics-2"):
         assert queries.job(run).run == "statistics-0002"
@@ -51,9 +51,9 @@ def test_a_run_of_another_kind_is_not_meant(store: None) -> None:
 def test_one_damaged_row_hides_no_other(store: None, column: str) -> None:
     with writing() as session:
         session.execute(text(f"UPDATE jobs SET {column} = '{{\"model' WHERE id = 2"))
-    listed = operations.list_runs()
+    listed = list_runs()
     assert [run["damaged"] for run in listed] == [False, True, False]
-    states = [*runs_table(listed).columns[1].cells]
+    states = [line.split()[1] for line in runs_text(listed).splitlines()[1:]]
     assert states == ["queued", "damaged", "queued"]
     assert "third" in search_runs("statistics")[0]["about"]
     assert queries.job(2).shown_state == "damaged" and scheduling.status().queued
@@ -64,7 +64,7 @@ def test_bytes_that_are_no_text_hide_no_other_run(store: None, column: str) -> N
     with writing() as session:
         session.execute(text(f"UPDATE jobs SET {column} = CAST(X'7B22FF' AS TEXT) WHERE id = 2"))
         session.execute(text("UPDATE job_events SET text = CAST(X'FF' AS TEXT) WHERE job_id = 2"))
-    listed = operations.list_runs()
+    listed = list_runs()
     assert [run["id"] for run in listed] == [f"statistics-000{n}" for n in (3, 2, 1)]
     assert listed[1]["damaged"] == (column in ("config", "tags"))
     assert "third" in search_runs("statistics")[0]["about"]
@@ -94,12 +94,12 @@ def test_a_priority_has_bounds_and_what_has_ended_cannot_be_cancelled(store: Non
             service.enqueue("statistics", {}, HOST, priority=priority)
         assert raised.value.field == "priority"
     assert len(queries.jobs()) == 3
-    operations.cancel_run("statistics-0001", HOST)
+    cancel_runs(["statistics-0001"], HOST)
     with pytest.raises(ConflictError, match="It is cancelled already"):
-        operations.cancel_run("statistics-0001", HOST)
+        cancel_runs(["statistics-0001"], HOST)
     with pytest.raises(ConflictError, match="Nothing was cancelled"):
-        operations.cancel_runs([], HOST)
-    operations.cancel_runs(["1", "2"], HOST)  # one of them is active
+        cancel_runs([], HOST)
+    cancel_runs(["1", "2"], HOST)  # one of them is active
     assert queries.job(2).state == State.CANCELLED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.errors import SlimscopeError
+from backend.queue.actor import Actor
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for
 from jobs import pipeline, submit
+from jobs.cli.mcp import build
 from jobs.kind import kinds
+from jobs.operations.registry import OPERATIONS
 
 EXAMPLES = 60 * int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))
 ODD = st.sampled_from([
@@ -72,6 +76,35 @@ def test_a_config_is_accepted_or_refused(tables: None, kind: str, data: st.DataO
         said(error)
         return
     assert config.model_dump(mode="json") and estimate.bytes >= 0
+
+
+TOOLS = [each for each in OPERATIONS.values() if each.tool]
+JSON = ODD.filter(lambda value: not isinstance(value, bytes) and value == value)
+
+
+@QUIET
+@given(data=st.data())
+def test_a_tool_answers_or_says_what_is_wrong(
+    tables: None, caplog: pytest.LogCaptureFixture, data: st.DataObject
+) -> None:
+    mcp = pytest.importorskip("mcp")
+    tool = data.draw(st.sampled_from(TOOLS))
+    names = st.sampled_from([*tool.signature.parameters, "no_such_parameter"])
+    values = data.draw(st.dictionaries(names, JSON, max_size=4))
+
+    async def call() -> Any:
+        async with mcp.Client(build(Actor("guest", "guest"))) as client:
+            return await client.call_tool(tool.tool, values)
+
+    try:
+        answer = asyncio.run(call())
+    except UnicodeEncodeError:  # a lone surrogate is no JSON
+        return
+    told = " ".join(each.text for each in answer.content if answer.is_error)
+    assert "unexpected error" not in told and "Traceback" not in told, (tool.name, values, told)
+    wrong = tool.writes or "no_such_parameter" in values
+    assert answer.is_error or not wrong, (tool.name, values)
+    assert bool(told) == answer.is_error and [r for r in caplog.records if r.exc_info] == []
 
 
 TEXT = pipeline.preset("prune, quantise, draft", "toy")

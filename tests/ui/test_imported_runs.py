@@ -26,9 +26,10 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job
-from jobs.cli.tables import runs_table
 from jobs.imported import check_row
-from jobs.record import record, summary
+from jobs.operations.runs import runs_text
+from jobs.record import record
+from jobs.summary import summary
 from tests.queue.conftest import HOST
 from tests.ui.lab import asked
 from ui.pages import pages
@@ -116,7 +117,7 @@ def drawn_everywhere(job: Job) -> None:
     """What every page, list and record makes of a run."""
     name = job.run
     json.dumps(record(name), allow_nan=False)
-    runs_table([summary(job) for job in queries.jobs()])
+    runs_text([summary(job) for job in queries.jobs()])
     for draw in (home.draw, runs.draw, queue.draw, playground.draw):
         draw(asked(run=name))
     for draw in (run.draw, run.draw_measures, run.draw_curves):

@@ -17,8 +17,8 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.integrity import check_integrity
 from backend.store.migrate import current_revision
 from backend.store.session import database_ms, engine_for, now_ms, reading
-from jobs.cli.console import runs
 from jobs.cli.doctor.check import HealthCheck, check
+from jobs.operations.text import count
 
 SAFE_SQLITE = (3, 51, 3)  # earlier ones may corrupt a log that two connections check-point
 NEEDED_DISK = 4e9
@@ -109,7 +109,7 @@ def supervisor() -> HealthCheck:
         fix = f"End it; the next starts by itself: fuser -k '{SUPERVISOR.lock_path()}'"
         return HealthCheck("supervisor", False, "it holds its lock, but does not work", fix)
     if waiting and not alive and not status.supervisor_alive:
-        text = f"asleep; waiting for it: {runs(waiting)}"
+        text = f"asleep; waiting for it: {count(waiting)}"
         return HealthCheck("supervisor", False, text, "Open the dashboard, which wakes it.")
     return HealthCheck(
         "supervisor", True, "alive" if alive else "asleep; wakes when a run is added"

@@ -12,8 +12,12 @@ import pytest
 
 from backend.queue.folders import work_folder
 from backend.queue.service import cancel, enqueue
+from backend.store import queries
+from backend.store.tables import Job
 from jobs.cli.app import main
+from jobs.cli.command import command_for
 from jobs.kind import kinds
+from jobs.operations.registry import OPERATIONS
 from jobs.submit import command_line, validated
 from tests.queue.conftest import HOST
 from tests.shell import slimscope
@@ -230,3 +234,20 @@ def test_a_file_of_a_pipeline_takes_no_model_and_no_preset(
 ) -> None:
     refused = slimscope("pipeline", "file.yaml", *words, "--show")
     assert refused.returncode == 2 and "names its own steps and model" in refused.stderr
+
+
+def test_a_pipeline_is_followed_until_a_step_does_not_succeed(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    followed: list[str] = []
+
+    def follow(run: str) -> Job:
+        followed.append(run)
+        cancel(run, HOST)
+        return queries.job(run)
+
+    monkeypatch.setattr("jobs.cli.pipeline.follow", follow)
+    words = ["--preset", "prune, quantise", "--model", "toy", "--wait"]
+    code = command_for(OPERATIONS["pipeline"]).main(words, standalone_mode=False)
+    assert code == 3 and len(followed) == 1
+    assert f"slimscope resume {followed[0]}" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from ui.pages.playground import page as playground
 from ui.pages.run import page as run_page
 from ui.pages.run import quality
 from ui.runs import choices
-from ui.runs.actions.keeping import keeping_actions
+from ui.runs.actions.action import carry_out, offered
 from ui.runs.actions.single import next_links
 from ui.widgets.config_form import ConfigForm
 from ui.widgets.log_view import part
@@ -83,7 +83,7 @@ def test_its_conversation_goes_on_as_a_new_one_with_the_model_that_is_there() ->
 @pytest.mark.parametrize("run", WEIGHTLESS)
 def test_its_page_offers_what_works(run: str) -> None:
     example = queries.job(run)
-    assert keeping_actions([example], HOST) == []
+    assert offered([example], HOST, "order") == []
     links = next_links(example)
     assert "Measure its speed" not in links and "Generate with it" not in links
     said = "Examples ship without weights."
@@ -94,10 +94,10 @@ def test_its_page_offers_what_works(run: str) -> None:
     assert said in quality_said or run == "amphista-example"  # no drafter has a quality
 
 
-def test_among_own_runs_it_says_why_they_cannot_be_deleted_together() -> None:
+def test_among_own_runs_only_those_are_deleted() -> None:
     store(job(1))
     both = [queries.job("sds-0001"), queries.job("sds-example")]
-    assert [(a.name, a.limit) for a in keeping_actions(both, HOST)] == [
-        ("delete", "Examples are read-only. Home removes them.")
-    ]
-    assert {"archive", "delete"} <= {a.name for a in keeping_actions(both[:1], HOST)}
+    (delete,) = (each for each in offered(both, HOST, "order") if each.name == "delete")
+    assert delete.question.startswith("Delete sds-0001?")
+    carry_out("delete", both, "", HOST)
+    assert [bool(queries.job(each.run).removed_at) for each in both] == [True, False]

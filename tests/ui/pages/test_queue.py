@@ -11,6 +11,7 @@ from backend.queue import permissions, scheduling
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.queue import page as jobs
 from ui.runs.actions.single import act, actions, run_action
@@ -71,10 +72,10 @@ def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Setti
     assert queries.job(2).desired == "stop"
     act(pressed("cancel", "sds-0002"), asked())
     assert queries.job(2).desired == "stop"
-    assert [action.name for action in actions(queries.job(2))] == ["kill"]
+    assert [action.name for action in actions(queries.job(2), HOST)] == ["kill"]
     act(pressed("kill", "sds-0002"), asked())
     assert queries.job(2).desired == "kill"
-    assert actions(queries.job(2)) == []
+    assert actions(queries.job(2), HOST) == []
 
 
 def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:

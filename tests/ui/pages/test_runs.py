@@ -122,7 +122,7 @@ def did(do: str, pick: str, text: str = "", who: tuple[str, str] = HOST) -> str:
 
 
 def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
-    assert "Added to 2 runs: paper, demo." in did("tag", "sds-0001,sds-0002", "paper demo")
+    assert "Tagged: 2 runs." in did("tag", "sds-0001,sds-0002", "paper demo")
     assert [queries.job(i).tags for i in (1, 2)] == [["paper", "demo"], ["demo", "paper"]]
     did("untag", "sds-0001", "paper")
     assert queries.job(1).tags == ["demo"]
@@ -135,9 +135,9 @@ def test_selected_runs_are_tagged_untagged_and_noted(lab: Settings) -> None:
 def test_cancel_and_resume_take_only_those_they_fit(lab: Settings) -> None:
     everything = ",".join(f"sds-000{i}" for i in range(1, 7))
     bar = table(pick=everything)
-    assert "Cancel sds-0006?" in bar and "Resume sds-0005?" in bar
+    assert "Remove sds-0006 from the queue?" in bar and "bulk-resume" in bar
     assert "bulk-cancel" not in table(pick="sds-0001") and "bulk-tag" in table(pick="sds-0001")
-    assert "Cancelling sds-0006." in did("cancel", everything)
+    assert "sds-0006 is cancelled." in did("cancel", everything)
     assert queries.job(6).state == "cancelled" and queries.job(1).state == "succeeded"
     assert "Queued again: 2 runs." in did("resume", everything)
     assert {queries.job(i).state for i in (5, 6)} == {"queued"}

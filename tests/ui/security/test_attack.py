@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -21,7 +22,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.ui.visits import OTHER, Visit, event_of
+from jobs.operations.registry import OPERATIONS
+from tests.ui.visits import OTHER, TOKEN, Visit, event_of
 from ui.api_errors import API_PATH
 
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
@@ -98,15 +100,13 @@ def test_calls_no_page_makes_are_refused(
     assert client.get("/slimscope/pulse").status_code == 200
 
 
+SERVED = [each for each in OPERATIONS.values() if each.path]
 paths = st.sampled_from([
-    "runs", "runs/{}", "runs/{}/results", "runs/{}/curves", "runs/{}/tensors", "runs/{}/log",
-    "runs/{}/answers", "runs/{}/artifacts", "runs/{}/sweep", "runs/{}/file", "leaderboard", "{}",
-    "runs/{}/cancel", "runs/{}/next", "runs/{}/vote", "runs/{}/delete", "submit/sds", "submit/{}",
-    "submit/generate", "sweeps/sds", "sweeps/{}", "pipelines",
+    *(re.sub(r"{\w+}", "{}", each.path[1:]) for each in SERVED),
+    "{}", "submit/sds", "submit/generate", "sweeps/sds",
 ])  # fmt: skip
-names = st.sampled_from(
-    ["state", "kind", "limit", "attempt", "after", "path", "choice", "name", "preset", "priority"]
-)
+names = st.sampled_from([*{name for each in SERVED for name in each.parameters}, "no_such"])
+HOST = {"authorization": f"Bearer {TOKEN}"}
 fields = st.sampled_from(
     ["config", "sweep", "model", "pattern", "seed", "prompt", "sides", "steps"]
 )
@@ -116,13 +116,13 @@ fields = st.sampled_from(
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "HEAD"]), path=paths, run=texts,
     query=st.dictionaries(names, st.integers().map(str) | texts, max_size=3),
-    body=st.none() | st.dictionaries(fields, values, max_size=3) | values,
+    body=st.none() | st.dictionaries(fields, values, max_size=3) | values, data=st.data(),
 )  # fmt: skip
 def test_requests_with_changed_values_are_refused(
     quiet: None, open_to_guests: Visit, method: str, path: str, run: str,
-    query: dict[str, str], body: Any,
+    query: dict[str, str], body: Any, data: st.DataObject,
 ) -> None:  # fmt: skip
-    client = open_to_guests(OTHER)
+    client = open_to_guests(OTHER, **data.draw(st.sampled_from([{}, HOST])))
     asked = "&".join(f"{n}={quote(v, errors='surrogatepass')}" for n, v in query.items())
     where = f"{API_PATH}/{path.format(quote(run, safe='', errors='surrogatepass'))}?{asked}"
     answered(client, method, where, content=None if body is None else encoded(body))

@@ -19,9 +19,9 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.tables import Job
-from jobs import operations
 from jobs.imported import check_row
 from jobs.kind import kinds
+from jobs.operations.submission import submit_run
 from ui.format import duration, href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
@@ -125,5 +125,5 @@ def run_toy(user: Actor) -> Job:
     """Queue the first method on the built-in toy model."""
     kind = next(iter(kinds().values()))
     preset = next(iter(kind.presets), "")
-    record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
+    record = submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
     return queries.job(record["id"])

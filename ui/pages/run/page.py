@@ -22,7 +22,7 @@ from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
 from jobs.fields.saved_models import NO_WEIGHTS, ships_without
 from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
-from jobs.operations import artifact_file
+from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
 from ui.charts.lines import curves, curves_frame, reduced_note, y_title

@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from backend.errors import SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import labels, permissions
 from backend.queue.actor import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
-from ui.runs.actions.bulk import bulk_actions, run_bulk_action
+from ui.runs.actions.action import carry_out
+from ui.runs.actions.bulk import bulk_actions
 from ui.runs.table import to_csv, to_json
 from ui.runs.view import TableQuery, query_runs, query_text, saved_query
 from ui.templates import fragments
@@ -98,8 +99,9 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
             message = delete_view(data.get("run", ""), user)
         else:
             table = query_runs(TableQuery.from_address(request))
-            jobs = [row.job for row in table.selected]
-            message = run_bulk_action(action, jobs, text, user)
+            if not (jobs := [row.job for row in table.selected]):
+                raise ConfigError("Nothing was done.", "No run is selected.")
+            message = carry_out(action, jobs, text, user)
     except SlimscopeError as error:
         return {"message": show_error(error)}
     return {"message": show_success(message)}

@@ -1,12 +1,22 @@
-"""What a button about runs is."""
+"""Buttons of operations: which there are for some runs, and what pressing one does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+from backend.errors import NotFoundError
+from backend.queue.actor import Actor
+from backend.store import queries
 from backend.store.tables import Job
-from ui.format import runs as runs_text
+from jobs.operations.registry import OPERATIONS, Button, Operation
+from jobs.operations.text import as_text, names
+from ui.format import size
+from ui.templates import fragments
+
+HTML = fragments("runs/runs.html")
 
 
 @dataclass(frozen=True)
@@ -14,7 +24,6 @@ class Action:
     """A button for one run or for several.
 
     Attributes:
-        name: what the page is asked to do.
         question: to be confirmed first.
         forbidden: why the user may not do it.
         limit: why it does not fit the selected runs.
@@ -33,6 +42,63 @@ class Action:
     initial: str = ""
 
 
-def run_count(jobs: Sequence[Job]) -> str:
-    """The name of a single run, or "3 runs"."""
-    return jobs[0].run if len(jobs) == 1 else runs_text(len(jobs))
+@lru_cache
+def _buttons() -> dict[str, tuple[Operation, Button]]:
+    return {
+        button.name: (operation, button)
+        for operation in OPERATIONS.values()
+        for button in operation.buttons
+    }
+
+
+def offered(jobs: Sequence[Job], user: Actor, *groups: str) -> list[Action]:
+    """The buttons that fit some of these runs; those the user may not press have the reason."""
+    found = []
+    for operation, button in _buttons().values():
+        if button.group not in groups or (len(jobs) > 1 and not button.several):
+            continue
+        if fitting := [job for job in jobs if button.fits(job)]:
+            action = Action(
+                button.name,
+                button.text if len(jobs) == 1 else button.text.replace(" run", " runs"),
+                button.question(fitting),
+                operation.forbidden(user, fitting),
+                prompt=button.prompt.format(runs=names([job.run for job in fitting])),
+                initial=button.initial(fitting),
+            )
+            found.append(action)
+    return found
+
+
+def carry_out(name: str, jobs: Sequence[Job], text: str, user: Actor) -> str:
+    """Does what a button says to those of the runs that fit, and says what was done.
+
+    Raises:
+        SlimscopeError: it is not allowed, or not possible.
+    """
+    operation, button = _buttons().get(name, (None, None))
+    if not operation or not button or (len(jobs) != 1 and not button.several):
+        raise NotFoundError(f"There is no action {name[:20]!r}.")
+    runs = [job.run for job in jobs if button.fits(job)] or [job.run for job in jobs]
+    values = {**button.values, **({button.takes: text} if button.takes else {})}
+    about = {"runs": runs} if "runs" in operation.parameters else {"run": runs[0]}
+    answer = operation.call_all(user, **about, **values)
+    if name in MESSAGES:
+        return MESSAGES[name](answer)
+    return (operation.said or as_text)(answer)
+
+
+def _reproduced(run: Mapping[str, Any]) -> str:
+    message: str = HTML.reproduction_queued(queries.job(run["id"]), queries.job(run["parent"]).run)
+    return message
+
+
+def _deleted(records: Sequence[Mapping[str, Any]]) -> str:
+    freed = size(sum(run["disk_bytes"] for run in records))
+    message: str = HTML.deleted(names([run["id"] for run in records]), freed)
+    return message
+
+
+MESSAGES: Mapping[str, Callable[[Any], str]] = {  # with a link
+    "retry": _reproduced, "reproduce": _reproduced, "delete": _deleted,
+}  # fmt: skip

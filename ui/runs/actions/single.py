@@ -1,4 +1,4 @@
-"""Actions on one run or sweep: which buttons there are, and carrying them out. The rules are those
+"""Actions on one run, its sweep or its pipeline: the buttons, and what they do. The rules are those
 of the queue's service."""
 
 from __future__ import annotations
@@ -10,60 +10,40 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import NotFoundError, SlimscopeError
-from backend.queue import permissions
+from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.artifacts.disk import CHECKPOINTS, has_checkpoints
 from backend.queue.dependencies import connected
 from backend.store import queries
-from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
+from backend.store.states import State
 from backend.store.tables import Job
-from jobs import operations
 from jobs.benchmark import config as benchmark
 from jobs.dlqat import config as dlqat
 from jobs.fields import drafters
 from jobs.fields.saved_models import has_saved
 from jobs.generate import config as generate
-from ui.format import href, runs, size
+from jobs.operations.changes import is_resumable
+from ui.format import href
 from ui.frame import current_user
 from ui.gradio_patches import event_data
-from ui.runs.actions.action import Action
-from ui.runs.actions.keeping import KEEPING, keep, keeping_actions
-from ui.templates import fragments
+from ui.runs.actions.action import HTML, Action, carry_out, offered
 from ui.widgets.notice import show_error, show_success
 
-HTML = fragments("runs/runs.html")
 
-
-def actions(job: Job, place: int | None = None) -> list[Action]:
+def actions(job: Job, user: Actor, place: int | None = None) -> list[Action]:
     """What fits the job's state; moving it only where its place in the queue is known."""
-    if job.removed_at:
-        return []
-    if job.state == State.QUEUED:
-        first = [Action("next", "Run next")] if place and place > 1 else []
-        return [*first, Action("cancel", "Cancel run", f"Remove {job.run} from the queue?")]
-    if job.state in LIVE and job.desired == "run":
-        kept = "It stops at the next safe point and keeps finished work."
-        return [Action("cancel", "Cancel run", f"Cancel {job.run}? {kept}")]
-    if job.state in LIVE and job.desired == "stop":
-        lost = "Work since its last checkpoint is lost."
-        return [Action("kill", "Kill now", f"Kill {job.run} now? {lost}")]
-    if job.state in LIVE:
-        return []
-    if job.state in RESUMABLE:
-        return [Action("resume", "Resume"), Action("retry", "Retry")]
-    return [Action("retry", "Reproduce")]
+    found = offered([job], user, "queue")
+    return [each for each in found if each.name != "next" or (place or 0) > 1]
 
 
 def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
     """The buttons that fit; those the user may not press are disabled, with the reason."""
-    fitting = [replace(a, forbidden=_forbidden(a.name, job, user)) for a in actions(job, place)]
-    return HTML.action_buttons(fitting, job.run)
+    return HTML.action_buttons(actions(job, user, place), job.run)
 
 
 def keeping_buttons(job: Job, user: Actor) -> Markup:
     """The buttons that keep the list of runs in order."""
-    return HTML.action_buttons(keeping_actions([job], user), job.run)
+    return HTML.action_buttons(offered([job], user, "order"), job.run)
 
 
 def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
@@ -72,26 +52,12 @@ def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
     Args:
         use: its disk space, by `disk_use`.
     """
-    if job.state not in TERMINAL or CHECKPOINTS not in use:
-        return Markup()
-    again = " Resuming it then starts from the beginning." if job.state in RESUMABLE else ""
-    question = f"Delete the checkpoints of {job.run} ({size(use[CHECKPOINTS])})?{again}"
-    action = Action("free", "Free space", question, permissions.may_not_change(user))
-    return HTML.action_buttons([action], job.run)
+    return HTML.action_buttons(offered([job], user, "disk") if CHECKPOINTS in use else [], job.run)
 
 
 def starts_anew(job: Job) -> bool:
     """Whether a run that worked before could be resumed only from the beginning."""
-    return job.state in RESUMABLE and job.attempts_made > 0 and not has_checkpoints(job.run)
-
-
-def _forbidden(action: str, job: Job, user: Actor) -> str:
-    """Why an action would be refused; "" where it is allowed."""
-    if action == "retry":
-        return permissions.may_not_add(user)
-    if action in ("resume", "next"):
-        return permissions.may_not_change(user)
-    return permissions.may_not_cancel(user, job.owner)
+    return is_resumable(job) and job.attempts_made > 0 and not has_checkpoints(job.run)
 
 
 def clone_link(job: Job) -> Markup:
@@ -144,63 +110,18 @@ def act(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def run_action(name: str, run: str, user: Actor, text: str = "") -> str:
-    """Carries out an action and says what was done; raises `SlimscopeError` where it is not allowed
-    or not possible."""
-    if name in KEEPING:
-        return keep(name, [queries.job(run)], text, user)
-    match name:
-        case "retry":
-            message: str = HTML.reproduction_queued(
-                queries.job(operations.reproduce_run(run, user)["id"]), run
-            )
-        case "resume":
-            resumed = operations.resume_run(run, user)["id"]
-            kept = has_checkpoints(resumed)
-            place = "resumes from its last checkpoint" if kept else "starts from the beginning"
-            message = f"{resumed} is queued again. It {place}."
-        case "next":
-            message = f"{operations.run_next(run, user)['id']} is the next to start."
-        case "free":
-            freed = operations.free_space(run, user)
-            message = f"{size(freed['freed_bytes'])} freed."
-        case "cancel" if queries.job(run).desired != "run":  # from a page that is out of date
-            message = f"{run} is being cancelled already."
-        case "cancel" | "kill":
-            message = _cancel(run, user)
-        case "cancel-sweep":  # those being cancelled already are not killed by this
-            active = [job.run for job in queries.sweep(run) if stoppable(job)]
-            message = f"Cancelling {runs(len(operations.cancel_runs(active, user)))}."
-        case "cancel-pipeline":
-            waiting = [job.run for job in connected(queries.job(run).id) if stoppable(job)]
-            message = f"Cancelling {runs(len(operations.cancel_runs(waiting, user)))}."
-        case "resume-sweep":
-            sweep = [job.run for job in queries.sweep(run)]
-            message = f"Queued again: {runs(len(operations.resume_runs(sweep, user)))}."
-        case _:
-            raise NotFoundError(f"There is no action {name[:20]!r}.")
-    return message
-
-
-def stoppable(job: Job) -> bool:
-    """Whether a run is active, and not being cancelled already: a second cancel kills it."""
-    return job.state in ACTIVE and job.desired == "run"
+    """Carries out an action on a run, its sweep ("cancel-sweep") or its pipeline, and says what was
+    done; raises `SlimscopeError` where it is not allowed or not possible."""
+    action, _, scope = name.partition("-")
+    if action in ("cancel", "resume") and scope == "sweep":
+        return carry_out(action, queries.sweep(run), text, user)
+    if action == "cancel" and scope == "pipeline":
+        return carry_out(action, connected(queries.job(run).id), text, user)
+    return carry_out(name, [queries.job(run)], text, user)
 
 
 def pipeline_button(jobs: Sequence[Job], user: Actor) -> Markup:
     """Cancels every run that is linked with a pipeline and has not ended; empty where all have."""
-    active = [job for job in jobs if stoppable(job)]
-    if not active:
-        return Markup()
-    question = f"Cancel all {runs(len(active))} on this page? Finished work is kept."
-    reasons = filter(None, (permissions.may_not_cancel(user, job.owner) for job in active))
-    action = Action("cancel-pipeline", "Cancel all", question, next(reasons, ""))
-    return HTML.action_buttons([action], jobs[0].run)
-
-
-def _cancel(run: str, user: Actor) -> str:
-    job = operations.cancel_run(run, user)
-    if job["state"] not in LIVE:
-        cancelled = job["state"] == State.CANCELLED
-        return f"{run} is cancelled." if cancelled else f"{run} has ended already."
-    killed = job["desired"] == "kill"
-    return f"{run} is being killed." if killed else f"{run} stops at the next safe point."
+    found = [each for each in offered(jobs, user, "queue") if each.name == "cancel"]
+    cancel = [replace(each, name="cancel-pipeline", text="Cancel all") for each in found]
+    return HTML.action_buttons(cancel, jobs[0].run if jobs else "")

@@ -334,7 +334,7 @@ def test_the_disk_space_of_a_run_is_told_and_freed_by_hosts(checkpoint: Path) ->
     assert "Resuming it then starts from the beginning." in page["disk"]  # is asked before
     assert "No checkpoint is left" not in page["head"]
     said = actions.act(pressed("free", "sds-0004"), asked())
-    assert "3.0 MB freed." in said["value"] and not checkpoint.exists()
+    assert "3 MB freed." in said["value"] and not checkpoint.exists()
     after = draw("sds-0004")
     assert "Free space" not in after["disk"] and "Logs</dt><dd>50 B" in after["disk"]
     assert "No checkpoint is left: resuming starts from the beginning." in after["head"]

@@ -1,0 +1,70 @@
+"""Operations of the command line on this machine: the dashboard, MCP, setup, doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from pydantic import Field
+
+from backend.models.sources.setup import main as set_up_models
+from backend.queue.actor import Actor
+from backend.queue.launcher import CODE
+from backend.text.setup import main as set_up_text
+from jobs.cli.console import FAILED
+from jobs.cli.doctor.report import examine
+from jobs.cli.mcp import build
+from jobs.fields.model import DEFAULT_MODEL
+from jobs.operations.registry import Record, operation
+
+
+@operation("serve", path="", tool="", database="none", json=False)
+def serve(
+    host: Annotated[str, Field(description="Address to listen on.")] = "",
+    port: Annotated[int, Field(ge=0, le=65535, description="0: as set, or 7860.")] = 0,
+) -> None:
+    """Open the dashboard, as slimscope alone does."""
+    given = {"SLIMSCOPE_HOST": host, "SLIMSCOPE_PORT": port}
+    environment = {**os.environ, **{name: str(value) for name, value in given.items() if value}}
+    command = [sys.executable, str(CODE / "app.py")]
+    os.execve(command[0], command, environment)
+
+
+@operation("mcp", path="", tool="", json=False)
+def serve_agents(actor: Actor) -> None:
+    """Serve the queue to agents over standard input and output (Model Context Protocol)."""
+    build(actor).run()
+
+
+@operation(
+    "setup", path="", tool="", database="none", said=lambda _: "",
+    exit_code=lambda made: 0 if made["ready"] else FAILED,
+)  # fmt: skip
+def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> Record:
+    """Fetch the default model, or another, and the sample text."""
+    name = model or DEFAULT_MODEL
+    return {"model": name, "ready": not (set_up_models([name]) or set_up_text())}
+
+
+def _findings(checks: Sequence[Record]) -> str:
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check['ok'] else 'LOOK'} {check['name']:<14} {check['text']}")
+        lines += [f"     {'':<14} -> {check['fix']}"] if check["fix"] else []
+    return "\n".join(lines)
+
+
+@operation(
+    "doctor", path="", tool="", said=_findings,
+    exit_code=lambda checks: 0 if all(check["ok"] for check in checks) else FAILED,
+)  # fmt: skip
+def doctor(
+    probe: Annotated[
+        bool, Field(description="Send a job to the cluster: its versions, and its artefacts.")
+    ] = False,
+) -> list[Record]:
+    """Check this machine and the data folder, and say what to do."""
+    return [vars(check) for check in examine(probe)]

@@ -1,0 +1,297 @@
+"""Operations that change runs. The rules are those of the services they call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from backend.printable import readable_bytes
+from backend.queue import labels, permissions, removal, service
+from backend.queue.actor import Actor
+from backend.queue.artifacts import disk
+from backend.queue.artifacts.disk import CHECKPOINTS, disk_use, has_checkpoints
+from backend.store import queries
+from backend.store.states import ACTIVE, LIVE, RESUMABLE, TERMINAL, State
+from backend.store.tables import Job
+from jobs.operations.registry import Button, Record, Run, Runs, operation
+from jobs.operations.text import count, named, names
+from jobs.summary import summary
+
+Records = Sequence[Record]
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return names([job.run for job in jobs])
+
+
+def summaries(runs: Sequence[str]) -> list[Record]:
+    """The records of runs as they are now."""
+    return [summary(queries.job(run)) for run in runs]
+
+
+# the queue ----------------------------------------------------------------------------------------
+
+
+@operation(
+    "next", writes=True, action="reorder the queue",
+    said=lambda run: f"{run['id']} is the next to start.", buttons=(
+        Button("next", "Run next", lambda job: job.state == State.QUEUED, group="queue",
+               several=False),
+    ),
+)  # fmt: skip
+def run_next(run: Run, actor: Actor) -> Record:
+    """Move a queued run to the front of the queue."""
+    return summary(service.run_next(run, actor))
+
+
+def is_stoppable(job: Job) -> bool:
+    """Whether a run is active, and not being cancelled already: a second cancel kills it."""
+    return job.state in ACTIVE and job.desired == "run"
+
+
+def _is_stopping(job: Job) -> bool:
+    return job.state in LIVE and job.desired == "stop"
+
+
+def _cancel_question(jobs: Sequence[Job]) -> str:
+    if len(jobs) > 1:
+        return f"Cancel {_names(jobs)}? Finished work is kept."
+    if jobs[0].state == State.QUEUED:
+        return f"Remove {jobs[0].run} from the queue?"
+    return f"Cancel {jobs[0].run}? It stops at the next safe point and keeps finished work."
+
+
+def _cancelled(records: Records) -> str:
+    if len(records) > 1:
+        return f"Cancelling {count(len(records))}."
+    (run,) = records
+    if run["state"] not in LIVE:
+        cancelled = run["state"] == State.CANCELLED
+        return f"{run['id']} is cancelled." if cancelled else f"{run['id']} has ended already."
+    killed = run["desired"] == "kill"
+    return (
+        f"{run['id']} is being killed." if killed else f"{run['id']} stops at the next safe point."
+    )
+
+
+@operation(
+    "cancel", writes=True, who="guest", may_not=permissions.may_not_cancel, tool="cancel_run",
+    said=_cancelled, buttons=(
+        Button("cancel", "Cancel run", is_stoppable, _cancel_question, values={"once": True},
+               group="queue"),
+        Button("kill", "Kill now", _is_stopping, group="queue", several=False,
+               question=lambda jobs: f"Kill {jobs[0].run} now? Work since its last checkpoint is "
+               "lost."),
+    ),
+)  # fmt: skip
+def cancel_runs(
+    runs: Runs,
+    actor: Actor,
+    once: Annotated[bool, Field(description="Kill none that is being cancelled already.")] = False,
+) -> list[Record]:
+    """Ask runs to stop at their next safe point; asked twice, they are killed. A run that has
+    ended cannot be cancelled."""
+    jobs = [queries.job(run) for run in runs]
+    asked = [job.run for job in jobs if not once or job.desired == "run" or job.state not in LIVE]
+    if asked or not jobs:
+        service.cancel_all(asked, actor)
+    return summaries([job.run for job in jobs])
+
+
+def is_resumable(job: Job) -> bool:
+    """Whether a run failed, was cancelled or lost, and is not deleted."""
+    return job.state in RESUMABLE and not job.removed_at
+
+
+def _resumed(records: Records) -> str:
+    if len(records) != 1:
+        kept = " Each resumes from its last checkpoint, if any." if records else ""
+        return f"Queued again: {count(len(records))}.{kept}"
+    run = records[0]["id"]
+    anew = not has_checkpoints(run)
+    place = "starts from the beginning" if anew else "resumes from its last checkpoint"
+    return f"{run} is queued again. It {place}."
+
+
+@operation(
+    "resume", writes=True, action="resume a run", tool="resume_run", said=_resumed, buttons=(
+        Button("resume", "Resume", is_resumable, group="queue",
+               question=lambda jobs: f"Resume {_names(jobs)}?" if len(jobs) > 1 else ""),
+    ),
+)  # fmt: skip
+def resume_runs(runs: Runs, actor: Actor) -> list[Record]:
+    """Queue failed, cancelled or lost runs again, from their last checkpoints."""
+    if len(runs) == 1:
+        return [summary(service.resume(runs[0], actor))]
+    return [summary(job) for job in service.resume_all(runs, actor)]
+
+
+def _free_question(jobs: Sequence[Job]) -> str:
+    (job,) = jobs
+    size = readable_bytes(disk_use(job.run).get(CHECKPOINTS, 0))
+    again = " Resuming it then starts from the beginning." if job.state in RESUMABLE else ""
+    return f"Delete the checkpoints of {job.run} ({size})?{again}"
+
+
+@operation(
+    "free", writes=True, action="free space", tool="", question=_free_question,
+    said=lambda found: f"{found['id']}: {readable_bytes(found['freed_bytes'])} freed.", buttons=(
+        Button("free", "Free space", group="disk", several=False, question=_free_question,
+               fits=lambda job: job.state in TERMINAL and has_checkpoints(job.run)),
+    ),
+)  # fmt: skip
+def free_space(run: Run, actor: Actor) -> Record:
+    """Delete the checkpoints of a run that has ended: resuming it then starts from the beginning.
+    Answers with the bytes that were freed."""
+    freed = disk.free_space(run, actor)
+    return {"id": queries.job(run).run, "freed_bytes": freed}
+
+
+# the list of runs ---------------------------------------------------------------------------------
+
+
+def _is_own(job: Job) -> bool:
+    """Whether a run is no example, and not deleted."""
+    return job.id > 0 and not job.removed_at
+
+
+@operation(
+    "rename", writes=True, action="rename a run",
+    said=lambda run: f"{run['id']} is called {run['name'] or 'nothing'} now.", buttons=(
+        Button("rename", "Rename", _is_own, prompt="Name of {runs}:", takes="name",
+               initial=lambda jobs: jobs[0].name, several=False),
+    ),
+)  # fmt: skip
+def rename_run(
+    run: Run, name: Annotated[str, Field(description="Its new name.")], actor: Actor
+) -> Record:
+    """Give a run another name."""
+    labels.rename(run, name, actor)
+    return summary(queries.job(run))
+
+
+Tags = Annotated[str, Field(description="Words of letters, digits or . + - / _")]
+
+
+@operation(
+    "tag",
+    writes=True,
+    action="tag a run",
+    said=lambda runs: f"Tagged: {named(runs)}.",
+    buttons=(Button("tag", "Tag", _is_own, prompt="Tags to add to {runs}:", takes="tags"),),
+)
+def tag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
+    """Add tags to runs."""
+    labels.tag(runs, labels.tags_in(tags), actor)
+    return summaries(runs)
+
+
+@operation(
+    "untag", writes=True, action="tag a run", said=lambda runs: f"Untagged: {named(runs)}.",
+    buttons=(
+        Button("untag", "Untag", lambda job: _is_own(job) and bool(job.tags), takes="tags",
+               prompt="Tags to remove from {runs}:",
+               initial=lambda jobs: " ".join(sorted({tag for job in jobs for tag in job.tags}))),
+    ),
+)  # fmt: skip
+def untag_runs(runs: Runs, tags: Tags, actor: Actor) -> list[Record]:
+    """Remove tags from runs."""
+    labels.untag(runs, labels.tags_in(tags), actor)
+    return summaries(runs)
+
+
+@operation(
+    "note", writes=True, action="write a note",
+    said=lambda run: f"The note on {run['id']} was saved.",
+    buttons=(
+        Button("note", "Note", _is_own, prompt="Note on {runs}:", takes="text", several=False,
+               initial=lambda jobs: jobs[0].note),
+    ),
+)  # fmt: skip
+def annotate_run(
+    run: Run, text: Annotated[str, Field(description="Empty: no note.")], actor: Actor
+) -> Record:
+    """Write the note of a run."""
+    labels.annotate(run, text, actor)
+    return summary(queries.job(run))
+
+
+def _archived(records: Records) -> str:
+    if not records:
+        return "They are there already."
+    archived = queries.job(records[0]["id"]).archived_at
+    return f"{'Archived' if archived else 'Back in the list'}: {named(records)}."
+
+
+@operation(
+    "archive", writes=True, action="archive a run", buttons=(
+        Button("archive", "Archive", lambda job: _is_own(job) and job.state in TERMINAL
+               and not job.archived_at),
+        Button("unarchive", "Take out of the archive", values={"back": True},
+               fits=lambda job: bool(job.archived_at) and not job.removed_at),
+    ),
+    said=_archived,
+)  # fmt: skip
+def archive_runs(
+    runs: Runs,
+    actor: Actor,
+    back: Annotated[bool, Field(description="Take them out of the archive.")] = False,
+) -> list[Record]:
+    """Take runs out of the usual lists; everything about them stays."""
+    return [summary(job) for job in removal.archive(runs, actor, back=back)]
+
+
+def _delete_question(jobs: Sequence[Job]) -> str:
+    size = readable_bytes(sum(job.disk_bytes or 0 for job in jobs))
+    freed = f"{size} on disk will be freed in a day; until then it can be undone."
+    return f"Delete {_names(jobs)}? {freed}"
+
+
+def _purge_question(jobs: Sequence[Job]) -> str:
+    return f"Delete files and figures of {_names(jobs)} now? This cannot be undone."
+
+
+def _deleted(records: Records) -> str:
+    size = readable_bytes(sum(run["disk_bytes"] for run in records))
+    names = " ".join(run["id"] for run in records)
+    if all(queries.job(run["id"]).purged for run in records):
+        return f"Deleted: {names}. {size} freed."
+    return f"Deleted: {names}. {size} will be freed in a day. Undo: slimscope undelete {names}"
+
+
+@operation(
+    "delete", writes=True, action="delete a run", tool="", said=_deleted,
+    question=_delete_question, buttons=(
+        Button("delete", "Delete", lambda job: _is_own(job) and job.state in TERMINAL,
+               _delete_question),
+        Button("purge", "Free the space now", lambda job: bool(job.removed_at) and not job.purged,
+               _purge_question, values={"now": True}),
+    ),
+)  # fmt: skip
+def delete_runs(
+    runs: Runs,
+    actor: Actor,
+    now: Annotated[bool, Field(description="For good, without a day to undo it.")] = False,
+) -> list[Record]:
+    """Delete runs that have ended, all or none. For a day they can be restored; then their files
+    and figures are purged."""
+    removal.remove(runs, actor)
+    jobs = [queries.job(run) for run in runs]
+    records = [summary(job) | {"disk_bytes": sum(disk_use(job.run).values())} for job in jobs]
+    if now:
+        removal.purge(runs, actor)
+    return records
+
+
+@operation(
+    "undelete", writes=True, action="restore a run", path="/runs/{run}/restore", tool="",
+    said=lambda runs: f"Restored: {named(runs)}." if runs else "None of them is deleted.",
+    buttons=(
+        Button("restore", "Undo delete", lambda job: bool(job.removed_at) and not job.purged),
+    ),
+)  # fmt: skip
+def restore_runs(runs: Runs, actor: Actor) -> list[Record]:
+    """Bring back runs that were deleted less than a day ago."""
+    return [summary(job) for job in removal.restore(runs, actor)]

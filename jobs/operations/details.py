@@ -1,0 +1,114 @@
+"""Operations that look at runs with what their kinds know: everything about a run, and sweeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backend.errors import NotFoundError
+from backend.queue.dependencies import awaited
+from backend.store import queries
+from jobs import sweep
+from jobs.kind import stage_labels
+from jobs.metrics import PERPLEXITY
+from jobs.operations.registry import Record, Run, operation
+from jobs.operations.runs import sweep_of
+from jobs.operations.text import count, table
+from jobs.record import record, sweep_record
+
+DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, beside the weights
+
+
+def _run_text(found: Record) -> str:
+    job = queries.job(found["id"])
+    lines = [f"{job.run}  {job.state}  {job.stage}"]
+    if others := awaited([job.id]).get(job.id):
+        lines.append(f"It waits for {', '.join(f'{x.run}, which is {x.state}' for x in others)}.")
+    lines += [job.error_text] if job.error else []
+    lines.append(results_text(found))
+    if found["reproduce"]:
+        lines.append(comparison_text(found["reproduce"]))
+    lines += [f"{a['kind']:<10} {a['path']}  {a['bytes'] / 1e6:.1f} MB" for a in found["artifacts"]]
+    return "\n".join(lines)
+
+
+def results_text(found: Record) -> str:
+    """Every figure of a run, by its record."""
+    names = stage_labels(found["kind"])
+    rows = [
+        (row["metric"], names.get(row["stage"], row["stage"]), f"{row['value']:.6g}",
+         "" if row["stderr"] is None else f"{row['stderr']:.3g}")
+        for row in found["results"]
+    ]  # fmt: skip
+    times = {step: s for step, s in found["timings"].items() if step != "peak_bytes"}
+    rows += [(f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in times.items()]
+    figures = table(("metric", "stage", "value", "±"), rows)
+    kept = found["kept_stage"]
+    return f"Kept: {names.get(kept, kept)}\n{figures}" if kept else figures
+
+
+def comparison_text(found: Record) -> str:
+    """Whether a run and its reproduction are equal, and what differs, by their comparison."""
+    parts = [*filter(None, [found["weights"]])]
+    parts += [each for name in DIFFERENCES for each in found[name]]
+    if found["outcome"] == "open" or not parts:
+        return str(found["text"])
+    rows = (
+        (each["what"], *("–" if each[run] is None else each[run] for run in ("first", "second")))
+        for each in parts
+    )
+    header = ("what differs", found["first"], found["second"])
+    return f"{found['text']}\n{table(header, rows)}"
+
+
+@operation("show", path="/runs/{run}", tool="", said=_run_text)
+def show_run(run: Run) -> Record:
+    """Show everything that is known of a run: its state, config, results and files."""
+    return record(run)
+
+
+def _sweep_text(found: Record) -> str:
+    states = Counter(run["state"] for run in found["runs"])
+    counted = ", ".join(f"{n} {state}" for state, n in states.items())
+    metrics = list(dict.fromkeys(row["metric"] for row in found["table"]))
+    parts = [f"{count(len(found['runs']))}: {counted}"]
+    if metrics:
+        only = metrics[0] if len(metrics) == 1 else str(PERPLEXITY)
+        parts.append(sweep_text(found, only))
+    return "\n".join(parts)
+
+
+def sweep_text(found: Record, metric: str) -> str:
+    """Mean and spread of one metric: one line a combination and stage. `NotFoundError` if no run of
+    the sweep has measured it."""
+    rows = list(_of_metric(found["table"], metric))
+    names = stage_labels(found["runs"][0]["kind"])
+    fields = [field for field in found["fields"] if field != sweep.SEED]
+    lines = (
+        (*(row["values"][field] for field in fields), names.get(row["stage"], row["stage"]),
+         f"{row['mean']:.6g}", "" if row["spread"] is None else f"{row['spread']:.3g}", row["n"])
+        for row in rows
+    )  # fmt: skip
+    return table((*fields, "stage", metric, "±", "n"), lines)
+
+
+def _of_metric(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of one metric; raises `NotFoundError` where there are none."""
+    found = {row["metric"] for row in rows}
+    if metric not in found:
+        there = f"There are: {', '.join(sorted(found)) or 'no figures yet'}."
+        raise NotFoundError(f"No run of this sweep has measured {metric[:40]!r}.", "", there)
+    yield from (row for row in rows if row["metric"] == metric)
+
+
+@operation("sweep", said=_sweep_text)
+def show_sweep(
+    run: Run, metric: Annotated[str, Field(description="Only this one, such as perplexity.")] = ""
+) -> Record:
+    """Show the sweep a run belongs to: its runs, and mean and sample standard deviation of the
+    figures over seeds."""
+    found = sweep_record(sweep_of(run))
+    return found | ({"table": [*_of_metric(found["table"], metric)]} if metric else {})

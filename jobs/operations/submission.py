@@ -1,0 +1,97 @@
+"""Operations that add runs to the queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from backend.queue import permissions
+from backend.queue.actor import Actor
+from backend.queue.service import MAX_PRIORITY
+from backend.store import queries
+from backend.store.states import State
+from jobs import pipeline as pipelines
+from jobs import reproduction, submit
+from jobs import sweep as sweeps
+from jobs.kind import kind_named
+from jobs.operations.changes import is_resumable
+from jobs.operations.registry import Button, Record, Run, operation
+from jobs.operations.runs import run_status
+from jobs.summary import summary
+
+Priority = Annotated[
+    int, Field(description=f"Higher starts first: -{MAX_PRIORITY} to {MAX_PRIORITY}.")
+]
+Name = Annotated[str, Field(max_length=120, description="Name of the run.")]
+Preset = Annotated[str, Field(description="Preset of the kind to start from.")]
+Config = Annotated[Mapping[str, Any], Field(description="Settings that differ from the preset.")]
+
+
+@operation("submit-run", writes=True, who="guest", path="/submit/{kind}", command=False, status=201)
+def submit_run(
+    kind: str,
+    config: Config,
+    actor: Actor,
+    preset: Preset = "",
+    name: Name = "",
+    priority: Priority = 0,
+) -> Record:
+    """Add a run to the queue. The config holds what differs from the preset or the defaults."""
+    values = {**kind_named(kind).preset(preset), **config}
+    job = submit.submit(kind, values, actor, name=name, priority=priority)
+    return run_status(job.run)
+
+
+@operation("submit-sweep", writes=True, who="guest", path="/sweeps/{kind}", command=False,
+           status=201)  # fmt: skip
+def submit_sweep(
+    kind: str,
+    config: Config,
+    sweep: Mapping[str, str],
+    actor: Actor,
+    preset: Preset = "",
+    name: Name = "",
+    priority: Priority = 0,
+) -> list[Record]:
+    """Add a run for each combination of values, such as {"pattern": "2:4,70%", "seed": "0..2"}: all
+    or none."""
+    values = {**kind_named(kind).preset(preset), **config}
+    swept = sweeps.read(kind, sweep.items())
+    jobs = sweeps.queue(kind, values, swept, actor, name=name, priority=priority)
+    return [summary(job) for job in jobs]
+
+
+@operation("submit-pipeline", writes=True, path="/pipelines", command=False, status=201,
+           action="queue a pipeline")  # fmt: skip
+def submit_pipeline(
+    pipeline: Mapping[str, Any], actor: Actor, priority: Priority = 0
+) -> list[Record]:
+    """Add several runs, each on what the one before will save. A pipeline is such as {"model":
+    "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}."""
+    text = json.dumps(pipeline, ensure_ascii=False)  # YAML knows no pairs of surrogates
+    jobs = pipelines.queue(pipelines.read(text), actor, priority=priority)
+    return [summary(job) for job in jobs]
+
+
+def _may_not_add(actor: Actor, _: str) -> str:
+    return permissions.may_not_add(actor)
+
+
+def _reproduction_text(run: Record) -> str:
+    return f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}."
+
+
+@operation(
+    "reproduce", writes=True, who="guest", tool="reproduce_run", waits=True,
+    may_not=_may_not_add, said=_reproduction_text, buttons=(
+        Button("retry", "Retry", is_resumable, group="queue", several=False),
+        Button("reproduce", "Reproduce", group="queue", several=False,
+               fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at),
+    ),
+)  # fmt: skip
+def reproduce_run(run: Run, actor: Actor) -> Record:
+    """Repeat a run with its frozen config, settings and texts, to be compared with it."""
+    return summary(reproduction.reproduce(run, actor))

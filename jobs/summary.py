@@ -1,0 +1,39 @@
+"""Runs as plain data, as far as it needs no kind: what lists, the API and exports contain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from backend.store import queries
+from backend.store.tables import Job
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """One entry of a list of runs. Times are UTC milliseconds since 1970."""
+    return {
+        "id": job.run, "kind": job.kind, "name": job.name, "owner": job.owner,
+        "state": job.state, "damaged": job.damaged, "desired": job.desired, "stage": job.stage,
+        "progress": job.share or 0.0, "eta_s": job.eta_s, "config": job.config,
+        "sweep": job.sweep, "parent": job.parent, "created_at": job.created_at,
+        "started_at": job.started_at, "finished_at": job.finished_at,
+        "disk_bytes": job.disk_bytes, "error": job.error,
+    }  # fmt: skip
+
+
+def results(run: str | int) -> list[dict[str, Any]]:
+    """The figures a run ended with."""
+    return [
+        {"stage": r.stage, "metric": r.metric, "value": r.value, "stderr": r.stderr, "n": r.n}
+        | r.details
+        for r in queries.results([run])
+    ]
+
+
+def tensors(run: str | int) -> list[dict[str, Any]]:
+    """The statistics of a run's tensors; JSON has no NaN, so it becomes null."""
+    return [{key: _finite(value) for key, value in row.items()} for row in queries.tensor_rows(run)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
