@@ -153,7 +153,7 @@ def test_the_printed_link_makes_a_host_and_leaves_no_trace(
     page.goto(f"{url}/queue")
     expect(page.locator("#frame-status-line")).to_contain_text("Signed in as guest-")
     expect(
-        page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
+        page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("reproduce-sds-0001"))
     ).to_be_disabled()
     page.goto(f"{url}/new")
     expect(page.locator("#new-said")).to_contain_text("Guests have read-only access")
