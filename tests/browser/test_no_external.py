@@ -193,7 +193,7 @@ def the_link_makes_a_host(browser: Browser, url: str, link: str) -> None:
     page.goto(f"{url}/queue")
     expect(page.locator("#frame-status-line")).to_contain_text("Signed in as guest-")
     expect(
-        page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("retry-sds-0001"))
+        page.get_by_test_id("cancel-sds-0001").or_(page.get_by_test_id("reproduce-sds-0001"))
     ).to_be_disabled()
     page.goto(f"{url}/new")
     expect(page.locator("#new-said")).to_contain_text("Guests have read-only access")
