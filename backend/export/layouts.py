@@ -41,7 +41,7 @@ from torch import Tensor
 from backend.errors import ModelError
 from backend.export.formats import Layout
 from backend.export.packing import pack, unpack, words_for
-from backend.quantization.grid import QuantizedWeight, offsets_of, quantised_from, zeros_of
+from backend.quantization.grid import QuantizedWeight, offsets_of, quantized_from, zeros_of
 
 Tensors = dict[str, Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # columns in the eight codes of a word, lowest bits first
@@ -109,7 +109,7 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
         scale, zero = _by_input(tensors, scale, zero)
     except ValueError as error:
         raise _inconsistent(name, str(error)) from error
-    return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+    return quantized_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
 
 
 def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:

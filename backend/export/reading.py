@@ -78,7 +78,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
     exactly s (q - z).
 
@@ -94,7 +94,7 @@ def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-class DequantisedLinears:
+class DequantizedLinears:
     """The weight matrices in a folder of packed weights, as `StoredLinears` gives those of others.
 
     Args:
@@ -118,12 +118,12 @@ class DequantisedLinears:
         return weight.T.contiguous() if linear.stored.transposed else weight
 
 
-WeightReader = StoredLinears | DequantisedLinears
+WeightReader = StoredLinears | DequantizedLinears
 
 
 def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> WeightReader:
     """The weights of these matrices of the model in `folder`, packed or not."""
-    reader = DequantisedLinears if facts.quantised else StoredLinears
+    reader = DequantizedLinears if facts.quantized else StoredLinears
     return reader(folder, linears)
 
 

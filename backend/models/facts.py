@@ -63,7 +63,7 @@ class ModelFacts:
     default_text: str
     others: tuple[LinearShape, ...] = ()
     support: ModelSupport = NO_SUPPORT
-    quantised: str = ""
+    quantized: str = ""
 
     @property
     def matrices(self) -> tuple[LinearShape, ...]:
@@ -108,7 +108,7 @@ def facts_from(
     tensors: Mapping[str, TensorHeader],
     title: str = "",
     note: str = "",
-    quantised: str = "",
+    quantized: str = "",
 ) -> ModelFacts:
     """The facts of the model with this config.json and these stored tensors, as they are when
     unpacked.
@@ -129,8 +129,8 @@ def facts_from(
     _check_labels(spec, config)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
-    support = support_of(text, len(linears), bool(quantised))
-    if quantised and support.mixture:
+    support = support_of(text, len(linears), bool(quantized))
+    if quantized and support.mixture:
         raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
     facts = ModelFacts(
         spec=spec,
@@ -147,7 +147,7 @@ def facts_from(
         default_text=default_text(spec),
         others=tuple(linear for linear in matrices if not compressed(linear.module)),
         support=support,
-        quantised=quantised,
+        quantized=quantized,
     )
     _check_shapes(facts, text, tensors)
     return facts

@@ -156,14 +156,14 @@ class QuantizedWeight:
         return values if self.basis.plain else self.basis.back(values)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to store; see `quantised_from`."""
+        """The tensors to store; see `quantized_from`."""
         zero = self.grid.zero.to(torch.uint8)
         zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
         parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
         return parts | self.basis.tensors()
 
 
-def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+def quantized_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
     """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
 
     Raises:

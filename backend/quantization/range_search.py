@@ -104,12 +104,12 @@ def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> Qua
     """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
     moved = [ratio] if grid == "symmetric" else [ratio, shift]
-    optimiser = torch.optim.Adam(moved, LSQ_RATE)
+    optimizer = torch.optim.Adam(moved, LSQ_RATE)
     for _ in range(LSQ_STEPS):
         scale, zero = start.scale * ratio, start.zero + shift
         ratio.grad, shift.grad = _gradients(V, scale, zero, start.top, weight)
         ratio.grad.mul_(start.scale)
-        optimiser.step()
+        optimizer.step()
     zero = start.zero + shift
     if grid != "offset":
         zero = zero.round_().clamp_(0, start.top)

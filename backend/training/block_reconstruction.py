@@ -122,7 +122,7 @@ def reconstruct(
     trained = {name: p.clone().requires_grad_() for name, p in parametrisation.parameters.items()}
     rates = parametrisation.rates
     groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
-    optimiser = torch.optim.Adam(groups, fused=True)
+    optimizer = torch.optim.Adam(groups, fused=True)
     steps = epochs * examples.fitted
     best, epoch = _copies(trained), 0
 
@@ -140,10 +140,10 @@ def reconstruct(
                     if loss.requires_grad:  # no token may reach the experts that are trained
                         loss.backward(inputs=[*trained.values()])
                 factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
-                for group, name in zip(optimiser.param_groups, trained, strict=True):
+                for group, name in zip(optimizer.param_groups, trained, strict=True):
                     group["lr"] = rates[name] * factor
-                optimiser.step()
-                optimiser.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
             errors.append(_heldout_error(error, examples))
             if not examples.heldout or errors[-1] < min(errors[:-1]):
                 best, epoch = _copies(trained), done + 1

@@ -19,8 +19,8 @@ def cosine_decay(angle: float, floor: float = 0.0) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(angle))
 
 
-def optimiser_tensors(
-    optimiser: torch.optim.Optimizer,
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     key: str,
     entries: Sequence[str] = MOMENTS,
@@ -33,19 +33,19 @@ def optimiser_tensors(
     return {
         key.format(name=name, entry=entry): value
         for name, parameter in parameters.items()
-        for entry, value in optimiser.state.get(parameter, {}).items()
+        for entry, value in optimizer.state.get(parameter, {}).items()
         if entry in entries
     }
 
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
     key: str,
     step: int | None = None,
 ) -> None:
-    """Set the state that `optimiser_tensors` returned.
+    """Set the state that `optimizer_tensors` returned.
 
     Args:
         step: number of updates, where `tensors` do not hold it. A parameter without state has not
@@ -58,4 +58,4 @@ def restore_optimiser(
             if step is not None:
                 state.setdefault("step", torch.tensor(float(step)))
             state["step"] = state["step"].cpu()
-            optimiser.state[parameter] = state
+            optimizer.state[parameter] = state

@@ -15,10 +15,10 @@ from backend.models.memory import (
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage, can_be_packed
-from backend.quantization.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
+from backend.quantization.dlqat.layer_selection import quantized_layers, refuse_idle, trainable
 from backend.quantization.llama_blocks import require_llama_blocks
 from backend.registry import Declarations
-from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
+from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
@@ -44,7 +44,7 @@ def requirements(config: DLQATJob) -> Requirements:
     facts = resolve_model(config.model).facts
     facts.require_compressible()
     refuse_idle(config)
-    layers = quantised_layers(facts.linears, config)
+    layers = quantized_layers(facts.linears, config)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
     warnings += check_quality(config, context_length(config, facts))
@@ -69,7 +69,7 @@ def requirements(config: DLQATJob) -> Requirements:
 
 def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase, in order: the basis of estimate and progress."""
-    layers = quantised_layers(facts.linears, config)
+    layers = quantized_layers(facts.linears, config)
     weights, head = layer_weights(layers), facts.vocabulary * facts.hidden
     context = context_length(config, facts)
     tokens = config.segments * context
@@ -164,7 +164,7 @@ def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
 
 def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
     """Purpose -> bytes at the peak."""
-    layers = quantised_layers(facts.linears, config)
+    layers = quantized_layers(facts.linears, config)
     needed = memory_parts(
         facts,
         dtype=dtype,
@@ -189,7 +189,7 @@ def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
     """Bytes of the training alone: trained parameters, activations, logits."""
     if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
         return 0
-    layers = shapes(quantised_layers(facts.linears, config))
+    layers = shapes(quantized_layers(facts.linears, config))
     trained = trainable(layers, config.rank, config.group_size)
     tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
     deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
@@ -229,7 +229,7 @@ def require_training_text(config: DLQATJob, facts: ModelFacts) -> None:
 def require_kept(config: DLQATJob) -> None:
     """Refuse to export a stage that the run does not make."""
     if config.kept not in config.stages:
-        made = [s for s in config.stages if s not in NOT_QUANTISED]
+        made = [s for s in config.stages if s not in NOT_QUANTIZED]
         raise ConfigError(
             f"{STAGE_LABELS[config.kept]} cannot be exported.",
             "This run does not make it.",

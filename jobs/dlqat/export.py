@@ -16,7 +16,7 @@ from backend.export.writing import export
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import LoadedModel
 from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers
+from backend.quantization.dlqat.layer_selection import quantized_layers
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.packed_linear import to_bfloat16
 from backend.reporter import REPLAY
@@ -62,7 +62,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
-        mean_bits(config, quantised_layers(loaded.facts.linears, config)),
+        mean_bits(config, quantized_layers(loaded.facts.linears, config)),
         measured,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),

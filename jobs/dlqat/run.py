@@ -12,12 +12,12 @@ from backend.checkpoints import Checkpoints
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers, trainable
+from backend.quantization.dlqat.layer_selection import quantized_layers, trainable
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.text.slices import TextSlice, check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from backend.training import distributed
-from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
+from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, shapes
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
@@ -120,7 +120,7 @@ def record(
     """Looks at every stage and records what was found out about it."""
     for stage, error in qat.audit(phases.phase("audit")).items():
         context.result(stage, "relative_error", error)
-    layers = quantised_layers(facts.linears, config)
+    layers = quantized_layers(facts.linears, config)
     for stage in config.stages:
         if stage in (*TRAINED, DLQATStage.LORA):
             low_rank, magnitude = config.trains(stage) if stage in TRAINED else (True, False)
@@ -128,7 +128,7 @@ def record(
             trained = trainable(shapes(layers), rank, config.group_size, magnitude)
             context.result(stage, "parameters", trained)
             context.result(stage, "parameter_share", trained / facts.parameters)
-        if stage not in NOT_QUANTISED:
+        if stage not in NOT_QUANTIZED:
             context.result(stage, "bits_per_weight", mean_bits(config, layers))
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)

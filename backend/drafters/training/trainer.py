@@ -49,8 +49,8 @@ from backend.training import distributed
 from backend.training.optimizer import (
     MOMENTS,
     cosine_decay,
-    optimiser_tensors,
-    restore_optimiser,
+    optimizer_tensors,
+    restore_optimizer,
 )
 
 CHECKPOINT = "drafter"
@@ -112,7 +112,7 @@ class DrafterTrainer:
         self.learnt, self.heldout = learnt, heldout
         self.checkpoints, self.reporter = checkpoints, reporter
         self.schedule = TrainingSchedule()
-        self.optimiser = _optimiser(drafter, config)
+        self.optimizer = _optimizer(drafter, config)
         self._saved_at = time.monotonic()
         self.indices = [
             n
@@ -160,7 +160,7 @@ class DrafterTrainer:
     def step(self) -> float:
         """Run one step; return its loss."""
         batch = self.anchor_batch(self.schedule.step)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         mine = self._backward(batch) if len(batch.rows) else 0.0
         loss = distributed.all_reduce_gradients(mine, self.drafter.parameters())
         if not math.isfinite(loss):
@@ -172,9 +172,9 @@ class DrafterTrainer:
             )
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP)
         factor = self.schedule.rate(self.config)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["full"] * factor
-        self.optimiser.step()
+        self.optimizer.step()
         self.schedule.step += 1
         return loss
 
@@ -298,7 +298,7 @@ class DrafterTrainer:
         self.schedule.seconds += now - self._saved_at
         self._saved_at = now
         entries = ("step", *MOMENTS)
-        state = optimiser_tensors(self.optimiser, self._parameters(), STATE_KEY, entries)
+        state = optimizer_tensors(self.optimizer, self._parameters(), STATE_KEY, entries)
         with self.checkpoints.write(CHECKPOINT) as folder:
             save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
             save_file(_plain(state), folder / "optimiser.safetensors")
@@ -311,12 +311,12 @@ class DrafterTrainer:
             device = str(self.target.device)
             self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
             state = load_file(folder / "optimiser.safetensors", device=device)
-            restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
+            restore_optimizer(self.optimizer, self._parameters(), state, STATE_KEY)
             self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
         distributed.broadcast_parameters(self.drafter.state_dict().values())
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
-        groups = self.optimiser.param_groups
+        groups = self.optimizer.param_groups
         return {str(n): p for n, p in enumerate(p for g in groups for p in g["params"])}
 
 
@@ -324,7 +324,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
+def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     copied = {id(p) for p in drafter.copied_parameters()}
     groups: list[dict[str, object]] = []
     parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [

@@ -74,7 +74,7 @@ def _measure(
             errors[stage] = target.relative_error(W)
             more["relative_error"] = errors[stage]
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
-            usage = code_usage(run.store.quantised(stage, linear.name))
+            usage = code_usage(run.store.quantized(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
         taken = reference.measure(W, stage=stage, more=more, energy=energy, **names)  # type: ignore[arg-type]
         taken.report(reporter)

@@ -44,7 +44,7 @@ def train_blocks(run: DLQATRun, start: Starts, reporter: Reporter) -> None:
     BlockTraining(run, start, reporter).walk(run.blocks)
     stage = DLQATStage.BLOCKS
     starts = {name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()}
-    run.store.save_stage(stage, {name: run.quantise(*each) for name, each in starts.items()})
+    run.store.save_stage(stage, {name: run.quantize(*each) for name, each in starts.items()})
 
 
 class BlockTraining(RunPass):

@@ -16,7 +16,7 @@ SMALLEST_GROUP = 8  # suggested when a group size does not fit
 L = TypeVar("L", bound=NamedLayer)
 
 
-def quantised_layers(layers: Collection[L], config: DLQATConfig) -> list[L]:
+def quantized_layers(layers: Collection[L], config: DLQATConfig) -> list[L]:
     """The layers the config selects, in order.
 
     Raises:

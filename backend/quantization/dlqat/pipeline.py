@@ -39,7 +39,7 @@ from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.dlqat.audit import audit
 from backend.quantization.dlqat.block_training import train_blocks
 from backend.quantization.dlqat.config import TRAINED, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers, refuse_idle
+from backend.quantization.dlqat.layer_selection import quantized_layers, refuse_idle
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.lora import train_lora
 from backend.quantization.dlqat.losses import teacher_loss, text_loss
@@ -90,7 +90,7 @@ class DLQAT:
         refuse_idle(config)
         blocks = range(len(decoder_blocks(model)))
         linears = [x for block in blocks for x in block_linears(model, block).values()]
-        chosen = {x.name: x for x in quantised_layers(linears, config)}
+        chosen = {x.name: x for x in quantized_layers(linears, config)}
         _require_rows(input_ids, labels, config)
         model.requires_grad_(False)
         store = DLQATStageStore(checkpoints, config.bits, str(model.device))
@@ -239,7 +239,7 @@ class DLQAT:
 
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
-        return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
+        return {name: self.run.store.quantized(stage, name) for name in self.run.linears}
 
     @contextmanager
     def installed(self, stage: str) -> Iterator[None]:
@@ -273,9 +273,9 @@ def _round_rest(run: DLQATRun) -> None:
     Raises:
         ConfigError: a value overflows it.
     """
-    quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
+    quantized = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():
-        if id(parameter) in quantised:
+        if id(parameter) in quantized:
             continue
         rounded = parameter.data.to(run.dtype_of_rest)
         if not all_finite(rounded):

@@ -42,7 +42,7 @@ def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
         starts = {
             name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
         }
-        layers = {name: run.quantise(*start) for name, start in starts.items()}
+        layers = {name: run.quantize(*start) for name, start in starts.items()}
     run.store.save_stage(stage, layers)
 
 
@@ -184,5 +184,5 @@ def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, Quanti
             reporter.progress(len(layers), len(run.linears), "Rounding")
             W, basis = bases[module].into(weights[module]), bases[module]
             found = quantizer.quantize(W, InputStatistics(), run.settings, run.config.damping)
-            layers[linear.name] = run.quantise(*found, basis)
+            layers[linear.name] = run.quantize(*found, basis)
     return layers

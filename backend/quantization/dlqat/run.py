@@ -98,7 +98,7 @@ class DLQATRun:
         """The outputs of `block`, with its current weights, for the hidden states of the stream."""
         return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
 
-    def quantise(self, W: Tensor, grid: QuantGrid, basis: Basis = PLAIN) -> QuantizedWeight:
+    def quantize(self, W: Tensor, grid: QuantGrid, basis: Basis = PLAIN) -> QuantizedWeight:
         """Round `W` [out, in] to `grid`, and then that to the stored precision."""
         codes = grid.codes(W).to(torch.uint8)
         return QuantizedWeight(grid.stored(self.stored, self.config.grid), codes, basis)
@@ -108,7 +108,7 @@ class DLQATRun:
         if stage == DLQATStage.DENSE:
             return linear.read()
         if stage != DLQATStage.LORA:
-            W = self.store.quantised(stage, linear.name).dense()
+            W = self.store.quantized(stage, linear.name).dense()
             return W if self.dense is None else W.to(self.dense).to(W.dtype)
         low_rank = self.store.some(stage_name(stage), f"{linear.name}.")
         factor = self.config.alpha / self.config.rank

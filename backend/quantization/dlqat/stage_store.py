@@ -23,7 +23,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import NotFoundError
 from backend.quantization.bases import Basis, basis_from
 from backend.quantization.dlqat.config import STAGE_LABELS
-from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.training import distributed
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
@@ -91,9 +91,9 @@ class DLQATStageStore:
         }
         self.save(stage_name(stage), tensors, **facts)
 
-    def quantised(self, stage: str, name: str) -> QuantizedWeight:
+    def quantized(self, stage: str, name: str) -> QuantizedWeight:
         """Layer `name` at `stage`."""
-        return quantised_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
+        return quantized_from(name, self._bits, self.some(stage_name(stage), f"{name}."))
 
     def save_starts(
         self, name: str, block: int, starts: Mapping[str, tuple[Tensor, QuantGrid, Basis]]

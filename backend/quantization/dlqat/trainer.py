@@ -29,7 +29,7 @@ from backend.quantization.dlqat.run import DLQATRun
 from backend.reporter import REPLAY, Reporter, stop_if_asked
 from backend.text.training import UNJUDGED
 from backend.training import distributed
-from backend.training.optimizer import MOMENTS, cosine_decay, optimiser_tensors, restore_optimiser
+from backend.training.optimizer import MOMENTS, cosine_decay, optimizer_tensors, restore_optimizer
 
 BETAS = (0.9, 0.99)  # runs are short: the second moment must settle within tens of steps
 SLOTS = 2  # alternating checkpoints, so that one is always intact
@@ -69,8 +69,8 @@ class StageTrainer:
             {"params": [p for n, p in parameters.items() if rates[n] == rate], "lr": rate}
             for rate in dict.fromkeys(rates.values())
         ]
-        self.optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
-        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def train(self) -> None:
         """Run all steps after the last checkpoint.
@@ -100,7 +100,7 @@ class StageTrainer:
         rows = self.rows(step)
         judged = int((self.run.labels[rows][:, 1:] != UNJUDGED).sum())
         factor = rate_factor(step, config.steps, config.warmup)
-        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         for part in distributed.shard(rows).split(config.batch):
             stop_if_asked(self.reporter)
@@ -111,8 +111,8 @@ class StageTrainer:
         self._require_finite("loss", torch.tensor(total), step)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
         self._require_finite("gradient", norm, step)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return total, self.rates[0] * factor
 
     def rows(self, step: int) -> Tensor:
@@ -142,7 +142,7 @@ class StageTrainer:
 
     def _save(self, step: int) -> None:
         tensors = {f"value/{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= optimiser_tensors(self.optimiser, self.parameters, STATE_KEY, ("step", *MOMENTS))
+        tensors |= optimizer_tensors(self.optimizer, self.parameters, STATE_KEY, ("step", *MOMENTS))
         self.run.store.save(self._slot(step), tensors, step=step, seed=self.run.seed)
 
     def _newest(self) -> int:
@@ -156,7 +156,7 @@ class StageTrainer:
             tensors = self.run.store.tensors(self._slot(step))
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(tensors[f"value/{name}"])
-            restore_optimiser(self.optimiser, self.parameters, tensors, STATE_KEY, step)
+            restore_optimizer(self.optimizer, self.parameters, tensors, STATE_KEY, step)
         distributed.broadcast_parameters(self.parameters.values())
         return step
 

@@ -11,7 +11,7 @@ from backend.errors import ConfigError
 from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
 from backend.quantization.dlqat.layer_selection import (
     fitting_sizes,
-    quantised_layers,
+    quantized_layers,
     refuse_idle,
     trainable,
 )
@@ -50,7 +50,7 @@ def config(**fields: object) -> DLQATConfig:
     ],
 )
 def test_layers_are_chosen_by_name(fields: dict, found: int) -> None:
-    assert len(quantised_layers(layers(), config(**fields))) == found
+    assert len(quantized_layers(layers(), config(**fields))) == found
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_what_fits_no_layer_is_refused_beside_its_field(
     fields: dict, field: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
-        quantised_layers(layers(), config(**fields))
+        quantized_layers(layers(), config(**fields))
     assert refused.value.field == field
 
 
-def test_a_group_size_has_to_divide_only_what_is_quantised() -> None:
-    assert quantised_layers(layers(96), config(group_size=64, layers="*.down_proj"))
-    assert quantised_layers(layers(96), config(group_size=0))
+def test_a_group_size_has_to_divide_only_what_is_quantized() -> None:
+    assert quantized_layers(layers(96), config(group_size=64, layers="*.down_proj"))
+    assert quantized_layers(layers(96), config(group_size=0))
 
 
 def test_sizes_that_fit_all_layers() -> None:

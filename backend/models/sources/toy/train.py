@@ -79,10 +79,10 @@ def rate(step: int) -> float:
 
 def train(model: LlamaForCausalLM, tokens: Tensor) -> None:
     """AdamW on random windows [BATCH, CONTEXT] of the stories."""
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
     for step in range(STEPS):
         starts = torch.randint(len(tokens) - CONTEXT, (BATCH, 1))
@@ -90,9 +90,9 @@ def train(model: LlamaForCausalLM, tokens: Tensor) -> None:
         loss = model(input_ids=rows, labels=rows, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         if step % 100 == 0 or step == STEPS - 1:
             print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
 
