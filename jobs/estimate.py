@@ -32,6 +32,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
         sum(needs.memory.values()),
         flops,
         basis,
+        needs.plan,
         needs.warnings,
         needs.notes,
         needs.open_ended,

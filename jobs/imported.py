@@ -1,4 +1,5 @@
-"""What a kind knows of the rows of an imported run: its config, and the notes of its figures."""
+"""What a kind knows of the rows of an imported run: its config, its plan, and the notes of its
+figures."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from backend.backup.run_rows import (
     StoredRow,
     Text,
 )
+from backend.plan import Plan
 from jobs.evaluation.report import PRODUCT_SPEED_UP, SAMPLED
-from jobs.kind import kind_named
+from jobs.kind import JobConfig, kind_named
 from jobs.speed.report import DecoderReport
 from jobs.submit import validated
 
@@ -73,20 +75,41 @@ REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport
 
 
 def check_row(kind: str, row: StoredRow) -> None:
-    """Check a row of an imported run, and complete its config.
+    """Check a row of an imported run, and complete its config and plan.
 
     Raises:
         ConfigError: there is no such kind, or it refuses the config.
-        ValueError: a figure is not one that pages can show.
+        ValueError: the plan is not that of the config, or a figure is none that pages can show.
     """
     match row:
         case JobRow():
-            row.config = validated(kind, row.config).model_dump(mode="json")
+            config = validated(kind, row.config)
+            row.config = config.model_dump(mode="json")
+            row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
             row.lane = kind_named(kind).lane
         case ResultRow():
             check_details(row.metric, row.details)
         case DecoderReportRow():
             check_report(row.report)
+
+
+def checked_plan(
+    expected: type[Plan] | None, config: JobConfig, stored: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The plan of a run in the form in which its kind stores it.
+
+    Raises:
+        ValueError: it is missing, not of this kind, or another one than that of the config.
+    """
+    if expected is None:
+        if stored is not None:
+            raise ValueError("runs of this kind have no plan")
+        return None
+    if stored is None:
+        raise ValueError("the plan is missing")
+    plan = expected.model_validate(stored)
+    plan.check(config)
+    return plan.model_dump(mode="json")
 
 
 def check_details(metric: str, details: dict[str, Any]) -> None:

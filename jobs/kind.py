@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
+from backend.plan import Plan
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
@@ -93,6 +94,7 @@ class Requirements:
     Attributes:
         model: the spec a run is compared by with finished ones.
         title: what people call the model.
+        plan: what it does to each layer, where its kind has plans; stored with the run.
         flops: phase -> floating-point operations, in the order of the phases.
         memory: purpose -> bytes at the peak.
         timed_seconds: length of a phase with a time budget, which is not in `flops`.
@@ -106,6 +108,7 @@ class Requirements:
     title: str
     flops: Mapping[str, float]
     memory: Mapping[str, int]
+    plan: Plan | None = None
     disk: DiskSpace | None = None
     timed_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ class Estimate:
         bytes: expected peak memory.
         flops: floating-point operations, the basis of `seconds`.
         basis: where the figures come from.
+        plan: see `Requirements`.
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether a phase is missing in `seconds`, because it has no estimate.
@@ -134,6 +138,7 @@ class Estimate:
     bytes: int
     flops: float
     basis: str
+    plan: Plan | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
@@ -186,6 +191,7 @@ class Kind:
     Attributes:
         requirements: what a run needs, without torch; raises SlimscopeError with `field` for a
             config that cannot work.
+        plan: the class of the plans that `requirements` makes, where it makes any.
         run: "module:function" of the work, imported only by a job's process.
         follow: the same of what the other processes do, where a run may train on several.
         order: place among the kinds.
@@ -218,6 +224,7 @@ class Kind:
     config: type[JobConfig]
     requirements: Callable[[Any], Requirements]
     run: str
+    plan: type[Plan] | None = None
     follow: str = ""
     order: int = 1000
     stages: Mapping[str, str] = field(default_factory=dict)

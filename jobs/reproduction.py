@@ -34,7 +34,7 @@ SHOWN = 4
 
 
 def reproduce(run: str | int, actor: Actor) -> Job:
-    """Adds a new run with the frozen config and settings of an old one, which stays as it is.
+    """Adds a new run with the frozen config, plan and settings of an old one, which stays as it is.
 
     Whether its model and texts are still there is for the run to find out: under its own settings,
     which need not be today's.
@@ -58,6 +58,7 @@ def reproduce(run: str | int, actor: Actor) -> Job:
         cost=_cost(old.kind, config),
         lane=kind_named(old.kind).lane,
         needs=needed_runs(stored),
+        plan=queries.plan(old.id),
     )
 
 

@@ -148,8 +148,13 @@ def submit(
     stored = config.model_dump(mode="json")
     return service.enqueue(
         kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane,
-        needs=[*needed_runs(stored), *after],
+        needs=[*needed_runs(stored), *after], plan=stored_plan(cost),
     )  # fmt: skip
+
+
+def stored_plan(cost: Estimate) -> dict[str, Any] | None:
+    """The plan of a run as JSON; None of a kind without plans."""
+    return cost.plan.model_dump(mode="json") if cost.plan else None
 
 
 def command_line(

@@ -29,7 +29,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
-from jobs.submit import checked
+from jobs.submit import checked, stored_plan
 
 MOST_FIELDS = 3
 MOST_RUNS = 64
@@ -105,10 +105,12 @@ class SweepPlan:
 
     Attributes:
         estimate: the time of all runs together, the memory of the largest.
+        plans: for each config, what its run does to each layer, as JSON; None without one.
     """
 
     configs: list[JobConfig]
     estimate: Estimate
+    plans: list[dict[str, Any] | None]
 
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
@@ -133,7 +135,7 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         seen[same] = described
         configs.append(config)
         estimates.append(estimate)
-    return SweepPlan(configs, _combined(estimates))
+    return SweepPlan(configs, _combined(estimates), [*map(stored_plan, estimates)])
 
 
 def _for_combination(error: SlimscopeError, combination: str) -> SlimscopeError:
@@ -180,7 +182,7 @@ def queue(
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
         kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane,
-        needs=[*map(needed_runs, configs)],
+        needs=[*map(needed_runs, configs)], plans=made.plans,
     )  # fmt: skip
 
 

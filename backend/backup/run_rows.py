@@ -114,6 +114,7 @@ class JobRow(StoredRow):
     kind: Annotated[str, StringConstraints(pattern=rf"^{KIND_NAME.pattern}$")]
     name: Annotated[str, StringConstraints(max_length=RUN_NAME_LETTERS), AfterValidator(one_line)]
     config: Annotated[dict[Name, Fact], Field(max_length=500)]
+    plan: Facts | None = None
     environment: Annotated[Environment, BeforeValidator(_known_environment)]
     state: Literal["succeeded", "failed", "cancelled", "lost"]
     attempts_made: Annotated[int, Field(ge=0, lt=100_000)]

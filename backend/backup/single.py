@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
@@ -84,8 +84,9 @@ def export_run(
 
 def _lines(job: Job) -> Iterator[bytes]:
     """The rows of a run, itself first."""
-    yield line_of(Job.__tablename__, _values(job))
     with reading() as session:
+        whole = session.get_one(Job, job.id, options=[undefer(Job.plan)])
+        yield line_of(Job.__tablename__, _values(whole))
         for name, table in TABLES.items():
             for row in _rows(session, table, job.id):
                 yield line_of(name, row)

@@ -60,6 +60,7 @@ def enqueue(
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
     needs: Iterable[int] = (),
+    plan: dict[str, Any] | None = None,
 ) -> Job:
     """Enqueue one job; see `enqueue_all`.
 
@@ -68,7 +69,7 @@ def enqueue(
     """
     return enqueue_all(
         kind, [config], actor, name=name, priority=priority, parent=parent, cost=cost, lane=lane,
-        needs=[needs],
+        needs=[needs], plans=[plan],
     )[0]  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def enqueue_all(
     cost: Cost | None = None,
     lane: Lane = Lane.SLOTS,
     needs: Sequence[Iterable[int]] = (),
+    plans: Sequence[dict[str, Any] | None] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -91,6 +93,7 @@ def enqueue_all(
         cost: total estimated cost; required for guests.
         lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
+        plans: for each, what it does to each layer, where its kind has plans.
 
     Raises:
         ForbiddenError: the actor is a guest who may not add these runs.
@@ -113,6 +116,7 @@ def enqueue_all(
         number = first_number(session)
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, carried_by
+            job.plan = plans[place] if plans else None
             job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number

@@ -84,6 +84,16 @@ def job(run: str | int) -> Job:
     return row
 
 
+def plan(run: str | int) -> dict[str, Any] | None:
+    """The plan of a run as it is stored; None of a kind without plans.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    with reading() as session:
+        return session.scalar(select(Job.plan).where(Job.id == job_id(run)))
+
+
 def _parsed(run: str | int) -> tuple[str, int]:
     """Kind and number of "sds-0042"; no kind for a number alone."""
     if isinstance(run, int):

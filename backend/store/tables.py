@@ -181,6 +181,9 @@ class Job(Table):
     owner: Mapped[str]
     config: Mapped[dict[str, Any]]
     config_hash: Mapped[str] = mapped_column(index=True)
+    plan: Mapped[dict[str, Any] | None] = mapped_column(  # long; see `queries.plan`
+        JsonColumn(dict, optional=True), deferred=True
+    )
     environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
     priority: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(default=State.QUEUED)

@@ -27,7 +27,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from backend.checkpoints import Checkpoints, HeldFolder
-from backend.errors import CancelledError, ComputeError
+from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.queue.artifacts.copies import fetch_work
 from backend.queue.artifacts.store import store
 from backend.queue.disk import folder_bytes
@@ -36,6 +36,7 @@ from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
+from backend.store import queries
 from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
@@ -47,6 +48,7 @@ from backend.store.tables import (
     Result,
     StepTime,
     Table,
+    check_intact,
 )
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress
@@ -91,6 +93,19 @@ class JobContext:
         self._progress = Progress(job.environment.get(ESTIMATED_SECONDS))
         self._usage: UsageSampler | None = None
         self._thread = threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the run does to each layer, as it was stored when it was submitted.
+
+        Raises:
+            ConfigError: there is no plan, or it cannot be read.
+        """
+        stored = queries.plan(self.job_id)
+        check_intact(stored, "The plan")
+        if stored is None:
+            raise ConfigError("This run has no plan.", "It was not submitted.", "Add it anew.")
+        return stored
 
     # the Reporter ----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(), nullable=False),
         sa.Column("config", sa.JSON(), nullable=False),
         sa.Column("config_hash", sa.String(), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=True),
         sa.Column("environment", sa.JSON(), nullable=False),
         sa.Column("priority", INTEGER, nullable=False),
         sa.Column("state", sa.String(), nullable=False),
