@@ -125,9 +125,9 @@ class DrafterRun:
         distributed.announce("train")
         accuracy = trainer.run()
         distributed.announce("")
-        context.result(DRAFTER, "steps", trainer.schedule.steps)
-        context.step_time("training", trainer.schedule.seconds)
-        return accuracy, trainer.schedule.seconds
+        context.result(DRAFTER, "steps", trainer.steps)
+        context.step_time("training", trainer.seconds)
+        return accuracy, trainer.seconds
 
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""

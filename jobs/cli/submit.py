@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,7 @@ from backend.store.tables import Job
 from jobs import sweep
 from jobs.cli.console import EXIT, PERPLEXITY, follow, me, out, say
 from jobs.cli.tables import results_table, sweep_table
+from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.record import record, summary, sweep_record
 
@@ -69,7 +70,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     """One keyword option for each field; None means: not given."""
     for name, info in kind.config.model_fields.items():
-        choices = " | ".join(map(str, get_args(info.annotation)))
+        choices = " | ".join(options(info.annotation))
         about = escape(f"{info.title}. {info.description} {choices} (default {info.default})")
         flag = name.replace("_", "-")
         flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from backend.export.formats import Format
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
 from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
@@ -57,4 +57,4 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
         if self.keep != "auto":
             return str(self.keep)
         order = [*export_order(), *reversed(QUANTIZED)]
-        return next((s for s in order if s in self.stages), DLQATStage.LORA_GPTQ)
+        return next((s for s in order if s in self.stages), DLQATStage.DLQAT)

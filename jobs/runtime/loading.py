@@ -85,7 +85,7 @@ def load_whole(
         return replace(
             loaded, facts=replace(facts, title=named.title, default_text=named.default_text)
         )
-    context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantised}).")
+    context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantized}).")
     tokenizer = load_tokenizer(Path(base.source), base.facts)
     with refusing(base.facts):
         model = load_dequantized(Path(base.source), dtype)

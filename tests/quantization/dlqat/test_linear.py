@@ -234,9 +234,3 @@ def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
     x = torch.randn(4, COLUMNS)
     assert torch.allclose(layer(x), linear(x, layer.grid.nearest(W), base.bias), atol=1e-6)
     assert layer.shape == (ROWS, COLUMNS)
-
-
-def test_teaching_it_is_the_dense_layer() -> None:
-    layer, x = made(), torch.randn(4, COLUMNS)
-    layer.teaching = True
-    assert torch.equal(layer(x), layer.base(x))

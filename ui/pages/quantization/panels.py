@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from backend.errors import ModelError
 from backend.quantization import GRID_NAMES
-from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.config import DLQATStage
 from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.queries import StoredResult
