@@ -222,9 +222,9 @@ def test_presets_are_pipelines(queue: object, name: str) -> None:
 
 def test_a_model_that_will_be_packed_counts_as_packed(queue: Path) -> None:
     """Else a step would fail hours later."""
-    quantized = submit("dlqat", {"model": "toy"}, HOST)
+    quantised = submit("dlqat", {"model": "toy"}, HOST)
     with pytest.raises(ConfigError, match="float32"):
-        submit("speed", {"model": quantized.run, "precision": "float32", "count": 2}, HOST)
+        submit("speed", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
 
 
 def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
