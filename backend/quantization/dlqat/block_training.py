@@ -37,12 +37,6 @@ RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training 
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
 
 
-def train_blocks(run: DLQATRun, start: Starts, reporter: Reporter) -> None:
-    """Make the stage of block-wise training and store it."""
-    BlockTraining(run, start, reporter).walk(run.blocks)
-    run.save_rounded(DLQATStage.BLOCKS)
-
-
 class BlockTraining(RunPass):
     """Trains every block on the hidden states of the blocks trained before.
 

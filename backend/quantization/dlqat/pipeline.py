@@ -37,7 +37,7 @@ from backend.models.patching import swap_modules
 from backend.models.precision import all_finite, resolve_dtype
 from backend.quantization.config import ALPHA, TRAINED, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.audit import audit
-from backend.quantization.dlqat.block_training import train_blocks
+from backend.quantization.dlqat.block_training import BlockTraining
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.lora import train_lora
 from backend.quantization.dlqat.losses import teacher_loss, text_loss
@@ -156,7 +156,8 @@ class DLQAT:
     def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
         if stage == DLQATStage.BLOCKS:
-            train_blocks(run, self._start, reporter)
+            BlockTraining(run, self._start, reporter).walk(run.blocks)
+            run.save_rounded(stage)
             return
         if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
