@@ -269,7 +269,7 @@ class Bench:
             else:
                 for _ in range(steps):
                     began = time.process_time()
-                    work.step()
+                    work.update()
                     seconds.append(time.process_time() - began)
         return drafter
 

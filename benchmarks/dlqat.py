@@ -104,7 +104,7 @@ def prepared(model: PreTrainedModel, way: str, rank: int) -> nn.Module:
 def stepper(model: nn.Module, asked: argparse.Namespace) -> Callable[[], None]:
     """One whole step of training: passes, clipped gradients, AdamW."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, 1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, 1e-3, weight_decay=0.0)
     rows = torch.randint(VOCABULARY, (asked.rows, asked.length))
     half = asked.precision == "bfloat16"
 
@@ -113,8 +113,8 @@ def stepper(model: nn.Module, asked: argparse.Namespace) -> Callable[[], None]:
             loss: Tensor = model(input_ids=rows, labels=rows, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

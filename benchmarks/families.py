@@ -46,6 +46,7 @@ from backend.models.stored_weights import StoredLinears
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.plan import plan
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.statistics.reference import ReferenceTensor
@@ -122,11 +123,15 @@ def reloaded(loaded: LoadedModel) -> Iterator[tuple[StoredLinears, ModelFacts]]:
 
 def dlqat(tiny: TinyModel) -> None:
     config = kinds()["dlqat"].config(
-        steps=2, batch=2, length=LENGTH, group_size=8, rank=2, lora=False, space="minmax"
-    )
+        model="toy", steps=2, batch=2, length=LENGTH, group_size=8, rank=2, space="minmax",
+        stages=["rtn", "gptq", "dlqat"],
+    )  # fmt: skip
     model = tiny.loaded().model
     with TemporaryDirectory() as work:
-        run = DLQAT(model, tiny.text, tiny.text, tiny.text, config, Checkpoints(Path(work)))
+        run = DLQAT(
+            model, tiny.text, tiny.text, tiny.text, config, plan(config, tiny.facts),
+            Checkpoints(Path(work)),
+        )  # fmt: skip
         for stage in run.prepare(SilentReporter()):
             run.make(stage, SilentReporter())
             with run.installed(stage), torch.no_grad():

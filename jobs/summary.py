@@ -24,7 +24,7 @@ def summary(job: Job) -> dict[str, Any]:
 def results(run: str | int) -> list[dict[str, Any]]:
     """The figures a run ended with."""
     return [
-        {"stage": r.stage, "metric": r.metric, "value": r.value, "stderr": r.stderr, "n": r.n}
+        {"stage": r.stage, "metric": str(r.metric), "value": r.value, "stderr": r.stderr, "n": r.n}
         | r.details
         for r in queries.results([run])
     ]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("<this folder>"{})
 tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 ```"""
-DEQUANTISE = (
+DEQUANTIZE = (
     ", quantization_config=CompressedTensorsConfig(dequantize=True)"  # required to load zero-points
 )
 
@@ -44,7 +44,7 @@ def loading(layout: Layout) -> str:
             "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
             "loading: this saves disk space, not memory."
         )
-    code = STOCK.format(DEQUANTISE).replace(
+    code = STOCK.format(DEQUANTIZE).replace(
         "import AutoModelForCausalLM, AutoTokenizer",
         "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig",
     )

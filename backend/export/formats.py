@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantised import packing_of
+from backend.models.sources.quantized import packing_of
 from backend.quantization import GridType
 
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]

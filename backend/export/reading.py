@@ -26,7 +26,7 @@ from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, weight_files
 from backend.models.stored_weights import StoredLinears
-from backend.quantization.grid import QuantizedWeight, quantised_from
+from backend.quantization.grid import QuantizedWeight, quantized_from
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {
@@ -79,7 +79,7 @@ def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> Quan
         raise _inconsistent(name, f"it has no {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
         raise _inconsistent(name, str(error)) from error
-    return quantised_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
+    return quantized_from(name, layout.bits, {"codes": codes, "scale": scale, "zero": zero})
 
 
 def _by_input(tensors: Mapping[str, Tensor], scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a folder of packed weights as a dense model on the CPU; in float32 its weights are
     exactly s (q - z). `ModelError` if it is damaged or not finite."""
     model, layers = _opened(folder, dtype)
@@ -131,7 +131,7 @@ def load_dequantised(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-class DequantisedLinears:
+class DequantizedLinears:
     """The weight matrices `linears` in a folder of packed weights; see `StoredLinears`."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
@@ -151,12 +151,12 @@ class DequantisedLinears:
         return weight.T.contiguous() if linear.stored.transposed else weight
 
 
-WeightReader = StoredLinears | DequantisedLinears
+WeightReader = StoredLinears | DequantizedLinears
 
 
 def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> WeightReader:
     """The weights of these matrices of the model in `folder`, packed or not."""
-    reader = DequantisedLinears if facts.quantised else StoredLinears
+    reader = DequantizedLinears if facts.quantized else StoredLinears
     return reader(folder, linears)
 
 

@@ -49,7 +49,7 @@ class ModelFacts:
     default_text: str  # name of the default corpus for the model
     others: tuple[LinearShape, ...] = ()  # further ones of the blocks, which stay dense
     support: ModelSupport = NO_SUPPORT  # what the model cannot be used for, and why
-    quantised: str = ""  # how its weights are packed; "" if they are not
+    quantized: str = ""  # how its weights are packed; "" if they are not
 
     @property
     def matrices(self) -> tuple[LinearShape, ...]:
@@ -86,7 +86,7 @@ def facts_from(
     tensors: Mapping[str, TensorHeader],
     title: str = "",
     note: str = "",
-    quantised: str = "",
+    quantized: str = "",
 ) -> ModelFacts:
     """The facts of the model with this config.json and these stored tensors, as they are when
     unpacked. Raises ModelError: the model is not supported."""
@@ -111,8 +111,8 @@ def facts_from(
             size(spec, part, "num_labels", most=sizes.MAX_LABELS)
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
-    support = support_of(text, len(linears), bool(quantised))
-    if quantised and support.mixture:
+    support = support_of(text, len(linears), bool(quantized))
+    if quantized and support.mixture:
         raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
     weights: Counter[str] = Counter()
     for tensor in tensors.values():
@@ -133,7 +133,7 @@ def facts_from(
         default_text=default_text(spec),
         others=tuple(linear for linear in matrices if not compressed(linear.module)),
         support=support,
-        quantised=quantised,
+        quantized=quantized,
     )
     _check_shapes(facts, text, tensors)
     return facts

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from backend.errors import ConfigError
+from backend.models.families.stored import IN_BLOCK
 
 MAX_NAMES = 4  # layers listed in an error message
 
@@ -28,6 +29,29 @@ class NamedLayer(Protocol):
 
     @property
     def columns(self) -> int: ...
+
+
+L = TypeVar("L", bound=NamedLayer)
+
+
+class LayerName(NamedTuple):
+    """A layer of which only the name is known: any group size divides its inputs."""
+
+    name: str
+    block: int
+    module: str
+    columns: int = 0
+
+
+def layer_named(name: str) -> LayerName:
+    """The layer of that full name.
+
+    Raises:
+        ValueError: it is no layer of a block.
+    """
+    if not (match := IN_BLOCK.fullmatch(name)):
+        raise ValueError(f"{name[:80]!r} is no layer of a block")
+    return LayerName(name, int(match[1]), match[2])
 
 
 def read_names(text: str) -> tuple[str, ...]:
@@ -51,3 +75,15 @@ def check_layer_patterns(names: Iterable[str], layers: Collection[NamedLayer], f
             why = f"The layers of a block are {', '.join(known[:MAX_NAMES])}{more}."
             do = "Use one of these names, or a pattern: 0.* (all of block 0) or *.down_proj."
             raise ConfigError(f"{name} matches no layer of this model.", why, do, field=field)
+
+
+def select_layers(layers: Collection[L], exclude: str, action: str) -> list[L]:
+    """The layers that match none of the patterns in the list `exclude`, in order; `action`: what is
+    done to them, such as "prune". `ConfigError` if a pattern matches no layer, or none is left."""
+    excluded = read_names(exclude)
+    check_layer_patterns(excluded, layers, "exclude")
+    chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
+    if not chosen:
+        what, why = f"No layer is left to {action}.", f"All layers match {exclude}."
+        raise ConfigError(what, why, "Exclude fewer layers.", field="exclude")
+    return chosen

@@ -139,7 +139,7 @@ REMEDIES = {  # part -> its name, the remedy, and the config field for it
     "block training": (
         "the training of one block",
         "Lower the context length, or leave out block-wise training.",
-        "block_epochs",
+        "stages",
     ),
     "stages": ("the stages of one block", "Choose a smaller model.", "model"),
     "answers": ("the answers generated at once", "Lower the answer length.", "answer_tokens"),

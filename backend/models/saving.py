@@ -24,7 +24,7 @@ from backend.models.sources.headers import INDEX, OPTIONS, read_headers
 
 SHARD = 2**30  # bytes per saved file
 Shape = tuple[int, ...]
-NOT_QUANTISED: Mapping[str, Shape] = MappingProxyType({})
+NOT_QUANTIZED: Mapping[str, Shape] = MappingProxyType({})
 
 
 def save(
@@ -89,13 +89,13 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def check_saved(folder: Path, quantised: Mapping[str, Shape] = NOT_QUANTISED) -> None:
+def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) -> None:
     """Check that the tensors in a saved folder are those of the model its config describes: none
     missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
-    `quantised`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
+    `quantized`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
     plain transformers would load another model."""
     stored = {name: header.shape for name, header in read_headers(folder).items()}
-    for module, shape in quantised.items():
+    for module, shape in quantized.items():
         packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]
         for name in packed:
             del stored[name]

@@ -12,8 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from backend.errors import ConfigError
-from backend.models.layer_names import NamedLayer, check_layer_patterns, fits, read_names
+from backend.models.layer_names import (
+    NamedLayer,
+    check_layer_patterns,
+    fits,
+    read_names,
+    select_layers,
+)
 from backend.pruning.pattern import Pattern
 
 Overrides = tuple[tuple[str, Pattern], ...]
@@ -54,17 +59,9 @@ def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dic
         ConfigError: a name matches no layer, a pattern does not divide a layer, or no layer is
             left to prune.
     """
-    overrides, excluded = read_overrides(choice.overrides), read_names(choice.exclude)
+    overrides = read_overrides(choice.overrides)
     check_layer_patterns((name for name, _ in overrides), layers, "overrides")
-    check_layer_patterns(excluded, layers, "exclude")
-    chosen = [x for x in layers if not any(fits(name, x) for name in excluded)]
-    if not chosen:
-        raise ConfigError(
-            "No layer is left to prune.",
-            f"All layers match {choice.exclude}.",
-            "Exclude fewer layers.",
-            field="exclude",
-        )
+    chosen = select_layers(layers, choice.exclude, "prune")
     patterns = dict[str, Pattern]()
     inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
     for layer in chosen:

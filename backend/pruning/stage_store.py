@@ -12,20 +12,19 @@ that a resumed run continues bit for bit; weights that 16 bits represent exactly
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import NotFoundError
 from backend.models.block_offload import put
 from backend.models.blocks import decoder_blocks
 from backend.pruning.config import PASS_OF, STAGE_LABELS, SDSStage
+from backend.training.stage_store import StageStore, block_name
 
 Weights = dict[str, Tensor]  # module name inside the block -> [out, in], float32
 
@@ -55,25 +54,25 @@ class SDSStageStore:
     """The checkpoints of one run."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+        self._store = StageStore(checkpoints, _label)
 
     def holds(self, name: str, block: int) -> bool:
         """Whether pass `name` has finished `block` and the checkpoint is intact."""
-        return self._checkpoints.find(_folder(name, block)) is not None
+        return self._store.holds(block_name(name, block))
 
     def save(
         self, name: str, block: int, stages: dict[SDSStage, Weights], report: BlockReport
     ) -> None:
         """Store all stages pass `name` made of `block`, atomically."""
-        with self._checkpoints.write(_folder(name, block)) as folder:
-            for stage, weights in stages.items():
-                narrow = {module: _narrow(W) for module, W in weights.items()}
-                save_file(narrow, folder / f"{stage}.safetensors")
-            (folder / "facts.json").write_text(json.dumps(asdict(report)))
+        files = {
+            str(stage): {module: _narrow(W) for module, W in weights.items()}
+            for stage, weights in stages.items()
+        }
+        self._store.save_files(block_name(name, block), files, asdict(report))
 
     def report(self, name: str, block: int) -> BlockReport:
         """The report of pass `name` on `block`, which must be finished."""
-        return BlockReport(**json.loads((self._whole(name, block) / "facts.json").read_text()))
+        return BlockReport(**self._store.facts(block_name(name, block)))
 
     def weights(self, stage: SDSStage, block: int, device: str = "cpu") -> Weights:
         """The weights of `block` at `stage`.
@@ -90,28 +89,13 @@ class SDSStageStore:
         Raises:
             NotFoundError: the run has not reached that stage, or its file is damaged.
         """
-        file = self._whole(PASS_OF[stage], block) / f"{stage}.safetensors"
-        if not file.exists():
-            raise _missing(stage, block)
-        return file
-
-    def _whole(self, name: str, block: int) -> Path:
-        folder = self._checkpoints.find(_folder(name, block))
-        if folder is None:
-            raise _missing(name, block)
-        return folder
+        return self._store.require(block_name(PASS_OF[stage], block), stage)
 
 
-def _folder(name: str, block: int) -> str:
-    return f"{name}-{block:04d}"
-
-
-def _missing(what: str, block: int) -> NotFoundError:
-    return NotFoundError(
-        f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {block} is not stored.",
-        "The run does not make it, has not got that far, or the file is damaged.",
-        "Let the run finish, or start it again.",
-    )
+def _label(name: str, file: str) -> str:
+    what, _, block = name.rpartition("-")
+    what = file if file in STAGE_LABELS else what
+    return f"{STAGE_LABELS.get(what, f'The {what} pass')} of block {int(block)}"
 
 
 def _narrow(W: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Group-wise integer quantization of linear layers.
 
-    grid            codes, scales and zero-points of a layer
+    config, plan    settings of a run; bits, grid and quantizers of each layer
+    grid            codes, group scales and zero-points of a layer
     range_search    search for scales and zero-points (`@range_search`)
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization.bases import PLAIN, Basis, require_llama
 from backend.quantization.grid import QuantGrid
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import BlockLayers, LayerInputs, QuantSettings, quantizer
+from backend.quantization.registry import BlockLayers, quantizer
 
 POWERS = tuple(step / 20 for step in range(20))
 
@@ -47,27 +49,24 @@ def input_scales(layers: BlockLayers) -> dict[str, Basis]:
         inputs = layers.inputs[modules[0]]
         energy = inputs.energy
         if modules == ["self_attn.o_proj"]:
-            energy = _of_values(energy, int(attention.head_dim), attention.num_key_value_groups)
+            # averaged over the heads that read the same values
+            by_head = energy.view(-1, attention.num_key_value_groups, int(attention.head_dim))
+            energy = by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
         weights = [layers.weights[module] for module in modules]
-        basis = best_scale(weights, energy, inputs.gram, layers.settings)
+        settings = [layers.settings[module] for module in modules]
+        basis = best_scale(weights, energy, inputs.gram, settings)
         found |= dict.fromkeys(modules, basis)
     return found
 
 
-def _of_values(energy: Tensor, head: int, groups: int) -> Tensor:
-    """`energy` [in] averaged over the `groups` heads that read the same values."""
-    by_head = energy.view(-1, groups, head)
-    return by_head.mean(1, keepdim=True).expand_as(by_head).reshape(-1)
-
-
 def best_scale(
-    weights: Sequence[Tensor], energy: Tensor, H: Tensor, settings: QuantSettings
+    weights: Sequence[Tensor], energy: Tensor, H: Tensor, settings: Sequence[QuantSettings]
 ) -> Basis:
     """The scale with the least output error of `weights` [out, in], of the same inputs."""
     least, best = torch.inf, PLAIN
     for power in POWERS:
         basis = Basis(_scale(energy, power)) if power else PLAIN
-        error = sum(_error(W, basis, H, settings) for W in weights)
+        error = sum(_error(W, basis, H, of) for W, of in zip(weights, settings, strict=True))
         if error < least:
             least, best = error, basis
     return best
@@ -91,7 +90,7 @@ def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float
     bases=input_scales, llama_only=True, saved=False,
 )  # fmt: skip
 def awq(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Scale the inputs, then round to the nearest point of the configured grid."""
     grid = (settings.bits, settings.group_size, settings.grid)

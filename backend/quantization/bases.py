@@ -101,13 +101,7 @@ def rotation(size: int) -> Tensor:
 
 
 def require_llama(block: nn.Module, modules: Mapping[str, Any], method: str) -> None:
-    """Refuse a block that is not built like LLaMA's.
-
-    Args:
-        modules: the layers to quantize, by their names in the block.
-
-    Raises:
-        ConfigError: names what is different.
-    """
+    """Raise `ConfigError` for a block that is not built like LLaMA's. `modules`: the layers to
+    quantize, by their names in it."""
     norm = type(getattr(block, "input_layernorm", None)).__name__
     require_llama_blocks(method, norm, modules, (name for name, _ in block.named_children()))

@@ -23,9 +23,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization.grid import QuantGrid
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import LayerInputs, QuantSettings, quantizer
+from backend.quantization.registry import quantizer
 
 BLOCK = 128  # columns rounded before the remaining columns are updated
 
@@ -34,7 +36,7 @@ FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its co
 
 @quantizer("gptq", label="GPTQ", needs="gram", flops=50.0, export_rank=30)
 def gptq(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Compensate `W` [out, in]; the configured range search finds the grid of each group."""
 
@@ -55,7 +57,7 @@ def gptq(
     sequential=True,
 )
 def gptq_order(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Compensate `W` [out, in], inputs of high energy first, on a grid that is found before."""
     size = (settings.bits, settings.group_size, settings.grid)

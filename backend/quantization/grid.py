@@ -26,7 +26,7 @@ from backend.quantization import GridType
 from backend.quantization.bases import PLAIN, Basis, basis_from
 
 MIN_BITS, MAX_BITS = 2, 8
-SMALLEST = 2.0**-24  # positive number of float16
+MIN_FLOAT16 = 2.0**-24  # above 0
 
 
 def unclipped_codes_(W: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -47,11 +47,10 @@ def split_zero(zero: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class QuantGrid:
-    """The quantisation space of one layer: bits n, scales s and zero-points z.
+    """The quantisation space of one layer: bits n, group scales s and zero-points z.
 
     Attributes:
-        scale: float32 [out, groups].
-        zero: float32 [out, groups]; whole numbers, except on a grid with offsets.
+        scale, zero: float32 [out, groups]; zero-points are whole, except on a grid with offsets.
     """
 
     bits: int
@@ -89,7 +88,7 @@ class QuantGrid:
         if grid != "offset":
             return QuantGrid(self.bits, scale, self.zero)
         offset = offsets_of(self.scale, self.zero)
-        scale = torch.where(scale == 0, SMALLEST, scale)  # else b were lost with it
+        scale = torch.where(scale == 0, MIN_FLOAT16, scale)  # else b were lost with it
         return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
 
 
@@ -105,13 +104,14 @@ def zeros_of(scale: Tensor, offset: Tensor) -> Tensor:
 
 def minmax_grid(V: Tensor, bits: int, grid: GridType, ratio: float = 1.0) -> QuantGrid:
     """The grid over `ratio` of the range of each group; V float32 [rows, groups, g]."""
-    return grid_over(V.amin(-1), V.amax(-1), bits, grid, ratio)
+    return group_scales(V.amin(-1), V.amax(-1), bits, grid, ratio)
 
 
-def grid_over(
+def group_scales(
     low: Tensor, high: Tensor, bits: int, grid: GridType, ratio: float = 1.0
 ) -> QuantGrid:
-    """The grid over `ratio` of the ranges from `low` to `high`, float32 [rows, groups].
+    """Group scales and zero-points over `ratio` of the ranges from `low` to `high`, float32
+    [rows, groups].
 
     symmetric     s = max|w| / (2^(n-1) - 1/2)
     zero-point    s = (max - min) / Q,  z = round(-min / s);  the range includes 0
@@ -156,14 +156,14 @@ class QuantizedWeight:
         return values if self.basis.plain else self.basis.back(values)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to store; see `quantised_from`."""
+        """The tensors to store; see `quantized_from`."""
         zero = self.grid.zero.to(torch.uint8)
         zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
         parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
         return parts | self.basis.tensors()
 
 
-def quantised_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
+def quantized_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
     """A layer from its stored tensors codes [out, in], scale [out, groups], zero [out, groups].
 
     Raises:

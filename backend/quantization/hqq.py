@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, minmax_grid, unclipped_codes_
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import group_sums, search_range, where
-from backend.quantization.registry import LayerInputs, QuantSettings, quantizer, range_search
+from backend.quantization.registry import quantizer, range_search
 
 P, BETA, KAPPA, ROUNDS = 0.7, 10.0, 1.01, 20
 
@@ -33,7 +35,8 @@ def half_quadratic(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> Quan
     best, least, beta, zero = found, None, BETA, found.zero
     for _ in range(ROUNDS + 1):
         moved = QuantGrid(bits, found.scale, zero)
-        stored = moved if grid == "offset" else QuantGrid(bits, found.scale, whole(zero, found.top))
+        whole = zero.round().clamp_(0, found.top)
+        stored = moved if grid == "offset" else QuantGrid(bits, found.scale, whole)
         error = group_sums(_errors(V, stored)[1].abs().pow_(P))
         if least is not None:
             stored = where(error < least, stored, best)
@@ -43,11 +46,6 @@ def half_quadratic(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> Quan
         codes.sub_((V - shrunk(D, beta)).div_(found.scale.unsqueeze(-1)))
         zero, beta = group_sums(codes) / V.shape[-1], beta * KAPPA
     return best
-
-
-def whole(zero: Tensor, top: int) -> Tensor:
-    """Zero-points as integers of 0 .. Q."""
-    return zero.round().clamp_(0, top)
 
 
 def shrunk(D: Tensor, beta: float) -> Tensor:
@@ -65,7 +63,7 @@ def _errors(V: Tensor, grid: QuantGrid) -> tuple[Tensor, Tensor]:
 
 @quantizer("hqq", label="HQQ", needs="nothing", flops=3000.0, export_rank=21)
 def hqq(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Round to the half-quadratic grid."""
     return W, search_range(W, settings.bits, settings.group_size, settings.grid, "hqq")

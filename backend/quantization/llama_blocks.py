@@ -38,6 +38,6 @@ def require_llama_blocks(
     raise ConfigError(
         f"{method} cannot be used on this model.",
         f"Its blocks are not built like those of LLaMA: {strange[0] if strange else of_class}.",
-        "Remove it from the further quantisers.",
-        field="quantizers",
+        "Remove it from the stages.",
+        field="stages",
     )

@@ -54,12 +54,7 @@ def _operator_group(size: int) -> int:
 
 
 class PackedLinear(nn.Module):
-    """A linear on packed weights, with bfloat16 inputs and outputs.
-
-    Args:
-        layer: supported by the operator (`obstacle` is empty).
-        bias: [out], or None.
-    """
+    """A linear on packed weights, with bfloat16 inputs and outputs. `obstacle(layer)` is empty."""
 
     def __init__(self, layer: QuantizedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -104,10 +99,7 @@ def to_bfloat16(model: PreTrainedModel) -> None:
 
 def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, str]:
     """Replace `layers` in `model`, which becomes bfloat16: packed if supported, else dense.
-
-    Returns:
-        Name -> reason, for the layers that are dense.
-    """
+    Returns name -> reason for the dense ones."""
     to_bfloat16(model)
     dense = dict[str, str]()
     for name, layer in layers.items():

@@ -16,13 +16,11 @@ specify how it is determined.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from backend.quantization import GridType
-from backend.quantization.grid import QuantGrid, grid_over, minmax_grid, unclipped_codes_
+from backend.quantization.grid import QuantGrid, group_scales, minmax_grid, unclipped_codes_
 from backend.quantization.registry import RANGE_SEARCHES, range_search
 
 RATIOS = tuple(round(1 - step / 100, 2) for step in range(60))
@@ -42,7 +40,8 @@ def search_range(
     size, method = group_size or W.shape[1], RANGE_SEARCHES[space]
     weight = torch.ones_like(W[0]) if energy is None or not method.needs_energy else energy
     weight = weight.view(-1, size)
-    grids = [method.search(V, bits, grid, weight) for V in _panels(W, size)]
+    panels = (rows.view(len(rows), -1, size) for rows in W.split(max(1, PANEL // W.shape[1])))
+    grids = [method.search(V, bits, grid, weight) for V in panels]
     return QuantGrid(bits, torch.cat([g.scale for g in grids]), torch.cat([g.zero for g in grids]))
 
 
@@ -57,10 +56,10 @@ def minmax(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
 def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The shrunk range with the smallest error, for each group."""
     low, high = V.amin(-1), V.amax(-1)
-    best = grid_over(low, high, bits, grid)
+    best = group_scales(low, high, bits, grid)
     least = _error(V, best, weight)
     for ratio in RATIOS[1:]:
-        shrunk = grid_over(low, high, bits, grid, ratio)
+        shrunk = group_scales(low, high, bits, grid, ratio)
         error = _error(V, shrunk, weight)
         best = where(error < least, shrunk, best)
         least = torch.minimum(error, least)
@@ -71,12 +70,6 @@ def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
 def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     """The clipped range, then learned scales and, unless symmetric, zero-points."""
     return _learned(V, clipped(V, bits, grid, weight), weight, grid)
-
-
-def _panels(W: Tensor, size: int) -> Iterator[Tensor]:
-    """Split `W` into panels of rows, each [rows, groups, size]."""
-    for rows in W.split(max(1, PANEL // W.shape[1])):
-        yield rows.view(len(rows), -1, size)
 
 
 def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
@@ -104,12 +97,12 @@ def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> Qua
     """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
     moved = [ratio] if grid == "symmetric" else [ratio, shift]
-    optimiser = torch.optim.Adam(moved, LSQ_RATE)
+    optimizer = torch.optim.Adam(moved, LSQ_RATE)
     for _ in range(LSQ_STEPS):
         scale, zero = start.scale * ratio, start.zero + shift
         ratio.grad, shift.grad = _gradients(V, scale, zero, start.top, weight)
         ratio.grad.mul_(start.scale)
-        optimiser.step()
+        optimizer.step()
     zero = start.zero + shift
     if grid != "offset":
         zero = zero.round_().clamp_(0, start.top)

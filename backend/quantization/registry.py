@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor, nn
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.grid import QuantGrid
+from backend.quantization.plan import QuantSettings
 from backend.registry import Registry
 
 Needs = Literal["nothing", "energy", "gram"]
@@ -26,53 +28,14 @@ SearchRange = Callable[[Tensor, int, GridType, Tensor], QuantGrid]
 
 @dataclass(frozen=True)
 class RangeSearch:
-    """A range search.
-
-    Attributes:
-        needs_energy: whether errors are weighted by the mean square of each input.
-    """
+    """A range search; `needs_energy`: errors are weighted by the mean square of each input."""
 
     search: SearchRange
     needs_energy: bool
 
 
-class LayerInputs(Protocol):
-    """Input statistics of a layer, for quantizers; see `methods.calibration`."""
-
-    @property
-    def energy(self) -> Tensor:
-        """Mean square of each input [in]."""
-
-    @property
-    def gram(self) -> Tensor:
-        """H = X X^T / N [in, in]."""
-
-    def inverse_root(self, damping: float) -> Tensor:
-        """U [in, in], upper triangular with U^T U = H^-1, H damped."""
-
-    def ordered_root(self, damping: float) -> tuple[Tensor, Tensor]:
-        """The inputs by falling energy [in], and U [in, in] of H in that order."""
-
-
-@dataclass(frozen=True)
-class QuantSettings:
-    """The quantization settings of a run.
-
-    Attributes:
-        group_size: inputs per scale; 0: the whole row.
-        space: name of the range search, for quantizers without one of their own.
-        keep_zeros: weights that are 0 stay 0.
-    """
-
-    bits: int
-    group_size: int
-    grid: GridType
-    space: str
-    keep_zeros: bool = False
-
-
 # W [out, in], inputs, settings, damping -> weights to round [out, in] and their grid
-Quantize = Callable[[Tensor, LayerInputs, QuantSettings, float], tuple[Tensor, QuantGrid]]
+Quantize = Callable[[Tensor, InputStatistics, QuantSettings, float], tuple[Tensor, QuantGrid]]
 
 
 @dataclass(frozen=True)
@@ -86,15 +49,14 @@ class BlockLayers:
 
     block: nn.Module
     weights: Mapping[str, Tensor]
-    inputs: Mapping[str, LayerInputs]
-    settings: QuantSettings
+    inputs: Mapping[str, InputStatistics]
+    settings: Mapping[str, QuantSettings]
 
 
 FindBases = Callable[[BlockLayers], Mapping[str, Basis]]
 
 
 def plain_bases(layers: BlockLayers) -> dict[str, Basis]:
-    """Every layer as it is."""
     return dict.fromkeys(layers.weights, PLAIN)
 
 
@@ -120,12 +82,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(DECLARED_QUANTIZERS)
 def range_search(
     name: str, *, flops: float, needs_energy: bool = False
 ) -> Callable[[SearchRange], SearchRange]:
-    """Register a range search.
-
-    Args:
-        flops: operations per weight, for time estimates.
-        needs_energy: see `RangeSearch`.
-    """
+    """Register a range search; `flops`: operations per weight, for time estimates."""
 
     def register(search: SearchRange) -> SearchRange:
         RANGE_SEARCHES.register(name, RangeSearch(search, needs_energy))
@@ -154,7 +111,6 @@ def quantizer(
     can help.
 
     Args:
-        label: display name.
         flops: operations per weight, without collecting the inputs.
         export_rank: the stage with the highest rank is exported by default; stages are listed in
             this order.

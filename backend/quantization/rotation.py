@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization.bases import Basis, require_llama
 from backend.quantization.gptq import gptq
 from backend.quantization.grid import QuantGrid
 from backend.quantization.llama_blocks import READERS
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import BlockLayers, LayerInputs, QuantSettings, quantizer
+from backend.quantization.registry import BlockLayers, quantizer
 
 
 def rotations(layers: BlockLayers) -> dict[str, Basis]:
@@ -56,7 +58,7 @@ def _weights(block: nn.Module, norm: str) -> Tensor:
     bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
 )  # fmt: skip
 def rotated(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Rotate, then round to the clipped grid with the smallest squared weight error."""
     return W, search_range(W, settings.bits, settings.group_size, settings.grid, "mse")
@@ -67,7 +69,7 @@ def rotated(
     bases=rotations, llama_only=True, keeps_zeros=False, saved=False,
 )  # fmt: skip
 def rotated_gptq(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Rotate, then GPTQ."""
     return gptq(W, inputs, settings, damping)

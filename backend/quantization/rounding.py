@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization.grid import QuantGrid
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import LayerInputs, QuantSettings, quantizer
+from backend.quantization.registry import quantizer
 
 
 @quantizer("rtn", label="RTN, min-max", needs="nothing", flops=50.0, export_rank=10)
 def rtn(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Round to the grid over the full range of each group."""
     return W, search_range(W, settings.bits, settings.group_size, settings.grid, "minmax")

@@ -1,1 +1,2 @@
-"""Optimizer state, block-wise reconstruction and several processes, shared by what trains."""
+"""What trains in common: the base of the training loops, optimizer state, checkpoints of stages,
+block-wise reconstruction, several processes."""

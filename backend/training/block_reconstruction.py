@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from backend.models.block_forward import BlockStream, Call, block_of_weights
 from backend.models.hidden_states import HiddenStates
-from backend.training.optimizer import cosine_decay
+from backend.training.optimizer import ScheduledOptimizer, cosine_decay
 
 Parameters = Mapping[str, Tensor]  # name -> what is trained, float32
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
@@ -61,15 +61,10 @@ class Examples:
 
 
 class Parametrisation(Protocol):
-    """What is trained of a block.
+    """What is trained of a block."""
 
-    Attributes:
-        parameters: before training.
-        rates: parameter -> learning rate at the start of the schedule.
-    """
-
-    parameters: dict[str, Tensor]  # name -> what is trained, float32
-    rates: dict[str, float]
+    parameters: dict[str, Tensor]  # name -> before training, float32
+    rates: dict[str, float]  # name -> learning rate at the start of the schedule
 
     def weights(self, parameters: Parameters) -> Weights:
         """W(p), differentiable."""
@@ -109,20 +104,17 @@ def reconstruct(
     safe_point: Callable[[], None],
     tick: Callable[[int], None],
 ) -> Reconstruction:
-    """Train parameters of a block.
+    """Train parameters of a block, which is in memory on the device to work on.
 
     Args:
-        model: its block is in memory, on the device to work on.
-        parametrisation: what is trained of the block.
         safe_point: called before each segment; may raise to stop.
         tick: called after each epoch with its number.
     """
     if not parametrisation.parameters:
         return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
     trained = {name: p.clone().requires_grad_() for name, p in parametrisation.parameters.items()}
-    rates = parametrisation.rates
-    groups = [{"params": [p], "lr": rates[name]} for name, p in trained.items()]
-    optimiser = torch.optim.Adam(groups, fused=True)
+    groups = [{"params": [p], "lr": parametrisation.rates[n]} for n, p in trained.items()]
+    optimizer = ScheduledOptimizer(torch.optim.Adam(groups, fused=True))
     steps = epochs * examples.fitted
     best, epoch = _copies(trained), 0
 
@@ -139,11 +131,7 @@ def reconstruct(
                     loss = error(example)
                     if loss.requires_grad:  # no token may reach the experts that are trained
                         loss.backward(inputs=[*trained.values()])
-                factor = cosine_decay(math.pi * (done * examples.fitted + number) / steps)
-                for group, name in zip(optimiser.param_groups, trained, strict=True):
-                    group["lr"] = rates[name] * factor
-                optimiser.step()
-                optimiser.zero_grad()
+                optimizer.step(cosine_decay(math.pi * (done * examples.fitted + number) / steps))
             errors.append(_heldout_error(error, examples))
             if not examples.heldout or errors[-1] < min(errors[:-1]):
                 best, epoch = _copies(trained), done + 1

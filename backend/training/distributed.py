@@ -27,14 +27,12 @@ from torch import distributed as dist
 from backend.errors import CancelledError
 from backend.reporter import Reporter
 
-WAIT = timedelta(days=365)
+TIMEOUT = timedelta(days=365)
 LOOPBACK = "127.0.0.1"
-MOST_LETTERS = 64  # of the name of a task
-MOST_AXES = 4  # of rows
-
-LEAVE_S, LOOK_S = 5.0, 0.002
+LEAVE_TIMEOUT_S, POLL_S = 5.0, 0.002
 
 Rows = TypeVar("Rows", Tensor, list[int])
+T = TypeVar("T")
 
 
 class _Here:
@@ -51,20 +49,16 @@ def join(number: int, world: int, rendezvous: Path) -> None:
         number: of this process, from 0; world: how many there are.
         rendezvous: a file on this machine that does not exist until the first of them makes it.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={_loopback()}")  # which it leaves out by itself
+    interfaces = psutil.net_if_addrs().items()
+    loopback = next(name for name, at in interfaces if LOOPBACK in (each.address for each in at))
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={loopback}")  # which it leaves out by itself
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _Here.number, _Here.rendezvous = number, rendezvous
     # by its path, not as an address: it may hold any letter
     store = dist.FileStore(str(rendezvous), world)  # type: ignore[attr-defined]
-    store.set_timeout(WAIT)
-    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=WAIT)
-
-
-def _loopback() -> str:
-    """The name of the network interface that only this machine reaches."""
-    found = psutil.net_if_addrs().items()
-    return next(name for name, given in found if LOOPBACK in (each.address for each in given))
+    store.set_timeout(TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -77,9 +71,9 @@ def leave() -> None:
     ]
     with suppress(OSError):  # the folder may have been removed meanwhile
         here[_Here.number].touch()
-    deadline = time.monotonic() + LEAVE_S
+    deadline = time.monotonic() + LEAVE_TIMEOUT_S
     while time.monotonic() < deadline and not all(each.exists() for each in here):
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     dist.destroy_process_group()
 
 
@@ -101,12 +95,19 @@ def is_first() -> bool:
 # tasks ------------------------------------------------------------------------------------------
 
 
+def broadcast(value: T) -> T:
+    """What the first process has for `value`, which can be pickled."""
+    held = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(held, 0)
+    return held[0]
+
+
 def announce(task: str) -> None:
     """Have the other processes begin a task, which this one then begins, too. Empty: none is left,
     and this process goes on alone."""
     if world_size() > 1:
-        letters = task.encode().ljust(MOST_LETTERS, b"\0")
-        dist.broadcast(torch.tensor([*letters], dtype=torch.uint8), 0)
+        broadcast(task)
         if not task:
             leave()
 
@@ -114,29 +115,10 @@ def announce(task: str) -> None:
 def tasks() -> Iterator[str]:
     """The tasks that the first process tells this one, until none is left."""
     while world_size() > 1:
-        letters = torch.zeros(MOST_LETTERS, dtype=torch.uint8)
-        dist.broadcast(letters, 0)
-        if task := bytes(letters.tolist()).rstrip(b"\0").decode():
+        if task := broadcast(""):
             yield task
         else:
             leave()
-
-
-def broadcast_rows(rows: Tensor) -> None:
-    """Give all processes int64 rows, which they receive by `receive_rows`."""
-    if world_size() > 1:
-        shape = [*rows.shape, *[0] * (MOST_AXES - rows.dim())]
-        dist.broadcast(torch.tensor(shape), 0)
-        dist.broadcast(rows.cpu().long().contiguous(), 0)
-
-
-def receive_rows() -> Tensor:
-    """The rows that the first process gives."""
-    shape = torch.zeros(MOST_AXES, dtype=torch.long)
-    dist.broadcast(shape, 0)
-    rows = torch.empty(shape[shape > 0].tolist(), dtype=torch.long)
-    dist.broadcast(rows, 0)
-    return rows
 
 
 # steps ------------------------------------------------------------------------------------------
@@ -155,20 +137,17 @@ def all_reduce_gradients(total: float, parameters: Iterable[nn.Parameter]) -> fl
     """
     if world_size() == 1:
         return total
-    held = [*parameters]
-    counted = torch.tensor([total, *(p.grad is not None for p in held)], dtype=torch.float64)
+    every = [*parameters]
+    counted = torch.tensor([total, *(p.grad is not None for p in every)], dtype=torch.float64)
     dist.all_reduce(counted)
-    reached = [p for p, times in zip(held, counted[1:].tolist(), strict=True) if times]
+    reached = [p for p, times in zip(every, counted[1:].tolist(), strict=True) if times]
     if reached:
-        flat = torch.cat([_gradient(p).flatten().float() for p in reached])
+        held = [torch.zeros_like(p) if p.grad is None else p.grad for p in reached]
+        flat = torch.cat([gradient.flatten().float() for gradient in held])
         dist.all_reduce(flat)
         for p, part in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
     return float(counted[0])
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def stop_if_any_asked(reporter: Reporter) -> None:
@@ -182,15 +161,6 @@ def stop_if_any_asked(reporter: Reporter) -> None:
     if asked:
         leave()
         raise CancelledError
-
-
-def broadcast_int(value: int) -> int:
-    """What the first process has for `value`."""
-    if world_size() == 1:
-        return value
-    told = torch.tensor(value)
-    dist.broadcast(told, 0)
-    return int(told)
 
 
 def broadcast_parameters(tensors: Iterable[Tensor]) -> None:

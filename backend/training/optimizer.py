@@ -6,12 +6,12 @@ factor = floor + (1 - floor) (1 + cos angle) / 2        angle from 0 after the w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("step", "exp_avg", "exp_avg_sq")  # of a parameter
 
 
 def cosine_decay(angle: float, floor: float = 0.0) -> float:
@@ -19,43 +19,47 @@ def cosine_decay(angle: float, floor: float = 0.0) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(angle))
 
 
-def optimiser_tensors(
-    optimiser: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    key: str,
-    entries: Sequence[str] = MOMENTS,
-) -> dict[str, Tensor]:
-    """The state of `parameters` as named tensors; those not updated yet have none.
+class ScheduledOptimizer:
+    """An optimizer whose learning rates are those of its groups, times the factor of a schedule.
 
-    Args:
-        key: names a tensor, such as "{entry}/{name}".
+    Attributes:
+        rates: of the groups, at factor 1.
     """
-    return {
-        key.format(name=name, entry=entry): value
-        for name, parameter in parameters.items()
-        for entry, value in optimiser.state.get(parameter, {}).items()
-        if entry in entries
-    }
 
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
 
-def restore_optimiser(
-    optimiser: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-    key: str,
-    step: int | None = None,
-) -> None:
-    """Set the state that `optimiser_tensors` returned.
+    @property
+    def rate(self) -> float:
+        """Learning rate of the last update, of the first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
-    Args:
-        step: number of updates, where `tensors` do not hold it. A parameter without state has not
-            been updated yet: an expert that no token has reached.
-    """
-    for name, parameter in parameters.items():
-        keys = {entry: key.format(name=name, entry=entry) for entry in ("step", *MOMENTS)}
-        state = {entry: tensors[each] for entry, each in keys.items() if each in tensors}
-        if state:
-            if step is not None:
-                state.setdefault("step", torch.tensor(float(step)))
-            state["step"] = state["step"].cpu()
-            optimiser.state[parameter] = state
+    def step(self, factor: float) -> None:
+        """Update all parameters and forget their gradients."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def tensors(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """The state of `parameters` as "{entry}/{name}"; those not updated yet have none, such as
+        those of an expert that no token has reached."""
+        return {
+            f"{entry}/{name}": value
+            for name, parameter in parameters.items()
+            for entry, value in self.optimizer.state.get(parameter, {}).items()
+            if entry in STATE
+        }
+
+    def restore(
+        self, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Set the state that `tensors` returned."""
+        fused = self.optimizer.defaults.get("fused")
+        for name, parameter in parameters.items():
+            keys = {entry: f"{entry}/{name}" for entry in STATE}
+            state = {entry: tensors[key] for entry, key in keys.items() if key in tensors}
+            if state:
+                state["step"] = state["step"].to(parameter.device if fused else "cpu")
+                self.optimizer.state[parameter] = state

@@ -43,15 +43,15 @@ def train(folder: Path) -> None:
     model = LlamaForCausalLM(config)
     text = "\n\n".join(documents(TEXT, "calibration", True))
     tokens = torch.tensor(tokenizer.encode(text))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     for step in range(STEPS):
         starts = torch.randint(len(tokens) - LENGTH, (BATCH, 1))
         rows = tokens[starts + torch.arange(LENGTH)]
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=rows, labels=rows, use_cache=False).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if step % 10 == 0:
             print(f"training step {step} of {STEPS}, loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)

@@ -11,23 +11,25 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from backend.checkpoints import Checkpoints
 from backend.metric_key import MetricKey
-from backend.quantization.dlqat.config import DLQATConfig
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.quantization.config import DLQATConfig
 from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.plan import plan
 from backend.reporter import SilentReporter
 from backend.training import distributed
 from benchmarks.dlqat import VOCABULARY, build
 
 SKIPPED = 2  # steps: the first compile kernels
 CONFIG = {
-    "steps": 8, "batch": 4, "length": 64, "rank": 16, "precision": "float32", "save_every": 1000,
-    "start": "rounded", "space": "minmax", "gptq": False, "rtn": False, "lora": False,
-    "pictures": 2,
+    "steps": 8, "batch": 4, "length": 64, "rank": 16, "precision": "float32",
+    "start": "rounded", "space": "minmax", "stages": ["dlqat"],
 }  # fmt: skip
 
 
@@ -75,7 +77,12 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     config, reporter = DLQATConfig.model_validate(CONFIG), StepClock()
     shape = (config.steps * config.batch, config.length)
     rows = torch.randint(3, VOCABULARY, shape, generator=random)
-    qat = DLQAT(build("25m"), rows[:2], rows, rows, config, Checkpoints(folder / str(world)))
+    model, checkpoints = build("25m"), Checkpoints(folder / str(world))
+    linears = [
+        x for b in range(len(decoder_blocks(model))) for x in block_linears(model, b).values()
+    ]
+    facts = SimpleNamespace(linears=linears, architecture=type(model).__name__)
+    qat = DLQAT(model, rows[:2], rows, rows, config, plan(config, facts), checkpoints)
     qat.prepare(reporter)
     began = _processor_s()
     if distributed.is_first():

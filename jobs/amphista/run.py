@@ -136,9 +136,9 @@ class DrafterRun:
         distributed.announce("train")
         accuracy = trainer.run()
         distributed.announce("")
-        context.result(DRAFTER, STEPS, trainer.schedule.steps)
-        context.step_time("training", trainer.schedule.seconds)
-        return accuracy, trainer.schedule.seconds
+        context.result(DRAFTER, STEPS, trainer.steps)
+        context.step_time("training", trainer.seconds)
+        return accuracy, trainer.seconds
 
     def _save(self, drafter: Drafter, accuracy: HeadAccuracy, longest: int) -> Amphista:
         """Grow the tree, record all figures and save the drafter."""

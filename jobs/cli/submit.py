@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from backend.store import queries
 from jobs import sweep
 from jobs.cli.command import escaped
 from jobs.cli.console import me
+from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.operations.registry import Operation, Record, operation
 from jobs.operations.text import count
@@ -57,7 +58,7 @@ def _queued(answer: Record | list[Record]) -> str:
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:
     """One keyword option for each field; None means: not given."""
     for name, info in kind.config.model_fields.items():
-        choices = " | ".join(map(str, get_args(info.annotation)))
+        choices = " | ".join(options(info.annotation))
         about = escaped(f"{info.title}. {info.description} {choices} (default {info.default})")
         flag = name.replace("_", "-")
         flag = f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}"

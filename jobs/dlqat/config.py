@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from backend.export.formats import Format
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
 from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
@@ -16,9 +16,9 @@ from jobs.fields.types import CorpusName
 from jobs.kind import JobConfig
 
 NAME, SAME = "dlqat", "same"
-NOT_QUANTISED = (DLQATStage.DENSE, DLQATStage.LORA)
-QUANTISED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTISED]
-ExportedStage: TypeAlias = Literal["auto", *QUANTISED]  # type: ignore[valid-type]
+NOT_QUANTIZED = (DLQATStage.DENSE, DLQATStage.LORA)
+QUANTIZED = [str(stage) for stage in STAGE_LABELS if stage not in NOT_QUANTIZED]
+ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-type]
 
 
 class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesConfig, JobConfig):
@@ -56,5 +56,5 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
         """The stage that is exported."""
         if self.keep != "auto":
             return str(self.keep)
-        order = [*export_order(), *reversed(QUANTISED)]
-        return next((s for s in order if s in self.stages), DLQATStage.LORA_GPTQ)
+        order = [*export_order(), *reversed(QUANTIZED)]
+        return next((s for s in order if s in self.stages), DLQATStage.DLQAT)

@@ -14,11 +14,17 @@ from backend.models.memory import (
 )
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
-from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage, can_be_packed
-from backend.quantization.dlqat.layer_selection import quantised_layers, refuse_idle, trainable
-from backend.quantization.llama_blocks import require_llama_blocks
+from backend.quantization.config import (
+    BLOCK_EPOCHS,
+    CALIBRATION_BATCH,
+    STAGE_LABELS,
+    TRAINED,
+    DLQATStage,
+    can_be_packed,
+)
+from backend.quantization.plan import QuantizationPlan, QuantSettings, plan, trainable
 from backend.registry import Declarations
-from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
+from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.processes import memory_of_others, require_processes
@@ -43,48 +49,68 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
-    refuse_idle(config)
-    layers = quantised_layers(facts.linears, config)
+    planned = plan(config, facts, config.format)
+    layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
     warnings += check_quality(config, context_length(config, facts))
-    if config.format == "compressed-tensors" and config.grid == "zero-point":
+    packed = config.format == "compressed-tensors"
+    if packed and any(group.grid == "zero-point" for group in planned.groups):
         warnings += (ASYMMETRIC,)
-    require_training_text(config, facts)
+    require_context(config.length, facts, "Training sequences", "length")
+    if config.training_text != SAME:
+        require_text(config.training_text, "calibration_text", "training_text")
     require_kept(config)
-    require_blocks(config, layers, facts)
-    check_format(config.format, export_requirements(config, layers, facts))
-    needed = memory_bytes(config, facts)
+    for group in planned.groups:
+        check_format(config.format, export_requirements(config, group, layers, facts))
+    needed = memory_bytes(config, planned, facts)
     require_training_memory(needed, facts)
+    notes: tuple[str, ...] = ()
+    if any(stage in TRAINED for stage in config.stages):
+        count = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
+        share = f"{count / facts.parameters:.2%}".replace("%", " %")
+        notes += (f"Trainable parameters: {count:,} ({share} of the model).",)
+    if packed:
+        hints = (vllm_hint(group.bits, (x.name for x in layers)) for group in planned.groups)
+        notes += tuple(filter(None, hints))
     return Requirements(
         model=config.model,
         title=facts.title,
-        flops=flops_by_phase(config, facts),
+        plan=planned,
+        flops=flops_by_phase(config, planned, facts),
         memory=needed,
         warnings=warnings,
-        notes=trained_parameters(config, layers, facts) + hints(config, layers),
+        notes=notes,
         open_ended=bool(config.harness_tasks),
     )
 
 
-def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
+def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
+    """The layers that are quantized, in order."""
+    return [x for x in facts.linears if planned.layers.get(x.name)]
+
+
+def flops_by_phase(
+    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts
+) -> dict[str, float]:
     """Floating-point operations of each phase, in order: the basis of estimate and progress."""
-    layers = quantised_layers(facts.linears, config)
+    layers = planned_layers(planned, facts)
     weights, head = layer_weights(layers), facts.vocabulary * facts.hidden
     context = context_length(config, facts)
     tokens = config.segments * context
     evaluation = FLOAT32_COST * 2 * (weights + head) * config.windows * context
     samples = sample_flops(config, facts)
     samples += FLOAT32_COST * ending_flops(config, facts, config.windows, context)
-    forward, grams = 2 * weights * tokens, gram_flops(layers, tokens)
+    forward = 2 * weights * tokens
     prepare = weights + forward * config.needs_energies
     if config.needs_gptq:
         prepare += quantizer_flops("gptq", config, layers, tokens)
     flops = {"dense": evaluation + samples, "prepare": prepare}
-    for stage in config.stages[1:]:
+    for stage in config.stages:
         flops[f"make {stage}"] = stage_flops(stage, config, layers, head, tokens)
         flops[f"measure {stage}"] = evaluation + samples * (stage == config.kept)
-    flops["audit"] = forward + grams + STATISTICS_FLOPS * weights * len(config.stages)
+    statistics = STATISTICS_FLOPS * weights * len(planned.stages)
+    flops["audit"] = forward + gram_flops(layers, tokens) + statistics
     flops["save"] = 100 * weights
     decoded = DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS)
     flops["speed"] = 2 * 2 * (weights + head) * decoded * config.packed
@@ -94,18 +120,14 @@ def flops_by_phase(config: DLQATJob, facts: ModelFacts) -> dict[str, float]:
 def stage_flops(
     stage: str, config: DLQATJob, layers: list[LinearShape], head: int, tokens: int
 ) -> float:
-    """Floating-point operations of making a stage.
-
-    Args:
-        head: weights of the output layer.
-        tokens: of the calibration text.
-    """
+    """Floating-point operations of making a stage. `head`: weights of the output layer; `tokens`:
+    of the calibration text."""
     weights = layer_weights(layers)
     if stage == DLQATStage.GPTQ:  # computed in the phase "prepare"
         return declared_flops(DECLARED_QUANTIZERS, "gptq") * weights
     if stage == DLQATStage.BLOCKS:
-        steps = config.block_epochs * config.segments
-        passes = 2 + 3 * config.block_epochs  # of the dense and the rounded block; training
+        steps = BLOCK_EPOCHS * config.segments
+        passes = 2 + 3 * BLOCK_EPOCHS  # of the dense and the rounded block; training
         return passes * 2 * weights * tokens + steps * FAKE_QUANT_FLOPS * weights
     if stage in TRAINED or stage == DLQATStage.LORA:
         return training_flops(stage, config, weights, head)
@@ -143,7 +165,6 @@ def quantizer_flops(name: str, config: DLQATJob, layers: list[LinearShape], toke
 
 
 def gram_flops(layers: list[LinearShape], tokens: int) -> float:
-    """Floating-point operations of the Gram matrices of all inputs."""
     return 2.0 * sum(x.columns**2 for x in layers) * GRAM_SHARE * tokens
 
 
@@ -153,58 +174,59 @@ def declared_flops(declarations: Declarations, name: str) -> float:
 
 
 def layer_weights(layers: list[LinearShape]) -> float:
-    """How many weights the layers have."""
     return float(sum(x.weights for x in layers))
 
 
-def shapes(layers: list[LinearShape]) -> list[tuple[int, int]]:
-    """(out, in) of each."""
-    return [(x.rows, x.columns) for x in layers]
+def trainable_parameters(
+    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, stage: str
+) -> int:
+    """Number of parameters that a stage trains."""
+    low_rank, magnitude = config.trains(stage)
+    sizes = [
+        (x.rows, x.columns, of.group_size)
+        for x in facts.linears
+        if (of := planned.layers.get(x.name))
+    ]
+    return trainable(sizes, config.rank * low_rank, magnitude)
 
 
-def memory_bytes(config: DLQATJob, facts: ModelFacts, dtype: str = "float32") -> dict[str, int]:
+def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
     """Purpose -> bytes at the peak."""
-    layers = quantised_layers(facts.linears, config)
+    by_block = DLQATStage.BLOCKS in config.stages
     needed = memory_parts(
         facts,
-        dtype=dtype,
         segments=config.segments,
         context=context_length(config, facts),
-        batch=config.calibration_batch,
-        streams=2 if config.block_epochs else 1,
+        batch=CALIBRATION_BATCH,
+        streams=2 if by_block else 1,
         stages=4,
     )
-    needed["held"] = 4 * int(
-        layer_weights(layers)
-    )  # a stage's weights or a start, beside the dense ones
-    needed["training"] = training_bytes(config, facts)
-    if config.block_epochs:  # not at the same time as other training
+    # a stage's weights or a start, beside the dense ones
+    needed["held"] = 4 * int(layer_weights(planned_layers(planned, facts)))
+    needed["training"] = training_bytes(config, planned, facts)
+    if by_block:  # not at the same time as other training
         trained = block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
         needed["block training"] = max(0, trained - needed["training"])
     shared = ("runtime", "weights", "held", "training")
     return needed | memory_of_others(config.processes, needed, *shared)
 
 
-def training_bytes(config: DLQATJob, facts: ModelFacts) -> int:
+def training_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> int:
     """Bytes of the training alone: trained parameters, activations, logits."""
     if not any(stage in (*TRAINED, DLQATStage.LORA) for stage in config.stages):
         return 0
-    layers = shapes(quantised_layers(facts.linears, config))
-    trained = trainable(layers, config.rank, config.group_size)
+    trained = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
     tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
     deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
-    logits = (1 + config.distil) * LOGIT_BYTES * tokens * facts.vocabulary
+    models = 1 + (DLQATStage.DLQAT_KD in config.stages)
+    logits = models * LOGIT_BYTES * tokens * facts.vocabulary
     return int(ADAM_BYTES * trained + activations + logits)
 
 
 def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
-    """Refuse a training that does not fit beside the model.
-
-    Raises:
-        ModelError: the model itself, or its calibration, does not fit.
-        ConfigError: the training does not.
-    """
+    """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
+    if the training does not fit beside it."""
     model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
     available = memory_available()
     check_memory(model, available, facts.title)
@@ -219,17 +241,10 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
         )
 
 
-def require_training_text(config: DLQATJob, facts: ModelFacts) -> None:
-    """Refuse training rows longer than the context, and a training text that is not available."""
-    require_context(config.length, facts, "Training sequences", "length")
-    if config.training_text != SAME:
-        require_text(config.training_text, "calibration_text", "training_text")
-
-
 def require_kept(config: DLQATJob) -> None:
     """Refuse to export a stage that the run does not make."""
     if config.kept not in config.stages:
-        made = [s for s in config.stages if s not in NOT_QUANTISED]
+        made = [s for s in config.stages if s not in NOT_QUANTIZED]
         raise ConfigError(
             f"{STAGE_LABELS[config.kept]} cannot be exported.",
             "This run does not make it.",
@@ -246,47 +261,17 @@ def require_kept(config: DLQATJob) -> None:
         )
 
 
-def require_blocks(config: DLQATJob, layers: list[LinearShape], facts: ModelFacts) -> None:
-    """Refuse quantizers that know the blocks of LLaMA alone on other blocks.
-
-    Raises:
-        ConfigError: for the field `quantizers`.
-    """
-    for stage in config.stages:
-        if stage in DECLARED_QUANTIZERS and DECLARED_QUANTIZERS[stage].facts.get("llama_only"):
-            modules = (x.module for x in layers)
-            require_llama_blocks(STAGE_LABELS[stage], facts.architecture, modules)
-
-
 def export_requirements(
-    config: DLQATJob, layers: list[LinearShape], facts: ModelFacts
+    config: DLQATJob, group: QuantSettings, layers: list[LinearShape], facts: ModelFacts
 ) -> ExportRequirements:
     """What the export format has to hold."""
     return ExportRequirements(
-        bits=config.bits,
-        grid=config.grid,
+        bits=group.bits,
+        grid=group.grid,
         stored=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=any(".experts." in x.name for x in layers),
         whole=len(layers) == len(facts.linears),
-        shapes=frozenset(shapes(layers)),
+        shapes=frozenset((x.rows, x.columns) for x in layers),
         architecture=facts.architecture,
     )
-
-
-def hints(config: DLQATJob, layers: list[LinearShape]) -> tuple[str, ...]:
-    """What other programs will not do with the export."""
-    if config.format != "compressed-tensors":
-        return ()
-    return tuple(filter(None, [vllm_hint(config.bits, (x.name for x in layers))]))
-
-
-def trained_parameters(
-    config: DLQATJob, layers: list[LinearShape], facts: ModelFacts
-) -> tuple[str, ...]:
-    """How many parameters are trained, for people."""
-    if not any(stage in TRAINED for stage in config.stages):
-        return ()
-    count = trainable(shapes(layers), config.rank, config.group_size, config.magnitude)
-    share = f"{count / facts.parameters:.2%}".replace("%", " %")
-    return (f"Trainable parameters: {count:,} ({share} of the model).",)

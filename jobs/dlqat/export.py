@@ -14,12 +14,12 @@ from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
 from backend.metric_key import MetricKey
-from backend.models.families.shapes import LinearShape
+from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers
+from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.packed_linear import to_bfloat16
+from backend.quantization.plan import QuantizationPlan
 from backend.reporter import REPLAY
 from backend.store import queries
 from jobs.dlqat.config import DLQATJob
@@ -32,15 +32,15 @@ MODEL = "model"  # the folder of the exported model
 PROMPT = 64  # tokens, of the timing
 
 
-def mean_bits(config: DLQATJob, layers: list[LinearShape]) -> float:
-    """Stored bits a weight, over all quantised layers."""
-    total = sum(x.weights for x in layers)
-    bits = sum(
-        x.weights
-        * bits_per_weight(config.bits, config.group_size or x.columns, config.grid, config.stored)
-        for x in layers
-    )
-    return bits / total
+def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> float:
+    """Stored bits a weight, over all quantized layers."""
+    total = weights = 0.0
+    for x in facts.linears:
+        if of := planned.layers.get(x.name):
+            size = of.group_size or x.columns
+            total += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
+            weights += x.weights
+    return total / weights
 
 
 def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobContext) -> None:
@@ -50,7 +50,8 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
-    layout = Layout(config.format, config.bits, config.group_size, config.grid)
+    of = qat.run.plan.groups[0]  # formats know one for all layers
+    layout = Layout(config.format, of.bits, of.group_size, of.grid)
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])
@@ -63,7 +64,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
-        mean_bits(config, quantised_layers(loaded.facts.linears, config)),
+        mean_bits(qat.run.plan, loaded.facts, config.stored),
         measured,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),
@@ -84,7 +85,7 @@ def time_packed(
     loaded: LoadedModel, prompt: list[int], config: DLQATJob, reporter: Phase, context: JobContext
 ) -> None:
     """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
-    exported one on packed weights; says so where there is nothing to time."""
+    exported one on packed weights."""
     if not config.packed or context.has_result(config.kept, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return

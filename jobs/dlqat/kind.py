@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.quantization.dlqat.config import POST_TRAINING, STAGE_LABELS, DLQATStage
+from backend.quantization.config import POST_TRAINING, STAGE_LABELS, DLQATStage
+from backend.quantization.plan import QuantizationPlan
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import NAME, DLQATJob
 from jobs.dlqat.estimate import requirements
@@ -13,8 +14,6 @@ from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY
 from jobs.wording import apart, fixed
 
 TRAINED = (DLQATStage.DLQAT, DLQATStage.DLQAT_KD)
-
-
 HELPED = {
     "below": "",
     "above": " Training did not help on this model.",
@@ -32,7 +31,13 @@ def verdict(stages: StageComparison) -> str:
     named = {stage: STAGE_LABELS[stage] for stage in (rival, *fair)}
     text = f"{STAGE_LABELS[trained]} {stages.clause(trained, named)}."
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
-        text += _cost(stages)
+        plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
+        costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
+        cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing measurable"
+        text += (
+            f" The same training without quantisation ends at {fixed(plain, 2)}: "
+            f"quantisation costs {cost} on top of it."
+        )
     dense = DLQATStage.DENSE in stages.perplexity
     if dense and stages.order(trained, DLQATStage.DENSE) == "below":
         text += " It ends below the dense model because it was trained on such text."
@@ -43,17 +48,6 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
     """The post-training quantizer of the run with the lowest perplexity; None without one."""
     return min(
         (s for s in POST_TRAINING if s in perplexity), key=perplexity.__getitem__, default=None
-    )
-
-
-def _cost(stages: StageComparison) -> str:
-    """What quantisation costs on top of the same training."""
-    plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
-    costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
-    cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing measurable"
-    return (
-        f" The same training without quantisation ends at {fixed(plain, 2)}: "
-        f"quantisation costs {cost} on top of it."
     )
 
 
@@ -92,6 +86,7 @@ KIND = Kind(
     summary="Train low-rank updates inside the rounding and one magnitude per group.",
     config=DLQATJob,
     requirements=requirements,
+    plan=QuantizationPlan,
     run="jobs.dlqat.run:run",
     follow="jobs.dlqat.run:follow",
     order=20,
@@ -105,11 +100,14 @@ KIND = Kind(
     verdict=verdict,
     key_figure=key_figure,
     presets={
-        "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10, "lora": False},
+        "quick look": {
+            "segments": 16, "context": 256, "windows": 8, "steps": 10,
+            "stages": "rtn, gptq, dlqat",
+        },
         "default": {},
         "thorough": {
-            "segments": 64, "windows": 32, "steps": 200, "distil": True, "lora_gptq": True,
-            "m_only": True, "lora_only": True,
+            "segments": 64, "windows": 32, "steps": 200,
+            "stages": "rtn, gptq, m-only, lora-only, dlqat, dlqat-kd, lora, lora-gptq",
         },
     },
 )  # fmt: skip

@@ -8,17 +8,16 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from backend.checkpoints import Checkpoints
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
-from backend.quantization.dlqat.config import STAGE_LABELS, TRAINED, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers, trainable
+from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.plan import QuantizationPlan
 from backend.text.slices import TextSlice, check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from backend.training import distributed
-from jobs.dlqat.config import NOT_QUANTISED, SAME, DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, shapes
+from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
+from jobs.dlqat.estimate import flops_by_phase, trainable_parameters
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.base_model import resolve_model
@@ -30,7 +29,7 @@ from jobs.runtime.follower import FollowerContext
 from jobs.runtime.loading import load_texts, load_whole, text_facts
 from jobs.runtime.progress import Phases
 
-Rows = tuple[Tensor, Tensor, Tensor]
+Rows = tuple[Tensor, Tensor, Tensor]  # token ids of calibration and training, and labels
 
 
 def run(config: DLQATJob, context: JobContext) -> None:
@@ -40,15 +39,16 @@ def run(config: DLQATJob, context: JobContext) -> None:
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
     loaded = load_whole(base, device, torch.float32, context)  # as measured, so it is exported
-    phases = Phases(context, flops_by_phase(config, loaded.facts))
+    plan = QuantizationPlan.model_validate(context.plan)
+    flops = flops_by_phase(config, plan, loaded.facts)
+    phases = Phases(context, flops)
     calibration, evaluation = load_texts(config, loaded, config.seed, context)
     training = load_training(config, loaded, calibration, evaluation, context)
     rows = (calibration.input_ids, training.text.input_ids, training.labels)
-    qat = method(config, loaded, rows, context.checkpoints)
-    for each in rows:
-        distributed.broadcast_rows(each)
+    qat = method(config, loaded, rows, context)
+    distributed.broadcast(tuple(each.cpu() for each in rows))
     quality = Quality(
-        config, loaded, evaluation, context, batch=config.calibration_batch, labels=STAGE_LABELS
+        config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS
     )
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     for stage in qat.prepare(phases.phase("prepare")):
@@ -60,25 +60,25 @@ def run(config: DLQATJob, context: JobContext) -> None:
     record(qat, phases, config, loaded.facts, context)
     save_model(qat, loaded, config, context)
     time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
-    context.outcome(flops=sum(flops_by_phase(config, loaded.facts).values()))
+    context.outcome(flops=sum(flops.values()))
 
 
 def follow(config: DLQATJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the rows it gives."""
     device = prepare(config, context)
     loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
-    rows = (distributed.receive_rows(), distributed.receive_rows(), distributed.receive_rows())
-    method(config, loaded, rows, context.checkpoints).follow()
+    rows: Rows | None = distributed.broadcast(None)
+    assert rows is not None
+    method(config, loaded, rows, context).follow()
 
 
-def method(config: DLQATJob, loaded: LoadedModel, rows: Rows, checkpoints: Checkpoints) -> DLQAT:
-    """The method on a loaded model.
-
-    Args:
-        rows: token ids of the calibration; of the training, and its labels.
-    """
+def method(
+    config: DLQATJob, loaded: LoadedModel, rows: Rows, context: JobContext | FollowerContext
+) -> DLQAT:
+    """The method on a loaded model."""
+    plan = QuantizationPlan.model_validate(context.plan)
     dense = loaded.stored if config.format == "dense" else None
-    return DLQAT(loaded.model, *rows, config, checkpoints, config.seed, dense)
+    return DLQAT(loaded.model, *rows, config, plan, context.checkpoints, config.seed, dense)
 
 
 def load_training(
@@ -121,16 +121,14 @@ def record(
     """Looks at every stage and records what was found out about it."""
     for stage, error in qat.audit(phases.phase("audit")).items():
         context.result(stage, RELATIVE_ERROR, error)
-    layers = quantised_layers(facts.linears, config)
     for stage in config.stages:
         if stage in (*TRAINED, DLQATStage.LORA):
-            low_rank, magnitude = config.trains(stage) if stage in TRAINED else (True, False)
-            rank = config.rank * low_rank
-            trained = trainable(shapes(layers), rank, config.group_size, magnitude)
+            trained = trainable_parameters(config, qat.run.plan, facts, stage)
             context.result(stage, PARAMETERS, trained)
             context.result(stage, PARAMETER_SHARE, trained / facts.parameters)
-        if stage not in NOT_QUANTISED:
-            context.result(stage, BITS_PER_WEIGHT, mean_bits(config, layers))
+        if stage not in NOT_QUANTIZED:
+            bits = mean_bits(qat.run.plan, facts, config.stored)
+            context.result(stage, BITS_PER_WEIGHT, bits)
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
     context.outcome(kept_stage=config.kept)

@@ -27,7 +27,7 @@ class ResolvedModel:
     @property
     def packed(self) -> bool:
         """Whether the folder holds packed weights; they decode in bfloat16 on the CPU."""
-        return bool(self.facts.quantised)
+        return bool(self.facts.quantized)
 
 
 def resolve_model(spec: str, field: str = "model", reads: bool = True) -> ResolvedModel:
@@ -45,7 +45,7 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     if planned:  # what it will save has the shapes of what it began with
         packed = planned.kind if kind_named(planned.kind).packs else ""
         before = resolve_model(str(planned.config["model"]), field, reads)
-        return replace(before, facts=replace(before.facts, title=spec, quantised=packed))
+        return replace(before, facts=replace(before.facts, title=spec, quantized=packed))
     if is_run(spec):
         source = saved_model(spec, field)[0]
         saved_config(Path(source), spec, field)

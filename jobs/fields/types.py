@@ -5,7 +5,7 @@ A config adds the default, and where it differs the description or further bound
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field
 
@@ -50,3 +50,9 @@ TreeSize = Annotated[
         json_schema_extra={"unit": "nodes"},
     ),
 ]
+
+
+def options(annotation: Any) -> tuple[str, ...]:
+    """The values of a field that takes one of them, or several; empty for other fields."""
+    each = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+    return tuple(map(str, get_args(each))) if get_origin(each) is Literal else ()

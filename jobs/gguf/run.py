@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
-from backend.checkpoints import Checkpoints
+from backend.checkpoints import Checkpoints, sha256_of
 from backend.export.card import gguf_card
 from backend.export.gguf.writing import write_gguf
 from backend.export.origin import CARD, copy_terms, origin_of
@@ -29,7 +28,8 @@ def run(config: GGUFJob, context: JobContext) -> None:
     folder = saved if saved.is_dir() else materialise(base.source, context.log)
     base = resolve_model(config.model)  # again: setting up a model gives more precise facts
     type = exported_type(config.type, base)
-    name = f"{file_name(base.facts.title)}-{type}.gguf"
+    title = re.sub(r"[^\w.]+", "-", base.facts.title).strip("-") or "model"
+    name = f"{title}-{type}.gguf"
     context.log(f"Writing {config.model} as {name}.")
     with Checkpoints(context.folder).write(FOLDER) as draft:
         write_gguf(folder, draft / name, type, base.packed, base.facts.title, context)
@@ -37,21 +37,10 @@ def run(config: GGUFJob, context: JobContext) -> None:
         card = gguf_card(name, config.model, type, context.run, origin)
         (draft / CARD).write_text(card, encoding="utf-8")
         copy_terms(origin, draft)
-    record(context.folder / FOLDER / name, type, context)
-    context.outcome(flops=sum(flops_by_phase(base).values()))
-
-
-def file_name(title: str) -> str:
-    """A title as the beginning of a file name."""
-    return re.sub(r"[^\w.]+", "-", title).strip("-") or "model"
-
-
-def record(file: Path, type: str, context: JobContext) -> None:
-    """Record the file, its size and its sha256."""
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    size = file.stat().st_size
+    file = context.folder / FOLDER / name
+    digest, size = sha256_of(file), file.stat().st_size
     context.result(MODEL, MetricKey(BYTES, series=type), size)
     context.environment(weights_sha256=digest)
     context.artifact(file.parent, FOLDER, digest)
-    context.log(f"Wrote {file.name}, {size / 1e6:.1f} MB. sha256: {digest}")
+    context.log(f"Wrote {name}, {size / 1e6:.1f} MB. sha256: {digest}")
+    context.outcome(flops=sum(flops_by_phase(base).values()))

@@ -32,11 +32,12 @@ class FollowerContext(SilentReporter):
 
     Attributes:
         model: that of the run, as what loads without a database.
+        plan: what the run does to each layer, where its kind has plans.
     """
 
     def __init__(self, task: FollowerTask) -> None:
         self.rank: Rank | None = Rank(task.number, task.world, Path(task.rendezvous))
-        self.model = task.model
+        self.model, self.plan = task.model, task.plan
         self.checkpoints = Checkpoints(Path(task.work), attempt=task.attempt)
 
     def environment(self, **facts: Any) -> None:

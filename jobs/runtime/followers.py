@@ -82,7 +82,7 @@ class FollowerProcesses:
             self._start(
                 FollowerTask(
                     kind.name, values, model, str(context.work), context.attempt_n,
-                    str(first.rendezvous), number, first.world,
+                    str(first.rendezvous), number, first.world, context.plan if kind.plan else {},
                 )
             )
             for number in range(1, first.world)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backend.decoding.native.model import decoding_dtype
-from backend.export.reading import load_dequantised, load_packed
+from backend.export.reading import load_dequantized, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
 from backend.text.slices import (
@@ -78,10 +78,10 @@ def load_whole(
         return replace(
             loaded, facts=replace(facts, title=named.title, default_text=named.default_text)
         )
-    context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantised}).")
+    context.log(f"Unpacking the weights of {base.facts.title} ({base.facts.quantized}).")
     tokenizer = load_tokenizer(Path(base.source), base.facts)
     with refusing(base.facts):
-        model = load_dequantised(Path(base.source), dtype)
+        model = load_dequantized(Path(base.source), dtype)
     return self_checked(model.to(device), tokenizer, base.facts)  # type: ignore[arg-type]
 
 

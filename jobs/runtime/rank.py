@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class FollowerTask:
         config: of the run; model: its model, as a folder or a name that needs no database.
         work: folder of its checkpoints; attempt: its number.
         rendezvous, number, world: see `Rank`.
+        plan: what the run does to each layer, where its kind has plans.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class FollowerTask:
     rendezvous: str
     number: int
     world: int
+    plan: dict[str, Any] = field(default_factory=dict)
 
 
 class RunContext(Protocol):

@@ -56,7 +56,9 @@ PLUGIN = '["tests.plugins.job_kind"]'
 HOST = Actor("mira", "host")
 TOY = {"model": "toy", "threads": 1}
 SMALL = {"segments": 8, "windows": 4}
-TINY = {"steps": 4, "length": 64, "context": 64, "pictures": 2, "lora": False, "divergence": False}
+TINY = {
+    "steps": 4, "length": 64, "context": 64, "stages": "rtn, gptq, dlqat", "divergence": False,
+}  # fmt: skip
 SHORT = {"count": 2, "max_new_tokens": 8, "rounds": 1}
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
 OFF = (

@@ -38,7 +38,8 @@ from backend.drafters.training.trainer import (
     CHECKPOINT,
     PACE_STEPS,
     DrafterTrainer,
-    TrainingSchedule,
+    rate_factor,
+    step_count,
 )
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import CancelledError, ComputeError, ConfigError
@@ -307,13 +308,12 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
     with pytest.raises(CancelledError):
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
-    schedule = next((tmp_path / "b").rglob("schedule.json"))
-    before = json.loads(schedule.read_text())["seconds"]
+    facts = next((tmp_path / "b").rglob("facts.json"))
+    before = json.loads(facts.read_text())["seconds"]
     resumed, rest = drafter_of(base(), seed=9), Recorder()
     found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
     assert min(rest.curves["loss"]) == PACE_STEPS + 1  # the checkpoint, not the start
-    schedule = next((tmp_path / "b").rglob("schedule.json"))
-    assert json.loads(schedule.read_text())["seconds"] > before > 0  # of both attempts
+    assert json.loads(facts.read_text())["seconds"] > before > 0  # of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert torch.equal(expected.ranks, found.ranks)
@@ -324,28 +324,25 @@ def test_a_time_budget_settles_the_steps_once(
 ) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
-    assert work.schedule.step == work.schedule.steps >= PACE_STEPS
+    assert work.step == work.steps >= PACE_STEPS
     again = training(drafter_of(base()), corpora, tmp_path, minutes=500)
-    again._restore()
-    assert again.schedule.steps == work.schedule.steps  # what was stored counts
+    again.restore()
+    assert again.steps == work.steps  # what was stored counts
     assert Checkpoints(tmp_path).find(CHECKPOINT)
 
 
 def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
     """A few slow steps at the start do not shorten a long training."""
-    config, schedule = TrainingConfig(minutes=10), TrainingSchedule()
-    seconds = [1.0] * 4 + [0.1] * 70
-    schedule.set_steps(config, seconds)
-    assert not schedule.steps
-    unsettled = [TrainingSchedule(step).factor for step in range(120)]
-    schedule.set_steps(config, [*seconds, *[0.1] * 20])
-    assert schedule.steps == 6000
-    assert max(unsettled) == pytest.approx(TrainingSchedule(120, 6000).factor, abs=0.01)
-    assert TrainingSchedule(0).factor < 0.1
+    config, seconds = TrainingConfig(minutes=10), [1.0] * 4 + [0.1] * 70
+    assert not step_count(config, seconds)
+    assert step_count(config, [*seconds, *[0.1] * 20]) == 6000
+    unsettled = [rate_factor(step, 0, 0.05) for step in range(120)]
+    assert max(unsettled) == pytest.approx(rate_factor(120, 6000, 0.05), abs=0.01)
+    assert rate_factor(0, 0, 0) < 0.1
 
 
 def test_the_rate_rises_then_falls_to_a_tenth() -> None:
-    rates = [TrainingSchedule(step, 200).factor for step in range(200)]
+    rates = [rate_factor(step, 100, 0.1) for step in range(100)]
     top = rates.index(max(rates))
     assert max(rates) == 1 and 8 <= top <= 12
     assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.01)

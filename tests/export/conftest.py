@@ -44,7 +44,7 @@ def toy() -> LoadedModel:
 
 
 @pytest.fixture
-def quantised(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
+def quantized(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
     """Rounds every linear of the toy's blocks; the model holds the result too."""
 
     def make(

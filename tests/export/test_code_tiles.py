@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from backend.export.code_tiles import read_codes
 from backend.export.formats import Format, Layout
 from backend.export.writing import layer_tensors
-from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.statistics.regions import Region
 
 ROWS, COLUMNS, GROUP = 64, 96, 32
@@ -25,7 +25,7 @@ def layer(bits: int, grid_type: str) -> QuantizedWeight:
     shape, groups = (ROWS, COLUMNS), (ROWS, COLUMNS // GROUP)
     zero = torch.randint(1, 2**bits, groups, generator=random, dtype=torch.uint8)
     middle = torch.full(groups, 2 ** (bits - 1), dtype=torch.uint8)
-    made = quantised_from(NAME, bits, {
+    made = quantized_from(NAME, bits, {
         "codes": torch.randint(0, 2**bits, shape, generator=random, dtype=torch.uint8),
         "scale": torch.rand(groups, generator=random) + 0.1,
         "zero": middle if grid_type == "symmetric" else zero,
@@ -54,8 +54,8 @@ def save(folder: Path, made: QuantizedWeight, layout: Layout) -> None:
         "bits": layout.bits, "group_size": layout.group_size,
         "sym": layout.grid == "symmetric", "desc_act": False, "checkpoint_format": layout.format,
     }  # fmt: skip
-    quantised = packed if layout.format == "compressed-tensors" else gptq
-    config = {"model_type": "llama", "quantization_config": quantised}
+    quantized = packed if layout.format == "compressed-tensors" else gptq
+    config = {"model_type": "llama", "quantization_config": quantized}
     (folder / "config.json").write_text(json.dumps(config))
 
 

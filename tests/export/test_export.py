@@ -31,14 +31,14 @@ IDS = [[1, 5, 9, 200, 31, 44, 7, 8], [3, 3, 2, 100, 50, 60, 70, 80]]
 
 
 @pytest.fixture
-def exported(toy, quantised, tmp_path: Path):
+def exported(toy, quantized, tmp_path: Path):
     """Quantises the toy and exports it; gives the folder and the layers."""
 
     def make(
         format: str = "compressed-tensors", bits: int = 4, size: int = 32,
         grid_type: str = "symmetric", stored: torch.dtype = torch.float16,
     ):  # fmt: skip
-        layers = quantised(bits, size, grid_type)
+        layers = quantized(bits, size, grid_type)
         layout = Layout("slimscope" if grid_type == "offset" else format, bits, size, grid_type)
         folder = tmp_path / "model"
         folder.mkdir()
@@ -127,9 +127,9 @@ def test_the_file_is_as_large_as_its_bits(exported, bits: int, grid_type: str) -
 
 
 def test_layers_left_dense_are_named_in_the_config(
-    exported, toy, quantised, plain_logits: PlainLogits, tmp_path: Path
+    exported, toy, quantized, plain_logits: PlainLogits, tmp_path: Path
 ) -> None:
-    layers = quantised()
+    layers = quantized()
     some = {name: layer for name, layer in layers.items() if ".down_proj" not in name}
     layout = Layout("compressed-tensors", 4, 32, "symmetric")
     (folder := tmp_path / "some").mkdir()

@@ -48,11 +48,11 @@ def saved(toy: LoadedModel, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def packed(toy: LoadedModel, quantised: Callable, tmp_path: Path) -> Callable[..., Path]:
+def packed(toy: LoadedModel, quantized: Callable, tmp_path: Path) -> Callable[..., Path]:
     """A folder with packed codes; the toy holds the same weights."""
 
     def make(bits: int, size: int, grid_type: str) -> Path:
-        layers = quantised(bits, size, grid_type)
+        layers = quantized(bits, size, grid_type)
         (folder := tmp_path / "packed").mkdir()
         format = "slimscope" if grid_type == "offset" else "compressed-tensors"
         layout = Layout(format, bits, size, grid_type)

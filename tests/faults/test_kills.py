@@ -22,9 +22,11 @@ from tests.queue.conftest import HOST, Wait, process_of
 
 KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
     "sds": (test_sds.SMALL, ["second-*"]),
-    "dlqat": (test_dlqat.SMALL, ["gptq-0001", "train-dlqat-1", "stage-dlqat"]),
+    "dlqat": (
+        {**test_dlqat.SMALL, "steps": 24}, ["gptq-0001", "train-dlqat-0", "stage-dlqat"],
+    ),
     "amphista": ({**test_amphista.SMALL, "steps": 60}, ["drafter"]),
-}
+}  # fmt: skip
 TIMED = (COST, TREE, MEMORY.family, PROCESSOR.family)  # curves that depend on the machine
 
 

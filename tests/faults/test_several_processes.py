@@ -25,7 +25,7 @@ from tests.jobs.kinds import test_amphista, test_dlqat
 from tests.queue.conftest import HOST, Wait, process_of
 
 DLQAT = {
-    **test_dlqat.SMALL, "steps": 100, "processes": 2, "gptq": False, "rtn": False,
+    **test_dlqat.SMALL, "steps": 100, "processes": 2, "stages": "dlqat",
     "start": "rounded", "windows": 2, "sample_tokens": 0,
 }  # fmt: skip
 DRAFTER = {**test_amphista.SMALL, "steps": 60}
@@ -100,7 +100,9 @@ def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
     monkeypatch.setattr(followers, "started", echo)
     kind = kind_named("dlqat")
     config = kind.config.model_validate({**DLQAT, "model": "sds-0001"})
-    context = SimpleNamespace(log=print, work=tmp_path, attempt_n=3, accompany=lambda pids: None)
+    context = SimpleNamespace(
+        log=print, work=tmp_path, attempt_n=3, accompany=lambda pids: None, plan={"stages": ["rtn"]}
+    )
     first = Rank(0, 2, tmp_path / "rendezvous")
     team = followers.FollowerProcesses(kind, config, context, first)
     (child,) = team._children
@@ -108,6 +110,7 @@ def test_others_are_told_the_config_as_it_is_and_where_its_model_is(
     team.end()
     assert kind.config.model_validate(told.config) == config and told.model == "/there"
     assert (told.attempt, told.number, told.world) == (3, 1, 2)
+    assert told.plan == context.plan
 
 
 def test_nothing_they_met_by_is_left(tmp_path: Path) -> None:

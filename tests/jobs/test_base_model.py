@@ -30,7 +30,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.generate.transcript import read_transcript
 from jobs.runtime.loading import load_decoding, load_whole
 from jobs.submit import checked, submit
-from tests.models.sources.test_quantised import packed_toy
+from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait
 
 ASKED = {"prompt": "One day a cat", "max_new_tokens": 12, "threads": 1}
@@ -107,9 +107,7 @@ SMALL = {
         "segments": 8,
         "context": 32,
         "windows": 8,
-        "text_loss": False,
-        "gptq": False,
-        "lora": False,
+        "stages": "rtn",
         "group_size": 32,
         "format": "dense",
     },

@@ -11,18 +11,17 @@ QUANTIZER = """
 import sys
 from backend.models.sources.catalogue import inspect
 from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, layer_weights, quantised_layers
+from jobs.dlqat.estimate import layer_weights, planned_layers
 from jobs.kind import kind_named
 kind = kind_named("dlqat")
 assert kind.stages["toy-awq"] == "Toy AWQ"
 assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
 config = DLQATJob(
-    model="toy", quantizers="toy-awq", keep="toy-awq", space="tight", start="rounded",
-    text_loss=False, lora=False, gptq=False,
+    model="toy", stages=["rtn", "toy-awq"], keep="toy-awq", space="tight", start="rounded",
 )
 needs = kind.requirements(config)
 facts = inspect("toy")
-layers = quantised_layers(facts.linears, config)
+layers = planned_layers(needs.plan, facts)
 tokens = config.segments * min(512, facts.context)
 assert needs.flops["make toy-awq"] == (60 + 4 * tokens) * layer_weights(layers)
 auto = DLQATJob(**config.model_dump() | {"keep": "auto"})

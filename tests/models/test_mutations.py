@@ -30,7 +30,7 @@ from backend.settings import settings as our_settings
 from jobs.fields.base_model import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
 from tests.models.sources.test_gguf import write_toy
-from tests.models.sources.test_quantised import packed_toy
+from tests.models.sources.test_quantized import packed_toy
 
 ATTACK = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
 MUTATED = "models/mutated"

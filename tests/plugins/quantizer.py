@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from backend.calibration.second_moments import InputStatistics
 from backend.quantization.grid import QuantGrid, minmax_grid
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import LayerInputs, QuantSettings, quantizer, range_search
+from backend.quantization.registry import quantizer, range_search
 
 
 @range_search("tight", flops=60.0)
@@ -17,7 +19,7 @@ def tight(V: Tensor, bits: int, grid_type: str, weight: Tensor) -> QuantGrid:
 
 @quantizer("toy-awq", label="Toy AWQ", needs="energy", flops=60.0, export_rank=25)
 def toy_awq(
-    W: Tensor, inputs: LayerInputs, settings: QuantSettings, damping: float
+    W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
     """Round to nearest, once the inputs of the layer have been seen."""
     assert inputs.energy.shape == W.shape[1:]

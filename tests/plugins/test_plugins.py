@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 from backend.checkpoints import Checkpoints
 from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATConfig, export_order
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, export_order
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.reporter import SilentReporter
@@ -27,10 +27,10 @@ assert "leftmost" in SDSConfig.model_json_schema()["properties"]["base"]["enum"]
 assert "leftmost" in DECLARED_PRUNERS
 
 dlqat = DLQATConfig(
-    quantizers="toy-awq", space="tight", bits=4, group_size=16, steps=1, batch=1, length=16,
-    gptq=False, start="rounded", lora=False,
+    stages=["toy-awq", "dlqat", "rtn"], space="tight", bits=4, group_size=16, steps=1, batch=1,
+    length=16, start="rounded",
 )
-assert dlqat.stages == ["dense", "rtn", "toy-awq", "dlqat"]
+assert dlqat.stages == ("rtn", "toy-awq", "dlqat")
 assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
 assert [*STAGE_LABELS][4:7] == ["awq", "toy-awq", "rotated-gptq"]
 assert export_order()[-3:] == ["toy-awq", "hqq", "rtn"]
@@ -59,10 +59,12 @@ assert (W[:, 2:] == 0).all() and (W[:, :2] != 0).any()
 QUANTIZER = """
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.models.loading import load
+from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import minmax_grid
+from backend.quantization.plan import plan
 model = load("toy").model
 ids = torch.randint(100, (8, 16), generator=torch.Generator().manual_seed(0))
-qat = DLQAT(model, ids, ids, ids, dlqat, Checkpoints(folder / "dlqat"))
+qat = DLQAT(model, ids, ids, ids, dlqat, plan(dlqat, inspect("toy")), Checkpoints(folder / "dlqat"))
 for stage in qat.prepare(reporter):
     qat.make(stage, reporter)
     with qat.installed(stage):

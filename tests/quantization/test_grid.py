@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ModelError
 from backend.quantization import GRID_NAMES
-from backend.quantization.grid import QuantGrid, QuantizedWeight, quantised_from
+from backend.quantization.grid import QuantGrid, QuantizedWeight, quantized_from
 from backend.quantization.range_search import search_range
 
 
@@ -43,7 +43,7 @@ def test_zero_is_on_every_grid() -> None:
 def test_a_layer_survives_being_stored() -> None:
     space = grid()
     layer = QuantizedWeight(space, torch.randint(0, 8, (4, 16), dtype=torch.uint8))
-    again = quantised_from("x", 3, layer.tensors())
+    again = quantized_from("x", 3, layer.tensors())
     assert torch.equal(again.dense(), layer.dense()) and again.group_size == 8
 
 
@@ -64,14 +64,14 @@ def test_tensors_that_do_not_belong_together_are_refused(
         part: tensor
     }
     with pytest.raises(ModelError, match=said):
-        quantised_from("model.x", 3, tensors)
+        quantized_from("model.x", 3, tensors)
 
 
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_out_of_range_are_refused(bits: int) -> None:
     tensors = QuantizedWeight(grid(), torch.zeros(4, 16, dtype=torch.uint8)).tensors()
     with pytest.raises(ModelError):
-        quantised_from("model.x", bits, tensors | {"zero": torch.zeros(4, 2)})
+        quantized_from("model.x", bits, tensors | {"zero": torch.zeros(4, 2)})
 
 
 def test_rounding_on_a_grid_with_offsets_goes_to_the_nearest_point() -> None:

@@ -18,8 +18,9 @@ from backend.quantization.bases import Basis, rotation
 from backend.quantization.gptq import compensate_ordered
 from backend.quantization.grid import QuantGrid
 from backend.quantization.hqq import BETA, KAPPA, ROUNDS, P
+from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
-from backend.quantization.registry import QUANTIZERS, BlockLayers, QuantSettings
+from backend.quantization.registry import QUANTIZERS, BlockLayers
 from backend.quantization.rotation import rotations
 
 ROWS, COLUMNS, SIZE = 12, 64, 16
@@ -178,7 +179,9 @@ def layers_of(model: LlamaForCausalLM, block: int, settings: QuantSettings) -> B
         shared.setdefault(role.get(last, last), own)
         shared[module] = shared[role.get(last, last)]
     weights = {module: linear.read() for module, linear in linears.items()}
-    return BlockLayers(decoder_blocks(model)[block], weights, shared, settings)
+    return BlockLayers(
+        decoder_blocks(model)[block], weights, shared, dict.fromkeys(weights, settings)
+    )
 
 
 def test_the_rotated_model_computes_the_same(llama: LlamaForCausalLM) -> None:
@@ -252,6 +255,6 @@ def input_scales_of(layers: BlockLayers, module: str, like: Basis) -> Basis:
 
 @pytest.mark.parametrize("find", [rotations, input_scales])
 def test_other_blocks_are_refused(find: Callable) -> None:
-    layers = BlockLayers(nn.Module(), {"attn.c_attn": torch.ones(4, 4)}, {}, SETTINGS)
+    layers = BlockLayers(nn.Module(), {"attn.c_attn": torch.ones(4, 4)}, {}, {})
     with pytest.raises(ConfigError, match=r"not built like those of LLaMA: attn\.c_attn"):
         find(layers)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantGrid
-from backend.quantization.range_search import RATIOS, _gradients, group_sums, search_range
+from backend.quantization.range_search import RATIOS, _gradients, search_range
 
 SPACES = ["minmax", "mse", "weighted", "lsq"]
 
@@ -146,8 +146,3 @@ def test_the_weights_are_left_alone(W: Tensor, energy: Tensor) -> None:
     for space in SPACES:
         search_range(W, 3, 32, "symmetric", space, energy)
     assert torch.equal(W, before)
-
-
-def test_sums_of_groups() -> None:
-    V = torch.randn(3, 4, 8)
-    assert torch.allclose(group_sums(V), V.sum(-1), atol=1e-5)

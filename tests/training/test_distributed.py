@@ -23,11 +23,11 @@ from backend.drafters.training.trainer import DrafterTrainer
 from backend.errors import CancelledError
 from backend.metric_key import MetricKey
 from backend.models.loading import load
-from backend.quantization.dlqat.pipeline import DLQAT
 from backend.reporter import SilentReporter
 from backend.training import distributed
 from tests.drafters.toys import END, base, drafter_of, toy_prompts
-from tests.quantization.dlqat.test_training import LENGTH, config
+from tests.quantization.dlqat.runs import begun
+from tests.quantization.dlqat.test_training import LENGTH, QUICK
 from tests.training.together import together
 
 STEPS = 4
@@ -79,7 +79,7 @@ def exchange() -> tuple[list[Tensor | None], float, list[str], Tensor]:
     one.grad = torch.eye(2) if distributed.rank() == 1 else None
     total = distributed.all_reduce_gradients(0.5, [both, one, none])
     assert distributed.shard(torch.arange(5)).tolist() == [*range(distributed.rank(), 5, 2)]
-    assert distributed.broadcast_int(distributed.rank() + 3) == 3
+    assert distributed.broadcast(distributed.rank() + 3) == 3
     with torch.no_grad():
         none += distributed.rank()
     distributed.broadcast_parameters([none])
@@ -88,10 +88,14 @@ def exchange() -> tuple[list[Tensor | None], float, list[str], Tensor]:
         for task in tasks:
             distributed.announce(task)
             rows = torch.arange(6).view(2, 3)
-            distributed.broadcast_rows(rows)
+            distributed.broadcast(rows)
         distributed.announce("")
     else:
-        tasks = [task for task in distributed.tasks() if len(rows := distributed.receive_rows())]
+        tasks = [
+            task
+            for task in distributed.tasks()
+            if len(rows := distributed.broadcast(torch.empty(0)))
+        ]
     assert distributed.world_size() == 1
     return [both.grad, one.grad, none.grad, none.detach()], total, tasks, rows
 
@@ -124,7 +128,7 @@ def test_alone_nothing_is_exchanged() -> None:
     assert distributed.all_reduce_gradients(2.5, [parameter]) == 2.5 and parameter.grad is None
     assert (
         distributed.shard([1, 2, 3]) == [1, 2, 3]
-        and distributed.broadcast_int(4) == 4
+        and distributed.broadcast(4) == 4
         and distributed.is_first()
     )
     distributed.stop_if_any_asked(SilentReporter())
@@ -138,11 +142,12 @@ def test_alone_nothing_is_exchanged() -> None:
 def train_dlqat(
     folder: Path, rows: Tensor, fields: dict[str, object], stop_after: int = 10**9
 ) -> Trained:
-    """Make the stages dlqat and lora of the toy; of a process after the first, take part."""
+    """Make the stages of the toy, saved every second step; of a process after the first, take
+    part."""
     reporter = LossRecorder(stop_after)
-    qat = DLQAT(
-        load("toy").model, rows[:2], rows, rows, config(**fields), Checkpoints(folder), seed=1
-    )
+    qat = begun(load("toy").model, folder, rows, rows[:2], seed=1, **QUICK | fields)
+    patch = pytest.MonkeyPatch()
+    patch.setattr("backend.quantization.dlqat.trainer.SAVE_EVERY", 2)
     try:
         if distributed.is_first():
             for stage in qat.prepare(reporter):
@@ -152,6 +157,8 @@ def train_dlqat(
             qat.follow()
     except CancelledError:
         return Trained(reporter.losses, {})
+    finally:
+        patch.undo()
     scales = {name: layer.grid.scale for name, layer in qat.converted(qat.stages[0]).items()}
     return Trained(reporter.losses, scales)
 
@@ -167,7 +174,7 @@ def test_dlqat_on_two_processes_has_the_losses_of_one(
 ) -> None:
     """With gradient accumulation, which two processes need less of, and LoRA."""
     rows = calibration[32:44, :LENGTH]
-    fields = {"accumulate": 3, "batch": 2, "lora": True}
+    fields = {"accumulate": 3, "batch": 2, "stages": "dlqat, lora"}
     whole = together(1, rendezvous(), train_dlqat, tmp_path / "one", rows, fields)[0]
     first, second = together(2, rendezvous(), train_dlqat, tmp_path / "two", rows, fields)
     assert len(whole.losses) == 2 * STEPS and second.losses == {}

@@ -96,8 +96,8 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
 def test_a_pipeline_is_added(visit: Visit) -> None:
     client = visit()
     body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
-    pruned, quantised = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
-    assert quantised["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
+    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
+    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
     wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
     assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_origin
 
 import gradio as gr
 from gradio.components import Checkbox, Dropdown, Number, Radio, Textbox
@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
 from backend.models.layer_names import read_names
+from jobs.fields.types import options
 from ui.frame import query
 from ui.templates import fragments
 from ui.widgets.dropdown import Choices
@@ -80,19 +81,19 @@ def component(
         "value": info.default,
         "elem_id": f"{prefix}field-{name.replace('_', '-')}",
     }
-    options = [str(o) for o in get_args(info.annotation)]
+    listed = options(info.annotation)
     suggested = choices or [(str(e), str(e)) for e in info.examples or ()]
     if get_origin(info.annotation) is Literal:
-        radio = sum(map(len, options)) <= RADIO_LETTERS
-        return gr.Radio(options, **common) if radio else gr.Dropdown(options, **common)
+        radio = sum(map(len, listed)) <= RADIO_LETTERS
+        return gr.Radio(listed, **common) if radio else gr.Dropdown(listed, **common)
     if info.annotation is bool:
         return gr.Checkbox(**common)
     if info.annotation in (int, float):
         return gr.Number(**common, step=1 if info.annotation is int else 0.01)
     if extra(info).get("many"):
         common["value"] = list(read_names(info.default))
-        several = [choice for choice in suggested if choice[1]]
-        return gr.Dropdown(several, multiselect=True, allow_custom_value=True, **common)
+        several = listed or [choice for choice in suggested if choice[1]]
+        return gr.Dropdown(several, multiselect=True, allow_custom_value=not listed, **common)
     if suggested:
         return gr.Dropdown(list(suggested), allow_custom_value=True, **common)
     lines = int(extra(info).get("lines", 1))

@@ -5,7 +5,7 @@ share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cos
 tenth, gradient clipping. Copied layers have a lower learning rate than new parts.
 
 Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
-weights and optimiser state, so an interrupted run resumes bit for bit. With a time budget the
+weights and optimizer state, so an interrupted run resumes bit for bit. With a time budget the
 number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
 
 Several processes share the sequences of a step, and the anchors in them; the loss and its gradient
@@ -17,16 +17,14 @@ shape.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import mean
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -43,62 +41,54 @@ from backend.drafters.training.loss import (
     padded,
     rounded_up,
 )
-from backend.errors import ComputeError, ConfigError
+from backend.errors import ConfigError
 from backend.metric_key import MetricKey
 from backend.reporter import Reporter
 from backend.training import distributed
-from backend.training.optimizer import (
-    MOMENTS,
-    cosine_decay,
-    optimiser_tensors,
-    restore_optimiser,
-)
+from backend.training.optimizer import cosine_decay
+from backend.training.stage_store import StageStore
+from backend.training.trainer import Trainer
 
 CHECKPOINT = "drafter"
-STATE_KEY = "{name}.{entry}"  # of the optimiser, in a checkpoint
 PACE_STEPS, PACE_SKIPPED = 12, 4  # at least; the first steps are slower than the rest
 PACE_SHARE = 0.02  # of the budget, in which the pace is measured
 SAVE_EVERY_S = 60.0
 EVALUATIONS = 10
-CLIP = 1.0
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
 WARMUP = 0.05  # share of the steps with a rising learning rate
 COPIED_RATE = 0.2  # learning rate of copied layers, as a share of that of new ones
 
 
-@dataclass
-class TrainingSchedule:
-    """Progress of the training: `step` of `steps` (0 until it is known), and the `seconds` spent,
-    evaluation and saving included."""
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """The factor of the learning rates at `step` of `steps`, 0 until that is known.
 
-    step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def factor(self) -> float:
-        """The factor of the learning rates at this step."""
-        if not self.steps:  # rises to its level when the throughput is known
-            return min(PACE_SHARE / WARMUP, (self.step + 1) / (PACE_STEPS + 1))
-        warm = max(1, round(WARMUP * self.steps))
-        if self.step < warm:
-            return min(1.0, (self.step + 1) / max(warm, PACE_STEPS + 1))
-        share = (self.step - warm) / max(1, self.steps - warm)
-        return cosine_decay(math.pi * min(share, 1.0), FLOOR)
-
-    def set_steps(self, config: TrainingConfig, seconds: list[float]) -> None:
-        """Set the number of steps once the throughput is known."""
-        if self.steps:
-            return
-        if not config.minutes:
-            self.steps = config.steps
-        elif len(seconds) >= PACE_STEPS and sum(seconds) >= PACE_SHARE * 60 * config.minutes:
-            self.steps = max(PACE_STEPS, round(60 * config.minutes / mean(seconds[PACE_SKIPPED:])))
+    Args:
+        warmup: share of the steps.
+    """
+    if not steps:  # rises to its level when the throughput is known
+        return min(PACE_SHARE / max(warmup, PACE_SHARE), (step + 1) / (PACE_STEPS + 1))
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return min(1.0, (step + 1) / max(warm, PACE_STEPS + 1))
+    return cosine_decay(math.pi * min((step - warm) / max(1, steps - warm), 1.0), FLOOR)
 
 
-class DrafterTrainer:
-    """One training run."""
+def step_count(config: TrainingConfig, seconds: Sequence[float]) -> int:
+    """Number of steps of a training whose first steps took so long each; 0: not known yet."""
+    if not config.minutes:
+        return config.steps
+    if len(seconds) < PACE_STEPS or sum(seconds) < PACE_SHARE * 60 * config.minutes:
+        return 0
+    return max(PACE_STEPS, round(60 * config.minutes / mean(seconds[PACE_SKIPPED:])))
+
+
+class DrafterTrainer(Trainer):
+    """One training run.
+
+    Attributes:
+        seconds: spent so far, over all attempts, evaluation and saving included.
+    """
 
     def __init__(
         self,
@@ -111,11 +101,14 @@ class DrafterTrainer:
         checkpoints: Checkpoints,
         reporter: Reporter,
     ) -> None:
+        store = StageStore(checkpoints, device=str(target.device))
+        super().__init__(
+            "the drafter", dict(drafter.named_parameters()), drafter.state_dict(),
+            _optimizer(drafter, config), store, (CHECKPOINT,), reporter,
+        )  # fmt: skip
         self.drafter, self.target, self.config, self.seed = drafter, target, config, seed
-        self.learnt, self.heldout = learnt, heldout
-        self.checkpoints, self.reporter = checkpoints, reporter
-        self.schedule = TrainingSchedule()
-        self.optimiser = _optimiser(drafter, config)
+        self.learnt, self.heldout, self.seconds = learnt, heldout, 0.0
+        self._step_seconds: list[float] = []
         self._saved_at = time.monotonic()
         self.indices = [
             n
@@ -138,48 +131,32 @@ class DrafterTrainer:
         return accuracy
 
     def train(self) -> None:
-        """Train to the end: all that a process does which is not the first."""
-        self._restore()
-        seconds: list[float] = []
-        saved = self._saved_at = time.monotonic()
-        self.schedule.set_steps(self.config, seconds)
-        while not self.schedule.steps or self.schedule.step < self.schedule.steps:
-            self._report()
-            began = time.perf_counter()
-            loss = self.step()
-            seconds.append(time.perf_counter() - began)
-            self.reporter.metric(MetricKey("loss"), loss, self.schedule.step)
-            if open_end := not self.schedule.steps:
-                self.schedule.set_steps(self.config, seconds)
-                self.schedule.steps = distributed.broadcast_int(self.schedule.steps)
-            if self._evaluates():
-                self.evaluate()
-            first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
-            if time.monotonic() - saved > SAVE_EVERY_S or first:
-                self.save()
-                saved = time.monotonic()
+        super().train()
         self.save()
 
-    def step(self) -> float:
-        """Run one step; return its loss."""
-        batch = self.anchor_batch(self.schedule.step)
-        self.optimiser.zero_grad(set_to_none=True)
-        mine = self._backward(batch) if len(batch.rows) else 0.0
-        loss = distributed.all_reduce_gradients(mine, self.drafter.parameters())
-        if not math.isfinite(loss):
-            raise ComputeError(
-                f"The loss is {loss} at step {self.schedule.step}.",
-                "The training diverged.",
-                "Lower the learning rates.",
-                "rate",
-            )
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), CLIP)
-        factor = self.schedule.factor
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["full"] * factor
-        self.optimiser.step()
-        self.schedule.step += 1
-        return loss
+    def begin(self) -> None:
+        self.steps = self.steps or step_count(self.config, ())
+        self._saved_at = time.monotonic()
+        self._report()
+
+    def end_step(self, loss: float, seconds: float) -> None:
+        self._step_seconds.append(seconds)
+        self.reporter.metric(MetricKey("loss"), loss, self.step)
+        if open_end := not self.steps:
+            self.steps = distributed.broadcast(step_count(self.config, self._step_seconds))
+        if self._evaluates():
+            self.evaluate()
+        first = len(self._step_seconds) == PACE_STEPS or (open_end and self.steps)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S or first:
+            self.save()
+        self._report()
+
+    def rate_factor(self) -> float:
+        return rate_factor(self.step, self.steps, WARMUP)
+
+    def backward(self) -> float:
+        batch = self.anchor_batch(self.step)
+        return self._backward(batch) if len(batch.rows) else 0.0
 
     def _backward(self, batch: AnchorBatch) -> float:
         """Set the gradients of a batch; return its loss."""
@@ -276,66 +253,40 @@ class DrafterTrainer:
     # reports and checkpoints -----------------------------------------------------------------
 
     def _evaluates(self) -> bool:
-        steps = self.schedule.steps if distributed.is_first() else 0
-        return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
+        steps = self.steps if distributed.is_first() else 0
+        return bool(steps) and self.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
         """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for key, value in accuracy.figures().items():
-            self.reporter.metric(key, value, self.schedule.step)
+            self.reporter.metric(key, value, self.step)
         return accuracy
 
     def _report(self) -> None:
-        steps = self.schedule.steps
-        words = f"Training, step {self.schedule.step + 1}" + (f" of {steps}" if steps else "")
-        self.reporter.progress(self.schedule.step, steps or self.config.steps, words)
-        distributed.stop_if_any_asked(self.reporter)
-
-    def save(self) -> None:
-        """Write weights, optimiser state and schedule as one checkpoint. Of several processes the
-        first does."""
-        if not distributed.is_first():
+        if self.steps and self.step >= self.steps:
             return
+        words = f"Training, step {self.step + 1}" + (f" of {self.steps}" if self.steps else "")
+        self.reporter.progress(self.step, self.steps or self.config.steps, words)
+
+    def save(self, **facts: Any) -> None:
         now = time.monotonic()
-        self.schedule.seconds += now - self._saved_at
+        self.seconds += now - self._saved_at
         self._saved_at = now
-        entries = ("step", *MOMENTS)
-        state = optimiser_tensors(self.optimiser, self._parameters(), STATE_KEY, entries)
-        with self.checkpoints.write(CHECKPOINT) as folder:
-            save_file(_plain(self.drafter.state_dict()), folder / "drafter.safetensors")
-            save_file(_plain(state), folder / "optimiser.safetensors")
-            (folder / "schedule.json").write_text(json.dumps(vars(self.schedule)))
+        super().save(steps=self.steps, seconds=self.seconds)
 
-    def _restore(self) -> None:
-        """Go on from the checkpoint, if there is one; all processes begin with the same weights."""
-        folder = self.checkpoints.find(CHECKPOINT)
-        if folder is not None:
-            device = str(self.target.device)
-            self.drafter.load_state_dict(load_file(folder / "drafter.safetensors", device=device))
-            state = load_file(folder / "optimiser.safetensors", device=device)
-            restore_optimiser(self.optimiser, self._parameters(), state, STATE_KEY)
-            self.schedule = TrainingSchedule(**json.loads((folder / "schedule.json").read_text()))
-        distributed.broadcast_parameters(self.drafter.state_dict().values())
-
-    def _parameters(self) -> dict[str, torch.nn.Parameter]:
-        groups = self.optimiser.param_groups
-        return {str(n): p for n, p in enumerate(p for g in groups for p in g["params"])}
+    def restore(self) -> dict[str, Any]:
+        facts = super().restore()
+        self.steps = facts.get("steps", 0)
+        self.seconds = facts.get("seconds", 0.0)
+        return facts
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
+def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     copied = {id(p) for p in drafter.copied_parameters()}
-    groups: list[dict[str, object]] = []
-    parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
-        (config.rate, lambda p: id(p) not in copied),
-        (COPIED_RATE * config.rate, lambda p: id(p) in copied),
+    groups = [
+        {"params": [p for p in drafter.parameters() if (id(p) in copied) == part], "lr": rate}
+        for part, rate in ((False, config.rate), (True, COPIED_RATE * config.rate))
     ]
-    for rate, belongs in parts:
-        mine = [p for p in drafter.parameters() if belongs(p)]
-        if mine:
-            groups.append({"params": mine, "lr": rate, "full": rate})
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)

@@ -29,10 +29,10 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], str]
     except UnreadableFileError as error:
         raise _refused(path, str(error)) from error
     tensors = {name: TensorHeader(tuple(shape), "F32") for name, shape in header["shapes"].items()}
-    return header["config"], tensors, dequantised_note(header["kind"])
+    return header["config"], tensors, dequantized_note(header["kind"])
 
 
-def dequantised_note(kind: str) -> str:
+def dequantized_note(kind: str) -> str:
     """A caveat on weights dequantised from GGUF tensors of type `kind` (such as Q4_1)."""
     if kind in FLOATS:
         return ""

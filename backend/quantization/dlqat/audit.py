@@ -3,7 +3,6 @@ inputs of the dense model for all stages, and the statistics of its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from torch import Tensor
@@ -11,42 +10,35 @@ from torch import Tensor
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
-from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import code_usage
-from backend.quantization.dlqat.stage_store import block_name
 from backend.reporter import Reporter
 from backend.statistics.reference import ReferenceTensor
+from backend.training.stage_store import block_name
 
 AUDIT = "audit"
 
 
-def audit(run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> dict[str, float]:
-    """Report the statistics of every tensor at every stage.
-
-    Returns:
-        Stage -> mean relative output error.
-    """
-    AuditPass(run, stages, reporter).walk(run.blocks)
+def audit(run: DLQATRun, reporter: Reporter) -> dict[str, float]:
+    """Report the statistics of every tensor at every stage; stage -> mean relative output error."""
+    AuditPass(run, AUDIT, "Statistics", reporter).walk(run.blocks)
     errors = [run.store.facts(block_name(AUDIT, b))["errors"] for b in range(run.blocks)]
-    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in stages[1:]}
+    return {s: fmean([e for by_stage in errors for e in by_stage[s]]) for s in run.plan.stages[1:]}
 
 
 class AuditPass(RunPass):
     """Measures all stages of each block on the inputs of the dense model."""
 
-    def __init__(self, run: DLQATRun, stages: Sequence[str], reporter: Reporter) -> None:
-        super().__init__(run, AUDIT, "Statistics", reporter)
-        self.stages = stages
-
     def solve(self, block: int) -> None:
         run = self.run
-        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM)
+        linears = run.of_block(block)
+        inputs, hidden = self.collect_inputs(block, StatisticsLevel.GRAM, linears)
         self.stream.advance(hidden)
-        errors: dict[str, list[float]] = {stage: [] for stage in self.stages[1:]}
-        for linear in self.layers(block):
-            by_stage = _measure(run, self.stages, linear, inputs[linear.module], self.reporter)
+        errors: dict[str, list[float]] = {stage: [] for stage in run.plan.stages[1:]}
+        for linear in self.layers(block, linears):
+            by_stage = _measure(run, linear, inputs[linear.module], self.reporter)
             for stage, error in by_stage.items():
                 errors[stage].append(error)
         for stage, values in errors.items():
@@ -57,11 +49,7 @@ class AuditPass(RunPass):
 
 
 def _measure(
-    run: DLQATRun,
-    stages: Sequence[str],
-    linear: LinearWeight,
-    inputs: InputStatistics,
-    reporter: Reporter,
+    run: DLQATRun, linear: LinearWeight, inputs: InputStatistics, reporter: Reporter
 ) -> dict[str, float]:
     """Report one tensor at every stage; return stage -> relative output error."""
     dense = linear.read()
@@ -69,14 +57,14 @@ def _measure(
     names = {"tensor": f"{linear.name}.weight", "block": linear.block, "module": linear.module}
     errors: dict[str, float] = {}
     energy: Tensor | None = inputs.energy
-    for stage in stages:
+    for stage in run.plan.stages:
         W, more = dense, dict[str, float]()
         if stage != DLQATStage.DENSE:
             W = run.weight(stage, linear)
             errors[stage] = target.relative_error(W)
             more["relative_error"] = errors[stage]
         if stage not in (DLQATStage.DENSE, DLQATStage.LORA):
-            usage = code_usage(run.store.quantised(stage, linear.name))
+            usage = code_usage(run.store.quantized(stage, linear.name))
             more |= {"code_entropy": _entropy(usage), "codes_used": float((usage > 0).sum())}
         taken = reference.measure(W, stage=stage, more=more, energy=energy, **names)  # type: ignore[arg-type]
         taken.report(reporter)

@@ -19,32 +19,22 @@ from torch import Tensor
 
 from backend.calibration.heldout import heldout_count
 from backend.errors import ComputeError
-from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import LinearWeight
 from backend.models.precision import all_finite
 from backend.quantization.bases import PLAIN
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.quantization.config import BLOCK_EPOCHS, STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.grid import QuantGrid
+from backend.quantization.plan import QuantSettings
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.training.block_reconstruction import Examples, Parameters, reconstruct
 
-HELD_OUT = 0.125  # share of the calibration segments
+HELD_OUT_SHARE = 0.125  # share of the calibration segments
+RATE = 5e-4  # learning rate of the weights
 RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training gains
+# linear -> its weights [out, in] before training, and their grid
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
-
-
-def train_blocks(run: DLQATRun, start: Starts, reporter: Reporter) -> None:
-    """Make the stage of block-wise training and store it.
-
-    Args:
-        start: linear -> its weights [out, in] before training, and their grid.
-    """
-    BlockTraining(run, start, reporter).walk(run.blocks)
-    stage = DLQATStage.BLOCKS
-    starts = {name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()}
-    run.store.save_stage(stage, {name: run.quantise(*each) for name, each in starts.items()})
 
 
 class BlockTraining(RunPass):
@@ -54,58 +44,54 @@ class BlockTraining(RunPass):
         teacher: the inputs [1, L, d] of the current block in the dense model, by segment.
     """
 
+    batch = 1
+
     def __init__(self, run: DLQATRun, start: Starts, reporter: Reporter) -> None:
         super().__init__(run, DLQATStage.BLOCKS, STAGE_LABELS[DLQATStage.BLOCKS], reporter)
         self.start = start
 
     def open(self) -> None:
-        run = self.run
-        self.stream = open_stream(run.model, run.calibration, 1, run.dtype)
+        super().open()
         self.teacher = self.stream.hidden
 
     def solve(self, block: int) -> None:
         run, linears = self.run, self.run.of_block(block)
-        targets = run_block(run.model, self.stream, block, self.teacher, self._stop)
-        trained = TrainedGrids(run, {m: self.start(linear) for m, linear in linears.items()})
+        targets = self.forward(block, self.teacher)
+        starts = {module: self.start(linear) for module, linear in linears.items()}
+        trained = TrainedGrids(starts, run.settings(linears))
         count = len(run.calibration)
-        fitted = count - heldout_count(count, HELD_OUT)
+        fitted = count - heldout_count(count, HELD_OUT_SHARE)
         found = reconstruct(
             run.model,
             Examples(self.stream, block, self.stream.hidden, targets, fitted),
             trained,
-            run.config.block_epochs,
-            self._stop,
-            lambda epoch: self._tick(block, epoch),
+            BLOCK_EPOCHS,
+            lambda: stop_if_asked(self.reporter),
+            lambda epoch: self.reporter.progress(
+                block + epoch / BLOCK_EPOCHS, run.blocks, self._doing(block)
+            ),
         )
         if found.judged:
             self.reporter.log(f"{at_block(block, run.blocks)}: {self.label}. {found}")
         _require_finite(found.parameters, at_block(block, run.blocks))
-        starts = {m: (*trained.result(found.parameters, m), PLAIN) for m in linears}
-        run.store.save_starts(self.name, block, starts)
+        ended = {m: (*trained.result(found.parameters, m), PLAIN) for m in linears}
+        run.store.save_starts(self.name, block, ended)
         if block < self.last:
             self.teacher = targets
             self._advance(block)
 
     def replay(self, block: int) -> None:
-        run = self.run
-        self.teacher = run_block(run.model, self.stream, block, self.teacher, self._stop)
+        self.teacher = self.forward(block, self.teacher)
         self._advance(block)
 
     def _advance(self, block: int) -> None:
         """Move the hidden states of the compressed model past a stored block."""
         run, rounded = self.run, dict[str, Tensor]()
-        for module, linear in run.of_block(block).items():
-            W, grid, _ = run.store.start(self.name, block, module)
+        for linear in run.of_block(block).values():
+            W, grid, _ = run.store.start(self.name, linear)
             rounded[linear.name] = grid.nearest(W)
         with run.with_weights(rounded):
             super().replay(block)
-
-    def _tick(self, block: int, epoch: int) -> None:
-        done = block + epoch / self.run.config.block_epochs
-        self.reporter.progress(done, self.run.blocks, self._doing(block))
-
-    def _stop(self) -> None:
-        stop_if_asked(self.reporter)
 
 
 def _require_finite(parameters: Parameters, block: str) -> None:
@@ -114,8 +100,8 @@ def _require_finite(parameters: Parameters, block: str) -> None:
         raise ComputeError(
             f"{block}: the weights are not finite after block-wise training.",
             "It diverged.",
-            "Lower its learning rate, or choose float32 as the forward precision.",
-            field="block_rate",
+            "Choose float32 as the forward precision, or leave out this stage.",
+            field="precision",
         )
 
 
@@ -123,21 +109,23 @@ class TrainedGrids:
     """What is trained of the linears of a block, and the weights it stands for: "MODULE/W",
     "MODULE/m", and "MODULE/z" on a grid with offsets."""
 
-    def __init__(self, run: DLQATRun, starts: Mapping[str, tuple[Tensor, QuantGrid]]) -> None:
+    def __init__(
+        self,
+        starts: Mapping[str, tuple[Tensor, QuantGrid]],
+        settings: Mapping[str, QuantSettings],
+    ) -> None:
         self.grids = {module: grid for module, (_, grid) in starts.items()}
-        config, self.masks = run.config, dict[str, Tensor]()
+        self.masks: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         self.rates: dict[str, float] = {}
         for module, (W, grid) in starts.items():
-            self._add(f"{module}/W", W, config.block_rate)
-            self._add(f"{module}/m", torch.ones_like(grid.scale), RATE_M)
-            if config.grid == "offset":  # so that z moves values as far as m does
-                self._add(f"{module}/z", grid.zero, RATE_M * grid.top / 2)
-            if config.keep_zeros:
+            self.parameters |= {f"{module}/W": W, f"{module}/m": torch.ones_like(grid.scale)}
+            self.rates |= {f"{module}/W": RATE, f"{module}/m": RATE_M}
+            if settings[module].grid == "offset":  # so that z moves values as far as m does
+                self.parameters[f"{module}/z"] = grid.zero
+                self.rates[f"{module}/z"] = RATE_M * grid.top / 2
+            if settings[module].keep_zeros:
                 self.masks[module] = (W != 0).to(W.dtype)
-
-    def _add(self, name: str, start: Tensor, rate: float) -> None:
-        self.parameters[name], self.rates[name] = start, rate
 
     def weights(self, parameters: Parameters) -> dict[str, Tensor]:
         """Module -> What [out, in], to differentiate by the parameters."""

@@ -35,7 +35,7 @@ from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.range_search import group_sums
 
 PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
-FULL = 2**62
+UNLIMITED = 2**62
 
 
 def new_factors(
@@ -161,7 +161,7 @@ class DLQATLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.grid, self.start = base, grid, start
-        self.keep_zeros, self.teaching = keep_zeros, False
+        self.keep_zeros = keep_zeros
         rank = rank if trains[0] else 0
         self.factor = alpha / rank if rank else 0.0
         A, B = new_factors(self.shape, rank, grid.scale.device, generator)
@@ -184,7 +184,7 @@ class DLQATLinear(nn.Module):
     def panels(self, *others: Tensor) -> Iterator[tuple[_RowPanel, tuple[Tensor, ...]]]:
         """The weight on its grid in chunks of rows, and the same rows of `others`."""
         columns = self.shape[1]
-        rows = max(1, PANEL.get(self.m.device.type, FULL) // columns)
+        rows = max(1, PANEL.get(self.m.device.type, UNLIMITED) // columns)
         dense, (whole, part) = self._weight, split_zero(self.grid.zero)
         of_groups = [self.grid.scale, self.m.detach(), -whole, self.grid.top - whole]
         if part is not None:  # as levels are: k - f, so that those at a bound equal it
@@ -243,8 +243,6 @@ class DLQATLinear(nn.Module):
         return QuantizedWeight(folded.stored(stored, grid), codes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.teaching:
-            return self.base(x)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         y = _FakeQuantLinear.apply(x, self.A, self.B, self.m, self, dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backend.models.patching import swap_modules
-from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.config import ALPHA, DLQATStage
 from backend.quantization.dlqat.linear import new_factors
 from backend.quantization.dlqat.losses import text_loss
 from backend.quantization.dlqat.run import DLQATRun
@@ -23,11 +23,7 @@ from backend.reporter import Reporter
 
 
 class LoRALinear(nn.Module):
-    """Replaces a linear during LoRA training; the linear itself is not changed.
-
-    Args:
-        shape: (out, in) of the base layer.
-    """
+    """Replaces a linear [out, in] = `shape` during LoRA training; itself it is not changed."""
 
     def __init__(
         self,
@@ -51,7 +47,7 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
     """Train A and B beside every quantised linear and store them as the stage "lora"."""
     config, generator = run.config, torch.Generator().manual_seed(run.seed)
     layers = {
-        name: LoRALinear(x.layer, x.shape, config.rank, config.alpha, generator)
+        name: LoRALinear(x.layer, x.shape, config.rank, ALPHA, generator)
         for name, x in run.linears.items()
     }
     parameters = {
@@ -59,10 +55,7 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
         for name, layer in layers.items()
         for part, parameter in layer.named_parameters(recurse=False)
     }
-    rates = dict.fromkeys(parameters, config.rate)
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
         loss = text_loss(run, run.model)
-        StageTrainer(
-            run, DLQATStage.LORA, parameters, rates, loss, lambda _: None, reporter
-        ).train()
+        StageTrainer(run, DLQATStage.LORA, parameters, loss, lambda _: None, reporter).train()
     run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

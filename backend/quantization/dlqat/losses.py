@@ -7,14 +7,14 @@ teacher   KL(p_dense || p). The dense model teaches nothing about the text that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
+from backend.models.patching import swap_modules
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.run import DLQATRun
 from backend.text.training import IGNORED_LABEL
@@ -43,34 +43,19 @@ def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
 
 def teacher_loss(run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQATLinear]) -> Loss:
     """KL to the dense model, which the layers still contain, run at every step."""
+    dense = {name: layer.base for name, layer in layers.items()}
 
     def loss(rows: Tensor) -> Tensor:
-        with torch.no_grad(), _teaching(layers):
+        with torch.no_grad(), swap_modules(model, dense):
             teacher = predict(run, model, rows)
         logits, total = predict(run, model, rows), torch.zeros((), device=model.device)
-        for p, q, predicted in zip(
-            teacher, logits, _predicted(run, rows), strict=True
-        ):  # row by row:
+        judged = (run.labels[rows][:, 1:] != IGNORED_LABEL).to(
+            model.device
+        )  # the next token counts
+        for p, q, predicted in zip(teacher, logits, judged, strict=True):  # row by row:
             log_p, log_q = p[:-1][predicted], q[:-1][predicted]  # vocabularies are large
             log_p, log_q = (x.float().log_softmax(-1) for x in (log_p, log_q))
             total = total + kl_div(log_q, log_p, reduction="sum", log_target=True)
         return total
 
     return loss
-
-
-def _predicted(run: DLQATRun, rows: Tensor) -> Tensor:
-    """Positions whose next token is not ignored [b, length - 1]."""
-    return (run.labels[rows][:, 1:] != IGNORED_LABEL).to(run.model.device)
-
-
-@contextmanager
-def _teaching(layers: Mapping[str, DLQATLinear]) -> Iterator[None]:
-    """Temporarily compute every layer with its dense weight."""
-    for layer in layers.values():
-        layer.teaching = True
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            layer.teaching = False

@@ -24,7 +24,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,23 +35,24 @@ from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.loading import weights_hash
 from backend.models.patching import swap_modules
 from backend.models.precision import all_finite, resolve_dtype
+from backend.quantization.config import ALPHA, TRAINED, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.audit import audit
-from backend.quantization.dlqat.block_training import train_blocks
-from backend.quantization.dlqat.config import TRAINED, DLQATConfig, DLQATStage
-from backend.quantization.dlqat.layer_selection import quantised_layers, refuse_idle
+from backend.quantization.dlqat.block_training import BlockTraining
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.lora import train_lora
 from backend.quantization.dlqat.losses import teacher_loss, text_loss
-from backend.quantization.dlqat.passes import find_energies
-from backend.quantization.dlqat.quantizer_pass import quantize_blocks, quantize_stage
+from backend.quantization.dlqat.passes import ENERGY, EnergyPass
+from backend.quantization.dlqat.quantizer_pass import QuantizerPass, quantize_stage
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import TrainingSnapshots
 from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
 from backend.quantization.dlqat.trainer import StageTrainer, trainable
 from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range
 from backend.reporter import REPLAY, Reporter, SilentReporter, stop_if_asked
 from backend.training import distributed
+from backend.training.stage_store import block_name
 
 
 class DLQAT:
@@ -61,16 +61,13 @@ class DLQAT:
 
     Args:
         model: dense, in memory, on the device to work on. Its parameters are frozen; those that
-            are not quantised are rounded to their stored precision, so that the dense reference
-            has the same embeddings and norms as the quantised stages.
-        calibration: token ids [segments, L], no padding.
-        input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
+            are not quantized are rounded to their stored precision, so that the dense reference
+            has the same embeddings and norms as the quantized stages.
+        calibration, input_ids, labels, dense: see `DLQATRun`.
         checkpoints: of this run alone; stored stages are not made again.
-        dense: dtype of all weights where the model is saved dense; stages are then measured with
-            their weights rounded to it.
 
     Raises:
-        ConfigError: the config does not fit the model or the texts.
+        ConfigError: the plan does not fit the model, or the model its stored precision.
 
     Attributes:
         seconds: time spent on each stage.
@@ -83,46 +80,48 @@ class DLQAT:
         input_ids: Tensor,
         labels: Tensor,
         config: DLQATConfig,
+        plan: QuantizationPlan,
         checkpoints: Checkpoints,
         seed: int = 0,
         dense: torch.dtype | None = None,
     ) -> None:
-        refuse_idle(config)
-        blocks = range(len(decoder_blocks(model)))
-        linears = [x for block in blocks for x in block_linears(model, block).values()]
-        chosen = {x.name: x for x in quantised_layers(linears, config)}
-        _require_rows(input_ids, labels, config)
+        if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
+            raise ConfigError(
+                f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
+                "Both must be [sequences, length], with at least one sequence.",
+                "Pass token ids and labels of the same shape.",
+            )
+        linears = _planned_linears(model, plan)
         model.requires_grad_(False)
-        store = DLQATStageStore(checkpoints, config.bits, str(model.device))
-        digest = hashlib.sha256(f"{config.identity} {seed} {weights_hash(model)}".encode())
+        store = DLQATStageStore(checkpoints, plan, str(model.device))
+        identity = f"{config.identity} {plan.model_dump_json()} {seed} {weights_hash(model)}"
+        digest = hashlib.sha256(identity.encode())
         for ids in (calibration, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
         dtype = getattr(torch, precision)
         self.run = DLQATRun(
-            model, chosen, calibration, input_ids, labels, config, dtype, store, seed, dense
+            model, linears, calibration, input_ids, labels, config, plan, dtype, store, seed, dense
         )
         self.seconds: dict[str, float] = {}
         _round_rest(self.run)
 
     @property
-    def stages(self) -> list[str]:
+    def stages(self) -> tuple[str, ...]:
         """The stages after the dense model, in order."""
-        return self.run.config.stages[1:]
+        return self.run.plan.stages[1:]
 
     @torch.no_grad()
-    def prepare(self, reporter: Reporter) -> list[str]:
-        """Compute what several stages need: input energies, or the GPTQ pass.
-
-        Returns:
-            The stages to make, in order.
-        """
+    def prepare(self, reporter: Reporter) -> tuple[str, ...]:
+        """Compute what several stages need: input energies, or the GPTQ pass. Returns the stages
+        to make, in order."""
         run = self.run
         if run.config.needs_gptq:
             with self._timed(DLQATStage.GPTQ) if DLQATStage.GPTQ in self.stages else nullcontext():
-                quantize_blocks(run, "gptq", "gptq", LinearWeight.read, reporter)
+                gptq = QuantizerPass(run, "gptq", "gptq", LinearWeight.read, reporter)
+                gptq.walk(run.blocks)
         if run.config.needs_energies:
-            find_energies(run, reporter)
+            EnergyPass(run, ENERGY, "Input energies", reporter).walk(run.blocks)
         return self.stages
 
     def make(self, stage: str, reporter: Reporter) -> None:
@@ -143,7 +142,7 @@ class DLQAT:
         """Add the time spent inside to that of `stage` and its earlier attempts, unless it is
         already stored."""
         store, name = self.run.store, f".seconds-{stage}"  # hidden: not a checkpoint to resume from
-        stored = float(store.facts(name).get("seconds", 0.0))
+        stored = float(store.facts(name)["seconds"]) if store.holds(name) else 0.0
         self.seconds[stage] = before = max(self.seconds.get(stage, 0.0), stored)
         was_stored, began = store.holds(stage_name(stage)), time.perf_counter()
         try:
@@ -157,7 +156,8 @@ class DLQAT:
     def _make(self, stage: str, reporter: Reporter) -> None:
         run = self.run
         if stage == DLQATStage.BLOCKS:
-            train_blocks(run, self._start, reporter)
+            BlockTraining(run, self._start, reporter).walk(run.blocks)
+            run.save_rounded(stage)
             return
         if stage not in (*TRAINED, DLQATStage.LORA):
             quantize_stage(run, stage, reporter)
@@ -171,13 +171,10 @@ class DLQAT:
             self._train(stage, SilentReporter())
 
     def _train(self, stage: str, reporter: Reporter) -> None:
-        if stage == DLQATStage.LORA:
-            train_lora(self.run, reporter)
-        else:
-            self._train_rounded(stage, reporter)
-
-    def _train_rounded(self, stage: str, reporter: Reporter) -> None:
         run, config = self.run, self.run.config
+        if stage == DLQATStage.LORA:
+            train_lora(run, reporter)
+            return
         layers = self._layers(stage, reporter)
         parameters = {
             f"{name}.{part}": parameter
@@ -185,18 +182,17 @@ class DLQAT:
             for part, parameter in layer.named_parameters(recurse=False)
             if parameter.requires_grad
         }
-        rates = {n: config.rate_m if n.endswith(".m") else config.rate for n in parameters}
-        snapshots = TrainingSnapshots(
-            stage, layers, run.linears, config.steps, config.pictures, reporter
-        )
-        watch = snapshots if distributed.is_first() else _watch_nothing
+        snapshots = TrainingSnapshots(stage, layers, run.linears, config.steps, reporter)
+        watch = snapshots if distributed.is_first() else lambda _: None
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
-            StageTrainer(run, stage, parameters, rates, loss, watch, reporter).train()
-        run.store.save_stage(
-            stage, {n: layer.convert(run.stored, config.grid) for n, layer in layers.items()}
-        )
+            StageTrainer(run, stage, parameters, loss, watch, reporter).train()
+        converted = {
+            name: layer.convert(run.stored, run.plan.settings(name).grid)
+            for name, layer in layers.items()
+        }
+        run.store.save_stage(stage, converted)
 
     def _layers(self, stage: str, reporter: Reporter) -> dict[str, DLQATLinear]:
         """Full name -> trainable layer that replaces that linear."""
@@ -205,41 +201,36 @@ class DLQAT:
         for done, (name, linear) in enumerate(run.linears.items()):
             stop_if_asked(reporter)
             reporter.progress(0, 1, f"Range search, layer {done + 1} of {len(run.linears)}")
-            start, grid = self._start_of_training(linear)
+            trained = config.start == "block-wise"
+            start, grid = self._start(linear, DLQATStage.BLOCKS if trained else DLQATStage.GPTQ)
             layers[name] = DLQATLinear(
                 linear.layer,  # type: ignore[arg-type]
                 grid,
                 None if config.start == "rounded" else start,  # None: its own weights
                 rank=config.rank,
-                alpha=config.alpha,
+                alpha=ALPHA,
                 trains=config.trains(stage),
-                keep_zeros=config.keep_zeros,
+                keep_zeros=run.plan.settings(name).keep_zeros,
                 generator=generator,
             )
         return layers
 
-    def _start_of_training(self, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
-        """Initial weights of a trained stage, and the grid."""
-        if self.run.config.start == "block-wise":
-            return self.run.store.start(DLQATStage.BLOCKS, linear.block, linear.module)[:2]
-        return self._start(linear)
+    def _start(self, linear: LinearWeight, name: str = DLQATStage.GPTQ) -> tuple[Tensor, QuantGrid]:
+        """Initial weights of training, and the grid.
 
-    def _start(self, linear: LinearWeight) -> tuple[Tensor, QuantGrid]:
-        """The same of block-wise training."""
-        config = self.run.config
-        if config.start != "rounded":
-            return self.run.store.start("gptq", linear.block, linear.module)[:2]
-        energy = self._energies[linear.name] if config.needs_energies else None
-        W = linear.read()
-        return W, search_range(W, config.bits, config.group_size, config.grid, config.space, energy)
-
-    @cached_property
-    def _energies(self) -> dict[str, Tensor]:
-        return self.run.store.tensors("energy")
+        Args:
+            name: of the pass they come from, unless they are the dense ones.
+        """
+        if self.run.config.start != "rounded":
+            return self.run.store.start(name, linear)[:2]
+        W, of, energy = linear.read(), self.run.plan.settings(linear.name), None
+        if self.run.config.needs_energies:
+            energy = self.run.store.tensors(block_name(ENERGY, linear.block))[linear.module]
+        return W, search_range(W, of.bits, of.group_size, of.grid, of.space, energy)
 
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
         """Full name -> codes, scales and zero-points of every layer of a finished stage."""
-        return {name: self.run.store.quantised(stage, name) for name in self.run.linears}
+        return {name: self.run.store.quantized(stage, name) for name in self.run.linears}
 
     @contextmanager
     def installed(self, stage: str) -> Iterator[None]:
@@ -251,20 +242,23 @@ class DLQAT:
     @torch.no_grad()
     def audit(self, reporter: Reporter) -> dict[str, float]:
         """Report the statistics of all tensors at all stages; stage -> mean relative error."""
-        return audit(self.run, self.run.config.stages, reporter)
+        return audit(self.run, reporter)
 
 
-def _watch_nothing(step: int) -> None:
-    """In place of snapshots, in a process that reports nothing."""
+def _planned_linears(model: PreTrainedModel, plan: QuantizationPlan) -> dict[str, LinearWeight]:
+    """Full name -> linear of the layers that are quantized.
 
-
-def _require_rows(input_ids: Tensor, labels: Tensor, config: DLQATConfig) -> None:
-    if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
+    Raises:
+        ConfigError: the plan is of another model.
+    """
+    blocks = range(len(decoder_blocks(model)))
+    linears = {x.name: x for block in blocks for x in block_linears(model, block).values()}
+    planned = [name for group in plan.groups for name in group.layers]
+    if strange := [name for name in planned if name not in linears]:
         raise ConfigError(
-            f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
-            "Both must be [sequences, length], with at least one sequence.",
-            "Pass token ids and labels of the same shape.",
+            "The plan is of another model.", f"It has no layer {strange[0]}.", "Add the run anew."
         )
+    return {name: x for name, x in linears.items() if plan.layers.get(name)}
 
 
 def _round_rest(run: DLQATRun) -> None:
@@ -273,14 +267,15 @@ def _round_rest(run: DLQATRun) -> None:
     Raises:
         ConfigError: a value overflows it.
     """
-    quantised = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
+    dtype = run.dense or run.stored
+    quantized = {id(x.layer.get_parameter("weight")) for x in run.linears.values()}
     for name, parameter in run.model.named_parameters():
-        if id(parameter) in quantised:
+        if id(parameter) in quantized:
             continue
-        rounded = parameter.data.to(run.dtype_of_rest)
+        rounded = parameter.data.to(dtype)
         if not all_finite(rounded):
             raise ConfigError(
-                f"{name} overflows {str(run.dtype_of_rest).removeprefix('torch.')}.",
+                f"{name} overflows {str(dtype).removeprefix('torch.')}.",
                 f"Its largest value is {parameter.abs().max().item():.3g}.",
                 "Choose bfloat16 or float32 as the stored precision.",
                 field="stored",

@@ -17,17 +17,19 @@ from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.quantization.bases import Basis
-from backend.quantization.dlqat.config import STAGE_LABELS, DLQATStage
+from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
-from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.quantization.dlqat.stage_store import Start
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.registry import QUANTIZERS, BlockLayers
 from backend.reporter import Reporter, stop_if_asked
 
-FAILED = (
+FAILURE = (
     "quantised", "Use more calibration text, or start from the rounded weights without GPTQ.",
 )  # fmt: skip
-Starts = dict[str, tuple[Tensor, QuantGrid, Basis]]
+DAMPING = 0.01  # first tried; relative to the mean energy of the inputs
+Starts = dict[str, Start]
 
 
 def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
@@ -35,36 +37,20 @@ def quantize_stage(run: DLQATRun, stage: str, reporter: Reporter) -> None:
     merged = stage == DLQATStage.LORA_GPTQ
     method = "gptq" if merged else stage
     if QUANTIZERS[method].needs == "nothing":
-        layers = _rounded(run, method, reporter)
+        run.store.save_stage(stage, _rounded(run, method, reporter))
     else:
         weight = partial(_merged_lora, run) if merged else LinearWeight.read
-        quantize_blocks(run, stage, method, weight, reporter)
-        starts = {
-            name: run.store.start(stage, x.block, x.module) for name, x in run.linears.items()
-        }
-        layers = {name: run.quantise(*start) for name, start in starts.items()}
-    run.store.save_stage(stage, layers)
-
-
-def quantize_blocks(
-    run: DLQATRun,
-    name: str,
-    method: str,
-    weight: Callable[[LinearWeight], Tensor],
-    reporter: Reporter,
-) -> None:
-    """Run a quantizer block by block on the inputs that the blocks quantized before produce.
-
-    Args:
-        name: of the checkpoints.
-        method: name of the quantizer.
-        weight: linear -> the weight [out, in] to quantize.
-    """
-    QuantizerPass(run, name, method, weight, reporter).walk(run.blocks)
+        QuantizerPass(run, stage, method, weight, reporter).walk(run.blocks)
+        run.save_rounded(stage)
 
 
 class QuantizerPass(RunPass):
-    """Quantizes each block on the inputs that the blocks quantized before produce."""
+    """Quantizes each block on the inputs that the blocks quantized before produce.
+
+    Args:
+        name: of the checkpoints; method: of the quantizer.
+        weight: linear -> the weight [out, in] to quantize.
+    """
 
     def __init__(
         self,
@@ -87,7 +73,7 @@ class QuantizerPass(RunPass):
                 inputs, _ = self.collect_inputs(block, level, left)
             step = _next(left, inputs) if self.quantizer.sequential else left
             starts |= self._quantize(block, step, weights, inputs)
-            weights |= {module: _rounded_start(*starts[module]) for module in step}
+            weights |= {module: _rounded_start(starts[module]) for module in step}
             left = {module: x for module, x in left.items() if module not in step}
         run.store.save_starts(self.name, block, starts)
         if block < self.last:
@@ -103,7 +89,8 @@ class QuantizerPass(RunPass):
         """The starts of some layers of a block, by module."""
         run, starts, whole = self.run, Starts(), decoder_blocks(self.run.model)[block]
         of_step = {module: weights[module] for module in step}
-        bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, run.settings))
+        settings = run.settings(step)
+        bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, settings))
         seen = InputsInBasis()
         for linear in self.layers(block, step):
             basis = bases[linear.module]
@@ -111,18 +98,15 @@ class QuantizerPass(RunPass):
                 self.quantizer.quantize,
                 basis.into(weights[linear.module]),
                 seen.of(inputs[linear.module], basis),
-                run.settings,
+                settings[linear.module],
             )
-            found = search_damping(
-                quantize, run.config.damping, self.reporter.log, linear.name, FAILED
-            )
+            found = search_damping(quantize, DAMPING, self.reporter.log, linear.name, FAILURE)
             starts[linear.module] = (*found, basis)
         return starts
 
     def replay(self, block: int) -> None:
         run, linears = self.run, self.run.of_block(block)
-        starts = {module: run.store.start(self.name, block, module) for module in linears}
-        rounded = {linears[m].name: _rounded_start(*start) for m, start in starts.items()}
+        rounded = {x.name: _rounded_start(run.store.start(self.name, x)) for x in linears.values()}
         with run.with_weights(rounded):
             super().replay(block)
 
@@ -146,8 +130,9 @@ class InputsInBasis:
         return self._found[key]
 
 
-def _rounded_start(W: Tensor, grid: QuantGrid, basis: Basis) -> Tensor:
+def _rounded_start(start: Start) -> Tensor:
     """The weights [out, in] that a start is rounded to."""
+    W, grid, basis = start
     return basis.back(grid.nearest(W))
 
 
@@ -169,7 +154,7 @@ def _role(module: str) -> str:
 def _merged_lora(run: DLQATRun, linear: LinearWeight) -> Tensor:
     """The weight [out, in] of the LoRA control."""
     W = run.weight(DLQATStage.LORA, linear)
-    return W.mul_(linear.read() != 0) if run.config.keep_zeros else W
+    return W.mul_(linear.read() != 0) if run.plan.settings(linear.name).keep_zeros else W
 
 
 def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, QuantizedWeight]:
@@ -178,11 +163,12 @@ def _rounded(run: DLQATRun, method: str, reporter: Reporter) -> dict[str, Quanti
     for index, block in enumerate(decoder_blocks(run.model)):
         linears = run.of_block(index)
         weights = {module: linear.read() for module, linear in linears.items()}
-        bases = quantizer.bases(BlockLayers(block, weights, {}, run.settings))
+        settings = run.settings(linears)
+        bases = quantizer.bases(BlockLayers(block, weights, {}, settings))
         for module, linear in linears.items():
             stop_if_asked(reporter)
             reporter.progress(len(layers), len(run.linears), "Rounding")
             W, basis = bases[module].into(weights[module]), bases[module]
-            found = quantizer.quantize(W, InputStatistics(), run.settings, run.config.damping)
-            layers[linear.name] = run.quantise(*found, basis)
+            found = quantizer.quantize(W, InputStatistics(), settings[module], DAMPING)
+            layers[linear.name] = run.quantize(linear.name, (*found, basis))
     return layers

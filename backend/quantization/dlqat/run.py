@@ -1,4 +1,4 @@
-"""What all stages of a DL-QAT run share: the model, its texts, and passes through a block."""
+"""What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
-from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, decoder_blocks
-from backend.models.hidden_states import HiddenStates
 from backend.models.patching import swap_weights
-from backend.quantization.bases import PLAIN, Basis
-from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
-from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
-from backend.quantization.grid import QuantGrid, QuantizedWeight
-from backend.quantization.registry import QuantSettings
-from backend.reporter import Reporter, stop_if_asked
+from backend.quantization.config import ALPHA, DLQATConfig, DLQATStage
+from backend.quantization.dlqat.stage_store import DLQATStageStore, Start, stage_name
+from backend.quantization.grid import QuantizedWeight
+from backend.quantization.plan import QuantizationPlan, QuantSettings
 
 
 @dataclass(frozen=True)
@@ -29,11 +24,11 @@ class DLQATRun:
 
     Attributes:
         model: dense; every replacement of its layers or weights is undone.
-        linears: full name -> linear of the layers that are quantised.
+        linears: full name -> linear of the layers that are quantized.
         calibration: token ids [segments, L].
         input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
         dtype: of the forward passes.
-        dense: dtype of the weights where the quantised model is saved dense; None: it is packed.
+        dense: dtype of the weights where the quantized model is saved dense; None: it is packed.
     """
 
     model: PreTrainedModel
@@ -42,6 +37,7 @@ class DLQATRun:
     input_ids: Tensor
     labels: Tensor
     config: DLQATConfig
+    plan: QuantizationPlan
     dtype: torch.dtype
     store: DLQATStageStore
     seed: int
@@ -57,61 +53,34 @@ class DLQATRun:
         dtype: torch.dtype = getattr(torch, self.config.stored)
         return dtype
 
-    @property
-    def dtype_of_rest(self) -> torch.dtype:
-        """The dtype that everything but the quantised layers is saved in."""
-        return self.dense or self.stored
-
-    @property
-    def settings(self) -> QuantSettings:
-        """The grid the config asks for."""
-        c = self.config
-        return QuantSettings(c.bits, c.group_size, c.grid, c.space, c.keep_zeros)
+    def settings(self, linears: Mapping[str, LinearWeight]) -> dict[str, QuantSettings]:
+        """Module -> settings of some layers of a block."""
+        return {module: self.plan.settings(x.name) for module, x in linears.items()}
 
     def of_block(self, block: int) -> dict[str, LinearWeight]:
-        """Module name -> linear of the layers of `block` that are quantised."""
+        """Module name -> linear of the layers of `block` that are quantized."""
         return {x.module: x for x in self.linears.values() if x.block == block}
 
-    def open_stream(self) -> BlockStream:
-        """The hidden states of the calibration segments before block 0."""
-        return open_stream(self.model, self.calibration, self.config.calibration_batch, self.dtype)
+    def quantize(self, name: str, start: Start) -> QuantizedWeight:
+        """Round the weights of layer `name` to their grid, and that to the stored precision."""
+        W, grid, basis = start
+        stored = grid.stored(self.stored, self.plan.settings(name).grid)
+        return QuantizedWeight(stored, grid.codes(W).to(torch.uint8), basis)
 
-    def collect_inputs(
-        self,
-        stream: BlockStream,
-        block: int,
-        level: StatisticsLevel,
-        reporter: Reporter,
-        linears: Mapping[str, LinearWeight] | None = None,
-    ) -> tuple[dict[str, InputStatistics], HiddenStates]:
-        """Run `block`; input statistics of its quantised linears by module, and its outputs.
-
-        Args:
-            linears: those to collect of, by module; None: all.
-        """
-        linears = self.of_block(block) if linears is None else linears
-        with InputCollector(linears, level) as collector:
-            outputs = self.forward(stream, block, reporter)
-            return collector.finish(), outputs
-
-    def forward(self, stream: BlockStream, block: int, reporter: Reporter) -> HiddenStates:
-        """The outputs of `block`, with its current weights, for the hidden states of the stream."""
-        return run_block(self.model, stream, block, stream.hidden, lambda: stop_if_asked(reporter))
-
-    def quantise(self, W: Tensor, grid: QuantGrid, basis: Basis = PLAIN) -> QuantizedWeight:
-        """Round `W` [out, in] to `grid`, and then that to the stored precision."""
-        codes = grid.codes(W).to(torch.uint8)
-        return QuantizedWeight(grid.stored(self.stored, self.config.grid), codes, basis)
+    def save_rounded(self, stage: str) -> None:
+        """Store as `stage` what its pass has left to round."""
+        starts = {name: self.store.start(stage, x) for name, x in self.linears.items()}
+        self.store.save_stage(stage, {name: self.quantize(name, x) for name, x in starts.items()})
 
     def weight(self, stage: str, linear: LinearWeight) -> Tensor:
         """The weight [out, in] of `linear` at `stage`, float32; the stage must be finished."""
         if stage == DLQATStage.DENSE:
             return linear.read()
         if stage != DLQATStage.LORA:
-            W = self.store.quantised(stage, linear.name).dense()
+            W = self.store.quantized(stage, linear.name).dense()
             return W if self.dense is None else W.to(self.dense).to(W.dtype)
-        low_rank = self.store.some(stage_name(stage), f"{linear.name}.")
-        factor = self.config.alpha / self.config.rank
+        low_rank = self.store.tensors(stage_name(stage), f"{linear.name}.")
+        factor = ALPHA / self.config.rank
         return torch.addmm(linear.read(), low_rank["B"], low_rank["A"], alpha=factor)
 
     @contextmanager

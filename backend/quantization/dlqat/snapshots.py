@@ -28,8 +28,10 @@ from backend.statistics.snapshots import quantiles
 from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorProfile
 
+SNAPSHOTS = 5  # of all groups
 CURVE_POINTS = 20  # of curves that cost a pass over all weights
-WORST, WIDEST = 16, 1024  # number of groups recorded weight by weight; maximum group size
+WORST_GROUPS = 16  # recorded weight by weight
+MAX_GROUP_SIZE = 1024  # of those
 M_STEPS = 2**16  # magnitudes are recorded in steps of 1 / M_STEPS
 
 
@@ -39,12 +41,7 @@ def code_usage(layer: QuantizedWeight) -> Tensor:
 
 
 class TrainingSnapshots:
-    """Report the layers of one training run.
-
-    Args:
-        layers: full name -> trained layer.
-        steps: of the training; `count` snapshots are spread over them.
-    """
+    """Report the layers of one training of so many steps, by full name."""
 
     def __init__(
         self,
@@ -52,12 +49,11 @@ class TrainingSnapshots:
         layers: Mapping[str, DLQATLinear],
         linears: Mapping[str, LinearWeight],
         steps: int,
-        count: int,
         reporter: Reporter,
     ) -> None:
         self._stage, self._layers, self._linears = stage, layers, linears
         self._reporter, self._steps = reporter, steps
-        self._at = {round(n * steps / (count - 1)) for n in range(count)}
+        self._at = {round(n * steps / (SNAPSHOTS - 1)) for n in range(SNAPSHOTS)}
         self._every = max(1, steps // CURVE_POINTS)
 
     def __call__(self, step: int) -> None:
@@ -85,7 +81,7 @@ class TrainingSnapshots:
             self._profile(name, "scale", _short(m * layer.grid.scale), step)
             self._profile(name, "error", _short(error), step)
             self._profile(name, "clipped", _short(1 - inside), step)
-        if step == self._steps and layer.shape[1] // layer.grid.groups <= WIDEST:
+        if step == self._steps and layer.shape[1] // layer.grid.groups <= MAX_GROUP_SIZE:
             self._profile(name, "worst", _short(_worst(layer, error)), step)
 
     def _profile(self, name: str, figure: str, values: Tensor, step: int) -> None:
@@ -125,7 +121,7 @@ def _figures(layer: DLQATLinear) -> tuple[Tensor, Tensor, Tensor]:
 
 def _worst(layer: DLQATLinear, error: Tensor) -> Tensor:
     """The groups with the largest error, the worst first: row, group, z, W_dense, What."""
-    order = error.flatten().argsort(descending=True, stable=True)[:WORST]
+    order = error.flatten().argsort(descending=True, stable=True)[:WORST_GROUPS]
     rows, groups = order // layer.grid.groups, order % layer.grid.groups
     shape = (len(error), layer.grid.groups, -1)
     dense, moved = layer.dense(slice(None)).reshape(shape), layer.effective().view(shape)

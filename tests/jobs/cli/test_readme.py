@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 SDS = "--segments 4 --context 32 --windows 2 --adjust-steps 1 --redense-steps 2 --threads 1"
 DLQAT = (
     "--segments 4 --context 64 --windows 2 --steps 2 --batch 2 --length 32 --sample-tokens 2 "
-    "--no-packed --no-lora --threads 1"
+    "--no-packed --stages rtn,gptq,dlqat --threads 1"
 )
 AMPHISTA = (
     "--answers 24 --heldout 8 --answer-tokens 16 --minutes 0 --steps 4 --batch 4 --threads 1 "

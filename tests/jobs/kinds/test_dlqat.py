@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.models.facts import ModelFacts
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
+from backend.quantization.config import DLQATStage
+from backend.quantization.plan import QuantizationPlan, plan
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.store import frames, queries
+from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
-from jobs.dlqat.estimate import flops_by_phase, memory_bytes, require_blocks
+from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
 from jobs.record import record
 from jobs.submit import checked, submit
@@ -28,8 +31,8 @@ from tests.queue.conftest import HOST, Wait
 
 SMALL = {
     "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
-    "steps": 4, "batch": 2, "length": 32, "save_every": 2, "threads": 1, "precision": "float32",
-    "sample_tokens": 4, "pictures": 2, "lora": False, "packed": False,
+    "steps": 4, "batch": 2, "length": 32, "threads": 1, "precision": "float32",
+    "sample_tokens": 4, "stages": ["rtn", "gptq", "dlqat"], "packed": False,
 }  # fmt: skip
 Reloaded = Callable[..., dict[str, float]]
 
@@ -53,7 +56,7 @@ def reloaded(plain_transformers: Reloaded) -> Reloaded:
 
 
 def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
-    job = finished(wait, lora=True, distil=True, packed=True)
+    job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
     found = record(job.run)
     perplexity = figures(job, "perplexity")
     assert set(perplexity) == {"dense", "rtn", "gptq", "dlqat", "dlqat-kd", "lora"}
@@ -69,7 +72,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     names = {*map(str, frames.by_key(frames.curves(job.id)))}
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
-    assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {0, 4}
+    assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {*range(5)}
     assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity["dlqat"], rel=1e-5)
     assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
     assert figures(job, "tokens_per_second").keys() == {"dense", "dlqat"}
@@ -86,8 +89,8 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(texts))
     settings.cache_clear()
     job = finished(
-        wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point", gptq=False,
-        start="rounded", checkpointing=True, keep="rtn", length=128,
+        wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point",
+        stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
     assert job.kept_stage == "rtn"
@@ -101,9 +104,11 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"group_size": 128}, ConfigError, "group_size", "Choose 8, 16, 32, 64, or 0"),
         ({"bits": 1}, ConfigError, "bits", "2 or more"),
         ({"bits": 9}, ConfigError, "bits", "8 or less"),
-        ({"rank": 0, "magnitude": False}, ConfigError, "rank", "train"),
+        ({"rank": 0, "stages": "lora-only"}, ConfigError, "rank", "train"),
+        ({"stages": ""}, ConfigError, "stages", "There is nothing to make"),
+        ({"stages": "dlqat, gptq-4"}, ConfigError, "stages", "It must be 'rtn', "),
         ({"length": 4096}, ConfigError, "length", "256"),
-        ({"layers": "attention.*"}, ConfigError, "layers", "attention"),
+        ({"exclude": "attention.*"}, ConfigError, "exclude", "attention"),
         (
             {"format": "gptq", "bits": 5},
             ConfigError,
@@ -113,12 +118,12 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
         ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
         ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid", "0"),
-        ({"keep_zeros": True, "quantizers": "rotated"}, ConfigError, "quantizers", "rotated mixes"),
-        ({"start": "block-wise"}, ConfigError, "start", "no epochs"),
+        ({"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
+        ({"start": "block-wise"}, ConfigError, "start", "not among the stages"),
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
         ({"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
-        ({"quantizers": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
+        ({"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
         ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
         ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
         ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
@@ -156,8 +161,14 @@ def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
     assert estimate.seconds and estimate.bytes > 1e6
 
 
+def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
+    """A config, its plan for the toy, and the toy."""
+    config, facts = DLQATJob.model_validate({**SMALL, **values}), inspect("toy")
+    return config, plan(config, facts, config.format), facts
+
+
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
-    small = memory_bytes(DLQATJob.model_validate(SMALL), inspect("toy"))
+    small = memory_bytes(*made())
     enough = sum(small.values()) + 10**6
     for module in ("jobs.dlqat.estimate", "jobs.estimate"):
         monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
@@ -165,40 +176,37 @@ def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})
     assert refused.value.field == "batch"
-
-    def training(**values: object) -> int:
-        config = DLQATJob.model_validate({**SMALL, **values})
-        return memory_bytes(config, inspect("toy"))["training"]
-
-    assert training(checkpointing=True) < small["training"]
-    assert training(distil=True) > small["training"]  # the logits of the teacher, too
-
-
-@pytest.mark.parametrize(
-    ("quantizers", "architecture", "refused"),
-    [("awq", "LlamaForCausalLM", ""), ("awq", "GPT2LMHeadModel", "AWQ"), ("hqq", "X", ""),
-     ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated")],
-)  # fmt: skip
-def test_quantizers_that_know_llama_alone_are_refused_elsewhere_beforehand(
-    quantizers: str, architecture: str, refused: str
-) -> None:
-    config = DLQATJob.model_validate({**SMALL, "quantizers": quantizers})
-    facts = replace(inspect("toy"), architecture=architecture)
-    if not refused:
-        return require_blocks(config, [*facts.linears], facts)
-    with pytest.raises(ConfigError, match=f"{refused} cannot be used") as error:
-        require_blocks(config, [*facts.linears], facts)
-    assert error.value.field == "quantizers" and architecture in error.value.why
-    assert error.value.do == "Remove it from the further quantisers."
-    return None
+    assert memory_bytes(*made(checkpointing=True))["training"] < small["training"]
+    teacher = memory_bytes(*made(stages="dlqat, dlqat-kd"))
+    assert teacher["training"] > small["training"]  # its logits, too
 
 
 def test_every_part_of_the_work_is_a_phase_and_costs_something() -> None:
-    chosen = dict.fromkeys(("m_only", "lora_only", "distil", "lora_gptq"), True)
-    config = DLQATJob.model_validate({**SMALL, **chosen, "packed": True})
-    found = flops_by_phase(config, inspect("toy"))
+    stages = [stage for stage in DLQATStage if stage != "dense"]
+    found = flops_by_phase(*made(stages=stages, packed=True))
     assert all(work > 0 for work in found.values())
-    assert {f"make {s}" for s in config.stages[1:]} <= set(found)
+    assert {f"make {stage}" for stage in stages} <= set(found)
+
+
+def test_a_run_does_what_its_plan_says_of_each_layer(wait: Wait, queue: Path) -> None:
+    """Bits and groups are those of the plan, whatever the config says."""
+    job = submit("dlqat", {**SMALL, "stages": "rtn", "format": "dense"}, HOST)
+    with writing() as session:
+        row = session.get_one(Job, job.id)
+        (group,) = row.plan["groups"]
+        half = len(group["layers"]) // 2
+        other = {**group, "bits": 8, "group_size": 16, "layers": group["layers"][:half]}
+        row.plan = {**row.plan, "groups": [other, {**group, "layers": group["layers"][half:]}]}
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    bits = figures(queries.job(job.id), "bits_per_weight")["rtn"]
+    errors = {
+        row["tensor"].removesuffix(".weight"): row["relative_error"]
+        for row in record(job.run)["tensors"]
+        if row["stage"] == "rtn"
+    }
+    assert 4 < bits < 9 and bits != 3.5
+    assert max(errors[name] for name in other["layers"]) < 0.001
+    assert min(errors[name] for name in group["layers"][half:]) > 0.001
 
 
 @pytest.mark.parametrize(
@@ -220,11 +228,10 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
     assert said in found and bool(found) == bool(said)
 
 
-def test_what_is_exported_is_the_best_of_what_can_be() -> None:
-    alone = {**SMALL, **dict.fromkeys(("text_loss", "rtn", "gptq", "lora"), False)}
-    kept = {
-        names: DLQATJob.model_validate({**alone, "quantizers": names}).kept
-        for names in ("hqq, awq", "awq, rotated-gptq", "gptq-order, rotated-gptq")
-    }
-    assert [*kept.values()] == ["hqq", "rotated-gptq", "gptq-order"]
-    assert DLQATJob.model_validate({**alone, "lora_gptq": True}).kept == "lora-gptq"
+@pytest.mark.parametrize(
+    ("stages", "kept"),
+    [("hqq, awq", "hqq"), ("awq, rotated-gptq", "rotated-gptq"), ("lora-gptq", "lora-gptq"),
+     ("gptq-order, rotated-gptq", "gptq-order"), ("rtn, block-wise, m-only", "m-only")],
+)  # fmt: skip
+def test_what_is_exported_is_the_best_of_what_can_be(stages: str, kept: str) -> None:
+    assert DLQATJob.model_validate({**SMALL, "stages": stages}).kept == kept

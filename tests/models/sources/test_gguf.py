@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Kind
 from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.gguf import dequantised_note
+from backend.models.sources.gguf import dequantized_note
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
@@ -161,5 +161,5 @@ def test_a_damaged_file_is_refused(file, content):
     [("F16", ""), ("Q4_1", "a 4-bit grid"), ("IQ2_XS", "2-bit"), ("TQ1", "coarse")],
 )
 def test_the_note_names_the_grid(kind, note):
-    assert note in dequantised_note(kind)
-    assert bool(dequantised_note(kind)) == bool(note)
+    assert note in dequantized_note(kind)
+    assert bool(dequantized_note(kind)) == bool(note)

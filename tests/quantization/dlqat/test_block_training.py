@@ -11,37 +11,33 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import decoder_blocks
+from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import block_training
 from backend.quantization.dlqat.block_training import TrainedGrids
-from backend.quantization.dlqat.config import DLQATConfig, DLQATStage, export_order
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.grid import QuantGrid
-from backend.reporter import Reporter, SilentReporter
+from backend.quantization.plan import QuantSettings
 from backend.training.block_reconstruction import Reconstruction, reconstruct, relative_error
+from tests.quantization.dlqat.runs import QUIET, begun, finished
 
-ALONE = dict.fromkeys(("gptq", "lora", "rtn", "text_loss"), False)
 BLOCKS = DLQATStage.BLOCKS
 
 
-def config(**fields: object) -> DLQATConfig:
-    few = {"bits": 3, "group_size": 32, "block_epochs": 3, "block_rate": 1e-3, "space": "minmax"}
-    return DLQATConfig.model_validate({"precision": "float32", **few, **ALONE, **fields})
+FEW = {"bits": 3, "group_size": 32, "stages": "block-wise", "space": "minmax"}
 
 
-def begun(model: PreTrainedModel, text: Tensor, folder: Path, **fields: object) -> DLQAT:
-    rows = text[:2, :32]
-    return DLQAT(model, text[:8, :64], rows, rows, config(**fields), Checkpoints(folder))
+@pytest.fixture
+def start(toy, calibration: Tensor, tmp_path: Path):
+    """Makes a run in the folder named."""
 
+    def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
+        texts = (calibration[:2, :32], calibration[:8, :64])
+        return begun(model or toy(), tmp_path / folder, *texts, **FEW | fields)
 
-def run(qat: DLQAT, reporter: Reporter | None = None) -> DLQAT:
-    reporter = reporter or SilentReporter()
-    for stage in qat.prepare(reporter):
-        qat.make(stage, reporter)
-    return qat
+    return make
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -54,12 +50,12 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "zero-point", "offset"])
-@pytest.mark.parametrize("start", ["gptq", "rounded"])
+@pytest.mark.parametrize("begin", ["gptq", "rounded"])
 def test_blocks_end_nearer_to_the_dense_model(
-    grid: str, start: str, toy, calibration: Tensor, tmp_path: Path, recorder
+    grid: str, begin: str, start, calibration: Tensor, recorder
 ) -> None:
     told = recorder()
-    qat = run(begun(toy(), calibration, tmp_path, grid=grid, start=start, gptq=True), told)
+    qat = finished(start(grid=grid, start=begin, stages=["gptq", BLOCKS]), told)
     texts = calibration[:7, :64], calibration[8:16, :64]  # what it is fitted to, and others
     wrong = dict[str, list[float]]()
     for stage in ("gptq", BLOCKS):
@@ -77,51 +73,35 @@ def test_blocks_end_nearer_to_the_dense_model(
         assert (layer.grid.zero == layer.grid.zero.round()).all() or not whole
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(
-    toy, calibration: Tensor, tmp_path: Path, recorder
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bits(start, tmp_path: Path, recorder) -> None:
     def codes(qat: DLQAT) -> list[Tensor]:
         return [part for x in qat.converted(BLOCKS).values() for part in x.tensors().values()]
 
-    expected = codes(run(begun(toy(), calibration, tmp_path / "whole", grid="offset")))
+    expected = codes(finished(start("whole", grid="offset")))
     for count in (1, 2):
         stop = recorder(stop=lambda _, n=count: len([*tmp_path.glob("cut/block-wise-0*")]) >= n)
         with pytest.raises(CancelledError):
-            run(begun(toy(), calibration, tmp_path / "cut", grid="offset"), stop)
-    again = codes(run(begun(toy(), calibration, tmp_path / "cut", grid="offset")))
+            finished(start("cut", grid="offset"), stop)
+    again = codes(finished(start("cut", grid="offset")))
     assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
-def test_dlqat_can_start_from_it(toy, calibration: Tensor, tmp_path: Path) -> None:
+def test_dlqat_can_start_from_it(start) -> None:
     """Its codes before any training are those of the block-wise stage."""
-    with pytest.raises(ValueError, match="has no epochs"):
-        config(start="block-wise", block_epochs=0)
-    fields = {"start": "block-wise", "text_loss": True, "steps": 1, "batch": 2, "length": 32}
-    qat = run(begun(toy(), calibration, tmp_path, grid="offset", **fields))
-    assert qat.stages == [BLOCKS, DLQATStage.DLQAT]
+    with pytest.raises(ValueError, match="not among the stages"):
+        start(start="block-wise", stages="dlqat")
+    fields = {"start": "block-wise", "steps": 1, "batch": 2, "length": 32}
+    qat = finished(start(grid="offset", stages=[BLOCKS, "dlqat"], **fields))
+    assert qat.stages == (BLOCKS, "dlqat")
     made = qat.converted(BLOCKS)
-    for name, layer in qat._layers(DLQATStage.DLQAT, SilentReporter()).items():
+    for name, layer in qat._layers("dlqat", QUIET).items():
         found = layer.convert(qat.run.stored, "offset")
         assert (found.codes == made[name].codes).float().mean() > 0.999  # stored scales are rounded
         torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
 
 
-def test_zeros_of_a_pruned_model_stay(toy, calibration: Tensor, tmp_path: Path) -> None:
-    model = toy()
-    zeros = dict[str, Tensor]()
-    qat = begun(model, calibration, tmp_path, keep_zeros=True, grid="zero-point")
-    for name, linear in qat.run.linears.items():
-        W = linear.read()
-        W[:, ::2] = 0
-        linear.write(W)
-        zeros[name] = W == 0
-    qat = run(begun(model, calibration, tmp_path / "pruned", keep_zeros=True, grid="zero-point"))
-    for name, layer in qat.converted(BLOCKS).items():
-        assert (layer.dense()[zeros[name]] == 0).all()
-
-
-def test_blocks_left_dense_are_passed_through(toy, calibration: Tensor, tmp_path: Path) -> None:
-    qat = run(begun(toy(), calibration, tmp_path, layers="0.*, 2.mlp.*"))
+def test_blocks_left_dense_are_passed_through(start) -> None:
+    qat = finished(start(exclude="1.*, 2.self_attn.*"))
     assert {name.split(".")[2] for name in qat.converted(BLOCKS)} == {"0", "2"}
 
 
@@ -136,23 +116,19 @@ def test_without_held_out_text_what_diverged_is_refused(
         )
 
     monkeypatch.setattr(block_training, "reconstruct", diverge)
-    rows = calibration[:3, :32]
-    qat = DLQAT(toy(), rows, rows, rows, config(start="rounded"), Checkpoints(tmp_path))
-    with pytest.raises(ComputeError, match="block-wise training") as refused:
-        run(qat)
-    assert refused.value.field == "block_rate"
+    qat = begun(toy(), tmp_path, calibration[:3, :32], start="rounded", **FEW)
+    with pytest.raises(ComputeError, match="block-wise training"):
+        finished(qat)
     assert not [*tmp_path.glob("block-wise-*")]
 
 
 @pytest.mark.parametrize("grid", ["symmetric", "offset"])
-def test_what_is_trained_is_what_is_stored(
-    grid: str, toy, calibration: Tensor, tmp_path: Path
-) -> None:
+def test_what_is_trained_is_what_is_stored(grid: str) -> None:
     """At any parameters, the weights of the training are the grid's; gradients pass inside it."""
-    qat = begun(toy(), calibration, tmp_path, grid=grid)
     W = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)
-    trained = TrainedGrids(qat.run, {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))})
+    starts = {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))}
+    trained = TrainedGrids(starts, {"x": QuantSettings(3, 32, grid, "minmax")})
     assert [*trained.parameters] == ["x/W", "x/m"] + ["x/z"] * (grid == "offset")
     if grid == "offset":  # a step moves the outermost value as far by z as by m
         assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
@@ -168,12 +144,3 @@ def test_what_is_trained_is_what_is_stored(
     torch.testing.assert_close(gradient.view(4, 2, 32)[inside], torch.ones(int(inside.sum())))
     outside = (code < -0.5) | (code > 7.5)
     assert outside.any() and (gradient.view(4, 2, 32)[outside] == 0).all()
-
-
-def test_off_it_leaves_runs_as_they_were() -> None:
-    assert BLOCKS not in DLQATConfig().stages
-    on = config()
-    assert on.stages == [DLQATStage.DENSE, BLOCKS] and on.needs_gptq
-    assert not config(start="rounded").needs_gptq
-    assert config(start="rounded", space="weighted").needs_energies
-    assert export_order().index(BLOCKS) < export_order().index("gptq")

@@ -8,12 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
 
-from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError
 from backend.models.families.experts import split_experts
-from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
-from backend.reporter import SilentReporter
+from tests.quantization.dlqat.runs import QUIET, begun
 
 
 def mixture() -> PreTrainedModel:
@@ -27,24 +25,22 @@ def mixture() -> PreTrainedModel:
     return model
 
 
-def started(folder: Path) -> DLQAT:
-    config = DLQATConfig(
-        steps=6, batch=1, length=16, group_size=8, rank=2, save_every=1, start="rounded",
-        space="minmax", gptq=False, lora=False, rtn=False, precision="float32", pictures=2,
-    )  # fmt: skip
+def started(folder: Path, **fields: object) -> DLQAT:
     rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
-    return DLQAT(mixture(), rows, rows, rows, config, Checkpoints(folder))
+    few = {"group_size": 8, "start": "rounded", "space": "minmax", "stages": "dlqat"}
+    return begun(mixture(), folder, rows, **few | fields)
 
 
 def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path: Path) -> None:
-    whole, told = started(tmp_path / "whole"), recorder()
-    whole.make(DLQATStage.DLQAT, told)
+    fields = {"steps": 6, "batch": 1, "length": 16, "rank": 2}
+    whole = started(tmp_path / "whole", **fields)
+    whole.make("dlqat", QUIET)
     with pytest.raises(CancelledError):
         stop = recorder(stop=lambda r: sum(name == "loss@dlqat" for name, *_ in r.metrics) >= 2)
-        started(tmp_path / "cut").make(DLQATStage.DLQAT, stop)
-    again = started(tmp_path / "cut")
-    again.make(DLQATStage.DLQAT, SilentReporter())
-    before, after = (run.converted(DLQATStage.DLQAT) for run in (whole, again))
+        started(tmp_path / "cut", **fields).make("dlqat", stop)
+    again = started(tmp_path / "cut", **fields)
+    again.make("dlqat", QUIET)
+    before, after = (run.converted("dlqat") for run in (whole, again))
     for name, layer in before.items():
         assert torch.equal(layer.codes, after[name].codes)
         assert torch.equal(layer.grid.scale, after[name].grid.scale)
@@ -52,12 +48,9 @@ def test_a_stopped_run_of_a_mixture_goes_on_to_the_same_bits(recorder, tmp_path:
 
 def test_blocks_whose_trained_experts_a_segment_does_not_reach_are_trained(tmp_path: Path) -> None:
     """Of three tokens a segment, none goes to most of the eight experts."""
-    config = DLQATConfig(
-        layers="*.experts.7.*", block_epochs=1, group_size=8, start="rounded", space="minmax",
-        gptq=False, lora=False, rtn=False, text_loss=False, precision="float32",
-    )  # fmt: skip
-    rows = torch.randint(64, (6, 3), generator=torch.Generator().manual_seed(0))
-    qat = DLQAT(mixture(), rows, rows, rows, config, Checkpoints(tmp_path))
-    qat.make(DLQATStage.BLOCKS, SilentReporter())
-    for layer in qat.converted(DLQATStage.BLOCKS).values():
+    qat = started(tmp_path, exclude="self_attn.*, *.experts.[0-6].*", stages="block-wise")
+    qat.make("block-wise", QUIET)
+    layers = qat.converted("block-wise")
+    assert all(".experts.7." in name for name in layers)
+    for layer in layers.values():
         assert layer.grid.scale.isfinite().all()

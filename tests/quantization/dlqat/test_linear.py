@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import PANEL, DLQATLinear
-from backend.quantization.grid import QuantGrid, offsets_of, quantised_from
+from backend.quantization.grid import QuantGrid, offsets_of, quantized_from
 from backend.quantization.range_search import search_range
 
 ROWS, COLUMNS, SIZE, RANK = 12, 32, 8, 3
@@ -144,7 +144,7 @@ def test_a_magnitude_below_zero_is_kept_as_the_sign_of_the_scale(grid_type: str,
     layer = made(grid_type=grid_type)
     layer.m.data[0, 1] = m
     frozen = layer.convert(torch.float16, grid_type)
-    again = quantised_from("x", 3, frozen.tensors()).dense()
+    again = quantized_from("x", 3, frozen.tensors()).dense()
     assert (frozen.grid.scale[0, 1] < 0) == (m < 0)
     assert torch.equal(again, frozen.dense())
     assert torch.allclose(again, layer.effective(), atol=2e-3)
@@ -234,9 +234,3 @@ def test_a_transposed_layer_is_seen_the_right_way_round() -> None:
     x = torch.randn(4, COLUMNS)
     assert torch.allclose(layer(x), linear(x, layer.grid.nearest(W), base.bias), atol=1e-6)
     assert layer.shape == (ROWS, COLUMNS)
-
-
-def test_teaching_it_is_the_dense_layer() -> None:
-    layer, x = made(), torch.randn(4, COLUMNS)
-    layer.teaching = True
-    assert torch.equal(layer(x), layer.base(x))

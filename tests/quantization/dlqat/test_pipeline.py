@@ -6,6 +6,7 @@ import math
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,39 +14,28 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from backend.calibration.linalg import NotPositiveDefiniteError
-from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError, ConfigError, NotFoundError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.quantization import GRID_NAMES, gptq
+from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import lora, pipeline
-from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.dlqat.trainer import StageTrainer
 from backend.quantization.range_search import search_range
-from backend.reporter import SilentReporter
+from tests.quantization.dlqat.runs import QUIET, begun, finished
 
 LENGTH = 64
-ALL = ("rtn", "gptq", "m_only", "lora_only", "text_loss", "distil", "lora", "lora_gptq")
+ALL = [stage for stage in DLQATStage if stage != DLQATStage.DENSE]
 QUICK = {
-    "bits": 2, "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 3, "batch": 2,
-    "length": LENGTH, "precision": "float32", "save_every": 2, "pictures": 2,
+    "bits": 2, "group_size": 32, "rank": 16, "steps": 3, "batch": 2, "length": LENGTH,
 }  # fmt: skip
-WORTH = {
-    **QUICK, "steps": 20, "batch": 4, "rate": 3e-3, "rate_m": 2e-3, "save_every": 20,
-}  # fmt: skip
-STOPPED = {"distil": True, "lora_gptq": True}
+STOPPED = {"stages": "rtn, gptq, dlqat, dlqat-kd, lora, lora-gptq"}
 
 
-def config(base: dict = QUICK, **fields: object) -> DLQATConfig:
-    return DLQATConfig.model_validate({**base, **fields})
-
-
-def run(qat: DLQAT, reporter=None) -> dict[DLQATStage, float]:
+def run(qat: DLQAT, reporter=QUIET) -> dict[str, float]:
     """Everything there is to do; the relative errors."""
-    reporter = reporter or SilentReporter()
-    for stage in qat.prepare(reporter):
-        qat.make(stage, reporter)
-    return qat.audit(reporter)
+    return finished(qat, reporter).audit(reporter)
 
 
 def hashes(qat: DLQAT) -> dict[DLQATStage, str]:
@@ -61,69 +51,63 @@ def perplexity(model: PreTrainedModel, ids: Tensor) -> float:
     return math.exp(model(input_ids=ids, labels=ids).loss.item())
 
 
-def begun(model: PreTrainedModel, text: Tensor, folder: Path, **fields: object) -> DLQAT:
-    """A run in the folder. text: [64 or more, LENGTH or more] token ids."""
-    rows = text[16:64, :LENGTH]
-    return DLQAT(model, text[:8, :LENGTH], rows, rows, config(**fields), Checkpoints(folder))
-
-
 @pytest.fixture
 def start(toy, calibration: Tensor, tmp_path: Path):
     """Makes a run in the folder named."""
 
     def make(folder: str = "run", model: PreTrainedModel | None = None, **fields) -> DLQAT:
-        return begun(model or toy(), calibration, tmp_path / folder, **fields)
+        rows = calibration[:, :LENGTH]
+        return begun(model or toy(), tmp_path / folder, rows[16:64], rows[:8], **QUICK | fields)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def whole(_toy, tmp_path_factory) -> tuple[dict[DLQATStage, float], dict[DLQATStage, str]]:
+def whole(_toy, tmp_path_factory) -> tuple[dict[str, float], dict[str, str]]:
     """Errors and weights of a run that nothing stopped."""
-    qat = begun(deepcopy(_toy[0]), _toy[1], tmp_path_factory.mktemp("whole"), **STOPPED)
+    rows = _toy[1][:, :LENGTH]
+    folder = tmp_path_factory.mktemp("whole")
+    qat = begun(deepcopy(_toy[0]), folder, rows[16:64], rows[:8], **QUICK | STOPPED)
     return run(qat), hashes(qat)
 
 
 @pytest.fixture(scope="module")
-def everything(_toy, tmp_path_factory) -> dict[str, object]:
+def everything(_toy, tmp_path_factory) -> dict[str, Any]:
     """Every stage, trained long enough to be worth something: perplexities on unseen text."""
-    rows, folder = _toy[1][16:96, :LENGTH], tmp_path_factory.mktemp("all")
-    fields = config(WORTH, block_epochs=2, **dict.fromkeys(ALL, True))
-    qat = DLQAT(deepcopy(_toy[0]), _toy[1][:16, :LENGTH], rows, rows, fields, Checkpoints(folder))
+    rows, folder = _toy[1][:, :LENGTH], tmp_path_factory.mktemp("all")
+    fields = QUICK | {"steps": 20, "batch": 4, "rate": 3e-3, "stages": ALL}
+    qat = begun(deepcopy(_toy[0]), folder, rows[16:96], rows[:16], **fields)
+    before = weights_hash(qat.run.model)
     errors = run(qat)
-    unseen = _toy[1][96:]
-    found = {DLQATStage.DENSE: perplexity(qat.run.model, unseen)}
+    unseen, after = _toy[1][96:], weights_hash(qat.run.model)
+    found = {"dense": perplexity(qat.run.model, unseen)}
     for stage in qat.stages:
         with qat.installed(stage):
             found[stage] = perplexity(qat.run.model, unseen)
-    return {"perplexity": found, "errors": errors}
+    every = [before, after, *hashes(qat).values()]
+    return {"perplexity": found, "errors": errors, "hashes": every}
 
 
 def test_each_stage_is_worth_what_it_should_be(everything) -> None:
     """Loose: one seed, one small model. At 2 bits the differences are large."""
     ppl = everything["perplexity"]
-    assert (
-        ppl[DLQATStage.DENSE] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.GPTQ] < ppl[DLQATStage.RTN]
-    )
-    assert ppl[DLQATStage.LORA] < ppl[DLQATStage.DLQAT] < ppl[DLQATStage.LORA_GPTQ]
-    assert ppl[DLQATStage.DLQAT] < 1.05 * min(ppl[DLQATStage.M_ONLY], ppl[DLQATStage.LORA_ONLY])
-    assert ppl[DLQATStage.DLQAT_KD] < ppl[DLQATStage.GPTQ]
-    assert ppl[DLQATStage.BLOCKS] < ppl[DLQATStage.GPTQ]
-    recovered = (ppl[DLQATStage.RTN] - ppl[DLQATStage.DLQAT]) / (
-        ppl[DLQATStage.RTN] - ppl[DLQATStage.DENSE]
-    )
-    assert recovered > 0.5
-
-
-def test_errors_of_the_layers_are_measured_for_every_stage(everything) -> None:
+    assert ppl["dense"] < ppl["dlqat"] < ppl["gptq"] < ppl["rtn"]
+    assert ppl["lora"] < ppl["dlqat"] < ppl["lora-gptq"]
+    assert ppl["dlqat"] < 1.05 * min(ppl["m-only"], ppl["lora-only"])
+    assert ppl["dlqat-kd"] < ppl["gptq"]
+    assert ppl["block-wise"] < ppl["gptq"]
+    assert (ppl["rtn"] - ppl["dlqat"]) / (ppl["rtn"] - ppl["dense"]) > 0.5
     errors = everything["errors"]
-    assert set(errors) == set(DLQATStage) - {DLQATStage.DENSE}
-    assert errors[DLQATStage.LORA] < errors[DLQATStage.DLQAT]
+    assert set(errors) == set(ALL) and errors["lora"] < errors["dlqat"]
+
+
+def test_the_dense_model_comes_back_after_every_stage(everything) -> None:
+    before, after, *stages = everything["hashes"]
+    assert before == after and len(set(stages)) == len(ALL)
 
 
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
-    qat = start(text_loss=False, gptq=False, lora=False)
-    run(qat)
+    qat = finished(start(stages="rtn"))
     for name, layer in qat.converted(DLQATStage.RTN).items():
         W = qat.run.linears[name].read()
         grid = search_range(W, 2, 32, "symmetric", "minmax")
@@ -131,53 +115,34 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
 
-def test_lora_merged_is_lora_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
+def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
-    class Watched(lora.StageTrainer):
+    class Watched(StageTrainer):
         def train(self) -> None:
             super().train()
-            seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
+            seen[self.stage] = self.run.model(input_ids=unseen[:2]).logits
 
-    monkeypatch.setattr(lora, "StageTrainer", Watched)
-    qat = start(text_loss=False, gptq=False, rtn=False)
-    run(qat)
+    for module in (lora, pipeline):
+        monkeypatch.setattr(module, "StageTrainer", Watched)
+    qat = finished(start(stages="gptq, dlqat, lora", stored="float32"))
     dense = qat.run.model(input_ids=unseen[:2]).logits
-    with qat.installed(DLQATStage.LORA):
+    with qat.installed("dlqat"):
+        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["dlqat"])
+    with qat.installed("lora"):
         merged = qat.run.model(input_ids=unseen[:2]).logits
-    assert torch.allclose(merged, seen["logits"], atol=1e-4)
+    assert torch.allclose(merged, seen["lora"], atol=1e-4)
     assert (merged - dense).abs().max() > 1e-3
 
 
-def test_trained_logits_are_the_frozen_logits(start, unseen: Tensor, monkeypatch) -> None:
-    seen = {}
-
-    class Watched(pipeline.StageTrainer):
-        def train(self) -> None:
-            super().train()
-            seen["logits"] = self.run.model(input_ids=unseen[:2]).logits
-
-    monkeypatch.setattr(pipeline, "StageTrainer", Watched)
-    qat = start(lora=False, rtn=False, stored="float32")
-    run(qat)
-    with qat.installed(DLQATStage.DLQAT):
-        assert torch.equal(qat.run.model(input_ids=unseen[:2]).logits, seen["logits"])
-
-
-def test_the_dense_model_comes_back_after_every_stage(start) -> None:
-    qat = start(**dict.fromkeys(ALL, True))
-    before = weights_hash(qat.run.model)
-    run(qat)
-    assert len(set(hashes(qat).values())) == len(qat.stages)
-    assert weights_hash(qat.run.model) == before
-
-
-def test_a_stopped_run_goes_on_to_the_same_bits(start, recorder, tmp_path: Path, whole) -> None:
-    """Stopped again and again, once so many of its 19 checkpoints are there."""
-    for count in (3, 8, 10, 14, 17):
-        stop = recorder(stop=lambda _, n=count: len([*tmp_path.glob("cut/[!.]*")]) >= n)
-        with pytest.raises(CancelledError):
-            run(start("cut", **STOPPED), stop)
+@pytest.mark.parametrize("count", [3, 8, 10, 14, 17])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    start, recorder, tmp_path: Path, whole, count: int
+) -> None:
+    """Stopped once `count` of its 19 checkpoints are there."""
+    with pytest.raises(CancelledError):
+        stop = recorder(stop=lambda _: len([*(tmp_path / "cut").glob("[!.]*")]) >= count)
+        run(start("cut", **STOPPED), stop)
     qat = start("cut", **STOPPED)
     assert (run(qat), hashes(qat)) == whole
 
@@ -197,18 +162,18 @@ def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
 
     def timed(*given: object) -> None:
         began = time.perf_counter()
-        compensate(*given)
+        walk(*given)
         taken.append(time.perf_counter() - began)
 
-    compensate = pipeline.quantize_blocks
-    monkeypatch.setattr(pipeline, "quantize_blocks", timed)
-    qat = start(text_loss=False, lora=False, rtn=False)
+    walk = pipeline.QuantizerPass.walk
+    monkeypatch.setattr(pipeline.QuantizerPass, "walk", timed)
+    qat = start(stages="gptq")
     run(qat)
     assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
 
 
 def test_another_runs_folder_is_refused(start) -> None:
-    run(start(text_loss=False, gptq=False, lora=False))
+    run(start(stages="rtn"))
     with pytest.raises(ConfigError, match="another run"):
         start(steps=5)
 
@@ -219,7 +184,7 @@ def test_a_stage_that_was_not_made_says_so(start) -> None:
 
 
 def test_layers_left_dense_stay_dense(start) -> None:
-    qat = start(exclude="0.*, *.down_proj", lora=False)
+    qat = start(exclude="0.*, *.down_proj", stages="gptq, dlqat")
     run(qat)
     with qat.installed(DLQATStage.DLQAT):
         changed = {
@@ -227,7 +192,7 @@ def test_layers_left_dense_stay_dense(start) -> None:
             for b in range(3)
             for x, y in zip(
                 block_linears(qat.run.model, b).values(),
-                block_linears(start("other", lora=False).run.model, b).values(),
+                block_linears(start("other").run.model, b).values(),
                 strict=True,
             )
         }
@@ -242,7 +207,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
             W = linear.read()
             W[:, 1::2] = 0
             linear.write(W)
-    qat = start(model=model, start=begin, lora_gptq=True, keep_zeros=True)
+    qat = start(model=model, start=begin, keep_zeros=True, stages=ALL)
     run(qat)
     for stage in qat.stages:
         if stage != DLQATStage.LORA:
@@ -255,7 +220,7 @@ def test_zeros_of_a_pruned_model_stay(start, toy, begin: str) -> None:
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 def test_every_space_can_be_trained_in(start, space: str, grid_type: str) -> None:
     """In one block, as the others go the same way."""
-    only = {"start": "rounded", "lora": False, "gptq": False, "exclude": "0.*, 1.*"}
+    only = {"start": "rounded", "stages": "rtn, dlqat", "exclude": "0.*, 1.*"}
     qat = start(space=space, grid=grid_type, steps=1, **only)
     run(qat)
     zeros = torch.cat([x.grid.zero.flatten() for x in qat.converted(DLQATStage.DLQAT).values()])
@@ -278,9 +243,8 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.half().float()  # biases that are not zero, too
     ids = torch.randint(0, 64, (4, 24))
-    fields = config(lora_gptq=True, length=24, steps=2)
-    qat = DLQAT(model, ids, ids, ids, fields, Checkpoints(tmp_path))
-    assert run(qat)[DLQATStage.DLQAT] < 1
+    qat = begun(model, tmp_path, ids, **QUICK | STOPPED | {"length": 24, "steps": 2})
+    assert run(qat)["dlqat"] < 1
 
 
 def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
@@ -296,13 +260,13 @@ def test_a_hessian_that_is_not_positive_definite_raises_the_damping(
 
     monkeypatch.setattr(gptq, "compensate", stubborn)
     told = recorder()
-    run(start(lora=False, text_loss=False), told)
+    run(start(stages="rtn, gptq"), told)
     assert any("damping raised to 0.1" in line for line in told.lines)
     monkeypatch.setattr(
         gptq, "compensate", lambda *_: (_ for _ in ()).throw(NotPositiveDefiniteError())
     )
     with pytest.raises(ComputeError) as failed:
-        run(start("never", lora=False, text_loss=False))
+        run(start("never", stages="rtn, gptq"))
     assert failed.value.field == "damping"
 
 
@@ -317,4 +281,4 @@ def test_what_does_not_fit_into_the_stored_precision_is_refused(start, toy) -> N
 def test_rows_of_odd_shape_are_refused(toy, calibration: Tensor, tmp_path: Path) -> None:
     for labels in (calibration[:4], calibration[0]):
         with pytest.raises(ConfigError):
-            DLQAT(toy(), calibration, calibration, labels, config(), Checkpoints(tmp_path))
+            begun(toy(), tmp_path, calibration, labels=labels, **QUICK)

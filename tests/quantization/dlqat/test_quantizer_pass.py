@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
-from backend.checkpoints import Checkpoints
 from backend.models.blocks import block_linears
 from backend.models.patching import swap_weights
-from backend.quantization.dlqat.config import DLQATConfig
-from backend.quantization.dlqat.pipeline import DLQAT
+from backend.quantization.config import DLQATConfig
 from backend.quantization.registry import QUANTIZERS
-from backend.reporter import SilentReporter
+from tests.quantization.dlqat.runs import QUIET, begun, finished
 
 NAMES = ("gptq-order", "hqq", "awq", "rotated", "rotated-gptq")
-ALONE = dict.fromkeys(("gptq", "lora", "rtn", "text_loss"), False)
-QUIET = SilentReporter()
-
-
-def made(model: PreTrainedModel, text: Tensor, folder: Path, **fields: object) -> DLQAT:
-    """A run whose quantizers have worked."""
-    config = DLQATConfig.model_validate(
-        {"group_size": 32, "grid": "offset", "precision": "float32", "space": "minmax",
-         "stored": "float32", **ALONE, **fields}
-    )  # fmt: skip
-    rows = text[:2, :32]
-    qat = DLQAT(model, text[:8, :64], rows, rows, config, Checkpoints(folder))
-    for stage in qat.prepare(QUIET):
-        qat.make(stage, QUIET)
-    return qat
+FIELDS = {"group_size": 32, "grid": "offset", "space": "minmax", "stored": "float32"}
 
 
 def test_every_quantizer_comes_back_to_the_model_it_began_with(
-    toy, calibration: Tensor, tmp_path: Path
+    toy, calibration: Tensor, tmp_path
 ) -> None:
     """At 8 bits next to nothing is lost, whatever the basis."""
-    qat = made(toy(), calibration, tmp_path, bits=8, quantizers=", ".join(NAMES))
+    texts = (calibration[:2, :32], calibration[:8, :64])
+    qat = finished(begun(toy(), tmp_path, *texts, bits=8, stages=NAMES, **FIELDS))
     assert sorted(qat.stages) == sorted(NAMES)
     for stage in NAMES:
         layers = qat.converted(stage)
@@ -48,9 +30,10 @@ def test_every_quantizer_comes_back_to_the_model_it_began_with(
 
 
 def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
-    toy, calibration: Tensor, tmp_path: Path
+    toy, calibration: Tensor, tmp_path
 ) -> None:
-    qat = made(toy(), calibration, tmp_path, bits=3, quantizers="gptq-order")
+    texts = (calibration[:2, :32], calibration[:8, :64])
+    qat = finished(begun(toy(), tmp_path, *texts, bits=3, stages="gptq-order", **FIELDS))
     model, linears = qat.run.model, block_linears(qat.run.model, 0)
     layers = qat.converted("gptq-order")
     order = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -62,7 +45,7 @@ def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
             inputs = seen.finish()
         for module, linear in step.items():
             W, grid = QUANTIZERS["gptq-order"].quantize(
-                linear.read(), inputs[module], qat.run.settings, 0.01
+                linear.read(), inputs[module], qat.run.plan.groups[0], 0.01
             )
             found, wanted = layers[linear.name].codes.float(), grid.codes(W)
             assert (found == wanted).float().mean() > 0.99  # sums in another order
@@ -72,4 +55,4 @@ def test_gptq_in_order_quantizes_every_layer_on_what_those_before_it_give(
 @pytest.mark.parametrize("name", ["rotated", "rotated-gptq"])
 def test_rotation_cannot_keep_zeros(name: str) -> None:
     with pytest.raises(ValueError, match="mixes weights"):
-        DLQATConfig.model_validate({"keep_zeros": True, "quantizers": name})
+        DLQATConfig.model_validate({"keep_zeros": True, "stages": name})

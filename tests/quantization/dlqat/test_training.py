@@ -10,25 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError, ComputeError
 from backend.models.patching import swap_modules
+from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import losses
-from backend.quantization.dlqat.config import DLQATConfig, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import _order, rate_factor, trainable
-from backend.reporter import SilentReporter
+from tests.quantization.dlqat.runs import QUIET, begun
 
 ROWS, LENGTH = 12, 48
 QUICK = {
-    "group_size": 32, "rank": 4, "alpha": 8.0, "steps": 4, "batch": 2, "length": LENGTH,
-    "precision": "float32", "rate": 2e-3, "save_every": 2, "start": "rounded", "space": "minmax",
-    "gptq": False, "rtn": False, "lora": False,
+    "group_size": 32, "rank": 16, "steps": 4, "batch": 2, "length": LENGTH, "rate": 2e-3,
+    "start": "rounded", "space": "minmax", "stages": "dlqat",
 }  # fmt: skip
-
-
-def config(**fields: object) -> DLQATConfig:
-    return DLQATConfig.model_validate({**QUICK, **fields})
 
 
 @pytest.fixture
@@ -41,18 +35,15 @@ def rows(calibration: Tensor) -> Tensor:
 def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
     """Makes a run in a folder of its own, or in one that is there."""
 
-    def make(folder: str = "run", labels: Tensor | None = None, seed: int = 0, **fields) -> DLQAT:
-        return DLQAT(
-            toy(), calibration[:4, :LENGTH], rows, rows if labels is None else labels,
-            config(**fields), Checkpoints(tmp_path / folder), seed,
-        )  # fmt: skip
+    def make(folder: str = "run", labels: Tensor | None = None, **fields) -> DLQAT:
+        texts = (rows, calibration[:4, :LENGTH], labels)
+        return begun(toy(), tmp_path / folder, *texts, **QUICK | fields)
 
     return make
 
 
-def made(qat: DLQAT, reporter=None, stage: DLQATStage = DLQATStage.DLQAT) -> dict[str, Tensor]:
+def made(qat: DLQAT, reporter=QUIET, stage: str = "dlqat") -> dict[str, Tensor]:
     """Codes and scales of all layers of `stage`, made now."""
-    reporter = reporter or SilentReporter()
     qat.prepare(reporter)
     qat.make(stage, reporter)
     return {
@@ -91,11 +82,12 @@ def test_the_loss_falls_and_the_curves_say_so(start, recorder) -> None:
     assert told.progressed[-1][0] == told.progressed[-1][1] == 12
 
 
-def test_pictures_are_taken_at_both_ends_and_between(start, recorder) -> None:
+def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypatch) -> None:
     told = recorder()
     kept: list = []
     told.profile = kept.append
-    qat = start(steps=8, pictures=3)
+    monkeypatch.setattr("backend.quantization.dlqat.snapshots.SNAPSHOTS", 3)
+    qat = start(steps=8)
     frozen = made(qat, told)
     taken = {(p.name, p.step) for p in kept}
     assert {step for name, step in taken if name == "magnitude"} == {0, 4, 8}
@@ -151,8 +143,8 @@ def test_a_damaged_checkpoint_is_passed_over(start, recorder, tmp_path: Path) ->
 
 
 def test_more_passes_a_step_are_one_larger_batch(start) -> None:
-    one = made(start("one", batch=4, save_every=100))
-    four = made(start("four", batch=1, accumulate=4, save_every=100))
+    one = made(start("one", batch=4))
+    four = made(start("four", batch=1, accumulate=4))
     scales = [k for k in one if k.endswith("scale")]
     assert all(torch.allclose(one[k], four[k], rtol=2e-3) for k in scales)
     codes = [(one[k] != four[k]).float().mean() for k in one if k.endswith("codes")]
@@ -166,14 +158,14 @@ def test_checkpointed_activations_change_no_bit(start) -> None:
 @pytest.mark.parametrize(
     ("fields", "codes", "scales"),
     [
-        ({"m_only": True, "text_loss": False}, False, True),
-        ({"lora_only": True, "text_loss": False}, True, False),
+        ({"stages": "m-only"}, False, True),
+        ({"stages": "lora-only"}, True, False),
         ({}, True, True),
         ({"rank": 0}, False, True),
     ],
 )
 def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
-    qat = start(rate=1e-2, rate_m=1e-2, **fields)
+    qat = start(rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])
     moved = {"codes": False, "scale": False}
     for name, linear in qat.run.linears.items():
@@ -186,7 +178,7 @@ def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scal
 def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
     """Rows judged in their first half are rows that end there: nothing sees the rest."""
     labels = rows.clone()
-    labels[:, LENGTH // 2 :] = losses.UNJUDGED
+    labels[:, LENGTH // 2 :] = losses.IGNORED_LABEL
     judged = start(labels=labels)
     found = losses.text_loss(judged.run, judged.run.model)(torch.arange(3))
     logits = judged.run.model(input_ids=rows[:3, : LENGTH // 2]).logits[:, :-1]
@@ -197,8 +189,8 @@ def test_a_token_without_label_teaches_nothing(start, rows: Tensor) -> None:
 
 
 def test_the_teacher_is_the_dense_model(start, rows: Tensor) -> None:
-    qat = start(distil=True, bits=2)
-    layers = qat._layers(DLQATStage.DLQAT_KD, SilentReporter())
+    qat = start(stages="dlqat-kd", bits=2)
+    layers = qat._layers(DLQATStage.DLQAT_KD, QUIET)
     with swap_modules(qat.run.model, layers):
         found = losses.teacher_loss(qat.run, qat.run.model, layers)(torch.arange(2))
         q = qat.run.model(input_ids=rows[:2]).logits[:, :-1].log_softmax(-1)
@@ -236,6 +228,6 @@ def test_hooks_are_gone_after_training(start, recorder) -> None:
     blocks = qat.run.model.model.layers
     assert not any(block._forward_hooks or block.training for block in blocks)
     assert not qat.run.model.is_gradient_checkpointing
-    with trainable(qat.run.model, True, SilentReporter()):
+    with trainable(qat.run.model, True, QUIET):
         assert all(block._forward_hooks and block.training for block in blocks)
     assert not any(block._forward_hooks or block.training for block in blocks)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from backend.errors import ConfigError, SlimscopeError
+from jobs.dlqat.config import DLQATJob
 from jobs.fields.text import TextConfig
 from jobs.kind import JobConfig
 from jobs.sds.config import SDSJob
@@ -64,6 +65,22 @@ def test_every_field_has_one_input_that_suits_its_type_with_help_unit_and_defaul
     }
     assert title("segments", TextConfig.model_fields["segments"]) == "Calibration segments"
     assert title("context", TextConfig.model_fields["context"]).endswith("(tokens)")
+
+
+def test_several_of_a_fixed_list_are_chosen_and_come_back_in_its_order() -> None:
+    with gr.Blocks():
+        form = ConfigForm(DLQATJob)
+    field = form.fields["stages"].input
+    assert isinstance(field, gr.Dropdown) and field.multiselect and not field.allow_custom_value
+    assert field.value == ["rtn", "gptq", "dlqat", "lora"]
+    assert ("block-wise", "block-wise") in field.choices
+    given = [["lora", "rtn"] if f is field else f.value for f in form.inputs]
+    values = form.values(given) | {"model": "toy"}
+    config = validated("dlqat", values)
+    assert {*form.changed(values)} == {"model", "stages"}
+    assert config.model_dump(mode="json")["stages"] == "rtn, lora"
+    shown = form.show(config.model_dump(mode="json"), ["stages"])
+    assert shown[field]["value"] == ["rtn", "lora"]
 
 
 def test_choices_are_several_of_a_fields_own_and_asked_for_anew() -> None:

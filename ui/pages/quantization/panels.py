@@ -13,7 +13,7 @@ from markupsafe import Markup
 from backend.errors import ModelError
 from backend.metric_key import MetricKey
 from backend.quantization import GRID_NAMES
-from backend.quantization.dlqat.config import DLQATStage
+from backend.quantization.config import DLQATStage
 from backend.statistics.names import FAN, RELATIVE_ERROR
 from backend.store import frames, queries
 from backend.store.queries import StoredResult

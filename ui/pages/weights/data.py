@@ -128,7 +128,7 @@ class TensorView:
         return {p.stage: p for p in tensors.profiles(run.job.id, self.selection.tensor, name)}
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the run has recorded the groups of the tensor."""
         return bool(tensors.profiles(self.weights.job.id, self.selection.tensor, CODES))
 

@@ -202,7 +202,7 @@ def _tensor(view: TensorView, at: str = "") -> Updates:
     snapshots = [*view.snapshots.values()]
     name = f"{view.weights.job.run}-{view.selection.tensor}"
     run, tensor = view.weights.job.run, view.selection.tensor
-    groups = href("quantization", run=run, tensor=tensor) if view.quantised else Markup()
+    groups = href("quantization", run=run, tensor=tensor) if view.quantized else Markup()
     statistics = explained_html(snapshots, view.weights.labels, name, groups)
     return TENSOR.show(tensor_chart(view, at)) | {"statistics": statistics}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.pruning.config import STAGE_LABELS
-from backend.quantization.dlqat import config as dlqat
+from backend.quantization import config as dlqat
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.tensors import TensorSnapshot
 from tests.ui.conftest import mask_overlap

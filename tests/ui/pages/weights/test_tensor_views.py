@@ -196,7 +196,7 @@ def test_the_matrix_is_shown_at_every_stage_on_the_same_colours(seeded: Settings
     assert limits.cmin == -limits.cmax
 
 
-def test_a_quantised_tensor_leads_to_its_groups(seeded: Settings) -> None:
+def test_a_quantized_tensor_leads_to_its_groups(seeded: Settings) -> None:
     assert "quantization?" not in page.choose_tensor(view())["statistics"]
     with writing() as session:
         row = session.query(ProfileRow).filter_by(job_id=1, tensor=TENSOR).first()
@@ -263,7 +263,7 @@ def test_two_runs_are_compared_at_fewer_stages_unless_others_were_chosen(seeded:
 
 
 @pytest.fixture
-def quantised(seeded: Settings) -> None:
+def quantized(seeded: Settings) -> None:
     """The second run is one of another method, and kept a stage that this one does not have."""
     with writing() as session:
         job = session.get_one(Job, 2)
@@ -276,7 +276,7 @@ def quantised(seeded: Settings) -> None:
 
 @pytest.mark.parametrize("shown", ["overlay", "mirror", "difference", "joint"])
 def test_what_one_run_kept_is_compared_with_what_the_other_kept(
-    quantised: None, shown: str
+    quantized: None, shown: str
 ) -> None:
     seen = page.change_run(settled("sds-0001", vs="dlqat-0002", view=shown))
     assert seen["show"]["value"] == ["dense", "sds"]
@@ -288,7 +288,7 @@ def test_what_one_run_kept_is_compared_with_what_the_other_kept(
     assert drawn == ["Dense, sds-0001", *kept]
 
 
-def test_the_map_is_compared_with_what_the_other_run_kept(quantised: None) -> None:
+def test_the_map_is_compared_with_what_the_other_run_kept(quantized: None) -> None:
     chart = layers_chart(view(vs="dlqat-0002", stage="sds", stat="std", against="run"))
     assert isinstance(chart.figure, go.Figure)
     pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"

@@ -10,13 +10,13 @@ import torch
 
 from backend.errors import ModelError
 from backend.export.formats import Layout
-from backend.export.reading import DequantisedLinears, load_dequantised
+from backend.export.reading import DequantizedLinears, load_dequantized
 from backend.export.writing import export
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.families.shapes import TensorHeader
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.quantised import packing_of, unpacked
+from backend.models.sources.quantized import packing_of, unpacked
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.settings import settings
@@ -55,9 +55,9 @@ def test_a_packed_model_is_known_and_unpacked_exactly(folder: Path, layout: Layo
     layers = packed_toy(folder, layout)
     facts, toy = inspect(str(folder)), inspect("toy")
     assert facts.linears == toy.linears and facts.parameters == toy.parameters
-    assert facts.quantised == f"{layout.format.removesuffix('_v2')}, {layout.bits} bits"
-    model = load_dequantised(folder, torch.float32)
-    reader = DequantisedLinears(folder, facts.matrices)
+    assert facts.quantized == f"{layout.format.removesuffix('_v2')}, {layout.bits} bits"
+    model = load_dequantized(folder, torch.float32)
+    reader = DequantizedLinears(folder, facts.matrices)
     read = {x.name: W for block in range(facts.blocks) for x, W in reader.block(block)}
     for name, layer in layers.items():
         assert torch.equal(model.get_parameter(f"{name}.weight"), layer.dense())

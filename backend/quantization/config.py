@@ -1,0 +1,291 @@
+"""Settings of a quantization run: the source of form, CLI, API and stored record. Does not import
+torch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+from backend.models.layer_names import read_names
+from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
+
+SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
+ADVANCED: JsonDict = {"advanced": True}
+ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
+CALIBRATION_BATCH = 8  # calibration segments in one forward pass
+BLOCK_EPOCHS = 4  # of block-wise training
+
+
+class DLQATStage(StrEnum):
+    """The models a run makes, besides those of quantizers in plugins. The same names are used in
+    tables, charts and files."""
+
+    DENSE = "dense"
+    RTN = "rtn"
+    GPTQ = "gptq"
+    BLOCKS = "block-wise"
+    M_ONLY = "m-only"
+    LORA_ONLY = "lora-only"
+    DLQAT = "dlqat"
+    DLQAT_KD = "dlqat-kd"
+    LORA = "lora"
+    LORA_GPTQ = "lora-gptq"
+
+
+POST_TRAINING = {  # quantizer -> label, the best last
+    name: str(each.facts.get("label", name))
+    for name, each in sorted(
+        DECLARED_QUANTIZERS.items(), key=lambda item: float(item[1].facts.get("export_rank", 0))
+    )
+}
+STAGE_LABELS: dict[str, str] = {  # in order
+    DLQATStage.DENSE: "Dense",
+    **POST_TRAINING,
+    DLQATStage.BLOCKS: "Block-wise training",
+    DLQATStage.M_ONLY: "Magnitudes only",
+    DLQATStage.LORA_ONLY: "LoRA in the rounding only",
+    DLQATStage.DLQAT: "DL-QAT",
+    DLQATStage.DLQAT_KD: "DL-QAT, distilled",
+    DLQATStage.LORA: "LoRA, not quantised (control)",
+    DLQATStage.LORA_GPTQ: "LoRA, then GPTQ",
+}
+
+StageName: TypeAlias = Literal[*list(STAGE_LABELS)[1:]]  # type: ignore[valid-type]
+
+
+def _read(value: Any) -> Any:
+    return read_names(value) if isinstance(value, str) else value
+
+
+def _in_order(stages: tuple[str, ...]) -> tuple[str, ...]:
+    """Each once, in the order they are made, with those others build on."""
+    needed = {DLQATStage.LORA} if DLQATStage.LORA_GPTQ in stages else set()
+    return tuple(stage for stage in STAGE_LABELS if stage in {*stages, *needed})
+
+
+# a config field: a list, or a text with commas; stored as text
+Stages = Annotated[
+    tuple[StageName, ...],
+    BeforeValidator(_read),
+    AfterValidator(_in_order),
+    PlainSerializer(", ".join, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+TRAINED = (  # inside the rounding
+    DLQATStage.M_ONLY,
+    DLQATStage.LORA_ONLY,
+    DLQATStage.DLQAT,
+    DLQATStage.DLQAT_KD,
+)
+
+
+def export_order() -> list[str]:
+    """Quantized stages, in the order in which one is chosen for export."""
+    trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
+    return [
+        *trained,
+        DLQATStage.BLOCKS,
+        *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage)),
+    ]
+
+
+def can_be_packed(stage: str) -> bool:
+    """Whether formats of packed weights can hold a stage."""
+    declared = DECLARED_QUANTIZERS.get(stage)
+    return declared is None or bool(declared.facts.get("saved", True))
+
+
+class DLQATConfig(BaseModel):
+    """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Defaults
+    the available text of the paper does not give are ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: int = Field(
+        3, ge=2, le=8, title="Bits", description="Per weight.", json_schema_extra={"unit": "bits"}
+    )
+    group_size: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        title="Group size",
+        description="Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one "
+        "group per row (per channel).",
+        json_schema_extra={"unit": "weights"},
+    )
+    grid: GridType = Field(
+        "symmetric",
+        title="Grid",
+        description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
+        "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
+    )
+    stages: Stages = Field(
+        "rtn, gptq, dlqat, lora",
+        validate_default=True,
+        title="Stages",
+        description="The models to make and measure: post-training quantizers, block-wise "
+        "training, DL-QAT on the text (dlqat) or by distillation (dlqat-kd), its ablations m-only "
+        "and lora-only, and LoRA on the same text, not quantised (lora) or then quantised "
+        "(lora-gptq).",
+        json_schema_extra={"many": True},
+    )
+    rank: int = Field(
+        16,
+        ge=0,
+        le=1024,
+        title="Rank",
+        description="Of the low-rank matrices A and B inside the rounding. 0: no low-rank update.",
+    )
+    steps: int = Field(
+        40,
+        ge=1,
+        le=100_000,
+        title="Training steps",
+        description="Optimiser steps per trained variant.",
+    )
+    batch: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        title="Batch size",
+        description="Training sequences in one forward pass.",
+        json_schema_extra={"unit": "sequences"},
+    )
+    length: int = Field(
+        256,
+        ge=16,
+        le=131072,
+        title="Sequence length",
+        description="Of the training text.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    start: Literal["rounded", "gptq", "block-wise"] = Field(
+        "gptq",
+        title="Initialization",
+        description="Training starts from the dense weights (rounded), from those GPTQ has "
+        "compensated, or from the result of block-wise training, which itself starts from GPTQ.",
+        json_schema_extra=ADVANCED,
+    )
+    space: SpaceName = Field(
+        "weighted",
+        title="Range search",
+        description="How scales and zero-points are chosen. minmax: the whole range. mse: clipped "
+        "for the least squared error. weighted: the same, inputs weighted by their energy. lsq: "
+        "then learned as in LSQ+.",
+        json_schema_extra=ADVANCED,
+    )
+    exclude: str = Field(
+        "",
+        max_length=1000,
+        title="Layers left dense",
+        description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0.",
+        examples=["0.*", "*.down_proj"],
+        json_schema_extra=ADVANCED,
+    )
+    keep_zeros: bool = Field(
+        False,
+        title="Keep zeros",
+        description="Zero weights of a pruned model stay 0.",
+        json_schema_extra=ADVANCED,
+    )
+    rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        title="Learning rate",
+        description="Of A, B and m: AdamW with a cosine schedule. m is relative: 0.001 changes a "
+        "scale by about 0.1 % per step.",
+        json_schema_extra=ADVANCED,
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        title="Gradient accumulation steps",
+        description="Takes less memory than a larger batch.",
+        json_schema_extra=ADVANCED,
+    )
+    checkpointing: bool = Field(
+        False,
+        title="Gradient checkpointing",
+        description="Recompute activations in the backward pass: less memory, a third slower.",
+        json_schema_extra=ADVANCED,
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        title="Forward precision",
+        description="Of training and calibration. auto: bfloat16 where the hardware supports it. "
+        "Codes are always computed in float32.",
+        json_schema_extra=ADVANCED,
+    )
+    stored: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16",
+        title="Stored precision",
+        description="Of scales, embeddings and norms in the saved model, rounded before any "
+        "quantised stage is measured.",
+        json_schema_extra=ADVANCED,
+    )
+
+    @property
+    def quantizers(self) -> tuple[str, ...]:
+        """The stages that post-training quantizers make."""
+        return tuple(stage for stage in self.stages if stage in POST_TRAINING)
+
+    @property
+    def identity(self) -> str:
+        """The config as JSON, as it identifies the checkpoints of a run: how many processes train
+        together changes none."""
+        return self.model_dump_json(exclude={"processes"})
+
+    @property
+    def needs_energies(self) -> bool:
+        """Whether a range search before training weights inputs by their energy."""
+        weighted = DECLARED_RANGE_SEARCHES[self.space].facts.get("needs_energy", False)
+        return self.start == "rounded" and weighted and self._starts
+
+    @property
+    def needs_gptq(self) -> bool:
+        """Whether GPTQ runs: as a stage, or as initialization."""
+        return DLQATStage.GPTQ in self.stages or (self.start != "rounded" and self._starts)
+
+    @property
+    def _starts(self) -> bool:
+        """Whether a stage begins with `start`."""
+        return any(stage in (*TRAINED, DLQATStage.BLOCKS) for stage in self.stages)
+
+    def trains(self, stage: str) -> tuple[bool, bool]:
+        """Whether `stage` trains A and B, and whether it trains m."""
+        if stage == DLQATStage.LORA:
+            return True, False
+        return self.rank > 0 and stage != DLQATStage.M_ONLY, stage != DLQATStage.LORA_ONLY
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> Self:
+        if self.start == "block-wise" and DLQATStage.BLOCKS not in self.stages:
+            raise _contradicted(
+                "start", "Training starts from block-wise training, which is not among the stages"
+            )
+        if self.keep_zeros and self.grid == "offset":
+            raise _contradicted("grid", "It does not contain 0, so it cannot keep zeros")
+        for name in self.quantizers if self.keep_zeros else ():
+            if not DECLARED_QUANTIZERS[name].facts.get("keeps_zeros", True):
+                raise _contradicted("stages", f"{name} mixes weights: it cannot keep zeros")
+        return self
+
+
+def _contradicted(field: str, why: str) -> PydanticCustomError:
+    """The error of a setting that another one rules out, to be told beside it."""
+    return PydanticCustomError("contradicted", "{why}", {"field": field, "why": why})

@@ -1,0 +1,172 @@
+"""The plan of a quantization run: bits, grid and quantizers of each layer, and the stages to make.
+Made and checked when the run is submitted. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from math import gcd, isqrt
+from typing import Annotated, Any, Protocol
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from backend.errors import ConfigError
+from backend.models.layer_names import NamedLayer, layer_named, select_layers
+from backend.plan import Plan
+from backend.quantization import DECLARED_QUANTIZERS, GridType
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage
+from backend.quantization.llama_blocks import require_llama_blocks
+
+MAX_NAMES = 2  # layers named in an error
+MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
+
+
+class PlannedModel(Protocol):
+    """What is known of a model before it is loaded."""
+
+    @property
+    def linears(self) -> Collection[NamedLayer]: ...
+
+    @property
+    def architecture(self) -> str: ...
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class QuantSettings:
+    """How some layers are quantized.
+
+    Attributes:
+        group_size: inputs per scale; 0: the whole row.
+        space: name of the range search, for quantizers without one of their own.
+        keep_zeros: weights that are 0 stay 0.
+        quantizers: names of the post-training quantizers that stages apply to them.
+        format: of the export.
+        layers: full names.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    group_size: Annotated[int, Field(ge=0)]
+    grid: GridType
+    space: str
+    keep_zeros: bool = False
+    quantizers: tuple[str, ...] = ()
+    format: str = ""
+    layers: tuple[str, ...] = ()
+
+
+class QuantizationPlan(Plan):
+    """What a run does to each layer, and which models it makes of them.
+
+    Attributes:
+        stages: in the order in which they are made, the dense model first.
+        groups: the layers that are quantized, by their settings.
+        dense: full names of those that are not.
+    """
+
+    stages: tuple[str, ...]
+    groups: tuple[QuantSettings, ...]
+    dense: tuple[str, ...] = ()
+
+    @cached_property
+    def layers(self) -> dict[str, QuantSettings | None]:
+        """Full name -> settings of the layer; None: it stays dense."""
+        quantized = {name: group for group in self.groups for name in group.layers}
+        return {**dict.fromkeys(self.dense), **quantized}
+
+    def settings(self, name: str) -> QuantSettings:
+        """Settings of the layer of that name, which is quantized."""
+        settings = self.layers[name]
+        assert settings is not None
+        return settings
+
+    def check(self, config: Any) -> None:
+        if group_layers(config, [layer_named(name) for name in self.layers], config.format) != self:
+            raise ValueError("the plan is not that of the config")
+
+
+def plan(config: DLQATConfig, facts: PlannedModel, format: str = "dense") -> QuantizationPlan:
+    """The plan of a run on a model.
+
+    Raises:
+        ConfigError: there is nothing to make or to train, a name matches no layer, no layer is
+            left, the group size does not divide one, or a quantizer does not know the blocks.
+    """
+    refuse_idle(config)
+    made = group_layers(config, facts.linears, format)
+    for quantizer in config.quantizers:
+        if DECLARED_QUANTIZERS[quantizer].facts.get("llama_only"):
+            modules = [x.module for x in facts.linears if made.layers[x.name]]
+            require_llama_blocks(STAGE_LABELS[quantizer], facts.architecture, modules)
+    return made
+
+
+def group_layers(
+    config: DLQATConfig, layers: Collection[NamedLayer], format: str
+) -> QuantizationPlan:
+    """The plan for some layers, whatever model they are of."""
+    chosen = select_layers(layers, config.exclude, "quantise")
+    _require_group_size({x.name: x.columns for x in chosen}, config.group_size)
+    names = tuple(x.name for x in chosen)
+    group = QuantSettings(
+        config.bits, config.group_size, config.grid, config.space, config.keep_zeros,
+        config.quantizers, format, names,
+    )  # fmt: skip
+    dense = tuple(x.name for x in layers if x.name not in {*names})
+    return QuantizationPlan(stages=(DLQATStage.DENSE, *config.stages), groups=(group,), dense=dense)
+
+
+def refuse_idle(config: DLQATConfig) -> None:
+    """Refuse a config without a stage, or a trained stage with nothing to train."""
+    if not config.stages:
+        raise ConfigError(
+            "No stage is selected.",
+            "There is nothing to make.",
+            "Choose one, such as dlqat.",
+            field="stages",
+        )
+    if config.rank == 0 and DLQATStage.LORA_ONLY in config.stages:
+        raise ConfigError(
+            "There is nothing to train.",
+            "The rank is 0, and lora-only trains no magnitudes.",
+            "Choose a rank of 1 or more, or leave out lora-only.",
+            field="rank",
+        )
+    if config.rank == 0 and DLQATStage.LORA in config.stages:
+        raise ConfigError(
+            "LoRA needs a rank.",
+            "The rank is 0, and the LoRA control or a stage built on it is among the stages.",
+            "Choose a rank of 1 or more, or leave them out.",
+            field="rank",
+        )
+
+
+def _require_group_size(columns: Mapping[str, int], size: int) -> None:
+    unfit = [name for name, inputs in columns.items() if size and inputs % size]
+    if not unfit:
+        return
+    named = ", ".join(f"{name} ({columns[name]} inputs)" for name in unfit[:MAX_NAMES])
+    more = f" and {len(unfit) - MAX_NAMES} more" if len(unfit) > MAX_NAMES else ""
+    sizes = ", ".join(map(str, fitting_sizes(columns.values())))
+    raise ConfigError(
+        f"A group size of {size} does not fit this model.",
+        f"It does not divide {named}{more}.",
+        f"Choose {sizes}, or 0 for one group per row." if sizes else "Choose 0: one group per row.",
+        field="group_size",
+    )
+
+
+def fitting_sizes(columns: Collection[int]) -> list[int]:
+    """The group sizes of 8 or more that divide all these numbers of inputs."""
+    common = gcd(*columns)
+    small = [n for n in range(1, isqrt(common) + 1) if common % n == 0]
+    divisors = sorted({*small, *(common // n for n in small)})
+    return [n for n in divisors if n >= MIN_GROUP_SIZE]
+
+
+def trainable(layers: Collection[tuple[int, int, int]], rank: int, magnitude: bool = True) -> int:
+    """Number of trainable parameters of linears (out, in, group size): r (out + in) + out in / g
+    each."""
+    low_rank = sum(rank * (rows + columns) for rows, columns, _ in layers)
+    groups = sum(rows * columns // (size or columns) for rows, columns, size in layers)
+    return low_rank + groups * magnitude

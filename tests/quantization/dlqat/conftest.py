@@ -1,0 +1,13 @@
+"""Trainings that are saved often, and snapshots of both ends alone."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def often_saved() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backend.quantization.dlqat.trainer.SAVE_EVERY", 2)
+        patch.setattr("backend.quantization.dlqat.snapshots.SNAPSHOTS", 2)
+        yield

@@ -1,0 +1,161 @@
+"""The plan of a run: which layers are quantized and how, the stages, what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from backend.errors import ConfigError
+from backend.models.layer_names import LayerName
+from backend.quantization.config import DLQATConfig, export_order
+from backend.quantization.plan import (
+    QuantizationPlan,
+    QuantSettings,
+    fitting_sizes,
+    plan,
+    trainable,
+)
+
+
+def model(columns: int = 96) -> SimpleNamespace:
+    widths = {"self_attn.q_proj": columns, "mlp.up_proj": columns, "mlp.down_proj": 2 * columns}
+    linears = [
+        LayerName(f"model.layers.{b}.{m}", b, m, w) for b in range(2) for m, w in widths.items()
+    ]
+    return SimpleNamespace(linears=linears, architecture="LlamaForCausalLM")
+
+
+def config(**fields: object) -> DLQATConfig:
+    return DLQATConfig.model_validate({"group_size": 32, **fields})
+
+
+def test_a_plan_says_how_every_layer_is_quantized_or_that_it_stays_dense() -> None:
+    chosen = config(bits=4, exclude="0.*, *.down_proj", stages="lora-gptq, awq", keep_zeros=True)
+    made = plan(chosen, model(), "gptq")
+    quantized = ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+    settings = QuantSettings(4, 32, "symmetric", "weighted", True, ("awq",), "gptq", quantized)
+    assert made.layers == {x.name: None for x in model().linears} | dict.fromkeys(
+        quantized, settings
+    )
+    assert made.stages == ("dense", "awq", "lora", "lora-gptq")
+    again = QuantizationPlan.model_validate(made.model_dump(mode="json"))
+    assert again == made
+
+
+class Exported(DLQATConfig):
+    format: str = "gptq"
+
+
+def test_a_stored_plan_is_that_of_its_config() -> None:
+    job = Exported(group_size=32, exclude="0.*")
+    stored = plan(job, model(), job.format).model_dump(mode="json")
+    QuantizationPlan.model_validate(stored).check(job)
+    for change, said in (
+        ({"groups": [stored["groups"][0] | {"bits": 2}]}, "not that of the config"),
+        ({"stages": ["dense", "rtn"]}, "not that of the config"),
+        ({"dense": [*stored["dense"], "lm_head"]}, "no layer of a block"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            QuantizationPlan.model_validate(stored | change).check(job)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"exclude": "nothing.*"}, "exclude", "nothing"),
+        ({"exclude": "*"}, "exclude", "No layer is left to quantise"),
+        ({"group_size": 128}, "group_size", "Choose 8, 12, 16, 24, 32, 48, 96, or 0"),
+        ({"stages": ""}, "stages", "No stage"),
+        ({"rank": 0}, "rank", "LoRA needs a rank"),
+        ({"rank": 0, "stages": "lora-only"}, "rank", "nothing to train"),
+        ({"rank": 0, "stages": "lora-gptq"}, "rank", "LoRA needs a rank"),
+    ],
+)
+def test_what_cannot_work_is_refused_beside_its_field(fields: dict, field: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        plan(config(**fields), model())
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("stages", "architecture", "refused"),
+    [("awq", "LlamaForCausalLM", ""), ("awq", "GPT2LMHeadModel", "AWQ"), ("hqq", "X", ""),
+     ("hqq, rotated", "GraniteForCausalLM", "RTN, rotated")],
+)  # fmt: skip
+def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
+    stages: str, architecture: str, refused: str
+) -> None:
+    facts = SimpleNamespace(linears=model().linears, architecture=architecture)
+    if not refused:
+        assert plan(config(stages=stages), facts)
+        return
+    with pytest.raises(ConfigError, match=f"{refused} cannot be used") as error:
+        plan(config(stages=stages), facts)
+    assert error.value.field == "stages" and architecture in error.value.why
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"group_size": 64, "exclude": "self_attn.*, *.up_proj"}, {"group_size": 0},
+     {"rank": 0, "stages": "dlqat, m-only"}],
+)  # fmt: skip
+def test_what_can_work_is_not_refused(fields: dict) -> None:
+    """A group size has to divide only what is quantized; magnitudes alone can be trained."""
+    assert plan(config(**fields), model())
+
+
+def test_sizes_that_fit_all_layers() -> None:
+    assert fitting_sizes([576, 1536]) == [8, 12, 16, 24, 32, 48, 64, 96, 192]
+    assert fitting_sizes([7, 49]) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"bits": 1}, {"bits": 9}, {"rank": -1}, {"group_size": -1}, {"stages": "guess"}, {"rate": 0},
+     {"space": "guess"}, {"steps": 0}],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(fields: dict) -> None:
+    with pytest.raises(ValidationError):
+        config(**fields)
+
+
+def test_stages_come_once_in_order_with_those_they_build_on() -> None:
+    assert config(stages="lora-gptq").stages == ("lora", "lora-gptq")
+    assert config(stages=["dlqat-kd", "rtn", "block-wise", "rtn", "dlqat"]).stages == (
+        "rtn", "block-wise", "dlqat", "dlqat-kd",
+    )  # fmt: skip
+    assert config().stages == ("rtn", "gptq", "dlqat", "lora")
+
+
+def test_what_is_computed_before_the_stages() -> None:
+    assert config(stages="block-wise").needs_gptq and not config(stages="lora").needs_gptq
+    assert not config(stages="block-wise", start="rounded").needs_gptq
+    assert config(stages="block-wise", start="rounded", space="weighted").needs_energies
+    assert not config(stages="dlqat", start="rounded", space="minmax").needs_energies
+    assert export_order().index("block-wise") < export_order().index("gptq")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "trains"),
+    [
+        ("dlqat", {}, (True, True)),
+        ("dlqat", {"rank": 0}, (False, True)),
+        ("m-only", {}, (False, True)),
+        ("lora-only", {}, (True, False)),
+        ("lora", {}, (True, False)),
+    ],
+)
+def test_what_a_stage_trains(stage: str, fields: dict, trains: tuple[bool, bool]) -> None:
+    assert config(**fields).trains(stage) == trains
+
+
+def test_the_share_of_trained_numbers_on_a_7b_model() -> None:
+    """The claim "< 1 %" of the abstract: LLaMA-7B, groups of 128, rank 4."""
+    hidden, inner, blocks, parameters = 4096, 11008, 32, 6_738_415_616
+    shapes = [(hidden, hidden, 128)] * 4 + [(inner, hidden, 128)] * 2 + [(hidden, inner, 128)]
+    trained = trainable(shapes * blocks, 4)
+    assert trained == 60_588_032
+    assert trained / parameters == pytest.approx(0.008991, abs=1e-6)
+    assert trainable(shapes * blocks, 16, magnitude=False) / parameters < 0.01
