@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from backend.metric_key import MetricKey
 from backend.models.blocks import decoder_blocks
 from backend.quantization.config import STAGE_LABELS
 from backend.quantization.dlqat.losses import Loss
