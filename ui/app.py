@@ -99,7 +99,6 @@ def launch_options() -> dict[str, Any]:
 
 
 def routes() -> list[BaseRoute]:
-    """Routes beside the pages."""
     return [
         *moved_routes(pages()),
         Route("/slimscope/pulse", pulse),
@@ -121,7 +120,6 @@ def unserved() -> tuple[Path, ...]:
 
 
 def serve(here: Settings) -> None:
-    """Serves the dashboard until the process ends."""
     build().launch(
         server_name=here.host,
         server_port=here.port or None,
@@ -131,7 +129,7 @@ def serve(here: Settings) -> None:
 
 
 def has_screen() -> bool:
-    """Whether a browser can open a window here; otherwise it might take over the terminal."""
+    """Whether a browser window can open; without a display one might take over the terminal."""
     if not sys.platform.startswith("linux"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

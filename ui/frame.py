@@ -48,15 +48,8 @@ _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 @dataclass(frozen=True)
 class PageChart:
-    """A chart of a page that can be drawn again, elsewhere and later, from the page's address.
-
-    Attributes:
-        title: where its own headline is empty.
-        question: where it has none of its own.
-        height: pixels.
-        draw: makes it of an address, which a request holds.
-        runs: the name under which the address holds its runs; empty: none.
-    """
+    """Chart of a page, drawn again elsewhere (in reports) from the page's address; title and
+    question apply where it has none of its own. `runs` is the query field that holds its runs."""
 
     title: str
     question: str
@@ -102,7 +95,7 @@ class NavEntry(NamedTuple):
 
 
 def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[NavEntry]]:
-    """The sections, and the pages of the section the page belongs to (none if it is alone)."""
+    """Navigation links: the sections, and the pages of the current section if there are several."""
     listed = [each for each in pages if each.listed and each.section]
     first = {each.section: each for each in reversed(listed)}
     sections = [
@@ -127,7 +120,6 @@ def _current(here: bool, within: bool = False) -> str:
 
 @contextmanager
 def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
-    """Header and status strip above, footer below what is built inside."""
     places = [(each.name, href(each.path)) for each in pages if each.listed]
     keys = shortcuts((each.key, each.name, each.path) for each in pages)
     gr.HTML(
@@ -152,29 +144,26 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
 def on_load(
     fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
 ) -> Dependency:
-    """Runs `fn` when the current page is opened."""
     return current_blocks().load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
 def on_change(
     fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
 ) -> Dependency:
-    """Runs `fn` whenever something in the database has changed."""
     return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
 def live(
     fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
 ) -> Dependency:
-    """Runs `fn` when the page is opened and whenever something in the database has changed; returns
-    the event of a change."""
+    """Runs `fn` when the page is opened and on each change; returns the event of a change."""
     on_load(fn, inputs, outputs, **options)
     return on_change(fn, inputs, outputs, **options)
 
 
 def url_sync(after: Dependency, **fields: Any) -> Dependency:
-    """After an event, writes the values of these components into the address, without a request:
-    `url_sync(event, run=run_box, y=y_box)` gives `?run=sds-0042&y=log`. Empty values leave it."""
+    """Writes the components' values into the address in the browser after an event:
+    `url_sync(event, run=run_box)` gives `?run=sds-0042`; empty values are removed."""
     names = ", ".join(f"v{i}" for i in range(len(fields)))
     pairs = ", ".join(f"{name}: v{i}" for i, name in enumerate(fields))
     return after.then(
@@ -185,7 +174,7 @@ def url_sync(after: Dependency, **fields: Any) -> Dependency:
 def query(
     request: gr.Request, name: str, default: str = "", choices: Collection[str] | None = None
 ) -> str:
-    """The value `name` has in the address; `default` if absent, malformed, or not a choice."""
+    """Value of a query field; `default` if absent, malformed, or not among `choices`."""
     value = str(dict(request.query_params or {}).get(name, default))
     if choices is not None:
         return value if value in choices else default
@@ -193,7 +182,7 @@ def query(
 
 
 def pulse(request: Request) -> Response:
-    """What open pages poll: the cursor, whether something runs, and the status strip's HTML."""
+    """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
     content, user = dict(_pulse(settings().url, int(time.monotonic()))), current_user(request)
     if problem := content.pop("problem"):
         warning = HTML.damaged(problem, repair_advice(), user.role == "host")
@@ -208,8 +197,7 @@ def pulse(request: Request) -> Response:
 
 @lru_cache(maxsize=1)
 def _pulse(_url: str, _second: int) -> dict[str, Any]:
-    """Reads the database, and what its last check found, at most once a second, however many pages
-    are open."""
+    """State of the database, read at most once a second for all open pages."""
     status, checked = queries.status(), last_check()
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",

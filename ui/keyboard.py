@@ -32,8 +32,7 @@ FIXED = (
 
 
 def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
-    """The shortcuts that are always there, then one for each page (letter, name, path) that has a
-    letter."""
+    """Fixed shortcuts, then one for each page (letter, name, path) that has a letter."""
     return [
         *FIXED,
         *(Shortcut(f"{GO} {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),

@@ -19,8 +19,7 @@ MONO = (gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospac
 
 
 class Palette(NamedTuple):
-    """What differs between the modes: greys, links, and the blue of data. Data has the colour, the
-    same in both modes but for blue, which is hard to see on dark paper."""
+    """Colours that differ between the modes: greys, links, and the blue of data."""
 
     ground: str  # under the cards
     paper: str
@@ -82,20 +81,16 @@ PALETTE = {
 
 
 def stage_style(stage: str, place: int | None = None) -> LineStyle:
-    """The line style of a stage, as its kind declares it.
-
-    Args:
-        place: among the lines of a chart; gives the colour of a stage without a style. Without a
-            place, its name does.
-    """
+    """Line style of a stage as its kind declares it; without a style, its colour is that of its
+    `place` among the lines of a chart, or else of its name."""
     if style := stage_styles().get(stage):
         return LineStyle(PALETTE[style.colour], style.dash)
     return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
 
 
 def name_colours(names: Iterable[str]) -> dict[str, str]:
-    """Name -> colour, of stages that their kind gives none, such as decoders: by the order of the
-    names, so that no figure changes them and every page shows the same."""
+    """Colours of stages without a style of their kind, such as decoders: by name, so that all pages
+    agree."""
     every = [*names]
     free = sorted({name for name in every if name not in stage_styles()})
     paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}
@@ -103,20 +98,18 @@ def name_colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def ink(colour: str) -> str:
-    """A colour in HTML: one that differs between the modes as the variable of the style sheet."""
+    """Colour in HTML; those of a palette are CSS variables."""
     variables = {value: name for name, value in LIGHT._asdict().items()}
     return f"var(--{variables[colour]})" if colour in variables else colour
 
 
 @lru_cache
 def stage_styles() -> Mapping[str, StageStyle]:
-    """Stage -> style, of all kinds; the first kind that declares a stage gives its style."""
     known = reversed(kinds().values())
     return {stage: style for kind in known for stage, style in kind.styles.items()}
 
 
 def theme() -> gr.themes.Base:
-    """Paper, panel and line from the palettes; radius 8; borders of one pixel; no shadow."""
     base = gr.themes.Base(
         primary_hue=_hue(LIGHT.accent),
         secondary_hue=_hue(LIGHT.accent),
@@ -137,7 +130,6 @@ def _hue(colour: str) -> gr.themes.Color:
 
 
 def _both(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Theme variable -> palette field, for both modes."""
     light = {name: getattr(LIGHT, field) for name, field in pairs.items()}
     dark = {f"{name}_dark": getattr(DARK, field) for name, field in pairs.items()}
     return light | dark
@@ -222,12 +214,10 @@ _PLAIN = {
 
 
 def variables_of(palette: Palette) -> str:
-    """A palette as the variables of a style sheet."""
     return "".join(f"--{name}:{colour};" for name, colour in palette._asdict().items())
 
 
 def css() -> str:
-    """All style sheets, with the palettes as variables."""
     variables = f":root{{{variables_of(LIGHT)}}}\n:root .dark, .dark{{{variables_of(DARK)}}}\n"
     sheets = sorted(STYLES.glob("*.css"))
     return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

@@ -43,18 +43,12 @@ def rows_axis(rows: Sequence[str]) -> dict[str, Any]:
 
 
 def rows_height(rows: int, around: int, least: int) -> int:
-    """Pixels of a figure.
-
-    Args:
-        around: pixels of all but the rows.
-        least: pixels of a figure with few rows.
-    """
+    """Height of a figure in pixels: `around` for all but its rows, at least `least`."""
     return max(least, around + ROW * rows)
 
 
 def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
-    """log10 of the ends of an axis that shows all values, with room beyond the largest (`right`, in
-    parts of the span); empty where there are none."""
+    """log10 limits of an axis over all values, with `right` of the span beyond the largest."""
     if not values:
         return []
     low, high = math.log10(min(values)), math.log10(max(values))
@@ -63,10 +57,9 @@ def log_span(values: Sequence[float], right: float = 0.1) -> list[float]:
 
 
 def symbol(stroke: LineStyle, shape: str = "circle") -> str:
-    """Filled, or an outline where a stage shares its colour with another."""
+    """Marker symbol: filled, or an outline where a stage shares its colour with another."""
     return shape if stroke.dash == "solid" else f"{shape}-open"
 
 
 def in_lines(label: str, width: int = WRAP) -> str:
-    """A label broken into lines of about `width` letters."""
     return "<br>".join(textwrap.wrap(label, width))

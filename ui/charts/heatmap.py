@@ -25,7 +25,7 @@ DIVERGING = [[0.0, BLUE], [0.5, LIGHT.paper], [1.0, VERMILLION]]
 
 @dataclass(frozen=True)
 class MapBaseline:
-    """What the map is compared with: one row a tensor, and the label of their stage or run."""
+    """Baseline of a map: one row a tensor, and the label of its stage or run."""
 
     rows: pd.DataFrame
     label: str
@@ -34,13 +34,8 @@ class MapBaseline:
 def cells(
     table: pd.DataFrame, stage: str, statistic: str, base: MapBaseline | None = None
 ) -> pd.DataFrame:
-    """The rows of one stage with the column `value`: the statistic as it is shown, or its distance
-    from the base's.
-
-    Args:
-        table: as `frames.tensor_table` returns it.
-        statistic: a key of `STATISTICS`.
-    """
+    """Rows of one stage with the column `value`: the statistic in its unit, or its difference to
+    the baseline. `table` is that of `frames.tensor_table`."""
     rows = with_largest(table)
     rows = rows[rows["stage"] == stage]
     values = _column(rows, statistic)
@@ -61,7 +56,6 @@ def layer_map(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
-    """`layer_heatmap` with its figures as a table and its note."""
     rows, title = cells(table, stage, statistic, base), title_of(STATISTICS[statistic], base)
     columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
     frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
@@ -76,12 +70,8 @@ def layer_heatmap(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> go.Figure:
-    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %).
-
-    Args:
-        picked: name of the tensor whose cell is outlined.
-        base: what the colours show the distance from; then they diverge from white.
-    """
+    """Blocks from left to right, modules from top to bottom; colour limits are robust (2-98 %).
+    With a baseline, colours diverge from white; the `picked` tensor's cell is outlined."""
     rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
     grid = _grid(rows, "value")
     names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
@@ -119,15 +109,9 @@ def heatmap(
     xaxis: dict[str, Any],
     yaxis: dict[str, Any],
 ) -> go.Figure:
-    """A map whose cells can be picked.
-
-    Args:
-        values: [rows, columns]; NaN is a hole.
-        names: what a picked cell gives.
-        title: of the colours.
-        diverging: from white at 0, to the same distance on both sides.
-        picked: column and row of the cell that is outlined.
-    """
+    """Map whose cells can be picked: `values` [rows, columns], NaN is a hole; a picked cell gives
+    its entry of `names`; the cell `picked` (column, row) is outlined; `diverging` colours are
+    white at 0."""
     low, high = limits
     holes = [[None if np.isnan(v) else float(v) for v in row] for row in values]
     heat = go.Heatmap(
@@ -147,8 +131,7 @@ def heatmap(
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit and what it is compared with; `short` for a phone, which has no
-    room for both."""
+    """Statistic with its unit and baseline; `short` on a phone, which has no room for both."""
     if base is None:
         return statistic.title
     difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
@@ -172,8 +155,7 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
 
 
 def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """In words: how many layers (rows of `cells`) there are, how many lie beyond the colours, how
-    many lack a value."""
+    """Number of layers, of layers beyond the colours, and of layers without a value, in words."""
     values = rows["value"].to_numpy(dtype=float)
     low, high = colour_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())
@@ -193,7 +175,6 @@ def in_order(modules: Sequence[str]) -> list[str]:
 
 
 def _grid(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """[module, block] of one column."""
     grid = rows.pivot_table(index="module", columns="block", values=column, aggfunc="last")
     return grid.reindex(in_order(list(grid.index)))
 
@@ -207,7 +188,6 @@ def _short(module: str, modules: Sequence[str]) -> str:
 def _hover(
     rows: pd.DataFrame, grid: pd.DataFrame, statistic: Statistic, base: MapBaseline | None
 ) -> list[list[str]]:
-    """Name, value, unit and n of every cell."""
     texts = {}
     for row in rows.itertuples():
         value = row.value / statistic.scale
@@ -222,7 +202,6 @@ def _hover(
 
 
 def even_ticks(limit: float) -> dict[str, Any]:
-    """Round ticks to both sides of 0, signed."""
     up = ticks_to(0.95 * limit, 2)[1:]
     ticks = [*(-t for t in up[::-1]), 0, *up]
     return {
@@ -232,7 +211,6 @@ def even_ticks(limit: float) -> dict[str, Any]:
 
 
 def colour_bar(title: str) -> dict[str, Any]:
-    """A flat bar above the map, with its title."""
     small = {"size": 12, "color": LIGHT.muted}
     return {
         "title": {"text": title, "side": "top", "font": small}, "orientation": "h",

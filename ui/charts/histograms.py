@@ -29,7 +29,7 @@ ZERO_LINE: dict[str, Any] = {
 
 
 def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
-    """Histograms over each other; the first is filled, the shape the others are seen against."""
+    """Histograms over each other; the first, the reference, is filled."""
     drawn = on_shared_bins(series)
     view = f"{_tensor(drawn)}/{'log' if log_y else 'linear'}"
     height = height_axis(log_y, range=None if log_y else [0, ceiling(drawn)], uirevision=view)
@@ -42,7 +42,6 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
 
 
 def height_axis(log_y: bool, **options: Any) -> dict[str, Any]:
-    """The axis of shares per bin."""
     decades = {"dtick": 1} if log_y else {}
     return axis(PER_BIN, log=log_y, nticks=6, **decades, **options)
 
@@ -55,12 +54,8 @@ def stage_outline(
     place: int,
     log_y: bool,
 ) -> go.Scatter:
-    """The histogram of a stage as a step line; the dense tensor, drawn first, as a filled shape.
-
-    Args:
-        centres, heights, counts: [bins]; a log axis leaves out empty ones.
-        place: in the order of drawing.
-    """
+    """Step line of a stage's histogram, [bins]; filled for the dense tensor where drawn first
+    (`place`). A log axis leaves out empty bins."""
     filled = place == 0 and series.is_dense
     return step_line(
         centres,
@@ -75,7 +70,6 @@ def stage_outline(
 
 
 def mirror(above: Series, below: Series) -> go.Figure:
-    """One histogram upwards, the other downwards, on the same scale."""
     up, down = on_shared_bins([above, below])
     limit = ceiling([up, down])
     ticks = ticks_to(limit)
@@ -104,7 +98,7 @@ def _half(series: Series, sign: int, side: str) -> go.Scatter:
 
 
 def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
-    """How much more of all weights lies in each bin of the first of a pair than of the second."""
+    """Difference of the shares per bin of each pair, first minus second."""
     both = _pairs_on_shared_bins(pairs)
     gaps = [now.heights - base.heights for now, base in both]
     limit = _gap_limit(gaps)
@@ -114,7 +108,7 @@ def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
 
 
 def difference_note(pairs: Sequence[tuple[Series, Series]]) -> str:
-    """In words: the peaks that the axis of their difference does not show whole."""
+    """Note on the peaks beyond the axis of a difference."""
     gaps = [(a.label, a.heights - b.heights) for a, b in _pairs_on_shared_bins(pairs)]
     limit = _gap_limit([gap for _, gap in gaps])
     tall = [f"{label} {signed(float(g.max()))} points" for label, g in gaps if g.max() > limit]
@@ -127,7 +121,7 @@ def _pairs_on_shared_bins(pairs: Sequence[tuple[Series, Series]]) -> list[tuple[
 
 
 def _gap_limit(gaps: Sequence[np.ndarray]) -> float:
-    """Where the axis of a difference ends: what went away is always seen whole."""
+    """Limit of a difference's axis, which never cuts off what is missing."""
     return axis_limit(gaps, max((float(-gap.min()) for gap in gaps), default=0.0))
 
 
@@ -157,7 +151,6 @@ def _tensor(drawn: Sequence[Series]) -> str:
 def _layout(
     drawn: Sequence[Series], rows: int, height: dict[str, Any], **across: Any
 ) -> dict[str, Any]:
-    """The layout of a chart over the weight axis, whose legend has so many rows."""
     return layout(
         view=_tensor(drawn),
         xaxis=axis("Weight", showgrid=False, **({"range": reach(drawn)} | across)),

@@ -34,12 +34,7 @@ ROW = 20  # pixels of one legend row
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one stage of one run.
-
-    Attributes:
-        label: names the stage, and the run where there are two.
-        magnitudes: counts on the |w| axis, where the run has stored them.
-    """
+    """One stage of one run as it is drawn; `magnitudes` are counts on the |w| axis."""
 
     snapshot: TensorSnapshot
     label: str
@@ -48,7 +43,6 @@ class Series:
 
     @property
     def edges(self) -> np.ndarray:
-        """Of the bins, one more than there are."""
         return bin_edges(self.snapshot)
 
     @property
@@ -57,7 +51,6 @@ class Series:
 
     @property
     def heights(self) -> np.ndarray:
-        """Share of all weights in each bin, %."""
         return 100 * self.snapshot.counts / self.snapshot.n
 
     @property
@@ -78,13 +71,11 @@ class Series:
 
 
 def bin_edges(snapshot: TensorSnapshot) -> np.ndarray:
-    """One more than there are bins."""
     return np.linspace(snapshot.lo, snapshot.hi, len(snapshot.counts) + 1)
 
 
 def on_shared_bins(series: Sequence[Series]) -> list[Series]:
-    """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
-    have a shape."""
+    """The series on the bins of the first, merged where a bin holds too few weights."""
     if not series:
         return []
     first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)
@@ -96,7 +87,7 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
 
 
 def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
-    """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
+    """Histogram on other bins; within an old bin, weights are assumed to be spread evenly."""
     own = bin_edges(snapshot)
     if own[0] == edges[0] and own[-1] == edges[-1]:
         counts = snapshot.counts.reshape(len(edges) - 1, -1).sum(axis=1)
@@ -109,8 +100,8 @@ def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
 
 
 def ceiling(series: Sequence[Series]) -> float:
-    """Where a linear height axis ends: it cuts off a tall narrow peak at zero, such as a re-dense
-    tensor has, which would flatten all else. A dense tensor is always seen whole."""
+    """Limit of a linear height axis. A narrow peak at zero, such as re-dense tensors have, is cut
+    off; a dense tensor never."""
     whole = [s.heights for s in series if s.is_dense]
     return axis_limit(
         [s.heights for s in series], max((float(h.max()) for h in whole), default=0.0)
@@ -118,7 +109,7 @@ def ceiling(series: Sequence[Series]) -> float:
 
 
 def axis_limit(curves: Sequence[np.ndarray], least: float) -> float:
-    """Where an axis ends that shows `least`, and everything else but a tall narrow peak at zero."""
+    """Limit of an axis that shows `least` and everything but a narrow peak at zero."""
     highest = max((float(c.max()) for c in curves), default=0.0)
     besides = [float(np.abs(_besides_middle(c)).max()) for c in curves]
     seen = max([least, *besides])
@@ -132,7 +123,7 @@ def _besides_middle(heights: np.ndarray) -> np.ndarray:
 
 
 def cut_off_peaks(series: Sequence[Series]) -> str:
-    """In words: the peaks a linear axis does not show whole; of many panels, how tall they are."""
+    """Note on the peaks that a linear axis cuts off."""
     limit = ceiling(series)
     tall: dict[str, list[float]] = {}
     for s in series:
@@ -143,15 +134,15 @@ def cut_off_peaks(series: Sequence[Series]) -> str:
 
 
 def reach(series: Sequence[Series]) -> list[float] | None:
-    """The middle 99.8 % of the weights, the same to both sides of zero, as far as bins go."""
+    """Range of the middle 99.8 % of the weights, symmetric about zero, within the bins."""
     far = max((abs(q) for s in series for q in s.snapshot.quantiles), default=0.0)
     far = min([far, *(s.snapshot.hi for s in series)])
     return [-far, far] if far else None
 
 
 def series_note(series: Sequence[Series], whole: bool = False) -> str:
-    """In words: how many weights and bins there are, what lies beyond the bins or, unless the axis
-    shows the `whole` of them, beyond the axis."""
+    """Number of weights and bins, and the weights beyond the bins, in words; `whole`: the axis
+    shows all bins."""
     if not series:
         return ""
     first = series[0].snapshot
@@ -172,7 +163,7 @@ def step_line(
     fill: float = 0.0,
     **options: Any,
 ) -> go.Scatter:
-    """A histogram as a line, with the shape below it filled where `fill`, its opacity, is given."""
+    """Histogram as a step line, filled below with the opacity `fill`."""
     return go.Scatter(
         x=x.tolist(), y=np.asarray(y).tolist(), mode="lines",
         line=line_look(stroke, shape="hvh", width=width), fill="tozeroy" if fill else None,
@@ -181,13 +172,13 @@ def step_line(
 
 
 def line_width(place: int) -> float:
-    """By the place in the order of drawing: a line that hides another leaves its rim to be seen."""
+    """Line width by drawing order: a later line is thinner, so that the one below stays visible."""
     return WIDTHS[min(place, len(WIDTHS) - 1)]
 
 
 def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
-    """The magnitude thresholds of the pruned stages drawn, neighbours once: magnitude, label. A
-    stage with far fewer zeros than another, such as a re-dense one, is not pruned."""
+    """Magnitude thresholds of the pruned stages, (threshold, label), near ones once. A stage with
+    far fewer zeros than another, such as a re-dense one, is not pruned."""
     most = max((s.zero_share for s in series), default=0.0)
     lines: list[tuple[float, str]] = []
     for s in series:
@@ -201,7 +192,6 @@ def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
 def cutoff_lines(
     series: Sequence[Series], *, both_sides: bool, log: bool = False
 ) -> dict[str, Any]:
-    """Layout: a thin line at each threshold."""
     lines = cutoffs(series)
     sides = (-1, 1) if both_sides else (1,)
     shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in sides]
@@ -217,7 +207,7 @@ def cutoff_lines(
 
 
 def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:
-    """The histograms, which share their bins, as a table, without bins that are empty in all."""
+    """Counts by bin, a column a series, without bins that are empty in all."""
     if not series:
         return None
     edges = series[0].edges

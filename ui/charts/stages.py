@@ -21,14 +21,12 @@ VALUE_WIDTH = 56  # pixels at the right, for the value of the rightmost dot
 
 
 def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> list[StoredResult]:
-    """The perplexities among the results, in the order of the stages."""
     order = {stage: i for i, stage in enumerate(names)}
     rows = [r for r in results if r.metric == PERPLEXITY]
     return sorted(rows, key=lambda r: order.get(r.stage, len(order)))
 
 
 def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
-    """`stage_perplexities` with its figures as a table and its note."""
     ordered = perplexities(results, names)
     rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
     columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
@@ -43,12 +41,8 @@ def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) 
 
 
 def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
-    """One dot a stage with its value printed; the dense model's is a dashed line.
-
-    Args:
-        results: of one run; other metrics among them are left out.
-        names: stage -> label, in the order they are drawn.
-    """
+    """One dot a stage with its value printed; a dashed line for the dense model. `names` maps
+    stages to labels in the order of drawing."""
     rows = perplexities(results, names)
     labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
     span = log_span([r.value for r in rows], right=0.2)
@@ -64,7 +58,6 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
 
 
 def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    """A dot for each stage, its standard error as a line."""
     strokes = [stage_style(r.stage) for r in rows]
     errors = [r.stderr or 0.0 for r in rows]
     return dots(
@@ -78,7 +71,7 @@ def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
 
 
 def _printed(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    """The values in figures, each behind the line of its error."""
+    """Values as text to the right of the error bars."""
     return go.Scatter(
         x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
         text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
@@ -87,7 +80,7 @@ def _printed(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:
-    """On which text, and how many tokens of it."""
+    """Evaluation text and number of tokens, in words."""
     first = next((r for r in results if r.metric == PERPLEXITY), None)
     if first is None:
         return ""

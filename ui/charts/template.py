@@ -23,8 +23,6 @@ LEGEND_ROW, FEW_LINES = 24, 2  # pixels of a row; so many rows fit a view as it 
 
 
 def _template(palette: Palette) -> go.layout.Template:
-    """How every chart of a mode looks: few ticks, no frame, a light grid, a legible hover label,
-    and a legend above the plot, left-aligned."""
     small = {"size": 12, "color": palette.muted}
     words = {"family": FAMILY, "size": 12, "color": palette.text}
     ax = {
@@ -54,7 +52,7 @@ def _template(palette: Palette) -> go.layout.Template:
 
 
 def templates() -> str:
-    """JSON of the templates by mode; the browser puts the one of its mode into every figure."""
+    """Plotly templates by mode, as JSON for the browser."""
     modes = {"light": LIGHT, "dark": DARK}
     return json.dumps({name: _template(p).to_plotly_json() for name, p in modes.items()})
 
@@ -70,18 +68,14 @@ def axis(title: str = "", *, log: bool = False, **options: Any) -> dict[str, Any
 
 
 def category_axis(**options: Any) -> dict[str, Any]:
-    """Names from top to bottom, in the colour of text: what each row of a chart is called."""
+    """Axis of row labels, from top to bottom."""
     rows = {"type": "category", "autorange": "reversed", "tickfont": {"color": LIGHT.text}}
     return axis(**rows | {"showgrid": False} | options)
 
 
 def log_axis(title: str, span: Sequence[float], unit: str = "", **options: Any) -> dict[str, Any]:
-    """A log axis with few round ticks.
-
-    Args:
-        span: log10 of its lowest and highest value; empty where nothing is drawn.
-        unit: written behind every tick.
-    """
+    """Log axis with few round ticks; `span` is log10 of its limits, empty without data; `unit`
+    follows every tick."""
     ticks = round_ticks(10 ** span[0], 10 ** span[1]) if span else []
     return axis(
         title, log=True, range=[*span] or None, tickvals=ticks,
@@ -104,25 +98,20 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def layout(*, view: str = "", top: int = 8, more: int = 0, **options: Any) -> dict[str, Any]:
-    """The layout of a figure.
-
-    Args:
-        view: names what is looked at; zoom and hidden lines are kept while it stays the same.
-        top: pixels above the plot, for a legend.
-        more: pixels the figure asks for besides the height of its view.
-    """
+    """Layout of a figure. While `view` stays the same, zoom and hidden lines are kept; `top` pixels
+    for a legend; `more` pixels of height."""
     meta = {"meta": {"more": more}} if more else {}
     return {"margin": {"t": top}, "uirevision": view} | meta | options
 
 
 def legend_row(top: int = 32, **options: Any) -> dict[str, Any]:
-    """Arguments of `layout`: a legend whose lines stand side by side."""
+    """Arguments of `layout` for a horizontal legend."""
     return {"top": top, "showlegend": True, "legend": {"orientation": "h"} | options}
 
 
 def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
-    """Arguments of `layout`: a legend with a row for each line. The plot gives up their room, or
-    the figure grows with them."""
+    """Arguments of `layout` for a legend with one row a line; with `grow` the figure grows, else
+    the plot shrinks."""
     more = LEGEND_ROW * max(0, lines - FEW_LINES) if grow else 0
     return {"top": LEGEND_ROW * lines + 8, "more": more, "showlegend": True}
 
@@ -130,7 +119,6 @@ def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
 def reference_line(
     *, x: float | None = None, y: float | None = None, dash: str = "dash", **options: Any
 ) -> dict[str, Any]:
-    """A shape: a thin grey line across the whole plot, at `x` or at `y`."""
     if y is None:
         ends: dict[str, Any] = {"x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
     else:
@@ -140,12 +128,10 @@ def reference_line(
 
 
 def line_look(stroke: LineStyle, **options: Any) -> dict[str, Any]:
-    """The line of a trace."""
     return {"color": stroke.colour, "dash": stroke.dash} | options
 
 
 def tint(colour: str, opacity: float) -> str:
-    """A colour one can see through."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 

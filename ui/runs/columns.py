@@ -57,11 +57,9 @@ class Column:
     field: str = ""
 
     def html(self, row: RunRow) -> Markup:
-        """What is shown of a run."""
         return escape(self.cell(row))
 
     def delta(self, row: RunRow, base: RunRow | None) -> Markup:
-        """How far the run's figure lies from the baseline's."""
         return delta_html(self.metric, row, base) if self.metric else Markup()
 
 
@@ -76,7 +74,6 @@ def _text(
 
 
 def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) -> Column:
-    """A column of figures, titled and written as the metric `name`."""
     described = metric(name)
 
     def cell(row: RunRow) -> str:
@@ -87,7 +84,6 @@ def _figure(name: str, value: Callable[[RunRow], float | None], **options: Any) 
 
 
 def _final(name: str, usual: bool) -> Column:
-    """The figure each run ended with."""
     return _figure(
         name, lambda row: row.figures.final(name), group=GROUPS[1], usual=usual, metric=name
     )
@@ -119,7 +115,6 @@ def _sweep(row: RunRow) -> str:
 
 
 def added(row: RunRow) -> str:
-    """When the run was added, in UTC, for exports."""
     moment = datetime.fromtimestamp(row.job.created_at / 1000, UTC)
     return moment.isoformat(timespec="seconds")
 
@@ -167,7 +162,7 @@ AFTER = (
 
 
 def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
-    """Key -> column, in order, of all columns for which these rows have a value."""
+    """Columns by key, in order, for which these rows have a value."""
     shapes = list(dict.fromkeys(row.shape for row in rows))
     of_run: dict[str, bool] = {}  # metric -> whether of the run as a whole
     settings: dict[str, bool] = {}  # field -> whether a number in every run
@@ -197,14 +192,12 @@ def _titled(name: str, kinds: Iterable[str]) -> str:
 
 
 def find_column(name: str, columns: Mapping[str, Column]) -> Column | None:
-    """The column of that key or alias, upper or lower case."""
     key = name.lower()
     return columns.get(key) or columns.get(ALIASES.get(key, ""))
 
 
 def visible_columns(keys: Sequence[str], columns: Mapping[str, Column]) -> list[Column]:
-    """The columns with these keys, in the order of the table; the usual ones where none is named.
-    The run itself always leads."""
+    """Columns with these keys, or the usual ones, in table order; the run always leads."""
     wanted = {column.key for key in keys if (column := find_column(key, columns))}
     if not wanted:
         return [c for c in columns.values() if c.usual]

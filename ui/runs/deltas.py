@@ -45,7 +45,6 @@ class Delta:
 
 
 def delta(metric: Metric, value: float, base: float) -> Delta:
-    """The signed difference of two values of one metric."""
     change = value - base
     share = change / abs(base) if base else None
     if change == 0 or (share is not None and abs(share) < MIN_DELTA):
@@ -57,7 +56,7 @@ def delta(metric: Metric, value: float, base: float) -> Delta:
 
 
 def conditions(row: RunRow, name: str) -> dict[str, Any]:
-    """What a run's final figure was measured on."""
+    """Conditions under which a run's final figure was measured."""
     figure = row.figures.final_row(name)
     details = dict(figure.details or {}) if figure else {}
     texts = (row.job.environment or {}).get("text")
@@ -67,23 +66,20 @@ def conditions(row: RunRow, name: str) -> dict[str, Any]:
 
 
 def comparable_by(row: RunRow, name: str = PERPLEXITY) -> tuple[str, ...] | None:
-    """Runs with the same answer have figures of one model that can be compared; None for a run
-    without such a figure."""
+    """Key shared by runs whose figures are comparable; None without such a figure."""
     if row.figures.final(name) is None:
         return None
     return (base_model(row.job), *map(str, conditions(row, name).values()))
 
 
 def incomparable_because(one: RunRow, other: RunRow, name: str) -> str:
-    """Why the figures of two runs cannot be compared, as in "different text"; empty where they
-    can."""
+    """Reason against a comparison, as in "different text"; empty where comparable."""
     mine, theirs = conditions(one, name), conditions(other, name)
     return next((f"different {CONDITIONS[k]}" for k in CONDITIONS if mine[k] != theirs[k]), "")
 
 
 def signed(metric: Metric, change: float, near: float = 0.0) -> str:
-    """The change in the unit of the metric's title, with as many decimals as the value `near`
-    has."""
+    """Change in the unit of the metric's title, with as many decimals as the value `near`."""
     if change == 0:
         return "±0"
     amount = abs(change)
@@ -98,14 +94,12 @@ def signed(metric: Metric, change: float, near: float = 0.0) -> str:
 
 
 def _rounded(amount: float, near: float) -> str:
-    """With the decimals of a figure near `near`; in significant digits where that would give 0."""
     places = max(0, 3 - math.floor(math.log10(abs(near)))) if near else 3
     text = f"{amount:,.{min(places, 6)}f}"
     return text if float(text.replace(",", "")) else number(amount, 2)
 
 
 def percent(share: float | None) -> str:
-    """A relative change: "+7.7 %"; nothing where there is none."""
     if share is None:
         return ""
     return f"{written_change(100 * share, 1)} %"
@@ -118,13 +112,8 @@ def delta_html(
     relative: bool = False,
     told_apart: bool = True,
 ) -> Markup:
-    """How far a run's final figure lies from the baseline's, or why they are not compared; empty
-    where there is nothing to compare.
-
-    Args:
-        relative: in per cent, too.
-        told_apart: whether the difference is more than chance; else it is neither better nor worse.
-    """
+    """Difference to the baseline's final figure, or why they are not compared; `relative`: also in
+    per cent; `told_apart`: the difference is significant."""
     value = row.figures.final(name)
     base_value = base.figures.final(name) if base else None
     if base is None or base.job.id == row.job.id or value is None or base_value is None:
@@ -141,7 +130,6 @@ def delta_html(
 def difference_html(
     metric: Metric, difference: Delta, value: float, relative: bool = False
 ) -> Markup:
-    """Arrow, signed change and direction of a difference; `value` as for `signed`."""
     change = difference.change
     arrow = "▲" if change > 0 else "▼" if change < 0 else ""
     text = signed(metric, change, value)

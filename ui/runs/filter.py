@@ -45,7 +45,6 @@ class FilterTerm:
     negated: bool
 
     def holds(self, row: RunRow) -> bool:
-        """Whether a run matches."""
         return self._holds(row) != self.negated
 
     def _holds(self, row: RunRow) -> bool:
@@ -62,13 +61,10 @@ class FilterTerm:
 
 @dataclass(frozen=True)
 class RunFilter:
-    """The terms, and messages about the parts of the text that could not be parsed."""
-
     terms: Sequence[FilterTerm]
     problems: Sequence[str]
 
     def passed(self, rows: Sequence[RunRow]) -> list[RunRow]:
-        """The rows that match every term."""
         return [row for row in rows if all(term.holds(row) for term in self.terms)]
 
 

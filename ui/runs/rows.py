@@ -24,13 +24,8 @@ BATCH = 500  # runs read at once
 
 @dataclass(frozen=True, eq=False)
 class RunShape:
-    """What a run has values for. Runs with the same values have the same shape, the very object:
-    there are far fewer shapes than runs.
-
-    Attributes:
-        settings: names of the fields of the config, and whether each is a number.
-        figures: names of the metrics, and whether each is of the run as a whole.
-    """
+    """Settings (name, whether a number) and metrics (name, whether of the run as a whole) that a
+    run has. Runs alike share one object: shapes are far fewer than runs."""
 
     kind: str
     settings: tuple[tuple[str, bool], ...]
@@ -43,7 +38,7 @@ _shape = lru_cache(maxsize=4096)(RunShape)
 
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    """One run, its results, and the bytes on disk of the model it saved."""
+    """One run, its results, and the size of the saved model in bytes."""
 
     job: Job
     figures: RunResults
@@ -51,12 +46,10 @@ class RunRow:
 
     @property
     def now(self) -> int:
-        """The time to count ages from."""
         return now_ms()
 
     @cached_property
     def shape(self) -> RunShape:
-        """What there are values for."""
         config = self.job.config
         settings = ((name, is_number(value)) for name, value in config.items())
         figures = {(name, stage == RUN) for stage, name in self.figures.rows}
@@ -64,7 +57,7 @@ class RunRow:
 
     @cached_property
     def text(self) -> str:
-        """What a full-text search covers, lower case."""
+        """Lower-case text of the full-text search."""
         job = self.job
         model = str(job.config.get("model", ""))
         parts = (
@@ -82,7 +75,6 @@ class RunRow:
 def rows(
     jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
-    """Runs with their results, in the order given."""
     by_job = _by_job(results)
     return [
         RunRow(
@@ -93,7 +85,6 @@ def rows(
 
 
 def is_number(value: object) -> bool:
-    """Whether a setting is a number; a switch is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -105,14 +96,11 @@ def _by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
 
 
 def all_rows(*, deleted: bool = False) -> list[RunRow]:
-    """Every run, the newest first; deleted ones only where they are asked for."""
     rows = _cache(settings().url).rows()
     return rows if deleted else [row for row in rows if not row.job.removed_at]
 
 
 class RunCache:
-    """Every run and its results, kept up to date with the database."""
-
     def __init__(self) -> None:
         self._lock = Lock()
         self._event = 0  # the newest that is known
@@ -120,13 +108,12 @@ class RunCache:
         self._rows: dict[int, RunRow] = {}
 
     def rows(self) -> list[RunRow]:
-        """Every run that is not purged, the newest first."""
         with self._lock:
             self._update()
             return [self._rows[number] for number in sorted(self._rows, reverse=True)]
 
     def _update(self) -> None:
-        """Read again what may have changed. A run that has just ended had an event then."""
+        """Reads what may have changed. A run that has just ended had an event then."""
         self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
         self._live = set()
@@ -146,7 +133,7 @@ def _cache(_url: str) -> RunCache:
 
 
 def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
-    """The rows of these runs, in that order; unknown and repeated names are left out."""
+    """Rows of these runs in the given order; unknown and repeated names are left out."""
     wanted = dict.fromkeys(runs)
     numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
     numbers |= {str(row.job.id) for row in rows if row.job.id < 0}  # examples have no number

@@ -18,7 +18,7 @@ from ui.widgets.html import WIDGETS
 
 
 def nothing(sentence: str) -> dict[str, str]:
-    """The value of a chart that stays empty: it takes little room."""
+    """Value of a chart that stays empty and small."""
     return {"nothing": sentence}
 
 
@@ -66,7 +66,6 @@ class PlotlyView(gr.HTML):
         )
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:
-        """The figure as plain JSON, or a sentence; "" means that data is loading."""
         if value is None:
             return self.empty
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value

@@ -27,14 +27,12 @@ LATEST: dict[str, Any] = {**SILENT_EVENT, "trigger_mode": "always_last"}  # opti
 
 
 class HtmlPanel(gr.HTML):
-    """Shows HTML and reports what is done in it. Events: `view`, `act`; of the latter
-    `gradio_patches.event_data` gives `{"do", "run", "file", "text"}`, sent by the browser and
-    therefore to be checked."""
+    """HTML with the events `view` and `act`; `gradio_patches.event_data` of `act` is the browser's
+    unchecked `{"do", "run", "file", "text"}`."""
 
     def __init__(self, value: Markup = EMPTY, **options: Any) -> None:
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)
 
     def on_action(self, handler: Callable[..., Any], outputs: Any, redraw: tuple[Any, ...]) -> None:
-        """A button was pressed: the handler says what came of it, then the page is redrawn."""
         event = self.act(handler, None, outputs, show_progress="hidden", api_visibility="private")
         event.then(*redraw, **SILENT_EVENT)

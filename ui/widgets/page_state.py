@@ -9,12 +9,10 @@ import gradio as gr
 
 
 def page_state() -> gr.JSON:
-    """A value the browser keeps and sends along. One `gr.State` on any page makes every page hold a
-    connection open (Gradio 6.31), and a browser opens six to a server: its seventh tab would
-    wait for ever."""
+    """A value the browser keeps and sends along. A `gr.State` makes every page hold a connection
+    (Gradio 6.31), and browsers open at most six to a server."""
     return gr.JSON(None, visible=False)
 
 
 def as_kept(value: Any) -> Any:
-    """The value as it comes back from the browser: tuples are lists."""
     return json.loads(json.dumps(value))

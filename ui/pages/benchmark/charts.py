@@ -46,17 +46,15 @@ NODE_TICKS: dict[str, Any] = {  # of a log axis
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
-    """Name -> colour."""
     return name_colours(d.name for d in decoders)
 
 
 def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
-    """The decoders that draft tokens."""
     return [d for d in decoders if d.drafts]
 
 
 def bar_label(decoder: DecoderReport) -> str:
-    """The label of a bar: a narrow screen has little room."""
+    """Label of a bar, short for narrow screens."""
     if not decoder.kind:
         return esc(decoder.label)
     return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
@@ -92,12 +90,8 @@ def gain(
     default: bool,
     note: str,
 ) -> Chart:
-    """Tokens per step as a bar, the break-even as a line: a bar beyond it is a gain; a ring is what
-    was predicted.
-
-    Args:
-        default: whether the trees follow the drafter's confidence.
-    """
+    """Tokens per step as a bar, break-even as a line, prediction as a ring. `default`: the trees
+    follow the drafter's confidence."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
         [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)
@@ -160,7 +154,6 @@ def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) 
 
 
 def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
-    """Error bars from the lowest to the highest repetition."""
     return {"color": colour, "thickness": 1, "array": high - value, "arrayminus": value - low}
 
 
@@ -172,7 +165,6 @@ def _bar_layout(
     texts: Sequence[str],
     room: float = ROOM,
 ) -> dict[str, Any]:
-    """A row for each decoder, a text at the end of its bar."""
     notes = [
         {
             "x": end,
@@ -197,8 +189,7 @@ def _bar_layout(
 
 
 def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
-    """Each task a row, each decoder a dot in it: its speed-up with the range of its repetitions, or
-    its tokens per step."""
+    """One row a task, one dot a decoder: speed-up with its range, or tokens per step."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
         [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
@@ -232,7 +223,6 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
 
 
 def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Share of decoding steps by the tokens they yielded."""
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     frame = pd.DataFrame(
         [(d.label, length, steps, 100 * steps / (sum(d.lengths.values()) or 1))
@@ -254,8 +244,8 @@ def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, float]:
-    """k -> the share of steps in which at least k draft tokens were accepted, k = 1, 2, …;
-    conditional: of the steps in which k - 1 were."""
+    """Share of steps with at least k accepted draft tokens, by k; `conditional`: of the steps with
+    at least k - 1."""
     deepest = max(decoder.lengths, default=1)
     at_least = [
         sum(n for length, n in decoder.lengths.items() if length > k) for k in range(deepest)
@@ -265,7 +255,6 @@ def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, floa
 
 
 def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: str) -> Chart:
-    """Share of steps in which at least k draft tokens were accepted, over k (see `reached`)."""
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     title = "Share of those steps, %" if conditional else "Share of steps, %"
     frame = pd.DataFrame(
@@ -291,7 +280,6 @@ def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: 
 def _with_legend(
     view: str, lines: Sequence[object], xaxis: dict[str, Any], yaxis: dict[str, Any]
 ) -> dict[str, Any]:
-    """The layout of a chart whose legend has a row for each of `lines`."""
     rows = legend_rows(len(lines), grow=True)
     return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
 
@@ -300,14 +288,14 @@ def _with_legend(
 
 
 def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:
-    """Curve -> values by tree size, of one drafter; nothing where sizes were not tried."""
+    """Values by tree size of each curve of a drafter; empty where sizes were not tried."""
     names = {name: f"{run}/{name}" for name in (ACCEPTED, SPEED_UP, EVEN)}
     rows = {name: curves[curves["name"] == full] for name, full in names.items()}
     return {name: found.set_index("step")["value"] for name, found in rows.items() if len(found)}
 
 
 def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart:
-    """Over the size of the tree: tokens per step with its break-even, and below the speed-up."""
+    """Tokens per step and break-even over tree size, and below them the speed-up."""
     paint = colours(decoders)
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.08, shared_xaxes=True)
     tried = [(d, sizes) for d in decoders if (sizes := sizes_of(curves, d.name))]

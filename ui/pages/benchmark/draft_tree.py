@@ -22,7 +22,6 @@ ORDINALS = ("1st", "2nd", "3rd")
 
 
 def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
-    """The tree of a decoder and its nodes as a table; `expected` as for `draft_tree`."""
     frame = pd.DataFrame(
         {
             "Draft token": name_of(path),
@@ -37,12 +36,8 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
 
 
 def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
-    """The root at the left, a column for each head; the area of a circle is its share of steps.
-
-    Args:
-        hits: node -> share of steps that accepted it; every node but the root.
-        expected: the same on held-out answers, where it is known.
-    """
+    """Tree with the root at the left and a column a head; `hits` and `expected` (on held-out
+    answers) map nodes to their share of steps, the area of the circle."""
     places = rows(hits)
     shares = {(): 1.0, **hits}
     row = TREE_HEIGHT / (1 + max(places.values()))
@@ -75,7 +70,7 @@ def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
 
 
 def rows(paths: Iterable[Path]) -> dict[Path, int]:
-    """The row of every node, the root's too: a first child beside its parent, others below."""
+    """Row of every node: a first child beside its parent, others below."""
     found: dict[Path, int] = {(): 0}
     lowest, parents = 0, set[Path]()
     for path in sorted(paths):  # depth first
@@ -87,7 +82,6 @@ def rows(paths: Iterable[Path]) -> dict[Path, int]:
 
 
 def _edges(places: Mapping[Path, int]) -> go.Scatter:
-    """Lines from parents to children, one trace with gaps."""
     x: list[int | None] = []
     y: list[int | None] = []
     for path in filter(None, places):
@@ -106,7 +100,6 @@ def _hover(path: Path, share: float, expected: Mapping[Path, float]) -> str:
 
 
 def name_of(path: Path) -> str:
-    """A node in words: "Head 2, 1st choice after 1st"."""
     own, *before = (
         ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
     )

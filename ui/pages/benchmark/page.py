@@ -103,7 +103,6 @@ def build() -> None:
 
 
 def _controls() -> dict[str, Component]:
-    """Every control by its name in the address, not yet drawn."""
     return {
         "run": dropdown("Benchmark", "benchmark-run", min_width=240, visible=False),
         "by": segmented(BY, "Figure", "benchmark-by"),
@@ -115,7 +114,6 @@ def _controls() -> dict[str, Component]:
 def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
 ) -> Updates:
-    """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
     shown = data.benchmark(runs, named)
@@ -143,7 +141,6 @@ def draw(
 
 
 def inside(shown: Benchmark) -> Markup:
-    """Each drafter as the parts a draft passes through, with their shares of the time."""
     if not shown.complete:
         return Markup()
     alone = [d for d in shown.decoders if d.kind and not d.combined]
@@ -152,7 +149,6 @@ def inside(shown: Benchmark) -> Markup:
 
 
 def head(shown: Benchmark) -> Markup:
-    """The run, its verdict, and the conditions under which its figures hold."""
     job = shown.job
     return HTML.head(
         job, shown.verdicts, job.state in ACTIVE, progress(job), error_of(job), conditions(job),
@@ -161,7 +157,7 @@ def head(shown: Benchmark) -> Markup:
 
 
 def conditions(job: Job) -> dict[str, object]:
-    """Without these a speed means nothing."""
+    """Conditions under which the speeds were measured."""
     here, config = job.environment, job.config
     prompts = (here.get("text") or {}).get("prompts", {})
     return {
@@ -178,19 +174,16 @@ def conditions(job: Job) -> dict[str, object]:
 
 
 def command(job: Job) -> str:
-    """The shell line of such a benchmark."""
     drafters = str(job.config["drafters"]).replace(",", " ")
     return " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
 
 
 def _tree(shown: Benchmark, wanted: str) -> DecoderReport | None:
-    """The drafter whose tree is drawn: the wanted one, or the first."""
+    """Drafter whose tree is drawn: the wanted one, or the first."""
     return next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
 
 
 def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    """Draws one of the panels from an address."""
-
     def drawn(request: gr.Request) -> Chart:
         runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
         shown = data.benchmark(runs, query(request, "run"))
@@ -226,7 +219,6 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> d
 
 
 def heads(decoder: DecoderReport) -> Chart:
-    """Top-1 accuracy of each head of a drafter during its training."""
     points = data.head_curves(decoder.run)
     names = sorted(points["name"].unique())
     if not names:

@@ -24,7 +24,7 @@ BASELINE = LineStyle(LIGHT.muted, "dash")
 
 
 def strokes(runs: Sequence[str], base: str) -> dict[str, LineStyle]:
-    """Run -> how it is drawn everywhere in a comparison."""
+    """Line style of each run throughout a comparison."""
     others = [run for run in runs if run != base]
     coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
     return {run: coloured.get(run, BASELINE) for run in runs}
@@ -36,12 +36,8 @@ def stage_dots(
     labels: Mapping[str, str],
     note: str = "",
 ) -> Chart:
-    """Perplexity of every stage of every run: a row a stage, a colour and a shape a run.
-
-    Args:
-        results: run -> its results, all measured on the same text.
-        labels: stage -> label, from top to bottom.
-    """
+    """Perplexity by stage (rows, `labels` from top to bottom) and run (colour and shape); all
+    measured on the same text."""
     frame = pd.DataFrame(
         {"Stage": label, **{run: r.value(stage, PERPLEXITY) for run, r in results.items()}}
         for stage, label in labels.items()

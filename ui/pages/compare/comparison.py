@@ -36,8 +36,6 @@ EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared"
 
 
 class ComparedRun(NamedTuple):
-    """One of the runs, as the head and the tables show it."""
-
     row: RunRow
     description: Markup
     stroke: LineStyle
@@ -45,8 +43,6 @@ class ComparedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class RunComparison:
-    """The runs compared, and the one the others are seen against."""
-
     rows: Sequence[RunRow]
     base: RunRow
 
@@ -56,12 +52,10 @@ class RunComparison:
 
     @property
     def strokes(self) -> dict[str, LineStyle]:
-        """Run -> colour and dash."""
         return strokes(self.runs, self.base.job.run)
 
     @property
     def columns(self) -> list[ComparedRun]:
-        """The runs as columns of a table."""
         drawn = self.strokes
         return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
 
@@ -70,7 +64,6 @@ class RunComparison:
 
 
 def settings_of(row: RunRow) -> dict[str, Any]:
-    """Title -> value of the kind, every setting, and the machine and versions the run had."""
     config = {setting_title(row.job.kind, name): value for name, value in row.job.config.items()}
     environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
     versions = environment.pop("versions", None)
@@ -81,7 +74,7 @@ def settings_of(row: RunRow) -> dict[str, Any]:
 
 
 def differing(comparison: RunComparison) -> dict[str, list[Any]]:
-    """Title -> values, one a run, of what is not the same everywhere; None: no such setting."""
+    """Values by title, one a run, of settings that differ; None: no such setting."""
     settings = [settings_of(row) for row in comparison.rows]
     titles = dict.fromkeys(name for one in settings for name in one)
     values = {name: [one.get(name) for one in settings] for name in titles}
@@ -89,8 +82,7 @@ def differing(comparison: RunComparison) -> dict[str, list[Any]]:
 
 
 def config_card(comparison: RunComparison) -> Markup:
-    """A row for each setting that differs; values unlike the baseline's are marked. Settings that
-    only some of the runs have, such as those of one method, are folded away."""
+    """A row for each setting that differs; those of only some runs are folded away."""
     found, place = differing(comparison), comparison.rows.index(comparison.base)
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
     rows = {
@@ -111,7 +103,7 @@ def _value(value: Any) -> str:
 
 
 class ComparedFigure(NamedTuple):
-    """One cell of the results; `delta`: how far it lies from the baseline's."""
+    """Cell of the results; `delta` is its difference to the baseline's."""
 
     value: str
     stderr: str = ""
@@ -119,13 +111,11 @@ class ComparedFigure(NamedTuple):
 
 
 def measured(comparison: RunComparison) -> list[str]:
-    """Metrics any of the runs ended with, the described ones first in their order."""
     names = {name for row in comparison.rows for name in row.figures.final_names}
     return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
 
 
 def metrics_card(comparison: RunComparison) -> Markup:
-    """A row for each metric of the kept stage, with its delta to the baseline."""
     kept = [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
     ratios = paired_ratios(comparison)
     rows = [
@@ -142,8 +132,7 @@ def metrics_card(comparison: RunComparison) -> Markup:
 
 
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
-    """Each run's perplexity over the baseline's on the same windows; None where they cannot be
-    compared so."""
+    """Perplexity of each run over the baseline's on the same windows; None where not comparable."""
     alike = on_one_text(comparison)
     losses = [_window_losses(row) if row in alike else None for row in comparison.rows]
     base = losses[comparison.rows.index(comparison.base)]
@@ -155,7 +144,6 @@ def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
 
 
 def _window_losses(row: RunRow) -> np.ndarray | None:
-    """Of the kept stage, [windows]."""
     return window_losses(row.job).get(row.figures.kept or "")
 
 
@@ -179,15 +167,14 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
 
 
 def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
-    """Whether a difference may be called better or worse: not one of losses on the same windows
-    whose interval holds 1."""
+    """Significance of a difference; only of metrics on windows, by the ratio's interval."""
     return shown.name not in WINDOW_METRICS or ratio is None or ratio.told_apart
 
 
 def _figures_of_jobs(
     comparison: RunComparison,
 ) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
-    """What is known of every run without having been recorded as a figure."""
+    """Duration, peak memory and size of the runs."""
     rows, place = comparison.rows, comparison.rows.index(comparison.base)
     known: dict[str, list[float | None]] = {
         "took": [elapsed(row.job, row.now) for row in rows],
@@ -209,7 +196,6 @@ def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedF
 
 
 def on_one_text(comparison: RunComparison) -> list[RunRow]:
-    """The runs whose perplexity was measured on the baseline's text."""
     base = comparison.base
     rows = [row for row in comparison.rows if row.figures.final() is not None]
     return [r for r in rows if base in rows and not incomparable_because(r, base, PERPLEXITY)]
@@ -219,7 +205,6 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
 
 
 def results_chart(comparison: RunComparison) -> Chart:
-    """The figures of the kept stages as a table, without a drawing."""
     rows = [
         {"Figure": metric(name).title} | {
             row.job.run: format_value(metric(name), f.value) if (f := row.figures.final_row(name))
@@ -236,7 +221,6 @@ def results_chart(comparison: RunComparison) -> Chart:
 
 
 def settings_chart(comparison: RunComparison) -> Chart:
-    """The settings that are not the same everywhere, as a table."""
     rows = [
         {"Setting": name} | dict(zip(comparison.runs, map(_value, values), strict=True))
         for name, values in differing(comparison).items()
@@ -248,7 +232,6 @@ def settings_chart(comparison: RunComparison) -> Chart:
 
 
 def records(comparison: RunComparison) -> list[dict[str, Any]]:
-    """Every line of both tables as plain data."""
     settings = [
         {"section": "setting", "name": name, "run": run, "value": value}
         for name, values in differing(comparison).items()
@@ -273,13 +256,11 @@ def _record(name: str, row: RunRow, base: RunRow) -> dict[str, Any]:
 
 
 def to_csv(comparison: RunComparison) -> str:
-    """Both tables in long form."""
     lines = [[record.get(key) for key in EXPORTED] for record in records(comparison)]
     return csv_text(lines, EXPORTED)
 
 
 def to_json(comparison: RunComparison) -> str:
-    """Both tables, and which run is the baseline."""
     base, lines = comparison.base.job.run, records(comparison)
     whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
     return json.dumps(whole, indent=1, ensure_ascii=False)

@@ -17,19 +17,16 @@ SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 
 def curves_of(comparison: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The points of every run, and the curves that one or more of them has recorded."""
     points = {run: display_units(frames.shown_curves(run)) for run in comparison.runs}
     return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
 
 
 def _lines(points: pd.DataFrame) -> list[str]:
-    """The curves with more than a single point."""
     lengths = points.groupby("name", sort=False).size()
     return [str(name) for name in lengths.index[lengths > 1]]
 
 
 def chosen_curve(comparison: RunComparison, names: list[str], wanted: str | None) -> str:
-    """The wanted curve, else the error of the stage the baseline kept, else the first."""
     kept = f"error/{comparison.base.figures.kept}"
     return next((name for name in (wanted, kept) if name in names), names[0])
 
@@ -42,7 +39,6 @@ def curve_chart(
     log_y: bool,
     smoothing: str | None,
 ) -> Chart:
-    """One curve of every run that has it."""
     by_run = {run: df[df["name"] == name] for run, df in points.items()}
     drawn = {run: df for run, df in by_run.items() if len(df)}
     titles = curve_titles(name)
@@ -63,7 +59,7 @@ def curve_chart(
 
 
 def curve_label(name: str, comparison: RunComparison) -> str:
-    """What a curve is called: "Relative output error · Second pruning (SDS)"."""
+    """Label of a curve: "Relative output error · Second pruning (SDS)"."""
     rest, label = name.partition("/")[2], curve_titles(name).label
     stages = {
         s: row.figures.label(s)

@@ -100,8 +100,7 @@ def build() -> None:
 
 
 def compared(request: gr.Request) -> RunComparison | None:
-    """The runs in the address, the first of them the baseline unless another is named; None when
-    there are too few."""
+    """Comparison of the runs in the address, by default with the first; None for too few runs."""
     rows = chosen(all_rows(), query_list(request, "ids", MAX_COMPARED))
     if len(rows) < MIN_COMPARED:
         return None
@@ -110,7 +109,6 @@ def compared(request: gr.Request) -> RunComparison | None:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Head, settings, results and stages; only what leads to a comparison where there is none."""
     runs = compared(request)
     if runs is None:
         return {"head": nothing_html(), "body": gr.update(visible=False)}
@@ -125,8 +123,7 @@ def draw(request: gr.Request) -> Updates:
 
 
 def nothing_html() -> Markup:
-    """What leads to a comparison: the table of runs, or the newest whose perplexity can be
-    compared."""
+    """Page without a comparison: suggests the newest runs with comparable perplexity."""
     alike: dict[object, list[str]] = {}
     for row in all_rows():
         if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
@@ -138,7 +135,6 @@ def nothing_html() -> Markup:
 
 
 def stages_chart(runs: RunComparison) -> Chart:
-    """Perplexity of every stage of the runs measured on the baseline's text."""
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart(NO_PERPLEXITY)
@@ -150,7 +146,6 @@ def stages_chart(runs: RunComparison) -> Chart:
 
 
 def open_curves(request: gr.Request) -> Updates:
-    """Scale, smoothing and curve as the address says."""
     scale = query(request, "y", "linear", SCALES)
     smoothing = query(request, "smooth", "none", SMOOTHING)
     chart = draw_curves(query(request, "curve"), scale, smoothing, request)
@@ -160,7 +155,6 @@ def open_curves(request: gr.Request) -> Updates:
 def draw_curves(
     curve: str | None, scale: str | None, smoothing: str | None, request: gr.Request
 ) -> Updates:
-    """The curves there are, and the chosen one of every run."""
     runs = compared(request)
     points, offered = curves_of(runs) if runs else ({}, [])
     if runs is None or not offered:
@@ -173,7 +167,6 @@ def draw_curves(
 
 
 def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
-    """The tensors there are, and the chosen one as each run left it."""
     runs = compared(request)
     by_run = weights_by_run(runs) if runs else {}
     if runs is None or not by_run:
@@ -190,7 +183,6 @@ def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> U
 
 
 def export(event: gr.EventData, request: gr.Request) -> Any:
-    """Both tables as a file."""
     form, runs = str(event_data(event).get("do")), compared(request)
     if runs is None or form not in EXPORTS:
         return gr.skip()
@@ -198,8 +190,6 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Request], Chart]:
-    """Draws a chart of the runs in an address."""
-
     def at(request: gr.Request) -> Chart:
         runs = compared(request)
         return Chart(TOO_FEW) if runs is None else draw(runs, request)
@@ -208,7 +198,6 @@ def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Re
 
 
 def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    """The curve in the address, of every run."""
     points, offered = curves_of(runs)
     if not offered:
         return Chart(NO_CURVES)
@@ -219,7 +208,6 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
 
 
 def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    """The tensor in the address, as each run left it."""
     by_run = weights_by_run(runs)
     if not by_run:
         return Chart(NO_WEIGHTS)

@@ -40,7 +40,7 @@ DRAFTED_STEPS = 40  # of a text, shown
 
 
 def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
-    """The figures, the moving histogram and the methods, unless no figure has been added since."""
+    """Hero, moving histogram and methods; nothing if no figure was added since."""
     mark = list(queries.figures_mark())
     if seen == mark:
         return {}
@@ -54,7 +54,6 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
 
 
 def _drafted() -> Markup:
-    """A text in which drafted tokens are tinted; empty where there is none."""
     found = drafted_text()
     if found is None:
         return Markup()
@@ -65,12 +64,10 @@ def _drafted() -> Markup:
 
 
 def launch_address() -> str:
-    """Where the first step leads."""
     return href("new", kind=next(iter(kinds()), ""))
 
 
 def home_act(event: gr.EventData, request: gr.Request) -> Updates:
-    """A button: the toy, the examples, or one of a run. Says what came of it, and of which toy."""
     if event_data(event).get("do") != "toy":
         return {"said": _act(event, request), "toy": None}
     try:
@@ -97,7 +94,6 @@ def _act(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def draw_toy(toy: Any) -> Updates:
-    """What has become meanwhile of the toy that this page has started."""
     if not isinstance(toy, list) or not toy:
         return {}
     try:
@@ -107,8 +103,7 @@ def draw_toy(toy: Any) -> Updates:
 
 
 def toy_words(job: Job, status: QueueStatus) -> Markup:
-    """The state of the toy's run in a sentence: behind how many runs it waits, how long it takes,
-    or how it ended."""
+    """State of the toy's run: place in the queue, estimated duration, or outcome."""
     live = [other for other in status.live if other.lane == job.lane]
     waiting = [other.id for other in status.queued if other.lane == job.lane]
     start = start_times(status).get(job.id)
@@ -120,7 +115,6 @@ def toy_words(job: Job, status: QueueStatus) -> Markup:
 
 
 def run_toy(user: Actor) -> Job:
-    """Queue the first method on the built-in toy model."""
     kind = next(iter(kinds().values()))
     preset = next(iter(kind.presets), "")
     record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")

@@ -92,7 +92,6 @@ def build() -> None:
 
 
 def draw(request: gr.Request) -> Updates:
-    """What runs, what ended, and what waits or needs a look."""
     status, actor = queries.status(), current_user(request)
     return {
         "running": running_html(status, actor),
@@ -102,7 +101,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def running_html(status: QueueStatus, actor: Actor) -> Markup:
-    """A card for what runs now; empty where nothing does."""
     if not status.live:
         return Markup()
     now = now_ms()
@@ -115,7 +113,6 @@ def running_html(status: QueueStatus, actor: Actor) -> Markup:
 
 
 def latest_html() -> Markup:
-    """The newest succeeded runs, from the untouched model's perplexity to the final one."""
     jobs = queries.jobs([State.SUCCEEDED], limit=NEWEST)
     if not jobs:
         return Markup()
@@ -135,7 +132,7 @@ def latest_html() -> Markup:
 def fullest(
     usual: Sequence[run_columns.Column], rows: Sequence[RunRow]
 ) -> list[run_columns.Column]:
-    """The figures most of these runs have, as they stand side by side on Runs."""
+    """The columns that most of these runs have, in the order of Runs."""
     filled = {c.key: sum(c.value(row) is not None for row in rows) for c in usual}
     columns = [c for c in usual if c.key not in LEFT_OUT and filled[c.key]]
     best = sorted(columns, key=lambda c: -filled[c.key])[:FIGURES]
@@ -143,7 +140,6 @@ def fullest(
 
 
 def side_html(status: QueueStatus, actor: Actor) -> Markup:
-    """The head of the queue, the newest runs that failed or were lost, and the models."""
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
@@ -160,7 +156,6 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
 
 
 def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) -> Updates:
-    """The chart, unless no figure has been added since it was drawn."""
     newest = queries.figures_mark()
     if mark == list(newest):
         return {}
@@ -168,7 +163,6 @@ def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) 
 
 
 def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
-    """Both choices, the chart, and the front. The chart appears as soon as it compares two runs."""
     options = pareto.groups(run_rows.all_rows())
     runs = pareto.chosen_group(options, group or "")
     compared = _compared(runs) if runs else []
@@ -186,19 +180,17 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
 
 
 def _compared(runs: ComparableRuns) -> list[str]:
-    """The costs by which two runs or more can be compared."""
+    """Costs that two runs or more have."""
     return [name for name in runs.axes if len(runs.points(name)) > 1]
 
 
 def tradeoff_chart(runs: ComparableRuns, name: str) -> Chart:
-    """Quality against one cost."""
     points = runs.points(name)
     note = _note(points, len(runs.rows) - len(points))
     return tradeoff(points, metric(name), runs.dense, note)
 
 
 def _tradeoff_at(request: gr.Request) -> Chart:
-    """The chart an address asks for."""
     runs = pareto.chosen_group(pareto.groups(run_rows.all_rows()), query(request, "of"))
     if runs is None or not (axes := [*_compared(runs), *runs.axes]):
         return Chart(None)
@@ -215,7 +207,6 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
 
 
 def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -> Markup:
-    """The runs on the Pareto front, best quality first."""
     rows = [
         (p, format_value(QUALITY, p.y), format_value(metric(name), p.x))
         for p in runs.front(points, name)[:FRONT_ROWS]

@@ -27,8 +27,7 @@ MAX_POINTS = 500  # the newest, and all on the front
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Runs of one base model whose perplexity was measured on the same tokens. The key stands in
-    the address."""
+    """Runs of one base model with perplexity on the same tokens; `key` is in the address."""
 
     key: str
     label: str
@@ -36,13 +35,13 @@ class ComparableRuns:
 
     @cached_property
     def dense(self) -> float | None:
-        """Perplexity of the untouched model, as the newest of the runs measured it."""
+        """Perplexity of the dense model, as the newest of the runs measured it."""
         values = (row.figures.value("dense", PERPLEXITY) for row in self.rows)
         return next((value for value in values if value is not None), None)
 
     @property
     def axes(self) -> list[str]:
-        """The costs the runs differ in; then those that at least one run has."""
+        """Costs by which the runs differ; then those that at least one run has."""
         names = [name for name in self._names if self._values(name)]
         differing = [name for name in names if _spread(self._values(name)) > MIN_SPREAD]
         return differing + [name for name in names if name not in differing]
@@ -56,14 +55,12 @@ class ComparableRuns:
         return [v for row in self.rows if (v := cost(row, name)) is not None]
 
     def points(self, name: str) -> list[ParetoPoint]:
-        """The runs that have this cost, the newest first."""
         points = [point for row in self.rows if (point := _point(row, name))]
         best = {p.run for p in self.front(points, name)}
         return [p for i, p in enumerate(points) if i < MAX_POINTS or p.run in best]
 
     @staticmethod
     def front(points: Sequence[ParetoPoint], name: str) -> list[ParetoPoint]:
-        """Those on the Pareto front, the lowest perplexity first."""
         front = pareto_front(points, metric(name).better == "higher")
         return sorted(front, key=lambda point: point.y)
 
@@ -83,12 +80,10 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def cost(row: RunRow, name: str) -> float | None:
-    """A figure of a run that can stand on the horizontal axis."""
     return row.size if name == "size" else row.figures.final(name)
 
 
 def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
-    """Succeeded runs with a perplexity by base model and evaluation text, most runs first."""
     by_conditions: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
@@ -98,7 +93,6 @@ def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
 
 
 def _label(row: RunRow) -> str:
-    """The model, the text, and how it was cut."""
     figure = row.figures.final_row(PERPLEXITY)
     details = (figure.details if figure else None) or {}
     model = base_model(row.job).rstrip("/").rsplit("/", 1)[-1]
@@ -110,6 +104,5 @@ def _label(row: RunRow) -> str:
 
 
 def chosen_group(options: Sequence[ComparableRuns], key: str) -> ComparableRuns | None:
-    """The group that holds run `key`, or else the largest."""
     named = (g for g in options if key in {row.job.run for row in g.rows})
     return next(named, options[0] if options else None)

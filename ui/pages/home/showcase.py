@@ -34,14 +34,8 @@ MIN_STAGES = 3  # that make it worth moving
 
 @dataclass(frozen=True)
 class Shown:
-    """A finished run of a kind that has a figure to tell.
-
-    Attributes:
-        bars: (label, colour, value as text, length from 0 to 1) of the key metric of each stage a
-            method passes through.
-        caption: what the bars show, and which direction is better.
-        conditions: under which speeds were measured, where they are its figure.
-    """
+    """Finished run of a kind with a key figure. `bars`: (label, colour, value as text, length from
+    0 to 1) of the key metric by stage; `conditions` apply where it is a speed."""
 
     job: Job
     kind: Kind
@@ -53,18 +47,16 @@ class Shown:
 
     @property
     def model(self) -> str:
-        """What it was measured on: figures of two models do not compare."""
+        """Model it was measured on: figures of two models are not comparable."""
         return str(self.job.config.get("model", ""))
 
 
 def showcase() -> list[Shown]:
-    """One run of each kind, in the order of the kinds."""
     shown = (_newest(kind) for kind in kinds().values())
     return [each for each in shown if each]
 
 
 def _newest(kind: Kind) -> Shown | None:
-    """The newest run of a kind whose figures suffice; examples are the oldest."""
     if kind.key_figure is None:
         return None
     for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
@@ -145,14 +137,12 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
 
 
 def _cut_off(heights: np.ndarray, top: float) -> str:
-    """In words: what the axis does not show whole."""
     above = heights[heights > top]
     return f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}." if len(above) else ""
 
 
 def _heights(snapshot: TensorSnapshot) -> np.ndarray:
-    """Share of all weights in each of `BARS` bins [BARS] of the middle of the stored histogram;
-    exact zeros are in none."""
+    """Share of all weights in each of `BARS` bins of the middle of the stored histogram, [BARS]."""
     counts = np.asarray(snapshot.counts, float)
     middle, reach = len(counts) / 2, WIDTH * len(counts) / 2
     merged = np.interp(
@@ -172,7 +162,6 @@ def _said(snapshot: TensorSnapshot, perplexity: str | None) -> str:
 
 
 def drafted_text() -> tuple[Job, Transcript] | None:
-    """A finished answer with drafted tokens, of the newest run that has one."""
     for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
         for side in range(1, MAX_SIDES + 1):
             transcript = read_transcript(job.run, side)

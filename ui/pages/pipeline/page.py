@@ -55,7 +55,6 @@ def build() -> None:
 
 
 def _form() -> tuple[Any, ...]:
-    """The controls: preset and model, the text, what it would cost, and the button."""
     with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
@@ -73,7 +72,6 @@ def _form() -> tuple[Any, ...]:
 
 
 def _arrive(request: gr.Request) -> tuple[Any, Any, Any]:
-    """The preset in the address; today's models; the button is off for those who may not use it."""
     off = roles.may_not_change(current_user(request))
     button = gr.update(interactive=not off, value=off or "Add to queue")
     return (
@@ -88,7 +86,6 @@ def _preset(name: str, model: str | None) -> str:
 
 
 def _preview(text: str | None) -> Markup:
-    """The steps and what they will cost, or what is wrong with the text."""
     try:
         read = pipeline.read(text or "")
         costs = pipeline.plan(read)
@@ -122,7 +119,6 @@ def _queue(text: str | None, request: gr.Request) -> Any:
 
 
 def draw(request: gr.Request) -> tuple[Any, Any, Any]:
-    """The steps of the pipeline in the address; the form where there is none."""
     run = query(request, "id")
     job = find_job(run)
     if job is None:

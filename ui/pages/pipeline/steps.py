@@ -36,25 +36,22 @@ Row = list[object]
 
 
 def heads() -> list[str]:
-    """The columns of `step_rows`."""
     return ["Step", *(metric(name).title for name in METRICS)]
 
 
 def split_alone(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
-    """The steps of the chain, and the runs it is compared with."""
+    """Steps of the chain, and the runs it is compared with."""
     chained = [job for job in jobs if pipeline.ALONE not in job.tags]
     return chained, [job for job in jobs if pipeline.ALONE in job.tags]
 
 
 def chain(jobs: Sequence[Job]) -> list[LineageNode]:
-    """The model it begins with, and every step of the chain."""
     stored, steps = by_run(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
     return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in steps)]
 
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
-    """The model it begins with, as the first step that measured its perplexity did, then what each
-    step ended with; of a benchmark, every decoder."""
+    """Figures by step: of the base model, of each step, and of every decoder of a benchmark."""
     stored = by_run(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
@@ -73,8 +70,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]:
-    """What is known of the model a pipeline begins with: its perplexity, and its size in 16 bits,
-    in which models are usually kept."""
+    """Perplexity of the base model as first measured, and its size in 16 bits."""
     measured = (results.value(results.first, PERPLEXITY) for results in found)
     try:
         size: float | None = 2.0 * resolve_model(base_model(first)).facts.parameters
@@ -84,8 +80,7 @@ def _base(first: Job, found: Sequence[RunResults]) -> Mapping[str, float | None]
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
-    """A row for each decoder of a benchmark, the slowest first; the run alone before there are
-    any."""
+    """Rows of a benchmark's timed decoders, the slowest first; one without figures before."""
     speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
     timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)
     if not timed:

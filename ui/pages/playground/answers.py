@@ -25,15 +25,8 @@ MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
 
 @dataclass(frozen=True)
 class Answer:
-    """One column.
-
-    Attributes:
-        side: of the config, from 1; letter: of its column; "" where it is the only one.
-        model: None where names are hidden.
-        status: what it waits for.
-        passes: of the model, as many as `spans` shows.
-        text: the whole text once it has ended, to copy; else "".
-    """
+    """One column: `side` of the config, from 1, and its letter ("" if alone); `model` is None where
+    hidden; `spans` shows so many `passes`; `text` is that of a finished answer, else ""."""
 
     side: int
     letter: str
@@ -46,7 +39,7 @@ class Answer:
 
 
 def answers_of(job: Job, voter: str) -> list[Answer]:
-    """The columns as `voter` may see them; all but the first are compared with the first."""
+    """Columns as `voter` may see them, compared with the first."""
     hidden, sides = is_hidden(job, voter), display_order(job)
     texts = {side: read_transcript(job.run, side) for side in sides}
     return [
@@ -76,7 +69,6 @@ def _answer(
 def spans_of(
     transcript: Transcript, hidden: bool, differs: int | None = None, after: int = 0
 ) -> list[Span]:
-    """The text behind the first `after` passes; without tints where names are hidden."""
     if hidden:
         passes = transcript.passes[after:]
         return [Span("".join(text for step in passes for text, _ in step.tokens) + transcript.rest)]
@@ -84,7 +76,6 @@ def spans_of(
 
 
 def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
-    """HTML: what an answer waits for; empty once there is text, or when there will be none."""
     if job.state not in ACTIVE or transcript.passes or transcript.end:
         return Markup()
     if job.desired != "run":
@@ -100,7 +91,6 @@ def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:
-    """Length, speed and end of an answer; of one whose author is hidden only length and end."""
     if not transcript.passes:
         return []
     known = [f"{len(transcript.tokens)} tokens", *([] if hidden else _drafting(transcript))]
@@ -108,7 +98,6 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
 
 
 def _drafting(transcript: Transcript) -> list[str]:
-    """How fast an answer was written, and what its drafter was good for."""
     known = [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
     accepted, rejected = (
         transcript.accepted or 1.0,
@@ -124,7 +113,6 @@ def _drafting(transcript: Transcript) -> list[str]:
 
 
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
-    """How a finished text differs from the first column's."""
     if first is None or not (first.end and transcript.end):
         return []
     if first.text == transcript.text:
@@ -136,7 +124,7 @@ def _difference(first: Transcript | None, transcript: Transcript, differs: int |
 
 
 def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
-    """The heads that drafted tokens of these runs, where the voter may know."""
+    """Heads that drafted tokens of these runs, where the voter may know."""
     return {
         head
         for job in jobs

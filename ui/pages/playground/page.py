@@ -81,7 +81,6 @@ def build() -> None:
 
 
 def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
-    """The models, whether they are hidden, and a link to begin anew."""
     fields = GenerateJob.model_fields
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], sides(), "playground-")
@@ -92,7 +91,6 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
 
 
 def _settings() -> ConfigForm:
-    """The other fields, and whether rejected draft tokens are shown."""
     with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
         form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
         gr.Checkbox(  # read by the style sheet alone
@@ -105,7 +103,6 @@ def _settings() -> ConfigForm:
 
 
 def _composer() -> tuple[gr.Textbox, gr.HTML]:
-    """Where the next prompt is written, and what went wrong with it."""
     with gr.Column(elem_id="playground-composer"):
         message = notice("playground-said")
         prompt = gr.Textbox(
@@ -121,7 +118,6 @@ def _composer() -> tuple[gr.Textbox, gr.HTML]:
 
 
 def _alias() -> gr.Textbox:
-    """What a guest calls themselves; the browser remembers it."""
     return gr.Textbox(
         label="Your name",
         info="Stands beside what you ask and on your votes. Optional.",
@@ -133,7 +129,6 @@ def _alias() -> gr.Textbox:
 
 
 def sides() -> Choices:
-    """What can generate: every model, every drafter with its base model, every saved model."""
     known = {name for _, name in models()}
     compressed = [(label, name) for label, name in saved() if name not in known]
     return [*models(), *trained_drafters(), *compressed]
@@ -142,8 +137,8 @@ def sides() -> Choices:
 def _arrive(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """On arrival: today's models; the settings of the run in the address, or the fields named in
-    it (`?sides=`); why somebody may not ask."""
+    """Handler of the page's opening: current models, settings of the run or of the address, and why
+    prompts are not allowed."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
         job = generate_run(query(request, "from") or query(request, "run"))
@@ -161,8 +156,6 @@ def _arrive(
 def _settings_of_the_run(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """The settings of the conversation that was opened."""
-
     def show(request: gr.Request) -> Any:
         job = generate_run(query(request, "run"))
         if job is None:
@@ -176,7 +169,6 @@ def _chosen(
     config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML,
     choices: Choices | None = None,
 ) -> dict[Any, Any]:  # fmt: skip
-    """Those of its models that can answer, and in words which cannot."""
     names = read_names(str(config.get("sides", "")))
     missing = absent(names)
     there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
@@ -191,7 +183,6 @@ def _chosen(
 
 
 def _without(missing: list[str], there: list[str]) -> Markup:
-    """Which models cannot answer, and who answers instead; empty where all can."""
     if not missing:
         return Markup()
     examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
@@ -200,7 +191,6 @@ def _without(missing: list[str], there: list[str]) -> Markup:
 
 
 def _may_have_alias(request: gr.Request) -> Any:
-    """Guests who may ask can say who they are."""
     actor = current_user(request)
     return gr.update(visible=actor.role != "host" and not roles.may_not_vote(actor))
 
@@ -210,15 +200,12 @@ def _actor(request: gr.Request, alias: str) -> Actor:
 
 
 def _tab(request: gr.Request) -> Any:
-    """The tab the address names."""
     return gr.update(selected=query(request, "tab", "chat", ("chat", "leaderboard")))
 
 
 def _ask(
     form: ConfigForm, prompt: gr.Textbox, run: gr.Textbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """Queues the run and empties the prompt, or says what is wrong and keeps it."""
-
     def ask(
         request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
     ) -> Any:
@@ -241,7 +228,6 @@ def _ask(
 
 
 def draw(request: gr.Request) -> Updates:
-    """The conversation of the run in the address, and the earlier ones."""
     runs = queries.jobs(kind=generate.NAME, limit=RECENT)
     job = generate_run(query(request, "run"))
     known = [each for each in runs if not each.damaged]
@@ -253,12 +239,10 @@ def draw(request: gr.Request) -> Updates:
 
 
 def empty() -> Any:
-    """HTML: what stands where no conversation is open."""
     return HTML.nothing(boards.EXAMPLES)
 
 
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
-    """What a button of the conversation does; the run to show then."""
     data, here = event_data(event), query(request, "run")
     try:
         actor = _actor(request, alias)

@@ -22,7 +22,7 @@ DIGITS = 9  # of a number of passes
 
 
 def answers(request: Request) -> Response:
-    """The state of a run, and of each of its sides the text behind the passes that the page has:
+    """State of a run, and the text of each side after the passes the page already has:
     `?run=generate-0007&at=12,9`, in the order of the config."""
     try:
         job = queries.job(request.query_params.get("run", ""))
@@ -42,7 +42,6 @@ def answers(request: Request) -> Response:
 
 
 def _side(job: Job, side: int, after: int, hidden: bool) -> dict[str, Any]:
-    """One side: how many passes the page had and has now, and the HTML between."""
     transcript = read_transcript(job.run, side)
     passes = len(transcript.passes)
     if passes < after:  # written anew by another attempt

@@ -22,15 +22,14 @@ PRUNED = 0.01  # share of zeros in the weights before that makes them pruned
 
 @dataclass(frozen=True)
 class CodeImage:
-    """Codes of a region, and the weights they stand for as they were before, [rows, columns]; None
-    where the model before is not on this machine."""
+    """Codes of a region, and its weights before quantization [rows, columns], if available."""
 
     tile: CodeTile
     before: np.ndarray | None
 
     @property
     def zeros(self) -> np.ndarray | None:
-        """Where the weights before are zero, if the model before was pruned."""
+        """Mask of the zeros before quantization, if the model was pruned."""
         if self.before is None or float((self.before == 0).mean()) < PRUNED:
             return None
         zeros: np.ndarray = self.before == 0
@@ -38,7 +37,6 @@ class CodeImage:
 
 
 def code_image_chart(image: CodeImage) -> Chart:
-    """`code_image` with its codes as a table, a note and a headline."""
     tile, levels = image.tile, image.tile.levels
     (top, bottom), (left, right) = tile.region.rows, tile.region.columns
     used = np.unique(tile.codes)
@@ -65,8 +63,7 @@ def _headline(image: CodeImage) -> str:
 
 
 def code_image(image: CodeImage) -> go.Figure:
-    """Steps from 0 as colours. Of a pruned model, weights that were and are zero are grey, and
-    those that were zero and are no more have a cross."""
+    """Codes as colours. Of a pruned model, kept zeros are grey, lost zeros are crossed."""
     tile, levels, zeros = image.tile, image.tile.levels, image.zeros
     x = [*range(*tile.region.columns)]
     y = [*range(*tile.region.rows)]

@@ -30,11 +30,7 @@ ROOM = 0.06  # decades beside the outermost points
 
 @dataclass(frozen=True)
 class InputGroups:
-    """Of every group of the inputs of one tensor, [groups].
-
-    Attributes:
-        inputs, errors: x_k and e_k.
-    """
+    """x_k and e_k of every group of the inputs of one tensor, [groups]."""
 
     tensor: str
     block: int
@@ -43,21 +39,19 @@ class InputGroups:
 
     @classmethod
     def of(cls, tensor: str, block: int, energy: np.ndarray, error: np.ndarray) -> InputGroups:
-        """Of the mean squares of the inputs [in] and the errors of all groups [out, groups]."""
         groups = error.shape[1]
         inputs = np.sqrt(energy.astype(float).reshape(groups, -1).mean(1))
         return cls(tensor, block, inputs, np.sqrt((error.astype(float) ** 2).mean(0)))
 
     @property
     def shares(self) -> np.ndarray:
-        """Of the expected output error, [groups]; they add up to 1."""
+        """Shares of the expected output error, [groups]; they add up to 1."""
         product = (self.inputs * self.errors) ** 2
         shares: np.ndarray = product / (product.sum() or 1.0)
         return shares
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's ρ of two figures without ties; NaN of fewer than three."""
     if len(x) < 3:
         return float("nan")
     first, second = (values.argsort().argsort() for values in (x, y))
@@ -67,11 +61,6 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def input_energy_chart(
     every: Sequence[InputGroups], tensor: str, label: str, stage: str
 ) -> Chart:  # fmt: skip
-    """The groups of one tensor among those of the same module in all blocks.
-
-    Args:
-        label: of the tensor.
-    """
     own = next(one for one in every if one.tensor == tensor)
     k = int(own.shares.argmax())
     times = own.inputs[k] / float(np.median(own.inputs))
@@ -90,7 +79,7 @@ def input_energy_chart(
 
 
 def input_energy_figure(every: Sequence[InputGroups], own: InputGroups, stage: str) -> go.Figure:
-    """Error over inputs, both on log axes; a point a group, which names its tensor."""
+    """Error over inputs on log axes, one point a group, with its tensor as `customdata`."""
     others = [one for one in every if one is not own]
     figure = go.Figure()
     if others:

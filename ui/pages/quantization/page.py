@@ -76,7 +76,6 @@ def build() -> None:
 
 
 def _controls() -> dict[str, Component]:
-    """Every control by its name in the address, not yet drawn."""
     return {
         "run": dropdown("Run", "quant-run", min_width=240),
         "stage": dropdown("Stage", "quant-stage", min_width=200),

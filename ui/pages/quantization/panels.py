@@ -117,7 +117,6 @@ CODES = _panel(
 
 
 def head_html(view: QuantView) -> Markup:
-    """The run, bits, groups, what they cost, and what the file takes."""
     job, results = view.quant.job, queries.results([view.quant.job.id])
     stage = view.selection.stage
     facts = [*_grid_facts(job.config), *_result_facts(results, stage), *_zero_facts(view)]
@@ -127,7 +126,6 @@ def head_html(view: QuantView) -> Markup:
 
 
 def _zero_facts(view: QuantView) -> Iterator[str]:
-    """Of a pruned model: its zeros, and those there are now."""
     weights = weights_of(view.quant.job.run)
     if weights is None:
         return
@@ -165,7 +163,6 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
 
 
 def group_html(view: QuantView) -> Markup:
-    """The chosen group in figures, at the first and the last snapshot of training."""
     row, k = view.group
     place, width = view.worst_first.index(view.group) + 1, view.group_size
     inputs = f"inputs {k * width:,} to {(k + 1) * width - 1:,}" if width else f"group {k}"
@@ -193,8 +190,8 @@ def _group_name(view: QuantView) -> str:
 
 
 def curve_chart(view: QuantView) -> Chart:
-    """One of the curves of all trained stages, or the bands of one stage's magnitudes. Losses are
-    drawn beside those that measure the same."""
+    """Curves of all trained stages, or magnitude bands of one. A loss is drawn with those of its
+    kind."""
     selection, labels = view.selection, view.quant.labels
     points = _points(view)
     question, title = QUESTIONS[selection.curve], TITLES.get(selection.curve, "Magnitude m")
@@ -222,7 +219,6 @@ def curve_chart(view: QuantView) -> Chart:
 
 
 def _points(view: QuantView) -> pd.DataFrame:
-    """Name, step and value of the chosen curves, in the unit that is drawn."""
     selection, points = view.selection, frames.shown_curves(view.quant.job.id)
     points = points[points["name"].str.startswith(f"{selection.curve}/")]
     if selection.curve == "loss":
@@ -240,7 +236,6 @@ def _magnitudes(points: pd.DataFrame, selection: QuantSelection) -> go.Figure | 
 
 
 def layers_chart(view: QuantView) -> Chart:
-    """Relative output error of every layer at the chosen stage."""
     selection = view.selection
     table = frames.tensor_table(view.quant.job.id)
     if table.empty or OUTPUT_ERROR not in table or selection.stage not in {*table["stage"]}:
@@ -252,7 +247,6 @@ def layers_chart(view: QuantView) -> Chart:
 
 
 def map_chart(view: QuantView) -> Chart:
-    """One figure of every group of the chosen tensor."""
     selection, step = view.selection, view.step
     figure = FIGURES[selection.figure]
     values, last = (view.figure_at(selection.figure, at) for at in (step, LAST_STEP))
@@ -275,7 +269,6 @@ def map_chart(view: QuantView) -> Chart:
 
 
 def history_chart(view: QuantView) -> Chart:
-    """The chosen group's magnitude over training."""
     steps, (row, k) = view.magnitudes, view.group
     frame = pd.DataFrame(
         {"Step": step, "Magnitude m": float(m[view.group])} for step, m in sorted(steps.items())
@@ -291,7 +284,6 @@ def history_chart(view: QuantView) -> Chart:
 
 
 def weights_chart(view: QuantView) -> Chart:
-    """The chosen group weight by weight."""
     weights = view.weights
     if weights is None:
         return Chart(NO_WEIGHTS)
@@ -304,7 +296,6 @@ def weights_chart(view: QuantView) -> Chart:
 
 
 def usage_chart(view: QuantView) -> Chart:
-    """How often each code is used in the chosen tensor."""
     usage = view.codes
     if not usage:
         return Chart(None)
@@ -320,7 +311,6 @@ def usage_chart(view: QuantView) -> Chart:
 
 
 def energy_chart(view: QuantView) -> Chart:
-    """Errors against inputs, of the groups of the chosen tensor."""
     selection, every = view.selection, view.input_groups
     if not any(one.tensor == selection.tensor for one in every):
         return Chart(NO_INPUTS)
@@ -330,7 +320,6 @@ def energy_chart(view: QuantView) -> Chart:
 
 
 def codes_chart(view: QuantView) -> Chart:
-    """The codes around the chosen group."""
     try:
         image = view.code_image()
     except ModelError as error:

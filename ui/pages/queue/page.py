@@ -55,7 +55,6 @@ def build() -> None:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Table, and log title and history of the chosen job."""
     job = chosen_job(request)
     tab = query(request, "state", "active", TABS)
     board = board_html(queries.status(), tab, job, current_user(request))
@@ -72,7 +71,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
-    """The tabs, a warning where the queue is stalled, and the jobs."""
     counts = {
         "active": len(status.live) + len(status.queued),
         "ended": status.finished - status.needs_attention,
@@ -86,7 +84,7 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
 
 
 def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
-    """Active: running jobs, then the queue in its order. Others: the last to end first."""
+    """Active: running jobs, then the queue in order. Others: the last to end first."""
     if tab == "active":
         return [*status.live, *status.queued]
     jobs = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
@@ -94,7 +92,6 @@ def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
 
 
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
-    """Title -> what a job has in that column."""
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
     columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}

@@ -42,8 +42,8 @@ Change = Callable[[int, int, str, Actor], None]  # report, block, text, who
 
 
 class ReportView(gr.HTML):
-    """Shows `{"top": HTML, "blocks": [{"id", "html", "figure"}]}`; a block is drawn again only when
-    it has changed. Raises `act` as an `HtmlPanel` does."""
+    """Shows `{"top": HTML, "blocks": [{"id", "html", "figure"}]}`, redrawing changed blocks only.
+    Raises `act` as an `HtmlPanel` does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -85,7 +85,6 @@ def build() -> None:
 
 
 def _leave() -> gr.HTML:
-    """Invisible; the address it is given is opened."""
     script = "slimscope.leave(props, watch)"
     return gr.HTML(None, html_template="", js_on_load=script, elem_classes="saver")
 
@@ -94,7 +93,6 @@ def _leave() -> gr.HTML:
 
 
 def draw(request: gr.Request) -> Updates:
-    """The list of reports, or the one in the address."""
     number, user = _number(query(request, "n")), current_user(request)
     off = may_not_change(user)
     hidden = {"adding": gr.update(visible=False)}
@@ -108,7 +106,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def listing(request: gr.Request, off: str) -> str:
-    """All reports, with a button each where a chart is to be added."""
     rows = [(each, runs_of(stored_blocks(each.blocks))) for each in reports()]
     source = known_charts().get(query(request, ADD))
     adding = f"{source.page.name}: {source.chart.title}" if source else ""
@@ -117,12 +114,11 @@ def listing(request: gr.Request, off: str) -> str:
 
 
 def known_charts() -> Mapping[str, ChartSource]:
-    """Every chart a report may show. The pages are known only when all of them are loaded."""
+    """Every chart a report may show; complete only when all pages are loaded."""
     return sources(pages.pages())
 
 
 def drawn_blocks(shown: Report) -> list[DrawnBlock]:
-    """The parts of a report, each with its chart."""
     known = known_charts()
     return [drawn(block, known) for block in stored_blocks(shown.blocks)]
 
@@ -150,14 +146,12 @@ def _view(shown: Report, off: str) -> dict[str, Any]:
 
 
 def _table(shown: Report, block: DrawnBlock) -> str:
-    """The table of a chart that has no figure."""
     if block.figure or block.sentence or block.chart is None or block.chart.frame is None:
         return ""
     return frame_table(block.chart.frame, f"report-{shown.id}-{block.block.id}")
 
 
 def _picker(off: str) -> Updates:
-    """The runs there are, and the charts that are drawn of runs."""
     if off:
         return {"adding": gr.update(visible=False)}
     offered = [
@@ -187,7 +181,6 @@ CHANGES: dict[str, Change] = {
 
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
-    """A button: a change of a report, a file, or the way to another report."""
     data = {key: str(value or "") for key, value in event_data(event).items()}
     do, text, user = data.get("do", ""), data.get("text", ""), current_user(request)
     number, block = _number(data.get("run", "")) or 0, _number(data.get("file", "")) or 0
@@ -211,7 +204,6 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
 
 
 def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) -> Updates:
-    """The chosen chart of the chosen runs, at the end of the report in the address."""
     number, user = _number(query(request, "n")) or 0, current_user(request)
     try:
         source = known_charts().get(chart or "")
@@ -224,8 +216,8 @@ def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) ->
 
 
 def _address_of(source: ChartSource, runs: list[str]) -> str:
-    """The address of the chart for these runs: all of them where the page compares several, else
-    the first, with the second beside it where the page can."""
+    """Address of the chart for these runs: all where the page compares several, else the first,
+    with the second beside it where possible."""
     if source.chart.runs == "ids":
         return urlencode({"ids": ",".join(runs)})
     other = {"vs": runs[1]} if source.chart.runs == "run" and len(runs) > 1 else {}
@@ -233,7 +225,6 @@ def _address_of(source: ChartSource, runs: list[str]) -> str:
 
 
 def _asked_chart(request: gr.Request) -> tuple[str, str] | None:
-    """Name and address of the chart in the address; None without one."""
     asked = dict(request.query_params or {})
     chart = str(asked.get(ADD, ""))
     if chart and chart not in known_charts():
@@ -242,7 +233,6 @@ def _asked_chart(request: gr.Request) -> tuple[str, str] | None:
 
 
 def _with_chart(number: int, chart: tuple[str, str] | None, user: Actor) -> int:
-    """The report, after a chart was added to it."""
     if chart:
         writing.add_chart(number, *chart, user)
     return number
@@ -253,7 +243,6 @@ def _opened(number: int) -> Updates:
 
 
 def export_file(shown: Report) -> dict[str, Any]:
-    """The report as one file."""
     name = UNSAFE.sub("-", shown.title).strip("-") or "report"
     return file_payload(f"{name}.html", exported(shown, drawn_blocks(shown)).encode())
 

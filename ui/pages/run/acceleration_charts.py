@@ -20,7 +20,6 @@ DENSE = "dense"
 
 
 def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
-    """One bar a format, its bytes and their share of "dense" beside its name."""
     frame = pd.DataFrame(
         [(name, value / MEGA, 100 * value / sizes[DENSE]) for name, value in sizes.items()],
         columns=["Format", "Size, MB", "Of dense, %"],
@@ -45,12 +44,8 @@ def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
 def sparse_products(
     zeros: Sequence[float], speed_up: Sequence[float], own: float, note: str = ""
 ) -> Chart:
-    """Speed-up of a product without the zeros over the dense one, by sparsity.
-
-    Args:
-        zeros: ascending; `speed_up` at each.
-        own: the model's sparsity, marked; 0 marks nothing.
-    """
+    """Speed-up of a sparse over the dense product, by sparsity (`zeros`, ascending); the model's
+    `own` sparsity is marked unless 0."""
     frame = pd.DataFrame({"Zeros, %": [100 * z for z in zeros], "Speed-up, ×": [*speed_up]})
     line = go.Scatter(
         x=frame["Zeros, %"], y=frame["Speed-up, ×"], mode="lines+markers",

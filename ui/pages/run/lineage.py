@@ -22,12 +22,7 @@ MAX_CHILDREN = 12  # runs that started from this one, the newest
 
 @dataclass(frozen=True)
 class LineageNode:
-    """A model of the catalogue, or a run.
-
-    Attributes:
-        change: what the run did to the model before it.
-        figure: its perplexity, in words; empty where it measured none.
-    """
+    """Model of the catalogue, or a run with its `change` to the model before and its perplexity."""
 
     name: str
     href: str = ""
@@ -37,8 +32,7 @@ class LineageNode:
 
 
 def lineage_card(job: Job) -> Markup:
-    """The chain from the first model to this run, and the runs that started from it; nothing for a
-    run that stands alone."""
+    """Chain from the first model to this run, and runs that started from it; empty if alone."""
     before, after = ancestors(job), queries.runs_from(job.run, MAX_CHILDREN)
     if len(before) < 2 and not after:
         return Markup()
@@ -50,8 +44,8 @@ def lineage_card(job: Job) -> Markup:
 
 
 def ancestors(job: Job) -> list[Job | str]:
-    """The models before this run, the first one first: runs, and the spec it all began with. A run
-    that is gone is a name like any other."""
+    """Models before this run, the first one first: the spec it began with, then runs. A deleted run
+    is a name."""
     chain: list[Job | str] = []
     seen, spec = {job.run}, str(job.config.get("model") or "")
     while (run := find_job(spec)) and run.run not in seen:

@@ -25,14 +25,12 @@ Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 
 def stage_tables(results: RunResults) -> Markup:
-    """One row a stage, one column a metric; the kept stage is marked. Stages that have no metric in
-    common stand apart: one alone as a list, several as a table of their own."""
+    """Metrics by stage; one table for each group of stages that have metrics in common."""
     return HTML.stage_tables([_stages(results, stages) for stages in results.alike()])
 
 
 def paired_table(job: Job, results: RunResults) -> Markup:
-    """The kept stage against every other, on the same windows of text; nothing where they were not
-    recorded, or are too few."""
+    """Kept stage against every other on the same windows; empty without recorded losses."""
     kept = results.kept
     losses = window_losses(job)
     if kept not in losses:
@@ -69,7 +67,6 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
-    """The figures of the run as a whole, whether the method helped, and how a stage was chosen."""
     pairs: dict[str, str] = {}
     if results.kept:
         pairs["Kept stage"] = results.label(results.kept)
@@ -90,7 +87,6 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 
 def _verdict(job: Job, results: RunResults) -> str:
-    """Whether the method helped on this model, or what the figures promise."""
     kind = kind_of(job)
     if kind is None:
         return ""
@@ -103,7 +99,6 @@ def _verdict(job: Job, results: RunResults) -> str:
 
 
 def _measured(job: Job) -> str:
-    """What the newest run that timed the drafter of a run has measured."""
     for other in queries.runs_from(job.run, TIMED):
         for row in queries.results([other.id]):
             if (row.stage, row.metric) == (job.run, SPEED_UP):
@@ -112,7 +107,6 @@ def _measured(job: Job) -> str:
 
 
 def _decision(results: RunResults) -> str:
-    """How the kept stage was chosen."""
     losses = {s: results.value(s, HELDOUT_LOSS) for s in results.stages}
     measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
     kept = results.label(results.kept or "")
@@ -123,7 +117,6 @@ def _decision(results: RunResults) -> str:
 
 
 def times(results: RunResults) -> Markup:
-    """How long each step took, as bars; nothing where there is but one."""
     seconds = results.seconds if len(results.seconds) > 1 else {}
     longest = max([*seconds.values(), 1e-9])
     return HTML.times(
@@ -135,5 +128,4 @@ def times(results: RunResults) -> Markup:
 
 
 def sentence_case(text: str) -> str:
-    """With a capital at its head; "DL-QAT" stays as it is."""
     return text[:1].upper() + text[1:]

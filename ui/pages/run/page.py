@@ -103,7 +103,6 @@ def build() -> None:
 
 
 def _summary() -> tuple[dict[str, Component], gr.Column]:
-    """Everything on the first tab, and the column around the chart of stages."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
             results = plain(elem_id="run-figures")
@@ -116,7 +115,6 @@ def _summary() -> tuple[dict[str, Component], gr.Column]:
 
 
 def _curve_wall() -> Outputs:
-    """A card for each family of curves; those a run does not have stay hidden."""
     lines = Outputs(waiting=plain(elem_id="run-no-curves"))
     with gr.Row(elem_classes="curve-wall"):
         for panel in CURVES:
@@ -135,8 +133,7 @@ def _artefacts(message: gr.HTML) -> HtmlPanel:
 
 
 def on_open(request: gr.Request) -> Updates:
-    """The tab in the address, none without a run; the chart of perplexities by stage is
-    hidden where the run's stages are no models."""
+    """Tab in the address; the chart of perplexities is hidden where stages are no models."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
     stages = gr.update(visible=kind is None or kind.has_models)
@@ -146,7 +143,6 @@ def on_open(request: gr.Request) -> Updates:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Head, results, chart of stages, settings, history, disk space and artefacts."""
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
@@ -169,19 +165,16 @@ def draw(request: gr.Request) -> Updates:
 
 
 def stages_chart(job: Job, results: RunResults) -> Chart:
-    """Perplexity by stage."""
     if PERPLEXITY not in results.metrics:
         return Chart(NO_PERPLEXITY[job.state in ACTIVE])
     return perplexity_chart([*results.rows.values()], results.labels)
 
 
 def draw_measures(request: gr.Request) -> Updates:
-    """Quality, size and speed of the model beside the dense one."""
     return quality.update(chosen_job(request))
 
 
 def head_html(job: Job, actor: Actor) -> Markup:
-    """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     keeping = keeping_buttons(job, actor)
@@ -192,7 +185,6 @@ def head_html(job: Job, actor: Actor) -> Markup:
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
-    """Outcome, stages and times; a sentence while there are none."""
     stages = stage_tables(results)
     needed = awaited([job.id]).get(job.id, [])
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
@@ -205,15 +197,14 @@ def results_html(job: Job, results: RunResults) -> Markup:
 
 
 def history(job: Job) -> Markup:
-    """Where it ran, every attempt, and what happened to it."""
     attempts = details.attempts_card(queries.attempts(job.run), now_ms())
     events = HTML.history(history_html(job))
     return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Every family of curves as a chart, the loss first, what the process took last. A family of
-    single points is no curve, and hidden: its figures stand among the results."""
+    """Charts of all families of curves. A family of single points is hidden: its figures are among
+    the results."""
     job = chosen_job(request)
     families = _families(job) if job else {}
     if job is None or not families:
@@ -229,8 +220,8 @@ def draw_curves(request: gr.Request) -> Updates:
 
 
 def _families(job: Job) -> dict[str, pd.DataFrame]:
-    """Family of curves -> its points; the loss first, what the process took last. Reports name a
-    family by its place."""
+    """Points by family of curves, the loss first, the process last. Reports name a family by its
+    place."""
     points = display_units(frames.shown_curves(job.run))
     if points.empty:
         return {}
@@ -241,7 +232,6 @@ def _families(job: Job) -> dict[str, pd.DataFrame]:
 
 
 def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
-    """The curves of one family, in the order of the stages."""
     stages = stages_of(job)
     order = {stage: place for place, stage in enumerate(stages)}
     members = {name: name.split("/")[-1] for name in points["name"].unique()}
@@ -265,7 +255,6 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
 
 
 def download(event: gr.EventData, request: gr.Request) -> Any:
-    """A file of one of the run's artefacts, or why it is not given."""
     pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
     try:
@@ -278,8 +267,6 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:
-    """Draws a chart of the run in an address."""
-
     def drawn(request: gr.Request) -> Chart:
         job = chosen_job(request)
         return Chart(NO_RUN) if job is None else draw(job)

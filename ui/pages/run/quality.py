@@ -38,7 +38,6 @@ Sample = Mapping[str, Any]
 
 
 def build() -> Outputs:
-    """Draws the empty places of what `update` shows."""
     page = Outputs(findings=plain(elem_id="measures-said"))
     with gr.Row(equal_height=False, visible=False) as page["charts"]:
         page |= SIZES.build("measures") | PRODUCTS.build("measures")
@@ -47,8 +46,7 @@ def build() -> Outputs:
 
 
 def update(job: Job | None) -> Updates:
-    """Findings, both charts and the samples. The charts are there as soon as an evaluation is, of a
-    run whose stages are models."""
+    """Findings, charts and samples; charts only for evaluated runs whose stages are models."""
     if job is None:
         blank = {"findings": "", "samples": "", "charts": gr.update(visible=False)}
         return updates(blank, SIZES.clear(), PRODUCTS.clear())
@@ -70,7 +68,7 @@ def _rows(evaluation: Job | None) -> Rows:
 
 
 def _evaluation(job: Job) -> Job | None:
-    """The evaluation of `job`: itself, or the newest of it, one that succeeded first."""
+    """Newest evaluation of the job, succeeded ones first; the job itself if it is one."""
     if job.kind == NAME:
         return job
     newest_first = evaluations(job.run)
@@ -79,7 +77,6 @@ def _evaluation(job: Job) -> Job | None:
 
 
 def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
-    """What was measured, and by which run; or how to have it measured."""
     if evaluation is None:
         return HTML.findings([], False, _invitation(job), None, "")
     kind = kind_of(evaluation)
@@ -94,7 +91,6 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
 
 
 def _invitation(job: Job) -> Markup:
-    """How to have the run measured, if there is a model to measure."""
     kind = kind_of(job)
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
@@ -134,8 +130,8 @@ CHARTS: dict[Panel, Callable[[Job], Chart]] = {
 
 
 def samples(job: Job) -> Markup:
-    """Greedy texts of the dense and of the kept model, side by side, marked from where they
-    differ; empty for a run that wrote none."""
+    """Greedy texts of the dense and the kept model, marked from their first difference; empty
+    without texts."""
     results = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = results.kept or MODEL
     dense, compressed = samples_of(job.run), samples_of(job.run, kept)
@@ -146,7 +142,6 @@ def samples(job: Job) -> Markup:
 
 
 def _pair(dense: Sample, compressed: Sample, label: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """The prompt, and of each model: its label, what both write, and the rest."""
     before, after = (str(sample.get("text", "")).strip() for sample in (dense, compressed))
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
     same = len([*alike]) if dense else len(after)

@@ -60,17 +60,14 @@ def build() -> None:
 
 
 def filter_text(request: gr.Request) -> str:
-    """The filter in the address."""
     return query_text(request, "q")
 
 
 def filtered(_filter: str, request: gr.Request) -> Updates:
-    """The table, after the browser has written the filter into the address."""
     return draw(request)
 
 
 def draw(request: gr.Request) -> Updates:
-    """Tools and table."""
     table = query_runs(TableQuery.from_address(request))
     if not table.total:
         return {"tools": "", "table": HTML.nothing()}
@@ -85,7 +82,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
-    """Carries out the action of a button: a message, and a file if one was exported."""
     data = {key: str(value or "") for key, value in event_data(event).items()}
     action, text = data.get("do", ""), data.get("text", "")
     user = current_user(request)
@@ -106,19 +102,16 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
 
 
 def save_view(name: str, request: gr.Request, user: Actor) -> str:
-    """Saves the address as a named view; says so."""
     labels.save_view(name, saved_query(dict(request.query_params or {})), user)
     return f"The view {name.strip()} is saved for all users."
 
 
 def delete_view(name: str, user: Actor) -> str:
-    """Deletes a named view; says so."""
     labels.delete_view(name, user)
     return f"The view {name} is deleted."
 
 
 def export(form: str, request: gr.Request) -> dict[str, Any]:
-    """All matching rows, in the order and with the columns of the screen, as a file."""
     table = query_runs(TableQuery.from_address(request))
     return file_payload(f"slimscope-runs.{form}", EXPORTS[form](table.rows, table.columns).encode())
 

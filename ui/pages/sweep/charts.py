@@ -26,12 +26,7 @@ SPREAD = "±: sample standard deviation over seeds; none for a single run."
 def sweep_means(
     rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str], headline: str = ""
 ) -> Chart:
-    """Mean of one metric by combination and stage; as high as its combinations need.
-
-    Args:
-        rows: of this metric alone, as `jobs.sweep.table` gives them.
-        labels: stage -> label.
-    """
+    """Mean of one metric (of which `rows` are) by combination and stage."""
     scale = shown.scale
     columns = ["Combination", "Stage", shown.title, "±", "n"]
     figures = [
@@ -63,7 +58,6 @@ def sweep_means(
 
 
 def _value_axis(title: str, values: pd.Series) -> dict[str, object]:
-    """A log axis where the values lie far apart."""
     low, high = values.min(), values.max()
     if low <= 0 or high / low < LOG_FROM:
         return axis(title, showgrid=False)

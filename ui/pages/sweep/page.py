@@ -58,7 +58,6 @@ def build() -> None:
 
 
 def draw(chosen: str | None, request: gr.Request) -> Updates:
-    """Everything the page shows; the metric in the address unless another is chosen."""
     run = query(request, "id")
     jobs = _jobs(run)
     if not jobs:
@@ -82,7 +81,6 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRow], Metric]:
-    """The metrics there are, and the results of the wanted one, or else of the first."""
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     names = [*details.metrics(rows)]
     name = wanted if wanted in names else next(iter(names), "")
@@ -92,7 +90,7 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRo
 def _means(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
 ) -> Chart:
-    """The means; where a single setting varies, no other chart says which value is best."""
+    """Means; the headline names the best value where a single setting varies."""
     last = last_stage(rows, labels)
     alone = len(last) > 1 and len(last[0].values) == 1
     told = headline(last, shown, ties(jobs, last, shown)) if alone else ""
@@ -100,13 +98,10 @@ def _means(
 
 
 def _titles(jobs: Sequence[Job]) -> dict[str, str]:
-    """Setting that varies -> its title."""
     return {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
 
 
 def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    """Draws one of the panels from an address."""
-
     def drawn(request: gr.Request) -> Chart:
         jobs = _jobs(query(request, "id"))
         if not jobs:
@@ -130,8 +125,7 @@ def _settings(
     labels: Mapping[str, str],
     titles: Mapping[str, str],
 ) -> Updates:
-    """What the settings of the last stage's results have to do with them; hidden where they are too
-    few to tell."""
+    """Charts of the settings' effect on the last stage; hidden where there are too few runs."""
     last = last_stage(rows, labels)
     lines = parallel_chart(last, shown, titles, ties(jobs, last, shown))
     matters = importance_chart(last, shown, titles)
@@ -141,7 +135,6 @@ def _settings(
 
 
 def _jobs(run: str) -> list[Job]:
-    """The runs of the sweep that the run belongs to; none if there is no such run."""
     try:
         return queries.sweep(run)
     except SlimscopeError:

@@ -21,7 +21,6 @@ FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
 
 
 def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
-    """The rows of the last stage of the method that there are."""
     order = [*labels]
     stages = {row.stage for row in rows}
     last = max(stages, key=lambda stage: order.index(stage) if stage in order else -1, default="")
@@ -31,7 +30,6 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
 def importance_chart(
     rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
 ) -> Chart | None:
-    """Bars of `importance`; None where there is nothing to tell."""
     shares = importance(rows)
     if not shares:
         return None
@@ -65,11 +63,8 @@ def parallel_chart(
     titles: Mapping[str, str],
     tied: Sequence[SweepRow] = (),
 ) -> Chart | None:
-    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two.
-
-    Args:
-        tied: the combinations that are not significantly different from the best.
-    """
+    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two. `tied`
+    combinations do not differ significantly from the best."""
     fields = [*rows[0].values] if rows else []
     if len(fields) < 2:
         return None
@@ -98,7 +93,6 @@ def parallel_chart(
 
 
 def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Numbers where there are numbers, else every value a tick."""
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         ticks = sorted(set(values))
         return {"label": title, "values": [*values], "tickvals": ticks}

@@ -15,12 +15,10 @@ from ui.runs.results import format_value
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
-    """The combination with the best mean."""
     return (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
 
 
 def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] = ()) -> str:
-    """The best combination, its figure, and those that are `tied` with it."""
     best = best_row(rows, shown)
     labels = ", ".join(row.label for row in tied)
     others = f"; not significantly different: {labels}" if tied else ""
@@ -28,12 +26,8 @@ def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] =
 
 
 def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
-    """The combinations whose perplexity does not differ significantly from that of the best one on
-    the same windows, the mean over seeds; none where that cannot be known.
-
-    Args:
-        rows: of one stage and one metric.
-    """
+    """Combinations whose perplexity does not differ significantly from the best one's on the same
+    windows, averaged over seeds; empty where unknown. `rows` are of one stage and metric."""
     if shown.name not in WINDOW_METRICS or len(rows) < 2 or len(_texts(jobs)) > 1:
         return []
     best, stage = best_row(rows, shown), rows[0].stage
@@ -52,6 +46,5 @@ def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[S
 
 
 def _texts(jobs: Sequence[Job]) -> set[str]:
-    """The texts that the runs were measured on, by their hashes."""
     texts = ((job.environment or {}).get("text") for job in jobs)
     return {str((each or {}).get("evaluation", {}).get("sha256")) for each in texts}
