@@ -40,6 +40,7 @@ from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.templates import render
 from ui.theme import css, theme
 
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 THREADS = 16  # of Gradio's functions
 SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
 
@@ -71,6 +72,7 @@ def _fill(page: Page, every: tuple[Page, ...]) -> None:
 
 def launch_options() -> dict[str, Any]:
     """Options of `Blocks.launch`, besides the address."""
+    here = settings()
     script = f"{own_scripts()}\nslimscope.templates = {templates()};"
     return {
         "theme": theme(),
@@ -88,7 +90,8 @@ def launch_options() -> dict[str, Any]:
         "max_file_size": 1,
         "max_threads": THREADS,
         **without_startup_check(),
-        "blocked_paths": [str(path) for path in unserved()],
+        # `ui.security.middleware` rejects the routes of these folders, too
+        "blocked_paths": [str(f) for f in (here.root, here.cache_dir, Path(__file__).parents[1])],
         "app_kwargs": {
             "routes": routes(),
             "exception_handlers": {404: not_found},
@@ -113,23 +116,12 @@ def routes() -> list[BaseRoute]:
     ]
 
 
-def unserved() -> tuple[Path, ...]:
-    """Folders Gradio must never serve from; `ui.security.middleware` rejects the routes too."""
-    here = settings()
-    return (here.root, here.cache_dir, Path(__file__).parents[1])
-
-
 def serve(here: Settings) -> None:
+    # without a display, a browser might take over the terminal
+    screen = not sys.platform.startswith("linux") or any(map(os.environ.get, DISPLAYS))
     build().launch(
         server_name=here.host,
         server_port=here.port or None,
-        inbrowser=here.browser and has_screen(),
+        inbrowser=here.browser and screen,
         **launch_options(),
     )
-
-
-def has_screen() -> bool:
-    """Whether a browser window can open; without a display one might take over the terminal."""
-    if not sys.platform.startswith("linux"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -35,12 +35,9 @@ from ui.security.auth import current_user as current_user
 from ui.templates import fragments
 
 VERSION = version("slimscope")
-SILENT_EVENT: dict[str, Any] = {
-    "show_progress": "hidden",
-    "concurrency_limit": None,
-    "api_visibility": "private",
-    "queue": False,
-}
+PRIVATE_EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+SILENT_EVENT: dict[str, Any] = {**PRIVATE_EVENT, "concurrency_limit": None, "queue": False}
+Handler = Callable[..., Any]  # of an event
 HTML = fragments("templates/frame.html")
 _NAMES = re.compile(r"[\w .:,/+\-@~()]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
@@ -102,15 +99,10 @@ def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[
         NavEntry(name, href(first[name].path), _current(name == page.name, name == page.section))
         for name in dict.fromkeys(each.section for each in listed)
     ]
-    inside = [each for each in listed if each.section == page.section]
-    own = [
-        NavEntry(
-            each.name,
-            href(each.path),
-            _current(each is page, not page.listed and each is first[page.section]),
-        )
-        for each in inside
-    ]
+    own = []
+    for each in [each for each in listed if each.section == page.section]:
+        within = not page.listed and each is first[page.section]
+        own.append(NavEntry(each.name, href(each.path), _current(each is page, within)))
     return sections, own if len(own) > 1 else []
 
 
@@ -141,21 +133,15 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     gr.HTML(HTML.footer(VERSION), elem_id="frame-footer", js_on_load=None)
 
 
-def on_load(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
+def on_load(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
     return current_blocks().load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def on_change(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
+def on_change(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
     return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def live(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
+def live(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
     """Runs `fn` when the page is opened and on each change; returns the event of a change."""
     on_load(fn, inputs, outputs, **options)
     return on_change(fn, inputs, outputs, **options)

@@ -103,7 +103,16 @@ def difference(pairs: Sequence[tuple[Series, Series]]) -> go.Figure:
     gaps = [now.heights - base.heights for now, base in both]
     limit = _gap_limit(gaps)
     height = axis("Difference of shares per bin, points", range=[-limit, limit], **ZERO_LINE)
-    traces = [_gap(now, base, gap) for (now, base), gap in zip(both, gaps, strict=True)]
+    traces = []
+    for (now, base), gap in zip(both, gaps, strict=True):
+        same = now.snapshot.stage == base.snapshot.stage
+        other = (
+            base.label.rsplit(", ", 1)[-1] if same else base.label
+        )  # two runs: name theirs alone
+        zeros = signed(100 * (now.zero_share - base.zero_share))
+        name = f"{now.label} − {other} · zeros {zeros} points"
+        hover = f"{now.label} %{{y:+.3f}} points<extra></extra>"
+        traces.append(step_line(now.centres, gap, now.stroke, 2, name=name, hovertemplate=hover))
     return go.Figure(traces, _layout([s for pair in both for s in pair], len(both), height))
 
 
@@ -123,20 +132,6 @@ def _pairs_on_shared_bins(pairs: Sequence[tuple[Series, Series]]) -> list[tuple[
 def _gap_limit(gaps: Sequence[np.ndarray]) -> float:
     """Limit of a difference's axis, which never cuts off what is missing."""
     return axis_limit(gaps, max((float(-gap.min()) for gap in gaps), default=0.0))
-
-
-def _gap(now: Series, base: Series, gap: np.ndarray) -> go.Scatter:
-    same = now.snapshot.stage == base.snapshot.stage
-    other = base.label.rsplit(", ", 1)[-1] if same else base.label  # two runs: name theirs alone
-    zeros = 100 * (now.zero_share - base.zero_share)
-    return step_line(
-        now.centres,
-        gap,
-        now.stroke,
-        2,
-        name=f"{now.label} − {other} · zeros {signed(zeros)} points",
-        hovertemplate=f"{now.label} %{{y:+.3f}} points<extra></extra>",
-    )
 
 
 def signed(value: float) -> str:

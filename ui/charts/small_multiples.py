@@ -25,7 +25,14 @@ Tensors = Mapping[str, tuple[str, Sequence[Series]]]  # tensor -> title of its p
 def shapes_chart(panels: Tensors, picked: str) -> Chart:
     cut_off = cut_off_peaks([merged(s) for _, series in panels.values() for s in series])
     note = f"{BINS} bins, the same axes. {cut_off}"
-    return Chart(small_multiples(panels, picked), panels_frame(panels), note)
+    rows = [
+        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
+        for tensor, (_, series) in panels.items()
+        for s in map(merged, series)
+    ]
+    bins = [f"Bin {i}" for i in range(BINS)]
+    frame = pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])
+    return Chart(small_multiples(panels, picked), frame, note)
 
 
 def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
@@ -70,13 +77,3 @@ def _line(series: Series, tensor: str, *, filled: bool, showlegend: bool) -> go.
         legendgroup=series.label, showlegend=showlegend,
         hovertemplate=f"{series.label} %{{y:.2f}} %<extra></extra>",
     )  # fmt: skip
-
-
-def panels_frame(panels: Tensors) -> pd.DataFrame:
-    rows = [
-        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
-        for tensor, (_, series) in panels.items()
-        for s in map(merged, series)
-    ]
-    bins = [f"Bin {i}" for i in range(BINS)]
-    return pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])

@@ -54,13 +54,8 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
         more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
     )
-    return go.Figure([_dots(rows, labels), _printed(rows, labels)], looks)
-
-
-def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    strokes = [stage_style(r.stage) for r in rows]
-    errors = [r.stderr or 0.0 for r in rows]
-    return dots(
+    strokes, errors = [stage_style(r.stage) for r in rows], [r.stderr or 0.0 for r in rows]
+    marks = dots(
         [r.value for r in rows],
         labels,
         [stroke.colour for stroke in strokes],
@@ -68,15 +63,12 @@ def _dots(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
         [_hover(r, label) for r, label in zip(rows, labels, strict=True)],
         error_x={"array": errors, "color": LIGHT.muted, "thickness": 1, "width": 0},
     )
-
-
-def _printed(rows: Sequence[StoredResult], labels: list[str]) -> go.Scatter:
-    """Values as text to the right of the error bars."""
-    return go.Scatter(
-        x=[r.value + (r.stderr or 0.0) for r in rows], y=labels, mode="text",
+    printed = go.Scatter(  # behind the lines of the errors
+        x=[r.value + error for r, error in zip(rows, errors, strict=True)], y=labels, mode="text",
         text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
         textfont={"size": 14}, hoverinfo="skip", showlegend=False, cliponaxis=False,
     )  # fmt: skip
+    return go.Figure([marks, printed], looks)
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:

@@ -46,13 +46,9 @@ def trained_drafters() -> Choices:
     ]
 
 
-def drafters() -> Choices:
-    return [("None", ""), *trained_drafters()]
-
-
 CHOICES: Mapping[str, Callable[[], Choices]] = MappingProxyType(
     {
-        "drafters": drafters,
+        "drafters": lambda: [("None", ""), *trained_drafters()],
         "gguf_types": lambda: [(type, type) for type in TYPES],
         "model": models,
         "saved": saved,

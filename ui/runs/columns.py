@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -112,11 +111,6 @@ def _summary(row: RunRow) -> str:
 def _sweep(row: RunRow) -> str:
     first = row.job.sweep
     return run_name(row.job.kind, first) if first else ""
-
-
-def added(row: RunRow) -> str:
-    moment = datetime.fromtimestamp(row.job.created_at / 1000, UTC)
-    return moment.isoformat(timespec="seconds")
 
 
 RUN_COLUMN = _text(

@@ -106,11 +106,7 @@ def percent(share: float | None) -> str:
 
 
 def delta_html(
-    name: str,
-    row: RunRow,
-    base: RunRow | None,
-    relative: bool = False,
-    told_apart: bool = True,
+    name: str, row: RunRow, base: RunRow | None, relative: bool = False, told_apart: bool = True
 ) -> Markup:
     """Difference to the baseline's final figure, or why they are not compared; `relative`: also in
     per cent; `told_apart`: the difference is significant."""

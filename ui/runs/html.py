@@ -11,7 +11,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.reporter import block_reached
 from backend.store import queries
 from backend.store.states import LIVE
-from backend.store.tables import Attempt, Job
+from backend.store.tables import Job
 from ui.format import NONE, duration, eta_range, share
 from ui.runs.results import kind_title, setting_summary
 from ui.templates import fragments
@@ -24,9 +24,8 @@ waits: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs it waits for
 
 def model_name(spec: object) -> Markup:
     text = str(spec)
-    return WIDGETS.shortened(
-        text, PurePath(text).name if text.startswith(("/", "~", ".")) else text
-    )
+    is_path = text.startswith(("/", "~", "."))
+    return WIDGETS.shortened(text, PurePath(text).name if is_path else text)
 
 
 def described(job: Job) -> Markup:
@@ -64,15 +63,13 @@ def time_left(job: Job) -> str:
 def elapsed(job: Job, now: int) -> float | None:
     """Seconds a run was worked on, over all attempts."""
     if (job.attempts_made or 0) > 1:
-        return sum(_lasted(attempt, now) for attempt in queries.attempts(job.id)) / 1000
+        spans = (
+            (a.ended_at or now) - (a.started_at or a.launched_at) for a in queries.attempts(job.id)
+        )
+        return sum(max(0, span) for span in spans) / 1000
     if job.started_at is None:
         return None
     return ((job.finished_at or now) - job.started_at) / 1000
-
-
-def _lasted(attempt: Attempt, now: int) -> int:
-    began = attempt.started_at or attempt.launched_at
-    return max(0, (attempt.ended_at or now) - began)
 
 
 def took(job: Job, now: int) -> str:

@@ -51,7 +51,10 @@ class RunRow:
     @cached_property
     def shape(self) -> RunShape:
         config = self.job.config
-        settings = ((name, is_number(value)) for name, value in config.items())
+        settings = (  # a switch is no number
+            (name, isinstance(value, (int, float)) and not isinstance(value, bool))
+            for name, value in config.items()
+        )
         figures = {(name, stage == RUN) for stage, name in self.figures.rows}
         return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
 
@@ -60,39 +63,26 @@ class RunRow:
         """Lower-case text of the full-text search."""
         job = self.job
         model = str(job.config.get("model", ""))
-        parts = (
-            job.run,
-            job.name,
-            kind_title(job),
-            model,
-            *setting_summary(job),
-            job.state,
-            job.owner,
-        )
-        return " ".join([*parts, *(job.tags or ()), job.note or ""]).lower()
+        about = (job.run, job.name, kind_title(job), model, *setting_summary(job))
+        more = (job.state, job.owner, *(job.tags or ()), job.note or "")
+        return " ".join([*about, *more]).lower()
 
 
 def rows(
     jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
-    by_job = _by_job(results)
+    stored, sizes = by_job(results), sizes or {}
     return [
-        RunRow(
-            job, RunResults(kind_of(job), by_job.get(job.id, ()), job), (sizes or {}).get(job.id)
-        )
+        RunRow(job, RunResults(kind_of(job), stored.get(job.id, ()), job), sizes.get(job.id))
         for job in jobs
     ]
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
-    by_job: dict[int, list[StoredResult]] = {}
+def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
+    grouped: dict[int, list[StoredResult]] = {}
     for result in results:
-        by_job.setdefault(result.job_id, []).append(result)
-    return by_job
+        grouped.setdefault(result.job_id, []).append(result)
+    return grouped
 
 
 def all_rows(*, deleted: bool = False) -> list[RunRow]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from ui.runs.columns import AGE, RUN_COLUMN, Column, added
+from ui.format import iso
+from ui.runs.columns import AGE, RUN_COLUMN, Column
 from ui.runs.rows import RunRow
 
 
@@ -54,4 +55,4 @@ def safe(value: Any) -> Any:
 def _exported(row: RunRow, column: Column) -> Any:
     if column is RUN_COLUMN:
         return row.job.run
-    return added(row) if column is AGE else column.value(row)
+    return iso(row.job.created_at) if column is AGE else column.value(row)

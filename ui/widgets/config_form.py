@@ -175,14 +175,11 @@ class ConfigForm:
         with gr.Row(elem_classes="form-grid"):
             for name in names:
                 with gr.Column(min_width=200, elem_classes="form-field"):
-                    self._field(name)
-
-    def _field(self, name: str) -> None:
-        info = self.config.model_fields[name]
-        choices = self.choices[name]() if name in self.choices else ()
-        made = component(name, info, choices, self.prefix)
-        message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
-        self.fields[name] = Field(name, info, made, message)
+                    info = self.config.model_fields[name]
+                    choices = self.choices[name]() if name in self.choices else ()
+                    made = component(name, info, choices, self.prefix)
+                    message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
+                    self.fields[name] = Field(name, info, made, message)
 
     @property
     def inputs(self) -> list[Input]:

@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from ui.frame import SILENT_EVENT
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT
 from ui.widgets.notice import EMPTY
 
 # Gradio finds the events of a component by the names quoted here
@@ -34,5 +34,4 @@ class HtmlPanel(gr.HTML):
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)
 
     def on_action(self, handler: Callable[..., Any], outputs: Any, redraw: tuple[Any, ...]) -> None:
-        event = self.act(handler, None, outputs, show_progress="hidden", api_visibility="private")
-        event.then(*redraw, **SILENT_EVENT)
+        self.act(handler, None, outputs, **PRIVATE_EVENT).then(*redraw, **SILENT_EVENT)

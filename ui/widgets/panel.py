@@ -61,12 +61,6 @@ class Panel:
     def id_on(self, page: str) -> str:
         return f"{page}-{self.element or self.name}"
 
-    def of(
-        self, page: str, draw: Callable[[gr.Request], Chart], runs: str = ""
-    ) -> dict[str, PageChart]:
-        entry = PageChart(self.title, self.question, self.height, draw, runs)
-        return {self.id_on(page): entry}
-
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
@@ -103,6 +97,16 @@ class Panel:
     def clear(self) -> Updates:
         title = WIDGETS.card_title(self.title)
         return dict(zip(self.parts, ("", "", "", title), strict=True))
+
+
+def page_charts(
+    page: str, drawn: Mapping[Panel, Callable[[gr.Request], Chart]], runs: str = ""
+) -> dict[str, PageChart]:
+    """Entries of `Page.charts`, each drawn from an address."""
+    return {
+        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw, runs)
+        for panel, draw in drawn.items()
+    }
 
 
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:

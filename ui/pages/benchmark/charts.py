@@ -14,14 +14,7 @@ from plotly.subplots import make_subplots
 from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
-from ui.charts.template import (
-    axis,
-    category_axis,
-    layout,
-    legend_row,
-    legend_rows,
-    reference_line,
-)
+from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
 from ui.format import esc
 from ui.pages.benchmark.data import DrafterInfo
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
@@ -85,10 +78,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def gain(
-    decoders: Sequence[DecoderReport],
-    drafters: Mapping[str, DrafterInfo],
-    default: bool,
-    note: str,
+    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], default: bool, note: str
 ) -> Chart:
     """Tokens per step as a bar, break-even as a line, prediction as a ring. `default`: the trees
     follow the drafter's confidence."""
@@ -166,16 +156,10 @@ def _bar_layout(
     room: float = ROOM,
 ) -> dict[str, Any]:
     notes = [
-        {
-            "x": end,
-            "y": bar_label(d),
-            "text": text,
-            "xshift": 8,
-            "font": {"color": LIGHT.text},
-            "bgcolor": LIGHT.paper,
-        }
+        {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text},
+         "bgcolor": LIGHT.paper}
         for d, end, text in zip(decoders, ends, texts, strict=True)
-    ]
+    ]  # fmt: skip
     return layout(
         view=view,
         more=BAR * max(0, len(decoders) - FEW_BARS),
@@ -301,35 +285,26 @@ def tree_sizes(curves: pd.DataFrame, decoders: Sequence[DecoderReport]) -> Chart
     tried = [(d, sizes) for d in decoders if (sizes := sizes_of(curves, d.name))]
     for decoder, sizes in tried:
         for name, row, dash in CURVES:
-            line = _size_line(sizes[name], esc(decoder.label), name, paint[decoder.name], dash)
-            figure.add_trace(line, row=row, col=1)
+            colour, label = paint[decoder.name], esc(decoder.label)
+            figure.add_scatter(
+                x=[int(n) for n in sizes[name].index], y=[*sizes[name]], name=label,
+                mode="lines+markers", legendgroup=label, showlegend=name == ACCEPTED,
+                line={"color": colour, "dash": dash}, row=row, col=1, cliponaxis=False,
+                marker={"size": 7, "color": colour if dash == "solid" else LIGHT.paper,
+                        "line": {"color": colour, "width": 2}},
+                hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
+            )  # fmt: skip
     figure.update_xaxes(type="log", **NODE_TICKS)
     figure.update_xaxes(axis("Tree nodes", log=True), row=2, col=1)
     figure.update_yaxes(axis("Tokens per step", nticks=5), row=1, col=1)
     figure.update_yaxes(axis("Speed-up, ×", nticks=5), row=2, col=1)
     figure.update_layout(layout(view="sizes", **legend_rows(len(tried), grow=True)))
-    return Chart(figure, _sizes_frame(tried))
-
-
-def _sizes_frame(tried: Sequence[tuple[DecoderReport, dict[str, pd.Series]]]) -> pd.DataFrame:
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         [(d.label, nodes, *(sizes[name][nodes] for name in (ACCEPTED, EVEN, SPEED_UP)))
          for d, sizes in tried for nodes in sizes[ACCEPTED].index],
         columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
     )  # fmt: skip
-
-
-def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
-    solid = dash == "solid"
-    return go.Scatter(
-        x=[int(n) for n in values.index], y=[*values], name=label, mode="lines+markers",
-        legendgroup=label, showlegend=name == ACCEPTED,
-        line={"color": colour, "dash": dash},
-        marker={"size": 7, "color": colour if solid else LIGHT.paper,
-                "line": {"color": colour, "width": 2}},
-        hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
-        cliponaxis=False,
-    )  # fmt: skip
+    return Chart(figure, frame)
 
 
 def verification_cost(curves: pd.DataFrame, note: str) -> Chart:

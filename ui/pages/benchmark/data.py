@@ -78,6 +78,10 @@ class Benchmark:
     def trees(self) -> list[DecoderReport]:
         return [d for d in self.decoders if d.hits] if self.complete else []
 
+    def tree(self, wanted: str) -> DecoderReport | None:
+        """Decoder whose tree is drawn: the wanted one, or the first."""
+        return next((d for d in self.trees if d.name == wanted), next(iter(self.trees), None))
+
     @cached_property
     def drafters(self) -> dict[str, DrafterInfo]:
         return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}

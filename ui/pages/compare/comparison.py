@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -110,6 +109,9 @@ class ComparedFigure(NamedTuple):
     delta: str = ""
 
 
+FigureRow = tuple[Metric, list[ComparedFigure]]
+
+
 def measured(comparison: RunComparison) -> list[str]:
     names = {name for row in comparison.rows for name in row.figures.final_names}
     return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
@@ -134,17 +136,16 @@ def metrics_card(comparison: RunComparison) -> Markup:
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
     """Perplexity of each run over the baseline's on the same windows; None where not comparable."""
     alike = on_one_text(comparison)
-    losses = [_window_losses(row) if row in alike else None for row in comparison.rows]
+    losses = [
+        window_losses(row.job).get(row.figures.kept or "") if row in alike else None
+        for row in comparison.rows
+    ]
     base = losses[comparison.rows.index(comparison.base)]
     return [
         paired_ratio(mine, base) if mine is not None and base is not None and mine is not base
         else None
         for mine in losses
     ]  # fmt: skip
-
-
-def _window_losses(row: RunRow) -> np.ndarray | None:
-    return window_losses(row.job).get(row.figures.kept or "")
 
 
 def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
@@ -159,21 +160,13 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
     figure = row.figures.final_row(shown.name)
     if figure is None:
         return ComparedFigure(NONE)
-    return ComparedFigure(
-        format_value(shown, figure.value),
-        format_stderr(shown, figure.stderr),
-        delta_html(shown.name, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
-    )
+    apart = shown.name not in WINDOW_METRICS or ratio is None or ratio.told_apart
+    difference = delta_html(shown.name, row, base, relative=True, told_apart=apart)
+    stderr = format_stderr(shown, figure.stderr)
+    return ComparedFigure(format_value(shown, figure.value), stderr, difference)
 
 
-def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
-    """Significance of a difference; only of metrics on windows, by the ratio's interval."""
-    return shown.name not in WINDOW_METRICS or ratio is None or ratio.told_apart
-
-
-def _figures_of_jobs(
-    comparison: RunComparison,
-) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
+def _figures_of_jobs(comparison: RunComparison) -> Iterator[FigureRow]:
     """Duration, peak memory and size of the runs."""
     rows, place = comparison.rows, comparison.rows.index(comparison.base)
     known: dict[str, list[float | None]] = {
@@ -182,17 +175,14 @@ def _figures_of_jobs(
         "size": [row.size for row in rows],
     }
     for name, values in known.items():
-        bases = [None if i == place else values[place] for i in range(len(values))]
+        shown, base, cells = METRICS[name], values[place], []
+        for i, value in enumerate(values):
+            difference = ""
+            if i != place and value is not None and base is not None:
+                difference = difference_html(shown, delta(shown, value, base), value, relative=True)
+            cells.append(ComparedFigure(format_value(shown, value), delta=difference))
         if any(values):
-            yield METRICS[name], [*map(partial(_of_job, METRICS[name]), values, bases)]
-
-
-def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedFigure:
-    text = format_value(shown, value)
-    if value is None or base is None:
-        return ComparedFigure(text)
-    difference = difference_html(shown, delta(shown, value, base), value, relative=True)
-    return ComparedFigure(text, delta=difference)
+            yield shown, cells
 
 
 def on_one_text(comparison: RunComparison) -> list[RunRow]:

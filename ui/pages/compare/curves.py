@@ -18,12 +18,9 @@ SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 def curves_of(comparison: RunComparison) -> tuple[dict[str, pd.DataFrame], list[str]]:
     points = {run: display_units(frames.shown_curves(run)) for run in comparison.runs}
-    return points, list(dict.fromkeys(name for df in points.values() for name in _lines(df)))
-
-
-def _lines(points: pd.DataFrame) -> list[str]:
-    lengths = points.groupby("name", sort=False).size()
-    return [str(name) for name in lengths.index[lengths > 1]]
+    lengths = [df.groupby("name", sort=False).size() for df in points.values()]
+    lines = dict.fromkeys(str(name) for each in lengths for name in each.index[each > 1])
+    return points, list(lines)
 
 
 def chosen_curve(comparison: RunComparison, names: list[str], wanted: str | None) -> str:

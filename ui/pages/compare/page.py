@@ -18,13 +18,7 @@ from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.curves import (
-    SMOOTHING,
-    chosen_curve,
-    curve_chart,
-    curve_label,
-    curves_of,
-)
+from ui.pages.compare.curves import SMOOTHING, chosen_curve, curve_chart, curve_label, curves_of
 from ui.pages.compare.texts import texts_card, texts_chart
 from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
@@ -37,7 +31,7 @@ from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
     "stages", "Perplexity by stage",
@@ -233,7 +227,8 @@ SETTINGS = PageChart(
 PAGE = Page(
     "Compare", "compare", build, order=30, section="Runs", key="c",
     charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
-    | STAGES.of("compare", drawn(lambda runs, _: stages_chart(runs)), "ids")
-    | LINES.of("compare", drawn(lines_chart), "ids")
-    | WEIGHTS.of("compare", drawn(weights_chart), "ids"),
+    | page_charts("compare", {
+        STAGES: drawn(lambda runs, _: stages_chart(runs)), LINES: drawn(lines_chart),
+        WEIGHTS: drawn(weights_chart),
+    }, "ids"),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from statistics import fmean
 
 import pandas as pd
 from markupsafe import Markup
@@ -90,17 +91,13 @@ def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
 
 def headline(prompts: Sequence[ComparedTexts]) -> str:
     runs = dict.fromkeys(run for each in prompts for run in each.kept)
-    means = {run: _mean([e.kept[run] for e in prompts if run in e.kept]) for run in runs}
+    means = {run: fmean(e.kept[run] for e in prompts if run in e.kept) for run in runs}
     if not means:
         return ""
     best = max(means, key=means.__getitem__)
     first = f"{best} writes {share(means[best], 0)} of the baseline's words"
     worst = min(means, key=means.__getitem__)
     return first if worst == best else f"{first}, {worst} {share(means[worst], 0)}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def texts_card(comparison: RunComparison) -> Markup:

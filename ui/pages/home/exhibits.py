@@ -13,7 +13,6 @@ from backend.backup import examples
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
 from backend.queue import roles
-from backend.queue.roles import Actor
 from backend.settings import settings
 from backend.store import queries
 from backend.store.queries import QueueStatus
@@ -70,11 +69,13 @@ def launch_address() -> str:
 def home_act(event: gr.EventData, request: gr.Request) -> Updates:
     if event_data(event).get("do") != "toy":
         return {"said": _act(event, request), "toy": None}
+    kind = next(iter(kinds().values()))
+    preset, user = next(iter(kind.presets), ""), current_user(request)
     try:
-        job = run_toy(current_user(request))
+        record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
     except SlimscopeError as error:
         return {"said": show_error(error), "toy": None}
-    return draw_toy([job.run]) | {"toy": [job.run]}
+    return draw_toy([record["id"]]) | {"toy": [record["id"]]}
 
 
 def _act(event: gr.EventData, request: gr.Request) -> Any:
@@ -85,9 +86,8 @@ def _act(event: gr.EventData, request: gr.Request) -> Any:
                 removed = examples.remove_examples(user)
                 return show_success(f"{runs(len(removed))} removed.")
             case "restore-examples":
-                return show_success(
-                    f"{runs(len(examples.restore_examples(user, check_row)))} restored."
-                )
+                restored = examples.restore_examples(user, check_row)
+                return show_success(f"{runs(len(restored))} restored.")
     except SlimscopeError as error:
         return show_error(error)
     return act(event, request)
@@ -112,10 +112,3 @@ def toy_words(job: Job, status: QueueStatus) -> Markup:
     left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
     takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
     return HTML.toy(job, ahead if start != 0 else 0, start_words(start), takes, took(job, now_ms()))
-
-
-def run_toy(user: Actor) -> Job:
-    kind = next(iter(kinds().values()))
-    preset = next(iter(kind.presets), "")
-    record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
-    return queries.job(record["id"])

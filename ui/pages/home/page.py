@@ -20,7 +20,7 @@ from ui.frame import Page, current_user, live, on_change, query, url_sync
 from ui.pages.home import pareto
 from ui.pages.home.exhibits import draw_exhibits, draw_toy, home_act, launch_address
 from ui.pages.home.pareto import ComparableRuns
-from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
+from ui.pages.home.pareto_chart import QUALITY, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions.single import buttons
@@ -42,7 +42,7 @@ from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
 from ui.widgets.page_state import page_state
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/home/page.html")
 NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
@@ -92,24 +92,16 @@ def build() -> None:
 
 
 def draw(request: gr.Request) -> Updates:
-    status, actor = queries.status(), current_user(request)
+    status, actor, now = queries.status(), current_user(request), now_ms()
+    live_runs = [
+        (job, buttons(job, actor), described(job), progress(job), time_left(job), took(job, now))
+        for job in status.live
+    ]
     return {
-        "running": running_html(status, actor),
+        "running": HTML.running(live_runs, launch_address()) if live_runs else "",
         "latest": latest_html(),
         "side": side_html(status, actor),
     }
-
-
-def running_html(status: QueueStatus, actor: Actor) -> Markup:
-    if not status.live:
-        return Markup()
-    now = now_ms()
-    runs = [
-        (job, buttons(job, actor), described(job), progress(job), time_left(job),
-         took(job, now))
-        for job in status.live
-    ]  # fmt: skip
-    return HTML.running(runs, launch_address())
 
 
 def latest_html() -> Markup:
@@ -171,10 +163,15 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     if runs is None or not runs.axes:
         return {**drawn, **TRADEOFF.clear(), "front": show_html()}
     name = x if x in runs.axes else [*compared, *runs.axes][0]
+    points = runs.points(name)
+    front = [
+        (p, format_value(QUALITY, p.y), format_value(metric(name), p.x))
+        for p in runs.front(points, name)[:FRONT_ROWS]
+    ]
     controls = {
         "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
         "x": gr.update(choices=[(metric(n).title, n) for n in runs.axes], value=name),
-        "front": show_html(front_html(runs, runs.points(name), name)),
+        "front": show_html(HTML.front(front, metric(name).title, len(points))),
     }
     return updates(drawn, controls, TRADEOFF.show(tradeoff_chart(runs, name)))
 
@@ -186,7 +183,11 @@ def _compared(runs: ComparableRuns) -> list[str]:
 
 def tradeoff_chart(runs: ComparableRuns, name: str) -> Chart:
     points = runs.points(name)
-    note = _note(points, len(runs.rows) - len(points))
+    missing = len(runs.rows) - len(points)
+    lacking = f", {missing} without this figure or older than the newest {pareto.MAX_POINTS}"
+    note = f"n = {len(points)} runs{lacking if missing else ''}; filled: on the Pareto front."
+    sized = " Dot area: tokens per second." if any(p.speed for p in points) else ""
+    note += f"{sized} Click a dot to open its run."
     return tradeoff(points, metric(name), runs.dense, note)
 
 
@@ -197,31 +198,7 @@ def _tradeoff_at(request: gr.Request) -> Chart:
     return tradeoff_chart(runs, known_or_first(query(request, "x"), axes))
 
 
-def _note(points: Sequence[ParetoPoint], missing: int) -> str:
-    sized = " Dot area: tokens per second." if any(p.speed for p in points) else ""
-    lacking = f", {missing} without this figure or older than the newest {pareto.MAX_POINTS}"
-    return (
-        f"n = {len(points)} runs{lacking if missing else ''}; filled: on the Pareto front."
-        f"{sized} Click a dot to open its run."
-    )
-
-
-def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], name: str) -> Markup:
-    rows = [
-        (p, format_value(QUALITY, p.y), format_value(metric(name), p.x))
-        for p in runs.front(points, name)[:FRONT_ROWS]
-    ]
-    return HTML.front(rows, metric(name).title, len(points))
-
-
 PAGE = Page(
-    "Home",
-    "",
-    build,
-    order=0,
-    section="Home",
-    key="h",
-    heading=False,
-    moved_from=("overview",),
-    charts=TRADEOFF.of("home", _tradeoff_at),
-)
+    "Home", "", build, order=0, section="Home", key="h", heading=False, moved_from=("overview",),
+    charts=page_charts("home", {TRADEOFF: _tradeoff_at}),
+)  # fmt: skip

@@ -66,14 +66,26 @@ def tradeoff(
         _dots([p for p in points if p.kind == kind], best, x, place)
         for place, kind in enumerate(kinds)
     ]
-    height = _height([p.y for p in points] + ([dense] if dense else []))
+    front = go.Scatter(  # steps: between two runs of the front, only the worse is to be had
+        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
+        line={"color": LIGHT.muted, "width": 1, "shape": "vh" if x.better == "higher" else "hv"},
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    ys = [p.y for p in points] + ([dense] if dense else [])
+    log = math.log10(max(ys, default=2.0) / min(ys, default=1.0)) >= DECADE
+    up = log_axis("Perplexity", log_span(ys, right=0.2)) if log else axis("Perplexity", nticks=5)
+    hint = f" ({x.better} is better)" if x.better in ("higher", "lower") else ""
     width = _width([scale_of(x) * p.x for p in points])
+    across = axis(_unit_title(x) + hint, showgrid=False, range=width, nticks=5, tickangle=0)
     row = legend_row() if len(kinds) > 1 else {}
-    across = axis(_title(x), showgrid=False, range=width, nticks=5, tickangle=0)
-    looks = layout(view=x.name, xaxis=across, yaxis=height, hovermode="closest", **row)
-    figure = go.Figure([_front_line(best, x), *traces], looks)
+    looks = layout(view=x.name, xaxis=across, yaxis=up, hovermode="closest", **row)
+    figure = go.Figure([front, *traces], looks)
     if dense:
-        _mark_dense(figure, dense, height.get("type") == "log")
+        figure.add_shape(reference_line(y=dense))
+        figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
+            text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
+            y=math.log10(dense) if log else dense,
+        )  # fmt: skip
     return Chart(figure, _frame(points, x), note, headline=of_front(len(best), len(points)))
 
 
@@ -95,32 +107,10 @@ def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
     return frame.loc[:, ~frame.columns.duplicated()]
 
 
-def _title(x: Metric) -> str:
-    hint = {"higher": "higher is better", "lower": "lower is better"}.get(x.better, "")
-    return f"{_unit_title(x)} ({hint})" if hint else _unit_title(x)
-
-
 def _width(xs: Sequence[float]) -> list[float]:
     low, high = min(xs, default=0.0), max(xs, default=1.0)
     room = max(0.12 * (high - low), 0.02 * abs(high)) or 1.0
     return [low - room, high + room]
-
-
-def _height(ys: Sequence[float]) -> dict[str, object]:
-    """Perplexity axis, logarithmic where the values span enough."""
-    title, low, high = "Perplexity", min(ys, default=1.0), max(ys, default=2.0)
-    if math.log10(high / low) < DECADE:
-        return axis(title, nticks=5)
-    return log_axis(title, log_span(ys, right=0.2))
-
-
-def _front_line(best: Sequence[ParetoPoint], x: Metric) -> go.Scatter:
-    shape = "vh" if x.better == "higher" else "hv"
-    return go.Scatter(
-        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
-        line={"color": LIGHT.muted, "width": 1, "shape": shape}, hoverinfo="skip",
-        showlegend=False,
-    )  # fmt: skip
 
 
 def _dots(
@@ -162,11 +152,3 @@ def _hover(point: ParetoPoint, x: Metric) -> str:
         f"<b>{esc(point.run)}</b> {esc(point.label)}<br>Perplexity {number(point.y)}"
         f"<br>{x.label} {format_value(x, point.x)}{unit}{speed}"
     )
-
-
-def _mark_dense(figure: go.Figure, dense: float, log: bool) -> None:
-    figure.add_shape(reference_line(y=dense))
-    figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
-        text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
-        y=math.log10(dense) if log else dense,
-    )  # fmt: skip

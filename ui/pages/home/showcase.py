@@ -67,7 +67,9 @@ def _newest(kind: Kind) -> Shown | None:
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
             verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
             conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
-            bars, caption = _bars(results, kind), _caption(kind)
+            shown = metric(kind.key_metric)
+            caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
+            bars = _bars(results, kind)
             return Shown(job, kind, figure, verdict, bars, caption, conditions)
     return None
 
@@ -79,11 +81,6 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     longest = max((values[stage] for stage in main), default=1.0)
     paint = name_colours(values)
     return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
-
-
-def _caption(kind: Kind) -> str:
-    shown = metric(kind.key_metric)
-    return f"{shown.title}, by stage. {shown.better.capitalize()} is better."
 
 
 # the histogram ------------------------------------------------------------------------------------
@@ -101,14 +98,11 @@ def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
         stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
         weights = weights_of(each.job.run)
         if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
-            return _histogram(each, stages, _typical([*weights.tensors]))
+            names = [*weights.tensors]
+            middle = names[len(names) // 2 :]  # of the model; a wide layer is drawn
+            wide = next((name for name in middle if "up_proj" in name), middle[0])
+            return _histogram(each, stages, wide)
     return None
-
-
-def _typical(names: Sequence[str]) -> str:
-    """A wide layer in the middle of the model."""
-    middle = names[len(names) // 2 :]
-    return next((name for name in middle if "up_proj" in name), middle[0])
 
 
 def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any]:
@@ -117,28 +111,26 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     heights = [_heights(snapshot) for snapshot in drawn]
     top = min(max(float(h.max()) for h in heights), AXIS_HEADROOM * float(heights[0].max())) or 1.0
     perplexity = {label: text for label, _, text, _ in each.bars}
-    return {
-        "run": each.job.run,
-        "tensor": tensor,
-        "edge": WIDTH * drawn[0].hi,
-        "stages": [
+    shown = []
+    for snapshot, height in zip(drawn, heights, strict=True):
+        label, zeros = each.kind.stages[snapshot.stage], snapshot.zeros / snapshot.n
+        above = height[height > top]
+        said = f"{share(zeros, 0)} of the weights are exactly zero"
+        said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
+        if len(above):
+            said += f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}."
+        shown.append(
             {
                 "name": snapshot.stage,
-                "label": each.kind.stages[snapshot.stage],
+                "label": label,
                 "colour": stage_style(snapshot.stage).colour,
-                "zeros": round(snapshot.zeros / snapshot.n, 4),
-                "said": _said(snapshot, perplexity.get(each.kind.stages[snapshot.stage]))
-                + _cut_off(height, top),
+                "zeros": round(zeros, 4),
+                "said": said,
                 "heights": [round(min(1.0, float(h / top)), 4) for h in height],
             }
-            for snapshot, height in zip(drawn, heights, strict=True)
-        ],
-    }
-
-
-def _cut_off(heights: np.ndarray, top: float) -> str:
-    above = heights[heights > top]
-    return f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}." if len(above) else ""
+        )
+    edge = WIDTH * drawn[0].hi
+    return {"run": each.job.run, "tensor": tensor, "edge": edge, "stages": shown}
 
 
 def _heights(snapshot: TensorSnapshot) -> np.ndarray:
@@ -151,11 +143,6 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     )  # fmt: skip
     heights: np.ndarray = np.diff(merged) / snapshot.n
     return heights
-
-
-def _said(snapshot: TensorSnapshot, perplexity: str | None) -> str:
-    zeros = f"{share(snapshot.zeros / snapshot.n, 0)} of the weights are exactly zero"
-    return f"{zeros}, perplexity {perplexity}." if perplexity else f"{zeros}."
 
 
 # the text -----------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from jobs.metrics import (
     metric,
 )
 from ui.format import NONE
-from ui.pages.run.lineage import LineageNode, by_run, node
+from ui.pages.run.lineage import LineageNode, node
 from ui.runs.html import kind_and_settings, run_link
 from ui.runs.results import RunResults, base_model, format_value, kind_of
+from ui.runs.rows import by_job
 from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
@@ -32,11 +33,8 @@ STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
     PERPLEXITY, TOP1_AGREEMENT, SIZE, BYTES_PER_TOKEN, PASS_MS, TOKENS_PER_SECOND, ACCEPTED_LENGTH,
 )  # fmt: skip
+HEADS = ["Step", *(metric(name).title for name in METRICS)]  # columns of `step_rows`
 Row = list[object]
-
-
-def heads() -> list[str]:
-    return ["Step", *(metric(name).title for name in METRICS)]
 
 
 def split_alone(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
@@ -46,13 +44,13 @@ def split_alone(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
 
 
 def chain(jobs: Sequence[Job]) -> list[LineageNode]:
-    stored, steps = by_run(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
+    stored, steps = by_job(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
     return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in steps)]
 
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
     """Figures by step: of the base model, of each step, and of every decoder of a benchmark."""
-    stored = by_run(queries.results([job.run for job in jobs]))
+    stored = by_job(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
     rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
@@ -62,9 +60,8 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
         if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
-            values = {name: results.final(name) for name in STEP_METRICS} | {
-                SIZE: sizes.get(job.id)
-            }
+            finals = {name: results.final(name) for name in STEP_METRICS}
+            values = finals | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
 

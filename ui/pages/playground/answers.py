@@ -99,10 +99,8 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
 
 def _drafting(transcript: Transcript) -> list[str]:
     known = [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
-    accepted, rejected = (
-        transcript.accepted or 1.0,
-        any(each.rejected for each in transcript.passes),
-    )
+    accepted = transcript.accepted or 1.0
+    rejected = any(each.rejected for each in transcript.passes)
     if accepted > 1:
         known.append(f"{accepted:.2f} tokens per step")
     if transcript.unused:

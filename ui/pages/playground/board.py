@@ -56,12 +56,9 @@ def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
     below = Markup()
     if last:
         below = HTML.turn_buttons(
-            job.run,
-            job.state in ACTIVE,
-            roles.may_not_cancel(actor, job.owner),
-            roles.may_not_add(actor, Lane.PLAYGROUND),
-            would_repeat(job),
-        )
+            job.run, job.state in ACTIVE, roles.may_not_cancel(actor, job.owner),
+            roles.may_not_add(actor, Lane.PLAYGROUND), would_repeat(job),
+        )  # fmt: skip
     return ShownTurn(job, answers, error_of(job), _votes(job, actor, last), below)
 
 
@@ -101,20 +98,12 @@ def _said(job: Job, choice: int) -> str:
 
 def history(jobs: Sequence[Job], current: Job | None, voter: str, now: int) -> Markup:
     shown = {each.run for each in turns_to(current)} if current else set()
-    entries = [
-        (
-            each.newest,
-            _short(each.prompt),
-            each.prompts,
-            [*map(model_name, _models(each.newest, voter))],
-        )
-        for each in conversations(jobs)[:MAX_EARLIER]
-    ]
+    entries = []
+    for each in conversations(jobs)[:MAX_EARLIER]:
+        models = ["blind"] if is_hidden(each.newest, voter) else names_of(each.newest)
+        named = [*map(model_name, models)]
+        entries.append((each.newest, _short(each.prompt), each.prompts, named))
     return HTML.history(entries, shown, now)
-
-
-def _models(job: Job, voter: str) -> list[str]:
-    return ["blind"] if is_hidden(job, voter) else names_of(job)
 
 
 def _short(prompt: str) -> str:

@@ -21,7 +21,7 @@ from jobs.fields.saved_models import NO_WEIGHTS
 from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from jobs.submit import submit
-from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.actions import absent, carry_out, follows, generate_run
@@ -68,14 +68,13 @@ def build() -> None:
     on_load(_tab, None, tabs)
 
     run = gr.Textbox(visible=False)
-    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     asked = prompt.submit(
         _ask(form, prompt, run, message),
         [prompt, sides, blind, alias, *form.inputs],
         [prompt, run, message, *form.folds.values(), *form.messages],
-        **options,
+        **PRIVATE_EVENT,
     )
-    acted = board.act(act, alias, [message, run], **options)
+    acted = board.act(act, alias, [message, run], **PRIVATE_EVENT)
     for event in (asked, acted):
         url_sync(event, run=run).then(*show, **SILENT_EVENT)
 
@@ -94,11 +93,10 @@ def _settings() -> ConfigForm:
     with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
         form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
         gr.Checkbox(  # read by the style sheet alone
-            label="Show rejected draft tokens",
+            label="Show rejected draft tokens", elem_id="playground-vain",
             info="The first draft token of each step that the base model rejected.",
-            elem_id="playground-vain",
             elem_classes="form-field",
-        )
+        )  # fmt: skip
     return form
 
 
@@ -106,26 +104,19 @@ def _composer() -> tuple[gr.Textbox, gr.HTML]:
     with gr.Column(elem_id="playground-composer"):
         message = notice("playground-said")
         prompt = gr.Textbox(
-            label="Prompt",
-            show_label=False,
+            label="Prompt", show_label=False, lines=1, max_lines=8, submit_btn="Send",
             placeholder="Write a prompt. Enter sends it, Shift+Enter begins a new line.",
-            lines=1,
-            max_lines=8,
-            submit_btn="Send",
             elem_id="playground-prompt",
-        )
+        )  # fmt: skip
     return prompt, message
 
 
 def _alias() -> gr.Textbox:
     return gr.Textbox(
-        label="Your name",
-        info="Stands beside what you ask and on your votes. Optional.",
-        max_length=roles.ALIAS_LETTERS,
-        visible=False,
-        elem_id="playground-name",
+        label="Your name", info="Stands beside what you ask and on your votes. Optional.",
+        max_length=roles.ALIAS_LETTERS, visible=False, elem_id="playground-name",
         elem_classes="form-field",
-    )
+    )  # fmt: skip
 
 
 def sides() -> Choices:
@@ -175,19 +166,13 @@ def _chosen(
     shown: dict[str, Any] = {"value": there} if names else {}
     if choices is not None:
         shown["choices"] = choices
+    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
+    why = NO_WEIGHTS if examples else "The weights are not here."
     return {
         chosen: gr.update(**shown),
         blind: gr.update(value=bool(config.get("blind", False))),
-        message: show_html(_without(missing, there)),
+        message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
     }
-
-
-def _without(missing: list[str], there: list[str]) -> Markup:
-    if not missing:
-        return Markup()
-    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
-    why = NO_WEIGHTS if examples else "The weights are not here."
-    return Markup(HTML.absent(missing, why, there))
 
 
 def _may_have_alias(request: gr.Request) -> Any:
@@ -233,22 +218,17 @@ def draw(request: gr.Request) -> Updates:
     known = [each for each in runs if not each.damaged]
     actor = current_user(request)
     return {
-        "board": boards.conversation(job, actor) if job else empty(),
+        "board": boards.conversation(job, actor) if job else HTML.nothing(boards.EXAMPLES),
         "earlier": boards.history(known, job, actor.name, now_ms()),
     }
-
-
-def empty() -> Any:
-    return HTML.nothing(boards.EXAMPLES)
 
 
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
     data, here = event_data(event), query(request, "run")
     try:
         actor = _actor(request, alias)
-        return show_html(), carry_out(
-            str(data.get("do", "")), str(data.get("run", "")), actor
-        ) or here
+        added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)
+        return show_html(), added or here
     except SlimscopeError as error:
         return show_error(error), here
 

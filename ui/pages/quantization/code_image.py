@@ -44,9 +44,7 @@ def code_image_chart(image: CodeImage) -> Chart:
         f"n = {count(levels.size)} weights, outputs {top} to {bottom - 1}, inputs {left} to "
         f"{right - 1}; {len(used)} of {2**tile.bits} codes occur here."
     )
-    frame = pd.DataFrame(
-        tile.codes, columns=[f"Input {n}" for n in range(left, right)]
-    )  # fmt: skip
+    frame = pd.DataFrame(tile.codes, columns=[f"Input {n}" for n in range(left, right)])
     frame.insert(0, "Output", [str(n) for n in range(top, bottom)])
     return Chart(code_image(image), frame, note, headline=_headline(image))
 
@@ -68,10 +66,13 @@ def code_image(image: CodeImage) -> go.Figure:
     x = [*range(*tile.region.columns)]
     y = [*range(*tile.region.rows)]
     reach = max(1, int(np.abs(levels).max()))
+    before = None
+    if image.before is not None:
+        before = [[f"<br>before: {value:.4g}" for value in row] for row in image.before]
     heat = go.Heatmap(
         x=x, y=y, z=levels.tolist(), customdata=tile.codes.tolist(), zmin=-reach, zmax=reach,
         colorscale=DIVERGING, colorbar=colour_bar("Steps from 0 (code − zero-point)"),
-        text=_before(image), name="Code",
+        text=before, name="Code",
         hovertemplate="Output %{y}, input %{x}<br>code %{customdata}, %{z:+.4~g} steps from 0"
         "%{text}<extra></extra>",
     )  # fmt: skip
@@ -83,12 +84,6 @@ def code_image(image: CodeImage) -> go.Figure:
         yaxis=axis("Output channel", showgrid=False, autorange="reversed", nticks=8),
     )  # fmt: skip
     return go.Figure(traces, looks | {"margin": {"t": 56}})
-
-
-def _before(image: CodeImage) -> list[list[str]] | None:
-    if image.before is None:
-        return None
-    return [[f"<br>before: {value:.4g}" for value in row] for row in image.before]
 
 
 def _fate_of_zeros(

@@ -16,12 +16,7 @@ from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
 from ui.runs.weights import run_choices
 from ui.widgets.dropdown import Choices, choices
-from ui.widgets.explorer import (
-    control_updates,
-    empty_state,
-    show_charts,
-    show_notice,
-)
+from ui.widgets.explorer import control_updates, empty_state, show_charts, show_notice
 from ui.widgets.page_state import as_kept
 from ui.widgets.panel import Panel, Updates, updates
 

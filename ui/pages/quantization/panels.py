@@ -207,15 +207,12 @@ def curve_chart(view: QuantView) -> Chart:
     )
     if selection.curve == "loss" and figure:
         figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
-    name, note = (
-        f"{selection.run}-{selection.curve}",
-        f"n = {count(len(points))} points.{reduced_note(points)}",
-    )
+    name = f"{selection.run}-{selection.curve}"
+    note = f"n = {count(len(points))} points.{reduced_note(points)}"
     wide = points.pivot_table("value", "step", "name").reset_index()
     wide = wide.rename(columns=lambda n: labels.get(str(n).rsplit("/", 1)[-1], str(n)))
-    return Chart(
-        figure, frame, note, question, name, of_curves(wide, title, labels.get(selection.stage, ""))
-    )
+    headline = of_curves(wide, title, labels.get(selection.stage, ""))
+    return Chart(figure, frame, note, question, name, headline)
 
 
 def _points(view: QuantView) -> pd.DataFrame:

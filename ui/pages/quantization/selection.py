@@ -181,20 +181,16 @@ class QuantView:
         folders = saved_folders(job)
         if selection.stage != job.kept_stage or selection.stage not in folders:
             return None
-        tile = read_codes(folders[selection.stage], selection.tensor, self._region())
+        row, group = self.group
+        rows = Region.around(row, 0, (self.errors.shape[0], 1), ROWS).rows  # outputs around its own
+        first = group * self.group_size
+        region = Region(rows, (first, first + min(self.group_size, COLUMNS)))
+        tile = read_codes(folders[selection.stage], selection.tensor, region)
         if tile is None:
             return None
         source = folders.get(DENSE)
         before = read_region(source, selection.tensor, tile.region) if source else None
         return CodeImage(tile, before)
-
-    def _region(self) -> Region:
-        """Region of the chosen group's inputs, and of the outputs around its own."""
-        row, group = self.group
-        size, outputs = self.group_size, self.errors.shape[0]
-        rows = Region.around(row, 0, (outputs, 1), ROWS).rows
-        first = group * size
-        return Region(rows, (first, first + min(size, COLUMNS)))
 
     @property
     def group_size(self) -> int:

@@ -94,7 +94,11 @@ def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
-    columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
+    columns: Columns = {
+        "Run": named_link,
+        "What": kind_and_settings,
+        "State": lambda job: HTML.state(job, job.state in LIVE and job.desired != "run"),
+    }
     if tab == "active":
         start = start_times(status, waiting)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
@@ -122,10 +126,6 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
         job.run, job.id == open_id, buttons(job, user, movable(job.id))
     )
     return columns
-
-
-def _state(job: Job) -> Markup:
-    return HTML.state(job, job.state in LIVE and job.desired != "run")
 
 
 PAGE = Page("Queue", "queue", build, order=25, section="Runs", key="j", moved_from=("jobs",))

@@ -88,11 +88,9 @@ def drawn(block: ReportBlock, known: Mapping[str, ChartSource]) -> DrawnBlock:
     if isinstance(figure, go.Figure):
         return DrawnBlock(block, words, source, chart, json.loads(figure.to_json()))
     said = figure if isinstance(figure, str) else (figure or {}).get("nothing", "")
-    return DrawnBlock(block, words, source, chart, sentence=said or _empty(chart))
-
-
-def _empty(chart: Chart) -> str:
-    return NOTHING if chart.frame is None or chart.frame.empty else ""
+    if not said and (chart.frame is None or chart.frame.empty):
+        said = NOTHING
+    return DrawnBlock(block, words, source, chart, sentence=said)
 
 
 def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:

@@ -21,7 +21,7 @@ from backend.store.session import now_ms
 from backend.store.tables import Report
 from ui import pages
 from ui.format import href
-from ui.frame import SILENT_EVENT, Page, current_user, on_load, query
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
 from ui.pages.report.export import exported, height_of
@@ -74,19 +74,16 @@ def build() -> None:
         chart.render()
         add = gr.Button("Add chart", scale=0, min_width=120, elem_id="report-add-button")
     page |= {"runs": runs, "chart": chart}
-    done = Outputs(message=message, file=Download(), leave=_leave())
+    leave = gr.HTML(  # opens the address it is given
+        None, html_template="", js_on_load="slimscope.leave(props, watch)", elem_classes="saver"
+    )
+    done = Outputs(message=message, file=Download(), leave=leave)
     show = page.named(draw), None, page.components
     on_load(*show)
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    acted = page["view"].act(done.named(act), None, done.components, **private)
+    acted = page["view"].act(done.named(act), None, done.components, **PRIVATE_EVENT)
     acted.then(*show, **SILENT_EVENT)
-    added = add.click(done.named(add_chart), [runs, chart], done.components, **private)
+    added = add.click(done.named(add_chart), [runs, chart], done.components, **PRIVATE_EVENT)
     added.then(*show, **SILENT_EVENT)
-
-
-def _leave() -> gr.HTML:
-    script = "slimscope.leave(props, watch)"
-    return gr.HTML(None, html_template="", js_on_load=script, elem_classes="saver")
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -181,9 +178,9 @@ CHANGES: dict[str, Change] = {
 
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
-    data = {key: str(value or "") for key, value in event_data(event).items()}
-    do, text, user = data.get("do", ""), data.get("text", ""), current_user(request)
-    number, block = _number(data.get("run", "")) or 0, _number(data.get("file", "")) or 0
+    sent = {key: str(value or "") for key, value in event_data(event).items()}
+    do, text, user = sent.get("do", ""), sent.get("text", ""), current_user(request)
+    number, block = _number(sent.get("run", "")) or 0, _number(sent.get("file", "")) or 0
     try:
         match do:
             case "create":
@@ -195,7 +192,10 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
                 writing.delete_report(number, user)
                 return {"message": show_html(), "leave": str(href("report"))}
             case "export":
-                return {"message": show_html(), "file": export_file(report(number))}
+                shown = report(number)
+                name = UNSAFE.sub("-", shown.title).strip("-") or "report"
+                data = exported(shown, drawn_blocks(shown)).encode()
+                return {"message": show_html(), "file": file_payload(f"{name}.html", data)}
         if do in CHANGES:
             CHANGES[do](number, block, text, user)
     except SlimscopeError as error:
@@ -242,15 +242,8 @@ def _opened(number: int) -> Updates:
     return {"message": show_html(), "leave": str(href("report", n=number))}
 
 
-def export_file(shown: Report) -> dict[str, Any]:
-    name = UNSAFE.sub("-", shown.title).strip("-") or "report"
-    return file_payload(f"{name}.html", exported(shown, drawn_blocks(shown)).encode())
-
-
 def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 16 else None
 
 
-PAGE = Page(
-    "Reports", "report", build, order=35, section="Runs", key="t", heading=False,
-)  # fmt: skip
+PAGE = Page("Reports", "report", build, order=35, section="Runs", key="t", heading=False)

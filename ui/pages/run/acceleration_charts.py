@@ -55,8 +55,10 @@ def sparse_products(
     ends = [math.log10(min(*speed_up, 1.0) / 1.15), math.log10(max(*speed_up, 1.0) * 1.15)]
     above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
     even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
-    shapes, labels = [reference_line(y=1)], [even | above]
+    shapes, labels, places = [reference_line(y=1)], [even | above], range(len(zeros))
+    at = max(places, key=speed_up.__getitem__)
     if own >= PRUNED_FROM:
+        at = min(places, key=lambda i: abs(zeros[i] - own))
         here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
         shapes.append(reference_line(x=100 * own, dash="dot"))
         labels.append(here | above)
@@ -64,13 +66,6 @@ def sparse_products(
         view="products", top=24, shapes=shapes, annotations=labels,
         xaxis=axis("Zeros, %", showgrid=False), yaxis=log_axis("Speed-up over dense", ends, " ×"),
     )  # fmt: skip
-    return Chart(go.Figure(line, looks), frame, note, headline=_of_product(zeros, speed_up, own))
-
-
-def _of_product(zeros: Sequence[float], speed_up: Sequence[float], own: float) -> str:
-    places = range(len(zeros))
-    at = max(places, key=speed_up.__getitem__)
-    if own >= PRUNED_FROM:
-        at = min(places, key=lambda i: abs(zeros[i] - own))
     times = f"{speed_up[at]:.2f} times as fast as dense"
-    return f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
+    headline = f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
+    return Chart(go.Figure(line, looks), frame, note, headline=headline)

@@ -14,6 +14,7 @@ from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, metric
 from ui.format import href
 from ui.runs.results import RunResults, find_job, format_value, kind_of, setting_summary
+from ui.runs.rows import by_job
 from ui.templates import fragments
 
 HTML = fragments("pages/run/page.html")
@@ -37,7 +38,7 @@ def lineage_card(job: Job) -> Markup:
     if len(before) < 2 and not after:
         return Markup()
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
-    stored = by_run(queries.results([each.run for each in runs]))
+    stored = by_job(queries.results([each.run for each in runs]))
     chain = [node(each, stored) for each in before]
     whole = href("pipeline", id=job.run) if len(connected(job.id)) > 1 else ""
     return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
@@ -63,10 +64,3 @@ def node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> Linea
     figure = f"perplexity {format_value(metric(PERPLEXITY), value)}" if value is not None else ""
     change = ", ".join(setting_summary(each))
     return LineageNode(each.run, href("run", id=each.run), change, figure, each.state)
-
-
-def by_run(rows: Sequence[StoredResult]) -> dict[int, list[StoredResult]]:
-    grouped: dict[int, list[StoredResult]] = {}
-    for row in rows:
-        grouped.setdefault(row.job_id, []).append(row)
-    return grouped

@@ -50,13 +50,11 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
     paint = name_colours(results.stages)
     rows = [
-        [_stage(results, s, paint[s]), *(_figure(results.get(s, n)) for n in names)] for s in stages
-    ]
+        [HTML.stage(results.label(s), paint[s], s == results.kept),
+         *(_figure(results.get(s, n)) for n in names)]
+        for s in stages
+    ]  # fmt: skip
     return ["Stage", *(metric(n).title for n in names)], rows
-
-
-def _stage(results: RunResults, stage: str, colour: str) -> Markup:
-    return HTML.stage(results.label(stage), colour, stage == results.kept)
 
 
 def _figure(row: StoredResult | None) -> str:
@@ -70,12 +68,9 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs: dict[str, str] = {}
     if results.kept:
         pairs["Kept stage"] = results.label(results.kept)
-    pairs |= {
-        metric(name).title: HTML.figure_of(
-            format_value(metric(name), row.value), row.details.get("of")
-        )
-        for name, row in results.of_run.items()
-    }
+    for name, row in results.of_run.items():
+        value = format_value(metric(name), row.value)
+        pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
     if job.started_at:
@@ -119,12 +114,8 @@ def _decision(results: RunResults) -> str:
 def times(results: RunResults) -> Markup:
     seconds = results.seconds if len(results.seconds) > 1 else {}
     longest = max([*seconds.values(), 1e-9])
-    return HTML.times(
-        [
-            (sentence_case(step.replace("_", " ")), value / longest, duration(value))
-            for step, value in seconds.items()
-        ]
-    )
+    bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
+    return HTML.times([(sentence_case(step), *bar) for step, *bar in bars])
 
 
 def sentence_case(text: str) -> str:

@@ -48,7 +48,7 @@ from ui.widgets.download import Download, small_file
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
@@ -88,7 +88,8 @@ def build() -> None:
         _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
         page["disk"] = disk = HtmlPanel(elem_id="run-disk")
-        page["artefacts"] = _artefacts(message)
+        page["artefacts"] = HtmlPanel(elem_id="run-artefacts", min_height=120)
+        page["artefacts"].act(download, None, [Download(), message], **SILENT_EVENT)
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
@@ -121,12 +122,6 @@ def _curve_wall() -> Outputs:
             with gr.Column(visible=False, min_width=320) as lines[panel.name]:
                 lines |= panel.build("run")
     return lines
-
-
-def _artefacts(message: gr.HTML) -> HtmlPanel:
-    panel, file = HtmlPanel(elem_id="run-artefacts", min_height=120), Download()
-    panel.act(download, None, [file, message], **SILENT_EVENT)
-    return panel
 
 
 # what is shown ------------------------------------------------------------------------------------
@@ -288,15 +283,7 @@ def _curve(place: int) -> Callable[[Job], Chart]:
 
 PAGE = Page(
     "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
-    charts=STAGES.of("run", of_run(_stages), "id")
-    | {
-        element: chart
-        for place, panel in enumerate(CURVES)
-        for element, chart in panel.of("run", of_run(_curve(place)), "id").items()
-    }
-    | {
-        element: chart
-        for panel, draw in quality.CHARTS.items()
-        for element, chart in panel.of("measures", of_run(draw), "id").items()
-    },
+    charts=page_charts("run", {
+        STAGES: of_run(_stages), **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
+    }, "id") | page_charts("measures", {p: of_run(d) for p, d in quality.CHARTS.items()}, "id"),
 )  # fmt: skip

@@ -8,7 +8,6 @@ import gradio as gr
 
 from backend.errors import SlimscopeError
 from backend.queue import labels, roles
-from backend.queue.roles import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
@@ -83,15 +82,17 @@ def draw(request: gr.Request) -> Updates:
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
     data = {key: str(value or "") for key, value in event_data(event).items()}
-    action, text = data.get("do", ""), data.get("text", "")
+    action, text, name = (data.get(key, "") for key in ("do", "text", "run"))
     user = current_user(request)
     try:
         if action in EXPORTS:
             return {"message": show_html(), "download": export(action, request)}
         if action == "save-view":
-            message = save_view(text, request, user)
+            labels.save_view(text, saved_query(dict(request.query_params or {})), user)
+            message = f"The view {text.strip()} is saved for all users."
         elif action == "delete-view":
-            message = delete_view(data.get("run", ""), user)
+            labels.delete_view(name, user)
+            message = f"The view {name} is deleted."
         else:
             table = query_runs(TableQuery.from_address(request))
             jobs = [row.job for row in table.selected]
@@ -99,16 +100,6 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     except SlimscopeError as error:
         return {"message": show_error(error)}
     return {"message": show_success(message)}
-
-
-def save_view(name: str, request: gr.Request, user: Actor) -> str:
-    labels.save_view(name, saved_query(dict(request.query_params or {})), user)
-    return f"The view {name.strip()} is saved for all users."
-
-
-def delete_view(name: str, user: Actor) -> str:
-    labels.delete_view(name, user)
-    return f"The view {name} is deleted."
 
 
 def export(form: str, request: gr.Request) -> dict[str, Any]:

@@ -37,8 +37,7 @@ def sweep_means(
     frame = pd.DataFrame(figures, columns=columns)
     combinations = {repr(row.values): in_lines(esc(row.label)) for row in rows}
     drawn = frame.assign(
-        stage=[row.stage for row in rows],
-        place=[combinations[repr(row.values)] for row in rows],
+        stage=[row.stage for row in rows], place=[combinations[repr(row.values)] for row in rows]
     )
     looks = layout(
         view=shown.name,

@@ -16,15 +16,14 @@ from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import HEIGHT, sweep_means
-from ui.pages.sweep.settings import importance_chart, last_stage, parallel_chart
-from ui.pages.sweep.ties import headline, ties
+from ui.pages.sweep.settings import headline, importance_chart, last_stage, parallel_chart, ties
 from ui.runs.actions.single import act
 from ui.runs.html import unknown
 from ui.runs.results import setting_title, stages_of
 from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 MEANS = Panel(
     "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?",
@@ -143,9 +142,5 @@ def _jobs(run: str) -> list[Job]:
 
 PAGE = Page(
     "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
-    charts={
-        element: chart
-        for panel in (MEANS, LINES, IMPORTANCE)
-        for element, chart in panel.of("sweep", chart_of(panel)).items()
-    },
+    charts=page_charts("sweep", {panel: chart_of(panel) for panel in (MEANS, LINES, IMPORTANCE)}),
 )  # fmt: skip

@@ -48,7 +48,7 @@ from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.explorer import Explorer, chart_at
 from ui.widgets.notice import notice
 from ui.widgets.page_state import page_state
-from ui.widgets.panel import Outputs
+from ui.widgets.panel import Outputs, page_charts
 
 SIDES = {"row": "Output", "column": "Input"}
 SMALL: dict[str, Any] = {"titled": True, "scale": 0, "min_width": 150}  # a radio below a view
@@ -147,7 +147,8 @@ def _chart(draw: Callable[[TensorView], Chart]) -> Callable[[gr.Request], Chart]
 
 PAGE = Page(
     "Weights", "weights", build, order=50, section="Explore", key="w",
-    charts=LAYERS.of("weights", _chart(layers_chart), "run")
-    | TENSOR.of("weights", _chart(tensor_chart), "run")
-    | PERPLEXITY.of("weights", _chart(stages_chart), "run"),
+    charts=page_charts("weights", {
+        LAYERS: _chart(layers_chart), TENSOR: _chart(tensor_chart),
+        PERPLEXITY: _chart(stages_chart),
+    }, "run"),
 )  # fmt: skip
