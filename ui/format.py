@@ -1,8 +1,5 @@
-"""How numbers, times and links are written. Pure functions, used by pages, charts and templates.
-
-Text that came from a person or a file goes through `esc` before it is put into a chart; templates
-escape by themselves.
-"""
+"""Numbers, times and links as text: pure functions for pages, charts and templates. Text of persons
+or files goes through `esc` before it is put into a chart; templates escape by themselves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help.
-
-None of them changes anything, and none works while a text field has the focus.
-"""
+"""Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help. None changes
+anything, and none works while a text field has the focus."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Showing the dashboard to others: links with a QR code, a full screen that plays through views,
-and phones that follow it.
-
-What is presented is kept in memory, for as long as somebody presents: a code of six letters stands
-for the address on the presenter's screen. Only a host presents; whoever has the code may follow.
-"""
+"""Presenting the dashboard: links with a QR code, a full screen that plays through views, and
+phones that follow it under a code of six letters. Only a host presents; what is presented is in
+memory."""
 
 from __future__ import annotations
 

@@ -56,20 +56,6 @@ def layer_map(
     picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:
-    rows, title = cells(table, stage, statistic, base), title_of(STATISTICS[statistic], base)
-    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
-    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
-    figure = layer_heatmap(table, stage, statistic, picked, base)
-    return Chart(figure, frame, heatmap_note(rows, even=base is not None))
-
-
-def layer_heatmap(
-    table: pd.DataFrame,
-    stage: str,
-    statistic: str,
-    picked: str | None = None,
-    base: MapBaseline | None = None,
-) -> go.Figure:
     """Blocks from left to right, modules from top to bottom; colour limits are robust (2-98 %).
     With a baseline, colours diverge from white; the `picked` tensor's cell is outlined."""
     rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
@@ -91,7 +77,11 @@ def layer_heatmap(
         picked=cell, xaxis=axis("Block"), yaxis=axis(nticks=0),
     )  # fmt: skip
     few = len(grid.columns) <= PRINTED
-    return figure.update_traces(texttemplate="%{z:.3~g}" if few else None, xgap=1, ygap=1)
+    figure.update_traces(texttemplate="%{z:.3~g}" if few else None, xgap=1, ygap=1)
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights"}
+    columns["value"] = title_of(definition, base)
+    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
+    return Chart(figure, frame, heatmap_note(rows, even=base is not None))
 
 
 def heatmap(

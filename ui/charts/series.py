@@ -1,9 +1,6 @@
-"""One tensor at one stage of one run, ready to be drawn; bins that several of them share.
-
-A height is a share of *all* weights of the tensor, exact zeros too, so what pruning took away is
-missing there. Exact zeros are no bar: a bar of half the weights would flatten all others. They are
-counted in words.
-"""
+"""One tensor at one stage of one run, ready to be drawn; bins that several of them share. Heights
+are shares of *all* weights; exact zeros are no bar, which would flatten all others, but a
+number."""
 
 from __future__ import annotations
 

@@ -27,33 +27,18 @@ def perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> l
 
 
 def perplexity_chart(results: Sequence[StoredResult], names: Mapping[str, str]) -> Chart:
-    ordered = perplexities(results, names)
-    rows = [(names.get(r.stage, r.stage), r.value, r.stderr, r.n) for r in ordered]
-    columns = ["Stage", "Perplexity", "Standard error", "Tokens"]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    styles = stage_styles()
-    through = [r for r in ordered if r.stage not in styles or styles[r.stage].main]  # no controls
-    labelled = [(names.get(r.stage, r.stage), r.value) for r in through]
-    return Chart(
-        stage_perplexities(results, names), frame, perplexity_note(results),
-        headline=of_stages(labelled),
-    )  # fmt: skip
-
-
-def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]) -> go.Figure:
     """One dot a stage with its value printed; a dashed line for the dense model. `names` maps
     stages to labels in the order of drawing."""
     rows = perplexities(results, names)
-    labels = [in_lines(names.get(r.stage, r.stage)) for r in rows]
+    full = [names.get(r.stage, r.stage) for r in rows]
+    labels = [*map(in_lines, full)]
     span = log_span([r.value for r in rows], right=0.2)
     looks = layout(
-        view=PERPLEXITY,
-        margin={"r": VALUE_WIDTH},
+        view=PERPLEXITY, margin={"r": VALUE_WIDTH}, yaxis=rows_axis(labels),
         xaxis=log_axis("Perplexity", span, tickangle=0, showgrid=False),
-        yaxis=rows_axis(labels),
         more=rows_height(len(rows), AROUND, LEAST) - HEIGHT,
         shapes=[reference_line(x=r.value) for r in rows if r.stage == "dense"],
-    )
+    )  # fmt: skip
     strokes, errors = [stage_style(r.stage) for r in rows], [r.stderr or 0.0 for r in rows]
     marks = dots(
         [r.value for r in rows],
@@ -68,7 +53,18 @@ def stage_perplexities(results: Sequence[StoredResult], names: Mapping[str, str]
         text=[f"  {number(r.value)}" for r in rows], textposition="middle right",
         textfont={"size": 14}, hoverinfo="skip", showlegend=False, cliponaxis=False,
     )  # fmt: skip
-    return go.Figure([marks, printed], looks)
+    frame = pd.DataFrame(
+        [(label, r.value, r.stderr, r.n) for label, r in zip(full, rows, strict=True)],
+        columns=["Stage", "Perplexity", "Standard error", "Tokens"], dtype=object,
+    )  # fmt: skip
+    styles = stage_styles()
+    main = [
+        (label, r.value)
+        for label, r in zip(full, rows, strict=True)
+        if r.stage not in styles or styles[r.stage].main  # no controls
+    ]
+    figure = go.Figure([marks, printed], looks)
+    return Chart(figure, frame, perplexity_note(results), headline=of_stages(main))
 
 
 def perplexity_note(results: Sequence[StoredResult]) -> str:

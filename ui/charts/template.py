@@ -1,8 +1,5 @@
-"""The look all charts share, as a Plotly template for each mode, and the parts of a layout.
-
-A figure names no template: the browser adds that of its mode. Greys of the light palette that a
-trace names itself are exchanged there, too.
-"""
+"""Common look of all charts, as a Plotly template for each mode, and parts of a layout. The browser
+adds the template of its mode to a figure, and replaces greys of the light palette."""
 
 from __future__ import annotations
 

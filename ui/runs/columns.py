@@ -1,7 +1,5 @@
-"""The columns of the table of runs, for display, sorting, filters and export.
-
-They are derived from the configs and results of the runs, so a new kind needs no change here.
-"""
+"""Columns of the table of runs, for display, sorting, filters and export. They follow from configs
+and results, so a new kind needs no change here."""
 
 from __future__ import annotations
 

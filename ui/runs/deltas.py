@@ -1,7 +1,5 @@
-"""Differences to a baseline: signed, with an arrow, better or worse as the metric declares.
-
-Figures that were measured under different conditions are not compared.
-"""
+"""Differences to a baseline: signed, with an arrow, better or worse as the metric declares. Figures
+measured under different conditions are not compared."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""All runs with their results, as the table, the filter, the comparison and the overview see them.
-
-Runs are many and change seldom: they are read once for all open pages, and again only those that
-are live or have had an event since.
-"""
+"""All runs with their results, for table, filter, comparison and home. They are read once for all
+open pages, and again only where a run is live or has had an event since."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
-"""A Plotly chart that keeps its zoom, follows dark mode, and reports selections.
-
-`gr.Plot` replaces its node on every change and has no click event; this is `Plotly.react` in a
-fixed `gr.HTML`. The browser (`assets/scripts/slimscope.js`) sets the Plotly template of the mode
-and exchanges light greys for dark ones, so figures are independent of the mode.
-"""
+"""Plotly chart that keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a
+`gr.HTML`, as `gr.Plot` replaces its node on every change and has no click event."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
-"""A form drawn from a pydantic config.
-
-Type, bounds, default, unit and help text stand once, in the config; this module turns each field
-into a Gradio component and the components' values back into a dict. Bounds are left to pydantic,
-so that a bad value is explained beside its field and nothing typed is lost.
-"""
+"""Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
+left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
 
 from __future__ import annotations
 

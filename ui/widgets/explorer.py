@@ -1,13 +1,7 @@
-"""Pages that look into one run: a selection, kept in the address, decides what every panel shows.
-
-    address or controls -> `Selection` -> view: the selection settled on what is stored -> updates
-
-A page states its selection, how a view is made of one, and a handler for each event. The outputs
-of such a page hold its controls under the names of the selection's fields, and besides:
-
-    notice, charts     why there is nothing to show; the column that is hidden then
-    seen               what was shown last, see `page_state`
-"""
+"""Pages that look into one run: address or controls -> `Selection` -> view (the selection settled
+on stored data) -> updates. The outputs of such a page are its controls, by the names of the
+selection's fields, `notice` (on a page without data), `charts` (hidden then) and `seen` (see
+`page_state`)."""
 
 from __future__ import annotations
 

@@ -1,14 +1,7 @@
-"""HTML with buttons in it: what a page shows, and what people do with it.
-
-The state of a view is its address. A button with `data-view` writes its JSON into the address and
-raises `view`; the handler reads the address. A button with `data-toggle="NAME"` adds its
-`data-value` to the list NAME of the address, or removes it, and raises `view` too. A button with
-`data-do` and `data-run` raises `act`; first it asks for confirmation when it has `data-ask`, or for
-a text when it has `data-prompt`. A button with `data-copy` copies that text, an empty one the
-address of the page.
-
-Gradio patches the old nodes with the new HTML, so the focus stays where it was.
-"""
+"""HTML with buttons, whose state is the address. `data-view` writes its JSON into the address,
+`data-toggle="NAME"` adds its `data-value` to the list NAME of the address or removes it; both raise
+`view`. `data-do` with `data-run` raises `act`, after a confirmation (`data-ask`) or a text
+(`data-prompt`). `data-copy` copies its text, or the address of the page."""
 
 from __future__ import annotations
 

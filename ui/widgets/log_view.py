@@ -1,8 +1,6 @@
-"""The log of a run, followed by byte: only what is new travels.
-
-The browser keeps the cursor, as the component's value `{"source", "end"}`; the server answers with
-what stands behind it, `{"source", "start", "end", "text"}`. A lost answer is simply asked again.
-"""
+"""Log of a run, of which only new bytes travel. The browser keeps the cursor `{"source", "end"}`;
+the server answers with what follows, `{"source", "start", "end", "text"}`. A lost answer is
+repeated."""
 
 from __future__ import annotations
 

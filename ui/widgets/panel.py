@@ -1,8 +1,6 @@
-"""One chart of a page: a headline, a question, a frame of figures, and a plot of that frame.
-
-The frame is drawn, shown as the data table, and saved as CSV: one source for all three. A page
-declares its panels, draws their empty cards, and returns their updates by name.
-"""
+"""Panels: a headline, a question, a frame of figures, and a plot of that frame, which is also shown
+as the data table and saved as CSV. A page declares its panels, builds their cards, and updates
+them."""
 
 from __future__ import annotations
 

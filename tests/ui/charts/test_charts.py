@@ -21,11 +21,11 @@ from ui.charts.heatmap import (
     colour_limits,
     heatmap_note,
     in_order,
-    layer_heatmap,
+    layer_map,
     title_of,
 )
 from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, thinned
-from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
+from ui.charts.stages import perplexities, perplexity_chart, perplexity_note
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
 from ui.theme import DARK, LIGHT, OKABE_ITO, stage_style, stage_styles
@@ -46,7 +46,7 @@ def drawn(figure: go.Figure) -> list[Any]:
 
 
 def test_each_cell_is_the_stored_figure(table: pd.DataFrame) -> None:
-    heat = drawn(layer_heatmap(table, "redense", "near_zero"))[0]
+    heat = drawn(layer_map(table, "redense", "near_zero").figure)[0]
     stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
     assert np.shape(heat.z) == (7, 3)
     for names, values in zip(heat.customdata, heat.z, strict=True):
@@ -55,7 +55,7 @@ def test_each_cell_is_the_stored_figure(table: pd.DataFrame) -> None:
 
 
 def test_modules_stand_in_the_order_of_the_data(table: pd.DataFrame) -> None:
-    heat = drawn(layer_heatmap(table, "dense", "std"))[0]
+    heat = drawn(layer_map(table, "dense", "std").figure)[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -64,20 +64,20 @@ def test_modules_stand_in_the_order_of_the_data(table: pd.DataFrame) -> None:
 
 
 def test_hover_names_tensor_value_unit_and_n(table: pd.DataFrame) -> None:
-    heat = drawn(layer_heatmap(table, "first", "zero_share"))[0]
+    heat = drawn(layer_map(table, "first", "zero_share").figure)[0]
     said = heat.text[5][1]
     assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
 
 
 def test_the_chosen_cell_is_told_to_the_browser(table: pd.DataFrame) -> None:
-    meta = layer_heatmap(table, "sds", "std", TENSOR).layout.meta
+    meta = layer_map(table, "sds", "std", TENSOR).figure.layout.meta
     assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
-    assert "picked" not in layer_heatmap(table, "sds", "std", "no such").layout.meta
+    assert "picked" not in layer_map(table, "sds", "std", "no such").figure.layout.meta
 
 
 def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
-    heat = drawn(layer_heatmap(table, "sds", "std"))[0]
+    heat = drawn(layer_map(table, "sds", "std").figure)[0]
     assert heat.z[5][1] is None
     assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 
@@ -93,14 +93,14 @@ def test_colour_limits_are_robust_and_never_empty(values: list[float]) -> None:
 def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
     assert available(table) == list(STATISTICS)
     for name in STATISTICS:
-        heat = drawn(layer_heatmap(table, "sds", name))[0]
+        heat = drawn(layer_map(table, "sds", name).figure)[0]
         assert heat.colorbar.title.text == STATISTICS[name].title
         assert np.isfinite(np.array(heat.z, dtype=float)).all()
 
 
 def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
     base = MapBaseline(table[table["stage"] == "dense"], "Dense")
-    heat = drawn(layer_heatmap(table, "first", "std", base=base))[0]
+    heat = drawn(layer_map(table, "first", "std", base=base).figure)[0]
     stored = table.set_index(["stage", "tensor"])["std"]
     name = heat.customdata[5][1]
     assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
@@ -128,7 +128,7 @@ def test_largest_is_the_larger_magnitude(table: pd.DataFrame) -> None:
 
 def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     results = queries.results([1])
-    figure = stage_perplexities(results, STAGE_LABELS)
+    figure = perplexity_chart(results, STAGE_LABELS).figure
     dots, printed = drawn(figure)
     left_out = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
     made = [stage for stage in STAGE_LABELS if stage not in left_out]
@@ -144,7 +144,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
 
 
 def test_no_perplexity_is_no_error() -> None:
-    assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
+    assert len(drawn(perplexity_chart([], STAGE_LABELS).figure)[0].x) == 0
     assert perplexity_note([]) == ""
 
 

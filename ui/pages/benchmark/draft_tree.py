@@ -22,23 +22,9 @@ ORDINALS = ("1st", "2nd", "3rd")
 
 
 def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
-    frame = pd.DataFrame(
-        {
-            "Draft token": name_of(path),
-            "Accepted, % of steps": 100 * share,
-            "On held-out answers, %": 100 * expected[path] if path in expected else None,
-        }
-        for path, share in decoder.hits.items()
-    )
-    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
-    return Chart(draft_tree(decoder.hits, expected), frame, note)
-
-
-def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
-    """Tree with the root at the left and a column a head; `hits` and `expected` (on held-out
-    answers) map nodes to their share of steps, the area of the circle."""
-    places = rows(hits)
+    """Tree with the root at the left and a column a head. A node's circle has the area of its share
+    of steps; `expected` are shares on held-out answers."""
+    hits, places = decoder.hits, rows(decoder.hits)
     shares = {(): 1.0, **hits}
     row = TREE_HEIGHT / (1 + max(places.values()))
     largest = min(LARGE, max(LEAST, 0.8 * row))
@@ -58,15 +44,20 @@ def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
     )  # fmt: skip
     deepest = max(map(len, shares))
     columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
-    return go.Figure(
-        [_edges(places), nodes],
-        layout(
-            view="tree",
-            xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
-                       range=[-0.3, deepest + 0.75], side="top"),
-            yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
-        ),
+    looks = layout(
+        view="tree",
+        xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
+                   range=[-0.3, deepest + 0.75], side="top"),
+        yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
     )  # fmt: skip
+    frame = pd.DataFrame(
+        [(name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
+         for path, share in hits.items()],
+        columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
+    )  # fmt: skip
+    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
+    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
+    return Chart(go.Figure([_edges(places), nodes], looks), frame, note)
 
 
 def rows(paths: Iterable[Path]) -> dict[Path, int]:

@@ -1,7 +1,5 @@
-"""Several runs in one picture: their colours, and the perplexity of their stages.
-
-A run has one colour, by its place among the runs compared; the baseline is grey and dashed.
-"""
+"""Several runs in one picture: their colours, by their place among the runs compared (the baseline
+is grey and dashed), and the perplexity of their stages."""
 
 from __future__ import annotations
 

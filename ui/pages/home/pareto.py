@@ -42,14 +42,11 @@ class ComparableRuns:
     @property
     def axes(self) -> list[str]:
         """Costs by which the runs differ; then those that at least one run has."""
-        names = [name for name in self._names if self._values(name)]
-        differing = [name for name in names if _spread(self._values(name)) > MIN_SPREAD]
-        return differing + [name for name in names if name not in differing]
-
-    @property
-    def _names(self) -> list[str]:
         families = {n for row in self.rows for n in row.figures.final_names if "bytes/" in n}
-        return [AXES[0], *sorted(families), *AXES[1:]]
+        names = [AXES[0], *sorted(families), *AXES[1:]]
+        spans = {name: (min(v), max(v)) for name in names if (v := self._values(name))}
+        differing = [n for n, (lo, hi) in spans.items() if hi - lo > MIN_SPREAD * max(-lo, hi)]
+        return differing + [name for name in spans if name not in differing]
 
     def _values(self, name: str) -> list[float]:
         return [v for row in self.rows if (v := cost(row, name)) is not None]
@@ -72,11 +69,6 @@ def _point(row: RunRow, name: str) -> ParetoPoint | None:
     label = " · ".join(setting_summary(row.job)) or row.job.name
     speed = row.figures.final(TOKENS_PER_SECOND)
     return ParetoPoint(row.job.run, label, kind_title(row.job), x, y, speed)
-
-
-def _spread(values: Sequence[float]) -> float:
-    largest = max(map(abs, values), default=0.0)
-    return (max(values) - min(values)) / largest if largest else 0.0
 
 
 def cost(row: RunRow, name: str) -> float | None:

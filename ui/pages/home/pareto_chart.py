@@ -1,8 +1,6 @@
-"""What quality costs: perplexity of the kept stage against size, zeros or speed, one dot a run.
-
-The Pareto front is the runs no other run beats on one axis without losing on the other. All dots
-of a picture stand for the same base model measured on the same text.
-"""
+"""Perplexity of the kept stage against size, sparsity or speed, one dot a run, all of one base
+model on the same text. On the Pareto front are runs that no other beats in one without losing in
+the other."""
 
 from __future__ import annotations
 

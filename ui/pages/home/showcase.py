@@ -1,7 +1,5 @@
-"""What there is to see on a first visit: the figure of each method, and how SDS moves the weights.
-
-Shown are the newest runs that succeeded, and until there are some the examples of the package.
-"""
+"""Key figures and moving histogram of the newest successful run of each method; until there are
+any, of the bundled examples."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class CodeImage:
 
 
 def code_image_chart(image: CodeImage) -> Chart:
-    tile, levels = image.tile, image.tile.levels
+    """Codes as colours. Of a pruned model, kept zeros are grey, lost zeros are crossed."""
+    tile, levels, zeros = image.tile, image.tile.levels, image.zeros
     (top, bottom), (left, right) = tile.region.rows, tile.region.columns
     used = np.unique(tile.codes)
     note = (
@@ -46,25 +47,7 @@ def code_image_chart(image: CodeImage) -> Chart:
     )
     frame = pd.DataFrame(tile.codes, columns=[f"Input {n}" for n in range(left, right)])
     frame.insert(0, "Output", [str(n) for n in range(top, bottom)])
-    return Chart(code_image(image), frame, note, headline=_headline(image))
-
-
-def _headline(image: CodeImage) -> str:
-    levels, zeros = image.tile.levels, image.zeros
-    if zeros is None:
-        return f"{share(float((levels == 0).mean()), 0)} of these weights are stored as zero"
-    kept = int((levels[zeros] == 0).sum())
-    many = int(zeros.sum())
-    if kept == many:
-        return f"All {count(many)} pruned weights here are still zero"
-    return f"{count(many - kept)} of {count(many)} pruned weights here are no longer zero"
-
-
-def code_image(image: CodeImage) -> go.Figure:
-    """Codes as colours. Of a pruned model, kept zeros are grey, lost zeros are crossed."""
-    tile, levels, zeros = image.tile, image.tile.levels, image.zeros
-    x = [*range(*tile.region.columns)]
-    y = [*range(*tile.region.rows)]
+    x, y = [*range(left, right)], [*range(top, bottom)]
     reach = max(1, int(np.abs(levels).max()))
     before = None
     if image.before is not None:
@@ -83,7 +66,19 @@ def code_image(image: CodeImage) -> go.Figure:
         view=f"codes/{tile.region}", xaxis=axis("Input channel", showgrid=False, nticks=8),
         yaxis=axis("Output channel", showgrid=False, autorange="reversed", nticks=8),
     )  # fmt: skip
-    return go.Figure(traces, looks | {"margin": {"t": 56}})
+    figure = go.Figure(traces, looks | {"margin": {"t": 56}})
+    return Chart(figure, frame, note, headline=_headline(image))
+
+
+def _headline(image: CodeImage) -> str:
+    levels, zeros = image.tile.levels, image.zeros
+    if zeros is None:
+        return f"{share(float((levels == 0).mean()), 0)} of these weights are stored as zero"
+    kept = int((levels[zeros] == 0).sum())
+    many = int(zeros.sum())
+    if kept == many:
+        return f"All {count(many)} pruned weights here are still zero"
+    return f"{count(many - kept)} of {count(many)} pruned weights here are no longer zero"
 
 
 def _fate_of_zeros(

@@ -61,6 +61,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def input_energy_chart(
     every: Sequence[InputGroups], tensor: str, label: str, stage: str
 ) -> Chart:  # fmt: skip
+    """Error over inputs on log axes, one point a group, with its tensor as `customdata`."""
     own = next(one for one in every if one.tensor == tensor)
     k = int(own.shares.argmax())
     times = own.inputs[k] / float(np.median(own.inputs))
@@ -75,19 +76,13 @@ def input_energy_chart(
         "Group": map(str, range(len(own.inputs))), X: own.inputs, Y: own.errors,
         "Share of the expected output error, %": 100 * own.shares,
     })  # fmt: skip
-    return Chart(input_energy_figure(every, own, stage), frame, note, headline=headline)
-
-
-def input_energy_figure(every: Sequence[InputGroups], own: InputGroups, stage: str) -> go.Figure:
-    """Error over inputs on log axes, one point a group, with its tensor as `customdata`."""
     others = [one for one in every if one is not own]
     figure = go.Figure()
     if others:
         figure.add_trace(_points(others, "Same module in other blocks", LIGHT.muted, 4, 0.35))
     figure.add_trace(_points([own], "This tensor", stage_style(stage).colour, 9, 1.0))
     spans = []
-    for name in ("inputs", "errors"):
-        values = np.concatenate([getattr(one, name) for one in every])
+    for values in (x, y):
         positive = values[values > 0] if (values > 0).any() else np.ones(1)
         logs = np.log10([positive.min(), positive.max()])
         spans.append([float(logs[0]) - ROOM, float(logs[1]) + ROOM])
@@ -95,7 +90,7 @@ def input_energy_figure(every: Sequence[InputGroups], own: InputGroups, stage: s
         view=f"energy/{own.tensor}", xaxis=log_axis(X, spans[0]), yaxis=log_axis(Y, spans[1]),
         **legend_row(),
     )  # fmt: skip
-    return figure.update_layout(looks)
+    return Chart(figure.update_layout(looks), frame, note, headline=headline)
 
 
 def _points(

@@ -1,9 +1,4 @@
-"""Quant: training inside the grid as it goes, layer by layer, group by group.
-
-selection   what is looked at, and what was recorded of it
-panels      the charts, drawn by group_map, training_charts and group_weights
-handlers    what each event changes
-"""
+"""Quantisation: training inside the grid as it goes, layer by layer, group by group."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported.
-
-blocks    each block drawn anew from the address it holds
-export    all of them in one file
-"""
+"""Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported."""
 
 from __future__ import annotations
 
