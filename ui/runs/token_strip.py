@@ -38,8 +38,9 @@ def token_spans(transcript: Transcript, differs: int | None = None, after: int =
             plain = tokens >= MAX_TINTED or not text
             spans.append(Span(text) if plain else _token(text, head, number, step, marked))
             start, tokens = start + len(text), tokens + 1
-        if tokens < MAX_TINTED:
-            spans += _rejected(step)
+        rejected = next(iter(step.rejected), "")  # those behind it were rejected with it
+        if tokens < MAX_TINTED and rejected.strip():
+            spans.append(Span(rejected, "s", title="rejected draft token"))
     return [*spans, Span(transcript.rest)]
 
 
@@ -53,12 +54,6 @@ def _tint(head: int) -> str:
     if head == BASE:
         return ""
     return LOOKUP_TINT if head == LOOKUP_HEAD else f"head-{min(head, MAX_TINTS)}"
-
-
-def _rejected(step: TranscriptStep) -> list[Span]:
-    """First rejected draft token of a step."""
-    text = next(iter(step.rejected), "")
-    return [Span(text, "s", title="rejected draft token")] if text.strip() else []
 
 
 def tints(sources: Collection[int]) -> list[tuple[str, str]]:

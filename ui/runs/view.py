@@ -131,21 +131,17 @@ class TableResult:
         return {group: columns for group, columns in groups.items() if columns}
 
 
-def _listed(rows: Sequence[RunRow], asked: RunFilter) -> list[RunRow]:
-    named = {term.column.key for term in asked.terms if term.column}
-    return [
-        row
-        for row in rows
-        if (not row.job.archived_at or "archived" in named)
-        and (not row.job.removed_at or "deleted" in named)
-    ]
-
-
 def query_runs(query: TableQuery) -> TableResult:
     every = all_rows(deleted=True)
     columns = run_columns.columns(every)
     parsed = run_filter.parse(query.q, columns)
-    runs = _listed(every, parsed)
+    named = {term.column.key for term in parsed.terms if term.column}
+    runs = [  # archived and deleted ones where the filter names them
+        row
+        for row in every
+        if (not row.job.archived_at or "archived" in named)
+        and (not row.job.removed_at or "deleted" in named)
+    ]
     by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
     rows = sorted_rows(parsed.passed(runs), by, query.down)
     base = chosen(runs, [query.base])

@@ -133,29 +133,21 @@ class ConfigForm:
         self.fields: dict[str, Field] = {}
         self.folds: dict[str, gr.Accordion] = {}
         self.fold_of: dict[str, str] = {}  # field -> title of the fold that hides it
-        names = {n: info for n, info in config.model_fields.items() if n not in without}
+        fields, shown = config.model_fields, {"model", *(main or ())}
+        names = {n: info for n, info in fields.items() if n not in without}
         by_heading = {h: [n for n in every if n in names] for h, every in sections(config).items()}
-        if main is None:
-            self._open_sections(by_heading)
-        else:
-            self._folded_sections(by_heading, {"model", *main})
+        if main is not None:
+            own = [n for every in by_heading.values() for n in every if n in shown]
+            self._section("", sorted(own, key=lambda n: n != "model"))  # the model leads
+        for heading, every in by_heading.items():
+            basic = [n for n in every if not advanced(fields[n])]
+            if main is None:
+                self._section(heading, sorted(basic, key=lambda n: n != "model"))
+            else:
+                title = METHOD if heading == FIRST else heading
+                self._fold(title, [n for n in basic if n not in shown])
         self._fold(ADVANCED, [n for n, info in names.items() if advanced(info)])
         self.fields = {n: self.fields[n] for n in names}
-
-    def _open_sections(self, by_heading: Mapping[str, Sequence[str]]) -> None:
-        for heading, names in by_heading.items():
-            visible = [n for n in names if not advanced(self.config.model_fields[n])]
-            self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
-
-    def _folded_sections(
-        self, by_heading: Mapping[str, Sequence[str]], main: Collection[str]
-    ) -> None:
-        own = [n for names in by_heading.values() for n in names if n in main]
-        self._section("", sorted(own, key=lambda n: n != "model"))
-        for heading, names in by_heading.items():
-            plain_fields = [n for n in names if not advanced(self.config.model_fields[n])]
-            title = METHOD if heading == FIRST else heading
-            self._fold(title, [n for n in plain_fields if n not in main])
 
     def _fold(self, title: str, names: list[str]) -> None:
         if not names:

@@ -5,6 +5,7 @@ selection's fields, `notice` (on a page without data), `charts` (hidden then) an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from functools import lru_cache
@@ -34,9 +35,6 @@ Mark = tuple[Any, ...]
 Item = TypeVar("Item")
 Data = TypeVar("Data")
 View = TypeVar("View")
-
-
-# the selection ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,6 @@ def neighbour(items: Sequence[Item], item: Item, by: int) -> Item:
     return items[max(0, min(items.index(item) + by, len(items) - 1))]
 
 
-# reading ------------------------------------------------------------------------------------------
-
-
 class RunReader(Generic[Data]):
     """Reads a run once for all open pages, until its mark changes; None without data."""
 
@@ -117,9 +112,6 @@ def chart_at(
         return Chart(NOT_THERE) if found is None else draw(found)
 
     return drawn
-
-
-# events -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,14 @@ class Explorer(Generic[S, View]):
         url_sync(event, **{name: self.outputs[name] for name in self.selection.names()})
 
 
-# controls -----------------------------------------------------------------------------------------
+def page_state() -> gr.JSON:
+    """A value the browser keeps and sends along. A `gr.State` makes every page hold a connection
+    (Gradio 6.31), and browsers open at most six to a server."""
+    return gr.JSON(None, visible=False)
+
+
+def as_kept(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def control_updates(
@@ -205,9 +204,6 @@ def control_updates(
             update["value"] = int(value) if "minimum" in offer else [*value] if several else value
         shown[name] = gr.update(**update)
     return shown
-
-
-# nothing to see -----------------------------------------------------------------------------------
 
 
 def show_charts() -> Updates:

@@ -53,9 +53,6 @@ def bar_label(decoder: DecoderReport) -> str:
     return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
 
 
-# bars, a decoder each -----------------------------------------------------------------------------
-
-
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
     """Speed-up over vanilla; the lowest and highest repetition as a line through the bar."""
     frame = pd.DataFrame(
@@ -169,9 +166,6 @@ def _bar_layout(
     )
 
 
-# tasks and steps ----------------------------------------------------------------------------------
-
-
 def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
     """One row a task, one dot a decoder: speed-up with its range, or tokens per step."""
     drafters = drafting(decoders)
@@ -266,9 +260,6 @@ def _with_legend(
 ) -> dict[str, Any]:
     rows = legend_rows(len(lines), grow=True)
     return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
-
-
-# the size of the tree -----------------------------------------------------------------------------
 
 
 def sizes_of(curves: pd.DataFrame, run: str) -> dict[str, pd.Series]:

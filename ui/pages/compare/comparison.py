@@ -15,7 +15,6 @@ from backend.evaluation.paired import PairedRatio, paired_ratio
 from jobs.metrics import METRICS, PERPLEXITY, Metric, metric
 from ui.charts.chart import Chart
 from ui.format import NONE, number
-from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.pairs import WINDOW_METRICS, window_losses
@@ -23,13 +22,15 @@ from ui.runs.results import format_stderr, format_value, kind_title, setting_tit
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
 from ui.templates import fragments
-from ui.theme import LineStyle
+from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
     "paired_perplexity", "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
+COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
+BASELINE = LineStyle(LIGHT.muted, "dash")
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
@@ -51,15 +52,14 @@ class RunComparison:
 
     @property
     def strokes(self) -> dict[str, LineStyle]:
-        return strokes(self.runs, self.base.job.run)
+        others = [run for run in self.runs if run != self.base.job.run]
+        coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
+        return {run: coloured.get(run, BASELINE) for run in self.runs}
 
     @property
     def columns(self) -> list[ComparedRun]:
         drawn = self.strokes
         return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
-
-
-# settings -----------------------------------------------------------------------------------------
 
 
 def settings_of(row: RunRow) -> dict[str, Any]:
@@ -96,9 +96,6 @@ def _value(value: Any) -> str:
     if value is None:
         return NONE
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# results ------------------------------------------------------------------------------------------
 
 
 class ComparedFigure(NamedTuple):
@@ -191,9 +188,6 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
     return [r for r in rows if base in rows and not incomparable_because(r, base, PERPLEXITY)]
 
 
-# for reports --------------------------------------------------------------------------------------
-
-
 def results_chart(comparison: RunComparison) -> Chart:
     rows = [
         {"Figure": metric(name).title} | {
@@ -216,9 +210,6 @@ def settings_chart(comparison: RunComparison) -> Chart:
         for name, values in differing(comparison).items()
     ]
     return Chart(None if rows else "All settings are the same.", pd.DataFrame(rows))
-
-
-# files --------------------------------------------------------------------------------------------
 
 
 def records(comparison: RunComparison) -> list[dict[str, Any]]:

@@ -90,9 +90,6 @@ def build() -> None:
         url_sync(changed(*show_weights, **LATEST), tensor=tensor, view=side)
 
 
-# what is shown ------------------------------------------------------------------------------------
-
-
 def compared(request: gr.Request) -> RunComparison | None:
     """Comparison of the runs in the address, by default with the first; None for too few runs."""
     rows = chosen(all_rows(), query_list(request, "ids", MAX_COMPARED))
@@ -171,9 +168,6 @@ def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> U
     view = known_or_first(view or query(request, "view"), VIEWS)
     shown = WEIGHTS.show(tensor_chart(runs, by_run, name, view), name)
     return {"tensor": gr.update(choices=choices(tensors), value=name), "view": view, **shown}
-
-
-# what is done -------------------------------------------------------------------------------------
 
 
 def export(event: gr.EventData, request: gr.Request) -> Any:

@@ -48,18 +48,14 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
     hero = HTML.hero(shown, moving_histogram(shown), launch_address(), roles.may_not_add(actor))
-    methods = HTML.methods(shown, _drafted(), bool(there), bool(known) and not there, forbidden)
+    drafted = Markup()
+    if found := drafted_text():
+        job, transcript = found
+        beginning = replace(transcript, passes=transcript.passes[:DRAFTED_STEPS], rest="")
+        heads = {head for _, head in beginning.tokens} - {BASE}
+        drafted = HTML.drafted(job, token_spans(beginning), tints(heads) if heads else [])
+    methods = HTML.methods(shown, drafted, bool(there), bool(known) and not there, forbidden)
     return {"seen": mark, "hero": hero, "methods": methods}
-
-
-def _drafted() -> Markup:
-    found = drafted_text()
-    if found is None:
-        return Markup()
-    job, transcript = found
-    beginning = replace(transcript, passes=transcript.passes[:DRAFTED_STEPS], rest="")
-    heads = {head for _, head in beginning.tokens} - {BASE}
-    return HTML.drafted(job, token_spans(beginning), tints(heads) if heads else [])
 
 
 def launch_address() -> str:

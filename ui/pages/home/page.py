@@ -37,11 +37,10 @@ from ui.runs.results import format_value
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
-from ui.widgets.explorer import known_or_first
+from ui.widgets.explorer import known_or_first, page_state
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
-from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/home/page.html")
@@ -86,9 +85,6 @@ def build() -> None:
     best["tradeoff_chart"].select(None, None, None, js=TO_RUN)
     for panel in (running, latest, side, hero, methods):
         panel.on_action(said.named(home_act), said.components, show)
-
-
-# what is shown ------------------------------------------------------------------------------------
 
 
 def draw(request: gr.Request) -> Updates:
@@ -142,9 +138,6 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
         queued, len(status.queued), problems if status.needs_attention else [],
         status.needs_attention, now_ms(), models, setup,
     )  # fmt: skip
-
-
-# the Pareto front ---------------------------------------------------------------------------------
 
 
 def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) -> Updates:

@@ -81,9 +81,6 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
-# the histogram ------------------------------------------------------------------------------------
-
-
 def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
     """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`.
 
@@ -141,9 +138,6 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     )  # fmt: skip
     heights: np.ndarray = np.diff(merged) / snapshot.n
     return heights
-
-
-# the text -----------------------------------------------------------------------------------------
 
 
 def drafted_text() -> tuple[Job, Transcript] | None:

@@ -93,21 +93,17 @@ def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
 def facts(transcript: Transcript, hidden: bool) -> list[str]:
     if not transcript.passes:
         return []
-    known = [f"{len(transcript.tokens)} tokens", *([] if hidden else _drafting(transcript))]
-    return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
-
-
-def _drafting(transcript: Transcript) -> list[str]:
-    known = [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
+    known = [f"{len(transcript.tokens)} tokens"]
     accepted = transcript.accepted or 1.0
     rejected = any(each.rejected for each in transcript.passes)
-    if accepted > 1:
-        known.append(f"{accepted:.2f} tokens per step")
-    if transcript.unused:
-        known.append("drafter unused: no draft tree is faster on this machine")
-    elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
-        known.append("almost no draft token accepted")
-    return known
+    if not hidden:  # else they would tell the author
+        known += [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
+        known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
+        if transcript.unused:
+            known.append("drafter unused: no draft tree is faster on this machine")
+        elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
+            known.append("almost no draft token accepted")
+    return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
 
 
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:

@@ -141,7 +141,7 @@ def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
     return heatmap(
         x, y, cells.mean,
         [[f"{row},{group}" for row, group in line] for line in cells.farthest],
-        _hover(cells, figure, mapped.values),
+        [[_cell_text(mapped, (i, j)) for j in range(len(x))] for i in range(len(y))],
         (mapped.low, mapped.high),
         title=figure.title, diverging=figure.ratio, view=view, picked=picked and [x[j], y[i]],
         xaxis=axis("Group along the inputs"), yaxis=axis("Output row", nticks=8),
@@ -170,15 +170,8 @@ def _span_label(span: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def _hover(cells: GroupCells, figure: GroupFigure, values: np.ndarray) -> list[list[str]]:
-    across, down = range(len(cells.columns)), range(len(cells.rows))
-    return [[_cell_text(cells, (i, j), figure, values) for j in across] for i in down]
-
-
-def _cell_text(
-    cells: GroupCells, cell: tuple[int, int], figure: GroupFigure, values: np.ndarray
-) -> str:
-    i, j = cell
+def _cell_text(mapped: GroupMap, cell: tuple[int, int]) -> str:
+    figure, values, cells, (i, j) = mapped.figure, mapped.values, mapped.cells, cell
     rows, groups = _span_label(cells.rows[i]), _span_label(cells.columns[j])
     head = f"<b>Row {rows}, group {groups}</b><br>{figure.label} "
     row, group = cells.farthest[i][j]

@@ -16,15 +16,11 @@ from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
 from ui.runs.weights import run_choices
 from ui.widgets.dropdown import Choices, choices
-from ui.widgets.explorer import control_updates, empty_state, show_charts, show_notice
-from ui.widgets.page_state import as_kept
+from ui.widgets.explorer import as_kept, control_updates, empty_state, show_charts, show_notice
 from ui.widgets.panel import Panel, Updates, updates
 
 NO_RUN = "No run has trained inside a quantisation grid yet."
 LATER = "They appear here when training begins."
-
-
-# events -------------------------------------------------------------------------------------------
 
 
 def open_page(request: gr.Request) -> Updates:
@@ -87,9 +83,6 @@ def move_group(view: QuantView, by: int) -> Updates:
 
 def worst_group(view: QuantView) -> Updates:
     return move_group(view.select(group=""), 0)
-
-
-# updates ------------------------------------------------------------------------------------------
 
 
 def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = None) -> Updates:

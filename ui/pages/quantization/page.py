@@ -22,9 +22,8 @@ from ui.pages.quantization.panels import (
 )
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer, chart_at
+from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import notice, plain
-from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs, page_charts
 
 BUTTONS = {

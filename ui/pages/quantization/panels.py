@@ -67,9 +67,6 @@ LISTED = 500  # groups in a table
 LAST_STEP = 10**9  # step: behind all others
 
 
-# panels -------------------------------------------------------------------------------------------
-
-
 THEORY = {
     "curve": "Rounding has no gradient; training passes it as if it were the identity (Bengio et "
     "al. 2013).",
@@ -111,9 +108,6 @@ CODES = _panel(
     "codes", "Codes around the group", "Which integers are stored? Rows and groups with few colours"
     " use few of the codes.",
 )  # fmt: skip
-
-
-# the run, and one group ---------------------------------------------------------------------------
 
 
 def head_html(view: QuantView) -> Markup:
@@ -184,9 +178,6 @@ def group_html(view: QuantView) -> Markup:
 def _group_name(view: QuantView) -> str:
     row, k = view.group
     return f"{view.selection.run}-row-{row}-group-{k}"
-
-
-# charts -------------------------------------------------------------------------------------------
 
 
 def curve_chart(view: QuantView) -> Chart:

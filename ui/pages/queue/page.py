@@ -78,17 +78,13 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     }
     stalled = STALLED if status.stalled else ""
     columns = _columns(tab, status, chosen.id if chosen else None, user)
-    rows = [[cell(job) for cell in columns.values()] for job in jobs_of(status, tab)]
+    jobs = [*status.live, *status.queued]
+    if tab != "active":
+        ended = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
+        jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
+    rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric)
-
-
-def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
-    """Active: running jobs, then the queue in order. Others: the last to end first."""
-    if tab == "active":
-        return [*status.live, *status.queued]
-    jobs = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
-    return sorted(jobs, key=lambda job: -(job.finished_at or 0))
 
 
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:

@@ -70,19 +70,16 @@ def build() -> None:
         chart.render()
         add = gr.Button("Add chart", scale=0, min_width=120, elem_id="report-add-button")
     page |= {"runs": runs, "chart": chart}
-    leave = gr.HTML(  # opens the address it is given
+    done = Outputs(message=message, file=Download())
+    done["leave"] = gr.HTML(  # opens the address it is given
         None, html_template="", js_on_load="slimscope.leave(props, watch)", elem_classes="saver"
     )
-    done = Outputs(message=message, file=Download(), leave=leave)
     show = page.named(draw), None, page.components
     on_load(*show)
     acted = page["view"].act(done.named(act), None, done.components, **PRIVATE_EVENT)
     acted.then(*show, **SILENT_EVENT)
     added = add.click(done.named(add_chart), [runs, chart], done.components, **PRIVATE_EVENT)
     added.then(*show, **SILENT_EVENT)
-
-
-# what is shown ------------------------------------------------------------------------------------
 
 
 def draw(request: gr.Request) -> Updates:
@@ -158,9 +155,6 @@ def _picker(off: str) -> Updates:
         "runs": gr.update(choices=run_choices(jobs, "")),
         "chart": gr.update(choices=offered),
     }
-
-
-# what is done -------------------------------------------------------------------------------------
 
 
 CHANGES: dict[str, Change] = {

@@ -83,7 +83,11 @@ def build() -> None:
     with tab["measures"]:
         measures = quality.build()
     with tab["curves"]:
-        lines = _curve_wall()
+        lines = Outputs(waiting=plain(elem_id="run-no-curves"))
+        with gr.Row(elem_classes="curve-wall"):
+            for panel in CURVES:  # those a run does not have stay hidden
+                with gr.Column(visible=False, min_width=320) as lines[panel.name]:
+                    lines |= panel.build("run")
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
@@ -113,18 +117,6 @@ def _summary() -> tuple[dict[str, Component], gr.Column]:
                 chart = STAGES.build("run")
             history = plain(elem_id="run-went")
     return {"results": results, "settings": settings, "history": history} | chart, stages
-
-
-def _curve_wall() -> Outputs:
-    lines = Outputs(waiting=plain(elem_id="run-no-curves"))
-    with gr.Row(elem_classes="curve-wall"):
-        for panel in CURVES:
-            with gr.Column(visible=False, min_width=320) as lines[panel.name]:
-                lines |= panel.build("run")
-    return lines
-
-
-# what is shown ------------------------------------------------------------------------------------
 
 
 def on_open(request: gr.Request) -> Updates:
@@ -246,9 +238,6 @@ def curve_chart(job: Job, points: pd.DataFrame, family: str) -> Chart:
     return Chart(figure, frame, note, question, headline=headline)
 
 
-# what is done -------------------------------------------------------------------------------------
-
-
 def download(event: gr.EventData, request: gr.Request) -> Any:
     pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
@@ -256,9 +245,6 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [small_file(artifact_file(run, path)), show_html()]
     except SlimscopeError as error:
         return [gr.skip(), show_error(error)]
-
-
-# for reports --------------------------------------------------------------------------------------
 
 
 def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:

@@ -55,9 +55,6 @@ def build() -> None:
         panel.on_action(outcome.named(act), outcome.components, show)
 
 
-# what is shown ------------------------------------------------------------------------------------
-
-
 def filter_text(request: gr.Request) -> str:
     return query_text(request, "q")
 
@@ -75,9 +72,6 @@ def draw(request: gr.Request) -> Updates:
         "tools": HTML.tools(table, queries.views(), roles.may_not_change(user)),
         "table": HTML.board(table, bulk_actions(table, user)),
     }
-
-
-# what is done -------------------------------------------------------------------------------------
 
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:

@@ -39,28 +39,16 @@ def sweep_means(
     drawn = frame.assign(
         stage=[row.stage for row in rows], place=[combinations[repr(row.values)] for row in rows]
     )
+    x, values = axis(shown.title, showgrid=False), frame[shown.title]
+    if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
+        x = log_axis(shown.title, log_span(values.tolist()), showgrid=False, tickangle=0)
     looks = layout(
-        view=shown.name,
-        xaxis=_value_axis(shown.title, frame[shown.title]),
-        yaxis=rows_axis([*combinations.values()]),
-        **legend_row(top=56),
+        view=shown.name, xaxis=x, yaxis=rows_axis([*combinations.values()]), **legend_row(top=56),
         more=rows_height(len(combinations), AROUND, MIN_HEIGHT) - HEIGHT,
-    )
+    )  # fmt: skip
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
-    figure = go.Figure(traces, looks)
-    return Chart(
-        figure,
-        frame,
-        f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}",
-        headline=headline,
-    )
-
-
-def _value_axis(title: str, values: pd.Series) -> dict[str, object]:
-    low, high = values.min(), values.max()
-    if low <= 0 or high / low < LOG_FROM:
-        return axis(title, showgrid=False)
-    return log_axis(title, log_span(values.tolist()), showgrid=False, tickangle=0)
+    note = f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}"
+    return Chart(go.Figure(traces, looks), frame, note, headline=headline)
 
 
 def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:

@@ -35,31 +35,19 @@ def metrics(rows: Sequence[SweepRow]) -> list[str]:
     return [m for m in METRICS if m in names] + sorted(names - METRICS.keys())
 
 
-# head ---------------------------------------------------------------------------------------------
-
-
 def head(jobs: Sequence[Job], actor: Actor) -> Markup:
     first = jobs[0]
     model = [model_name(first.config["model"])] if "model" in first.config else []
-    return HTML.head(
-        first,
-        Counter(job.state for job in jobs),
-        _actions(jobs),
-        roles.may_not_change(actor),
-        [kind_title(first), *model, f"{len(jobs)} runs"],
-        [setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)],
-    )
-
-
-def _actions(jobs: Sequence[Job]) -> list[tuple[str, str, str]]:
     going = sum(job.state in ACTIVE and job.desired == "run" for job in jobs)
     ended = sum(job.state in RESUMABLE for job in jobs)
     question = f"Cancel {runs(going)}? Running ones stop at the next safe point."
-    cancel = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
-    return cancel + ([("resume-sweep", f"Resume {runs(ended)}", "")] if ended else [])
-
-
-# means and runs -----------------------------------------------------------------------------------
+    actions = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
+    actions += [("resume-sweep", f"Resume {runs(ended)}", "")] if ended else []
+    return HTML.head(
+        first, Counter(job.state for job in jobs), actions, roles.may_not_change(actor),
+        [kind_title(first), *model, f"{len(jobs)} runs"],
+        [setting_title(first.kind, field) for field in sweep.varied(jobs)],
+    )  # fmt: skip
 
 
 def means_table(

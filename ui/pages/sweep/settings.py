@@ -109,9 +109,6 @@ def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# the best combinations ----------------------------------------------------------------------------
-
-
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
     return (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
 

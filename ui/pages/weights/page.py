@@ -45,9 +45,8 @@ from ui.pages.weights.selection import (
 from ui.pages.weights.tensor.charts import tensor_chart
 from ui.widgets.download import Download
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer, chart_at
+from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import notice
-from ui.widgets.page_state import page_state
 from ui.widgets.panel import Outputs, page_charts
 
 SIDES = {"row": "Output", "column": "Input"}
