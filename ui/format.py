@@ -148,19 +148,6 @@ def exactly(value: float) -> str:
 
 FILTERS = {
     f.__name__: f
-    for f in (
-        exactly,
-        number,
-        count,
-        runs,
-        short_count,
-        size,
-        share,
-        duration,
-        eta,
-        eta_range,
-        moment,
-        iso,
-        ago,
-    )
-}
+    for f in (exactly, number, count, runs, short_count, size, share, duration, eta, eta_range,
+              moment, iso, ago)
+}  # fmt: skip

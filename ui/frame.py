@@ -57,30 +57,18 @@ class PageChart:
 
 @dataclass(frozen=True)
 class Page:
-    """One page. `build` makes its content inside the frame.
-
-    Attributes:
-        path: the address, without a slash; "" is the first page.
-        order: its place in the navigation.
-        section: the entry of the navigation it belongs to, which leads to its first page; "" for a
-            page outside the navigation.
-        key: the letter that leads to it, pressed after "g".
-        listed: False for the page of one run or sweep, which the navigation cannot lead to.
-        heading: False when the page writes its own single `<h1>`.
-        moved_from: earlier addresses, which redirect here.
-        charts: id of the element -> the chart, for reports.
-    """
+    """One page. `build` makes its content inside the frame."""
 
     name: str
-    path: str
+    path: str  # without a slash; "" is the first page
     build: Callable[[], None]
-    order: int
-    section: str = "Explore"
-    key: str = ""
-    listed: bool = True
-    heading: bool = True
-    moved_from: tuple[str, ...] = ()
-    charts: Mapping[str, PageChart] = field(default_factory=dict)
+    order: int  # in the navigation
+    section: str = "Explore"  # entry of the navigation; "" for a page outside of it
+    key: str = ""  # letter that leads to it, pressed after "g"
+    listed: bool = True  # False: of one run or sweep, where the navigation cannot lead
+    heading: bool = True  # False: the page writes its own single `<h1>`
+    moved_from: tuple[str, ...] = ()  # earlier addresses, which redirect here
+    charts: Mapping[str, PageChart] = field(default_factory=dict)  # id of the element -> chart
 
 
 class NavEntry(NamedTuple):

@@ -31,27 +31,18 @@ ALIASES = {  # other names a filter may use
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
-
-    Attributes:
-        value: sorts and is exported.
-        cell: what is shown, as text or `Markup`.
-        measure: what a filter compares; None for a run without such a value.
-        usual: shown unless columns are chosen.
-        metric: name of the figure it shows, which can be compared with the baseline's.
-        field: its name in a CSV file, with the unit where there is one; else the key.
-    """
+    """One column of the table of runs."""
 
     key: str
     title: str
-    value: Callable[[RunRow], Any]
-    cell: Callable[[RunRow], object]
-    measure: Callable[[RunRow], Any]
+    value: Callable[[RunRow], Any]  # sorts and is exported
+    cell: Callable[[RunRow], object]  # what is shown, as text or `Markup`
+    measure: Callable[[RunRow], Any]  # compared by filters; None without a value
     numeric: bool = False
     group: str = GROUPS[0]
-    usual: bool = False
-    metric: str = ""
-    field: str = ""
+    usual: bool = False  # shown unless columns are chosen
+    metric: str = ""  # figure that can be compared with the baseline's
+    field: str = ""  # name in CSV files, with its unit; else the key
 
     def html(self, row: RunRow) -> Markup:
         return escape(self.cell(row))

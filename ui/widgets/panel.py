@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -28,33 +28,23 @@ FORMATS = {
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
 Updates = dict[str, Any]  # name of an output -> what it is to show
-Parts = tuple[str, str, str, str]  # names of the outputs of a panel: chart, note, table, title
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a page.
+    """One chart of a page."""
 
-    Attributes:
-        name: its outputs are NAME_chart, NAME_note, NAME_table and NAME_title.
-        title: of its card while there is no answer; its label for screen readers.
-        question: what the chart answers, a caption below it.
-        height: pixels, kept before data arrives.
-        theory: what is known about such charts, with its source, below the question.
-        element: the id of its chart is PAGE-ELEMENT; else PAGE-NAME.
-    """
-
-    name: str
-    title: str
-    question: str = ""
-    height: int = 340
-    element: str = ""
-    theory: str = ""
+    name: str  # its outputs are NAME_chart, NAME_note, NAME_table and NAME_title
+    title: str  # of its card without a headline; label for screen readers
+    question: str = ""  # caption below the chart
+    height: int = 340  # pixels, reserved before data arrives
+    element: str = ""  # the id of its chart is PAGE-ELEMENT; else PAGE-NAME
+    theory: str = ""  # known fact about such charts, with its source
 
     @property
-    def parts(self) -> Parts:
-        names = (f"{self.name}_{part}" for part in ("chart", "note", "table", "title"))
-        return cast("Parts", tuple(names))
+    def parts(self) -> list[str]:
+        """Names of its outputs."""
+        return [f"{self.name}_{part}" for part in ("chart", "note", "table", "title")]
 
     def id_on(self, page: str) -> str:
         return f"{page}-{self.element or self.name}"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from backend.store.states import State
 from ui.charts.chart import Chart
@@ -101,8 +100,14 @@ def compared(request: gr.Request) -> RunComparison | None:
 
 def draw(request: gr.Request) -> Updates:
     runs = compared(request)
-    if runs is None:
-        return {"head": nothing_html(), "body": gr.update(visible=False)}
+    if runs is None:  # the newest runs whose perplexity can be compared are suggested
+        alike: dict[object, list[str]] = {}
+        for row in all_rows():
+            if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
+                alike.setdefault(key, []).append(row.job.run)
+        several = (each[:SUGGESTED_RUNS] for each in alike.values() if len(each) >= MIN_COMPARED)
+        head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])
+        return {"head": head, "body": gr.update(visible=False)}
     html = {
         "head": HTML.head(runs.columns, runs.base),
         "body": gr.update(visible=True),
@@ -111,18 +116,6 @@ def draw(request: gr.Request) -> Updates:
         "texts": texts_card(runs),
     }
     return updates(html, STAGES.show(stages_chart(runs)))
-
-
-def nothing_html() -> Markup:
-    """Page without a comparison: suggests the newest runs with comparable perplexity."""
-    alike: dict[object, list[str]] = {}
-    for row in all_rows():
-        if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
-            alike.setdefault(key, []).append(row.job.run)
-    newest = next(
-        (runs[:SUGGESTED_RUNS] for runs in alike.values() if len(runs) >= MIN_COMPARED), []
-    )
-    return HTML.nothing(MIN_COMPARED, MAX_COMPARED, newest[::-1])
 
 
 def stages_chart(runs: RunComparison) -> Chart:

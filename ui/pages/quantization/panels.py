@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -113,7 +113,11 @@ CODES = _panel(
 def head_html(view: QuantView) -> Markup:
     job, results = view.quant.job, queries.results([view.quant.job.id])
     stage = view.selection.stage
-    facts = [*_grid_facts(job.config), *_result_facts(results, stage), *_zero_facts(view)]
+    group, grid = job.config.get("group_size"), job.config.get("grid")
+    facts = [f"{job.config.get('bits', NONE)} bits"]
+    facts += [f"groups of {group}" if group else "one group per row"]
+    facts += [GRID_NAMES[grid]] if grid else []
+    facts += [*_result_facts(results, stage), *_zero_facts(view)]
     shown = ",".join(dict.fromkeys((DENSE, stage)))
     weights = href("weights", run=job.run, tensor=view.selection.tensor, show=shown)
     return HTML.head(job.run, facts, weights)
@@ -130,14 +134,6 @@ def _zero_facts(view: QuantView) -> Iterator[str]:
     if shares[DENSE] >= PRUNED:
         now = share(shares[view.selection.stage])
         yield f"{share(shares[DENSE])} zeros in the model it began with, {now} now"
-
-
-def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
-    group = config.get("group_size")
-    yield f"{config.get('bits', NONE)} bits"
-    yield f"groups of {group}" if group else "one group per row"
-    if grid := config.get("grid"):
-        yield GRID_NAMES[grid]
 
 
 def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:

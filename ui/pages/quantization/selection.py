@@ -27,22 +27,14 @@ CURVES = {"loss": "Loss", "rate": "Rate", "changed": "Codes", "m": "Magnitudes"}
 
 @dataclass(frozen=True)
 class QuantRun:
-    """What one run has recorded of its groups.
-
-    Attributes:
-        labels: stage -> label, in the order of the method.
-        stages: those with groups, in order.
-        tensors: full name -> "Block 3, q_proj".
-        steps: stage and figure -> the steps it was recorded at, ascending.
-        places: full name -> block and module.
-    """
+    """Recorded data of one run's groups."""
 
     job: Job
-    labels: Mapping[str, str]
-    stages: list[str]
-    tensors: dict[str, str]
-    steps: dict[tuple[str, str], list[int]]
-    places: dict[str, tuple[int, str]]
+    labels: Mapping[str, str]  # by stage, in the order of the method
+    stages: list[str]  # those with groups, in order
+    tensors: dict[str, str]  # full name -> "Block 3, q_proj"
+    steps: dict[tuple[str, str], list[int]]  # by stage and figure, ascending
+    places: dict[str, tuple[int, str]]  # full name -> block and module
 
     def nearest(self, stage: str, figure: str, step: int) -> int:
         recorded = self.steps.get((stage, figure), [0])

@@ -27,7 +27,7 @@ MIN_HEIGHT = 320  # px
 def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
     figures = {each.block.id: each.figure for each in blocks if each.figure}
     tables = {
-        each.block.id: table_of(each.chart)
+        each.block.id: _table(each.chart)
         for each in blocks
         if each.chart and not each.figure and not each.sentence
     }
@@ -41,7 +41,7 @@ def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
     )  # fmt: skip
 
 
-def table_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
+def _table(chart: Chart) -> tuple[list[str], list[list[str]]]:
     assert chart.frame is not None, "a chart with neither figure nor frame has a sentence"
     rows = chart.frame.head(MAX_ROWS).itertuples(index=False, name=None)
     return [*chart.frame.columns], [[_text(value) for value in row] for row in rows]

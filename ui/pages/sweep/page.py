@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import gradio as gr
 
@@ -62,21 +62,22 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     if not jobs:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
-        return updates(
-            hidden, MEANS.show(Chart(None)), _settings([], [], metric(""), {}, {}), {"body": ""}
-        )
+        empty = [panel.show(Chart(None)) for panel in (MEANS, LINES, IMPORTANCE)]
+        return updates(hidden, *empty, {"settings": gr.update(visible=False), "body": ""})
     names, rows, shown = _measured(jobs, chosen or query(request, "metric"))
-    labels, name = stages_of(jobs[0]), shown.name
-    chart = _means(jobs, rows, shown, labels)
+    drawn, name, nothing = _charts(jobs, rows, shown), shown.name, Chart(None)
+    lines, importance = drawn[LINES], drawn[IMPORTANCE]
     html = {
         "head": details.head(jobs, current_user(request)),
         "metric": gr.update(
             choices=[(metric(n).title, n) for n in names], value=name, visible=bool(names)
         ),
-        "body": details.body(jobs, rows, shown, labels),
+        "body": details.body(jobs, rows, shown, stages_of(jobs[0])),
+        "settings": gr.update(visible=bool(lines and importance)),
     }
-    settings = _settings(jobs, rows, shown, labels, _titles(jobs))
-    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{name}"), settings)
+    means = MEANS.show(drawn[MEANS] or nothing, f"{jobs[0].run}-{name}")
+    settings = LINES.show(lines or nothing), IMPORTANCE.show(importance or nothing)
+    return updates(html, means, *settings)
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRow], Metric]:
@@ -86,18 +87,22 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[str], list[SweepRo
     return names, [row for row in rows if row.metric == name], metric(name)
 
 
-def _means(
-    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
-) -> Chart:
-    """Means; the headline names the best value where a single setting varies."""
+def _charts(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric
+) -> dict[Panel, Chart | None]:
+    """Charts of one metric; None where there are too few runs. The headline of the means names the
+    best value where a single setting varies."""
+    labels = stages_of(jobs[0])
     last = last_stage(rows, labels)
+    titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+    tied = ties(jobs, last, shown)
     alone = len(last) > 1 and len(last[0].values) == 1
-    told = headline(last, shown, ties(jobs, last, shown)) if alone else ""
-    return sweep_means(rows, shown, labels, told) if rows else Chart(WAITING)
-
-
-def _titles(jobs: Sequence[Job]) -> dict[str, str]:
-    return {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+    told = headline(last, shown, tied) if alone else ""
+    return {
+        MEANS: sweep_means(rows, shown, labels, told) if rows else Chart(WAITING),
+        LINES: parallel_chart(last, shown, titles, tied),
+        IMPORTANCE: importance_chart(last, shown, titles),
+    }
 
 
 def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
@@ -106,31 +111,9 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
         if not jobs:
             return Chart(GONE)
         _, rows, shown = _measured(jobs, query(request, "metric"))
-        labels = stages_of(jobs[0])
-        if panel is MEANS:
-            return _means(jobs, rows, shown, labels)
-        last, titles = last_stage(rows, labels), _titles(jobs)
-        if panel is LINES:
-            return parallel_chart(last, shown, titles, ties(jobs, last, shown)) or Chart(None)
-        return importance_chart(last, shown, titles) or Chart(None)
+        return _charts(jobs, rows, shown)[panel] or Chart(None)
 
     return drawn
-
-
-def _settings(
-    jobs: Sequence[Job],
-    rows: Sequence[SweepRow],
-    shown: Metric,
-    labels: Mapping[str, str],
-    titles: Mapping[str, str],
-) -> Updates:
-    """Charts of the settings' effect on the last stage; hidden where there are too few runs."""
-    last = last_stage(rows, labels)
-    lines = parallel_chart(last, shown, titles, ties(jobs, last, shown))
-    matters = importance_chart(last, shown, titles)
-    visible = {"settings": gr.update(visible=bool(lines and matters))}
-    nothing = Chart(None)
-    return updates(visible, LINES.show(lines or nothing), IMPORTANCE.show(matters or nothing))
 
 
 def _jobs(run: str) -> list[Job]:
