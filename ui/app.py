@@ -34,7 +34,7 @@ from ui.gradio_patches import (
     without_startup_check,
 )
 from ui.pages import pages
-from ui.pages.playground.stream import answers
+from ui.pages.playground.answers import answers
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options

@@ -25,8 +25,7 @@ from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui.api import build
 from ui.pages.playground import board, page
 from ui.pages.playground.actions import generate_run
-from ui.pages.playground.answers import facts
-from ui.pages.playground.stream import answers
+from ui.pages.playground.answers import answers, facts
 from ui.runs.token_strip import tints, token_spans
 from ui.widgets.config_form import ConfigForm
 from ui.widgets.html import WIDGETS

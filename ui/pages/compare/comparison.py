@@ -172,7 +172,8 @@ def _figures_of_jobs(comparison: RunComparison) -> Iterator[FigureRow]:
         "size": [row.size for row in rows],
     }
     for name, values in known.items():
-        shown, base, cells = METRICS[name], values[place], []
+        shown, base = METRICS[name], values[place]
+        cells: list[ComparedFigure] = []
         for i, value in enumerate(values):
             difference = ""
             if i != place and value is not None and base is not None:

@@ -1,12 +1,17 @@
-"""The answers of one run as the page shows them: columns, what each waits for, how it was made."""
+"""Answers of one run as the page shows them, and their new tokens while they are being written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
+from backend.errors import SlimscopeError
+from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
@@ -14,12 +19,15 @@ from jobs.generate.arena import display_order, is_hidden, names_of
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
 from ui.runs.html import model_name
 from ui.runs.token_strip import BASE, Span, token_spans
+from ui.security.auth import current_user
 from ui.templates import fragments
+from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 START_S = 6.0  # of the playground's process
 PATIENCE_MS = 20_000
+DIGITS = 9  # of a number of passes
 MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
 
 
@@ -126,3 +134,39 @@ def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
         for side in range(1, len(names_of(job)) + 1)
         for _, head in read_transcript(job.run, side).tokens
     } - {BASE}
+
+
+def answers(request: Request) -> Response:
+    """State of a run, and the text of each side after the passes the page already has:
+    `?run=generate-0007&at=12,9`, in the order of the config."""
+    try:
+        job = queries.job(request.query_params.get("run", ""))
+    except SlimscopeError as error:
+        return JSONResponse({"over": True, "error": error.what}, 404)
+    shown = request.query_params.get("at", "").split(",")
+    sides = len(names_of(job))
+    drawn = [int(text[:DIGITS]) if text.isdecimal() else 0 for text in shown[:sides]]
+    drawn += [0] * (sides - len(drawn))
+    hidden = is_hidden(job, current_user(request).name)
+    content = {
+        "over": job.state not in ACTIVE,
+        "now": now_ms(),
+        "sides": [_side(job, side, after, hidden) for side, after in enumerate(drawn, 1)],
+    }
+    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+
+def _side(job: Job, side: int, after: int, hidden: bool) -> dict[str, Any]:
+    transcript = read_transcript(job.run, side)
+    passes = len(transcript.passes)
+    if passes < after:  # written anew by another attempt
+        after = 0
+    new = spans_of(transcript, hidden, after=after) if passes > after else []
+    return {
+        "side": side,
+        "after": after,
+        "passes": passes,
+        "html": WIDGETS.tokens_html(new),
+        "facts": " · ".join(facts(transcript, hidden)),
+        "status": status(job, transcript, hidden),
+    }
