@@ -63,30 +63,24 @@ def launch_address() -> str:
 
 
 def home_act(event: gr.EventData, request: gr.Request) -> Updates:
-    if event_data(event).get("do") != "toy":
-        return {"said": _act(event, request), "toy": None}
-    kind = next(iter(kinds().values()))
-    preset, user = next(iter(kind.presets), ""), current_user(request)
-    try:
-        record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
-    except SlimscopeError as error:
-        return {"said": show_error(error), "toy": None}
-    return draw_toy([record["id"]]) | {"toy": [record["id"]]}
-
-
-def _act(event: gr.EventData, request: gr.Request) -> Any:
     user = current_user(request)
     try:
         match event_data(event).get("do"):
+            case "toy":
+                kind = next(iter(kinds().values()))
+                preset = next(iter(kind.presets), "")
+                record = operations.submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
+                return draw_toy([record["id"]]) | {"toy": [record["id"]]}
             case "remove-examples":
-                removed = examples.remove_examples(user)
-                return show_success(f"{runs(len(removed))} removed.")
+                said = show_success(f"{runs(len(examples.remove_examples(user)))} removed.")
             case "restore-examples":
                 restored = examples.restore_examples(user, check_row)
-                return show_success(f"{runs(len(restored))} restored.")
+                said = show_success(f"{runs(len(restored))} restored.")
+            case _:
+                said = act(event, request)
     except SlimscopeError as error:
-        return show_error(error)
-    return act(event, request)
+        said = show_error(error)
+    return {"said": said, "toy": None}
 
 
 def draw_toy(toy: Any) -> Updates:
