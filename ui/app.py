@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from markupsafe import Markup
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
 from ui import api, presentation
-from ui.addresses import moved_routes, not_found
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
-from ui.frame import Page, frame, pulse
+from ui.frame import Page, frame, navigation, pulse
 from ui.gradio_patches import (
     check_calls,
     keep_sessions_small,
@@ -31,7 +34,7 @@ from ui.gradio_patches import (
     without_startup_check,
 )
 from ui.pages import pages
-from ui.pages.playground.stream import answers
+from ui.pages.playground.answers import answers
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
@@ -40,6 +43,8 @@ from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
 from ui.templates import render
 from ui.theme import css, theme
 
+NOWHERE = Page("", "", lambda: None, 0, section="")  # no page of the navigation
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 THREADS = 16  # of Gradio's functions
 SESSIONS = 500  # page views kept in memory; one that was dropped is drawn anew at its next change
 
@@ -71,6 +76,7 @@ def _fill(page: Page, every: tuple[Page, ...]) -> None:
 
 def launch_options() -> dict[str, Any]:
     """Options of `Blocks.launch`, besides the address."""
+    here = settings()
     script = f"{own_scripts()}\nslimscope.templates = {templates()};"
     return {
         "theme": theme(),
@@ -88,7 +94,8 @@ def launch_options() -> dict[str, Any]:
         "max_file_size": 1,
         "max_threads": THREADS,
         **without_startup_check(),
-        "blocked_paths": [str(path) for path in unserved()],
+        # `ui.security.middleware` rejects the routes of these folders, too
+        "blocked_paths": [str(f) for f in (here.root, here.cache_dir, Path(__file__).parents[1])],
         "app_kwargs": {
             "routes": routes(),
             "exception_handlers": {404: not_found},
@@ -99,7 +106,6 @@ def launch_options() -> dict[str, Any]:
 
 
 def routes() -> list[BaseRoute]:
-    """Routes beside the pages."""
     return [
         *moved_routes(pages()),
         Route("/slimscope/pulse", pulse),
@@ -114,24 +120,42 @@ def routes() -> list[BaseRoute]:
     ]
 
 
-def unserved() -> tuple[Path, ...]:
-    """Folders Gradio must never serve from; `ui.security.middleware` rejects the routes too."""
-    here = settings()
-    return (here.root, here.cache_dir, Path(__file__).parents[1])
-
-
 def serve(here: Settings) -> None:
-    """Serves the dashboard until the process ends."""
+    # without a display, a browser might take over the terminal
+    screen = not sys.platform.startswith("linux") or any(map(os.environ.get, DISPLAYS))
     build().launch(
         server_name=here.host,
         server_port=here.port or None,
-        inbrowser=has_screen(),
+        inbrowser=screen,
         **launch_options(),
     )
 
 
-def has_screen() -> bool:
-    """Whether a browser can open a window here; otherwise it might take over the terminal."""
-    if not sys.platform.startswith("linux"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+def moved_routes(pages: Iterable[Page]) -> list[Route]:
+    """Redirects from the addresses the pages had before; the query stays."""
+    return [
+        Route(f"/{old}", _redirect(page.path), methods=["GET"], name=old)
+        for page in pages
+        for old in page.moved_from
+    ]
+
+
+def _redirect(path: str) -> Callable[[Request], Response]:
+    def redirect(request: Request) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"{path or './'}{query}", 308)
+
+    return redirect
+
+
+def not_found(request: Request, error: Exception) -> Response:
+    """A page for people, JSON for programs."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    if status == 404 and "text/html" in request.headers.get("accept", ""):
+        path = request.url.path
+        root = "../" * (path.count("/") - 1)  # also behind the prefix of a proxy
+        sections, _ = navigation(NOWHERE, pages())
+        page = render("templates/not_found.html", path=path[:200], root=root, sections=sections)
+        return HTMLResponse(page, 404)
+    detail = error.detail if isinstance(error, HTTPException) else "Not found"
+    return JSONResponse({"detail": detail}, status)

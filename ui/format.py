@@ -1,8 +1,5 @@
-"""How numbers, times and links are written. Pure functions, used by pages, charts and templates.
-
-Text that came from a person or a file goes through `esc` before it is put into a chart; templates
-escape by themselves.
-"""
+"""Numbers, times and links as text: pure functions for pages, charts and templates. Text of persons
+or files goes through `esc` before it is put into a chart; templates escape by themselves."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ ACTIVE_IN_GRADIO = str.maketrans(
 
 
 def esc(text: object) -> str:
-    """Text that is shown as it is, wherever it is put: in HTML, in an attribute, and in a Gradio
-    template, which would otherwise run `${...}` and fill in `{{...}}`."""
+    """Escapes text for HTML, attributes, and Gradio templates, which would run `${...}` and
+    `{{...}}`."""
     return html.escape(str(text), quote=True).translate(ACTIVE_IN_GRADIO)
 
 
@@ -94,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 
 def eta(seconds: float | None) -> str:
-    """A guess, and written as one: "about 5 min"."""
+    """Estimated time left, as in "about 5 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 60:
@@ -104,7 +101,7 @@ def eta(seconds: float | None) -> str:
 
 
 def eta_range(seconds: float | None, share: float | None) -> str:
-    """A guess that is as narrow as the share of the work done allows: "4 to 7 min"."""
+    """Estimated time left as a range that narrows with the share done: "4 to 7 min"."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     spread = next(width for least, width in SPREADS if (share or 0.0) >= least)
@@ -126,12 +123,10 @@ def moment(ms: int | None) -> str:
 
 
 def iso(ms: int) -> str:
-    """The full time for programs: 2026-11-25T01:11:47+00:00."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def ago(ms: int | None, now: int) -> str:
-    """How long before `now`: "just now", "4 min ago"."""
     if ms is None:
         return NONE
     seconds = max(0, (now - ms) // 1000)
@@ -141,34 +136,18 @@ def ago(ms: int | None, now: int) -> str:
 
 
 def href(path: str, **query: object) -> Markup:
-    """A link to a page that also works behind a proxy's prefix: "run?id=sds-0042".
-
-    Empty values are left out. Ready for an attribute: query values are percent-encoded.
-    """
+    """Link that also works behind a proxy's prefix, as in "run?id=sds-0042"; empty values are left
+    out."""
     chosen = urlencode({k: v for k, v in query.items() if v not in (None, "")})
     return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
 
 
 def exactly(value: float) -> str:
-    """A number with all its digits, for programs."""
     return repr(value)
 
 
 FILTERS = {
     f.__name__: f
-    for f in (
-        exactly,
-        number,
-        count,
-        runs,
-        short_count,
-        size,
-        share,
-        duration,
-        eta,
-        eta_range,
-        moment,
-        iso,
-        ago,
-    )
-}
+    for f in (exactly, number, count, runs, short_count, size, share, duration, eta, eta_range,
+              moment, iso, ago)
+}  # fmt: skip

@@ -36,12 +36,9 @@ from ui.security.auth import current_user as current_user
 from ui.templates import fragments
 
 VERSION = version("slimscope")
-SILENT_EVENT: dict[str, Any] = {
-    "show_progress": "hidden",
-    "concurrency_limit": None,
-    "api_visibility": "private",
-    "queue": False,
-}
+PRIVATE_EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+SILENT_EVENT: dict[str, Any] = {**PRIVATE_EVENT, "concurrency_limit": None, "queue": False}
+Handler = Callable[..., Any]  # of an event
 HTML = fragments("templates/frame.html")
 _NAMES = re.compile(r"[\w .:,/+\-@~()]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
@@ -49,15 +46,8 @@ _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 @dataclass(frozen=True)
 class PageChart:
-    """A chart of a page that can be drawn again, elsewhere and later, from the page's address.
-
-    Attributes:
-        title: where its own headline is empty.
-        question: where it has none of its own.
-        height: pixels.
-        draw: makes it of an address, which a request holds.
-        runs: the name under which the address holds its runs; empty: none.
-    """
+    """Chart of a page, drawn again elsewhere (in reports) from the page's address; title and
+    question apply where it has none of its own. `runs` is the query field that holds its runs."""
 
     title: str
     question: str
@@ -68,30 +58,18 @@ class PageChart:
 
 @dataclass(frozen=True)
 class Page:
-    """One page. `build` makes its content inside the frame.
-
-    Attributes:
-        path: the address, without a slash; "" is the first page.
-        order: its place in the navigation.
-        section: the entry of the navigation it belongs to, which leads to its first page; "" for a
-            page outside the navigation.
-        key: the letter that leads to it, pressed after "g".
-        listed: False for the page of one run or sweep, which the navigation cannot lead to.
-        heading: False when the page writes its own single `<h1>`.
-        moved_from: earlier addresses, which redirect here.
-        charts: id of the element -> the chart, for reports.
-    """
+    """One page. `build` makes its content inside the frame."""
 
     name: str
-    path: str
+    path: str  # without a slash; "" is the first page
     build: Callable[[], None]
-    order: int
-    section: str = "Explore"
-    key: str = ""
-    listed: bool = True
-    heading: bool = True
-    moved_from: tuple[str, ...] = ()
-    charts: Mapping[str, PageChart] = field(default_factory=dict)
+    order: int  # in the navigation
+    section: str = "Explore"  # entry of the navigation; "" for a page outside of it
+    key: str = ""  # letter that leads to it, pressed after "g"
+    listed: bool = True  # False: of one run or sweep, where the navigation cannot lead
+    heading: bool = True  # False: the page writes its own single `<h1>`
+    moved_from: tuple[str, ...] = ()  # earlier addresses, which redirect here
+    charts: Mapping[str, PageChart] = field(default_factory=dict)  # id of the element -> chart
 
 
 class NavEntry(NamedTuple):
@@ -103,22 +81,17 @@ class NavEntry(NamedTuple):
 
 
 def navigation(page: Page, pages: Sequence[Page]) -> tuple[list[NavEntry], list[NavEntry]]:
-    """The sections, and the pages of the section the page belongs to (none if it is alone)."""
+    """Navigation links: the sections, and the pages of the current section if there are several."""
     listed = [each for each in pages if each.listed and each.section]
     first = {each.section: each for each in reversed(listed)}
     sections = [
         NavEntry(name, href(first[name].path), _current(name == page.name, name == page.section))
         for name in dict.fromkeys(each.section for each in listed)
     ]
-    inside = [each for each in listed if each.section == page.section]
-    own = [
-        NavEntry(
-            each.name,
-            href(each.path),
-            _current(each is page, not page.listed and each is first[page.section]),
-        )
-        for each in inside
-    ]
+    own = []
+    for each in [each for each in listed if each.section == page.section]:
+        within = not page.listed and each is first[page.section]
+        own.append(NavEntry(each.name, href(each.path), _current(each is page, within)))
     return sections, own if len(own) > 1 else []
 
 
@@ -128,7 +101,6 @@ def _current(here: bool, within: bool = False) -> str:
 
 @contextmanager
 def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
-    """Header and status strip above, footer below what is built inside."""
     places = [(each.name, href(each.path)) for each in pages if each.listed]
     keys = shortcuts((each.key, each.name, each.path) for each in pages)
     gr.HTML(
@@ -150,32 +122,23 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     gr.HTML(HTML.footer(VERSION), elem_id="frame-footer", js_on_load=None)
 
 
-def on_load(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
-    """Runs `fn` when the current page is opened."""
+def on_load(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
     return current_blocks().load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def on_change(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
-    """Runs `fn` whenever something in the database has changed."""
+def on_change(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
     return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def live(
-    fn: Callable[..., Any], inputs: Any = None, outputs: Any = None, **options: Any
-) -> Dependency:
-    """Runs `fn` when the page is opened and whenever something in the database has changed; returns
-    the event of a change."""
+def live(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
+    """Runs `fn` when the page is opened and on each change; returns the event of a change."""
     on_load(fn, inputs, outputs, **options)
     return on_change(fn, inputs, outputs, **options)
 
 
 def url_sync(after: Dependency, **fields: Any) -> Dependency:
-    """After an event, writes the values of these components into the address, without a request:
-    `url_sync(event, run=run_box, y=y_box)` gives `?run=sds-0042&y=log`. Empty values leave it."""
+    """Writes the components' values into the address in the browser after an event:
+    `url_sync(event, run=run_box)` gives `?run=sds-0042`; empty values are removed."""
     names = ", ".join(f"v{i}" for i in range(len(fields)))
     pairs = ", ".join(f"{name}: v{i}" for i, name in enumerate(fields))
     return after.then(
@@ -186,7 +149,7 @@ def url_sync(after: Dependency, **fields: Any) -> Dependency:
 def query(
     request: gr.Request, name: str, default: str = "", choices: Collection[str] | None = None
 ) -> str:
-    """The value `name` has in the address; `default` if absent, malformed, or not a choice."""
+    """Value of a query field; `default` if absent, malformed, or not among `choices`."""
     value = str(dict(request.query_params or {}).get(name, default))
     if choices is not None:
         return value if value in choices else default
@@ -194,7 +157,7 @@ def query(
 
 
 def pulse(request: Request) -> Response:
-    """What open pages poll: the cursor, whether something runs, and the status strip's HTML."""
+    """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
     content, user = dict(_pulse(settings().url, int(time.monotonic()))), current_user(request)
     if problem := content.pop("problem"):
         warning = HTML.damaged(problem, repair_advice(), user.role == "host")
@@ -209,8 +172,7 @@ def pulse(request: Request) -> Response:
 
 @lru_cache(maxsize=1)
 def _pulse(_url: str, _second: int) -> dict[str, Any]:
-    """Reads the database, and what its last check found, at most once a second, however many pages
-    are open."""
+    """State of the database, read at most once a second for all open pages."""
     status, checked = scheduling.status(), last_check()
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",

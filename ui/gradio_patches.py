@@ -60,7 +60,6 @@ class SmallSession(state_holder.SessionState):
 
 
 def keep_sessions_small() -> None:
-    """Replaces Gradio's session class in this process by `SmallSession` (Gradio 6.31)."""
     state_holder.SessionState = SmallSession  # type: ignore[misc]
 
 
@@ -80,20 +79,20 @@ def web_app_once() -> Iterator[None]:
 
 
 def poll_less_often(app: gr.Blocks) -> None:
-    """Sets how often the idle event queue looks for work (Gradio 6.31 has no option for it). The
-    default of 1 ms takes 4 % of a core while nothing happens."""
+    """Lets the idle event queue look for work less often (Gradio 6.31 has no option): every 1 ms,
+    the default, takes 4 % of a core."""
     app._queue.sleep_when_free = POLL_SECONDS
 
 
 def without_startup_check() -> dict[str, Any]:
-    """Options of `Blocks.launch` that skip its request to its own address (Gradio 6.31). On a busy
-    machine a first page of more than 3 s is mistaken for a missing network, and launch fails."""
+    """Options of `Blocks.launch` that skip its request to its own address (Gradio 6.31), which on a
+    busy machine times out after 3 s and fails the launch."""
     return {"_frontend": False}
 
 
 def without_files() -> None:
-    """Switches off that Gradio fetches files named in values (Gradio 6.31). Any value could hold a
-    file's description, whose address Gradio would ask, and our pages send and show none."""
+    """Stops Gradio (6.31) from fetching files named in values, which any value could forge; our
+    pages use none."""
 
     async def unchanged(data: Any, *_: Any, **__: Any) -> Any:
         return data
@@ -102,8 +101,8 @@ def without_files() -> None:
 
 
 def check_calls() -> None:
-    """Refuses calls that no page makes before they reach a function (Gradio 6.31). Gradio answers
-    them with an error of the server, and prints a trace."""
+    """Rejects calls that no page makes before they reach a function; Gradio 6.31 answers them with
+    a server error and a trace."""
 
     def found(blocks: gr.Blocks, api_name: str | None, body: Any) -> Any:
         try:
@@ -115,7 +114,6 @@ def check_calls() -> None:
 
 
 def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> Any:
-    """The function that is called, if that can be done with the values."""
     if body.batched or not SESSION.fullmatch(body.session_hash or "none"):
         raise ConfigError("The call was not accepted.", "No page makes such a call.")
     try:
@@ -145,8 +143,8 @@ def _check_value(block: Any, value: Any) -> None:
 
 
 def limit_events(app: gr.Blocks) -> None:
-    """Bounds the events of one visitor, and of one address, in the queue that all share (Gradio
-    6.31 has a limit for all together)."""
+    """Bounds the queued events of one visitor and of one address (Gradio 6.31 has one limit for
+    all)."""
     push = app._queue.push
 
     async def limited(body: Any, request: Request, username: str | None) -> Any:
@@ -163,26 +161,24 @@ def limit_events(app: gr.Blocks) -> None:
 
 
 def _refused(request: Request, status: int, error: SlimscopeError) -> HTTPException:
-    """What Gradio's routes answer with that status, and no trace."""
     client = request.client.host if request.client else ""
     return HTTPException(status, str(reject(f"{client} {request.url.path}", error)))
 
 
 def set_server_options(options: dict[str, Any]) -> None:
-    """Sets options of the web server, `uvicorn.Config`, for every later `Blocks.launch`, which has
-    names for few of them (Gradio 6.31)."""
+    """Sets options of `uvicorn.Config` for later launches; `Blocks.launch` offers few (Gradio
+    6.31)."""
     server = SimpleNamespace(Config=partial(uvicorn.Config, **options))
     http_server.uvicorn = server  # type: ignore[assignment, attr-defined]
 
 
 def current_blocks() -> gr.Blocks:
-    """The app whose page is being built. Gradio 6.31 has no public name for it, and `load` of a
-    single page is registered there."""
+    """The app whose page is being built (no public name in Gradio 6.31)."""
     assert Context.root_block is not None, "call this while a page is built"
     return Context.root_block
 
 
 def event_data(event: gr.EventData) -> dict[str, Any]:
-    """What the browser sent with `trigger(name, data)`; unchecked. `gr.EventData` (6.31) offers
-    the fields as attributes only, which fail where one is missing."""
+    """Unchecked data of the browser's `trigger(name, data)`. Attributes of `gr.EventData` (6.31)
+    fail where a field is missing."""
     return event._data if isinstance(event._data, dict) else {}

@@ -1,7 +1,5 @@
-"""Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help.
-
-None of them changes anything, and none works while a text field has the focus.
-"""
+"""Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help. None changes
+anything, and none works while a text field has the focus."""
 
 from __future__ import annotations
 
@@ -32,8 +30,7 @@ FIXED = (
 
 
 def shortcuts(pages: Iterable[tuple[str, str, str]]) -> list[Shortcut]:
-    """The shortcuts that are always there, then one for each page (letter, name, path) that has a
-    letter."""
+    """Fixed shortcuts, then one for each page (letter, name, path) that has a letter."""
     return [
         *FIXED,
         *(Shortcut(f"{GO} {key}", f"Go to {name}", href(path)) for key, name, path in pages if key),

@@ -1,9 +1,6 @@
-"""Showing the dashboard to others: links with a QR code, a full screen that plays through views,
-and phones that follow it.
-
-What is presented is kept in memory, for as long as somebody presents: a code of six letters stands
-for the address on the presenter's screen. Only a host presents; whoever has the code may follow.
-"""
+"""Presenting the dashboard: links with a QR code, a full screen that plays through views, and
+phones that follow it under a code of six letters. Only a host presents; what is presented is in
+memory."""
 
 from __future__ import annotations
 
@@ -30,17 +27,11 @@ ADDRESS = re.compile(r"(\./)?[\w\-]*(\?[\w\-.~%&=+,:@/()*!']{0,2000})?")  # of a
 
 
 class Presentations:
-    """Code -> the address that is presented."""
-
     def __init__(self) -> None:
         self._shown: dict[str, tuple[str, float]] = {}
 
     def show(self, code: str, address: str) -> str:
-        """Present an address under a code, or under a new one where the code is not known.
-
-        Returns:
-            The code.
-        """
+        """Presents an address under a code, a new one if unknown; returns the code."""
         now = time.monotonic()
         self._shown = {c: s for c, s in self._shown.items() if now - s[1] < EXPIRY_S}
         if code not in self._shown:
@@ -51,7 +42,6 @@ class Presentations:
         return code
 
     def address(self, code: str) -> str | None:
-        """The address that is presented; None where nothing is."""
         found = self._shown.get(code.upper())
         return found[0] if found else None
 
@@ -60,7 +50,6 @@ _presentations = Presentations()
 
 
 def routes() -> list[Route]:
-    """The routes of this module."""
     return [
         Route("/slimscope/present", presenter),
         Route("/slimscope/follow", follower),
@@ -71,7 +60,6 @@ def routes() -> list[Route]:
 
 
 def presenter(request: Request) -> Response:
-    """The full screen of the presenter."""
     view = request.query_params.get("view", "")
     view = view if ADDRESS.fullmatch(view) else ""
     hosts = current_user(request).role == "host"
@@ -79,7 +67,6 @@ def presenter(request: Request) -> Response:
 
 
 def follower(request: Request) -> Response:
-    """A screen that shows what a presenter shows."""
     code = request.query_params.get("code", "").strip().upper()[:CODE]
     if not code:
         return HTMLResponse(render("templates/follow.html"))
@@ -104,7 +91,6 @@ async def presented(request: Request) -> Response:
 
 
 def share(request: Request) -> Response:
-    """Where other people reach this dashboard; "" where only this machine does."""
     return JSONResponse({"base": base_address(request)})
 
 
@@ -121,7 +107,7 @@ def qr(request: Request) -> Response:
 
 
 def base_address(request: Request) -> str:
-    """The address of the dashboard for other machines, with a slash at its end; "" without one."""
+    """Address for other machines, ending with a slash; "" without one."""
     if space_host():
         return f"https://{space_host()}/"
     if not settings().shared:
@@ -134,8 +120,8 @@ def base_address(request: Request) -> str:
 
 
 def _own_address() -> str:
-    """The address other machines of the network reach this one by. Nothing is sent: connecting a
-    UDP socket only chooses the interface."""
+    """Address of this machine in its network. Connecting a UDP socket sends nothing, it only
+    chooses the interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # reserved for documentation

@@ -15,7 +15,7 @@ MAX_QUERY = 100  # characters
 
 
 def search_runs(text: str) -> list[dict[str, Any]]:
-    """The newest runs that contain every word; those whose id contains the first one lead."""
+    """Newest runs that contain every word; first those whose id contains the first word."""
     words = text.lower().split()
     hits = []
     for row in queries.run_names() if words else ():
@@ -28,6 +28,5 @@ def search_runs(text: str) -> list[dict[str, Any]]:
 
 
 def search(request: Request) -> Response:
-    """The runs that match `?q=`, as JSON."""
     hits = search_runs(request.query_params.get("q", "")[:MAX_QUERY])
     return JSONResponse(hits, headers={"Cache-Control": "no-store"})

@@ -24,8 +24,7 @@ T = TypeVar("T")
 
 
 def once(function: Callable[[], T]) -> Callable[[], T]:
-    """The function, which is carried out once: whoever asks at the same time waits for the first.
-    `lru_cache` lets all of them work."""
+    """Function carried out once; simultaneous callers wait, which `lru_cache` does not do."""
     lock, cached = threading.Lock(), lru_cache(function)
 
     def result() -> T:
@@ -36,7 +35,6 @@ def once(function: Callable[[], T]) -> Callable[[], T]:
 
 
 def own_scripts() -> str:
-    """All scripts as one; `slimscope.js` leads, the others extend it."""
     base = SCRIPTS / "slimscope.js"
     others = sorted(path for path in SCRIPTS.glob("*.js") if path != base)
     return "\n".join(path.read_text(encoding="utf-8") for path in (base, *others))
@@ -44,13 +42,11 @@ def own_scripts() -> str:
 
 @once
 def _script() -> tuple[bytes, bytes]:
-    """The script, plain and compressed."""
     plain = get_plotlyjs().encode()
     return plain, gzip.compress(plain, compresslevel=6, mtime=0)
 
 
 def plotly_script(request: Request) -> Response:
-    """The script, compressed if the browser accepts that."""
     plain, packed = _script()
     headers = {"Cache-Control": FOREVER, "Vary": "Accept-Encoding"}
     if "gzip" not in request.headers.get("accept-encoding", ""):

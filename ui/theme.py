@@ -19,8 +19,7 @@ MONO = (gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospac
 
 
 class Palette(NamedTuple):
-    """What differs between the modes: greys, links, and the blue of data. Data has the colour, the
-    same in both modes but for blue, which is hard to see on dark paper."""
+    """Colours that differ between the modes: greys, links, and the blue of data."""
 
     ground: str  # under the cards
     paper: str
@@ -35,29 +34,13 @@ class Palette(NamedTuple):
 
 
 LIGHT = Palette(
-    "#F4F5F7",
-    "#FFFFFF",
-    "#F7F8FA",
-    "#E3E6EB",
-    "#14181F",
-    "#5B6472",
-    "#8A93A0",
-    "#0068A3",
-    "#0068A3",
-    "#0072B2",
-)
+    "#F4F5F7", "#FFFFFF", "#F7F8FA", "#E3E6EB", "#14181F", "#5B6472", "#8A93A0", "#0068A3",
+    "#0068A3", "#0072B2",
+)  # fmt: skip
 DARK = Palette(
-    "#0A0C10",
-    "#12161B",
-    "#1A1F26",
-    "#2C333D",
-    "#E8EBF0",
-    "#9AA4B2",
-    "#66707E",
-    "#6CB8EE",
-    "#0068A3",
-    "#3D97D9",
-)
+    "#0A0C10", "#12161B", "#1A1F26", "#2C333D", "#E8EBF0", "#9AA4B2", "#66707E", "#6CB8EE",
+    "#0068A3", "#3D97D9",
+)  # fmt: skip
 
 
 # Okabe and Ito's colours, which people tell apart whatever colours they see
@@ -82,20 +65,16 @@ PALETTE = {
 
 
 def stage_style(stage: str, place: int | None = None) -> LineStyle:
-    """The line style of a stage, as its kind declares it.
-
-    Args:
-        place: among the lines of a chart; gives the colour of a stage without a style. Without a
-            place, its name does.
-    """
+    """Line style of a stage as its kind declares it; without a style, its colour is that of its
+    `place` among the lines of a chart, or else of its name."""
     if style := stage_styles().get(stage):
         return LineStyle(PALETTE[style.colour], style.dash)
     return LineStyle(OKABE_ITO[(sum(stage.encode()) if place is None else place) % len(OKABE_ITO)])
 
 
 def name_colours(names: Iterable[str]) -> dict[str, str]:
-    """Name -> colour, of stages that their kind gives none, such as decoders: by the order of the
-    names, so that no figure changes them and every page shows the same."""
+    """Colours of stages without a style of their kind, such as decoders: by name, so that all pages
+    agree."""
     every = [*names]
     free = sorted({name for name in every if name not in stage_styles()})
     paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}
@@ -103,20 +82,18 @@ def name_colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def ink(colour: str) -> str:
-    """A colour in HTML: one that differs between the modes as the variable of the style sheet."""
+    """Colour in HTML; those of a palette are CSS variables."""
     variables = {value: name for name, value in LIGHT._asdict().items()}
     return f"var(--{variables[colour]})" if colour in variables else colour
 
 
 @lru_cache
 def stage_styles() -> Mapping[str, StageStyle]:
-    """Stage -> style, of all kinds; the first kind that declares a stage gives its style."""
     known = reversed(kinds().values())
     return {stage: style for kind in known for stage, style in kind.styles.items()}
 
 
 def theme() -> gr.themes.Base:
-    """Paper, panel and line from the palettes; radius 8; borders of one pixel; no shadow."""
     base = gr.themes.Base(
         primary_hue=_hue(LIGHT.accent),
         secondary_hue=_hue(LIGHT.accent),
@@ -129,105 +106,81 @@ def theme() -> gr.themes.Base:
         font=SANS,
         font_mono=MONO,
     )
-    return base.set(**_both(_PAIRS), **_PLAIN)
+    colours = [(name, field) for field, names in _COLOURS.items() for name in names]
+    light = {name: getattr(LIGHT, field) for name, field in colours}
+    dark = {f"{name}_dark": getattr(DARK, field) for name, field in colours}
+    others = {name: value for value, names in _VALUES.items() for name in names}
+    return base.set(**light, **dark, **others)
 
 
 def _hue(colour: str) -> gr.themes.Color:
     return gr.themes.Color(*[colour] * 11)
 
 
-def _both(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Theme variable -> palette field, for both modes."""
-    light = {name: getattr(LIGHT, field) for name, field in pairs.items()}
-    dark = {f"{name}_dark": getattr(DARK, field) for name, field in pairs.items()}
-    return light | dark
-
-
-_PAIRS = {
-    "body_background_fill": "ground",
-    "body_text_color": "text",
-    "body_text_color_subdued": "muted",
-    "background_fill_primary": "paper",
-    "background_fill_secondary": "panel",
-    "border_color_primary": "line",
-    "border_color_accent": "accent",
-    "color_accent_soft": "panel",
-    "link_text_color": "accent",
-    "link_text_color_hover": "accent",
-    "link_text_color_visited": "accent",
-    "link_text_color_active": "accent",
-    "code_background_fill": "panel",
-    "block_background_fill": "paper",
-    "block_border_color": "line",
-    "block_info_text_color": "muted",
-    "block_label_background_fill": "paper",
-    "block_label_text_color": "muted",
-    "block_title_text_color": "muted",
-    "input_background_fill": "paper",
-    "input_border_color": "edge",
-    "input_border_color_focus": "accent",
-    "input_placeholder_color": "muted",
-    "checkbox_background_color": "paper",
-    "checkbox_border_color": "muted",
-    "checkbox_label_background_fill": "paper",
-    "checkbox_label_background_fill_hover": "panel",
-    "checkbox_label_background_fill_selected": "panel",
-    "checkbox_label_text_color": "text",
-    "checkbox_label_text_color_selected": "text",
-    "checkbox_label_border_color": "edge",
-    "checkbox_label_border_color_hover": "edge",
-    "checkbox_label_border_color_selected": "accent",
-    "table_border_color": "line",
-    "table_even_background_fill": "paper",
-    "table_odd_background_fill": "paper",
-    "button_secondary_background_fill": "paper",
-    "button_secondary_background_fill_hover": "panel",
-    "button_secondary_border_color": "edge",
-    "button_secondary_text_color": "text",
-    "button_primary_background_fill": "button",
-    "button_primary_background_fill_hover": "button",
-    "button_primary_border_color": "button",
-    "slider_color": "accent",
-}
-_PLAIN = {
-    "block_border_width": "0px",
-    "block_label_border_width": "0px",
-    "block_padding": "0px",
-    "block_shadow": "none",
-    "block_label_shadow": "none",
-    "block_title_text_size": "0.75rem",
-    "block_title_text_weight": "600",
-    "block_info_text_size": "0.75rem",
-    "button_border_width": "1px",
-    "button_primary_text_color": "#FFFFFF",
-    "button_primary_text_color_dark": "#FFFFFF",
-    "button_primary_shadow": "none",
-    "button_secondary_shadow": "none",
-    "button_large_text_weight": "600",
-    "button_medium_text_weight": "600",
-    "button_small_text_weight": "400",
-    "checkbox_label_shadow": "none",
-    "checkbox_shadow": "none",
-    "input_border_width": "1px",
-    "input_shadow": "none",
-    "input_shadow_focus": "none",
-    "input_padding": "8px 12px",
-    "form_gap_width": "0px",
-    "layout_gap": "16px",
-    "section_header_text_weight": "600",
-    "shadow_drop": "none",
-    "shadow_drop_lg": "none",
-    "shadow_spread": "0px",
-}
+_COLOURS = {  # field of the palettes -> variables of the theme
+    "ground": ("body_background_fill",),
+    "text": (
+        "body_text_color", "checkbox_label_text_color", "checkbox_label_text_color_selected",
+        "button_secondary_text_color",
+    ),
+    "muted": (
+        "body_text_color_subdued", "block_info_text_color", "block_label_text_color",
+        "block_title_text_color", "input_placeholder_color", "checkbox_border_color",
+    ),
+    "paper": (
+        "background_fill_primary", "block_background_fill", "block_label_background_fill",
+        "input_background_fill", "checkbox_background_color", "checkbox_label_background_fill",
+        "table_even_background_fill", "table_odd_background_fill",
+        "button_secondary_background_fill",
+    ),
+    "panel": (
+        "background_fill_secondary", "color_accent_soft", "code_background_fill",
+        "checkbox_label_background_fill_hover", "checkbox_label_background_fill_selected",
+        "button_secondary_background_fill_hover",
+    ),
+    "line": ("border_color_primary", "block_border_color", "table_border_color"),
+    "accent": (
+        "border_color_accent", "link_text_color", "link_text_color_hover",
+        "link_text_color_visited", "link_text_color_active", "input_border_color_focus",
+        "checkbox_label_border_color_selected", "slider_color",
+    ),
+    "edge": (
+        "input_border_color", "checkbox_label_border_color", "checkbox_label_border_color_hover",
+        "button_secondary_border_color",
+    ),
+    "button": (
+        "button_primary_background_fill", "button_primary_background_fill_hover",
+        "button_primary_border_color",
+    ),
+}  # fmt: skip
+_VALUES = {  # value -> variables of the theme, in both modes
+    "0px": (
+        "block_border_width", "block_label_border_width", "block_padding", "form_gap_width",
+        "shadow_spread",
+    ),
+    "none": (
+        "block_shadow", "block_label_shadow", "button_primary_shadow", "button_secondary_shadow",
+        "checkbox_label_shadow", "checkbox_shadow", "input_shadow", "input_shadow_focus",
+        "shadow_drop", "shadow_drop_lg",
+    ),
+    "0.75rem": ("block_title_text_size", "block_info_text_size"),
+    "600": (
+        "block_title_text_weight", "button_large_text_weight", "button_medium_text_weight",
+        "section_header_text_weight",
+    ),
+    "1px": ("button_border_width", "input_border_width"),
+    "#FFFFFF": ("button_primary_text_color", "button_primary_text_color_dark"),
+    "400": ("button_small_text_weight",),
+    "8px 12px": ("input_padding",),
+    "16px": ("layout_gap",),
+}  # fmt: skip
 
 
 def variables_of(palette: Palette) -> str:
-    """A palette as the variables of a style sheet."""
     return "".join(f"--{name}:{colour};" for name, colour in palette._asdict().items())
 
 
 def css() -> str:
-    """All style sheets, with the palettes as variables."""
     variables = f":root{{{variables_of(LIGHT)}}}\n:root .dark, .dark{{{variables_of(DARK)}}}\n"
     sheets = sorted(STYLES.glob("*.css"))
     return variables + "".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from ui.addresses import not_found
+from ui.app import not_found
 from ui.theme import DARK, LIGHT
 
 

@@ -36,12 +36,8 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
 
 
 def of_curves(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
-    """Of lines over steps, a column each behind the steps: how one developed, from the mean of its
-    first tenth to that of its last.
-
-    Args:
-        main: the column to speak of; without it, the last of the longest ones.
-    """
+    """Of lines over steps, a column each: change of `main`, or else of the last of the longest
+    ones, from the mean of its first tenth to that of its last."""
     name, line = _spoken_of(frame, main)
     if line.empty:
         return ""
@@ -76,8 +72,7 @@ def _spoken_of(frame: pd.DataFrame, main: str) -> tuple[str, pd.Series[float]]:
 
 
 def of_cells(frame: pd.DataFrame, label: str) -> str:
-    """Of a map of layers, whose rows are (tensor, block, …, value): the layer with the largest
-    value."""
+    """Of a map of layers, rows (tensor, block, …, value): the layer with the largest value."""
     values = frame.iloc[:, -1].astype(float)
     if not values.notna().any():
         return ""
@@ -102,7 +97,6 @@ def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
 
 
 def of_tails(panels: Sequence[tuple[str, float]]) -> str:
-    """Of histograms, (title, kurtosis; 3 for a bell curve): the one with the heaviest tails."""
     if not panels:
         return ""
     title, most = max(panels, key=lambda pair: pair[1])
@@ -110,8 +104,7 @@ def of_tails(panels: Sequence[tuple[str, float]]) -> str:
 
 
 def of_medians(stages: Sequence[tuple[str, float]]) -> str:
-    """Of stages, (label, median of the magnitudes besides zero): how the last differs from the
-    first."""
+    """Of stages, (label, median non-zero magnitude): difference of the last to the first."""
     if not stages:
         return ""
     (_, first), (label, last) = stages[0], stages[-1]
@@ -120,7 +113,6 @@ def of_medians(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def of_outliers(kind: str, label: str, count: int, times: float) -> str:
-    """Of channels: how many stand out, and how far the largest lies above the median."""
     largest = f"the largest is {number(times, 2)} × the median"
     if not count:
         return f"{label}: no {kind} stands out; {largest}"
@@ -129,7 +121,6 @@ def of_outliers(kind: str, label: str, count: int, times: float) -> str:
 
 
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
-    """Of stages, (label, share of exact zeros): how many weights are zero in the end."""
     if not stages:
         return ""
     label, zeros = stages[-1]
@@ -137,8 +128,7 @@ def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def of_regions(label: str, figure: str, cells: np.ndarray) -> str:
-    """Of the cells of a matrix: how far its highest lie above the middle, the 99 % and the 50 %
-    quantile of their magnitudes."""
+    """Of the cells of a matrix: ratio of the 99 % to the 50 % quantile of their magnitudes."""
     high, middle = (float(x) for x in np.percentile(np.abs(cells), [99, 50]))
     what, unit = lower(figure.removesuffix(", %")), " %" if figure.endswith("%") else ""
     if high - middle <= STEADY * high:
@@ -149,8 +139,7 @@ def of_regions(label: str, figure: str, cells: np.ndarray) -> str:
 
 
 def of_change(label: str, moved: float | None, zeros: float) -> str:
-    """Of weights before and after: how far they moved (a share of the dense norm), and how many
-    became zero."""
+    """Of weights before and after: relative change (a share of the dense norm) and sparsity."""
     if moved is None:
         return ""
     text = f"{label} moves the weights by {share(moved)} of their norm"
@@ -158,7 +147,7 @@ def of_change(label: str, moved: float | None, zeros: float) -> str:
 
 
 def of_rank(stages: Sequence[tuple[str, float]]) -> str:
-    """Of stable ranks by stage, (label, value): how the last differs from the first."""
+    """Of stable ranks by stage, (label, value): difference of the last to the first."""
     (_, first), (label, last) = stages[0], stages[-1]
     if len(stages) == 1 or abs(last / first - 1) <= STEADY:
         verb = "has a" if len(stages) == 1 else "keeps the"
@@ -168,8 +157,7 @@ def of_rank(stages: Sequence[tuple[str, float]]) -> str:
 
 
 def of_speed(decoders: Sequence[tuple[str, float, bool]]) -> str:
-    """Of decoders that draft, (label, speed-up, whether that is measurably above 1): the fastest of
-    those that are faster than plain decoding."""
+    """Of drafting decoders, (label, speed-up, significantly above 1): the fastest such one."""
     if not decoders:
         return ""
     faster = [(up, label) for label, up, measurable in decoders if measurable]
@@ -180,7 +168,7 @@ def of_speed(decoders: Sequence[tuple[str, float, bool]]) -> str:
 
 
 def of_break_even(decoders: Sequence[tuple[str, float, float]]) -> str:
-    """Of decoders, (label, tokens per step, break-even): how far the best is from paying."""
+    """Of decoders, (label, tokens per step, break-even): the one with the best ratio."""
     if not decoders:
         return ""
     label, tokens, even = max(decoders, key=lambda each: each[1] / each[2])
@@ -199,7 +187,6 @@ def of_parts(label: str, parts: Mapping[str, float]) -> str:
 
 
 def of_front(best: int, total: int) -> str:
-    """Of a trade-off: how many runs nothing beats."""
     verb = "is" if best == 1 else "are"
     return f"{best} of {total} runs {verb} on the Pareto front" if total > 1 else ""
 

@@ -23,15 +23,21 @@ Tensors = Mapping[str, tuple[str, Sequence[Series]]]  # tensor -> title of its p
 
 
 def shapes_chart(panels: Tensors, picked: str) -> Chart:
-    """`small_multiples` with its figures as a table and a note."""
     cut_off = cut_off_peaks([merged(s) for _, series in panels.values() for s in series])
     note = f"{BINS} bins, the same axes. {cut_off}"
-    return Chart(small_multiples(panels, picked), panels_frame(panels), note)
+    rows = [
+        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
+        for tensor, (_, series) in panels.items()
+        for s in map(merged, series)
+    ]
+    bins = [f"Bin {i}" for i in range(BINS)]
+    frame = pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])
+    return Chart(small_multiples(panels, picked), frame, note)
 
 
 def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
-    """One panel a tensor, at most `PANELS`: its first series filled, the others as lines. The title
-    of the picked one stands out."""
+    """One panel a tensor: its first series filled, the others as lines; the picked one's title
+    stands out."""
     every = [s for _, series in panels.values() for s in series]
     rows = range(math.ceil(len(panels) / COLUMNS))
     figure = make_subplots(
@@ -59,7 +65,6 @@ def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
 
 
 def merged(series: Series) -> Series:
-    """The same in `BINS` bins."""
     counts = series.snapshot.counts.reshape(BINS, -1).sum(axis=1)
     return replace(series, snapshot=replace(series.snapshot, counts=counts))
 
@@ -72,14 +77,3 @@ def _line(series: Series, tensor: str, *, filled: bool, showlegend: bool) -> go.
         legendgroup=series.label, showlegend=showlegend,
         hovertemplate=f"{series.label} %{{y:.2f}} %<extra></extra>",
     )  # fmt: skip
-
-
-def panels_frame(panels: Tensors) -> pd.DataFrame:
-    """The histograms as a table, a row for each line of each panel."""
-    rows = [
-        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
-        for tensor, (_, series) in panels.items()
-        for s in map(merged, series)
-    ]
-    bins = [f"Bin {i}" for i in range(BINS)]
-    return pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])

@@ -13,12 +13,7 @@ from ui.format import NONE, number
 
 @dataclass(frozen=True)
 class Statistic:
-    """One figure of a tensor.
-
-    Attributes:
-        question: what its picture of all layers answers.
-        percent: stored as a share, shown in per cent.
-    """
+    """One statistic of a tensor; `percent`: stored as a share, shown in per cent."""
 
     label: str
     question: str
@@ -26,22 +21,19 @@ class Statistic:
 
     @property
     def scale(self) -> float:
-        """Stored figure times this is the one shown."""
+        """Factor from the stored to the shown value."""
         return 100.0 if self.percent else 1.0
 
     @property
     def title(self) -> str:
-        """The label with its unit."""
         return f"{self.label}, %" if self.percent else self.label
 
     def write(self, value: float | None) -> str:
-        """The figure without its unit, as in a table."""
         if value is None or math.isnan(value):
             return NONE
         return f"{100 * value:.2f}" if self.percent else number(value)
 
     def say(self, value: float | None) -> str:
-        """The figure with its unit."""
         return self.write(value) + (" %" if self.percent else "")
 
 
@@ -88,6 +80,5 @@ def with_largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def available(table: pd.DataFrame) -> list[str]:
-    """The statistics this table holds, in the order of `STATISTICS`."""
     table = with_largest(table)
     return [name for name in STATISTICS if name in table and table[name].notna().any()]

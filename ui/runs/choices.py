@@ -17,7 +17,6 @@ from ui.widgets.dropdown import Choices
 
 
 def models() -> Choices:
-    """The models of the catalogue, by title."""
     return [
         (f"{e.title} (not supported)" if e.refused else _titled(e.title, e.ready), e.name)
         for e in catalogue.entries()
@@ -25,7 +24,6 @@ def models() -> Choices:
 
 
 def texts(role: str) -> Choices:
-    """The corpora for a role, after the one that suits the model."""
     named = [(_titled(c.title, c.ready), c.name) for c in corpora.corpora() if role in c.roles]
     return [("Auto (suits the model)", "auto"), *named]
 
@@ -35,7 +33,6 @@ def _titled(title: str, ready: bool) -> str:
 
 
 def saved() -> Choices:
-    """The runs whose saved model is there, the newest first, then all models."""
     jobs = queries.jobs()
     sizes = queries.model_bytes(job.id for job in jobs)
     there = [job for job in jobs if job.id in sizes and has_saved(job, "model")]
@@ -43,21 +40,15 @@ def saved() -> Choices:
 
 
 def trained_drafters() -> Choices:
-    """Every trained drafter that is there, with its target model and settings."""
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)
         for job in finished_drafters()
     ]
 
 
-def drafters() -> Choices:
-    """No drafter, or a trained one."""
-    return [("None", ""), *trained_drafters()]
-
-
 CHOICES: Mapping[str, Callable[[], Choices]] = MappingProxyType(
     {
-        "drafters": drafters,
+        "drafters": lambda: [("None", ""), *trained_drafters()],
         "gguf_types": lambda: [(type, type) for type in TYPES],
         "model": models,
         "saved": saved,

@@ -1,14 +1,11 @@
-"""The columns of the table of runs, for display, sorting, filters and export.
-
-They are derived from the configs and results of the runs, so a new kind needs no change here.
-"""
+"""Columns of the table of runs, for display, sorting, filters and export. They follow from configs
+and results, so a new kind needs no change here."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -48,9 +45,9 @@ class Column:
 
     key: str
     title: str
-    value: Callable[[RunRow], Any]
-    cell: Callable[[RunRow], object]
-    measure: Callable[[RunRow], Any]
+    value: Callable[[RunRow], Any]  # sorts and is exported
+    cell: Callable[[RunRow], object]  # what is shown, as text or `Markup`
+    measure: Callable[[RunRow], Any]  # compared by filters; None without a value
     numeric: bool = False
     group: str = GROUPS[0]
     usual: bool = False
@@ -58,11 +55,9 @@ class Column:
     field: str = ""
 
     def html(self, row: RunRow) -> Markup:
-        """What is shown of a run."""
         return escape(self.cell(row))
 
     def delta(self, row: RunRow, base: RunRow | None) -> Markup:
-        """How far the run's figure lies from the baseline's."""
         return delta_html(self.metric, row, base) if self.metric else Markup()
 
 
@@ -119,12 +114,6 @@ def _sweep(row: RunRow) -> str:
     return run_name(row.job.kind, first) if first else ""
 
 
-def added(row: RunRow) -> str:
-    """When the run was added, in UTC, for exports."""
-    moment = datetime.fromtimestamp(row.job.created_at / 1000, UTC)
-    return moment.isoformat(timespec="seconds")
-
-
 RUN_COLUMN = _text(
     "run", "Run", lambda r: r.job.id, lambda r: named_link(r.job),
     measure=lambda r: r.job.run, usual=True,
@@ -168,7 +157,7 @@ AFTER = (
 
 
 def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
-    """Key -> column, in order, of all columns for which these rows have a value."""
+    """Columns by key, in order, for which these rows have a value."""
     shapes = list(dict.fromkeys(row.shape for row in rows))
     of_run: dict[MetricKey, bool] = {}  # metric -> whether of the run as a whole
     settings: dict[str, bool] = {}  # field -> whether a number in every run
@@ -197,14 +186,12 @@ def _titled(name: str, kinds: Iterable[str]) -> str:
 
 
 def find_column(name: str, columns: Mapping[str, Column]) -> Column | None:
-    """The column of that key or alias, upper or lower case."""
     key = name.lower()
     return columns.get(key) or columns.get(ALIASES.get(key, ""))
 
 
 def visible_columns(keys: Sequence[str], columns: Mapping[str, Column]) -> list[Column]:
-    """The columns with these keys, in the order of the table; the usual ones where none is named.
-    The run itself always leads."""
+    """Columns with these keys, or the usual ones, in table order; the run always leads."""
     wanted = {column.key for key in keys if (column := find_column(key, columns))}
     if not wanted:
         return [c for c in columns.values() if c.usual]

@@ -1,7 +1,5 @@
-"""Differences to a baseline: signed, with an arrow, better or worse as the metric declares.
-
-Figures that were measured under different conditions are not compared.
-"""
+"""Differences to a baseline: signed, with an arrow, better or worse as the metric declares. Figures
+measured under different conditions are not compared."""
 
 from __future__ import annotations
 
@@ -46,7 +44,6 @@ class Delta:
 
 
 def delta(metric: Metric, value: float, base: float) -> Delta:
-    """The signed difference of two values of one metric."""
     change = value - base
     share = change / abs(base) if base else None
     if change == 0 or (share is not None and abs(share) < MIN_DELTA):
@@ -83,8 +80,7 @@ def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:
 
 
 def signed(metric: Metric, change: float, near: float = 0.0) -> str:
-    """The change in the unit of the metric's title, with as many decimals as the value `near`
-    has."""
+    """Change in the unit of the metric's title, with as many decimals as the value `near`."""
     if change == 0:
         return "±0"
     amount = abs(change)
@@ -99,14 +95,12 @@ def signed(metric: Metric, change: float, near: float = 0.0) -> str:
 
 
 def _rounded(amount: float, near: float) -> str:
-    """With the decimals of a figure near `near`; in significant digits where that would give 0."""
     places = max(0, 3 - math.floor(math.log10(abs(near)))) if near else 3
     text = f"{amount:,.{min(places, 6)}f}"
     return text if float(text.replace(",", "")) else number(amount, 2)
 
 
 def percent(share: float | None) -> str:
-    """A relative change: "+7.7 %"; nothing where there is none."""
     if share is None:
         return ""
     return f"{written_change(100 * share, 1)} %"
@@ -142,7 +136,6 @@ def delta_html(
 def difference_html(
     metric: Metric, difference: Delta, value: float, relative: bool = False
 ) -> Markup:
-    """Arrow, signed change and direction of a difference; `value` as for `signed`."""
     change = difference.change
     arrow = "▲" if change > 0 else "▼" if change < 0 else ""
     text = signed(metric, change, value)

@@ -1,12 +1,9 @@
-"""The filter language of the table of runs.
+"""Filter language of the table of runs: `sparsity>0.4 kind:sds tag:demo -owner:mira "half way"`.
 
-    sparsity>0.4 kind:sds state:failed tag:demo -owner:mira "half way"
-
-All terms must match. `key:text` matches where the column contains the text (a tag must be whole),
-`=` and `!=` compare the whole value, `<`, `<=`, `>` and `>=` compare numbers, which may have a
-unit: 40%, 2h, 500MB. A word without a key is searched for in name, kind, model, setting, state,
-owner, tags and note. A leading `-` negates a term. A run without the value matches no comparison.
-"""
+All terms must match. `key:text` matches a part of the column's text (a tag must be whole), `=`
+and `!=` the whole value, `<`, `<=`, `>` and `>=` numbers, which may have a unit (40%, 2h,
+500MB). A word without a key is searched for in all texts of the run. A leading `-` negates a
+term."""
 
 from __future__ import annotations
 
@@ -45,7 +42,6 @@ class FilterTerm:
     negated: bool
 
     def holds(self, row: RunRow) -> bool:
-        """Whether a run matches."""
         return self._holds(row) != self.negated
 
     def _holds(self, row: RunRow) -> bool:
@@ -62,13 +58,10 @@ class FilterTerm:
 
 @dataclass(frozen=True)
 class RunFilter:
-    """The terms, and messages about the parts of the text that could not be parsed."""
-
     terms: Sequence[FilterTerm]
     problems: Sequence[str]
 
     def passed(self, rows: Sequence[RunRow]) -> list[RunRow]:
-        """The rows that match every term."""
         return [row for row in rows if all(term.holds(row) for term in self.terms)]
 
 

@@ -11,7 +11,7 @@ from backend.errors import NotFoundError, SlimscopeError
 from backend.reporter import block_reached
 from backend.store import queries
 from backend.store.states import LIVE
-from backend.store.tables import Attempt, Job
+from backend.store.tables import Job
 from ui.format import NONE, duration, eta_range, share
 from ui.runs.results import kind_title, setting_summary
 from ui.templates import fragments
@@ -23,11 +23,9 @@ waits: Callable[[Sequence[Job]], Markup] = RUNS.waits  # the runs it waits for
 
 
 def model_name(spec: object) -> Markup:
-    """A model; of a path only the last part, the whole on hover."""
     text = str(spec)
-    return WIDGETS.shortened(
-        text, PurePath(text).name if text.startswith(("/", "~", ".")) else text
-    )
+    is_path = text.startswith(("/", "~", "."))
+    return WIDGETS.shortened(text, PurePath(text).name if is_path else text)
 
 
 def described(job: Job) -> Markup:
@@ -37,23 +35,20 @@ def described(job: Job) -> Markup:
 
 
 def model_and_settings(job: Job) -> Markup:
-    """The model, and under it the settings of the method."""
     return model_name(job.config.get("model", NONE)) + settings_line(job)
 
 
 def kind_and_settings(job: Job) -> Markup:
-    """As `described`, on two lines: "SDS pruning · smollm2-135m" over "2:4 · wanda"."""
+    """Kind and model, over the settings."""
     model = [model_name(job.config["model"])] if "model" in job.config else []
     return Markup(" · ").join([kind_title(job), *model]) + settings_line(job)
 
 
 def settings_line(job: Job) -> Markup:
-    """The settings of the method, as a second line."""
     return WIDGETS.under(" · ".join(setting_summary(job)))
 
 
 def progress(job: Job) -> Markup:
-    """Bar, percentage, stage and decoder blocks of a live run; empty for others."""
     if job.state not in LIVE:
         return Markup()
     percent = "" if job.share is None else share(job.share, 0)
@@ -62,32 +57,26 @@ def progress(job: Job) -> Markup:
 
 
 def time_left(job: Job) -> str:
-    """Estimated time left, as in "about 5 min"; empty when unknown."""
     return eta_range(job.eta_s, job.share) if job.state in LIVE and job.eta_s is not None else ""
 
 
 def elapsed(job: Job, now: int) -> float | None:
-    """Seconds a run has been worked on, in all of its attempts."""
+    """Seconds a run was worked on, over all attempts."""
     if (job.attempts_made or 0) > 1:
-        return sum(_lasted(attempt, now) for attempt in queries.attempts(job.id)) / 1000
+        spans = (
+            (a.ended_at or now) - (a.started_at or a.launched_at) for a in queries.attempts(job.id)
+        )
+        return sum(max(0, span) for span in spans) / 1000
     if job.started_at is None:
         return None
     return ((job.finished_at or now) - job.started_at) / 1000
 
 
-def _lasted(attempt: Attempt, now: int) -> int:
-    """Milliseconds an attempt took."""
-    began = attempt.started_at or attempt.launched_at
-    return max(0, (attempt.ended_at or now) - began)
-
-
 def took(job: Job, now: int) -> str:
-    """`elapsed` as text."""
     return duration(elapsed(job, now))
 
 
 def error_of(job: Job) -> Markup:
-    """Why a run failed; empty when it did not."""
     if not job.error:
         return Markup()
     parts = (str(job.error.get(part) or "") for part in ("what", "why", "do"))
@@ -95,5 +84,4 @@ def error_of(job: Job) -> Markup:
 
 
 def unknown(title: str, what: str) -> Markup:
-    """A page of that title whose run or sweep does not exist."""
     return RUNS.unknown(title, NotFoundError(what, "", "Choose a run from the list."))

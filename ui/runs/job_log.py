@@ -24,8 +24,8 @@ LOG_EVERY = 2.0  # seconds
 
 
 def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
-    """Draws the log of the chosen job and the button that saves it; ids begin with `page`. Returns
-    the log, and the timer that follows it while the job is active."""
+    """Draws the job's log with its download button; ids begin with `page`. Returns the log, and the
+    timer that follows it."""
     log = LogView(elem_id=f"{page}-log")
     save = gr.Button(
         "Download full log", size="sm", elem_id=f"{page}-log-download", elem_classes="log-download"
@@ -39,19 +39,16 @@ def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
 
 
 def chosen_job(request: gr.Request) -> Job | None:
-    """The job named in the address; None when there is none of that name."""
     return find_job(query(request, "id"))
 
 
 def follow(cursor: Any, request: gr.Request) -> Any:
-    """What is new in the log of the chosen job."""
     job = chosen_job(request)
     new = part(job, cursor) if job else None
     return gr.skip() if new is None else new
 
 
 def save_log(request: gr.Request) -> Updates:
-    """The logs of all attempts of the chosen job as one download, or why there is none."""
     try:
         job = queries.job(query(request, "id"))
         text = whole_log(job.run, job.attempts_made)
@@ -64,7 +61,6 @@ def save_log(request: gr.Request) -> Updates:
 
 
 def history_html(job: Job) -> Markup:
-    """The events of the job, the newest first."""
     events = reversed(queries.events(job.run))
     return HTML.history(
         [[HTML.event_time(e.at), HTML.event(e.type, e.actor, e.text)] for e in events]

@@ -18,16 +18,11 @@ WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are c
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:
-    """Stage -> loss of each window [windows]."""
+    """Loss of each window [windows], by stage."""
     return {p.stage: p.values for p in tensors.profiles(job.id, "", WINDOW_LOSSES)}
 
 
 def stage_comparison(job: Job, perplexity: Mapping[str, float]) -> StageComparison:
-    """The stages of a run.
-
-    Args:
-        perplexity: stage -> value.
-    """
     return StageComparison(perplexity, partial(_ratio, window_losses(job)))
 
 

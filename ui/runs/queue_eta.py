@@ -19,8 +19,8 @@ MAX_ESTIMATED = 20  # of the queue; an estimate reads the model's files
 
 
 def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int, float]:
-    """Job id -> seconds until it may start, for the head of the queue, up to the first job behind
-    one of unknown duration; none for jobs `waiting` for another run."""
+    """Seconds until start by job id, up to the first job behind one of unknown duration; jobs
+    `waiting` for another run are left out."""
     slots = settings().slots
     free = _free_in([job for job in status.live if job.lane != Lane.QUICK], slots)
     beside = _free_in([job for job in status.live if job.lane == Lane.QUICK], 1)
@@ -36,14 +36,14 @@ def start_times(status: QueueStatus, waiting: Collection[int] = ()) -> dict[int,
 
 
 def _free_in(live: list[Job], places: int) -> list[float]:
-    """The seconds until each of so many places is free, the first first."""
+    """Seconds until each of `places` is free, ascending."""
     left = [math.inf if job.eta_s is None else job.eta_s for job in live]
     return sorted([*left, *[0.0] * (places - len(left))])[-places:]
 
 
 def expected_seconds(job: Job, finished: int) -> float:
-    """Seconds a queued job is expected to run; infinite when unknown. Each of the jobs that have
-    finished may improve the estimate."""
+    """Expected seconds of a queued job, infinite if unknown. Each of the `finished` jobs may
+    improve it."""
     return _expected(job.kind, json.dumps(job.config), finished)
 
 
@@ -57,7 +57,6 @@ def _expected(kind: str, config: str, _finished: int) -> float:
 
 
 def start_words(seconds: float | None) -> str:
-    """ "starts in about 5 min"; empty when unknown."""
     if seconds is None:
         return ""
     return "starts soon" if seconds < 1 else f"starts in {eta(seconds)}"

@@ -1,8 +1,5 @@
-"""All runs with their results, as the table, the filter, the comparison and the overview see them.
-
-Runs are many and change seldom: they are read once for all open pages, and again only those that
-are live or have had an event since.
-"""
+"""All runs with their results, for table, filter, comparison and home. They are read once for all
+open pages, and again only where a run is live or has had an event since."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ _shape = lru_cache(maxsize=4096)(RunShape)
 
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    """One run, its results, and the bytes on disk of the model it saved."""
+    """One run, its results, and the size of the saved model in bytes."""
 
     job: Job
     figures: RunResults
@@ -52,68 +49,51 @@ class RunRow:
 
     @property
     def now(self) -> int:
-        """The time to count ages from."""
         return now_ms()
 
     @cached_property
     def shape(self) -> RunShape:
-        """What there are values for."""
         config = self.job.config
-        settings = ((name, is_number(value)) for name, value in config.items())
+        settings = (  # a switch is no number
+            (name, isinstance(value, (int, float)) and not isinstance(value, bool))
+            for name, value in config.items()
+        )
         figures = {(key, stage == RUN) for stage, key in self.figures.rows}
         return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
 
     @cached_property
     def text(self) -> str:
-        """What a full-text search covers, lower case."""
+        """Lower-case text of the full-text search."""
         job = self.job
         model = str(job.config.get("model", ""))
-        parts = (
-            job.run,
-            job.name,
-            kind_title(job),
-            model,
-            *setting_summary(job),
-            job.state,
-            job.owner,
-        )
-        return " ".join([*parts, *(job.tags or ()), job.note or ""]).lower()
+        about = (job.run, job.name, kind_title(job), model, *setting_summary(job))
+        more = (job.state, job.owner, *(job.tags or ()), job.note or "")
+        return " ".join([*about, *more]).lower()
 
 
 def rows(
     jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
-    """Runs with their results, in the order given."""
-    by_job = _by_job(results)
+    stored, sizes = by_job(results), sizes or {}
     return [
-        RunRow(
-            job, RunResults(kind_of(job), by_job.get(job.id, ()), job), (sizes or {}).get(job.id)
-        )
+        RunRow(job, RunResults(kind_of(job), stored.get(job.id, ()), job), sizes.get(job.id))
         for job in jobs
     ]
 
 
-def is_number(value: object) -> bool:
-    """Whether a setting is a number; a switch is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
-    by_job: dict[int, list[StoredResult]] = {}
+def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
+    grouped: dict[int, list[StoredResult]] = {}
     for result in results:
-        by_job.setdefault(result.job_id, []).append(result)
-    return by_job
+        grouped.setdefault(result.job_id, []).append(result)
+    return grouped
 
 
 def all_rows(*, deleted: bool = False) -> list[RunRow]:
-    """Every run, the newest first; deleted ones only where they are asked for."""
     rows = _cache(settings().url).rows()
     return rows if deleted else [row for row in rows if not row.job.removed_at]
 
 
 class RunCache:
-    """Every run and its results, kept up to date with the database."""
-
     def __init__(self) -> None:
         self._lock = Lock()
         self._event = 0  # the newest that is known
@@ -121,13 +101,12 @@ class RunCache:
         self._rows: dict[int, RunRow] = {}
 
     def rows(self) -> list[RunRow]:
-        """Every run that is not purged, the newest first."""
         with self._lock:
             self._update()
             return [self._rows[number] for number in sorted(self._rows, reverse=True)]
 
     def _update(self) -> None:
-        """Read again what may have changed. A run that has just ended had an event then."""
+        """Reads what may have changed. A run that has just ended had an event then."""
         self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
         self._live = set()
@@ -147,7 +126,7 @@ def _cache(_url: str) -> RunCache:
 
 
 def chosen(rows: Sequence[RunRow], runs: Iterable[str]) -> list[RunRow]:
-    """The rows of these runs, in that order; unknown and repeated names are left out."""
+    """Rows of these runs in the given order; unknown and repeated names are left out."""
     wanted = dict.fromkeys(runs)
     numbers = {run.rpartition("-")[2].lstrip("0") for run in wanted}
     numbers |= {str(row.job.id) for row in rows if row.job.id < 0}  # examples have no number

@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from ui.runs.columns import AGE, RUN_COLUMN, Column, added
+from ui.format import iso
+from ui.runs.columns import AGE, RUN_COLUMN, Column
 from ui.runs.rows import RunRow
 
 
 def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:
-    """Sorted by a column; rows without a value stand last either way."""
-
     def key(value: Any) -> tuple[bool, Any]:  # numbers before words: a setting may be either
         return (True, value.lower()) if isinstance(value, str) else (False, value)
 
@@ -31,14 +30,13 @@ def _missing(value: Any) -> bool:
 
 
 def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
-    """Rows and columns for programs: names with units, values as they are stored, with full
-    precision; the age becomes a time in UTC."""
+    """CSV for programs: names with units, values with full precision, age as a time in UTC."""
     heads = [c.field or c.key for c in columns]
     return csv_text([[_exported(row, c) for c in columns] for row in rows], heads)
 
 
 def csv_text(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
-    """A CSV file that no spreadsheet takes for formulas; None is an empty cell."""
+    """CSV without spreadsheet formulas; None is an empty cell."""
     cells = [[safe(value) for value in row] for row in rows]
     return pd.DataFrame(cells, columns=[*heads], dtype=object).to_csv(
         index=False, lineterminator="\n"
@@ -46,17 +44,15 @@ def csv_text(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
 
 
 def to_json(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
-    """Rows and columns as a list of objects, with the keys of the filter language."""
     objects = [{"added" if c is AGE else c.key: _exported(row, c) for c in columns} for row in rows]
     return json.dumps(objects, indent=1, ensure_ascii=False)
 
 
 def safe(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
 
 
 def _exported(row: RunRow, column: Column) -> Any:
     if column is RUN_COLUMN:
         return row.job.run
-    return added(row) if column is AGE else column.value(row)
+    return iso(row.job.created_at) if column is AGE else column.value(row)

@@ -18,12 +18,7 @@ SOURCES = {BASE: "chosen by the base model", LOOKUP_HEAD: "from prompt lookup"}
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of the text.
-
-    Attributes:
-        tag: its HTML element; "" for plain text.
-        css: class of its tint.
-    """
+    """Piece of the text: its HTML element `tag` ("" for plain text) and CSS class `css`."""
 
     text: str
     tag: str = ""
@@ -32,8 +27,8 @@ class Span:
 
 
 def token_spans(transcript: Transcript, differs: int | None = None, after: int = 0) -> list[Span]:
-    """The spans one after the other, but for those of the first `after` passes; `differs` is the
-    first character that differs from another text."""
+    """Spans after the first `after` passes; `differs`: first character that differs from another
+    text."""
     spans: list[Span] = []
     start = 0
     tokens = sum(len(step.tokens) for step in transcript.passes[:after])
@@ -43,8 +38,9 @@ def token_spans(transcript: Transcript, differs: int | None = None, after: int =
             plain = tokens >= MAX_TINTED or not text
             spans.append(Span(text) if plain else _token(text, head, number, step, marked))
             start, tokens = start + len(text), tokens + 1
-        if tokens < MAX_TINTED:
-            spans += _rejected(step)
+        rejected = next(iter(step.rejected), "")  # those behind it were rejected with it
+        if tokens < MAX_TINTED and rejected.strip():
+            spans.append(Span(rejected, "s", title="rejected draft token"))
     return [*spans, Span(transcript.rest)]
 
 
@@ -58,12 +54,6 @@ def _tint(head: int) -> str:
     if head == BASE:
         return ""
     return LOOKUP_TINT if head == LOOKUP_HEAD else f"head-{min(head, MAX_TINTS)}"
-
-
-def _rejected(step: TranscriptStep) -> list[Span]:
-    """The first rejected draft token of a step; those behind it were rejected with it."""
-    text = next(iter(step.rejected), "")
-    return [Span(text, "s", title="rejected draft token")] if text.strip() else []
 
 
 def tints(sources: Collection[int]) -> list[tuple[str, str]]:

@@ -27,26 +27,19 @@ Address = dict[str, str]  # fields of the address a button writes
 
 
 def query_text(request: gr.Request, name: str) -> str:
-    """Any text in the address; it is only ever shown as text."""
     return str(dict(request.query_params or {}).get(name, ""))[:MAX_LENGTH]
 
 
 def query_list(request: gr.Request, name: str, most: int = MAX_RUNS) -> tuple[str, ...]:
-    """A list of runs in the address; whatever does not look like a run is dropped."""
+    """List of runs in the address, without malformed names."""
     text = str(dict(request.query_params or {}).get(name, ""))[: 20 * most]
     return tuple(dict.fromkeys(n for n in text.split(",") if RUN_NAME.fullmatch(n)))[:most]
 
 
 @dataclass(frozen=True)
 class TableQuery:
-    """What the address says about the table of runs.
-
-    Attributes:
-        q: the filter.
-        sort, down: key of the column it is sorted by, and whether in descending order.
-        cols: keys of the chosen columns; the usual ones where empty.
-        base, pins, pick: names of the baseline, the pinned and the selected runs.
-    """
+    """Table of runs as the address describes it: filter `q`, sort column and direction, chosen
+    columns (usual ones if empty), baseline, pinned and selected runs."""
 
     q: str
     sort: str
@@ -59,7 +52,6 @@ class TableQuery:
 
     @classmethod
     def from_address(cls, request: gr.Request) -> TableQuery:
-        """The query in the address; invalid values become defaults."""
         page = query_text(request, "page")
         return cls(
             q=query_text(request, "q"),
@@ -74,20 +66,13 @@ class TableQuery:
 
 
 def saved_query(query: Mapping[str, Any]) -> str:
-    """The part of the address a saved view keeps."""
     return urlencode({k: str(query[k])[:MAX_LENGTH] for k in SAVED_FIELDS if query.get(k)})
 
 
 @dataclass(frozen=True)
 class TableResult:
-    """The runs and columns a query gives.
-
-    Attributes:
-        all_columns: every column there could be, by key.
-        rows: all runs that match, in order; `page_rows` are those of the page.
-        total: number of runs.
-        base: the run the others are compared with; it and the `pinned` stay on top.
-    """
+    """Runs and columns of a query: `rows` are all that match, in order, `total` counts all runs;
+    baseline and `pinned` runs stay on top."""
 
     query: TableQuery
     all_columns: dict[str, Column]
@@ -111,65 +96,52 @@ class TableResult:
 
     @property
     def top_rows(self) -> list[RunRow]:
-        """The baseline and the pinned runs, whatever is filtered or paged."""
         return [row for row in (self.base, *self.pinned) if row]
 
     @property
     def other_rows(self) -> list[RunRow]:
-        """The rows of the page below them."""
         on_top = {row.job.id for row in self.top_rows}
         return [row for row in self.page_rows if row.job.id not in on_top]
 
     @property
     def page_selected(self) -> str:
-        """Whether all rows of the page are selected: "true", "false" or "mixed"."""
         runs = [row.job.run for row in self.page_rows]
         count = sum(run in self.query.pick for run in runs)
         return "true" if count and count == len(runs) else "mixed" if count else "false"
 
     def select_page(self) -> Address:
-        """Selects every row of the page, or clears them where all are."""
         runs = [row.job.run for row in self.page_rows]
         others = [run for run in self.query.pick if run not in runs]
         return {"pick": ",".join(others if self.page_selected == "true" else [*others, *runs])}
 
     def sort_by(self, column: Column) -> Address:
-        """Sorts by the column; by that of the table, in the other direction."""
         again = column.key == self.by.key
         ascending = self.query.down if again else not column.numeric
         return {"sort": column.key, "dir": "asc" if ascending else "desc", "page": ""}
 
     def toggle_column(self, column: Column) -> Address:
-        """Shows or hides the column."""
         keys = [c.key for c in self.columns]
         others = [key for key in keys if key != column.key]
         return {"cols": ",".join(others if column.key in keys else [*keys, column.key])}
 
     @property
     def column_groups(self) -> dict[str, list[Column]]:
-        """Heading -> the columns that can be shown or hidden."""
         free = [c for c in self.all_columns.values() if c.key != RUN_COLUMN.key]
         groups = {group: [c for c in free if c.group == group] for group in GROUPS}
         return {group: columns for group, columns in groups.items() if columns}
 
 
-def _listed(rows: Sequence[RunRow], asked: RunFilter) -> list[RunRow]:
-    """Without archived and deleted runs, unless the filter names them."""
-    named = {term.column.key for term in asked.terms if term.column}
-    return [
-        row
-        for row in rows
-        if (not row.job.archived_at or "archived" in named)
-        and (not row.job.removed_at or "deleted" in named)
-    ]
-
-
 def query_runs(query: TableQuery) -> TableResult:
-    """Everything the table shows for this query."""
     every = all_rows(deleted=True)
     columns = run_columns.columns(every)
     parsed = run_filter.parse(query.q, columns)
-    runs = _listed(every, parsed)
+    named = {term.column.key for term in parsed.terms if term.column}
+    runs = [  # archived and deleted ones where the filter names them
+        row
+        for row in every
+        if (not row.job.archived_at or "archived" in named)
+        and (not row.job.removed_at or "deleted" in named)
+    ]
     by = run_columns.find_column(query.sort, columns) or columns[NEWEST]
     rows = sorted_rows(parsed.passed(runs), by, query.down)
     base = chosen(runs, [query.base])

@@ -25,15 +25,9 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class RunWeights:
-    """The weight statistics of one run, the newest of each tensor and stage.
-
-    Attributes:
-        labels: stage -> label, in the order of the method.
-        table: as `frames.tensor_table` returns it; never empty.
-        stages: the ones it holds, in order.
-        tensors: full name -> "Block 3, q_proj", block by block, as data flows.
-        places: full name -> block and module.
-    """
+    """Weight statistics of one run: the newest of each tensor and stage, as `frames.tensor_table`
+    returns them. `labels` are in the order of the method, `tensors` maps full names to "Block 3,
+    q_proj" in the order of the model, `places` to block and module."""
 
     job: Job
     labels: Mapping[str, str]
@@ -43,7 +37,6 @@ class RunWeights:
     places: dict[str, tuple[int, str]]
 
     def of_stage(self, stage: str) -> pd.DataFrame:
-        """The rows of one stage."""
         return self.table[self.table["stage"] == stage]
 
     @property
@@ -53,7 +46,6 @@ class RunWeights:
 
 @cached_by(queries.weights_mark)
 def weights_of(run: str) -> RunWeights:
-    """The statistics of a run; None where there is no such run or it has none."""
     job = queries.job(run)
     table = frames.tensor_table(job.id).groupby(["tensor", "stage"], sort=False).tail(1)
     stored: list[str] = [*dict.fromkeys(table["stage"])]
@@ -64,13 +56,13 @@ def weights_of(run: str) -> RunWeights:
 
 
 def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
-    """Of these stages the one whose weights the run kept, or else the last it has come to."""
+    """Kept stage if among these stages, else the last."""
     kept = queries.job(run.job.id).kept_stage
     return kept if kept and kept in stages else max(stages, key=run.stages.index)
 
 
 def saved_folders(job: Job) -> dict[str, Path]:
-    """Stage -> the folder of its weights, for the stages whose weights are on this machine."""
+    """Folders of the weights on this machine, by stage."""
     folders = dict[str, Path]()
     with suppress(SlimscopeError):
         source = resolve_model(str(job.config.get("model", "")), reads=False).source
@@ -82,26 +74,24 @@ def saved_folders(job: Job) -> dict[str, Path]:
 
 
 def stage_labels(job: Job, stored: list[str]) -> dict[str, str]:
-    """Stage -> label in the order of the method; those it does not know come last."""
+    """Labels of stages in the order of the method, unknown ones last."""
     labels = {str(stage): label for stage, label in stages_of(job).items()}
     return labels | {stage: stage for stage in stored if stage not in labels}
 
 
 def run_choice(job: Job) -> tuple[str, str]:
-    """A run in a dropdown: what it is called, or what was done to what; and its id."""
     about = job.name or " · ".join([str(job.config.get("model", "")), *setting_summary(job)])
     deleted = " (deleted)" if job.removed_at else ""
     return f"{job.run}{deleted}  {about}".strip(), job.run
 
 
 def run_choices(jobs: Sequence[Job], chosen: str) -> Choices:
-    """The runs in a dropdown, after the chosen one where it is none of them: a deleted one."""
+    """Runs for a dropdown, after the chosen one where it is not among them (deleted)."""
     others = () if any(job.run == chosen for job in jobs) else (find_job(chosen),)
     return [run_choice(job) for job in (*others, *jobs) if job]
 
 
 def tensor_names(table: pd.DataFrame) -> dict[str, str]:
-    """Tensor -> "Block 3, up_proj", in the order of the model."""
     modules = in_order([*table["module"].unique()])
     unique = table.drop_duplicates("tensor")
     unique = unique.assign(place=unique["module"].map(modules.index))

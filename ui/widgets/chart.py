@@ -1,9 +1,5 @@
-"""A Plotly chart that keeps its zoom, follows dark mode, and reports selections.
-
-`gr.Plot` replaces its node on every change and has no click event; this is `Plotly.react` in a
-fixed `gr.HTML`. The browser (`assets/scripts/slimscope.js`) sets the Plotly template of the mode
-and exchanges light greys for dark ones, so figures are independent of the mode.
-"""
+"""Plotly chart that keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a
+`gr.HTML`, as `gr.Plot` replaces its node on every change and has no click event."""
 
 from __future__ import annotations
 
@@ -18,25 +14,19 @@ from ui.widgets.html import WIDGETS
 
 
 def nothing(sentence: str) -> dict[str, str]:
-    """The value of a chart that stays empty: it takes little room."""
+    """Value of a chart that stays empty and small."""
     return {"nothing": sentence}
 
 
 class PlotlyView(gr.HTML):
-    """Shows a figure, or a sentence where there is none.
+    """Figure (a `go.Figure` or its JSON), or a sentence that says why there is none: a text while
+    data may come, `nothing` where none will, None for `empty`. `height` pixels are reserved.
 
-    Value: a `go.Figure` or its JSON dict; a sentence that says why there is nothing yet; `nothing`
-    where there will be nothing; None for the sentence `empty`. `figure.layout.meta` may hold
-    `{"more": 48}`, extra pixels of height, or `{"pick": "cell", "picked": [x, y]}`: then clicks and
-    arrow keys select a heatmap cell, which is outlined. `.select` follows a selection: the event's
-    data is `{"x", "y", "customdata"}`, and so is `slimscope.picked` for a `js` step, to be used
-    where selections come fast: Gradio drops the data of events it defers. `.stop` follows the
-    slider of a chart with steps alike: its `customdata` is the step at which it rests.
-
-    Args:
-        label: what the chart shows, for screen readers.
-        height: pixels, reserved until data arrives; not for `nothing`.
-        empty: the sentence for a chart without data.
+    `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick": "cell",
+    "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
+    `.select` follows a selection: its data, and `slimscope.picked` for a `js` step (Gradio drops
+    the data of events it defers), is `{"x", "y", "customdata"}`. `.stop` follows the slider of a
+    chart with steps: its `customdata` is the step at which it rests.
     """
 
     def __init__(
@@ -66,7 +56,6 @@ class PlotlyView(gr.HTML):
         )
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:
-        """The figure as plain JSON, or a sentence; "" means that data is loading."""
         if value is None:
             return self.empty
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value

@@ -1,9 +1,5 @@
-"""A form drawn from a pydantic config.
-
-Type, bounds, default, unit and help text stand once, in the config; this module turns each field
-into a Gradio component and the components' values back into a dict. Bounds are left to pydantic,
-so that a bad value is explained beside its field and nothing typed is lost.
-"""
+"""Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
+left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
 
 from __future__ import annotations
 
@@ -37,22 +33,18 @@ SECTIONS = {"TextConfig": "Text", "EvaluationText": "Text", "JobConfig": "Run"}
 
 
 def owner(config: type[BaseModel], name: str) -> type:
-    """The class that declares field `name` of `config`."""
     return next(c for c in config.__mro__ if name in get_annotations(c))
 
 
 def extra(info: FieldInfo) -> dict[str, Any]:
-    """The field's `json_schema_extra`, empty when there is none."""
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 def advanced(info: FieldInfo) -> bool:
-    """Whether the field belongs under Advanced."""
     return bool(extra(info).get("advanced"))
 
 
 def title(name: str, info: FieldInfo) -> str:
-    """The label of the field, with its unit."""
     unit = extra(info).get("unit")
     text = info.title or name.replace("_", " ").capitalize()
     repeated = unit and str(unit) in text.lower()
@@ -60,7 +52,7 @@ def title(name: str, info: FieldInfo) -> str:
 
 
 def sections(config: type[BaseModel]) -> dict[str, list[str]]:
-    """Heading -> its field names: the kind's own fields first, what all kinds share last."""
+    """Field names by heading: the kind's own fields first, shared ones last."""
     by_heading: dict[str, list[str]] = {}
     for cls in config.__mro__:
         names = [n for n in config.model_fields if owner(config, n) is cls]
@@ -73,8 +65,8 @@ def sections(config: type[BaseModel]) -> dict[str, list[str]]:
 def component(
     name: str, info: FieldInfo, choices: Sequence[tuple[str, str]] = (), prefix: str = ""
 ) -> Input:
-    """The component that suits the field's type; other values than `choices` can be typed. `prefix`
-    starts its id on the page."""
+    """Component for the field's type; values other than `choices` can be typed. `prefix` starts its
+    id."""
     common: dict[str, Any] = {
         "label": title(name, info),
         "info": as_text(info.description),
@@ -101,44 +93,32 @@ def component(
 
 
 def as_text(description: str | None) -> str | None:
-    """A help text for Gradio, which takes pairs of stars for emphasis and knows no escape for them:
-    "*.down_proj" gets the star that is an operator."""
+    """Help text for Gradio, which takes `*` for emphasis and has no escape: it becomes U+2217."""
     return description and description.replace("*", "\u2217")
 
 
 def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
-    """The values the address gives to text fields of `config`."""
     texts = [name for name, info in config.model_fields.items() if info.annotation is str]
     return {name: value for name in texts if (value := query(request, name))}
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field on the screen: its input, and the message slot under it."""
-
     name: str
     info: FieldInfo
     input: Input
     message: gr.HTML
 
     def input_value(self, values: Mapping[str, Any]) -> Any:
-        """What the input shows for a config's `values`."""
         value = values.get(self.name, self.info.default)
         return list(read_names(value)) if extra(self.info).get("many") else value
 
 
 class ConfigForm:
-    """The inputs of one config class; draw it inside a Blocks context.
-
-    Args:
-        config: the pydantic class.
-        choices: name -> the choices there are today for a text field; the name is that of the
-            field, or the `choices` of its `json_schema_extra`.
-        prefix: starts the ids of its elements, where a page has several forms.
-        main: the only fields, besides the model, that are not folded away; None folds the advanced
-            ones alone.
-        without: fields that are not in the form, because the page asks for them elsewhere.
-    """
+    """Inputs of one pydantic config, drawn inside a Blocks context. `choices`: current choices by
+    field name, or by `choices` of its `json_schema_extra`; `prefix` starts element ids; `main`:
+    fields not folded away, besides the model (None folds the advanced ones alone); `without`:
+    fields not in the form."""
 
     def __init__(
         self,
@@ -154,29 +134,21 @@ class ConfigForm:
         self.fields: dict[str, Field] = {}
         self.folds: dict[str, gr.Accordion] = {}
         self.fold_of: dict[str, str] = {}  # field -> title of the fold that hides it
-        names = {n: info for n, info in config.model_fields.items() if n not in without}
+        fields, shown = config.model_fields, {"model", *(main or ())}
+        names = {n: info for n, info in fields.items() if n not in without}
         by_heading = {h: [n for n in every if n in names] for h, every in sections(config).items()}
-        if main is None:
-            self._open_sections(by_heading)
-        else:
-            self._folded_sections(by_heading, {"model", *main})
+        if main is not None:
+            own = [n for every in by_heading.values() for n in every if n in shown]
+            self._section("", sorted(own, key=lambda n: n != "model"))  # the model leads
+        for heading, every in by_heading.items():
+            basic = [n for n in every if not advanced(fields[n])]
+            if main is None:
+                self._section(heading, sorted(basic, key=lambda n: n != "model"))
+            else:
+                title = METHOD if heading == FIRST else heading
+                self._fold(title, [n for n in basic if n not in shown])
         self._fold(ADVANCED, [n for n, info in names.items() if advanced(info)])
         self.fields = {n: self.fields[n] for n in names}
-
-    def _open_sections(self, by_heading: Mapping[str, Sequence[str]]) -> None:
-        for heading, names in by_heading.items():
-            visible = [n for n in names if not advanced(self.config.model_fields[n])]
-            self._section(heading, sorted(visible, key=lambda n: n != "model"))  # the model leads
-
-    def _folded_sections(
-        self, by_heading: Mapping[str, Sequence[str]], main: Collection[str]
-    ) -> None:
-        own = [n for names in by_heading.values() for n in names if n in main]
-        self._section("", sorted(own, key=lambda n: n != "model"))
-        for heading, names in by_heading.items():
-            plain_fields = [n for n in names if not advanced(self.config.model_fields[n])]
-            title = METHOD if heading == FIRST else heading
-            self._fold(title, [n for n in plain_fields if n not in main])
 
     def _fold(self, title: str, names: list[str]) -> None:
         if not names:
@@ -192,18 +164,14 @@ class ConfigForm:
         with gr.Row(elem_classes="form-grid"):
             for name in names:
                 with gr.Column(min_width=200, elem_classes="form-field"):
-                    self._field(name)
-
-    def _field(self, name: str) -> None:
-        info = self.config.model_fields[name]
-        choices = self.choices[name]() if name in self.choices else ()
-        made = component(name, info, choices, self.prefix)
-        message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
-        self.fields[name] = Field(name, info, made, message)
+                    info = self.config.model_fields[name]
+                    choices = self.choices[name]() if name in self.choices else ()
+                    made = component(name, info, choices, self.prefix)
+                    message = notice(f"{self.prefix}message-{name.replace('_', '-')}")
+                    self.fields[name] = Field(name, info, made, message)
 
     @property
     def inputs(self) -> list[Input]:
-        """In the order of the config's fields."""
         return [f.input for f in self.fields.values()]
 
     @property
@@ -211,15 +179,14 @@ class ConfigForm:
         return [f.message for f in self.fields.values()]
 
     def values(self, given: Iterable[Any]) -> dict[str, Any]:
-        """Field name -> value; an emptied number is None, for pydantic to reject."""
         texts = (", ".join(map(str, v)) if isinstance(v, list) else v for v in given)
         return dict(zip(self.fields, texts, strict=True))
 
     def show(
         self, values: Mapping[str, Any], only: Collection[str] | None = None
     ) -> dict[Any, Any]:
-        """Updates that put `values` into the inputs and reset the other fields to their defaults;
-        all fields, or those of `only`."""
+        """Updates that show `values` and defaults for the other fields; all fields, or `only`
+        these."""
         return {
             field.input: gr.update(value=field.input_value(values))
             for name, field in self.fields.items()
@@ -227,7 +194,6 @@ class ConfigForm:
         }
 
     def arrival(self, values: Mapping[str, Any] | None) -> dict[Any, Any]:
-        """Updates for a page that opens: the current choices, and `values` if given."""
         updates = {} if values is None else self.show(values)
         for name, choices in self.choices.items():
             field = self.fields[name]
@@ -236,11 +202,9 @@ class ConfigForm:
         return updates
 
     def changed(self, values: Mapping[str, Any]) -> list[str]:
-        """Names of the fields that differ from their default."""
         return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
 
     def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """Updates of the folds' labels: how many of their fields were changed."""
         changed = Counter(self.fold_of.get(name) for name in self.changed(values))
         more = {title: f" · {n} changed" for title, n in changed.items() if title}
         return {
@@ -249,8 +213,8 @@ class ConfigForm:
         }
 
     def show_errors(self, error: SlimscopeError | None) -> dict[Any, Any]:
-        """Updates that show `error` and its `others`, each beside its field, and clear all other
-        messages. The fold of a field opens."""
+        """Updates that show `error` and its `others` beside their fields, opening their folds, and
+        clear all other messages."""
         by_field = {each.field: each for each in (error, *error.others)} if error else {}
         updates: dict[Any, Any] = {}
         for field in self.fields.values():

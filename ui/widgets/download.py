@@ -24,12 +24,11 @@ class Download(gr.HTML):
 
 
 def file_payload(name: str, data: bytes) -> dict[str, Any]:
-    """A file of that name; `at` makes a second download of the same file a new one."""
     return {"name": name, "data": base64.b64encode(data).decode(), "at": time.time_ns()}
 
 
 def small_file(file: Path, name: str = "") -> dict[str, Any]:
-    """A file, called `name` or as it is. Raises `NotFoundError` where it is too large."""
+    """File as a download. Raises `NotFoundError` if too large."""
     if file.stat().st_size > AT_MOST:
         raise NotFoundError(
             f"{file.name} is {size(file.stat().st_size)}.",

@@ -11,7 +11,6 @@ Choices = list[tuple[str, str]]  # label, value
 
 
 def choices(labels: Mapping[str, str]) -> Choices:
-    """What a control offers, of value -> label."""
     return [(label, value) for value, label in labels.items()]
 
 
@@ -37,23 +36,17 @@ class FreeRadio(gr.Radio):
     is_template = True  # drawn by Gradio's own radio
 
     def preprocess(self, payload: Any) -> Any:
-        """The value as it was sent."""
         return payload
 
 
 class FreeDropdown(gr.Dropdown):
-    """A dropdown that does not validate (see `ui.gradio_patches` for other changes to Gradio 6.31).
-
-    `gr.Dropdown` rejects a value that is not among the choices *this server* has sent, and so
-    every open page after a restart of the server. Handlers have to validate the value.
-    """
+    """Dropdown without validation. `gr.Dropdown` rejects values that *this server* has not offered,
+    and so every open page after a restart. Handlers have to validate."""
 
     is_template = True  # drawn by Gradio's own dropdown
 
     def preprocess(self, payload: Any) -> Any:
-        """The value as it was sent."""
         return payload
 
     def postprocess(self, value: Any) -> Any:
-        """The value as it is set."""
         return value

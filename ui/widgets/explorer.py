@@ -1,16 +1,11 @@
-"""Pages that look into one run: a selection, kept in the address, decides what every panel shows.
-
-    address or controls -> `Selection` -> view: the selection settled on what is stored -> updates
-
-A page states its selection, how a view is made of one, and a handler for each event. The outputs
-of such a page hold its controls under the names of the selection's fields, and besides:
-
-    notice, charts     why there is nothing to show; the column that is hidden then
-    seen               what was shown last, see `page_state`
-"""
+"""Pages that look into one run: address or controls -> `Selection` -> view (the selection settled
+on stored data) -> updates. The outputs of such a page are its controls, by the names of the
+selection's fields, `notice` (on a page without data), `charts` (hidden then) and `seen` (see
+`page_state`)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from functools import lru_cache
@@ -42,13 +37,10 @@ Data = TypeVar("Data")
 View = TypeVar("View")
 
 
-# the selection ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at. A field is a control of the page, and a name in its address: text, or a
-    tuple of texts. Empty fields take their default."""
+    """Selection of a page: its fields are controls and names in the address, texts or tuples of
+    texts; empty ones take their default."""
 
     run: str = ""
 
@@ -58,7 +50,6 @@ class Selection:
 
     @classmethod
     def from_controls(cls, values: Sequence[Any]) -> Self:
-        """The selection the browser sends: a value for each field, in order."""
         return cls(*(_field_value(f, v) for f, v in zip(fields(cls), values, strict=True)))
 
     @classmethod
@@ -77,17 +68,12 @@ def _field_value(field: Field[Any], value: Any) -> Any:
 
 
 def known_or_first(value: str, known: Iterable[str]) -> str:
-    """The value, or the first that is known."""
     known = [*known]
     return value if value in known else known[0]
 
 
 def neighbour(items: Sequence[Item], item: Item, by: int) -> Item:
-    """The item `by` places on, as far as there are any."""
     return items[max(0, min(items.index(item) + by, len(items) - 1))]
-
-
-# reading ------------------------------------------------------------------------------------------
 
 
 class RunReader(Generic[Data]):
@@ -113,20 +99,14 @@ class RunReader(Generic[Data]):
 def cached_by(
     mark: Callable[[str], Mark | None],
 ) -> Callable[[Callable[[str], Data]], RunReader[Data]]:
-    """Decorator of a function that reads one run.
-
-    Args:
-        mark: of a run: its name, how much is stored, and whatever else changes with the data;
-            None where there is no such run.
-    """
+    """Decorator of a function that reads one run, cached until the run's `mark` changes: its name,
+    how much is stored, and what else changes with the data; None without such a run."""
     return lambda read: RunReader(read, mark)
 
 
 def chart_at(
     selection: type[S], view: Callable[[S], View | None], draw: Callable[[View], Chart]
 ) -> Callable[[gr.Request], Chart]:
-    """Draws a chart of such a page from an address."""
-
     def drawn(request: gr.Request) -> Chart:
         found = view(selection.from_address(request))
         return Chart(NOT_THERE) if found is None else draw(found)
@@ -134,13 +114,10 @@ def chart_at(
     return drawn
 
 
-# events -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Explorer(Generic[S, View]):
-    """The events of such a page. After each, the address holds the selection. `view` settles a
-    selection on what is stored; None where nothing is."""
+    """Events of such a page, each of which updates the address. `view` settles a selection on
+    stored data, None without any."""
 
     outputs: Outputs
     selection: type[S]
@@ -151,13 +128,10 @@ class Explorer(Generic[S, View]):
         return [self.outputs[name] for name in self.selection.names()]
 
     def event(self, name: str, event: str = "input") -> Callable[..., Dependency]:
-        """An event of one of the outputs."""
         listener: Callable[..., Dependency] = getattr(self.outputs[name], event)
         return listener
 
     def on(self, event: Callable[..., Dependency], handler: Callable[[View], Updates]) -> None:
-        """Updates of a view; none where there is nothing to see."""
-
         def update(selection: S) -> Updates:
             view = self.view(selection)
             return {} if view is None else handler(view)
@@ -167,8 +141,6 @@ class Explorer(Generic[S, View]):
     def on_selection(
         self, event: Callable[..., Dependency], handler: Callable[[S], Updates]
     ) -> None:
-        """Updates of a selection as the browser sends it."""
-
         def update(*values: Any) -> Updates:
             return handler(self.selection.from_controls(values))
 
@@ -178,23 +150,20 @@ class Explorer(Generic[S, View]):
     def on_point(
         self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select"
     ) -> None:
-        """A point that is chosen in a chart gives its value to a control."""
         field = self.outputs[control]
         pick = self.event(chart, event)(None, field, field, js=CLICKED_POINT)
         self._keep(pick)
         self.on(pick.then, handler)
 
     def on_load(self, handler: Callable[[gr.Request], Updates]) -> None:
-        """The page is opened."""
-
         def opened(request: gr.Request) -> Updates:
             return {"seen": OPENED} | handler(request)
 
         self._keep(on_load(self.outputs.named(opened), None, self.outputs.components))
 
     def on_change(self, handler: Callable[[Any, S], Updates]) -> None:
-        """The database has moved on. The handler is given `seen`, too. A page that is still being
-        opened is left alone: its controls do not hold yet what the address asks for."""
+        """Handler of database changes, given `seen`. While a page is being opened, its controls do
+        not hold yet what the address asks for."""
 
         def update(seen: Any, *values: Any) -> Updates:
             if seen is None:
@@ -208,7 +177,14 @@ class Explorer(Generic[S, View]):
         url_sync(event, **{name: self.outputs[name] for name in self.selection.names()})
 
 
-# controls -----------------------------------------------------------------------------------------
+def page_state() -> gr.JSON:
+    """A value the browser keeps and sends along. A `gr.State` makes every page hold a connection
+    (Gradio 6.31), and browsers open at most six to a server."""
+    return gr.JSON(None, visible=False)
+
+
+def as_kept(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def control_updates(
@@ -217,14 +193,8 @@ def control_updates(
     offers: Mapping[str, Mapping[str, Any]],
     known: Mapping[str, Any] | None = None,
 ) -> Updates:
-    """What each control offers, and its value, where either changes: a refresh takes nothing out
-    of a person's hand.
-
-    Args:
-        old: what the browser holds; one without a run is a page that has just been opened.
-        offers: control -> properties such as choices, all but the value.
-        known: the offers the browser holds.
-    """
+    """Updates of controls whose offers or values change, so that a refresh takes nothing out of a
+    person's hand. `old` is the browser's selection (no run: just opened), `known` its offers."""
     shown: Updates = {}
     for name, offer in offers.items():
         update = {} if known and offer == known.get(name) else dict(offer)
@@ -236,15 +206,11 @@ def control_updates(
     return shown
 
 
-# nothing to see -----------------------------------------------------------------------------------
-
-
 def show_charts() -> Updates:
     return {"notice": gr.update(visible=False), "charts": gr.update(visible=True)}
 
 
 def show_notice(reason: Markup, runs: Choices, run: str = "") -> Updates:
-    """Why there is nothing to see of `run`, in place of the charts; another can be chosen."""
     return {
         "seen": None,
         "notice": gr.update(value=reason, visible=True),
@@ -254,14 +220,8 @@ def show_notice(reason: Markup, runs: Choices, run: str = "") -> Updates:
 
 
 def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> Markup:
-    """Why a page has nothing to show of a run, and where it would come from.
-
-    Args:
-        no_run: the sentence where there is no run at all.
-        lacks: what the run has not done, as in "stored no weight statistics".
-        later: how it comes while the run goes on, a sentence.
-        launch: address of the form that starts another.
-    """
+    """Notice on a page without data: `no_run` if there is no run at all, `lacks` as in "stored no
+    weight statistics", `later` a sentence for active runs, `launch` the address of a form."""
     if not run:
         return WIDGETS.empty(no_run, (launch, "New run"))
     try:

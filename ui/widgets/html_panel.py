@@ -1,14 +1,7 @@
-"""HTML with buttons in it: what a page shows, and what people do with it.
-
-The state of a view is its address. A button with `data-view` writes its JSON into the address and
-raises `view`; the handler reads the address. A button with `data-toggle="NAME"` adds its
-`data-value` to the list NAME of the address, or removes it, and raises `view` too. A button with
-`data-do` and `data-run` raises `act`; first it asks for confirmation when it has `data-ask`, or for
-a text when it has `data-prompt`. A button with `data-copy` copies that text, an empty one the
-address of the page.
-
-Gradio patches the old nodes with the new HTML, so the focus stays where it was.
-"""
+"""HTML with buttons, whose state is the address. `data-view` writes its JSON into the address,
+`data-toggle="NAME"` adds its `data-value` to the list NAME of the address or removes it; both raise
+`view`. `data-do` with `data-run` raises `act`, after a confirmation (`data-ask`) or a text
+(`data-prompt`). `data-copy` copies its text, or the address of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from ui.frame import SILENT_EVENT
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT
 from ui.widgets.notice import EMPTY
 
 # Gradio finds the events of a component by the names quoted here
@@ -27,14 +20,11 @@ LATEST: dict[str, Any] = {**SILENT_EVENT, "trigger_mode": "always_last"}  # opti
 
 
 class HtmlPanel(gr.HTML):
-    """Shows HTML and reports what is done in it. Events: `view`, `act`; of the latter
-    `gradio_patches.event_data` gives `{"do", "run", "file", "text"}`, sent by the browser and
-    therefore to be checked."""
+    """HTML with the events `view` and `act`; `gradio_patches.event_data` of `act` is the browser's
+    unchecked `{"do", "run", "file", "text"}`."""
 
     def __init__(self, value: Markup = EMPTY, **options: Any) -> None:
         super().__init__(value, js_on_load=SCRIPT, apply_default_css=False, **options)
 
     def on_action(self, handler: Callable[..., Any], outputs: Any, redraw: tuple[Any, ...]) -> None:
-        """A button was pressed: the handler says what came of it, then the page is redrawn."""
-        event = self.act(handler, None, outputs, show_progress="hidden", api_visibility="private")
-        event.then(*redraw, **SILENT_EVENT)
+        self.act(handler, None, outputs, **PRIVATE_EVENT).then(*redraw, **SILENT_EVENT)

@@ -1,8 +1,6 @@
-"""The log of a run, followed by byte: only what is new travels.
-
-The browser keeps the cursor, as the component's value `{"source", "end"}`; the server answers with
-what stands behind it, `{"source", "start", "end", "text"}`. A lost answer is simply asked again.
-"""
+"""Log of a run, of which only new bytes travel. The browser keeps the cursor `{"source", "end"}`;
+the server answers with what follows, `{"source", "start", "end", "text"}`. A lost answer is
+repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ HTML = fragments("widgets/log_view.html")
 
 
 class LogPart(TypedDict):
-    """A part of a log: bytes `start` to `end` of the log `source`, called `title` on the screen."""
+    """Bytes `start` to `end` of the log `source`, shown as `title`."""
 
     source: str
     title: str
@@ -29,8 +27,8 @@ class LogPart(TypedDict):
 
 
 class LogView(gr.HTML):
-    """Shows the newest part of a log and stays at its end while `Follow` is ticked. As an input it
-    gives the cursor, as an output it takes a `LogPart`."""
+    """Newest part of a log, scrolled to its end while `Follow` is ticked. Input: cursor, output: a
+    `LogPart`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -43,7 +41,7 @@ class LogView(gr.HTML):
 
 
 def without_overprint(text: str) -> str:
-    """Of lines that were written over, as progress bars are, only the last state."""
+    """Final state of overwritten lines, such as progress bars."""
     *lines, last = text.split("\n")
     bodies = [line.removesuffix("\r") for line in lines]
     ended = [_newest(body) + line[len(body) :] for line, body in zip(lines, bodies, strict=True)]
@@ -55,7 +53,7 @@ def _newest(line: str) -> str:
 
 
 def part(job: Job, cursor: Any) -> LogPart | None:
-    """What the log of the newest attempt holds behind the browser's cursor; None: nothing new."""
+    """Part of the newest attempt's log after the browser's cursor; None: nothing new."""
     n = job.attempts_made
     source = f"{job.run}/{n}"
     known = isinstance(cursor, dict) and cursor.get("source") == source

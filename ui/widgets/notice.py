@@ -14,7 +14,6 @@ EMPTY = Markup()
 
 
 def plain(value: Markup = EMPTY, **options: Any) -> gr.HTML:
-    """A place for HTML."""
     return gr.HTML(value, js_on_load=None, apply_default_css=False, **options)
 
 
@@ -24,15 +23,12 @@ def notice(elem_id: str) -> gr.HTML:
 
 
 def show_html(html: Markup = EMPTY) -> Any:
-    """Update of a notice; an empty one hides it."""
     return gr.update(value=html, visible=bool(html))
 
 
 def show_success(message: str) -> Any:
-    """Update of a notice: what was done, as text or `Markup`."""
     return show_html(WIDGETS.success(message))
 
 
 def show_error(error: SlimscopeError) -> Any:
-    """Update of a notice: what went wrong."""
     return show_html(problem(error))

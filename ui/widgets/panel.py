@@ -1,8 +1,6 @@
-"""One chart of a page: a headline, a question, a frame of figures, and a plot of that frame.
-
-The frame is drawn, shown as the data table, and saved as CSV: one source for all three. A page
-declares its panels, draws their empty cards, and returns their updates by name.
-"""
+"""Panels: a headline, a question, a frame of figures, and a plot of that frame, which is also shown
+as the data table and saved as CSV. A page declares its panels, builds their cards, and updates
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -30,54 +28,32 @@ FORMATS = {
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
 Updates = dict[str, Any]  # name of an output -> what it is to show
-Parts = tuple[str, str, str, str]  # names of the outputs of a panel: chart, note, table, title
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a page.
+    """One chart of a page."""
 
-    Attributes:
-        name: its outputs are NAME_chart, NAME_note, NAME_table and NAME_title.
-        title: of its card while there is no answer; its label for screen readers.
-        question: what the chart answers, a caption below it.
-        height: pixels, kept before data arrives.
-        theory: what is known about such charts, with its source, below the question.
-        element: the id of its chart is PAGE-ELEMENT; else PAGE-NAME.
-    """
-
-    name: str
-    title: str
-    question: str = ""
-    height: int = 340
-    element: str = ""
-    theory: str = ""
+    name: str  # its outputs are NAME_chart, NAME_note, NAME_table and NAME_title
+    title: str  # of its card without a headline; label for screen readers
+    question: str = ""  # caption below the chart
+    height: int = 340  # pixels, reserved before data arrives
+    element: str = ""  # the id of its chart is PAGE-ELEMENT; else PAGE-NAME
+    theory: str = ""  # known fact about such charts, with its source
 
     @property
-    def parts(self) -> Parts:
-        names = (f"{self.name}_{part}" for part in ("chart", "note", "table", "title"))
-        return cast("Parts", tuple(names))
+    def parts(self) -> list[str]:
+        """Names of its outputs."""
+        return [f"{self.name}_{part}" for part in ("chart", "note", "table", "title")]
 
     def id_on(self, page: str) -> str:
-        """The id of its chart on a page."""
         return f"{page}-{self.element or self.name}"
-
-    def of(
-        self, page: str, draw: Callable[[gr.Request], Chart], runs: str = ""
-    ) -> dict[str, PageChart]:
-        """Its entry in `Page.charts`."""
-        entry = PageChart(self.title, self.question, self.height, draw, runs)
-        return {self.id_on(page): entry}
 
     def build(
         self, page: str, controls: Sequence[Sequence[Component]] = (), scale: int = 1
     ) -> dict[str, Component]:
-        """Draws the empty card: title, rows of controls, chart, the question it answers, and its
-        data as a table. Controls were made with `render=False`.
-
-        Returns:
-            Its outputs by name.
-        """
+        """Draws the empty card: title, rows of `controls` (made with `render=False`), chart,
+        question, and data table; returns its outputs by name."""
         with gr.Column(elem_classes="card", min_width=320, scale=scale):
             title = gr.HTML(WIDGETS.card_title(self.title), js_on_load=None)
             for row in controls:
@@ -95,8 +71,7 @@ class Panel:
         return dict(zip(self.parts, (view, note, table, title), strict=True))
 
     def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
-        """Updates of its outputs. The run leads the name of the CSV file; `question` replaces its
-        own."""
+        """Updates of its outputs; `run` starts the CSV file's name, `question` replaces its own."""
         if chart.name and isinstance(chart.figure, go.Figure):
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
@@ -108,19 +83,26 @@ class Panel:
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
 
     def clear(self) -> Updates:
-        """Updates that empty its outputs; data is on its way."""
         title = WIDGETS.card_title(self.title)
         return dict(zip(self.parts, ("", "", "", title), strict=True))
 
 
+def page_charts(
+    page: str, drawn: Mapping[Panel, Callable[[gr.Request], Chart]], runs: str = ""
+) -> dict[str, PageChart]:
+    """Entries of `Page.charts`, each drawn from an address."""
+    return {
+        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw, runs)
+        for panel, draw in drawn.items()
+    }
+
+
 def frame_table(frame: pd.DataFrame, name: str) -> Markup:
-    """HTML: the frame as a table that can be saved as CSV with full precision."""
     rows = [[*map(cell, row)] for row in frame.itertuples(index=False, name=None)]
     return WIDGETS.data_table([*frame.columns], rows, name)
 
 
 def cell(value: Any) -> str | tuple[str, float]:
-    """A value as it is written, and the exact number beside it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, str):
@@ -133,8 +115,8 @@ class Outputs(dict[str, Any]):
     """Components and layout blocks of a page by name, for handlers that return updates by name."""
 
     def named(self, handler: Callable[..., Updates]) -> Callable[..., list[Any]]:
-        """The handler as Gradio calls it with all of these as outputs: what its answer does not
-        name stays as it is. Gradio sees the signature of the handler, and so hands it a request."""
+        """Handler as Gradio calls it, with all outputs: unnamed ones stay as they are. Gradio sees
+        the handler's signature, and so passes a request."""
 
         @wraps(handler)
         def call(*given: Any) -> list[Any]:
@@ -151,5 +133,4 @@ class Outputs(dict[str, Any]):
 
 
 def updates(*parts: Mapping[str, Any]) -> Updates:
-    """Several updates as one."""
     return {name: value for part in parts for name, value in part.items()}

@@ -16,14 +16,7 @@ from jobs.benchmark.report import DecoderReport
 from jobs.metrics import COST, TREE
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
-from ui.charts.template import (
-    axis,
-    category_axis,
-    layout,
-    legend_row,
-    legend_rows,
-    reference_line,
-)
+from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
 from ui.format import esc
 from ui.pages.benchmark.data import DrafterInfo
 from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
@@ -49,23 +42,18 @@ NODE_TICKS: dict[str, Any] = {  # of a log axis
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
-    """Name -> colour."""
     return name_colours(d.name for d in decoders)
 
 
 def drafting(decoders: Sequence[DecoderReport]) -> list[DecoderReport]:
-    """The decoders that draft tokens."""
     return [d for d in decoders if d.drafts]
 
 
 def bar_label(decoder: DecoderReport) -> str:
-    """The label of a bar: a narrow screen has little room."""
+    """Label of a bar, short for narrow screens."""
     if not decoder.kind:
         return esc(decoder.label)
     return f"{esc(decoder.title)}<br>{esc(decoder.run)}".replace(" + ", " +<br>")
-
-
-# bars, a decoder each -----------------------------------------------------------------------------
 
 
 def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
@@ -90,17 +78,10 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def gain(
-    decoders: Sequence[DecoderReport],
-    drafters: Mapping[str, DrafterInfo],
-    default: bool,
-    note: str,
+    decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], default: bool, note: str
 ) -> Chart:
-    """Tokens per step as a bar, the break-even as a line: a bar beyond it is a gain; a ring is what
-    was predicted.
-
-    Args:
-        default: whether the trees follow the drafter's confidence.
-    """
+    """Tokens per step as a bar, break-even as a line, prediction as a ring. `default`: the trees
+    follow the drafter's confidence."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
         [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)
@@ -163,7 +144,6 @@ def _bars(decoders: Sequence[DecoderReport], values: pd.Series, **options: Any) 
 
 
 def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> dict[str, Any]:
-    """Error bars from the lowest to the highest repetition."""
     return {"color": colour, "thickness": 1, "array": high - value, "arrayminus": value - low}
 
 
@@ -175,18 +155,11 @@ def _bar_layout(
     texts: Sequence[str],
     room: float = ROOM,
 ) -> dict[str, Any]:
-    """A row for each decoder, a text at the end of its bar."""
     notes = [
-        {
-            "x": end,
-            "y": bar_label(d),
-            "text": text,
-            "xshift": 8,
-            "font": {"color": LIGHT.text},
-            "bgcolor": LIGHT.paper,
-        }
+        {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text},
+         "bgcolor": LIGHT.paper}
         for d, end, text in zip(decoders, ends, texts, strict=True)
-    ]
+    ]  # fmt: skip
     return layout(
         view=view,
         more=BAR * max(0, len(decoders) - FEW_BARS),
@@ -196,12 +169,8 @@ def _bar_layout(
     )
 
 
-# tasks and steps ----------------------------------------------------------------------------------
-
-
 def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
-    """Each task a row, each decoder a dot in it: its speed-up with the range of its repetitions, or
-    its tokens per step."""
+    """One row a task, one dot a decoder: speed-up with its range, or tokens per step."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
         [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
@@ -235,7 +204,6 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
 
 
 def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    """Share of decoding steps by the tokens they yielded."""
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     frame = pd.DataFrame(
         [(d.label, length, steps, 100 * steps / (sum(d.lengths.values()) or 1))
@@ -257,8 +225,8 @@ def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
 
 
 def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, float]:
-    """k -> the share of steps in which at least k draft tokens were accepted, k = 1, 2, …;
-    conditional: of the steps in which k - 1 were."""
+    """Share of steps with at least k accepted draft tokens, by k; `conditional`: of the steps with
+    at least k - 1."""
     deepest = max(decoder.lengths, default=1)
     at_least = [
         sum(n for length, n in decoder.lengths.items() if length > k) for k in range(deepest)
@@ -268,7 +236,6 @@ def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, floa
 
 
 def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: str) -> Chart:
-    """Share of steps in which at least k draft tokens were accepted, over k (see `reached`)."""
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
     title = "Share of those steps, %" if conditional else "Share of steps, %"
     frame = pd.DataFrame(
@@ -294,7 +261,6 @@ def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: 
 def _with_legend(
     view: str, lines: Sequence[object], xaxis: dict[str, Any], yaxis: dict[str, Any]
 ) -> dict[str, Any]:
-    """The layout of a chart whose legend has a row for each of `lines`."""
     rows = legend_rows(len(lines), grow=True)
     return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
 
@@ -316,35 +282,26 @@ def tree_sizes(curves: Lines, decoders: Sequence[DecoderReport]) -> Chart:
     tried = [(d, sizes) for d in decoders if (sizes := sizes_of(curves, d.name))]
     for decoder, sizes in tried:
         for name, row, dash in CURVES:
-            line = _size_line(sizes[name], esc(decoder.label), name, paint[decoder.name], dash)
-            figure.add_trace(line, row=row, col=1)
+            colour, label = paint[decoder.name], esc(decoder.label)
+            figure.add_scatter(
+                x=[int(n) for n in sizes[name].index], y=[*sizes[name]], name=label,
+                mode="lines+markers", legendgroup=label, showlegend=name == ACCEPTED,
+                line={"color": colour, "dash": dash}, row=row, col=1, cliponaxis=False,
+                marker={"size": 7, "color": colour if dash == "solid" else LIGHT.paper,
+                        "line": {"color": colour, "width": 2}},
+                hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
+            )  # fmt: skip
     figure.update_xaxes(type="log", **NODE_TICKS)
     figure.update_xaxes(axis("Tree nodes", log=True), row=2, col=1)
     figure.update_yaxes(axis("Tokens per step", nticks=5), row=1, col=1)
     figure.update_yaxes(axis("Speed-up, ×", nticks=5), row=2, col=1)
     figure.update_layout(layout(view="sizes", **legend_rows(len(tried), grow=True)))
-    return Chart(figure, _sizes_frame(tried))
-
-
-def _sizes_frame(tried: Sequence[tuple[DecoderReport, dict[str, pd.Series]]]) -> pd.DataFrame:
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         [(d.label, nodes, *(sizes[name][nodes] for name in (ACCEPTED, EVEN, SPEED_UP)))
          for d, sizes in tried for nodes in sizes[ACCEPTED].index],
         columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
     )  # fmt: skip
-
-
-def _size_line(values: pd.Series, label: str, name: str, colour: str, dash: str) -> go.Scatter:
-    solid = dash == "solid"
-    return go.Scatter(
-        x=[int(n) for n in values.index], y=[*values], name=label, mode="lines+markers",
-        legendgroup=label, showlegend=name == ACCEPTED,
-        line={"color": colour, "dash": dash},
-        marker={"size": 7, "color": colour if solid else LIGHT.paper,
-                "line": {"color": colour, "width": 2}},
-        hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
-        cliponaxis=False,
-    )  # fmt: skip
+    return Chart(figure, frame)
 
 
 def verification_cost(curves: Lines, note: str) -> Chart:

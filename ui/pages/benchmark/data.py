@@ -35,7 +35,7 @@ WAYS: Mapping[str, str] = MappingProxyType(  # of an architecture, how a draft i
 
 
 class Part(NamedTuple):
-    """A part of a drafter: its name, and its milliseconds and share of a draft."""
+    """Part of a drafter with its milliseconds and share of a draft."""
 
     label: str
     milliseconds: float
@@ -44,14 +44,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class DrafterInfo:
-    """What is known of a drafter from the run that trained it.
-
-    Attributes:
-        hits: path of a draft token -> what it adds to the accepted length on held-out answers.
-        predicted: accepted length on them with the trees that are the default.
-        parameters, steps: of its training; None where the run is gone.
-        milliseconds: part of the drafter, in the order of a draft -> its time when it was trained.
-    """
+    """Facts of a drafter from the run that trained it: `hits` (path of a draft token -> its
+    contribution to the accepted length on held-out answers), `predicted` accepted length with
+    the default trees, and `milliseconds` by part in the order of a draft."""
 
     hits: Mapping[Path, float] = field(default_factory=dict)
     predicted: float | None = None
@@ -60,11 +55,8 @@ class DrafterInfo:
     milliseconds: Mapping[str, float] = field(default_factory=dict)
 
     def expected(self, decoder: DecoderReport, default: bool) -> float | None:
-        """Tokens per step on held-out answers, with the decoder's trees.
-
-        Args:
-            default: whether they are those that follow the drafter's confidence.
-        """
+        """Tokens per step on held-out answers with the decoder's trees; `default`: those that
+        follow the drafter's confidence."""
         if decoder.combined:
             return None  # what prompt lookup finds in other prompts is not known
         if default:
@@ -83,17 +75,18 @@ class Benchmark:
 
     @property
     def complete(self) -> bool:
-        """Whether every decoder has been timed on all prompts."""
         return bool(self.decoders) and all(d.prompts for d in self.decoders)
 
     @property
     def trees(self) -> list[DecoderReport]:
-        """Decoders whose draft tokens were counted."""
         return [d for d in self.decoders if d.hits] if self.complete else []
+
+    def tree(self, wanted: str) -> DecoderReport | None:
+        """Decoder whose tree is drawn: the wanted one, or the first."""
+        return next((d for d in self.trees if d.name == wanted), next(iter(self.trees), None))
 
     @cached_property
     def drafters(self) -> dict[str, DrafterInfo]:
-        """Decoder -> its drafter, of those that have a trained one."""
         return {d.name: drafter_of(d.run) for d in self.decoders if d.kind}
 
 
@@ -107,7 +100,6 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 
 
 def drafter_of(run: str) -> DrafterInfo:
-    """The facts of the run's drafter."""
     results = queries.results([run])
     rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
     taken = {row.stage: row.value for row in results if row.metric == DRAFT_MS}
@@ -121,12 +113,8 @@ def drafter_of(run: str) -> DrafterInfo:
 
 
 def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
-    """The parts of the run's drafter in the order of a draft, and how a draft passes through them;
-    no parts where they were not timed.
-
-    Args:
-        taken: see `DrafterInfo.milliseconds`.
-    """
+    """Parts of the run's drafter in the order of a draft (empty where not timed), and a description
+    of a draft's way through them."""
     whole = sum(taken.values())
     parts = [
         Part(label, taken[stage], taken[stage] / whole)

@@ -22,28 +22,9 @@ ORDINALS = ("1st", "2nd", "3rd")
 
 
 def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
-    """The tree of a decoder and its nodes as a table; `expected` as for `draft_tree`."""
-    frame = pd.DataFrame(
-        {
-            "Draft token": name_of(path),
-            "Accepted, % of steps": 100 * share,
-            "On held-out answers, %": 100 * expected[path] if path in expected else None,
-        }
-        for path, share in decoder.hits.items()
-    )
-    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
-    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
-    return Chart(draft_tree(decoder.hits, expected), frame, note)
-
-
-def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go.Figure:
-    """The root at the left, a column for each head; the area of a circle is its share of steps.
-
-    Args:
-        hits: node -> share of steps that accepted it; every node but the root.
-        expected: the same on held-out answers, where it is known.
-    """
-    places = rows(hits)
+    """Tree with the root at the left and a column a head. A node's circle has the area of its share
+    of steps; `expected` are shares on held-out answers."""
+    hits, places = decoder.hits, rows(decoder.hits)
     shares = {(): 1.0, **hits}
     row = TREE_HEIGHT / (1 + max(places.values()))
     largest = min(LARGE, max(LEAST, 0.8 * row))
@@ -63,19 +44,24 @@ def draft_tree(hits: Mapping[Path, float], expected: Mapping[Path, float]) -> go
     )  # fmt: skip
     deepest = max(map(len, shares))
     columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]
-    return go.Figure(
-        [_edges(places), nodes],
-        layout(
-            view="tree",
-            xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
-                       range=[-0.3, deepest + 0.75], side="top"),
-            yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
-        ),
+    looks = layout(
+        view="tree",
+        xaxis=axis(tickvals=[*range(deepest + 1)], ticktext=columns, showgrid=False,
+                   range=[-0.3, deepest + 0.75], side="top"),
+        yaxis=axis(visible=False, range=[max(places.values()) + 0.7, -largest / row]),
     )  # fmt: skip
+    frame = pd.DataFrame(
+        [(name_of(path), 100 * share, 100 * expected[path] if path in expected else None)
+         for path, share in hits.items()],
+        columns=["Draft token", "Accepted, % of steps", "On held-out answers, %"],
+    )  # fmt: skip
+    tree = decoder.tree or f"{decoder.nodes} nodes with the root"
+    note = f"n = {sum(decoder.lengths.values()):,} steps, {tree}."
+    return Chart(go.Figure([_edges(places), nodes], looks), frame, note)
 
 
 def rows(paths: Iterable[Path]) -> dict[Path, int]:
-    """The row of every node, the root's too: a first child beside its parent, others below."""
+    """Row of every node: a first child beside its parent, others below."""
     found: dict[Path, int] = {(): 0}
     lowest, parents = 0, set[Path]()
     for path in sorted(paths):  # depth first
@@ -87,7 +73,6 @@ def rows(paths: Iterable[Path]) -> dict[Path, int]:
 
 
 def _edges(places: Mapping[Path, int]) -> go.Scatter:
-    """Lines from parents to children, one trace with gaps."""
     x: list[int | None] = []
     y: list[int | None] = []
     for path in filter(None, places):
@@ -106,7 +91,6 @@ def _hover(path: Path, share: float, expected: Mapping[Path, float]) -> str:
 
 
 def name_of(path: Path) -> str:
-    """A node in words: "Head 2, 1st choice after 1st"."""
     own, *before = (
         ORDINALS[rank] if rank < len(ORDINALS) else f"{rank + 1}th" for rank in path[::-1]
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gradio as gr
-from gradio.components import Component
 from markupsafe import Markup
 
 from backend.store import frames, queries
@@ -28,7 +27,7 @@ from ui.theme import LineStyle, stage_style
 from ui.widgets.chart import nothing
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
@@ -36,16 +35,15 @@ NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 NO_HEADS = nothing("The run that trained this drafter left no curves.")
+CONTROLS = ("run", "by", "of", "drafter")
 SPEED_UP, TOKENS = "speed-up", "tokens"
 ALL, SO_FAR = "all", "so-far"
 BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens per step"}
 OF = {ALL: "Of all steps", SO_FAR: "Of those that got so far"}
 SPEED = Panel(
-    "bars",
-    "Speed-up",
-    "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
+    "bars", "Speed-up", "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
     300,
-)
+)  # fmt: skip
 GAIN = Panel(
     "yield", "Tokens per step and break-even",
     "Does a step yield more tokens than it costs? A bar beyond its line is a gain. Ring: what "
@@ -84,8 +82,12 @@ ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, H
 
 
 def build() -> None:
-    page = Outputs(_controls())
-    page["run"].render()
+    page = Outputs(
+        run=dropdown("Benchmark", "benchmark-run", min_width=240, visible=False).render(),
+        by=segmented(BY, "Figure", "benchmark-by"),
+        of=segmented(OF, "Share", "benchmark-of"),
+        drafter=dropdown("Drafter", "benchmark-drafter"),
+    )
     page["head"] = HtmlPanel(elem_id="benchmark-head", min_height=120)
     controls = {TASKS: page["by"], RIGHT: page["of"], TREE: page["drafter"]}
     with gr.Column(elem_id="benchmark-charts", visible=False) as page["charts"]:
@@ -95,27 +97,16 @@ def build() -> None:
                     own = [[controls[panel]]] if panel in controls else ()
                     page |= panel.build("benchmark", own)
         page["inside"] = HtmlPanel(elem_id="benchmark-inside")
-    chosen = [page[name] for name in ("run", "by", "of", "drafter")]
+    chosen = [page[name] for name in CONTROLS]
     show = page.named(draw)
     live(show, chosen, page.components)
-    for name, control in zip(("run", "by", "of", "drafter"), chosen, strict=True):
+    for name, control in zip(CONTROLS, chosen, strict=True):
         url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})
-
-
-def _controls() -> dict[str, Component]:
-    """Every control by its name in the address, not yet drawn."""
-    return {
-        "run": dropdown("Benchmark", "benchmark-run", min_width=240, visible=False),
-        "by": segmented(BY, "Figure", "benchmark-by"),
-        "of": segmented(OF, "Share", "benchmark-of"),
-        "drafter": dropdown("Drafter", "benchmark-drafter"),
-    }
 
 
 def draw(
     run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
 ) -> Updates:
-    """Controls, verdict and charts of a benchmark; the address fills in what no control holds."""
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
     shown = data.benchmark(runs, named)
@@ -127,7 +118,7 @@ def draw(
         return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
     by = by or query(request, "by", SPEED_UP, BY)
     of = of or query(request, "of", ALL, OF)
-    tree = _tree(shown, drafter or query(request, "drafter"))
+    tree = shown.tree(drafter or query(request, "drafter"))
     controls = {
         "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
                          visible=True),
@@ -143,7 +134,6 @@ def draw(
 
 
 def inside(shown: Benchmark) -> Markup:
-    """Each drafter as the parts a draft passes through, with their shares of the time."""
     if not shown.complete:
         return Markup()
     alone = [d for d in shown.decoders if d.kind and not d.combined]
@@ -152,16 +142,17 @@ def inside(shown: Benchmark) -> Markup:
 
 
 def head(shown: Benchmark) -> Markup:
-    """The run, its verdict, and the conditions under which its figures hold."""
     job = shown.job
+    drafters = str(job.config["drafters"]).replace(",", " ")
+    command = " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
     return HTML.head(
         job, shown.verdicts, job.state in ACTIVE, progress(job), error_of(job), conditions(job),
-        command(job), clone_link(job),
+        command, clone_link(job),
     )  # fmt: skip
 
 
 def conditions(job: Job) -> dict[str, object]:
-    """Without these a speed means nothing."""
+    """Conditions under which the speeds were measured."""
     here, config = job.environment, job.config
     prompts = (here.get("text") or {}).get("prompts", {})
     return {
@@ -177,27 +168,14 @@ def conditions(job: Job) -> dict[str, object]:
     }
 
 
-def command(job: Job) -> str:
-    """The shell line of such a benchmark."""
-    drafters = str(job.config["drafters"]).replace(",", " ")
-    return " ".join(f"slimscope benchmark {drafters} --model {job.config['model']}".split())
-
-
-def _tree(shown: Benchmark, wanted: str) -> DecoderReport | None:
-    """The drafter whose tree is drawn: the wanted one, or the first."""
-    return next((d for d in shown.trees if d.name == wanted), next(iter(shown.trees), None))
-
-
 def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    """Draws one of the panels from an address."""
-
     def drawn(request: gr.Request) -> Chart:
         runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
         shown = data.benchmark(runs, query(request, "run"))
         if shown is None or not shown.complete:
             return Chart(NO_BENCHMARK)
         by, of = query(request, "by", SPEED_UP, BY), query(request, "of", ALL, OF)
-        return _charts(shown, by, of, _tree(shown, query(request, "drafter")))[panel]
+        return _charts(shown, by, of, shown.tree(query(request, "drafter")))[panel]
 
     return drawn
 
@@ -226,7 +204,6 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> d
 
 
 def heads(decoder: DecoderReport) -> Chart:
-    """Top-1 accuracy of each head of a drafter during its training."""
     points = data.head_curves(decoder.run)
     names = sorted(points)
     if not names:
@@ -247,10 +224,5 @@ def heads(decoder: DecoderReport) -> Chart:
 PAGE = Page(
     "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
     moved_from=("speed", "decoding"),
-    charts={
-        element: chart
-        for row in ROWS
-        for panel in row
-        for element, chart in panel.of("benchmark", chart_of(panel), "run").items()
-    },
+    charts=page_charts("benchmark", {p: chart_of(p) for row in ROWS for p in row}, "run"),
 )  # fmt: skip

@@ -1,11 +1,8 @@
-"""Several runs in one picture: their colours, and the perplexity of their stages.
-
-A run has one colour, by its place among the runs compared; the baseline is grey and dashed.
-"""
+"""Perplexity of the stages of several runs, in the colours of the comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,18 +13,9 @@ from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
 from ui.runs.results import RunResults
-from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
+from ui.theme import LineStyle
 
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
-BASELINE = LineStyle(LIGHT.muted, "dash")
-
-
-def strokes(runs: Sequence[str], base: str) -> dict[str, LineStyle]:
-    """Run -> how it is drawn everywhere in a comparison."""
-    others = [run for run in runs if run != base]
-    coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
-    return {run: coloured.get(run, BASELINE) for run in runs}
 
 
 def stage_dots(
@@ -36,12 +24,8 @@ def stage_dots(
     labels: Mapping[str, str],
     note: str = "",
 ) -> Chart:
-    """Perplexity of every stage of every run: a row a stage, a colour and a shape a run.
-
-    Args:
-        results: run -> its results, all measured on the same text.
-        labels: stage -> label, from top to bottom.
-    """
+    """Perplexity by stage (rows, `labels` from top to bottom) and run (colour and shape); all
+    measured on the same text."""
     frame = pd.DataFrame(
         {"Stage": label, **{run: r.value(stage, PERPLEXITY) for run, r in results.items()}}
         for stage, label in labels.items()

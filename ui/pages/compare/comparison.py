@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -18,7 +17,6 @@ from backend.store.queries import StoredResult
 from jobs.metrics import PEAK, PERPLEXITY, SIZE, TOOK, Metric, metric, ordered
 from ui.charts.chart import Chart
 from ui.format import NONE, number
-from ui.pages.compare.charts import strokes
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
 from ui.runs.pairs import WINDOW_METRICS, window_losses
@@ -26,20 +24,20 @@ from ui.runs.results import format_stderr, format_value, kind_title, setting_tit
 from ui.runs.rows import RunRow
 from ui.runs.table import csv_text
 from ui.templates import fragments
-from ui.theme import LineStyle
+from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 
 HTML = fragments("pages/compare/page.html")
 PAIRED = Metric(
     MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
+COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
+BASELINE = LineStyle(LIGHT.muted, "dash")
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
 EXPORTED = ("section", "name", "run", "value", "stderr", "delta", "not_compared")
 
 
 class ComparedRun(NamedTuple):
-    """One of the runs, as the head and the tables show it."""
-
     row: RunRow
     description: Markup
     stroke: LineStyle
@@ -47,8 +45,6 @@ class ComparedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class RunComparison:
-    """The runs compared, and the one the others are seen against."""
-
     rows: Sequence[RunRow]
     base: RunRow
 
@@ -58,21 +54,17 @@ class RunComparison:
 
     @property
     def strokes(self) -> dict[str, LineStyle]:
-        """Run -> colour and dash."""
-        return strokes(self.runs, self.base.job.run)
+        others = [run for run in self.runs if run != self.base.job.run]
+        coloured = {run: LineStyle(COLOURS[i % len(COLOURS)]) for i, run in enumerate(others)}
+        return {run: coloured.get(run, BASELINE) for run in self.runs}
 
     @property
     def columns(self) -> list[ComparedRun]:
-        """The runs as columns of a table."""
         drawn = self.strokes
         return [ComparedRun(r, model_and_settings(r.job), drawn[r.job.run]) for r in self.rows]
 
 
-# settings -----------------------------------------------------------------------------------------
-
-
 def settings_of(row: RunRow) -> dict[str, Any]:
-    """Title -> value of the kind, every setting, and the machine and versions the run had."""
     config = {setting_title(row.job.kind, name): value for name, value in row.job.config.items()}
     environment = {k: v for k, v in (row.job.environment or {}).items() if k in ENVIRONMENT}
     versions = environment.pop("versions", None)
@@ -83,7 +75,7 @@ def settings_of(row: RunRow) -> dict[str, Any]:
 
 
 def differing(comparison: RunComparison) -> dict[str, list[Any]]:
-    """Title -> values, one a run, of what is not the same everywhere; None: no such setting."""
+    """Values by title, one a run, of settings that differ; None: no such setting."""
     settings = [settings_of(row) for row in comparison.rows]
     titles = dict.fromkeys(name for one in settings for name in one)
     values = {name: [one.get(name) for one in settings] for name in titles}
@@ -91,8 +83,7 @@ def differing(comparison: RunComparison) -> dict[str, list[Any]]:
 
 
 def config_card(comparison: RunComparison) -> Markup:
-    """A row for each setting that differs; values unlike the baseline's are marked. Settings that
-    only some of the runs have, such as those of one method, are folded away."""
+    """A row for each setting that differs; those of only some runs are folded away."""
     found, place = differing(comparison), comparison.rows.index(comparison.base)
     same = len({name for row in comparison.rows for name in settings_of(row)}) - len(found)
     rows = {
@@ -109,11 +100,8 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# results ------------------------------------------------------------------------------------------
-
-
 class ComparedFigure(NamedTuple):
-    """One cell of the results; `delta`: how far it lies from the baseline's."""
+    """Cell of the results; `delta` is its difference to the baseline's."""
 
     value: str
     stderr: str = ""
@@ -126,7 +114,6 @@ def measured(comparison: RunComparison) -> list[MetricKey]:
 
 
 def metrics_card(comparison: RunComparison) -> Markup:
-    """A row for each metric of the kept stage, with its delta to the baseline."""
     kept = [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
     ratios = paired_ratios(comparison)
     rows = [
@@ -140,21 +127,18 @@ def metrics_card(comparison: RunComparison) -> Markup:
 
 
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:
-    """Each run's perplexity over the baseline's on the same windows; None where they cannot be
-    compared so."""
+    """Perplexity of each run over the baseline's on the same windows; None where not comparable."""
     alike = on_one_text(comparison)
-    losses = [_window_losses(row) if row in alike else None for row in comparison.rows]
+    losses = [
+        window_losses(row.job).get(row.figures.kept or "") if row in alike else None
+        for row in comparison.rows
+    ]
     base = losses[comparison.rows.index(comparison.base)]
     return [
         paired_ratio(mine, base) if mine is not None and base is not None and mine is not base
         else None
         for mine in losses
     ]  # fmt: skip
-
-
-def _window_losses(row: RunRow) -> np.ndarray | None:
-    """Of the kept stage, [windows]."""
-    return window_losses(row.job).get(row.figures.kept or "")
 
 
 def _ratio(ratio: PairedRatio | None) -> ComparedFigure:
@@ -207,17 +191,12 @@ def _of_job(shown: Metric, value: float | None, base: float | None) -> ComparedF
 
 
 def on_one_text(comparison: RunComparison) -> list[RunRow]:
-    """The runs whose perplexity was measured on the baseline's text."""
     base = comparison.base
     rows = [row for row in comparison.rows if row.figures.final() is not None]
     return [r for r in rows if base in rows and not incomparable_because(r, base, PERPLEXITY)]
 
 
-# for reports --------------------------------------------------------------------------------------
-
-
 def results_chart(comparison: RunComparison) -> Chart:
-    """The figures of the kept stages as a table, without a drawing."""
     rows = [
         {"Figure": shown.title} | {
             row.job.run: format_value(shown, f.value) if (f := row.figures.final_row(shown.key))
@@ -234,7 +213,6 @@ def results_chart(comparison: RunComparison) -> Chart:
 
 
 def settings_chart(comparison: RunComparison) -> Chart:
-    """The settings that are not the same everywhere, as a table."""
     rows = [
         {"Setting": name} | dict(zip(comparison.runs, map(_value, values), strict=True))
         for name, values in differing(comparison).items()
@@ -242,11 +220,7 @@ def settings_chart(comparison: RunComparison) -> Chart:
     return Chart(None if rows else "All settings are the same.", pd.DataFrame(rows))
 
 
-# files --------------------------------------------------------------------------------------------
-
-
 def records(comparison: RunComparison) -> list[dict[str, Any]]:
-    """Every line of both tables as plain data."""
     settings = [
         {"section": "setting", "name": name, "run": run, "value": value}
         for name, values in differing(comparison).items()
@@ -270,13 +244,11 @@ def _record(key: MetricKey, figure: StoredResult, row: RunRow, base: RunRow) -> 
 
 
 def to_csv(comparison: RunComparison) -> str:
-    """Both tables in long form."""
     lines = [[record.get(key) for key in EXPORTED] for record in records(comparison)]
     return csv_text(lines, EXPORTED)
 
 
 def to_json(comparison: RunComparison) -> str:
-    """Both tables, and which run is the baseline."""
     base, lines = comparison.base.job.run, records(comparison)
     whole = {"baseline": base, "runs": comparison.runs, "lines": lines}
     return json.dumps(whole, indent=1, ensure_ascii=False)

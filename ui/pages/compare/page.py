@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from backend.store.states import State
 from ui.charts.chart import Chart
@@ -18,13 +17,7 @@ from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import stage_dots
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.curves import (
-    SMOOTHING,
-    chosen_curve,
-    curve_chart,
-    curve_label,
-    curves_of,
-)
+from ui.pages.compare.curves import SMOOTHING, chosen_curve, curve_chart, curve_label, curves_of
 from ui.pages.compare.texts import texts_card, texts_chart
 from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
@@ -37,7 +30,7 @@ from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import plain
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 STAGES = Panel(
     "stages", "Perplexity by stage",
@@ -96,12 +89,8 @@ def build() -> None:
         url_sync(changed(*show_weights, **LATEST), tensor=tensor, view=side)
 
 
-# what is shown ------------------------------------------------------------------------------------
-
-
 def compared(request: gr.Request) -> RunComparison | None:
-    """The runs in the address, the first of them the baseline unless another is named; None when
-    there are too few."""
+    """Comparison of the runs in the address, by default with the first; None for too few runs."""
     rows = chosen(all_rows(), query_list(request, "ids", MAX_COMPARED))
     if len(rows) < MIN_COMPARED:
         return None
@@ -110,10 +99,15 @@ def compared(request: gr.Request) -> RunComparison | None:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Head, settings, results and stages; only what leads to a comparison where there is none."""
     runs = compared(request)
-    if runs is None:
-        return {"head": nothing_html(), "body": gr.update(visible=False)}
+    if runs is None:  # the newest runs whose perplexity can be compared are suggested
+        alike: dict[object, list[str]] = {}
+        for row in all_rows():
+            if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
+                alike.setdefault(key, []).append(row.job.run)
+        several = (each[:SUGGESTED_RUNS] for each in alike.values() if len(each) >= MIN_COMPARED)
+        head = HTML.nothing(MIN_COMPARED, MAX_COMPARED, next(several, [])[::-1])
+        return {"head": head, "body": gr.update(visible=False)}
     html = {
         "head": HTML.head(runs.columns, runs.base),
         "body": gr.update(visible=True),
@@ -124,21 +118,7 @@ def draw(request: gr.Request) -> Updates:
     return updates(html, STAGES.show(stages_chart(runs)))
 
 
-def nothing_html() -> Markup:
-    """What leads to a comparison: the table of runs, or the newest whose perplexity can be
-    compared."""
-    alike: dict[object, list[str]] = {}
-    for row in all_rows():
-        if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
-            alike.setdefault(key, []).append(row.job.run)
-    newest = next(
-        (runs[:SUGGESTED_RUNS] for runs in alike.values() if len(runs) >= MIN_COMPARED), []
-    )
-    return HTML.nothing(MIN_COMPARED, MAX_COMPARED, newest[::-1])
-
-
 def stages_chart(runs: RunComparison) -> Chart:
-    """Perplexity of every stage of the runs measured on the baseline's text."""
     rows = comparison.on_one_text(runs)
     if not rows:
         return Chart(NO_PERPLEXITY)
@@ -150,7 +130,6 @@ def stages_chart(runs: RunComparison) -> Chart:
 
 
 def open_curves(request: gr.Request) -> Updates:
-    """Scale, smoothing and curve as the address says."""
     scale = query(request, "y", "linear", SCALES)
     smoothing = query(request, "smooth", "none", SMOOTHING)
     chart = draw_curves(query(request, "curve"), scale, smoothing, request)
@@ -160,7 +139,6 @@ def open_curves(request: gr.Request) -> Updates:
 def draw_curves(
     curve: str | None, scale: str | None, smoothing: str | None, request: gr.Request
 ) -> Updates:
-    """The curves there are, and the chosen one of every run."""
     runs = compared(request)
     points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
@@ -173,7 +151,6 @@ def draw_curves(
 
 
 def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
-    """The tensors there are, and the chosen one as each run left it."""
     runs = compared(request)
     by_run = weights_by_run(runs) if runs else {}
     if runs is None or not by_run:
@@ -186,11 +163,7 @@ def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> U
     return {"tensor": gr.update(choices=choices(tensors), value=name), "view": view, **shown}
 
 
-# what is done -------------------------------------------------------------------------------------
-
-
 def export(event: gr.EventData, request: gr.Request) -> Any:
-    """Both tables as a file."""
     form, runs = str(event_data(event).get("do")), compared(request)
     if runs is None or form not in EXPORTS:
         return gr.skip()
@@ -198,8 +171,6 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
 
 
 def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Request], Chart]:
-    """Draws a chart of the runs in an address."""
-
     def at(request: gr.Request) -> Chart:
         runs = compared(request)
         return Chart(TOO_FEW) if runs is None else draw(runs, request)
@@ -208,7 +179,6 @@ def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Re
 
 
 def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    """The curve in the address, of every run."""
     points, offered = curves_of(runs)
     if not offered:
         return Chart(NO_CURVES)
@@ -219,7 +189,6 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
 
 
 def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
-    """The tensor in the address, as each run left it."""
     by_run = weights_by_run(runs)
     if not by_run:
         return Chart(NO_WEIGHTS)
@@ -245,7 +214,8 @@ SETTINGS = PageChart(
 PAGE = Page(
     "Compare", "compare", build, order=30, section="Runs", key="c",
     charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
-    | STAGES.of("compare", drawn(lambda runs, _: stages_chart(runs)), "ids")
-    | LINES.of("compare", drawn(lines_chart), "ids")
-    | WEIGHTS.of("compare", drawn(weights_chart), "ids"),
+    | page_charts("compare", {
+        STAGES: drawn(lambda runs, _: stages_chart(runs)), LINES: drawn(lines_chart),
+        WEIGHTS: drawn(weights_chart),
+    }, "ids"),
 )  # fmt: skip

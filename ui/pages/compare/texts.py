@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from statistics import fmean
 
 import pandas as pd
 from markupsafe import Markup
@@ -25,8 +26,8 @@ Texts = dict[str, str]  # prompt -> text
 
 @dataclass(frozen=True)
 class Passage:
-    """Words of a text in a row. `change`: "" both have them, "ins" only this one, "del" only the
-    baseline."""
+    """Consecutive words of a text; `change`: "" in both, "ins" only here, "del" only in the
+    baseline's."""
 
     text: str
     change: str = ""
@@ -34,8 +35,8 @@ class Passage:
 
 @dataclass(frozen=True)
 class ComparedTexts:
-    """What each run writes after one prompt; `kept`: of the other runs, the share of the baseline's
-    words that are in the same order in theirs."""
+    """Texts of the runs after one prompt; `kept`: share of the baseline's words kept in order, by
+    run."""
 
     prompt: str
     passages: Mapping[str, list[Passage]]
@@ -43,8 +44,7 @@ class ComparedTexts:
 
 
 def word_changes(before: str, after: str) -> list[Passage]:
-    """The words of `after`, and those of `before` that it does not have, in the order they are
-    read."""
+    """Words of `after` and the missing ones of `before`, in reading order."""
     old, new = WORD.findall(before), WORD.findall(after)
     passages = []
     for tag, i, j, k, m in SequenceMatcher(None, _bare(old), _bare(new), False).get_opcodes():
@@ -57,7 +57,7 @@ def word_changes(before: str, after: str) -> list[Passage]:
 
 
 def kept_share(before: str, after: str) -> float:
-    """The share of the words of `before` that are in the same order in `after`, 0 to 1."""
+    """Share of the words of `before` that `after` has in the same order, 0 to 1."""
     old, new = _bare(WORD.findall(before)), _bare(WORD.findall(after))
     blocks = SequenceMatcher(None, old, new, False).get_matching_blocks()
     return sum(block.size for block in blocks) / len(old) if old else 1.0
@@ -68,8 +68,7 @@ def _bare(words: Sequence[str]) -> list[str]:
 
 
 def texts_of(row: RunRow) -> Texts:
-    """What the run's kept model writes: recorded by the run itself, or else by the newest
-    evaluation of it that succeeded."""
+    """Texts of the run's kept model, of the run itself or of its newest successful evaluation."""
     own = samples_of(row.job.run, row.figures.kept or "")
     if not own:
         done = (e for e in evaluations(row.job.run) if e.state == State.SUCCEEDED)
@@ -78,7 +77,6 @@ def texts_of(row: RunRow) -> Texts:
 
 
 def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
-    """The prompts after which the baseline and another run have written."""
     written = {row.job.run: texts_of(row) for row in comparison.rows}
     base = comparison.base.job.run
     found = []
@@ -92,9 +90,8 @@ def compared_texts(comparison: RunComparison) -> list[ComparedTexts]:
 
 
 def headline(prompts: Sequence[ComparedTexts]) -> str:
-    """Which of the runs repeats most of the baseline's words, in a sentence."""
     runs = dict.fromkeys(run for each in prompts for run in each.kept)
-    means = {run: _mean([e.kept[run] for e in prompts if run in e.kept]) for run in runs}
+    means = {run: fmean(e.kept[run] for e in prompts if run in e.kept) for run in runs}
     if not means:
         return ""
     best = max(means, key=means.__getitem__)
@@ -103,12 +100,7 @@ def headline(prompts: Sequence[ComparedTexts]) -> str:
     return first if worst == best else f"{first}, {worst} {share(means[worst], 0)}"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def texts_card(comparison: RunComparison) -> Markup:
-    """Each prompt with what the runs write after it; empty where there is nothing to compare."""
     prompts = compared_texts(comparison)
     if not prompts:
         return Markup()
@@ -118,7 +110,6 @@ def texts_card(comparison: RunComparison) -> Markup:
 
 
 def texts_chart(comparison: RunComparison) -> Chart:
-    """The texts as a table, for reports."""
     prompts = compared_texts(comparison)
     rows = [
         {"Prompt": each.prompt}

@@ -24,21 +24,18 @@ VIEWS = {"overlay": "Overlay", SIDE_BY_SIDE: "Side by side"}
 
 
 def weights_by_run(comparison: RunComparison) -> dict[str, RunWeights]:
-    """Run -> its weight statistics; runs without any are left out."""
     by_run = {run: weights_of(run) for run in comparison.runs}
     return {run: weights for run, weights in by_run.items() if weights}
 
 
 def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
-    """Full name -> label of every tensor of the runs, as data flows through the first."""
     return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
 
 
 def tensor_chart(
     comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str, view: str
 ) -> Chart:
-    """Histograms of one tensor: over each other, or a panel for each run with the dense tensor
-    behind it, whose axes are linked. `view`: a key of `VIEWS`."""
+    """Histograms of one tensor, overlaid or in linked panels; `view`: a key of `VIEWS`."""
     series = _series(comparison, by_run, tensor)
     binned = on_shared_bins([*series.values()])
     missing = ", ".join(run for run in comparison.runs if run not in series)
@@ -50,7 +47,6 @@ def tensor_chart(
 
 
 def side_by_side(series: Mapping[str, Series]) -> go.Figure:
-    """A panel for each run: filled, with the dense tensor as a line."""
     drawn = dict(zip(series, on_shared_bins([*series.values()]), strict=True))
     dense = [drawn.pop(DENSE)] if DENSE in drawn else []
     panels = {
@@ -64,7 +60,6 @@ def side_by_side(series: Mapping[str, Series]) -> go.Figure:
 def _series(
     comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str
 ) -> dict[str, Series]:
-    """The dense tensor as the baseline knows it, then run -> what it ended with."""
     drawn: dict[str, Series] = {}
     for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):
         run = row.job.run

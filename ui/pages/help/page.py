@@ -33,12 +33,10 @@ def build() -> None:
 
 
 def keys() -> list[Shortcut]:
-    """The keyboard shortcuts of all pages."""
     return shortcuts((page.key, page.name, page.path) for page in pages())
 
 
 def sources() -> list[Source]:
-    """Models and datasets that are built in or can be downloaded, with their licences."""
     models = [each for each in catalogue.entries() if not Path(each.name).is_absolute()]
     datasets = [each for each in corpora.corpora() if not each.name.startswith(PREFIX)]
     return [*models, *datasets]

@@ -13,7 +13,6 @@ from backend.backup import examples
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY
 from backend.queue import permissions, scheduling
-from backend.queue.actor import Actor
 from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
 from backend.store import queries
@@ -40,7 +39,7 @@ DRAFTED_STEPS = 40  # of a text, shown
 
 
 def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
-    """The figures, the moving histogram and the methods, unless no figure has been added since."""
+    """Hero, moving histogram and methods; nothing if no figure was added since."""
     mark = list(queries.figures_mark())
     if seen == mark:
         return {}
@@ -51,55 +50,42 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     hero = HTML.hero(
         shown, moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
     )
-    methods = HTML.methods(shown, _drafted(), bool(there), bool(known) and not there, forbidden)
+    drafted = Markup()
+    if found := drafted_text():
+        job, transcript = found
+        beginning = replace(transcript, passes=transcript.passes[:DRAFTED_STEPS], rest="")
+        heads = {head for _, head in beginning.tokens} - {BASE}
+        drafted = HTML.drafted(job, token_spans(beginning), tints(heads) if heads else [])
+    methods = HTML.methods(shown, drafted, bool(there), bool(known) and not there, forbidden)
     return {"seen": mark, "hero": hero, "methods": methods}
 
 
-def _drafted() -> Markup:
-    """A text in which drafted tokens are tinted; empty where there is none."""
-    found = drafted_text()
-    if found is None:
-        return Markup()
-    job, transcript = found
-    beginning = replace(transcript, passes=transcript.passes[:DRAFTED_STEPS], rest="")
-    heads = {head for _, head in beginning.tokens} - {BASE}
-    return HTML.drafted(job, token_spans(beginning), tints(heads) if heads else [])
-
-
 def launch_address() -> str:
-    """Where the first step leads."""
     return href("new", kind=next(iter(kinds()), ""))
 
 
 def home_act(event: gr.EventData, request: gr.Request) -> Updates:
-    """A button: the toy, the examples, or one of a run. Says what came of it, and of which toy."""
-    if event_data(event).get("do") != "toy":
-        return {"said": _act(event, request), "toy": None}
-    try:
-        job = run_toy(current_user(request))
-    except SlimscopeError as error:
-        return {"said": show_error(error), "toy": None}
-    return draw_toy([job.run]) | {"toy": [job.run]}
-
-
-def _act(event: gr.EventData, request: gr.Request) -> Any:
     user = current_user(request)
     try:
         match event_data(event).get("do"):
+            case "toy":
+                kind = next(iter(kinds().values()))
+                preset = next(iter(kind.presets), "")
+                record = submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
+                return draw_toy([record["id"]]) | {"toy": [record["id"]]}
             case "remove-examples":
-                removed = examples.remove_examples(user)
-                return show_success(f"{runs(len(removed))} removed.")
+                said = show_success(f"{runs(len(examples.remove_examples(user)))} removed.")
             case "restore-examples":
-                return show_success(
-                    f"{runs(len(examples.restore_examples(user, check_row)))} restored."
-                )
+                restored = examples.restore_examples(user, check_row)
+                said = show_success(f"{runs(len(restored))} restored.")
+            case _:
+                said = act(event, request)
     except SlimscopeError as error:
-        return show_error(error)
-    return act(event, request)
+        said = show_error(error)
+    return {"said": said, "toy": None}
 
 
 def draw_toy(toy: Any) -> Updates:
-    """What has become meanwhile of the toy that this page has started."""
     if not isinstance(toy, list) or not toy:
         return {}
     try:
@@ -109,8 +95,7 @@ def draw_toy(toy: Any) -> Updates:
 
 
 def toy_words(job: Job, status: QueueStatus) -> Markup:
-    """The state of the toy's run in a sentence: behind how many runs it waits, how long it takes,
-    or how it ended."""
+    """State of the toy's run: place in the queue, estimated duration, or outcome."""
     live = [other for other in status.live if other.lane == job.lane]
     waiting = [other.id for other in status.queued if other.lane == job.lane]
     start = start_times(status).get(job.id)
@@ -119,11 +104,3 @@ def toy_words(job: Job, status: QueueStatus) -> Markup:
     left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
     takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
     return HTML.toy(job, ahead if start != 0 else 0, start_words(start), takes, took(job, now_ms()))
-
-
-def run_toy(user: Actor) -> Job:
-    """Queue the first method on the built-in toy model."""
-    kind = next(iter(kinds().values()))
-    preset = next(iter(kind.presets), "")
-    record = submit_run(kind.name, {"model": TOY}, user, preset, "The toy")
-    return queries.job(record["id"])

@@ -39,11 +39,11 @@ from ui.runs.results import format_value
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
+from ui.widgets.explorer import page_state
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_html
-from ui.widgets.page_state import page_state
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/home/page.html")
 NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
@@ -89,34 +89,21 @@ def build() -> None:
         panel.on_action(said.named(home_act), said.components, show)
 
 
-# what is shown ------------------------------------------------------------------------------------
-
-
 def draw(request: gr.Request) -> Updates:
     """What runs, what ended, and what waits or needs a look."""
-    status, actor = scheduling.status(), current_user(request)
+    status, actor, now = scheduling.status(), current_user(request), now_ms()
+    live_runs = [
+        (job, buttons(job, actor), described(job), progress(job), time_left(job), took(job, now))
+        for job in status.live
+    ]
     return {
-        "running": running_html(status, actor),
+        "running": HTML.running(live_runs, launch_address()) if live_runs else "",
         "latest": latest_html(),
         "side": side_html(status, actor),
     }
 
 
-def running_html(status: QueueStatus, actor: Actor) -> Markup:
-    """A card for what runs now; empty where nothing does."""
-    if not status.live:
-        return Markup()
-    now = now_ms()
-    runs = [
-        (job, buttons(job, actor), described(job), progress(job), time_left(job),
-         took(job, now))
-        for job in status.live
-    ]  # fmt: skip
-    return HTML.running(runs, launch_address())
-
-
 def latest_html() -> Markup:
-    """The newest succeeded runs, from the untouched model's perplexity to the final one."""
     jobs = queries.jobs([State.SUCCEEDED], limit=NEWEST)
     if not jobs:
         return Markup()
@@ -136,7 +123,7 @@ def latest_html() -> Markup:
 def fullest(
     usual: Sequence[run_columns.Column], rows: Sequence[RunRow]
 ) -> list[run_columns.Column]:
-    """The figures most of these runs have, as they stand side by side on Runs."""
+    """The columns that most of these runs have, in the order of Runs."""
     filled = {c.key: sum(c.value(row) is not None for row in rows) for c in usual}
     columns = [c for c in usual if c.key not in LEFT_OUT and filled[c.key]]
     best = sorted(columns, key=lambda c: -filled[c.key])[:FIGURES]
@@ -144,7 +131,6 @@ def fullest(
 
 
 def side_html(status: QueueStatus, actor: Actor) -> Markup:
-    """The head of the queue, the newest runs that failed or were lost, and the models."""
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
@@ -157,11 +143,7 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     )  # fmt: skip
 
 
-# the Pareto front ---------------------------------------------------------------------------------
-
-
 def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) -> Updates:
-    """The chart, unless no figure has been added since it was drawn."""
     newest = queries.figures_mark()
     if mark == list(newest):
         return {}
@@ -169,7 +151,6 @@ def draw_best(mark: Any, group: str | None, x: str | None, request: gr.Request) 
 
 
 def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
-    """Both choices, the chart, and the front. The chart appears as soon as it compares two runs."""
     options = pareto.groups(run_rows.all_rows())
     runs = pareto.chosen_group(options, group or "")
     compared = _compared(runs) if runs else []
@@ -199,7 +180,6 @@ def tradeoff_chart(runs: ComparableRuns, key: MetricKey) -> Chart:
 
 
 def _tradeoff_at(request: gr.Request) -> Chart:
-    """The chart an address asks for."""
     runs = pareto.chosen_group(pareto.groups(run_rows.all_rows()), query(request, "of"))
     if runs is None or not (axes := [*_compared(runs), *runs.axes]):
         return Chart(None)
@@ -231,13 +211,6 @@ def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], key: MetricK
 
 
 PAGE = Page(
-    "Home",
-    "",
-    build,
-    order=0,
-    section="Home",
-    key="h",
-    heading=False,
-    moved_from=("overview",),
-    charts=TRADEOFF.of("home", _tradeoff_at),
-)
+    "Home", "", build, order=0, section="Home", key="h", heading=False, moved_from=("overview",),
+    charts=page_charts("home", {TRADEOFF: _tradeoff_at}),
+)  # fmt: skip

@@ -32,8 +32,7 @@ MAX_POINTS = 500  # the newest, and all on the front
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Runs of one base model whose perplexity was measured on the same tokens. The key stands in
-    the address."""
+    """Runs of one base model with perplexity on the same tokens; `key` is in the address."""
 
     key: str
     label: str
@@ -41,7 +40,7 @@ class ComparableRuns:
 
     @cached_property
     def dense(self) -> float | None:
-        """Perplexity of the untouched model, as the newest of the runs measured it."""
+        """Perplexity of the dense model, as the newest of the runs measured it."""
         values = (row.figures.value("dense", PERPLEXITY) for row in self.rows)
         return next((value for value in values if value is not None), None)
 
@@ -94,7 +93,6 @@ def cost(row: RunRow, key: MetricKey) -> float | None:
 
 
 def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
-    """Succeeded runs with a perplexity by base model and evaluation text, most runs first."""
     by_conditions: dict[tuple[str, ...], list[RunRow]] = {}
     for row in rows:
         if row.job.state == State.SUCCEEDED and (key := comparable_by(row)):
@@ -104,7 +102,6 @@ def groups(rows: Sequence[RunRow]) -> list[ComparableRuns]:
 
 
 def _label(row: RunRow) -> str:
-    """The model, the text, and how it was cut."""
     figure = row.figures.final_row(PERPLEXITY)
     details = (figure.details if figure else None) or {}
     model = base_model(row.job).rstrip("/").rsplit("/", 1)[-1]
@@ -116,6 +113,5 @@ def _label(row: RunRow) -> str:
 
 
 def chosen_group(options: Sequence[ComparableRuns], key: str) -> ComparableRuns | None:
-    """The group that holds run `key`, or else the largest."""
     named = (g for g in options if key in {row.job.run for row in g.rows})
     return next(named, options[0] if options else None)

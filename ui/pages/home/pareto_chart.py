@@ -1,8 +1,6 @@
-"""What quality costs: perplexity of the kept stage against size, zeros or speed, one dot a run.
-
-The Pareto front is the runs no other run beats on one axis without losing on the other. All dots
-of a picture stand for the same base model measured on the same text.
-"""
+"""Perplexity of the kept stage against size, sparsity or speed, one dot a run, all of one base
+model on the same text. On the Pareto front are runs that no other beats in one without losing in
+the other."""
 
 from __future__ import annotations
 
@@ -33,12 +31,7 @@ DECADE = 0.15  # of a power of ten: less than that is drawn on an even axis
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One run.
-
-    Attributes:
-        x: what it costs, in the form of the axis; y: its perplexity.
-        speed: tokens per second, where it was measured.
-    """
+    """One run: cost `x` as stored, perplexity `y`, `speed` in tokens per second."""
 
     run: str
     label: str
@@ -49,8 +42,8 @@ class ParetoPoint:
 
 
 def pareto_front(points: Sequence[ParetoPoint], larger_x: bool) -> list[ParetoPoint]:
-    """The Pareto front from left to right: lowest `y`, with `x` as small as can be, or as large; a
-    few bytes in a file's head make no run smaller."""
+    """Pareto front from left to right: lowest `y`, smallest (or largest) `x`. `x` is rounded, as
+    file headers differ by a few bytes."""
     sign = -1 if larger_x else 1
     best, front = math.inf, []
     for point in sorted(points, key=lambda p: (sign * float(f"{p.x:.3g}"), p.y)):
@@ -63,31 +56,39 @@ def pareto_front(points: Sequence[ParetoPoint], larger_x: bool) -> list[ParetoPo
 def tradeoff(
     points: Sequence[ParetoPoint], x: Metric, dense: float | None, note: str = ""
 ) -> Chart:
-    """Perplexity over cost. A click on a dot gives its run as `customdata`.
-
-    Args:
-        x: the metric on the horizontal axis.
-        dense: perplexity of the model before compression.
-    """
+    """Perplexity over cost. A click on a dot gives its run as `customdata`; `dense`: perplexity
+    before compression."""
     best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
     traces = [
         _dots([p for p in points if p.kind == kind], best, x, place)
         for place, kind in enumerate(kinds)
     ]
-    height = _height([p.y for p in points] + ([dense] if dense else []))
+    front = go.Scatter(  # steps: between two runs of the front, only the worse is to be had
+        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
+        line={"color": LIGHT.muted, "width": 1, "shape": "vh" if x.better == "higher" else "hv"},
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    ys = [p.y for p in points] + ([dense] if dense else [])
+    log = math.log10(max(ys, default=2.0) / min(ys, default=1.0)) >= DECADE
+    up = log_axis("Perplexity", log_span(ys, right=0.2)) if log else axis("Perplexity", nticks=5)
+    hint = f" ({x.better} is better)" if x.better in ("higher", "lower") else ""
     width = _width([scale_of(x) * p.x for p in points])
+    across = axis(_unit_title(x) + hint, showgrid=False, range=width, nticks=5, tickangle=0)
     row = legend_row() if len(kinds) > 1 else {}
-    across = axis(_title(x), showgrid=False, range=width, nticks=5, tickangle=0)
-    looks = layout(view=x.name, xaxis=across, yaxis=height, hovermode="closest", **row)
-    figure = go.Figure([_front_line(best, x), *traces], looks)
+    looks = layout(view=x.name, xaxis=across, yaxis=up, hovermode="closest", **row)
+    figure = go.Figure([front, *traces], looks)
     if dense:
-        _mark_dense(figure, dense, height.get("type") == "log")
+        figure.add_shape(reference_line(y=dense))
+        figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
+            text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
+            y=math.log10(dense) if log else dense,
+        )  # fmt: skip
     return Chart(figure, _frame(points, x), note, headline=of_front(len(best), len(points)))
 
 
 def scale_of(x: Metric) -> float:
-    """From a stored value to the unit of the axis: per cent, MB, or as it is."""
+    """Factor from a stored value to the unit of the axis: per cent, MB, or 1."""
     return {"share": 100.0, "bytes": 1e-6}.get(x.form, 1.0)
 
 
@@ -96,7 +97,6 @@ def _unit_title(x: Metric) -> str:
 
 
 def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
-    """A row a dot, which leads to its run."""
     links = pd.Series([WIDGETS.run_link(p) for p in points], dtype=object)  # stay `Markup`
     columns = ["Setting", "Kind", QUALITY.title, SPEED.title, _unit_title(x)]
     figures = [(p.label, p.kind, p.y, p.speed, scale_of(x) * p.x) for p in points]
@@ -105,34 +105,10 @@ def _frame(points: Sequence[ParetoPoint], x: Metric) -> pd.DataFrame:
     return frame.loc[:, ~frame.columns.duplicated()]
 
 
-def _title(x: Metric) -> str:
-    hint = {"higher": "higher is better", "lower": "lower is better"}.get(x.better, "")
-    return f"{_unit_title(x)} ({hint})" if hint else _unit_title(x)
-
-
 def _width(xs: Sequence[float]) -> list[float]:
-    """All dots, and room for their names."""
     low, high = min(xs, default=0.0), max(xs, default=1.0)
     room = max(0.12 * (high - low), 0.02 * abs(high)) or 1.0
     return [low - room, high + room]
-
-
-def _height(ys: Sequence[float]) -> dict[str, object]:
-    """A log axis where perplexities span enough of one; its ticks are round numbers."""
-    title, low, high = "Perplexity", min(ys, default=1.0), max(ys, default=2.0)
-    if math.log10(high / low) < DECADE:
-        return axis(title, nticks=5)
-    return log_axis(title, log_span(ys, right=0.2))
-
-
-def _front_line(best: Sequence[ParetoPoint], x: Metric) -> go.Scatter:
-    """Steps: between two runs of the front, only the worse is to be had."""
-    shape = "vh" if x.better == "higher" else "hv"
-    return go.Scatter(
-        x=[scale_of(x) * p.x for p in best], y=[p.y for p in best], mode="lines",
-        line={"color": LIGHT.muted, "width": 1, "shape": shape}, hoverinfo="skip",
-        showlegend=False,
-    )  # fmt: skip
 
 
 def _dots(
@@ -162,7 +138,6 @@ def _dots(
 
 
 def _size(speed: float | None, fastest: float) -> float:
-    """The area of a dot is its speed."""
     if not fastest:
         return PLAIN
     return max(SMALLEST, LARGEST * math.sqrt((speed or 0.0) / fastest))
@@ -175,12 +150,3 @@ def _hover(point: ParetoPoint, x: Metric) -> str:
         f"<b>{esc(point.run)}</b> {esc(point.label)}<br>Perplexity {number(point.y)}"
         f"<br>{x.label} {format_value(x, point.x)}{unit}{speed}"
     )
-
-
-def _mark_dense(figure: go.Figure, dense: float, log: bool) -> None:
-    """A dashed line at the perplexity of the dense model."""
-    figure.add_shape(reference_line(y=dense))
-    figure.add_annotation(  # unlike a shape, it wants the logarithm on a log axis
-        text=f"dense {number(dense)}", xref="paper", x=1, xanchor="right", yanchor="top",
-        y=math.log10(dense) if log else dense,
-    )  # fmt: skip

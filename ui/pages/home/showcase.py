@@ -1,7 +1,5 @@
-"""What there is to see on a first visit: the figure of each method, and how SDS moves the weights.
-
-Shown are the newest runs that succeeded, and until there are some the examples of the package.
-"""
+"""Key figures and moving histogram of the newest successful run of each method; until there are
+any, of the bundled examples."""
 
 from __future__ import annotations
 
@@ -34,14 +32,8 @@ MIN_STAGES = 3  # that make it worth moving
 
 @dataclass(frozen=True)
 class Shown:
-    """A finished run of a kind that has a figure to tell.
-
-    Attributes:
-        bars: (label, colour, value as text, length from 0 to 1) of the key metric of each stage a
-            method passes through.
-        caption: what the bars show, and which direction is better.
-        conditions: under which speeds were measured, where they are its figure.
-    """
+    """Finished run of a kind with a key figure. `bars`: (label, colour, value as text, length from
+    0 to 1) of the key metric by stage; `conditions` apply where it is a speed."""
 
     job: Job
     kind: Kind
@@ -53,18 +45,16 @@ class Shown:
 
     @property
     def model(self) -> str:
-        """What it was measured on: figures of two models do not compare."""
+        """Model it was measured on: figures of two models are not comparable."""
         return str(self.job.config.get("model", ""))
 
 
 def showcase() -> list[Shown]:
-    """One run of each kind, in the order of the kinds."""
     shown = (_newest(kind) for kind in kinds().values())
     return [each for each in shown if each]
 
 
 def _newest(kind: Kind) -> Shown | None:
-    """The newest run of a kind whose figures suffice; examples are the oldest."""
     if kind.key_figure is None:
         return None
     for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
@@ -75,7 +65,9 @@ def _newest(kind: Kind) -> Shown | None:
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
             verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
             conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
-            bars, caption = _bars(results, kind), _caption(kind)
+            shown = metric(kind.key_metric)
+            caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
+            bars = _bars(results, kind)
             return Shown(job, kind, figure, verdict, bars, caption, conditions)
     return None
 
@@ -87,14 +79,6 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     longest = max((values[stage] for stage in main), default=1.0)
     paint = name_colours(values)
     return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
-
-
-def _caption(kind: Kind) -> str:
-    shown = metric(kind.key_metric)
-    return f"{shown.title}, by stage. {shown.better.capitalize()} is better."
-
-
-# the histogram ------------------------------------------------------------------------------------
 
 
 def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
@@ -109,14 +93,11 @@ def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
         stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
         weights = weights_of(each.job.run)
         if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
-            return _histogram(each, stages, _typical([*weights.tensors]))
+            names = [*weights.tensors]
+            middle = names[len(names) // 2 :]  # of the model; a wide layer is drawn
+            wide = next((name for name in middle if "up_proj" in name), middle[0])
+            return _histogram(each, stages, wide)
     return None
-
-
-def _typical(names: Sequence[str]) -> str:
-    """A wide layer in the middle of the model."""
-    middle = names[len(names) // 2 :]
-    return next((name for name in middle if "up_proj" in name), middle[0])
 
 
 def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any]:
@@ -125,34 +106,30 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
     heights = [_heights(snapshot) for snapshot in drawn]
     top = min(max(float(h.max()) for h in heights), AXIS_HEADROOM * float(heights[0].max())) or 1.0
     perplexity = {label: text for label, _, text, _ in each.bars}
-    return {
-        "run": each.job.run,
-        "tensor": tensor,
-        "edge": WIDTH * drawn[0].hi,
-        "stages": [
+    shown = []
+    for snapshot, height in zip(drawn, heights, strict=True):
+        label, zeros = each.kind.stages[snapshot.stage], snapshot.zeros / snapshot.n
+        above = height[height > top]
+        said = f"{share(zeros, 0)} of the weights are exactly zero"
+        said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
+        if len(above):
+            said += f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}."
+        shown.append(
             {
                 "name": snapshot.stage,
-                "label": each.kind.stages[snapshot.stage],
+                "label": label,
                 "colour": stage_style(snapshot.stage).colour,
-                "zeros": round(snapshot.zeros / snapshot.n, 4),
-                "said": _said(snapshot, perplexity.get(each.kind.stages[snapshot.stage]))
-                + _cut_off(height, top),
+                "zeros": round(zeros, 4),
+                "said": said,
                 "heights": [round(min(1.0, float(h / top)), 4) for h in height],
             }
-            for snapshot, height in zip(drawn, heights, strict=True)
-        ],
-    }
-
-
-def _cut_off(heights: np.ndarray, top: float) -> str:
-    """In words: what the axis does not show whole."""
-    above = heights[heights > top]
-    return f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}." if len(above) else ""
+        )
+    edge = WIDTH * drawn[0].hi
+    return {"run": each.job.run, "tensor": tensor, "edge": edge, "stages": shown}
 
 
 def _heights(snapshot: TensorSnapshot) -> np.ndarray:
-    """Share of all weights in each of `BARS` bins [BARS] of the middle of the stored histogram;
-    exact zeros are in none."""
+    """Share of all weights in each of `BARS` bins of the middle of the stored histogram, [BARS]."""
     counts = np.asarray(snapshot.counts, float)
     middle, reach = len(counts) / 2, WIDTH * len(counts) / 2
     merged = np.interp(
@@ -163,16 +140,7 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     return heights
 
 
-def _said(snapshot: TensorSnapshot, perplexity: str | None) -> str:
-    zeros = f"{share(snapshot.zeros / snapshot.n, 0)} of the weights are exactly zero"
-    return f"{zeros}, perplexity {perplexity}." if perplexity else f"{zeros}."
-
-
-# the text -----------------------------------------------------------------------------------------
-
-
 def drafted_text() -> tuple[Job, Transcript] | None:
-    """A finished answer with drafted tokens, of the newest run that has one."""
     for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
         for side in range(1, MAX_SIDES + 1):
             transcript = read_transcript(job.run, side)

@@ -14,8 +14,8 @@ from jobs import pipeline
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import kind_named
 from ui.format import eta, href, runs
-from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
-from ui.pages.pipeline.steps import chain, heads, split_alone, step_rows
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.pages.pipeline.steps import HEADS, chain, split_alone, step_rows
 from ui.runs.actions.single import act, pipeline_button
 from ui.runs.choices import models
 from ui.runs.results import find_job
@@ -41,25 +41,10 @@ NOTE = (
 def build() -> None:
     head, shown = HtmlPanel(elem_id="pipeline-head"), HtmlPanel(elem_id="pipeline-steps")
     done = notice("pipeline-done")
-    with gr.Column(elem_id="pipeline-form", visible=False) as form:
-        text, preview, add, message, preset, model = _form()
-    live(draw, None, [head, shown, form])
-    head.on_action(act, done, (draw, None, [head, shown, form]))
-    written = _preset, [preset, model], [text]
-    arrival = on_load(_arrive, None, [preset, model, add])
-    arrival.then(*written, **SILENT_EVENT)
-    model.input(*written, **SILENT_EVENT)
-    url_sync(preset.input(*written, **SILENT_EVENT), preset=preset)
-    text.change(_preview, [text], [preview], **LATEST)
-    add.click(_queue, [text], [message], show_progress="hidden", api_visibility="private")
-
-
-def _form() -> tuple[Any, ...]:
-    """The controls: preset and model, the text, what it would cost, and the button."""
-    with gr.Row(elem_classes="new-run"):
+    with gr.Column(elem_id="pipeline-form", visible=False) as form, gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
             with gr.Row():
-                chosen = gr.Radio([*pipeline.PRESETS], value=FIRST_PRESET, label="Preset")
+                preset = gr.Radio([*pipeline.PRESETS], value=FIRST_PRESET, label="Preset")
                 model = dropdown("Model", "pipeline-model", value=DEFAULT_MODEL).render()
             text = gr.Textbox(
                 label="Pipeline", info=ABOUT, lines=9, max_lines=40, elem_id="pipeline-text",
@@ -69,18 +54,23 @@ def _form() -> tuple[Any, ...]:
             add = gr.Button("Add to queue", variant="primary", elem_id="pipeline-add")
             message = notice("pipeline-said")
             preview = HtmlPanel(elem_id="pipeline-preview", min_height=160)
-    return text, preview, add, message, chosen, model
+    live(draw, None, [head, shown, form])
+    head.on_action(act, done, (draw, None, [head, shown, form]))
+    written = _preset, [preset, model], [text]
+    arrival = on_load(_arrive, None, [preset, model, add])
+    arrival.then(*written, **SILENT_EVENT)
+    model.input(*written, **SILENT_EVENT)
+    url_sync(preset.input(*written, **SILENT_EVENT), preset=preset)
+    text.change(_preview, [text], [preview], **LATEST)
+    add.click(_queue, [text], [message], **PRIVATE_EVENT)
 
 
 def _arrive(request: gr.Request) -> tuple[Any, Any, Any]:
     """The preset in the address; today's models; the button is off for those who may not use it."""
     off = permissions.may_not_change(current_user(request))
     button = gr.update(interactive=not off, value=off or "Add to queue")
-    return (
-        query(request, "preset", FIRST_PRESET, pipeline.PRESETS),
-        gr.update(choices=models()),
-        button,
-    )
+    preset = query(request, "preset", FIRST_PRESET, pipeline.PRESETS)
+    return preset, gr.update(choices=models()), button
 
 
 def _preset(name: str, model: str | None) -> str:
@@ -88,20 +78,15 @@ def _preset(name: str, model: str | None) -> str:
 
 
 def _preview(text: str | None) -> Markup:
-    """The steps and what they will cost, or what is wrong with the text."""
     try:
         read = pipeline.read(text or "")
         costs = pipeline.plan(read)
     except SlimscopeError as error:
         return problem(error)
-    rows = [
-        (
-            number,
-            HTML.method(kind_named(step.kind).title, _settings(step)),
-            eta(cost.seconds) if cost.seconds else "unknown",
-        )
-        for number, (step, cost) in enumerate(zip(read.steps, costs, strict=True), 1)
-    ]
+    rows = []
+    for number, (step, cost) in enumerate(zip(read.steps, costs, strict=True), 1):
+        method = HTML.method(kind_named(step.kind).title, _settings(step))
+        rows.append((number, method, eta(cost.seconds) if cost.seconds else "unknown"))
     seconds = pipeline.total(costs)
     together = f"Together {eta(seconds)}." if seconds else ""
     return HTML.preview(rows, together, "slimscope pipeline FILE.yaml")
@@ -122,7 +107,6 @@ def _queue(text: str | None, request: gr.Request) -> Any:
 
 
 def draw(request: gr.Request) -> tuple[Any, Any, Any]:
-    """The steps of the pipeline in the address; the form where there is none."""
     run = query(request, "id")
     job = find_job(run)
     if job is None:
@@ -133,10 +117,8 @@ def draw(request: gr.Request) -> tuple[Any, Any, Any]:
     told = f"{len(steps)} steps" + (f", and {runs(len(alone))} of steps alone" if alone else "")
     button = pipeline_button(jobs, current_user(request))
     head = HTML.head(job.name or f"Pipeline {jobs[0].run}", told, button)
-    body = HTML.body(chain(jobs), heads(), step_rows(jobs), NOTE)
+    body = HTML.body(chain(jobs), HEADS, step_rows(jobs), NOTE)
     return head, body, gr.update(visible=False)
 
 
-PAGE = Page(
-    "Pipeline", "pipeline", build, order=105, section="Runs", listed=False, heading=False,
-)  # fmt: skip
+PAGE = Page("Pipeline", "pipeline", build, 105, section="Runs", listed=False, heading=False)

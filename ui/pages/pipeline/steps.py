@@ -22,9 +22,10 @@ from jobs.metrics import (
     metric,
 )
 from ui.format import NONE
-from ui.pages.run.lineage import LineageNode, by_run, node
+from ui.pages.run.lineage import LineageNode, node
 from ui.runs.html import kind_and_settings, run_link
 from ui.runs.results import RunResults, base_model, format_value, kind_of
+from ui.runs.rows import by_job
 from ui.templates import fragments
 
 HTML = fragments("pages/pipeline/page.html")
@@ -33,30 +34,24 @@ STEP_METRICS = (PERPLEXITY, TOP1_AGREEMENT, ACCEPTED_LENGTH)
 METRICS = (
     PERPLEXITY, TOP1_AGREEMENT, SIZE, BYTES_PER_TOKEN, PASS_MS, TOKENS_PER_SECOND, ACCEPTED_LENGTH,
 )  # fmt: skip
+HEADS = ["Step", *(metric(name).title for name in METRICS)]  # columns of `step_rows`
 Row = list[object]
 
 
-def heads() -> list[str]:
-    """The columns of `step_rows`."""
-    return ["Step", *(metric(name).title for name in METRICS)]
-
-
 def split_alone(jobs: Sequence[Job]) -> tuple[list[Job], list[Job]]:
-    """The steps of the chain, and the runs it is compared with."""
+    """Steps of the chain, and the runs it is compared with."""
     chained = [job for job in jobs if pipeline.ALONE not in job.tags]
     return chained, [job for job in jobs if pipeline.ALONE in job.tags]
 
 
 def chain(jobs: Sequence[Job]) -> list[LineageNode]:
-    """The model it begins with, and every step of the chain."""
-    stored, steps = by_run(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
+    stored, steps = by_job(queries.results([job.run for job in jobs])), split_alone(jobs)[0]
     return [LineageNode(base_model(jobs[0])), *(node(job, stored) for job in steps)]
 
 
 def step_rows(jobs: Sequence[Job]) -> list[Row]:
-    """The model it begins with, as the first step that measured its perplexity did, then what each
-    step ended with; of a benchmark, every decoder."""
-    stored = by_run(queries.results([job.run for job in jobs]))
+    """Figures by step: of the base model, of each step, and of every decoder of a benchmark."""
+    stored = by_job(queries.results([job.run for job in jobs]))
     found = {job.id: RunResults(kind_of(job), stored.get(job.id, []), job) for job in jobs}
     sizes = queries.model_bytes(job.id for job in jobs)
     rows = [_row(base_model(jobs[0]), _base(jobs[0], [*found.values()]))]
@@ -66,9 +61,8 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
         if job.kind == benchmark.NAME:
             rows += _decoders(job, results, mark)
         else:
-            values = {name: results.final(name) for name in STEP_METRICS} | {
-                SIZE: sizes.get(job.id)
-            }
+            finals = {name: results.final(name) for name in STEP_METRICS}
+            values = finals | {SIZE: sizes.get(job.id)}
             rows.append(_row(HTML.step(run_link(job), mark + kind_and_settings(job)), values))
     return rows
 
@@ -85,8 +79,7 @@ def _base(first: Job, found: Sequence[RunResults]) -> Mapping[MetricKey, float |
 
 
 def _decoders(job: Job, results: RunResults, mark: str) -> Iterator[Row]:
-    """A row for each decoder of a benchmark, the slowest first; the run alone before there are
-    any."""
+    """Rows of a benchmark's timed decoders, the slowest first; one without figures before."""
     speeds = {stage: results.value(stage, TOKENS_PER_SECOND) for stage in results.stages}
     timed = sorted((s for s, speed in speeds.items() if speed), key=lambda s: speeds[s] or 0.0)
     if not timed:

@@ -20,7 +20,6 @@ SEEDS = 2**31
 
 
 def generate_run(run: str) -> Job | None:
-    """The run of that name, if it is of this kind."""
     job = find_job(run)
     return job if job and job.kind == generate.NAME and not job.damaged else None
 
@@ -42,43 +41,28 @@ def follows(here: Job | None, sides: str) -> str:
 
 
 def absent(names: Sequence[str]) -> list[str]:
-    """Those of these models that are runs whose weights are not here: they cannot answer."""
-    found = {name: find_job(name) for name in names}
-    return [name for name, job in found.items() if job and not can_answer(job)]
-
-
-def can_answer(job: Job) -> bool:
-    """Whether the model or the drafter the run saved is here."""
-    kind = kind_of(job)
-    return kind is None or has_saved(job, kind.saves)
+    """Those of these models that are runs without weights on this machine."""
+    found = {name: job for name in names if (job := find_job(name))}
+    kinds = {name: kind_of(job) for name, job in found.items()}
+    return [n for n, kind in kinds.items() if kind and not has_saved(found[n], kind.saves)]
 
 
 def carry_out(action: str, run: str, actor: Actor) -> str:
-    """A vote, a stop, or the same prompt again; the run that was added, "" without one."""
     job = generate_run(run)
     if job is None:
         raise NotFoundError("Nothing was done.", "There are no such answers.")
     if action == "stop":
         service.cancel(job.run, actor)
     elif action == "again":
-        return again(job, actor).run
+        if board.would_repeat(job):
+            raise ConflictError(
+                "The answers would be the same.", "At temperature 0 the seed changes nothing.",
+                "Raise the temperature under Settings and send the prompt again.",
+            )  # fmt: skip
+        seed = (int(job.config.get("seed", 0)) + 1) % SEEDS
+        return submit(generate.NAME, {**job.config, "seed": seed}, actor).run
     elif (choice := action.removeprefix(board.VOTE)) in map(str, board.choices(job)):
         arena.vote(job, int(choice), actor)
     else:
         raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
     return ""
-
-
-def again(job: Job, actor: Actor) -> Job:
-    """The same prompt with another seed.
-
-    Raises:
-        ConflictError: the texts would be the same.
-    """
-    if board.would_repeat(job):
-        raise ConflictError(
-            "The answers would be the same.", "At temperature 0 the seed changes nothing.",
-            "Raise the temperature under Settings and send the prompt again.",
-        )  # fmt: skip
-    seed = (int(job.config.get("seed", 0)) + 1) % SEEDS
-    return submit(generate.NAME, {**job.config, "seed": seed}, actor)

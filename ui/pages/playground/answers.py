@@ -1,12 +1,17 @@
-"""The answers of one run as the page shows them: columns, what each waits for, how it was made."""
+"""Answers of one run as the page shows them, and their new tokens while they are being written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
+from backend.errors import SlimscopeError
+from backend.store import queries
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, State
 from backend.store.tables import Job
@@ -14,26 +19,22 @@ from jobs.generate.arena import display_order, is_hidden, names_of
 from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
 from ui.runs.html import model_name
 from ui.runs.token_strip import BASE, Span, token_spans
+from ui.security.auth import current_user
 from ui.templates import fragments
+from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 START_S = 6.0  # of the playground's process
 PATIENCE_MS = 20_000
+DIGITS = 9  # of a number of passes
 MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One column.
-
-    Attributes:
-        side: of the config, from 1; letter: of its column; "" where it is the only one.
-        model: None where names are hidden.
-        status: what it waits for.
-        passes: of the model, as many as `spans` shows.
-        text: the whole text once it has ended, to copy; else "".
-    """
+    """One column: `side` of the config, from 1, and its letter ("" if alone); `model` is None where
+    hidden; `spans` shows so many `passes`; `text` is that of a finished answer, else ""."""
 
     side: int
     letter: str
@@ -46,7 +47,7 @@ class Answer:
 
 
 def answers_of(job: Job, voter: str) -> list[Answer]:
-    """The columns as `voter` may see them; all but the first are compared with the first."""
+    """Columns as `voter` may see them, compared with the first."""
     hidden, sides = is_hidden(job, voter), display_order(job)
     texts = {side: read_transcript(job.run, side) for side in sides}
     return [
@@ -76,7 +77,6 @@ def _answer(
 def spans_of(
     transcript: Transcript, hidden: bool, differs: int | None = None, after: int = 0
 ) -> list[Span]:
-    """The text behind the first `after` passes; without tints where names are hidden."""
     if hidden:
         passes = transcript.passes[after:]
         return [Span("".join(text for step in passes for text, _ in step.tokens) + transcript.rest)]
@@ -84,7 +84,6 @@ def spans_of(
 
 
 def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
-    """HTML: what an answer waits for; empty once there is text, or when there will be none."""
     if job.state not in ACTIVE or transcript.passes or transcript.end:
         return Markup()
     if job.desired != "run":
@@ -100,31 +99,22 @@ def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:
-    """Length, speed and end of an answer; of one whose author is hidden only length and end."""
     if not transcript.passes:
         return []
-    known = [f"{len(transcript.tokens)} tokens", *([] if hidden else _drafting(transcript))]
+    known = [f"{len(transcript.tokens)} tokens"]
+    accepted = transcript.accepted or 1.0
+    rejected = any(each.rejected for each in transcript.passes)
+    if not hidden:  # else they would tell the author
+        known += [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
+        known += [f"{accepted:.2f} tokens per step"] if accepted > 1 else []
+        if transcript.unused:
+            known.append("drafter unused: no draft tree is faster on this machine")
+        elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
+            known.append("almost no draft token accepted")
     return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
 
 
-def _drafting(transcript: Transcript) -> list[str]:
-    """How fast an answer was written, and what its drafter was good for."""
-    known = [f"{transcript.speed:.1f} tokens/s"] if transcript.speed else []
-    accepted, rejected = (
-        transcript.accepted or 1.0,
-        any(each.rejected for each in transcript.passes),
-    )
-    if accepted > 1:
-        known.append(f"{accepted:.2f} tokens per step")
-    if transcript.unused:
-        known.append("drafter unused: no draft tree is faster on this machine")
-    elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
-        known.append("almost no draft token accepted")
-    return known
-
-
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
-    """How a finished text differs from the first column's."""
     if first is None or not (first.end and transcript.end):
         return []
     if first.text == transcript.text:
@@ -136,7 +126,7 @@ def _difference(first: Transcript | None, transcript: Transcript, differs: int |
 
 
 def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
-    """The heads that drafted tokens of these runs, where the voter may know."""
+    """Heads that drafted tokens of these runs, where the voter may know."""
     return {
         head
         for job in jobs
@@ -144,3 +134,39 @@ def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
         for side in range(1, len(names_of(job)) + 1)
         for _, head in read_transcript(job.run, side).tokens
     } - {BASE}
+
+
+def answers(request: Request) -> Response:
+    """State of a run, and the text of each side after the passes the page already has:
+    `?run=generate-0007&at=12,9`, in the order of the config."""
+    try:
+        job = queries.job(request.query_params.get("run", ""))
+    except SlimscopeError as error:
+        return JSONResponse({"over": True, "error": error.what}, 404)
+    shown = request.query_params.get("at", "").split(",")
+    sides = len(names_of(job))
+    drawn = [int(text[:DIGITS]) if text.isdecimal() else 0 for text in shown[:sides]]
+    drawn += [0] * (sides - len(drawn))
+    hidden = is_hidden(job, current_user(request).name)
+    content = {
+        "over": job.state not in ACTIVE,
+        "now": now_ms(),
+        "sides": [_side(job, side, after, hidden) for side, after in enumerate(drawn, 1)],
+    }
+    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+
+def _side(job: Job, side: int, after: int, hidden: bool) -> dict[str, Any]:
+    transcript = read_transcript(job.run, side)
+    passes = len(transcript.passes)
+    if passes < after:  # written anew by another attempt
+        after = 0
+    new = spans_of(transcript, hidden, after=after) if passes > after else []
+    return {
+        "side": side,
+        "after": after,
+        "passes": passes,
+        "html": WIDGETS.tokens_html(new),
+        "facts": " · ".join(facts(transcript, hidden)),
+        "status": status(job, transcript, hidden),
+    }

@@ -33,8 +33,6 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class ShownTurn:
-    """A prompt and its answers."""
-
     job: Job
     answers: list[Answer]
     error: Markup
@@ -43,7 +41,6 @@ class ShownTurn:
 
 
 def conversation(job: Job, actor: Actor) -> Markup:
-    """HTML: the turns up to this run."""
     jobs = turns_to(job)
     live = job.run if job.state in ACTIVE else ""
     heads, together = heads_of(jobs, actor.name), len(names_of(job)) > 1
@@ -69,13 +66,11 @@ def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
 
 
 def would_repeat(job: Job) -> bool:
-    """Whether the same prompt would be answered by the same texts: without a temperature the seed
-    changes nothing."""
+    """True where the same prompt gives the same texts: at temperature 0 the seed has no effect."""
     return job.state == State.SUCCEEDED and not job.config.get("temperature")
 
 
 def choices(job: Job) -> dict[int, str]:
-    """Choice -> what it says, in the order of the columns."""
     sides, two = display_order(job), len(names_of(job)) == 2
     better = "better" if two else "best"
     letters = zip(sides, LETTERS, strict=False)
@@ -85,7 +80,6 @@ def choices(job: Job) -> dict[int, str]:
 
 
 def _votes(job: Job, actor: Actor, last: bool) -> Markup:
-    """HTML: buttons to vote for an answer of the last turn, or the vote."""
     if len(names_of(job)) < 2 or job.state != State.SUCCEEDED:
         return Markup()
     votes = votes_of(job.id)
@@ -99,7 +93,6 @@ def _votes(job: Job, actor: Actor, last: bool) -> Markup:
 
 
 def _said(job: Job, choice: int) -> str:
-    """A choice in words, with the name of the model."""
     names = names_of(job)
     if not 1 <= choice <= len(names):
         return choices(job).get(choice, "").lower()
@@ -107,23 +100,13 @@ def _said(job: Job, choice: int) -> str:
 
 
 def history(jobs: Sequence[Job], current: Job | None, voter: str, now: int) -> Markup:
-    """HTML: the newest conversations of these runs, the newest first."""
     shown = {each.run for each in turns_to(current)} if current else set()
-    entries = [
-        (
-            each.newest,
-            _short(each.prompt),
-            each.prompts,
-            [*map(model_name, _models(each.newest, voter))],
-        )
-        for each in conversations(jobs)[:MAX_EARLIER]
-    ]
+    entries = []
+    for each in conversations(jobs)[:MAX_EARLIER]:
+        models = ["blind"] if is_hidden(each.newest, voter) else names_of(each.newest)
+        named = [*map(model_name, models)]
+        entries.append((each.newest, _short(each.prompt), each.prompts, named))
     return HTML.history(entries, shown, now)
-
-
-def _models(job: Job, voter: str) -> list[str]:
-    """The models of an earlier conversation, as far as `voter` may know them."""
-    return ["blind"] if is_hidden(job, voter) else names_of(job)
 
 
 def _short(prompt: str) -> str:
@@ -132,6 +115,5 @@ def _short(prompt: str) -> str:
 
 
 def ranking() -> Markup:
-    """HTML: the leaderboard."""
     found = leaderboard()
     return HTML.leaderboard(found, found.votes < MIN_VOTES)

@@ -21,7 +21,7 @@ from jobs.fields.saved_models import NO_WEIGHTS
 from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from jobs.submit import submit
-from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.actions import absent, carry_out, follows, generate_run
@@ -68,20 +68,18 @@ def build() -> None:
     on_load(_tab, None, tabs)
 
     run = gr.Textbox(visible=False)
-    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     asked = prompt.submit(
         _ask(form, prompt, run, message),
         [prompt, sides, blind, alias, *form.inputs],
         [prompt, run, message, *form.folds.values(), *form.messages],
-        **options,
+        **PRIVATE_EVENT,
     )
-    acted = board.act(act, alias, [message, run], **options)
+    acted = board.act(act, alias, [message, run], **PRIVATE_EVENT)
     for event in (asked, acted):
         url_sync(event, run=run).then(*show, **SILENT_EVENT)
 
 
 def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
-    """The models, whether they are hidden, and a link to begin anew."""
     fields = GenerateJob.model_fields
     with gr.Row(elem_id="playground-top", equal_height=True):
         chosen = component("sides", fields["sides"], sides(), "playground-")
@@ -92,36 +90,28 @@ def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
 
 
 def _settings() -> ConfigForm:
-    """The other fields, and whether rejected draft tokens are shown."""
     with gr.Accordion("Settings", open=False, elem_id="playground-settings"):
         form = ConfigForm(GenerateJob, {}, "playground-", without=ELSEWHERE)
         gr.Checkbox(  # read by the style sheet alone
-            label="Show rejected draft tokens",
+            label="Show rejected draft tokens", elem_id="playground-vain",
             info="The first draft token of each step that the base model rejected.",
-            elem_id="playground-vain",
             elem_classes="form-field",
-        )
+        )  # fmt: skip
     return form
 
 
 def _composer() -> tuple[gr.Textbox, gr.HTML]:
-    """Where the next prompt is written, and what went wrong with it."""
     with gr.Column(elem_id="playground-composer"):
         message = notice("playground-said")
         prompt = gr.Textbox(
-            label="Prompt",
-            show_label=False,
+            label="Prompt", show_label=False, lines=1, max_lines=8, submit_btn="Send",
             placeholder="Write a prompt. Enter sends it, Shift+Enter begins a new line.",
-            lines=1,
-            max_lines=8,
-            submit_btn="Send",
             elem_id="playground-prompt",
-        )
+        )  # fmt: skip
     return prompt, message
 
 
 def _alias() -> gr.Textbox:
-    """What a guest calls themselves; the browser remembers it."""
     return gr.Textbox(
         label="Your name",
         info="Stands beside what you ask and on your votes. Optional.",
@@ -129,11 +119,10 @@ def _alias() -> gr.Textbox:
         visible=False,
         elem_id="playground-name",
         elem_classes="form-field",
-    )
+    )  # fmt: skip
 
 
 def sides() -> Choices:
-    """What can generate: every model, every drafter with its base model, every saved model."""
     known = {name for _, name in models()}
     compressed = [(label, name) for label, name in saved() if name not in known]
     return [*models(), *trained_drafters(), *compressed]
@@ -142,8 +131,8 @@ def sides() -> Choices:
 def _arrive(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """On arrival: today's models; the settings of the run in the address, or the fields named in
-    it (`?sides=`); why somebody may not ask."""
+    """Handler of the page's opening: current models, settings of the run or of the address, and why
+    prompts are not allowed."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
         job = generate_run(query(request, "from") or query(request, "run"))
@@ -161,8 +150,6 @@ def _arrive(
 def _settings_of_the_run(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """The settings of the conversation that was opened."""
-
     def show(request: gr.Request) -> Any:
         job = generate_run(query(request, "run"))
         if job is None:
@@ -176,31 +163,22 @@ def _chosen(
     config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML,
     choices: Choices | None = None,
 ) -> dict[Any, Any]:  # fmt: skip
-    """Those of its models that can answer, and in words which cannot."""
     names = read_names(str(config.get("sides", "")))
     missing = absent(names)
     there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
     shown: dict[str, Any] = {"value": there} if names else {}
     if choices is not None:
         shown["choices"] = choices
+    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
+    why = NO_WEIGHTS if examples else "The weights are not here."
     return {
         chosen: gr.update(**shown),
         blind: gr.update(value=bool(config.get("blind", False))),
-        message: show_html(_without(missing, there)),
+        message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
     }
 
 
-def _without(missing: list[str], there: list[str]) -> Markup:
-    """Which models cannot answer, and who answers instead; empty where all can."""
-    if not missing:
-        return Markup()
-    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
-    why = NO_WEIGHTS if examples else "The weights are not here."
-    return Markup(HTML.absent(missing, why, there))
-
-
 def _may_have_alias(request: gr.Request) -> Any:
-    """Guests who may ask can say who they are."""
     actor = current_user(request)
     return gr.update(visible=actor.role != "host" and not permissions.may_not_vote(actor))
 
@@ -210,15 +188,12 @@ def _actor(request: gr.Request, alias: str) -> Actor:
 
 
 def _tab(request: gr.Request) -> Any:
-    """The tab the address names."""
     return gr.update(selected=query(request, "tab", "chat", ("chat", "leaderboard")))
 
 
 def _ask(
     form: ConfigForm, prompt: gr.Textbox, run: gr.Textbox, message: gr.HTML
 ) -> Callable[..., Any]:
-    """Queues the run and empties the prompt, or says what is wrong and keeps it."""
-
     def ask(
         request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
     ) -> Any:
@@ -241,30 +216,22 @@ def _ask(
 
 
 def draw(request: gr.Request) -> Updates:
-    """The conversation of the run in the address, and the earlier ones."""
     runs = queries.jobs(kind=generate.NAME, limit=RECENT)
     job = generate_run(query(request, "run"))
     known = [each for each in runs if not each.damaged]
     actor = current_user(request)
     return {
-        "board": boards.conversation(job, actor) if job else empty(),
+        "board": boards.conversation(job, actor) if job else HTML.nothing(boards.EXAMPLES),
         "earlier": boards.history(known, job, actor.name, now_ms()),
     }
 
 
-def empty() -> Any:
-    """HTML: what stands where no conversation is open."""
-    return HTML.nothing(boards.EXAMPLES)
-
-
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
-    """What a button of the conversation does; the run to show then."""
     data, here = event_data(event), query(request, "run")
     try:
         actor = _actor(request, alias)
-        return show_html(), carry_out(
-            str(data.get("do", "")), str(data.get("run", "")), actor
-        ) or here
+        added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)
+        return show_html(), added or here
     except SlimscopeError as error:
         return show_error(error), here
 

@@ -22,15 +22,14 @@ PRUNED = 0.01  # share of zeros in the weights before that makes them pruned
 
 @dataclass(frozen=True)
 class CodeImage:
-    """Codes of a region, and the weights they stand for as they were before, [rows, columns]; None
-    where the model before is not on this machine."""
+    """Codes of a region, and its weights before quantization [rows, columns], if available."""
 
     tile: CodeTile
     before: np.ndarray | None
 
     @property
     def zeros(self) -> np.ndarray | None:
-        """Where the weights before are zero, if the model before was pruned."""
+        """Mask of the zeros before quantization, if the model was pruned."""
         if self.before is None or float((self.before == 0).mean()) < PRUNED:
             return None
         zeros: np.ndarray = self.before == 0
@@ -38,19 +37,37 @@ class CodeImage:
 
 
 def code_image_chart(image: CodeImage) -> Chart:
-    """`code_image` with its codes as a table, a note and a headline."""
-    tile, levels = image.tile, image.tile.levels
+    """Codes as colours. Of a pruned model, kept zeros are grey, lost zeros are crossed."""
+    tile, levels, zeros = image.tile, image.tile.levels, image.zeros
     (top, bottom), (left, right) = tile.region.rows, tile.region.columns
     used = np.unique(tile.codes)
     note = (
         f"n = {count(levels.size)} weights, outputs {top} to {bottom - 1}, inputs {left} to "
         f"{right - 1}; {len(used)} of {2**tile.bits} codes occur here."
     )
-    frame = pd.DataFrame(
-        tile.codes, columns=[f"Input {n}" for n in range(left, right)]
-    )  # fmt: skip
+    frame = pd.DataFrame(tile.codes, columns=[f"Input {n}" for n in range(left, right)])
     frame.insert(0, "Output", [str(n) for n in range(top, bottom)])
-    return Chart(code_image(image), frame, note, headline=_headline(image))
+    x, y = [*range(left, right)], [*range(top, bottom)]
+    reach = max(1, int(np.abs(levels).max()))
+    before = None
+    if image.before is not None:
+        before = [[f"<br>before: {value:.4g}" for value in row] for row in image.before]
+    heat = go.Heatmap(
+        x=x, y=y, z=levels.tolist(), customdata=tile.codes.tolist(), zmin=-reach, zmax=reach,
+        colorscale=DIVERGING, colorbar=colour_bar("Steps from 0 (code − zero-point)"),
+        text=before, name="Code",
+        hovertemplate="Output %{y}, input %{x}<br>code %{customdata}, %{z:+.4~g} steps from 0"
+        "%{text}<extra></extra>",
+    )  # fmt: skip
+    traces: list[go.Heatmap | go.Scatter] = [heat]
+    if zeros is not None:
+        traces += _fate_of_zeros(x, y, zeros, levels)
+    looks = layout(
+        view=f"codes/{tile.region}", xaxis=axis("Input channel", showgrid=False, nticks=8),
+        yaxis=axis("Output channel", showgrid=False, autorange="reversed", nticks=8),
+    )  # fmt: skip
+    figure = go.Figure(traces, looks | {"margin": {"t": 56}})
+    return Chart(figure, frame, note, headline=_headline(image))
 
 
 def _headline(image: CodeImage) -> str:
@@ -62,36 +79,6 @@ def _headline(image: CodeImage) -> str:
     if kept == many:
         return f"All {count(many)} pruned weights here are still zero"
     return f"{count(many - kept)} of {count(many)} pruned weights here are no longer zero"
-
-
-def code_image(image: CodeImage) -> go.Figure:
-    """Steps from 0 as colours. Of a pruned model, weights that were and are zero are grey, and
-    those that were zero and are no more have a cross."""
-    tile, levels, zeros = image.tile, image.tile.levels, image.zeros
-    x = [*range(*tile.region.columns)]
-    y = [*range(*tile.region.rows)]
-    reach = max(1, int(np.abs(levels).max()))
-    heat = go.Heatmap(
-        x=x, y=y, z=levels.tolist(), customdata=tile.codes.tolist(), zmin=-reach, zmax=reach,
-        colorscale=DIVERGING, colorbar=colour_bar("Steps from 0 (code − zero-point)"),
-        text=_before(image), name="Code",
-        hovertemplate="Output %{y}, input %{x}<br>code %{customdata}, %{z:+.4~g} steps from 0"
-        "%{text}<extra></extra>",
-    )  # fmt: skip
-    traces: list[go.Heatmap | go.Scatter] = [heat]
-    if zeros is not None:
-        traces += _fate_of_zeros(x, y, zeros, levels)
-    looks = layout(
-        view=f"codes/{tile.region}", xaxis=axis("Input channel", showgrid=False, nticks=8),
-        yaxis=axis("Output channel", showgrid=False, autorange="reversed", nticks=8),
-    )  # fmt: skip
-    return go.Figure(traces, looks | {"margin": {"t": 56}})
-
-
-def _before(image: CodeImage) -> list[list[str]] | None:
-    if image.before is None:
-        return None
-    return [[f"<br>before: {value:.4g}" for value in row] for row in image.before]
 
 
 def _fate_of_zeros(

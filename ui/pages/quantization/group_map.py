@@ -18,13 +18,7 @@ Group = tuple[int, int]  # row, group in the row
 
 @dataclass(frozen=True)
 class GroupFigure:
-    """One figure of a group.
-
-    Attributes:
-        unit: of what is drawn.
-        ratio: drawn as the base-2 logarithm, centred on 1.
-        percent: stored as a share, drawn in per cent.
-    """
+    """Figure of a group, drawn in `unit`; a `ratio` as its base-2 logarithm, a share in %."""
 
     label: str
     question: str
@@ -38,22 +32,18 @@ class GroupFigure:
 
     @property
     def column(self) -> str:
-        """The title of its column in a table."""
         return f"{self.label}, %" if self.percent else self.label
 
     def listed(self, values: np.ndarray) -> np.ndarray:
-        """Stored values as they stand in a table."""
         return 100 * values if self.percent else values
 
     def drawn(self, values: np.ndarray) -> np.ndarray:
-        """Stored values as they are drawn; what has no logarithm is missing."""
         if not self.ratio:
             return self.listed(values)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(values > 0, np.log2(values), np.nan)
 
     def headline(self, values: np.ndarray) -> str:
-        """The group whose figure is farthest from 1 if it is a ratio, else the largest."""
         drawn = np.abs(self.drawn(values)) if self.ratio else self.drawn(values)
         if not np.isfinite(drawn).any():
             return ""
@@ -63,7 +53,6 @@ class GroupFigure:
         return f"{self.label} {which} in row {row}, group {group}: {said}"
 
     def say(self, value: float) -> str:
-        """A stored value in words."""
         return share(value, 2) if self.percent else number(value, 5 if self.ratio else 4)
 
 
@@ -83,13 +72,9 @@ FIGURES: dict[str, GroupFigure] = {
 
 @dataclass(frozen=True)
 class GroupCells:
-    """A map [rows, columns] of at most `MAX_CELLS` on a side.
-
-    Attributes:
-        mean, low, high: of the groups in a cell, as they are drawn.
-        rows, columns: first and last of each cell.
-        farthest: of each cell, the group whose figure is farthest from the median.
-    """
+    """Map [rows, columns] of at most `MAX_CELLS` on a side: mean, low and high of the groups in a
+    cell as drawn, first and last row and column of each cell, and in each cell the group
+    farthest from the median."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -99,7 +84,6 @@ class GroupCells:
     farthest: list[list[Group]]
 
     def cell_of(self, group: Group) -> tuple[int, int]:
-        """The cell a group is in."""
         places = (self.rows, self.columns)
         i, j = (
             next(n for n, (first, last) in enumerate(spans) if first <= at <= last)
@@ -109,7 +93,6 @@ class GroupCells:
 
 
 def group_cells(values: np.ndarray) -> GroupCells:
-    """The map of `values` [rows, groups]."""
     rows, columns = _spans(values.shape[0]), _spans(values.shape[1])
     shape, median = (len(rows), len(columns)), np.nanmedian(values)
     mean, low, high = np.empty(shape), np.empty(shape), np.empty(shape)
@@ -132,12 +115,7 @@ def _spans(length: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class GroupMap:
-    """One figure of every group, as it is drawn.
-
-    Attributes:
-        values: [rows, groups] as stored.
-        low, high: the limits of the colours.
-    """
+    """Map of one figure: `values` [rows, groups] as stored, colour limits `low` and `high`."""
 
     figure: GroupFigure
     values: np.ndarray
@@ -147,12 +125,8 @@ class GroupMap:
 
     @classmethod
     def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> GroupMap:
-        """The figure `name`, a key of `FIGURES`.
-
-        Args:
-            among: [rows, groups] of the last step, which gives the colours their limits: one
-                colour means the same at every step.
-        """
+        """Map of a key of `FIGURES`; colour limits come from `among`, the last step [rows, groups],
+        so that one colour means the same at every step."""
         figure = FIGURES[name]
         cells = group_cells(figure.drawn(values))
         limits = colour_limits(group_cells(figure.drawn(among)).mean, even=figure.ratio)
@@ -160,15 +134,14 @@ class GroupMap:
 
 
 def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
-    """Output rows from top to bottom, groups along the inputs from left to right; the cell of the
-    `picked` group is outlined."""
+    """Output rows down, groups of inputs across; the `picked` group's cell is outlined."""
     figure, cells = mapped.figure, mapped.cells
     x, y = [*map(_span_label, cells.columns)], [*map(_span_label, cells.rows)]
     i, j = cells.cell_of(picked) if picked else (0, 0)
     return heatmap(
         x, y, cells.mean,
         [[f"{row},{group}" for row, group in line] for line in cells.farthest],
-        _hover(cells, figure, mapped.values),
+        [[_cell_text(mapped, (i, j)) for j in range(len(x))] for i in range(len(y))],
         (mapped.low, mapped.high),
         title=figure.title, diverging=figure.ratio, view=view, picked=picked and [x[j], y[i]],
         xaxis=axis("Group along the inputs"), yaxis=axis("Output row", nticks=8),
@@ -176,7 +149,7 @@ def group_map(mapped: GroupMap, view: str, picked: Group | None) -> go.Figure:
 
 
 def group_map_note(mapped: GroupMap) -> str:
-    """In words: how many groups, their spread, and what the colours leave out."""
+    """Number of groups, their spread, and cells without or beyond the colours, in words."""
     figure, values, cells = mapped.figure, mapped.values, mapped.cells
     ends = (figure.say(float(end)) for end in (np.nanmin(values), np.nanmax(values)))
     words = [f"n = {count(values.size)} groups", " to ".join(ends)]
@@ -197,16 +170,8 @@ def _span_label(span: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def _hover(cells: GroupCells, figure: GroupFigure, values: np.ndarray) -> list[list[str]]:
-    """What is written of each cell."""
-    across, down = range(len(cells.columns)), range(len(cells.rows))
-    return [[_cell_text(cells, (i, j), figure, values) for j in across] for i in down]
-
-
-def _cell_text(
-    cells: GroupCells, cell: tuple[int, int], figure: GroupFigure, values: np.ndarray
-) -> str:
-    i, j = cell
+def _cell_text(mapped: GroupMap, cell: tuple[int, int]) -> str:
+    figure, values, cells, (i, j) = mapped.figure, mapped.values, mapped.cells, cell
     rows, groups = _span_label(cells.rows[i]), _span_label(cells.columns[j])
     head = f"<b>Row {rows}, group {groups}</b><br>{figure.label} "
     row, group = cells.farthest[i][j]

@@ -14,12 +14,7 @@ from ui.theme import LIGHT, stage_style
 
 @dataclass(frozen=True)
 class GroupWeights:
-    """One group, weight by weight.
-
-    Attributes:
-        dense, quantized: the weights before and on the grid.
-        points: of the grid, ascending.
-    """
+    """One group, weight by weight: before and on the grid, whose points ascend."""
 
     dense: np.ndarray
     quantized: np.ndarray
@@ -31,25 +26,25 @@ class GroupWeights:
 
     @property
     def half(self) -> float:
-        """Half a step of the grid: how far plain rounding moves a weight at most."""
+        """Half a step of the grid, the largest error of rounding to nearest."""
         return float(self.points[1] - self.points[0]) / 2
 
     @property
     def beyond(self) -> int:
-        """Dense weights outside of the grid by more than half a step."""
+        """Number of dense weights more than half a step outside of the grid."""
         low, high = self.points[0] - self.half, self.points[-1] + self.half
         return int(((self.dense < low) | (self.dense > high)).sum())
 
     @property
     def elsewhere(self) -> int:
-        """Weights that are not at the point of the grid nearest to their dense value."""
+        """Number of weights that are not at the grid point nearest to their dense value."""
         nearest = self.points[np.abs(self.dense[:, None] - self.points).argmin(axis=1)]
         return int((np.abs(self.quantized - nearest) > self.half).sum())
 
 
 def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
-    """Dense weights against how far the grid moved them; a line for each point of the grid, a band
-    for what plain rounding would have done."""
+    """Change of each weight over its dense value; lines at grid points, a band for rounding to
+    nearest."""
     dots = go.Scatter(
         x=group.dense.tolist(), y=group.residual.tolist(), customdata=group.quantized.tolist(),
         mode="markers", marker={"size": 7, "color": stage_style(stage).colour},
@@ -69,7 +64,6 @@ def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
 
 
 def group_weights_note(group: GroupWeights) -> str:
-    """In words: how many weights, and how many plain rounding would not have put where they are."""
     words = f"n = {count(len(group.dense))} weights on {len(np.unique(group.quantized))} of "
     words += f"{len(group.points)} points; {group.beyond} of the dense ones beyond the ends, "
     return f"{words}{group.elsewhere} not at the nearest point."

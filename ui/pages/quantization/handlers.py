@@ -16,20 +16,11 @@ from ui.pages.quantization.group_map import FIGURES
 from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
 from ui.runs.weights import run_choices
 from ui.widgets.dropdown import Choices, choices
-from ui.widgets.explorer import (
-    control_updates,
-    empty_state,
-    show_charts,
-    show_notice,
-)
-from ui.widgets.page_state import as_kept
+from ui.widgets.explorer import as_kept, control_updates, empty_state, show_charts, show_notice
 from ui.widgets.panel import Panel, Updates, updates
 
 NO_RUN = "No run has trained inside a quantisation grid yet."
 LATER = "They appear here when training begins."
-
-
-# events -------------------------------------------------------------------------------------------
 
 
 def open_page(request: gr.Request) -> Updates:
@@ -37,14 +28,12 @@ def open_page(request: gr.Request) -> Updates:
 
 
 def change_run(selection: QuantSelection) -> Updates:
-    """Another run or stage."""
     return full_refresh(replace(selection, step="", group=""), selection)
 
 
 def refresh(seen: Any, selection: QuantSelection) -> Updates:
-    """The database has moved on: nothing of a run that has ended, its curves while it works, and
-    all of the page when it has recorded more. Whoever looks at the newest snapshot of training
-    sees the next."""
+    """Updates after a database change: curves of a live run, all of the page when more was
+    recorded. A page at the newest snapshot of training follows to the next."""
     view = QuantView.at(selection)
     if view is None or not seen:
         return full_refresh(selection, selection)
@@ -67,17 +56,15 @@ def choose_tensor(view: QuantView) -> Updates:
 
 
 def change_map(view: QuantView) -> Updates:
-    """Another figure, or a slider that was let go: it goes to the snapshot that is shown."""
     return updates({"step": int(view.selection.step)}, _draw(view, panels.MAP))
 
 
 def preview_step(view: QuantView) -> Updates:
-    """A slider on its way. It is left alone: arrow keys would never get it to the next snapshot."""
+    """A slider in motion is not moved, or arrow keys would never reach the next snapshot."""
     return _draw(view, panels.MAP)
 
 
 def next_step(view: QuantView) -> Updates:
-    """The next snapshot of training; behind the last the first again."""
     steps = view.snapshot_steps
     step = steps[(steps.index(int(view.selection.step)) + 1) % len(steps)]
     return updates({"step": step}, _draw(view.select(step=str(step)), panels.MAP))
@@ -90,7 +77,6 @@ def choose_group(view: QuantView) -> Updates:
 
 
 def move_group(view: QuantView, by: int) -> Updates:
-    """The group `by` places on, the worst first."""
     view = view.moved(by)
     return updates(choose_group(view), _draw(view, panels.MAP))
 
@@ -99,16 +85,8 @@ def worst_group(view: QuantView) -> Updates:
     return move_group(view.select(group=""), 0)
 
 
-# updates ------------------------------------------------------------------------------------------
-
-
 def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = None) -> Updates:
-    """All of the page.
-
-    Args:
-        before: what the browser holds.
-        seen: what was shown last.
-    """
+    """All of the page; `before` is the browser's selection, `seen` what was shown last."""
     jobs = queries.runs_with_profile(MAGNITUDE)
     selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
     runs = run_choices(jobs, selection.run)
@@ -128,14 +106,13 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
 
 
 def _seen(view: QuantView) -> dict[str, Any]:
-    """What tells whether there is more to see than was shown."""
+    """Mark of what was shown, to tell whether there is more."""
     run = view.selection.run
     mark = [queries.job(run).state, *(queries.profiles_mark(run) or ())]
     return {"mark": mark, "last": view.snapshot_steps[-1]}
 
 
 def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
-    """What each control offers."""
     quant, steps = view.quant, view.snapshot_steps
     return {
         "run": {"choices": runs},

@@ -30,11 +30,7 @@ ROOM = 0.06  # decades beside the outermost points
 
 @dataclass(frozen=True)
 class InputGroups:
-    """Of every group of the inputs of one tensor, [groups].
-
-    Attributes:
-        inputs, errors: x_k and e_k.
-    """
+    """x_k and e_k of every group of the inputs of one tensor, [groups]."""
 
     tensor: str
     block: int
@@ -43,21 +39,19 @@ class InputGroups:
 
     @classmethod
     def of(cls, tensor: str, block: int, energy: np.ndarray, error: np.ndarray) -> InputGroups:
-        """Of the mean squares of the inputs [in] and the errors of all groups [out, groups]."""
         groups = error.shape[1]
         inputs = np.sqrt(energy.astype(float).reshape(groups, -1).mean(1))
         return cls(tensor, block, inputs, np.sqrt((error.astype(float) ** 2).mean(0)))
 
     @property
     def shares(self) -> np.ndarray:
-        """Of the expected output error, [groups]; they add up to 1."""
+        """Shares of the expected output error, [groups]; they add up to 1."""
         product = (self.inputs * self.errors) ** 2
         shares: np.ndarray = product / (product.sum() or 1.0)
         return shares
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's ρ of two figures without ties; NaN of fewer than three."""
     if len(x) < 3:
         return float("nan")
     first, second = (values.argsort().argsort() for values in (x, y))
@@ -67,11 +61,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def input_energy_chart(
     every: Sequence[InputGroups], tensor: str, label: str, stage: str
 ) -> Chart:  # fmt: skip
-    """The groups of one tensor among those of the same module in all blocks.
-
-    Args:
-        label: of the tensor.
-    """
+    """Error over inputs on log axes, one point a group, with its tensor as `customdata`."""
     own = next(one for one in every if one.tensor == tensor)
     k = int(own.shares.argmax())
     times = own.inputs[k] / float(np.median(own.inputs))
@@ -86,19 +76,13 @@ def input_energy_chart(
         "Group": map(str, range(len(own.inputs))), X: own.inputs, Y: own.errors,
         "Share of the expected output error, %": 100 * own.shares,
     })  # fmt: skip
-    return Chart(input_energy_figure(every, own, stage), frame, note, headline=headline)
-
-
-def input_energy_figure(every: Sequence[InputGroups], own: InputGroups, stage: str) -> go.Figure:
-    """Error over inputs, both on log axes; a point a group, which names its tensor."""
     others = [one for one in every if one is not own]
     figure = go.Figure()
     if others:
         figure.add_trace(_points(others, "Same module in other blocks", LIGHT.muted, 4, 0.35))
     figure.add_trace(_points([own], "This tensor", stage_style(stage).colour, 9, 1.0))
     spans = []
-    for name in ("inputs", "errors"):
-        values = np.concatenate([getattr(one, name) for one in every])
+    for values in (x, y):
         positive = values[values > 0] if (values > 0).any() else np.ones(1)
         logs = np.log10([positive.min(), positive.max()])
         spans.append([float(logs[0]) - ROOM, float(logs[1]) + ROOM])
@@ -106,7 +90,7 @@ def input_energy_figure(every: Sequence[InputGroups], own: InputGroups, stage: s
         view=f"energy/{own.tensor}", xaxis=log_axis(X, spans[0]), yaxis=log_axis(Y, spans[1]),
         **legend_row(),
     )  # fmt: skip
-    return figure.update_layout(looks)
+    return Chart(figure.update_layout(looks), frame, note, headline=headline)
 
 
 def _points(

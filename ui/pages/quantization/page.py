@@ -1,16 +1,10 @@
-"""Quant: training inside the grid as it goes, layer by layer, group by group.
-
-selection   what is looked at, and what was recorded of it
-panels      the charts, drawn by group_map, training_charts and group_weights
-handlers    what each event changes
-"""
+"""Quantisation: training inside the grid as it goes, layer by layer, group by group."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import gradio as gr
-from gradio.components import Component
 
 from ui.frame import Page
 from ui.pages.quantization import handlers
@@ -28,23 +22,27 @@ from ui.pages.quantization.panels import (
 )
 from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer, chart_at
+from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import notice, plain
-from ui.widgets.page_state import page_state
-from ui.widgets.panel import Outputs
+from ui.widgets.panel import Outputs, page_charts
 
 BUTTONS = {
-    "worst": "Worst",
-    "back": "Previous",
-    "on": "Next",
-    "steps": "Next snapshot",
-    "play": "Play",
-}
+    "worst": "Worst", "back": "Previous", "on": "Next", "steps": "Next snapshot", "play": "Play",
+}  # fmt: skip
 PLAY = "() => slimscope.play('quant-play-button', 'quant-steps-button')"
 
 
 def build() -> None:
-    page = Outputs(_controls())
+    page = Outputs(
+        run=dropdown("Run", "quant-run", min_width=240),
+        stage=dropdown("Stage", "quant-stage", min_width=200),
+        curve=segmented(CURVES, "Curve", "quant-curve"),
+        tensor=dropdown("Tensor", "quant-tensor"),
+        figure=dropdown("Colour", "quant-figure"),
+        step=gr.Slider(0, 1, step=1, label="Training step", elem_id="quant-step",
+                       min_width=200, render=False),
+        group=gr.Textbox(visible=False, elem_id="quant-group", render=False),
+    )  # fmt: skip
     buttons = {name: _button(name, label) for name, label in BUTTONS.items()}
     with gr.Row(elem_classes="bar"):
         page["run"].render()
@@ -56,11 +54,8 @@ def build() -> None:
             page |= CURVE.build("quant", [[page["curve"]]])
             page |= LAYERS.build("quant")
         with gr.Row(equal_height=True):
-            controls = [
-                [page["tensor"], page["figure"]],
-                [page["step"], buttons["steps"], buttons["play"]],
-            ]
-            page |= MAP.build("quant", controls)
+            steps = [page["step"], buttons["steps"], buttons["play"]]
+            page |= MAP.build("quant", [[page["tensor"], page["figure"]], steps])
             with gr.Column(min_width=320):
                 page["one"] = _group_card([buttons[name] for name in ("worst", "back", "on")])
                 page |= WEIGHTS.build("quant")
@@ -73,20 +68,6 @@ def build() -> None:
     page["group"].render()
     page["seen"] = page_state()
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)
-
-
-def _controls() -> dict[str, Component]:
-    """Every control by its name in the address, not yet drawn."""
-    return {
-        "run": dropdown("Run", "quant-run", min_width=240),
-        "stage": dropdown("Stage", "quant-stage", min_width=200),
-        "curve": segmented(CURVES, "Curve", "quant-curve"),
-        "tensor": dropdown("Tensor", "quant-tensor"),
-        "figure": dropdown("Colour", "quant-figure"),
-        "step": gr.Slider(0, 1, step=1, label="Training step", elem_id="quant-step",
-                          min_width=200, render=False),
-        "group": gr.Textbox(visible=False, elem_id="quant-group", render=False),
-    }  # fmt: skip
 
 
 def _button(name: str, label: str) -> gr.Button:
@@ -123,19 +104,8 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on_change(handlers.refresh)
 
 
+REPORTED = {panel: chart_at(QuantSelection, QuantView.at, draw) for panel, draw in CHARTS.items()}
 PAGE = Page(
-    "Quantisation",
-    "quantization",
-    build,
-    order=60,
-    section="Explore",
-    key="q",
-    moved_from=("quant",),
-    charts={
-        element: chart
-        for panel, draw in CHARTS.items()
-        for element, chart in panel.of(
-            "quant", chart_at(QuantSelection, QuantView.at, draw), "run"
-        ).items()
-    },
-)
+    "Quantisation", "quantization", build, order=60, section="Explore", key="q",
+    moved_from=("quant",), charts=page_charts("quant", REPORTED, "run"),
+)  # fmt: skip

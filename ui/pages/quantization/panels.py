@@ -66,9 +66,6 @@ LISTED = 500  # groups in a table
 LAST_STEP = 10**9  # step: behind all others
 
 
-# panels -------------------------------------------------------------------------------------------
-
-
 THEORY = {
     "curve": "Rounding has no gradient; training passes it as if it were the identity (Bengio et "
     "al. 2013).",
@@ -112,21 +109,20 @@ CODES = _panel(
 )  # fmt: skip
 
 
-# the run, and one group ---------------------------------------------------------------------------
-
-
 def head_html(view: QuantView) -> Markup:
-    """The run, bits, groups, what they cost, and what the file takes."""
     job, results = view.quant.job, queries.results([view.quant.job.id])
     stage = view.selection.stage
-    facts = [*_grid_facts(job.config), *_result_facts(results, stage), *_zero_facts(view)]
+    group, grid = job.config.get("group_size"), job.config.get("grid")
+    facts = [f"{job.config.get('bits', NONE)} bits"]
+    facts += [f"groups of {group}" if group else "one group per row"]
+    facts += [GRID_NAMES[grid]] if grid else []
+    facts += [*_result_facts(results, stage), *_zero_facts(view)]
     shown = ",".join(dict.fromkeys((DENSE, stage)))
     weights = href("weights", run=job.run, tensor=view.selection.tensor, show=shown)
     return HTML.head(job.run, facts, weights)
 
 
 def _zero_facts(view: QuantView) -> Iterator[str]:
-    """Of a pruned model: its zeros, and those there are now."""
     weights = weights_of(view.quant.job.run)
     if weights is None:
         return
@@ -137,14 +133,6 @@ def _zero_facts(view: QuantView) -> Iterator[str]:
     if shares[DENSE] >= PRUNED:
         now = share(shares[view.selection.stage])
         yield f"{share(shares[DENSE])} zeros in the model it began with, {now} now"
-
-
-def _grid_facts(config: Mapping[str, Any]) -> Iterator[str]:
-    group = config.get("group_size")
-    yield f"{config.get('bits', NONE)} bits"
-    yield f"groups of {group}" if group else "one group per row"
-    if grid := config.get("grid"):
-        yield GRID_NAMES[grid]
 
 
 def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
@@ -164,7 +152,6 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
 
 
 def group_html(view: QuantView) -> Markup:
-    """The chosen group in figures, at the first and the last snapshot of training."""
     row, k = view.group
     place, width = view.worst_first.index(view.group) + 1, view.group_size
     inputs = f"inputs {k * width:,} to {(k + 1) * width - 1:,}" if width else f"group {k}"
@@ -186,9 +173,6 @@ def group_html(view: QuantView) -> Markup:
 def _group_name(view: QuantView) -> str:
     row, k = view.group
     return f"{view.selection.run}-row-{row}-group-{k}"
-
-
-# charts -------------------------------------------------------------------------------------------
 
 
 def curve_chart(view: QuantView) -> Chart:
@@ -244,7 +228,6 @@ def _magnitudes(
 
 
 def layers_chart(view: QuantView) -> Chart:
-    """Relative output error of every layer at the chosen stage."""
     selection = view.selection
     table = frames.tensor_table(view.quant.job.id)
     if table.empty or RELATIVE_ERROR not in table or selection.stage not in {*table["stage"]}:
@@ -256,7 +239,6 @@ def layers_chart(view: QuantView) -> Chart:
 
 
 def map_chart(view: QuantView) -> Chart:
-    """One figure of every group of the chosen tensor."""
     selection, step = view.selection, view.step
     figure = FIGURES[selection.figure]
     values, last = (view.figure_at(selection.figure, at) for at in (step, LAST_STEP))
@@ -279,7 +261,6 @@ def map_chart(view: QuantView) -> Chart:
 
 
 def history_chart(view: QuantView) -> Chart:
-    """The chosen group's magnitude over training."""
     steps, (row, k) = view.magnitudes, view.group
     frame = pd.DataFrame(
         {"Step": step, "Magnitude m": float(m[view.group])} for step, m in sorted(steps.items())
@@ -295,7 +276,6 @@ def history_chart(view: QuantView) -> Chart:
 
 
 def weights_chart(view: QuantView) -> Chart:
-    """The chosen group weight by weight."""
     weights = view.weights
     if weights is None:
         return Chart(NO_WEIGHTS)
@@ -308,7 +288,6 @@ def weights_chart(view: QuantView) -> Chart:
 
 
 def usage_chart(view: QuantView) -> Chart:
-    """How often each code is used in the chosen tensor."""
     usage = view.codes
     if not usage:
         return Chart(None)
@@ -324,7 +303,6 @@ def usage_chart(view: QuantView) -> Chart:
 
 
 def energy_chart(view: QuantView) -> Chart:
-    """Errors against inputs, of the groups of the chosen tensor."""
     selection, every = view.selection, view.input_groups
     if not any(one.tensor == selection.tensor for one in every):
         return Chart(NO_INPUTS)
@@ -334,7 +312,6 @@ def energy_chart(view: QuantView) -> Chart:
 
 
 def codes_chart(view: QuantView) -> Chart:
-    """The codes around the chosen group."""
     try:
         image = view.code_image()
     except ModelError as error:

@@ -27,32 +27,22 @@ CURVES = {"loss": "Loss", "rate": "Rate", "changed": "Codes", "m": "Magnitudes"}
 
 @dataclass(frozen=True)
 class QuantRun:
-    """What one run has recorded of its groups.
-
-    Attributes:
-        labels: stage -> label, in the order of the method.
-        stages: those with groups, in order.
-        tensors: full name -> "Block 3, q_proj".
-        steps: stage and figure -> the steps it was recorded at, ascending.
-        places: full name -> block and module.
-    """
+    """Recorded data of one run's groups."""
 
     job: Job
-    labels: Mapping[str, str]
-    stages: list[str]
-    tensors: dict[str, str]
-    steps: dict[tuple[str, str], list[int]]
-    places: dict[str, tuple[int, str]]
+    labels: Mapping[str, str]  # by stage, in the order of the method
+    stages: list[str]  # those with groups, in order
+    tensors: dict[str, str]  # full name -> "Block 3, q_proj"
+    steps: dict[tuple[str, str], list[int]]  # by stage and figure, ascending
+    places: dict[str, tuple[int, str]]  # full name -> block and module
 
     def nearest(self, stage: str, figure: str, step: int) -> int:
-        """The step nearest to `step` at which the figure was recorded; of two, the later."""
         recorded = self.steps.get((stage, figure), [0])
         return min(recorded, key=lambda at: (abs(at - step), -at))
 
 
 @cached_by(queries.profiles_mark)
 def quant_of(run: str) -> QuantRun | None:
-    """What the run has recorded; None where there is no such run or it has no groups."""
     job, names = queries.job(run), frames.profile_names(run)
     groups = names[names["name"] == MAGNITUDE]
     if groups.empty:
@@ -80,7 +70,7 @@ class QuantSelection(Selection):
     group: str = ""
 
     def settled(self, quant: QuantRun) -> QuantSelection:
-        """The same, with everything that is not stored replaced by what is."""
+        """Selection with unknown fields replaced by defaults."""
         kind = kind_of(quant.job)
         default = kind.default_stage if kind else ""
         default = default if default in quant.stages else quant.stages[-1]
@@ -101,23 +91,18 @@ class QuantSelection(Selection):
 
 @dataclass(frozen=True)
 class QuantView:
-    """A settled selection and what was recorded of its tensor."""
-
     selection: QuantSelection
     quant: QuantRun
 
     @classmethod
     def at(cls, selection: QuantSelection) -> QuantView | None:
-        """None where the run has no groups."""
         quant = quant_of(selection.run)
         return cls(selection.settled(quant), quant) if quant else None
 
     def select(self, **fields: str) -> QuantView:
-        """The same run at another selection."""
         return QuantView(replace(self.selection, **fields), self.quant)
 
     def by_step(self, figure: str) -> dict[int, np.ndarray]:
-        """Step -> one figure of the chosen tensor at the chosen stage."""
         profiles = tensors.profiles(self.quant.job.id, self.selection.tensor, figure)
         return {p.step: p.values for p in profiles if p.stage == self.selection.stage}
 
@@ -127,40 +112,38 @@ class QuantView:
 
     @cached_property
     def codes(self) -> dict[int, np.ndarray]:
-        """Step -> how often each code is used, [2^bits]."""
+        """Frequency of each code by step, [2^bits]."""
         return self.by_step(CODES)
 
     @cached_property
     def errors(self) -> np.ndarray:
-        """Of each group [rows, groups], as they were recorded last."""
+        """Last recorded error of each group, [rows, groups]."""
         errors = self.by_step(ERROR)
         return errors[max(errors)]
 
     @property
     def step(self) -> int:
-        """The step nearest to the chosen one at which the figure was recorded."""
+        """Recorded step nearest to the chosen one."""
         selection = self.selection
         return self.quant.nearest(selection.stage, selection.figure, int(selection.step))
 
     @property
     def snapshot_steps(self) -> list[int]:
-        """The steps at which training was recorded."""
         return self.quant.steps[self.selection.stage, MAGNITUDE]
 
     def figure_at(self, figure: str, step: int) -> np.ndarray:
-        """One figure of the groups at the step nearest to `step` it was recorded at."""
+        """Figure of the groups at the recorded step nearest to `step`."""
         return self.by_step(figure)[self.quant.nearest(self.selection.stage, figure, step)]
 
     @cached_property
     def worst_first(self) -> list[Group]:
-        """All groups, the one with the largest error first."""
         order = np.argsort(-self.errors, axis=None, kind="stable")
         rows, groups = np.unravel_index(order, self.errors.shape)
         return list(zip(rows.tolist(), groups.tolist(), strict=True))
 
     @cached_property
     def group(self) -> Group:
-        """The chosen group; the worst where none is chosen or it is not there."""
+        """Chosen group, or the worst."""
         row, _, group = self.selection.group.partition(",")
         if row.isdecimal() and group.isdecimal():
             chosen = int(row), int(group)
@@ -170,7 +153,6 @@ class QuantView:
 
     @cached_property
     def input_groups(self) -> list[InputGroups]:
-        """Of the chosen tensor's module in every block that has both figures, block by block."""
         job, (_, module) = self.quant.job.id, self.quant.places[self.selection.tensor]
         energies = {p.block: p.values for p in tensors.module_profiles(job, module, INPUT_ENERGY)}
         errors = {
@@ -185,40 +167,32 @@ class QuantView:
         ]
 
     def code_image(self) -> CodeImage | None:
-        """The codes around the chosen group, read from the saved model; None where its stage is
-        not the saved one, or the file holds no codes.
-
-        Raises:
-            ModelError: a file is damaged.
-        """
+        """Codes around the chosen group from the saved model; None for another stage or a file
+        without codes. Raises `ModelError` for a damaged file."""
         job, selection = self.quant.job, self.selection
         folders = saved_folders(job)
         if selection.stage != job.kept_stage or selection.stage not in folders:
             return None
-        tile = read_codes(folders[selection.stage], selection.tensor, self._region())
+        row, group = self.group
+        rows = Region.around(row, 0, (self.errors.shape[0], 1), ROWS).rows  # outputs around its own
+        first = group * self.group_size
+        region = Region(rows, (first, first + min(self.group_size, COLUMNS)))
+        tile = read_codes(folders[selection.stage], selection.tensor, region)
         if tile is None:
             return None
         source = folders.get(DENSE)
         before = read_region(source, selection.tensor, tile.region) if source else None
         return CodeImage(tile, before)
 
-    def _region(self) -> Region:
-        """The inputs of the chosen group, and the outputs around its own."""
-        row, group = self.group
-        size, outputs = self.group_size, self.errors.shape[0]
-        rows = Region.around(row, 0, (outputs, 1), ROWS).rows
-        first = group * size
-        return Region(rows, (first, first + min(size, COLUMNS)))
-
     @property
     def group_size(self) -> int:
-        """Weights in a group, from how many codes there are; 0 where that is not known."""
+        """Number of weights in a group; 0 where unknown."""
         codes = self.codes
         return round(codes[max(codes)].sum(dtype=float) / self.errors.size) if codes else 0
 
     @property
     def weights(self) -> GroupWeights | None:
-        """The chosen group weight by weight; None where it is not among the worst recorded."""
+        """Weights of the chosen group; None where it is not among the worst recorded."""
         recorded = self.by_step(WORST)
         if not recorded:
             return None
@@ -233,6 +207,5 @@ class QuantView:
         return GroupWeights(dense, quantized, np.sort(scale * (np.arange(codes) - zero)))
 
     def moved(self, by: int) -> QuantView:
-        """The group `by` places on in the order of their errors, as far as there are any."""
         row, group = neighbour(self.worst_first, self.group, by)
         return self.select(group=f"{row},{group}")

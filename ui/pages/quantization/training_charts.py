@@ -16,8 +16,7 @@ from ui.theme import LIGHT, stage_style
 
 
 def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) -> go.Figure:
-    """Magnitudes of all groups of the model: bands of quantiles ("p05" -> step -> value) and the
-    median."""
+    """Magnitudes of all groups: bands of quantiles ("p05" -> step -> value) and the median."""
     colour = stage_style(stage).colour
     lines, names = [], [*FAN]
     for low, high in zip(names[: len(names) // 2], names[: len(names) // 2 : -1], strict=True):
@@ -47,8 +46,8 @@ def _edge(
 
 
 def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> go.Figure:
-    """The magnitude of one group over training, among those of its tensor (5 to 95 %); of each step
-    magnitudes [rows, groups]."""
+    """Magnitude of one group over training, and the 5 to 95 % band of its tensor, of magnitudes
+    [rows, groups] by step."""
     at, name, grey = sorted(steps), "5 to 95 % of this tensor", LIGHT.muted
     bands = np.array([np.quantile(steps[s], (0.05, 0.95)) for s in at])
     own = go.Scatter(
@@ -70,7 +69,7 @@ def _magnitude_layout(view: str) -> dict[str, Any]:
 
 
 def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
-    """How often each code is used in one tensor, [2^bits], before training and after."""
+    """Frequency of each code of one tensor, [2^bits], before and after training."""
     at = sorted({min(usage), max(usage)}) if usage else []
     colours = [LIGHT.muted, stage_style(stage).colour]
     bars = [
@@ -90,20 +89,18 @@ def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
 
 
 def code_usage_headline(usage: Mapping[int, np.ndarray]) -> str:
-    """How many bits the codes carry in the end."""
     bits, carried = _entropy(usage[max(usage)])
     return f"The codes carry {carried} of {bits} bits each" if carried != NONE else ""
 
 
 def _entropy(counts: np.ndarray) -> tuple[int, str]:
-    """Bits of a code, and those it carries."""
+    """Bits of a code, and their entropy as text."""
     used = counts[counts > 0] / counts.sum()
     entropy = float(-(used * np.log2(used)).sum()) if len(used) else float("nan")
     return int(np.log2(len(counts))), f"{entropy:.2f}" if len(used) else NONE
 
 
 def code_usage_note(usage: Mapping[int, np.ndarray]) -> str:
-    """In words: how many weights, how many codes are used, and the bits a code carries."""
     if not usage:
         return ""
     last = usage[max(usage)]

@@ -56,7 +56,6 @@ def build() -> None:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Table, and log title and history of the chosen job."""
     job = chosen_job(request)
     tab = query(request, "state", "active", TABS)
     board = board_html(scheduling.status(), tab, job, current_user(request))
@@ -73,7 +72,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -> Markup:
-    """The tabs, a warning where the queue is stalled, and the jobs."""
     counts = {
         "active": len(status.live) + len(status.queued),
         "ended": status.finished - status.needs_attention,
@@ -81,24 +79,23 @@ def board_html(status: QueueStatus, tab: str, chosen: Job | None, user: Actor) -
     }
     stalled = STALLED if status.stalled else ""
     columns = _columns(tab, status, chosen.id if chosen else None, user)
-    rows = [[cell(job) for cell in columns.values()] for job in jobs_of(status, tab)]
+    jobs = [*status.live, *status.queued]
+    if tab != "active":
+        ended = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
+        jobs = sorted(ended, key=lambda job: -(job.finished_at or 0))
+    rows = [[cell(job) for cell in columns.values()] for job in jobs]
     numeric = [place for place, title in enumerate(columns) if title in NUMERIC]
     return HTML.queue(TABS, tab, counts, stalled, [*columns], rows, numeric)
 
 
-def jobs_of(status: QueueStatus, tab: str) -> list[Job]:
-    """Active: running jobs, then the queue in its order. Others: the last to end first."""
-    if tab == "active":
-        return [*status.live, *status.queued]
-    jobs = queries.jobs(ENDED if tab == "ended" else FAILED, limit=MAX_JOBS)
-    return sorted(jobs, key=lambda job: -(job.finished_at or 0))
-
-
 def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) -> Columns:
-    """Title -> what a job has in that column."""
     now, place = now_ms(), status.position
     waiting = awaited(job.id for job in status.queued) if tab == "active" else {}
-    columns: Columns = {"Run": named_link, "What": kind_and_settings, "State": _state}
+    columns: Columns = {
+        "Run": named_link,
+        "What": kind_and_settings,
+        "State": lambda job: HTML.state(job, job.state in LIVE and job.desired != "run"),
+    }
     if tab == "active":
         start = start_times(status, waiting)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
@@ -126,10 +123,6 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
         job.run, job.id == open_id, buttons(job, user, movable(job.id))
     )
     return columns
-
-
-def _state(job: Job) -> Markup:
-    return HTML.state(job, job.state in LIVE and job.desired != "run")
 
 
 PAGE = Page("Queue", "queue", build, order=25, section="Runs", key="j", moved_from=("jobs",))

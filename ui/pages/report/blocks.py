@@ -28,22 +28,14 @@ log = logging.getLogger("slimscope.report")
 
 @dataclass(frozen=True)
 class ChartSource:
-    """A chart that reports may show, and the page it belongs to."""
-
     page: Page
     chart: PageChart
 
 
 @dataclass(frozen=True)
 class DrawnBlock:
-    """A block as it is shown.
-
-    Attributes:
-        words: (whether it is a heading, paragraph) of the text or note.
-        sentence: why there is neither a figure nor a table.
-        figure: JSON of Plotly; None: a table, or nothing.
-        address: of the page the chart is from; empty for a text.
-    """
+    """Block as shown: `words` are (heading?, paragraph) of its text; `sentence` says why there is
+    neither a figure nor a table; `figure` is JSON of Plotly."""
 
     block: ReportBlock
     words: list[tuple[bool, str]]
@@ -64,7 +56,7 @@ class DrawnBlock:
 
     @property
     def about(self) -> str:
-        """The page, the panel, the runs and the tensor, as far as its title does not say them."""
+        """Page, chart, runs and tensor."""
         if self.source is None:
             return ""
         named = f"{self.source.page.name}: {self.source.chart.title}"
@@ -77,17 +69,16 @@ class DrawnBlock:
 
 
 def sources(pages: Iterable[Page]) -> dict[str, ChartSource]:
-    """Name of a chart -> the chart, of all pages."""
     return {name: ChartSource(page, chart) for page in pages for name, chart in page.charts.items()}
 
 
 def query_of(asked: Mapping[str, str]) -> str:
-    """The address of a chart, of that of a report to which it is to be added."""
+    """Address of the chart to be added, within that of a report."""
     return urlencode({name: value for name, value in asked.items() if name != ADD})
 
 
 def drawn(block: ReportBlock, known: Mapping[str, ChartSource]) -> DrawnBlock:
-    """The block with its figure, or a sentence in its place: no chart may keep the others away."""
+    """Block with its figure, or with a sentence: no failure hides the other blocks."""
     words = paragraphs(block.text)
     if not block.chart:
         return DrawnBlock(block, words)
@@ -97,11 +88,9 @@ def drawn(block: ReportBlock, known: Mapping[str, ChartSource]) -> DrawnBlock:
     if isinstance(figure, go.Figure):
         return DrawnBlock(block, words, source, chart, json.loads(figure.to_json()))
     said = figure if isinstance(figure, str) else (figure or {}).get("nothing", "")
-    return DrawnBlock(block, words, source, chart, sentence=said or _empty(chart))
-
-
-def _empty(chart: Chart) -> str:
-    return NOTHING if chart.frame is None or chart.frame.empty else ""
+    if not said and (chart.frame is None or chart.frame.empty):
+        said = NOTHING
+    return DrawnBlock(block, words, source, chart, sentence=said)
 
 
 def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:
@@ -117,7 +106,7 @@ def _chart(block: ReportBlock, source: ChartSource | None) -> Chart:
 
 
 def paragraphs(text: str) -> list[tuple[bool, str]]:
-    """The paragraphs of a text, which an empty line parts; one that begins with # is a heading."""
+    """Paragraphs, separated by empty lines, and whether each is a heading (begins with #)."""
     parts = [part.strip("\n") for part in text.split("\n\n")]
     return [
         (part.startswith(HEADING), part.removeprefix(HEADING)) for part in parts if part.strip()

@@ -25,10 +25,9 @@ MIN_HEIGHT = 320  # px
 
 
 def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
-    """The whole file."""
     figures = {each.block.id: each.figure for each in blocks if each.figure}
     tables = {
-        each.block.id: table_of(each.chart)
+        each.block.id: _table(each.chart)
         for each in blocks
         if each.chart and not each.figure and not each.sentence
     }
@@ -42,15 +41,13 @@ def exported(report: Report, blocks: Sequence[DrawnBlock]) -> str:
     )  # fmt: skip
 
 
-def table_of(chart: Chart) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of what a chart without a figure holds."""
+def _table(chart: Chart) -> tuple[list[str], list[list[str]]]:
     assert chart.frame is not None, "a chart with neither figure nor frame has a sentence"
     rows = chart.frame.head(MAX_ROWS).itertuples(index=False, name=None)
     return [*chart.frame.columns], [[_text(value) for value in row] for row in rows]
 
 
 def height_of(block: DrawnBlock) -> int:
-    """Pixels of its figure."""
     meta = ((block.figure or {}).get("layout") or {}).get("meta") or {}
     own = block.source.chart.height if block.source else 0
     return max(own, MIN_HEIGHT) + int(meta.get("more", 0))
@@ -62,10 +59,8 @@ def _text(value: Any) -> str:
 
 
 def _script(source: str) -> Markup:
-    """A script that cannot end the element it stands in."""
     return Markup(source.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
 def _json(text: str) -> Markup:
-    """JSON inside a script: no text in it can be taken for HTML."""
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))

@@ -1,8 +1,4 @@
-"""Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported.
-
-blocks    each block drawn anew from the address it holds
-export    all of them in one file
-"""
+"""Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from backend.store.session import now_ms
 from backend.store.tables import Report
 from ui import pages
 from ui.format import href
-from ui.frame import SILENT_EVENT, Page, current_user, on_load, query
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
 from ui.pages.report.export import exported, height_of
@@ -43,8 +39,8 @@ Change = Callable[[int, int, str, Actor], None]  # report, block, text, who
 
 
 class ReportView(gr.HTML):
-    """Shows `{"top": HTML, "blocks": [{"id", "html", "figure"}]}`; a block is drawn again only when
-    it has changed. Raises `act` as an `HtmlPanel` does."""
+    """Shows `{"top": HTML, "blocks": [{"id", "html", "figure"}]}`, redrawing changed blocks only.
+    Raises `act` as an `HtmlPanel` does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -75,27 +71,19 @@ def build() -> None:
         chart.render()
         add = gr.Button("Add chart", scale=0, min_width=120, elem_id="report-add-button")
     page |= {"runs": runs, "chart": chart}
-    done = Outputs(message=message, file=Download(), leave=_leave())
+    done = Outputs(message=message, file=Download())
+    done["leave"] = gr.HTML(  # opens the address it is given
+        None, html_template="", js_on_load="slimscope.leave(props, watch)", elem_classes="saver"
+    )
     show = page.named(draw), None, page.components
     on_load(*show)
-    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    acted = page["view"].act(done.named(act), None, done.components, **private)
+    acted = page["view"].act(done.named(act), None, done.components, **PRIVATE_EVENT)
     acted.then(*show, **SILENT_EVENT)
-    added = add.click(done.named(add_chart), [runs, chart], done.components, **private)
+    added = add.click(done.named(add_chart), [runs, chart], done.components, **PRIVATE_EVENT)
     added.then(*show, **SILENT_EVENT)
 
 
-def _leave() -> gr.HTML:
-    """Invisible; the address it is given is opened."""
-    script = "slimscope.leave(props, watch)"
-    return gr.HTML(None, html_template="", js_on_load=script, elem_classes="saver")
-
-
-# what is shown ------------------------------------------------------------------------------------
-
-
 def draw(request: gr.Request) -> Updates:
-    """The list of reports, or the one in the address."""
     number, user = _number(query(request, "n")), current_user(request)
     off = may_not_change(user)
     hidden = {"adding": gr.update(visible=False)}
@@ -109,7 +97,6 @@ def draw(request: gr.Request) -> Updates:
 
 
 def listing(request: gr.Request, off: str) -> str:
-    """All reports, with a button each where a chart is to be added."""
     rows = [(each, runs_of(stored_blocks(each.blocks))) for each in reports()]
     source = known_charts().get(query(request, ADD))
     adding = f"{source.page.name}: {source.chart.title}" if source else ""
@@ -118,12 +105,11 @@ def listing(request: gr.Request, off: str) -> str:
 
 
 def known_charts() -> Mapping[str, ChartSource]:
-    """Every chart a report may show. The pages are known only when all of them are loaded."""
+    """Every chart a report may show; complete only when all pages are loaded."""
     return sources(pages.pages())
 
 
 def drawn_blocks(shown: Report) -> list[DrawnBlock]:
-    """The parts of a report, each with its chart."""
     known = known_charts()
     return [drawn(block, known) for block in stored_blocks(shown.blocks)]
 
@@ -151,14 +137,12 @@ def _view(shown: Report, off: str) -> dict[str, Any]:
 
 
 def _table(shown: Report, block: DrawnBlock) -> str:
-    """The table of a chart that has no figure."""
     if block.figure or block.sentence or block.chart is None or block.chart.frame is None:
         return ""
     return frame_table(block.chart.frame, f"report-{shown.id}-{block.block.id}")
 
 
 def _picker(off: str) -> Updates:
-    """The runs there are, and the charts that are drawn of runs."""
     if off:
         return {"adding": gr.update(visible=False)}
     offered = [
@@ -174,9 +158,6 @@ def _picker(off: str) -> Updates:
     }
 
 
-# what is done -------------------------------------------------------------------------------------
-
-
 CHANGES: dict[str, Change] = {
     "text": lambda number, _, text, user: writing.add_text(number, text, user),
     "rename": lambda number, _, text, user: writing.rename_report(number, text, user),
@@ -188,10 +169,9 @@ CHANGES: dict[str, Change] = {
 
 
 def act(event: gr.EventData, request: gr.Request) -> Updates:
-    """A button: a change of a report, a file, or the way to another report."""
-    data = {key: str(value or "") for key, value in event_data(event).items()}
-    do, text, user = data.get("do", ""), data.get("text", ""), current_user(request)
-    number, block = _number(data.get("run", "")) or 0, _number(data.get("file", "")) or 0
+    sent = {key: str(value or "") for key, value in event_data(event).items()}
+    do, text, user = sent.get("do", ""), sent.get("text", ""), current_user(request)
+    number, block = _number(sent.get("run", "")) or 0, _number(sent.get("file", "")) or 0
     try:
         match do:
             case "create":
@@ -203,7 +183,10 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
                 writing.delete_report(number, user)
                 return {"message": show_html(), "leave": str(href("report"))}
             case "export":
-                return {"message": show_html(), "file": export_file(report(number))}
+                shown = report(number)
+                name = UNSAFE.sub("-", shown.title).strip("-") or "report"
+                data = exported(shown, drawn_blocks(shown)).encode()
+                return {"message": show_html(), "file": file_payload(f"{name}.html", data)}
         if do in CHANGES:
             CHANGES[do](number, block, text, user)
     except SlimscopeError as error:
@@ -212,7 +195,6 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
 
 
 def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) -> Updates:
-    """The chosen chart of the chosen runs, at the end of the report in the address."""
     number, user = _number(query(request, "n")) or 0, current_user(request)
     try:
         source = known_charts().get(chart or "")
@@ -225,8 +207,8 @@ def add_chart(runs: list[str] | None, chart: str | None, request: gr.Request) ->
 
 
 def _address_of(source: ChartSource, runs: list[str]) -> str:
-    """The address of the chart for these runs: all of them where the page compares several, else
-    the first, with the second beside it where the page can."""
+    """Address of the chart for these runs: all where the page compares several, else the first,
+    with the second beside it where possible."""
     if source.chart.runs == "ids":
         return urlencode({"ids": ",".join(runs)})
     other = {"vs": runs[1]} if source.chart.runs == "run" and len(runs) > 1 else {}
@@ -234,7 +216,6 @@ def _address_of(source: ChartSource, runs: list[str]) -> str:
 
 
 def _asked_chart(request: gr.Request) -> tuple[str, str] | None:
-    """Name and address of the chart in the address; None without one."""
     asked = dict(request.query_params or {})
     chart = str(asked.get(ADD, ""))
     if chart and chart not in known_charts():
@@ -243,7 +224,6 @@ def _asked_chart(request: gr.Request) -> tuple[str, str] | None:
 
 
 def _with_chart(number: int, chart: tuple[str, str] | None, user: Actor) -> int:
-    """The report, after a chart was added to it."""
     if chart:
         writing.add_chart(number, *chart, user)
     return number
@@ -253,16 +233,8 @@ def _opened(number: int) -> Updates:
     return {"message": show_html(), "leave": str(href("report", n=number))}
 
 
-def export_file(shown: Report) -> dict[str, Any]:
-    """The report as one file."""
-    name = UNSAFE.sub("-", shown.title).strip("-") or "report"
-    return file_payload(f"{name}.html", exported(shown, drawn_blocks(shown)).encode())
-
-
 def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 16 else None
 
 
-PAGE = Page(
-    "Reports", "report", build, order=35, section="Runs", key="t", heading=False,
-)  # fmt: skip
+PAGE = Page("Reports", "report", build, order=35, section="Runs", key="t", heading=False)

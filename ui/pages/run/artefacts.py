@@ -27,7 +27,6 @@ tokenizer = AutoTokenizer.from_pretrained({path!r})"""
 
 
 def disk_card(job: Job, user: Actor) -> Markup:
-    """What takes disk space, and the button that frees what a run that has ended need not keep."""
     use = disk_use(job.run)
     if not use:
         return Markup()
@@ -37,12 +36,10 @@ def disk_card(job: Job, user: Actor) -> Markup:
 
 
 def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
-    """Files and folders a run produced."""
     return Markup().join(_artefact(run, row) for row in rows)
 
 
 def _title(name: str) -> str:
-    """With a capital letter; an abbreviation stays as it is."""
     return name[:1].upper() + name[1:]
 
 
@@ -61,7 +58,7 @@ def _artefact(run: str, row: Artifact) -> Markup:
 
 
 def _files(run: str, row: Artifact) -> list[list[str]]:
-    """Files with their sizes; the small ones can be downloaded."""
+    """Files with their sizes, and downloads of the small ones."""
     root = settings().artifacts.resolve()
     path = (root / row.path).resolve()
     if not path.is_relative_to(root) or not path.exists():

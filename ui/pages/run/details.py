@@ -32,7 +32,6 @@ LABELS = {
 
 
 def config_card(job: Job) -> Markup:
-    """What differs from the defaults, the whole config, and the command that submits it."""
     fields = fields_of(job.kind)
     changed = [
         [title(n, fields[n]), f"{v} {extra(fields[n]).get('unit', '')}".strip(), fields[n].default]
@@ -65,7 +64,6 @@ def _few(names: Sequence[str]) -> str:
 
 
 def texts_card(environment: Mapping[str, Any]) -> Markup:
-    """The texts the run read, exactly enough to cut the same slices again."""
     slices = environment.get("text")
     roles = slices.items() if isinstance(slices, Mapping) else ()
     about = {role: facts for role, facts in roles if isinstance(facts, Mapping)}
@@ -76,7 +74,6 @@ def texts_card(environment: Mapping[str, Any]) -> Markup:
 
 
 def environment_card(job: Job) -> Markup:
-    """Where it ran, and with which versions."""
     facts = {k: v for k, v in job.environment.items() if k not in NOT_ENVIRONMENT}
     pairs = {label(key): HTML.recorded(key, value) for key, value in facts.items()}
     return HTML.environment(pairs)
@@ -87,7 +84,6 @@ def label(key: str) -> str:
 
 
 def attempts_card(attempts: Sequence[Attempt], now: int) -> Markup:
-    """Every process that worked on the run."""
     rows = [
         [
             a.n, time_tag(a.started_at or a.launched_at, now), _lasted(a),
@@ -106,7 +102,6 @@ def _lasted(attempt: Attempt) -> str:
 
 
 def reproduction_card(job: Job) -> Markup:
-    """The comparison with the run this one repeats, and with those that repeat it."""
     own = reproduced(job)
     others = [compare(job.id, other.id) for other in queries.reproductions(job.id)]
     pairs = [(own, own.first)] if own else []

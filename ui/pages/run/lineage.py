@@ -14,6 +14,7 @@ from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, metric
 from ui.format import href
 from ui.runs.results import RunResults, find_job, format_value, kind_of, setting_summary
+from ui.runs.rows import by_job
 from ui.templates import fragments
 
 HTML = fragments("pages/run/page.html")
@@ -22,12 +23,7 @@ MAX_CHILDREN = 12  # runs that started from this one, the newest
 
 @dataclass(frozen=True)
 class LineageNode:
-    """A model of the catalogue, or a run.
-
-    Attributes:
-        change: what the run did to the model before it.
-        figure: its perplexity, in words; empty where it measured none.
-    """
+    """Model of the catalogue, or a run with its `change` to the model before and its perplexity."""
 
     name: str
     href: str = ""
@@ -37,21 +33,20 @@ class LineageNode:
 
 
 def lineage_card(job: Job) -> Markup:
-    """The chain from the first model to this run, and the runs that started from it; nothing for a
-    run that stands alone."""
+    """Chain from the first model to this run, and runs that started from it; empty if alone."""
     before, after = ancestors(job), queries.runs_from(job.run, MAX_CHILDREN)
     if len(before) < 2 and not after:
         return Markup()
     runs = [each for each in (*before, job, *after) if isinstance(each, Job)]
-    stored = by_run(queries.results([each.run for each in runs]))
+    stored = by_job(queries.results([each.run for each in runs]))
     chain = [node(each, stored) for each in before]
     whole = href("pipeline", id=job.run) if len(connected(job.id)) > 1 else ""
     return HTML.lineage(chain, node(job, stored), [node(each, stored) for each in after], whole)
 
 
 def ancestors(job: Job) -> list[Job | str]:
-    """The models before this run, the first one first: runs, and the spec it all began with. A run
-    that is gone is a name like any other."""
+    """Models before this run, the first one first: the spec it began with, then runs. A deleted run
+    is a name."""
     chain: list[Job | str] = []
     seen, spec = {job.run}, str(job.config.get("model") or "")
     while (run := find_job(spec)) and run.run not in seen:
@@ -69,10 +64,3 @@ def node(each: Job | str, stored: Mapping[int, Sequence[StoredResult]]) -> Linea
     figure = f"perplexity {format_value(metric(PERPLEXITY), value)}" if value is not None else ""
     change = ", ".join(setting_summary(each))
     return LineageNode(each.run, href("run", id=each.run), change, figure, each.state)
-
-
-def by_run(rows: Sequence[StoredResult]) -> dict[int, list[StoredResult]]:
-    grouped: dict[int, list[StoredResult]] = {}
-    for row in rows:
-        grouped.setdefault(row.job_id, []).append(row)
-    return grouped

@@ -25,14 +25,12 @@ Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 
 def stage_tables(results: RunResults) -> Markup:
-    """One row a stage, one column a metric; the kept stage is marked. Stages that have no metric in
-    common stand apart: one alone as a list, several as a table of their own."""
+    """Metrics by stage; one table for each group of stages that have metrics in common."""
     return HTML.stage_tables([_stages(results, stages) for stages in results.alike()])
 
 
 def paired_table(job: Job, results: RunResults) -> Markup:
-    """The kept stage against every other, on the same windows of text; nothing where they were not
-    recorded, or are too few."""
+    """Kept stage against every other on the same windows; empty without recorded losses."""
     kept = results.kept
     losses = window_losses(job)
     if kept not in losses:
@@ -52,13 +50,11 @@ def _stages(results: RunResults, stages: Sequence[str]) -> Table:
     names = [n for n in results.metrics if any(results.get(s, n) for s in stages)]
     paint = name_colours(results.stages)
     rows = [
-        [_stage(results, s, paint[s]), *(_figure(results.get(s, n)) for n in names)] for s in stages
-    ]
+        [HTML.stage(results.label(s), paint[s], s == results.kept),
+         *(_figure(results.get(s, n)) for n in names)]
+        for s in stages
+    ]  # fmt: skip
     return ["Stage", *(metric(n).title for n in names)], rows
-
-
-def _stage(results: RunResults, stage: str, colour: str) -> Markup:
-    return HTML.stage(results.label(stage), colour, stage == results.kept)
 
 
 def _figure(row: StoredResult | None) -> str:
@@ -69,16 +65,12 @@ def _figure(row: StoredResult | None) -> str:
 
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
-    """The figures of the run as a whole, whether the method helped, and how a stage was chosen."""
     pairs: dict[str, str] = {}
     if results.kept:
         pairs["Kept stage"] = results.label(results.kept)
-    pairs |= {
-        metric(name).title: HTML.figure_of(
-            format_value(metric(name), row.value), row.details.get("of")
-        )
-        for name, row in results.of_run.items()
-    }
+    for name, row in results.of_run.items():
+        value = format_value(metric(name), row.value)
+        pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
     if job.started_at:
@@ -90,7 +82,6 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
 
 
 def _verdict(job: Job, results: RunResults) -> str:
-    """Whether the method helped on this model, or what the figures promise."""
     kind = kind_of(job)
     if kind is None:
         return ""
@@ -103,7 +94,6 @@ def _verdict(job: Job, results: RunResults) -> str:
 
 
 def _measured(job: Job) -> str:
-    """What the newest run that timed the drafter of a run has measured."""
     for other in queries.runs_from(job.run, TIMED):
         for row in queries.results([other.id]):
             if (row.stage, row.metric) == (job.run, SPEED_UP):
@@ -112,7 +102,6 @@ def _measured(job: Job) -> str:
 
 
 def _decision(results: RunResults) -> str:
-    """How the kept stage was chosen."""
     losses = {s: results.value(s, HELDOUT_LOSS) for s in results.stages}
     measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
     kept = results.label(results.kept or "")
@@ -123,17 +112,11 @@ def _decision(results: RunResults) -> str:
 
 
 def times(results: RunResults) -> Markup:
-    """How long each step took, as bars; nothing where there is but one."""
     seconds = results.seconds if len(results.seconds) > 1 else {}
     longest = max([*seconds.values(), 1e-9])
-    return HTML.times(
-        [
-            (sentence_case(step.replace("_", " ")), value / longest, duration(value))
-            for step, value in seconds.items()
-        ]
-    )
+    bars = [(s.replace("_", " "), v / longest, duration(v)) for s, v in seconds.items()]
+    return HTML.times([(sentence_case(step), *bar) for step, *bar in bars])
 
 
 def sentence_case(text: str) -> str:
-    """With a capital at its head; "DL-QAT" stays as it is."""
     return text[:1].upper() + text[1:]

@@ -50,7 +50,7 @@ from ui.widgets.download import Download, small_file
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/run/page.html")
 TABS = {
@@ -86,12 +86,17 @@ def build() -> None:
     with tab["measures"]:
         measures = quality.build()
     with tab["curves"]:
-        lines = _curve_wall()
+        lines = Outputs(waiting=plain(elem_id="run-no-curves"))
+        with gr.Row(elem_classes="curve-wall"):
+            for panel in CURVES:  # those a run does not have stay hidden
+                with gr.Column(visible=False, min_width=320) as lines[panel.name]:
+                    lines |= panel.build("run")
     with tab["log"]:
         _, page["timer"] = build_log("run", message)
     with tab["artefacts"]:
         page["disk"] = disk = HtmlPanel(elem_id="run-disk")
-        page["artefacts"] = _artefacts(message)
+        page["artefacts"] = HtmlPanel(elem_id="run-artefacts", min_height=120)
+        page["artefacts"].act(download, None, [Download(), message], **SILENT_EVENT)
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
@@ -106,7 +111,6 @@ def build() -> None:
 
 
 def _summary() -> tuple[dict[str, Component], gr.Column]:
-    """Everything on the first tab, and the column around the chart of stages."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
             results = plain(elem_id="run-figures")
@@ -118,28 +122,8 @@ def _summary() -> tuple[dict[str, Component], gr.Column]:
     return {"results": results, "settings": settings, "history": history} | chart, stages
 
 
-def _curve_wall() -> Outputs:
-    """A card for each family of curves; those a run does not have stay hidden."""
-    lines = Outputs(waiting=plain(elem_id="run-no-curves"))
-    with gr.Row(elem_classes="curve-wall"):
-        for panel in CURVES:
-            with gr.Column(visible=False, min_width=320) as lines[panel.name]:
-                lines |= panel.build("run")
-    return lines
-
-
-def _artefacts(message: gr.HTML) -> HtmlPanel:
-    panel, file = HtmlPanel(elem_id="run-artefacts", min_height=120), Download()
-    panel.act(download, None, [file, message], **SILENT_EVENT)
-    return panel
-
-
-# what is shown ------------------------------------------------------------------------------------
-
-
 def on_open(request: gr.Request) -> Updates:
-    """The tab in the address, none without a run; the chart of perplexities by stage is
-    hidden where the run's stages are no models."""
+    """Tab in the address; the chart of perplexities is hidden where stages are no models."""
     job = chosen_job(request)
     kind = kind_of(job) if job else None
     stages = gr.update(visible=kind is None or kind.has_models)
@@ -149,7 +133,6 @@ def on_open(request: gr.Request) -> Updates:
 
 
 def draw(request: gr.Request) -> Updates:
-    """Head, results, chart of stages, settings, history, disk space and artefacts."""
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
@@ -174,19 +157,16 @@ def draw(request: gr.Request) -> Updates:
 
 
 def stages_chart(job: Job, results: RunResults) -> Chart:
-    """Perplexity by stage."""
     if PERPLEXITY not in results.metrics:
         return Chart(NO_PERPLEXITY[job.state in ACTIVE])
     return perplexity_chart([*results.rows.values()], results.labels)
 
 
 def draw_measures(request: gr.Request) -> Updates:
-    """Quality, size and speed of the model beside the dense one."""
     return quality.update(chosen_job(request))
 
 
 def head_html(job: Job, actor: Actor) -> Markup:
-    """Name, state, progress, what can be done, and why it failed if it did."""
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
     keeping = keeping_buttons(job, actor)
@@ -197,7 +177,6 @@ def head_html(job: Job, actor: Actor) -> Markup:
 
 
 def results_html(job: Job, results: RunResults) -> Markup:
-    """Outcome, stages and times; a sentence while there are none."""
     stages = stage_tables(results)
     needed = awaited([job.id]).get(job.id, [])
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
@@ -210,15 +189,14 @@ def results_html(job: Job, results: RunResults) -> Markup:
 
 
 def history(job: Job) -> Markup:
-    """Where it ran, every attempt, and what happened to it."""
     attempts = details.attempts_card(queries.attempts(job.run), now_ms())
     events = HTML.history(history_html(job))
     return WIDGETS.stack(details.environment_card(job), attempts, events)
 
 
 def draw_curves(request: gr.Request) -> Updates:
-    """Every family of curves as a chart, the loss first, what the process took last. A family of
-    single points is no curve, and hidden: its figures stand among the results."""
+    """Charts of all families of curves. A family of single points is hidden: its figures are among
+    the results."""
     job = chosen_job(request)
     cards = _cards(job) if job else {}
     if job is None or not cards:
@@ -276,11 +254,7 @@ def _label(name: str, stages: Mapping[str, str]) -> str:
     return stages.get(name) or sentence_case(name)
 
 
-# what is done -------------------------------------------------------------------------------------
-
-
 def download(event: gr.EventData, request: gr.Request) -> Any:
-    """A file of one of the run's artefacts, or why it is not given."""
     pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
     try:
@@ -289,12 +263,7 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [gr.skip(), show_error(error)]
 
 
-# for reports --------------------------------------------------------------------------------------
-
-
 def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:
-    """Draws a chart of the run in an address."""
-
     def drawn(request: gr.Request) -> Chart:
         job = chosen_job(request)
         return Chart(NO_RUN) if job is None else draw(job)
@@ -316,15 +285,7 @@ def _curve(place: int) -> Callable[[Job], Chart]:
 
 PAGE = Page(
     "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
-    charts=STAGES.of("run", of_run(_stages), "id")
-    | {
-        element: chart
-        for place, panel in enumerate(CURVES)
-        for element, chart in panel.of("run", of_run(_curve(place)), "id").items()
-    }
-    | {
-        element: chart
-        for panel, draw in quality.CHARTS.items()
-        for element, chart in panel.of("measures", of_run(draw), "id").items()
-    },
+    charts=page_charts("run", {
+        STAGES: of_run(_stages), **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
+    }, "id") | page_charts("measures", {p: of_run(d) for p, d in quality.CHARTS.items()}, "id"),
 )  # fmt: skip

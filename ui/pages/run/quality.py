@@ -3,11 +3,14 @@ and what both write. Measured by an evaluation, of which the run is the subject 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import gradio as gr
+import pandas as pd
+import plotly.graph_objects as go
 from markupsafe import Markup
 
 from backend.store import queries
@@ -19,12 +22,13 @@ from jobs.evaluation.report import Rows, evaluations, samples_of
 from jobs.fields.saved_models import has_saved, ships_without
 from jobs.metrics import PERPLEXITY, PRODUCT_SPEED_UP, SPEED_UP, ZERO_SHARE
 from ui.charts.chart import Chart
-from ui.format import href, share
-from ui.pages.run.acceleration_charts import format_sizes, sparse_products
+from ui.charts.template import axis, category_axis, layout, log_axis, reference_line
+from ui.format import href, share, size
 from ui.runs.actions.single import next_links
 from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults, kind_of
 from ui.templates import fragments
+from ui.theme import BLUE, stage_style
 from ui.widgets.notice import plain
 from ui.widgets.panel import Outputs, Panel, Updates, updates
 
@@ -34,11 +38,12 @@ PRODUCTS = Panel(
     "product", "Sparse product",
     "At what sparsity does leaving out zeros beat dense on this machine?", 280,
 )  # fmt: skip
+MEGA = 1e6
+DENSE = "dense"
 Sample = Mapping[str, Any]
 
 
 def build() -> Outputs:
-    """Draws the empty places of what `update` shows."""
     page = Outputs(findings=plain(elem_id="measures-said"))
     with gr.Row(equal_height=False, visible=False) as page["charts"]:
         page |= SIZES.build("measures") | PRODUCTS.build("measures")
@@ -47,8 +52,7 @@ def build() -> Outputs:
 
 
 def update(job: Job | None) -> Updates:
-    """Findings, both charts and the samples. The charts are there as soon as an evaluation is, of a
-    run whose stages are models."""
+    """Findings, charts and samples; charts only for evaluated runs whose stages are models."""
     if job is None:
         blank = {"findings": "", "samples": "", "charts": gr.update(visible=False)}
         return updates(blank, SIZES.clear(), PRODUCTS.clear())
@@ -70,7 +74,7 @@ def _rows(evaluation: Job | None) -> Rows:
 
 
 def _evaluation(job: Job) -> Job | None:
-    """The evaluation of `job`: itself, or the newest of it, one that succeeded first."""
+    """Newest evaluation of the job, succeeded ones first; the job itself if it is one."""
     if job.kind == NAME:
         return job
     newest_first = evaluations(job.run)
@@ -79,7 +83,6 @@ def _evaluation(job: Job) -> Job | None:
 
 
 def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
-    """What was measured, and by which run; or how to have it measured."""
     if evaluation is None:
         return HTML.findings([], False, _invitation(job), None, "")
     kind = kind_of(evaluation)
@@ -94,7 +97,6 @@ def findings(job: Job, evaluation: Job | None, rows: Rows) -> Markup:
 
 
 def _invitation(job: Job) -> Markup:
-    """How to have the run measured, if there is a model to measure."""
     kind = kind_of(job)
     if kind and not kind.has_models:
         return HTML.not_a_model(next_links(job))
@@ -105,7 +107,7 @@ def _invitation(job: Job) -> Markup:
 
 def _sizes(rows: Rows) -> Chart:
     sizes = report.format_bytes(rows)
-    if "dense" not in sizes:
+    if DENSE not in sizes:
         return Chart("Sizes appear here once they are measured.")
     zeros = rows[MODEL, ZERO_SHARE]
     note = f"n = {zeros.n or 0:,} weights, {share(zeros.value)} zeros; 16-bit values."
@@ -134,8 +136,8 @@ CHARTS: dict[Panel, Callable[[Job], Chart]] = {
 
 
 def samples(job: Job) -> Markup:
-    """Greedy texts of the dense and of the kept model, side by side, marked from where they
-    differ; empty for a run that wrote none."""
+    """Greedy texts of the dense and the kept model, marked from their first difference; empty
+    without texts."""
     results = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = results.kept or MODEL
     dense, compressed = samples_of(job.run), samples_of(job.run, kept)
@@ -146,9 +148,60 @@ def samples(job: Job) -> Markup:
 
 
 def _pair(dense: Sample, compressed: Sample, label: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """The prompt, and of each model: its label, what both write, and the rest."""
     before, after = (str(sample.get("text", "")).strip() for sample in (dense, compressed))
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
     same = len([*alike]) if dense else len(after)
     texts = [("Dense", before[:same], before[same:])] if dense else []
     return str(compressed.get("prompt", "")), [*texts, (label, after[:same], after[same:])]
+
+
+def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
+    frame = pd.DataFrame(
+        [(name, value / MEGA, 100 * value / sizes[DENSE]) for name, value in sizes.items()],
+        columns=["Format", "Size, MB", "Of dense, %"],
+    )
+    labels = [
+        f"<b>{name}</b><br>{size(v)}, {share(v / sizes[DENSE], 0)}" for name, v in sizes.items()
+    ]
+    colours = [stage_style(DENSE).colour if name == DENSE else BLUE for name in sizes]
+    bars = go.Bar(
+        x=frame["Size, MB"], y=labels, orientation="h", width=0.55, marker={"color": colours},
+        hovertext=frame["Format"], hovertemplate="%{hovertext}: %{x:.4g} MB<extra></extra>",
+    )  # fmt: skip
+    width = axis("Megabytes", rangemode="tozero", showgrid=False)
+    looks = layout(view="formats", xaxis=width, yaxis=category_axis())
+    smallest = min(sizes, key=sizes.__getitem__)
+    part = f"{share(sizes[smallest] / sizes[DENSE], 0)} of the dense size"
+    told = f"As {smallest} the linear layers take {part}"
+    headline = told if smallest != DENSE else "Too few zeros for a sparse format to be smaller"
+    return Chart(go.Figure(bars, looks), frame, note, headline=headline)
+
+
+def sparse_products(
+    zeros: Sequence[float], speed_up: Sequence[float], own: float, note: str = ""
+) -> Chart:
+    """Speed-up of a sparse over the dense product, by sparsity (`zeros`, ascending); the model's
+    `own` sparsity is marked unless 0."""
+    frame = pd.DataFrame({"Zeros, %": [100 * z for z in zeros], "Speed-up, ×": [*speed_up]})
+    line = go.Scatter(
+        x=frame["Zeros, %"], y=frame["Speed-up, ×"], mode="lines+markers",
+        line={"color": BLUE}, marker={"size": 7}, cliponaxis=False,
+        hovertemplate="%{x:.4g} % zeros: %{y:.3g} × the dense speed<extra></extra>",
+    )  # fmt: skip
+    ends = [math.log10(min(*speed_up, 1.0) / 1.15), math.log10(max(*speed_up, 1.0) * 1.15)]
+    above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
+    even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
+    shapes, labels, places = [reference_line(y=1)], [even | above], range(len(zeros))
+    at = max(places, key=speed_up.__getitem__)
+    if own >= report.PRUNED_FROM:
+        at = min(places, key=lambda i: abs(zeros[i] - own))
+        here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
+        shapes.append(reference_line(x=100 * own, dash="dot"))
+        labels.append(here | above)
+    looks = layout(
+        view="products", top=24, shapes=shapes, annotations=labels,
+        xaxis=axis("Zeros, %", showgrid=False), yaxis=log_axis("Speed-up over dense", ends, " ×"),
+    )  # fmt: skip
+    times = f"{speed_up[at]:.2f} times as fast as dense"
+    headline = f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
+    return Chart(go.Figure(line, looks), frame, note, headline=headline)

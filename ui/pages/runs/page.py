@@ -8,7 +8,6 @@ import gradio as gr
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.queue import labels, permissions
-from backend.queue.actor import Actor
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
@@ -57,21 +56,15 @@ def build() -> None:
         panel.on_action(outcome.named(act), outcome.components, show)
 
 
-# what is shown ------------------------------------------------------------------------------------
-
-
 def filter_text(request: gr.Request) -> str:
-    """The filter in the address."""
     return query_text(request, "q")
 
 
 def filtered(_filter: str, request: gr.Request) -> Updates:
-    """The table, after the browser has written the filter into the address."""
     return draw(request)
 
 
 def draw(request: gr.Request) -> Updates:
-    """Tools and table."""
     table = query_runs(TableQuery.from_address(request))
     if not table.total:
         return {"tools": "", "table": HTML.nothing()}
@@ -82,21 +75,19 @@ def draw(request: gr.Request) -> Updates:
     }
 
 
-# what is done -------------------------------------------------------------------------------------
-
-
 def act(event: gr.EventData, request: gr.Request) -> Updates:
-    """Carries out the action of a button: a message, and a file if one was exported."""
     data = {key: str(value or "") for key, value in event_data(event).items()}
-    action, text = data.get("do", ""), data.get("text", "")
+    action, text, name = (data.get(key, "") for key in ("do", "text", "run"))
     user = current_user(request)
     try:
         if action in EXPORTS:
             return {"message": show_html(), "download": export(action, request)}
         if action == "save-view":
-            message = save_view(text, request, user)
+            labels.save_view(text, saved_query(dict(request.query_params or {})), user)
+            message = f"The view {text.strip()} is saved for all users."
         elif action == "delete-view":
-            message = delete_view(data.get("run", ""), user)
+            labels.delete_view(name, user)
+            message = f"The view {name} is deleted."
         else:
             table = query_runs(TableQuery.from_address(request))
             if not (jobs := [row.job for row in table.selected]):
@@ -107,20 +98,7 @@ def act(event: gr.EventData, request: gr.Request) -> Updates:
     return {"message": show_success(message)}
 
 
-def save_view(name: str, request: gr.Request, user: Actor) -> str:
-    """Saves the address as a named view; says so."""
-    labels.save_view(name, saved_query(dict(request.query_params or {})), user)
-    return f"The view {name.strip()} is saved for all users."
-
-
-def delete_view(name: str, user: Actor) -> str:
-    """Deletes a named view; says so."""
-    labels.delete_view(name, user)
-    return f"The view {name} is deleted."
-
-
 def export(form: str, request: gr.Request) -> dict[str, Any]:
-    """All matching rows, in the order and with the columns of the screen, as a file."""
     table = query_runs(TableQuery.from_address(request))
     return file_payload(f"slimscope-runs.{form}", EXPORTS[form](table.rows, table.columns).encode())
 

@@ -26,12 +26,7 @@ SPREAD = "±: sample standard deviation over seeds; none for a single run."
 def sweep_means(
     rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str], headline: str = ""
 ) -> Chart:
-    """Mean of one metric by combination and stage; as high as its combinations need.
-
-    Args:
-        rows: of this metric alone, as `jobs.sweep.table` gives them.
-        labels: stage -> label.
-    """
+    """Mean of one metric (of which `rows` are) by combination and stage."""
     scale = shown.scale
     columns = ["Combination", "Stage", shown.title, "±", "n"]
     figures = [
@@ -42,32 +37,18 @@ def sweep_means(
     frame = pd.DataFrame(figures, columns=columns)
     combinations = {repr(row.values): in_lines(esc(row.label)) for row in rows}
     drawn = frame.assign(
-        stage=[row.stage for row in rows],
-        place=[combinations[repr(row.values)] for row in rows],
+        stage=[row.stage for row in rows], place=[combinations[repr(row.values)] for row in rows]
     )
+    x, values = axis(shown.title, showgrid=False), frame[shown.title]
+    if values.min() > 0 and values.max() / values.min() >= LOG_FROM:
+        x = log_axis(shown.title, log_span(values.tolist()), showgrid=False, tickangle=0)
     looks = layout(
-        view=shown.name,
-        xaxis=_value_axis(shown.title, frame[shown.title]),
-        yaxis=rows_axis([*combinations.values()]),
-        **legend_row(top=56),
+        view=shown.name, xaxis=x, yaxis=rows_axis([*combinations.values()]), **legend_row(top=56),
         more=rows_height(len(combinations), AROUND, MIN_HEIGHT) - HEIGHT,
-    )
+    )  # fmt: skip
     traces = [_dots(group, shown.title) for _, group in drawn.groupby("stage", sort=False)]
-    figure = go.Figure(traces, looks)
-    return Chart(
-        figure,
-        frame,
-        f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}",
-        headline=headline,
-    )
-
-
-def _value_axis(title: str, values: pd.Series) -> dict[str, object]:
-    """A log axis where the values lie far apart."""
-    low, high = values.min(), values.max()
-    if low <= 0 or high / low < LOG_FROM:
-        return axis(title, showgrid=False)
-    return log_axis(title, log_span(values.tolist()), showgrid=False, tickangle=0)
+    note = f"Runs per dot: {extent([row.n for row in rows], str, '–')}. {SPREAD}"
+    return Chart(go.Figure(traces, looks), frame, note, headline=headline)
 
 
 def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:

@@ -27,43 +27,27 @@ HTML = fragments("pages/sweep/page.html")
 
 
 def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """The figures measured at stages; those of a run as a whole are left out."""
     return [row for row in rows if row.stage != RUN]
 
 
-# head ---------------------------------------------------------------------------------------------
-
-
 def head(jobs: Sequence[Job], actor: Actor) -> Markup:
-    """What is swept, the states of the runs, and the buttons for all of them."""
     first = jobs[0]
     model = [model_name(first.config["model"])] if "model" in first.config else []
-    return HTML.head(
-        first,
-        Counter(job.state for job in jobs),
-        _actions(jobs),
-        permissions.may_not_change(actor),
-        [kind_title(first), *model, f"{len(jobs)} runs"],
-        [setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)],
-    )
-
-
-def _actions(jobs: Sequence[Job]) -> list[tuple[str, str, str]]:
-    """Buttons for all runs: action, text, question before it is done."""
     going = sum(job.state in ACTIVE and job.desired == "run" for job in jobs)
     ended = sum(job.state in RESUMABLE for job in jobs)
     question = f"Cancel {runs(going)}? Running ones stop at the next safe point."
-    cancel = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
-    return cancel + ([("resume-sweep", f"Resume {runs(ended)}", "")] if ended else [])
-
-
-# means and runs -----------------------------------------------------------------------------------
+    actions = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
+    actions += [("resume-sweep", f"Resume {runs(ended)}", "")] if ended else []
+    return HTML.head(
+        first, Counter(job.state for job in jobs), actions, permissions.may_not_change(actor),
+        [kind_title(first), *model, f"{len(jobs)} runs"],
+        [setting_title(first.kind, field) for field in sweep.varied(jobs)],
+    )  # fmt: skip
 
 
 def means_table(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
 ) -> Markup:
-    """Means of one metric: one row a combination, one column a stage."""
     if not rows:
         return Markup()
     stages = [*dict.fromkeys(row.stage for row in rows)]
@@ -93,7 +77,6 @@ def _mean(row: SweepRow | None, shown: Metric) -> str | Markup:
 def body(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
 ) -> Markup:
-    """The means over seeds, and below them the runs with the settings that tell them apart."""
     fields, now = sweep.varied(jobs), now_ms()
     live = any(job.state in LIVE for job in jobs)
     heads = ["Run", *(setting_title(jobs[0].kind, field) for field in fields), "State"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import gradio as gr
 
@@ -17,15 +17,14 @@ from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep import details
 from ui.pages.sweep.charts import HEIGHT, sweep_means
-from ui.pages.sweep.settings import importance_chart, last_stage, parallel_chart
-from ui.pages.sweep.ties import headline, ties
+from ui.pages.sweep.settings import headline, importance_chart, last_stage, parallel_chart, ties
 from ui.runs.actions.single import act
 from ui.runs.html import unknown
 from ui.runs.results import setting_title, stages_of
 from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
-from ui.widgets.panel import Outputs, Panel, Updates, updates
+from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 MEANS = Panel(
     "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?",
@@ -60,21 +59,16 @@ def build() -> None:
 
 
 def draw(chosen: str | None, request: gr.Request) -> Updates:
-    """Everything the page shows; the metric in the address unless another is chosen."""
     run = query(request, "id")
     jobs = _jobs(run)
     if not jobs:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
-        return updates(
-            hidden,
-            MEANS.show(Chart(None)),
-            _settings([], [], metric(NO_METRIC), {}, {}),
-            {"body": ""},
-        )
+        empty = [panel.show(Chart(None)) for panel in (MEANS, LINES, IMPORTANCE)]
+        return updates(hidden, *empty, {"settings": gr.update(visible=False), "body": ""})
     keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))
-    labels = stages_of(jobs[0])
-    chart = _means(jobs, rows, shown, labels)
+    drawn, nothing = _charts(jobs, rows, shown), Chart(None)
+    lines, importance = drawn[LINES], drawn[IMPORTANCE]
     html = {
         "head": details.head(jobs, current_user(request)),
         "metric": gr.update(
@@ -82,73 +76,51 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
             value=shown.name,
             visible=bool(keys),
         ),
-        "body": details.body(jobs, rows, shown, labels),
+        "body": details.body(jobs, rows, shown, stages_of(jobs[0])),
+        "settings": gr.update(visible=bool(lines and importance)),
     }
-    settings = _settings(jobs, rows, shown, labels, _titles(jobs))
-    return updates(html, MEANS.show(chart, f"{jobs[0].run}-{shown.name}"), settings)
+    means = MEANS.show(drawn[MEANS] or nothing, f"{jobs[0].run}-{shown.name}")
+    settings = LINES.show(lines or nothing), IMPORTANCE.show(importance or nothing)
+    return updates(html, means, *settings)
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
-    """The metrics there are, and the results of the wanted one, or else of the first."""
     rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
     key = key if key in keys else next(iter(keys), NO_METRIC)
     return keys, [row for row in rows if row.metric == key], metric(key)
 
 
-def _means(
-    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
-) -> Chart:
-    """The means; where a single setting varies, no other chart says which value is best."""
+def _charts(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric
+) -> dict[Panel, Chart | None]:
+    """Charts of one metric; None where there are too few runs. The headline of the means names the
+    best value where a single setting varies."""
+    labels = stages_of(jobs[0])
     last = last_stage(rows, labels)
+    titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+    tied = ties(jobs, last, shown)
     alone = len(last) > 1 and len(last[0].values) == 1
-    told = headline(last, shown, ties(jobs, last, shown)) if alone else ""
-    return sweep_means(rows, shown, labels, told) if rows else Chart(WAITING)
-
-
-def _titles(jobs: Sequence[Job]) -> dict[str, str]:
-    """Setting that varies -> its title."""
-    return {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
+    told = headline(last, shown, tied) if alone else ""
+    return {
+        MEANS: sweep_means(rows, shown, labels, told) if rows else Chart(WAITING),
+        LINES: parallel_chart(last, shown, titles, tied),
+        IMPORTANCE: importance_chart(last, shown, titles),
+    }
 
 
 def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    """Draws one of the panels from an address."""
-
     def drawn(request: gr.Request) -> Chart:
         jobs = _jobs(query(request, "id"))
         if not jobs:
             return Chart(GONE)
         _, rows, shown = _measured(jobs, query(request, "metric"))
-        labels = stages_of(jobs[0])
-        if panel is MEANS:
-            return _means(jobs, rows, shown, labels)
-        last, titles = last_stage(rows, labels), _titles(jobs)
-        if panel is LINES:
-            return parallel_chart(last, shown, titles, ties(jobs, last, shown)) or Chart(None)
-        return importance_chart(last, shown, titles) or Chart(None)
+        return _charts(jobs, rows, shown)[panel] or Chart(None)
 
     return drawn
 
 
-def _settings(
-    jobs: Sequence[Job],
-    rows: Sequence[SweepRow],
-    shown: Metric,
-    labels: Mapping[str, str],
-    titles: Mapping[str, str],
-) -> Updates:
-    """What the settings of the last stage's results have to do with them; hidden where they are too
-    few to tell."""
-    last = last_stage(rows, labels)
-    lines = parallel_chart(last, shown, titles, ties(jobs, last, shown))
-    matters = importance_chart(last, shown, titles)
-    visible = {"settings": gr.update(visible=bool(lines and matters))}
-    nothing = Chart(None)
-    return updates(visible, LINES.show(lines or nothing), IMPORTANCE.show(matters or nothing))
-
-
 def _jobs(run: str) -> list[Job]:
-    """The runs of the sweep that the run belongs to; none if there is no such run."""
     try:
         return queries.sweep(run)
     except SlimscopeError:
@@ -157,9 +129,5 @@ def _jobs(run: str) -> list[Job]:
 
 PAGE = Page(
     "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
-    charts={
-        element: chart
-        for panel in (MEANS, LINES, IMPORTANCE)
-        for element, chart in panel.of("sweep", chart_of(panel)).items()
-    },
+    charts=page_charts("sweep", {panel: chart_of(panel) for panel in (MEANS, LINES, IMPORTANCE)}),
 )  # fmt: skip

@@ -9,19 +9,23 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from backend.evaluation.paired import paired_ratio
+from backend.store.tables import Job
+from jobs import sweep
 from jobs.metrics import Metric
 from jobs.sweep import SweepRow, importance
 from ui.charts.chart import Chart
+from ui.charts.headlines import lower
 from ui.charts.template import axis, category_axis, layout
 from ui.format import share
-from ui.pages.sweep.ties import headline
+from ui.runs.pairs import WINDOW_METRICS, window_losses
+from ui.runs.results import format_value
 from ui.theme import BLUE, LIGHT
 
 FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
 
 
 def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
-    """The rows of the last stage of the method that there are."""
     order = [*labels]
     stages = {row.stage for row in rows}
     last = max(stages, key=lambda stage: order.index(stage) if stage in order else -1, default="")
@@ -31,7 +35,6 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
 def importance_chart(
     rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
 ) -> Chart | None:
-    """Bars of `importance`; None where there is nothing to tell."""
     shares = importance(rows)
     if not shares:
         return None
@@ -65,11 +68,8 @@ def parallel_chart(
     titles: Mapping[str, str],
     tied: Sequence[SweepRow] = (),
 ) -> Chart | None:
-    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two.
-
-    Args:
-        tied: the combinations that are not significantly different from the best.
-    """
+    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two. `tied`
+    combinations do not differ significantly from the best."""
     fields = [*rows[0].values] if rows else []
     if len(fields) < 2:
         return None
@@ -98,7 +98,6 @@ def parallel_chart(
 
 
 def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Numbers where there are numbers, else every value a tick."""
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         ticks = sorted(set(values))
         return {"label": title, "values": [*values], "tickvals": ticks}
@@ -108,3 +107,37 @@ def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
         "label": title, "values": [names.index(t) for t in texts],
         "tickvals": [*range(len(names))], "ticktext": names,
     }  # fmt: skip
+
+
+def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
+    return (max if shown.better == "higher" else min)(rows, key=lambda row: row.mean)
+
+
+def headline(rows: Sequence[SweepRow], shown: Metric, tied: Sequence[SweepRow] = ()) -> str:
+    best = best_row(rows, shown)
+    labels = ", ".join(row.label for row in tied)
+    others = f"; not significantly different: {labels}" if tied else ""
+    return f"Best: {best.label}, {lower(shown.title)} {format_value(shown, best.mean)}{others}"
+
+
+def ties(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> list[SweepRow]:
+    """Combinations whose perplexity does not differ significantly from the best one's on the same
+    windows, averaged over seeds; empty where unknown. `rows` are of one stage and metric."""
+    if shown.key not in WINDOW_METRICS or len(rows) < 2:
+        return []
+    texts = ((job.environment or {}).get("text") or {} for job in jobs)
+    if len({str(each.get("evaluation", {}).get("sha256")) for each in texts}) > 1:
+        return []
+    best, stage = best_row(rows, shown), rows[0].stage
+    stored = {job.id: {n: x.tolist() for n, x in window_losses(job).items()} for job in jobs}
+    losses = sweep.mean_losses(jobs, stored, stage)
+    reference = losses.get(repr(best.values))
+    if reference is None:
+        return []
+    ratios = {
+        repr(row.values): paired_ratio(losses[repr(row.values)], reference)
+        for row in rows
+        if row is not best and repr(row.values) in losses
+    }
+    tied = {key for key, ratio in ratios.items() if ratio and not ratio.told_apart}
+    return [row for row in rows if repr(row.values) in tied]

@@ -24,12 +24,12 @@ from ui.runs.weights import DENSE, run_choices, weights_of
 from ui.widgets.download import file_payload
 from ui.widgets.dropdown import Choices, choices
 from ui.widgets.explorer import (
+    as_kept,
     control_updates,
     empty_state,
     show_charts,
     show_notice,
 )
-from ui.widgets.page_state import as_kept
 from ui.widgets.panel import Panel, Updates, updates
 
 LAYERS = Panel("layers", "All layers", height=440, element="heatmap")

@@ -45,10 +45,9 @@ from ui.pages.weights.selection import (
 from ui.pages.weights.tensor.charts import tensor_chart
 from ui.widgets.download import Download
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer, chart_at
+from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import notice
-from ui.widgets.page_state import page_state
-from ui.widgets.panel import Outputs
+from ui.widgets.panel import Outputs, page_charts
 
 SIDES = {"row": "Output", "column": "Input"}
 SMALL: dict[str, Any] = {"titled": True, "scale": 0, "min_width": 150}  # a radio below a view
@@ -147,7 +146,8 @@ def _chart(draw: Callable[[TensorView], Chart]) -> Callable[[gr.Request], Chart]
 
 PAGE = Page(
     "Weights", "weights", build, order=50, section="Explore", key="w",
-    charts=LAYERS.of("weights", _chart(layers_chart), "run")
-    | TENSOR.of("weights", _chart(tensor_chart), "run")
-    | PERPLEXITY.of("weights", _chart(stages_chart), "run"),
+    charts=page_charts("weights", {
+        LAYERS: _chart(layers_chart), TENSOR: _chart(tensor_chart),
+        PERPLEXITY: _chart(stages_chart),
+    }, "run"),
 )  # fmt: skip

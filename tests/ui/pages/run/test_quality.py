@@ -15,7 +15,7 @@ from jobs.evaluation.config import DENSE, MODEL
 from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
-from ui.pages.run.acceleration_charts import format_sizes, sparse_products
+from ui.pages.run.quality import format_sizes, sparse_products
 from ui.runs.choices import saved
 
 PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],

@@ -27,10 +27,9 @@ from ui.pages.weights.shape_text import shape_in_words
 from ui.pages.weights.tensor.channels import Channels, channels_chart
 from ui.pages.weights.tensor.joint import JointCounts, joint_chart
 from ui.pages.weights.tensor.magnitudes import cumulative_chart, magnitude_chart
-from ui.pages.weights.tensor.matrix import MatrixImage, matrix_chart
+from ui.pages.weights.tensor.matrix import MatrixImage, matrix_chart, matrix_surface
 from ui.pages.weights.tensor.spectrum import Spectrum, spectrum_chart
 from ui.pages.weights.tensor.stage_steps import stage_steps_figure
-from ui.pages.weights.tensor.surface import matrix_surface
 from ui.pages.weights.theory import OF_TENSOR
 from ui.runs.weights import DENSE
 
