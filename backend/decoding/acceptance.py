@@ -34,13 +34,8 @@ Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> th
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings.
-
-    Attributes:
-        temperature: 0: greedy.
-        top_k, top_p: 0 and 1: no truncation.
-        repetition_penalty: 1: none.
-        seed: of the random numbers.
+    """Sampling settings; 0, 0, 1.0 and 1.0 leave the distribution alone, a temperature of 0 is
+    greedy.
 
     Raises:
         ConfigError: a value is out of range.
@@ -87,12 +82,8 @@ class Acceptance:
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
     ) -> tuple[list[int], int]:
-        """The accepted nodes, starting with the root, and the token that follows the last.
-
-        Args:
-            tokens: one per node; logits: [n, V].
-            before: all tokens committed before the root.
-        """
+        """The accepted nodes, the root first, and the token after the last. `tokens`: one per node;
+        `logits`: [n, V]; `before`: all tokens committed before the root."""
         choose, path = self._draw.chooser(logits, before), [0]
         while True:
             token = choose(path[-1], [tokens[node] for node in path])

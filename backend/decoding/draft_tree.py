@@ -46,13 +46,8 @@ MAX_NODES = 256  # maximum number of nodes
 
 
 class Tree:
-    """A static tree.
-
-    Attributes:
-        paths: of every node but the root, parents before children; nodes: the root's, (), too.
-        parents: of every node; -1 for the root.
-        depths: of every node; the root's is 0.
-        slots: (head, rank) of every node but the root, both from 0.
+    """A static tree. `paths`, `slots` (head, rank) and `paths` are of every node but the root,
+    parents before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -117,11 +112,8 @@ class TreePolicy(Protocol):
     def ranks(self) -> int: ...
 
     def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
-        """The paths of `depth` whose children are wanted.
-
-        Args:
-            chances: of every path up to `depth` that has been drafted.
-        """
+        """The paths of `depth` whose children are wanted, by the chances of every path drafted so
+        far."""
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
         """The tree to verify; its paths are among `chances`."""
@@ -147,13 +139,8 @@ class DynamicTree:
     """The most likely paths of this step, as far as verifying them pays (after EAGLE-2, Li et al.,
     arXiv 2406.16858; the threshold is ours).
 
-    The chance of a path is the product of the probabilities the drafter gives its tokens. A node
-    costs a share c of a pass and saves as many passes as it is likely to be accepted, so it pays
-    where its chance exceeds c times the speed-up; see `cost_model`.
-
-    Attributes:
-        least: chance below which a path is not verified.
-    """
+    The chance of a path is the product of the probabilities the drafter gives its tokens. A path of
+    a chance below `least` is not verified; see `CostModel.dynamic_tree`."""
 
     nodes: int
     least: float
@@ -180,10 +167,7 @@ def chain(length: int) -> Tree:
 def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
     """The paths that are accepted most often, best first; the first n form a tree for every n.
 
-    Args:
-        ranks: [anchors, heads] rank of the true token in each head; -1: not among `RANKS`.
-        nodes: maximum number of nodes, including the root.
-    """
+    `ranks`: [anchors, heads] of the true token in each head; -1: not among `RANKS`."""
     counts = Counter[Path]()
     for row in ranks.tolist():
         for depth, rank in enumerate(row, 1):
@@ -194,12 +178,8 @@ def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
 
 
 def grow(answers: Sequence[Tensor], nodes: int = MAX_NODES) -> Growth:
-    """The most frequent paths, and what each adds to the accepted length.
-
-    Args:
-        answers: ranks [anchors, heads] at the successive anchors of each answer.
-        nodes: maximum number of nodes, including the root.
-    """
+    """The most frequent paths, and what each adds to the accepted length, from the ranks [anchors,
+    heads] at the successive anchors of each answer."""
     paths = frequent_paths(torch.cat(list(answers)), nodes)
     lengths = walked_lengths(answers, range(1, len(paths) + 2))
     return [(path, lengths[n + 1] - lengths[n]) for n, path in enumerate(paths)]

@@ -1,9 +1,6 @@
-"""llama.cpp as a decoder: what a user would run instead, timed on the same prompts.
-
-It reads a GGUF file of the model, through the package `llama-cpp-python`, which is optional and
-should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). It decodes greedily, one token a
-pass. Its logits are read where llama.cpp keeps them, without a copy.
-"""
+"""llama.cpp as a decoder: what a user would run instead, timed on the same prompts. It is optional
+and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). Decodes greedily, a token a
+pass."""
 
 from __future__ import annotations
 
@@ -21,12 +18,7 @@ from backend.decoding.proposers import NO_TREE, NoDraft, Proposer
 
 
 class LlamaCppDecoder:
-    """A GGUF file decoded by llama.cpp.
-
-    Args:
-        file: the model.
-        capacity: tokens of the longest prompt and its response.
-    """
+    """A GGUF file decoded by llama.cpp, with room for the longest prompt and its response."""
 
     device = torch.device("cpu")
 

@@ -33,12 +33,7 @@ WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """Identifies the target model of a drafter.
-
-    Attributes:
-        name: for people.
-        sha256: of its weights.
-    """
+    """Identity of the target model of a drafter: `name` for people, sha256 of its weights."""
 
     name: str
     architecture: str
@@ -49,7 +44,6 @@ class BaseFingerprint:
 
     @classmethod
     def of(cls, target: TargetModel, name: str = "") -> BaseFingerprint:
-        """The fingerprint of an opened model."""
         return cls(
             name,
             type(target.model).__name__,
@@ -64,12 +58,8 @@ class BaseFingerprint:
 class Amphista:
     """A trained drafter as it is stored.
 
-    Example:
-        drafter = Amphista.load(folder)
-        for token in generate(base, drafter, ids): ...
-
     Attributes:
-        growth: draft paths, most valuable first, and their values (see `tree`).
+        growth: draft paths, most valuable first, and their values (see `draft_tree`).
         figures: held-out accuracy: "top1" -> one value per head, and so on.
         training: settings; context: the longest training sequence.
     """
@@ -88,8 +78,8 @@ class Amphista:
         return arm_of(self.config.model_dump())
 
     def bind(self, target: TargetModel) -> Drafter:
-        """Build the module for `target`, in its dtype and on its device; with 8-bit weights
-        where the native decoder runs the target.
+        """The module for `target`, in its dtype and on its device, in 8 bits where that runs
+        natively.
 
         Raises:
             ConfigError: it was trained for another model.
@@ -129,11 +119,7 @@ class Amphista:
 
     @classmethod
     def load(cls, folder: Path | str) -> Amphista:
-        """Load the drafter in `folder`.
-
-        Raises:
-            NotFoundError: there is none, or its files are damaged.
-        """
+        """The drafter in `folder`; NotFoundError where there is none, or its files are damaged."""
         if name := changed_file(Path(folder), contents=True):
             raise NotFoundError(
                 f"The drafter in {folder} is damaged.",

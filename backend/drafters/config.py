@@ -1,7 +1,4 @@
-"""Settings of a drafter and its training, from which form, CLI, API and stored record are built.
-
-Does not import torch.
-"""
+"""Settings of a drafter and its training, from which form, CLI, API and stored record are built."""
 
 from __future__ import annotations
 

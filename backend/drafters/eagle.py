@@ -47,7 +47,6 @@ class EagleDrafter(SequentialDrafter):
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors along the text; see `Drafter`."""
         caches = [DynamicCache() for _ in self.layers]
         length, table = hidden.shape[1], AnchorTable.of(rows, places, len(hidden))
         slots = [self.normed(self.stages(hidden, embedded, caches)[-1][rows, places])]
@@ -64,10 +63,8 @@ class EagleDrafter(SequentialDrafter):
         return torch.stack(slots, 1)
 
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """By running the layers; see `SequentialDrafter`.
-
-        All inner nodes so far are run again at every depth, so that the caches hold anchors only.
-        """
+        """All inner nodes so far are run again at every depth, so that the caches hold anchors
+        only."""
         paths = inner.paths[1:]
         if not paths:
             return self.normed(inner.slots)

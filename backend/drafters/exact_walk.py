@@ -26,12 +26,8 @@ from backend.drafters.data.hidden_state_cache import CachedSequence
 
 @dataclass(frozen=True)
 class Walk:
-    """The passes over some answers.
-
-    Attributes:
-        accepted: tokens each pass commits; nodes: that it verifies.
-        drafted: whether a draft was made for it (a lookup costs nothing).
-    """
+    """The passes over some answers: tokens each commits, nodes it verifies, and whether a draft was
+    made for it (a lookup costs nothing)."""
 
     accepted: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)

@@ -4,8 +4,7 @@
     for token in generate(model, drafter, ids, max_new_tokens=200):
         print(token.id, token.head)
 
-Batches, beam search and other logits processors are not supported; models that ask for them are
-rejected, as ignoring them would change the text.
+Models that ask for batches, beam search or other logits processors are rejected.
 """
 
 from __future__ import annotations
@@ -53,12 +52,8 @@ UNSUPPORTED = {  # setting of a generation config -> the value that has no effec
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token.
-
-    Attributes:
-        head: source of the token: head 1, 2, ...; 0 the target model; -1 prompt lookup.
-        step: the verification pass that accepted it; 0 is the prefill.
-    """
+    """One generated token, from head 1, 2, ..., the target model (0) or prompt lookup (-1),
+    accepted by verification pass `step`; 0 is the prefill."""
 
     id: int
     head: int
@@ -73,10 +68,9 @@ def make_proposer(
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 
-    Args:
-        nodes: size of a static tree, including the root; 0: trees of as many nodes as pay at each
-            step on this machine, measured now; or trees that were chosen like this before.
-        least: minimum tree size when it is measured; from 2 on, drafts are made in any case.
+    `nodes`: size of a static tree, including the root; 0: trees of as many nodes as pay at each
+    step on this machine, measured now; or trees chosen like this before. `least`: minimum size when
+    measured.
 
     Raises:
         ConfigError: the drafter belongs to another model.
@@ -105,16 +99,12 @@ def generate(
     nodes: int = 0,
     lookup: bool = False,
 ) -> Iterator[GeneratedToken]:
-    """Yield the tokens that follow `prompt` as they are accepted.
+    """The tokens that follow `prompt` [P] or [1, P], as they are accepted.
 
-    Greedy or sampled, except with `sampling.typical`, they are those of the target model alone, up
-    to rounding in a pass over several tokens: exact in float32 for all practical purposes; in 16
-    bits near ties may be broken differently.
+    They are those of the target model alone, up to rounding in a pass over several tokens: exact in
+    float32 for all practical purposes; in 16 bits near ties may be broken differently.
 
     Args:
-        base: the target model; open it with `TargetModel` to reuse it.
-        drafter: trained for that model; None decodes without.
-        prompt: token ids [P] or [1, P].
         sampling: None: greedy.
         ends: end-of-sequence tokens; None: those of the model's generation config.
         nodes: see `make_proposer`.
@@ -139,7 +129,6 @@ def generate(
 
 
 def _one(prompt: Sequence[int] | Tensor) -> list[int]:
-    """Token ids of the single prompt."""
     if not isinstance(prompt, Tensor):
         return list(prompt)
     if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
@@ -154,24 +143,18 @@ def _one(prompt: Sequence[int] | Tensor) -> list[int]:
 
 
 def ends_of(model: PreTrainedModel) -> frozenset[int]:
-    """End-of-sequence tokens of the model's generation config."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
 def usual_sampling(model: PreTrainedModel) -> Sampling:
-    """Greedy decoding with the repetition penalty of the model's generation config, as in
-    `generate` of transformers."""
+    """Greedy decoding with the repetition penalty of the generation config, as in transformers."""
     penalty = getattr(model.generation_config, "repetition_penalty", None)
     return Sampling(repetition_penalty=penalty or 1.0)
 
 
 def refuse_processors(model: PreTrainedModel) -> None:
-    """Reject a model whose generation config uses an unsupported setting.
-
-    Raises:
-        ConfigError: names the setting; ignoring it would change the text.
-    """
+    """Raise `ConfigError` for a generation config whose settings would change the text."""
     config = model.generation_config
     for name, neutral in UNSUPPORTED.items():
         value = getattr(config, name, neutral)
@@ -185,11 +168,10 @@ def refuse_processors(model: PreTrainedModel) -> None:
 
 
 class Detokenizer:
-    """Decode a stream of tokens into text.
+    """Decode a stream of tokens into text, up to the first stop string.
 
     Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string. The text ends before the first stop string.
-    """
+    may be the beginning of a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = _backend(tokenizer)

@@ -51,7 +51,6 @@ class HydraDrafter(SequentialDrafter):
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors along the text; see `Drafter`."""
         state = self.stages(hidden, embedded)[-1][rows, places]
         ahead = torch.arange(self.config.heads, device=rows.device)
         tokens = embedded[rows[:, None], (places[:, None] + ahead).clamp(max=hidden.shape[1] - 1)]
@@ -59,7 +58,6 @@ class HydraDrafter(SequentialDrafter):
         return torch.stack([self.head_slots(k, state, tokens[:, : k + 1]) for k in heads], 1)
 
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """By the head of the depth; see `SequentialDrafter`."""
         lineages = torch.tensor([inner.lineage(path) for path in inner.paths[-inner.new :]])
         state = inner.slots[:1].expand(len(lineages), -1)
         return self.head_slots(lineages.shape[1] - 1, state, inner.tokens[lineages])

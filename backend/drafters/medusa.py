@@ -49,11 +49,7 @@ class ResidualHeads(nn.Module):
 
 @drafter("medusa")
 class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
-    """Residual heads, all at once; Amphista puts layers before and behind them.
-
-    Args:
-        fusions, sampled_token: see `AdaptedDrafter`.
-    """
+    """Residual heads, all at once; Amphista puts layers before and behind them."""
 
     def __init__(
         self,
@@ -72,11 +68,9 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors; see `Drafter`."""
         return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
 
     def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
-        """The slots of the last anchor; see `ParallelDrafter`."""
         stages = self.stages(hidden, embedded, caches)
         return self.slots([stage[0, -1:] for stage in stages])[0]
 

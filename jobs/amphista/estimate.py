@@ -40,7 +40,6 @@ CORPUS_WARNING = "Heads trained on corpus text predict the base model's response
 
 
 def requirements(config: AmphistaJob) -> Requirements:
-    """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
     require_decoder(base)
@@ -108,11 +107,7 @@ def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
 
 
 def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Refuse prompts or a corpus that are not available.
-
-    Raises:
-        DatasetError: for the field at fault.
-    """
+    """Raise `DatasetError` for prompts or a corpus that are not available."""
     if config.data == "text":
         require_text(corpus_name(config, facts), "evaluation_text", "text")
     else:
@@ -150,7 +145,6 @@ def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
 
 
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
-    """Weights of the drafter, about."""
     d, block = facts.hidden, block_weights(facts)
     if config.architecture in ("amphista", "medusa"):
         layers = config.adaptation_layers * (block + 2 * d**2)

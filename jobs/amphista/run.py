@@ -92,7 +92,6 @@ class DrafterRun:
         self.phases = Phases(context, flops_by_phase(config, self.loaded.facts))
 
     def run(self) -> None:
-        """Collect the data, train, measure and save."""
         config, context = self.config, self.context
         learnt, heldout = self._collect()
         drafter = untrained(config, self.target, learnt)
@@ -106,7 +105,6 @@ class DrafterRun:
         context.outcome(flops=flops, timed_seconds=min(seconds, 60 * config.minutes))
 
     def _collect(self) -> tuple[HiddenStateCache, HiddenStateCache]:
-        """Hidden states of the training sequences, and of the held-out ones."""
         context, phase = self.context, self.phases.phase("data")
         sources = training_sources(self.config, self.loaded, self.target, context, self.phases)
         learnt, heldout = collect(self.target, sources, context.checkpoints, phase)

@@ -29,7 +29,6 @@ VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it 
 
 
 def requirements(config: BenchmarkJob) -> Requirements:
-    """See `Kind.requirements`."""
     base = resolve_model(config.model)
     facts = base.facts
     require_decoder(base)
@@ -81,7 +80,6 @@ def require_gguf(config: BenchmarkJob, base: ResolvedModel) -> None:
 
 
 def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
-    """Floating-point operations of each phase; decoding is dear for each token."""
     decoders = (
         1
         + config.pytorch

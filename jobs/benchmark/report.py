@@ -48,7 +48,7 @@ def decoder_label(name: str) -> str:
 
 @dataclass
 class DecoderReport:
-    """What was measured of one decoder.
+    """Measurements of one decoder.
 
     Attributes:
         kind: Amphista, Medusa, …; empty for those that are not trained.
@@ -148,7 +148,6 @@ def path_name(path: tuple[int, ...]) -> str:
 
 
 def path_named(name: str) -> tuple[int, ...]:
-    """The node `path_name` named."""
     return tuple(map(int, name.split(".")))
 
 
@@ -162,7 +161,7 @@ def decoder_reports(run: str | int) -> list[DecoderReport]:
 
 
 def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
-    """The verdict on every decoder but vanilla, which comes first; empty where nothing was
+    """Verdicts on every decoder but vanilla, which comes first; empty where nothing was
     compared."""
     if len(reports) < 2:
         return []

@@ -1,5 +1,4 @@
-"""Decoding speed as a job: vanilla, prompt lookup and trained drafters answer the same
-prompts in turn, on this machine."""
+"""Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
 
 from __future__ import annotations
 

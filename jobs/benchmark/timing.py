@@ -178,7 +178,6 @@ class DecodingBenchmark:
         return {LOOKUP: costs.lookup_length}
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
-        """The prompts, with their token ids."""
         config, loaded = self.config, self.loaded
         name = prompt_set(config, loaded.facts)
         room = loaded.facts.context - config.max_new_tokens
@@ -235,7 +234,6 @@ class DecodingBenchmark:
         summary: DecoderSummary,
         by_task: Mapping[str, DecoderSummary],
     ) -> DecoderReport:
-        """The figures of one decoder, over all prompts and by task."""
         drafter = self.drafters.get(name.removesuffix(COMBINED))
         paths = _paths(proposer, summary.hits)
         speed, up = summary.speed, summary.speed_up

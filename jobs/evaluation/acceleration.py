@@ -1,9 +1,5 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
-formats there are, tokens per second, and products with sparse matrices.
-
-Models decode as they do everywhere else in Slimscope: with the native decoder where it runs them,
-which leaves out the zeros of pruned layers.
-"""
+formats there are, tokens per second, and products with sparse matrices."""
 
 from __future__ import annotations
 
@@ -72,7 +68,6 @@ def _formats(measured: LinearSizes) -> dict[str, int]:
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:
-    """Ids of a prompt that suits the model."""
     first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
     return prompt_ids(first.text, loaded.tokenizer)
 
@@ -85,12 +80,8 @@ def record_decoding(
     reporter: Reporter,
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the ids of the same prompt.
-
-    Args:
-        prompt: its beginning is taken where the context is short.
-        longest: tokens the context holds.
-    """
+    first. They take turns behind the same prompt, of which a context of `longest` tokens may hold
+    less."""
     *_, last = models
     decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
     prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
@@ -116,7 +107,7 @@ def record_decoding(
 
 
 def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
-    """Greedy decoding of `tokens` tokens and one by each model, all in the same way; and the way in
+    """Greedy decoders of `tokens` tokens and one by each model, in the same way; and that way in
     words."""
     try:
         targets = [TargetModel(model) for model in models]
@@ -136,11 +127,8 @@ def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[
 def record_products(
     facts: ModelFacts, zeros: float, device: str, context: JobContext, phase: Phase
 ) -> None:
-    """Records what products with the model's largest linear take without the zeros.
-
-    Args:
-        zeros: the model's own share of zeros, measured besides the usual ones.
-    """
+    """Records what products with the model's largest linear take without the zeros: at the usual
+    shares of zeros, and at the model's own."""
     if context.has_result(MODEL, PRODUCT_SPEED_UP):
         phase.progress(1, 1, REPLAY)
         return

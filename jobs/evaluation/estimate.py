@@ -22,7 +22,6 @@ SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse prod
 
 
 def requirements(config: EvaluationJob) -> Requirements:
-    """See `Kind.requirements`."""
     facts = {
         stage: resolve_model(spec, "model" if stage == MODEL else "dense").facts
         for stage, spec in measured_models(config).items()
@@ -58,10 +57,8 @@ def require_same_shape(model: ModelFacts, dense: ModelFacts) -> None:
 def memory_bytes(
     config: EvaluationJob, facts: ModelFacts, models: int, available: int, dtype: str = "float32"
 ) -> tuple[bool, dict[str, int]]:
-    """Whether models are read block by block, and then purpose -> bytes at the peak.
-
-    Both models are held at the same time, to be timed in turn.
-    """
+    """Whether models are read block by block, and then purpose -> bytes at the peak. Both models
+    are held at the same time, to be timed in turn."""
     context = context_length(config, facts)
     states = activation_memory(facts, config.windows, context, dtype)
     if wait_on_disk("auto", states, available):
@@ -80,7 +77,6 @@ def memory_bytes(
 
 
 def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
-    """Floating-point operations of each phase: the basis of estimate and progress."""
     weights = facts.weights_per_token
     context = context_length(config, facts)
     once = 2.0 * weights * config.windows * context

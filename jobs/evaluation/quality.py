@@ -50,11 +50,8 @@ ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 def hidden_state_store(
     choice: str, facts: ModelFacts, text: TextSlice, context: JobContext
 ) -> NewBatches:
-    """Where hidden states of the evaluation text wait: in memory, or in the run's folder.
-
-    Args:
-        choice: memory, disk, or auto: by the memory there is now.
-    """
+    """Where hidden states of the evaluation text wait: in memory, or in the run's folder. `choice`:
+    memory, disk, or auto: by the memory there is now."""
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
     on_disk = wait_on_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
@@ -66,12 +63,8 @@ def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
 
 
 class Quality:
-    """Measures the stages of one run.
-
-    Args:
-        batch: windows of the evaluation text in one pass.
-        labels: stage -> what people call it.
-        new: makes what hidden states are kept in.
+    """Measures the stages of one run, `batch` windows in a pass, with hidden states kept in what
+    `new` makes; `labels`: stage -> what people call it.
 
     Raises:
         ConfigError, DatasetError: a task is not known, or its data is not to be had.
@@ -122,7 +115,6 @@ class Quality:
             measurement(reporter.part(number, len(missing)))
 
     def _missing(self, stage: str, role: Role) -> Iterator[Callable[[Phase], None]]:
-        """What is still to be measured."""
         if self._text_missing(stage, role):
             yield partial(self._measure_text, stage, role)
         if role and self._samples_missing(stage):

@@ -1,7 +1,4 @@
-"""A saved model beside the dense one it was made of, as a job: quality, size and speed.
-
-Works on a run of any kind that saved a model, and on any other model.
-"""
+"""A saved model, of any origin, beside the dense one it was made of: quality, size and speed."""
 
 from __future__ import annotations
 

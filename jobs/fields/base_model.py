@@ -14,12 +14,8 @@ from jobs.kind import kind_named
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model to work on.
-
-    Attributes:
-        source: what is loaded: a spec of the catalogue, or the folder a run saved.
-        facts: of that folder, its weights unpacked.
-    """
+    """A model to work on: `source` is loaded, a spec of the catalogue or the folder a run saved;
+    `facts` are of that folder, its weights unpacked."""
 
     source: str
     facts: ModelFacts
@@ -31,10 +27,7 @@ class ResolvedModel:
 
 
 def resolve_model(spec: str, field: str = "model", reads: bool = True) -> ResolvedModel:
-    """The model `spec` names.
-
-    Args:
-        reads: whether it has to have a tokenizer.
+    """The model `spec` names, with a tokenizer if it `reads`.
 
     Raises:
         ConfigError: the run does not exist, or has saved no model.

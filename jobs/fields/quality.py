@@ -76,11 +76,8 @@ class QualityConfig(BaseModel):
 
 
 def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
-    """Refuse what cannot be measured here, on windows of `context` tokens.
-
-    Returns:
-        Warnings that do not forbid the run.
-    """
+    """Refuse what cannot be measured on windows of `context` tokens; warnings that forbid
+    nothing."""
     if config.asks_endings and context < MIN_CONTEXT:
         raise ConfigError(
             f"A context of {context} tokens is too short to choose endings from.",

@@ -65,10 +65,8 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
 
 
 def planned_run(run: str, *saves: str) -> Job | None:
-    """The run, if it is queued or running and will save one of these: a "model", a "drafter".
-
-    Others may be queued that work on it; they wait until it has succeeded.
-    """
+    """The run, if it is queued or running and will save a "model" or "drafter" of `saves`: others
+    may be queued that wait for it."""
     try:
         job = queries.job(run)
     except NotFoundError:
@@ -77,21 +75,15 @@ def planned_run(run: str, *saves: str) -> Job | None:
 
 
 def model_before(run: str) -> str:
-    """The spec of the model a run began with.
-
-    Raises:
-        ConfigError: the run does not exist, or has saved no model and will save none.
-    """
+    """The spec of the model a run began with; ConfigError as for `saved_model`, unless it is
+    planned."""
     planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
 def first_model(spec: str) -> str:
-    """The model all began with, through runs whose files may be gone by now.
-
-    A run that was imported alone names runs of where it comes from: here they may be unknown, or it
-    may bear such a name itself.
-    """
+    """The model all began with, through runs whose files may be gone. A run that was imported alone
+    names runs of where it comes from: unknown here, or bearing its own name."""
     seen = set[str]()
     while is_run(spec) and spec not in seen:
         seen.add(spec)
@@ -111,11 +103,8 @@ def needed_runs(config: Mapping[str, Any]) -> list[int]:
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved, whose files have their sizes still.
-
-    Raises:
-        ConfigError: a file is missing or damaged.
-    """
+    """The config.json in a folder that a run has saved; ConfigError for missing or damaged
+    files."""
     if not folder.exists():
         raise without_weights(run, field)
     try:

@@ -21,7 +21,6 @@ MIN_VOTES = 10  # votes, below which a leaderboard says little
 
 
 def names_of(job: Job) -> list[str]:
-    """Names of the sides, in the order of the config."""
     return list(read_names(str(job.config.get("sides", ""))))
 
 
@@ -60,11 +59,8 @@ def vote(run: Job, choice: int, actor: Actor) -> None:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Ratings of models by blind votes.
-
-    Attributes:
-        votes: how many count; seen: further ones, whose voters saw the names.
-    """
+    """Ratings of models by blind votes; `seen`: votes that do not count, whose voters saw the
+    names."""
 
     ratings: list[Rating]
     votes: int

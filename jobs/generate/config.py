@@ -118,13 +118,8 @@ class GenerateJob(JobConfig):
 
 @dataclass(frozen=True)
 class GenerationSide:
-    """One of the models or drafters that are compared.
-
-    Attributes:
-        name: as it was given.
-        model: a base model (see `jobs.fields.base_model`).
-        drafter: its folder, if there is one.
-    """
+    """One of the models or drafters that are compared: its name as given, its base model, and the
+    folder of its drafter if it has one."""
 
     name: str
     model: str

@@ -20,7 +20,6 @@ MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
 
 
 def requirements(config: GenerateJob) -> Requirements:
-    """See `Kind.requirements`."""
     sides = read_sides(config.sides)
     before = require_chain(config.follows, [side.name for side in sides])
     models = [side_facts(side, config) for side in sides]
@@ -44,11 +43,8 @@ def _letters(before: Sequence[Job], sides: int) -> int:
 
 
 def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
-    """The facts of the model that decodes for one side, whose drafter is complete.
-
-    Raises:
-        SlimscopeError: for the field `sides`.
-    """
+    """The facts of the model that decodes for one side, whose drafter is complete; errors name
+    `sides`."""
     if side.drafter:
         saved_config(side.drafter, side.name, "sides")
     try:
@@ -63,6 +59,5 @@ def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
 
 
 def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[str, float]:
-    """Floating-point operations of the only phase."""
     parameters = sum(facts.parameters for facts in models)
     return {"generate": 2.0 * DECODE_COST * parameters * config.max_new_tokens}

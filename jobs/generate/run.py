@@ -1,5 +1,5 @@
-"""One prompt, up to four models or drafters, whose texts are written at the same time and watched
-as they come. Runs in the playground's process, whose models stay in memory."""
+"""Answers of up to four models or drafters to one prompt, written at the same time, in the process
+of the playground, whose models stay in memory."""
 
 from __future__ import annotations
 
@@ -53,12 +53,7 @@ def run(config: GenerateJob, context: AnswerContext) -> None:
 
 @dataclass(frozen=True)
 class SideAnswer:
-    """What one side writes.
-
-    Attributes:
-        number: of the side, from 1.
-        before: the runs of the conversation so far.
-    """
+    """The text of one side, whose `number` counts from 1, after the runs `before`."""
 
     config: GenerateJob
     side: GenerationSide
@@ -67,7 +62,6 @@ class SideAnswer:
     context: AnswerContext
 
     def give(self) -> None:
-        """Write the text, in a thread of its own."""
         with transcript_writer(self.context.run, self.number) as writer:
             try:
                 self._write(writer)
@@ -107,7 +101,6 @@ class SideAnswer:
             context.environment(**place(model.device, context.share.threads(config.threads)))
 
     def ids(self, model: WarmModel) -> list[int]:
-        """The conversation so far as token ids."""
         config, tokenizer = self.config, model.loaded.tokenizer
         said = messages(turns(self.before, self.number), config.prompt, config.system)
         return self.context.main.call(partial(chat_ids, said, tokenizer, config.chat))
@@ -154,12 +147,10 @@ def _tree(proposer: Proposer) -> str:
 
 
 def sampling(config: GenerateJob) -> Sampling:
-    """The sampling settings of a config."""
     return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
 
 
 def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
-    """Record the figures of a side that has ended."""
     written, stage = read_transcript(context.run, number), f"side-{number}"
     if not written.complete:
         return

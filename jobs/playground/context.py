@@ -19,12 +19,7 @@ from jobs.runtime.context import JobContext
 
 
 class AnswerContext(JobContext):
-    """A `JobContext` whose process goes on when it ends.
-
-    Attributes:
-        models: those in memory; share: of the processor; main: the process's main thread.
-        guest: whether a guest asked.
-    """
+    """A `JobContext` whose process goes on when it ends; `guest`: whether a guest asked."""
 
     def __init__(
         self, attempt: Attempt, job: Job, models: ModelPool, share: CpuShare, main: MainThread
@@ -48,11 +43,7 @@ class AnswerContext(JobContext):
 def claim_answer(
     models: ModelPool, share: CpuShare, main: MainThread, guests: bool
 ) -> AnswerContext | None:
-    """Takes the next queued answer for this process; only one process gets it.
-
-    Args:
-        guests: whether one for a guest may be taken.
-    """
+    """Takes the next queued answer, of a guest only if `guests`; only one process gets it."""
     with reading() as session:  # most turns end here, without a write lock
         if not answer_waits(session, guests):
             return None

@@ -36,11 +36,7 @@ JOBS_S = 0.5  # between two looks at whether jobs run
 
 @dataclass
 class RunningAnswer:
-    """An answer that is being given.
-
-    Attributes:
-        code: how it ended; None while it goes on.
-    """
+    """An answer that is being given; `code`: how it ended, None while it goes on."""
 
     context: AnswerContext
     thread: threading.Thread
@@ -134,11 +130,8 @@ class PlaygroundServer:
 
 
 def serve() -> bool:
-    """Work until nobody asks any more, the process is asked to end, or its data folder is gone.
-
-    Returns:
-        Whether nobody asked.
-    """
+    """Work until nobody asks any more (True), the process is asked to end, or its data folder is
+    gone."""
     server, began, asked = PlaygroundServer(), time.monotonic(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     while not asked.is_set() and settings().root.is_dir():

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 class HostPriority:
-    """Does with the priority of a host what others may wait for, whoever was the first to ask. A
-    thread has the priority of the one that starts it and cannot raise it, so one that nobody
-    lowers starts them; make this in the main thread."""
+    """Calls with the priority of a host, whoever asks. A thread has the priority of the one that
+    starts it and cannot raise it, so one that nobody lowers starts them; make this in the main
+    thread."""
 
     def __init__(self) -> None:
         self._starter = ThreadPoolExecutor(1, "starter", lower_priority, (HOST_NICE,))
@@ -45,11 +45,8 @@ class HostPriority:
 
 
 class CpuShare:
-    """Divides the threads among the texts that are written at the same time.
-
-    Attributes:
-        jobs: whether a job runs beside the playground, which then takes half of the threads.
-    """
+    """Division of the threads among the texts that are written at the same time; a job beside them
+    (`jobs`) takes half."""
 
     def __init__(self) -> None:
         self.jobs = False
@@ -58,7 +55,6 @@ class CpuShare:
 
     @property
     def writing(self) -> int:
-        """How many texts are being written."""
         return self._writing
 
     def threads(self, most: int = 0) -> int:

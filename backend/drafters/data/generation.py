@@ -1,13 +1,8 @@
 """Batched generation of responses by the target model: the best training data for a drafter.
 
 A batch needs neither padding nor masks: all rows start together and share positions; inside its own
-prompt a row is fed the prompt, after it the generated tokens. Rows of similar length share a batch,
-so little is wasted, and attention runs without a mask, which is several times faster with grouped
-queries. The native decoder writes where it supports the model.
-
-Hidden states and most likely tokens are recorded during generation, so the target model is not run
-over its own output again.
-"""
+prompt a row is fed the prompt, after it the generated tokens. Rows of similar length share a batch.
+Hidden states and most likely tokens are recorded on the way; no token is run twice."""
 
 from __future__ import annotations
 
@@ -37,11 +32,8 @@ class TokenRecords:
         self.best = torch.zeros(place, dtype=torch.int32)
 
     def add(self, rows: Sequence[int], start: int, hidden: Tensor, logits: Tensor) -> int:
-        """Fill columns from `start` with hidden states [b, n, d] and logits [b, n, V] of `rows`.
-
-        Returns:
-            The column after them.
-        """
+        """Fill columns from `start` with hidden states [b, n, d] and logits [b, n, V] of `rows`;
+        the column after them."""
         end = start + hidden.shape[1]
         place = torch.tensor(rows), slice(start, end)
         self.hidden[place] = hidden.to(torch.bfloat16).cpu()
@@ -70,11 +62,8 @@ def write_answers(
     seed: int,
     reporter: Reporter,
 ) -> list[Reading]:
-    """Generate a response to each prompt, until a token of `ends` or `limit` tokens.
-
-    Args:
-        temperature: 0: greedy.
-        seed: of the sampling; the same batch and seed give the same responses.
+    """A response to each prompt, up to a token of `ends` or `limit` tokens; temperature 0: greedy.
+    The same batch and seed give the same responses.
 
     Raises:
         ComputeError: the logits of the target model are not finite.
@@ -119,7 +108,6 @@ def read(target: TargetModel, ids: Tensor) -> Reading:
 
 
 def _token_at(row: Sequence[int], position: int) -> int:
-    """The token of the row at `position`; after its end any token will do."""
     return row[min(position, len(row) - 1)]
 
 

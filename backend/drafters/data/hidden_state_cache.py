@@ -1,12 +1,8 @@
-"""Hidden-state cache: token ids and outputs of the frozen target model, on disk.
+"""Hidden-state cache: token ids and outputs of the frozen target model, on disk, in checkpoints.
 
-The target model runs over every sequence once, over a response while generating it. Stored for each
-position are the hidden state h (bfloat16), the log of the softmax denominator, and the most likely
-token. The teacher's distribution over any part of the vocabulary is then exp(W h - denominator),
-computed on demand.
-
-Each batch of sequences is a checkpoint.
-"""
+Stored for each position are the hidden state h (bfloat16), the log of the softmax denominator, and
+the most likely token. The teacher's distribution over any part of the vocabulary is then exp(W h -
+denominator), computed on demand."""
 
 from __future__ import annotations
 
@@ -36,14 +32,8 @@ WRITE, READ = "Generating responses", "Caching hidden states"
 
 @dataclass(frozen=True)
 class SequenceSources:
-    """The source of the sequences.
-
-    Attributes:
-        learnt, heldout: token ids for training and for evaluation: prompts, or plain text.
-        limit: maximum response length; 0: plain text, without responses.
-        ends: end-of-sequence tokens.
-        temperature, seed: of the generation; held-out responses are always greedy.
-    """
+    """Token ids for training and for evaluation: prompts, whose greedy responses end with `ends` or
+    after `limit` tokens; or plain text, where `limit` is 0."""
 
     learnt: Sequence[Sequence[int]]
     heldout: Sequence[Sequence[int]]
@@ -55,13 +45,10 @@ class SequenceSources:
 
 @dataclass(frozen=True)
 class CachedSequence:
-    """One sequence of T tokens.
+    """One sequence of T tokens, whose response begins at `start` (0: the whole sequence counts).
 
-    Attributes:
-        ids [T]; start: position of the response (0: the whole sequence counts).
-        hidden [T, d] bfloat16; denominator [T] float32; best [T]: the teacher's first choice of
-        the *next* token.
-    """
+    `ids` [T]; `hidden` [T, d] bfloat16; `denominator` [T] float32; `best` [T]: the teacher's first
+    choice of the *next* token."""
 
     ids: Tensor
     start: int
@@ -136,11 +123,8 @@ def batch_name(name: str, number: int) -> str:
 
 
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
-    """The most frequent ids, ascending; ties go to the lower id, the earlier merge.
-
-    Args:
-        size: number of ids; 0 or more than there are: all.
-    """
+    """The `size` most frequent ids (0: all), ascending; ties go to the lower id, the earlier
+    merge."""
     if not 0 < size < vocabulary:
         return torch.arange(vocabulary)
     counts = corpus.token_counts(vocabulary)
@@ -150,10 +134,7 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """Write and reads all sequences that are not stored yet.
-
-    Returns:
-        Training and held-out sequences.
+    """The training and the held-out sequences, written or read unless they are stored.
 
     Raises:
         ConfigError: the stored sequences have other sources.

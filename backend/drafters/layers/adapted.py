@@ -31,15 +31,12 @@ from backend.drafters.registry import Drafter
 
 
 class AdaptedDrafter(Drafter):
-    """A drafter of fusions and cloned decoder layers, which reads out with the target's norm.
-
-    Args:
-        fusions: their number; layers after the last one follow one another directly.
-        sampled_token: whether a fusion sees it; else the state alone.
+    """A drafter of `fusions` and cloned decoder layers, which reads out with the target's norm;
+    layers after the last fusion follow one another directly.
 
     Attributes:
         hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
-        token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
+            token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
     """
 
     hidden_scale: Tensor
@@ -71,7 +68,6 @@ class AdaptedDrafter(Drafter):
         self.reader: nn.Module | None = None  # packed rows of the head, see `quantize`
 
     def new_caches(self, capacity: int) -> list[DecodingCache]:
-        """One empty cache for each adaptation layer."""
         layers: Any = self.layers
         return [layer.new_cache(capacity) for layer in layers]
 
@@ -103,8 +99,7 @@ class AdaptedDrafter(Drafter):
         positions: Tensor,
         visible: Tensor,
     ) -> Tensor:
-        """States of n drafts of each sequence, which stand behind the anchors in the caches and are
-        appended to them: [b, n, d].
+        """States [b, n, d] of n drafts of each sequence, appended to the anchors in the caches.
 
         Args:
             normed: [b, n, d] in the place of the unknown hidden states.
@@ -159,8 +154,8 @@ class AdaptedDrafter(Drafter):
 
     @torch.no_grad()
     def quantize(self, target: TargetModel) -> bool:
-        """Round all linears and the read-out to 8 bits where the native decoder runs the target
-        model; see `native`."""
+        """Round all linears and the read-out to 8 bits where the target runs natively; see
+        `native`."""
         if not target.native:
             return False
         self.reader = plain_linear(self.read_out, self.read_bias)
@@ -173,5 +168,4 @@ class AdaptedDrafter(Drafter):
         """Make linears of what is none."""
 
     def copied_parameters(self) -> list[nn.Parameter]:
-        """Parameters that were copied from the target model."""
         return [*self.layers.parameters(), *self.norm.parameters()]

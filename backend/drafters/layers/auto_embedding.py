@@ -1,10 +1,8 @@
 """The auto-embedding block: the K heads of one anchor attend to each other, without a mask.
 
     Y   = Z + P                            P [K, d] learned: head position encoding
-    Y'  = Y  + MHA(norm Y)
+    Y'  = Y  + MHA(norm Y)                 the last projections of both sums start at zero
     Y'' = Y' + FFN(norm Y')                FFN: d -> 4 d -> d
-
-The last projections of both sums are initialized to zero, so the block starts as Z + P.
 
 The bi-directional block is from the paper; its sizes and initialization are ours.
 """

@@ -25,7 +25,6 @@ class NativeLayer(nn.Module):
         self._blocks = NativeBlocks(target.model, [layer.block], rounded=True)
 
     def new_cache(self, capacity: int) -> NativeCache:
-        """An empty cache for `capacity` anchors."""
         return self._blocks.new_cache(capacity)
 
     def forward(

@@ -1,19 +1,12 @@
 """Train a drafter on cached hidden states; the target model stays frozen and is not run again.
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
-share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
-tenth, gradient clipping. Copied layers have a lower learning rate than new parts.
+share of the answer positions, the anchors (`loss`); several processes share both. Data order,
+anchors and evaluation depend on seed and step alone, and checkpoints hold float32 weights and
+optimiser state, so an interrupted run resumes bit for bit. With a time budget the number of steps
+is set once, from the throughput in the first 2 % of it.
 
-Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
-weights and optimiser state, so an interrupted run resumes bit for bit. With a time budget the
-number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
-
-Several processes share the sequences of a step, and the anchors in them; the loss and its gradient
-are those of the whole batch.
-
-Shapes recur on purpose: for bfloat16 products the CPU library compiles and caches a kernel for each
-shape.
-"""
+Shapes recur on purpose: for bfloat16 products the CPU library compiles a kernel for each shape."""
 
 from __future__ import annotations
 
@@ -78,7 +71,6 @@ class TrainingSchedule:
 
     @property
     def factor(self) -> float:
-        """The factor of the learning rates at this step."""
         if not self.steps:  # rises to its level when the throughput is known
             return min(PACE_SHARE / WARMUP, (self.step + 1) / (PACE_STEPS + 1))
         warm = max(1, round(WARMUP * self.steps))
@@ -280,7 +272,6 @@ class DrafterTrainer:
         return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
-        """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for key, value in accuracy.figures().items():
             self.reporter.metric(key, value, self.schedule.step)
