@@ -117,6 +117,5 @@ def measure_costs(
             proposer.propose(hidden[-2:], ids[-2:])  # two new anchors, about as in use
             drafts.append(clock.lap())
     return CostModel(
-        {nodes: min(times[1:]) for nodes, times in seconds.items()},
-        min(drafts[1:], default=0.0),
+        {nodes: min(times[1:]) for nodes, times in seconds.items()}, min(drafts[1:], default=0.0)
     )

@@ -137,10 +137,7 @@ ARMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "Encoder only": {"ablation": "encoder only"},
         "Staged adaptation only": {"ablation": "adaptation only"},
         "Without the sampled token": {"ablation": "no sampled token"},
-        "Medusa, as many parameters": {
-            "architecture": "medusa",
-            "ablation": "as many parameters",
-        },
+        "Medusa, as many parameters": {"architecture": "medusa", "ablation": "as many parameters"},
     }
 )
 

@@ -61,10 +61,7 @@ class GeneratedToken:
 
 
 def make_proposer(
-    target: TargetModel,
-    drafter: Amphista | None,
-    nodes: int | DynamicTree = 0,
-    least: int = 1,
+    target: TargetModel, drafter: Amphista | None, nodes: int | DynamicTree = 0, least: int = 1
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 

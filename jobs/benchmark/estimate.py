@@ -12,12 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
-from jobs.fields.base_model import (
-    ResolvedModel,
-    require_decoder,
-    require_precision,
-    resolve_model,
-)
+from jobs.fields.base_model import ResolvedModel, require_decoder, require_precision, resolve_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
 from jobs.fields.prompts import prompt_set

@@ -21,11 +21,7 @@ from jobs.wording import extent
 
 VANILLA, LOOKUP, PYTORCH = "vanilla", "lookup", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
-    {
-        VANILLA: "Vanilla",
-        PYTORCH: "PyTorch loop",
-        LOOKUP: "Prompt lookup",
-    }
+    {VANILLA: "Vanilla", PYTORCH: "PyTorch loop", LOOKUP: "Prompt lookup"}
 )
 LLAMA_CPP = "llama.cpp "  # prefix of its decoders, before the type of their weights
 COMBINED = "+lookup"  # suffix of a drafter that is the fallback of prompt lookup

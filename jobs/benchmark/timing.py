@@ -43,14 +43,7 @@ from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
-from jobs.benchmark.report import (
-    COMBINED,
-    LLAMA_CPP,
-    LOOKUP,
-    PYTORCH,
-    DecoderReport,
-    speed_up_of,
-)
+from jobs.benchmark.report import COMBINED, LLAMA_CPP, LOOKUP, PYTORCH, DecoderReport, speed_up_of
 from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named

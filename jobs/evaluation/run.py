@@ -9,12 +9,7 @@ import torch
 from backend.models.loading import LoadedModel, free_memory
 from backend.reporter import REPLAY
 from backend.store import queries
-from jobs.evaluation.acceleration import (
-    prompt_for,
-    record_decoding,
-    record_products,
-    record_sizes,
-)
+from jobs.evaluation.acceleration import prompt_for, record_decoding, record_products, record_sizes
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store

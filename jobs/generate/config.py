@@ -63,11 +63,7 @@ class GenerateJob(JobConfig):
     )
     max_new_tokens: NewTokens = Field(96, ge=1, le=4096)
     temperature: Temperature = Field(
-        0.0,
-        ge=0,
-        le=5,
-        title="Temperature",
-        description="0: greedy decoding.",
+        0.0, ge=0, le=5, title="Temperature", description="0: greedy decoding."
     )
     top_k: int = Field(
         0,

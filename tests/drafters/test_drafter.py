@@ -16,14 +16,7 @@ from backend.drafters.registry import build_drafter
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
-from tests.drafters.toys import (
-    ARCHITECTURES,
-    all_logits,
-    base,
-    built,
-    drafter_of,
-    random_ids,
-)
+from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
 
 SEQUENTIAL = {"EAGLE", "Hydra"}
 NAMES = ["toy", *ARCHITECTURES]

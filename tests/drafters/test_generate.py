@@ -19,15 +19,7 @@ from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import ConfigError
 from backend.models.loading import load
 from tests.decoding.test_engine import plain
-from tests.drafters.toys import (
-    ARCHITECTURES,
-    END,
-    base,
-    built,
-    drafter_of,
-    random_ids,
-    toy_prompts,
-)
+from tests.drafters.toys import ARCHITECTURES, END, base, built, drafter_of, random_ids, toy_prompts
 
 GROWTH = [((0,), 0.6), ((0, 0), 0.3), ((1,), 0.2), ((0, 0, 0), 0.1), ((2,), 0.1)]
 

@@ -13,12 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
 from backend.drafters.data import prompts as questions
-from backend.drafters.data.prompts import (
-    PromptRequest,
-    generate_prompts,
-    prompts_for,
-    user_turn,
-)
+from backend.drafters.data.prompts import PromptRequest, generate_prompts, prompts_for, user_turn
 from backend.errors import CancelledError, DatasetError
 from backend.models.loading import load
 from backend.reporter import SilentReporter

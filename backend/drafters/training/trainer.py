@@ -40,12 +40,7 @@ from backend.errors import ComputeError, ConfigError
 from backend.metric_key import MetricKey
 from backend.reporter import Reporter
 from backend.training import distributed
-from backend.training.optimizer import (
-    MOMENTS,
-    cosine_decay,
-    optimiser_tensors,
-    restore_optimiser,
-)
+from backend.training.optimizer import MOMENTS, cosine_decay, optimiser_tensors, restore_optimiser
 
 CHECKPOINT = "drafter"
 STATE_KEY = "{name}.{entry}"  # of the optimiser, in a checkpoint
@@ -179,9 +174,7 @@ class DrafterTrainer:
         ids = batch.ids
         embedded = self.target.embed(ids[:, 1:]).to(parameters)
         with torch.autocast(
-            self.target.device.type,
-            torch.bfloat16,
-            enabled=self.target.dtype == torch.bfloat16,
+            self.target.device.type, torch.bfloat16, enabled=self.target.dtype == torch.bfloat16
         ):
             hidden = batch.hidden[:, :-1].to(parameters)
             slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)

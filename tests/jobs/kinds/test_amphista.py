@@ -106,14 +106,7 @@ def test_a_run_says_what_its_prompts_ask_about(
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:
-    job = finished(
-        wait,
-        architecture="medusa",
-        data="text",
-        answer_tokens=32,
-        steps=12,
-        answers=30,
-    )
+    job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = checked("amphista", {**SMALL, "data": "text"})
@@ -205,10 +198,7 @@ def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert refused.value.field == "answers" and "fewer" in refused.value.do
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [*ARMS.values(), {"heads": 2}],
-)
+@pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
     told = drafter_weights(config, inspect("toy"))
