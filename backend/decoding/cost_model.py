@@ -35,8 +35,7 @@ NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 @dataclass(frozen=True)
 class CostModel:
-    """Measured seconds: `verify` of a pass of the target model by nodes, ascending from 1; `draft`
-    of one."""
+    """Measured seconds: `verify` of a pass by its nodes, ascending from 1; `draft` of a draft."""
 
     verify: Mapping[int, float]
     draft: float

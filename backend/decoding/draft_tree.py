@@ -46,8 +46,8 @@ MAX_NODES = 256  # maximum number of nodes
 
 
 class Tree:
-    """A static tree. `paths`, `slots` (head, rank) and `paths` are of every node but the root,
-    parents before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
+    """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -112,8 +112,7 @@ class TreePolicy(Protocol):
     def ranks(self) -> int: ...
 
     def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
-        """The paths of `depth` whose children are wanted, by the chances of every path drafted so
-        far."""
+        """The paths of `depth` whose children are wanted, by the chances of those drafted."""
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
         """The tree to verify; its paths are among `chances`."""

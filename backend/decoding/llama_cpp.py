@@ -1,6 +1,5 @@
 """llama.cpp as a decoder: what a user would run instead, timed on the same prompts. It is optional
-and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). Decodes greedily, a token a
-pass."""
+and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). Decodes greedily."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ NO_TREE = chain(0)
 
 @dataclass(frozen=True)
 class DraftTokens:
-    """Draft tokens: one for every node of the tree but the root, from prompt lookup or from
-    heads."""
+    """Draft tokens: one for every node of the tree but the root, looked up or from heads."""
 
     tokens: list[int]
     tree: Tree
@@ -27,8 +26,7 @@ class DraftTokens:
 
 
 class Proposer(Protocol):
-    """Drafts the next tokens of one sequence at a time, in trees of at most `nodes` with the
-    root."""
+    """Drafts the next tokens of one sequence at a time, in trees of at most `nodes` nodes."""
 
     nodes: int
 

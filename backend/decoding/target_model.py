@@ -52,8 +52,7 @@ class Verifier(Protocol):
         """Hidden states [P, d] of a prompt, and the logits [1, V] after it."""
 
     def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree` and cached
-        row."""
+        """Hidden states [n, d] and logits [n, V] of `tokens`, for each node of `tree`."""
 
 
 class TargetModel:
@@ -231,8 +230,7 @@ def stable_context(config: PreTrainedConfig) -> int:
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
-    """Raise `ModelError` for unsupported attention, positions, cache or head, without running the
-    model."""
+    """Raise `ModelError` for unsupported attention, positions, cache or head; runs nothing."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
         do = "Load it with attn_implementation='sdpa'."

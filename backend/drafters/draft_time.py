@@ -74,8 +74,7 @@ def _watched(drafter: Drafter, device: torch.device) -> Iterator[dict[str, float
 
 
 def _parts(drafter: Drafter) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a drafter that are called, lists item by item, but not the rows of its LM
-    head."""
+    """The children of a drafter that are called, lists item by item; not its LM head's rows."""
     for name, child in drafter.named_children():
         if name != "reader":
             items = child.children() if isinstance(child, nn.ModuleList) else [child]

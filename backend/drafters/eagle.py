@@ -63,8 +63,7 @@ class EagleDrafter(SequentialDrafter):
         return torch.stack(slots, 1)
 
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """All inner nodes so far are run again at every depth, so that the caches hold anchors
-        only."""
+        """All inner nodes are run again at every depth: the caches hold anchors only."""
         paths = inner.paths[1:]
         if not paths:
             return self.normed(inner.slots)

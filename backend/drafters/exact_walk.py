@@ -53,21 +53,17 @@ def walk_answers(proposer: Proposer, answers: Iterable[CachedSequence]) -> Walk:
     """Walk greedy answers with a proposer; answers of fewer than two tokens have no pass."""
     walk = Walk()
     for answer in answers:
-        _walk(proposer, answer, walk)
+        ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
+        proposer.start(ids[0], len(ids) + proposer.nodes)
+        while root < len(ids) - 1:  # the root is committed, and not yet read
+            draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
+            read = root
+            depth = _agreeing(draft.tree, draft.tokens, ids[root + 1 :])
+            root += depth + 1
+            walk.accepted.append(min(depth + 1, len(ids) - 1 - read))
+            walk.nodes.append(len(draft.tree))
+            walk.drafted.append(bool(draft.tokens) and not draft.looked_up)
     return walk
-
-
-def _walk(proposer: Proposer, answer: CachedSequence, walk: Walk) -> None:
-    ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
-    proposer.start(ids[0], len(ids) + proposer.nodes)
-    while root < len(ids) - 1:  # the root is committed, and not yet read
-        draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
-        read = root
-        depth = _agreeing(draft.tree, draft.tokens, ids[root + 1 :])
-        root += depth + 1
-        walk.accepted.append(min(depth + 1, len(ids) - 1 - read))
-        walk.nodes.append(len(draft.tree))
-        walk.drafted.append(bool(draft.tokens) and not draft.looked_up)
 
 
 def _agreeing(tree: Tree, tokens: list[int], text: list[int]) -> int:

@@ -117,9 +117,13 @@ def generate(
         drafter = make_proposer(target, drafter, nodes)
     if lookup:
         drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
-    rule = Acceptance(sampling or usual_sampling(target.model))
-    stops = ends_of(target.model) if ends is None else ends
-    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
+    usual = target.model.generation_config
+    penalty = getattr(usual, "repetition_penalty", None) or 1.0  # as in transformers
+    rule = Acceptance(sampling or Sampling(repetition_penalty=penalty))
+    if ends is None:
+        own = getattr(usual, "eos_token_id", None)
+        ends = own if isinstance(own, list) else [] if own is None else [own]
+    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, frozenset(ends))
     for number, step in enumerate(steps):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)
@@ -137,17 +141,6 @@ def _one(prompt: Sequence[int] | Tensor) -> list[int]:
         )
     ids: list[int] = prompt.reshape(-1).tolist()
     return ids
-
-
-def ends_of(model: PreTrainedModel) -> frozenset[int]:
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
-
-
-def usual_sampling(model: PreTrainedModel) -> Sampling:
-    """Greedy decoding with the repetition penalty of the generation config, as in transformers."""
-    penalty = getattr(model.generation_config, "repetition_penalty", None)
-    return Sampling(repetition_penalty=penalty or 1.0)
 
 
 def refuse_processors(model: PreTrainedModel) -> None:
@@ -191,7 +184,9 @@ class Detokenizer:
         places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
         if places:
             self.stopped, self._decoded = True, self._decoded[: min(places)]
-        return self._emit(len(self._decoded) - (0 if self.stopped else self._partial_stop()))
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        begun = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+        return self._emit(len(self._decoded) - (0 if self.stopped else begun))
 
     def rest(self) -> str:
         """Return what was held back, once generation has ended."""
@@ -200,11 +195,6 @@ class Detokenizer:
     def _emit(self, end: int) -> str:
         start, self._emitted = self._emitted, max(self._emitted, end)
         return self._decoded[start : self._emitted]
-
-    def _partial_stop(self) -> int:
-        """Number of characters at the end that may begin a stop string."""
-        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

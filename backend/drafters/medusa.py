@@ -61,8 +61,12 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
         sampled_token: bool = True,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
-        layers = matching_layers(config, target) if config.ablation == "as many parameters" else 1
-        self.heads = ResidualHeads(layers, config.heads, target.width, dtype)
+        layers, d = 1, target.width
+        if config.ablation == "as many parameters":  # as those of Amphista
+            cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
+            one = config.heads * (d**2 + d)
+            layers = max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))
+        self.heads = ResidualHeads(layers, config.heads, d, dtype)
         self.requires_grad_().to(target.device)
 
     def anchor_slots(
@@ -81,11 +85,3 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
     def split_blocks(self) -> None:
         """Of the residual blocks of the heads."""
         self.heads.split()
-
-
-def matching_layers(config: DrafterConfig, target: TargetModel) -> int:
-    """Residual blocks per head that give Medusa the parameter count of Amphista."""
-    d = target.width
-    cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
-    one = config.heads * (d**2 + d)
-    return max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))

@@ -108,8 +108,7 @@ class Drafter(nn.Module, ABC):
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
-        """Replace weights by 8-bit ones where the target runs natively, for good; whether that was
-        done."""
+        """Replace weights by 8-bit ones where the target runs natively; whether it did."""
         return False
 
     def copied_parameters(self) -> list[nn.Parameter]:

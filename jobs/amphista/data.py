@@ -74,6 +74,4 @@ def _prompts(
         heldout,
         limit=limit,
         ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
-        temperature=config.temperature,
-        seed=config.seed,
     )

@@ -18,7 +18,7 @@ from backend.settings import available_threads, settings
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
-from jobs.fields.base_model import require_decoder, require_precision, resolve_model
+from jobs.fields.base_model import decodable_model
 from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.prompts import prompt_set
 from jobs.fields.text import require_text
@@ -40,10 +40,7 @@ CORPUS_WARNING = "Heads trained on corpus text predict the base model's response
 
 
 def requirements(config: AmphistaJob) -> Requirements:
-    base = resolve_model(config.model)
-    facts = base.facts
-    require_decoder(base)
-    require_precision(base, config.precision)
+    facts = decodable_model(config.model, config.precision).facts
     require_consistent(config, facts)
     require_data(config, facts)
     require_processes(config.processes, config.device, config.batch)
@@ -97,7 +94,7 @@ def _repeats(config: AmphistaJob) -> bool:
 
 def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
     """The corpus; auto is the model's default."""
-    return facts.default_text if config.text == "auto" else config.text
+    return facts.default_text if config.training_text == "auto" else config.training_text
 
 
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
@@ -109,25 +106,20 @@ def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
 def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
     """Raise `DatasetError` for prompts or a corpus that are not available."""
     if config.data == "text":
-        require_text(corpus_name(config, facts), "evaluation_text", "text")
+        require_text(corpus_name(config, facts), "evaluation_text", "training_text")
     else:
         for name in prompt_sets(config, facts):
             if name != SELF:
                 require_prompts(name, "prompts")
 
 
-def given_prompts(config: AmphistaJob, facts: ModelFacts) -> list[int]:
-    """Tokens of every prompt of a file, about; none where no file is self_tokens."""
-    named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
-    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
-    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
-
-
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:
     """Tokens of a sequence, about: of the mean, or of the longest."""
     if config.data == "text":
         return config.answer_tokens
-    given = given_prompts(config, facts)
+    named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
+    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
+    given = [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
     if longest:
         prompt = max(given, default=MAX_PROMPT_TOKENS + PROMPT_TOKENS)
     else:

@@ -12,7 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
-from jobs.fields.base_model import ResolvedModel, require_decoder, require_precision, resolve_model
+from jobs.fields.base_model import ResolvedModel, decodable_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
 from jobs.fields.prompts import prompt_set
@@ -24,10 +24,8 @@ VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it 
 
 
 def requirements(config: BenchmarkJob) -> Requirements:
-    base = resolve_model(config.model)
+    base = decodable_model(config.model, config.precision)
     facts = base.facts
-    require_decoder(base)
-    require_precision(base, config.precision)
     drafters = drafters_named(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     require_tree_sizes(config, drafters)
@@ -75,13 +73,8 @@ def require_gguf(config: BenchmarkJob, base: ResolvedModel) -> None:
 
 
 def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
-    decoders = (
-        1
-        + config.pytorch
-        + len(types_named(config.llama_cpp))
-        + config.lookup
-        + drafters * (1 + config.combined)
-    )
+    others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
+    decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
     trees = drafters * config.try_sizes * 2 * len(TREE_SIZES) * min(TREE_PROMPTS, config.count)
     response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens

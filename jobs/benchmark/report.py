@@ -86,7 +86,10 @@ class DecoderReport:
             | {
                 "ranges": {m: (low, high) for m, (low, high) in record.get("ranges", {}).items()},
                 "lengths": {int(length): n for length, n in record.get("lengths", {}).items()},
-                "hits": {path_named(name): share for name, share in record.get("hits", {}).items()},
+                "hits": {
+                    tuple(map(int, name.split("."))): share
+                    for name, share in record.get("hits", {}).items()
+                },
                 "tasks": {task: (up, n) for task, (up, n) in record.get("tasks", {}).items()},
             }
         )
@@ -141,10 +144,6 @@ class DecoderReport:
 def path_name(path: tuple[int, ...]) -> str:
     """A node of a tree by the ranks of its draft tokens, from 0: "0.2"."""
     return ".".join(map(str, path))
-
-
-def path_named(name: str) -> tuple[int, ...]:
-    return tuple(map(int, name.split(".")))
 
 
 def decoder_reports(run: str | int) -> list[DecoderReport]:

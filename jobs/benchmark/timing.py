@@ -155,7 +155,7 @@ class DecodingBenchmark:
             sizes[name] = _size(proposer)
             self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
             proposers[name] = proposer
-            if config.combined and isinstance(proposer, TreeProposer):
+            if isinstance(proposer, TreeProposer):
                 proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
         if not stored:
             with self.context.checkpoints.write(TREES) as folder:

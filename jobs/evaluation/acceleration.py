@@ -17,7 +17,7 @@ from backend.decoding.native.weights import SPARSE_FROM
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
-from backend.evaluation.size import LinearSizes, sizes
+from backend.evaluation.size import sizes
 from backend.evaluation.speed import (
     SPARSITIES,
     Decoder,
@@ -49,7 +49,10 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
         return
     measured = sizes(_stored(facts, context))
     context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
-    for name, value in _formats(measured).items():
+    formats = {"bitmask": measured.bitmask}
+    if measured.pattern and measured.compact is not None:
+        formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
+    for name, value in (formats | {DENSE: measured.dense}).items():  # last: then all are there
         context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
 
 
@@ -57,14 +60,6 @@ def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
     stored = linears_in(materialise(facts.spec), facts, facts.linears)
     for block in range(facts.blocks):
         yield from (weight for _, weight in stored.block(block))
-
-
-def _formats(measured: LinearSizes) -> dict[str, int]:
-    """Format -> bytes; dense last, so that with it all are there."""
-    formats = {"bitmask": measured.bitmask}
-    if measured.pattern and measured.compact is not None:
-        formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
-    return formats | {DENSE: measured.dense}
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:

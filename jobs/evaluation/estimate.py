@@ -27,7 +27,14 @@ def requirements(config: EvaluationJob) -> Requirements:
         for stage, spec in measured_models(config).items()
     }
     model = facts[MODEL]
-    require_same_shape(model, facts.get(DENSE, model))
+    dense = facts.get(DENSE, model)
+    if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
+        raise ConfigError(
+            f"{model.title} was not made of {dense.title}.",
+            "Their layers or vocabularies are not of the same shape.",
+            "Choose the model it was made of.",
+            "dense",
+        )
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
     streamed, needed = memory_bytes(config, model, len(facts), memory_available())
@@ -41,17 +48,6 @@ def requirements(config: EvaluationJob) -> Requirements:
         warnings=warnings,
         open_ended=bool(config.harness_tasks),
     )
-
-
-def require_same_shape(model: ModelFacts, dense: ModelFacts) -> None:
-    """Refuse a dense model of another shape."""
-    if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
-        raise ConfigError(
-            f"{model.title} was not made of {dense.title}.",
-            "Their layers or vocabularies are not of the same shape.",
-            "Choose the model it was made of.",
-            "dense",
-        )
 
 
 def memory_bytes(
@@ -79,8 +75,7 @@ def memory_bytes(
 def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
     weights = facts.weights_per_token
     context = context_length(config, facts)
-    once = 2.0 * weights * config.windows * context
-    once += sample_flops(config, facts)
+    once = 2.0 * weights * config.windows * context + sample_flops(config, facts)
     once += ending_flops(config, facts, config.windows, context)
     phases = dict.fromkeys(stages, once)
     if config.speed:

@@ -80,19 +80,17 @@ class Quality:
         batch: int,
         labels: Mapping[str, str],
         new: NewBatches = list,
+        divergence: bool = True,
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
-        self._reference = DenseOutputs(new)
-        self._tasks = self._load_tasks()
+        self._reference, self._divergence = DenseOutputs(new), divergence
+        names = config.harness_tasks
+        self._tasks = load_tasks(names, settings().task_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
             context.log("No samples are written: every token would read the model from disk.")
-
-    def _load_tasks(self) -> dict[str, Any]:
-        names = self._config.harness_tasks
-        return load_tasks(names, settings().task_dir) if names else {}
 
     def of(self, loaded: LoadedModel) -> Quality:
         """The same measurements of another model, beside the same dense one."""
@@ -117,11 +115,11 @@ class Quality:
     def _missing(self, stage: str, role: Role) -> Iterator[Callable[[Phase], None]]:
         if self._text_missing(stage, role):
             yield partial(self._measure_text, stage, role)
-        if role and self._samples_missing(stage):
+        if role and self._writes and not self._has(stage, SAMPLED):
             yield partial(self._write_samples, stage)
         if role and self._unanswered(stage):
             yield partial(self._answer, stage)
-        if role and self._endings_missing(stage):
+        if role and self._config.asks_endings and not self._has(stage, ENDINGS_ACCURACY):
             yield partial(self._choose_endings, stage)
 
     def _has(self, stage: str, metric: MetricKey) -> bool:
@@ -134,8 +132,8 @@ class Quality:
         if not self._has(stage, PERPLEXITY):
             return True
         if role == "kept":
-            return self._config.divergence and not self._has(stage, KL_TO_DENSE)
-        return role == "dense" and self._config.divergence and not self._compared()
+            return self._divergence and not self._has(stage, KL_TO_DENSE)
+        return role == "dense" and self._divergence and not self._compared()
 
     def _compared(self) -> bool:
         return any(r.metric == KL_TO_DENSE for r in queries.results([self._context.run]))
@@ -164,7 +162,7 @@ class Quality:
 
     def _comparable(self) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
-        if not self._config.divergence:
+        if not self._divergence:
             return False
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same
@@ -178,14 +176,11 @@ class Quality:
         self, role: Role, comparison: DivergenceObserver | None
     ) -> AbstractContextManager[Observe]:
         """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
-        if role == "dense" and self._config.divergence:
+        if role == "dense" and self._divergence:
             return self._reference.recording(self._loaded.model)
         return nullcontext(comparison or (lambda rows, logits: None))
 
     # what it writes and answers --------------------------------------------------------------
-
-    def _samples_missing(self, stage: str) -> bool:
-        return self._writes and not self._has(stage, SAMPLED)
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -195,9 +190,6 @@ class Quality:
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
-
-    def _endings_missing(self, stage: str) -> bool:
-        return self._config.asks_endings and not self._has(stage, ENDINGS_ACCURACY)
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
         asked = questions(self._text, self._config.task_limit)

@@ -60,13 +60,11 @@ def measure(
 ) -> None:
     """Measures the quality of each model on the same text."""
     alone = DENSE not in models
-    if alone:
-        config = config.model_copy(update={"divergence": False})
     first = next(iter(models.values()))
     text = load_evaluation_text(config, first, context)
     quality = Quality(
         config, first, text, context, batch=config.batch, labels=LABELS,
-        new=hidden_state_store("auto", first.facts, text, context),
+        new=hidden_state_store("auto", first.facts, text, context), divergence=not alone,
     )  # fmt: skip
     for stage, loaded in models.items():
         role: Role = "dense" if alone or stage == DENSE else "kept"

@@ -51,16 +51,13 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     return ResolvedModel(source, facts)
 
 
-def require_decoder(base: ResolvedModel, field: str = "model") -> None:
-    """Raise `ModelError` for a model that the decoding loop cannot run."""
+def decodable_model(spec: str, precision: str, field: str = "model") -> ResolvedModel:
+    """The model `spec` names, which the decoding loop can run in this precision."""
+    base = resolve_model(spec, field)
     try:
         base.facts.require_decodable()
     except ModelError as error:
         raise for_field(error, field) from error
-
-
-def require_precision(base: ResolvedModel, precision: str) -> None:
-    """Raise `ConfigError` where packed weights would have to compute in float32."""
     if base.packed and precision == "float32":
         raise ConfigError(
             "Packed weights do not support float32.",
@@ -68,3 +65,4 @@ def require_precision(base: ResolvedModel, precision: str) -> None:
             "Choose bfloat16 or auto.",
             "precision",
         )
+    return base

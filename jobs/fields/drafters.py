@@ -67,8 +67,7 @@ def expected_hits(run: str) -> dict[tuple[int, ...], float]:
 
 
 def drafters_named(text: str, model: str, field: str) -> list[Job]:
-    """The runs named in a list with commas, none twice; ConfigError unless all were trained for
-    `model`."""
+    """The runs named in a list with commas, none twice; ConfigError unless all are for `model`."""
     names = dict.fromkeys(read_names(text))
     jobs = {job.run: job for job in (drafter_run(name, field, planned=True) for name in names)}
     for job in jobs.values():

@@ -57,8 +57,7 @@ def require_processes(count: int, device: str, sequences: int) -> None:
 
 
 def places(device: str) -> tuple[int, str]:
-    """Number of processes a run has room for on its machine, and of what; on a cluster by the
-    settings."""
+    """Room for processes on a run's machine (on a cluster by the settings): number, of what."""
     here = settings()
     if here.engine in CLUSTERS:
         if here.job_gpus and device != "cpu":

@@ -75,8 +75,7 @@ def planned_run(run: str, *saves: str) -> Job | None:
 
 
 def model_before(run: str) -> str:
-    """The spec of the model a run began with; ConfigError as for `saved_model`, unless it is
-    planned."""
+    """The spec of the model a run began with; ConfigError as for `saved_model`."""
     planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
@@ -103,8 +102,7 @@ def needed_runs(config: Mapping[str, Any]) -> list[int]:
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved; ConfigError for missing or damaged
-    files."""
+    """The config.json in a folder that a run has saved; ConfigError for damaged files."""
     if not folder.exists():
         raise without_weights(run, field)
     try:

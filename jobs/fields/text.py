@@ -103,8 +103,7 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
 
 
 def require_text(name: str, use: str, field: str) -> None:
-    """Raise `DatasetError` for `field` where a corpus is not available for a use
-    ("calibration_text")."""
+    """Raise `DatasetError` for `field` where a corpus is not available for `use`."""
     try:
         require_corpus(name, use)
     except DatasetError as error:

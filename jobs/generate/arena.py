@@ -59,8 +59,7 @@ def vote(run: Job, choice: int, actor: Actor) -> None:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Ratings of models by blind votes; `seen`: votes that do not count, whose voters saw the
-    names."""
+    """Ratings of models by blind votes; `seen`: further votes, whose voters saw the names."""
 
     ratings: list[Rating]
     votes: int

@@ -83,8 +83,7 @@ def messages(before: Sequence[Turn], prompt: str, system: str = "") -> list[dict
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as a list shows it: its newest run, its first prompt, and the number of
-    prompts."""
+    """A conversation as a list shows it: its newest run, first prompt, and number of prompts."""
 
     newest: Job
     prompt: str

@@ -130,8 +130,7 @@ class PlaygroundServer:
 
 
 def serve() -> bool:
-    """Work until nobody asks any more (True), the process is asked to end, or its data folder is
-    gone."""
+    """Work until nobody asks (True), the process is asked to end, or has no data folder."""
     server, began, asked = PlaygroundServer(), time.monotonic(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     while not asked.is_set() and settings().root.is_dir():

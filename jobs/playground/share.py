@@ -45,8 +45,7 @@ class HostPriority:
 
 
 class CpuShare:
-    """Division of the threads among the texts that are written at the same time; a job beside them
-    (`jobs`) takes half."""
+    """Division of the threads among the texts written at a time; `jobs` beside them take half."""
 
     def __init__(self) -> None:
         self.jobs = False

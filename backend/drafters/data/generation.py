@@ -92,7 +92,8 @@ def write_answers(
             places = [n for n, goes in enumerate(going) if goes]
             batch.select(places)
             active = [active[n] for n in places]
-        given = torch.tensor([[_token_at(rows[row], position)] for row in active])
+        # behind the end of a row any token will do
+        given = torch.tensor([[rows[row][min(position, len(rows[row]) - 1)]] for row in active])
         position += 1
     return [records.row(row, ids) for row, ids in enumerate(rows)]
 
@@ -105,10 +106,6 @@ def read(target: TargetModel, ids: Tensor) -> Reading:
     for hidden, logits in read_out(target, target.hidden(ids[None].to(target.device))):
         column = records.add([0], column, hidden, logits)
     return records.row(0, ids.tolist())
-
-
-def _token_at(row: Sequence[int], position: int) -> int:
-    return row[min(position, len(row) - 1)]
 
 
 def _ended(row: list[int], prompt: Sequence[int], goal: int, ends: Collection[int]) -> bool:

@@ -39,8 +39,6 @@ class SequenceSources:
     heldout: Sequence[Sequence[int]]
     limit: int = 128
     ends: Collection[int] = ()
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def batch_name(name: str, number: int) -> str:
 
 
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
-    """The `size` most frequent ids (0: all), ascending; ties go to the lower id, the earlier
-    merge."""
+    """The `size` most frequent ids (0: all), ascending; ties go to the lower, earlier merge."""
     if not 0 < size < vocabulary:
         return torch.arange(vocabulary)
     counts = corpus.token_counts(vocabulary)
@@ -148,29 +145,22 @@ def collect(
     for name, rows in parts.items():
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), GENERATION_BATCH):
-            batch, place = (
-                rows[number : number + GENERATION_BATCH],
-                batch_name(name, number // GENERATION_BATCH),
-            )
+            batch = rows[number : number + GENERATION_BATCH]
+            place = batch_name(name, number // GENERATION_BATCH)
             stop_if_asked(reporter)
-            folder = checkpoints.find(place)
-            if folder is None:
-                _make(target, sources, name, batch, number, checkpoints, place, reporter)
-                folder = checkpoints.root / place
-                reporter.progress(done + len(batch), total, doing)
-            else:
-                reporter.progress(done + len(batch), total, REPLAY)
+            kept = checkpoints.find(place)
+            if kept is None:
+                _make(target, sources, batch, checkpoints, place, reporter)
             done += len(batch)
-            files[name].append(folder / ROWS)
+            reporter.progress(done, total, REPLAY if kept else doing)
+            files[name].append((kept or checkpoints.root / place) / ROWS)
     return HiddenStateCache(files[LEARNT]), HiddenStateCache(files[HELD])
 
 
 def _make(
     target: TargetModel,
     sources: SequenceSources,
-    name: str,
     batch: Sequence[Sequence[int]],
-    number: int,
     checkpoints: Checkpoints,
     place: str,
     reporter: Reporter,
@@ -178,9 +168,7 @@ def _make(
     """Generate or read one batch of sequences and store it."""
     if sources.limit:
         starts = [len(prompt) for prompt in batch]
-        heat = 0.0 if name == HELD else sources.temperature
-        seed = sources.seed * 1_000_003 + number
-        made = write_answers(target, batch, sources.limit, sources.ends, heat, seed, reporter)
+        made = write_answers(target, batch, sources.limit, sources.ends, 0.0, 0, reporter)
     else:
         starts, made = [0] * len(batch), []
         for row in batch:

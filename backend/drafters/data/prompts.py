@@ -36,8 +36,7 @@ CUT = "\N{REPLACEMENT CHARACTER}"  # at the end of a text cut within a character
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """`count` prompts in equal shares of `sets`, `heldout` of them held out, with room for `limit`
-    tokens."""
+    """`count` prompts in equal shares of `sets`, `heldout` of them, with `limit` tokens of room."""
 
     sets: Sequence[str]
     count: int

@@ -20,12 +20,7 @@ from backend.decoding.native.top_k import top_k
 from backend.decoding.target_model import DecodingCache, TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
-from backend.drafters.layers.initialization import (
-    CollectedStates,
-    channel_scale,
-    collect_states,
-    ridge,
-)
+from backend.drafters.layers.initialization import channel_scale, collect_states, ridge
 from backend.drafters.layers.native import plain_linear, use_native
 from backend.drafters.registry import Drafter
 
@@ -140,22 +135,17 @@ class AdaptedDrafter(Drafter):
         fusions = list(self.fusions.parameters())
         for fusion in fusions:
             fusion.copy_(torch.eye(*fusion.shape))
-        weight, explained = ridge(*self._fusion_pairs(states))
+        inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
+        if self.sampled_token:
+            tokens = states.embedded / self.token_scale
+            inputs, targets = torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
+        weight, explained = ridge(inputs, targets)
         fusions[0].copy_(weight)
         return explained
 
-    def _fusion_pairs(self, states: CollectedStates) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the first fusion, rows of anchors."""
-        inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
-        if not self.sampled_token:
-            return inputs, targets
-        tokens = states.embedded / self.token_scale
-        return torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
-
     @torch.no_grad()
     def quantize(self, target: TargetModel) -> bool:
-        """Round all linears and the read-out to 8 bits where the target runs natively; see
-        `native`."""
+        """Round linears and read-out to 8 bits where the target runs natively; see `native`."""
         if not target.native:
             return False
         self.reader = plain_linear(self.read_out, self.read_bias)

@@ -74,8 +74,7 @@ class HeadAccuracy:
 def measure_heads(
     drafter: Drafter, target: TargetModel, heldout: CachedSequences, reporter: Reporter
 ) -> HeadAccuracy:
-    """The ranks at every anchor of `heldout` at which all heads have a target; ComputeError for
-    none."""
+    """The ranks at every anchor of `heldout` at which all heads have a target, or ComputeError."""
     answers = []
     for index in range(len(heldout)):
         stop_if_asked(reporter)

@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -139,7 +139,8 @@ class DrafterTrainer:
             if open_end := not self.schedule.steps:
                 self.schedule.set_steps(self.config, seconds)
                 self.schedule.steps = distributed.broadcast_int(self.schedule.steps)
-            if self._evaluates():
+            every = max(1, self.schedule.steps // EVALUATIONS)
+            if self.schedule.steps and distributed.is_first() and self.schedule.step % every == 0:
                 self.evaluate()
             first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
             if time.monotonic() - saved > SAVE_EVERY_S or first:
@@ -170,13 +171,12 @@ class DrafterTrainer:
 
     def _backward(self, batch: AnchorBatch) -> float:
         """Set the gradients of a batch; return its loss."""
-        drafter, parameters = self.drafter, torch.float32
-        ids = batch.ids
-        embedded = self.target.embed(ids[:, 1:]).to(parameters)
+        drafter = self.drafter
+        embedded = self.target.embed(batch.ids[:, 1:]).float()
         with torch.autocast(
             self.target.device.type, torch.bfloat16, enabled=self.target.dtype == torch.bfloat16
         ):
-            hidden = batch.hidden[:, :-1].to(parameters)
+            hidden = batch.hidden[:, :-1].float()
             slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
         with torch.no_grad():
             loss, gradient = loss_and_gradient(drafter, slots.detach(), batch)
@@ -212,14 +212,9 @@ class DrafterTrainer:
             return whole.to(device)
 
         return AnchorBatch(
-            batch("hidden"),
-            batch("ids").long(),
-            batch("denominator"),
-            rows.to(device),
-            places.to(device),
-            valid.to(device),
-            anchors,
-        )
+            batch("hidden"), batch("ids").long(), batch("denominator"),
+            rows.to(device), places.to(device), valid.to(device), anchors,
+        )  # fmt: skip
 
     def _anchors(self, indices: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Sequence and position of each anchor [n]: a random share of all answer positions, with n
@@ -259,10 +254,6 @@ class DrafterTrainer:
         return batches
 
     # reports and checkpoints -----------------------------------------------------------------
-
-    def _evaluates(self) -> bool:
-        steps = self.schedule.steps if distributed.is_first() else 0
-        return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
@@ -314,12 +305,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     copied = {id(p) for p in drafter.copied_parameters()}
     groups: list[dict[str, object]] = []
-    parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
-        (config.rate, lambda p: id(p) not in copied),
-        (COPIED_RATE * config.rate, lambda p: id(p) in copied),
-    ]
-    for rate, belongs in parts:
-        mine = [p for p in drafter.parameters() if belongs(p)]
-        if mine:
+    for rate, is_copy in ((config.rate, False), (COPIED_RATE * config.rate, True)):
+        if mine := [p for p in drafter.parameters() if (id(p) in copied) == is_copy]:
             groups.append({"params": mine, "lr": rate, "full": rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)

@@ -124,8 +124,8 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
         ({"model": "nobody/nothing"}, ModelError, "model"),
         ({"prompts": "file:../../etc/passwd"}, DatasetError, "prompts"),
         ({"prompts": "unknown"}, DatasetError, "prompts"),
-        ({"data": "text", "text": "file:none.txt"}, DatasetError, "text"),
-        ({"data": "text", "text": "self"}, DatasetError, "text"),
+        ({"data": "text", "training_text": "file:none.txt"}, DatasetError, "training_text"),
+        ({"data": "text", "training_text": "self"}, DatasetError, "training_text"),
         ({"data": "songs"}, ConfigError, "data"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
 def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
-    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0, "divergence": False}
+    few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0}
     job = finished(
         wait, "evaluation", model="toy", dense="toy", speed=False, tasks="Endings", **few
     )
