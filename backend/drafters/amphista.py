@@ -48,7 +48,7 @@ class AmphistaDrafter(MedusaDrafter):
         super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
         self.encoder = None
         if config.ablation != "adaptation only":
-            self.encoder = AutoEmbedding(target.width, config.heads, dtype).to(target.device)
+            self.encoder = AutoEmbedding(target.width, config.heads, dtype)
 
     def slots(self, stages: list[Tensor]) -> Tensor:
         """One vector per head: the stages [n, d] -> [n, K, d]; the first half of the heads reads

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from backend.decoding.target_model import DecodingCache, TargetModel
-from backend.drafters.config import DrafterConfig
+from backend.decoding.target_model import DecodingCache
 from backend.drafters.layers.anchor_table import AnchorTable
 from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
@@ -33,16 +32,6 @@ from backend.drafters.registry import drafter
 @drafter("eagle", adaptation_layers=1, repeats=True)
 class EagleDrafter(SequentialDrafter):
     """A sequential drafter of one fusion and one cloned layer."""
-
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(config, target, vocabulary, dtype, 1)
-        self.requires_grad_().to(target.device)
 
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor

@@ -36,12 +36,11 @@ class HydraDrafter(SequentialDrafter):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         d = target.width
-        super().__init__(config, target, vocabulary, dtype, 1)
+        super().__init__(config, target, vocabulary, dtype)
         known = range(2, config.heads + 2)  # a_i, x_{i+1} and the draft tokens before
         self.heads = nn.ModuleList(nn.Linear(n * d, d, dtype=dtype) for n in known)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
-        self.requires_grad_().to(target.device)
 
     def head_slots(self, head: int, state: Tensor, tokens: Tensor) -> Tensor:
         """The vectors [n, d] of a head, from 0: state [n, d], tokens [n, 1 + head, d]."""

@@ -67,7 +67,6 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
             one = config.heads * (d**2 + d)
             layers = max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))
         self.heads = ResidualHeads(layers, config.heads, d, dtype)
-        self.requires_grad_().to(target.device)
 
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor

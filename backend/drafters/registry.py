@@ -171,4 +171,5 @@ def build_drafter(
     dtype: torch.dtype = torch.float32,
 ) -> Drafter:
     """An untrained drafter of the architecture the config names."""
-    return DRAFTERS[config.architecture](config, target, vocabulary, dtype)
+    drafter = DRAFTERS[config.architecture](config, target, vocabulary, dtype)
+    return drafter.requires_grad_().to(target.device)

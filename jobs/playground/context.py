@@ -12,9 +12,8 @@ from backend.queue.folders import log_file
 from backend.queue.lifecycle import answer_waits, start_answer
 from backend.store.session import reading, writing
 from backend.store.tables import Attempt, Job
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.context import JobContext
 
 

@@ -18,9 +18,8 @@ from backend.store.session import reading, writing
 from backend.store.states import LIVE, Exit, Lane
 from backend.store.tables import Attempt, Job
 from jobs.playground.context import AnswerContext, claim_answer
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 

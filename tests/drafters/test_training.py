@@ -24,6 +24,7 @@ from backend.drafters.data.hidden_state_cache import (
     collect,
     draft_vocabulary,
 )
+from backend.drafters.registry import build_drafter
 from backend.drafters.training.head_accuracy import measure_heads
 from backend.drafters.training.loss import (
     DISCOUNT,
@@ -234,7 +235,7 @@ def test_loss_and_gradient_are_those_of_the_definition(
     monkeypatch.setattr("backend.drafters.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
     ids = draft_vocabulary(corpora[0], 512, vocabulary)
-    drafter = AmphistaDrafter(whole.config, base(), ids)
+    drafter = build_drafter(whole.config, base(), ids)
     work = training(drafter, corpora, tmp_path, batch=2)
     batch = work.anchor_batch(0)
     slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)

@@ -43,8 +43,8 @@ class AdaptedDrafter(Drafter):
         config: DrafterConfig,
         target: TargetModel,
         vocabulary: Tensor,
-        dtype: torch.dtype,
-        fusions: int,
+        dtype: torch.dtype = torch.float32,
+        fusions: int = 1,
         sampled_token: bool = True,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype)
