@@ -131,7 +131,6 @@ def packed(answers: Answers) -> dict[str, object]:
 
 
 def unpacked(stored: Mapping[str, Mapping[str, object]]) -> Answers:
-    """The answers of `packed`."""
     return {name: TimedAnswer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
 
 

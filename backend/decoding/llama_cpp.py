@@ -51,7 +51,6 @@ class LlamaCppDecoder:
             yield DecodeStep([token], [0], [0], NO_TREE, [root], parts)
 
     def _next(self, tokens: Sequence[int]) -> int:
-        """Append `tokens`; the most likely next one."""
         self._model.eval(tokens)
         logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())

@@ -1,7 +1,6 @@
 """Contract of a source of draft tokens. All serve the same decoding loop, so that a comparison
-measures the drafts and not the loops: prompt lookup (`prompt_lookup`), the heads of a drafter
-(`backend.drafters.tree_proposer`), and vanilla decoding, which drafts nothing.
-"""
+measures the drafts: prompt lookup, the heads of a drafter (`backend.drafters.tree_proposer`), or
+nothing."""
 
 from __future__ import annotations
 

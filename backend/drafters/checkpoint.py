@@ -1,11 +1,6 @@
-"""A trained drafter in a folder: its own weights, not those of the target model.
-
-    drafter.safetensors   weights, scales and draft vocabulary
-    config.json           architecture, target model, tree of draft tokens, training settings
-
-A drafter works with one target model only. Its config holds that model's width, vocabulary and the
-sha256 of its weights (see `target_model.fingerprint`); any other model is rejected.
-"""
+"""A trained drafter in a folder: `drafter.safetensors` (weights, scales, draft vocabulary) and
+`config.json` (architecture, target model, tree, training). It works with one target model only,
+known by its width, vocabulary and the sha256 of its weights; any other is rejected."""
 
 from __future__ import annotations
 

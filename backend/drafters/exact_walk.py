@@ -1,14 +1,11 @@
-"""Exact accepted length of any proposer, without the target model.
-
-A greedy answer and its hidden states are all that greedy decoding would see, whatever is drafted.
-So decoding it is walked: draft at the last committed token, accept the draft tokens that the answer
-has, commit, go on. What remains of the cost is that of the drafts, a thousandth of a decoding pass
-for a large model; thousands of tokens are walked in seconds.
+"""Exact accepted length of any proposer, without the target model: a greedy answer and its hidden
+states are all that greedy decoding would see, whatever is drafted.
 
     tau = tokens / passes,     speed-up = tokens t(1) / sum over passes ( t(n) + draft )
 
 with n the nodes of a pass. In float32 tau is that of decoding; in 16 bits, up to near ties. For
-static trees of every size at once `tree.walk` does the same, from the ranks of the true tokens.
+static trees of every size at once `draft_tree.walk` does the same, from the ranks of the true
+tokens.
 """
 
 from __future__ import annotations

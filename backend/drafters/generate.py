@@ -161,7 +161,6 @@ class Detokenizer:
 
     @property
     def text(self) -> str:
-        """The text returned so far."""
         return self._decoded[: self._emitted]
 
     def add(self, token: int) -> str:

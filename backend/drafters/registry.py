@@ -116,7 +116,6 @@ class Drafter(nn.Module, ABC):
         return []
 
     def parameter_count(self) -> int:
-        """Number of weights added to the target model."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

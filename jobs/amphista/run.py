@@ -89,8 +89,6 @@ def untrained(config: AmphistaJob, target: TargetModel, learnt: HiddenStateCache
 
 
 class DrafterRun:
-    """One drafter job at work."""
-
     def __init__(self, config: AmphistaJob, context: JobContext) -> None:
         self.config, self.context = config, context
         device = prepare(config, context)
@@ -121,7 +119,6 @@ class DrafterRun:
         return learnt, heldout
 
     def _windows(self) -> SequenceSources:
-        """Windows of a corpus, as token ids."""
         config, loaded = self.config, self.loaded
         name = corpus_name(config, loaded.facts)
         wanted = (config.answers, config.answer_tokens, config.seed)

@@ -132,7 +132,6 @@ class DecoderReport:
 
     @property
     def run(self) -> str:
-        """The run that trained its drafter."""
         return self.name.removesuffix(COMBINED)
 
     @property

@@ -116,7 +116,6 @@ class DecodingBenchmark:
     # decoders --------------------------------------------------------------------------------
 
     def _decoders(self) -> dict[str, Decoder]:
-        """Name -> decoder, vanilla first."""
         decoders = decoders_of(self.target, self._proposers())
         if self.config.pytorch and self.target.native:
             plain = TargetModel(self.loaded.model, native=False)

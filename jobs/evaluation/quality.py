@@ -1,9 +1,6 @@
-"""Quality of a run's stages, the same for every kind.
-
-Perplexity and bits per byte of every stage. For the dense model and the stage that is kept also:
-the divergence of the kept one's predictions from the dense one's, greedy samples, and tasks if any
-are named. Whatever an earlier attempt has recorded is not measured again.
-"""
+"""Quality of a run's stages: perplexity and bits per byte of every one; for the dense model and the
+stage that is kept also divergence, greedy samples, and tasks. What an earlier attempt has recorded
+is not measured again."""
 
 from __future__ import annotations
 
@@ -200,7 +197,6 @@ class Quality:
         )  # fmt: skip
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
-        """The tasks that have no figure at this stage."""
         results = queries.results([self._context.run])
         answered = {r.metric.series for r in results if r.stage == stage}
         return {name: task for name, task in self._tasks.items() if name not in answered}

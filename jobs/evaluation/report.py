@@ -33,7 +33,6 @@ def verdicts(rows: Rows) -> list[str]:
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
-    """Format -> bytes of the linears, dense first."""
     sizes = {
         metric.series: row.value
         for (stage, metric), row in rows.items()

@@ -116,7 +116,6 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
 
 
 def without_weights(run: str, field: str) -> ConfigError:
-    """The error of a run whose files are not here."""
     example = run.endswith(f"-{EXAMPLE}")
     why = NO_WEIGHTS if example else "It was imported without them, or they were deleted."
     do = f"Choose another model, or reproduce {run}."

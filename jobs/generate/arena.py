@@ -67,7 +67,6 @@ class Leaderboard:
 
 
 def leaderboard() -> Leaderboard:
-    """What all votes come to."""
     stored = all_votes()
     blind = [each for each in stored if each.blind]
     pairs = [

@@ -85,7 +85,6 @@ class Transcript:
 
 
 def file_of(run: str, side: int) -> Path:
-    """Where a side, from 1, is written."""
     return run_folder(run) / f"text-{side}.jsonl"
 
 
@@ -128,7 +127,6 @@ class TranscriptWriter:
 
 @contextmanager
 def transcript_writer(run: str, side: int) -> Iterator[TranscriptWriter]:
-    """Begins a side anew."""
     file_of(run, side).parent.mkdir(parents=True, exist_ok=True)
     with file_of(run, side).open("w", encoding="utf-8") as file:
         yield TranscriptWriter(file)

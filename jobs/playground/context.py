@@ -34,7 +34,6 @@ class AnswerContext(JobContext):
             file.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
 
     def leave(self) -> None:
-        """Stops this answer alone."""
         self.log("Another attempt holds this run; this one stops.")
         self.ask_stop()
 

@@ -72,7 +72,6 @@ class PlaygroundServer:
             answer.context.ask_stop()
 
     def close(self) -> None:
-        """Stop all answers and wait for their end."""
         self.stop()
         while self._answers:
             self._settle()
@@ -90,7 +89,6 @@ class PlaygroundServer:
         return True
 
     def _give(self, answer: RunningAnswer) -> None:
-        """The life of an answer's thread."""
         try:
             answer.context.start()
             answer.context.note_resumption()

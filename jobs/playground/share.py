@@ -35,7 +35,6 @@ class MainThread:
         return future.result()
 
     def serve(self, seconds: float) -> None:
-        """Wait that long for a call, and carry it out."""
         try:
             future, function = self._calls.get(timeout=seconds)
         except queue.Empty:

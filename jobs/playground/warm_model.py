@@ -60,7 +60,6 @@ class WarmModel:
         self._opened = self._priority.call(opened)
 
     def knows(self, drafter: Path, nodes: int) -> bool:
-        """Whether this drafter was used before."""
         return (drafter, version_of(drafter), nodes) in self._proposers
 
     @contextmanager

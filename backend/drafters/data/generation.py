@@ -1,8 +1,6 @@
-"""Batched generation of responses by the target model: the best training data for a drafter.
-
-A batch needs neither padding nor masks: all rows start together and share positions; inside its own
-prompt a row is fed the prompt, after it the generated tokens. Rows of similar length share a batch.
-Hidden states and most likely tokens are recorded on the way; no token is run twice."""
+"""Batched generation of responses by the target model. A batch needs neither padding nor masks: all
+rows start together and share positions; inside its own prompt a row is fed the prompt, after it the
+generated tokens. Hidden states and most likely tokens are recorded on the way."""
 
 from __future__ import annotations
 
@@ -42,7 +40,6 @@ class TokenRecords:
         return end
 
     def row(self, number: int, ids: Sequence[int]) -> Reading:
-        """The records of one row with the tokens `ids`."""
         size = len(ids)
         return {
             "ids": torch.tensor(ids, dtype=torch.int32),

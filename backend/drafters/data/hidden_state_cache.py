@@ -1,8 +1,6 @@
-"""Hidden-state cache: token ids and outputs of the frozen target model, on disk, in checkpoints.
-
-Stored for each position are the hidden state h (bfloat16), the log of the softmax denominator, and
-the most likely token. The teacher's distribution over any part of the vocabulary is then exp(W h -
-denominator), computed on demand."""
+"""Hidden-state cache on disk, in checkpoints: of each position the hidden state h (bfloat16), the
+log of the softmax denominator, and the most likely token. The teacher's distribution over any part
+of the vocabulary is exp(W h - denominator), computed on demand."""
 
 from __future__ import annotations
 
@@ -116,7 +114,6 @@ def stored(checkpoints: Checkpoints, name: str) -> HiddenStateCache:
 
 
 def batch_name(name: str, number: int) -> str:
-    """The checkpoint of a batch of sequences."""
     return f"{name}-{number:05d}"
 
 

@@ -1,9 +1,6 @@
-"""Staged adaptation layers: cloned decoder layers of the target model.
-
-A transformers layer needs masks and position embeddings that its model prepares, differently in
-every architecture. So the clone is a whole model of the same class with a single layer, no
-embedding and no final norm: its own forward prepares everything, with a one-layer cache.
-"""
+"""Cloned decoder layers of the target model. A transformers layer needs masks and position
+embeddings that its model prepares, so the clone is a whole model of the same class with a single
+layer, no embedding and no final norm: its own forward prepares everything."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What sequential drafters share: the tree depth by depth, each token from the path before it.
-
-In `anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
-were right.
-"""
+"""Tree of a sequential drafter, depth by depth, each token from the path before it. In
+`anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
+were right."""
 
 from __future__ import annotations
 
@@ -35,7 +33,6 @@ class InnerNodes:
     new: int = 1
 
     def grow(self, paths: list[Path], tokens: Tensor, slots: Tensor) -> None:
-        """Add the inner nodes of the next depth."""
         self.paths += paths
         self.tokens, self.slots = torch.cat([self.tokens, tokens]), torch.cat([self.slots, slots])
         self.new = len(paths)

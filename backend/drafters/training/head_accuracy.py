@@ -61,7 +61,6 @@ class HeadAccuracy:
         return {f"top{m}": self.top(m) for m in TOP} | {"chained": self.chained()}
 
     def figures(self) -> dict[MetricKey, float]:
-        """All that is reported during training."""
         found = {
             MetricKey(family, head_stage(head)): value
             for family, values in self.by_head().items()

@@ -149,7 +149,6 @@ class DrafterTrainer:
         self.save()
 
     def step(self) -> float:
-        """Run one step; return its loss."""
         batch = self.anchor_batch(self.schedule.step)
         self.optimiser.zero_grad(set_to_none=True)
         mine = self._backward(batch) if len(batch.rows) else 0.0
