@@ -42,7 +42,12 @@ CORPUS_WARNING = "Heads trained on corpus text predict the base model's response
 def requirements(config: AmphistaJob) -> Requirements:
     facts = decodable_model(config.model, config.precision).facts
     require_consistent(config, facts)
-    require_data(config, facts)
+    if config.data == "text":
+        require_text(corpus_name(config, facts), "evaluation_text", "training_text")
+    else:
+        for name in prompt_sets(config, facts):
+            if name != SELF:
+                require_prompts(name, "prompts")
     require_processes(config.processes, config.device, config.batch)
     return Requirements(
         model=config.model,
@@ -101,16 +106,6 @@ def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
     """The prompt sets; auto adds model-generated prompts, unless the model only tells stories."""
     suits = prompt_set(config, facts)
     return (BUILT_IN, SELF) if config.prompts == "auto" and suits == BUILT_IN else (suits,)
-
-
-def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Raise `DatasetError` for prompts or a corpus that are not available."""
-    if config.data == "text":
-        require_text(corpus_name(config, facts), "evaluation_text", "training_text")
-    else:
-        for name in prompt_sets(config, facts):
-            if name != SELF:
-                require_prompts(name, "prompts")
 
 
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median, stdev
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
@@ -47,19 +46,14 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
     """Records zeros and bytes of the linears of the stored model, read block by block."""
     if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
         return
-    measured = sizes(_stored(facts, context))
+    stored = linears_in(materialise(facts.spec), facts, facts.linears)
+    measured = sizes(weight for block in range(facts.blocks) for _, weight in stored.block(block))
     context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
     formats = {"bitmask": measured.bitmask}
     if measured.pattern and measured.compact is not None:
         formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
     for name, value in (formats | {DENSE: measured.dense}).items():  # last: then all are there
         context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
-
-
-def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
-    stored = linears_in(materialise(facts.spec), facts, facts.linears)
-    for block in range(facts.blocks):
-        yield from (weight for _, weight in stored.block(block))
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:

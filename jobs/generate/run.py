@@ -91,7 +91,8 @@ class SideAnswer:
             if side.drafter and not model.knows(side.drafter, config.nodes):
                 say("Measuring the drafter", 0.0)
             with model.proposer(side.drafter, config.nodes) as proposer:
-                context.log(f"{side.name}: {model.target.decoder}, {_tree(proposer)}.")
+                tree = tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
+                context.log(f"{side.name}: {model.target.decoder}, {tree}.")
                 if side.drafter and proposer.nodes == 1:
                     writer.add(unused=True)
                 if config.lookup:
@@ -110,7 +111,8 @@ class SideAnswer:
         config, loaded = self.config, model.loaded
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-        token, rule, ids = -1, Acceptance(sampling(config)), self.ids(model)
+        sampling = Sampling(**config.model_dump(include={x.name for x in fields(Sampling)}))
+        token, rule, ids = -1, Acceptance(sampling), self.ids(model)
         cache = self._recall(model, ids, proposer)
         steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
         committed = [*ids]
@@ -140,14 +142,6 @@ class SideAnswer:
         if self.side.drafter or model.target.native is None or not fits:
             return None
         return model.recall(ids, capacity) or model.target.native.new_cache(capacity)
-
-
-def _tree(proposer: Proposer) -> str:
-    return tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
-
-
-def sampling(config: GenerateJob) -> Sampling:
-    return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
 
 
 def record(side: GenerationSide, number: int, context: AnswerContext) -> None:

@@ -24,11 +24,8 @@ from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 
 MAX_ANSWERS, MAX_GUEST_ANSWERS = 6, 2  # answers at the same time
-QUICK_S, QUIET_S, USED_S = (
-    0.03,
-    0.25,
-    60.0,
-)  # between two looks: while used in the last minute, else
+QUICK_S, QUIET_S = 0.03, 0.25  # between two looks: while used in the last `USED_S`, else
+USED_S = 60.0
 IDLE_FACTOR = 10  # times as long as an idle supervisor
 JOBS_S = 0.5  # between two looks at whether jobs run
 
@@ -58,7 +55,11 @@ class PlaygroundServer:
     def turn(self) -> None:
         """Take what is queued, look after what is done, and carry out calls in the main thread."""
         self._settle()
-        self._see_jobs()
+        if time.monotonic() - self._looked_at > JOBS_S:  # jobs need the processor, too
+            self._looked_at = time.monotonic()
+            running = select(Job.id).where(Job.state.in_([*LIVE]), Job.lane == Lane.SLOTS)
+            with reading() as session:
+                self.share.jobs = session.scalar(running.limit(1)) is not None
         while len(self._answers) < MAX_ANSWERS and self._take():
             self._used_at = time.monotonic()
         if self._answers:
@@ -115,15 +116,6 @@ class PlaygroundServer:
                 return
             answer.thread.join()
             self._answers.remove(answer)
-
-    def _see_jobs(self) -> None:
-        """Whether jobs run, which need the processor, too."""
-        now = time.monotonic()
-        if now - self._looked_at > JOBS_S:
-            self._looked_at = now
-            running = select(Job.id).where(Job.state.in_([*LIVE]), Job.lane == Lane.SLOTS)
-            with reading() as session:
-                self.share.jobs = session.scalar(running.limit(1)) is not None
 
 
 def serve() -> bool:
