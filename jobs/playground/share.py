@@ -78,10 +78,6 @@ class CpuShare:
         self._writing = 0
         self._lock = threading.Lock()
 
-    @property
-    def writing(self) -> int:
-        return self._writing
-
     def threads(self, most: int = 0) -> int:
         """Threads for one text at this moment; `most`: what its config allows, 0 for any number."""
         every = settings().threads or available_threads()

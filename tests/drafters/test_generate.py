@@ -168,10 +168,8 @@ def test_costs_are_measured_where_the_base_reads_few_tokens(
 
 
 def test_the_proposer_of_a_drafter() -> None:
-    assert isinstance(make_proposer(base(), None), NoDraft)
-    assert isinstance(
-        make_proposer(base(), saved(), nodes=1), NoDraft
-    )  # the root alone: nothing to guess
+    for drafter, nodes in ((None, 0), (saved(), 1)):  # of the root alone nothing is guessed
+        assert isinstance(make_proposer(base(), drafter, nodes), NoDraft)
     chosen = make_proposer(base(), saved(), nodes=3)
     assert isinstance(chosen, TreeProposer)
     assert chosen.policy.tree({}).paths == Tree([(0,), (0, 0)]).paths

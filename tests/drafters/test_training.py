@@ -49,12 +49,13 @@ from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
 
+Corpora = tuple[HiddenStateCache, HiddenStateCache]
 SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3}
 LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[HiddenStateCache, HiddenStateCache]:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
     """Greedy answers of the toy: to learn from, and held out."""
     prompts = toy_prompts(72)
     sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
@@ -78,7 +79,7 @@ class Recorder(SilentReporter):
 
 def training(
     drafter: AmphistaDrafter,
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    corpora: Corpora,
     folder: Path,
     reporter: SilentReporter | None = None,
     seed: int = 0,
@@ -92,9 +93,7 @@ def training(
 
 
 def test_answers_of_one_token_are_nothing_to_learn_from(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt = corpora[0]
     short = [
@@ -150,9 +149,7 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
     assert written[0] == written[1] != written[2]
 
 
-def test_the_teacher_can_be_rebuilt_from_what_is_stored(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> None:
     sample, target = corpora[0][3], base()
     chances = target.model(input_ids=sample.ids.long()[None]).logits[0].softmax(-1)
     logits = target.logits(sample.hidden.float())
@@ -172,9 +169,7 @@ def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert [again[n].ids.tolist() for n in range(5)] == [learnt[n].ids.tolist() for n in range(5)]
 
 
-def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
     learnt = corpora[0]
     some, everything = learnt.spread(200), learnt.spread(10**6)
     assert 200 <= sum(map(len, some)) < 200 + max(learnt.lengths)
@@ -192,9 +187,7 @@ def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
     assert len(learnt) + len(heldout) == 9 and learnt[0].start == 0
 
 
-def test_the_draft_vocabulary_is_what_occurs_most(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
@@ -227,10 +220,7 @@ def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> 
 
 @pytest.mark.parametrize("vocabulary", [512, 60])
 def test_loss_and_gradient_are_those_of_the_definition(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    vocabulary: int,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
@@ -254,9 +244,7 @@ def test_places_in_a_vocabulary() -> None:
 
 
 def test_anchors_lie_in_the_answers(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.trainer.ANCHOR_SHARE", 1.0)
     work = training(drafter_of(base()), corpora, tmp_path)
@@ -268,7 +256,7 @@ def test_anchors_lie_in_the_answers(
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
 
 
-def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path) -> None:
+def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
     """Each size of a product is compiled once, so there are few."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
@@ -285,9 +273,7 @@ def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_pat
 # learning -----------------------------------------------------------------------------------------
 
 
-def test_every_head_learns_and_near_ones_are_better(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_every_head_learns_and_near_ones_are_better(corpora: Corpora, tmp_path: Path) -> None:
     drafter, told = drafter_of(base()), Recorder()
     before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
@@ -300,9 +286,7 @@ def test_every_head_learns_and_near_ones_are_better(
     assert len(told.curves["top1@head-1"]) == 10 and "accepted" in told.curves
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path: Path) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
     killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
@@ -320,9 +304,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert torch.equal(expected.ranks, found.ranks)
 
 
-def test_a_time_budget_settles_the_steps_once(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
     assert work.schedule.step == work.schedule.steps >= PACE_STEPS
@@ -353,9 +335,7 @@ def test_the_rate_rises_then_falls_to_a_tenth() -> None:
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_a_diverging_training_says_so(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_diverging_training_says_so(corpora: Corpora, tmp_path: Path) -> None:
     drafter = drafter_of(base())
     drafter.heads.bias.data.fill_(float("nan"))
     with pytest.raises(ComputeError, match="diverged") as failed:
@@ -383,9 +363,7 @@ def test_what_is_read_is_kept_whole() -> None:
 # order of the arms --------------------------------------------------------------------------------
 
 
-def accepted(
-    arm: str, corpora: tuple[HiddenStateCache, HiddenStateCache], folder: Path, seed: int
-) -> float:
+def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
     of eight nodes."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
@@ -398,9 +376,7 @@ def accepted(
     return mean(found)
 
 
-def test_amphista_accepts_more_than_medusa(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_amphista_accepts_more_than_medusa(corpora: Corpora, tmp_path: Path) -> None:
     """At equal steps, over three seeds, by more than two standard errors of the difference."""
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)
