@@ -61,9 +61,10 @@ class Tree:
         self.depths = [0, *map(len, self.paths)]
         self.slots = [(len(path) - 1, path[-1]) for path in self.paths]
         self.children: list[list[int]] = [[] for _ in self.parents]
+        self._ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
-        self._ancestors = self._closure()
+            self._ancestors[node] |= self._ancestors[parent]
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -82,12 +83,6 @@ class Tree:
     def ancestors(self) -> Tensor:
         """[n, n] bool: whether the column is the row itself or its ancestor."""
         return self._ancestors
-
-    def _closure(self) -> Tensor:
-        ancestors = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self.parents[1:], 1):
-            ancestors[node] |= ancestors[parent]
-        return ancestors
 
     def inner(self, node: int) -> list[int]:
         """The children of `node` that have children."""

@@ -159,10 +159,6 @@ class Detokenizer:
         self._decoded, self._emitted = "", 0
         self.stopped = False
 
-    @property
-    def text(self) -> str:
-        return self._decoded[: self._emitted]
-
     def add(self, token: int) -> str:
         """Decode one more token; return the text that has become certain, none after a stop."""
         piece = None if self.stopped else self._stream.step(self._tokenizer, token)

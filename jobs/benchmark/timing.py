@@ -141,10 +141,15 @@ class DecodingBenchmark:
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         stored = self.context.checkpoints.find(TREES)
-        sizes: dict[str, Any] = (
-            json.loads((stored / "sizes.json").read_text()) if stored else self._lookup_size()
-        )
-        lookup = PromptLookup(sizes[LOOKUP]) if LOOKUP in sizes else PromptLookup()
+        if stored:
+            sizes: dict[str, Any] = json.loads((stored / "sizes.json").read_text())
+        else:
+            costs = measure_costs(target)
+            for nodes in COST_SIZES:
+                key = MetricKey(COST, series="verify", axis="nodes")
+                self.context.metric(key, costs.ratio(nodes), nodes)
+            sizes = {LOOKUP: costs.lookup_length}
+        lookup = PromptLookup(sizes[LOOKUP])
         if config.lookup:
             proposers[LOOKUP] = lookup
         for name, drafter in self.drafters.items():
@@ -160,14 +165,6 @@ class DecodingBenchmark:
             with self.context.checkpoints.write(TREES) as folder:
                 (folder / "sizes.json").write_text(json.dumps(sizes))
         return proposers
-
-    def _lookup_size(self) -> dict[str, int]:
-        """Record the verification costs; the number of tokens that prompt lookup drafts."""
-        costs = measure_costs(self.target)
-        for nodes in COST_SIZES:
-            key = MetricKey(COST, series="verify", axis="nodes")
-            self.context.metric(key, costs.ratio(nodes), nodes)
-        return {LOOKUP: costs.lookup_length}
 
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
         config, loaded = self.config, self.loaded

@@ -130,10 +130,9 @@ class Quality:
             return True
         if role == "kept":
             return self._divergence and not self._has(stage, KL_TO_DENSE)
-        return role == "dense" and self._divergence and not self._compared()
-
-    def _compared(self) -> bool:
-        return any(r.metric == KL_TO_DENSE for r in queries.results([self._context.run]))
+        if role != "dense" or not self._divergence:
+            return False
+        return all(r.metric != KL_TO_DENSE for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
         model, compared = self._loaded.model, role == "kept" and self._comparable()

@@ -101,18 +101,15 @@ class SideAnswer:
                     writer.add(**row)
             context.environment(**place(model.device, context.share.threads(config.threads)))
 
-    def ids(self, model: WarmModel) -> list[int]:
-        config, tokenizer = self.config, model.loaded.tokenizer
-        said = messages(turns(self.before, self.number), config.prompt, config.system)
-        return self.context.main.call(partial(chat_ids, said, tokenizer, config.chat))
-
     def passes(self, model: WarmModel, proposer: Proposer) -> Iterator[dict[str, object]]:
         """The lines of the side's file (see `jobs.generate.transcript`)."""
         config, loaded = self.config, model.loaded
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
         sampling = Sampling(**config.model_dump(include={x.name for x in fields(Sampling)}))
-        token, rule, ids = -1, Acceptance(sampling), self.ids(model)
+        said = messages(turns(self.before, self.number), config.prompt, config.system)
+        ids = self.context.main.call(partial(chat_ids, said, loaded.tokenizer, config.chat))
+        token, rule = -1, Acceptance(sampling)
         cache = self._recall(model, ids, proposer)
         steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
         committed = [*ids]
