@@ -79,8 +79,8 @@ class CostModel:
 
     @property
     def lookup_length(self) -> int:
-        """The longest draft of prompt lookup that is cheap to verify: a match is often right for a
-        token or two and seldom for ten."""
+        """The longest draft of prompt lookup that is cheap to verify; few matches hold for ten
+        tokens."""
         cheap = [n for n in LOOKUP_LENGTHS if self.ratio(n + 1) <= LOOKUP_COST]
         return max(cheap, default=LOOKUP_LENGTHS[0])
 

@@ -97,8 +97,8 @@ class Tree:
 
 
 class TreePolicy(Protocol):
-    """Which draft tokens are verified: at most `nodes`, of which one is the root, from `ranks`
-    candidates for the token after each."""
+    """Selection of draft tokens: `nodes` at most, with the root, from `ranks` candidates after
+    each."""
 
     @property
     def nodes(self) -> int: ...
@@ -205,8 +205,8 @@ def walk(lengths: Sequence[int]) -> tuple[int, int]:
 
 
 def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
-    """[anchors, heads] place in the growth of the path to each head's true token; `MAX_NODES` where
-    it is not there."""
+    """[anchors, heads] place in the growth of the path to each head's true token, or
+    `MAX_NODES`."""
     rows = [
         [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
         for row in ranks.tolist()

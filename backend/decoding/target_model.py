@@ -193,8 +193,8 @@ class TorchVerifier:
         return hidden, target.logits(hidden)
 
     def _windowed(self, mask: Tensor, places: Tensor) -> Mask:
-        """The mask [1, 1, n, length + n] of all layers; by their type, where some of them attend
-        to no more than a window before the `places` [n] of the nodes."""
+        """The mask [1, 1, n, length + n] of all layers, or by their type, for nodes at `places`
+        [n]."""
         window, length = self.target.window, mask.shape[-1] - len(places)
         if window is None or length + len(places) <= window:
             return mask
@@ -293,8 +293,7 @@ def _distance(logits: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, shape and bfloat16 values of every weight: independent of the precision
-    the model was loaded in."""
+    """Hex sha256 over name, shape and bfloat16 values of every weight, in whatever precision."""
     digest = hashlib.sha256()
     for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())

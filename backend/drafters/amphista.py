@@ -51,8 +51,8 @@ class AmphistaDrafter(MedusaDrafter):
             self.encoder = AutoEmbedding(target.width, config.heads, dtype)
 
     def slots(self, stages: list[Tensor]) -> Tensor:
-        """One vector per head: the stages [n, d] -> [n, K, d]; the first half of the heads reads
-        the first stage, the others the last."""
+        """The stages [n, d] -> [n, K, d]: the first half of the heads reads the first, the others
+        the last."""
         heads = self.config.heads
         early = heads // 2 if len(stages) == 2 else 0
         slots = self.heads(torch.stack([stages[0]] * early + [stages[-1]] * (heads - early), 1))

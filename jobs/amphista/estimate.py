@@ -174,8 +174,7 @@ def mask_bytes(config: AmphistaJob, length: int) -> int:
 
 
 def cached_values(facts: ModelFacts) -> int:
-    """Keys and values that all blocks keep of one token; from above where one linear makes
-    queries, keys and values together."""
+    """Keys and values that all blocks keep of one token; from above for fused projections."""
     rows = [x.rows for x in facts.linears if x.module.endswith(("k_proj", "v_proj"))]
     return sum(rows) or 2 * facts.blocks * facts.hidden
 

@@ -205,8 +205,7 @@ def record_economy(
     heldout: HiddenStateCache,
     context: JobContext,
 ) -> None:
-    """Accepted length and predicted speed-up on this machine: of static trees of every size, and of
-    the trees that are the default."""
+    """Accepted length and predicted speed-up here: of static trees, and of the default ones."""
     drafter = saved.bind(target)
     trial = TreeProposer(drafter, target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)

@@ -155,8 +155,7 @@ def decoder_reports(run: str | int) -> list[DecoderReport]:
 
 
 def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
-    """Verdicts on every decoder but vanilla, which comes first; empty where nothing was
-    compared."""
+    """Verdicts on every decoder but vanilla, which comes first; none where it is alone."""
     if len(reports) < 2:
         return []
     vanilla, *others = reports

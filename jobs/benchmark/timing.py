@@ -193,7 +193,7 @@ class DecodingBenchmark:
         rounds: int,
         phase: Phase,
     ) -> list[Answers]:
-        """Every decoder's answers; those to one prompt are one checkpoint, for these decoders
+        """Every decoder's answers; those to one prompt are a checkpoint, for these decoders
         alone."""
         answers = []
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)

@@ -96,8 +96,7 @@ def record_decoding(
 
 
 def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
-    """Greedy decoders of `tokens` tokens and one by each model, in the same way; and that way in
-    words."""
+    """Greedy decoders of `tokens` tokens and one by each model, all alike; and how, in words."""
     try:
         targets = [TargetModel(model) for model in models]
     except ModelError:  # they cannot verify the trees of drafts
@@ -116,8 +115,7 @@ def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[
 def record_products(
     facts: ModelFacts, zeros: float, device: str, context: JobContext, phase: Phase
 ) -> None:
-    """Records what products with the model's largest linear take without the zeros: at the usual
-    shares of zeros, and at the model's own."""
+    """Records what products with the model's largest linear take without the usual or own zeros."""
     if context.has_result(MODEL, PRODUCT_SPEED_UP):
         phase.progress(1, 1, REPLAY)
         return

@@ -14,8 +14,7 @@ from jobs.kind import kind_named
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model to work on: `source` is loaded, a spec of the catalogue or the folder a run saved;
-    `facts` are of that folder, its weights unpacked."""
+    """A model to work on: the spec or folder that is loaded, and its facts, weights unpacked."""
 
     source: str
     facts: ModelFacts

@@ -57,8 +57,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
 
 
 def expected_hits(run: str) -> dict[tuple[int, ...], float]:
-    """Path of a guess -> what it adds to the accepted length on held-out answers: about the share
-    of passes that accept it. Nothing where the run is gone."""
+    """Path of a guess -> what it adds to the accepted length on held-out answers, if known."""
     try:
         growth = drafter_config(queries.job(run))["growth"]
     except (SlimscopeError, KeyError):

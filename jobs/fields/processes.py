@@ -28,8 +28,8 @@ class ProcessesConfig(BaseModel):
 
 
 def require_processes(count: int, device: str, sequences: int) -> None:
-    """Raise `ConfigError` for more processes than a run has cores or GPUs for, and for a batch of
-    `sequences` that they cannot share."""
+    """Raise `ConfigError` for more processes than cores or GPUs, and for a batch they cannot
+    share."""
     if count == 1:
         return
     if ":" in device:

@@ -28,8 +28,7 @@ def is_run(spec: str) -> bool:
 
 
 def has_saved(job: Job, what: str) -> bool:
-    """Whether the "model" or the "drafter" that a run saved can be read: its files are here, or in
-    the store. Runs may be imported without, as the examples are, and files may be deleted."""
+    """Whether the "model" or the "drafter" that a run saved can be read, here or in the store."""
     if (run_folder(job.run) / what / "config.json").is_file():
         return True
     stored = queries.artifacts(job.run) if settings().artifact_store else []
@@ -65,8 +64,7 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
 
 
 def planned_run(run: str, *saves: str) -> Job | None:
-    """The run, if it is queued or running and will save a "model" or "drafter" of `saves`: others
-    may be queued that wait for it."""
+    """The run, if it is queued or running and will save a "model" or "drafter" of `saves`."""
     try:
         job = queries.job(run)
     except NotFoundError:

@@ -35,8 +35,7 @@ def is_hidden(job: Job, voter: str) -> bool:
 
 
 def display_order(job: Job) -> list[int]:
-    """The sides, from 1, in the order of the columns: shuffled, for a whole conversation alike,
-    where the names are hidden at first."""
+    """The sides, from 1, as the columns show them: shuffled where names are hidden at first."""
     sides = range(1, len(names_of(job)) + 1)
     if not job.config.get("blind"):
         return [*sides]

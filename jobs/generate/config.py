@@ -114,8 +114,7 @@ class GenerateJob(JobConfig):
 
 @dataclass(frozen=True)
 class GenerationSide:
-    """One of the models or drafters that are compared: its name as given, its base model, and the
-    folder of its drafter if it has one."""
+    """One of the models or drafters that are compared: its name as given, its base, its drafter."""
 
     name: str
     model: str

@@ -91,8 +91,7 @@ class Conversation:
 
 
 def conversations(jobs: Sequence[Job]) -> list[Conversation]:
-    """The conversations of these runs, given and returned the newest first. One whose beginning is
-    not among them begins with what is."""
+    """The conversations of these runs, newest first; one may begin before them."""
     by_run = {job.run: job for job in jobs}
     found: dict[str, Conversation] = {}
     for job in jobs:

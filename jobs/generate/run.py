@@ -132,8 +132,8 @@ class SideAnswer:
         yield {"end": why, "rest": detokenizer.rest()}
 
     def _recall(self, model: WarmModel, ids: list[int], proposer: Proposer) -> NativeCache | None:
-        """What the model has read of this conversation before; None with a drafter, which needs
-        the states of every token."""
+        """A cache of what was read of this conversation; None with a drafter, which needs all
+        states."""
         capacity = len(ids) + self.config.max_new_tokens + proposer.nodes
         fits = capacity - proposer.nodes <= model.target.context
         if self.side.drafter or model.target.native is None or not fits:

@@ -16,8 +16,8 @@ SERVER = "jobs.playground.server"  # imports torch, which takes seconds
 
 
 def main() -> None:
-    """Give answers until nobody wants any. The lock is taken before torch is imported: whoever
-    wants the process sees that it is on its way."""
+    """Give answers until nobody wants any. The lock is taken before torch, which is slow, is
+    imported."""
     if current_revision() != newest_revision():
         print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
         return

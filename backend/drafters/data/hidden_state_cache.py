@@ -89,8 +89,7 @@ class HiddenStateCache:
         return CachedSequence(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
-        """Token ids of random sequences with at least `tokens` tokens in total; all sequences if
-        there are fewer."""
+        """Token ids of random sequences with at least `tokens` tokens in total, or of all."""
         sequences: list[Tensor] = []
         for index in random.Random(0).sample(range(len(self)), len(self)):
             if sum(map(len, sequences)) >= tokens:

@@ -57,8 +57,8 @@ COPIED_RATE = 0.2  # learning rate of copied layers, as a share of that of new o
 
 @dataclass
 class TrainingSchedule:
-    """Progress of the training: `step` of `steps` (0 until it is known), and the `seconds` spent,
-    evaluation and saving included."""
+    """Progress of the training: `step` of `steps` (0: not known yet), and all the `seconds`
+    spent."""
 
     step: int = 0
     steps: int = 0
@@ -267,8 +267,7 @@ class DrafterTrainer:
         distributed.stop_if_any_asked(self.reporter)
 
     def save(self) -> None:
-        """Write weights, optimiser state and schedule as one checkpoint. Of several processes the
-        first does."""
+        """Write weights, optimiser state and schedule as one checkpoint, of the first process."""
         if not distributed.is_first():
             return
         now = time.monotonic()
