@@ -1,12 +1,19 @@
 """Train a drafter on cached hidden states; the target model stays frozen and is not run again.
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
-share of the answer positions, the anchors (`loss`); several processes share both. Data order,
-anchors and evaluation depend on seed and step alone, and checkpoints hold float32 weights and
-optimiser state, so an interrupted run resumes bit for bit. With a time budget the number of steps
-is set once, from the throughput in the first 2 % of it.
+share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
+tenth, gradient clipping. Copied layers have a lower learning rate than new parts.
 
-Shapes recur on purpose: for bfloat16 products the CPU library compiles a kernel for each shape."""
+Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
+weights and optimiser state, so an interrupted run resumes bit for bit. With a time budget the
+number of steps is set once, from the throughput in the first 2 % of the budget, and stored.
+
+Several processes share the sequences of a step, and the anchors in them; the loss and its gradient
+are those of the whole batch.
+
+Shapes recur on purpose: for bfloat16 products the CPU library compiles and caches a kernel for each
+shape.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -40,7 +47,12 @@ from backend.errors import ComputeError, ConfigError
 from backend.metric_key import MetricKey
 from backend.reporter import Reporter
 from backend.training import distributed
-from backend.training.optimizer import MOMENTS, cosine_decay, optimiser_tensors, restore_optimiser
+from backend.training.optimizer import (
+    MOMENTS,
+    cosine_decay,
+    optimiser_tensors,
+    restore_optimiser,
+)
 
 CHECKPOINT = "drafter"
 STATE_KEY = "{name}.{entry}"  # of the optimiser, in a checkpoint
@@ -57,8 +69,8 @@ COPIED_RATE = 0.2  # learning rate of copied layers, as a share of that of new o
 
 @dataclass
 class TrainingSchedule:
-    """Progress of the training: `step` of `steps` (0: not known yet), and all the `seconds`
-    spent."""
+    """Progress of the training: `step` of `steps` (0 until it is known), and the `seconds` spent,
+    evaluation and saving included."""
 
     step: int = 0
     steps: int = 0
@@ -66,6 +78,7 @@ class TrainingSchedule:
 
     @property
     def factor(self) -> float:
+        """The factor of the learning rates at this step."""
         if not self.steps:  # rises to its level when the throughput is known
             return min(PACE_SHARE / WARMUP, (self.step + 1) / (PACE_STEPS + 1))
         warm = max(1, round(WARMUP * self.steps))
@@ -139,8 +152,7 @@ class DrafterTrainer:
             if open_end := not self.schedule.steps:
                 self.schedule.set_steps(self.config, seconds)
                 self.schedule.steps = distributed.broadcast_int(self.schedule.steps)
-            every = max(1, self.schedule.steps // EVALUATIONS)
-            if self.schedule.steps and distributed.is_first() and self.schedule.step % every == 0:
+            if self._evaluates():
                 self.evaluate()
             first = len(seconds) == PACE_STEPS or (open_end and self.schedule.steps)
             if time.monotonic() - saved > SAVE_EVERY_S or first:
@@ -149,6 +161,7 @@ class DrafterTrainer:
         self.save()
 
     def step(self) -> float:
+        """Run one step; return its loss."""
         batch = self.anchor_batch(self.schedule.step)
         self.optimiser.zero_grad(set_to_none=True)
         mine = self._backward(batch) if len(batch.rows) else 0.0
@@ -254,7 +267,12 @@ class DrafterTrainer:
 
     # reports and checkpoints -----------------------------------------------------------------
 
+    def _evaluates(self) -> bool:
+        steps = self.schedule.steps if distributed.is_first() else 0
+        return bool(steps) and self.schedule.step % max(1, steps // EVALUATIONS) == 0
+
     def evaluate(self) -> HeadAccuracy:
+        """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for key, value in accuracy.figures().items():
             self.reporter.metric(key, value, self.schedule.step)
@@ -267,7 +285,8 @@ class DrafterTrainer:
         distributed.stop_if_any_asked(self.reporter)
 
     def save(self) -> None:
-        """Write weights, optimiser state and schedule as one checkpoint, of the first process."""
+        """Write weights, optimiser state and schedule as one checkpoint. Of several processes the
+        first does."""
         if not distributed.is_first():
             return
         now = time.monotonic()
@@ -303,7 +322,12 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _optimiser(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     copied = {id(p) for p in drafter.copied_parameters()}
     groups: list[dict[str, object]] = []
-    for rate, is_copy in ((config.rate, False), (COPIED_RATE * config.rate, True)):
-        if mine := [p for p in drafter.parameters() if (id(p) in copied) == is_copy]:
+    parts: list[tuple[float, Callable[[torch.nn.Parameter], bool]]] = [
+        (config.rate, lambda p: id(p) not in copied),
+        (COPIED_RATE * config.rate, lambda p: id(p) in copied),
+    ]
+    for rate, belongs in parts:
+        mine = [p for p in drafter.parameters() if belongs(p)]
+        if mine:
             groups.append({"params": mine, "lr": rate, "full": rate})
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
