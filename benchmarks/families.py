@@ -174,7 +174,7 @@ METHODS: dict[str, Method] = {  # column -> kind of run, its fields, and the wor
     "DL-QAT": ("dlqat", {**TEXT, "context": LENGTH, "length": LENGTH, "group_size": 8,
                          "format": "dense"}, dlqat),
     "Decoding": ("benchmark", {"max_new_tokens": NEW, "prompts": "toystories"}, decoding),
-    "Drafter": ("amphista", {"text": "toystories", "data": "text", "answer_tokens": LENGTH,
+    "Drafter": ("amphista", {"training_text": "toystories", "data": "text", "answer_tokens": LENGTH,
                              "minutes": 0, "steps": 1}, drafter),
 }  # fmt: skip
 

@@ -34,13 +34,8 @@ Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> th
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings.
-
-    Attributes:
-        temperature: 0: greedy.
-        top_k, top_p: 0 and 1: no truncation.
-        repetition_penalty: 1: none.
-        seed: of the random numbers.
+    """Sampling settings; 0, 0, 1.0 and 1.0 leave the distribution alone, a temperature of 0 is
+    greedy.
 
     Raises:
         ConfigError: a value is out of range.
@@ -82,18 +77,16 @@ class Acceptance:
     """Sample from the target, continue where a child has that token: exact for any tree."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._draw = TokenSampler(sampling)
+        self._greedy = sampling.temperature == 0
+        self._processors = sampling.processors()
+        self._generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: reproducible
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
     ) -> tuple[list[int], int]:
-        """The accepted nodes, starting with the root, and the token that follows the last.
-
-        Args:
-            tokens: one per node; logits: [n, V].
-            before: all tokens committed before the root.
-        """
-        choose, path = self._draw.chooser(logits, before), [0]
+        """The accepted nodes, the root first, and the token after the last. `tokens`: one per node;
+        `logits`: [n, V]; `before`: all tokens committed before the root."""
+        choose, path = self._chooser(logits, before), [0]
         while True:
             token = choose(path[-1], [tokens[node] for node in path])
             children = tree.children[path[-1]]
@@ -102,34 +95,22 @@ class Acceptance:
                 return path, token
             path.append(child)
 
-
-class TokenSampler:
-    """Samples tokens from rows of logits, on the CPU so that a seed is reproducible."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.greedy = sampling.temperature == 0
-        self._processors = sampling.processors()
-        self._generator = torch.Generator().manual_seed(sampling.seed)
-
-    def chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
+    def _chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
         """The function that samples the token after a node of `logits` [n, V]."""
-        if self.greedy and not self._processors:
+        if self._greedy and not self._processors:
             if logits.device.type == "cpu":  # a path reads few rows of a tree
                 return lambda node, path: int(logits[node].float().argmax())
             best = logits.argmax(-1).tolist()  # one transfer for the whole tree
             return lambda node, path: best[node]
 
         def choose(node: int, path: list[int]) -> int:
-            if self.greedy:
-                return int(self._processed(logits[node], [*before, *path]).argmax())
-            chances = self.chances(logits[node], [*before, *path]).cpu()
+            scores = self._processed(logits[node], [*before, *path])
+            if self._greedy:
+                return int(scores.argmax())
+            chances = scores.softmax(-1).cpu()
             return int(torch.multinomial(chances, 1, generator=self._generator))
 
         return choose
-
-    def chances(self, row: Tensor, prefix: list[int]) -> Tensor:
-        """The distribution [V] float32 after `prefix`, with all processors applied."""
-        return self._processed(row, prefix).softmax(-1)
 
     def _processed(self, row: Tensor, prefix: list[int]) -> Tensor:
         scores = row.float()[None]

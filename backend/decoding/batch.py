@@ -1,8 +1,5 @@
-"""Several sequences decoded side by side, one or more tokens of each in a pass.
-
-A pass over many sequences reads the weights once for all of them, so up to the point where
-arithmetic limits it, a batch takes little longer than one sequence.
-"""
+"""Several sequences decoded side by side. A pass reads the weights once for all of them, so up to
+the point where arithmetic limits it, a batch takes little longer than one sequence."""
 
 from __future__ import annotations
 

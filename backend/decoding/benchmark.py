@@ -34,11 +34,7 @@ VANILLA = "vanilla"
 
 
 class Decoder(Protocol):
-    """An arm: whatever decodes greedily, step by step.
-
-    Attributes:
-        proposer: what drafts.
-    """
+    """An arm: whatever decodes greedily, step by step."""
 
     device: torch.device
     proposer: Proposer
@@ -71,7 +67,6 @@ class TimedAnswer:
     """One arm's answer to one prompt.
 
     Attributes:
-        tokens: new ones.
         seconds: of the whole answer, for each round.
         lengths: tokens committed by each verify pass.
         ends: ranks of the guesses each of them found right, the path to the last right node.
@@ -97,12 +92,8 @@ def time_decoders(
     reporter: Reporter,
     offset: int = 0,
 ) -> Answers:
-    """The answers of all arms to one prompt.
-
-    Args:
-        limit: new tokens at most.
-        rounds: that count; one more warms up.
-        offset: shifts the order of the arms, so that each is first about as often.
+    """The answers of all arms to one prompt, of `limit` new tokens at most, in `rounds` after a
+    warm-up. `offset` shifts the order of the arms, so that each is first about as often.
 
     Raises:
         CancelledError: cancellation was requested.
@@ -122,7 +113,6 @@ def time_decoders(
 
 
 def _answer(arm: Decoder, prompt: Sequence[int], limit: int, ends: Collection[int]) -> TimedAnswer:
-    """One answer, timed once."""
     clock = LapTimer(arm.device)
     steps = list(arm.decode(prompt, limit, ends))
     seconds, passes = clock.lap(), [step for step in steps if step.path]
@@ -141,7 +131,6 @@ def packed(answers: Answers) -> dict[str, object]:
 
 
 def unpacked(stored: Mapping[str, Mapping[str, object]]) -> Answers:
-    """The answers of `packed`."""
     return {name: TimedAnswer(**fields) for name, fields in stored.items()}  # type: ignore[arg-type]
 
 
@@ -160,14 +149,12 @@ class MedianRange:
 
 @dataclass(frozen=True)
 class DecoderSummary:
-    """What an arm's answers to all prompts amount to.
+    """Comparison of an arm's answers to all prompts with vanilla's.
 
     Attributes:
-        accepted: mean accepted length; vanilla has 1.
-        lengths: accepted length -> verify passes that had it.
+        lengths: accepted length -> verify passes that had it; `accepted`: their mean.
         hits: path of a node -> share of verify passes that found it right.
         parts: mean seconds of a verify pass in each of `PARTS`.
-        break_even: see above.
         same: prompts answered with vanilla's very tokens, of `prompts`.
         first_difference: the earliest token that differs; None where none does.
     """

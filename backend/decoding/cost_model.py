@@ -35,12 +35,7 @@ NEAR = 0.97  # share of the highest speed-up that counts as equal to it
 
 @dataclass(frozen=True)
 class CostModel:
-    """Measured seconds.
-
-    Attributes:
-        verify: nodes -> seconds of a pass of the target model, nodes ascending from 1.
-        draft: seconds of one draft.
-    """
+    """Measured seconds: `verify` of a pass by its nodes, ascending from 1; `draft` of a draft."""
 
     verify: Mapping[int, float]
     draft: float
@@ -63,10 +58,8 @@ class CostModel:
         return expected_length(growth, nodes) / self.break_even(nodes)
 
     def best_nodes(self, growth: Growth, least: int = 1) -> int:
-        """The smallest tree, of `least` nodes or more, with nearly the highest predicted speed-up.
-
-        The smallest, because the measured costs are noisy, and a larger tree that gains nothing
-        costs more where the machine is busy.
+        """The smallest tree, of `least` nodes or more, with nearly the highest predicted speed-up:
+        costs are noisy, and a larger tree that gains nothing costs more where the machine is busy.
         """
         largest = max(least, min(max(self.verify), 1 + len(growth)))
         found = {n: self.speed_up(growth, n) for n in range(least, largest + 1)}
@@ -86,11 +79,8 @@ class CostModel:
 
     @property
     def lookup_length(self) -> int:
-        """The longest draft of prompt lookup that is cheap to verify.
-
-        A match is often right for a token or two and seldom for ten: where passes over more tokens
-        take longer, long drafts lose more than they gain.
-        """
+        """The longest draft of prompt lookup that is cheap to verify; few matches hold for ten
+        tokens."""
         cheap = [n for n in LOOKUP_LENGTHS if self.ratio(n + 1) <= LOOKUP_COST]
         return max(cheap, default=LOOKUP_LENGTHS[0])
 
@@ -102,10 +92,9 @@ def measure_costs(
     sizes: Sequence[int] = SIZES,
     repeats: int = REPEATS,
 ) -> CostModel:
-    """Time passes of the target model over chains of each size, in turn, and drafts of `proposer`.
+    """Seconds of passes over chains of each size, in turn, and of drafts of `proposer`.
 
-    The minimum of `repeats` turns counts, as other processes only ever slow a pass down.
-    """
+    The minimum of `repeats` turns counts, as other processes only ever slow a pass down."""
     sizes = [nodes for nodes in sizes if nodes < target.context // 2] or [1]
     length = max(2, min(CONTEXT, target.context - max(sizes) - 1))
     cache = target.new_cache(length + max(sizes))
@@ -127,6 +116,5 @@ def measure_costs(
             proposer.propose(hidden[-2:], ids[-2:])  # two new anchors, about as in use
             drafts.append(clock.lap())
     return CostModel(
-        {nodes: min(times[1:]) for nodes, times in seconds.items()},
-        min(drafts[1:], default=0.0),
+        {nodes: min(times[1:]) for nodes, times in seconds.items()}, min(drafts[1:], default=0.0)
     )

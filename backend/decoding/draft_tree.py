@@ -46,13 +46,8 @@ MAX_NODES = 256  # maximum number of nodes
 
 
 class Tree:
-    """A static tree.
-
-    Attributes:
-        paths: of every node but the root, parents before children; nodes: the root's, (), too.
-        parents: of every node; -1 for the root.
-        depths: of every node; the root's is 0.
-        slots: (head, rank) of every node but the root, both from 0.
+    """A static tree. `paths` and `slots` (head, rank) are of every node but the root, parents
+    before children; `nodes` (paths), `parents` (-1: none) and `depths` of the root (), too.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -66,9 +61,10 @@ class Tree:
         self.depths = [0, *map(len, self.paths)]
         self.slots = [(len(path) - 1, path[-1]) for path in self.paths]
         self.children: list[list[int]] = [[] for _ in self.parents]
+        self._ancestors = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents[1:], 1):
             self.children[parent].append(node)
-        self._ancestors = self._closure()
+            self._ancestors[node] |= self._ancestors[parent]
 
     def __len__(self) -> int:
         """Number of nodes, including the root: tokens verified at once."""
@@ -88,12 +84,6 @@ class Tree:
         """[n, n] bool: whether the column is the row itself or its ancestor."""
         return self._ancestors
 
-    def _closure(self) -> Tensor:
-        ancestors = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self.parents[1:], 1):
-            ancestors[node] |= ancestors[parent]
-        return ancestors
-
     def inner(self, node: int) -> list[int]:
         """The children of `node` that have children."""
         return [child for child in self.children[node] if self.children[child]]
@@ -107,8 +97,8 @@ class Tree:
 
 
 class TreePolicy(Protocol):
-    """Which draft tokens are verified: at most `nodes`, of which one is the root, from `ranks`
-    candidates for the token after each."""
+    """Selection of draft tokens: `nodes` at most, with the root, from `ranks` candidates after
+    each."""
 
     @property
     def nodes(self) -> int: ...
@@ -117,11 +107,7 @@ class TreePolicy(Protocol):
     def ranks(self) -> int: ...
 
     def inner(self, chances: Mapping[Path, float], depth: int) -> list[Path]:
-        """The paths of `depth` whose children are wanted.
-
-        Args:
-            chances: of every path up to `depth` that has been drafted.
-        """
+        """The paths of `depth` whose children are wanted, by the chances of those drafted."""
 
     def tree(self, chances: Mapping[Path, float]) -> Tree:
         """The tree to verify; its paths are among `chances`."""
@@ -147,13 +133,8 @@ class DynamicTree:
     """The most likely paths of this step, as far as verifying them pays (after EAGLE-2, Li et al.,
     arXiv 2406.16858; the threshold is ours).
 
-    The chance of a path is the product of the probabilities the drafter gives its tokens. A node
-    costs a share c of a pass and saves as many passes as it is likely to be accepted, so it pays
-    where its chance exceeds c times the speed-up; see `cost_model`.
-
-    Attributes:
-        least: chance below which a path is not verified.
-    """
+    The chance of a path is the product of the probabilities the drafter gives its tokens. A path of
+    a chance below `least` is not verified; see `CostModel.dynamic_tree`."""
 
     nodes: int
     least: float
@@ -180,10 +161,7 @@ def chain(length: int) -> Tree:
 def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
     """The paths that are accepted most often, best first; the first n form a tree for every n.
 
-    Args:
-        ranks: [anchors, heads] rank of the true token in each head; -1: not among `RANKS`.
-        nodes: maximum number of nodes, including the root.
-    """
+    `ranks`: [anchors, heads] of the true token in each head; -1: not among `RANKS`."""
     counts = Counter[Path]()
     for row in ranks.tolist():
         for depth, rank in enumerate(row, 1):
@@ -194,12 +172,8 @@ def frequent_paths(ranks: Tensor, nodes: int = MAX_NODES) -> list[Path]:
 
 
 def grow(answers: Sequence[Tensor], nodes: int = MAX_NODES) -> Growth:
-    """The most frequent paths, and what each adds to the accepted length.
-
-    Args:
-        answers: ranks [anchors, heads] at the successive anchors of each answer.
-        nodes: maximum number of nodes, including the root.
-    """
+    """The most frequent paths, and what each adds to the accepted length, from the ranks [anchors,
+    heads] at the successive anchors of each answer."""
     paths = frequent_paths(torch.cat(list(answers)), nodes)
     lengths = walked_lengths(answers, range(1, len(paths) + 2))
     return [(path, lengths[n + 1] - lengths[n]) for n, path in enumerate(paths)]
@@ -231,8 +205,8 @@ def walk(lengths: Sequence[int]) -> tuple[int, int]:
 
 
 def _places(ranks: Tensor, place: Mapping[Path, int]) -> Tensor:
-    """[anchors, heads] place in the growth of the path to each head's true token; `MAX_NODES` where
-    it is not there."""
+    """[anchors, heads] place in the growth of the path to each head's true token, or
+    `MAX_NODES`."""
     rows = [
         [place.get(tuple(row[:depth]), MAX_NODES) for depth in range(1, len(row) + 1)]
         for row in ranks.tolist()

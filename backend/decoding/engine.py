@@ -36,8 +36,7 @@ class DecodeStep:
     """The result of one pass of the target model.
 
     Attributes:
-        tokens: newly committed.
-        heads: source of each: head 1, 2, ...; 0 the target model; `LOOKUP_HEAD` prompt lookup.
+        heads: source of each new token: head 1, 2, ...; 0 the target model; `LOOKUP_HEAD`.
         path: accepted nodes of `tree`, the root first; empty for the prefill.
         guesses: the tokens of all nodes of `tree`, the root's first.
         seconds: time in each of `PARTS`; the prefill has "prefill" instead.
@@ -72,9 +71,8 @@ def decode(
 ) -> Iterator[DecodeStep]:
     """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
 
-    Args:
-        cache: of the target, which may hold the beginning of the prompt, but not all of it; only
-            for proposers that need no states of the prompt. None: a new one.
+    `cache`: of the target, may hold the beginning of the prompt, not all of it; only for proposers
+    that need no states of the prompt.
 
     Raises:
         ConfigError: the prompt is empty, or prompt and response exceed the context of the model.

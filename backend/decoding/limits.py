@@ -11,11 +11,7 @@ MIN_TEMPERATURE, MIN_PENALTY = 0.01, 0.1  # logits divided by less would not be 
 
 
 def usable_temperature(temperature: float) -> float:
-    """A temperature that can be sampled with: 0 (greedy), or large enough to divide by.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """A temperature that can be sampled with: 0, or large enough to divide by; else ValueError."""
     if temperature and temperature < MIN_TEMPERATURE:
         raise ValueError(f"Write 0, or at least {MIN_TEMPERATURE}")
     return temperature

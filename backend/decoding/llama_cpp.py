@@ -1,9 +1,5 @@
-"""llama.cpp as a decoder: what a user would run instead, timed on the same prompts.
-
-It reads a GGUF file of the model, through the package `llama-cpp-python`, which is optional and
-should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). It decodes greedily, one token a
-pass. Its logits are read where llama.cpp keeps them, without a copy.
-"""
+"""llama.cpp as a decoder: what a user would run instead, timed on the same prompts. It is optional
+and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). Decodes greedily."""
 
 from __future__ import annotations
 
@@ -21,12 +17,7 @@ from backend.decoding.proposers import NO_TREE, NoDraft, Proposer
 
 
 class LlamaCppDecoder:
-    """A GGUF file decoded by llama.cpp.
-
-    Args:
-        file: the model.
-        capacity: tokens of the longest prompt and its response.
-    """
+    """A GGUF file decoded by llama.cpp, with room for the longest prompt and its response."""
 
     device = torch.device("cpu")
 
@@ -60,7 +51,6 @@ class LlamaCppDecoder:
             yield DecodeStep([token], [0], [0], NO_TREE, [root], parts)
 
     def _next(self, tokens: Sequence[int]) -> int:
-        """Append `tokens`; the most likely next one."""
         self._model.eval(tokens)
         logits = self._library.llama_get_logits_ith(self._model.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())

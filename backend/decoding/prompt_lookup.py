@@ -13,12 +13,8 @@ from backend.decoding.proposers import NO_TREE, DraftTokens, Proposer
 
 
 class PromptLookup:
-    """Prompt lookup decoding (Saxena, 2023): copy what followed the last n-gram match.
-
-    Args:
-        length: maximum number of draft tokens.
-        longest, shortest: n-gram lengths, tried from `longest` down to `shortest`.
-    """
+    """Prompt lookup decoding (Saxena, 2023): copy up to `length` tokens that followed the last
+    match of an n-gram, tried from `longest` down to `shortest`."""
 
     def __init__(self, length: int = 10, longest: int = 2, shortest: int = 1) -> None:
         self.length, self.nodes = length, length + 1
@@ -50,11 +46,7 @@ class PromptLookupFirst:
     """Prompt lookup with n-grams of 2 to 4 tokens; without a match another proposer drafts (ours).
 
     Lookup is free, and a repeated pair of tokens is often followed by the same token again; but
-    most pairs are new. The other proposer catches up on committed tokens when it is next used.
-
-    Args:
-        length: maximum number of draft tokens of a lookup.
-    """
+    most pairs are new. The other proposer catches up on committed tokens when it is next used."""
 
     def __init__(self, other: Proposer, length: int = 10) -> None:
         self.lookup, self.other = PromptLookup(length, longest=4, shortest=2), other

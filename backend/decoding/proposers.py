@@ -1,7 +1,6 @@
 """Contract of a source of draft tokens. All serve the same decoding loop, so that a comparison
-measures the drafts and not the loops: prompt lookup (`prompt_lookup`), the heads of a drafter
-(`backend.drafters.tree_proposer`), and vanilla decoding, which drafts nothing.
-"""
+measures the drafts: prompt lookup, the heads of a drafter (`backend.drafters.tree_proposer`), or
+nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +17,7 @@ NO_TREE = chain(0)
 
 @dataclass(frozen=True)
 class DraftTokens:
-    """Draft tokens: one for every node of the tree but the root.
-
-    Attributes:
-        looked_up: from prompt lookup, not from heads.
-    """
+    """Draft tokens: one for every node of the tree but the root, looked up or from heads."""
 
     tokens: list[int]
     tree: Tree
@@ -30,11 +25,7 @@ class DraftTokens:
 
 
 class Proposer(Protocol):
-    """Drafts the next tokens of one sequence at a time.
-
-    Attributes:
-        nodes: maximum number of tree nodes, including the root.
-    """
+    """Drafts the next tokens of one sequence at a time, in trees of at most `nodes` nodes."""
 
     nodes: int
 
@@ -42,12 +33,8 @@ class Proposer(Protocol):
         """Begin a new sequence of at most `capacity` tokens with the token `first`."""
 
     def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
-        """Draft what follows.
-
-        Args:
-            hidden: [n, d] the target model's states at the positions since the last call.
-            tokens: the token after each of these positions; the last one has not been run yet.
-        """
+        """Draft what follows `tokens`, of which the last has not been run yet. `hidden`: [n, d] the
+        target model's states at the positions since the last call, each before its token."""
 
 
 class NoDraft:

@@ -52,21 +52,14 @@ class Verifier(Protocol):
         """Hidden states [P, d] of a prompt, and the logits [1, V] after it."""
 
     def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, d] and logits [n, V] of `tokens`, one per node of `tree`.
-
-        Afterwards the cache ends with one row per node.
-        """
+        """Hidden states [n, d] and logits [n, V] of `tokens`, for each node of `tree`."""
 
 
 class TargetModel:
-    """A model that verifies trees.
-
-    Args:
-        native: use the native decoder where it supports the model.
+    """A model that verifies trees, with the native decoder where `native` and that supports it.
 
     Attributes:
-        width: d; `vocabulary`: V; `context`: maximum number of tokens.
-        limit: what limits the context, in words.
+        width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
         window: tokens that layers with a sliding window attend to; None where there are none.
         transform: of the logits after the head.
         decoder: what decodes, in words.
@@ -200,8 +193,8 @@ class TorchVerifier:
         return hidden, target.logits(hidden)
 
     def _windowed(self, mask: Tensor, places: Tensor) -> Mask:
-        """The mask [1, 1, n, length + n] of all layers; by their type, where some of them attend
-        to no more than a window before the `places` [n] of the nodes."""
+        """The mask [1, 1, n, length + n] of all layers, or by their type, for nodes at `places`
+        [n]."""
         window, length = self.target.window, mask.shape[-1] - len(places)
         if window is None or length + len(places) <= window:
             return mask
@@ -214,9 +207,7 @@ class TorchVerifier:
 
     def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
         """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.
-
-        Its last length + n columns are the mask over `length` cached tokens.
-        """
+        Its last length + n columns are the mask over `length` cached tokens."""
         if tree not in self._masks:
             if len(self._masks) >= MASKS:
                 self._masks.clear()
@@ -230,11 +221,8 @@ class TorchVerifier:
 
 
 def stable_context(config: PreTrainedConfig) -> int:
-    """Maximum position up to which rotary frequencies do not depend on the length of a pass.
-
-    Beyond its original context `longrope` uses its second set of frequencies for every token of a
-    pass, so draft tokens would change the encoding of the tokens before them.
-    """
+    """Maximum position up to which rotary frequencies do not depend on the length of a pass: beyond
+    its original context `longrope` uses other frequencies for every token, cached ones included."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
     limits = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == LONG]
@@ -242,11 +230,7 @@ def stable_context(config: PreTrainedConfig) -> int:
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
-    """Reject what can be detected without running the model.
-
-    Raises:
-        ModelError: unsupported attention, positions, cache or logits.
-    """
+    """Raise `ModelError` for unsupported attention, positions, cache or head; runs nothing."""
     config, kernel = model.config.get_text_config(), model.config._attn_implementation
     if kernel not in KERNELS:
         do = "Load it with attn_implementation='sdpa'."
@@ -261,7 +245,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
 
 @torch.inference_mode()
 def check_tree(target: TargetModel) -> None:
-    """Verify one small tree and compare it with the model's own forward along its paths.
+    """Compare one small tree with the model's own forward along its paths.
 
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
@@ -309,8 +293,7 @@ def _distance(logits: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 over name, shape and bfloat16 values of every weight: independent of the precision
-    the model was loaded in."""
+    """Hex sha256 over name, shape and bfloat16 values of every weight, in whatever precision."""
     digest = hashlib.sha256()
     for name, parameter in (*model.named_parameters(), *packed_weights(model).items()):
         digest.update(f"{name} {list(parameter.shape)}\n".encode())

@@ -48,11 +48,11 @@ class AmphistaDrafter(MedusaDrafter):
         super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
         self.encoder = None
         if config.ablation != "adaptation only":
-            self.encoder = AutoEmbedding(target.width, config.heads, dtype).to(target.device)
+            self.encoder = AutoEmbedding(target.width, config.heads, dtype)
 
     def slots(self, stages: list[Tensor]) -> Tensor:
-        """One vector per head: the stages [n, d] -> [n, K, d]; the first half of the heads reads
-        the first stage, the others the last."""
+        """The stages [n, d] -> [n, K, d]: the first half of the heads reads the first, the others
+        the last."""
         heads = self.config.heads
         early = heads // 2 if len(stages) == 2 else 0
         slots = self.heads(torch.stack([stages[0]] * early + [stages[-1]] * (heads - early), 1))

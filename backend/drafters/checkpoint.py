@@ -1,11 +1,6 @@
-"""A trained drafter in a folder: its own weights, not those of the target model.
-
-    drafter.safetensors   weights, scales and draft vocabulary
-    config.json           architecture, target model, tree of draft tokens, training settings
-
-A drafter works with one target model only. Its config holds that model's width, vocabulary and the
-sha256 of its weights (see `target_model.fingerprint`); any other model is rejected.
-"""
+"""A trained drafter in a folder: `drafter.safetensors` (weights, scales, draft vocabulary) and
+`config.json` (architecture, target model, tree, training). It works with one target model only,
+known by its width, vocabulary and the sha256 of its weights; any other is rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,12 +27,7 @@ WEIGHTS, CONFIG = "drafter.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class BaseFingerprint:
-    """Identifies the target model of a drafter.
-
-    Attributes:
-        name: for people.
-        sha256: of its weights.
-    """
+    """Identity of the target model of a drafter: `name` for people, sha256 of its weights."""
 
     name: str
     architecture: str
@@ -49,7 +38,6 @@ class BaseFingerprint:
 
     @classmethod
     def of(cls, target: TargetModel, name: str = "") -> BaseFingerprint:
-        """The fingerprint of an opened model."""
         return cls(
             name,
             type(target.model).__name__,
@@ -64,12 +52,8 @@ class BaseFingerprint:
 class Amphista:
     """A trained drafter as it is stored.
 
-    Example:
-        drafter = Amphista.load(folder)
-        for token in generate(base, drafter, ids): ...
-
     Attributes:
-        growth: draft paths, most valuable first, and their values (see `tree`).
+        growth: draft paths, most valuable first, and their values (see `draft_tree`).
         figures: held-out accuracy: "top1" -> one value per head, and so on.
         training: settings; context: the longest training sequence.
     """
@@ -88,19 +72,12 @@ class Amphista:
         return arm_of(self.config.model_dump())
 
     def bind(self, target: TargetModel) -> Drafter:
-        """Build the module for `target`, in its dtype and on its device; with 8-bit weights
-        where the native decoder runs the target.
+        """The module for `target`, in its dtype and on its device, in 8 bits where that runs
+        natively.
 
         Raises:
             ConfigError: it was trained for another model.
         """
-        self._refuse_other_base(target)
-        drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
-        drafter.load_state_dict(self.weights)
-        drafter.quantize(target)
-        return drafter.requires_grad_(False).eval()
-
-    def _refuse_other_base(self, target: TargetModel) -> None:
         actual = BaseFingerprint.of(target)
         for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
             expected, given = getattr(self.base, name), getattr(actual, name)
@@ -112,6 +89,10 @@ class Amphista:
                     "Use it with the model it was trained for, or train one for this model.",
                     "drafter",
                 )
+        drafter = build_drafter(self.config, target, self.weights["vocabulary"], target.dtype)
+        drafter.load_state_dict(self.weights)
+        drafter.quantize(target)
+        return drafter.requires_grad_(False).eval()
 
     def save(self, folder: Path) -> None:
         """Write the drafter into `folder`, which must exist."""
@@ -129,11 +110,7 @@ class Amphista:
 
     @classmethod
     def load(cls, folder: Path | str) -> Amphista:
-        """Load the drafter in `folder`.
-
-        Raises:
-            NotFoundError: there is none, or its files are damaged.
-        """
+        """The drafter in `folder`; NotFoundError where there is none, or its files are damaged."""
         if name := changed_file(Path(folder), contents=True):
             raise NotFoundError(
                 f"The drafter in {folder} is damaged.",
@@ -145,23 +122,15 @@ class Amphista:
             record = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']!r}")
+            weights = load_file(Path(folder) / WEIGHTS)
+            if bad := next((name for name, W in weights.items() if not all_finite(W)), None):
+                raise ValueError(f"{bad} has values that are not finite")
             return cls(
-                DrafterConfig(**record["drafter"]),
-                BaseFingerprint(**record["base"]),
-                _finite(load_file(Path(folder) / WEIGHTS)),
+                DrafterConfig(**record["drafter"]), BaseFingerprint(**record["base"]), weights,
                 [(tuple(path), value) for path, value in record["growth"]],
-                record["figures"],
-                record["training"],
-                record["context"],
-            )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            ValidationError,
-            SafetensorError,
-        ) as error:
+                record["figures"], record["training"], record["context"],
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise NotFoundError(
                 f"There is no drafter in {folder}.",
                 f"{type(error).__name__}: {error}."[:300],
@@ -177,10 +146,3 @@ def pack(
     """Package a trained module for saving; weights float32, on the CPU."""
     weights = {k: v.detach().cpu().contiguous() for k, v in drafter.state_dict().items()}
     return Amphista(drafter.config, base, weights, growth, figures, training, context)
-
-
-def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, whose values are all finite."""
-    if bad := next((name for name, W in weights.items() if not all_finite(W)), None):
-        raise ValueError(f"{bad} has values that are not finite")
-    return weights

@@ -1,7 +1,4 @@
-"""Settings of a drafter and its training, from which form, CLI, API and stored record are built.
-
-Does not import torch.
-"""
+"""Settings of a drafter and its training, from which form, CLI, API and stored record are built."""
 
 from __future__ import annotations
 
@@ -140,10 +137,7 @@ ARMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "Encoder only": {"ablation": "encoder only"},
         "Staged adaptation only": {"ablation": "adaptation only"},
         "Without the sampled token": {"ablation": "no sampled token"},
-        "Medusa, as many parameters": {
-            "architecture": "medusa",
-            "ablation": "as many parameters",
-        },
+        "Medusa, as many parameters": {"architecture": "medusa", "ablation": "as many parameters"},
     }
 )
 

@@ -23,12 +23,10 @@ LM_HEAD, REST = "lm_head", "rest"
 def time_parts(
     proposer: TreeProposer, hidden: Tensor, tokens: Sequence[int], repeats: int = REPEATS
 ) -> dict[str, float]:
-    """Median seconds of a draft in each child of the drafter, in its LM head, and in the rest: the
-    choice of candidates and the tree. Parts that are not used are left out.
+    """Median seconds of a draft in each child of the drafter that is used, in its LM head, and in
+    the rest: the choice of candidates and the tree.
 
-    Args:
-        hidden: [n, d] states of the target model, n >= 4; tokens: the token after each.
-    """
+    `hidden`: [n, d] states of the target model, n >= 4; `tokens`: the token after each."""
     drafter, device = proposer.drafter, proposer.target.device
     found: list[dict[str, float]] = []
     room = proposer.target.context - 2 * (repeats + 1)  # for the drafts behind the states
@@ -76,8 +74,7 @@ def _watched(drafter: Drafter, device: torch.device) -> Iterator[dict[str, float
 
 
 def _parts(drafter: Drafter) -> Iterator[tuple[str, nn.Module]]:
-    """The children of a drafter that are called, lists item by item; not the rows of its LM head,
-    which `head` reads."""
+    """The children of a drafter that are called, lists item by item; not its LM head's rows."""
     for name, child in drafter.named_children():
         if name != "reader":
             items = child.children() if isinstance(child, nn.ModuleList) else [child]

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from backend.decoding.target_model import DecodingCache, TargetModel
-from backend.drafters.config import DrafterConfig
+from backend.decoding.target_model import DecodingCache
 from backend.drafters.layers.anchor_table import AnchorTable
 from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
@@ -34,20 +33,9 @@ from backend.drafters.registry import drafter
 class EagleDrafter(SequentialDrafter):
     """A sequential drafter of one fusion and one cloned layer."""
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(config, target, vocabulary, dtype, 1)
-        self.requires_grad_().to(target.device)
-
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors along the text; see `Drafter`."""
         caches = [DynamicCache() for _ in self.layers]
         length, table = hidden.shape[1], AnchorTable.of(rows, places, len(hidden))
         slots = [self.normed(self.stages(hidden, embedded, caches)[-1][rows, places])]
@@ -64,10 +52,7 @@ class EagleDrafter(SequentialDrafter):
         return torch.stack(slots, 1)
 
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """By running the layers; see `SequentialDrafter`.
-
-        All inner nodes so far are run again at every depth, so that the caches hold anchors only.
-        """
+        """All inner nodes are run again at every depth: the caches hold anchors only."""
         paths = inner.paths[1:]
         if not paths:
             return self.normed(inner.slots)

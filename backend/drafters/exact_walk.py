@@ -1,14 +1,11 @@
-"""Exact accepted length of any proposer, without the target model.
-
-A greedy answer and its hidden states are all that greedy decoding would see, whatever is drafted.
-So decoding it is walked: draft at the last committed token, accept the draft tokens that the answer
-has, commit, go on. What remains of the cost is that of the drafts, a thousandth of a decoding pass
-for a large model; thousands of tokens are walked in seconds.
+"""Exact accepted length of any proposer, without the target model: a greedy answer and its hidden
+states are all that greedy decoding would see, whatever is drafted.
 
     tau = tokens / passes,     speed-up = tokens t(1) / sum over passes ( t(n) + draft )
 
 with n the nodes of a pass. In float32 tau is that of decoding; in 16 bits, up to near ties. For
-static trees of every size at once `tree.walk` does the same, from the ranks of the true tokens.
+static trees of every size at once `draft_tree.walk` does the same, from the ranks of the true
+tokens.
 """
 
 from __future__ import annotations
@@ -26,12 +23,8 @@ from backend.drafters.data.hidden_state_cache import CachedSequence
 
 @dataclass(frozen=True)
 class Walk:
-    """The passes over some answers.
-
-    Attributes:
-        accepted: tokens each pass commits; nodes: that it verifies.
-        drafted: whether a draft was made for it (a lookup costs nothing).
-    """
+    """The passes over some answers: tokens each commits, nodes it verifies, and whether a draft was
+    made for it (a lookup costs nothing)."""
 
     accepted: list[int] = field(default_factory=list)
     nodes: list[int] = field(default_factory=list)
@@ -57,21 +50,17 @@ def walk_answers(proposer: Proposer, answers: Iterable[CachedSequence]) -> Walk:
     """Walk greedy answers with a proposer; answers of fewer than two tokens have no pass."""
     walk = Walk()
     for answer in answers:
-        _walk(proposer, answer, walk)
+        ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
+        proposer.start(ids[0], len(ids) + proposer.nodes)
+        while root < len(ids) - 1:  # the root is committed, and not yet read
+            draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
+            read = root
+            depth = _agreeing(draft.tree, draft.tokens, ids[root + 1 :])
+            root += depth + 1
+            walk.accepted.append(min(depth + 1, len(ids) - 1 - read))
+            walk.nodes.append(len(draft.tree))
+            walk.drafted.append(bool(draft.tokens) and not draft.looked_up)
     return walk
-
-
-def _walk(proposer: Proposer, answer: CachedSequence, walk: Walk) -> None:
-    ids, read, root = answer.ids.tolist(), 0, max(answer.start, 1)  # drafts need a state
-    proposer.start(ids[0], len(ids) + proposer.nodes)
-    while root < len(ids) - 1:  # the root is committed, and not yet read
-        draft = proposer.propose(answer.hidden[read:root], ids[read + 1 : root + 1])
-        read = root
-        depth = _agreeing(draft.tree, draft.tokens, ids[root + 1 :])
-        root += depth + 1
-        walk.accepted.append(min(depth + 1, len(ids) - 1 - read))
-        walk.nodes.append(len(draft.tree))
-        walk.drafted.append(bool(draft.tokens) and not draft.looked_up)
 
 
 def _agreeing(tree: Tree, tokens: list[int], text: list[int]) -> int:

@@ -4,8 +4,7 @@
     for token in generate(model, drafter, ids, max_new_tokens=200):
         print(token.id, token.head)
 
-Batches, beam search and other logits processors are not supported; models that ask for them are
-rejected, as ignoring them would change the text.
+Models that ask for batches, beam search or other logits processors are rejected.
 """
 
 from __future__ import annotations
@@ -31,34 +30,19 @@ from backend.errors import ConfigError, ModelError
 
 TRIAL_NODES = 8  # of the tree whose drafts are timed
 UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
-    "num_beams": 1,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "stop_strings": None,
-    "no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "bad_words_ids": None,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "watermarking_config": None,
+    "num_beams": 1, "penalty_alpha": None, "dola_layers": None, "stop_strings": None,
+    "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "bad_words_ids": None,
+    "min_length": 0, "min_new_tokens": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "sequence_bias": None, "guidance_scale": None, "watermarking_config": None,
     "exponential_decay_length_penalty": None,
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One generated token.
-
-    Attributes:
-        head: source of the token: head 1, 2, ...; 0 the target model; -1 prompt lookup.
-        step: the verification pass that accepted it; 0 is the prefill.
-    """
+    """One generated token, from head 1, 2, ..., the target model (0) or prompt lookup (-1),
+    accepted by verification pass `step`; 0 is the prefill."""
 
     id: int
     head: int
@@ -66,17 +50,13 @@ class GeneratedToken:
 
 
 def make_proposer(
-    target: TargetModel,
-    drafter: Amphista | None,
-    nodes: int | DynamicTree = 0,
-    least: int = 1,
+    target: TargetModel, drafter: Amphista | None, nodes: int | DynamicTree = 0, least: int = 1
 ) -> Proposer:
     """The proposer of a drafter; `NoDraft` without one, or for a tree of the root alone.
 
-    Args:
-        nodes: size of a static tree, including the root; 0: trees of as many nodes as pay at each
-            step on this machine, measured now; or trees that were chosen like this before.
-        least: minimum tree size when it is measured; from 2 on, drafts are made in any case.
+    `nodes`: size of a static tree, including the root; 0: trees of as many nodes as pay at each
+    step on this machine, measured now; or trees chosen like this before. `least`: minimum size when
+    measured.
 
     Raises:
         ConfigError: the drafter belongs to another model.
@@ -105,16 +85,12 @@ def generate(
     nodes: int = 0,
     lookup: bool = False,
 ) -> Iterator[GeneratedToken]:
-    """Yield the tokens that follow `prompt` as they are accepted.
+    """The tokens that follow `prompt` [P] or [1, P], as they are accepted.
 
-    Greedy or sampled, except with `sampling.typical`, they are those of the target model alone, up
-    to rounding in a pass over several tokens: exact in float32 for all practical purposes; in 16
-    bits near ties may be broken differently.
+    They are those of the target model alone, up to rounding in a pass over several tokens: exact in
+    float32 for all practical purposes; in 16 bits near ties may be broken differently.
 
     Args:
-        base: the target model; open it with `TargetModel` to reuse it.
-        drafter: trained for that model; None decodes without.
-        prompt: token ids [P] or [1, P].
         sampling: None: greedy.
         ends: end-of-sequence tokens; None: those of the model's generation config.
         nodes: see `make_proposer`.
@@ -130,16 +106,19 @@ def generate(
         drafter = make_proposer(target, drafter, nodes)
     if lookup:
         drafter = PromptLookupFirst(drafter, measure_costs(target).lookup_length)
-    rule = Acceptance(sampling or usual_sampling(target.model))
-    stops = ends_of(target.model) if ends is None else ends
-    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, stops)
+    usual = target.model.generation_config
+    penalty = getattr(usual, "repetition_penalty", None) or 1.0  # as in transformers
+    rule = Acceptance(sampling or Sampling(repetition_penalty=penalty))
+    if ends is None:
+        own = getattr(usual, "eos_token_id", None)
+        ends = own if isinstance(own, list) else [] if own is None else [own]
+    steps = decode(target, drafter, _one(prompt), rule, max_new_tokens, frozenset(ends))
     for number, step in enumerate(steps):
         for token, head in zip(step.tokens, step.heads, strict=True):
             yield GeneratedToken(token, head, number)
 
 
 def _one(prompt: Sequence[int] | Tensor) -> list[int]:
-    """Token ids of the single prompt."""
     if not isinstance(prompt, Tensor):
         return list(prompt)
     if prompt.dim() > 2 or (prompt.dim() == 2 and len(prompt) != 1):
@@ -153,25 +132,8 @@ def _one(prompt: Sequence[int] | Tensor) -> list[int]:
     return ids
 
 
-def ends_of(model: PreTrainedModel) -> frozenset[int]:
-    """End-of-sequence tokens of the model's generation config."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
-
-
-def usual_sampling(model: PreTrainedModel) -> Sampling:
-    """Greedy decoding with the repetition penalty of the model's generation config, as in
-    `generate` of transformers."""
-    penalty = getattr(model.generation_config, "repetition_penalty", None)
-    return Sampling(repetition_penalty=penalty or 1.0)
-
-
 def refuse_processors(model: PreTrainedModel) -> None:
-    """Reject a model whose generation config uses an unsupported setting.
-
-    Raises:
-        ConfigError: names the setting; ignoring it would change the text.
-    """
+    """Raise `ConfigError` for a generation config whose settings would change the text."""
     config = model.generation_config
     for name, neutral in UNSUPPORTED.items():
         value = getattr(config, name, neutral)
@@ -185,11 +147,10 @@ def refuse_processors(model: PreTrainedModel) -> None:
 
 
 class Detokenizer:
-    """Decode a stream of tokens into text.
+    """Decode a stream of tokens into text, up to the first stop string.
 
     Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string. The text ends before the first stop string.
-    """
+    may be the beginning of a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = _backend(tokenizer)
@@ -197,11 +158,6 @@ class Detokenizer:
         self._stops = tuple(stop for stop in stops if stop)
         self._decoded, self._emitted = "", 0
         self.stopped = False
-
-    @property
-    def text(self) -> str:
-        """The text returned so far."""
-        return self._decoded[: self._emitted]
 
     def add(self, token: int) -> str:
         """Decode one more token; return the text that has become certain, none after a stop."""
@@ -212,7 +168,9 @@ class Detokenizer:
         places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
         if places:
             self.stopped, self._decoded = True, self._decoded[: min(places)]
-        return self._emit(len(self._decoded) - (0 if self.stopped else self._partial_stop()))
+        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
+        begun = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
+        return self._emit(len(self._decoded) - (0 if self.stopped else begun))
 
     def rest(self) -> str:
         """Return what was held back, once generation has ended."""
@@ -221,11 +179,6 @@ class Detokenizer:
     def _emit(self, end: int) -> str:
         start, self._emitted = self._emitted, max(self._emitted, end)
         return self._decoded[start : self._emitted]
-
-    def _partial_stop(self) -> int:
-        """Number of characters at the end that may begin a stop string."""
-        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        return max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

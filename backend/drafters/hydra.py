@@ -36,12 +36,11 @@ class HydraDrafter(SequentialDrafter):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         d = target.width
-        super().__init__(config, target, vocabulary, dtype, 1)
+        super().__init__(config, target, vocabulary, dtype)
         known = range(2, config.heads + 2)  # a_i, x_{i+1} and the draft tokens before
         self.heads = nn.ModuleList(nn.Linear(n * d, d, dtype=dtype) for n in known)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
-        self.requires_grad_().to(target.device)
 
     def head_slots(self, head: int, state: Tensor, tokens: Tensor) -> Tensor:
         """The vectors [n, d] of a head, from 0: state [n, d], tokens [n, 1 + head, d]."""
@@ -51,7 +50,6 @@ class HydraDrafter(SequentialDrafter):
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors along the text; see `Drafter`."""
         state = self.stages(hidden, embedded)[-1][rows, places]
         ahead = torch.arange(self.config.heads, device=rows.device)
         tokens = embedded[rows[:, None], (places[:, None] + ahead).clamp(max=hidden.shape[1] - 1)]
@@ -59,7 +57,6 @@ class HydraDrafter(SequentialDrafter):
         return torch.stack([self.head_slots(k, state, tokens[:, : k + 1]) for k in heads], 1)
 
     def next_slots(self, inner: InnerNodes, caches: list[DecodingCache]) -> Tensor:
-        """By the head of the depth; see `SequentialDrafter`."""
         lineages = torch.tensor([inner.lineage(path) for path in inner.paths[-inner.new :]])
         state = inner.slots[:1].expand(len(lineages), -1)
         return self.head_slots(lineages.shape[1] - 1, state, inner.tokens[lineages])

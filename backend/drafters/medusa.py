@@ -49,11 +49,7 @@ class ResidualHeads(nn.Module):
 
 @drafter("medusa")
 class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
-    """Residual heads, all at once; Amphista puts layers before and behind them.
-
-    Args:
-        fusions, sampled_token: see `AdaptedDrafter`.
-    """
+    """Residual heads, all at once; Amphista puts layers before and behind them."""
 
     def __init__(
         self,
@@ -65,18 +61,19 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
         sampled_token: bool = True,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
-        layers = matching_layers(config, target) if config.ablation == "as many parameters" else 1
-        self.heads = ResidualHeads(layers, config.heads, target.width, dtype)
-        self.requires_grad_().to(target.device)
+        layers, d = 1, target.width
+        if config.ablation == "as many parameters":  # as those of Amphista
+            cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
+            one = config.heads * (d**2 + d)
+            layers = max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))
+        self.heads = ResidualHeads(layers, config.heads, d, dtype)
 
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The slots of chosen anchors; see `Drafter`."""
         return self.slots([stage[rows, places] for stage in self.stages(hidden, embedded)])
 
     def draft_slots(self, hidden: Tensor, embedded: Tensor, caches: list[DecodingCache]) -> Tensor:
-        """The slots of the last anchor; see `ParallelDrafter`."""
         stages = self.stages(hidden, embedded, caches)
         return self.slots([stage[0, -1:] for stage in stages])[0]
 
@@ -87,11 +84,3 @@ class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
     def split_blocks(self) -> None:
         """Of the residual blocks of the heads."""
         self.heads.split()
-
-
-def matching_layers(config: DrafterConfig, target: TargetModel) -> int:
-    """Residual blocks per head that give Medusa the parameter count of Amphista."""
-    d = target.width
-    cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
-    one = config.heads * (d**2 + d)
-    return max(1, round((cloned + 4 * d**2 + 12 * d**2 + one) / one))

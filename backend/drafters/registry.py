@@ -1,15 +1,11 @@
 """The contract of a drafter, and the decorator that registers an architecture.
 
-Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K. Training and head
-accuracy see a drafter through two steps, decoding through one:
+Anchor i: the tokens up to x_{i+1} are known. Head k predicts x_{i+1+k}, k = 1..K: in a *parallel*
+drafter from what is known at the anchor alone, in a *sequential* one from the draft tokens, too.
 
     slots  = drafter.anchor_slots(hidden, embedded, rows, places)    [n, K, d], one per head
     logits = drafter.logits(slots)                                  [n, K, v], draft vocabulary
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
-
-A *parallel* drafter (Medusa, Amphista) predicts from what is known at the anchor alone; see
-`ParallelDrafter`. A *sequential* one (EAGLE, Hydra) predicts x_{i+1+k} from the draft tokens before
-it, too; see `sequential`.
 """
 
 from __future__ import annotations
@@ -31,16 +27,12 @@ Embed: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Drafter(nn.Module, ABC):
-    """A trainable drafter, in the dtype it is created in, on the device of the target model.
-
-    It reads out with rows of the target's own head, which stay frozen.
-
-    Args:
-        vocabulary: ids [v] that can be drafted, ascending.
+    """A trainable drafter, in the dtype it is created in, on the device of the target model. It
+    reads out with rows of the target's own head, which stay frozen.
 
     Attributes:
-        read_out: [v, d], in the dtype of the target model.
-        transform: what the target model does with its logits.
+        vocabulary: ids [v] that can be drafted, ascending.
+        read_out: [v, d], in the dtype of the target model; transform: of its logits.
     """
 
     vocabulary: Tensor
@@ -64,13 +56,9 @@ class Drafter(nn.Module, ABC):
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor
     ) -> Tensor:
-        """The vectors [n, K, d] of all heads at n anchors, ready for read-out.
-
-        Args:
-            hidden, embedded: [b, T, d] states of whole sequences, embeddings of the tokens after
-                them.
-            rows, places: [n] sequence and position of each anchor.
-        """
+        """The vectors [n, K, d] of all heads at n anchors, ready for read-out. `hidden`,
+        `embedded`: [b, T, d] of whole sequences and the tokens after; `rows`, `places`: [n] of the
+        anchors."""
 
     @abstractmethod
     def draft(
@@ -120,10 +108,7 @@ class Drafter(nn.Module, ABC):
         return 0.0
 
     def quantize(self, target: TargetModel) -> bool:
-        """Replace weights by 8-bit ones for the native decoder; whether that was done.
-
-        The drafter cannot be trained afterwards.
-        """
+        """Replace weights by 8-bit ones where the target runs natively; whether it did."""
         return False
 
     def copied_parameters(self) -> list[nn.Parameter]:
@@ -131,7 +116,6 @@ class Drafter(nn.Module, ABC):
         return []
 
     def parameter_count(self) -> int:
-        """Number of weights added to the target model."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
@@ -150,7 +134,6 @@ class ParallelDrafter(Drafter):
         caches: list[DecodingCache],
         embed: Embed,
     ) -> tuple[Tree, list[int]]:
-        """Every head's candidates, in one pass; see `Drafter`."""
         slots = self.draft_slots(hidden, embedded, caches)
         chances: dict[Path, float] = {(): 1.0}
         found, level = self.candidates(slots, policy.ranks), list[Path]([()])
@@ -170,13 +153,8 @@ Architecture = TypeVar("Architecture", bound=type[Drafter])
 def drafter(
     name: str, *, adaptation_layers: int = 0, repeats: bool = False
 ) -> Callable[[Architecture], Architecture]:
-    """Register a drafter architecture: a class decorator.
-
-    Args:
-        adaptation_layers: how many decoder layers it clones from the end of the base model.
-        repeats: whether its layers run again for the tokens behind an anchor, from embeddings of
-            the draft tokens before; for estimates.
-    """
+    """Register a drafter architecture: a class decorator. `adaptation_layers`: cloned from the end
+    of the base model; `repeats`: they run again for each draft token (for estimates)."""
 
     def register(cls: Architecture) -> Architecture:
         DRAFTERS.register(name, cls)
@@ -192,4 +170,5 @@ def build_drafter(
     dtype: torch.dtype = torch.float32,
 ) -> Drafter:
     """An untrained drafter of the architecture the config names."""
-    return DRAFTERS[config.architecture](config, target, vocabulary, dtype)
+    drafter = DRAFTERS[config.architecture](config, target, vocabulary, dtype)
+    return drafter.requires_grad_().to(target.device)

@@ -23,7 +23,15 @@ class TreeProposer:
 
     def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree | TreePolicy) -> None:
         if isinstance(tree, Tree):
-            refuse_unfit_tree(drafter, tree)
+            heads, ranks = drafter.config.heads, len(drafter.vocabulary)
+            if tree.depth > heads or tree.ranks > ranks:
+                raise ConfigError(
+                    "The tree does not fit the drafter.",
+                    f"It has depth {tree.depth} and {tree.ranks} candidates per head; the drafter "
+                    f"has {heads} heads and {ranks} draft tokens.",
+                    "Choose a smaller tree.",
+                    "nodes",
+                )
             tree = StaticTree(tree)
         self.drafter, self.target, self.policy, self.nodes = drafter, target, tree, tree.nodes
 
@@ -48,16 +56,3 @@ def tree_words(proposer: Proposer) -> str:
     if isinstance(policy, DynamicTree):
         return f"trees of up to {policy.nodes} nodes, those of a chance above {policy.least:.0%}"
     return f"a tree of {proposer.nodes} nodes"
-
-
-def refuse_unfit_tree(drafter: Drafter, tree: Tree) -> None:
-    """Raise `ConfigError` if a tree needs more heads or ranks than the drafter has."""
-    heads, ranks = drafter.config.heads, len(drafter.vocabulary)
-    if tree.depth > heads or tree.ranks > ranks:
-        raise ConfigError(
-            "The tree does not fit the drafter.",
-            f"It has depth {tree.depth} and {tree.ranks} candidates per head; the drafter has "
-            f"{heads} heads and {ranks} draft tokens.",
-            "Choose a smaller tree.",
-            "nodes",
-        )

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from backend.decoding.limits import Temperature
 from backend.drafters.config import ADVANCED, DrafterConfig, TrainingConfig
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.fields.drafters import DRAFTER_FOLDER, DRAFTER_KIND
@@ -54,14 +53,6 @@ class DataConfig(PromptConfig):
         description="Maximum response length (exact length for corpus windows).",
         json_schema_extra={"unit": "tokens"},
     )
-    temperature: Temperature = Field(
-        0.0,
-        ge=0,
-        le=5,
-        title="Response temperature",
-        description="0: greedy. Held-out responses are always greedy.",
-        json_schema_extra=ADVANCED,
-    )
     heldout: int = Field(
         48,
         ge=1,
@@ -70,7 +61,7 @@ class DataConfig(PromptConfig):
         description="Kept apart to measure head accuracy and to choose the tree.",
         json_schema_extra={"unit": "sequences", **ADVANCED},
     )
-    text: CorpusName = Field(
+    training_text: CorpusName = Field(
         "auto",
         title="Corpus",
         description="Used only if the training data is text.",

@@ -18,7 +18,7 @@ from backend.settings import available_threads, settings
 from backend.text import files
 from backend.text.prompts import BUILT_IN, SELF, benchmark_prompts, require_prompts
 from jobs.amphista.config import AmphistaJob
-from jobs.fields.base_model import require_decoder, require_precision, resolve_model
+from jobs.fields.base_model import decodable_model
 from jobs.fields.processes import memory_of_others, require_processes
 from jobs.fields.prompts import prompt_set
 from jobs.fields.text import require_text
@@ -40,13 +40,14 @@ CORPUS_WARNING = "Heads trained on corpus text predict the base model's response
 
 
 def requirements(config: AmphistaJob) -> Requirements:
-    """See `Kind.requirements`."""
-    base = resolve_model(config.model)
-    facts = base.facts
-    require_decoder(base)
-    require_precision(base, config.precision)
+    facts = decodable_model(config.model, config.precision).facts
     require_consistent(config, facts)
-    require_data(config, facts)
+    if config.data == "text":
+        require_text(corpus_name(config, facts), "evaluation_text", "training_text")
+    else:
+        for name in prompt_sets(config, facts):
+            if name != SELF:
+                require_prompts(name, "prompts")
     require_processes(config.processes, config.device, config.batch)
     return Requirements(
         model=config.model,
@@ -98,7 +99,7 @@ def _repeats(config: AmphistaJob) -> bool:
 
 def corpus_name(config: AmphistaJob, facts: ModelFacts) -> str:
     """The corpus; auto is the model's default."""
-    return facts.default_text if config.text == "auto" else config.text
+    return facts.default_text if config.training_text == "auto" else config.training_text
 
 
 def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
@@ -107,32 +108,13 @@ def prompt_sets(config: AmphistaJob, facts: ModelFacts) -> tuple[str, ...]:
     return (BUILT_IN, SELF) if config.prompts == "auto" and suits == BUILT_IN else (suits,)
 
 
-def require_data(config: AmphistaJob, facts: ModelFacts) -> None:
-    """Refuse prompts or a corpus that are not available.
-
-    Raises:
-        DatasetError: for the field at fault.
-    """
-    if config.data == "text":
-        require_text(corpus_name(config, facts), "evaluation_text", "text")
-    else:
-        for name in prompt_sets(config, facts):
-            if name != SELF:
-                require_prompts(name, "prompts")
-
-
-def given_prompts(config: AmphistaJob, facts: ModelFacts) -> list[int]:
-    """Tokens of every prompt of a file, about; none where no file is self_tokens."""
-    named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
-    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
-    return [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
-
-
 def sequence_tokens(config: AmphistaJob, facts: ModelFacts, longest: bool = False) -> int:
     """Tokens of a sequence, about: of the mean, or of the longest."""
     if config.data == "text":
         return config.answer_tokens
-    given = given_prompts(config, facts)
+    named = [name for name in prompt_sets(config, facts) if name.startswith(files.PREFIX)]
+    prompts = [prompt for name in named for prompt in benchmark_prompts(name)]
+    given = [PROMPT_TOKENS + len(prompt.text) // CHARACTERS_PER_TOKEN for prompt in prompts]
     if longest:
         prompt = max(given, default=MAX_PROMPT_TOKENS + PROMPT_TOKENS)
     else:
@@ -150,7 +132,6 @@ def cache_bytes(config: AmphistaJob, facts: ModelFacts) -> int:
 
 
 def drafter_weights(config: AmphistaJob, facts: ModelFacts) -> int:
-    """Weights of the drafter, about."""
     d, block = facts.hidden, block_weights(facts)
     if config.architecture in ("amphista", "medusa"):
         layers = config.adaptation_layers * (block + 2 * d**2)
@@ -193,8 +174,7 @@ def mask_bytes(config: AmphistaJob, length: int) -> int:
 
 
 def cached_values(facts: ModelFacts) -> int:
-    """Keys and values that all blocks keep of one token; from above where one linear makes
-    queries, keys and values together."""
+    """Keys and values that all blocks keep of one token; from above for fused projections."""
     rows = [x.rows for x in facts.linears if x.module.endswith(("k_proj", "v_proj"))]
     return sum(rows) or 2 * facts.blocks * facts.hidden
 

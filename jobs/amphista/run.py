@@ -3,6 +3,7 @@ heads are trained, measured on held-out responses, and given the tree that pays 
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from backend.drafters.data.hidden_state_cache import (
     HELD,
     LEARNT,
     HiddenStateCache,
+    SequenceSources,
     collect,
     draft_vocabulary,
     stored,
 )
+from backend.drafters.data.prompts import PromptRequest, prompts_for
 from backend.drafters.draft_time import time_parts
 from backend.drafters.exact_walk import walk_answers
 from backend.drafters.layers.initialization import FIT_TOKENS
@@ -29,11 +32,16 @@ from backend.drafters.registry import Drafter, build_drafter
 from backend.drafters.training.head_accuracy import NODES, HeadAccuracy
 from backend.drafters.training.trainer import CHECKPOINT, DrafterTrainer
 from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.errors import ConfigError
 from backend.metric_key import MetricKey
+from backend.text.corpora import WIKIPEDIA
+from backend.text.prompt_ids import end_ids
+from backend.text.prompts import BUILT_IN, has_pages
+from backend.text.slices import calibration_slice
 from backend.training import distributed
 from jobs.amphista.config import DRAFTER, PART, AmphistaJob
-from jobs.amphista.data import training_sources
-from jobs.amphista.estimate import flops_by_phase, untimed_flops
+from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
+from jobs.fields.prompts import prompt_facts
 from jobs.metrics import (
     ACCEPTED_LENGTH,
     COST,
@@ -49,7 +57,7 @@ from jobs.metrics import (
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
-from jobs.runtime.loading import load_model
+from jobs.runtime.loading import load_model, text_facts
 from jobs.runtime.progress import Phases
 
 FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
@@ -81,8 +89,6 @@ def untrained(config: AmphistaJob, target: TargetModel, learnt: HiddenStateCache
 
 
 class DrafterRun:
-    """One drafter job at work."""
-
     def __init__(self, config: AmphistaJob, context: JobContext) -> None:
         self.config, self.context = config, context
         device = prepare(config, context)
@@ -92,7 +98,6 @@ class DrafterRun:
         self.phases = Phases(context, flops_by_phase(config, self.loaded.facts))
 
     def run(self) -> None:
-        """Collect the data, train, measure and save."""
         config, context = self.config, self.context
         learnt, heldout = self._collect()
         drafter = untrained(config, self.target, learnt)
@@ -106,13 +111,46 @@ class DrafterRun:
         context.outcome(flops=flops, timed_seconds=min(seconds, 60 * config.minutes))
 
     def _collect(self) -> tuple[HiddenStateCache, HiddenStateCache]:
-        """Hidden states of the training sequences, and of the held-out ones."""
         context, phase = self.context, self.phases.phase("data")
-        sources = training_sources(self.config, self.loaded, self.target, context, self.phases)
+        sources = self._windows() if self.config.data == "text" else self._prompts()
         learnt, heldout = collect(self.target, sources, context.checkpoints, phase)
         tokens = [sum(cache.lengths) for cache in (learnt, heldout)]
         context.log(f"{tokens[0]:,} tokens to learn from, {tokens[1]:,} held out.")
         return learnt, heldout
+
+    def _windows(self) -> SequenceSources:
+        config, loaded = self.config, self.loaded
+        name = corpus_name(config, loaded.facts)
+        wanted = (config.answers, config.answer_tokens, config.seed)
+        text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
+        self.context.environment(text={"training": text_facts(text)})
+        rows = text.input_ids.tolist()
+        random.Random(config.seed).shuffle(rows)
+        return SequenceSources(rows[config.heldout :], rows[: config.heldout], limit=0)
+
+    def _prompts(self) -> SequenceSources:
+        """Prompts that the base model answers, as token ids."""
+        config, loaded, context = self.config, self.loaded, self.context
+        sets, limit = prompt_sets(config, loaded.facts), config.answer_tokens
+        wanted = PromptRequest(sets, config.answers, config.heldout, limit, config.seed)
+        learnt, heldout = prompts_for(
+            self.target, loaded.tokenizer, wanted, context.checkpoints, self.phases.phase("ask")
+        )
+        lacking, field = ("to learn from", "prompts") if not learnt else ("to judge by", "heldout")
+        if not learnt or not heldout:
+            raise ConfigError(
+                f"{' and '.join(sets)}: no prompt {lacking} is left.",
+                f"{len(learnt) + len(heldout)} prompts leave room for answers of {limit} tokens.",
+                "Choose other prompts, shorter answers, or another share to hold out.",
+                field,
+            )
+        facts = prompt_facts(" and ".join(sets), learnt + heldout)
+        if BUILT_IN in sets:
+            facts["passages"] = WIKIPEDIA if has_pages() else "built-in notices"
+            context.log(f"Prompts ask about passages of: {facts['passages']}.")
+        context.environment(text={"prompts": facts})
+        ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
+        return SequenceSources(learnt, heldout, limit, ends)
 
     def _initialize(self, drafter: Drafter, learnt: HiddenStateCache) -> None:
         """Give an untrained drafter its scales and first fusion; one in a checkpoint has them."""
@@ -167,8 +205,7 @@ def record_economy(
     heldout: HiddenStateCache,
     context: JobContext,
 ) -> None:
-    """Accepted length and predicted speed-up on this machine: of static trees of every size, and of
-    the trees that are the default."""
+    """Accepted length and predicted speed-up here: of static trees, and of the default ones."""
     drafter = saved.bind(target)
     trial = TreeProposer(drafter, target, best_tree(saved.growth, NODES))
     costs = measure_costs(target, trial)

@@ -23,19 +23,13 @@ class TimingConfig(BaseModel):
         max_length=300,
         title="Drafters",
         description="Finished runs of the kind amphista whose base is the model, such as "
-        "amphista-0007.",
+        "amphista-0007; each alone, and as the fallback of prompt lookup.",
         json_schema_extra={"choices": "drafters", "many": True},
     )
     lookup: bool = Field(
         True,
         title="Prompt lookup",
         description="Also time prompt-lookup decoding, which needs no training.",
-    )
-    combined: bool = Field(
-        True,
-        title="Prompt lookup before drafters",
-        description="Also time each drafter as the fallback of prompt lookup: it drafts where no "
-        "n-gram of the context matches.",
     )
     pytorch: bool = Field(
         False,

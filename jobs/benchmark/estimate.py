@@ -12,12 +12,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
-from jobs.fields.base_model import (
-    ResolvedModel,
-    require_decoder,
-    require_precision,
-    resolve_model,
-)
+from jobs.fields.base_model import decodable_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
 from jobs.fields.prompts import prompt_set
@@ -29,16 +24,19 @@ VANILLA_ALONE = "Only vanilla decoding is timed: there is nothing to compare it 
 
 
 def requirements(config: BenchmarkJob) -> Requirements:
-    """See `Kind.requirements`."""
-    base = resolve_model(config.model)
+    base = decodable_model(config.model, config.precision)
     facts = base.facts
-    require_decoder(base)
-    require_precision(base, config.precision)
     drafters = drafters_named(config.drafters, config.model, "drafters")
     require_context(config.max_new_tokens, facts, "Responses", "max_new_tokens", prompt=True)
     require_tree_sizes(config, drafters)
     require_prompts(prompt_set(config, facts), "prompts")
-    require_gguf(config, base)
+    types = types_named(config.llama_cpp)
+    if types:
+        require_llama_cpp("llama_cpp")
+        if Path(base.source).is_dir():  # else it has to be set up first
+            check_folder(Path(base.source))
+    for type in types:
+        exported_type(type, base, "llama_cpp")
     compared = drafters or config.lookup or config.pytorch or config.llama_cpp
     return Requirements(
         model=config.model,
@@ -48,7 +46,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
             "runtime": RUNTIME,
             "models": weight_memory(facts),
             "drafters": sum(map(drafter_bytes, drafters)),
-            "llama.cpp": len(types_named(config.llama_cpp)) * weight_memory(facts),
+            "llama.cpp": len(types) * weight_memory(facts),
         },
         warnings=() if compared else (VANILLA_ALONE,),
     )
@@ -69,26 +67,9 @@ def require_tree_sizes(config: BenchmarkJob, drafters: Sequence[Job]) -> None:
             )
 
 
-def require_gguf(config: BenchmarkJob, base: ResolvedModel) -> None:
-    """Refuse types llama.cpp cannot be timed with: no package, or no such file of the model."""
-    types = types_named(config.llama_cpp)
-    if types:
-        require_llama_cpp("llama_cpp")
-        if Path(base.source).is_dir():  # else it has to be set up first
-            check_folder(Path(base.source))
-    for type in types:
-        exported_type(type, base, "llama_cpp")
-
-
 def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> dict[str, float]:
-    """Floating-point operations of each phase; decoding is dear for each token."""
-    decoders = (
-        1
-        + config.pytorch
-        + len(types_named(config.llama_cpp))
-        + config.lookup
-        + drafters * (1 + config.combined)
-    )
+    others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
+    decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
     trees = drafters * config.try_sizes * 2 * len(TREE_SIZES) * min(TREE_PROMPTS, config.count)
     response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens

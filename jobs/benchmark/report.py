@@ -21,11 +21,7 @@ from jobs.wording import extent
 
 VANILLA, LOOKUP, PYTORCH = "vanilla", "lookup", "pytorch"
 LABELS: Mapping[str, str] = MappingProxyType(
-    {
-        VANILLA: "Vanilla",
-        PYTORCH: "PyTorch loop",
-        LOOKUP: "Prompt lookup",
-    }
+    {VANILLA: "Vanilla", PYTORCH: "PyTorch loop", LOOKUP: "Prompt lookup"}
 )
 LLAMA_CPP = "llama.cpp "  # prefix of its decoders, before the type of their weights
 COMBINED = "+lookup"  # suffix of a drafter that is the fallback of prompt lookup
@@ -48,7 +44,7 @@ def decoder_label(name: str) -> str:
 
 @dataclass
 class DecoderReport:
-    """What was measured of one decoder.
+    """Measurements of one decoder.
 
     Attributes:
         kind: Amphista, Medusa, …; empty for those that are not trained.
@@ -90,7 +86,10 @@ class DecoderReport:
             | {
                 "ranges": {m: (low, high) for m, (low, high) in record.get("ranges", {}).items()},
                 "lengths": {int(length): n for length, n in record.get("lengths", {}).items()},
-                "hits": {path_named(name): share for name, share in record.get("hits", {}).items()},
+                "hits": {
+                    tuple(map(int, name.split("."))): share
+                    for name, share in record.get("hits", {}).items()
+                },
                 "tasks": {task: (up, n) for task, (up, n) in record.get("tasks", {}).items()},
             }
         )
@@ -133,7 +132,6 @@ class DecoderReport:
 
     @property
     def run(self) -> str:
-        """The run that trained its drafter."""
         return self.name.removesuffix(COMBINED)
 
     @property
@@ -147,11 +145,6 @@ def path_name(path: tuple[int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def path_named(name: str) -> tuple[int, ...]:
-    """The node `path_name` named."""
-    return tuple(map(int, name.split(".")))
-
-
 def decoder_reports(run: str | int) -> list[DecoderReport]:
     """The decoders of a benchmark, vanilla first, then the fastest; a damaged row is none."""
     reports: list[DecoderReport] = []
@@ -162,8 +155,7 @@ def decoder_reports(run: str | int) -> list[DecoderReport]:
 
 
 def verdicts(reports: Sequence[DecoderReport]) -> list[str]:
-    """The verdict on every decoder but vanilla, which comes first; empty where nothing was
-    compared."""
+    """Verdicts on every decoder but vanilla, which comes first; none where it is alone."""
     if len(reports) < 2:
         return []
     vanilla, *others = reports

@@ -1,14 +1,11 @@
-"""Decoding speed as a job: vanilla, prompt lookup and trained drafters answer the same
-prompts in turn, on this machine."""
+"""Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from backend.decoding.target_model import TargetModel
 from jobs.benchmark.config import BenchmarkJob
 from jobs.benchmark.estimate import flops_by_phase
-from jobs.benchmark.report import VANILLA, DecoderReport, decoder_reports, verdicts
+from jobs.benchmark.report import VANILLA, decoder_reports, verdicts
 from jobs.benchmark.timing import DecodingBenchmark
 from jobs.fields.drafters import drafters_named
 from jobs.metrics import BYTES_PER_TOKEN, SPEED_UP, TOKENS_PER_SECOND
@@ -35,11 +32,7 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
     reports = decoder_reports(context.run)
     for sentence in verdicts(reports):
         context.log(sentence)
-    record_fastest(reports, context)
-
-
-def record_fastest(reports: Sequence[DecoderReport], context: JobContext) -> None:
-    """The figures of the fastest of our decoders stand for the run, beside others."""
+    # the figures of the fastest of our decoders stand for the run, beside others
     ours = [report for report in reports if not report.peer]
     fastest = max(ours, key=lambda report: report.speed)
     context.result("run", TOKENS_PER_SECOND, fastest.speed, of=fastest.label)

@@ -43,14 +43,7 @@ from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
-from jobs.benchmark.report import (
-    COMBINED,
-    LLAMA_CPP,
-    LOOKUP,
-    PYTORCH,
-    DecoderReport,
-    speed_up_of,
-)
+from jobs.benchmark.report import COMBINED, LLAMA_CPP, LOOKUP, PYTORCH, DecoderReport, speed_up_of
 from jobs.fields.base_model import resolve_model
 from jobs.fields.drafters import drafter_folder, drafters_named
 from jobs.fields.gguf import exported_type, types_named
@@ -123,7 +116,6 @@ class DecodingBenchmark:
     # decoders --------------------------------------------------------------------------------
 
     def _decoders(self) -> dict[str, Decoder]:
-        """Name -> decoder, vanilla first."""
         decoders = decoders_of(self.target, self._proposers())
         if self.config.pytorch and self.target.native:
             plain = TargetModel(self.loaded.model, native=False)
@@ -149,10 +141,15 @@ class DecodingBenchmark:
         config, target = self.config, self.target
         proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
         stored = self.context.checkpoints.find(TREES)
-        sizes: dict[str, Any] = (
-            json.loads((stored / "sizes.json").read_text()) if stored else self._lookup_size()
-        )
-        lookup = PromptLookup(sizes[LOOKUP]) if LOOKUP in sizes else PromptLookup()
+        if stored:
+            sizes: dict[str, Any] = json.loads((stored / "sizes.json").read_text())
+        else:
+            costs = measure_costs(target)
+            for nodes in COST_SIZES:
+                key = MetricKey(COST, series="verify", axis="nodes")
+                self.context.metric(key, costs.ratio(nodes), nodes)
+            sizes = {LOOKUP: costs.lookup_length}
+        lookup = PromptLookup(sizes[LOOKUP])
         if config.lookup:
             proposers[LOOKUP] = lookup
         for name, drafter in self.drafters.items():
@@ -162,23 +159,14 @@ class DecodingBenchmark:
             sizes[name] = _size(proposer)
             self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
             proposers[name] = proposer
-            if config.combined and isinstance(proposer, TreeProposer):
+            if isinstance(proposer, TreeProposer):
                 proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
         if not stored:
             with self.context.checkpoints.write(TREES) as folder:
                 (folder / "sizes.json").write_text(json.dumps(sizes))
         return proposers
 
-    def _lookup_size(self) -> dict[str, int]:
-        """Record the verification costs; the number of tokens that prompt lookup drafts."""
-        costs = measure_costs(self.target)
-        for nodes in COST_SIZES:
-            key = MetricKey(COST, series="verify", axis="nodes")
-            self.context.metric(key, costs.ratio(nodes), nodes)
-        return {LOOKUP: costs.lookup_length}
-
     def _prompts(self) -> list[tuple[Prompt, list[int]]]:
-        """The prompts, with their token ids."""
         config, loaded = self.config, self.loaded
         name = prompt_set(config, loaded.facts)
         room = loaded.facts.context - config.max_new_tokens
@@ -205,7 +193,7 @@ class DecodingBenchmark:
         rounds: int,
         phase: Phase,
     ) -> list[Answers]:
-        """Every decoder's answers; those to one prompt are one checkpoint, for these decoders
+        """Every decoder's answers; those to one prompt are a checkpoint, for these decoders
         alone."""
         answers = []
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
@@ -235,7 +223,6 @@ class DecodingBenchmark:
         summary: DecoderSummary,
         by_task: Mapping[str, DecoderSummary],
     ) -> DecoderReport:
-        """The figures of one decoder, over all prompts and by task."""
         drafter = self.drafters.get(name.removesuffix(COMBINED))
         paths = _paths(proposer, summary.hits)
         speed, up = summary.speed, summary.speed_up

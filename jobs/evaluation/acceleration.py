@@ -1,9 +1,5 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
-formats there are, tokens per second, and products with sparse matrices.
-
-Models decode as they do everywhere else in Slimscope: with the native decoder where it runs them,
-which leaves out the zeros of pruned layers.
-"""
+formats there are, tokens per second, and products with sparse matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median, stdev
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
@@ -21,7 +16,7 @@ from backend.decoding.native.weights import SPARSE_FROM
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
-from backend.evaluation.size import LinearSizes, sizes
+from backend.evaluation.size import sizes
 from backend.evaluation.speed import (
     SPARSITIES,
     Decoder,
@@ -51,28 +46,17 @@ def record_sizes(facts: ModelFacts, context: JobContext) -> None:
     """Records zeros and bytes of the linears of the stored model, read block by block."""
     if context.has_result(MODEL, MetricKey(LINEAR_BYTES, series=DENSE)):
         return
-    measured = sizes(_stored(facts, context))
-    context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
-    for name, value in _formats(measured).items():
-        context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
-
-
-def _stored(facts: ModelFacts, context: JobContext) -> Iterator[Tensor]:
     stored = linears_in(materialise(facts.spec), facts, facts.linears)
-    for block in range(facts.blocks):
-        yield from (weight for _, weight in stored.block(block))
-
-
-def _formats(measured: LinearSizes) -> dict[str, int]:
-    """Format -> bytes; dense last, so that with it all are there."""
+    measured = sizes(weight for block in range(facts.blocks) for _, weight in stored.block(block))
+    context.result(MODEL, ZERO_SHARE, measured.zero_share, n=measured.weights)
     formats = {"bitmask": measured.bitmask}
     if measured.pattern and measured.compact is not None:
         formats[f"{measured.pattern[0]}:{measured.pattern[1]}"] = measured.compact
-    return formats | {DENSE: measured.dense}
+    for name, value in (formats | {DENSE: measured.dense}).items():  # last: then all are there
+        context.result(MODEL, MetricKey(LINEAR_BYTES, series=name), value)
 
 
 def prompt_for(loaded: LoadedModel) -> list[int]:
-    """Ids of a prompt that suits the model."""
     first, *_ = benchmark_prompts(default_prompts(loaded.facts), 1)
     return prompt_ids(first.text, loaded.tokenizer)
 
@@ -85,12 +69,8 @@ def record_decoding(
     reporter: Reporter,
 ) -> None:
     """Records how fast the model of each stage decodes, and the speed-up of the last over the
-    first. They take turns behind the ids of the same prompt.
-
-    Args:
-        prompt: its beginning is taken where the context is short.
-        longest: tokens the context holds.
-    """
+    first. They take turns behind the same prompt, of which a context of `longest` tokens may hold
+    less."""
     *_, last = models
     decoders, name = decoders_of([*models.values()], TIMED_TOKENS)
     prompt = prompt[: max(0, longest - TIMED_TOKENS - 1)]
@@ -116,8 +96,7 @@ def record_decoding(
 
 
 def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[Decoder], str]:
-    """Greedy decoding of `tokens` tokens and one by each model, all in the same way; and the way in
-    words."""
+    """Greedy decoders of `tokens` tokens and one by each model, all alike; and how, in words."""
     try:
         targets = [TargetModel(model) for model in models]
     except ModelError:  # they cannot verify the trees of drafts
@@ -136,11 +115,7 @@ def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[
 def record_products(
     facts: ModelFacts, zeros: float, device: str, context: JobContext, phase: Phase
 ) -> None:
-    """Records what products with the model's largest linear take without the zeros.
-
-    Args:
-        zeros: the model's own share of zeros, measured besides the usual ones.
-    """
+    """Records what products with the model's largest linear take without the usual or own zeros."""
     if context.has_result(MODEL, PRODUCT_SPEED_UP):
         phase.progress(1, 1, REPLAY)
         return

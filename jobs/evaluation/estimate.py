@@ -22,13 +22,19 @@ SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse prod
 
 
 def requirements(config: EvaluationJob) -> Requirements:
-    """See `Kind.requirements`."""
     facts = {
         stage: resolve_model(spec, "model" if stage == MODEL else "dense").facts
         for stage, spec in measured_models(config).items()
     }
     model = facts[MODEL]
-    require_same_shape(model, facts.get(DENSE, model))
+    dense = facts.get(DENSE, model)
+    if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
+        raise ConfigError(
+            f"{model.title} was not made of {dense.title}.",
+            "Their layers or vocabularies are not of the same shape.",
+            "Choose the model it was made of.",
+            "dense",
+        )
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
     streamed, needed = memory_bytes(config, model, len(facts), memory_available())
@@ -44,24 +50,11 @@ def requirements(config: EvaluationJob) -> Requirements:
     )
 
 
-def require_same_shape(model: ModelFacts, dense: ModelFacts) -> None:
-    """Refuse a dense model of another shape."""
-    if (model.linears, model.vocabulary) != (dense.linears, dense.vocabulary):
-        raise ConfigError(
-            f"{model.title} was not made of {dense.title}.",
-            "Their layers or vocabularies are not of the same shape.",
-            "Choose the model it was made of.",
-            "dense",
-        )
-
-
 def memory_bytes(
     config: EvaluationJob, facts: ModelFacts, models: int, available: int, dtype: str = "float32"
 ) -> tuple[bool, dict[str, int]]:
-    """Whether models are read block by block, and then purpose -> bytes at the peak.
-
-    Both models are held at the same time, to be timed in turn.
-    """
+    """Whether models are read block by block, and then purpose -> bytes at the peak. Both models
+    are held at the same time, to be timed in turn."""
     context = context_length(config, facts)
     states = activation_memory(facts, config.windows, context, dtype)
     if wait_on_disk("auto", states, available):
@@ -80,11 +73,9 @@ def memory_bytes(
 
 
 def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) -> dict[str, float]:
-    """Floating-point operations of each phase: the basis of estimate and progress."""
     weights = facts.weights_per_token
     context = context_length(config, facts)
-    once = 2.0 * weights * config.windows * context
-    once += sample_flops(config, facts)
+    once = 2.0 * weights * config.windows * context + sample_flops(config, facts)
     once += ending_flops(config, facts, config.windows, context)
     phases = dict.fromkeys(stages, once)
     if config.speed:

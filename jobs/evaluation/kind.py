@@ -9,7 +9,6 @@ from jobs.kind import Kind
 
 
 def verdict(stages: StageComparison) -> str:
-    """What compression cost, in words."""
     if not {DENSE, MODEL} <= stages.perplexity.keys():
         return ""
     return f"Perplexity {stages.clause(MODEL, {DENSE: 'the dense one'}, 'is')}."

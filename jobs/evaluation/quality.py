@@ -1,9 +1,6 @@
-"""Quality of a run's stages, the same for every kind.
-
-Perplexity and bits per byte of every stage. For the dense model and the stage that is kept also:
-the divergence of the kept one's predictions from the dense one's, greedy samples, and tasks if any
-are named. Whatever an earlier attempt has recorded is not measured again.
-"""
+"""Quality of a run's stages: perplexity and bits per byte of every one; for the dense model and the
+stage that is kept also divergence, greedy samples, and tasks. What an earlier attempt has recorded
+is not measured again."""
 
 from __future__ import annotations
 
@@ -50,11 +47,8 @@ ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)
 def hidden_state_store(
     choice: str, facts: ModelFacts, text: TextSlice, context: JobContext
 ) -> NewBatches:
-    """Where hidden states of the evaluation text wait: in memory, or in the run's folder.
-
-    Args:
-        choice: memory, disk, or auto: by the memory there is now.
-    """
+    """Where hidden states of the evaluation text wait: in memory, or in the run's folder. `choice`:
+    memory, disk, or auto: by the memory there is now."""
     needed = activation_memory(facts, len(text.input_ids), text.context, "float32")
     on_disk = wait_on_disk(choice, needed, memory_available())
     return batches_in(context.work if on_disk else None)
@@ -66,12 +60,8 @@ def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
 
 
 class Quality:
-    """Measures the stages of one run.
-
-    Args:
-        batch: windows of the evaluation text in one pass.
-        labels: stage -> what people call it.
-        new: makes what hidden states are kept in.
+    """Measures the stages of one run, `batch` windows in a pass, with hidden states kept in what
+    `new` makes; `labels`: stage -> what people call it.
 
     Raises:
         ConfigError, DatasetError: a task is not known, or its data is not to be had.
@@ -87,19 +77,17 @@ class Quality:
         batch: int,
         labels: Mapping[str, str],
         new: NewBatches = list,
+        divergence: bool = True,
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
-        self._reference = DenseOutputs(new)
-        self._tasks = self._load_tasks()
+        self._reference, self._divergence = DenseOutputs(new), divergence
+        names = config.harness_tasks
+        self._tasks = load_tasks(names, settings().task_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
             context.log("No samples are written: every token would read the model from disk.")
-
-    def _load_tasks(self) -> dict[str, Any]:
-        names = self._config.harness_tasks
-        return load_tasks(names, settings().task_dir) if names else {}
 
     def of(self, loaded: LoadedModel) -> Quality:
         """The same measurements of another model, beside the same dense one."""
@@ -122,14 +110,13 @@ class Quality:
             measurement(reporter.part(number, len(missing)))
 
     def _missing(self, stage: str, role: Role) -> Iterator[Callable[[Phase], None]]:
-        """What is still to be measured."""
         if self._text_missing(stage, role):
             yield partial(self._measure_text, stage, role)
-        if role and self._samples_missing(stage):
+        if role and self._writes and not self._has(stage, SAMPLED):
             yield partial(self._write_samples, stage)
         if role and self._unanswered(stage):
             yield partial(self._answer, stage)
-        if role and self._endings_missing(stage):
+        if role and self._config.asks_endings and not self._has(stage, ENDINGS_ACCURACY):
             yield partial(self._choose_endings, stage)
 
     def _has(self, stage: str, metric: MetricKey) -> bool:
@@ -142,11 +129,10 @@ class Quality:
         if not self._has(stage, PERPLEXITY):
             return True
         if role == "kept":
-            return self._config.divergence and not self._has(stage, KL_TO_DENSE)
-        return role == "dense" and self._config.divergence and not self._compared()
-
-    def _compared(self) -> bool:
-        return any(r.metric == KL_TO_DENSE for r in queries.results([self._context.run]))
+            return self._divergence and not self._has(stage, KL_TO_DENSE)
+        if role != "dense" or not self._divergence:
+            return False
+        return all(r.metric != KL_TO_DENSE for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
         model, compared = self._loaded.model, role == "kept" and self._comparable()
@@ -172,7 +158,7 @@ class Quality:
 
     def _comparable(self) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
-        if not self._config.divergence:
+        if not self._divergence:
             return False
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same
@@ -186,14 +172,11 @@ class Quality:
         self, role: Role, comparison: DivergenceObserver | None
     ) -> AbstractContextManager[Observe]:
         """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
-        if role == "dense" and self._config.divergence:
+        if role == "dense" and self._divergence:
             return self._reference.recording(self._loaded.model)
         return nullcontext(comparison or (lambda rows, logits: None))
 
     # what it writes and answers --------------------------------------------------------------
-
-    def _samples_missing(self, stage: str) -> bool:
-        return self._writes and not self._has(stage, SAMPLED)
 
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
@@ -204,9 +187,6 @@ class Quality:
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
         self._context.result(stage, SAMPLED, same, n=len(samples), samples=samples)
 
-    def _endings_missing(self, stage: str) -> bool:
-        return self._config.asks_endings and not self._has(stage, ENDINGS_ACCURACY)
-
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
         asked = questions(self._text, self._config.task_limit)
         score = score_endings(self._loaded.model, asked, self._batch, reporter, self._new)
@@ -216,7 +196,6 @@ class Quality:
         )  # fmt: skip
 
     def _unanswered(self, stage: str) -> dict[str, Any]:
-        """The tasks that have no figure at this stage."""
         results = queries.results([self._context.run])
         answered = {r.metric.series for r in results if r.stage == stage}
         return {name: task for name, task in self._tasks.items() if name not in answered}

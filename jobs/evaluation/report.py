@@ -1,8 +1,5 @@
-"""What compression gains on this machine, in words: bytes in the formats there are, tokens per
-second, and sparse matrix products, of a saved model beside its dense one.
-
-A speed-up within the noise of its measurement is not reported as one.
-"""
+"""Findings of an evaluation in sentences: size, decoding and sparse products of a saved model
+beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
 
 from __future__ import annotations
 
@@ -36,7 +33,6 @@ def verdicts(rows: Rows) -> list[str]:
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
-    """Format -> bytes of the linears, dense first."""
     sizes = {
         metric.series: row.value
         for (stage, metric), row in rows.items()
@@ -98,7 +94,6 @@ def _product(rows: Rows) -> str:
 
 
 def evaluations(run: str) -> list[Job]:
-    """The evaluations of a run, the newest first."""
     return [job for job in queries.jobs(kind=NAME) if job.config.get("model") == run]
 
 

@@ -1,7 +1,4 @@
-"""A saved model beside the dense one it was made of, as a job: quality, size and speed.
-
-Works on a run of any kind that saved a model, and on any other model.
-"""
+"""A saved model, of any origin, beside the dense one it was made of: quality, size and speed."""
 
 from __future__ import annotations
 
@@ -12,12 +9,7 @@ import torch
 from backend.models.loading import LoadedModel, free_memory
 from backend.reporter import REPLAY
 from backend.store import queries
-from jobs.evaluation.acceleration import (
-    prompt_for,
-    record_decoding,
-    record_products,
-    record_sizes,
-)
+from jobs.evaluation.acceleration import prompt_for, record_decoding, record_products, record_sizes
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
@@ -68,13 +60,11 @@ def measure(
 ) -> None:
     """Measures the quality of each model on the same text."""
     alone = DENSE not in models
-    if alone:
-        config = config.model_copy(update={"divergence": False})
     first = next(iter(models.values()))
     text = load_evaluation_text(config, first, context)
     quality = Quality(
         config, first, text, context, batch=config.batch, labels=LABELS,
-        new=hidden_state_store("auto", first.facts, text, context),
+        new=hidden_state_store("auto", first.facts, text, context), divergence=not alone,
     )  # fmt: skip
     for stage, loaded in models.items():
         role: Role = "dense" if alone or stage == DENSE else "kept"

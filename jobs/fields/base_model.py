@@ -14,12 +14,7 @@ from jobs.kind import kind_named
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model to work on.
-
-    Attributes:
-        source: what is loaded: a spec of the catalogue, or the folder a run saved.
-        facts: of that folder, its weights unpacked.
-    """
+    """A model to work on: the spec or folder that is loaded, and its facts, weights unpacked."""
 
     source: str
     facts: ModelFacts
@@ -31,10 +26,7 @@ class ResolvedModel:
 
 
 def resolve_model(spec: str, field: str = "model", reads: bool = True) -> ResolvedModel:
-    """The model `spec` names.
-
-    Args:
-        reads: whether it has to have a tokenizer.
+    """The model `spec` names, with a tokenizer if it `reads`.
 
     Raises:
         ConfigError: the run does not exist, or has saved no model.
@@ -58,16 +50,13 @@ def resolve_model(spec: str, field: str = "model", reads: bool = True) -> Resolv
     return ResolvedModel(source, facts)
 
 
-def require_decoder(base: ResolvedModel, field: str = "model") -> None:
-    """Raise `ModelError` for a model that the decoding loop cannot run."""
+def decodable_model(spec: str, precision: str, field: str = "model") -> ResolvedModel:
+    """The model `spec` names, which the decoding loop can run in this precision."""
+    base = resolve_model(spec, field)
     try:
         base.facts.require_decodable()
     except ModelError as error:
         raise for_field(error, field) from error
-
-
-def require_precision(base: ResolvedModel, precision: str) -> None:
-    """Raise `ConfigError` where packed weights would have to compute in float32."""
     if base.packed and precision == "float32":
         raise ConfigError(
             "Packed weights do not support float32.",
@@ -75,3 +64,4 @@ def require_precision(base: ResolvedModel, precision: str) -> None:
             "Choose bfloat16 or auto.",
             "precision",
         )
+    return base

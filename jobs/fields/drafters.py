@@ -19,10 +19,7 @@ DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
 
 def drafter_run(name: str, field: str, planned: bool = False) -> Job:
-    """The finished run `name` that trained a drafter.
-
-    Args:
-        planned: one that is queued or running will do.
+    """The run `name` that trained a drafter, finished or, with `planned`, queued or running.
 
     Raises:
         ConfigError: there is none, or it has not finished.
@@ -41,27 +38,16 @@ def drafter_run(name: str, field: str, planned: bool = False) -> Job:
 
 
 def drafter_folder(job: Job) -> Path:
-    """Where a run keeps its drafter."""
     return present(run_folder(job.run) / DRAFTER_FOLDER)
 
 
 def drafter_config(job: Job, field: str = "drafters") -> dict[str, Any]:
-    """What the drafter's own config says: its shape, its base, its tree.
-
-    Raises:
-        ConfigError: it is gone or damaged.
-    """
+    """The drafter's own config: its shape, its base, its tree; ConfigError if gone or damaged."""
     return saved_config(drafter_folder(job), job.run, field)
 
 
 def drafter_bytes(job: Job, field: str = "drafters") -> int:
-    """Size of the drafter's weights.
-
-    0 as long as they have not been saved.
-
-    Raises:
-        ConfigError: they are gone.
-    """
+    """Size of the drafter's weights, 0 as long as they have not been saved; ConfigError if gone."""
     if job.state != State.SUCCEEDED:
         return 0
     file = drafter_folder(job) / "drafter.safetensors"
@@ -71,8 +57,7 @@ def drafter_bytes(job: Job, field: str = "drafters") -> int:
 
 
 def expected_hits(run: str) -> dict[tuple[int, ...], float]:
-    """Path of a guess -> what it adds to the accepted length on held-out answers: about the share
-    of passes that accept it. Nothing where the run is gone."""
+    """Path of a guess -> what it adds to the accepted length on held-out answers, if known."""
     try:
         growth = drafter_config(queries.job(run))["growth"]
     except (SlimscopeError, KeyError):
@@ -81,11 +66,7 @@ def expected_hits(run: str) -> dict[tuple[int, ...], float]:
 
 
 def drafters_named(text: str, model: str, field: str) -> list[Job]:
-    """The runs named in a list with commas; all trained for `model`, none twice.
-
-    Raises:
-        ConfigError: one is not there, or belongs to another base.
-    """
+    """The runs named in a list with commas, none twice; ConfigError unless all are for `model`."""
     names = dict.fromkeys(read_names(text))
     jobs = {job.run: job for job in (drafter_run(name, field, planned=True) for name in names)}
     for job in jobs.values():

@@ -20,11 +20,7 @@ TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 
 
 def types_named(text: str) -> list[GGUFType]:
-    """The types in a list with commas, none twice.
-
-    Raises:
-        ValueError: there is no such type.
-    """
+    """The types in a list with commas, none twice; ValueError for an unknown one."""
     named = dict.fromkeys(read_names(text))
     if unknown := [name for name in named if name not in TYPES]:
         raise ValueError(f"{unknown[0]} is none of {', '.join(TYPES)}")
@@ -38,11 +34,7 @@ def check_folder(folder: Path) -> None:
 
 
 def exported_type(wanted: GGUFType, base: ResolvedModel, field: str = "type") -> str:
-    """The type of the linear layers.
-
-    Raises:
-        ConfigError: it cannot hold the codes of the model.
-    """
+    """The type of the linear layers; ConfigError where it cannot hold the codes of the model."""
     layout = read_layout(Path(base.source)) if base.packed else None
     try:
         return choose_type(wanted, layout, base.facts.dtype)

@@ -28,14 +28,8 @@ class ProcessesConfig(BaseModel):
 
 
 def require_processes(count: int, device: str, sequences: int) -> None:
-    """Refuse more processes than a run has cores or GPUs for, and a batch they cannot share.
-
-    Args:
-        count: of the processes; device: as in the config; sequences: of one step.
-
-    Raises:
-        ConfigError: for the field `processes`, or for `device`.
-    """
+    """Raise `ConfigError` for more processes than cores or GPUs, and for a batch they cannot
+    share."""
     if count == 1:
         return
     if ":" in device:
@@ -63,8 +57,7 @@ def require_processes(count: int, device: str, sequences: int) -> None:
 
 
 def places(device: str) -> tuple[int, str]:
-    """How many processes a run has room for on its machine, and of what; of a machine of a cluster
-    as far as the settings say."""
+    """Room for processes on a run's machine (on a cluster by the settings): number, of what."""
     here = settings()
     if here.engine in CLUSTERS:
         if here.job_gpus and device != "cpu":
@@ -77,10 +70,7 @@ def places(device: str) -> tuple[int, str]:
 
 
 def memory_of_others(count: int, needed: Mapping[str, int], *shared: str) -> dict[str, int]:
-    """Purpose -> bytes that the processes after the first take at their peak, if there are any.
-
-    Args:
-        count: with the first; needed: purpose -> bytes of that one; shared: purposes they all have.
-    """
+    """Purpose -> bytes that `count` - 1 processes take at their peak: of those `needed` by the
+    first, the purposes they all have (`shared`)."""
     each = sum(needed.get(purpose, 0) for purpose in shared)
     return {"other processes": (count - 1) * each} if count > 1 else {}

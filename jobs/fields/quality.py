@@ -22,12 +22,6 @@ ENDINGS = "endings"  # the task that is made from the evaluation text
 class QualityConfig(BaseModel):
     """What is measured besides perplexity."""
 
-    divergence: bool = Field(
-        True,
-        title="Divergence from the dense model",
-        description="KL divergence and top-1 agreement of the kept stage on the evaluation text.",
-        json_schema_extra={"advanced": True},
-    )
     sample_tokens: int = Field(
         48,
         ge=0,
@@ -76,11 +70,7 @@ class QualityConfig(BaseModel):
 
 
 def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
-    """Refuse what cannot be measured here, on windows of `context` tokens.
-
-    Returns:
-        Warnings that do not forbid the run.
-    """
+    """Refuse what cannot be measured on windows of `context` tokens; else warnings."""
     if config.asks_endings and context < MIN_CONTEXT:
         raise ConfigError(
             f"A context of {context} tokens is too short to choose endings from.",

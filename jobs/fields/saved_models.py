@@ -28,8 +28,7 @@ def is_run(spec: str) -> bool:
 
 
 def has_saved(job: Job, what: str) -> bool:
-    """Whether the "model" or the "drafter" that a run saved can be read: its files are here, or in
-    the store. Runs may be imported without, as the examples are, and files may be deleted."""
+    """Whether the "model" or the "drafter" that a run saved can be read, here or in the store."""
     if (run_folder(job.run) / what / "config.json").is_file():
         return True
     stored = queries.artifacts(job.run) if settings().artifact_store else []
@@ -65,10 +64,7 @@ def saved_model(run: str, field: str = "model") -> tuple[str, str]:
 
 
 def planned_run(run: str, *saves: str) -> Job | None:
-    """The run, if it is queued or running and will save one of these: a "model", a "drafter".
-
-    Others may be queued that work on it; they wait until it has succeeded.
-    """
+    """The run, if it is queued or running and will save a "model" or "drafter" of `saves`."""
     try:
         job = queries.job(run)
     except NotFoundError:
@@ -77,21 +73,14 @@ def planned_run(run: str, *saves: str) -> Job | None:
 
 
 def model_before(run: str) -> str:
-    """The spec of the model a run began with.
-
-    Raises:
-        ConfigError: the run does not exist, or has saved no model and will save none.
-    """
+    """The spec of the model a run began with; ConfigError as for `saved_model`."""
     planned = planned_run(run, "model")
     return str(planned.config["model"]) if planned else saved_model(run)[1]
 
 
 def first_model(spec: str) -> str:
-    """The model all began with, through runs whose files may be gone by now.
-
-    A run that was imported alone names runs of where it comes from: here they may be unknown, or it
-    may bear such a name itself.
-    """
+    """The model all began with, through runs whose files may be gone. A run that was imported alone
+    names runs of where it comes from: unknown here, or bearing its own name."""
     seen = set[str]()
     while is_run(spec) and spec not in seen:
         seen.add(spec)
@@ -111,11 +100,7 @@ def needed_runs(config: Mapping[str, Any]) -> list[int]:
 
 
 def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
-    """The config.json in a folder that a run has saved, whose files have their sizes still.
-
-    Raises:
-        ConfigError: a file is missing or damaged.
-    """
+    """The config.json in a folder that a run has saved; ConfigError for damaged files."""
     if not folder.exists():
         raise without_weights(run, field)
     try:
@@ -129,7 +114,6 @@ def saved_config(folder: Path, run: str, field: str) -> dict[str, Any]:
 
 
 def without_weights(run: str, field: str) -> ConfigError:
-    """The error of a run whose files are not here."""
     example = run.endswith(f"-{EXAMPLE}")
     why = NO_WEIGHTS if example else "It was imported without them, or they were deleted."
     do = f"Choose another model, or reproduce {run}."

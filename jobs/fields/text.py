@@ -75,8 +75,7 @@ def evaluation_name(config: EvaluationText, default: str) -> str:
 
 
 def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
-    """Refuse a corpus that is not available, a context length the model does not support, and a
-    model without a tokenizer."""
+    """Refuse an unavailable corpus, an unsupported context length, a model without a tokenizer."""
     require_tokenizer(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
@@ -90,11 +89,7 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
 
 
 def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
-    """Refuse corpora that are not available and context lengths the model does not support.
-
-    Returns:
-        Warnings that do not forbid the run.
-    """
+    """Refuse unavailable corpora and unsupported context lengths; warnings that forbid nothing."""
     check_evaluation_text(config, facts)
     require_corpus(corpus_names(config, facts.default_text)[0], "calibration_text")
     tokens = config.segments * context_length(config, facts)
@@ -108,11 +103,7 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
 
 
 def require_text(name: str, use: str, field: str) -> None:
-    """Refuse a corpus that is not available for a use, such as "calibration_text".
-
-    Raises:
-        DatasetError: for `field`.
-    """
+    """Raise `DatasetError` for `field` where a corpus is not available for `use`."""
     try:
         require_corpus(name, use)
     except DatasetError as error:

@@ -1,7 +1,5 @@
-"""Field types that several configs share: title, bounds, unit and help, once.
-
-A config adds the default, and where it differs the description or further bounds.
-"""
+"""Field types that several configs share. A config adds the default, and where it differs the
+description or further bounds."""
 
 from __future__ import annotations
 

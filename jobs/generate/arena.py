@@ -21,7 +21,6 @@ MIN_VOTES = 10  # votes, below which a leaderboard says little
 
 
 def names_of(job: Job) -> list[str]:
-    """Names of the sides, in the order of the config."""
     return list(read_names(str(job.config.get("sides", ""))))
 
 
@@ -36,8 +35,7 @@ def is_hidden(job: Job, voter: str) -> bool:
 
 
 def display_order(job: Job) -> list[int]:
-    """The sides, from 1, in the order of the columns: shuffled, for a whole conversation alike,
-    where the names are hidden at first."""
+    """The sides, from 1, as the columns show them: shuffled where names are hidden at first."""
     sides = range(1, len(names_of(job)) + 1)
     if not job.config.get("blind"):
         return [*sides]
@@ -60,11 +58,7 @@ def vote(run: Job, choice: int, actor: Actor) -> None:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Ratings of models by blind votes.
-
-    Attributes:
-        votes: how many count; seen: further ones, whose voters saw the names.
-    """
+    """Ratings of models by blind votes; `seen`: further votes, whose voters saw the names."""
 
     ratings: list[Rating]
     votes: int
@@ -72,7 +66,6 @@ class Leaderboard:
 
 
 def leaderboard() -> Leaderboard:
-    """What all votes come to."""
     stored = all_votes()
     blind = [each for each in stored if each.blind]
     pairs = [

@@ -63,11 +63,7 @@ class GenerateJob(JobConfig):
     )
     max_new_tokens: NewTokens = Field(96, ge=1, le=4096)
     temperature: Temperature = Field(
-        0.0,
-        ge=0,
-        le=5,
-        title="Temperature",
-        description="0: greedy decoding.",
+        0.0, ge=0, le=5, title="Temperature", description="0: greedy decoding."
     )
     top_k: int = Field(
         0,
@@ -118,13 +114,7 @@ class GenerateJob(JobConfig):
 
 @dataclass(frozen=True)
 class GenerationSide:
-    """One of the models or drafters that are compared.
-
-    Attributes:
-        name: as it was given.
-        model: a base model (see `jobs.fields.base_model`).
-        drafter: its folder, if there is one.
-    """
+    """One of the models or drafters that are compared: its name as given, its base, its drafter."""
 
     name: str
     model: str

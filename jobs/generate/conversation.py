@@ -1,8 +1,5 @@
-"""Answers that follow each other: a run goes on with the one its config names.
-
-What each side has been told is the prompts of the chain and that side's own answers. A run may be
-followed by several, so the runs of a conversation form a tree; its name is the first run.
-"""
+"""Conversations: a run goes on with the one its config names. Each side has been told the prompts
+of the chain and its own answers. The runs form a tree, named after the first."""
 
 from __future__ import annotations
 
@@ -49,11 +46,7 @@ def turns_to(job: Job) -> list[Job]:
 
 
 def require_chain(follows: str, sides: Sequence[str]) -> list[Job]:
-    """The chain, which ends with a finished run of the same sides.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """The chain; ConfigError unless it ends with a finished run of the same sides."""
     jobs = chain(follows)
     for job in jobs:
         if job.removed_at is not None:
@@ -90,11 +83,7 @@ def messages(before: Sequence[Turn], prompt: str, system: str = "") -> list[dict
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as a list shows it.
-
-    Attributes:
-        newest: its newest run; prompt: its first; prompts: up to the newest.
-    """
+    """A conversation as a list shows it: its newest run, first prompt, and number of prompts."""
 
     newest: Job
     prompt: str
@@ -102,8 +91,7 @@ class Conversation:
 
 
 def conversations(jobs: Sequence[Job]) -> list[Conversation]:
-    """The conversations of these runs, given and returned the newest first. One whose beginning is
-    not among them begins with what is."""
+    """The conversations of these runs, newest first; one may begin before them."""
     by_run = {job.run: job for job in jobs}
     found: dict[str, Conversation] = {}
     for job in jobs:

@@ -1,5 +1,5 @@
-"""One prompt, up to four models or drafters, whose texts are written at the same time and watched
-as they come. Runs in the playground's process, whose models stay in memory."""
+"""Answers of up to four models or drafters to one prompt, written at the same time, in the process
+of the playground, whose models stay in memory."""
 
 from __future__ import annotations
 
@@ -53,12 +53,7 @@ def run(config: GenerateJob, context: AnswerContext) -> None:
 
 @dataclass(frozen=True)
 class SideAnswer:
-    """What one side writes.
-
-    Attributes:
-        number: of the side, from 1.
-        before: the runs of the conversation so far.
-    """
+    """The text of one side, whose `number` counts from 1, after the runs `before`."""
 
     config: GenerateJob
     side: GenerationSide
@@ -67,7 +62,6 @@ class SideAnswer:
     context: AnswerContext
 
     def give(self) -> None:
-        """Write the text, in a thread of its own."""
         with transcript_writer(self.context.run, self.number) as writer:
             try:
                 self._write(writer)
@@ -97,7 +91,8 @@ class SideAnswer:
             if side.drafter and not model.knows(side.drafter, config.nodes):
                 say("Measuring the drafter", 0.0)
             with model.proposer(side.drafter, config.nodes) as proposer:
-                context.log(f"{side.name}: {model.target.decoder}, {_tree(proposer)}.")
+                tree = tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
+                context.log(f"{side.name}: {model.target.decoder}, {tree}.")
                 if side.drafter and proposer.nodes == 1:
                     writer.add(unused=True)
                 if config.lookup:
@@ -106,18 +101,15 @@ class SideAnswer:
                     writer.add(**row)
             context.environment(**place(model.device, context.share.threads(config.threads)))
 
-    def ids(self, model: WarmModel) -> list[int]:
-        """The conversation so far as token ids."""
-        config, tokenizer = self.config, model.loaded.tokenizer
-        said = messages(turns(self.before, self.number), config.prompt, config.system)
-        return self.context.main.call(partial(chat_ids, said, tokenizer, config.chat))
-
     def passes(self, model: WarmModel, proposer: Proposer) -> Iterator[dict[str, object]]:
         """The lines of the side's file (see `jobs.generate.transcript`)."""
         config, loaded = self.config, model.loaded
         ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
         detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-        token, rule, ids = -1, Acceptance(sampling(config)), self.ids(model)
+        sampling = Sampling(**config.model_dump(include={x.name for x in fields(Sampling)}))
+        said = messages(turns(self.before, self.number), config.prompt, config.system)
+        ids = self.context.main.call(partial(chat_ids, said, loaded.tokenizer, config.chat))
+        token, rule = -1, Acceptance(sampling)
         cache = self._recall(model, ids, proposer)
         steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
         committed = [*ids]
@@ -140,8 +132,8 @@ class SideAnswer:
         yield {"end": why, "rest": detokenizer.rest()}
 
     def _recall(self, model: WarmModel, ids: list[int], proposer: Proposer) -> NativeCache | None:
-        """What the model has read of this conversation before; None with a drafter, which needs
-        the states of every token."""
+        """A cache of what was read of this conversation; None with a drafter, which needs all
+        states."""
         capacity = len(ids) + self.config.max_new_tokens + proposer.nodes
         fits = capacity - proposer.nodes <= model.target.context
         if self.side.drafter or model.target.native is None or not fits:
@@ -149,17 +141,7 @@ class SideAnswer:
         return model.recall(ids, capacity) or model.target.native.new_cache(capacity)
 
 
-def _tree(proposer: Proposer) -> str:
-    return tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
-
-
-def sampling(config: GenerateJob) -> Sampling:
-    """The sampling settings of a config."""
-    return Sampling(**config.model_dump(include={field.name for field in fields(Sampling)}))
-
-
 def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
-    """Record the figures of a side that has ended."""
     written, stage = read_transcript(context.run, number), f"side-{number}"
     if not written.complete:
         return

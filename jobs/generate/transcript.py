@@ -1,18 +1,14 @@
-"""The texts of a generate job, as they are being written.
-
-Each side has a file of JSON lines in the run's folder: a line for every pass of the model, and one
-at the end. The job appends; whoever watches reads whole lines. A side without its last line is
-written anew by the next attempt.
+"""The texts of a generate job, as they are being written: for each side a file of JSON lines in the
+run's folder. A side without its last line is written anew by the next attempt.
 
     {"waits": "Loading SmolLM2 135M", "about": 4.1, "at": 1764225000000}
     {"unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
-What a side waits for is said with the seconds it takes (0: unknown) and the time it was said, UTC
-milliseconds. A drafter is unused where no draft tree pays on the machine. The number beside a token
-is the head that guessed it, 0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held
-back until it was certain.
+A side waits `about` so many seconds (0: unknown) from `at`, UTC milliseconds. A drafter is unused
+where no draft tree pays. The number beside a token is the head that guessed it, 0 the base, -1:
+looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
 """
 
 from __future__ import annotations
@@ -45,12 +41,11 @@ class TranscriptStep:
 
 @dataclass
 class Transcript:
-    """What a side has written so far.
+    """The text of a side so far. The first pass is the prompt's.
 
     Attributes:
-        end: why it ended, a key of `ENDS`; empty while it goes on. The first pass is the prompt's.
-        waits: what it waits for before there are tokens; `about`: seconds that takes; `since`: when
-            it began, UTC milliseconds.
+        end: a key of `ENDS`; empty while it goes on.
+        waits: what it waits for before there are tokens, `about` so many seconds; `since`: UTC ms.
         unused: its drafter drafts nothing, because no tree pays on this machine.
     """
 
@@ -64,7 +59,6 @@ class Transcript:
 
     @property
     def complete(self) -> bool:
-        """Whether the text is there as a whole."""
         return self.end not in ("", "error")
 
     @property
@@ -91,7 +85,6 @@ class Transcript:
 
 
 def file_of(run: str, side: int) -> Path:
-    """Where a side, from 1, is written."""
     return run_folder(run) / f"text-{side}.jsonl"
 
 
@@ -134,7 +127,6 @@ class TranscriptWriter:
 
 @contextmanager
 def transcript_writer(run: str, side: int) -> Iterator[TranscriptWriter]:
-    """Begins a side anew."""
     file_of(run, side).parent.mkdir(parents=True, exist_ok=True)
     with file_of(run, side).open("w", encoding="utf-8") as file:
         yield TranscriptWriter(file)

@@ -8,8 +8,7 @@ RESERVE = 10**9  # bytes for caches of keys and values, and for PyTorch itself
 
 
 def choose_card(wanted: str) -> str:
-    """The torch device for a config's `device`: of several cards the one with the most memory
-    left, as jobs may be on them."""
+    """The torch device for a config's `device`: of several cards the one with most memory left."""
     if wanted not in ("auto", "cuda") or not torch.cuda.is_available():
         return "cpu" if wanted == "auto" else wanted
     cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -23,6 +22,5 @@ def use_card(device: str) -> None:
 
 
 def free_memory(card: str) -> int:
-    """Bytes left on a card for another model."""
     free, _ = torch.cuda.mem_get_info(card)
     return max(0, free - RESERVE)

@@ -12,19 +12,13 @@ from backend.queue.folders import log_file
 from backend.queue.lifecycle import answer_waits, start_answer
 from backend.store.session import reading, writing
 from backend.store.tables import Attempt, Job
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.context import JobContext
 
 
 class AnswerContext(JobContext):
-    """A `JobContext` whose process goes on when it ends.
-
-    Attributes:
-        models: those in memory; share: of the processor; main: the process's main thread.
-        guest: whether a guest asked.
-    """
+    """A `JobContext` whose process goes on when it ends; `guest`: whether a guest asked."""
 
     def __init__(
         self, attempt: Attempt, job: Job, models: ModelPool, share: CpuShare, main: MainThread
@@ -40,7 +34,6 @@ class AnswerContext(JobContext):
             file.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
 
     def leave(self) -> None:
-        """Stops this answer alone."""
         self.log("Another attempt holds this run; this one stops.")
         self.ask_stop()
 
@@ -48,11 +41,7 @@ class AnswerContext(JobContext):
 def claim_answer(
     models: ModelPool, share: CpuShare, main: MainThread, guests: bool
 ) -> AnswerContext | None:
-    """Takes the next queued answer for this process; only one process gets it.
-
-    Args:
-        guests: whether one for a guest may be taken.
-    """
+    """Takes the next queued answer, of a guest only if `guests`; only one process gets it."""
     with reading() as session:  # most turns end here, without a write lock
         if not answer_waits(session, guests):
             return None

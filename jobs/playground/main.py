@@ -1,10 +1,6 @@
-"""The playground's process: `python -m jobs.playground.main`, one per data folder.
-
-It is started when somebody asks for an answer, keeps models in memory, and ends when nobody has
-asked for ten times `idle_exit`. An answer is a run like any other: its row is the truth about
-it, and what this process does to it counts only while its attempt is the run's newest. When the
-process is killed, the supervisor finds the attempts of a dead process and queues their runs again.
-"""
+"""The playground's process: `python -m jobs.playground.main`, one per data folder, until nobody has
+asked for ten times `idle_exit`. An answer is a run like any other: when the process is killed, the
+supervisor finds the attempts of a dead process and queues their runs again."""
 
 from __future__ import annotations
 
@@ -20,8 +16,8 @@ SERVER = "jobs.playground.server"  # imports torch, which takes seconds
 
 
 def main() -> None:
-    """Give answers until nobody wants any. The lock is taken before torch is imported: whoever
-    wants the process sees that it is on its way."""
+    """Give answers until nobody wants any. The lock is taken before torch, which is slow, is
+    imported."""
     if current_revision() != newest_revision():
         print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
         return

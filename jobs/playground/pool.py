@@ -1,7 +1,5 @@
-"""Models that stay in memory between answers: those used last, within a budget.
-
-A model in use is never dropped: who needs room for another waits.
-"""
+"""Models that stay in memory between answers: those used last, within a budget. A model in use is
+never dropped: who needs room for another waits."""
 
 from __future__ import annotations
 
@@ -35,11 +33,7 @@ Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version
 
 
 class ModelPool:
-    """The models of a process.
-
-    Args:
-        budget: bytes for models on the CPU; None: half of what is free, at most that of a job.
-    """
+    """The models of a process, on the CPU within `budget` bytes (None: half of what is free)."""
 
     def __init__(self, budget: int | None = None) -> None:
         free = int(SHARE * memory_available())
@@ -57,9 +51,6 @@ class ModelPool:
         self, spec: str, device: str, precision: str, load: Load, say: Say, reporter: Reporter
     ) -> Iterator[WarmModel]:
         """The model while the body uses it, loaded with `load` unless it is here already.
-
-        Args:
-            device: as in a config.
 
         Raises:
             CancelledError: the reporter was asked to stop while there was no room.

@@ -18,29 +18,21 @@ from backend.store.session import reading, writing
 from backend.store.states import LIVE, Exit, Lane
 from backend.store.tables import Attempt, Job
 from jobs.playground.context import AnswerContext, claim_answer
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 
 MAX_ANSWERS, MAX_GUEST_ANSWERS = 6, 2  # answers at the same time
-QUICK_S, QUIET_S, USED_S = (
-    0.03,
-    0.25,
-    60.0,
-)  # between two looks: while used in the last minute, else
+QUICK_S, QUIET_S = 0.03, 0.25  # between two looks: while used in the last `USED_S`, else
+USED_S = 60.0
 IDLE_FACTOR = 10  # times as long as an idle supervisor
 JOBS_S = 0.5  # between two looks at whether jobs run
 
 
 @dataclass
 class RunningAnswer:
-    """An answer that is being given.
-
-    Attributes:
-        code: how it ended; None while it goes on.
-    """
+    """An answer that is being given; `code`: how it ended, None while it goes on."""
 
     context: AnswerContext
     thread: threading.Thread
@@ -63,7 +55,11 @@ class PlaygroundServer:
     def turn(self) -> None:
         """Take what is queued, look after what is done, and carry out calls in the main thread."""
         self._settle()
-        self._see_jobs()
+        if time.monotonic() - self._looked_at > JOBS_S:  # jobs need the processor, too
+            self._looked_at = time.monotonic()
+            running = select(Job.id).where(Job.state.in_([*LIVE]), Job.lane == Lane.SLOTS)
+            with reading() as session:
+                self.share.jobs = session.scalar(running.limit(1)) is not None
         while len(self._answers) < MAX_ANSWERS and self._take():
             self._used_at = time.monotonic()
         if self._answers:
@@ -77,7 +73,6 @@ class PlaygroundServer:
             answer.context.ask_stop()
 
     def close(self) -> None:
-        """Stop all answers and wait for their end."""
         self.stop()
         while self._answers:
             self._settle()
@@ -95,7 +90,6 @@ class PlaygroundServer:
         return True
 
     def _give(self, answer: RunningAnswer) -> None:
-        """The life of an answer's thread."""
         try:
             answer.context.start()
             answer.context.note_resumption()
@@ -123,22 +117,9 @@ class PlaygroundServer:
             answer.thread.join()
             self._answers.remove(answer)
 
-    def _see_jobs(self) -> None:
-        """Whether jobs run, which need the processor, too."""
-        now = time.monotonic()
-        if now - self._looked_at > JOBS_S:
-            self._looked_at = now
-            running = select(Job.id).where(Job.state.in_([*LIVE]), Job.lane == Lane.SLOTS)
-            with reading() as session:
-                self.share.jobs = session.scalar(running.limit(1)) is not None
-
 
 def serve() -> bool:
-    """Work until nobody asks any more, the process is asked to end, or its data folder is gone.
-
-    Returns:
-        Whether nobody asked.
-    """
+    """Work until nobody asks (True), the process is asked to end, or has no data folder."""
     server, began, asked = PlaygroundServer(), time.monotonic(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     while not asked.is_set() and settings().root.is_dir():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,10 +20,35 @@ HOST_NICE, GUEST_NICE = 5, 15  # of 19; a job has 0, so that it gets most of a c
 T = TypeVar("T")
 
 
+class MainThread:
+    """The main thread carries the calls out while it waits for other things to do."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The function's result, or its error, from the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            return function()
+        future: Future[T] = Future()
+        self._calls.put((future, function))
+        return future.result()
+
+    def serve(self, seconds: float) -> None:
+        try:
+            future, function = self._calls.get(timeout=seconds)
+        except queue.Empty:
+            return
+        try:
+            future.set_result(function())
+        except Exception as error:  # it belongs to whoever asked
+            future.set_exception(error)
+
+
 class HostPriority:
-    """Does with the priority of a host what others may wait for, whoever was the first to ask. A
-    thread has the priority of the one that starts it and cannot raise it, so one that nobody
-    lowers starts them; make this in the main thread."""
+    """Calls with the priority of a host, whoever asks. A thread has the priority of the one that
+    starts it and cannot raise it, so one that nobody lowers starts them; make this in the main
+    thread."""
 
     def __init__(self) -> None:
         self._starter = ThreadPoolExecutor(1, "starter", lower_priority, (HOST_NICE,))
@@ -45,21 +71,12 @@ class HostPriority:
 
 
 class CpuShare:
-    """Divides the threads among the texts that are written at the same time.
-
-    Attributes:
-        jobs: whether a job runs beside the playground, which then takes half of the threads.
-    """
+    """Division of the threads among the texts written at a time; `jobs` beside them take half."""
 
     def __init__(self) -> None:
         self.jobs = False
         self._writing = 0
         self._lock = threading.Lock()
-
-    @property
-    def writing(self) -> int:
-        """How many texts are being written."""
-        return self._writing
 
     def threads(self, most: int = 0) -> int:
         """Threads for one text at this moment; `most`: what its config allows, 0 for any number."""

@@ -1,7 +1,5 @@
 """A model in memory: what was measured with it, and what it has read, are kept for the next text.
-
-Texts written at the same time share its weights; each has a cache of keys and values of its own.
-"""
+Texts written at the same time share its weights; each has a cache of keys and values of its own."""
 
 from __future__ import annotations
 
@@ -27,13 +25,8 @@ Load = Callable[[str], LoadedModel]  # device -> the model
 
 
 class WarmModel:
-    """A model in memory, and what was measured with it.
-
-    Attributes:
-        bytes: estimated; device: where it is or will be.
-        users: texts that are being written with it.
-        used: when the last one ended, by a monotonic clock.
-    """
+    """A model in memory of about `bytes`, on a `device`; `users`: texts that are being written with
+    it; `used`: when the last one ended, by a monotonic clock."""
 
     def __init__(self, size: int, device: str, priority: HostPriority) -> None:
         self.bytes, self.device = size, device
@@ -47,7 +40,6 @@ class WarmModel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has been loaded."""
         return self._opened is not None
 
     @property
@@ -61,8 +53,6 @@ class WarmModel:
         return self._opened[1]
 
     def open(self, load: Load) -> None:
-        """Load it."""
-
         def opened() -> tuple[LoadedModel, TargetModel]:
             loaded = load(self.device)
             return loaded, TargetModel(loaded.model)
@@ -70,16 +60,11 @@ class WarmModel:
         self._opened = self._priority.call(opened)
 
     def knows(self, drafter: Path, nodes: int) -> bool:
-        """Whether this drafter was used before."""
         return (drafter, version_of(drafter), nodes) in self._proposers
 
     @contextmanager
     def proposer(self, drafter: Path | None, nodes: int) -> Iterator[Proposer]:
-        """A proposer for one text. What was measured for the first is kept for the next.
-
-        Args:
-            drafter: its folder; nodes: see `make_proposer`.
-        """
+        """A proposer for one text. What was measured for the first is kept for the next."""
         if drafter is None:
             yield NoDraft()
             return
@@ -115,7 +100,6 @@ class WarmModel:
             self._kept = [*self._kept, (ids, cache)][-KEPT_TEXTS:]
 
     def lookup_length(self) -> int:
-        """The longest draft of prompt lookup that pays."""
         with self.opening:
             self._lookup_length = self._lookup_length or self._priority.call(self._measured_length)
         return self._lookup_length

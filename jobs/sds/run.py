@@ -24,7 +24,7 @@ from jobs.runtime.progress import Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
 
-TEXT_ALONE = QualityConfig(divergence=False, sample_tokens=0)  # the rest is for evaluations
+TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
 
 
 def run(config: SDSJob, context: JobContext) -> None:

@@ -14,14 +14,7 @@ from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import CONFIG, WEIGHTS, Amphista, BaseFingerprint, pack
 from backend.drafters.config import ARMS
 from backend.errors import ConfigError, NotFoundError
-from tests.drafters.toys import (
-    ARCHITECTURES,
-    all_logits,
-    base,
-    built,
-    drafter_of,
-    random_ids,
-)
+from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
 
 GROWTH = [((0,), 0.5), ((0, 0), 0.25), ((1,), 0.125)]
 

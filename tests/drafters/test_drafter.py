@@ -16,14 +16,7 @@ from backend.drafters.registry import build_drafter
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import ModelError
 from backend.models.blocks import decoder_blocks
-from tests.drafters.toys import (
-    ARCHITECTURES,
-    all_logits,
-    base,
-    built,
-    drafter_of,
-    random_ids,
-)
+from tests.drafters.toys import ARCHITECTURES, all_logits, base, built, drafter_of, random_ids
 
 SEQUENTIAL = {"EAGLE", "Hydra"}
 NAMES = ["toy", *ARCHITECTURES]
@@ -238,7 +231,7 @@ def test_stages_are_divided_among_the_heads() -> None:
 def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
     target = base()
     ids = torch.tensor([3, 77, 200])
-    few = AmphistaDrafter(DrafterConfig(), target, ids)
+    few = build_drafter(DrafterConfig(), target, ids)
     state = torch.randn(2, target.width)
     torch.testing.assert_close(few.logits(state), target.logits(state)[:, ids])
 
@@ -250,7 +243,7 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
         lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("unknown architecture")),
     )
     with pytest.raises(ModelError, match="cannot be cloned") as refused:
-        AmphistaDrafter(DrafterConfig(), target, torch.arange(8))
+        build_drafter(DrafterConfig(), target, torch.arange(8))
     assert refused.value.field == "architecture" and "medusa" in refused.value.do
     build_drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
 

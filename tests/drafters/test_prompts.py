@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from backend.checkpoints import Checkpoints
 from backend.drafters.data import prompts as questions
-from backend.drafters.data.prompts import (
-    PromptRequest,
-    generate_prompts,
-    prompts_for,
-    user_turn,
-)
+from backend.drafters.data.prompts import PromptRequest, generate_prompts, prompts_for, user_turn
 from backend.errors import CancelledError, DatasetError
 from backend.models.loading import load
 from backend.reporter import SilentReporter
@@ -26,54 +20,46 @@ from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import SELF, STORIES, Prompt
 from tests.drafters.toys import base
 
+TOKENIZER = load("toy").tokenizer
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerBase:
-    return load("toy").tokenizer
-
-
-def ask(folder: Path, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Prompt]:
+def ask(folder: Path, count: int, seed: int, tokenizer: Any = TOKENIZER) -> list[Prompt]:
     return generate_prompts(base(), tokenizer, count, seed, Checkpoints(folder), SilentReporter())
 
 
-def test_the_base_writes_distinct_prompts_fixed_by_the_seed(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_base_writes_distinct_prompts_fixed_by_the_seed(tmp_path: Path) -> None:
     one, again, other = (
-        ask(tmp_path / name, tokenizer, 20, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        ask(tmp_path / name, 20, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert one == again != other
     assert len({prompt.text for prompt in one}) == 20 and {p.task for p in one} == {SELF}
 
 
-def test_a_base_that_knows_no_first_token_begins_with_any(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    nameless = chats(tokenizer, "")
+def test_a_base_that_knows_no_first_token_begins_with_any(tmp_path: Path) -> None:
+    nameless = chats("")
     assert nameless.bos_token_id is None and not nameless.chat_template
-    found = ask(tmp_path, nameless, 20, 1)
+    found = ask(tmp_path, 20, 1, nameless)
     assert len({prompt.text for prompt in found}) == 20
     assert len({prompt.text.split()[0] for prompt in found}) > 10
-    assert found == ask(tmp_path / "again", nameless, 20, 1)
+    assert found == ask(tmp_path / "again", 20, 1, nameless)
 
 
 def test_prompts_that_are_stored_are_not_written_again(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = ask(tmp_path, tokenizer, 20, 1)
+    first = ask(tmp_path, 20, 1)
     monkeypatch.setattr(questions, "write_answers", None)
-    assert ask(tmp_path, tokenizer, 20, 1) == first
+    assert ask(tmp_path, 20, 1) == first
 
 
-def chats(tokenizer: PreTrainedTokenizerBase, template: str = TEMPLATE) -> Any:
+def chats(template: str = TEMPLATE) -> Any:
     """The toy's tokenizer with a chat template."""
-    found: Any = type(tokenizer)(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token
+    found: Any = type(TOKENIZER)(
+        tokenizer_object=TOKENIZER.backend_tokenizer, eos_token=TOKENIZER.eos_token
     )
     found.chat_template = template
     return found
@@ -91,60 +77,56 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, *said: str) -> Non
 
 
 def test_a_user_speaks_until_the_token_that_ends_the_turn(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat = chats(tokenizer)
+    chat = chats()
     turn = user_turn(chat)
     assert turn is not None and chat.decode(turn.opening) == "<user>"
-    assert turn.closing == tokenizer.eos_token_id
+    assert turn.closing == TOKENIZER.eos_token_id
     scripted(monkeypatch, chat, "Who sang?<|endoftext|>", "It goes on and on")
-    assert [prompt.text for prompt in ask(tmp_path, chat, 5, 1)] == ["Who sang?"]
+    assert [prompt.text for prompt in ask(tmp_path, 5, 1, chat)] == ["Who sang?"]
 
 
-def test_a_turn_may_end_with_plain_text(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat = chats(tokenizer, "[INST] {{ messages[0].content }} [/INST]")
+def test_a_turn_may_end_with_plain_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = chats("[INST] {{ messages[0].content }} [/INST]")
     turn = user_turn(chat)
     assert turn is not None and turn.closing is None and turn.words == "[/INST]"
     scripted(monkeypatch, chat, "Who sang? [/INST] The cat.<|endoftext|>", "Only this.")
-    assert [prompt.text for prompt in ask(tmp_path, chat, 5, 1)] == ["Who sang?"]
+    assert [prompt.text for prompt in ask(tmp_path, 5, 1, chat)] == ["Who sang?"]
 
 
 @pytest.mark.parametrize(
     "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
 )
 def test_a_template_that_hides_its_user_is_refused_or_made_up_for(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, template: str
+    tmp_path: Path, template: str
 ) -> None:
-    chat = chats(tokenizer, template)
+    chat = chats(template)
     with pytest.raises(DatasetError, match="user turn cannot be found") as refused:
-        ask(tmp_path, chat, 5, 1)
+        ask(tmp_path, 5, 1, chat)
     assert refused.value.field == "prompts"
 
 
 def test_what_the_base_does_not_ask_others_make_up_for(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(SilentReporter, "log", lambda _, text: said.append(text))
-    scripted(monkeypatch, tokenizer, "One day", "A cat", "The sun", "A bird")
+    scripted(monkeypatch, TOKENIZER, "One day", "A cat", "The sun", "A bird")
     wanted = PromptRequest((STORIES, SELF), 30, 8, limit=16)
     learnt, heldout = prompts_for(
-        base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
     )
     assert (len(learnt), len(heldout)) == (22, 8)
     assert "only 4 distinct prompts of 15" in said[0]
-    chat = chats(tokenizer, "Hello!")
+    chat = chats("Hello!")
     found = prompts_for(base(), chat, wanted, Checkpoints(tmp_path / "b"), SilentReporter())
     assert (len(found[0]), len(found[1])) == (22, 8) and "user turn cannot be found" in said[1]
 
 
-def test_an_interrupted_base_asks_the_same(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_base_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(questions, "GENERATION_BATCH", 6)
-    whole = ask(tmp_path / "whole", tokenizer, 15, 1)
+    whole = ask(tmp_path / "whole", 15, 1)
 
     class Once(SilentReporter):
         done = False
@@ -156,37 +138,24 @@ def test_an_interrupted_base_asks_the_same(
             return self.done
 
     with pytest.raises(CancelledError):
-        generate_prompts(base(), tokenizer, 15, 1, Checkpoints(tmp_path / "cut"), Once())
-    assert len([*(tmp_path / "cut").iterdir()]) == 1
-    assert ask(tmp_path / "cut", tokenizer, 15, 1) == whole and len(whole) == 15
+        generate_prompts(base(), TOKENIZER, 15, 1, Checkpoints(tmp_path / "cut"), Once())
+    assert len([*(tmp_path / "cut").iterdir()]) == 1  # asked before the second batch, not after all
+    assert ask(tmp_path / "cut", 15, 1) == whole and len(whole) == 15
 
 
-def test_sets_are_mixed_in_equal_shares_and_held_out_apart(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_sets_are_mixed_in_equal_shares_and_held_out_apart(tmp_path: Path) -> None:
     wanted = PromptRequest((STORIES, SELF), 21, 6, limit=16)
     learnt, heldout = prompts_for(
-        base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter()
+        base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter()
     )
-    own = ask(tmp_path, tokenizer, 10, 0)
-    ids = [prompt_ids(prompt.text, tokenizer) for prompt in own]
+    own = ask(tmp_path, 10, 0)
+    ids = [prompt_ids(prompt.text, TOKENIZER) for prompt in own]
     assert (len(learnt), len(heldout)) == (15, 6)
     assert [row for row in heldout if row in ids] == ids[:3]
     assert [row for row in learnt if row in ids] == ids[3:]
 
 
-def test_prompts_that_leave_no_room_are_left_out(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path) -> None:
     wanted = PromptRequest((STORIES,), 12, 4, limit=base().context - 5)
-    found = prompts_for(base(), tokenizer, wanted, Checkpoints(tmp_path), SilentReporter())
+    found = prompts_for(base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter())
     assert found == ([], [])
-
-
-def test_asking_stops_when_told(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    class Asked(SilentReporter):
-        def should_stop(self) -> bool:
-            return True
-
-    with pytest.raises(CancelledError):
-        generate_prompts(base(), tokenizer, 20, 1, Checkpoints(tmp_path), Asked())

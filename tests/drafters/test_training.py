@@ -24,6 +24,7 @@ from backend.drafters.data.hidden_state_cache import (
     collect,
     draft_vocabulary,
 )
+from backend.drafters.registry import build_drafter
 from backend.drafters.training.head_accuracy import measure_heads
 from backend.drafters.training.loss import (
     DISCOUNT,
@@ -32,7 +33,6 @@ from backend.drafters.training.loss import (
     ROW_STEP,
     loss_and_gradient,
     padded,
-    position_in,
 )
 from backend.drafters.training.trainer import (
     CHECKPOINT,
@@ -49,12 +49,13 @@ from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
 
+Corpora = tuple[HiddenStateCache, HiddenStateCache]
 SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3}
 LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[HiddenStateCache, HiddenStateCache]:
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
     """Greedy answers of the toy: to learn from, and held out."""
     prompts = toy_prompts(72)
     sources = SequenceSources(prompts[20:], prompts[:20], limit=LIMIT, ends=[END])
@@ -78,7 +79,7 @@ class Recorder(SilentReporter):
 
 def training(
     drafter: AmphistaDrafter,
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
+    corpora: Corpora,
     folder: Path,
     reporter: SilentReporter | None = None,
     seed: int = 0,
@@ -92,9 +93,7 @@ def training(
 
 
 def test_answers_of_one_token_are_nothing_to_learn_from(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt = corpora[0]
     short = [
@@ -140,19 +139,15 @@ def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
 
 def test_sampled_answers_are_fixed_by_their_seed() -> None:
     prompts = toy_prompts()[:6]
-    written = [
-        [each["ids"].tolist() for each in found]
-        for found in (
-            write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
-            for seed in (1, 1, 2)
-        )
-    ]
-    assert written[0] == written[1] != written[2]
+
+    def written(seed: int) -> list[list[int]]:
+        found = write_answers(base(), prompts, 20, [END], 0.9, seed, SilentReporter())
+        return [each["ids"].tolist() for each in found]
+
+    assert written(1) == written(1) != written(2)
 
 
-def test_the_teacher_can_be_rebuilt_from_what_is_stored(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> None:
     sample, target = corpora[0][3], base()
     chances = target.model(input_ids=sample.ids.long()[None]).logits[0].softmax(-1)
     logits = target.logits(sample.hidden.float())
@@ -172,29 +167,14 @@ def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert [again[n].ids.tolist() for n in range(5)] == [learnt[n].ids.tolist() for n in range(5)]
 
 
-def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
     learnt = corpora[0]
     some, everything = learnt.spread(200), learnt.spread(10**6)
     assert 200 <= sum(map(len, some)) < 200 + max(learnt.lengths)
     assert sorted(map(len, everything)) == sorted(learnt.lengths)
 
 
-def test_windows_of_text_can_be_learnt_from(tmp_path: Path) -> None:
-    texts = [list(prompt)[:12] for prompt in toy_prompts(9)]
-    learnt, heldout = collect(
-        base(),
-        SequenceSources(texts[2:], texts[:2], limit=0),
-        Checkpoints(tmp_path),
-        SilentReporter(),
-    )
-    assert len(learnt) + len(heldout) == 9 and learnt[0].start == 0
-
-
-def test_the_draft_vocabulary_is_what_occurs_most(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-) -> None:
+def test_the_draft_vocabulary_is_what_occurs_most(corpora: Corpora) -> None:
     counts = corpora[0].token_counts(base().vocabulary)
     ids = draft_vocabulary(corpora[0], base().vocabulary, 50)
     assert len(ids) == 50 and torch.equal(ids, ids.sort().values)
@@ -227,15 +207,12 @@ def plain_loss(training: DrafterTrainer, slots: torch.Tensor, batch: object) -> 
 
 @pytest.mark.parametrize("vocabulary", [512, 60])
 def test_loss_and_gradient_are_those_of_the_definition(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    vocabulary: int,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.loss.CHUNK", 7)  # several chunks
     whole = drafter_of(base(), heads=3, scale=0.2)
     ids = draft_vocabulary(corpora[0], 512, vocabulary)
-    drafter = AmphistaDrafter(whole.config, base(), ids)
+    drafter = build_drafter(whole.config, base(), ids)
     work = training(drafter, corpora, tmp_path, batch=2)
     batch = work.anchor_batch(0)
     slots = torch.randn(len(batch.rows), 3, base().width, requires_grad=True)
@@ -248,15 +225,8 @@ def test_loss_and_gradient_are_those_of_the_definition(
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_places_in_a_vocabulary() -> None:
-    places, known = position_in(torch.tensor([2, 5, 9]), torch.tensor([5, 9, 4, 11]))
-    assert places[:2].tolist() == [1, 2] and known.tolist() == [True, True, False, False]
-
-
 def test_anchors_lie_in_the_answers(
-    corpora: tuple[HiddenStateCache, HiddenStateCache],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.drafters.training.trainer.ANCHOR_SHARE", 1.0)
     work = training(drafter_of(base()), corpora, tmp_path)
@@ -268,7 +238,7 @@ def test_anchors_lie_in_the_answers(
         assert valid.tolist() == [place + 1 + k < len(sample.ids) for k in (1, 2, 3, 4)]
 
 
-def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path) -> None:
+def test_sizes_recur(corpora: Corpora, tmp_path: Path) -> None:
     """Each size of a product is compiled once, so there are few."""
     work = training(drafter_of(base()), corpora, tmp_path, batch=8)
     batch = [work.anchor_batch(step) for step in range(12)]
@@ -285,9 +255,7 @@ def test_sizes_recur(corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_pat
 # learning -----------------------------------------------------------------------------------------
 
 
-def test_every_head_learns_and_near_ones_are_better(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_every_head_learns_and_near_ones_are_better(corpora: Corpora, tmp_path: Path) -> None:
     drafter, told = drafter_of(base()), Recorder()
     before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
@@ -300,9 +268,7 @@ def test_every_head_learns_and_near_ones_are_better(
     assert len(told.curves["top1@head-1"]) == 10 and "accepted" in told.curves
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path: Path) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
     killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
@@ -319,9 +285,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert torch.equal(expected.ranks, found.ranks)
 
 
-def test_a_time_budget_settles_the_steps_once(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) -> None:
     work = training(drafter_of(base()), corpora, tmp_path, minutes=0.02)
     work.run()
     assert work.step == work.steps >= PACE_STEPS
@@ -349,9 +313,7 @@ def test_the_rate_rises_then_falls_to_a_tenth() -> None:
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_a_diverging_training_says_so(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_a_diverging_training_says_so(corpora: Corpora, tmp_path: Path) -> None:
     drafter = drafter_of(base())
     drafter.heads.bias.data.fill_(float("nan"))
     with pytest.raises(ComputeError, match="diverged") as failed:
@@ -362,26 +324,16 @@ def test_a_diverging_training_says_so(
 def test_sequences_too_short_are_refused(tmp_path: Path) -> None:
     sources = SequenceSources([[1, 2, 3]] * 4, [[1, 2, 3]] * 2, limit=0)
     corpora = collect(base(), sources, Checkpoints(tmp_path / "c"), SilentReporter())
+    assert [len(each) for each in corpora] == [4, 2] and corpora[0][0].start == 0  # plain text
     with pytest.raises(ConfigError, match="no training data") as refused:
         training(drafter_of(base()), corpora, tmp_path)
     assert refused.value.field == "answers"
 
 
-@torch.no_grad()
-def test_what_is_read_is_kept_whole() -> None:
-    ids = torch.tensor(toy_prompts()[0])
-    kept = read(base(), ids)
-    hidden = base().hidden(ids[None])[0]
-    assert torch.equal(kept["hidden"], hidden.to(torch.bfloat16))
-    torch.testing.assert_close(kept["denominator"], base().logits(hidden).logsumexp(-1))
-
-
 # order of the arms --------------------------------------------------------------------------------
 
 
-def accepted(
-    arm: str, corpora: tuple[HiddenStateCache, HiddenStateCache], folder: Path, seed: int
-) -> float:
+def accepted(arm: str, corpora: Corpora, folder: Path, seed: int) -> float:
     """Mean accepted length of real greedy decoding after equal steps, each arm with its own tree
     of eight nodes."""
     drafter, target = drafter_of(base(), seed=seed, **ARMS[arm]), base()
@@ -394,9 +346,7 @@ def accepted(
     return mean(found)
 
 
-def test_amphista_accepts_more_than_medusa(
-    corpora: tuple[HiddenStateCache, HiddenStateCache], tmp_path: Path
-) -> None:
+def test_amphista_accepts_more_than_medusa(corpora: Corpora, tmp_path: Path) -> None:
     """At equal steps, over three seeds, by more than two standard errors of the difference."""
     gains = [
         accepted("Amphista", corpora, tmp_path, seed) - accepted("Medusa", corpora, tmp_path, seed)

@@ -21,9 +21,8 @@ from backend.store.session import writing
 from backend.store.states import Lane
 from backend.store.tables import Attempt
 from jobs.playground.context import claim_answer
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit

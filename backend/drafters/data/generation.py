@@ -1,13 +1,6 @@
-"""Batched generation of responses by the target model: the best training data for a drafter.
-
-A batch needs neither padding nor masks: all rows start together and share positions; inside its own
-prompt a row is fed the prompt, after it the generated tokens. Rows of similar length share a batch,
-so little is wasted, and attention runs without a mask, which is several times faster with grouped
-queries. The native decoder writes where it supports the model.
-
-Hidden states and most likely tokens are recorded during generation, so the target model is not run
-over its own output again.
-"""
+"""Batched generation of responses by the target model. A batch needs neither padding nor masks: all
+rows start together and share positions; inside its own prompt a row is fed the prompt, after it the
+generated tokens. Hidden states and most likely tokens are recorded on the way."""
 
 from __future__ import annotations
 
@@ -37,11 +30,8 @@ class TokenRecords:
         self.best = torch.zeros(place, dtype=torch.int32)
 
     def add(self, rows: Sequence[int], start: int, hidden: Tensor, logits: Tensor) -> int:
-        """Fill columns from `start` with hidden states [b, n, d] and logits [b, n, V] of `rows`.
-
-        Returns:
-            The column after them.
-        """
+        """Fill columns from `start` with hidden states [b, n, d] and logits [b, n, V] of `rows`;
+        the column after them."""
         end = start + hidden.shape[1]
         place = torch.tensor(rows), slice(start, end)
         self.hidden[place] = hidden.to(torch.bfloat16).cpu()
@@ -50,7 +40,6 @@ class TokenRecords:
         return end
 
     def row(self, number: int, ids: Sequence[int]) -> Reading:
-        """The records of one row with the tokens `ids`."""
         size = len(ids)
         return {
             "ids": torch.tensor(ids, dtype=torch.int32),
@@ -70,11 +59,8 @@ def write_answers(
     seed: int,
     reporter: Reporter,
 ) -> list[Reading]:
-    """Generate a response to each prompt, until a token of `ends` or `limit` tokens.
-
-    Args:
-        temperature: 0: greedy.
-        seed: of the sampling; the same batch and seed give the same responses.
+    """A response to each prompt, up to a token of `ends` or `limit` tokens; temperature 0: greedy.
+    The same batch and seed give the same responses.
 
     Raises:
         ComputeError: the logits of the target model are not finite.
@@ -103,7 +89,8 @@ def write_answers(
             places = [n for n, goes in enumerate(going) if goes]
             batch.select(places)
             active = [active[n] for n in places]
-        given = torch.tensor([[_token_at(rows[row], position)] for row in active])
+        # behind the end of a row any token will do
+        given = torch.tensor([[rows[row][min(position, len(rows[row]) - 1)]] for row in active])
         position += 1
     return [records.row(row, ids) for row, ids in enumerate(rows)]
 
@@ -116,11 +103,6 @@ def read(target: TargetModel, ids: Tensor) -> Reading:
     for hidden, logits in read_out(target, target.hidden(ids[None].to(target.device))):
         column = records.add([0], column, hidden, logits)
     return records.row(0, ids.tolist())
-
-
-def _token_at(row: Sequence[int], position: int) -> int:
-    """The token of the row at `position`; after its end any token will do."""
-    return row[min(position, len(row) - 1)]
 
 
 def _ended(row: list[int], prompt: Sequence[int], goal: int, ends: Collection[int]) -> bool:

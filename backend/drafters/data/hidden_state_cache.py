@@ -1,12 +1,6 @@
-"""Hidden-state cache: token ids and outputs of the frozen target model, on disk.
-
-The target model runs over every sequence once, over a response while generating it. Stored for each
-position are the hidden state h (bfloat16), the log of the softmax denominator, and the most likely
-token. The teacher's distribution over any part of the vocabulary is then exp(W h - denominator),
-computed on demand.
-
-Each batch of sequences is a checkpoint.
-"""
+"""Hidden-state cache on disk, in checkpoints: of each position the hidden state h (bfloat16), the
+log of the softmax denominator, and the most likely token. The teacher's distribution over any part
+of the vocabulary is exp(W h - denominator), computed on demand."""
 
 from __future__ import annotations
 
@@ -36,32 +30,21 @@ WRITE, READ = "Generating responses", "Caching hidden states"
 
 @dataclass(frozen=True)
 class SequenceSources:
-    """The source of the sequences.
-
-    Attributes:
-        learnt, heldout: token ids for training and for evaluation: prompts, or plain text.
-        limit: maximum response length; 0: plain text, without responses.
-        ends: end-of-sequence tokens.
-        temperature, seed: of the generation; held-out responses are always greedy.
-    """
+    """Token ids for training and for evaluation: prompts, whose greedy responses end with `ends` or
+    after `limit` tokens; or plain text, where `limit` is 0."""
 
     learnt: Sequence[Sequence[int]]
     heldout: Sequence[Sequence[int]]
     limit: int = 128
     ends: Collection[int] = ()
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class CachedSequence:
-    """One sequence of T tokens.
+    """One sequence of T tokens, whose response begins at `start` (0: the whole sequence counts).
 
-    Attributes:
-        ids [T]; start: position of the response (0: the whole sequence counts).
-        hidden [T, d] bfloat16; denominator [T] float32; best [T]: the teacher's first choice of
-        the *next* token.
-    """
+    `ids` [T]; `hidden` [T, d] bfloat16; `denominator` [T] float32; `best` [T]: the teacher's first
+    choice of the *next* token."""
 
     ids: Tensor
     start: int
@@ -106,8 +89,7 @@ class HiddenStateCache:
         return CachedSequence(start=self.starts[index], **part)
 
     def spread(self, tokens: int) -> list[Tensor]:
-        """Token ids of random sequences with at least `tokens` tokens in total; all sequences if
-        there are fewer."""
+        """Token ids of random sequences with at least `tokens` tokens in total, or of all."""
         sequences: list[Tensor] = []
         for index in random.Random(0).sample(range(len(self)), len(self)):
             if sum(map(len, sequences)) >= tokens:
@@ -131,16 +113,11 @@ def stored(checkpoints: Checkpoints, name: str) -> HiddenStateCache:
 
 
 def batch_name(name: str, number: int) -> str:
-    """The checkpoint of a batch of sequences."""
     return f"{name}-{number:05d}"
 
 
 def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Tensor:
-    """The most frequent ids, ascending; ties go to the lower id, the earlier merge.
-
-    Args:
-        size: number of ids; 0 or more than there are: all.
-    """
+    """The `size` most frequent ids (0: all), ascending; ties go to the lower, earlier merge."""
     if not 0 < size < vocabulary:
         return torch.arange(vocabulary)
     counts = corpus.token_counts(vocabulary)
@@ -150,10 +127,7 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """Write and reads all sequences that are not stored yet.
-
-    Returns:
-        Training and held-out sequences.
+    """The training and the held-out sequences, written or read unless they are stored.
 
     Raises:
         ConfigError: the stored sequences have other sources.
@@ -167,29 +141,22 @@ def collect(
     for name, rows in parts.items():
         rows = sorted(rows, key=len)  # sequences of similar length share a batch
         for number in range(0, len(rows), GENERATION_BATCH):
-            batch, place = (
-                rows[number : number + GENERATION_BATCH],
-                batch_name(name, number // GENERATION_BATCH),
-            )
+            batch = rows[number : number + GENERATION_BATCH]
+            place = batch_name(name, number // GENERATION_BATCH)
             stop_if_asked(reporter)
-            folder = checkpoints.find(place)
-            if folder is None:
-                _make(target, sources, name, batch, number, checkpoints, place, reporter)
-                folder = checkpoints.root / place
-                reporter.progress(done + len(batch), total, doing)
-            else:
-                reporter.progress(done + len(batch), total, REPLAY)
+            kept = checkpoints.find(place)
+            if kept is None:
+                _make(target, sources, batch, checkpoints, place, reporter)
             done += len(batch)
-            files[name].append(folder / ROWS)
+            reporter.progress(done, total, REPLAY if kept else doing)
+            files[name].append((kept or checkpoints.root / place) / ROWS)
     return HiddenStateCache(files[LEARNT]), HiddenStateCache(files[HELD])
 
 
 def _make(
     target: TargetModel,
     sources: SequenceSources,
-    name: str,
     batch: Sequence[Sequence[int]],
-    number: int,
     checkpoints: Checkpoints,
     place: str,
     reporter: Reporter,
@@ -197,9 +164,7 @@ def _make(
     """Generate or read one batch of sequences and store it."""
     if sources.limit:
         starts = [len(prompt) for prompt in batch]
-        heat = 0.0 if name == HELD else sources.temperature
-        seed = sources.seed * 1_000_003 + number
-        made = write_answers(target, batch, sources.limit, sources.ends, heat, seed, reporter)
+        made = write_answers(target, batch, sources.limit, sources.ends, 0.0, 0, reporter)
     else:
         starts, made = [0] * len(batch), []
         for row in batch:

@@ -1,8 +1,2 @@
-"""Layers that drafter architectures are built from.
-
-adapted            the trunk that architectures share; adaptation: the cloned layers
-auto_embedding     Amphista's block; anchor_table: EAGLE's table
-sequential         drafting token after token
-initialization     least-squares start of an untrained drafter
-native             for drafting on a CPU: 8-bit weights in compiled kernels
-"""
+"""Layers that drafter architectures are built from: `adapted` is the trunk they share, `adaptation`
+its cloned layers, `native` both on a CPU in 8 bits."""

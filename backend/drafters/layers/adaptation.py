@@ -1,9 +1,6 @@
-"""Staged adaptation layers: cloned decoder layers of the target model.
-
-A transformers layer needs masks and position embeddings that its model prepares, differently in
-every architecture. So the clone is a whole model of the same class with a single layer, no
-embedding and no final norm: its own forward prepares everything, with a one-layer cache.
-"""
+"""Cloned decoder layers of the target model. A transformers layer needs masks and position
+embeddings that its model prepares, so the clone is a whole model of the same class with a single
+layer, no embedding and no final norm: its own forward prepares everything."""
 
 from __future__ import annotations
 
@@ -25,9 +22,8 @@ FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers bef
 
 
 class ClonedLayer(nn.Module):
-    """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal.
-
-    Its dtype is fixed at construction: casting later would round the rotary frequencies too.
+    """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal. Its dtype is
+    fixed at construction: casting later would round the rotary frequencies too.
 
     Raises:
         ModelError: the architecture cannot be built with one layer.
@@ -55,7 +51,6 @@ class ClonedLayer(nn.Module):
         self._cache = cache_name(shell)
 
     def new_cache(self, capacity: int) -> PreallocatedCache:
-        """An empty cache for `capacity` anchors."""
         return PreallocatedCache(1, capacity)
 
     def forward(
@@ -65,12 +60,8 @@ class ClonedLayer(nn.Module):
         positions: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Append the states to the cache.
-
-        Args:
-            positions: [b, n]; None: those that follow the cached ones.
-            visible: [b, n, cached + n] bool, what each sees; None: all before it.
-        """
+        """Append the states to the cache, at `positions` [b, n] (None: those that follow);
+        `visible` [b, n, cached + n] bool: what each sees; None: all before it."""
         options: dict[str, Any] = {self._cache: cache, "use_cache": cache is not None}
         if visible is not None:
             options |= {"position_ids": positions, "attention_mask": _mask(visible, states)}

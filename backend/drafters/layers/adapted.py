@@ -20,26 +20,18 @@ from backend.decoding.native.top_k import top_k
 from backend.decoding.target_model import DecodingCache, TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
-from backend.drafters.layers.initialization import (
-    CollectedStates,
-    channel_scale,
-    collect_states,
-    ridge,
-)
+from backend.drafters.layers.initialization import channel_scale, collect_states, ridge
 from backend.drafters.layers.native import plain_linear, use_native
 from backend.drafters.registry import Drafter
 
 
 class AdaptedDrafter(Drafter):
-    """A drafter of fusions and cloned decoder layers, which reads out with the target's norm.
-
-    Args:
-        fusions: their number; layers after the last one follow one another directly.
-        sampled_token: whether a fusion sees it; else the state alone.
+    """A drafter of `fusions` and cloned decoder layers, which reads out with the target's norm;
+    layers after the last fusion follow one another directly.
 
     Attributes:
         hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
-        token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
+            token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
     """
 
     hidden_scale: Tensor
@@ -51,8 +43,8 @@ class AdaptedDrafter(Drafter):
         config: DrafterConfig,
         target: TargetModel,
         vocabulary: Tensor,
-        dtype: torch.dtype,
-        fusions: int,
+        dtype: torch.dtype = torch.float32,
+        fusions: int = 1,
         sampled_token: bool = True,
     ) -> None:
         super().__init__(config, target, vocabulary, dtype)
@@ -71,7 +63,6 @@ class AdaptedDrafter(Drafter):
         self.reader: nn.Module | None = None  # packed rows of the head, see `quantize`
 
     def new_caches(self, capacity: int) -> list[DecodingCache]:
-        """One empty cache for each adaptation layer."""
         layers: Any = self.layers
         return [layer.new_cache(capacity) for layer in layers]
 
@@ -103,8 +94,7 @@ class AdaptedDrafter(Drafter):
         positions: Tensor,
         visible: Tensor,
     ) -> Tensor:
-        """States of n drafts of each sequence, which stand behind the anchors in the caches and are
-        appended to them: [b, n, d].
+        """States [b, n, d] of n drafts of each sequence, appended to the anchors in the caches.
 
         Args:
             normed: [b, n, d] in the place of the unknown hidden states.
@@ -145,22 +135,17 @@ class AdaptedDrafter(Drafter):
         fusions = list(self.fusions.parameters())
         for fusion in fusions:
             fusion.copy_(torch.eye(*fusion.shape))
-        weight, explained = ridge(*self._fusion_pairs(states))
+        inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
+        if self.sampled_token:
+            tokens = states.embedded / self.token_scale
+            inputs, targets = torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
+        weight, explained = ridge(inputs, targets)
         fusions[0].copy_(weight)
         return explained
 
-    def _fusion_pairs(self, states: CollectedStates) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the first fusion, rows of anchors."""
-        inputs, targets = states.hidden / self.hidden_scale, states.stream / self.stream_scale
-        if not self.sampled_token:
-            return inputs, targets
-        tokens = states.embedded / self.token_scale
-        return torch.cat([inputs[:-1], tokens[1:]], -1), targets[1:]
-
     @torch.no_grad()
     def quantize(self, target: TargetModel) -> bool:
-        """Round all linears and the read-out to 8 bits where the native decoder runs the target
-        model; see `native`."""
+        """Round linears and read-out to 8 bits where the target runs natively; see `native`."""
         if not target.native:
             return False
         self.reader = plain_linear(self.read_out, self.read_bias)
@@ -173,5 +158,4 @@ class AdaptedDrafter(Drafter):
         """Make linears of what is none."""
 
     def copied_parameters(self) -> list[nn.Parameter]:
-        """Parameters that were copied from the target model."""
         return [*self.layers.parameters(), *self.norm.parameters()]

@@ -10,12 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AnchorTable:
-    """Anchors of b sequences as a table [b, M]; sequences with fewer have unused places.
-
-    Attributes:
-        rows, columns: [n] where each anchor stands in it.
-        places: [b, M] position in its sequence; 0 where unused.
-    """
+    """Anchors of b sequences as a table [b, M] of their positions, 0 where unused; `rows` and
+    `columns` [n]: where each stands in it."""
 
     rows: Tensor
     columns: Tensor

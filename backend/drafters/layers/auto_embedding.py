@@ -1,10 +1,8 @@
 """The auto-embedding block: the K heads of one anchor attend to each other, without a mask.
 
     Y   = Z + P                            P [K, d] learned: head position encoding
-    Y'  = Y  + MHA(norm Y)
+    Y'  = Y  + MHA(norm Y)                 the last projections of both sums start at zero
     Y'' = Y' + FFN(norm Y')                FFN: d -> 4 d -> d
-
-The last projections of both sums are initialized to zero, so the block starts as Z + P.
 
 The bi-directional block is from the paper; its sizes and initialization are ours.
 """
@@ -38,12 +36,8 @@ class AutoEmbedding(nn.Module):
 
     def forward(self, slots: Tensor) -> Tensor:
         y = slots + self.position
-        y = y + self._attention(self.norm1(y))
-        return y + self.narrow(silu(self.wide(self.norm2(y))))
-
-    def _attention(self, y: Tensor) -> Tensor:
-        n, heads, width = y.shape
-        parts = self.qkv(y).view(n, heads, 3, self.attention_heads, -1)
+        parts = self.qkv(self.norm1(y)).view(*y.shape[:2], 3, self.attention_heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [n, attention heads, K, width]
         mixed = scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(n, heads, width))
+        y = y + self.out(mixed.transpose(1, 2).reshape(y.shape))
+        return y + self.narrow(silu(self.wide(self.norm2(y))))

@@ -29,11 +29,8 @@ MIN_SCALE = 1e-4  # a channel that is always zero must not be divided by zero
 
 @dataclass(frozen=True)
 class CollectedStates:
-    """States of the target model over some text, [N, d] float32, rows of all sequences.
-
-    Attributes:
-        stream: inputs of the first cloned layer; the hidden states where none is cloned.
-    """
+    """States of the target model over some text, [N, d] float32, rows of all sequences; `stream`:
+    inputs of the first cloned layer, or the hidden states where none is cloned."""
 
     hidden: Tensor
     embedded: Tensor
@@ -61,11 +58,8 @@ def channel_scale(values: Tensor) -> Tensor:
 def collect_states(
     target: TargetModel, sequences: Sequence[Tensor], block: int | None
 ) -> CollectedStates:
-    """Run `sequences` (token ids [L] each) and record hidden states, embeddings and the inputs of
-    `block`.
-
-    The first token of a sequence counts as successor of the last one before it; there are few.
-    """
+    """Hidden states, embeddings and inputs of `block` over `sequences` (token ids [L] each). The
+    first token of a sequence counts as successor of the last one before it; there are few."""
     streams: list[Tensor] = []
     module = decoder_blocks(target.model)[block] if block is not None else nn.Identity()
 

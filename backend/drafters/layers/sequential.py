@@ -1,8 +1,6 @@
-"""What sequential drafters share: the tree depth by depth, each token from the path before it.
-
-In `anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
-were right.
-"""
+"""Tree of a sequential drafter, depth by depth, each token from the path before it. In
+`anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
+were right."""
 
 from __future__ import annotations
 
@@ -20,14 +18,13 @@ from backend.drafters.registry import Embed
 
 @dataclass
 class InnerNodes:
-    """The inner nodes of a tree that is being drafted, parents before children; the first is the
-    root, whose token is x_{i+1}.
+    """The inner nodes of a tree that is being drafted, parents before children, the root (x_{i+1})
+    first.
 
     Attributes:
-        paths: n of them.
-        tokens: [n, d] embeddings of the last token of each.
+        tokens: [n, d] embeddings of the last token of each path.
         slots: [n, d] what that token was read from; a_i for the root.
-        new: of the last depth.
+        new: number of nodes of the last depth.
     """
 
     paths: list[Path]
@@ -36,7 +33,6 @@ class InnerNodes:
     new: int = 1
 
     def grow(self, paths: list[Path], tokens: Tensor, slots: Tensor) -> None:
-        """Add the inner nodes of the next depth."""
         self.paths += paths
         self.tokens, self.slots = torch.cat([self.tokens, tokens]), torch.cat([self.slots, slots])
         self.new = len(paths)
@@ -61,7 +57,6 @@ class SequentialDrafter(AdaptedDrafter):
         caches: list[DecodingCache],
         embed: Embed,
     ) -> tuple[Tree, list[int]]:
-        """The tree depth by depth; see `Drafter`."""
         state = self.stages(hidden, embedded, caches)[-1][0, -1:]
         inner, level = InnerNodes([()], embedded[0, -1:].to(state.dtype), state), list[Path]([()])
         chances: dict[Path, float] = {(): 1.0}

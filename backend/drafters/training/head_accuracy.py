@@ -33,12 +33,8 @@ NODES = 16  # of the tree whose accepted length is reported during training
 
 @dataclass(frozen=True)
 class HeadAccuracy:
-    """Ranks of the true tokens.
-
-    Attributes:
-        answers: for each response [anchors, K] int; -1: not among the `RANKS` best, or not in the
-            draft vocabulary.
-    """
+    """Ranks of the true tokens: `answers` holds for each response [anchors, K] int; -1: not among
+    the `RANKS` best, or not in the draft vocabulary."""
 
     answers: Sequence[Tensor]
 
@@ -48,7 +44,6 @@ class HeadAccuracy:
         return torch.cat(list(self.answers))
 
     def top(self, m: int) -> list[float]:
-        """Top-m accuracy of each head."""
         right = (self.ranks >= 0) & (self.ranks < m)
         return right.double().mean(0).tolist()
 
@@ -59,7 +54,6 @@ class HeadAccuracy:
         return ((right & before).sum(0).double() / before.sum(0).clamp(min=1)).tolist()
 
     def accepted(self, nodes: int = NODES) -> float:
-        """Accepted length of a tree of `nodes` nodes."""
         return walked_lengths(self.answers, [nodes])[0]
 
     def by_head(self) -> dict[str, list[float]]:
@@ -67,7 +61,6 @@ class HeadAccuracy:
         return {f"top{m}": self.top(m) for m in TOP} | {"chained": self.chained()}
 
     def figures(self) -> dict[MetricKey, float]:
-        """All that is reported during training."""
         found = {
             MetricKey(family, head_stage(head)): value
             for family, values in self.by_head().items()
@@ -80,11 +73,7 @@ class HeadAccuracy:
 def measure_heads(
     drafter: Drafter, target: TargetModel, heldout: CachedSequences, reporter: Reporter
 ) -> HeadAccuracy:
-    """The ranks at every anchor of `heldout` at which all heads have a target.
-
-    Raises:
-        ComputeError: there is no such anchor.
-    """
+    """The ranks at every anchor of `heldout` at which all heads have a target, or ComputeError."""
     answers = []
     for index in range(len(heldout)):
         stop_if_asked(reporter)

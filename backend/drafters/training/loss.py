@@ -61,8 +61,7 @@ class AnchorBatch:
 
 
 def loss_and_gradient(drafter: Drafter, slots: Tensor, batch: AnchorBatch) -> tuple[float, Tensor]:
-    """The share of n anchors in the loss of a step, and its gradient with respect to their slots
-    [n, K, d]."""
+    """The share of n anchors in the loss of a step, and its gradient by their slots [n, K, d]."""
     total, heads = 0.0, torch.arange(drafter.config.heads, device=slots.device)
     weights = DISCOUNT**heads / batch.anchors * batch.valid
     gradient = torch.empty_like(slots)

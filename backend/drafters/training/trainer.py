@@ -160,15 +160,12 @@ class DrafterTrainer(Trainer):
 
     def _backward(self, batch: AnchorBatch) -> float:
         """Set the gradients of a batch; return its loss."""
-        drafter, parameters = self.drafter, torch.float32
-        ids = batch.ids
-        embedded = self.target.embed(ids[:, 1:]).to(parameters)
+        drafter = self.drafter
+        embedded = self.target.embed(batch.ids[:, 1:]).float()
         with torch.autocast(
-            self.target.device.type,
-            torch.bfloat16,
-            enabled=self.target.dtype == torch.bfloat16,
+            self.target.device.type, torch.bfloat16, enabled=self.target.dtype == torch.bfloat16
         ):
-            hidden = batch.hidden[:, :-1].to(parameters)
+            hidden = batch.hidden[:, :-1].float()
             slots = drafter.anchor_slots(hidden, embedded, batch.rows, batch.places)
         with torch.no_grad():
             loss, gradient = loss_and_gradient(drafter, slots.detach(), batch)
@@ -204,14 +201,9 @@ class DrafterTrainer(Trainer):
             return whole.to(device)
 
         return AnchorBatch(
-            batch("hidden"),
-            batch("ids").long(),
-            batch("denominator"),
-            rows.to(device),
-            places.to(device),
-            valid.to(device),
-            anchors,
-        )
+            batch("hidden"), batch("ids").long(), batch("denominator"),
+            rows.to(device), places.to(device), valid.to(device), anchors,
+        )  # fmt: skip
 
     def _anchors(self, indices: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """Sequence and position of each anchor [n]: a random share of all answer positions, with n

@@ -106,14 +106,7 @@ def test_a_run_says_what_its_prompts_ask_about(
 
 
 def test_medusa_learns_from_text(wait: Wait) -> None:
-    job = finished(
-        wait,
-        architecture="medusa",
-        data="text",
-        answer_tokens=32,
-        steps=12,
-        answers=30,
-    )
+    job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
     assert job.environment["text"]["training"]["corpus"] == "toystories"
     _, estimate = checked("amphista", {**SMALL, "data": "text"})
@@ -131,8 +124,8 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
         ({"model": "nobody/nothing"}, ModelError, "model"),
         ({"prompts": "file:../../etc/passwd"}, DatasetError, "prompts"),
         ({"prompts": "unknown"}, DatasetError, "prompts"),
-        ({"data": "text", "text": "file:none.txt"}, DatasetError, "text"),
-        ({"data": "text", "text": "self"}, DatasetError, "text"),
+        ({"data": "text", "training_text": "file:none.txt"}, DatasetError, "training_text"),
+        ({"data": "text", "training_text": "self"}, DatasetError, "training_text"),
         ({"data": "songs"}, ConfigError, "data"),
     ],
 )
@@ -174,15 +167,19 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
     assert cached_values(facts) == facts.blocks * 2 * 192
 
 
-def test_the_memory_for_long_prompts_of_a_file_is_counted(
-    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def texts(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of one's own prompts."""
     monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
     settings.cache_clear()
+    return tmp_path
+
+
+def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:
     facts = inspect("smollm2-135m")
     needed = []
     for name, words in (("short", 300), ("long", 1500), ("endless", 10**5)):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
+        (texts / f"{name}.jsonl").write_text(json.dumps({"text": "word " * words}))
         config = AmphistaJob(model="smollm2-135m", prompts=f"file:{name}.jsonl")
         needed.append(sum(memory_bytes(config, facts).values()))
     row = 4 * GENERATION_BATCH * (cached_values(facts) + facts.hidden)
@@ -192,8 +189,7 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(
 
 def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
     """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
-    shape = {"heads": 5}
-    eagle = AmphistaJob.model_validate({**SMALL, **shape, "architecture": "eagle"})
+    eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
     assert mask_bytes(eagle, 16) == 4 * 32 * 48
     assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0
 
@@ -205,10 +201,7 @@ def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert refused.value.field == "answers" and "fewer" in refused.value.do
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [*ARMS.values(), {"heads": 2}],
-)
+@pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
     told = drafter_weights(config, inspect("toy"))
@@ -226,13 +219,9 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
 
 
-def test_disk_and_time_of_a_file_follow_its_mean_prompt(
-    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
-    settings.cache_clear()
+def test_disk_and_time_of_a_file_follow_its_mean_prompt(texts: Path) -> None:
     rows = ({"text": "x" * 10}, {"text": "x" * 130})
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (texts / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config, facts = AmphistaJob.model_validate({**SMALL, "prompts": "file:q.jsonl"}), inspect("toy")
     tokens = 48 * (24 + 64 + (10 + 130) // 2 // 2)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)

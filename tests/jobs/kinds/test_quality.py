@@ -51,7 +51,7 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
         f"{module}.DivergenceObserver", lambda *_: SimpleNamespace(result=lambda: compared)
     )
     made = Quality.__new__(Quality)
-    made._config = SimpleNamespace(divergence=True)  # type: ignore[assignment]
+    made._divergence = True
     made._loaded, made._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
     made._context, made._batch, made._labels = context, 1, {}  # type: ignore[assignment]
     made._new, made._reference = list, None  # type: ignore[assignment]

@@ -18,9 +18,8 @@ from backend.store.states import Lane, State
 from backend.store.tables import Job
 from jobs.playground import context
 from jobs.playground.context import claim_answer
-from jobs.playground.main_thread import MainThread
 from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare
+from jobs.playground.share import CpuShare, MainThread
 from jobs.submit import submit
 from tests.queue.conftest import HOST
 
