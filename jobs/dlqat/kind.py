@@ -99,15 +99,28 @@ KIND = Kind(
     default_stage=DLQATStage.DLQAT,
     verdict=verdict,
     key_figure=key_figure,
+    recipes={
+        "DL-QAT beside its rivals": {},
+        "DL-QAT": {"stages": "dlqat"},
+        "DL-QAT distilled": {"stages": "dlqat-kd"},
+        "GPTQ": {"stages": "gptq"},
+        "AWQ": {"stages": "awq", "format": "dense"},
+        "HQQ": {"stages": "hqq"},
+        "Block-wise": {"stages": "block-wise"},
+    },
+    notes={
+        "DL-QAT beside its rivals": "Rounding to nearest, GPTQ and LoRA in 16 bits, on the "
+        "same text.",
+        "DL-QAT": "Low-rank updates trained inside the rounding.",
+        "DL-QAT distilled": "Trained on the dense model's distributions.",
+        "GPTQ": "Post-training: errors are compensated column by column.",
+        "AWQ": "Post-training: channels with large inputs are scaled up before rounding.",
+        "HQQ": "Post-training, without calibration text.",
+        "Block-wise": "Weights and grids of a block trained together.",
+    },
     presets={
-        "quick look": {
-            "segments": 16, "context": 256, "windows": 8, "steps": 10,
-            "stages": "rtn, gptq, dlqat",
-        },
+        "quick look": {"segments": 16, "context": 256, "windows": 8, "steps": 10},
         "default": {},
-        "thorough": {
-            "segments": 64, "windows": 32, "steps": 200,
-            "stages": "rtn, gptq, m-only, lora-only, dlqat, dlqat-kd, lora, lora-gptq",
-        },
+        "thorough": {"segments": 64, "windows": 32, "steps": 200},
     },
 )  # fmt: skip
