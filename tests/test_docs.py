@@ -34,3 +34,14 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert dead == []
+
+
+def test_the_places_of_concepts_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.split("| concept | place |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    for row in rows:
+        concept, cell = (part.strip() for part in row.strip("|").split("|"))
+        first, *others = re.findall(r"`([^`]+)`", cell)
+        folder = ROOT / (first if first.endswith("/") else Path(first).parent)
+        for place in (first, *others):
+            assert (ROOT / place).exists() or (folder / place).exists(), f"{concept}: {place}"
