@@ -57,7 +57,7 @@ HOST = Actor("mira", "host")
 TOY = {"model": "toy", "threads": 1}
 SMALL = {"segments": 8, "windows": 4}
 TINY = {
-    "steps": 4, "length": 64, "context": 64, "stages": "rtn, gptq, dlqat", "divergence": False,
+    "steps": 4, "length": 64, "context": 64, "stages": "rtn, gptq, dlqat",
 }  # fmt: skip
 SHORT = {"count": 2, "max_new_tokens": 8, "rounds": 1}
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
