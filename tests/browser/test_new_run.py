@@ -74,6 +74,7 @@ def what_is_wrong_is_said_at_once_and_forgotten_when_it_is_mended(page: Page) ->
 
 def the_list_of_a_dropdown_opens_below_it_where_it_fits(page: Page) -> None:
     field = page.locator("#sds-field-base")
+    field.evaluate("e => e.scrollIntoView({block: 'center'})")  # where there is room below it
     field.locator("input").click()
     expect(field.get_by_role("option", name="wanda")).to_be_visible()
     page.wait_for_function(IS_BELOW)

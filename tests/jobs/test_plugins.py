@@ -33,11 +33,13 @@ PRUNER = """
 import sys
 from backend.models.sources.catalogue import inspect
 from dataclasses import replace
+from backend.pruning.plan import pruning_plan
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import disk_space
 facts = replace(inspect("toy"), dtype="bfloat16")
-sizes = {base: disk_space(SDSJob(model="toy", base=base), facts).bytes
-         for base in ("leftmost", "wanda", "sparsegpt")}
+configs = {base: SDSJob(model="toy", base=base) for base in ("leftmost", "wanda", "sparsegpt")}
+sizes = {base: disk_space(config, pruning_plan(config, facts.linears), facts).bytes
+         for base, config in configs.items()}
 assert sizes["leftmost"] == sizes["wanda"] == sizes["sparsegpt"]
 assert "torch" not in sys.modules
 """

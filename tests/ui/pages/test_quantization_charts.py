@@ -17,7 +17,7 @@ from backend.statistics.regions import Region
 from backend.statistics.tensors import TensorProfile
 from backend.store.migrate import upgrade
 from jobs.runtime.rows import profile_row
-from tests.export.test_codes import COLUMNS, GROUP, NAME, ROWS, layer, save
+from tests.export.test_code_tiles import COLUMNS, GROUP, NAME, ROWS, layer, save
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store
 from ui.pages.quantization import selection as quant_selection
