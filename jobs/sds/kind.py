@@ -122,8 +122,7 @@ KIND = Kind(
         "ALPS": {"until": "first", "control": False, "base": "alps"},
     },
     notes={
-        "SDS and its control": "Beside the first pruning with its weights adjusted, which tells "
-        "whether the detour through a dense model pays.",
+        "SDS and its control": "And one-shot with its weights adjusted: does the detour pay?",
         "SDS": "Prune, make dense again, prune again.",
         "SparseGPT": "One-shot: second-order errors of the layer, column by column.",
         "Wanda": "One-shot: weights times the norms of their inputs. The fastest.",

@@ -128,10 +128,11 @@ def test_hostile_text_and_hostile_sites_get_nothing(
 def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     """A dashboard other machines can reach, started as people do, and what it has printed."""
     port = free_port()
-    values = {"PORT": str(port), "HOST": "0.0.0.0", "BROWSER": "false", "EXAMPLES": "false",
-              "IDLE_EXIT": "1", "PLAYGROUND_IDLE": "1"}  # fmt: skip
+    values = {"PORT": str(port), "HOST": "0.0.0.0", "EXAMPLES": "false",
+              "IDLE_EXIT": "1"}  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
+    monkeypatch.setenv("BROWSER", "true")  # opens nothing
     settings.cache_clear()
     upgrade()
     submit("sds", {"model": "toy"}, HOST)
