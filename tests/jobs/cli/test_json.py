@@ -62,6 +62,7 @@ ELSEWHERE = {
     "answers",
 }  # need more than a run that was cancelled
 EMPTY = {"artifacts", "curves", "results", "tensors"}  # of a run that did nothing
+FILE_ONLY = pytest.mark.sqlite("backups are of a file")
 CODES = {"doctor": (0, 1), "wait": (3,)}
 
 
@@ -73,7 +74,10 @@ def test_every_command_but_the_servers_has_the_option() -> None:
     assert options.keys() - without == ARGUMENTS.keys() - {"submit"} | ELSEWHERE
 
 
-@pytest.mark.parametrize("command", ARGUMENTS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=FILE_ONLY) if each == "backup" else each for each in ARGUMENTS],
+)
 def test_one_value_is_printed(supervised: SupervisorLoop, tmp_path: Path, command: str) -> None:
     run = enqueue("count", {"steps": 1}, HOST).run
     cancel(run, HOST)
