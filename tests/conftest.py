@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import make_url
 from xdist.remote import Producer
@@ -31,6 +32,9 @@ from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import postgres
 
+# Tests assert no times; a busy machine would fail a slow example.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.

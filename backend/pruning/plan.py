@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cached_property
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from backend.errors import ConfigError
-from backend.models.families.stored import IN_BLOCK
-from backend.models.layer_names import NamedLayer, fits
+from backend.models.layer_names import NamedLayer, fits, layer_named
 from backend.plan import Plan
 from backend.pruning.config import SDSConfig, SDSPass, SDSStage
 from backend.pruning.layer_selection import layer_patterns, read_overrides
@@ -55,23 +54,8 @@ class PruningPlan(Plan):
 
     def check(self, config: SDSConfig) -> None:
         names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
-        if pruning_plan(config, [_named(name) for name in names]) != self:
+        if pruning_plan(config, [layer_named(name) for name in names]) != self:
             raise ValueError("the plan is not that of the config")
-
-
-class _LayerName(NamedTuple):
-    """A layer of which only the name is known: every pattern divides its inputs."""
-
-    name: str
-    block: int
-    module: str
-    columns: int = 0
-
-
-def _named(name: str) -> _LayerName:
-    if not (match := IN_BLOCK.fullmatch(name)):
-        raise ValueError(f"{name[:80]!r} is no layer of a block")
-    return _LayerName(name, int(match[1]), match[2])
 
 
 def pruning_plan(config: SDSConfig, layers: Collection[NamedLayer]) -> PruningPlan:
