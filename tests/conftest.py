@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("untimed")
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
-KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_", "SLIMSCOPE_RAY_VENV")
+KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")
 
 
 def pytest_configure() -> None:

@@ -8,8 +8,9 @@ import hashlib
 import torch
 
 from backend.checkpoints import Checkpoints
+from backend.errors import ConfigError
 from backend.export.card import model_card
-from backend.export.formats import Layout, bits_per_weight
+from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
@@ -43,6 +44,20 @@ def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> floa
     return total / weights
 
 
+def layout_of(planned: QuantizationPlan, stored: Format) -> Layout:
+    """The layout of the saved model, one for all its layers.
+
+    Raises:
+        ConfigError: layers differ in bits, group size or grid, which packed formats cannot hold.
+    """
+    found = ((group.bits, group.group_size, group.grid) for group in planned.groups)
+    first, *others = dict.fromkeys(found)
+    if others and stored != "dense":
+        why = "Its layers differ in bits, group size or grid; a packed file has one of each."
+        raise ConfigError(f"The model cannot be saved as {stored}.", why, "Choose dense.", "format")
+    return Layout(stored, *first)
+
+
 def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobContext) -> None:
     """Exports the kept stage and records it."""
     layers, digest = qat.converted(config.kept), hashlib.sha256()
@@ -50,8 +65,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
-    of = qat.run.plan.groups[0]  # formats know one for all layers
-    layout = Layout(config.format, of.bits, of.group_size, of.grid)
+    layout = layout_of(qat.run.plan, config.format)
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])

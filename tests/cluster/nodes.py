@@ -23,7 +23,7 @@ import psutil
 from backend.queue.engines.ray import RayHead, RayHeadError
 
 ROOT = Path(__file__).parents[2]
-PLACE = "SLIMSCOPE_RAY_VENV"  # another folder for the environment
+PLACE = "SLIMSCOPE_TEST_RAY_VENV"  # another folder for the environment
 RAY = "ray[default]>=2.60,<3"
 HEAD_IP, NODE_IP = "127.0.0.2", "127.0.1.{}"
 START_S = 90

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from backend.errors import ConfigError
+from backend.export.formats import Layout
 from backend.models.layer_names import LayerName
 from backend.quantization.config import DLQATConfig, export_order
 from backend.quantization.plan import (
@@ -17,6 +19,7 @@ from backend.quantization.plan import (
     plan,
     trainable,
 )
+from jobs.dlqat.export import layout_of
 
 
 def model(columns: int = 96) -> SimpleNamespace:
@@ -159,3 +162,13 @@ def test_the_share_of_trained_numbers_on_a_7b_model() -> None:
     assert trained == 60_588_032
     assert trained / parameters == pytest.approx(0.008991, abs=1e-6)
     assert trainable(shapes * blocks, 16, magnitude=False) / parameters < 0.01
+
+
+def test_a_packed_file_has_one_layout_and_a_mixed_plan_is_refused() -> None:
+    made = plan(config(bits=4), model(), "compressed-tensors")
+    assert layout_of(made, "compressed-tensors") == Layout("compressed-tensors", 4, 32, "symmetric")
+    mixed = made.model_copy(update={"groups": (*made.groups, replace(made.groups[0], bits=3))})
+    with pytest.raises(ConfigError, match="cannot be saved as gptq") as refused:
+        layout_of(mixed, "gptq")
+    assert refused.value.field == "format"
+    assert layout_of(mixed, "dense").format == "dense"
