@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck
 from sqlalchemy import make_url
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -30,10 +31,15 @@ from backend.settings import Settings, settings
 from backend.store import migrate
 from backend.store.copies import has_file
 from backend.store.session import engine_for
-from tests import postgres
+from tests import fork_server, postgres
 
-# Tests assert no times; a busy machine would fail a slow example.
-hypothesis.settings.register_profile("untimed", deadline=None)
+ATTACK = int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))  # so many times as many examples
+# Tests assert no times: a busy machine would fail a slow example. What a fixture has made is meant
+# to be the same for all examples.
+hypothesis.settings.register_profile(
+    "untimed", max_examples=30 * ATTACK, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 hypothesis.settings.load_profile("untimed")
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
@@ -41,11 +47,16 @@ gc.disable()  # until the tests are collected: it is a third of what their impor
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")
 
 
-def pytest_configure() -> None:
-    """Whatever else the shell sets for Slimscope is not for the tests."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Whatever else the shell sets for Slimscope is not for the tests. Several processes of tests
+    have one to fork from."""
     for name in [*os.environ]:
         if name.upper().startswith("SLIMSCOPE_") and not name.startswith(KEPT):
             del os.environ[name]
+    if hasattr(config, "workerinput"):
+        fork_server.use_shared_server()
+    elif config.getoption("numprocesses", None):
+        fork_server.share_server()
 
 
 BROWSER = "tests/browser/"
@@ -174,6 +185,14 @@ def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def current(data_dir: Path) -> Settings:
     return settings()
+
+
+@pytest.fixture
+def tables(current: Settings) -> Iterator[Settings]:
+    """The same, with tables without a row."""
+    migrate.upgrade()
+    yield current
+    engine_for.cache_clear()
 
 
 @pytest.fixture(scope="session")
