@@ -32,6 +32,7 @@ from backend.store import migrate
 from backend.store.copies import has_file
 from backend.store.session import engine_for
 from tests import fork_server, postgres
+from tests.flushing import flush_nothing
 
 ATTACK = int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))  # so many times as many examples
 # Tests assert no times: a busy machine would fail a slow example. What a fixture has made is meant
@@ -41,6 +42,7 @@ hypothesis.settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 hypothesis.settings.load_profile("untimed")
+flush_nothing()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
@@ -95,17 +97,9 @@ def no_supervisor() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_waiting_for_disks() -> Iterator[None]:
-    """A test cannot cut the power, and so not tell whether anything was flushed to the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
 def tables_made_once() -> Iterator[None]:
-    """The migrations of an empty database are run once; then its statements are repeated."""
-    made: dict[str, str] = {}  # revision -> what makes it
+    """The migrations of an empty database are run once; then what they have made is copied."""
+    made: dict[str, sqlite3.Connection] = {}  # revision -> a database with its tables
     run = migrate._run_alembic
 
     def repeat() -> None:
@@ -115,10 +109,12 @@ def tables_made_once() -> Iterator[None]:
         if revision not in made:
             run()
         with closing(sqlite3.connect(str(place.database))) as raw:
+            raw.execute("PRAGMA synchronous=OFF")
             if revision in made:
-                raw.executescript(made[revision])
+                made[revision].backup(raw)
             else:
-                made[revision] = "\n".join(raw.iterdump())
+                made[revision] = sqlite3.connect(":memory:", check_same_thread=False)
+                raw.backup(made[revision])
         return None
 
     with pytest.MonkeyPatch.context() as patch:

@@ -43,7 +43,7 @@ from ui.pages.runs import page as runs
 from ui.pages.weights import handlers as weights
 from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS
 
-EXAMPLES = 12 * ATTACK
+EXAMPLES, MOST_SHOWN = 25 * ATTACK, 4 * ATTACK
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 2**53, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../../etc", "\0",
     "<img src=x onerror=alert(1)>", "{{7*7}}", "a" * 300_000, [], [1], [[1]], ["x"], {}, {"x": 1},
@@ -172,7 +172,9 @@ def test_an_odd_file_is_refused_or_shown(
         except Exception as error:
             error.add_note(f"Random({number})")
             raise
-    assert 0 < shown < EXAMPLES
+        if shown == MOST_SHOWN:  # drawing takes the time
+            break
+    assert 1 < shown <= number
 
 
 JUNK = ("null", "[1]", '"x"', "7", '{"x": [1]}', "[" * 5_000 + "]" * 5_000)
