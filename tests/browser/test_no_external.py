@@ -26,8 +26,11 @@ from jobs.submit import submit
 from tests.browser.conftest import (
     EVIL,
     HOST,
+    PRUNED,
     ROOT,
+    SMALL,
     STARTS_S,
+    TOY,
     VIOLATIONS,
     Dashboard,
     end_runs,
@@ -135,7 +138,7 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     monkeypatch.setenv("BROWSER", "true")  # opens nothing
     settings.cache_clear()
     upgrade()
-    submit("sds", {"model": "toy"}, HOST)
+    submit("sds", TOY | SMALL | PRUNED, HOST)
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=ROOT, env=dict(os.environ), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
