@@ -15,17 +15,7 @@ from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
-from tests.ui.lab import (
-    GUEST,
-    OTHER,
-    asked,
-    job,
-    measured,
-    model_folder,
-    pressed,
-    result,
-    store,
-)
+from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff

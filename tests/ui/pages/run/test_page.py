@@ -133,10 +133,7 @@ def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
 
 
 def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:
-    rows = [
-        result(1, "first", "heldout_loss", 2.2),
-        result(1, "sds", "heldout_loss", 2.1),
-    ]
+    rows = [result(1, "first", "heldout_loss", 2.2), result(1, "sds", "heldout_loss", 2.1)]
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
         kept_stage="sds",

@@ -32,11 +32,7 @@ from tests.ui.pages.weights.views import (
 from ui.pages.weights import handlers as page
 from ui.pages.weights import inspect_model
 from ui.pages.weights.layer_charts import layers_chart
-from ui.pages.weights.selection import (
-    LAYER_VIEWS,
-    WeightsSelection,
-    main_stages,
-)
+from ui.pages.weights.selection import LAYER_VIEWS, WeightsSelection, main_stages
 from ui.pages.weights.theory import OF_LAYERS
 from ui.runs.weights import weights_of
 
