@@ -1,5 +1,5 @@
-"""Which methods give the same result for a model that only looks different: every method on a model,
-and on the same after each of `benchmarks.shared.model_changes`.
+"""Which methods give the same result for a model that only looks different: every method on a
+model, and on the same after each of `benchmarks.shared.model_changes`.
 
 Cells: the largest share of a layer's mask or codes that differs, at any stage; the largest change
 of a stage's loss on held-out text, in thousandths of a nat per token; and the stage that is kept
