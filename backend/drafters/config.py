@@ -116,7 +116,8 @@ class TrainingConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate",
-        description="Of new layers; layers copied from the base model learn at a fifth of it.",
+        description="Of new layers; that of layers copied from the base model is relative to the "
+        "root mean square of their weights.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -15,9 +15,8 @@ As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT
 al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the
 parameters after the epoch with the lowest error on held-out segments (ours).
 
-Rates are relative to the parameters (`unit_of`), and still one that suits a block may be too high
-for another: where the first epoch has not lowered the held-out error, the block begins again at a
-quarter of the rates, at most three times (ours).
+A rate that suits one block may be too high for another: where the first epoch has not lowered the
+held-out error, the block begins again at a quarter of the rates, at most three times (ours).
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Examples:
 class Parametrisation(Protocol):
     """What is trained of a block."""
 
-    # name -> before training, float32; near 1, as Adam's epsilon is the same for all
+    # name -> before training, float32; in units of what it changes, as Adam's epsilon has no other
     parameters: dict[str, Tensor]
     rates: dict[str, float]  # name -> learning rate at the start of the schedule
 
@@ -107,14 +106,6 @@ class Reconstruction:
         if not self.epoch:
             return f"Held-out error {before:.5f}, which training did not lower, even{lowered}."
         return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}{lowered}."
-
-
-def unit_of(W: Tensor) -> tuple[float, float]:
-    """A power of two near the root mean square of `W`, which divides it without rounding, and that
-    root mean square in this unit; 1 and 1 if all are 0."""
-    size = W.square().mean().sqrt().item()
-    unit = 2.0 ** round(math.log2(size)) if size else 1.0
-    return unit, size / unit or 1.0
 
 
 def reconstruct(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
@@ -41,12 +42,18 @@ class Outcome:
     Attributes:
         kept: the stage it keeps; "" where nothing is chosen.
         entries: stage -> full name -> mask or codes [out, in].
-        losses: stage -> nats per token on held-out text; of a drafter accepted tokens.
+        losses: stage -> nats per token on held-out text; of a drafter of its training, the first
+            third and the last.
     """
 
     kept: str
     entries: dict[str, dict[str, Tensor]]
     losses: dict[str, float]
+
+    @property
+    def end(self) -> float:
+        """The loss of the stage that is kept, or of the last."""
+        return self.losses[self.kept] if self.kept else [*self.losses.values()][-1]
 
 
 Method = Callable[[PreTrainedModel, Tensor], Outcome]  # model, token ids [n, L] -> outcome
@@ -97,7 +104,7 @@ def drafted(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
     """A drafter, trained for a few steps on three quarters of the text."""
     target, held = TargetModel(model), len(rows) // 4
     config = DrafterConfig.model_validate({"draft_vocabulary": 0, "heads": 2, **fields})
-    short = TrainingConfig(minutes=0, steps=8, batch=4, precision="float32")
+    short = TrainingConfig(minutes=0, steps=12, batch=4, precision="float32")
     sources = SequenceSources(rows[:-held].tolist(), rows[-held:].tolist(), limit=0)
     with TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
@@ -108,17 +115,19 @@ def drafted(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
         told = _Losses()
         trainer = DrafterTrainer(drafter, target, learnt, heldout, short, 0, checkpoints, told)
         trainer.run()
-    return Outcome("", {}, {"last loss": told.last})
+    few = len(told.losses) // 3
+    return Outcome("", {}, {"first": fmean(told.losses[:few]), "last": fmean(told.losses[-few:])})
 
 
 class _Losses(SilentReporter):
-    """Keeps the last loss of a training."""
+    """Keeps the losses of a training."""
 
-    last = 0.0
+    def __init__(self) -> None:
+        self.losses: list[float] = []
 
     def metric(self, key: MetricKey, value: float, step: int) -> None:
         if key.family == "loss":
-            self.last = value
+            self.losses.append(value)
 
 
 FIRST = {"until": "first", "control": False}
@@ -126,8 +135,8 @@ METHODS: dict[str, Method] = {
     **{name: partial(pruned, base=name, **FIRST) for name in DECLARED_PRUNERS},
     "owl": partial(pruned, base="wanda", pattern="50%", allocation="owl", **FIRST),
     "sds": pruned,
-    "reconstruction": partial(pruned, base="sparsegpt", reconstruct=2, **FIRST),
+    "reconstruction": partial(pruned, base="wanda", reconstruct=2, **FIRST),
     **{name: partial(quantized, stage=name) for name in POST_TRAINING},
-    **{name: partial(quantized, stage=name) for name in ("block-wise", "dlqat")},
+    **{name: partial(quantized, stage=name) for name in ("block-wise", "dlqat", "dlqat-kd")},
     **{name: partial(drafted, architecture=name) for name in ("medusa", "amphista")},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
     weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
     masks = [(W != 0).float() for W in weights]
     moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
-    sizes = [W.detach().square().mean().sqrt().item() for W in weights]
+    sizes = [W.detach()[W != 0].square().mean().sqrt().item() for W in weights]
     for step in range(2):
         args, kwargs = call
         output = decoder_blocks(model)[0](x, *args, **kwargs)
@@ -168,8 +167,7 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
             gradient = gradient * mask
             m.mul_(0.9).add_(0.1 * gradient)
             v.mul_(0.999).add_(0.001 * gradient.square())
-            epsilon = 1e-8 / 2 ** round(math.log2(size))  # gradients are those of W / 2^..
-            scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + epsilon
+            scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8 / size
             W.data.sub_(factor * size * m / (1 - 0.9 ** (step + 1)) / scale)
 
 
