@@ -51,6 +51,8 @@ PASS_OF = {  # the pass that makes a stage
     SDSStage.SDS_BLOCKS: SDSPass.SDS_BLOCKS,
 }
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)
+# one of which is kept, from the simplest on
+CANDIDATES = (SDSStage.FIRST, SDSStage.SECOND, SDSStage.SDS, *RECONSTRUCTED)
 STAGE_LABELS: dict[str, str] = {
     SDSStage.DENSE: "Dense",
     SDSStage.FIRST: "First pruning",
@@ -148,15 +150,6 @@ class SDSConfig(BaseModel):
         True,
         title="Fixed-mask control",
         description="Also adjust the first pruning under its own mask: the baseline for SDS.",
-        json_schema_extra=ADVANCED,
-    )
-    holdout: float = Field(
-        0.125,
-        ge=0,
-        le=0.5,
-        title="Held-out share",
-        description="Share of calibration segments held out to decide whether to keep the "
-        "adjustment. 0: always keep it.",
         json_schema_extra=ADVANCED,
     )
     damping: float = Field(

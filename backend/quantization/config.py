@@ -92,16 +92,6 @@ TRAINED = (  # inside the rounding
 )
 
 
-def export_order() -> list[str]:
-    """Quantized stages, in the order in which one is chosen for export."""
-    trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
-    return [
-        *trained,
-        DLQATStage.BLOCKS,
-        *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage)),
-    ]
-
-
 def can_be_packed(stage: str) -> bool:
     """Whether formats of packed weights can hold a stage."""
     declared = DECLARED_QUANTIZERS.get(stage)

@@ -12,6 +12,7 @@ from jobs.fields.types import CorpusName
 
 DEFAULT_CONTEXT = 512
 MIN_CONTEXT = 16
+MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
 
 
 class EvaluationText(BaseModel):
@@ -56,6 +57,21 @@ class TextConfig(EvaluationText):
         description="Random windows of the calibration text.",
         json_schema_extra={"unit": "segments"},
     )
+    holdout: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        title="Held-out share",
+        description="Windows of the calibration text, beside the calibration segments and as a "
+        f"share of them ({MIN_HELDOUT} or more), on which the stage to keep is chosen. 0: none; "
+        "then the last one of the method is kept.",
+        json_schema_extra={"advanced": True},
+    )
+
+    @property
+    def heldout_windows(self) -> int:
+        """How many windows are held out."""
+        return max(MIN_HELDOUT, round(self.holdout * self.segments)) if self.holdout else 0
 
 
 def context_length(config: EvaluationText, facts: ModelFacts) -> int:
