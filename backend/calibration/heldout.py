@@ -41,6 +41,8 @@ def heldout_losses(
     """Mean negative log-likelihood of each of `segments` [n, L], nats per predicted token, with
     passes in `dtype`. One at a time, as the logits of a large vocabulary are the largest tensor of
     all."""
+    if not len(segments):
+        return []
     half = dtype == torch.bfloat16
     # no autocast cache: it would keep a copy of every weight
     with (
@@ -49,4 +51,4 @@ def heldout_losses(
     ):
         passes = each_logits(model, segments, 1, new, tick)
         nlls = [window_nll(z, row) for row, z in zip(segments.split(1), passes, strict=True)]
-    return torch.cat(nlls).tolist() if nlls else []
+    return torch.cat(nlls).tolist()
