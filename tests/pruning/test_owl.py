@@ -55,10 +55,11 @@ def test_by_hand() -> None:
     assert block_shares({0: 0.3, 1: 0.3}, {0: 1, 1: 9}, 0.5) == {0: 0.5, 1: 0.5}
 
 
-def test_outliers_are_counted_over_the_whole_block() -> None:
+def test_outliers_are_counted_by_the_mean_of_their_layer() -> None:
     scores = [torch.tensor([1.0, 1.0, 1.0, 21.0]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])]
-    assert outlier_share(scores, 5.0) == 1 / 8  # mean 3
-    assert outlier_share(scores, 7.5) == 0.0
+    assert outlier_share(scores, 3.4) == 1 / 8  # mean 6
+    assert outlier_share(scores, 3.6) == 0.0
+    assert outlier_share([1024 * scores[0], scores[0]], 3.4) == 2 / 8
     assert outlier_share([], 5.0) == 0.0
 
 
@@ -94,8 +95,8 @@ def plain_outliers(model, ids: Tensor) -> dict[int, float]:
     found = {}
     for b in range(3):
         linears = block_linears(model, b).items()
-        scores = torch.cat([(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears])
-        found[b] = (scores > 5 * scores.mean()).float().mean().item()
+        scores = [(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears]
+        found[b] = torch.cat([x > 5 * x.mean() for x in scores]).float().mean().item()
     return found
 
 
