@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from backend.models.layer_names import read_names
+from backend.models.layer_names import MAX_LETTERS, LayerNames, read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
@@ -177,9 +177,9 @@ class DLQATConfig(BaseModel):
         "then learned as in LSQ+.",
         json_schema_extra=ADVANCED,
     )
-    exclude: str = Field(
+    exclude: LayerNames = Field(
         "",
-        max_length=1000,
+        max_length=MAX_LETTERS,
         title="Layers left dense",
         description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0.",
         examples=["0.*", "*.down_proj"],

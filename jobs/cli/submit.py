@@ -51,10 +51,10 @@ def _queued(answer: Record | list[Record]) -> str:
     place, cost = scheduling.status().position(first.id) or 1, cost_text(first)
     if len(runs) == 1:
         return f"{first.run} is queued, place {place}. {cost}".strip()
-    several = (
+    queued = (
         f"{first.run} to {runs[-1]['id']} are queued, {count(len(runs))} from place {place} on."
     )
-    return f"{several} {cost and f'Each: {cost[0].lower()}{cost[1:]}'}".strip()
+    return f"{queued} Each: {cost}" if cost else queued
 
 
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:

@@ -12,7 +12,6 @@ is what DL-QAT's ablation "magnitudes only" does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,7 +27,7 @@ from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.grid import QuantGrid
 from backend.quantization.plan import QuantSettings
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.training.block_reconstruction import Examples, Parameters, reconstruct
+from backend.training.block_reconstruction import Examples, Parameters, reconstruct, unit_of
 
 HELD_OUT_SHARE = 0.125  # share of the calibration segments
 RATE = 2.6e-3  # learning rate of the weights, relative to their root mean square
@@ -107,8 +106,7 @@ def _require_finite(parameters: Parameters, block: str) -> None:
 
 class TrainedGrids:
     """What is trained of the linears of a block, and the weights it stands for: "MODULE/m",
-    "MODULE/W", the weights over a power of two near their root mean square, and "MODULE/z" on a
-    grid with offsets."""
+    "MODULE/W", the weights in units of the layer, and "MODULE/z" on a grid with offsets."""
 
     def __init__(
         self,
@@ -116,18 +114,15 @@ class TrainedGrids:
         settings: Mapping[str, QuantSettings],
     ) -> None:
         self.grids = {module: grid for module, (_, grid) in starts.items()}
-        self.scales: dict[str, float] = {}
+        self.units: dict[str, float] = {}
         self.masks: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         self.rates: dict[str, float] = {}
         for module, (W, grid) in starts.items():
-            rms = W.square().mean().sqrt().item() or 1.0
-            self.scales[module] = scale = 2.0 ** round(math.log2(rms))  # divides without rounding
-            self.parameters |= {
-                f"{module}/W": W / scale,
-                f"{module}/m": torch.ones_like(grid.scale),
-            }
-            self.rates |= {f"{module}/W": RATE * rms / scale, f"{module}/m": RATE_M}
+            (unit, size), ones = unit_of(W), torch.ones_like(grid.scale)
+            self.units[module] = unit
+            self.parameters |= {f"{module}/W": W / unit, f"{module}/m": ones}
+            self.rates |= {f"{module}/W": RATE * size, f"{module}/m": RATE_M}
             if settings[module].grid == "offset":  # so that z moves values as far as m does
                 self.parameters[f"{module}/z"] = grid.zero
                 self.rates[f"{module}/z"] = RATE_M * grid.top / 2
@@ -140,7 +135,7 @@ class TrainedGrids:
 
     def result(self, parameters: Parameters, module: str) -> tuple[Tensor, QuantGrid]:
         """Weights to round [out, in], and their grid."""
-        grid, W = self.grids[module], parameters[f"{module}/W"] * self.scales[module]
+        grid, W = self.grids[module], parameters[f"{module}/W"] * self.units[module]
         zero = parameters.get(f"{module}/z", grid.zero)
         W = W if module not in self.masks else W * self.masks[module]
         return W, QuantGrid(grid.bits, parameters[f"{module}/m"] * grid.scale, zero)
