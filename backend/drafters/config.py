@@ -116,8 +116,7 @@ class TrainingConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate",
-        description="Of new layers; that of layers copied from the base model is relative to the "
-        "root mean square of their weights.",
+        description="Of new layers; of those copied from the base model relative to their weights.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.calibration.heldout import heldout_losses
 from backend.checkpoints import Checkpoints
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig, TrainingConfig
@@ -24,7 +25,6 @@ from backend.drafters.training.trainer import DrafterTrainer
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.pruning.config import SDSConfig
-from backend.pruning.heldout import mean_loss
 from backend.pruning.plan import pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.pruning.sds import run_sds
@@ -66,13 +66,16 @@ def linears_of(model: PreTrainedModel) -> list[LinearWeight]:
 
 def pruned(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
     """SDS, or the part of it that the fields of its config leave."""
-    few = {"redense_steps": 5, "adjust_steps": 5, "holdout": 0.25, "precision": "float32"}
+    few = {"redense_steps": 5, "adjust_steps": 5, "precision": "float32"}
     config = SDSConfig.model_validate({**few, **fields})
-    linears = linears_of(model)
+    linears, held = linears_of(model), len(rows) // 4
     with TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         planned = pruning_plan(config, linears)
-        result = run_sds(model, rows, config, planned, checkpoints, SilentReporter())
+        result = run_sds(
+            model, rows[:-held], config, planned, checkpoints, SilentReporter(),
+            heldout=rows[-held:],
+        )  # fmt: skip
         store, blocks = SDSStageStore(checkpoints), range(len(decoder_blocks(model)))
         masks: dict[str, dict[str, Tensor]] = {}
         for stage in config.stages[1:]:
@@ -96,7 +99,7 @@ def quantized(model: PreTrainedModel, rows: Tensor, stage: str, **fields: Any) -
             qat.make(each, SilentReporter())
         codes = {name: x.codes for name, x in qat.converted(stage).items()}
         with qat.installed(stage):
-            loss = mean_loss(model, rows[-held:], torch.float32)
+            loss = fmean(heldout_losses(model, rows[-held:], torch.float32))
     return Outcome("", {stage: codes}, {stage: loss})
 
 

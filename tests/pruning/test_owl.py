@@ -104,7 +104,7 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
-    prune(model, calibration[:16], config(holdout=0, batch=5), tmp_path, told)
+    prune(model, calibration[:16], config(batch=5), tmp_path, told, held=0)
     said = {n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in
             range(3)}  # fmt: skip
     expected = plain_outliers(toy(), calibration[:16])
@@ -125,8 +125,8 @@ def test_layers_with_a_pattern_of_their_own_are_left_out(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
-    chosen = config(holdout=0, exclude="1.*", overrides="*.down_proj=2:4")
-    prune(model, calibration[:8], chosen, tmp_path, told)
+    chosen = config(exclude="1.*", overrides="*.down_proj=2:4")
+    prune(model, calibration[:8], chosen, tmp_path, told, held=0)
     assert {s for name, _, s in told.metrics if name == "owl/sparsity"} == {0, 2}
     down = block_linears(model, 0)["mlp.down_proj"].read()
     assert ((down.view(-1, 4) != 0).sum(1) <= 2).all()

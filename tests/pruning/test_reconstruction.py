@@ -32,13 +32,13 @@ BLOCKS, EPOCHS = 3, 2
 
 
 def config(**fields: object) -> SDSConfig:
-    few = {"holdout": 0.25, "redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS}
+    few = {"redense_steps": 5, "adjust_steps": 2, "reconstruct": EPOCHS}
     return SDSConfig.model_validate({"precision": "float32", **few, **fields})
 
 
 @pytest.fixture
 def ids(calibration: Tensor) -> Tensor:
-    return calibration[:8]  # of which 2 are held out
+    return calibration[:12]
 
 
 def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -52,11 +52,11 @@ def outputs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def test_blocks_end_nearer_to_the_dense_model(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     dense, model, told = outputs(toy(), ids), toy(), recorder()
-    result = prune(model, ids, config(), Checkpoints(tmp_path), told)
+    result = prune(model, ids, config(), Checkpoints(tmp_path), told, held=0.5)
     wrong, store = {}, SDSStageStore(Checkpoints(tmp_path))
     for stage in config().stages:
         install(model, Checkpoints(tmp_path), stage)
-        texts = zip(ids.split([6, 2]), dense.split([6, 2]), strict=True)  # fitted and held out
+        texts = zip(ids.split(6), dense.split(6), strict=True)  # fitted and held out
         wrong[stage] = [relative_error(outputs(model, x), y).item() for x, y in texts]
     for start, made in (
         (SDSStage.CONTROL, SDSStage.FIRST_BLOCKS), (SDSStage.SDS, SDSStage.SDS_BLOCKS)
@@ -96,16 +96,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
      ({"until": "first", "control": False}, {SDSStage.FIRST_BLOCKS}),
      ({"control": False}, {SDSStage.SDS_BLOCKS}),
      ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
-     ({"adjust": "off", "holdout": 0}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
+     ({"adjust": "off"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
 )  # fmt: skip
 def test_it_starts_from_the_last_stage_there_is(
     fields: dict, made: set, toy, ids: Tensor, tmp_path: Path
 ) -> None:
     chosen = config(**fields)
-    result = prune(toy(), ids, chosen, tmp_path)
+    result = prune(toy(), ids, chosen, tmp_path, held=0)
     assert made == {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}.intersection(chosen.stages)
     assert result.kept == chosen.stages[-1]
-    assert bool(result.heldout) == bool(chosen.holdout)
 
 
 def test_targets_are_the_hidden_states_of_the_dense_model(

@@ -2,8 +2,9 @@
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
 share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
-tenth, gradient clipping. The learning rate of copied layers, whose weights have the scale of the
-target's, is relative to the root mean square of each.
+tenth, gradient clipping. New parts are trained in standardised coordinates (`layers.adapted`); the
+learning rate of a copied parameter is relative to its root mean square, as models differ in theirs
+by a factor of ten.
 
 Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
 weights and optimizer state, so an interrupted run resumes bit for bit. With a time budget the
@@ -276,12 +277,19 @@ class DrafterTrainer(Trainer):
 
 
 def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; in units of its root mean square a copied parameter learns as a new one."""
     copied = drafter.copied_parameters()
-    new = [p for p in drafter.parameters() if all(p is not other for other in copied)]
-    groups: list[dict[str, Any]] = [{"params": new, "lr": config.rate}] if new else []
-    for parameter in copied:
-        size = parameter.detach().square().mean().sqrt().item() or 1.0
+    known = {id(p) for p in copied}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in drafter.parameters() if id(p) not in known], "lr": config.rate}
+    ]
+    for parameter in copied:  # as if it were trained in units of its size
+        size = _size(parameter)
         scaled = {"lr": config.rate * size, "eps": EPSILON / size, "weight_decay": DECAY / size}
         groups.append({"params": [parameter], **scaled})
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, weight_decay=DECAY, fused=True)
+
+
+def _size(parameter: Tensor) -> float:
+    """Its root mean square; 1 of zeros."""
+    return parameter.detach().float().square().mean().sqrt().item() or 1.0
