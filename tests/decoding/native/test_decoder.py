@@ -246,9 +246,12 @@ def test_a_matrix_with_few_zeros_stays_dense() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(variant: str) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(
+    variant: str, name: str
+) -> None:
     """So drafts change no text, in bfloat16 as little as in float32."""
-    model = built(FAMILIES["llama"])
+    model = built(FAMILIES[name])
     native, ids, found = NativeModel(model, VARIANTS[variant]), tokens(model, 24), []
     for number in (1, 2, 3, 5, 8, 24):
         cache = native.new_cache(24)
@@ -260,11 +263,12 @@ def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(variant: str
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str) -> None:
-    model = built(FAMILIES["llama"])
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40).view(5, 8)
-    begun = [3, 0, 5, 1, 4]  # they may be of any length
-    alone, together = ([native.new_cache(16) for _ in ids] for _ in range(2))
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str, name: str) -> None:
+    model = built(FAMILIES[name])
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 5 * 24).view(5, 24)
+    begun = [3, 0, 17, 1, 20]  # they may be of any length
+    alone, together = ([native.new_cache(32) for _ in ids] for _ in range(2))
     for caches in (alone, together):
         for row, cache, length in zip(ids, caches, begun, strict=True):
             native.read(row[:length], cache)

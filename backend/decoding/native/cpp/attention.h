@@ -9,9 +9,9 @@
 
 namespace {
 
-// The keys or values [.., head] of a head of a layer, of which a token sees some: those from `first`
-// to `cached`, and those of its pass in `own`. What it does not see is left out, so that a node of a
-// tree adds up the same numbers in the same order as its path alone.
+// The keys or values [.., head] of a head of a layer, of which a token sees some: those from
+// `first` to `cached`, and those of its pass in `own`. What it does not see is left out, so that a
+// node of a tree adds up the same numbers in the same order as its path alone.
 class Attention {
  public:
   explicit Attention(const Model& model) : m_(model) {}

@@ -25,7 +25,8 @@ struct Model {
   int32_t layers, width, heads, kv_heads, head, inner;
   int32_t rotated, activation;  // how many of the values of a head; an `Activation`
   float epsilon, embedding_scale;
-  float attention_scale, attention_cap, logit_scale, logit_cap;  // caps: 0 is none
+  // caps: 0 is none
+  float attention_scale, attention_cap, logit_scale, logit_cap;
   const bf16* embedding;  // [vocabulary][width], or null
   const Layer* layer;
   const float* final_norm;  // [width], or null
