@@ -29,7 +29,8 @@ from jobs.submit import validated
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
-    "settings", VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
+    "settings", VARIABLES, service.ESTIMATED_SECONDS, service.SOURCE_BYTES,
+    service.PREDICTED_BYTES, "text", "warnings", WEIGHTS,
 }  # fmt: skip
 SHOWN = 4
 

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.evaluation.perplexity import perplexity as measure
+from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
@@ -81,6 +84,25 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait, bits: str) -> None:
+    values = {"stages": "rtn, lora", "bits": 4, "format": "slimscope", "steps": 1}
+    job = finished(wait, **values, embedding=bits)
+    perplexity, folder = figures(job, "perplexity"), run_folder(job.run) / "model"
+    model = load_dequantized(folder, torch.float32)
+    text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
+    found = measure(model, text, 4).value
+    assert found == pytest.approx(perplexity["rtn"], rel=1e-6) and found > perplexity["dense"]
+    (size,) = figures(job, "bytes/slimscope").values()
+    predicted = job.environment["predicted_bytes"]
+    assert predicted == pytest.approx(size, rel=0.06) and predicted < size
+    plain = finished(wait, **values, embedding="stored")
+    assert figures(plain, "perplexity")["dense"] == perplexity["dense"]
+    assert figures(plain, "perplexity")["lora"] == perplexity["lora"]
+    assert figures(plain, "perplexity")["rtn"] != perplexity["rtn"]
+    assert figures(plain, "bytes/slimscope")["rtn"] > size
+
+
 def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -117,6 +139,10 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ),
         ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
         ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
+        ({"embedding": "8"}, ConfigError, "embedding", "3 bits, the group size and the grid"),
+        ({"embedding": "8", "format": "gptq"}, ConfigError, "embedding", "format slimscope"),
+        ({"embedding": "4", "format": "dense"}, ConfigError, "embedding", "Choose stored"),
+        ({"embedding": "5"}, ConfigError, "embedding", "'auto', 'stored', '8', '6' or '4'"),
         ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid", "0"),
         ({"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
         ({"start": "block-wise"}, ConfigError, "start", "not among the stages"),

@@ -37,11 +37,13 @@ def package(tmp_path, monkeypatch) -> Path:
 def test_the_package_is_checked_converted_once_and_documented(package, monkeypatch):
     converted: list[bytes] = []
 
-    def convert(gguf: Path, folder: Path) -> None:
+    def convert(gguf: Path, folder: Path, say: object) -> None:
         converted.append(gguf.read_bytes())
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(smollm2, "convert", convert)
+    origin = CacheOrigin("", "dequantised from Q4_1: already rounded", "", "", 13)
+    monkeypatch.setattr(smollm2, "read_gguf", lambda _: ({}, {}, origin))
     lines: list[str] = []
     folder = smollm2.set_up(lines.append)
     assert smollm2.set_up() == folder == prepared("smollm2-135m")
@@ -51,7 +53,7 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
     assert (folder / "LICENSE").read_text() == "Apache License"
     source = CacheOrigin.read(folder)
     assert source is not None
-    assert source.note == "dequantised from Q4_1: already rounded to a 4-bit grid"
+    assert (source.note, source.bytes) == (origin.note, 13) and source.licence == "Apache-2.0"
     assert any("93 MB" in line for line in lines)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from backend.evaluation.paired import paired_ratio
+from backend.queue.service import PREDICTED_BYTES, SOURCE_BYTES
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import BYTES, HELDOUT_LOSS, PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
@@ -77,8 +78,19 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs["Duration"] = took(job, now)
     if job.peak_bytes:
         pairs["Peak memory"] = size(job.peak_bytes)
+    pairs |= _sizes(job, results)
     conditions = speed_conditions(job, results.rows.values())
     return HTML.outcome(pairs, _verdict(job, results), _decision(results), conditions)
+
+
+def _sizes(job: Job, results: RunResults) -> dict[str, str]:
+    """Of the files the run works on, and of those it saves: as predicted, and as they are."""
+    source, predicted = (job.environment.get(key) for key in (SOURCE_BYTES, PREDICTED_BYTES))
+    saved = [row.value for (_, name), row in results.rows.items() if name.family == BYTES]
+    after = {"predicted": predicted, "saved": max(saved, default=None)}
+    told = [f"{size(value)} {word}" for word, value in after.items() if value]
+    before = [f"{size(source)} before"] if source else []
+    return {"Size": ", ".join((*before, *told))} if told else {}
 
 
 def _verdict(job: Job, results: RunResults) -> str:

@@ -1,0 +1,60 @@
+"""Bytes of the weights that a run saves, known before it starts. Does not import torch.
+
+Matrices count with their scales and zero-points; headers of files, some kilobytes, do not.
+"""
+
+from __future__ import annotations
+
+from backend.export.formats import bits_per_weight
+from backend.models.facts import ModelFacts
+from backend.models.memory import WEIGHT_BYTES
+from backend.printable import readable_bytes
+from backend.quantization.plan import QuantizationPlan, QuantSettings
+
+GGUF_BITS = {
+    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q4_1": 5.0, "Q4_0": 4.5,
+}  # fmt: skip
+TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge; SmolLM2: 35.6
+
+
+def dense_bytes(facts: ModelFacts) -> int:
+    """Of a folder in the precision of the base model's files."""
+    return facts.parameters * WEIGHT_BYTES[facts.saved_dtype]
+
+
+def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stored: str) -> int:
+    """Of a folder that holds the layers of a plan in a format, all else as `stored`."""
+    if format == "dense":
+        return dense_bytes(facts)
+    settings: dict[str, QuantSettings | None] = {**plan.layers}
+    if own := plan.embedding:
+        settings |= dict.fromkeys(own.layers, own)
+    rest, bits = facts.parameters, 0.0
+    for x in (*facts.linears, *facts.embeddings):
+        if of := settings.get(x.name):
+            size = of.group_size or x.columns
+            bits += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
+            rest -= x.weights
+    return int(bits / 8) + rest * WEIGHT_BYTES[stored]
+
+
+def gguf_bytes(facts: ModelFacts, type: str, embedding: str) -> int:
+    """Of a GGUF file whose linear layers, and embedding and head, have these types."""
+    bits = {
+        **dict.fromkeys(facts.linears, GGUF_BITS[type]),
+        **dict.fromkeys(facts.embeddings, GGUF_BITS[embedding]),
+    }
+    rest = facts.parameters - sum(x.weights for x in bits)
+    matrices = sum(x.weights * each for x, each in bits.items())
+    return int(matrices / 8) + 4 * rest + TOKEN_BYTES * facts.vocabulary
+
+
+def growth(source: int, saved: int, do: str) -> str:
+    """What to know of a file that will be larger than what it is made of; else empty. `do`: what
+    makes it smaller."""
+    if not source or saved <= source:
+        return ""
+    return (
+        f"The saved model will be larger than its source: {readable_bytes(saved)} instead of "
+        f"{readable_bytes(source)}. {do}"
+    )
