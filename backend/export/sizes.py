@@ -1,6 +1,7 @@
 """Bytes of the weights that a run saves, known before it starts. Does not import torch.
 
-Matrices count with their scales and zero-points; headers of files, some kilobytes, do not.
+Matrices count with their scales and zero-points. Norms and biases are few: their number is a guess,
+of their headers alone.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from backend.quantization.plan import QuantizationPlan, QuantSettings
 GGUF_BITS = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q4_1": 5.0, "Q4_0": 4.5,
 }  # fmt: skip
+HEADER_BYTES = 108  # of a tensor in a safetensors file
+PARTS, VECTORS = 3, 3  # tensors of a packed matrix; norms and biases of a block
 TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge; SmolLM2: 35.6
 
 
 def dense_bytes(facts: ModelFacts) -> int:
     """Of a folder in the precision of the base model's files."""
-    return facts.parameters * WEIGHT_BYTES[facts.saved_dtype]
+    header = HEADER_BYTES * (len(facts.matrices) + VECTORS * facts.blocks)
+    return header + facts.parameters * WEIGHT_BYTES[facts.saved_dtype]
 
 
 def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stored: str) -> int:
@@ -35,7 +39,9 @@ def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stor
             size = of.group_size or x.columns
             bits += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
             rest -= x.weights
-    return int(bits / 8) + rest * WEIGHT_BYTES[stored]
+    packed = sum(map(bool, settings.values()))
+    header = HEADER_BYTES * (PARTS * packed + VECTORS * facts.blocks)
+    return header + int(bits / 8) + rest * WEIGHT_BYTES[stored]
 
 
 def gguf_bytes(facts: ModelFacts, type: str, embedding: str) -> int:

@@ -248,11 +248,10 @@ def _embeddings(
     heads = () if config.get("tie_word_embeddings") else HEADS
     names = [name for name in EMBEDDINGS if name in stored][:1]
     names += [name for name in heads if names and name in stored][:1]
+    shapes = {name: tensors[stored[name]].shape for name in names}
     return tuple(
-        LinearShape(
-            n.removesuffix(".weight"), OUTSIDE, n.removesuffix(".weight"), *tensors[stored[n]].shape
-        )
-        for n in names
+        LinearShape(module := name.removesuffix(".weight"), OUTSIDE, module, rows, columns)
+        for name, (rows, columns) in shapes.items()
     )
 
 

@@ -68,8 +68,8 @@ def enqueue(
     **options: Unpack[EnqueueOptions],
 ) -> Job:
     """Enqueue one job; see `enqueue_all`."""
-    several = {"needs": [needs], "plans": [plan], "sizes": [sizes]}
-    return enqueue_all(kind, [config], actor, **several, **options)[0]
+    jobs = enqueue_all(kind, [config], actor, needs=[needs], plans=[plan], sizes=[sizes], **options)
+    return jobs[0]
 
 
 def enqueue_all(

@@ -206,7 +206,9 @@ def _cost(
 ) -> dict[str, Any]:
     weights = {n: model.get_submodule(n).get_parameter("weight") for n in names}
     layers = {n: quantize_embedding(W.detach(), of, torch.float16) for n, W in weights.items()}
-    errors = [float((x.dense() - weights[n]).norm() / weights[n].norm()) for n, x in layers.items()]
+    errors = [
+        float((x.dense() - (W := weights[n].detach())).norm() / W.norm()) for n, x in layers.items()
+    ]
     with swap_weights({weights[n]: layer.dense() for n, layer in layers.items()}):
         found = perplexity(model, text, 4)
     ratio = paired_ratio(found.windows, dense.windows)

@@ -160,7 +160,7 @@ def test_a_gguf_file_of_it_is_small(
     assert tensors["token_embd.weight"].tensor_type == Kind[kind] and "output.weight" not in tensors
     layers, _ = read_layers(folder)
     read = gguf.quants.dequantize(tensors["token_embd.weight"].data, Kind[kind])
-    assert torch.equal(torch.from_numpy(read), layers[EMBEDDING].dense())
+    assert torch.equal(torch.tensor(read), layers[EMBEDDING].dense())
     size = sum(t.n_bytes for t in reader.tensors)
     predicted = gguf_bytes(inspect(str(folder)), linears, kind) - 36 * 512
     assert size == pytest.approx(predicted, rel=0.001)
@@ -175,8 +175,7 @@ def test_the_predicted_size_is_that_of_the_file(
     facts = inspect(str(folder))
     made = plan(DLQATConfig(bits=4, group_size=32), facts, "slimscope", facts.embeddings, bits)
     predicted = quantized_bytes(facts, made, "slimscope", "float16")
-    stored = sum(t.nbytes for t in load_file(folder / "model.safetensors").values())
-    assert stored == pytest.approx(predicted, rel=0.005)
+    assert (folder / "model.safetensors").stat().st_size == pytest.approx(predicted, rel=0.01)
 
 
 def _of_config(**changes: object) -> Callable[[Path], None]:
@@ -203,6 +202,7 @@ def _with_own_head(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     parts = {n: t for n, t in tensors.items() if n.startswith(f"{EMBEDDING}.")}
     tensors |= {n.replace(EMBEDDING, HEAD): t.clone() for n, t in parts.items()}
+    _of_config(layers=[EMBEDDING, HEAD])(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -229,7 +229,7 @@ def _cut(folder: Path) -> None:
         (_of_config(layers=[HEAD]), "lm_head is quantised; it is not"),
         (_of_config(layers=["model.layers.0.mlp.up_proj"]), "a second way of packing"),
         (_of_config(layers=["re:.*"]), "a second way of packing"),
-        (_of_tensor(f"{EMBEDDING}.weight_scale", lambda _: None), "it has no|do not fit"),
+        (_of_tensor(f"{EMBEDDING}.weight_scale", lambda _: None), "It has no weight_scale"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t[:, :1].clone()), "do not match|shape"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t * float("nan")), "not finite"),
         (_of_tensor(f"{EMBEDDING}.weight_shape", lambda t: t * 2), "weight_packed is"),

@@ -101,7 +101,7 @@ def convert(path: Path, folder: Path, say: Say = silent) -> None:
 def _dequantizing(say: Say) -> Iterator[None]:
     """Says how many tensors transformers has dequantised, which takes a minute for a gigabyte;
     its own bar would be drawn into the log."""
-    from transformers import modeling_gguf_pytorch_utils as gguf_utils
+    from transformers import modeling_gguf_pytorch_utils
 
     def counted(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
         for number, tensor in enumerate(tensors):
@@ -109,12 +109,12 @@ def _dequantizing(say: Say) -> Iterator[None]:
                 say(f"dequantised {number} of {len(tensors)} tensors")
             yield tensor
 
-    own = gguf_utils.tqdm
-    gguf_utils.tqdm = counted
+    converter: Any = modeling_gguf_pytorch_utils
+    own, converter.tqdm = converter.tqdm, counted
     try:
         yield
     finally:
-        gguf_utils.tqdm = own
+        converter.tqdm = own
 
 
 def _narrowest(values: Any) -> Any:

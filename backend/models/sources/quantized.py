@@ -101,7 +101,8 @@ def _ours(settings: Mapping[str, Any]) -> Packing:
     if grid not in get_args(StoredGrid):
         raise ValueError(f"grid {grid}")
     sizes = int(settings["bits"]), int(settings["group_size"])
-    return Packing("slimscope", *sizes, grid, "", *_outside(settings.get("outside")))
+    names, bits, size = _outside(settings.get("outside"))
+    return Packing("slimscope", *sizes, grid, "", names, bits, size)
 
 
 def _outside(settings: Mapping[str, Any] | None) -> tuple[tuple[str, ...], int, int]:
@@ -140,7 +141,8 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
         bits, size = sizes[1]
         outside = {"layers": groups[1]["targets"], "bits": bits, "group_size": size}
     grid: StoredGrid = "symmetric" if groups[0]["weights"]["symmetric"] else "zero-point"
-    return Packing("compressed-tensors", *sizes[0], grid, "", *_outside(outside))
+    names, bits, size = _outside(outside)
+    return Packing("compressed-tensors", *sizes[0], grid, "", names, bits, size)
 
 
 def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:

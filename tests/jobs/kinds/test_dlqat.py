@@ -92,10 +92,10 @@ def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait, bit
     model = load_dequantized(folder, torch.float32)
     text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
     found = measure(model, text, 4).value
-    assert found == pytest.approx(perplexity["rtn"], rel=1e-6) and found > perplexity["dense"]
+    assert found == pytest.approx(perplexity["rtn"], rel=1e-6)
     (size,) = figures(job, "bytes/slimscope").values()
     predicted = job.environment["predicted_bytes"]
-    assert predicted == pytest.approx(size, rel=0.06) and predicted < size
+    assert predicted == pytest.approx(size, rel=0.02)
     plain = finished(wait, **values, embedding="stored")
     assert figures(plain, "perplexity")["dense"] == perplexity["dense"]
     assert figures(plain, "perplexity")["lora"] == perplexity["lora"]
