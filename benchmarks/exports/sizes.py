@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,11 +74,12 @@ def main() -> None:
     parser.add_argument("--perplexity", metavar="MODEL", help="cost of its quantised embedding")
     parser.add_argument("--only", default="", help="models whose name has this")
     options = parser.parse_args()
-    if options.perplexity:
-        rows = [*embedding_costs(options.perplexity)]
-    else:
-        named = [name for name in ("smollm2-135m", *SHAPES) if options.only in name]
-        rows = [row for name in named for row in sizes(name)]
+    named = [name for name in ("smollm2-135m", *SHAPES) if options.only in name]
+    found = embedding_costs(options.perplexity) if options.perplexity else chain(*map(sizes, named))
+    rows = []
+    for row in found:
+        rows.append(row)
+        print(*row.values(), sep=" | ", flush=True)
     table = Table(*rows[0], box=None)
     for row in rows:
         table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
@@ -196,7 +198,7 @@ def embedding_costs(spec: str) -> Iterator[dict[str, Any]]:
         "95 %": "",
     }
     names = [x.name for x in loaded.facts.embeddings]
-    grids = [(8, "minmax"), (8, "mse"), (6, "minmax"), (6, "mse"), (4, "minmax"), (4, "mse")]
+    grids = [(8, "mse"), (6, "mse"), (4, "mse"), (8, "minmax"), (6, "minmax"), (4, "minmax")]
     for bits, search in grids:
         yield _cost(loaded.model, text, names, QuantSettings(bits, 32, "symmetric", search), dense)
 
