@@ -17,7 +17,7 @@ GGUF_BITS = {
 }  # fmt: skip
 HEADER_BYTES = 108  # of a tensor in a safetensors file
 PARTS, VECTORS = 3, 3  # tensors of a packed matrix; norms and biases of a block
-TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge; SmolLM2: 35.6
+TOKEN_BYTES = 36  # of a token in the vocabulary of a GGUF file, with its merge (of SmolLM2)
 
 
 def dense_bytes(facts: ModelFacts) -> int:
@@ -38,6 +38,8 @@ def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stor
         if of := settings.get(x.name):
             size = of.group_size or x.columns
             bits += x.weights * bits_per_weight(of.bits, size, of.grid, stored)
+            if format in ("gptq", "gptq_v2"):  # a group for each input, zero-points on every grid
+                bits += 32 * x.columns + (of.grid == "symmetric") * of.bits * x.weights / size
             rest -= x.weights
     packed = sum(map(bool, settings.values()))
     header = HEADER_BYTES * (PARTS * packed + VECTORS * facts.blocks)
