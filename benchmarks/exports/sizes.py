@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase, Qwen2Config
 
-from backend.evaluation.paired import paired_ratio
 from backend.evaluation.perplexity import perplexity
 from backend.export.formats import layout_of
 from backend.export.gguf.types import EmbeddingType, carried_type, embedding_type, fitting
@@ -41,6 +40,7 @@ from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings, plan
 from backend.reporter import SilentReporter
 from backend.settings import settings
+from backend.statistics.paired import paired_ratio
 from backend.text.slices import evaluation_slice
 
 SHAPES: dict[str, Any] = {

@@ -26,7 +26,8 @@ from ui.widgets.html import time_tag
 HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan
 NOT_ENVIRONMENT = (  # shown elsewhere
-    "variables", "text", "warnings", "estimated_seconds", SOURCE_BYTES, PREDICTED_BYTES,
+    "variables", "text", "warnings", "estimated_seconds", "estimated_bytes", "kept_reason",
+    SOURCE_BYTES, PREDICTED_BYTES,
 )  # fmt: skip
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from backend.evaluation.paired import paired_ratio
-from backend.queue.service import PREDICTED_BYTES, SOURCE_BYTES
+from backend.queue.service import (
+    ESTIMATED_BYTES,
+    ESTIMATED_SECONDS,
+    PREDICTED_BYTES,
+    SOURCE_BYTES,
+)
+from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import BYTES, HELDOUT_LOSS, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
@@ -74,23 +79,30 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
-    if job.started_at:
-        pairs["Duration"] = took(job, now)
-    if job.peak_bytes:
-        pairs["Peak memory"] = size(job.peak_bytes)
-    pairs |= _sizes(job, results)
-    conditions = speed_conditions(job, results.rows.values())
-    return HTML.outcome(pairs, _verdict(job, results), _decision(results), conditions)
-
-
-def _sizes(job: Job, results: RunResults) -> dict[str, str]:
-    """Of the files the run works on, and of those it saves: as predicted, and as they are."""
-    source, predicted = (job.environment.get(key) for key in (SOURCE_BYTES, PREDICTED_BYTES))
+    known = job.environment or {}
+    seconds, memory = known.get(ESTIMATED_SECONDS), known.get(ESTIMATED_BYTES)
+    pairs |= _beside_estimate(
+        "Duration", took(job, now) if job.started_at else "", duration, seconds
+    )
+    peak = size(job.peak_bytes) if job.peak_bytes else ""
+    pairs |= _beside_estimate("Peak memory", peak, size, memory)
+    if source := known.get(SOURCE_BYTES):
+        pairs["Size of the source"] = size(source)
     saved = [row.value for (_, name), row in results.rows.items() if name.family == BYTES]
-    after = {"predicted": predicted, "saved": max(saved, default=None)}
-    told = [f"{size(value)} {word}" for word, value in after.items() if value]
-    before = [f"{size(source)} before"] if source else []
-    return {"Size": ", ".join((*before, *told))} if told else {}
+    written = size(max(saved)) if saved else ""
+    pairs |= _beside_estimate("Size saved", written, size, known.get(PREDICTED_BYTES))
+    conditions = speed_conditions(job, results.rows.values())
+    return HTML.outcome(pairs, job.kept_reason, _verdict(job, results), conditions)
+
+
+def _beside_estimate(
+    what: str, real: str, write: Callable[[float | None], str], estimated: float | None
+) -> dict[str, str]:
+    """A cost of the run as a fact: what it was, what had been estimated, or both."""
+    if estimated is None:
+        return {what: real} if real else {}
+    about = f"about {write(estimated)}"
+    return {what: f"{real} (estimated: {about})" if real else f"{about} (estimated)"}
 
 
 def _verdict(job: Job, results: RunResults) -> str:
@@ -111,16 +123,6 @@ def _measured(job: Job) -> str:
             if (row.stage, row.metric) == (job.run, SPEED_UP):
                 return f"{other.run} measured {fixed(row.value, 2)} ×."
     return "Not measured yet."
-
-
-def _decision(results: RunResults) -> str:
-    losses = {s: results.value(s, HELDOUT_LOSS) for s in results.stages}
-    measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
-    kept = results.label(results.kept or "")
-    if kept not in measured or len(measured) < 2:
-        return ""
-    others = ", ".join(f"{label} {loss}" for label, loss in measured.items() if label != kept)
-    return f"Held-out loss: {kept} {measured[kept]} (kept); {others}."
 
 
 def times(results: RunResults) -> Markup:
