@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from backend.quantization.grid import QuantizedWeight
 
@@ -101,13 +102,15 @@ def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) ->
     """Replace `layers` in `model`, which becomes bfloat16: packed if supported, else dense.
     Returns name -> reason for the dense ones."""
     to_bfloat16(model)
-    dense = dict[str, str]()
+    dense, head = dict[str, str](), model.get_output_embeddings()
     for name, layer in layers.items():
         module = model.get_submodule(name)
-        plain = isinstance(module, nn.Linear)
-        if why := obstacle(layer) or ("" if plain else "it is not an nn.Linear"):
-            weight = layer.dense()
-            module.get_parameter("weight").data.copy_(weight if plain else weight.T)
+        why = obstacle(layer) or ("" if isinstance(module, nn.Linear) else "it is not an nn.Linear")
+        if isinstance(module, nn.Embedding) or module is head:
+            why = "embedding and head are expanded to 16 bits"
+        if why:
+            weight = layer.dense().T if isinstance(module, Conv1D) else layer.dense()
+            module.get_parameter("weight").data.copy_(weight)
             dense[name] = why
         else:
             bias = dict(module.named_parameters()).get("bias")
