@@ -26,6 +26,10 @@ CLIP = 1.0  # norm of the gradient
 VALUE = "value/"  # prefix of what is trained, in a checkpoint
 
 
+class DivergenceError(ComputeError):
+    """A loss or a gradient that is not finite."""
+
+
 class Trainer(ABC):
     """Trains parameters to the end of `steps`.
 
@@ -76,7 +80,7 @@ class Trainer(ABC):
         """Run all steps after the newest checkpoint.
 
         Raises:
-            ComputeError: loss or gradient is not finite; the last good checkpoint is kept.
+            DivergenceError: the last good checkpoint is kept.
             CancelledError: cancellation was requested.
         """
         self.restore()
@@ -92,15 +96,27 @@ class Trainer(ABC):
         parameters = self.parameters.values()
         loss = distributed.all_reduce_gradients(self.backward(), parameters)
         self._require_finite("loss", loss)
-        self._require_finite("gradient", nn.utils.clip_grad_norm_(parameters, CLIP).item())
+        norm = self._gradient_norm()
+        self._require_finite("gradient", norm.item())
+        nn.utils.clip_grads_with_norm_(parameters, CLIP, norm)
         self.optimizer.step(self.rate_factor())
         self.step += 1
         return loss
 
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the gradient by parameters in units of the "size" of their group, or 1."""
+        norms = [
+            group.get("size", 1.0) * torch.linalg.vector_norm(parameter.grad)
+            for group in self.optimizer.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        return torch.linalg.vector_norm(torch.stack(norms))
+
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        raise ComputeError(
+        raise DivergenceError(
             f"The {what} of step {self.step + 1} of {self.label} is {value}.",
             f"Training diverged; the last good checkpoint is at step {self.saved}."
             if self.saved
