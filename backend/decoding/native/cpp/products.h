@@ -120,39 +120,23 @@ template <> class Lines<SPARSE_BF16> {
 };
 #endif
 
-// The codes of a run of inputs of a block.
-template <int BITS> class Run {
- public:
-  explicit Run(const char* from) {
-    for (int n = 0; n < BITS; n++) {
-      prefetch<1024>(from + n * LINE);
-      lines_[n] = load<Words>(from + n * LINE);
+// The codes of quad j of a run, of whose lines line(n) is the n-th.
+template <int BITS, class Line> inline Words quad(Line line, int j) {
+  constexpr int LOW = low_plane(BITS), HIGH = BITS - LOW;
+  const auto every = [](int bits) { return ((1u << bits) - 1) * 0x01010101u; };
+  if constexpr (BITS == 8) {
+    return line(j);
+  } else {
+    const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
+    if constexpr (HIGH == 0) {
+      return low;
+    } else {  // the bits of the second plane, moved above those of the first
+      const Words bits = line(LOW + line_of(HIGH, j));
+      const int by = LOW - shift_of(HIGH, j);
+      return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
     }
   }
-  Words quad(int j) const {
-    if constexpr (BITS == 8)
-      return lines_[j];
-    else {
-      const Words low = lines_[line_of(LOW, j)] >> shift_of(LOW, j) & every(LOW);
-      if constexpr (HIGH == 0)
-        return low;
-      else
-        return joined(high(j), every(HIGH) << LOW, low);
-    }
-  }
-
- private:
-  static constexpr int LOW = low_plane(BITS), HIGH = BITS - LOW;
-  static constexpr uint32_t every(int bits) { return ((1u << bits) - 1) * 0x01010101u; }
-  // The bits of the second plane, moved above those of the first.
-  Words high(int j) const {
-    const Words line = lines_[LOW + line_of(HIGH, j)];
-    const int by = LOW - shift_of(HIGH, j);
-    return by > 0 ? line << by : line >> -by;
-  }
-
-  Words lines_[BITS];
-};
+}
 
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
 template <int R, int M> struct Tile {
@@ -190,7 +174,10 @@ template <int R, int M> struct Tile {
   // sum over k of scale (code[k] - zero) x[k], group by group: codes are 0 and above, so the
   // zero-point comes off with the sum of the inputs.
   template <int BITS> static void codes(const Product& p, int block, int token) {
-    constexpr int CHAINS = R * M < 4 ? 4 : 1;  // sums side by side: one would wait for itself
+    // Of a single token and block, the lines of a run are read at once, and four sums are kept side
+    // by side: one would wait for itself.
+    constexpr bool ALONE = R * M == 1;
+    constexpr int CHAINS = ALONE ? 4 : 1;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
     const size_t block_bytes = (size_t)K / RUN * BITS * LINE;
@@ -198,41 +185,51 @@ template <int R, int M> struct Tile {
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
       Ints part[R][M][CHAINS] = {};
-      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN)
-        for (int r = 0; r < R; r++) {
-          const Run<BITS> run(first + r * block_bytes + (size_t)k / RUN * BITS * LINE);
-          const int8_t* x = &p.input.codes[(size_t)token * K + k];
+      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
+        const char* run = first + (size_t)k / RUN * BITS * LINE;
+        const int8_t* x = &p.input.codes[(size_t)token * K + k];
+        const auto read = [&](int r, int n) {
+          return load<Words>(run + r * block_bytes + n * LINE);
+        };
+        Words held[ALONE ? BITS : 1];
+        for (int n = 0; n < (ALONE ? BITS : 1); n++) held[n] = read(0, n);
+        for (int r = 0; r < R; r++)
+          for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
 #pragma GCC unroll 4
-          for (int j = 0; j < QUADS; j += 2) {
-            const Words one = run.quad(j), next = run.quad(j + 1);
+        for (int j = 0; j < QUADS; j += 2)
+          for (int r = 0; r < R; r++) {
+            const auto line = [&](int n) { return ALONE ? held[n] : read(r, n); };
+            const Words one = quad<BITS>(line, j), next = quad<BITS>(line, j + 1);
             for (int i = 0; i < M; i++) {
               Ints& sum = part[r][i][j / 2 % CHAINS];
               sum = add<BITS>(sum, one, next, x + (size_t)i * K + 4 * j);
             }
           }
-        }
-      for (int r = 0; r < R; r++)
-        for (int i = 0; i < M; i++)
-          add_group<BITS>(p, block + r, token + i, g, part[r][i], total[r][i]);
+      }
+      for (int r = 0; r < R; r++) add_group<BITS>(p, block + r, token, g, part[r], total[r]);
     }
     for (int r = 0; r < R; r++)
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
   }
 
   template <int BITS, int CHAINS>
-  static void add_group(const Product& p, int block, int token, int g, const Ints (&part)[CHAINS],
-                        Floats& total) {
+  static void add_group(const Product& p, int block, int token, int g,
+                        const Ints (&part)[M][CHAINS], Floats (&total)[M]) {
     constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
     const Matrix& m = p.matrix;
     const int groups = m.inputs / m.group;
-    const size_t place = ((size_t)block * groups + g) * LANES, at = (size_t)token * groups + g;
+    const size_t place = ((size_t)block * groups + g) * LANES;
     const Floats scale = widen(load<Halves>(m.scales + place));
     Floats zero = all((1 << (BITS - 1)) - LESS);
     if (m.zeros) zero += widen(load<Halves>(m.zeros + place));
-    Ints sum = part[0];
-    for (int c = 1; c < CHAINS; c++) sum = sum + part[c];
-    total = fused(scale * -zero, all(p.input.sums[at]), total);
-    total = fused(scale * p.input.scales[at], convert<Floats>(sum), total);
+    const Floats offset = scale * -zero;
+    for (int i = 0; i < M; i++) {
+      const size_t at = (size_t)(token + i) * groups + g;
+      Ints sum = part[i][0];
+      for (int c = 1; c < CHAINS; c++) sum = sum + part[i][c];
+      total[i] = fused(offset, all(p.input.sums[at]), total[i]);
+      total[i] = fused(scale * p.input.scales[at], convert<Floats>(sum), total[i]);
+    }
   }
 
 #if HAVE_VNNI
