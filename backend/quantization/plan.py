@@ -22,9 +22,7 @@ from backend.quantization.llama_blocks import require_llama_blocks
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
 EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
-FINE_BITS = (
-    6  # of an embedding, from which ranges are not clipped: of 28 M weights it takes minutes
-)
+FINE_BITS = 6  # of an embedding, from which its ranges are not clipped: that takes minutes
 SYMMETRIC: GridType = "symmetric"
 
 
