@@ -22,7 +22,7 @@ from backend.quantization.llama_blocks import require_llama_blocks
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
 EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
-EMBEDDING_SEARCH = "mse"
+FINE_BITS = 6  # of an embedding, from which its ranges are not clipped: that takes minutes
 SYMMETRIC: GridType = "symmetric"
 
 
@@ -132,7 +132,12 @@ def _embedding(
     if bits == config.bits and (not config.group_size or columns % config.group_size == 0):
         size, grid = config.group_size, config.grid
     names = tuple(x.name for x in outside)
-    return QuantSettings(bits, size, grid, EMBEDDING_SEARCH, format=format, layers=names)
+    return QuantSettings(bits, size, grid, embedding_search(bits), format=format, layers=names)
+
+
+def embedding_search(bits: int) -> str:
+    """The range search of embedding and head."""
+    return "minmax" if bits >= FINE_BITS else "mse"
 
 
 def group_layers(

@@ -25,7 +25,6 @@ from backend.quantization.config import (
     DLQATStage,
 )
 from backend.quantization.plan import (
-    EMBEDDING_SEARCH,
     QuantizationPlan,
     QuantSettings,
     plan,
@@ -206,7 +205,7 @@ def flops_by_phase(
     flops["save"] = 100 * weights
     if planned.embedding:
         outside = sum(x.weights for x in facts.embeddings)
-        flops["save"] += declared_flops(DECLARED_RANGE_SEARCHES, EMBEDDING_SEARCH) * outside
+        flops["save"] += declared_flops(DECLARED_RANGE_SEARCHES, planned.embedding.space) * outside
     decoded = DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS)
     flops["speed"] = 2 * 2 * (weights + head) * decoded * config.packed
     return flops
