@@ -23,6 +23,7 @@ from backend.models.layer_names import MAX_LETTERS, LayerNames, read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
+EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
 ADVANCED: JsonDict = {"advanced": True}
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # calibration segments in one forward pass
@@ -121,6 +122,13 @@ class DLQATConfig(BaseModel):
         title="Grid",
         description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
         "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
+    )
+    embedding: EmbeddingBits = Field(
+        "auto",
+        title="Embedding and head",
+        description="Bits of the token embedding and of the head, rounded to nearest. stored: the "
+        "stored precision. auto: 8 in the format slimscope, which holds them beside layers of "
+        "other bits and becomes a GGUF file; stored in any other.",
     )
     stages: Stages = Field(
         "rtn, gptq, dlqat, lora",

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.models.layer_names import NamedLayer, layer_named, select_layers
 from backend.plan import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
@@ -20,6 +21,9 @@ from backend.quantization.llama_blocks import require_llama_blocks
 
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
+EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
+EMBEDDING_SEARCH = "mse"
+SYMMETRIC: GridType = "symmetric"
 
 
 class PlannedModel(Protocol):
@@ -62,17 +66,24 @@ class QuantizationPlan(Plan):
         stages: in the order in which they are made, the dense model first.
         groups: the layers that are quantized, by their settings.
         dense: full names of those that are not.
+        embedding: how the token embedding and the head are quantized; None: they are not.
     """
 
     stages: tuple[str, ...]
     groups: tuple[QuantSettings, ...]
     dense: tuple[str, ...] = ()
+    embedding: QuantSettings | None = None
 
     @cached_property
     def layers(self) -> dict[str, QuantSettings | None]:
         """Full name -> settings of the layer; None: it stays dense."""
         quantized = {name: group for group in self.groups for name in group.layers}
         return {**dict.fromkeys(self.dense), **quantized}
+
+    @property
+    def format(self) -> Any:
+        """The format of the export."""
+        return self.groups[0].format
 
     def settings(self, name: str) -> QuantSettings:
         """Settings of the layer of that name, which is quantized."""
@@ -81,12 +92,20 @@ class QuantizationPlan(Plan):
         return settings
 
     def check(self, config: Any) -> None:
-        if group_layers(config, [layer_named(name) for name in self.layers], config.format) != self:
+        again = group_layers(config, [layer_named(name) for name in self.layers], config.format)
+        if again.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan is not that of the config")
+        found, asked = self.embedding, config.embedding
+        bits = str(found.bits) if found else "stored"
+        if bits not in (("stored", "8") if asked == "auto" else (asked,)):
+            raise ValueError("the plan of the embedding is not that of the config")
 
 
-def plan(config: DLQATConfig, facts: PlannedModel, format: str = "dense") -> QuantizationPlan:
-    """The plan of a run on a model.
+def plan(
+    config: DLQATConfig, facts: PlannedModel, format: str = "dense",
+    outside: Collection[LinearShape] = (), bits: int = 0,
+) -> QuantizationPlan:  # fmt: skip
+    """The plan of a run on a model. `outside`: its embedding and head, which get so many `bits`.
 
     Raises:
         ConfigError: there is nothing to make or to train, a name matches no layer, no layer is
@@ -98,7 +117,22 @@ def plan(config: DLQATConfig, facts: PlannedModel, format: str = "dense") -> Qua
         if DECLARED_QUANTIZERS[quantizer].facts.get("llama_only"):
             modules = [x.module for x in facts.linears if made.layers[x.name]]
             require_llama_blocks(STAGE_LABELS[quantizer], facts.architecture, modules)
-    return made
+    if not bits or not outside:
+        return made
+    return made.model_copy(update={"embedding": _embedding(config, format, outside, bits)})
+
+
+def _embedding(
+    config: DLQATConfig, format: str, outside: Collection[LinearShape], bits: int
+) -> QuantSettings:
+    """The settings of embedding and head: with the bits of the layers they have their grid, too,
+    as transformers reads no other; else one that GGUF's types hold."""
+    columns = next(iter(outside)).columns
+    size, grid = (EMBEDDING_GROUP if columns % EMBEDDING_GROUP == 0 else 0), SYMMETRIC
+    if bits == config.bits and (not config.group_size or columns % config.group_size == 0):
+        size, grid = config.group_size, config.grid
+    names = tuple(x.name for x in outside)
+    return QuantSettings(bits, size, grid, EMBEDDING_SEARCH, format=format, layers=names)
 
 
 def group_layers(
