@@ -97,7 +97,7 @@ def test_formats_are_read_back_and_have_bytes(text: str, bits: float, words: str
 
 @pytest.mark.parametrize("text", ["", "int7-g64", "+int4", "2:4+", "int4-g64+2:4", "4", "int4-gx"])
 def test_what_is_no_format_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="pattern|offered|plus|width"):
+    with pytest.raises(ValueError, match=r"pattern|offered|plus|width|between"):
         Format.parse(text)
 
 
