@@ -65,9 +65,7 @@ class SensitivityMeter:
         return -taken.squeeze(-1).mean(-1)
 
     @torch.no_grad()
-    def measure(
-        self, block: int, candidates: Sequence[Mapping[str, Tensor]]
-    ) -> list[Sensitivity]:
+    def measure(self, block: int, candidates: Sequence[Mapping[str, Tensor]]) -> list[Sensitivity]:
         """Each candidate: module name in `block` -> its weights [out, in]."""
         sums = [torch.zeros(2, dtype=torch.float64) for _ in candidates]
         for window, states in enumerate(self._dense.inputs[block]):
@@ -102,7 +100,10 @@ class SensitivityMeter:
         for start in range(0, log_p.shape[1], POSITIONS):
             part = slice(start, start + POSITIONS)
             kl = functional.kl_div(
-                log_q[:, part], log_p[:, part].expand_as(log_q[:, part]), reduction="none", log_target=True
+                log_q[:, part],
+                log_p[:, part].expand_as(log_q[:, part]),
+                reduction="none",
+                log_target=True,
             )
             for total, one in zip(sums, kl.sum(-1).double().sum(-1), strict=True):
                 total[0] += one.cpu() / log_p.shape[1]

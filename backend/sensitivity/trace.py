@@ -108,7 +108,9 @@ def _loss_gradients(dense: DenseTrace, seed: int) -> list[Tensor]:
                     for part in logits.detach().split(POSITIONS)
                 ]
             )
-            functional.cross_entropy(logits, labels[:, 0].to(logits.device), reduction="sum").backward()
+            functional.cross_entropy(
+                logits, labels[:, 0].to(logits.device), reduction="sum"
+            ).backward()
         assert last.grad is not None
         gradients.append(last.grad)
     return gradients

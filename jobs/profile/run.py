@@ -1,0 +1,75 @@
+"""A sensitivity profile as a job: trace and gradients on held-out text, then every layer in every
+format, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from backend.models.blocks import LinearWeight
+from backend.models.loading import free_memory
+from backend.models.precision import resolve_dtype
+from backend.sensitivity.candidates import Solvers
+from backend.sensitivity.measured import SensitivityMeter
+from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
+from backend.sensitivity.trace import trace
+from backend.sensitivity.walk import Figures, SensitivityWalk, load_fisher, usual_width
+from backend.statistics.names import SENSITIVITY
+from backend.statistics.tensors import TensorProfile
+from backend.text.slices import calibration_slice
+from jobs.fields.base_model import resolve_model
+from jobs.fields.text import context_length
+from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
+from jobs.profile.config import DENSE, ProfileJob
+from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
+from jobs.profile.profiles import profile_of_run
+from jobs.runtime.context import JobContext
+from jobs.runtime.environment import prepare
+from jobs.runtime.loading import load_whole, text_facts
+from jobs.runtime.progress import Phases
+
+
+def run(config: ProfileJob, context: JobContext) -> None:
+    """Profiles block after block; one that an earlier attempt has profiled is not made again."""
+    device, base = prepare(config, context), resolve_model(config.model)
+    dtype = resolve_dtype(config.precision, torch.device(device))
+    streamed, _ = memory_bytes(config, base.facts, free_memory(device))
+    context.log(f"Loading {config.model} on {device}; passes in {dtype}.")
+    loaded = load_whole(base, device, torch.float32, context, streamed)
+    loaded.model.requires_grad_(False)
+    phases, flops = Phases(context, flops_by_phase(config, loaded.facts)), flops_by_phase
+    corpus = calibration_name(config, loaded.facts)
+    length, count = context_length(config, loaded.facts), config.segments + config.heldout
+    text = calibration_slice(corpus, loaded.tokenizer, count, length, config.seed)
+    context.environment(text={"calibration": text_facts(text)}, precision=dtype)
+    calibration, heldout = text.input_ids.split([config.segments, config.heldout])
+    dense = trace(loaded.model, heldout, getattr(torch, dtype), phases.phase("dense"))
+    load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
+    measured = () if streamed else config.measured_formats
+    meter = SensitivityMeter(dense, config.windows, usual_width(dense)) if measured else None
+    if meter:
+        context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
+    solvers = Solvers(config.pruner, "gptq", config.grid, config.space, config.damping)
+
+    def record(linear: LinearWeight, figures: Figures) -> None:
+        name = f"{linear.name}.weight"
+        context.profile(
+            TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
+        )
+
+    SensitivityWalk(
+        loaded.model, calibration, dense, config.all_formats, frozenset(measured), meter, solvers,
+        context.checkpoints, phases.phase("layers"), record,
+    ).run()  # fmt: skip
+    summarize(profile_of_run(context.run), context)
+    context.outcome(flops=sum(flops(config, loaded.facts).values()))
+
+
+def summarize(profile: SensitivityProfile, context: JobContext) -> None:
+    """Record how well the estimates agree with what was measured."""
+    for estimate in ESTIMATES:
+        value = profile.agreement(estimate)
+        if value is not None:
+            context.result(DENSE, replace(RANK_CORRELATION, series=estimate), value)
+            context.log(f"Rank correlation of {estimate} with the measured divergence: {value:.3f}")
