@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Literal
 
 import numpy as np
 
+from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
 from backend.sensitivity.allocation import (
     Allocation,
@@ -28,47 +28,7 @@ from backend.sensitivity.allocation import (
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them
-SYNTAX = "Write a size (80MB), bits a weight (3.25bits), sparsity (50%) or a loss (loss 2%)."
-
-BudgetKind = Literal["size", "bits", "sparsity", "loss"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a mix may take.
-
-    Attributes:
-        value: bytes, bits a weight, the share of zeros, or the rise of perplexity as a share.
-    """
-
-    kind: BudgetKind
-    value: float
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Parse one of the four forms. Raises ValueError: it is none; the message shows them."""
-        found = re.fullmatch(
-            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|[kmg]i?b|b)", text.strip().lower()
-        )
-        if not found or (found[1] and found[3] != "%"):
-            raise ValueError(f"{text[:40]!r} is no budget. {SYNTAX}")
-        loss, number, unit = found[1], float(found[2]), found[3]
-        if unit == "bits":
-            return cls("bits", number)
-        if unit == "%":
-            if not 0 < number < (1000 if loss else 100):
-                raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
-            return cls("loss" if loss else "sparsity", number / 100)
-        return cls("size", number * UNITS[unit.removesuffix("b")])
-
-    def __str__(self) -> str:
-        if self.kind == "size":
-            return f"{self.value / 1e6:.10g}MB"
-        if self.kind == "bits":
-            return f"{self.value:.10g}bits"
-        return f"{'loss ' if self.kind == 'loss' else ''}{100 * self.value:.10g}%"
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.budget import Budget
 from backend.errors import ConfigError
-from backend.models.layer_names import check_layer_patterns, fits
-from backend.sensitivity.budget import Budget, BudgetSolver, Mix
-from backend.sensitivity.formats import Format
+from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from jobs.fields.base_model import resolve_model
 from jobs.operations.registry import Record, operation
+from jobs.profile.budgets import Method, pins, solver_of
 from jobs.profile.profiles import newest_profile
 
 Only = Literal["", "quantized", "pruned"]
@@ -52,11 +52,10 @@ def budget(
     a model: predicted loss, bytes, and the command that makes it."""
     asked = _budget(size, bits, sparsity, loss)
     profile = newest_profile(model)
+    method: Method = only or ("pruned" if asked.kind == "sparsity" else "quantized")
+    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
-    fixed = 2.0 * (facts.parameters - facts.linear_weights)
-    solver = BudgetSolver(profile, fixed, allowed_formats(profile, asked, only))
-    mix = solver.solve(asked, pins(profile, pin))
-    return record(profile, mix, asked) | {"dense_bytes": 2 * facts.parameters}
+    return record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
 
 
 def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:
@@ -71,37 +70,9 @@ def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:
         raise ConfigError(str(error), "", "Correct it.", field="size") from error
 
 
-def allowed_formats(profile: SensitivityProfile, asked: Budget, only: Only) -> frozenset[Format]:
-    """Those a budget is spent on: a sparsity on pruned ones, unless told otherwise.
-
-    Raises:
-        ConfigError: the profile has none of them.
-    """
-    only = only or ("pruned" if asked.kind == "sparsity" else "quantized")
-    if only == "pruned":
-        found = frozenset(x for x in profile.formats if x.pattern and not x.quantized)
-    else:
-        found = frozenset(x for x in profile.formats if x.quantized and not x.pattern)
-    if not found:
-        what = f"{profile.run} has no {only} formats."
-        raise ConfigError(what, "", "Profile the model in some.", field="only")
-    return found
-
-
-def pins(profile: SensitivityProfile, text: str) -> dict[str, str]:
-    """Full name of a layer -> format it is held at. Raises ConfigError: a name matches none."""
-    held: dict[str, str] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, form = (side.strip() for side in part.partition("="))
-        check_layer_patterns([name], profile.layers, "pin")
-        held |= {layer.name: form for layer in profile.layers if fits(name, layer)}
-    return held
-
-
-def record(profile: SensitivityProfile, mix: Mix, asked: Budget) -> Record:
+def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:
     """What is told of a mix."""
-    pruned = any(form.pattern for form in mix.formats.values())
-    kind = "sds" if pruned else "dlqat"
+    kind = "sds" if method == "pruned" else "dlqat"
     return {
         "model": profile.model, "profile": profile.run, "budget": str(asked), "bytes": mix.nbytes,
         "bits": mix.bits, "sparsity": mix.sparsity, "loss": mix.loss,

@@ -15,7 +15,9 @@ from jobs.fields.text import CalibrationText
 from jobs.kind import JobConfig
 
 NAME, DENSE = "profile", "dense"
-FORMATS = "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 50%, 60%, 70%, 2:4"
+FORMATS = (
+    "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
+)
 MAX_FORMATS = 64
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from backend.budget import Budget
 from backend.errors import ConfigError
-from backend.sensitivity.budget import Budget, BudgetSolver
+from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import FIGURES, ProfiledLayer, SensitivityProfile, profile_of
 
