@@ -24,6 +24,21 @@ def one_line(text: str) -> str:
     return re.sub(r"[\n\t]+", " ", printable(text)).strip()
 
 
+def readable_seconds(seconds: float) -> str:
+    """The two largest units: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    left = max(0, round(seconds))
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        amount, left = divmod(left, length)
+        if amount or (unit == "s" and not parts):
+            parts.append(f"{amount} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
 def readable_bytes(count: float) -> str:
     """A byte count in decimal units: 538 MB."""
     for unit in ("B", "kB", "MB", "GB"):

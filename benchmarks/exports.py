@@ -96,10 +96,9 @@ def recorded(run: str) -> tuple[TextSlice, float]:
     config = kind_named(job.kind).config.model_validate(job.config)
     assert isinstance(config, TextConfig)
     base = load(job.config["model"])
-    calibration, evaluation = corpus_names(config, base.facts.default_text)
+    _, evaluation = corpus_names(config, base.facts.default_text)
     length = context_length(config, base.facts)
-    shared = calibration == evaluation
-    text = evaluation_slice(evaluation, base.tokenizer, config.windows, length, shared=shared)
+    text = evaluation_slice(evaluation, base.tokenizer, config.windows, length)
     assert text.sha256 == job.environment["text"]["evaluation"]["sha256"], "The text has changed."
     values = {r.stage: r.value for r in queries.results([run]) if r.metric == PERPLEXITY}
     return text, values[str(job.kept_stage)]

@@ -91,7 +91,7 @@ def statistics(tiny: TinyModel) -> None:
 
 
 def sds(tiny: TinyModel) -> None:
-    config = kinds()["sds"].config(adjust_steps=3, redense_steps=3, holdout=0)
+    config = kinds()["sds"].config(adjust_steps=3, redense_steps=3)
     loaded = tiny.loaded()
     with TemporaryDirectory() as work:
         run_sds(

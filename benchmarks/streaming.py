@@ -105,7 +105,7 @@ def work(chosen: argparse.Namespace) -> None:
     config = SDSJob.model_validate(
         {"model": str(chosen.folder), "weights": chosen.child, "until": chosen.until,
          "segments": chosen.segments, "context": chosen.context, "control": False,
-         "adjust": "off", "redense_steps": 1, "holdout": 0, "batch": 1,
+         "adjust": "off", "redense_steps": 1, "batch": 1,
          "activations": chosen.activations}
     )  # fmt: skip
     _, parts = needed(config, inspect(config.model), memory_available())

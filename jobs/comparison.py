@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from backend.evaluation.paired import PairedRatio
+from backend.statistics.paired import PairedRatio
 from jobs.wording import fixed, relative_change
 
 

@@ -193,8 +193,8 @@ class Kind:
         verdict: the perplexities of the stages, to a sentence on whether the method helped on this
             model.
         forecast: the figures a run ended with, to a sentence on what they promise for other runs.
-        key_figure: the figures a run ended with, to the one it is remembered by; None where they do
-            not suffice.
+        key_figure: the figures a run ended with, and the stage it kept, to the one it is
+            remembered by; None where they do not suffice.
         key_metric: what its stages are compared by at a glance.
         headline: config values -> the settings that name its run first; the other fields follow,
             but for those in `headline_fields`.
@@ -225,7 +225,7 @@ class Kind:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: Callable[[StageComparison], str] = lambda _: ""
     forecast: Callable[[Values], str] = lambda _: ""
-    key_figure: Callable[[Values], KeyFigure | None] | None = None
+    key_figure: Callable[[Values, str], KeyFigure | None] | None = None
     key_metric: MetricKey = PERPLEXITY
     headline: Callable[[Mapping[str, Any]], list[str]] | None = None
     headline_fields: frozenset[str] = frozenset()

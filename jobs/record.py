@@ -24,6 +24,7 @@ def record(run: str | int) -> dict[str, Any]:
         "reproduce": repeats.record() if repeats else None,
         "waits_for": [other.run for other in awaited([job.id]).get(job.id, [])],
         "kept_stage": job.kept_stage,
+        "kept_reason": job.kept_reason,
         "flops": job.flops,
         "timed_seconds": job.timed_seconds,
         "results": results(run),

@@ -18,7 +18,7 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import VARIABLES
 from backend.store import queries
 from backend.store.states import State
-from backend.store.tables import Job, check_intact
+from backend.store.tables import KEPT_REASON, Job, check_intact
 from jobs.benchmark.report import decoder_reports
 from jobs.estimate import estimate
 from jobs.fields.saved_models import needed_runs
@@ -29,7 +29,8 @@ from jobs.submit import validated
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
-    "settings", VARIABLES, service.ESTIMATED_SECONDS, "text", "warnings", WEIGHTS,
+    "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES, "text", "warnings",
+    WEIGHTS, KEPT_REASON,
 }  # fmt: skip
 SHOWN = 4
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from backend.printable import readable_bytes, readable_seconds
+from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS
 from backend.store import queries
 from backend.store.tables import Job
 
@@ -19,6 +21,20 @@ def summary(job: Job) -> dict[str, Any]:
         "started_at": job.started_at, "finished_at": job.finished_at,
         "disk_bytes": job.disk_bytes, "error": job.error,
     }  # fmt: skip
+
+
+def cost_text(job: Job) -> str:
+    """What a run was estimated to take, and what it took: "Estimated 3 min, 1.2 GB; took 4 min,
+    1.1 GB."; empty without an estimate."""
+    seconds, size = (job.environment.get(key) for key in (ESTIMATED_SECONDS, ESTIMATED_BYTES))
+    ended = job.started_at and job.finished_at
+    spent = (job.finished_at - job.started_at) / 1000 if ended else None  # type: ignore[operator]
+    told = [
+        f"{word} {readable_seconds(time)}" + (f", {readable_bytes(memory)}" if memory else "")
+        for word, time, memory in (("Estimated", seconds, size), ("took", spent, job.peak_bytes))
+        if time is not None
+    ]
+    return f"{'; '.join(told)}." if seconds is not None else ""
 
 
 def results(run: str | int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup, escape
 
+from backend.printable import readable_seconds
 from jobs.wording import fixed
 
 NONE = "–"
@@ -74,20 +75,8 @@ def share(value: float | None, places: int = 1) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """The two largest units: 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
-    if seconds is None or not math.isfinite(seconds):
-        return NONE
-    left = max(0, round(seconds))
-    if 0 < seconds < 9.95:
-        return f"{seconds:.1f} s"
-    parts: list[str] = []
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        amount, left = divmod(left, length)
-        if amount or (unit == "s" and not parts):
-            parts.append(f"{amount} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
+    """Such as "3 min 20 s"; see `readable_seconds`."""
+    return NONE if seconds is None or not math.isfinite(seconds) else readable_seconds(seconds)
 
 
 def eta(seconds: float | None) -> str:

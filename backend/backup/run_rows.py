@@ -88,6 +88,8 @@ class Environment(Checked):
     cpu: Note = ""
     threads: Small = 0
     estimated_seconds: Duration | None = None
+    estimated_bytes: Count | None = None
+    kept_reason: Note = ""
     versions: dict[Name, Note] = {}
     text: dict[Name, TextFacts] = {}
     warnings: Annotated[list[Note], Field(max_length=1000)] = []

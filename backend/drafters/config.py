@@ -116,7 +116,7 @@ class TrainingConfig(BaseModel):
         gt=0,
         le=1,
         title="Learning rate",
-        description="Of new layers; layers copied from the base model learn at a fifth of it.",
+        description="Of new layers; of those copied from the base model relative to their weights.",
         json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(

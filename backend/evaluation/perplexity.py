@@ -16,17 +16,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
+from backend.calibration.heldout import window_nll
 from backend.errors import ComputeError
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
-
-POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a time
 
 Observe = Callable[[Tensor, Tensor], None]
 
@@ -42,20 +40,6 @@ class Perplexity:
     tokens: int  # predicted tokens
     bos: bool  # whether every window starts with the beginning-of-text token
     windows: tuple[float, ...]  # nats per predicted token of each window
-
-
-def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each window: [b, L, V], [b, L] -> [b] float64 on the CPU."""
-    logits, input_ids = logits[:, :-1], input_ids.to(logits.device)
-    total = torch.zeros(len(input_ids), dtype=torch.float64)
-    for start in range(0, logits.shape[1], POSITIONS):
-        part = logits[:, start : start + POSITIONS].float()
-        target = input_ids[:, start + 1 : start + 1 + part.shape[1]]
-        losses = functional.cross_entropy(
-            part.flatten(0, 1), target.flatten(), reduction="none"
-        ).view_as(target)
-        total += losses.double().sum(1).cpu()
-    return total / logits.shape[1]
 
 
 @torch.no_grad()
@@ -84,7 +68,7 @@ def window_nlls(
     nlls: list[Tensor] = []
     rows = input_ids.split(batch)
     for part, logits in zip(rows, each_logits(model, input_ids, batch, new, tick), strict=True):
-        nlls.append(_window_nll(logits, part))
+        nlls.append(window_nll(logits, part))
         observe(part, logits)
         if not nlls[-1].isfinite().all():
             what = "The perplexity is not finite."

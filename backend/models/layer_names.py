@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeVar
+
+from pydantic import AfterValidator
 
 from backend.errors import ConfigError
 from backend.models.families.stored import IN_BLOCK
 
 MAX_NAMES = 4  # layers listed in an error message
+MAX_LISTED, MAX_LETTERS = 1000, 20_000  # of a list of names
 
 
 class NamedLayer(Protocol):
@@ -55,8 +58,19 @@ def layer_named(name: str) -> LayerName:
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The names in a comma-separated list.
+
+    Raises:
+        ValueError: there are more than `MAX_LISTED`.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if len(names) > MAX_LISTED:
+        raise ValueError(f"{len(names):,} entries, of at most {MAX_LISTED:,}. * stands for many")
+    return names
+
+
+# a config field: layer names, comma-separated
+LayerNames = Annotated[str, AfterValidator(lambda text: ", ".join(read_names(text)))]
 
 
 def fits(name: str, layer: NamedLayer) -> bool:

@@ -46,13 +46,13 @@ class SDSRun:
     """What all passes of one SDS run share.
 
     Attributes:
-        calibration: token ids [segments, L], held-out segments removed.
+        calibration: token ids [segments, L].
         dtype: of the forward passes; `stored`: of the saved weights, to which every sparse weight
             is rounded as soon as it is computed, so that all figures are those of what is saved.
         patterns: full name -> pattern of every linear that is pruned; OWL replaces some of them.
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
-        heldout: token ids [segments, L] of the held-out segments.
+        heldout: token ids [windows, L], to choose by.
         timed: time that belongs to no single block.
     """
 

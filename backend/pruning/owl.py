@@ -1,12 +1,13 @@
 """OWL: sparsity per block by its share of outliers (Yin et al., arXiv 2310.05175). No torch.
 
-    D_b = share of weights of block b with |W_ij| sqrt(H_jj) > M times the block's mean of it
+    D_b = share of weights of block b with |W_ij| sqrt(H_jj) > M times their layer's mean of it
     r_b = 2 lambda (D_b - min D) / (max D - min D)
     S_b = S + mean(r) - r_b
 
-Blocks with more outliers stay denser. The mean is weighted by the number of weights, so that the
-mean of S_b is S even if some layers are excluded. H is computed on the dense model's inputs.
-Layers with a pattern of their own (overrides) do not take part."""
+D_b has the mean of each layer, not that of the block as published, which follows the layers with
+the largest weights (ours). Blocks with more outliers stay denser. The mean of r is weighted by the
+number of weights, so that the mean of S_b is S even if some layers are excluded. H is computed on
+the dense model's inputs. Layers with a pattern of their own (overrides) do not take part."""
 
 from __future__ import annotations
 

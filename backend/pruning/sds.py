@@ -6,13 +6,15 @@
     3b  adjust the remaining weights to the *original* outputs  sds
     4   optional: reconstruct block by block                    sds-blocks
 
-3b and 4 are kept only if they lower the loss on held-out calibration segments. The result reports
-cost and error of every stage, including the control (first pruning, adjusted under its mask):
-without it the benefit of the dense detour would go untested."""
+Of the pruned stages the one with the lowest loss on held-out text is kept
+(`backend.calibration.kept_stage`). The result reports cost and error of every stage, including the
+control (first pruning, adjusted under its mask): without it the benefit of the dense detour would
+go untested."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.calibration.heldout import heldout_losses
+from backend.calibration.kept_stage import KeptStage, choose
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigError, ModelError
+from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import batches_in
@@ -31,8 +35,7 @@ from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
 from backend.models.precision import resolve_dtype
 from backend.pruning.block_work import SDSRun
-from backend.pruning.config import SDSConfig, SDSStage
-from backend.pruning.heldout import choose, heldout_losses, split, verdict
+from backend.pruning.config import CANDIDATES, STAGE_LABELS, SDSConfig, SDSStage
 from backend.pruning.owl import block_shares
 from backend.pruning.passes.block_pass import BlockPass
 from backend.pruning.passes.outliers import OutlierPass
@@ -55,7 +58,8 @@ class SDSResult:
     """The result of a run."""
 
     kept: SDSStage  # the stage that the model now holds
-    # stage -> mean loss on the held-out segments, nats per token; empty without them
+    reason: str  # why it is kept
+    # stage -> mean loss on the held-out windows, nats per token; empty without them
     heldout: dict[SDSStage, float]
     # stage -> relative output error, mean over all linears. The two passes measure on different
     # inputs: compare stages within a pass only
@@ -76,6 +80,7 @@ def run_sds(
     checkpoints: Checkpoints,
     reporter: Reporter,
     stored: torch.dtype = torch.float32,
+    heldout: Tensor | None = None,
 ) -> SDSResult:
     """Prune `model` in place as planned, and leave every stage's weights in `checkpoints`.
 
@@ -87,6 +92,7 @@ def run_sds(
         calibration: token ids [segments, L], no padding.
         checkpoints: of this run alone; stored blocks are not computed again.
         stored: dtype the pruned weights are rounded to, that of the base model's files.
+        heldout: token ids [windows, L] to choose the kept stage by; None: no stage is compared.
 
     Raises ConfigError, ModelError: before any work. ComputeError: a solver failed; names the layer.
     CancelledError: cancellation was requested; all finished blocks are stored."""
@@ -96,29 +102,54 @@ def run_sds(
         raise ConfigError(what, why, "Pass token ids of shape [segments, tokens].")
     linears = _planned(model, plan)
     store = SDSStageStore(checkpoints)
-    dtype = _claim_dtype(checkpoints, model, calibration, config, plan, stored)
-    fitted, heldout = split(calibration, config.holdout)
+    heldout = calibration[:0] if heldout is None else heldout
+    texts = torch.cat([calibration, heldout])
+    dtype = _claim_dtype(checkpoints, model, texts, config, plan, stored)
     passes = [PASSES[name] for name in plan.passes]
     units = sum(each.units(config) for each in passes) * len(linears)
     units += len(plan.stages) * bool(len(heldout))
-    passing = calibration if config.reconstruct else fitted
+    passing = texts if config.reconstruct else calibration
     width = model.config.get_text_config().hidden_size
     needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
     on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
     new = batches_in(checkpoints.root if on_disk else None)
-    run = SDSRun(model, fitted, config, plan, dtype, store, reporter, units, new, stored, heldout)
-    warnings = _log(reporter, _calibration_warnings(linears, fitted.numel()))
+    run = SDSRun(
+        model, calibration, config, plan, dtype, store, reporter, units, new, stored, heldout
+    )
+    warnings = _calibration_warnings(linears, calibration.numel())
+    for text in warnings:
+        reporter.log(text)
     for block_pass in passes:
         block_pass(run).walk(run.blocks)
         if block_pass is OutlierPass:
             _allocate(run, linears)
     with run.timed("heldout"):
-        losses = heldout_losses(run, checkpoints)
-    kept = choose(losses, plan.stages)
-    warnings += _log(reporter, verdict(losses, kept, plan.stages, config.holdout))
-    install(model, checkpoints, kept)
+        losses = _heldout_losses(run, checkpoints)
+    made = [stage for stage in CANDIDATES if stage in plan.stages]
+    by_name = {str(stage): each for stage, each in losses.items()}
+    kept = choose(by_name, made, STAGE_LABELS, [SDSStage.CONTROL])
+    reporter.log(kept.reason)
+    install(model, checkpoints, SDSStage(kept.stage))
     reports = [store.report(name, block) for name in plan.passes for block in range(run.blocks)]
     return _summary(reports, kept, losses, run.timed.seconds, warnings)
+
+
+def _heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> dict[SDSStage, list[float]]:
+    """The losses of every stage on the held-out windows; empty without windows."""
+    losses: dict[SDSStage, list[float]] = {}
+    for stage in run.plan.stages if len(run.heldout) else ():
+        install(run.model, checkpoints, stage)
+        losses[stage] = heldout_losses(
+            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new
+        )
+        if not all(map(math.isfinite, losses[stage])):
+            what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
+            why = "An activation overflowed, or pruning destroyed the model."
+            do = "Choose float32 as the forward precision, or a lower sparsity."
+            raise ComputeError(what, why, do, field="precision")
+        run.reporter.metric(MetricKey("heldout", stage), fmean(losses[stage]), 0)
+        run.advance(1, "Held-out loss")
+    return losses
 
 
 def _planned(model: PreTrainedModel, plan: PruningPlan) -> list[LinearWeight]:
@@ -147,15 +178,8 @@ def _allocate(run: SDSRun, linears: Sequence[LinearWeight]) -> None:
         run.reporter.log(f"OWL: {share:.2%} sparsity for block {block + 1}.")
 
 
-def _log(reporter: Reporter, texts: list[str]) -> list[str]:
-    """Log `texts` and return them."""
-    for text in texts:
-        reporter.log(text)
-    return texts
-
-
 def _claim_dtype(
-    checkpoints: Checkpoints, model: PreTrainedModel, calibration: Tensor, config: SDSConfig,
+    checkpoints: Checkpoints, model: PreTrainedModel, texts: Tensor, config: SDSConfig,
     plan: PruningPlan, stored: torch.dtype,
 ) -> torch.dtype:  # fmt: skip
     """Bind the checkpoints to this model, text, config and plan; the dtype of the forward passes,
@@ -163,7 +187,7 @@ def _claim_dtype(
     identity = f"{config.model_dump_json()} {plan.model_dump_json()} {weights_hash(model)}"
     identity += "" if stored == torch.float32 else f" {stored}"
     digest = hashlib.sha256(identity.encode())
-    digest.update(calibration.cpu().contiguous().numpy().data)
+    digest.update(texts.cpu().contiguous().numpy().data)
     precision = checkpoints.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
     dtype: torch.dtype = getattr(torch, precision)
     return dtype
@@ -171,8 +195,8 @@ def _claim_dtype(
 
 def _summary(
     reports: Sequence[BlockReport],
-    kept: SDSStage,
-    heldout: dict[SDSStage, float],
+    kept: KeptStage,
+    heldout: Mapping[SDSStage, Sequence[float]],
     more_seconds: Mapping[str, float],
     more_warnings: Sequence[str],
 ) -> SDSResult:
@@ -188,8 +212,9 @@ def _summary(
         for stage, by_module in report.errors.items():
             errors[SDSStage(stage)] += by_module.values()
     return SDSResult(
-        kept=kept,
-        heldout=heldout,
+        kept=SDSStage(kept.stage),
+        reason=kept.reason,
+        heldout={stage: fmean(losses) for stage, losses in heldout.items()},
         errors={stage: fmean(values) for stage, values in errors.items()},
         zero_share={SDSStage(stage): zeros[stage] / weights[stage] for stage in zeros},
         seconds=dict(seconds),

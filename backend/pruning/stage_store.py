@@ -39,7 +39,9 @@ class BlockReport:
         errors: stage -> module -> relative output error.
         zeros: stage -> exact zeros in the block's linears, out of `weights`.
         seconds: step -> time spent.
-        outliers: share of weights whose score is far above the block's mean.
+        outliers: share of weights whose score is far above their layer's mean.
+        reconstruction: "left", the held-out error after block reconstruction relative to before,
+            and "factor", of its learning rate; empty where that was not measured.
     """
 
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class BlockReport:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     outliers: float = 0.0
+    reconstruction: dict[str, float] = field(default_factory=dict)
 
 
 class SDSStageStore:

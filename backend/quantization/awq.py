@@ -31,6 +31,7 @@ from backend.quantization.range_search import search_range
 from backend.quantization.registry import BlockLayers, quantizer
 
 POWERS = tuple(step / 20 for step in range(20))
+LEAST = 1e-8  # energy of an input, relative to the largest
 
 
 def input_scales(layers: BlockLayers) -> dict[str, Basis]:
@@ -73,8 +74,9 @@ def best_scale(
 
 
 def _scale(energy: Tensor, power: float) -> Tensor:
-    t = energy.clamp(min=1e-8).pow(power / 2).clamp(min=1e-4)
-    return t / (t.max() * t.min()).sqrt()
+    relative = energy / energy.max() if energy.max() > 0 else torch.ones_like(energy)
+    t = relative.clamp(min=LEAST).pow(power / 2)
+    return t / t.min().sqrt()  # max t = 1
 
 
 def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float:

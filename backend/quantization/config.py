@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from backend.models.layer_names import read_names
+from backend.models.layer_names import MAX_LETTERS, LayerNames, read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
@@ -90,16 +90,6 @@ TRAINED = (  # inside the rounding
     DLQATStage.DLQAT,
     DLQATStage.DLQAT_KD,
 )
-
-
-def export_order() -> list[str]:
-    """Quantized stages, in the order in which one is chosen for export."""
-    trained = [DLQATStage.DLQAT, DLQATStage.DLQAT_KD, DLQATStage.LORA_ONLY, DLQATStage.M_ONLY]
-    return [
-        *trained,
-        DLQATStage.BLOCKS,
-        *(stage for stage in reversed(POST_TRAINING) if can_be_packed(stage)),
-    ]
 
 
 def can_be_packed(stage: str) -> bool:
@@ -187,9 +177,9 @@ class DLQATConfig(BaseModel):
         "then learned as in LSQ+.",
         json_schema_extra=ADVANCED,
     )
-    exclude: str = Field(
+    exclude: LayerNames = Field(
         "",
-        max_length=1000,
+        max_length=MAX_LETTERS,
         title="Layers left dense",
         description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0.",
         examples=["0.*", "*.down_proj"],

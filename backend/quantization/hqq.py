@@ -3,13 +3,15 @@
     min over z of  sum_j |w_j - s (q_j - z)|^p,   p = 0.7, s that of the full range
 
 A norm with p < 1 lets a few weights be far off where that brings the others closer. Split by an
-auxiliary error e and solved in turn, 20 times, with beta = 10 growing by 1 %:
+auxiliary error e and solved in turn, 20 times, with beta growing by 1 %:
 
-    e_j <- sign(d_j) max(|d_j| - |d_j|^(p-1) / beta, 0),   d_j = w_j - s (q_j - z)
-    z   <- mean_j ( q_j - (w_j - e_j) / s ),               q by rounding on the grid s, z
+    e_j <- sign(d_j) max(|d_j| - |d_j|^(p-1) / beta, 0),   d_j = w_j / s - (q_j - z)
+    z   <- mean_j ( q_j - w_j / s + e_j ),                 q by rounding on the grid s, z
 
-Ours: every group keeps its best z (the authors stop all groups of a layer together), and where
-zero-points are whole it is rounded at the end. A symmetric grid has nothing to search.
+Ours: errors are in steps of the grid, so that one beta suits all layers (the authors have them in
+the units of the weights, and beta = 10); every group keeps its best z (the authors stop all groups
+of a layer together), and where zero-points are whole it is rounded at the end. A symmetric grid has
+nothing to search.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def half_quadratic(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> Quan
             error = error.minimum(least)
         best, least = stored, error
         codes, D = _errors(V, moved)
-        codes.sub_((V - shrunk(D, beta)).div_(found.scale.unsqueeze(-1)))
+        codes.add_(shrunk(D, beta)).sub_(V / found.scale.unsqueeze(-1))
         zero, beta = group_sums(codes) / V.shape[-1], beta * KAPPA
     return best
 
@@ -55,10 +57,9 @@ def shrunk(D: Tensor, beta: float) -> Tensor:
 
 
 def _errors(V: Tensor, grid: QuantGrid) -> tuple[Tensor, Tensor]:
-    """q and d = w - s (q - z), both [rows, groups, size]."""
+    """q and d = w / s - (q - z), both [rows, groups, size]."""
     codes = unclipped_codes_(V.clone(), grid.scale, grid.zero).clamp_(0, grid.top)
-    level = codes - grid.zero.unsqueeze(-1)
-    return codes, V - level.mul_(grid.scale.unsqueeze(-1))
+    return codes, V / grid.scale.unsqueeze(-1) - codes + grid.zero.unsqueeze(-1)
 
 
 @quantizer("hqq", label="HQQ", needs="nothing", flops=3000.0, export_rank=21)

@@ -96,12 +96,14 @@ def where(condition: Tensor, grid: QuantGrid, other: QuantGrid) -> QuantGrid:
 def _learned(V: Tensor, start: QuantGrid, weight: Tensor, grid: GridType) -> QuantGrid:
     """`start` after `LSQ_STEPS` steps of Adam on scales and, unless symmetric, zero-points."""
     ratio, shift = torch.ones_like(start.scale), torch.zeros_like(start.zero)
+    size = group_sums(V.square() * weight)  # so that Adam's epsilon is as small for all groups
+    size = torch.where(size > 0, size, 1.0)
     moved = [ratio] if grid == "symmetric" else [ratio, shift]
     optimizer = torch.optim.Adam(moved, LSQ_RATE)
     for _ in range(LSQ_STEPS):
         scale, zero = start.scale * ratio, start.zero + shift
-        ratio.grad, shift.grad = _gradients(V, scale, zero, start.top, weight)
-        ratio.grad.mul_(start.scale)
+        by_scale, by_zero = _gradients(V, scale, zero, start.top, weight)
+        ratio.grad, shift.grad = by_scale * start.scale / size, by_zero / size
         optimizer.step()
     zero = start.zero + shift
     if grid != "offset":

@@ -30,7 +30,8 @@ from backend.store.tables import Job, Need, config_hash
 wake_supervisor = SUPERVISOR.wake
 RETRIES = 2
 QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
-ESTIMATED_SECONDS = "estimated_seconds"  # of the work, when it was submitted
+# of the work and its peak of memory, when it was submitted
+ESTIMATED_SECONDS, ESTIMATED_BYTES = "estimated_seconds", "estimated_bytes"
 INPUTS = "SLIMSCOPE_INPUTS"
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -105,8 +106,7 @@ def enqueue_all(
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
-    seconds = cost.seconds / len(configs) if cost and cost.seconds is not None else None
-    jobs = [_new_job(kind, config, actor, name, parent, seconds) for config in configs]
+    jobs = [_new_job(kind, each, actor, name, parent, cost, len(configs)) for each in configs]
     with _queue_change(lane) as session:
         permissions.require_free(session, actor, lane)
         number = first_number(session)
@@ -132,20 +132,27 @@ def _new_job(
     actor: Actor,
     name: str,
     parent: Job | None,
-    seconds: float | None,
+    cost: Cost | None,
+    number: int,
 ) -> Job:
-    """The row of a job; `seconds`: how long it is estimated to take."""
+    """The row of a job, one of `number` of that estimated cost."""
     frozen = parent.environment.get("settings") if parent else None
     environment = {
         "settings": frozen or {**settings().for_jobs(), **_inputs(config)},
         VARIABLES: submission_variables(),
-        **({} if seconds is None else {ESTIMATED_SECONDS: round(seconds, 1)}),
+        **(_estimated(cost, number) if cost else {}),
     }
     return Job(
         kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
         config_hash=config_hash(kind, config), parent=parent.id if parent else None,
         retries_left=RETRIES, environment=environment,
     )  # fmt: skip
+
+
+def _estimated(cost: Cost, number: int) -> dict[str, float]:
+    """What is kept of the estimate of each of `number` jobs, beside what it will really take."""
+    seconds = {} if cost.seconds is None else {ESTIMATED_SECONDS: round(cost.seconds / number, 1)}
+    return seconds | {ESTIMATED_BYTES: int(cost.bytes)}
 
 
 def _lane(lane: Lane, cost: Cost | None, jobs: int) -> Lane:

@@ -47,6 +47,7 @@ EXAMPLE = "example"  # in place of a number: a run that came with the package
 KIND_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
 RUN_NAME = re.compile(rf"[a-z][a-z0-9]{{0,39}}-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
 DAMAGED = "damaged"
+KEPT_REASON = "kept_reason"  # of the environment of a run
 
 
 class DamagedJson(dict[str, Any]):
@@ -228,6 +229,11 @@ class Job(Table):
     def error_text(self) -> str:
         """The error with its reason and remedy; "" without an error."""
         return " ".join(str(part) for part in (self.error or {}).values() if part)
+
+    @property
+    def kept_reason(self) -> str:
+        """Why the run keeps `kept_stage`; "" where that was not recorded."""
+        return str(self.environment.get(KEPT_REASON) or "")
 
     @property
     def share(self) -> float | None:

@@ -67,6 +67,20 @@ def corpora() -> list[CorpusInfo]:
     ]
 
 
+def require_length(name: str, tokens: int, field: str) -> None:
+    """Refuse a text that is too short whatever the tokenizer: a token is a byte or more. How many
+    tokens it has the run finds out. Raises DatasetError: says how long it is."""
+    if name == WIKIPEDIA:
+        paths = [prepared().root / WIKIPEDIA / ARTICLES]
+    else:
+        paths = files.paths(name.removeprefix(files.PREFIX)) if files.PREFIX in name else []
+    size = sum(path.stat().st_size for path in paths)
+    if paths and size < tokens:
+        what, why = f"{name} is too short.", f"It has {size:,} bytes; {tokens:,} tokens are needed."
+        do = "Lower the context length or the number of windows, or choose a longer text."
+        raise DatasetError(what, why, do, field)
+
+
 def require_corpus(name: str, field: str) -> CorpusInfo:
     """The corpus `name`, checked for use in a config field. `field`: "calibration_text" or
     "evaluation_text". Raises DatasetError: unknown, not ready, not readable, or not allowed in this

@@ -96,6 +96,11 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
         raise DatasetError(what, str(error)[:300], do, field) from error
 
 
+def has_splits(name: str) -> bool:
+    """Whether a corpus has published splits; the parts of others are ours to choose."""
+    return name in SPLIT_CORPORA
+
+
 def preprocessing(name: str) -> str:
     """Name of the preprocessing of a corpus before it is tokenised; empty: none."""
     return files.preprocessing(_sources(name)) if name.startswith(files.PREFIX) else ""

@@ -1,16 +1,20 @@
 """Calibration and evaluation tokens of a run: windows that never overlap, the same on every
 machine.
 
+- evaluation: windows evenly spaced among the first `POOL_FACTOR` times as many as requested of the
+  evaluation split, since neighbouring windows of one article are correlated. If a text without
+  published splits has fewer, all of them, and then windows of its other documents. They depend on
+  text, tokenizer, number and length alone, so that all runs on a text measure on the same;
 - calibration: documents in random order, a random offset in each row, and a random sample from the
-  first `POOL_FACTOR` times as many windows as requested;
-- evaluation: windows evenly spaced among the first `POOL_FACTOR` times as many as requested, since
-  neighbouring windows of one article are correlated.
+  first `POOL_FACTOR` times as many windows as requested, none of which shares a passage with the
+  evaluation windows;
+- held out, to choose by: random windows of the same sample, apart from both.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -23,8 +27,8 @@ from backend.errors import DatasetError
 from backend.reporter import Reporter
 from backend.text import sampling
 from backend.text.corpora import Role
-from backend.text.documents import documents, preprocessing
-from backend.text.windows import cut_windows, encoded, prefix, shuffled
+from backend.text.documents import documents, has_splits, preprocessing
+from backend.text.windows import cut_windows, encoded, literals, prefix, shuffled
 
 POOL_FACTOR = 8
 PASSAGE = 64  # consecutive tokens that calibration and evaluation may not share
@@ -44,6 +48,7 @@ class TextSlice:
     tokens: int  # n * L
     utf8_bytes: int  # of the predicted text, without the first token of each window
     preprocessing: str = ""  # of the text before it was tokenised; empty: none
+    literals: str = ""  # special tokens that the text has as plain text, and how often; empty: none
 
 
 def slice_of(
@@ -59,6 +64,12 @@ def slice_of(
     that of the corpus."""
     digest = hashlib.sha256(repr(tuple(rows.shape)).encode())
     digest.update(rows.numpy().astype("<i8").tobytes())
+    texts = tokenizer.batch_decode(
+        rows.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    first = tokenizer.batch_decode(
+        rows[:, :1].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     return TextSlice(
         input_ids=rows,
         corpus=corpus,
@@ -68,17 +79,11 @@ def slice_of(
         bos=bos,
         sha256=digest.hexdigest(),
         tokens=rows.numel(),
-        utf8_bytes=sum(_predicted_bytes(row, tokenizer) for row in rows.tolist()),
+        # after the first token of each window; exact unless a character is cut
+        utf8_bytes=len("".join(texts).encode()) - len("".join(first).encode()),
         preprocessing=preprocessing(corpus) if prepared is None else prepared,
+        literals=literals(texts, tokenizer),
     )
-
-
-def _predicted_bytes(row: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """UTF-8 bytes of a window after its first token; exact unless a character is cut."""
-    whole, first = tokenizer.batch_decode(
-        [row, row[:1]], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return len(whole.encode()) - len(first.encode())
 
 
 def _too_little(
@@ -107,34 +112,72 @@ def calibration_slice(
     """Random windows [segments, context] of the calibration split of a corpus. `shared`: whether
     evaluation uses the same corpus; if not, corpora without published splits are used whole. Raises
     DatasetError: no such text, not readable, or too short."""
+    return calibration_slices(corpus, tokenizer, segments, context, seed, shared=shared)[0]
+
+
+def calibration_slices(
+    corpus: str,
+    tokenizer: PreTrainedTokenizerBase,
+    segments: int,
+    context: int,
+    seed: int,
+    heldout: int = 0,
+    evaluation: TextSlice | None = None,
+    shared: bool = True,
+) -> tuple[TextSlice, TextSlice]:
+    """The calibration slice, and one of `heldout` other windows of the same text; neither shares a
+    passage with `evaluation`."""
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
     windows = cut_windows(texts, tokenizer, context, lambda slack: random.randint(0, slack))
-    pool = list(islice(windows, POOL_FACTOR * segments))
-    if len(pool) < segments:
+    if evaluation:
+        windows = apart_from(evaluation.input_ids, windows, context)
+    pool, needed = list(islice(windows, POOL_FACTOR * segments)), segments + heldout
+    pool += islice(windows, max(0, needed - len(pool)))
+    if len(pool) < needed:
         texts = documents(corpus, "calibration", shared)
-        raise _too_little(texts, tokenizer, corpus, "calibration", segments, len(pool), context)
-    rows = torch.tensor(random.sample(pool, segments))
-    return slice_of(rows, tokenizer, corpus, "calibration", seed, bool(prefix(tokenizer)))
+        raise _too_little(texts, tokenizer, corpus, "calibration", needed, len(pool), context)
+    chosen = random.sample(range(len(pool)), segments)
+    others = random.sample(sorted({*range(len(pool))} - {*chosen}), heldout)
+    begins = bool(prefix(tokenizer))
+    rows = [
+        torch.tensor([pool[n] for n in part], dtype=torch.int64).view(-1, context)
+        for part in (chosen, others)
+    ]
+    first, second = (
+        slice_of(part, tokenizer, corpus, "calibration", seed, begins) for part in rows
+    )
+    return first, second
 
 
 def evaluation_slice(
-    corpus: str, tokenizer: PreTrainedTokenizerBase, windows: int, context: int, shared: bool = True
+    corpus: str, tokenizer: PreTrainedTokenizerBase, windows: int, context: int
 ) -> TextSlice:
-    """Evenly spaced windows [windows, context] of the evaluation split of a corpus.
+    """Windows [windows, context] of a corpus, as described above. Raises DatasetError: no such
+    text, not readable, or too short."""
 
-    If the split has exactly that many windows, all of them are used, in order. `shared`: whether
-    calibration uses the same corpus; if not, corpora without published splits are used whole.
-    Raises DatasetError: no such text, not readable, or too short."""
-    texts = documents(corpus, "evaluation", shared)
-    pool = list(
-        islice(cut_windows(texts, tokenizer, context, lambda slack: 0), POOL_FACTOR * windows)
-    )
+    def pool_of(role: Role, count: int) -> list[list[int]]:
+        texts = documents(corpus, role)
+        return [*islice(cut_windows(texts, tokenizer, context, lambda slack: 0), count)]
+
+    pool = pool_of("evaluation", POOL_FACTOR * windows)
+    if len(pool) < windows and not has_splits(corpus):
+        pool += pool_of("calibration", windows - len(pool))
     if len(pool) < windows:
-        texts = documents(corpus, "evaluation", shared)
+        texts = documents(corpus, "evaluation", has_splits(corpus))
         raise _too_little(texts, tokenizer, corpus, "evaluation", windows, len(pool), context)
     rows = [pool[n * len(pool) // windows] for n in range(windows)]
     return slice_of(torch.tensor(rows), tokenizer, corpus, "evaluation", 0, bool(prefix(tokenizer)))
+
+
+def apart_from(rows: Tensor, windows: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Those of `windows`, of `length` tokens, that share no `PASSAGE` consecutive tokens with
+    `rows` [n, L]; or, where either are shorter, no such windows."""
+    passage = min(PASSAGE, length, rows.shape[1])
+    taken = _passages(rows, passage)
+    for window in windows:
+        if not torch.isin(_passages(torch.tensor([window]), passage), taken).any():
+            yield window
 
 
 def sample_slice(

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,8 +23,8 @@ from backend.text import files
 from backend.text.chat_template import render_chat
 from backend.text.conversations import Message, answered, conversation, rows
 from backend.text.documents import documents
-from backend.text.slices import TextSlice, slice_of
-from backend.text.windows import SHUFFLE_BUFFER, cut_windows, prefix, shuffled
+from backend.text.slices import TextSlice, apart_from, slice_of
+from backend.text.windows import SHUFFLE_BUFFER, cut_windows, plain_ids, prefix, shuffled
 
 IGNORED_LABEL = -100  # label of tokens without a loss, as in torch and transformers
 PLAIN_PROMPT = "### Instruction:\n{}\n\n### Response:\n"
@@ -49,10 +49,12 @@ def training_set(
     seed: int,
     least: int = 1,
     shared: bool = True,
+    apart: Sequence[Tensor] = (),
 ) -> TrainingSet:
     """At most `count` rows of `length` tokens; fewer if the text is shorter. `least`: minimum
-    number of rows. `shared`: whether evaluation uses the same corpus. Raises DatasetError: no such
-    text, not readable, or too short."""
+    number of rows. `shared`: whether evaluation uses the same corpus. `apart`: rows [n, L] that
+    plain text shares no passage with. Raises DatasetError: no such text, not readable, or too
+    short."""
     if path := _instructions(corpus):
         examples = _examples(path, tokenizer, length, Random(seed))
         packed = list(islice(_packed(examples, tokenizer, length), count))
@@ -61,6 +63,8 @@ def training_set(
         random = Random(seed)
         texts = shuffled(documents(corpus, "calibration", shared), random)
         windows = cut_windows(texts, tokenizer, length, lambda slack: random.randint(0, slack))
+        for rows_of_others in apart:
+            windows = apart_from(rows_of_others, windows, length)
         ids = torch.tensor(list(islice(windows, count)))
         labels = ids
     if len(ids) < least:
@@ -107,7 +111,7 @@ def _examples(
             if not (turns := answered(line)):
                 continue
             prompt = _prompt_ids([*map(asdict, turns[0])], tokenizer)
-            answer = tokenizer(turns[1], add_special_tokens=False, verbose=False).input_ids + end
+            answer = plain_ids(turns[1], tokenizer) + end
             ids = (prompt + answer)[:length]
             labels = ([IGNORED_LABEL] * len(prompt) + answer)[:length]
             if len(prompt) < len(ids):  # else no token of the answer is left
@@ -125,7 +129,7 @@ def _prompt_ids(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBa
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     text = PLAIN_PROMPT.format("\n\n".join(message["content"] for message in messages))
     begin = prefix(tokenizer)
-    return begin + list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return begin + plain_ids(text, tokenizer)
 
 
 def _packed(

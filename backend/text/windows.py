@@ -1,6 +1,9 @@
 """Windows of token ids cut out of documents: short ones are joined with the end-of-text token into
 rows of at least one window. If the tokenizer prepends a beginning-of-text token, every window has
-one."""
+one.
+
+Special tokens spelt out in a text, such as WikiText's `<unk>`, are read as what they are there:
+plain text. A model that meets the token instead has a loss that tells nothing of its text."""
 
 from __future__ import annotations
 
@@ -25,8 +28,23 @@ def encoded(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
     """The ids of each document, without special tokens."""
     for text in texts:
         pieces = _PIECE.findall(text)
-        ids = (tokenizer(p, add_special_tokens=False, verbose=False).input_ids for p in pieces)
-        yield [token for piece in ids for token in piece]
+        yield [token for piece in pieces for token in plain_ids(piece, tokenizer)]
+
+
+def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text, none of them a special token."""
+    return list(
+        tokenizer(
+            text, add_special_tokens=False, verbose=False, split_special_tokens=True
+        ).input_ids
+    )
+
+
+def literals(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The special tokens that the texts spell out, and how often: "<unk> 12 times"."""
+    whole = "\n".join(texts)
+    counts = {token: whole.count(token) for token in dict.fromkeys(tokenizer.all_special_tokens)}
+    return ", ".join(f"{token} {n} times" for token, n in counts.items() if n)
 
 
 def _rows(

@@ -14,6 +14,9 @@ would otherwise decide alone (ours).
 As BRECQ does for quantisation (Li et al., ICLR 2021, arXiv 2102.05426) and EBFT for pruning (Guo et
 al., arXiv 2402.12419). Adam with a cosine schedule, one segment per step; kept are the
 parameters after the epoch with the lowest error on held-out segments (ours).
+
+A rate that suits one block may be too high for another: where the first epoch has not lowered the
+held-out error, the block begins again at a quarter of the rates, at most three times (ours).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -31,6 +35,8 @@ from transformers import PreTrainedModel
 from backend.models.block_forward import BlockStream, Call, block_of_weights
 from backend.models.hidden_states import HiddenStates
 from backend.training.optimizer import ScheduledOptimizer, cosine_decay
+
+ATTEMPTS, LOWERED = 4, 0.25  # at a block, and the factor of the rates from one to the next
 
 Parameters = Mapping[str, Tensor]  # name -> what is trained, float32
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
@@ -63,7 +69,8 @@ class Examples:
 class Parametrisation(Protocol):
     """What is trained of a block."""
 
-    parameters: dict[str, Tensor]  # name -> before training, float32
+    # name -> before training, float32; in units of what it changes, as Adam's epsilon has no other
+    parameters: dict[str, Tensor]
     rates: dict[str, float]  # name -> learning rate at the start of the schedule
 
     def weights(self, parameters: Parameters) -> Weights:
@@ -79,11 +86,13 @@ class Reconstruction:
         errors: mean error on the held-out segments before training and after each epoch; without
             such segments NaN.
         epoch: the best one, 0 for no training; without held-out segments the last.
+        factor: of the rates; below 1 if the first were too high.
     """
 
     parameters: dict[str, Tensor]
     errors: list[float]
     epoch: int
+    factor: float = 1.0
 
     @property
     def judged(self) -> bool:
@@ -93,7 +102,10 @@ class Reconstruction:
 
     def __str__(self) -> str:
         before, after = self.errors[0], self.errors[self.epoch]
-        return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}."
+        lowered = f" at {self.factor:g} times the learning rate" if self.factor < 1 else ""
+        if not self.epoch:
+            return f"Held-out error {before:.5f}, which training did not lower, even{lowered}."
+        return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}{lowered}."
 
 
 def reconstruct(
@@ -108,46 +120,84 @@ def reconstruct(
 
     Args:
         safe_point: called before each segment; may raise to stop.
-        tick: called after each epoch with its number.
+        tick: called with the number of an epoch when it is first done.
     """
     if not parametrisation.parameters:
         return Reconstruction({}, [math.nan], 0)  # a block of which nothing is compressed
-    trained = {name: p.clone().requires_grad_() for name, p in parametrisation.parameters.items()}
-    groups = [{"params": [p], "lr": parametrisation.rates[n]} for n, p in trained.items()]
-    optimizer = ScheduledOptimizer(torch.optim.Adam(groups, fused=True))
-    steps = epochs * examples.fitted
-    best, epoch = _copies(trained), 0
-
-    def error(example: Example) -> Tensor:
-        safe_point()
-        x, y, call = example
-        return relative_error(forward(parametrisation.weights(trained), x, call), y)
-
     with block_of_weights(model, examples.stream, examples.block) as forward:
-        errors = [_heldout_error(error, examples)]
-        for done in range(epochs):
-            for number, example in enumerate(islice(examples, examples.fitted)):
-                with torch.enable_grad():
-                    loss = error(example)
-                    if loss.requires_grad:  # no token may reach the experts that are trained
-                        loss.backward(inputs=[*trained.values()])
-                optimizer.step(cosine_decay(math.pi * (done * examples.fitted + number) / steps))
-            errors.append(_heldout_error(error, examples))
-            if not examples.heldout or errors[-1] < min(errors[:-1]):
-                best, epoch = _copies(trained), done + 1
-            tick(done + 1)
-    return Reconstruction(best, errors, epoch)
+
+        def error(parameters: Parameters, example: Example) -> Tensor:
+            safe_point()
+            x, y, call = example
+            return relative_error(forward(parametrisation.weights(parameters), x, call), y)
+
+        before = _heldout_error(partial(error, parametrisation.parameters), examples)
+        ticked = 0
+        for attempt in range(ATTEMPTS):
+            factor, last = LOWERED**attempt, attempt == ATTEMPTS - 1
+            training = _Training(parametrisation, examples, error, epochs, factor, before)
+            for done in range(1, epochs + 1):
+                training.epoch(done)
+                if done > ticked:
+                    tick(ticked := done)
+                if before > 0 and not training.errors[1] < before and not last:
+                    break
+            else:
+                break
+    return training.result
+
+
+class _Training:
+    """One attempt at a block.
+
+    Attributes:
+        errors: on the held-out segments, before it and after each epoch.
+        result: the best so far.
+    """
+
+    def __init__(
+        self,
+        start: Parametrisation,
+        examples: Examples,
+        error: Callable[[Parameters, Example], Tensor],
+        epochs: int,
+        factor: float,
+        before: float,
+    ) -> None:
+        self.trained = {name: p.clone().requires_grad_() for name, p in start.parameters.items()}
+        groups = [
+            {"params": [p], "lr": factor * start.rates[name]} for name, p in self.trained.items()
+        ]
+        self.optimizer = ScheduledOptimizer(torch.optim.Adam(groups, fused=True))
+        self.examples, self.error = examples, partial(error, self.trained)
+        self.steps, self.factor, self.errors = epochs * examples.fitted, factor, [before]
+        self.result = Reconstruction(_copies(self.trained), self.errors, 0, factor)
+
+    def epoch(self, number: int) -> None:
+        """Train on all segments once."""
+        examples, done = self.examples, (number - 1) * self.examples.fitted
+        for step, example in enumerate(islice(examples, examples.fitted), done):
+            with torch.enable_grad():
+                loss = self.error(example)
+                if loss.requires_grad:  # no token may reach the experts that are trained
+                    loss.backward(inputs=[*self.trained.values()])
+            self.optimizer.step(cosine_decay(math.pi * step / self.steps))
+        found = _heldout_error(self.error, examples)
+        if not examples.heldout or found < min(self.errors):
+            self.result = Reconstruction(_copies(self.trained), self.errors, number, self.factor)
+        self.errors.append(found)
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean over tokens of |outputs - targets|^2 / |targets|^2, both [b, L, d].
 
     A first token whose embedding is 0 (that of padding) has targets of 0: lengths have a floor.
+    Where all targets are 0, the error is that against tokens of length 1.
     """
     targets = targets.float()
     wrong, energy = (outputs.float() - targets).square().sum(-1), targets.square().sum(-1)
     floor = torch.finfo(energy.dtype).eps * energy.mean()
-    return (wrong / energy.clamp(min=floor)).mean()
+    return (wrong / energy.clamp(min=floor).where(floor > 0, 1.0)).mean()
 
 
 @torch.no_grad()

@@ -26,6 +26,10 @@ CLIP = 1.0  # norm of the gradient
 VALUE = "value/"  # prefix of what is trained, in a checkpoint
 
 
+class DivergenceError(ComputeError):
+    """A loss or a gradient that is not finite."""
+
+
 class Trainer(ABC):
     """Trains parameters to the end of `steps`.
 
@@ -76,7 +80,7 @@ class Trainer(ABC):
         """Run all steps after the newest checkpoint.
 
         Raises:
-            ComputeError: loss or gradient is not finite; the last good checkpoint is kept.
+            DivergenceError: the last good checkpoint is kept.
             CancelledError: cancellation was requested.
         """
         self.restore()
@@ -100,7 +104,7 @@ class Trainer(ABC):
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
             return
-        raise ComputeError(
+        raise DivergenceError(
             f"The {what} of step {self.step + 1} of {self.label} is {value}.",
             f"Training diverged; the last good checkpoint is at step {self.saved}."
             if self.saved

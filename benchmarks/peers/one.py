@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.shared import memory
 
 RUNS: dict[str, dict[str, Any]] = {  # tool -> what of the config is not the default
-    "first": {"until": "first", "control": False, "holdout": 0},
-    "sds": {"control": False, "holdout": 0},
+    "first": {"until": "first", "control": False},
+    "sds": {"control": False},
     "sds-tested": {},
 }
 

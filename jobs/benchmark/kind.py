@@ -10,7 +10,7 @@ from jobs.metrics import SPEED_UP, TOKENS_PER_SECOND
 from jobs.wording import apart
 
 
-def key_figure(values: Values) -> KeyFigure | None:
+def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
     """The speed-up of the fastest decoder over plain decoding, and the tokens a second of both."""
     speeds = {stage: v for (stage, name), v in values.items() if name == TOKENS_PER_SECOND}
     fastest, gain = speeds.pop("run", None), values.get(("run", SPEED_UP))

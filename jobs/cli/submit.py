@@ -17,7 +17,7 @@ from jobs.fields.types import options
 from jobs.kind import Kind, kinds
 from jobs.operations.registry import Operation, Record, operation
 from jobs.operations.text import count
-from jobs.summary import summary
+from jobs.summary import cost_text, summary
 
 
 def _commands() -> Mapping[str, Operation]:
@@ -47,12 +47,14 @@ def _operation(kind: Kind) -> Operation:
 
 def _queued(answer: Record | list[Record]) -> str:
     runs = answer if isinstance(answer, list) else [answer]
-    place = scheduling.status().position(queries.job(runs[0]["id"]).id) or 1
+    first = queries.job(runs[0]["id"])
+    place, cost = scheduling.status().position(first.id) or 1, cost_text(first)
     if len(runs) == 1:
-        return f"{runs[0]['id']} is queued, place {place}."
-    return (
-        f"{runs[0]['id']} to {runs[-1]['id']} are queued, {count(len(runs))} from place {place} on."
+        return f"{first.run} is queued, place {place}. {cost}".strip()
+    queued = (
+        f"{first.run} to {runs[-1]['id']} are queued, {count(len(runs))} from place {place} on."
     )
+    return f"{queued} Each: {cost}" if cost else queued
 
 
 def _options(kind: Kind) -> Iterator[inspect.Parameter]:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from backend.export.formats import Format
-from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, export_order
+from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, can_be_packed
 from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
 from jobs.fields.quality import QualityConfig
@@ -46,15 +46,16 @@ class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesCon
     )
     keep: ExportedStage = Field(
         "auto",
-        title="Stage exported",
-        description="auto: DL-QAT, or the best stage of this run by the order of methods.",
+        title="Stage kept",
+        description="The one that is exported. auto: the best on held-out text; of those that are "
+        "not told apart, the simplest.",
         json_schema_extra={"advanced": True},
     )
 
     @property
-    def kept(self) -> str:
-        """The stage that is exported."""
+    def candidates(self) -> list[str]:
+        """The stages one of which is kept, from the simplest on: those the format can hold."""
+        made = [stage for stage in self.stages if stage not in NOT_QUANTIZED]
         if self.keep != "auto":
-            return str(self.keep)
-        order = [*export_order(), *reversed(QUANTIZED)]
-        return next((s for s in order if s in self.stages), DLQATStage.DLQAT)
+            made = [stage for stage in made if stage == self.keep]
+        return [stage for stage in made if self.format == "dense" or can_be_packed(stage)]

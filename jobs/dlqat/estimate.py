@@ -20,7 +20,6 @@ from backend.quantization.config import (
     STAGE_LABELS,
     TRAINED,
     DLQATStage,
-    can_be_packed,
 )
 from backend.quantization.plan import QuantizationPlan, QuantSettings, plan, trainable
 from backend.registry import Declarations
@@ -105,10 +104,15 @@ def flops_by_phase(
     prepare = weights + forward * config.needs_energies
     if config.needs_gptq:
         prepare += quantizer_flops("gptq", config, layers, tokens)
+    judging = 2 * (weights + head) * config.heldout_windows * context
     flops = {"dense": evaluation + samples, "prepare": prepare}
     for stage in config.stages:
+        trains = stage in (*TRAINED, DLQATStage.LORA)
         flops[f"make {stage}"] = stage_flops(stage, config, layers, head, tokens)
-        flops[f"measure {stage}"] = evaluation + samples * (stage == config.kept)
+        flops[f"make {stage}"] += 2 * judging * trains
+        flops[f"judge {stage}"] = judging
+    for number, stage in enumerate(config.stages):  # samples are of the stage that is kept
+        flops[f"measure {stage}"] = evaluation + samples * (number == len(config.stages) - 1)
     statistics = STATISTICS_FLOPS * weights * len(planned.stages)
     flops["audit"] = forward + gram_flops(layers, tokens) + statistics
     flops["save"] = 100 * weights
@@ -242,22 +246,30 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
 
 
 def require_kept(config: DLQATJob) -> None:
-    """Refuse to export a stage that the run does not make."""
-    if config.kept not in config.stages:
-        made = [s for s in config.stages if s not in NOT_QUANTIZED]
+    """Refuse a run without a stage to keep, or without the evidence to choose one by."""
+    made = [s for s in config.stages if s not in NOT_QUANTIZED]
+    wanted = next(iter(made), DLQATStage.DLQAT) if config.keep == "auto" else config.keep
+    if wanted not in made:
         raise ConfigError(
-            f"{STAGE_LABELS[config.kept]} cannot be exported.",
+            f"{STAGE_LABELS[wanted]} cannot be exported.",
             "This run does not make it.",
             f"Choose {', '.join(made) or 'a quantised stage'}.",
             field="keep",
         )
-    if config.format != "dense" and not can_be_packed(config.kept):
+    if not config.candidates:
         raise ConfigError(
-            f"{STAGE_LABELS[config.kept]} cannot be exported as {config.format}.",
+            f"{STAGE_LABELS[wanted]} cannot be exported as {config.format}.",
             "Its weights are rounded in another basis of their inputs, which the format does not "
             "know.",
             "Choose the format dense, or another stage.",
             field="keep",
+        )
+    if len(config.candidates) > 1 and not config.holdout:
+        raise ConfigError(
+            "There is nothing to choose the stage to export by.",
+            "No text is held out.",
+            "Hold out a share, or choose the stage.",
+            field="holdout",
         )
 
 

@@ -58,9 +58,11 @@ def layout_of(planned: QuantizationPlan, stored: Format) -> Layout:
     return Layout(stored, *first)
 
 
-def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobContext) -> None:
+def save_model(
+    qat: DLQAT, kept: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
+) -> None:
     """Exports the kept stage and records it."""
-    layers, digest = qat.converted(config.kept), hashlib.sha256()
+    layers, digest = qat.converted(kept), hashlib.sha256()
     for name, layer in layers.items():
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
@@ -74,7 +76,7 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
     card = model_card(
         loaded.facts.title,
         context.run,
-        STAGE_LABELS[config.kept],
+        STAGE_LABELS[kept],
         origin := origin_of(config.model),
         loaded.facts.note,
         layout,
@@ -89,18 +91,23 @@ def save_model(qat: DLQAT, loaded: LoadedModel, config: DLQATJob, context: JobCo
         copy_terms(origin, folder)
     files = (context.folder / MODEL).glob("*.safetensors")
     size = sum(file.stat().st_size for file in files)
-    context.result(config.kept, MetricKey(BYTES, series=config.format), size)
+    context.result(kept, MetricKey(BYTES, series=config.format), size)
     context.environment(weights_sha256=digest.hexdigest())
     context.artifact(context.folder / MODEL, "model", digest.hexdigest())
-    context.log(f"Exported {STAGE_LABELS[config.kept]} as {config.format}, {size / 1e6:.1f} MB.")
+    context.log(f"Exported {STAGE_LABELS[kept]} as {config.format}, {size / 1e6:.1f} MB.")
 
 
 def time_packed(
-    loaded: LoadedModel, prompt: list[int], config: DLQATJob, reporter: Phase, context: JobContext
+    loaded: LoadedModel,
+    kept: str,
+    prompt: list[int],
+    config: DLQATJob,
+    reporter: Phase,
+    context: JobContext,
 ) -> None:
     """Records tokens per second of the dense model in bfloat16, which `loaded` becomes, and of the
     exported one on packed weights."""
-    if not config.packed or context.has_result(config.kept, TOKENS_PER_SECOND):
+    if not config.packed or context.has_result(kept, TOKENS_PER_SECOND):
         reporter.progress(1, 1, REPLAY)
         return
     if config.format == "dense" or loaded.model.device.type != "cpu":
@@ -108,5 +115,5 @@ def time_packed(
         return
     to_bfloat16(loaded.model)
     packed = load_packed(context.folder / MODEL, context.log)
-    models = {str(DLQATStage.DENSE): loaded.model, config.kept: packed}
+    models = {str(DLQATStage.DENSE): loaded.model, kept: packed}
     record_decoding(models, prompt[:PROMPT], loaded.facts.context, context, reporter)

@@ -51,18 +51,19 @@ def best_untrained(perplexity: Mapping[str, float]) -> str | None:
     )
 
 
-def key_figure(values: Values) -> KeyFigure | None:
-    """Bits a weight, and what they cost in perplexity."""
-    trained = next((s for s in TRAINED if (s, BITS_PER_WEIGHT) in values), None)
+def key_figure(values: Values, kept: str) -> KeyFigure | None:
+    """Bits a weight of the kept stage, and what they cost in perplexity: with the best
+    post-training quantizer, with training, and as kept."""
     dense = values.get((DLQATStage.DENSE, PERPLEXITY))
-    if trained is None or dense is None or (trained, PERPLEXITY) not in values:
+    if dense is None or not {(kept, BITS_PER_WEIGHT), (kept, PERPLEXITY)} <= values.keys():
         return None
+    trained = next((s for s in TRAINED if (s, PERPLEXITY) in values), kept)
     rival = best_untrained({s: value for (s, name), value in values.items() if name == PERPLEXITY})
-    stages = [*([rival] if rival else []), trained]
+    stages = [*dict.fromkeys((rival or kept, trained, kept))]
     figures = apart([dense, *(values[s, PERPLEXITY] for s in stages)])
     named = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
-        f"{fixed(values[trained, BITS_PER_WEIGHT], 2)} bits",
+        f"{fixed(values[kept, BITS_PER_WEIGHT], 2)} bits",
         "a weight instead of 16",
         f"Perplexity {', '.join(map(' '.join, zip(figures, named, strict=True)))}.",
     )

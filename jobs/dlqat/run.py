@@ -1,19 +1,23 @@
-"""DL-QAT as a job: load, measure, make every quantised stage asked for, measure each, collect
-statistics of all, export one."""
+"""DL-QAT as a job: load, measure, make every quantised stage asked for, choose one on held-out
+text, measure each, collect statistics of all, export the chosen one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from backend.calibration.kept_stage import KeptStage, choose
+from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS, TRAINED, DLQATStage
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import QuantizationPlan
-from backend.text.slices import TextSlice, check_apart, sample_slice
+from backend.text.slices import check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from backend.training import distributed
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
@@ -22,45 +26,87 @@ from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import corpus_names
-from jobs.metrics import BITS_PER_WEIGHT, PARAMETER_SHARE, PARAMETERS, RELATIVE_ERROR
+from jobs.metrics import (
+    BITS_PER_WEIGHT,
+    HELDOUT_LOSS,
+    PARAMETER_SHARE,
+    PARAMETERS,
+    RELATIVE_ERROR,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
-from jobs.runtime.loading import load_texts, load_whole, text_facts
-from jobs.runtime.progress import Phases
+from jobs.runtime.loading import (
+    RunTexts,
+    load_evaluation_text,
+    load_texts,
+    load_whole,
+    record_texts,
+)
+from jobs.runtime.progress import Phase, Phases
 
-Rows = tuple[Tensor, Tensor, Tensor]  # token ids of calibration and training, and labels
+# token ids of calibration, training, labels, token ids held out
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def run(config: DLQATJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
     device = prepare(config, context)
+    evaluation = load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
     loaded = load_whole(base, device, torch.float32, context)  # as measured, so it is exported
     plan = QuantizationPlan.model_validate(context.plan)
     flops = flops_by_phase(config, plan, loaded.facts)
     phases = Phases(context, flops)
-    calibration, evaluation = load_texts(config, loaded, config.seed, context)
-    training = load_training(config, loaded, calibration, evaluation, context)
-    rows = (calibration.input_ids, training.text.input_ids, training.labels)
+    texts = load_texts(config, loaded, evaluation, config.seed, context)
+    training = load_training(config, loaded, texts, context)
+    trained = (training.text.input_ids, training.labels)
+    rows = (texts.calibration.input_ids, *trained, texts.heldout.input_ids)
     qat = method(config, loaded, rows, context)
     distributed.broadcast(tuple(each.cpu() for each in rows))
     quality = Quality(
         config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS
     )
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
+    losses: dict[str, list[float]] = {}
     for stage in qat.prepare(phases.phase("prepare")):
         qat.make(stage, phases.phase(f"make {stage}"))
-        role: Role = "kept" if stage == config.kept else ""
+        losses[stage] = judge(qat, stage, phases.phase(f"judge {stage}"), context)
+    distributed.announce("")
+    kept = keep(losses, config, context)
+    for stage in qat.stages:
+        role: Role = "kept" if stage == kept else ""
         with qat.installed(stage) if quality.missing(stage, role) else nullcontext():
             quality.measure(stage, phases.phase(f"measure {stage}"), role)
-    distributed.announce("")
     record(qat, phases, config, loaded.facts, context)
-    save_model(qat, loaded, config, context)
-    time_packed(loaded, evaluation.input_ids[0].tolist(), config, phases.phase("speed"), context)
+    save_model(qat, kept, loaded, config, context)
+    prompt = evaluation.input_ids[0].tolist()
+    time_packed(loaded, kept, prompt, config, phases.phase("speed"), context)
     context.outcome(flops=sum(flops.values()))
+
+
+def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[float]:
+    """The losses of a finished stage on the held-out windows, recorded; empty without windows."""
+    phase.progress(0, 1, f"Held-out loss: {STAGE_LABELS[stage]}")
+    losses = qat.heldout_losses(stage, phase)
+    if losses:
+        phase.metric(MetricKey("heldout", stage), fmean(losses), 0)
+        context.result(stage, HELDOUT_LOSS, fmean(losses))
+    phase.progress(1, 1, f"Held-out loss: {STAGE_LABELS[stage]}")
+    return losses
+
+
+def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobContext) -> str:
+    """The stage that is kept; records it, and why."""
+    measured = losses if config.heldout_windows else {}
+    kept = choose(measured, config.candidates, STAGE_LABELS)
+    if config.keep != "auto":
+        kept = KeptStage(kept.stage, f"{STAGE_LABELS[kept.stage]} is kept, as it was chosen.")
+    context.log(kept.reason)
+    context.keep(kept)
+    return kept.stage
 
 
 def follow(config: DLQATJob, context: FollowerContext) -> None:
@@ -78,17 +124,20 @@ def method(
     """The method on a loaded model."""
     plan = QuantizationPlan.model_validate(context.plan)
     dense = loaded.stored if config.format == "dense" else None
-    return DLQAT(loaded.model, *rows, config, plan, context.checkpoints, config.seed, dense)
+    calibration, ids, labels, heldout = rows
+    return DLQAT(
+        loaded.model, calibration, ids, labels, config, plan, context.checkpoints, config.seed,
+        dense, heldout,
+    )  # fmt: skip
 
 
 def load_training(
     config: DLQATJob,
     loaded: LoadedModel,
-    calibration: TextSlice,
-    evaluation: TextSlice,
+    texts: RunTexts,
     context: JobContext,
 ) -> TrainingSet:
-    """The rows to train on; records them, and that the evaluation shares nothing with them."""
+    """The rows to train on, which share nothing with what is judged by; records them."""
     size = config.batch * config.accumulate
     suits = loaded.facts.default_text
     calibrated, evaluated = corpus_names(config, suits)
@@ -103,15 +152,14 @@ def load_training(
     else:
         training = training_set(
             name, loaded.tokenizer, config.steps * size, config.length, seed, size,
-            shared=name == evaluated,
+            shared=name == evaluated, apart=[x.input_ids for x in texts.judged if x.tokens],
         )  # fmt: skip
-    check_apart(training.text, evaluation)
+    check_apart(training.text, texts.evaluation)
     epochs = config.steps * size / len(training.labels)
     context.log(
         f"Training on {len(training.labels)} rows of {name} ({training.form}), {epochs:.2g} times."
     )
-    texts = {"calibration": calibration, "evaluation": evaluation, "training": training.text}
-    context.environment(text={role: text_facts(one) for role, one in texts.items()})
+    record_texts(texts.by_role | {"training": training.text}, context)
     return training
 
 
@@ -131,4 +179,10 @@ def record(
             context.result(stage, BITS_PER_WEIGHT, bits)
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
-    context.outcome(kept_stage=config.kept)
+    rates = {stage: rate for stage in qat.stages if (rate := qat.lowered(stage)) is not None}
+    lowered = [
+        f"{STAGE_LABELS[stage]} was trained at a learning rate of {rate:g}: {config.rate:g} raised "
+        "the loss on held-out text."
+        for stage, rate in rates.items()
+    ]
+    context.environment(warnings=lowered)

@@ -15,7 +15,6 @@ import numpy as np
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
-from backend.evaluation.paired import WINDOW_LOSSES
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
@@ -27,6 +26,7 @@ from backend.models.loading import LoadedModel
 from backend.models.memory import activation_memory, memory_available, wait_on_disk
 from backend.reporter import REPLAY
 from backend.settings import settings
+from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import TensorProfile
 from backend.store import queries
 from backend.text.prompts import benchmark_prompts

@@ -9,6 +9,7 @@ import torch
 from backend.models.loading import LoadedModel, free_memory
 from backend.reporter import REPLAY
 from backend.store import queries
+from backend.text.slices import TextSlice
 from jobs.evaluation.acceleration import prompt_for, record_decoding, record_products, record_sizes
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
@@ -28,7 +29,9 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     specs = measured_models(config)
     bases = {stage: resolve_model(spec) for stage, spec in specs.items()}
     facts = {stage: base.facts for stage, base in bases.items()}
-    context.environment(base=next(iter(specs.values())))  # what its figures are compared under
+    first = next(iter(specs.values()))
+    context.environment(base=first)  # what its figures are compared under
+    text = load_evaluation_text(config, first, context)
     flops = flops_by_phase(config, facts[MODEL], [*specs])
     phases = Phases(context, flops)
     record_sizes(facts[MODEL], context)
@@ -39,7 +42,7 @@ def run(config: EvaluationJob, context: JobContext) -> None:
     for stage, spec in specs.items():
         context.log(f"Loading {spec} on {device}, {'block by block' if streamed else 'at once'}.")
         models[stage] = load_whole(bases[stage], device, getattr(torch, dtype), context, streamed)
-    measure(models, config, phases, context)
+    measure(models, text, config, phases, context)
     if config.speed and not streamed:
         prompt = prompt_for(next(iter(models.values())))
         models.clear()
@@ -56,12 +59,15 @@ def run(config: EvaluationJob, context: JobContext) -> None:
 
 
 def measure(
-    models: Mapping[str, LoadedModel], config: EvaluationJob, phases: Phases, context: JobContext
+    models: Mapping[str, LoadedModel],
+    text: TextSlice,
+    config: EvaluationJob,
+    phases: Phases,
+    context: JobContext,
 ) -> None:
     """Measures the quality of each model on the same text."""
     alone = DENSE not in models
     first = next(iter(models.values()))
-    text = load_evaluation_text(config, first, context)
     quality = Quality(
         config, first, text, context, batch=config.batch, labels=LABELS,
         new=hidden_state_store("auto", first.facts, text, context), divergence=not alone,

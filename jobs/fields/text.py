@@ -7,11 +7,12 @@ from pydantic import BaseModel, Field
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import require_tokenizer
-from backend.text.corpora import require_corpus
+from backend.text.corpora import require_corpus, require_length
 from jobs.fields.types import CorpusName
 
 DEFAULT_CONTEXT = 512
 MIN_CONTEXT = 16
+MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
 
 
 class ContextLength(BaseModel):
@@ -61,6 +62,21 @@ class CalibrationText(ContextLength):
         description="Random windows of the calibration text.",
         json_schema_extra={"unit": "segments"},
     )
+    holdout: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        title="Held-out share",
+        description="Windows of the calibration text, beside the calibration segments and as a "
+        f"share of them ({MIN_HELDOUT} or more), on which the stage to keep is chosen. 0: none; "
+        "then the last one of the method is kept.",
+        json_schema_extra={"advanced": True},
+    )
+
+    @property
+    def heldout_windows(self) -> int:
+        """How many windows are held out."""
+        return max(MIN_HELDOUT, round(self.holdout * self.segments)) if self.holdout else 0
 
 
 class TextConfig(CalibrationText, EvaluationText):
@@ -86,7 +102,9 @@ def evaluation_name(config: EvaluationText, default: str) -> str:
 def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
     """Refuse an unavailable corpus, an unsupported context length, a model without a tokenizer."""
     check_context(config, facts)
-    require_corpus(evaluation_name(config, facts.default_text), "evaluation_text")
+    name = evaluation_name(config, facts.default_text)
+    require_corpus(name, "evaluation_text")
+    require_length(name, config.windows * context_length(config, facts), "evaluation_text")
 
 
 def check_context(config: ContextLength, facts: ModelFacts) -> None:
@@ -105,8 +123,13 @@ def check_context(config: ContextLength, facts: ModelFacts) -> None:
 def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
     """Refuse unavailable corpora and unsupported context lengths; warnings that forbid nothing."""
     check_evaluation_text(config, facts)
-    require_corpus(corpus_names(config, facts.default_text)[0], "calibration_text")
-    tokens = config.segments * context_length(config, facts)
+    calibration, evaluation = corpus_names(config, facts.default_text)
+    require_corpus(calibration, "calibration_text")
+    windows = config.segments + config.heldout_windows
+    windows += config.windows if calibration == evaluation else 0
+    length = context_length(config, facts)
+    require_length(calibration, windows * length, "calibration_text")
+    tokens = config.segments * length
     widest = max(x.columns for x in facts.linears)
     if tokens < 2 * widest:
         return (

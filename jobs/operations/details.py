@@ -18,6 +18,7 @@ from jobs.operations.registry import Record, Run, operation
 from jobs.operations.runs import sweep_of
 from jobs.operations.text import count, table
 from jobs.record import record, sweep_record
+from jobs.summary import cost_text
 
 DIFFERENCES = ("texts", "results", "config", "environment")  # of a comparison, beside the weights
 
@@ -28,6 +29,7 @@ def _run_text(found: Record) -> str:
     if others := awaited([job.id]).get(job.id):
         lines.append(f"It waits for {', '.join(f'{x.run}, which is {x.state}' for x in others)}.")
     lines += [job.error_text] if job.error else []
+    lines += [*filter(None, [cost_text(job)])]
     lines.append(results_text(found))
     if found["reproduce"]:
         lines.append(comparison_text(found["reproduce"]))
@@ -47,7 +49,8 @@ def results_text(found: Record) -> str:
     rows += [(f"seconds/{step}", "run", f"{seconds:.6g}", "") for step, seconds in times.items()]
     figures = table(("metric", "stage", "value", "±"), rows)
     kept = found["kept_stage"]
-    return f"Kept: {names.get(kept, kept)}\n{figures}" if kept else figures
+    told = found["kept_reason"] or (f"Kept: {names.get(kept, kept)}" if kept else "")
+    return "\n".join(filter(None, (told, figures)))
 
 
 def comparison_text(found: Record) -> str:

@@ -34,12 +34,6 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
         description="In which the loss of each layer alone is measured on held-out text; the "
         "others are scaled to it. Empty: estimates alone, several times as fast.",
     )  # fmt: skip
-    heldout: int = Field(
-        8, ge=4, le=1024, title="Held-out windows",
-        description="Segments that no candidate is fitted to: gradients and losses are taken on "
-        "them.",
-        json_schema_extra={"unit": "windows"},
-    )  # fmt: skip
     windows: int = Field(
         1, ge=1, le=64, title="Windows a measurement",
         description="Of the held-out ones, for the loss of each layer alone.",

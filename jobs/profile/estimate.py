@@ -13,6 +13,7 @@ from backend.models.memory import (
     memory_needed,
     memory_parts,
 )
+from backend.text.corpora import require_length
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_context, context_length, require_text
 from jobs.kind import Requirements
@@ -28,7 +29,13 @@ def requirements(config: ProfileJob) -> Requirements:
     facts = resolve_model(config.model).facts
     facts.require_compressible()
     check_context(config, facts)
-    require_text(calibration_name(config, facts), "calibration_text", "calibration_text")
+    corpus = calibration_name(config, facts)
+    require_text(corpus, "calibration_text", "calibration_text")
+    windows = config.segments + config.heldout_windows
+    require_length(corpus, windows * context_length(config, facts), "calibration_text")
+    if not config.heldout_windows:
+        what, why = "Nothing is held out.", "Gradients and losses are taken on held-out windows."
+        raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
     check_formats(config, facts)
     streamed, memory = memory_bytes(config, facts, memory_available())
     warnings: tuple[str, ...] = ()
@@ -67,8 +74,8 @@ def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
     if missing := [x for x in config.measured_formats if x not in formats]:
         what = f"{missing[0]} is not among the formats."
         raise ConfigError(what, "", "Add it there, or leave it out here.", field="measured")
-    if config.windows > config.heldout:
-        what = f"There are {config.heldout} held-out windows, not {config.windows}."
+    if config.windows > config.heldout_windows:
+        what = f"There are {config.heldout_windows} held-out windows, not {config.windows}."
         raise ConfigError(what, "", "Hold out more, or measure on fewer.", field="windows")
 
 
@@ -82,8 +89,8 @@ def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:
     rest = 2.0 * (weights / 2 + head) * context * config.windows  # half of the blocks, on average
     measured = len(config.measured_formats) * len(facts.linears) * rest
     return {
-        "dense": 2.0 * weights * config.heldout * context,
-        "gradients": 6.0 * (weights + head) * config.heldout * context,
+        "dense": 2.0 * weights * config.heldout_windows * context,
+        "gradients": 6.0 * (weights + head) * config.heldout_windows * context,
         "layers": (2.0 * weights + grams) * config.segments * context + made + measured,
     }
 
@@ -97,7 +104,7 @@ def memory_bytes(
         "dtype": dtype, "segments": config.segments, "context": context, "batch": 4, "streams": 1,
         "stages": 2, "on_disk": False,
     }  # fmt: skip
-    kept = (facts.blocks + 1) * activation_memory(facts, config.heldout, context, dtype)
+    kept = (facts.blocks + 1) * activation_memory(facts, config.heldout_windows, context, dtype)
     logits = 4 * MEASURE_COPIES * facts.vocabulary * context
     needed = memory_needed(facts, **sizes) + kept + logits
     streamed = needed > STREAMING_THRESHOLD * available and not facts.support.stream

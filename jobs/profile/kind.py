@@ -20,7 +20,7 @@ KIND = Kind(
     presets={
         "quick look": {"context": 256, "segments": 16, "measured": ""},
         "default": {"context": 256},
-        "thorough": {"context": 512, "heldout": 16, "windows": 4,
+        "thorough": {"context": 512, "holdout": 0.5, "windows": 4,
                      "measured": "int2-g64, int3-g64, int4-g64, 50%, 70%, 2:4"},
     },
 )  # fmt: skip

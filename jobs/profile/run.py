@@ -17,7 +17,7 @@ from backend.sensitivity.trace import trace
 from backend.sensitivity.walk import Figures, SensitivityWalk, load_fisher, usual_width
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
-from backend.text.slices import calibration_slice
+from backend.text.slices import calibration_slices
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
@@ -26,7 +26,7 @@ from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
 from jobs.profile.profiles import profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_whole, text_facts
+from jobs.runtime.loading import load_whole, record_texts
 from jobs.runtime.progress import Phases
 
 
@@ -40,11 +40,14 @@ def run(config: ProfileJob, context: JobContext) -> None:
     loaded.model.requires_grad_(False)
     phases, flops = Phases(context, flops_by_phase(config, loaded.facts)), flops_by_phase
     corpus = calibration_name(config, loaded.facts)
-    length, count = context_length(config, loaded.facts), config.segments + config.heldout
-    text = calibration_slice(corpus, loaded.tokenizer, count, length, config.seed)
-    context.environment(text={"calibration": text_facts(text)}, precision=dtype)
-    calibration, heldout = text.input_ids.split([config.segments, config.heldout])
-    dense = trace(loaded.model, heldout, getattr(torch, dtype), phases.phase("dense"))
+    length = context_length(config, loaded.facts)
+    calibration, heldout = calibration_slices(
+        corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
+    )
+    record_texts({"calibration": calibration, "held-out": heldout}, context)
+    context.environment(precision=dtype)
+    passes = getattr(torch, dtype)
+    dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
     load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
     measured = () if streamed else config.measured_formats
     meter = SensitivityMeter(dense, config.windows, usual_width(dense)) if measured else None
@@ -59,7 +62,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         )
 
     SensitivityWalk(
-        loaded.model, calibration, dense, config.all_formats, frozenset(measured), meter, solvers,
+        loaded.model, calibration.input_ids, dense, config.all_formats, frozenset(measured), meter, solvers,
         context.checkpoints, phases.phase("layers"), record,
     ).run()  # fmt: skip
     summarize(profile_of_run(context.run), context)

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
@@ -34,6 +35,7 @@ from backend.store import queries
 from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
+    KEPT_REASON,
     Artifact,
     Attempt,
     DecoderRow,
@@ -157,6 +159,11 @@ class JobContext:
         """Record what the run as a whole came to: `kept_stage`, `flops`, `timed_seconds`."""
         job = update(Job).where(Job.id == self.job_id).values(**columns)
         self._patiently(lambda session: session.execute(job))
+
+    def keep(self, kept: KeptStage) -> None:
+        """Record which stage the run keeps, and why."""
+        self.outcome(kept_stage=kept.stage)
+        self.environment(**{KEPT_REASON: kept.reason})
 
     def step_time(self, step: str, seconds: float) -> None:
         """Record the seconds of one step, over all attempts."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from backend.decoding.native.model import decoding_dtype
 from backend.export.reading import load_dequantized, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
+from backend.models.sources.materialise import materialise
 from backend.text.slices import (
     TextSlice,
-    calibration_slice,
+    calibration_slices,
     check_apart,
     evaluation_slice,
     sample_slice,
+    slice_of,
 )
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.fields.text import (
@@ -101,37 +104,70 @@ def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
     return self_checked(model, tokenizer, base.facts)
 
 
+@dataclass(frozen=True)
+class RunTexts:
+    """The texts of a run that calibrates, none of which shares a passage with another."""
+
+    calibration: TextSlice
+    heldout: TextSlice  # to choose the stage to keep by; may be empty
+    evaluation: TextSlice
+
+    @property
+    def judged(self) -> tuple[TextSlice, TextSlice]:
+        """Those on which nothing is fitted."""
+        return self.heldout, self.evaluation
+
+    @property
+    def by_role(self) -> dict[str, TextSlice]:
+        """Role -> text, of those that are not empty; the last is one to tell of."""
+        roles = {"evaluation": self.evaluation, "held-out": self.heldout}
+        texts = roles | {"calibration": self.calibration}
+        return {role: text for role, text in texts.items() if text.tokens}
+
+
 def load_texts(
-    config: TextConfig, loaded: LoadedModel, seed: int, context: JobContext
-) -> tuple[TextSlice, TextSlice]:
-    """The calibration and the evaluation slice; records both, and that they share nothing."""
+    config: TextConfig, loaded: LoadedModel, evaluation: TextSlice, seed: int, context: JobContext
+) -> RunTexts:
+    """The calibration and the held-out slice beside the evaluation slice; records all."""
     calibration_corpus, evaluation_corpus = corpus_names(config, loaded.facts.default_text)
-    length = context_length(config, loaded.facts)
-    shared = calibration_corpus == evaluation_corpus
-    evaluation = evaluation_slice(
-        evaluation_corpus, loaded.tokenizer, config.windows, length, shared=shared
-    )
-    size = (config.segments, length, seed)
+    length, held = evaluation.context, config.heldout_windows
     if calibration_corpus == "self":
         context.log("Sampling the calibration text from the dense model.")
-        calibration = sample_slice(loaded.model, loaded.tokenizer, *size, context)
+        size = (config.segments + held, length, seed)
+        sampled = sample_slice(loaded.model, loaded.tokenizer, *size, context)
+        rows = sampled.input_ids.split((config.segments, held))
+        calibration, heldout = (
+            slice_of(part, loaded.tokenizer, "self", "calibration", seed, sampled.bos)
+            for part in rows
+        )
     else:
-        calibration = calibration_slice(calibration_corpus, loaded.tokenizer, *size, shared=shared)
+        calibration, heldout = calibration_slices(
+            calibration_corpus, loaded.tokenizer, config.segments, length, seed, held, evaluation,
+            shared=calibration_corpus == evaluation_corpus,
+        )  # fmt: skip
     check_apart(calibration, evaluation)
-    both = {"calibration": text_facts(calibration), "evaluation": text_facts(evaluation)}
-    context.environment(text=both)
-    return calibration, evaluation
+    texts = RunTexts(calibration, heldout, evaluation)
+    record_texts(texts.by_role, context)
+    return texts
 
 
-def load_evaluation_text(
-    config: EvaluationText, loaded: LoadedModel, context: JobContext
-) -> TextSlice:
-    """The evaluation slice alone, apart from whatever a run calibrates on; records it."""
-    corpus = evaluation_name(config, loaded.facts.default_text)
-    length = context_length(config, loaded.facts)
-    text = evaluation_slice(corpus, loaded.tokenizer, config.windows, length)
-    context.environment(text={"evaluation": text_facts(text)})
+def load_evaluation_text(config: EvaluationText, spec: str, context: JobContext) -> TextSlice:
+    """The evaluation slice for the tokenizer of model `spec`; records it. To be called before the
+    model is loaded: where the text is too short, the run ends at once."""
+    folder = materialise(resolve_model(spec).source, context.log)
+    facts = resolve_model(spec).facts  # again: setting up a model gives more precise facts
+    corpus, length = evaluation_name(config, facts.default_text), context_length(config, facts)
+    text = evaluation_slice(corpus, load_tokenizer(folder, facts), config.windows, length)
+    record_texts({"evaluation": text}, context)
     return text
+
+
+def record_texts(texts: Mapping[str, TextSlice], context: JobContext) -> None:
+    """Records the text of each role, and says of the last what special tokens it spells out."""
+    context.environment(text={role: text_facts(text) for role, text in texts.items()})
+    role, text = [*texts.items()][-1]
+    if text.literals:
+        context.log(f"The {role} text spells out {text.literals}; they are read as plain text.")
 
 
 def text_facts(text: TextSlice) -> dict[str, Any]:

@@ -69,17 +69,17 @@ def _measured(stages: StageComparison, rivals: Mapping[SDSStage, str]) -> dict[s
     return {str(stage): name for stage, name in rivals.items() if stage in stages.perplexity}
 
 
-def key_figure(values: Values) -> KeyFigure | None:
-    """The share of the perplexity lost to the first pruning that SDS wins back:
+def key_figure(values: Values, kept: str) -> KeyFigure | None:
+    """The share of the perplexity lost to the first pruning that the kept stage wins back:
 
-    won_back = (first - end) / (first - dense)      end: SDS, or its reconstruction if lower
+    won_back = (first - end) / (first - dense)      end: the kept stage
 
     and the same share of the cross-entropy, their logarithms."""
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
     if dense is None or first is None or sds is None or first <= dense:
         return None
-    end = sds if blocks is None else min(sds, blocks)
+    end = values.get((kept, PERPLEXITY), sds)
     named = {
         "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
         "blocks reconstructed": blocks,
@@ -116,6 +116,7 @@ KIND = Kind(
     order=10,
     main_fields=("pattern", "base"),
     headline=headline,
+    headline_fields=frozenset({"pattern", "base"}),
     compresses=True,
     saves="model",
     stages=STAGE_LABELS,

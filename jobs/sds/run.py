@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from backend.calibration.kept_stage import KeptStage
 from backend.checkpoints import Checkpoints
 from backend.export.card import pruned_card
 from backend.export.origin import ModelOrigin, copy_terms, origin_of
@@ -19,7 +20,7 @@ from jobs.fields.quality import QualityConfig
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
-from jobs.runtime.loading import load_texts, load_whole
+from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
@@ -35,18 +36,19 @@ def run(config: SDSJob, context: JobContext) -> None:
     dtype = "float32" if device == "cpu" else base.facts.dtype
     streamed, _ = memory_bytes(config, base.facts, free_memory(device), dtype)
     how = "block by block" if streamed else "at once"
+    evaluation = load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}, {how}.")
     loaded = load_whole(base, device, getattr(torch, dtype), context, streamed)
     phases = Phases(context, flops_by_phase(config, plan, loaded.facts))
-    calibration, evaluation = load_texts(config, loaded, config.seed, context)
+    texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(
         TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
         new=hidden_state_store(config.activations, loaded.facts, evaluation, context),
     )  # fmt: skip
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(
-        loaded.model, calibration.input_ids, config, plan, context.checkpoints,
-        phases.phase("prune"), loaded.stored,
+        loaded.model, texts.calibration.input_ids, config, plan, context.checkpoints,
+        phases.phase("prune"), loaded.stored, texts.heldout.input_ids,
     )  # fmt: skip
     record(result, context)
     stages = plan.stages[1:]
@@ -70,7 +72,7 @@ def record(result: SDSResult, context: JobContext) -> None:
             context.result(stage, metric, value)
     for step, seconds in result.seconds.items():
         context.step_time(STEP_LABELS[step], seconds)
-    context.outcome(kept_stage=result.kept)
+    context.keep(KeptStage(result.kept, result.reason))
     context.environment(warnings=list(result.warnings))
 
 

@@ -28,11 +28,15 @@ def prune(
     reporter: Reporter | None = None,
     stored: torch.dtype = torch.float32,
     plan: PruningPlan | None = None,
+    held: float = 0.125,
 ) -> SDSResult:
-    """Plans a run, if it has no plan yet, and executes it."""
+    """Plans a run, if it has no plan yet, and executes it; `held`: share of the ids to choose the
+    kept stage by."""
     checkpoints = work if isinstance(work, Checkpoints) else Checkpoints(work)
     plan, reporter = plan or pruning_plan(chosen, all_linears(model)), reporter or SilentReporter()
-    return run_sds(model, ids, chosen, plan, checkpoints, reporter, stored)
+    fitted = len(ids) - min(len(ids) - 1, round(len(ids) * held))
+    parts = ids[:fitted], ids[fitted:]
+    return run_sds(model, parts[0], chosen, plan, checkpoints, reporter, stored, parts[1])
 
 
 def cut_short(

@@ -55,10 +55,11 @@ def test_by_hand() -> None:
     assert block_shares({0: 0.3, 1: 0.3}, {0: 1, 1: 9}, 0.5) == {0: 0.5, 1: 0.5}
 
 
-def test_outliers_are_counted_over_the_whole_block() -> None:
+def test_outliers_are_counted_by_the_mean_of_their_layer() -> None:
     scores = [torch.tensor([1.0, 1.0, 1.0, 21.0]), torch.tensor([[0.0, 0.0], [0.0, 0.0]])]
-    assert outlier_share(scores, 5.0) == 1 / 8  # mean 3
-    assert outlier_share(scores, 7.5) == 0.0
+    assert outlier_share(scores, 3.4) == 1 / 8  # mean 6
+    assert outlier_share(scores, 3.6) == 0.0
+    assert outlier_share([1024 * scores[0], scores[0]], 3.4) == 2 / 8
     assert outlier_share([], 5.0) == 0.0
 
 
@@ -94,8 +95,8 @@ def plain_outliers(model, ids: Tensor) -> dict[int, float]:
     found = {}
     for b in range(3):
         linears = block_linears(model, b).items()
-        scores = torch.cat([(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears])
-        found[b] = (scores > 5 * scores.mean()).float().mean().item()
+        scores = [(x.read().abs() * energy[b, m].sqrt()).flatten() for m, x in linears]
+        found[b] = torch.cat([x > 5 * x.mean() for x in scores]).float().mean().item()
     return found
 
 
@@ -103,7 +104,7 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
-    prune(model, calibration[:16], config(holdout=0, batch=5), tmp_path, told)
+    prune(model, calibration[:16], config(batch=5), tmp_path, told, held=0)
     said = {n: [v for name, v, s in told.metrics if name == "owl/outliers" and s == n] for n in
             range(3)}  # fmt: skip
     expected = plain_outliers(toy(), calibration[:16])
@@ -124,8 +125,8 @@ def test_layers_with_a_pattern_of_their_own_are_left_out(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
     model, told = toy(), recorder()
-    chosen = config(holdout=0, exclude="1.*", overrides="*.down_proj=2:4")
-    prune(model, calibration[:8], chosen, tmp_path, told)
+    chosen = config(exclude="1.*", overrides="*.down_proj=2:4")
+    prune(model, calibration[:8], chosen, tmp_path, told, held=0)
     assert {s for name, _, s in told.metrics if name == "owl/sparsity"} == {0, 2}
     down = block_linears(model, 0)["mlp.down_proj"].read()
     assert ((down.view(-1, 4) != 0).sum(1) <= 2).all()

@@ -97,7 +97,7 @@ def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, reco
     checkpoints = Checkpoints(
         tmp_path, lambda: seen.append((len(told.snapshots), len(told.metrics)))
     )
-    prune(toy(), ids, config(holdout=0), checkpoints, told)
+    prune(toy(), ids, config(), checkpoints, told, held=0)
     first, second = (28, 3), (14, 2)  # figures of one block: 7 linears, 4 or 2 stages
     counts = [(0, 0)]
     for snapshots, metrics in (first, first, first, second, second, second):
@@ -190,8 +190,8 @@ def test_a_hessian_of_too_little_text_is_damped_aloud(
 ) -> None:
     """32 tokens give a matrix of rank 32 at most, for layers with 64 and 192 inputs."""
     told, model = recorder(), toy()
-    chosen = config(base="sparsegpt", damping=1e-7, until="first", holdout=0, control=False)
-    result = prune(model, ids[:2, :16], chosen, tmp_path, told)
+    chosen = config(base="sparsegpt", damping=1e-7, until="first", control=False)
+    result = prune(model, ids[:2, :16], chosen, tmp_path, told, held=0)
     raised = [text for text in result.warnings if "not positive definite" in text]
     assert raised and set(raised) <= set(told.lines)
     for block in range(3):

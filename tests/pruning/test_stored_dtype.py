@@ -26,10 +26,10 @@ def test_what_is_saved_is_what_was_measured(
     for parameter in model.parameters():  # as a 16-bit checkpoint is loaded on the CPU
         parameter.data = parameter.data.to(stored).float()
     model.get_parameter("model.norm.weight").data[0] = 1 + 2**-20  # a norm kept in float32
-    config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3, holdout=0)
+    config = SDSConfig(base=pruner, redense_steps=3, adjust_steps=3)
     checkpoints = Checkpoints(tmp_path / "run")
     ids = calibration[:8, :64]
-    result = prune(model, ids, config, checkpoints, stored=stored)
+    result = prune(model, ids, config, checkpoints, stored=stored, held=0)
     store = SDSStageStore(checkpoints)
     for stage in (SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SECOND, SDSStage.SDS):
         for W in store.weights(stage, 1).values():

@@ -140,8 +140,8 @@ def test_hidden_states_wait_where_they_are_told_to(
         [("disk", 10**12), ("memory", 1), ("auto", 1), ("auto", 10**12)]
     ):
         monkeypatch.setattr("backend.pruning.sds.free_memory", lambda _, free=free: free)
-        chosen = config(activations=choice, until="first", control=False, holdout=0)
-        prune(toy(), calibration[:2], chosen, tmp_path / str(n))
+        chosen = config(activations=choice, until="first", control=False)
+        prune(toy(), calibration[:2], chosen, tmp_path / str(n), held=0)
     assert folders == [tmp_path / "0", None, tmp_path / "2", None]
 
 
@@ -203,7 +203,7 @@ def test_memory_that_does_not_last_for_the_held_out_losses(
     def fail(*_: object) -> float:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("backend.pruning.heldout.mean_loss", fail)
+    monkeypatch.setattr("backend.pruning.sds.heldout_losses", fail)
     with pytest.raises(ComputeError, match="held-out losses") as caught:
         prune(toy(), calibration[:8], config(), tmp_path)
     assert caught.value.field == "context"

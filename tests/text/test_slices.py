@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Bytes
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.slices import PASSAGE, TextSlice, calibration_slice, check_apart, evaluation_slice
+from backend.text.documents import SPLIT_CORPORA, documents
+from backend.text.slices import (
+    PASSAGE,
+    TextSlice,
+    calibration_slice,
+    calibration_slices,
+    check_apart,
+    evaluation_slice,
+)
+from backend.text.training import training_set
+from backend.text.windows import cut_windows
 from tests.fork_server import elsewhere
 
 MANY = 3000  # characters: about 1000 tokens
@@ -56,22 +71,74 @@ def test_another_process_cuts_the_same_slices(tokenizer) -> None:
 def test_the_hash_sees_every_token_and_the_shape(tokenizer, text_dir: Path) -> None:
     name = write(text_dir, "a.jsonl", ["abcd " * MANY, "efgh " * MANY])
     hashes = {
-        evaluation_slice(name, tokenizer, *shape, shared=False).sha256
+        evaluation_slice(name, tokenizer, *shape).sha256
         for shape in ((2, 32), (4, 16), (1, 64), (4, 32))
     }
     assert len(hashes) == 4
 
 
-def test_evaluation_is_evenly_spaced_and_may_be_the_whole_text(tokenizer, text_dir: Path) -> None:
+def test_evaluation_is_evenly_spaced(tokenizer, text_dir: Path) -> None:
     text = " ".join(stories(5, 40))
-    name = write(text_dir, "a.jsonl", [text])
+    name = write(text_dir, "a.jsonl", [text, text.upper()])  # the first is the evaluation split
     ids = tokenizer(text).input_ids
     every = len(ids) // 50
-    whole = evaluation_slice(name, tokenizer, every, 50, shared=False).input_ids
+    whole = evaluation_slice(name, tokenizer, every, 50).input_ids
     assert whole.flatten().tolist() == ids[: every * 50]
-    third = evaluation_slice(name, tokenizer, every // 3, 50, shared=False).input_ids
+    third = evaluation_slice(name, tokenizer, every // 3, 50).input_ids
     places = [whole.tolist().index(row) for row in third.tolist()]
     assert {b - a for a, b in pairwise(places)} <= {3, 4} and places[0] == 0
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_them_out(
+    tokenizer, text_dir: Path, count: int
+) -> None:
+    """The windows are the same whatever a run calibrates on; none of them is calibrated on."""
+    texts = [" ".join(f"{a}-{number}" for number in range(1500)) for a in range(count)]
+    name = write(text_dir, "a.jsonl", texts)
+    parts: list[list[list[int]]] = [
+        [*cut_windows(documents(name, role), tokenizer, 128, lambda _: 0)]
+        for role in ("evaluation", "calibration")
+    ]
+    evaluation = evaluation_slice(name, tokenizer, len(parts[0]) + 7, 128)
+    assert evaluation.input_ids.tolist() == parts[0] + parts[1][:7]
+    every = len(parts[1]) - count  # at a random offset, a document may have one less
+    with pytest.raises(DatasetError, match="share"):
+        check_apart(calibration_slice(name, tokenizer, every, 128, 0), evaluation)
+    found = calibration_slices(name, tokenizer, every - 17, 128, 0, 9, evaluation)
+    assert [len(each.input_ids) for each in found] == [every - 17, 9]
+    for one, other in combinations((*found, evaluation), 2):
+        check_apart(one, other)
+
+
+def test_published_splits_are_never_mixed(tokenizer, monkeypatch) -> None:
+    monkeypatch.setitem(SPLIT_CORPORA, "toystories", lambda role: iter([f"A {role} story. " * 20]))
+    with pytest.raises(DatasetError, match="too little text for evaluation"):
+        evaluation_slice("toystories", tokenizer, 9, 64)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_special_tokens_that_a_text_spells_out_are_plain_text(
+    text_dir: Path, special: bool
+) -> None:
+    """As WikiText's <unk> is, which some tokenizers read as their own unknown token."""
+    words = Tokenizer(BPE(unk_token="<unk>"))
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Bytes()
+    trainer = BpeTrainer(
+        special_tokens=["<unk>", "</s>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False
+    )
+    words.train_from_iterator(["a text"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    unknown = tokenizer.unk_token_id
+    spelt = "The <unk> of </s> <unk>. " if special else "The words of it. "
+    assert (unknown in tokenizer(spelt).input_ids) == special
+    name = write(text_dir, "a.jsonl", [spelt * 40])
+    found = evaluation_slice(name, tokenizer, 2, 50)
+    assert unknown not in found.input_ids
+    assert spelt in tokenizer.decode(found.input_ids.flatten())
+    assert ("<unk>" in found.literals and "</s>" in found.literals) == special
+    rows = training_set(name, tokenizer, 2, 40, 0).text
+    assert unknown not in rows.input_ids and bool(rows.literals) == special
 
 
 def test_calibration_windows_stay_in_a_document(tokenizer, text_dir: Path) -> None:
@@ -101,16 +168,19 @@ def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role:
         if role == "calibration":
             calibration_slice(name, tokenizer, 99, 64, 0, shared=False)
         else:
-            evaluation_slice(name, tokenizer, 99, 64, shared=False)
+            evaluation_slice(name, tokenizer, 99, 64)
     error = refused.value
     assert f"{there:,} tokens" in error.why and f"{99 * 64:,} tokens" in error.why
-    assert f"{there // 64} windows" in error.why and "Lower" in error.do
+    # each part of the text is cut into whole windows
+    assert f"{there // 64 - (role == 'evaluation')} windows" in error.why and "Lower" in error.do
     assert error.field == f"{role}_text"
 
 
 def test_wikitext_is_detokenised_and_that_is_recorded(tokenizer, text_dir: Path) -> None:
-    (text_dir / "wiki.txt").write_text(" = A = \n " + "A long @-@ term plan , he said . " * 50)
-    found = evaluation_slice("file:wiki.txt", tokenizer, 1, 32, shared=False)
+    (text_dir / "wiki.txt").write_text(
+        " = A = \n " + "A long @-@ term plan , he said . " * 50 + "\n = B = \n"
+    )
+    found = evaluation_slice("file:wiki.txt", tokenizer, 1, 32)
     assert found.preprocessing == "WikiText detokenised"
     assert tokenizer.decode(found.input_ids[0]).startswith("= A =\nA long-term plan, he said. A")
     assert evaluation_slice("toystories", tokenizer, 1, 32).preprocessing == ""
@@ -119,7 +189,7 @@ def test_wikitext_is_detokenised_and_that_is_recorded(tokenizer, text_dir: Path)
 @pytest.mark.parametrize("sign", ["a", "é", "字", "🙂"])
 def test_bytes_are_those_of_the_predicted_tokens(tokenizer, text_dir: Path, sign: str) -> None:
     name = write(text_dir, "a.jsonl", [f"{sign} and {sign}{sign}, " * 400])
-    found = evaluation_slice(name, tokenizer, 8, 36, shared=False)
+    found = evaluation_slice(name, tokenizer, 8, 36)
     tokens = tokenizer.convert_ids_to_tokens(found.input_ids[:, 1:].flatten())
     exact = sum(len(token) for token in tokens)  # a byte-level token has a letter for each byte
     cut = 8 * 2 * 6  # at either end of a window a cut sign counts as up to 2 signs of 3 bytes
@@ -138,11 +208,11 @@ def beginning(tokenizer):
 
 def test_the_beginning_token_follows_the_tokenizer(tokenizer, beginning, text_dir: Path) -> None:
     text = " ".join(stories(5, 40))
-    name = write(text_dir, "a.jsonl", [text])
-    assert not evaluation_slice(name, tokenizer, 2, 32, shared=False).bos
+    name = write(text_dir, "a.jsonl", [text, text])  # the first is the evaluation split
+    assert not evaluation_slice(name, tokenizer, 2, 32).bos
     ids = tokenizer(text).input_ids
     every = len(ids) // 31
-    found = evaluation_slice(name, beginning, every, 32, shared=False)
+    found = evaluation_slice(name, beginning, every, 32)
     assert found.bos and found.input_ids.shape == (every, 32)
     assert (found.input_ids[:, 0] == 0).all()
     assert found.input_ids[:, 1:].flatten().tolist() == ids[: every * 31]
@@ -165,10 +235,10 @@ def test_the_toy_text_is_apart(tokenizer) -> None:
 def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> None:
     texts = [" ".join(stories(seed, 8)) for seed in range(12)]
     one, two = write(text_dir, "a.jsonl", texts[:6]), write(text_dir, "b.jsonl", texts[6:])
-    evaluation = evaluation_slice(one, tokenizer, 20, 128, shared=False)
+    evaluation = evaluation_slice(one, tokenizer, 20, 128)
     calibration = calibration_slice(two, tokenizer, 20, 128, 0, shared=False)
     check_apart(calibration, evaluation)
-    evaluation = evaluation_slice(two, tokenizer, 20, 128, shared=False)
+    evaluation = evaluation_slice(two, tokenizer, 20, 128)
     with pytest.raises(DatasetError, match="share") as refused:
         check_apart(calibration, evaluation)
     assert refused.value.field == "evaluation_text"

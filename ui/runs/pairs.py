@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from backend.evaluation.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
+from backend.statistics.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
 from backend.store import tensors
 from backend.store.tables import Job
 from jobs.comparison import StageComparison

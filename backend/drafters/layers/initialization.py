@@ -24,7 +24,7 @@ from backend.models.blocks import decoder_blocks
 FIT_TOKENS = 16_384  # 8,192 determine twice 576 inputs badly, even with the ridge
 RIDGE = 0.3
 UNSEEN = 10  # one row in so many is left out, to judge the fit by
-MIN_SCALE = 1e-4  # a channel that is always zero must not be divided by zero
+MIN_SCALE = 1e-4  # relative to the mean: a channel that is always zero must not be divided by zero
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def ridge(inputs: Tensor, outputs: Tensor, strength: float = RIDGE) -> tuple[Ten
 
 def channel_scale(values: Tensor) -> Tensor:
     """Root mean square of each column of [N, c]."""
-    return values.square().mean(0).sqrt().clamp_(min=MIN_SCALE)
+    scale = values.square().mean(0).sqrt()
+    return scale.clamp_(min=MIN_SCALE * scale.mean().item() or 1.0)
 
 
 def collect_states(

@@ -2,7 +2,9 @@
 
 Each step runs a batch of sequences through the adaptation layers and trains the heads at a random
 share of the answer positions, the anchors (`loss`). AdamW, a short warm-up, cosine decay to a
-tenth, gradient clipping. Copied layers have a lower learning rate than new parts.
+tenth, gradient clipping. New parts are trained in standardised coordinates (`layers.adapted`); the
+learning rate of a copied parameter is relative to its root mean square, as models differ in theirs
+by a factor of ten.
 
 Data order, anchors and evaluation depend on seed and step alone, and checkpoints hold float32
 weights and optimizer state, so an interrupted run resumes bit for bit. With a time budget the
@@ -57,7 +59,7 @@ EVALUATIONS = 10
 WINDOW = 16  # batches whose sequences are sorted by length together
 FLOOR = 0.1  # of the rate, at the end
 WARMUP = 0.05  # share of the steps with a rising learning rate
-COPIED_RATE = 0.2  # learning rate of copied layers, as a share of that of new ones
+EPSILON, DECAY = 1e-8, 0.01  # of AdamW
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -275,10 +277,19 @@ class DrafterTrainer(Trainer):
 
 
 def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
-    copied = {id(p) for p in drafter.copied_parameters()}
-    groups = [
-        {"params": [p for p in drafter.parameters() if (id(p) in copied) == part], "lr": rate}
-        for part, rate in ((False, config.rate), (True, COPIED_RATE * config.rate))
+    copied = drafter.copied_parameters()
+    known = {id(p) for p in copied}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in drafter.parameters() if id(p) not in known], "lr": config.rate}
     ]
+    for parameter in copied:  # as if it were trained in units of its size
+        size = _size(parameter)
+        scaled = {"lr": config.rate * size, "eps": EPSILON / size, "weight_decay": DECAY / size}
+        groups.append({"params": [parameter], **scaled})
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, weight_decay=DECAY, fused=True)
+
+
+def _size(parameter: Tensor) -> float:
+    """Its root mean square; 1 of zeros."""
+    return parameter.detach().float().square().mean().sqrt().item() or 1.0

@@ -44,7 +44,6 @@ class OutlierPass(BlockPass):
 
 
 def outlier_share(scores: Sequence[Tensor], times: float) -> float:
-    """Share of all entries above `times` their mean; 0 without entries."""
+    """Share of all entries above `times` the mean of their layer; 0 without entries."""
     count = sum(score.numel() for score in scores)
-    mean = sum(score.sum().item() for score in scores) / max(count, 1)
-    return sum((score > times * mean).sum().item() for score in scores) / max(count, 1)
+    return sum((score > times * score.mean()).sum().item() for score in scores) / max(count, 1)

@@ -45,7 +45,8 @@ class FirstPass(PruningPass):
             work.record(SDSStage.DENSE, module, W)
         work.first = work.prune(dense, self.hidden, "First pruning")
         inputs, hidden = work.collect_inputs(self.hidden, StatisticsLevel.GRAM)
-        for module in work.modules("Re-dense" if whole else "Control"):
+        doing = "Control" if SDSStage.CONTROL in stages else "Statistics"
+        for module in work.modules("Re-dense" if whole else doing):
             sparse, target = work.first[module], DenseReference(dense[module], inputs[module])
             work.record(SDSStage.FIRST, module, sparse, target)
             if SDSStage.CONTROL in stages:

@@ -14,21 +14,49 @@ from backend.pruning.block_work import BlockWork, SDSRun
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSStage
 from backend.pruning.passes.block_pass import BlockPass
 from backend.reporter import at_block
-from backend.training.block_reconstruction import Examples, Parameters, Reconstruction, reconstruct
+from backend.training.block_reconstruction import (
+    Examples,
+    Parameters,
+    Reconstruction,
+    reconstruct,
+)
 
 UNITS = 2  # of work, per linear and epoch
 
 
 class MaskedWeights:
-    """The weights of pruned linears, by module: zeros stay 0."""
+    """The weights of pruned linears, by module: W = W_start + p * s, with s = 0 where W_start is 0.
+
+    Args:
+        rate: of a step, relative to the sizes s of the weights (`sizes_of`).
+    """
 
     def __init__(self, start: dict[str, Tensor], rate: float) -> None:
-        self.parameters, self.rates = start, dict.fromkeys(start, rate)
-        self._masks = {module: (W != 0).to(W.dtype) for module, W in start.items()}
+        self._start = start
+        self._sizes = {module: sizes_of(W) * (W != 0) for module, W in start.items()}
+        self.parameters = {module: torch.zeros_like(W) for module, W in start.items()}
+        self.rates = dict.fromkeys(start, rate)
 
     def weights(self, parameters: Parameters) -> dict[str, Tensor]:
         """Module -> W [out, in]."""
-        return {module: W * self._masks[module] for module, W in parameters.items()}
+        return {m: torch.addcmul(W, parameters[m], self._sizes[m]) for m, W in self._start.items()}
+
+
+def sizes_of(W: Tensor) -> Tensor:
+    import os
+
+    square = W.square()
+    if os.environ.get("SF") != "balanced":
+        kept = square[W != 0]
+        return torch.full_like(W, kept.mean().sqrt().item() if len(kept) else 1.0)
+    columns = torch.ones_like(W[:1])
+    for _ in range(8):
+        rows = (square / columns).mean(1, keepdim=True)
+        rows = torch.where(rows > 0, rows, 1.0)
+        columns = (square / rows).mean(0, keepdim=True)
+        columns = torch.where(columns > 0, columns, 1.0)
+    dens = (W != 0).float().mean()
+    return (rows * columns / dens).sqrt()
 
 
 class ReconstructionPass(BlockPass):
@@ -59,16 +87,30 @@ class ReconstructionPass(BlockPass):
         self.hidden, self.stream.hidden = self.stream.hidden, []
         self.teacher = self.hidden
 
+    def walk(self, blocks: int) -> None:
+        super().walk(blocks)
+        reports = [
+            self.run.store.report(self.name, block).reconstruction for block in range(blocks)
+        ]
+        left = [report["left"] for report in reports if report]
+        lowered = sum(share < 1 for share in left)
+        if lowered < len(left):
+            done = "changed nothing" if not lowered else f"changed {lowered} of {len(left)} blocks"
+            text = f"{STAGE_LABELS[self.name]}: training {done}, as it did not lower the held-out "
+            self.run.reporter.log(text + "error of the others." if lowered else text + "error.")
+
     def solve_block(self, block: int) -> None:
         work = BlockWork(self.run, self.stream, block, self.stored(SDSStage.DENSE, block))
         work.first = self.stored(SDSStage.FIRST, block)
         work.write(work.dense)
         self.teacher = work.forward(self.teacher)
         with work.timed("blocks"):
-            found = self._reconstruct(block)
-        for module, W in found.parameters.items():
+            masked = MaskedWeights(self.stored(self.start, block), self.config.reconstruct_rate)
+            found = self._reconstruct(block, masked)
+            weights = masked.weights(found.parameters)
+        for module, W in weights.items():
             work.record(self.name, module, self.run.rounded(W))
-        self._report(block, found)
+        self._report(work, found)
         work.write(work.stages[self.name])
         self.hidden = work.forward(self.hidden)
         work.save(self.name)
@@ -77,30 +119,28 @@ class ReconstructionPass(BlockPass):
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
         self.hidden = self.forward_stored(block, self.name, self.hidden)
 
-    def _reconstruct(self, block: int) -> Reconstruction:
-        run, config = self.run, self.config
-        start = self.stored(self.start, block)
+    def _reconstruct(self, block: int, masked: MaskedWeights) -> Reconstruction:
+        run, units = self.run, UNITS * len(masked.rates)
         return reconstruct(
             run.model,
             Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
-            MaskedWeights(start, config.reconstruct_rate),
-            config.reconstruct,
+            masked,
+            self.config.reconstruct,
             run.safe_point,
-            lambda _: run.advance(
-                UNITS * len(start), at_block(block, run.blocks, "Reconstruction")
-            ),
+            lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
         )
 
-    def _report(self, block: int, found: Reconstruction) -> None:
+    def _report(self, work: BlockWork, found: Reconstruction) -> None:
         """Log what held-out text says of the block; nothing without such text, or if no layer of
         the block was pruned."""
         if not found.judged:
             return
         before, after = found.errors[0], found.errors[found.epoch]
         left = after / before if before else 1.0  # no error: a model with this very mask
+        work.report.reconstruction = {"left": left, "factor": found.factor}
         key = MetricKey("reconstruction", self.name, axis="block")
-        self.run.reporter.metric(key, left, block)
-        where = at_block(block, self.run.blocks)
+        self.run.reporter.metric(key, left, work.block)
+        where = at_block(work.block, self.run.blocks)
         self.run.reporter.log(f"{where}: {STAGE_LABELS[self.name]}. {found}")
 
 

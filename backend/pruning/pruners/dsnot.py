@@ -25,7 +25,7 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import pruner
 
 MAX_SWAPS = 50  # of a row, at most
-MIN_VARIANCE = 1e-8  # of the mean over inputs, below which an input counts as constant
+MIN_VARIANCE = 1e-8  # relative to the mean over inputs; below it an input counts as constant
 
 
 @pruner("dsnot", needs=StatisticsLevel.ENERGY)
@@ -34,7 +34,8 @@ def dsnot(W: Tensor, inputs: InputStatistics, pattern: Pattern, damping: float) 
     score = W.abs() * inputs.energy.sqrt()
     kept = keep_mask(score, pattern) > 0
     variance = inputs.energy - inputs.mean.square()
-    variance = variance.clamp(min=MIN_VARIANCE * variance.mean().clamp(min=MIN_VARIANCE))
+    floor = MIN_VARIANCE * variance.mean()  # 0 or less where all inputs are constant
+    variance = variance.clamp(min=floor) if floor > 0 else torch.ones_like(variance)
     share = W * inputs.mean  # of the mean of each output
     error = (share * ~kept).sum(1)
     barred = torch.zeros_like(kept)  # what cannot come back, as nothing fitting could go

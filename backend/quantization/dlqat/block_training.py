@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from backend.calibration.heldout import heldout_count
 from backend.errors import ComputeError
 from backend.models.blocks import LinearWeight
 from backend.models.precision import all_finite
@@ -28,10 +27,10 @@ from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.grid import QuantGrid
 from backend.quantization.plan import QuantSettings
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.training.block_reconstruction import Examples, Parameters, reconstruct
+from backend.training.block_reconstruction import Examples, Parameters, reconstruct, unit_of
 
 HELD_OUT_SHARE = 0.125  # share of the calibration segments
-RATE = 5e-4  # learning rate of the weights
+RATE = 2.6e-3  # learning rate of the weights, relative to their root mean square
 RATE_M = 1e-4  # learning rate of m; ten times as much costs more than training gains
 # linear -> its weights [out, in] before training, and their grid
 Starts = Callable[[LinearWeight], tuple[Tensor, QuantGrid]]
@@ -60,7 +59,7 @@ class BlockTraining(RunPass):
         starts = {module: self.start(linear) for module, linear in linears.items()}
         trained = TrainedGrids(starts, run.settings(linears))
         count = len(run.calibration)
-        fitted = count - heldout_count(count, HELD_OUT_SHARE)
+        fitted = count - min(count - 1, round(count * HELD_OUT_SHARE))
         found = reconstruct(
             run.model,
             Examples(self.stream, block, self.stream.hidden, targets, fitted),
@@ -106,8 +105,8 @@ def _require_finite(parameters: Parameters, block: str) -> None:
 
 
 class TrainedGrids:
-    """What is trained of the linears of a block, and the weights it stands for: "MODULE/W",
-    "MODULE/m", and "MODULE/z" on a grid with offsets."""
+    """What is trained of the linears of a block, and the weights it stands for: "MODULE/m",
+    "MODULE/W", the weights in units of the layer, and "MODULE/z" on a grid with offsets."""
 
     def __init__(
         self,
@@ -115,12 +114,15 @@ class TrainedGrids:
         settings: Mapping[str, QuantSettings],
     ) -> None:
         self.grids = {module: grid for module, (_, grid) in starts.items()}
+        self.units: dict[str, float] = {}
         self.masks: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         self.rates: dict[str, float] = {}
         for module, (W, grid) in starts.items():
-            self.parameters |= {f"{module}/W": W, f"{module}/m": torch.ones_like(grid.scale)}
-            self.rates |= {f"{module}/W": RATE, f"{module}/m": RATE_M}
+            (unit, size), ones = unit_of(W), torch.ones_like(grid.scale)
+            self.units[module] = unit
+            self.parameters |= {f"{module}/W": W / unit, f"{module}/m": ones}
+            self.rates |= {f"{module}/W": RATE * size, f"{module}/m": RATE_M}
             if settings[module].grid == "offset":  # so that z moves values as far as m does
                 self.parameters[f"{module}/z"] = grid.zero
                 self.rates[f"{module}/z"] = RATE_M * grid.top / 2
@@ -133,7 +135,7 @@ class TrainedGrids:
 
     def result(self, parameters: Parameters, module: str) -> tuple[Tensor, QuantGrid]:
         """Weights to round [out, in], and their grid."""
-        grid, W = self.grids[module], parameters[f"{module}/W"]
+        grid, W = self.grids[module], parameters[f"{module}/W"] * self.units[module]
         zero = parameters.get(f"{module}/z", grid.zero)
         W = W if module not in self.masks else W * self.masks[module]
         return W, QuantGrid(grid.bits, parameters[f"{module}/m"] * grid.scale, zero)

@@ -2,7 +2,7 @@
 
 Forward, with k the group of column j:
 
-    W'     = W0 + c B A                                   c = alpha / r
+    W'     = W0 + c B A                                   c = alpha / r * rms(W) / 0.19
     q_ij   = clamp( round(W'_ij / s_ik + z_ik), 0, Q )     the grid s, z is fixed
     What   = m_ik s_ik (q_ij - z_ik)                      m scales the whole group
     y      = x What^T
@@ -34,6 +34,7 @@ from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.range_search import group_sums
 
+REFERENCE_RMS = 0.19  # of the weights of the model that rates were tuned on, SmolLM2-135M
 PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
 UNLIMITED = 2**62
 
@@ -52,6 +53,13 @@ def new_factors(
     if rank:
         nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator)
     return A.to(device), torch.zeros(shape[0], rank, device=device)
+
+
+def update_factor(W: Tensor, alpha: float, rank: int) -> float:
+    """c: what B A is multiplied by, relative to the weights `W` of the dense layer, so that a step
+    changes large and small weights by the same share (ours); 0 without a rank."""
+    rms = W.float().square().mean().sqrt().item()
+    return alpha / rank * (rms or REFERENCE_RMS) / REFERENCE_RMS if rank else 0.0
 
 
 class _FakeQuantLinear(torch.autograd.Function):
@@ -163,7 +171,7 @@ class DLQATLinear(nn.Module):
         self.base, self.grid, self.start = base, grid, start
         self.keep_zeros = keep_zeros
         rank = rank if trains[0] else 0
-        self.factor = alpha / rank if rank else 0.0
+        self.factor = update_factor(self._weight, alpha, rank)
         A, B = new_factors(self.shape, rank, grid.scale.device, generator)
         self.A = nn.Parameter(A, requires_grad=trains[0])
         self.B = nn.Parameter(B, requires_grad=trains[0])

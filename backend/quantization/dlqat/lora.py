@@ -1,6 +1,6 @@
 """The control: plain LoRA (Hu et al. 2021), not quantised.
 
-    y = x (W0 + c B A)^T + b,   c = alpha / r,   taken as   base(x) + c (x A^T) B^T
+    y = x (W0 + c B A)^T + b,   c as in `linear`,   taken as   base(x) + c (x A^T) B^T
 
 Same sequences, steps and schedule as DL-QAT, so that what is learned from the text is not mistaken
 for an effect of the method. A is initialised as in DL-QAT, B at zero.
@@ -14,11 +14,11 @@ from torch.nn.functional import linear
 
 from backend.models.patching import swap_modules
 from backend.quantization.config import ALPHA, DLQATStage
-from backend.quantization.dlqat.linear import new_factors
+from backend.quantization.dlqat.linear import new_factors, update_factor
 from backend.quantization.dlqat.losses import text_loss
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.stage_store import stage_name
-from backend.quantization.dlqat.trainer import StageTrainer, trainable
+from backend.quantization.dlqat.trainer import train_stage, trainable
 from backend.reporter import Reporter
 
 
@@ -30,11 +30,11 @@ class LoRALinear(nn.Module):
         base: nn.Module,
         shape: tuple[int, int],
         rank: int,
-        alpha: float,
+        factor: float,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.factor = base, alpha / rank
+        self.base, self.factor = base, factor
         A, B = new_factors(shape, rank, base.get_parameter("weight").device, generator)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
 
@@ -47,7 +47,9 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
     """Train A and B beside every quantised linear and store them as the stage "lora"."""
     config, generator = run.config, torch.Generator().manual_seed(run.seed)
     layers = {
-        name: LoRALinear(x.layer, x.shape, config.rank, ALPHA, generator)
+        name: LoRALinear(
+            x.layer, x.shape, config.rank, update_factor(x.read(), ALPHA, config.rank), generator
+        )
         for name, x in run.linears.items()
     }
     parameters = {
@@ -57,5 +59,5 @@ def train_lora(run: DLQATRun, reporter: Reporter) -> None:
     }
     with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
         loss = text_loss(run, run.model)
-        StageTrainer(run, DLQATStage.LORA, parameters, loss, lambda _: None, reporter).train()
+        train_stage(run, DLQATStage.LORA, parameters, loss, lambda _: None, reporter)
     run.store.save(stage_name(DLQATStage.LORA), {n: p.detach() for n, p in parameters.items()})

@@ -9,7 +9,7 @@
 
 Use it as
 
-    qat = DLQAT(model, calibration, input_ids, labels, config, checkpoints)
+    qat = DLQAT(model, calibration, input_ids, labels, config, plan, checkpoints)
     for stage in qat.prepare(reporter):
         qat.make(stage, reporter)
         with qat.installed(stage):
@@ -46,7 +46,7 @@ from backend.quantization.dlqat.quantizer_pass import QuantizerPass, quantize_st
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import TrainingSnapshots
 from backend.quantization.dlqat.stage_store import DLQATStageStore, stage_name
-from backend.quantization.dlqat.trainer import StageTrainer, trainable
+from backend.quantization.dlqat.trainer import LOWERED, failed_attempts, train_stage, trainable
 from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.plan import QuantizationPlan
 from backend.quantization.range_search import search_range
@@ -63,7 +63,7 @@ class DLQAT:
         model: dense, in memory, on the device to work on. Its parameters are frozen; those that
             are not quantized are rounded to their stored precision, so that the dense reference
             has the same embeddings and norms as the quantized stages.
-        calibration, input_ids, labels, dense: see `DLQATRun`.
+        calibration, heldout, input_ids, labels, dense: see `DLQATRun`.
         checkpoints: of this run alone; stored stages are not made again.
 
     Raises:
@@ -84,7 +84,9 @@ class DLQAT:
         checkpoints: Checkpoints,
         seed: int = 0,
         dense: torch.dtype | None = None,
+        heldout: Tensor | None = None,
     ) -> None:
+        heldout = calibration[:0] if heldout is None else heldout
         if input_ids.dim() != 2 or input_ids.shape != labels.shape or not len(input_ids):
             raise ConfigError(
                 f"Training data of shape {list(input_ids.shape)} with labels {list(labels.shape)}.",
@@ -96,13 +98,14 @@ class DLQAT:
         store = DLQATStageStore(checkpoints, plan, str(model.device))
         identity = f"{config.identity} {plan.model_dump_json()} {seed} {weights_hash(model)}"
         digest = hashlib.sha256(identity.encode())
-        for ids in (calibration, input_ids, labels):
+        for ids in (calibration, heldout, input_ids, labels):
             digest.update(ids.cpu().contiguous().numpy().data)
         precision = store.claim(digest.hexdigest(), resolve_dtype(config.precision, model.device))
         dtype = getattr(torch, precision)
         self.run = DLQATRun(
-            model, linears, calibration, input_ids, labels, config, plan, dtype, store, seed, dense
-        )
+            model, linears, calibration, input_ids, labels, config, plan, dtype, store, seed, dense,
+            heldout,
+        )  # fmt: skip
         self.seconds: dict[str, float] = {}
         _round_rest(self.run)
 
@@ -136,6 +139,16 @@ class DLQAT:
                 reporter.progress(1, 1, REPLAY)
             else:
                 self._make(stage, reporter)
+
+    def heldout_losses(self, stage: str, reporter: Reporter) -> list[float]:
+        """The losses of a finished stage on the held-out windows; empty without windows."""
+        with self.installed(stage):
+            return self.run.heldout_losses(reporter)
+
+    def lowered(self, stage: str) -> float | None:
+        """The learning rate of a stage where that of the config was too high."""
+        failed = failed_attempts(self.run.store, stage)
+        return self.run.config.rate * LOWERED**failed if failed else None
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -187,7 +200,7 @@ class DLQAT:
         with swap_modules(run.model, layers), trainable(run.model, config.checkpointing, reporter):
             distils = stage == DLQATStage.DLQAT_KD
             loss = teacher_loss(run, run.model, layers) if distils else text_loss(run, run.model)
-            StageTrainer(run, stage, parameters, loss, watch, reporter).train()
+            train_stage(run, stage, parameters, loss, watch, reporter)
         converted = {
             name: layer.convert(run.stored, run.plan.settings(name).grid)
             for name, layer in layers.items()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.calibration.heldout import heldout_losses
 from backend.models.blocks import LinearWeight, decoder_blocks
 from backend.models.patching import swap_weights
 from backend.quantization.config import ALPHA, DLQATConfig, DLQATStage
+from backend.quantization.dlqat.linear import update_factor
 from backend.quantization.dlqat.stage_store import DLQATStageStore, Start, stage_name
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings
+from backend.reporter import Reporter, stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class DLQATRun:
         input_ids, labels: training sequences [n, length]; labels of -100 are ignored.
         dtype: of the forward passes.
         dense: dtype of the weights where the quantized model is saved dense; None: it is packed.
+        heldout: token ids [windows, L], to judge by; may be empty.
     """
 
     model: PreTrainedModel
@@ -42,6 +46,13 @@ class DLQATRun:
     store: DLQATStageStore
     seed: int
     dense: torch.dtype | None = None
+    heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+
+    def heldout_losses(self, reporter: Reporter) -> list[float]:
+        """The losses on the held-out windows of the model as it is now, nats per token."""
+        return heldout_losses(
+            self.model, self.heldout, self.dtype, lambda _: stop_if_asked(reporter)
+        )
 
     @property
     def blocks(self) -> int:
@@ -79,9 +90,9 @@ class DLQATRun:
         if stage != DLQATStage.LORA:
             W = self.store.quantized(stage, linear.name).dense()
             return W if self.dense is None else W.to(self.dense).to(W.dtype)
-        low_rank = self.store.tensors(stage_name(stage), f"{linear.name}.")
-        factor = ALPHA / self.config.rank
-        return torch.addmm(linear.read(), low_rank["B"], low_rank["A"], alpha=factor)
+        low_rank, W = self.store.tensors(stage_name(stage), f"{linear.name}."), linear.read()
+        factor = update_factor(W, ALPHA, self.config.rank)
+        return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
 
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

@@ -1,10 +1,14 @@
-"""Training loop of all trained stages: AdamW, warm-up, cosine schedule, gradient clipping.
+"""Training of all trained stages: AdamW, warm-up, cosine schedule, gradient clipping.
 
     rate(k) = rate * (k + 1) / w                                  in the first w steps
     rate(k) = rate * (1 + cos(pi (k - w) / (steps - w))) / 2      after them
 
 The gradient of a step is the mean over all its predicted tokens, whatever the gradient
 accumulation and the number of processes that share its sequences.
+
+Rates that suit one model may be too high for another. A training that diverges, or ends with a
+significantly higher loss on held-out text than it began with, is repeated from its start at a
+quarter of the rate, at most twice (ours).
 """
 
 from __future__ import annotations
@@ -24,15 +28,18 @@ from backend.models.blocks import decoder_blocks
 from backend.quantization.config import STAGE_LABELS
 from backend.quantization.dlqat.losses import Loss
 from backend.quantization.dlqat.run import DLQATRun
+from backend.quantization.dlqat.stage_store import DLQATStageStore
 from backend.reporter import REPLAY, Reporter, stop_if_asked
+from backend.statistics.paired import paired_ratio
 from backend.text.training import IGNORED_LABEL
 from backend.training import distributed
 from backend.training.optimizer import cosine_decay
-from backend.training.trainer import Trainer
+from backend.training.trainer import DivergenceError, Trainer
 
 BETAS = (0.9, 0.99)  # runs are short: the second moment must settle within tens of steps
 WARMUP = 0.05  # share of the steps
 SAVE_EVERY = 10  # steps
+ATTEMPTS, LOWERED = 3, 0.25  # of a training, and the factor of the rate from one to the next
 
 
 def rate_factor(step: int, steps: int, warmup: float = WARMUP) -> float:
@@ -43,12 +50,69 @@ def rate_factor(step: int, steps: int, warmup: float = WARMUP) -> float:
     return cosine_decay(math.pi * (step - rising) / (steps - rising))
 
 
-class StageTrainer(Trainer):
-    """Trains one stage.
+def train_stage(
+    run: DLQATRun,
+    stage: str,
+    parameters: Mapping[str, nn.Parameter],
+    loss: Loss,
+    watch: Callable[[int], None],
+    reporter: Reporter,
+) -> None:
+    """Train the parameters of a stage, which are part of the model of `run`; at lower rates where
+    the first is too high.
 
     Args:
         loss: sequence numbers -> summed loss.
         watch: called with the number of steps done, before the first and after each.
+
+    Raises:
+        ComputeError: it diverges at all rates.
+    """
+    begun = [p.detach().clone() for p in parameters.values()]
+    before = _judged(run, reporter)
+    for attempt in range(distributed.broadcast(failed_attempts(run.store, stage)), ATTEMPTS):
+        with torch.no_grad():
+            for parameter, value in zip(parameters.values(), begun, strict=True):
+                parameter.copy_(value)
+        trainer = StageTrainer(run, stage, parameters, loss, watch, reporter, attempt)
+        worse, why = True, "diverged"
+        try:
+            trainer.train()
+            ratio = paired_ratio(_judged(run, reporter), before)
+            worse = distributed.broadcast(ratio is not None and ratio.low > 1)
+            if ratio:
+                why = f"raised the held-out perplexity by {100 * (ratio.value - 1):.1f} %"
+        except DivergenceError:
+            if attempt == ATTEMPTS - 1:
+                raise
+        if not worse or attempt == ATTEMPTS - 1:
+            return
+        run.store.save(_failed(stage, attempt), {})
+        reporter.log(
+            f"{trainer.label}: training at a learning rate of {trainer.peak:g} {why}. It is "
+            f"repeated at {LOWERED * trainer.peak:g}."
+        )
+
+
+def failed_attempts(store: DLQATStageStore, stage: str) -> int:
+    """How many trainings of a stage had too high a rate."""
+    return sum(store.holds(_failed(stage, attempt)) for attempt in range(ATTEMPTS))
+
+
+def _failed(stage: str, attempt: int) -> str:
+    return f".failed-{stage}-{attempt}"  # hidden: not a checkpoint to resume from
+
+
+def _judged(run: DLQATRun, reporter: Reporter) -> list[float]:
+    """The losses on the held-out windows, of the first process alone."""
+    return run.heldout_losses(reporter) if distributed.is_first() else []
+
+
+class StageTrainer(Trainer):
+    """Trains one stage once; `attempt`: how often before. See `train_stage`.
+
+    Attributes:
+        peak: the learning rate after the warm-up.
     """
 
     def __init__(
@@ -59,11 +123,11 @@ class StageTrainer(Trainer):
         loss: Loss,
         watch: Callable[[int], None],
         reporter: Reporter,
+        attempt: int = 0,
     ) -> None:
-        optimizer = torch.optim.AdamW(
-            parameters.values(), run.config.rate, betas=BETAS, weight_decay=0.0
-        )
-        slots = (f"train-{stage}-0", f"train-{stage}-1")
+        self.peak = run.config.rate * LOWERED**attempt
+        optimizer = torch.optim.AdamW(parameters.values(), self.peak, betas=BETAS, weight_decay=0.0)
+        slots = (f"train-{stage}-{attempt}-0", f"train-{stage}-{attempt}-1")
         super().__init__(
             STAGE_LABELS[stage], parameters, parameters, optimizer, run.store, slots, reporter,
             run.config.steps,

@@ -14,7 +14,7 @@ from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait
 
 SMALL = {
-    "model": "toy", "context": 32, "segments": 4, "heldout": 4,
+    "model": "toy", "context": 32, "segments": 4,
     "formats": "int2-g64, int4-g64, 50%, 2:4", "measured": "int2-g64, 50%",
 }  # fmt: skip
 
@@ -26,8 +26,8 @@ SMALL = {
         ({"formats": "int7-g64"}, "formats", "7 bits are not offered"),
         ({"formats": ""}, "formats", "0 formats are not possible"),
         ({"measured": "70%"}, "measured", "70% is not among the formats"),
-        ({"windows": 5}, "windows", "4 held-out windows, not 5"),
-        ({"heldout": 3}, "heldout", "4"),
+        ({"windows": 9}, "windows", "8 held-out windows, not 9"),
+        ({"holdout": 0}, "holdout", "Nothing is held out"),
         ({"calibration_text": "self"}, "calibration_text", "not taken on text that the model"),
         ({"context": 4096}, "context", "does not fit"),
     ],

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
-from backend.evaluation.paired import WINDOW_LOSSES
 from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.memory import RUNTIME
@@ -19,6 +18,7 @@ from backend.models.sources.headers import read_headers
 from backend.pruning.plan import PruningPlan
 from backend.queue.folders import run_folder, work_folder
 from backend.queue.service import enqueue
+from backend.statistics.paired import WINDOW_LOSSES
 from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job

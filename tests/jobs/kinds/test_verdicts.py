@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from backend.evaluation.paired import PairedRatio, paired_ratio
+from backend.statistics.paired import PairedRatio, paired_ratio
 from jobs.comparison import StageComparison
 from jobs.dlqat import kind as dlqat
 from jobs.evaluation import kind as evaluation

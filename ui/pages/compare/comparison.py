@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
-from backend.evaluation.paired import PairedRatio, paired_ratio
 from backend.metric_key import MetricKey
+from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.store.queries import StoredResult
 from jobs.metrics import PEAK, PERPLEXITY, SIZE, TOOK, Metric, metric, ordered
 from ui.charts.chart import Chart

@@ -59,7 +59,8 @@ def _newest(kind: Kind) -> Shown | None:
         return None
     for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
         rows = queries.results([job.id])
-        figure = kind.key_figure({(r.stage, r.metric): r.value for r in rows})
+        measured = {(r.stage, r.metric): r.value for r in rows}
+        figure = kind.key_figure(measured, job.kept_stage or "")
         if figure:
             results = RunResults(kind, rows, job)
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}

@@ -24,7 +24,9 @@ from ui.widgets.html import time_tag
 
 HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan
-NOT_ENVIRONMENT = ("variables", "text", "warnings", "estimated_seconds")  # shown elsewhere
+NOT_ENVIRONMENT = (  # shown elsewhere
+    "variables", "text", "warnings", "estimated_seconds", "estimated_bytes", "kept_reason",
+)  # fmt: skip
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",
     "dtype": "Precision", "windows": "Segments or windows", "context": "Context, tokens",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from backend.evaluation.paired import paired_ratio
+from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS
+from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
@@ -73,12 +74,24 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
-    if job.started_at:
-        pairs["Duration"] = took(job, now)
-    if job.peak_bytes:
-        pairs["Peak memory"] = size(job.peak_bytes)
+    seconds, memory = map(job.environment.get, (ESTIMATED_SECONDS, ESTIMATED_BYTES))
+    pairs |= _beside_estimate(
+        "Duration", took(job, now) if job.started_at else "", duration, seconds
+    )
+    peak = size(job.peak_bytes) if job.peak_bytes else ""
+    pairs |= _beside_estimate("Peak memory", peak, size, memory)
     conditions = speed_conditions(job, results.rows.values())
-    return HTML.outcome(pairs, _verdict(job, results), _decision(results), conditions)
+    return HTML.outcome(pairs, job.kept_reason, _verdict(job, results), conditions)
+
+
+def _beside_estimate(
+    what: str, real: str, write: Callable[[float | None], str], estimated: float | None
+) -> dict[str, str]:
+    """A cost of the run as a fact: what it was, what had been estimated, or both."""
+    if estimated is None:
+        return {what: real} if real else {}
+    about = f"about {write(estimated)}"
+    return {what: f"{real} (estimated: {about})" if real else f"{about} (estimated)"}
 
 
 def _verdict(job: Job, results: RunResults) -> str:
@@ -99,16 +112,6 @@ def _measured(job: Job) -> str:
             if (row.stage, row.metric) == (job.run, SPEED_UP):
                 return f"{other.run} measured {fixed(row.value, 2)} ×."
     return "Not measured yet."
-
-
-def _decision(results: RunResults) -> str:
-    losses = {s: results.value(s, HELDOUT_LOSS) for s in results.stages}
-    measured = {results.label(s): number(v) for s, v in losses.items() if v is not None}
-    kept = results.label(results.kept or "")
-    if kept not in measured or len(measured) < 2:
-        return ""
-    others = ", ".join(f"{label} {loss}" for label, loss in measured.items() if label != kept)
-    return f"Held-out loss: {kept} {measured[kept]} (kept); {others}."
 
 
 def times(results: RunResults) -> Markup:

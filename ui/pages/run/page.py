@@ -240,7 +240,7 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
     by_block, what = card.axis == BLOCK, lower(quantity)
     question = f"In which blocks is {what} large?" if by_block else f"How does {what} develop?"
-    main = stages.get(kind.default_stage, "") if kind else ""
+    main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     told = (of_blocks if by_block else of_curves)(frame, quantity, main)
     return Chart(figure, frame, note, question, headline=told or quantity)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from backend.evaluation.paired import paired_ratio
+from backend.statistics.paired import paired_ratio
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import Metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.evaluation.paired import paired_ratio
+from backend.statistics.paired import paired_ratio
 
 
 def test_a_difference_on_every_window_is_told_apart_though_windows_differ_much() -> None:
