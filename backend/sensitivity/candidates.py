@@ -58,10 +58,12 @@ def candidate(
         V = W
         if form.pattern is not None:
             V = PRUNERS[solvers.pruner].prune(V, inputs, form.pattern, damping)
-        if not form.quantized:
+        if form.width is None:
             return V
         keep = form.pattern is not None
-        settings = QuantSettings(form.bits, form.group, solvers.grid, solvers.space, keep)
+        settings = QuantSettings(
+            form.width.bits, form.width.group, solvers.grid, solvers.space, keep
+        )
         V, grid = QUANTIZERS[solvers.quantizer].quantize(V, inputs, settings, damping)
         codes = grid.codes(V)
         return grid.stored(torch.float16, solvers.grid).values(codes)

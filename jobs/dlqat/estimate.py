@@ -31,6 +31,7 @@ from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops,
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
+from jobs.profile.budgets import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
@@ -48,7 +49,7 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
-    planned = plan(config, facts, config.format)
+    planned = plan(config, facts, config.format, quantized_mix(config, config.overrides))
     layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)

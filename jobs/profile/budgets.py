@@ -10,6 +10,7 @@ from backend.budget import Budget, budget_of
 from backend.errors import ConfigError
 from backend.models.layer_names import check_layer_patterns, fits
 from backend.pruning.pattern import Pattern
+from backend.quantization.widths import Width
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.profile import SensitivityProfile
 from jobs.fields.base_model import resolve_model
@@ -80,6 +81,23 @@ def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
         raise ConfigError(what, why, "Give a sparsity: budget:50%.", field="allocation")
     mix = _mix(config, overrides, budget, "pruned")
     return {name: form.pattern for name, form in mix.formats.items() if form.pattern}
+
+
+def quantized_mix(config: Allocated, overrides: str) -> Mapping[str, Width]:
+    """Full name -> width of the layers that a config's budget quantizes; empty without a budget.
+
+    Raises:
+        ConfigError: the budget cannot be kept, or is none for quantization.
+        NotFoundError: the model has no profile.
+    """
+    budget = budget_of(config.allocation)
+    if budget is None:
+        return {}
+    if budget.kind == "sparsity":
+        what, why = f"A budget of {budget} is not for quantization.", "It prunes nothing."
+        raise ConfigError(what, why, "Give bits or a size: budget:3.25bits.", field="allocation")
+    mix = _mix(config, overrides, budget, "quantized")
+    return {name: form.width for name, form in mix.formats.items() if form.width}
 
 
 def _mix(config: Allocated, overrides: str, budget: Budget, method: Method) -> Mix:

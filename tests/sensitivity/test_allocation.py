@@ -95,9 +95,9 @@ def test_formats_are_read_back_and_have_bytes(text: str, bits: float, words: str
     assert form.nbytes(2, 128) == pytest.approx(2 * 128 * bits / 8)
 
 
-@pytest.mark.parametrize("text", ["", "int7-g64", "+int4", "2:4+", "int4-g64+2:4", "4", "int4-gx"])
+@pytest.mark.parametrize("text", ["", "int9-g64", "+int4", "2:4+", "int4-g64+2:4", "4", "int4-gx"])
 def test_what_is_no_format_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"pattern|offered|plus|width|between"):
+    with pytest.raises(ValueError, match=r"pattern|offered|width|between"):
         Format.parse(text)
 
 

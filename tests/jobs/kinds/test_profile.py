@@ -23,7 +23,7 @@ SMALL = {
     ("changed", "field", "said"),
     [
         ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
-        ({"formats": "int7-g64"}, "formats", "7 bits are not offered"),
+        ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
         ({"formats": ""}, "formats", "0 formats are not possible"),
         ({"measured": "70%"}, "measured", "70% is not among the formats"),
         ({"windows": 9}, "windows", "8 held-out windows, not 9"),
