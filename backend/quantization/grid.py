@@ -15,7 +15,7 @@ real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,30 @@ class QuantGrid:
         offset = offsets_of(self.scale, self.zero)
         scale = torch.where(scale == 0, MIN_FLOAT16, scale)  # else b were lost with it
         return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
+
+
+@dataclass(frozen=True)
+class StackedGrid(QuantGrid):
+    """Grids of several numbers of bits, their rows below each other.
+
+    Attributes:
+        bits: the highest.
+        tops: Q of each row, [rows, 1, 1].
+    """
+
+    tops: Tensor
+
+    def codes(self, W: Tensor) -> Tensor:
+        u = W.to(torch.float32, copy=True).view(len(W), self.groups, -1)
+        u = unclipped_codes_(u, self.scale, self.zero)
+        return torch.minimum(u.clamp_(min=0), self.tops).view(W.shape)
+
+
+def stacked(grids: Sequence[QuantGrid]) -> StackedGrid:
+    """The rows of all `grids`, which have as many groups."""
+    tops = torch.cat([torch.full_like(g.scale[:, :1], 2**g.bits - 1) for g in grids])
+    scale, zero = (torch.cat([getattr(g, part) for g in grids]) for part in ("scale", "zero"))
+    return StackedGrid(max(g.bits for g in grids), scale, zero, tops.unsqueeze(-1))
 
 
 def offsets_of(scale: Tensor, zero: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.candidates import Solvers, candidate, fitting, output_error
+from backend.sensitivity.candidates import Solvers, candidates, fitting, output_error
 from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.profile import FIGURES
@@ -108,9 +108,10 @@ class SensitivityWalk(BlockWalk):
         """The figures of one layer [figures, formats]."""
         W, found = linear.read(), np.full((len(FIGURES), len(self.formats)), np.nan, np.float32)
         trials: dict[int, Tensor] = {}
-        for form in fitting(self.formats, linear.columns):
+        forms = fitting(self.formats, linear.columns)
+        made = candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
+        for form, V in made.items():
             at = self.formats.index(form)
-            V = candidate(W, inputs, form, self.solvers, linear.name, self.reporter.log)
             error = output_error(V - W, W, inputs.gram, self.dense.fisher[linear.name])
             found[:2, at] = error.relative, error.fisher
             if form in self.measured:

@@ -53,7 +53,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     meter = SensitivityMeter(dense, config.windows, usual_width(dense)) if measured else None
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
-    solvers = Solvers(config.pruner, "gptq", config.grid, config.space, config.damping)
+    solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
     def record(linear: LinearWeight, figures: Figures) -> None:
         name = f"{linear.name}.weight"
