@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.quantization.grid import QuantGrid, stacked
+from backend.quantization.grid import QuantGrid, split_zero, stacked
 from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer
 
 BLOCK = 128  # columns rounded before the remaining columns are updated
+STRIP = 16  # columns rounded before the rest of their block is updated
 
 FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
@@ -143,13 +144,21 @@ def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tupl
     """
     # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
-    scales, zeros = (part.T.expand(len(V), -1) for part in (grid.scale, grid.zero))
-    for j in range(len(V)):
-        own = replace(grid, scale=scales[j].unsqueeze(1), zero=zeros[j].unsqueeze(1))
-        if kept is None:
-            E[j] = (V[j] - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
-        else:
-            w, V[j] = V[j].clone(), V[j] * kept[:, j]
-            E[j] = (w - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
-        V[j + 1 :] -= torch.outer(U[j, j + 1 :], E[j])
+    whole, part = split_zero(grid.zero)
+    scales, wholes, zeros = (x.T.expand(len(V), -1) for x in (grid.scale, whole, grid.zero))
+    parts = None if part is None else part.T.expand(len(V), -1)
+    for a in range(0, len(V), STRIP):
+        b = min(a + STRIP, len(V))
+        for j in range(a, b):
+            w = V[j]
+            if kept is not None:
+                w, V[j] = V[j].clone(), V[j] * kept[:, j]
+            q = V[j] / scales[j]  # as `QuantGrid.nearest`, a column at a time
+            if parts is not None:
+                q.add_(parts[j])
+            q.round_().add_(wholes[j]).clamp_(min=0)
+            torch.minimum(q, grid.tops, out=q).sub_(zeros[j]).mul_(scales[j])
+            torch.sub(w, q, out=E[j]).div_(U[j, j])
+            V[j + 1 : b].addr_(U[j, j + 1 : b], E[j], alpha=-1)
+        V[b:].addmm_(U[a:b, b:].T, E[a:b], alpha=-1)
     return V.T, E.T

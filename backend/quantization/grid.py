@@ -63,6 +63,11 @@ class QuantGrid:
         return 2**self.bits - 1
 
     @property
+    def tops(self) -> Tensor:
+        """Q of each row, [rows]."""
+        return torch.full_like(self.scale[:, 0], self.top)
+
+    @property
     def groups(self) -> int:
         """Number of groups per row."""
         return self.scale.shape[1]
@@ -94,26 +99,19 @@ class QuantGrid:
 
 @dataclass(frozen=True)
 class StackedGrid(QuantGrid):
-    """Grids of several numbers of bits, their rows below each other.
+    """Grids of several numbers of bits, their rows below each other; `bits`: the highest."""
 
-    Attributes:
-        bits: the highest.
-        tops: Q of each row, [rows, 1, 1].
-    """
+    limits: Tensor  # Q of each row
 
-    tops: Tensor
-
-    def codes(self, W: Tensor) -> Tensor:
-        u = W.to(torch.float32, copy=True).view(len(W), self.groups, -1)
-        u = unclipped_codes_(u, self.scale, self.zero)
-        return torch.minimum(u.clamp_(min=0), self.tops).view(W.shape)
+    @property
+    def tops(self) -> Tensor:
+        return self.limits
 
 
 def stacked(grids: Sequence[QuantGrid]) -> StackedGrid:
     """The rows of all `grids`, which have as many groups."""
-    tops = torch.cat([torch.full_like(g.scale[:, :1], 2**g.bits - 1) for g in grids])
     scale, zero = (torch.cat([getattr(g, part) for g in grids]) for part in ("scale", "zero"))
-    return StackedGrid(max(g.bits for g in grids), scale, zero, tops.unsqueeze(-1))
+    return StackedGrid(max(g.bits for g in grids), scale, zero, torch.cat([g.tops for g in grids]))
 
 
 def offsets_of(scale: Tensor, zero: Tensor) -> Tensor:
