@@ -74,10 +74,16 @@ class BudgetSolver:
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
         self._ties = [EXPERT.sub(r"\1.*.", layer.name) for layer in profile.layers]
 
+    def possible(self, name: str) -> list[Format]:
+        """The formats that a layer can take."""
+        row = next(row for row, x in enumerate(self.profile.layers) if x.name == name)
+        return [form for form, loss in zip(self.formats, self._loss[row], strict=True)
+                if np.isfinite(loss)]  # fmt: skip
+
     def choices(self, kind: BudgetKind) -> Choices:
         """What each layer costs under a budget of that kind."""
         layers, fits = self.profile.layers, np.isfinite(self._loss)
-        cost = np.array([[_cost(kind, x, form) for form in self.formats] for x in layers])
+        cost = np.array([[layer_cost(kind, x, form) for form in self.formats] for x in layers])
         items, costs = grouped([x.name for x in layers], self._ties, np.where(fits, cost, np.inf))
         _, losses = grouped([x.name for x in layers], self._ties, self._loss)
         return Choices(items, tuple(map(str, self.formats)), costs, losses)
@@ -146,7 +152,7 @@ class BudgetSolver:
         return mixes
 
 
-def _cost(kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
+def layer_cost(kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
     if kind == "sparsity":
         return -form.sparsity * layer.weights
     return form.nbytes(layer.rows, layer.columns)

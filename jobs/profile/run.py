@@ -62,8 +62,9 @@ def run(config: ProfileJob, context: JobContext) -> None:
         )
 
     SensitivityWalk(
-        loaded.model, calibration.input_ids, dense, config.all_formats, frozenset(measured), meter,
-        solvers, context.checkpoints, phases.phase("layers"), record,
+        loaded.model, calibration.input_ids, passes, config.all_formats, solvers,
+        context.checkpoints, phases.phase("layers"), "Layers alone", dense.fisher,
+        frozenset(measured), meter, record,
     ).run()  # fmt: skip
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops(config, loaded.facts).values()))
