@@ -37,7 +37,6 @@ from transformers import PreTrainedModel
 from backend.budget import Budget
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.evaluation.paired import paired_ratio
 from backend.evaluation.perplexity import window_nlls
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
@@ -50,6 +49,7 @@ from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.candidates import Solvers, candidates
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman
+from backend.statistics.paired import paired_ratio
 from backend.text.slices import calibration_slice, evaluation_slice
 from jobs.fields.base_model import resolve_model
 from jobs.profile.profiles import profile_of_run

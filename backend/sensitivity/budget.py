@@ -93,17 +93,21 @@ class BudgetSolver:
         choices = self.choices(budget.kind).pinned(pins or {})
         if budget.kind == "loss":
             return self._mix(cheapest(choices, log(1 + budget.value)))
+        self._require_within(budget, choices)
+        return self._mix(best_quality(choices, self.limit(budget)))
+
+    def limit(self, budget: Budget) -> float:
+        """What the sum of `layer_cost` may be; of budgets that are not of loss."""
         weights = sum(x.weights for x in self.profile.layers)
         limits = {
             "size": budget.value - self.fixed,
             "bits": budget.value * weights / 8,
             "sparsity": -budget.value * weights,
         }
-        self._require_within(budget, choices, weights)
-        return self._mix(best_quality(choices, limits[budget.kind] * (1 + 1e-12)))
+        return limits[budget.kind] + 1e-9 * weights
 
-    def _require_within(self, budget: Budget, choices: Choices, weights: int) -> None:
-        least = choices.front.cost[0]
+    def _require_within(self, budget: Budget, choices: Choices) -> None:
+        least, weights = choices.front.cost[0], sum(x.weights for x in self.profile.layers)
         nearest = {
             "size": Budget("size", np.ceil((least + self.fixed) / 1e4) * 1e4),
             "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
