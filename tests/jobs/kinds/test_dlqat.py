@@ -12,7 +12,7 @@ from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.facts import ModelFacts
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.quantization.config import DLQATStage
+from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
@@ -25,6 +25,7 @@ from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
+from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
 from tests.queue.conftest import HOST, Wait
@@ -64,8 +65,15 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert figures(job, "bits_per_weight")["dlqat"] == 3.5
     trained = figures(job, "parameters")
     assert trained["lora"] < trained["dlqat"] == trained["dlqat-kd"]
+    kept, reason = found["kept_stage"], found["kept_reason"]
+    held = figures(job, "heldout_loss")
+    assert (
+        held.keys() == perplexity.keys() - {"dense"} and f"{STAGE_LABELS[kept]} is kept" in reason
+    )
+    assert "on held-out text (" in reason and reason in (_run_text(found))
+    assert found["environment"]["text"]["held-out"]["windows"] == 8
     assert {"kl_to_dense", "top1_agreement"} <= {
-        r["metric"] for r in found["results"] if r["stage"] == "dlqat"
+        r["metric"] for r in found["results"] if r["stage"] == kept
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
@@ -73,9 +81,9 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {*range(5)}
-    assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity["dlqat"], rel=1e-5)
-    assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
-    assert figures(job, "tokens_per_second").keys() == {"dense", "dlqat"}
+    assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity[kept], rel=1e-5)
+    assert figures(job, "bytes/compressed-tensors")[kept] > 0
+    assert figures(job, "tokens_per_second").keys() == {"dense", kept}
     card = (run_folder(job.run) / "model" / "README.md").read_text()
     assert f"| DL-QAT | {perplexity['dlqat']:.3f} |" in card and job.run in card
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
@@ -93,7 +101,7 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
-    assert job.kept_stage == "rtn"
+    assert job.kept_stage == "rtn" and "RTN, min-max is kept, as" in job.kept_reason
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
 
@@ -123,6 +131,9 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
         ({"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
         ({"keep": "best"}, ConfigError, "keep", ""),
+        ({"holdout": 0}, ConfigError, "holdout", "No text is held out"),
+        ({"stages": "lora"}, ConfigError, "keep", "cannot be exported"),
+        ({"exclude": "a, " * 1001}, ConfigError, "exclude", "1,001 entries, of at most 1,000"),
         ({"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
         ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
         ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
@@ -229,9 +240,11 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "kept"),
-    [("hqq, awq", "hqq"), ("awq, rotated-gptq", "rotated-gptq"), ("lora-gptq", "lora-gptq"),
-     ("gptq-order, rotated-gptq", "gptq-order"), ("rtn, block-wise, m-only", "m-only")],
+    ("values", "candidates"),
+    [({"stages": "hqq, awq"}, ["hqq"]), ({"stages": "awq, lora-gptq"}, ["lora-gptq"]),
+     ({"stages": "awq, rtn", "format": "dense"}, ["rtn", "awq"]),
+     ({"stages": "dlqat, gptq, lora, m-only"}, ["gptq", "m-only", "dlqat"]),
+     ({"stages": "dlqat, gptq", "keep": "gptq"}, ["gptq"])],
 )  # fmt: skip
-def test_what_is_exported_is_the_best_of_what_can_be(stages: str, kept: str) -> None:
-    assert DLQATJob.model_validate({**SMALL, "stages": stages}).kept == kept
+def test_what_can_be_kept_is_what_the_format_can_hold(values: dict, candidates: list[str]) -> None:
+    assert DLQATJob.model_validate({**SMALL, **values}).candidates == candidates
