@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
@@ -20,7 +18,6 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
@@ -28,35 +25,25 @@ from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
-from tests.queue.conftest import HOST, Wait
+from tests.jobs.kinds.conftest import Reload
+from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
     "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
     "steps": 4, "batch": 2, "length": 32, "threads": 1, "precision": "float32",
     "sample_tokens": 4, "stages": ["rtn", "gptq", "dlqat"], "packed": False,
 }  # fmt: skip
-Reloaded = Callable[..., dict[str, float]]
 
 
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("dlqat", {**SMALL, **values}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
+    return succeeded(wait, "dlqat", {**SMALL, **values})
 
 
 def figures(job: Job, metric: str) -> dict[str, float]:
     return {r.stage: r.value for r in queries.results([job.id]) if str(r.metric) == metric}
 
 
-@pytest.fixture
-def reloaded(plain_transformers: Reloaded) -> Reloaded:
-    """Perplexity and share of zeros of a run's model, by a process that knows nothing of us."""
-    tokenizer = load("toy").tokenizer
-    rows = evaluation_slice("toystories", tokenizer, SMALL["windows"], 64).input_ids.tolist()
-    return lambda run: plain_transformers(folder=str(run_folder(run) / "model"), ids=rows)
-
-
-def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
+def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
     found = record(job.run)
     perplexity = figures(job, "perplexity")
@@ -81,7 +68,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {*range(5)}
-    assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity[kept], rel=1e-5)
+    assert reloaded(job.run, 4)["perplexity"] == pytest.approx(perplexity[kept], rel=1e-5)
     assert figures(job, "bytes/compressed-tensors")[kept] > 0
     assert figures(job, "tokens_per_second").keys() == {"dense", kept}
     card = (run_folder(job.run) / "model" / "README.md").read_text()
@@ -104,52 +91,6 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
     assert job.kept_stage == "rtn" and "RTN, min-max is kept, as" in job.kept_reason
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "field", "said"),
-    [
-        ({"group_size": 128}, ConfigError, "group_size", "Choose 8, 16, 32, 64, or 0"),
-        ({"bits": 1}, ConfigError, "bits", "2 or more"),
-        ({"bits": 9}, ConfigError, "bits", "8 or less"),
-        ({"rank": 0, "stages": "lora-only"}, ConfigError, "rank", "train"),
-        ({"stages": ""}, ConfigError, "stages", "There is nothing to make"),
-        ({"stages": "dlqat, gptq-4"}, ConfigError, "stages", "It must be 'rtn', "),
-        ({"length": 4096}, ConfigError, "length", "256"),
-        ({"exclude": "attention.*"}, ConfigError, "exclude", "attention"),
-        (
-            {"format": "gptq", "bits": 5},
-            ConfigError,
-            "format",
-            "compressed-tensors, slimscope or dense",
-        ),
-        ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
-        ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
-        ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid", "0"),
-        ({"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
-        ({"start": "block-wise"}, ConfigError, "start", "not among the stages"),
-        ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
-        ({"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
-        ({"keep": "best"}, ConfigError, "keep", ""),
-        ({"holdout": 0}, ConfigError, "holdout", "No text is held out"),
-        ({"stages": "lora"}, ConfigError, "keep", "cannot be exported"),
-        ({"exclude": "a, " * 1001}, ConfigError, "exclude", "1,001 entries, of at most 1,000"),
-        ({"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
-        ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
-        ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
-        ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
-        ({"context": 4096}, ConfigError, "context", ""),
-        ({"model": "nobody/nothing"}, ModelError, "model", ""),
-        ({"speed": 9}, ConfigError, "speed", ""),
-    ],
-)
-def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, values: dict, error: type[SlimscopeError], field: str, said: str
-) -> None:
-    with pytest.raises(error, match=said or None) as refused:
-        submit("dlqat", {**SMALL, **values}, HOST)
-    assert refused.value.field == field and refused.value.what
-    assert queries.jobs() == []
 
 
 def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path, monkeypatch):
