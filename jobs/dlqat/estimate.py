@@ -25,6 +25,7 @@ from backend.quantization.config import (
     DLQATStage,
 )
 from backend.quantization.plan import (
+    EMBEDDING_GROUP,
     QuantizationPlan,
     QuantSettings,
     plan,
@@ -39,6 +40,7 @@ from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops,
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
+from jobs.profile.budgets import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 AUTO_BITS = 8  # of embedding and head
@@ -62,8 +64,10 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
+    mix = quantized_mix(config, config.overrides, embedding_format(config))
     outside = embedding_layers(config, facts)
-    planned = plan(config, facts, config.format, outside, embedding_bits(config))
+    bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
+    planned = plan(config, facts, config.format, outside, bits, mix)
     layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
@@ -144,6 +148,13 @@ def embedding_bits(config: DLQATJob) -> int:
     if config.embedding == "auto":
         return AUTO_BITS if config.format == "slimscope" else 0
     return 0 if config.embedding == "stored" else int(config.embedding)
+
+
+def embedding_format(config: DLQATJob) -> str:
+    """What a budget holds embedding and head at; empty: it is for them, too."""
+    if config.embedding == "auto" and config.format == "slimscope":
+        return ""
+    return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
 
 
 def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,8 +141,10 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     writer.add_rope_freq_base(sizes.rope_base)
     writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
     writer.add_vocab_size(sizes.vocabulary)
+    add: dict[type, Callable[[str, Any], None]] = {
+        int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+    }  # fmt: skip
     for key, value in sizes.keys.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](f"{sizes.name}.{key}", value)
 
 
