@@ -158,7 +158,7 @@ def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) ->
         in_out, outside = isinstance(module, Conv1D), module in (embedding, head)
         why = "it is not an nn.Linear" if in_out else obstacle(layer)
         if outside:
-            why = "embedding and head stay modules of 16 bits"
+            why = "embedding and head are expanded to 16 bits"
         if not why:
             bias = dict(module.named_parameters()).get("bias")
             model.set_submodule(name, PackedLinear(layer, bias))

@@ -23,6 +23,16 @@ constexpr int low_plane(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
 constexpr int line_of(int plane, int quad) { return quad / (8 / plane); }
 constexpr int shift_of(int plane, int quad) { return quad % (8 / plane) * plane; }
 
+// The second plane of 3 bits has the third bits of quads j and j + 2 four bits apart, as the first
+// has their low ones, so that a shift and a selection put two codes together.
+constexpr int third_bit(int quad) {
+  constexpr int FIRST[] = {2, 3, 1, 0};
+  return FIRST[quad / 4 * 2 + quad % 2] + quad % 4 / 2 * 4;
+}
+constexpr int high_shift(int bits, int low, int quad) {
+  return bits == 3 ? third_bit(quad) : shift_of(bits - low, quad);
+}
+
 }  // namespace
 
 extern "C" {

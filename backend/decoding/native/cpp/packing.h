@@ -26,7 +26,8 @@ void slimscope_pack_codes(const uint8_t* from, uint8_t* to, int32_t outputs, int
         const int code = from[(first + n) * inputs + k + i];
         to[line_of(low, quad) * LINE + byte] |= (code & ((1 << low) - 1)) << shift_of(low, quad);
         if (high)
-          to[(low + line_of(high, quad)) * LINE + byte] |= code >> low << shift_of(high, quad);
+          to[(low + line_of(high, quad)) * LINE + byte] |=
+              code >> low << high_shift(bits, low, quad);
       }
     }
 }

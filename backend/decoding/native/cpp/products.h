@@ -126,6 +126,10 @@ template <int BITS, class Line> inline Words quad(Line line, int j) {
   const auto every = [](int bits) { return ((1u << bits) - 1) * 0x01010101u; };
   if constexpr (BITS == 8) {
     return line(j);
+  } else if constexpr (BITS == 3) {  // two codes in each byte, of 3 bits from 0 and from 4 on
+    const int by = 2 - third_bit(j) % 4;
+    const Words low = line(j / 4) >> j % 2 * 2, third = by > 0 ? line(2) << by : line(2) >> -by;
+    return selected(0x44444444, third, low) >> j % 4 / 2 * 4 & every(3);
   } else {
     const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
     if constexpr (HIGH == 0) {

@@ -181,6 +181,16 @@ inline Words joined(Words bits, uint32_t mask, Words others) {
 #endif
 }
 
+// bits where the mask has ones, else others
+inline Words selected(uint32_t mask, Words bits, Words others) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)bits, (__m512i)others,
+                                          0xca);
+#else
+  return (bits & mask) | (others & ~mask);
+#endif
+}
+
 // True if a comparison holds in any lane.
 inline bool any(Ints lanes) {
 #if defined(__AVX512F__)
