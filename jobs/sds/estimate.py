@@ -74,14 +74,12 @@ def refuse_streaming(config: SDSJob, facts: ModelFacts) -> None:
 def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase: the basis of estimate and progress.
 
-    Held-out segments are counted as calibration: in a reconstruction, they pass through the blocks,
-    too."""
     weights = facts.linear_weights
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
     context = context_length(config, facts)
-    segments = config.segments + config.heldout_windows
-    calibration, evaluation = (n * context for n in (segments, config.windows))
+    counts = (config.segments, config.heldout_windows, config.windows)
+    calibration, heldout, evaluation = (n * context for n in counts)
     stages = Counter(plan.stages)
     prunings = stages[SDSStage.FIRST] + stages[SDSStage.SECOND]
     products = max(DECLARED_PRUNERS[x.pruner].facts.get("products", 0.0) for x in plan.groups)
@@ -90,7 +88,8 @@ def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict
     passes = 2 * prunings + (SDSPass.OUTLIERS in plan.passes)
     made = sum(stages[stage] for stage in RECONSTRUCTED)
     # the dense and the compressed block once; forwards and backwards to train
-    reconstructed = made * (2 + 3 * config.reconstruct) * 2.0 * weights * calibration
+    seen = (2 + 3 * config.reconstruct) * calibration + 2 * heldout
+    reconstructed = made * 2.0 * weights * seen
     one_evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * evaluation
     return {
         "dense": one_evaluation,

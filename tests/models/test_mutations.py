@@ -33,7 +33,7 @@ from tests.models.sources.test_gguf import write_toy
 from tests.models.sources.test_quantized import packed_toy
 
 MUTATED = "models/mutated"
-CONTEXT: Any = SimpleNamespace(log=lambda line: None)
+CONTEXT: Any = SimpleNamespace(log=lambda line: None, environment=lambda **_: None)
 MOST_MEMORY = 2**20  # KiB that may be added
 NASTY = st.sampled_from(
     [0, -1, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 0.0, -1.0, 0.5, 1e-300,

@@ -168,7 +168,8 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
         states.append(needed["activations"])
     one_pass = 2.0 * facts.linear_weights * config.segments * config.context
     passes = [round((each - work[0]) / one_pass, 6) for each in work]
-    assert passes == [0, 2 * (2 + 3), 2 * (2 + 9)]  # of the control and of SDS
+    held = 2 * config.heldout_windows / config.segments
+    assert passes == [0, 2 * (2 + 3 + held), 2 * (2 + 9 + held)]  # of the control and of SDS
     assert memory[0] == 0 < memory[1] == memory[2]
     assert states == [states[0], 2 * states[0], 2 * states[0]]  # those of the dense model, too
 
