@@ -16,6 +16,7 @@ from benchmarks.shared.trained_models import SHAPES, texts, trained
 
 STEPS, TEXT = 60, (24, 32, 11)  # of training; rows, length and seed of the text for the methods
 SLACK = 0.02  # nats per token: models so small and texts so short are noisy
+BATCHES = 0.3  # the same for the loss of other batches, by which a drafter is judged
 ASKED = ("sparsegpt", "alps", "sds", "reconstruction", "gptq", "awq", "dlqat", "block-wise",
          "amphista")  # fmt: skip
 REFUSED = ("awq", "amphista")  # by some shapes: they read or copy blocks like LLaMA's
@@ -40,4 +41,6 @@ def test_a_method_improves_on_its_start_or_is_refused(shape: str, method: str) -
         assert method in REFUSED and not shape.startswith("llama") and error.why and error.do
         return
     start = found.losses["first"] if method in OWN else outcome(shape, START[method]).end
-    assert math.isfinite(found.end) and found.end <= start + SLACK
+    assert math.isfinite(found.end) and found.end <= start + (
+        BATCHES if method == "amphista" else SLACK
+    )
