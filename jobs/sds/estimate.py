@@ -72,8 +72,7 @@ def refuse_streaming(config: SDSJob, facts: ModelFacts) -> None:
 
 
 def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict[str, float]:
-    """Floating-point operations of each phase: the basis of estimate and progress.
-
+    """Floating-point operations of each phase: the basis of estimate and progress."""
     weights = facts.linear_weights
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
