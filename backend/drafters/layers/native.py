@@ -7,8 +7,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from backend.decoding.native.blocks import NativeBlocks, NativeCache
+from backend.decoding.native.families import LANES
 from backend.decoding.native.linear import NativeLinear
-from backend.decoding.native.weights import LANES
 from backend.decoding.target_model import TargetModel
 from backend.drafters.layers.adaptation import ClonedLayer
 
