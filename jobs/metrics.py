@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from backend.metric_key import MetricKey
+from backend.sensitivity.profile import ESTIMATES
 
 PERPLEXITY, BITS_PER_BYTE = MetricKey("perplexity"), MetricKey("bits_per_byte")
 KL_TO_DENSE, TOP1_AGREEMENT = MetricKey("kl_to_dense"), MetricKey("top1_agreement")
 GREEDY_AGREEMENT, ACCURACY = MetricKey("greedy_agreement"), MetricKey("accuracy")
 HELDOUT_LOSS, RELATIVE_ERROR = MetricKey("heldout_loss"), MetricKey("relative_error")
 ZERO_SHARE, BITS_PER_WEIGHT = MetricKey("zero_share"), MetricKey("bits_per_weight")
+RANK_CORRELATION = MetricKey("rank_correlation")
 PARAMETERS, PARAMETER_SHARE = MetricKey("parameters"), MetricKey("parameter_share")
 TOKENS_PER_SECOND, SPEED_UP = MetricKey("tokens_per_second"), MetricKey("speed_up")
 BYTES_PER_TOKEN, PASS_MS = MetricKey("bytes_per_token"), MetricKey("pass_ms")
@@ -109,6 +111,15 @@ _ALL = (
         "Mean negative log-likelihood on calibration segments the method has not seen; decides "
         "which stage is kept.",
         "lower", unit="nats per token", calibrated=True,
+    ),
+    *(
+        Metric(
+            replace(RANK_CORRELATION, series=series), f"Rank correlation, {label}",
+            "Of an estimate of what a layer loses with what was measured, over the layers "
+            "(Spearman), averaged over the formats measured.",
+            "higher",
+        )
+        for series, label in ESTIMATES.items()
     ),
     Metric(
         KL_TO_DENSE, "KL to dense",

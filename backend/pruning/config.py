@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.config import JsonDict
 
+from backend.budget import allocation
 from backend.models.layer_names import MAX_LETTERS, LayerNames
 from backend.pruning.layer_selection import read_overrides
 from backend.pruning.pattern import PatternField
@@ -108,11 +109,14 @@ class SDSConfig(BaseModel):
         examples=["mlp.down_proj=4:8, self_attn.*=50%"],
         json_schema_extra=ADVANCED,
     )
-    allocation: Literal["uniform", "owl"] = Field(
+    allocation: str = Field(
         "uniform",
+        max_length=60,
         title="Sparsity allocation",
         description="owl: blocks with more outliers stay denser, at the same mean sparsity. "
-        "Percentages only.",
+        "budget:50% spreads that sparsity by the model's sensitivity profile, in place of the "
+        "pattern.",
+        examples=["uniform", "owl", "budget:50%"],
         json_schema_extra=ADVANCED,
     )
     base: PrunerName = Field(
@@ -230,6 +234,11 @@ class SDSConfig(BaseModel):
         """How many streams of hidden states a pass holds at most: the sparse model's, and the dense
         one's in a reconstruction."""
         return 2 if self.reconstruct else 1
+
+    @field_validator("allocation")
+    @classmethod
+    def _allocation_read(cls, text: str) -> str:
+        return allocation(text, "uniform", "owl")
 
     @field_validator("overrides")
     @classmethod

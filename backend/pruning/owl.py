@@ -23,7 +23,7 @@ def refuse_allocation(config: SDSConfig) -> None:
     """Reject configs that OWL cannot satisfy. Raises ConfigError: the pattern is n:m, or a block
     could lose none or all of its weights."""
     pattern = config.pattern
-    if config.allocation == "uniform":
+    if config.allocation != "owl":
         return
     if pattern.structured:
         what = f"OWL does not work with the pattern {pattern}."

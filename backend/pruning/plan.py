@@ -4,20 +4,22 @@ Does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from itertools import chain
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import NamedLayer, fits, layer_named
 from backend.plan import Plan
 from backend.pruning.config import SDSConfig, SDSPass, SDSStage
 from backend.pruning.layer_selection import layer_patterns, read_overrides
 from backend.pruning.owl import refuse_allocation
-from backend.pruning.pattern import PatternField
+from backend.pruning.pattern import Pattern, PatternField
 
 
 class LayerGroup(BaseModel):
@@ -54,26 +56,45 @@ class PruningPlan(Plan):
 
     def check(self, config: SDSConfig) -> None:
         names = [*chain.from_iterable(group.layers for group in self.groups), *self.dense]
-        if pruning_plan(config, [layer_named(name) for name in names]) != self:
+        mix = {name: group.pattern for name, group in self.layers.items()}
+        if pruning_plan(config, [layer_named(name) for name in names], mix) != self:
             raise ValueError("the plan is not that of the config")
 
 
-def pruning_plan(config: SDSConfig, layers: Collection[NamedLayer]) -> PruningPlan:
-    """The plan of a run with this config on a model with these layers. Raises ConfigError: a name
-    matches no layer, a pattern does not divide a layer, no layer is left to prune, or OWL cannot
-    allocate the sparsity."""
+def pruning_plan(
+    config: SDSConfig,
+    layers: Collection[NamedLayer],
+    mix: Mapping[str, Pattern] = MappingProxyType({}),
+) -> PruningPlan:
+    """The plan of a run with this config on a model with these layers.
+
+    Args:
+        mix: full name of a layer -> pattern, where a budget allocates them: layers that are not in
+            it stay dense. Overrides come first.
+
+    Raises:
+        ConfigError: a name matches no layer, a pattern does not divide a layer, no layer is left to
+            prune, or the sparsity cannot be allocated.
+    """
     refuse_allocation(config)
     patterns = layer_patterns(layers, config)
     overridden = [name for name, _ in read_overrides(config.overrides)]
+    mixed = is_mixed(config.allocation)
     groups: dict[tuple[str, str], list[str]] = {}
     dense = []
     for layer in sorted(layers, key=lambda layer: (layer.block, layer.module)):
-        if layer.name not in patterns:
+        special = any(fits(name, layer) for name in overridden)
+        pattern = patterns.get(layer.name)
+        if mixed and pattern and not special:
+            pattern = mix.get(layer.name)
+        if pattern is None:
             dense.append(layer.name)
             continue
-        special = any(fits(name, layer) for name in overridden)
-        key = str(patterns[layer.name]), "uniform" if special else config.allocation
-        groups.setdefault(key, []).append(layer.name)
+        owl = config.allocation == "owl" and not special
+        groups.setdefault((str(pattern), "owl" if owl else "uniform"), []).append(layer.name)
+    if not groups:
+        what, why = "No layer is left to prune.", f"{config.allocation} leaves all of them dense."
+        raise ConfigError(what, why, "Choose a higher sparsity.", field="allocation")
     if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
         what, why = "OWL has no sparsity to set.", "Every layer has a pattern of its own."
         raise ConfigError(what, why, "Override fewer layers, or choose uniform.", "allocation")

@@ -14,13 +14,16 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from backend.budget import allocation
 from backend.models.layer_names import MAX_LETTERS, LayerNames, read_names
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
+from backend.quantization.widths import read_overrides
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
@@ -122,6 +125,25 @@ class DLQATConfig(BaseModel):
         title="Grid",
         description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
         "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
+    )
+    allocation: str = Field(
+        "uniform",
+        max_length=60,
+        title="Bit allocation",
+        description="uniform: the same bits and groups everywhere. budget:80MB (of the file), "
+        "budget:3.25bits (a weight, scales included) or budget:loss 2% (of perplexity) mix formats "
+        "by the model's sensitivity profile, in place of both.",
+        examples=["uniform", "budget:3.25bits", "budget:loss 2%"],
+        json_schema_extra=ADVANCED,
+    )
+    overrides: LayerNames = Field(
+        "",
+        max_length=MAX_LETTERS,
+        title="Format overrides",
+        description="name=format, comma-separated; the last match counts. int8-g64 is 8 bits in "
+        "groups of 64.",
+        examples=["mlp.down_proj=int4-g32, 0.*=int8-g64"],
+        json_schema_extra=ADVANCED,
     )
     embedding: EmbeddingBits = Field(
         "auto",
@@ -236,6 +258,16 @@ class DLQATConfig(BaseModel):
         "quantised stage is measured.",
         json_schema_extra=ADVANCED,
     )
+
+    @field_validator("allocation")
+    @classmethod
+    def _allocation_read(cls, text: str) -> str:
+        return allocation(text, "uniform")
+
+    @field_validator("overrides")
+    @classmethod
+    def _overrides_read(cls, text: str) -> str:
+        return ", ".join(f"{name}={width}" for name, width in read_overrides(text))
 
     @property
     def quantizers(self) -> tuple[str, ...]:

@@ -6,23 +6,32 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from math import gcd, isqrt
+from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models.families.shapes import LinearShape
-from backend.models.layer_names import NamedLayer, layer_named, select_layers
+from backend.models.layer_names import (
+    NamedLayer,
+    check_layer_patterns,
+    fits,
+    layer_named,
+    select_layers,
+)
 from backend.plan import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage
 from backend.quantization.llama_blocks import require_llama_blocks
+from backend.quantization.widths import Width, read_overrides
 
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
 EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
-EMBEDDING_SEARCH = "mse"
+FINE_BITS = 6  # of an embedding, from which its ranges are not clipped: that takes minutes
 SYMMETRIC: GridType = "symmetric"
 
 
@@ -92,27 +101,40 @@ class QuantizationPlan(Plan):
         return settings
 
     def check(self, config: Any) -> None:
-        again = group_layers(config, [layer_named(name) for name in self.layers], config.format)
+        layers = [layer_named(name) for name in self.layers]
+        mix = {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
+        again = group_layers(config, layers, config.format, mix)
         if again.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan is not that of the config")
         found, asked = self.embedding, config.embedding
         bits = str(found.bits) if found else "stored"
-        if bits not in (("stored", "8") if asked == "auto" else (asked,)):
+        mixed = is_mixed(config.allocation) and asked == "auto"
+        possible = ("stored", "8", "6", "4") if mixed else ("stored", "8")
+        if bits not in (possible if asked == "auto" else (asked,)):
             raise ValueError("the plan of the embedding is not that of the config")
 
 
 def plan(
-    config: DLQATConfig, facts: PlannedModel, format: str = "dense",
-    outside: Collection[LinearShape] = (), bits: int = 0,
-) -> QuantizationPlan:  # fmt: skip
-    """The plan of a run on a model. `outside`: its embedding and head, which get so many `bits`.
+    config: DLQATConfig,
+    facts: PlannedModel,
+    format: str = "dense",
+    outside: Collection[LinearShape] = (),
+    bits: int = 0,
+    mix: Mapping[str, Width] = MappingProxyType({}),
+) -> QuantizationPlan:
+    """The plan of a run on a model.
+
+    Args:
+        outside: its embedding and head, which get so many `bits`.
+        mix: full name of a layer -> width, where a budget allocates them: layers that are not in it
+            stay dense. Overrides come first.
 
     Raises:
         ConfigError: there is nothing to make or to train, a name matches no layer, no layer is
             left, the group size does not divide one, or a quantizer does not know the blocks.
     """
     refuse_idle(config)
-    made = group_layers(config, facts.linears, format)
+    made = group_layers(config, facts.linears, format, mix)
     for quantizer in config.quantizers:
         if DECLARED_QUANTIZERS[quantizer].facts.get("llama_only"):
             modules = [x.module for x in facts.linears if made.layers[x.name]]
@@ -132,22 +154,58 @@ def _embedding(
     if bits == config.bits and (not config.group_size or columns % config.group_size == 0):
         size, grid = config.group_size, config.grid
     names = tuple(x.name for x in outside)
-    return QuantSettings(bits, size, grid, EMBEDDING_SEARCH, format=format, layers=names)
+    return QuantSettings(bits, size, grid, embedding_search(bits), format=format, layers=names)
+
+
+def embedding_search(bits: int) -> str:
+    """The range search of embedding and head."""
+    return "minmax" if bits >= FINE_BITS else "mse"
 
 
 def group_layers(
-    config: DLQATConfig, layers: Collection[NamedLayer], format: str
+    config: DLQATConfig, layers: Collection[NamedLayer], format: str, mix: Mapping[str, Width]
 ) -> QuantizationPlan:
     """The plan for some layers, whatever model they are of."""
-    chosen = select_layers(layers, config.exclude, "quantise")
-    _require_group_size({x.name: x.columns for x in chosen}, config.group_size)
-    names = tuple(x.name for x in chosen)
-    group = QuantSettings(
-        config.bits, config.group_size, config.grid, config.space, config.keep_zeros,
-        config.quantizers, format, names,
+    chosen = layer_widths(config, layers, mix)
+    by_width: dict[Width, list[str]] = {}
+    for name, width in chosen.items():
+        by_width.setdefault(width, []).append(name)
+    groups = tuple(
+        QuantSettings(
+            width.bits, width.group, config.grid, config.space, config.keep_zeros,
+            config.quantizers, format, tuple(names),
+        )
+        for width, names in by_width.items()
     )  # fmt: skip
-    dense = tuple(x.name for x in layers if x.name not in {*names})
-    return QuantizationPlan(stages=(DLQATStage.DENSE, *config.stages), groups=(group,), dense=dense)
+    dense = tuple(x.name for x in layers if x.name not in chosen)
+    stages = (DLQATStage.DENSE, *config.stages)
+    return QuantizationPlan(stages=stages, groups=groups, dense=dense)
+
+
+def layer_widths(
+    config: DLQATConfig, layers: Collection[NamedLayer], mix: Mapping[str, Width]
+) -> dict[str, Width]:
+    """Full name -> width of every layer that is quantized. Raises ConfigError: a name matches no
+    layer, a group does not divide one, or no layer is left."""
+    overrides = read_overrides(config.overrides)
+    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    mixed, uniform = is_mixed(config.allocation), Width(config.bits, config.group_size)
+    chosen: dict[str, Width] = {}
+    unfit: dict[tuple[str, int], dict[str, int]] = {}
+    for layer in select_layers(layers, config.exclude, "quantise"):
+        special = [width for name, width in overrides if fits(name, layer)]
+        width = special[-1] if special else mix.get(layer.name) if mixed else uniform
+        if width is None:
+            continue
+        chosen[layer.name] = width
+        field = "overrides" if special else "group_size"
+        unfit.setdefault((field, width.group), {})[layer.name] = layer.columns
+    for (field, group), columns in unfit.items():
+        _require_group_size(columns, group, field)
+    if not chosen:
+        what, why = "No layer is left to quantise.", f"{config.allocation} leaves all at 16 bits."
+        raise ConfigError(what, why, "Choose a smaller one.", field="allocation")
+    return chosen
 
 
 def refuse_idle(config: DLQATConfig) -> None:
@@ -175,7 +233,7 @@ def refuse_idle(config: DLQATConfig) -> None:
         )
 
 
-def _require_group_size(columns: Mapping[str, int], size: int) -> None:
+def _require_group_size(columns: Mapping[str, int], size: int, field: str) -> None:
     unfit = [name for name, inputs in columns.items() if size and inputs % size]
     if not unfit:
         return
@@ -186,7 +244,7 @@ def _require_group_size(columns: Mapping[str, int], size: int) -> None:
         f"A group size of {size} does not fit this model.",
         f"It does not divide {named}{more}.",
         f"Choose {sizes}, or 0 for one group per row." if sizes else "Choose 0: one group per row.",
-        field="group_size",
+        field=field,
     )
 
 

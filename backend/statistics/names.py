@@ -19,6 +19,9 @@ JOINT_BINS = 64
 SINGULAR_VALUES = "singular_values"
 ZERO_SHARE, RELATIVE_ERROR = "zero_share", "relative_error"  # statistics of a tensor
 INPUT_ENERGY = "input_energy"  # mean square of each input of a layer
+SENSITIVITY = (
+    "sensitivity"  # profile of a layer: `FIGURES` x formats, see `backend.sensitivity.profile`
+)
 FAN = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 

@@ -104,6 +104,14 @@ def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfil
         return _readable(rows, _profile)
 
 
+def named_profiles(run: str | int, name: str) -> list[TensorProfile]:
+    """The profiles of that name of all tensors, at all stages, block by block."""
+    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.name == name)
+    with reading() as session:
+        rows = session.scalars(query.order_by(ProfileRow.block, ProfileRow.module))
+        return _readable(rows, _profile)
+
+
 def _profile(row: ProfileRow) -> TensorProfile:
     values = np.frombuffer(zlib.decompress(row.values), dtype="<f4").reshape(row.shape)
     return TensorProfile(row.tensor, row.block, row.module, row.stage, row.name, values, row.step)

@@ -66,7 +66,7 @@ CASES: tuple[tuple[str, int], ...] = (  # format, bits of embedding and head
 )  # fmt: skip
 PLAIN: tuple[tuple[str, EmbeddingType], ...] = (("F16", "auto"), ("Q8_0", "auto"), ("Q4_0", "auto"))
 BITS, GROUP = 4, 64
-WINDOWS, CONTEXT = 16, 512
+WINDOWS, CONTEXT = 8, 512
 
 
 def main() -> None:
@@ -198,7 +198,7 @@ def embedding_costs(spec: str) -> Iterator[dict[str, Any]]:
         "95 %": "",
     }
     names = [x.name for x in loaded.facts.embeddings]
-    grids = [(8, "mse"), (6, "mse"), (4, "mse"), (8, "minmax"), (6, "minmax"), (4, "minmax")]
+    grids = [(8, "minmax"), (6, "minmax"), (4, "minmax"), (4, "mse"), (6, "mse"), (8, "mse")]
     for bits, search in grids:
         yield _cost(loaded.model, text, names, QuantSettings(bits, 32, "symmetric", search), dense)
 

@@ -25,7 +25,7 @@ from backend.quantization.config import (
     DLQATStage,
 )
 from backend.quantization.plan import (
-    EMBEDDING_SEARCH,
+    EMBEDDING_GROUP,
     QuantizationPlan,
     QuantSettings,
     plan,
@@ -40,6 +40,7 @@ from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops,
 from jobs.fields.text import check_text, context_length, require_text
 from jobs.kind import Requirements
 from jobs.limits import require_context
+from jobs.profile.budgets import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
 AUTO_BITS = 8  # of embedding and head
@@ -63,8 +64,10 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
+    mix = quantized_mix(config, config.overrides, embedding_format(config))
     outside = embedding_layers(config, facts)
-    planned = plan(config, facts, config.format, outside, embedding_bits(config))
+    bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
+    planned = plan(config, facts, config.format, outside, bits, mix)
     layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
@@ -147,6 +150,13 @@ def embedding_bits(config: DLQATJob) -> int:
     return 0 if config.embedding == "stored" else int(config.embedding)
 
 
+def embedding_format(config: DLQATJob) -> str:
+    """What a budget holds embedding and head at; empty: it is for them, too."""
+    if config.embedding == "auto" and config.format == "slimscope":
+        return ""
+    return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
+
+
 def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:
     """The embedding and a head of its own, as far as the run quantises them: transformers reads a
     packed head of any bits, but a packed embedding of those of the layers only."""
@@ -206,7 +216,7 @@ def flops_by_phase(
     flops["save"] = 100 * weights
     if planned.embedding:
         outside = sum(x.weights for x in facts.embeddings)
-        flops["save"] += declared_flops(DECLARED_RANGE_SEARCHES, EMBEDDING_SEARCH) * outside
+        flops["save"] += declared_flops(DECLARED_RANGE_SEARCHES, planned.embedding.space) * outside
     decoded = DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS)
     flops["speed"] = 2 * 2 * (weights + head) * decoded * config.packed
     return flops

@@ -15,8 +15,8 @@ MIN_CONTEXT = 16
 MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
 
 
-class EvaluationText(BaseModel):
-    """What a model is evaluated on."""
+class ContextLength(BaseModel):
+    """How long the pieces of text are."""
 
     context: int = Field(
         0,
@@ -26,6 +26,11 @@ class EvaluationText(BaseModel):
         description="Of each segment and window. 0: 512, or the model's maximum if that is less.",
         json_schema_extra={"unit": "tokens"},
     )
+
+
+class EvaluationText(ContextLength):
+    """What a model is evaluated on."""
+
     evaluation_text: CorpusName = Field(
         "auto",
         title="Evaluation text",
@@ -41,8 +46,8 @@ class EvaluationText(BaseModel):
     )
 
 
-class TextConfig(EvaluationText):
-    """Calibration and evaluation text. The two never share a passage."""
+class CalibrationText(ContextLength):
+    """What a method may learn from."""
 
     calibration_text: CorpusName = Field(
         "auto",
@@ -74,7 +79,11 @@ class TextConfig(EvaluationText):
         return max(MIN_HELDOUT, round(self.holdout * self.segments)) if self.holdout else 0
 
 
-def context_length(config: EvaluationText, facts: ModelFacts) -> int:
+class TextConfig(CalibrationText, EvaluationText):
+    """Calibration and evaluation text. The two never share a passage."""
+
+
+def context_length(config: ContextLength, facts: ModelFacts) -> int:
     """Tokens of a segment and of a window."""
     return config.context or min(DEFAULT_CONTEXT, facts.context)
 
@@ -92,6 +101,14 @@ def evaluation_name(config: EvaluationText, default: str) -> str:
 
 def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
     """Refuse an unavailable corpus, an unsupported context length, a model without a tokenizer."""
+    check_context(config, facts)
+    name = evaluation_name(config, facts.default_text)
+    require_corpus(name, "evaluation_text")
+    require_length(name, config.windows * context_length(config, facts), "evaluation_text")
+
+
+def check_context(config: ContextLength, facts: ModelFacts) -> None:
+    """Refuse an unsupported context length, and a model without a tokenizer."""
     require_tokenizer(facts.spec, facts.vocabulary)
     context = context_length(config, facts)
     if context > facts.context or context < MIN_CONTEXT:
@@ -101,9 +118,6 @@ def check_evaluation_text(config: EvaluationText, facts: ModelFacts) -> None:
             "Choose a length in this range, or 0.",
             "context",
         )
-    name = evaluation_name(config, facts.default_text)
-    require_corpus(name, "evaluation_text")
-    require_length(name, config.windows * context, "evaluation_text")
 
 
 def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:

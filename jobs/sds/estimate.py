@@ -25,6 +25,7 @@ from backend.pruning.pruners import DECLARED_PRUNERS
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_text, context_length
 from jobs.kind import DiskSpace, Requirements
+from jobs.profile.budgets import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
@@ -37,7 +38,7 @@ def requirements(config: SDSJob) -> Requirements:
     facts = resolve_model(config.model).facts
     facts.require_compressible()
     refuse_streaming(config, facts)
-    plan = pruning_plan(config, facts.linears)
+    plan = pruning_plan(config, facts.linears, pruned_mix(config, config.overrides))
     warnings = check_text(config, facts)
     streamed, needed = memory_bytes(config, facts, memory_available())
     if streamed:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log
+from typing import Any
 
+from backend.budget import budget_of
 from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan
 from jobs.comparison import StageComparison
@@ -19,6 +21,12 @@ PAID = {
     "above": " The re-dense detour did not pay on this model.",
     "": " The evaluation text is too short to tell whether the re-dense detour pays.",
 }
+
+
+def headline(values: Mapping[str, Any]) -> list[str]:
+    """A budget in place of the pattern, which it replaces."""
+    budget = budget_of(str(values.get("allocation", "")))
+    return [f"{budget} on average" if budget else str(values["pattern"]), str(values["base"])]
 
 
 def verdict(stages: StageComparison) -> str:
@@ -107,6 +115,8 @@ KIND = Kind(
     plan=PruningPlan,
     order=10,
     main_fields=("pattern", "base"),
+    headline=headline,
+    headline_fields=frozenset({"pattern", "base"}),
     compresses=True,
     saves="model",
     stages=STAGE_LABELS,

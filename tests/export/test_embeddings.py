@@ -27,7 +27,7 @@ from backend.models.loading import LoadedModel
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import DLQATConfig
 from backend.quantization.embedding import quantize_embedding
-from backend.quantization.plan import EMBEDDING_SEARCH, QuantSettings, plan
+from backend.quantization.plan import QuantSettings, embedding_search, plan
 from backend.reporter import SilentReporter
 from backend.settings import Settings
 
@@ -36,7 +36,7 @@ IDS = torch.tensor([[1, 5, 9, 200, 31, 44, 7, 8]])
 
 
 def settings(bits: int, size: int = 32, grid: str = "symmetric") -> QuantSettings:
-    return QuantSettings(bits, size, grid, EMBEDDING_SEARCH)
+    return QuantSettings(bits, size, grid, embedding_search(bits))
 
 
 @pytest.fixture

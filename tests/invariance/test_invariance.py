@@ -29,22 +29,23 @@ def channelwise(share: float, moved: float, **others: Bound) -> dict[str, Bound]
     return {"channels": (share, moved), "pairs": (share, moved), **others}
 
 
-IN_ORDER = {"order": (0.5, 0.05)}  # of columns
+IN_ORDER = {"order": (0.5, 0.2)}  # of columns
 DIFFERENT: dict[str, dict[str, Bound]] = {
     "magnitude": channelwise(0.5, 3.0),
     "dsnot": channelwise(0.3, 0.15),
     "sparsegpt": channelwise(0.4, 0.2, **IN_ORDER),
-    "alps": {"order": (0.06, 0.02)},
-    "owl": {"pairs": (0.05, 0.03)},
-    "sds": channelwise(0.5, 0.15),
+    "alps": IN_ORDER,  # eigenvectors of nearly equal eigenvalues
+    "owl": {"pairs": (0.3, 0.1)},
+    "sds": channelwise(0.5, 0.5),
     "reconstruction": channelwise(0.0, 1e-3),
     "rtn": channelwise(0.85, 8.0),
     "hqq": channelwise(0.85, 8.0),
     "rotated": {"pairs": (0.85, 8.0)},
-    "awq": channelwise(0.6, 0.05),
+    # it adds the errors of layers that share inputs in the units of each
+    "awq": channelwise(0.6, 0.05, layers=(0.6, 0.05), **IN_ORDER),
     "rotated-gptq": {"pairs": (0.85, 4.0), **IN_ORDER},
     "gptq": channelwise(0.85, 4.0, **IN_ORDER),
-    "gptq-order": channelwise(0.85, 4.0),
+    "gptq-order": channelwise(0.85, 4.0, **IN_ORDER),  # of columns of nearly equal energy
     **dict.fromkeys(("block-wise", "dlqat", "dlqat-kd"), channelwise(0.85, 4.0, **IN_ORDER)),
     "amphista": channelwise(0.0, 0.4),
 }

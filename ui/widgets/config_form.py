@@ -29,7 +29,8 @@ Input = Checkbox | Dropdown | Number | Radio | Textbox
 RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
-SECTIONS = {"TextConfig": "Text", "EvaluationText": "Text", "JobConfig": "Run"}
+TEXTS = ("ContextLength", "CalibrationText", "EvaluationText")
+SECTIONS = {**dict.fromkeys(TEXTS, "Text"), "JobConfig": "Run"}
 
 
 def owner(config: type[BaseModel], name: str) -> type:

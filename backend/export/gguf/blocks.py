@@ -13,11 +13,11 @@ from backend.errors import ConfigError
 from backend.export.gguf.types import BLOCK, SUPER_BLOCK
 from backend.quantization.embedding import factors, quantize_embedding
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.plan import EMBEDDING_SEARCH, QuantSettings
+from backend.quantization.plan import QuantSettings, embedding_search
 
 Bytes = NDArray[np.uint8]
 HALF, SIXTEEN = BLOCK // 2, 16
-SIX_BITS = QuantSettings(6, BLOCK, "symmetric", EMBEDDING_SEARCH)
+SIX_BITS = QuantSettings(6, BLOCK, "symmetric", embedding_search(6))
 
 
 def rounded(name: str, weight: Tensor, kind: Kind) -> NDArray[np.generic]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf import (
-    GGUFValueType,
-    GGUFWriter,
-    LlamaFileType,
-    SpecialVocab,
-    TensorNameMap,
-    get_tensor_name_map,
-)
+from gguf import GGUFWriter, LlamaFileType, SpecialVocab, TensorNameMap, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import quant_shape_to_byte_shape
 from safetensors import safe_open
@@ -46,7 +40,6 @@ from backend.reporter import Reporter, stop_if_asked
 EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
 PACKED_VERSION = 2  # of GGML's blocks
 WRITING = "Writing tensors"
-KEY_TYPES = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
 
 
 @dataclass(frozen=True)
@@ -148,8 +141,11 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     writer.add_rope_freq_base(sizes.rope_base)
     writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
     writer.add_vocab_size(sizes.vocabulary)
+    add: dict[type, Callable[[str, Any], None]] = {
+        int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+    }  # fmt: skip
     for key, value in sizes.keys.items():
-        writer.add_key_value(f"{sizes.name}.{key}", value, KEY_TYPES[type(value)])
+        add[type(value)](f"{sizes.name}.{key}", value)
 
 
 def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:

@@ -2,7 +2,7 @@
 
 Forward, with k the group of column j:
 
-    W'     = W0 + c B A                                   c = alpha / r * rms(W) / 0.19
+    W'     = W0 + c B A                                   c = alpha / r * rms(W) / 0.14
     q_ij   = clamp( round(W'_ij / s_ik + z_ik), 0, Q )     the grid s, z is fixed
     What   = m_ik s_ik (q_ij - z_ik)                      m scales the whole group
     y      = x What^T
@@ -34,7 +34,7 @@ from backend.quantization import GridType
 from backend.quantization.grid import QuantGrid, QuantizedWeight, split_zero
 from backend.quantization.range_search import group_sums
 
-REFERENCE_RMS = 0.19  # of the weights of the model that rates were tuned on, SmolLM2-135M
+REFERENCE_RMS = 0.14  # near that of the weights of SmolLM2-135M (0.19), on which rates were tuned
 PANEL = {"cpu": 2**18}  # weights per chunk; elsewhere the whole matrix
 UNLIMITED = 2**62
 

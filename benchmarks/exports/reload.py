@@ -1,6 +1,6 @@
 """A saved model, loaded by plain transformers in its own process: does it give what was recorded?
 
-make bench-reload ARGS="--run sds-0001"
+make bench-exports.reload ARGS="--run sds-0001"
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backend.store import queries
 from backend.store.states import State
 from backend.text.slices import evaluation_slice
 
-SCRIPT = Path(__file__).parents[1] / "tests" / "plain_transformers.py"
+SCRIPT = Path(__file__).parents[2] / "tests" / "plain_transformers.py"
 
 
 def token_ids(run: str) -> list[list[int]]:

@@ -1,0 +1,80 @@
+"""A budget for the formats of a model's layers. Does not import torch.
+
+80MB          the file: layers in their formats, the rest at its own size
+3.25bits      bits a weight of the layers, scales included
+50%           zeros in the layers
+loss 2%       perplexity at most 2 % higher, and then the fewest bytes
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+SYNTAX = "Write a size (80MB), bits a weight (3.25bits), sparsity (50%) or a loss (loss 2%)."
+PREFIX, SEARCH = "budget:", re.compile(r"search-\d{1,15}")  # allocations that mix formats
+
+BudgetKind = Literal["size", "bits", "sparsity", "loss"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a mix may take.
+
+    Attributes:
+        value: bytes, bits a weight, the share of zeros, or the rise of perplexity as a share.
+    """
+
+    kind: BudgetKind
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Parse one of the four forms. Raises ValueError: it is none; the message shows them."""
+        found = re.fullmatch(
+            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|[kmg]i?b|b)", text.strip().lower()
+        )
+        if not found or (found[1] and found[3] != "%"):
+            raise ValueError(f"{text[:40]!r} is no budget. {SYNTAX}")
+        loss, number, unit = found[1], float(found[2]), found[3]
+        if unit == "bits":
+            return cls("bits", number)
+        if unit == "%":
+            if not 0 < number < (1000 if loss else 100):
+                raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
+            return cls("loss" if loss else "sparsity", number / 100)
+        return cls("size", number * UNITS[unit.removesuffix("b")])
+
+    def __str__(self) -> str:
+        if self.kind == "size":
+            return f"{self.value / 1e6:.10g}MB"
+        if self.kind == "bits":
+            return f"{self.value:.10g}bits"
+        return f"{'loss ' if self.kind == 'loss' else ''}{100 * self.value:.10g}%"
+
+
+def allocation(text: str, *others: str) -> str:
+    """An allocation as it is stored: one of `others`, "budget:" and a budget, or a run that has
+    searched for a mix.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = text.strip()
+    if text in others or SEARCH.fullmatch(text):
+        return text
+    if text.startswith(PREFIX):
+        return f"{PREFIX}{Budget.parse(text.removeprefix(PREFIX))}"
+    raise ValueError(f"{text[:40]!r} is no allocation. Write {', '.join(others)} or budget:50%.")
+
+
+def is_mixed(text: str) -> bool:
+    """Whether an allocation gives each layer a format of its own."""
+    return text.startswith(PREFIX) or bool(SEARCH.fullmatch(text))
+
+
+def budget_of(text: str) -> Budget | None:
+    """The budget of an allocation; None of others."""
+    return Budget.parse(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else None

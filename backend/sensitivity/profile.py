@@ -1,0 +1,115 @@
+"""The profile of a model: what every layer loses in every format. Does not import torch.
+
+Four figures for each layer and format, NaN where there is none:
+
+    error       tr(D H D^T) / tr(W H W^T), of the layer's outputs
+    fisher      1/2 sum_o F_o (D H D^T)_oo, predicted loss
+    kl, loss    of this layer alone, measured on held-out text
+
+Predicted for a mix is the sum over layers of kl where it was measured, else of the Fisher estimate
+times the layer's own ratio of both at the formats that were. Losses in nats a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.sensitivity.allocation import Table
+from backend.sensitivity.formats import Format
+
+FIGURES = ("error", "fisher", "kl", "loss")
+LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
+ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
+
+
+@dataclass(frozen=True)
+class ProfiledLayer:
+    """One layer [rows, columns]."""
+
+    name: str
+    block: int
+    module: str
+    rows: int
+    columns: int
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class SensitivityProfile:
+    """The figures of all layers.
+
+    Attributes:
+        run: the one that measured them.
+        figures: [layers, figures, formats].
+    """
+
+    run: str
+    model: str
+    layers: tuple[ProfiledLayer, ...]
+    formats: tuple[Format, ...]
+    figures: Table
+
+    def figure(self, name: str) -> Table:
+        """One of `FIGURES` [layers, formats]."""
+        found: Table = self.figures[:, FIGURES.index(name)]
+        return found
+
+    @cached_property
+    def ratio(self) -> Table:
+        """KL over the Fisher estimate of each layer [layers]: its own, and where nothing of it was
+        measured that of all layers together."""
+        fisher, kl = self.figure("fisher"), self.figure("kl")
+        known = np.isfinite(kl) & (fisher > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            own = np.where(known, kl, 0).sum(1) / np.where(known, fisher, 0).sum(1)
+        whole = kl[known].sum() / fisher[known].sum() if known.any() else 1.0
+        own = np.where(known.any(1), own, whole)
+        return np.clip(own, whole / LARGEST_RATIO, whole * LARGEST_RATIO)
+
+    @cached_property
+    def predicted(self) -> Table:
+        """Predicted loss of each layer in each format [layers, formats]; infinite where it does not
+        fit. Never falls below 0."""
+        fisher, kl = self.figure("fisher"), self.figure("kl")
+        made = np.where(np.isfinite(kl), kl, fisher * self.ratio[:, None])
+        return np.where(np.isfinite(made), np.maximum(made, 0.0), np.inf)
+
+    def agreement(self, estimate: str) -> float | None:
+        """Spearman's rank correlation of an estimate with the measured KL, over layers, averaged
+        over the formats that were measured; None where none was."""
+        known, other = self.figure("kl"), self.figure(estimate)
+        found = [
+            spearman(other[:, f], known[:, f])
+            for f in range(len(self.formats))
+            if np.isfinite(known[:, f]).sum() > 2
+        ]
+        return float(np.mean(found)) if found else None
+
+
+def spearman(one: Table, other: Table) -> float:
+    """Rank correlation of what both have; ties in the order they come."""
+    both = np.isfinite(one) & np.isfinite(other)
+    ranks = np.array([np.argsort(np.argsort(x[both], kind="stable")) for x in (one, other)])
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def profile_of(
+    run: str,
+    model: str,
+    layers: Sequence[ProfiledLayer],
+    formats: Sequence[Format],
+    stored: Mapping[str, NDArray[np.float32]],
+) -> SensitivityProfile:
+    """The profile of what is stored of each layer [figures, formats], by name. A layer that is not
+    stored yet, or is damaged, is left out."""
+    shape = (len(FIGURES), len(formats))
+    kept = [x for x in layers if x.name in stored and stored[x.name].shape == shape]
+    figures = np.array([stored[x.name] for x in kept], np.float64).reshape(-1, *shape)
+    return SensitivityProfile(run, model, tuple(kept), tuple(formats), figures)

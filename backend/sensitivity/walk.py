@@ -1,0 +1,206 @@
+"""Passes over the blocks of the dense model that see the Gram of every layer's inputs: one profiles
+the layers, one makes the candidates of a search. A finished block is a checkpoint."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.calibration.block_walk import BlockWalk
+from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
+from backend.checkpoints import Checkpoints
+from backend.models.block_forward import BlockStream, open_stream, run_block
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.families.shapes import LinearShape
+from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.patching import swap_weights
+from backend.quantization.embedding import quantize_embedding
+from backend.quantization.plan import QuantSettings, embedding_search
+from backend.reporter import Reporter, at_block, stop_if_asked
+from backend.sensitivity.candidates import Solvers, candidates, fitting, output_error
+from backend.sensitivity.formats import Format
+from backend.sensitivity.measured import SensitivityMeter
+from backend.sensitivity.profile import FIGURES
+from backend.sensitivity.trace import DenseTrace, measure_fisher
+
+GRADIENTS, FISHER, CANDIDATES = "gradients", "fisher.safetensors", "candidates.safetensors"
+BATCH = 4  # calibration segments a pass
+
+Figures = NDArray[np.float32]
+Record = Callable[[LinearWeight, Figures], None]
+
+
+def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter: Reporter) -> None:
+    """Fill `dense.fisher`, from the checkpoint of an earlier attempt where there is one."""
+    if folder := checkpoints.find(GRADIENTS):
+        dense.fisher |= load_file(folder / FISHER)
+        return
+    measure_fisher(dense, seed, reporter)
+    with checkpoints.write(GRADIENTS) as draft:
+        save_file({name: F.cpu() for name, F in dense.fisher.items()}, draft / FISHER)
+
+
+@dataclass
+class DenseWalk(BlockWalk):
+    """One pass over the blocks of the dense model.
+
+    Attributes:
+        calibration: [segments, L].
+        doing: the activity, while blocks are solved.
+    """
+
+    model: PreTrainedModel
+    calibration: Tensor
+    dtype: torch.dtype
+    formats: Sequence[Format]
+    solvers: Solvers
+    checkpoints: Checkpoints
+    reporter: Reporter
+    doing: str
+    new: NewBatches = field(default=list, kw_only=True)
+    stream: BlockStream = field(init=False)
+
+    @abstractmethod
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        """Work on one layer."""
+
+    def store(self, draft: Path) -> None:
+        """Write what the layers of a block have left into its checkpoint."""
+        (draft / "done").touch()
+
+    def run(self) -> None:
+        """Work on every block that is not stored yet."""
+        self.walk(len(decoder_blocks(self.model)))
+
+    def made(
+        self, linear: LinearWeight, W: Tensor, inputs: InputStatistics
+    ) -> dict[Format, Tensor]:
+        """`W`, the weights of the layer, in each format that fits it."""
+        forms = fitting(self.formats, linear.columns)
+        return candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
+
+    def is_stored(self, block: int) -> bool:
+        return self.checkpoints.find(block_name(block)) is not None
+
+    def open(self) -> None:
+        self.stream = open_stream(self.model, self.calibration, BATCH, self.dtype, self.new)
+
+    def replay(self, block: int) -> None:
+        self.stream.advance(self._outputs(block))
+
+    def solve(self, block: int) -> None:
+        linears = block_linears(self.model, block)
+        with InputCollector(linears, StatisticsLevel.GRAM) as collector:
+            outputs = self._outputs(block)
+            inputs = collector.finish()
+        for module, linear in linears.items():
+            stop_if_asked(self.reporter)
+            self.layer(linear, inputs[module])
+        with self.checkpoints.write(block_name(block)) as draft:
+            self.store(draft)
+        self.stream.advance(outputs)
+
+    def report(self, block: int, solved: bool) -> None:
+        blocks = len(decoder_blocks(self.model))
+        self.reporter.progress(block + 1, blocks, at_block(block, blocks, self.doing))
+
+    def _outputs(self, block: int) -> HiddenStates:
+        safe_point = partial(stop_if_asked, self.reporter)
+        return run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
+
+
+@dataclass
+class SensitivityWalk(DenseWalk):
+    """Profiles every layer.
+
+    Attributes:
+        columns: formats of the figures, `formats` among them.
+        measured: formats whose loss is measured; `meter` is None where there are none.
+        record: is given the figures of a layer [figures, formats].
+    """
+
+    columns: Sequence[Format]
+    fisher: Mapping[str, Tensor]
+    measured: frozenset[Format]
+    meter: SensitivityMeter | None
+    record: Record
+
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
+        trials: dict[int, Tensor] = {}
+        for form, V in self.made(linear, W, inputs).items():
+            at = self.columns.index(form)
+            error = output_error(V - W, W, inputs.gram, self.fisher[linear.name])
+            found[:2, at] = error.relative, error.fisher
+            if form in self.measured:
+                trials[at] = V
+        if self.meter and trials:
+            weights = [{linear.module: V} for V in trials.values()]
+            for at, cost in zip(trials, self.meter.measure(linear.block, weights), strict=True):
+                found[2:, at] = cost.kl, cost.loss
+        self.record(linear, found)
+
+
+@dataclass
+class CandidateWalk(DenseWalk):
+    """Keeps every layer in every format, in 16 bits: the weights a search chooses from."""
+
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        W = linear.read()
+        stored = {form: V.half().cpu() for form, V in self.made(linear, W, inputs).items()}
+        stored[Format()] = linear.read().half().cpu()
+        self.kept |= {f"{linear.name}|{form}": V for form, V in stored.items()}
+
+    def store(self, draft: Path) -> None:
+        save_file(self.kept, draft / CANDIDATES)
+        self.kept = {}
+
+
+def profile_embedding(
+    model: PreTrainedModel, shape: LinearShape, formats: Sequence[Format],
+    tried: Sequence[Format], meter: SensitivityMeter,
+) -> Figures:  # fmt: skip
+    """The figures [figures, formats] of the token embedding, or of a head that is not tied to it:
+    what it costs, rounded to nearest as a run does, is always measured."""
+    found = np.full((len(FIGURES), len(formats)), np.nan, np.float32)
+    parameter = model.get_submodule(shape.name).get_parameter("weight")
+    W = parameter.detach()
+    for form in fitting(tried, shape.columns):
+        V = rounded_embedding(W, form)
+        with swap_weights({parameter: V}):
+            cost = meter.measure_model()
+        error = ((V - W.float()).square().sum() / W.float().square().sum()).item()
+        found[:, formats.index(form)] = error, np.nan, cost.kl, cost.loss
+    return found
+
+
+def rounded_embedding(W: Tensor, form: Format) -> Tensor:
+    """`W` [vocabulary, hidden] in a format, float32, as runs round it."""
+    if form.width is None:
+        return W.float()
+    bits, group = form.width.bits, form.width.group
+    settings = QuantSettings(bits, group, "symmetric", embedding_search(bits))
+    return quantize_embedding(W, settings, torch.float16).dense()
+
+
+def block_name(block: int) -> str:
+    return f"block-{block:03d}"
+
+
+def usual_width(dense: DenseTrace) -> int:
+    """Candidates that go through the network together: as many as keep the logits small."""
+    vocabulary = dense.model.config.get_text_config().vocab_size
+    logits = vocabulary * dense.ids.shape[1] * torch.finfo(torch.float32).bits // 8
+    return max(1, min(8, 2**28 // logits))

@@ -1,0 +1,83 @@
+"""Operations that answer what mix of formats is best under a budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from backend.budget import Budget
+from backend.errors import ConfigError
+from backend.sensitivity.budget import Mix
+from backend.sensitivity.profile import SensitivityProfile
+from jobs.fields.base_model import resolve_model
+from jobs.operations.registry import Record, operation
+from jobs.profile.budgets import Method, pins, solver_of
+from jobs.profile.profiles import newest_profile
+
+Only = Literal["", "quantized", "pruned"]
+Text = Annotated[str, Field(max_length=40)]
+
+
+def budget_text(record: Record) -> str:
+    mix = ", ".join(f"{count} x {form}" for form, count in record["formats"].items())
+    lines = (
+        f"{record['model']}: {record['bytes'] / 1e6:.1f} MB of {record['dense_bytes'] / 1e6:.1f}, "
+        f"{record['bits']:.2f} bits a weight, {record['sparsity']:.1%} zeros",
+        f"Predicted perplexity: {record['perplexity_ratio']:.3f} of the dense model's",
+        f"Layers: {mix}",
+        "",
+        *(f"{layer}={form}" for layer, form in record["layers"].items()),
+        "",
+        f"Run it: {record['command']}",
+    )
+    return "\n".join(lines)
+
+
+@operation("budget", path="/budget", tool="budget", said=budget_text)
+def budget(
+    model: Annotated[str, Field(description="A model that has a sensitivity profile.")],
+    size: Annotated[Text, Field(description="Of the file, such as 80MB.")] = "",
+    bits: Annotated[Text, Field(description="A weight of the layers, such as 3.25.")] = "",
+    sparsity: Annotated[Text, Field(description="Zeros in the layers, such as 50%.")] = "",
+    loss: Annotated[Text, Field(description="Rise of perplexity, such as 2%.")] = "",
+    only: Annotated[Only, Field(description="Formats used; empty: those the budget is of.")] = "",
+    pin: Annotated[
+        str,
+        Field(max_length=20_000, description="Layers held at a format: mlp.down_proj=int4-g64"),
+    ] = "",
+) -> Record:
+    """The best mix of formats for a budget, layer by layer, from the newest sensitivity profile of
+    a model: predicted loss, bytes, and the command that makes it."""
+    asked = _budget(size, bits, sparsity, loss)
+    profile = newest_profile(model)
+    method: Method = only or ("pruned" if asked.kind == "sparsity" else "quantized")
+    mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
+    facts = resolve_model(model, reads=False).facts
+    return record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+
+
+def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:
+    texts = [size, f"{bits}bits" if bits else "", sparsity, f"loss {loss}" if loss else ""]
+    given = [text for text in texts if text]
+    if len(given) != 1:
+        what = f"{len(given)} budgets are given." if given else "There is no budget."
+        raise ConfigError(what, "", "Give one of size, bits, sparsity and loss.", field="size")
+    try:
+        return Budget.parse(given[0])
+    except ValueError as error:
+        raise ConfigError(str(error), "", "Correct it.", field="size") from error
+
+
+def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:
+    """What is told of a mix."""
+    kind = "sds" if method == "pruned" else "dlqat"
+    return {
+        "model": profile.model, "profile": profile.run, "budget": str(asked), "bytes": mix.nbytes,
+        "bits": mix.bits, "sparsity": mix.sparsity, "loss": mix.loss,
+        "perplexity_ratio": mix.ratio,
+        "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
+        "layers": {name: str(form) for name, form in mix.formats.items()},
+        "command": f"slimscope submit {kind} --model {profile.model} --allocation 'budget:{asked}'",
+    }  # fmt: skip

@@ -1,0 +1,59 @@
+"""Sensitivity profiles that runs have stored, and the choices they leave. Does not import torch."""
+
+from __future__ import annotations
+
+from backend.errors import ConfigError, NotFoundError
+from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profile_of
+from backend.statistics.names import SENSITIVITY
+from backend.store import queries
+from backend.store.states import State
+from backend.store.tables import check_intact
+from backend.store.tensors import named_profiles
+from jobs.fields.base_model import resolve_model
+from jobs.profile.config import NAME, ProfileJob
+from jobs.submit import validated
+
+
+def profile_of_run(run: str) -> SensitivityProfile:
+    """The profile of a run, as far as it is measured.
+
+    Raises:
+        NotFoundError: there is no such run.
+        ConfigError: it is no profile, or none of it is measured.
+    """
+    job = queries.job(run)
+    if job.kind != NAME:
+        what = f"{job.run} is no sensitivity profile."
+        raise ConfigError(what, f"It is a run of the kind {job.kind}.", "Choose another run.")
+    check_intact(job.config)
+    config = validated(NAME, job.config)
+    assert isinstance(config, ProfileJob)
+    facts = resolve_model(config.model, reads=False).facts
+    layers = [
+        ProfiledLayer(x.name, x.block, x.module, x.rows, x.columns)
+        for x in (*facts.linears, *facts.embeddings)
+    ]
+    stored = {
+        p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
+    }
+    profile = profile_of(job.run, config.model, layers, config.all_formats, stored)
+    if not profile.layers:
+        what = f"{job.run} has measured no layer yet."
+        raise ConfigError(what, f"It is {job.state}.", "Wait for its first block.")
+    return profile
+
+
+def newest_profile(model: str) -> SensitivityProfile:
+    """The newest finished profile of a model.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    for job in queries.jobs([State.SUCCEEDED], NAME, 500):
+        if job.config.get("model") == model:
+            return profile_of_run(job.run)
+    raise NotFoundError(
+        f"There is no sensitivity profile of {model[:80]}.",
+        "A budget needs one.",
+        f"Make it: slimscope submit profile --model {model[:80]}",
+    )

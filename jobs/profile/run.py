@@ -1,0 +1,95 @@
+"""A sensitivity profile as a job: trace and gradients on held-out text, then every layer in every
+format, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from backend.models.blocks import LinearWeight
+from backend.models.families.shapes import LinearShape
+from backend.models.loading import free_memory
+from backend.models.precision import resolve_dtype
+from backend.sensitivity.candidates import Solvers
+from backend.sensitivity.measured import SensitivityMeter
+from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
+from backend.sensitivity.trace import trace
+from backend.sensitivity.walk import (
+    Figures,
+    SensitivityWalk,
+    load_fisher,
+    profile_embedding,
+    usual_width,
+)
+from backend.statistics.names import SENSITIVITY
+from backend.statistics.tensors import TensorProfile
+from backend.text.slices import calibration_slices
+from jobs.fields.base_model import resolve_model
+from jobs.fields.text import context_length
+from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
+from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
+from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
+from jobs.profile.profiles import profile_of_run
+from jobs.runtime.context import JobContext
+from jobs.runtime.environment import prepare
+from jobs.runtime.loading import load_whole, record_texts
+from jobs.runtime.progress import Phases
+
+
+def run(config: ProfileJob, context: JobContext) -> None:
+    """Profiles block after block; one that an earlier attempt has profiled is not made again."""
+    device, base = prepare(config, context), resolve_model(config.model)
+    dtype = resolve_dtype(config.precision, torch.device(device))
+    streamed, _ = memory_bytes(config, base.facts, free_memory(device))
+    context.log(f"Loading {config.model} on {device}; passes in {dtype}.")
+    loaded = load_whole(base, device, torch.float32, context, streamed)
+    loaded.model.requires_grad_(False)
+    phases, flops = Phases(context, flops_by_phase(config, loaded.facts)), flops_by_phase
+    corpus = calibration_name(config, loaded.facts)
+    length = context_length(config, loaded.facts)
+    calibration, heldout = calibration_slices(
+        corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
+    )
+    record_texts({"calibration": calibration, "held-out": heldout}, context)
+    context.environment(precision=dtype)
+    passes = getattr(torch, dtype)
+    dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
+    load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
+    measured = () if streamed else config.measured_formats
+    outside = () if streamed else loaded.facts.embeddings
+    meter = None
+    if measured or outside:
+        meter = SensitivityMeter(dense, config.windows, usual_width(dense))
+    if meter:
+        context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
+    solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
+
+    def record(linear: LinearWeight | LinearShape, figures: Figures) -> None:
+        name = f"{linear.name}.weight"
+        context.profile(
+            TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
+        )
+
+    SensitivityWalk(
+        loaded.model, calibration.input_ids, passes, parsed(config.formats), solvers,
+        context.checkpoints, phases.phase("layers"), "Layers alone", config.all_formats,
+        dense.fisher, frozenset(measured), meter, record,
+    ).run()  # fmt: skip
+    for shape in outside:
+        assert meter is not None
+        context.log(f"Measuring {shape.name}.")
+        record(shape, profile_embedding(
+            loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
+        ))  # fmt: skip
+    summarize(profile_of_run(context.run), context)
+    context.outcome(flops=sum(flops(config, loaded.facts).values()))
+
+
+def summarize(profile: SensitivityProfile, context: JobContext) -> None:
+    """Record how well the estimates agree with what was measured."""
+    for estimate in ESTIMATES:
+        value = profile.agreement(estimate)
+        if value is not None:
+            context.result(DENSE, replace(RANK_CORRELATION, series=estimate), value)
+            context.log(f"Rank correlation of {estimate} with the measured divergence: {value:.3f}")

@@ -1,0 +1,122 @@
+"""A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.store import queries
+from backend.store.states import State
+from jobs.operations.budget import budget
+from jobs.profile.profiles import newest_profile, profile_of_run
+from jobs.submit import submit
+from tests.queue.conftest import HOST, Wait
+
+SMALL = {
+    "model": "toy", "context": 32, "segments": 4,
+    "formats": "int2-g64, int4-g64, 50%, 2:4", "measured": "int2-g64, 50%",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "said"),
+    [
+        ({"formats": "int4-g50", "measured": ""}, "formats", "int4-g50 fits no layer"),
+        ({"formats": "int9-g64"}, "formats", "9 bits are not offered"),
+        ({"formats": ""}, "formats", "0 formats are not possible"),
+        ({"measured": "70%"}, "measured", "70% is not among the formats"),
+        ({"windows": 9}, "windows", "8 held-out windows, not 9"),
+        ({"holdout": 0}, "holdout", "Nothing is held out"),
+        ({"calibration_text": "self"}, "calibration_text", "not taken on text that the model"),
+        ({"context": 4096}, "context", "does not fit"),
+    ],
+)
+def test_what_cannot_work_is_refused_beside_its_field(
+    queue: object, changed: dict[str, object], field: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        submit("profile", SMALL | changed, HOST)
+    assert refused.value.field == field
+    assert said in str(refused.value)
+
+
+def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
+    with pytest.raises(NotFoundError, match="no sensitivity profile of toy"):
+        budget("toy", bits="3")
+    job = submit("profile", SMALL, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    profile = newest_profile("toy")
+    assert profile.run == job.run and len(profile.layers) == 22  # and the embedding
+    kl, error = profile.figure("kl"), profile.figure("error")
+    layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
+    assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
+    assert (kl[np.isfinite(kl)] > 0).all() and (error[np.isfinite(error)] > 0).all()
+    assert (error[:21, 0] > error[:21, 1]).all() or (error[1:, 0] > error[1:, 1]).all()
+    told = {str(r.metric): r.value for r in queries.results([job.id])}
+    assert told["rank_correlation/fisher"] > 0.6
+    answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
+    assert answer["bits"] <= 3.25
+    assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
+    assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
+    assert budget("toy", sparsity="40%")["sparsity"] >= 0.4
+    small = budget("toy", size="150KB")
+    assert small["bytes"] <= 150e3 and small["layers"]["model.embed_tokens"].endswith("-g32")
+    for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
+        with pytest.raises(ConfigError):
+            budget("toy", **wrong)
+
+
+def test_other_runs_are_no_profiles(queue: object) -> None:
+    other = submit("statistics", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="is no sensitivity profile"):
+        profile_of_run(other.run)
+    waiting = submit("profile", SMALL, HOST)
+    with pytest.raises(ConfigError, match="has measured no layer yet"):
+        profile_of_run(waiting.run)
+
+
+def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
+    """Budget -> plan of each method; a search on the same profile -> allocation of another run."""
+    made = submit("profile", SMALL | {"measured": ""}, HOST)
+    assert wait(made.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
+    assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
+    config = {"model": "toy", "allocation": "budget:3bits", "format": "dense", "packed": False,
+              "overrides": "mlp.down_proj=int4-g64"}  # fmt: skip
+    quantized = queries.plan(submit("dlqat", config, HOST).id)
+    assert quantized is not None
+    groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
+    assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
+    for kind, allocation, said in (
+        ("sds", "budget:3bits", "not for a method by which layers are pruned"),
+        ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
+        ("sds", "budget:90%", "cannot be kept"),
+        ("sds", "best", "no allocation"),
+        ("sds", "search-0999", "search-0999"),
+    ):
+        with pytest.raises(SlimscopeError, match=said):
+            submit(kind, {"model": "toy", "allocation": allocation}, HOST)
+    search = submit(
+        "search",
+        {"model": "toy", "budget": "3bits", "minutes": 0.02, "context": 32, "segments": 4,
+         "windows": 8, "offspring": 4},
+        HOST,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="has found no mix yet"):
+        submit("dlqat", config | {"allocation": search.run}, HOST)
+    assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(
+        search.id
+    ).error
+    measured = {(r.stage, str(r.metric)): r.value for r in queries.results([search.id])}
+    assert {"dense", "solver", "search"} == {
+        stage for stage, name in measured if name == "perplexity"
+    }
+    found = queries.plan(submit("dlqat", config | {"allocation": search.run}, HOST).id)
+    assert found is not None
+    mix = queries.job(search.id).environment["mix"]
+    for group in found["groups"]:
+        for name in group["layers"]:
+            assert "down_proj" in name or mix[name] == f"int{group['bits']}-g64"
+    with pytest.raises(ConfigError, match="not for a method by which layers are pruned"):
+        submit("sds", {"model": "toy", "allocation": search.run}, HOST)

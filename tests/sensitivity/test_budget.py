@@ -1,0 +1,116 @@
+"""Budgets: what they are written as, what they come to, what cannot be kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backend.budget import Budget
+from backend.errors import ConfigError
+from backend.sensitivity.budget import BudgetSolver
+from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import FIGURES, ProfiledLayer, SensitivityProfile, profile_of
+
+FORMATS = tuple(map(Format.parse, ("int2-g64", "int3-g64", "int4-g64", "50%", "70%")))
+MODULES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
+
+
+@pytest.fixture
+def profile() -> SensitivityProfile:
+    """Eight blocks of which the middle ones lose least; KL is measured at 3 bits and 50 %."""
+    layers = [
+        ProfiledLayer(f"model.layers.{b}.{m}", b, m, 64, 128) for b in range(8) for m in MODULES
+    ]
+    base = np.array([0.1, 0.03, 0.005, 0.02, 0.09])
+    stored = {}
+    for layer in layers:
+        weight = 1 + (layer.block - 4) ** 2
+        kl = np.where(np.isin(np.arange(5), (1, 3)), 2 * base * weight, np.nan)
+        stored[layer.name] = np.array([base, base * weight, kl, kl], np.float32)
+    return profile_of("profile-0001", "toy", layers, FORMATS, stored)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("80MB", "size", 80e6), ("80 mb", "size", 80e6), ("1.5GiB", "size", 1.5 * 2**30),
+        ("3.25bits", "bits", 3.25), ("50%", "sparsity", 0.5), ("loss 2%", "loss", 0.02),
+    ],
+)  # fmt: skip
+def test_budgets_are_read(text: str, kind: str, value: float) -> None:
+    budget = Budget.parse(text)
+    assert budget.kind == kind
+    assert budget.value == pytest.approx(value)
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "1e9MB", "x" * 99]
+)
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"budget|out of range"):
+        Budget.parse(text)
+
+
+def test_what_was_not_measured_is_scaled_to_what_was(profile: SensitivityProfile) -> None:
+    fisher = profile.figure("fisher")
+    np.testing.assert_allclose(profile.ratio, 2, rtol=1e-5)
+    np.testing.assert_allclose(profile.predicted, 2 * fisher, rtol=1e-5)
+    assert profile.agreement("fisher") == pytest.approx(1)
+    assert profile.agreement("error") is not None
+
+
+def test_bits_go_where_they_save_most_and_experts_share_a_format(
+    profile: SensitivityProfile,
+) -> None:
+    solver = BudgetSolver(profile, 1000, frozenset(FORMATS[:3]))
+    mix = solver.solve(Budget("bits", 3.25))
+    assert mix.bits <= 3.25 + 1e-9
+    assert (
+        mix.loss
+        < BudgetSolver(profile, 1000, frozenset(FORMATS[1:2]))
+        .mix(dict.fromkeys((x.name for x in profile.layers), FORMATS[1]))
+        .loss
+    )
+    outer, inner = (mix.formats[f"model.layers.{b}.self_attn.q_proj"].width for b in (0, 4))
+    assert outer and inner and outer.bits > inner.bits
+    for block in range(8):
+        experts = {mix.formats[f"model.layers.{block}.mlp.experts.{e}.up_proj"] for e in (0, 1)}
+        assert len(experts) == 1
+    assert solver.solve(Budget("size", mix.nbytes)).loss <= mix.loss + 1e-9
+    assert solver.solve(Budget("loss", mix.ratio - 1 + 1e-9)).nbytes <= mix.nbytes + 1e-6
+
+
+def test_a_sparsity_is_reached_and_a_pin_is_held(profile: SensitivityProfile) -> None:
+    solver = BudgetSolver(profile, formats=frozenset(FORMATS[3:]))
+    pins = {profile.layers[0].name: "70%"}
+    mix = solver.solve(Budget("sparsity", 0.5), pins)
+    assert mix.sparsity >= 0.5 and str(mix.formats[profile.layers[0].name]) == "70%"
+    front = solver.front()
+    assert [m.nbytes for m in front] == sorted(m.nbytes for m in front)
+    assert [m.loss for m in front] == sorted((m.loss for m in front), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "nearest"),
+    [
+        (Budget("size", 1000), "Choose 0.06MB or more"),
+        (Budget("bits", 2), "Choose 2.25bits or more"),
+        (Budget("sparsity", 0.8), "Choose 70% or less"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(
+    profile: SensitivityProfile, budget: Budget, nearest: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        BudgetSolver(profile, 1000).solve(budget)
+    assert nearest in refused.value.do
+
+
+def test_a_layer_whose_figures_are_damaged_is_left_out() -> None:
+    layers = [ProfiledLayer(f"model.layers.{b}.q", b, "q", 64, 128) for b in range(3)]
+    stored = {
+        layers[0].name: np.zeros((len(FIGURES), len(FORMATS)), np.float32),
+        layers[1].name: np.zeros((1, 1), np.float32),
+    }
+    assert profile_of("p", "toy", layers, FORMATS, stored).layers == (layers[0],)
