@@ -133,9 +133,16 @@ class BudgetSolver:
         )
         return Mix(formats, nbytes + self.fixed, float(loss), zeros / weights, 8 * nbytes / weights)
 
-    def front(self, points: int = 200) -> list[Mix]:
-        """The best mixes of all sizes, smallest first, at most about `points` of them."""
-        front = self.choices("size").front
+    def uniform(self, form: Format) -> Mix:
+        """All layers in one format; those it does not fit stay dense."""
+        fits = np.isfinite(self._loss[:, self.formats.index(form)])
+        pairs = zip(self.profile.layers, fits, strict=True)
+        return self.mix({x.name: form if fit else Format() for x, fit in pairs})
+
+    def front(self, points: int = 200, kind: BudgetKind = "size") -> list[Mix]:
+        """The best mixes under all budgets of a kind, the tightest first, at most about `points` of
+        them."""
+        front = self.choices(kind).front
         steps = np.unique(np.linspace(0, len(front.cost) - 1, points).round().astype(int))
         ties = [*dict.fromkeys(self._ties)]
         mixes = []

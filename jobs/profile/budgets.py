@@ -17,6 +17,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.profile.profiles import newest_profile
 
 Method = Literal["quantized", "pruned"]
+KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # of run that takes its mixes
 
 
 class Allocated(Protocol):
@@ -43,6 +44,24 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
         raise ConfigError(what, "", "Profile the model in some.", field="allocation")
     facts = resolve_model(profile.model, reads=False).facts
     return BudgetSolver(profile, 2.0 * (facts.parameters - facts.linear_weights), formats)
+
+
+def method_of(budget: Budget, usual: Method) -> Method:
+    """The formats a budget is of; `usual` where it could be either."""
+    if budget.kind == "loss":
+        return usual
+    return "pruned" if budget.kind == "sparsity" else "quantized"
+
+
+def require_method(budget: Budget, method: Method) -> None:
+    """Refuse budgets that say nothing about a method's formats. Raises ConfigError."""
+    if method_of(budget, method) == method:
+        return
+    if method == "pruned":
+        what, why = f"A budget of {budget} is not for pruning.", "Pruned weights are stored dense."
+        raise ConfigError(what, why, "Give a sparsity: budget:50%.", field="allocation")
+    what, why = f"A budget of {budget} is not for quantization.", "It prunes nothing."
+    raise ConfigError(what, why, "Give bits or a size: budget:3.25bits.", field="allocation")
 
 
 def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
@@ -76,9 +95,7 @@ def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
     budget = budget_of(config.allocation)
     if budget is None:
         return {}
-    if budget.kind not in ("sparsity", "loss"):
-        what, why = f"A budget of {budget} is not for pruning.", "Pruned weights are stored dense."
-        raise ConfigError(what, why, "Give a sparsity: budget:50%.", field="allocation")
+    require_method(budget, "pruned")
     mix = _mix(config, overrides, budget, "pruned")
     return {name: form.pattern for name, form in mix.formats.items() if form.pattern}
 
@@ -93,9 +110,7 @@ def quantized_mix(config: Allocated, overrides: str) -> Mapping[str, Width]:
     budget = budget_of(config.allocation)
     if budget is None:
         return {}
-    if budget.kind == "sparsity":
-        what, why = f"A budget of {budget} is not for quantization.", "It prunes nothing."
-        raise ConfigError(what, why, "Give bits or a size: budget:3.25bits.", field="allocation")
+    require_method(budget, "quantized")
     mix = _mix(config, overrides, budget, "quantized")
     return {name: form.width for name, form in mix.formats.items() if form.width}
 
