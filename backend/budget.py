@@ -14,7 +14,7 @@ from typing import Literal
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 SYNTAX = "Write a size (80MB), bits a weight (3.25bits), sparsity (50%) or a loss (loss 2%)."
-PREFIX = "budget:"  # of an allocation
+PREFIX, SEARCH = "budget:", re.compile(r"search-\d{1,15}")  # allocations that mix formats
 
 BudgetKind = Literal["size", "bits", "sparsity", "loss"]
 
@@ -56,17 +56,23 @@ class Budget:
 
 
 def allocation(text: str, *others: str) -> str:
-    """An allocation as it is stored: one of `others`, or "budget:" and a budget.
+    """An allocation as it is stored: one of `others`, "budget:" and a budget, or a run that has
+    searched for a mix.
 
     Raises:
         ValueError: it is neither.
     """
     text = text.strip()
-    if text in others:
+    if text in others or SEARCH.fullmatch(text):
         return text
     if text.startswith(PREFIX):
         return f"{PREFIX}{Budget.parse(text.removeprefix(PREFIX))}"
     raise ValueError(f"{text[:40]!r} is no allocation. Write {', '.join(others)} or budget:50%.")
+
+
+def is_mixed(text: str) -> bool:
+    """Whether an allocation gives each layer a format of its own."""
+    return text.startswith(PREFIX) or bool(SEARCH.fullmatch(text))
 
 
 def budget_of(text: str) -> Budget | None:

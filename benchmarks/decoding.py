@@ -259,7 +259,7 @@ def main() -> None:
         exact = exact_model(input_ids=torch.tensor([[*context, *tokens]])).logits[0, -16:]
         del exact_model, loaded
         errors = {
-            name: _error(engine, tokens[: max(WIDTHS)], exact[: max(WIDTHS)])
+            name: error_of(engine, tokens[: max(WIDTHS)], exact[: max(WIDTHS)])
             for name, engine in found.items()
             if isinstance(engine, Engine)
         }
@@ -296,7 +296,8 @@ def main() -> None:
     print(json.dumps({"threads": chosen.threads, "bandwidth": reach, "engines": lines}))
 
 
-def _error(engine: Engine, tokens: Sequence[int], exact: Tensor) -> float:
+def error_of(engine: Engine, tokens: Sequence[int], exact: Tensor) -> float:
+    """Of the logits after the context, relative to the spread of the exact ones."""
     found = engine.logits(tokens).float()
     engine.rewind()
     return ((found - exact).square().mean().sqrt() / exact.std()).item()

@@ -3,8 +3,9 @@
 SDS, its reconstruction and drafters are compared with their own start, other pruners with pruning
 by magnitude, OWL with the same sparsity everywhere, quantizers with rounding to nearest, trained
 quantisation with GPTQ; all by the loss on held-out text, of drafters by that of training. Cells:
-the change of the perplexity, and the stage that is kept; or why the method is refused. The second
-table: whether the order of two methods on SmolLM2-135M is that on each model.
+the change of the perplexity at the method's last stage, and the stage a run keeps instead if that
+is no better; or why the method is refused. The second table: whether the order of two methods on
+SmolLM2-135M is that on each model. Any other failure is a mistake; the exit code is then 1.
 
 make bench-improvement ARGS="--models llama gpt2 --steps 600"
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from copy import deepcopy
 
 import torch
@@ -51,13 +53,15 @@ def outcome(name: str, model: PreTrainedModel, rows: Tensor) -> Outcome | str:
         return METHODS[name](deepcopy(model), rows)
     except SlimscopeError as error:
         return f"refused: {error.what} {error.why}"
+    except Exception as error:
+        return f"FAILS: {type(error).__name__}: {error}"[:200].replace("\n", " ")
 
 
 def change(found: Outcome | str, rival: Outcome | str | float) -> float:
     """The change of the perplexity against that of a rival; NaN if one of them is refused."""
     if isinstance(found, str) or isinstance(rival, str):
         return math.nan
-    return math.expm1(found.end - (rival if isinstance(rival, float) else rival.end))
+    return math.expm1(found.last - (rival if isinstance(rival, float) else rival.last))
 
 
 def cell(name: str, found: dict[str, Outcome | str]) -> str:
@@ -66,7 +70,9 @@ def cell(name: str, found: dict[str, Outcome | str]) -> str:
     if isinstance(made, str):
         return made
     start = made.losses["first"] if name in OWN else found[START[name]]
-    return f"{100 * change(made, start):+.1f} %{made.kept and f', keeps {made.kept}'}"
+    stages = [*made.losses]
+    kept = f", keeps {made.kept}" if made.kept not in ("", stages[-1]) else ""
+    return f"{100 * change(made, start):+.1f} %{kept}"
 
 
 def examine(title: str, steps: int) -> dict[str, Outcome | str]:
@@ -95,10 +101,11 @@ def main() -> None:
         claims.add_row(f"{better} below {worse}", *(f"{100 * x:+.1f} %" for x in changes))
     Console(width=240).print(table, claims)
     ends = {
-        title: {name: x if isinstance(x, str) else round(x.end, 5) for name, x in each.items()}
+        title: {name: x if isinstance(x, str) else round(x.last, 5) for name, x in each.items()}
         for title, each in found.items()
     }
     print(json.dumps(ends))
+    sys.exit(any(str(x).startswith("FAILS") for each in ends.values() for x in each.values()))
 
 
 if __name__ == "__main__":

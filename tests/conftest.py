@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck
 from sqlalchemy import make_url
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -30,22 +31,34 @@ from backend.settings import Settings, settings
 from backend.store import migrate
 from backend.store.copies import has_file
 from backend.store.session import engine_for
-from tests import postgres
+from tests import fork_server, postgres
+from tests.flushing import flush_nothing
 
-# Tests assert no times; a busy machine would fail a slow example.
-hypothesis.settings.register_profile("untimed", deadline=None)
+ATTACK = int(os.environ.get("SLIMSCOPE_TEST_ATTACK", "1"))  # so many times as many examples
+# Tests assert no times: a busy machine would fail a slow example. What a fixture has made is meant
+# to be the same for all examples.
+hypothesis.settings.register_profile(
+    "untimed", max_examples=30 * ATTACK, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
 hypothesis.settings.load_profile("untimed")
+flush_nothing()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
 # Of the shell's own settings: the place of what was set up, and those of the tests.
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")
 
 
-def pytest_configure() -> None:
-    """Whatever else the shell sets for Slimscope is not for the tests."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Whatever else the shell sets for Slimscope is not for the tests. Several processes of tests
+    have one to fork from."""
     for name in [*os.environ]:
         if name.upper().startswith("SLIMSCOPE_") and not name.startswith(KEPT):
             del os.environ[name]
+    if hasattr(config, "workerinput"):
+        fork_server.use_shared_server()
+    elif config.getoption("numprocesses", None):
+        fork_server.share_server()
 
 
 BROWSER = "tests/browser/"
@@ -84,17 +97,9 @@ def no_supervisor() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_waiting_for_disks() -> Iterator[None]:
-    """A test cannot cut the power, and so not tell whether anything was flushed to the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
 def tables_made_once() -> Iterator[None]:
-    """The migrations of an empty database are run once; then its statements are repeated."""
-    made: dict[str, str] = {}  # revision -> what makes it
+    """The migrations of an empty database are run once; then what they have made is copied."""
+    made: dict[str, sqlite3.Connection] = {}  # revision -> a database with its tables
     run = migrate._run_alembic
 
     def repeat() -> None:
@@ -104,10 +109,12 @@ def tables_made_once() -> Iterator[None]:
         if revision not in made:
             run()
         with closing(sqlite3.connect(str(place.database))) as raw:
+            raw.execute("PRAGMA synchronous=OFF")
             if revision in made:
-                raw.executescript(made[revision])
+                made[revision].backup(raw)
             else:
-                made[revision] = "\n".join(raw.iterdump())
+                made[revision] = sqlite3.connect(":memory:", check_same_thread=False)
+                raw.backup(made[revision])
         return None
 
     with pytest.MonkeyPatch.context() as patch:
@@ -174,6 +181,14 @@ def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def current(data_dir: Path) -> Settings:
     return settings()
+
+
+@pytest.fixture
+def tables(current: Settings) -> Iterator[Settings]:
+    """The same, with tables without a row."""
+    migrate.upgrade()
+    yield current
+    engine_for.cache_clear()
 
 
 @pytest.fixture(scope="session")

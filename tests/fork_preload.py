@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import pkgutil
 
 import backend
 import jobs
 import ui
+from tests.flushing import flush_nothing
 
 gc.disable()
 importlib.import_module("transformers.models.llama.modeling_llama")  # of the toy model
@@ -18,6 +18,6 @@ for package in (backend, jobs, ui):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.name.endswith(("__main__", ".env")) and ".migrations." not in module.name:
             importlib.import_module(module.name)
-os.fsync = lambda _: None  # as in the tests themselves
+flush_nothing()  # as in the tests themselves
 gc.freeze()  # forks that collect garbage neither look through all this nor copy its pages
 gc.enable()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +19,23 @@ from jobs.kind import kinds
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.fork_preload"])
+ADDRESS = "SLIMSCOPE_TEST_FORKS"  # of the server that all processes of tests share
 
 T = TypeVar("T")
+
+
+def share_server() -> None:
+    """Starts the server for this process and those it starts: one imports everything."""
+    forkserver.ensure_running()
+    os.environ[ADDRESS] = forkserver._forkserver._forkserver_address
+
+
+def use_shared_server() -> None:
+    """Forks come from the server of the process that has started this one."""
+    server = forkserver._forkserver
+    server._forkserver_address = os.environ[ADDRESS]
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # it does not live for us
+    server.ensure_running = resource_tracker.ensure_running
 
 
 def elsewhere(function: Callable[..., T], *given: object) -> T:

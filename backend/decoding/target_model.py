@@ -19,12 +19,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.native.blocks import NativeCache
 from backend.decoding.native.compiler import CompilerError
-from backend.decoding.native.model import NativeModel, unsupported
+from backend.decoding.native.families import LONG, stable_context, unsupported
+from backend.decoding.native.model import NativeModel
 from backend.errors import ModelError
 from backend.models.attention import NAME, use_grouped
 from backend.models.families.logits import LogitTransform
@@ -32,7 +33,6 @@ from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_windo
 from backend.quantization.packed_linear import PackedLinear
 
 KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
-LONG, FAR = "longrope", 10**9
 NATIVE_TOLERANCE = 0.2  # of the spread of the logits, between two ways to round to 16 bits
 PROBE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1)])
 PROBE_CONTEXT = 12
@@ -93,9 +93,7 @@ class TargetModel:
 
     def _use_native(self) -> None:
         """Decode natively if that is possible here and gives the same logits."""
-        windowed = self.window and self.window < self.context
-        why = "it has sliding windows" if windowed else unsupported(self.model)
-        if why:
+        if why := unsupported(self.model):
             self.decoder = f"PyTorch; the native decoder does not run this model: {why}"
             return
         try:
@@ -218,15 +216,6 @@ class TorchVerifier:
             depths = torch.tensor(tree.depths, device=self.target.device)
             self._masks[tree] = mask.to(self.target.device), depths
         return self._masks[tree]
-
-
-def stable_context(config: PreTrainedConfig) -> int:
-    """Maximum position up to which rotary frequencies do not depend on the length of a pass: beyond
-    its original context `longrope` uses other frequencies for every token, cached ones included."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [each for each in (rope, *rope.values()) if isinstance(each, dict)]
-    limits = [k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == LONG]
-    return min(limits, default=FAR)
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from backend.budget import budget_of
+from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import NamedLayer, fits, layer_named
 from backend.plan import Plan
@@ -79,13 +79,13 @@ def pruning_plan(
     refuse_allocation(config)
     patterns = layer_patterns(layers, config)
     overridden = [name for name, _ in read_overrides(config.overrides)]
-    budget = budget_of(config.allocation)
+    mixed = is_mixed(config.allocation)
     groups: dict[tuple[str, str], list[str]] = {}
     dense = []
     for layer in sorted(layers, key=lambda layer: (layer.block, layer.module)):
         special = any(fits(name, layer) for name in overridden)
         pattern = patterns.get(layer.name)
-        if budget and pattern and not special:
+        if mixed and pattern and not special:
             pattern = mix.get(layer.name)
         if pattern is None:
             dense.append(layer.name)
@@ -93,7 +93,7 @@ def pruning_plan(
         owl = config.allocation == "owl" and not special
         groups.setdefault((str(pattern), "owl" if owl else "uniform"), []).append(layer.name)
     if not groups:
-        what, why = "No layer is left to prune.", f"A budget of {budget} leaves all of them dense."
+        what, why = "No layer is left to prune.", f"{config.allocation} leaves all of them dense."
         raise ConfigError(what, why, "Choose a higher sparsity.", field="allocation")
     if config.allocation == "owl" and not any(allocation == "owl" for _, allocation in groups):
         what, why = "OWL has no sparsity to set.", "Every layer has a pattern of its own."

@@ -18,18 +18,20 @@ every layer of a block sees the inputs that the quantized layers before it give.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics
-from backend.quantization.grid import QuantGrid
+from backend.quantization.grid import QuantGrid, split_zero, stacked
 from backend.quantization.plan import QuantSettings
 from backend.quantization.range_search import search_range
 from backend.quantization.registry import quantizer
 
 BLOCK = 128  # columns rounded before the remaining columns are updated
+STRIP = 16  # columns rounded before the rest of their block is updated
 
 FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
@@ -63,6 +65,27 @@ def gptq_order(
     size = (settings.bits, settings.group_size, settings.grid)
     grid = search_range(W, *size, settings.space, inputs.energy)
     return compensate_ordered(W, *inputs.ordered_root(damping), grid, settings.keep_zeros), grid
+
+
+def gptq_widths(
+    W: Tensor, inputs: InputStatistics, widths: Sequence[QuantSettings], damping: float
+) -> list[tuple[Tensor, QuantGrid]]:
+    """`gptq` of `W` at several numbers of bits, otherwise alike, in one pass over its columns: the
+    rows of all widths are stacked, as rows do not depend on each other."""
+    first, rows = widths[0], len(W)
+
+    def find_grid(V: Tensor, columns: slice) -> QuantGrid:
+        energy = inputs.energy[columns]
+        found = [
+            search_range(part, of.bits, 0, of.grid, of.space, energy)
+            for part, of in zip(V.split(rows), widths, strict=True)
+        ]
+        return stacked(found)
+
+    size, root = first.group_size or W.shape[1], inputs.inverse_root(damping)
+    V, grid = compensate(W.repeat(len(widths), 1), root, size, find_grid, first.keep_zeros)
+    parts = zip(widths, V.split(rows), grid.scale.split(rows), grid.zero.split(rows), strict=True)
+    return [(part, QuantGrid(of.bits, scale, zero)) for of, part, scale, zero in parts]
 
 
 def compensate_ordered(
@@ -110,7 +133,7 @@ def compensate(
             W[:, first:last], E = _columns(W[:, first:last], U[first:last, first:last], grid, mask)
             W[:, last:] -= E @ U[first:last, last:]
     scale, zero = (torch.cat([getattr(g, part) for g in grids], 1) for part in ("scale", "zero"))
-    return W, QuantGrid(grids[0].bits, scale, zero)
+    return W, replace(grids[0], scale=scale, zero=zero)
 
 
 def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -121,13 +144,21 @@ def _columns(W: Tensor, U: Tensor, grid: QuantGrid, kept: Tensor | None) -> tupl
     """
     # Transposed, so that each step accesses contiguous memory.
     V, E = W.T.clone(), torch.empty_like(W.T)  # [width, out]
-    scales, zeros = (part.T.expand(len(V), -1) for part in (grid.scale, grid.zero))
-    for j in range(len(V)):
-        own = QuantGrid(grid.bits, scales[j].unsqueeze(1), zeros[j].unsqueeze(1))
-        if kept is None:
-            E[j] = (V[j] - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
-        else:
-            w, V[j] = V[j].clone(), V[j] * kept[:, j]
-            E[j] = (w - own.nearest(V[j].unsqueeze(1)).squeeze(1)) / U[j, j]
-        V[j + 1 :] -= torch.outer(U[j, j + 1 :], E[j])
+    whole, part = split_zero(grid.zero)
+    scales, wholes, zeros = (x.T.expand(len(V), -1) for x in (grid.scale, whole, grid.zero))
+    parts = None if part is None else part.T.expand(len(V), -1)
+    for a in range(0, len(V), STRIP):
+        b = min(a + STRIP, len(V))
+        for j in range(a, b):
+            w = V[j]
+            if kept is not None:
+                w, V[j] = V[j].clone(), V[j] * kept[:, j]
+            q = V[j] / scales[j]  # as `QuantGrid.nearest`, a column at a time
+            if parts is not None:
+                q.add_(parts[j])
+            q.round_().add_(wholes[j]).clamp_(min=0)
+            torch.minimum(q, grid.tops, out=q).sub_(zeros[j]).mul_(scales[j])
+            torch.sub(w, q, out=E[j]).div_(U[j, j])
+            V[j + 1 : b].addr_(U[j, j + 1 : b], E[j], alpha=-1)
+        V[b:].addmm_(U[a:b, b:].T, E[a:b], alpha=-1)
     return V.T, E.T

@@ -15,7 +15,7 @@ real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,11 @@ class QuantGrid:
         return 2**self.bits - 1
 
     @property
+    def tops(self) -> Tensor:
+        """Q of each row, [rows]."""
+        return torch.full_like(self.scale[:, 0], self.top)
+
+    @property
     def groups(self) -> int:
         """Number of groups per row."""
         return self.scale.shape[1]
@@ -90,6 +95,23 @@ class QuantGrid:
         offset = offsets_of(self.scale, self.zero)
         scale = torch.where(scale == 0, MIN_FLOAT16, scale)  # else b were lost with it
         return QuantGrid(self.bits, scale, zeros_of(scale, offset.to(dtype)))
+
+
+@dataclass(frozen=True)
+class StackedGrid(QuantGrid):
+    """Grids of several numbers of bits, their rows below each other; `bits`: the highest."""
+
+    limits: Tensor  # Q of each row
+
+    @property
+    def tops(self) -> Tensor:
+        return self.limits
+
+
+def stacked(grids: Sequence[QuantGrid]) -> StackedGrid:
+    """The rows of all `grids`, which have as many groups."""
+    scale, zero = (torch.cat([getattr(g, part) for g in grids]) for part in ("scale", "zero"))
+    return StackedGrid(max(g.bits for g in grids), scale, zero, torch.cat([g.tops for g in grids]))
 
 
 def offsets_of(scale: Tensor, zero: Tensor) -> Tensor:

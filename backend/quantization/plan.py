@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from backend.budget import budget_of
+from backend.budget import is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import (
     NamedLayer,
@@ -148,12 +148,12 @@ def layer_widths(
     layer, a group does not divide one, or no layer is left."""
     overrides = read_overrides(config.overrides)
     check_layer_patterns((name for name, _ in overrides), layers, "overrides")
-    budget, uniform = budget_of(config.allocation), Width(config.bits, config.group_size)
+    mixed, uniform = is_mixed(config.allocation), Width(config.bits, config.group_size)
     chosen: dict[str, Width] = {}
     unfit: dict[tuple[str, int], dict[str, int]] = {}
     for layer in select_layers(layers, config.exclude, "quantise"):
         special = [width for name, width in overrides if fits(name, layer)]
-        width = special[-1] if special else mix.get(layer.name) if budget else uniform
+        width = special[-1] if special else mix.get(layer.name) if mixed else uniform
         if width is None:
             continue
         chosen[layer.name] = width
@@ -162,7 +162,7 @@ def layer_widths(
     for (field, group), columns in unfit.items():
         _require_group_size(columns, group, field)
     if not chosen:
-        what, why = "No layer is left to quantise.", f"A budget of {budget} leaves all at 16 bits."
+        what, why = "No layer is left to quantise.", f"{config.allocation} leaves all at 16 bits."
         raise ConfigError(what, why, "Choose a smaller one.", field="allocation")
     return chosen
 

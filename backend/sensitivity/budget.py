@@ -74,10 +74,16 @@ class BudgetSolver:
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
         self._ties = [EXPERT.sub(r"\1.*.", layer.name) for layer in profile.layers]
 
+    def possible(self, name: str) -> list[Format]:
+        """The formats that a layer can take."""
+        row = next(row for row, x in enumerate(self.profile.layers) if x.name == name)
+        return [form for form, loss in zip(self.formats, self._loss[row], strict=True)
+                if np.isfinite(loss)]  # fmt: skip
+
     def choices(self, kind: BudgetKind) -> Choices:
         """What each layer costs under a budget of that kind."""
         layers, fits = self.profile.layers, np.isfinite(self._loss)
-        cost = np.array([[_cost(kind, x, form) for form in self.formats] for x in layers])
+        cost = np.array([[layer_cost(kind, x, form) for form in self.formats] for x in layers])
         items, costs = grouped([x.name for x in layers], self._ties, np.where(fits, cost, np.inf))
         _, losses = grouped([x.name for x in layers], self._ties, self._loss)
         return Choices(items, tuple(map(str, self.formats)), costs, losses)
@@ -87,17 +93,21 @@ class BudgetSolver:
         choices = self.choices(budget.kind).pinned(pins or {})
         if budget.kind == "loss":
             return self._mix(cheapest(choices, log(1 + budget.value)))
+        self._require_within(budget, choices)
+        return self._mix(best_quality(choices, self.limit(budget)))
+
+    def limit(self, budget: Budget) -> float:
+        """What the sum of `layer_cost` may be; of budgets that are not of loss."""
         weights = sum(x.weights for x in self.profile.layers)
         limits = {
             "size": budget.value - self.fixed,
             "bits": budget.value * weights / 8,
             "sparsity": -budget.value * weights,
         }
-        self._require_within(budget, choices, weights)
-        return self._mix(best_quality(choices, limits[budget.kind] * (1 + 1e-12)))
+        return limits[budget.kind] + 1e-9 * weights
 
-    def _require_within(self, budget: Budget, choices: Choices, weights: int) -> None:
-        least = choices.front.cost[0]
+    def _require_within(self, budget: Budget, choices: Choices) -> None:
+        least, weights = choices.front.cost[0], sum(x.weights for x in self.profile.layers)
         nearest = {
             "size": Budget("size", np.ceil((least + self.fixed) / 1e4) * 1e4),
             "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
@@ -153,7 +163,7 @@ class BudgetSolver:
         return mixes
 
 
-def _cost(kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
+def layer_cost(kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
     if kind == "sparsity":
         return -form.sparsity * layer.weights
     return form.nbytes(layer.rows, layer.columns)

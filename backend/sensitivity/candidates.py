@@ -1,20 +1,22 @@
-"""The weights of a layer in each candidate format, made by the pruner and the quantizer that a run
-would use, on the Gram of the dense model's inputs."""
+"""The weights of a layer in each candidate format, made by the pruner and by GPTQ as a run would,
+on the Gram of the dense model's inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics
+from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization import GridType
+from backend.quantization.gptq import gptq_widths
 from backend.quantization.plan import QuantSettings
-from backend.quantization.registry import QUANTIZERS
 from backend.sensitivity.formats import Format
 
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
@@ -22,10 +24,9 @@ FAILURE = ("measured", "Use more calibration text, or raise the damping.")
 
 @dataclass(frozen=True)
 class Solvers:
-    """How candidates are made: a pruner, a quantizer, its range search, and their damping."""
+    """How candidates are made: a pruner, GPTQ's grid and range search, and their damping."""
 
     pruner: str = "sparsegpt"
-    quantizer: str = "gptq"
     grid: GridType = "symmetric"
     space: str = "weighted"
     damping: float = 0.01
@@ -44,31 +45,44 @@ class OutputError:
     fisher: float
 
 
-def candidate(
-    W: Tensor, inputs: InputStatistics, form: Format, solvers: Solvers, name: str,
+def candidates(
+    W: Tensor, inputs: InputStatistics, formats: Sequence[Format], solvers: Solvers, name: str,
     log: Callable[[str], None],
-) -> Tensor:  # fmt: skip
-    """`W` [out, in] float32 as it would be in a format; scales are rounded to 16 bits.
+) -> dict[Format, Tensor]:  # fmt: skip
+    """`W` [out, in] float32 as it would be in each format; scales are rounded to 16 bits. Formats
+    that differ in bits alone are made in one pass.
 
     Raises:
         ComputeError: no damping helped.
     """
+    alike: dict[tuple[Pattern | None, int | None], list[Format]] = {}
+    for form in formats:
+        group = form.width.group if form.width else None
+        alike.setdefault((form.pattern, group), []).append(form)
+    made: dict[Format, Tensor] = {}
+    for (pattern, _), forms in alike.items():
+        solve = partial(_made, W, inputs, pattern, forms, solvers)
+        made |= search_damping(solve, solvers.damping, log, name, FAILURE)
+    return made
 
-    def solve(damping: float) -> Tensor:
-        V = W
-        if form.pattern is not None:
-            V = PRUNERS[solvers.pruner].prune(V, inputs, form.pattern, damping)
-        if form.width is None:
-            return V
-        keep = form.pattern is not None
-        settings = QuantSettings(
-            form.width.bits, form.width.group, solvers.grid, solvers.space, keep
-        )
-        V, grid = QUANTIZERS[solvers.quantizer].quantize(V, inputs, settings, damping)
-        codes = grid.codes(V)
-        return grid.stored(torch.float16, solvers.grid).values(codes)
 
-    return search_damping(solve, solvers.damping, log, name, FAILURE)
+def _made(
+    W: Tensor, inputs: InputStatistics, pattern: Pattern | None, forms: Sequence[Format],
+    solvers: Solvers, damping: float,
+) -> dict[Format, Tensor]:  # fmt: skip
+    V = W if pattern is None else PRUNERS[solvers.pruner].prune(W, inputs, pattern, damping)
+    widths = [
+        QuantSettings(x.width.bits, x.width.group, solvers.grid, solvers.space, pattern is not None)
+        for x in forms
+        if x.width
+    ]
+    if not widths:
+        return dict.fromkeys(forms, V)
+    found = gptq_widths(V, inputs, widths, damping)
+    values = (
+        grid.stored(torch.float16, solvers.grid).values(grid.codes(part)) for part, grid in found
+    )
+    return dict(zip(forms, values, strict=True))
 
 
 def output_error(D: Tensor, W: Tensor, H: Tensor, fisher: Tensor) -> OutputError:

@@ -1,12 +1,13 @@
-"""Profiles a model block by block: Grams of the dense model's inputs, candidates, their errors and
-what they cost. A finished block is a checkpoint."""
+"""Passes over the blocks of the dense model that see the Gram of every layer's inputs: one profiles
+the layers, one makes the candidates of a search. A finished block is a checkpoint."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +23,13 @@ from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.candidates import Solvers, candidate, fitting, output_error
+from backend.sensitivity.candidates import Solvers, candidates, fitting, output_error
 from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.profile import FIGURES
 from backend.sensitivity.trace import DenseTrace, measure_fisher
 
-GRADIENTS, FILE = "gradients", "fisher.safetensors"
+GRADIENTS, FISHER, CANDIDATES = "gradients", "fisher.safetensors", "candidates.safetensors"
 BATCH = 4  # calibration segments a pass
 
 Figures = NDArray[np.float32]
@@ -38,46 +39,57 @@ Record = Callable[[LinearWeight, Figures], None]
 def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter: Reporter) -> None:
     """Fill `dense.fisher`, from the checkpoint of an earlier attempt where there is one."""
     if folder := checkpoints.find(GRADIENTS):
-        dense.fisher |= load_file(folder / FILE)
+        dense.fisher |= load_file(folder / FISHER)
         return
     measure_fisher(dense, seed, reporter)
     with checkpoints.write(GRADIENTS) as draft:
-        save_file({name: F.cpu() for name, F in dense.fisher.items()}, draft / FILE)
+        save_file({name: F.cpu() for name, F in dense.fisher.items()}, draft / FISHER)
 
 
 @dataclass
-class SensitivityWalk(BlockWalk):
+class DenseWalk(BlockWalk):
     """One pass over the blocks of the dense model.
 
     Attributes:
         calibration: [segments, L].
-        measured: formats whose loss is measured; `meter` is None where there are none.
-        record: is given the figures of a layer [figures, formats].
+        doing: the activity, while blocks are solved.
     """
 
     model: PreTrainedModel
     calibration: Tensor
-    dense: DenseTrace
+    dtype: torch.dtype
     formats: Sequence[Format]
-    measured: frozenset[Format]
-    meter: SensitivityMeter | None
     solvers: Solvers
     checkpoints: Checkpoints
     reporter: Reporter
-    record: Record
-    new: NewBatches = list
+    doing: str
+    new: NewBatches = field(default=list, kw_only=True)
     stream: BlockStream = field(init=False)
 
+    @abstractmethod
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        """Work on one layer."""
+
+    def store(self, draft: Path) -> None:
+        """Write what the layers of a block have left into its checkpoint."""
+        (draft / "done").touch()
+
     def run(self) -> None:
-        """Profile every block that is not stored yet."""
+        """Work on every block that is not stored yet."""
         self.walk(len(decoder_blocks(self.model)))
 
+    def made(
+        self, linear: LinearWeight, W: Tensor, inputs: InputStatistics
+    ) -> dict[Format, Tensor]:
+        """`W`, the weights of the layer, in each format that fits it."""
+        forms = fitting(self.formats, linear.columns)
+        return candidates(W, inputs, forms, self.solvers, linear.name, self.reporter.log)
+
     def is_stored(self, block: int) -> bool:
-        return self.checkpoints.find(_name(block)) is not None
+        return self.checkpoints.find(block_name(block)) is not None
 
     def open(self) -> None:
-        dtype = self.dense.stream.dtype
-        self.stream = open_stream(self.model, self.calibration, BATCH, dtype, self.new)
+        self.stream = open_stream(self.model, self.calibration, BATCH, self.dtype, self.new)
 
     def replay(self, block: int) -> None:
         self.stream.advance(self._outputs(block))
@@ -89,40 +101,68 @@ class SensitivityWalk(BlockWalk):
             inputs = collector.finish()
         for module, linear in linears.items():
             stop_if_asked(self.reporter)
-            self.record(linear, self._layer(block, module, linear, inputs[module]))
-        with self.checkpoints.write(_name(block)) as draft:
-            (draft / "block.json").write_text(json.dumps({"layers": [*linears]}))
+            self.layer(linear, inputs[module])
+        with self.checkpoints.write(block_name(block)) as draft:
+            self.store(draft)
         self.stream.advance(outputs)
 
     def report(self, block: int, solved: bool) -> None:
         blocks = len(decoder_blocks(self.model))
-        self.reporter.progress(block + 1, blocks, at_block(block, blocks, "Layers alone"))
+        self.reporter.progress(block + 1, blocks, at_block(block, blocks, self.doing))
 
     def _outputs(self, block: int) -> HiddenStates:
         safe_point = partial(stop_if_asked, self.reporter)
         return run_block(self.model, self.stream, block, self.stream.hidden, safe_point)
 
-    def _layer(
-        self, block: int, module: str, linear: LinearWeight, inputs: InputStatistics
-    ) -> Figures:
-        """The figures of one layer [figures, formats]."""
+
+@dataclass
+class SensitivityWalk(DenseWalk):
+    """Profiles every layer.
+
+    Attributes:
+        measured: formats whose loss is measured; `meter` is None where there are none.
+        record: is given the figures of a layer [figures, formats].
+    """
+
+    fisher: Mapping[str, Tensor]
+    measured: frozenset[Format]
+    meter: SensitivityMeter | None
+    record: Record
+
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W, found = linear.read(), np.full((len(FIGURES), len(self.formats)), np.nan, np.float32)
         trials: dict[int, Tensor] = {}
-        for form in fitting(self.formats, linear.columns):
+        for form, V in self.made(linear, W, inputs).items():
             at = self.formats.index(form)
-            V = candidate(W, inputs, form, self.solvers, linear.name, self.reporter.log)
-            error = output_error(V - W, W, inputs.gram, self.dense.fisher[linear.name])
+            error = output_error(V - W, W, inputs.gram, self.fisher[linear.name])
             found[:2, at] = error.relative, error.fisher
             if form in self.measured:
                 trials[at] = V
         if self.meter and trials:
-            measured = self.meter.measure(block, [{module: V} for V in trials.values()])
-            for at, cost in zip(trials, measured, strict=True):
+            weights = [{linear.module: V} for V in trials.values()]
+            for at, cost in zip(trials, self.meter.measure(linear.block, weights), strict=True):
                 found[2:, at] = cost.kl, cost.loss
-        return found
+        self.record(linear, found)
 
 
-def _name(block: int) -> str:
+@dataclass
+class CandidateWalk(DenseWalk):
+    """Keeps every layer in every format, in 16 bits: the weights a search chooses from."""
+
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
+        W = linear.read()
+        stored = {form: V.half().cpu() for form, V in self.made(linear, W, inputs).items()}
+        stored[Format()] = linear.read().half().cpu()
+        self.kept |= {f"{linear.name}|{form}": V for form, V in stored.items()}
+
+    def store(self, draft: Path) -> None:
+        save_file(self.kept, draft / CANDIDATES)
+        self.kept = {}
+
+
+def block_name(block: int) -> str:
     return f"block-{block:03d}"
 
 

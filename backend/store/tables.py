@@ -233,7 +233,7 @@ class Job(Table):
     @property
     def kept_reason(self) -> str:
         """Why the run keeps `kept_stage`; "" where that was not recorded."""
-        return str(self.environment.get(KEPT_REASON) or "")
+        return str((self.environment or {}).get(KEPT_REASON) or "")
 
     @property
     def share(self) -> float | None:

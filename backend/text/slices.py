@@ -174,9 +174,11 @@ def apart_from(rows: Tensor, windows: Iterable[list[int]], length: int) -> Itera
     """Those of `windows`, of `length` tokens, that share no `PASSAGE` consecutive tokens with
     `rows` [n, L]; or, where either are shorter, no such windows."""
     passage = min(PASSAGE, length, rows.shape[1])
-    taken = _passages(rows, passage)
+    taken = _passages(rows, passage).unique()  # sorted
     for window in windows:
-        if not torch.isin(_passages(torch.tensor([window]), passage), taken).any():
+        own = _passages(torch.tensor([window]), passage)
+        nearest = torch.searchsorted(taken, own).clamp_(max=len(taken) - 1)
+        if not (taken[nearest] == own).any():
             yield window
 
 

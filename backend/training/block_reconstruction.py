@@ -37,6 +37,7 @@ from backend.models.hidden_states import HiddenStates
 from backend.training.optimizer import ScheduledOptimizer, cosine_decay
 
 ATTEMPTS, LOWERED = 4, 0.25  # at a block, and the factor of the rates from one to the next
+BALANCING_ROUNDS = 8  # after which sizes change by less than their rounding
 
 Parameters = Mapping[str, Tensor]  # name -> what is trained, float32
 Weights = Mapping[str, Tensor]  # module name inside the block -> [out, in], float32
@@ -106,6 +107,26 @@ class Reconstruction:
         if not self.epoch:
             return f"Held-out error {before:.5f}, which training did not lower, even{lowered}."
         return f"Held-out error {before:.5f}, then {after:.5f} after epoch {self.epoch}{lowered}."
+
+
+def sizes_of(W: Tensor) -> Tensor:
+    """r_i c_j [out, in], the sizes that rows and columns give the weights that are not 0: those of
+    W / (r c) have a root mean square of 1 in each row and column (Sinkhorn and Knopp; ours).
+
+    In units of these the weights are the same whatever the scales of channels."""
+    largest = W.abs().max()
+    square, kept = (W / largest).square(), (W != 0).to(W.dtype)
+    columns = torch.ones_like(W[:1])
+    for _ in range(BALANCING_ROUNDS if largest > 0 else 0):
+        rows = _mean(square / columns, kept, 1)
+        columns = _mean(square / rows, kept, 0)
+    return (rows * columns).sqrt() * largest if largest > 0 else torch.ones_like(W)
+
+
+def _mean(values: Tensor, kept: Tensor, dim: int) -> Tensor:
+    """The mean over a dimension of the values that are kept; 1 where it is 0."""
+    mean = values.sum(dim, keepdim=True) / kept.sum(dim, keepdim=True).clamp(min=1)
+    return torch.where(mean > 0, mean, 1.0)
 
 
 def reconstruct(

@@ -51,9 +51,14 @@ class Outcome:
     losses: dict[str, float]
 
     @property
+    def last(self) -> float:
+        """The loss of the last stage."""
+        return [*self.losses.values()][-1]
+
+    @property
     def end(self) -> float:
         """The loss of the stage that is kept, or of the last."""
-        return self.losses[self.kept] if self.kept else [*self.losses.values()][-1]
+        return self.losses[self.kept] if self.kept else self.last
 
 
 Method = Callable[[PreTrainedModel, Tensor], Outcome]  # model, token ids [n, L] -> outcome

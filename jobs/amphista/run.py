@@ -57,7 +57,7 @@ from jobs.metrics import (
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
-from jobs.runtime.loading import load_model, text_facts
+from jobs.runtime.loading import load_model, record_texts
 from jobs.runtime.progress import Phases
 
 FORECAST_ANSWERS = 24  # held-out answers the forecast is made on
@@ -123,7 +123,7 @@ class DrafterRun:
         name = corpus_name(config, loaded.facts)
         wanted = (config.answers, config.answer_tokens, config.seed)
         text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
-        self.context.environment(text={"training": text_facts(text)})
+        record_texts({"training": text}, self.context)
         rows = text.input_ids.tolist()
         random.Random(config.seed).shuffle(rows)
         return SequenceSources(rows[config.heldout :], rows[: config.heldout], limit=0)

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from backend.budget import Budget, budget_of
+from backend.budget import Budget, BudgetKind, budget_of, is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import check_layer_patterns, fits
 from backend.pruning.pattern import Pattern
 from backend.quantization.widths import Width
-from backend.sensitivity.budget import BudgetSolver, Mix
+from backend.sensitivity.budget import BudgetSolver
+from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
+from backend.store import queries
 from jobs.fields.base_model import resolve_model
 from jobs.profile.profiles import newest_profile
 
@@ -53,17 +55,6 @@ def method_of(budget: Budget, usual: Method) -> Method:
     return "pruned" if budget.kind == "sparsity" else "quantized"
 
 
-def require_method(budget: Budget, method: Method) -> None:
-    """Refuse budgets that say nothing about a method's formats. Raises ConfigError."""
-    if method_of(budget, method) == method:
-        return
-    if method == "pruned":
-        what, why = f"A budget of {budget} is not for pruning.", "Pruned weights are stored dense."
-        raise ConfigError(what, why, "Give a sparsity: budget:50%.", field="allocation")
-    what, why = f"A budget of {budget} is not for quantization.", "It prunes nothing."
-    raise ConfigError(what, why, "Give bits or a size: budget:3.25bits.", field="allocation")
-
-
 def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
     """Full name of a layer -> format it is held at; the last match counts.
 
@@ -74,7 +65,7 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
         ConfigError: a name matches no layer, or what it is held at is no format of the profile.
     """
     held: dict[str, str] = {}
-    known = {"dense", *map(str, profile.formats)}
+    known = {str(Format()), *map(str, profile.formats)}
     for part in filter(None, map(str.strip, text.split(","))):
         name, _, form = (side.strip() for side in part.partition("="))
         check_layer_patterns([name], profile.layers, field)
@@ -86,37 +77,57 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
 
 
 def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
-    """Full name -> pattern of the layers that a config's budget prunes; empty without a budget.
+    """Full name -> pattern of the layers that a config's allocation prunes; empty where it is no
+    mix.
 
     Raises:
         ConfigError: the budget cannot be kept, or is none for pruning.
-        NotFoundError: the model has no profile.
+        NotFoundError: the model has no profile, or there is no such search.
     """
-    budget = budget_of(config.allocation)
-    if budget is None:
-        return {}
-    require_method(budget, "pruned")
-    mix = _mix(config, overrides, budget, "pruned")
-    return {name: form.pattern for name, form in mix.formats.items() if form.pattern}
+    formats = _mix(config, overrides, "pruned", ("sparsity", "loss"), "budget:50%")
+    return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
 def quantized_mix(config: Allocated, overrides: str) -> Mapping[str, Width]:
-    """Full name -> width of the layers that a config's budget quantizes; empty without a budget.
+    """Full name -> width of the layers that a config's allocation quantizes; errors as above."""
+    formats = _mix(config, overrides, "quantized", ("size", "bits", "loss"), "budget:3.25bits")
+    return {name: form.width for name, form in formats.items() if form.width}
 
-    Raises:
-        ConfigError: the budget cannot be kept, or is none for quantization.
-        NotFoundError: the model has no profile.
-    """
+
+def _mix(
+    config: Allocated, overrides: str, method: Method, kinds: tuple[BudgetKind, ...], example: str
+) -> Mapping[str, Format]:
+    if not is_mixed(config.allocation):
+        return {}
     budget = budget_of(config.allocation)
     if budget is None:
-        return {}
-    require_method(budget, "quantized")
-    mix = _mix(config, overrides, budget, "quantized")
-    return {name: form.width for name, form in mix.formats.items() if form.width}
-
-
-def _mix(config: Allocated, overrides: str, budget: Budget, method: Method) -> Mix:
+        return _found(config, method)
+    if budget.kind not in kinds:
+        what = f"A budget of {budget} is not for a method by which layers are {method}."
+        raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
     profile = newest_profile(config.model)
-    held = dict.fromkeys(filter(None, map(str.strip, config.exclude.split(","))), "dense")
-    text = ", ".join([*(f"{name}={form}" for name, form in held.items()), overrides])
-    return solver_of(profile, method).solve(budget, pins(profile, text, "overrides"))
+    held = (f"{name.strip()}=dense" for name in config.exclude.split(",") if name.strip())
+    text = ", ".join([*held, overrides])
+    return solver_of(profile, method).solve(budget, pins(profile, text, "overrides")).formats
+
+
+def _found(config: Allocated, method: Method) -> Mapping[str, Format]:
+    """The mix that a search has found."""
+    job = queries.job(config.allocation)
+    stored = job.environment.get("mix")
+    if not isinstance(stored, dict) or not stored:
+        what = f"{job.run} has found no mix yet."
+        raise ConfigError(what, f"It is {job.state}.", "Wait for its end.", field="allocation")
+    if job.config.get("model") != config.model:
+        what, why = f"{job.run} is of another model.", f"It searched {job.config.get('model')}."
+        raise ConfigError(what, why, "Choose that model, or another search.", field="allocation")
+    try:
+        formats = {str(name): Format.parse(str(form)) for name, form in stored.items()}
+    except ValueError as error:
+        what = f"The mix of {job.run} cannot be read."
+        raise ConfigError(what, f"{error}", "Search again.", field="allocation") from error
+    pruned = any(form.pattern for form in formats.values())
+    if pruned != (method == "pruned"):
+        what = f"{job.run} is not for a method by which layers are {method}."
+        raise ConfigError(what, "", "Choose another search.", field="allocation")
+    return formats

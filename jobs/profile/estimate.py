@@ -83,16 +83,22 @@ def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:
     """Floating-point operations of each phase: the basis of estimate and progress."""
     weights, head = facts.linear_weights, facts.vocabulary * facts.hidden
     context = context_length(config, facts)
-    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
-    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
-    made = len(config.all_formats) * (1.5 * solve + COLUMN_FLOPS * weights)
+    made = candidate_flops(facts, len(config.all_formats), config.segments * context)
     rest = 2.0 * (weights / 2 + head) * context * config.windows  # half of the blocks, on average
     measured = len(config.measured_formats) * len(facts.linears) * rest
     return {
         "dense": 2.0 * weights * config.heldout_windows * context,
         "gradients": 6.0 * (weights + head) * config.heldout_windows * context,
-        "layers": (2.0 * weights + grams) * config.segments * context + made + measured,
+        "layers": made + measured,
     }
+
+
+def candidate_flops(facts: ModelFacts, formats: int, tokens: int) -> float:
+    """Floating-point operations of a pass on `tokens` that makes every layer in every format."""
+    solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)
+    grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
+    made = formats * (1.5 * solve + COLUMN_FLOPS * facts.linear_weights)
+    return (2.0 * facts.linear_weights + grams) * tokens + made
 
 
 def memory_bytes(

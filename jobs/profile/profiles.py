@@ -7,9 +7,11 @@ from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profi
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
+from backend.store.tables import check_intact
 from backend.store.tensors import named_profiles
 from jobs.fields.base_model import resolve_model
 from jobs.profile.config import NAME, ProfileJob
+from jobs.submit import validated
 
 
 def profile_of_run(run: str) -> SensitivityProfile:
@@ -23,7 +25,9 @@ def profile_of_run(run: str) -> SensitivityProfile:
     if job.kind != NAME:
         what = f"{job.run} is no sensitivity profile."
         raise ConfigError(what, f"It is a run of the kind {job.kind}.", "Choose another run.")
-    config = ProfileJob.model_validate(job.config)
+    check_intact(job.config)
+    config = validated(NAME, job.config)
+    assert isinstance(config, ProfileJob)
     facts = resolve_model(config.model, reads=False).facts
     layers = [ProfiledLayer(x.name, x.block, x.module, x.rows, x.columns) for x in facts.linears]
     stored = {

@@ -53,7 +53,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     meter = SensitivityMeter(dense, config.windows, usual_width(dense)) if measured else None
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
-    solvers = Solvers(config.pruner, "gptq", config.grid, config.space, config.damping)
+    solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
     def record(linear: LinearWeight, figures: Figures) -> None:
         name = f"{linear.name}.weight"
@@ -62,8 +62,9 @@ def run(config: ProfileJob, context: JobContext) -> None:
         )
 
     SensitivityWalk(
-        loaded.model, calibration.input_ids, dense, config.all_formats, frozenset(measured), meter,
-        solvers, context.checkpoints, phases.phase("layers"), record,
+        loaded.model, calibration.input_ids, passes, config.all_formats, solvers,
+        context.checkpoints, phases.phase("layers"), "Layers alone", dense.fisher,
+        frozenset(measured), meter, record,
     ).run()  # fmt: skip
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops(config, loaded.facts).values()))

@@ -76,7 +76,8 @@ def flops_by_phase(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> dict
     solve = 2.0 * sum(x.rows * x.columns**2 for x in facts.linears)  # one product with a Gram
     grams = 2.0 * sum(x.columns**2 for x in facts.linears) * GRAM_SHARE
     context = context_length(config, facts)
-    calibration, evaluation = (n * context for n in (config.segments, config.windows))
+    segments = config.segments + config.heldout_windows
+    calibration, evaluation = (n * context for n in (segments, config.windows))
     stages = Counter(plan.stages)
     prunings = stages[SDSStage.FIRST] + stages[SDSStage.SECOND]
     products = max(DECLARED_PRUNERS[x.pruner].facts.get("products", 0.0) for x in plan.groups)
@@ -104,7 +105,7 @@ def memory_bytes(
     states = hidden_state_bytes(config, facts, dtype)
     sizes: dict[str, Any] = {
         "dtype": dtype,
-        "segments": config.segments,
+        "segments": config.segments + config.heldout_windows * bool(config.reconstruct),
         "context": context_length(config, facts),
         "batch": config.batch,
         "streams": config.streams,
@@ -125,7 +126,8 @@ def memory_bytes(
 def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32") -> int:
     """Bytes of the hidden states of the calibration text."""
     context = context_length(config, facts)
-    return config.streams * activation_memory(facts, config.segments, context, dtype)
+    segments = config.segments + config.heldout_windows * bool(config.reconstruct)
+    return config.streams * activation_memory(facts, segments, context, dtype)
 
 
 def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpace:

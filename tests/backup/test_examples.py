@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from backend.backup import examples
@@ -11,9 +9,8 @@ from backend.errors import ConflictError, ForbiddenError
 from backend.queue import labels, removal
 from backend.queue.actor import Actor
 from backend.queue.service import enqueue
+from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
-from backend.store.session import engine_for
 from jobs.imported import check_row
 from jobs.kind import kinds
 from tests.queue.conftest import HOST
@@ -22,13 +19,10 @@ SMALLEST = min(examples.bundled(), key=lambda run: examples.bundled()[run].stat(
 
 
 @pytest.fixture(autouse=True)
-def one_example(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_example(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest of them: unpacking all takes a second."""
     found = {SMALLEST: examples.bundled()[SMALLEST]}
     monkeypatch.setattr(examples, "bundled", lambda: found)
-    upgrade()
-    yield
-    engine_for.cache_clear()
 
 
 def test_every_bundled_run_is_of_a_kind_there_is() -> None:

@@ -184,6 +184,10 @@ def packed(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode()
 
 
+def bomb() -> str:
+    return packed(zlib.compress(bytes(2**27)))
+
+
 DEEP: Any = "bottom"
 for _ in range(150):
     DEEP = [DEEP]
@@ -191,7 +195,7 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "an artefact outside": (setting("artifacts", path="../../etc/passwd"), "outside the folder"),
     "an artefact of another run": (setting("artifacts", path="sds-0001/model"), "outside the"),
     "an artefact that climbs": (setting("artifacts", path="count-0002/../../x"), "outside the"),
-    "a bomb": (setting("tensor_profiles", values=packed(zlib.compress(bytes(2**27)))), "its size"),
+    "a bomb": (lambda lines: of(lines, "tensor_profiles").update(values=bomb()), "its size"),
     "no zlib": (setting("tensor_profiles", values=packed(b"junk")), "cannot be unpacked"),
     "a shape that lies": (setting("tensor_profiles", shape=[5]), "its size"),
     "a shape without end": (setting("tensor_profiles", shape=[2**40, 2**40]), "too large"),

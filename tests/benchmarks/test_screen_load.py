@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 
 from backend.store import frames, queries
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, Result, TensorRow
 from benchmarks.screen.load import many_runs, many_tensors
 
 
 @pytest.fixture
-def one_run(current: object) -> None:
+def one_run(tables: object) -> None:
     """A run with one figure, and three tensors in two blocks."""
-    upgrade()
     job = Job(id=1, kind="sds", owner="me", config={"model": "toy", "seed": 0}, config_hash="",
               state="succeeded", created_at=1, queued_at=1)  # fmt: skip
     held = [(0, "mlp.up"), (0, "mlp.down"), (1, "mlp.up")]

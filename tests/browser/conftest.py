@@ -55,10 +55,9 @@ EVIL = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2
 PLUGIN = '["tests.plugins.job_kind"]'
 HOST = Actor("mira", "host")
 TOY = {"model": "toy", "threads": 1}
-SMALL = {"segments": 8, "windows": 4}
-TINY = {
-    "steps": 4, "length": 64, "context": 64, "stages": "rtn, gptq, dlqat",
-}  # fmt: skip
+SMALL = {"segments": 8, "windows": 4, "context": 64}
+PRUNED = {"pattern": "2:4", "adjust_steps": 5, "redense_steps": 5}
+TINY = {"steps": 4, "length": 64, "stages": "rtn, gptq, dlqat"}
 SHORT = {"count": 2, "max_new_tokens": 8, "rounds": 1}
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
 OFF = (
@@ -319,7 +318,7 @@ def carry_out_the_runs() -> None:
     """Queues the runs and waits for them."""
     upgrade()
     pruners = {"base": ["magnitude", "wanda", "sparsegpt"]}
-    sweep.queue("sds", TOY | SMALL | {"pattern": "2:4"}, pruners, HOST, name=EVIL)
+    sweep.queue("sds", TOY | SMALL | PRUNED, pruners, HOST, name=EVIL)
     submit("count", {"fails_at": 1}, HOST)
     submit("dlqat", TOY | SMALL | TINY, HOST, name=EVIL)
     submit("benchmark", TOY | SHORT, HOST, name=EVIL)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from urllib.parse import urlsplit
 
 from playwright.sync_api import BrowserContext, Page, expect
@@ -16,6 +15,7 @@ from backend.store import queries, tensors
 from backend.store.states import State
 from jobs.submit import submit
 from tests.browser.conftest import EVIL, HOST, PATIENCE_MS, Dashboard, started
+from tests.waiting import until
 
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
@@ -37,13 +37,8 @@ def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
 
 
 def wait_until(run: int, *states: State, stage: str = "") -> State:
-    deadline = time.monotonic() + 500
-    while time.monotonic() < deadline:
-        job = queries.job(run)
-        if job.state in states and stage in job.stage:
-            return State(job.state)
-        time.sleep(0.1)
-    raise AssertionError(f"{run} is {queries.job(run).state}: {queries.job(run).stage}")
+    until(lambda: (job := queries.job(run)).state in states and stage in job.stage, 500)
+    return State(queries.job(run).state)
 
 
 def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard: Dashboard) -> None:
@@ -98,10 +93,7 @@ def test_killing_the_dashboard_stops_no_run_and_its_page_goes_on_with_the_next(
     dashboard.process.join()
     before = queries.job(1).done
     expect(status).to_contain_text("No answer from the server")
-    deadline = time.monotonic() + 60
-    while queries.job(1).done <= before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert queries.job(1).done > before
+    until(lambda: queries.job(1).done > before)
     shown = bar.get_attribute("value")
     ref = queries.attempts(1)[0].engine_ref
     assert ref is not None

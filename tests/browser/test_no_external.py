@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -26,8 +25,11 @@ from jobs.submit import submit
 from tests.browser.conftest import (
     EVIL,
     HOST,
+    PRUNED,
     ROOT,
+    SMALL,
     STARTS_S,
+    TOY,
     VIOLATIONS,
     Dashboard,
     end_runs,
@@ -37,6 +39,7 @@ from tests.browser.conftest import (
     warm_tab,
 )  # fmt: skip
 from tests.browser.test_playground import ask, choose
+from tests.waiting import until
 
 
 def test_what_is_no_page_asks_no_other_host_and_breaks_no_policy_either(
@@ -135,7 +138,7 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     monkeypatch.setenv("BROWSER", "true")  # opens nothing
     settings.cache_clear()
     upgrade()
-    submit("sds", {"model": "toy"}, HOST)
+    submit("sds", TOY | SMALL | PRUNED, HOST)
     process = subprocess.Popen(
         [sys.executable, "app.py"], cwd=ROOT, env=dict(os.environ), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -213,8 +216,6 @@ def the_link_makes_a_host(browser: Browser, url: str, link: str) -> None:
 
 def begun(run: str) -> State:
     """The state of a run, as soon as a process has taken it."""
-    deadline = time.monotonic() + STARTS_S
-    while (state := State(queries.job(run).state)) in (State.QUEUED, State.STARTING):
-        assert time.monotonic() < deadline, f"{run} is still {state}"
-        time.sleep(0.1)
-    return state
+    waiting = (State.QUEUED, State.STARTING)
+    until(lambda: queries.job(run).state not in waiting, STARTS_S)
+    return State(queries.job(run).state)

@@ -4,8 +4,7 @@ left while they grow, and what it costs that many look on."""
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import psutil
@@ -18,6 +17,7 @@ from backend.store import frames, queries
 from backend.store.states import ACTIVE, TERMINAL, State
 from jobs.submit import submit
 from tests.browser.conftest import HOST, Dashboard, opened, patient, warm_tab
+from tests.waiting import until as wait_for
 
 REFRESHES = """() => performance.getEntriesByType('resource')
   .filter((entry) => entry.name.includes('/run/predict')).map((entry) => entry.duration)"""
@@ -47,13 +47,6 @@ def counted(**values: object) -> str:
 def until(run: str, *states: State) -> State:
     wait_for(lambda: queries.job(run).state in states, 100)
     return State(queries.job(run).state)
-
-
-def wait_for(holds: Callable[[], bool], within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def order(page: Page) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +27,6 @@ def written(W: Tensor) -> int:
     return len(np.packbits(kept.numpy().reshape(-1)).tobytes()) + len(values.tobytes())
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 17), st.integers(1, 19), st.floats(0, 1), st.integers(0, 99))
 def test_a_bitmask_has_the_size_that_is_told(
     rows: int, columns: int, share: float, seed: int

@@ -13,7 +13,16 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-from transformers import Qwen2Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Tokenizer,
+)
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout, read_layout
@@ -176,6 +185,107 @@ def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> N
         architecture_of(toy.model.config.to_dict() | change)
 
 
+SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32,
+         "num_attention_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64, "rope_theta": 1e4}  # fmt: skip
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0],
+        "rope_theta": 1e4, "partial_rotary_factor": 0.25}  # fmt: skip
+GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24}
+GEMMA2 = {"gemma2.attention.sliding_window": 24, "gemma2.attn_logit_softcapping": 50.0,
+          "gemma2.final_logit_softcapping": 30.0}  # fmt: skip
+GEMMA3 = {"gemma3.attention.sliding_window": 24, "gemma3.rope.freq_base": 1e6,
+          "gemma3.rope.freq_base_swa": 1e4, "gemma3.rope.scaling.type": "linear",
+          "gemma3.rope.scaling.factor": 8.0}  # fmt: skip
+PHI3 = {
+    "phi3.rope.dimension_count": 4,
+    "phi3.attention.sliding_window": 0,
+    "phi3.rope.scaling.original_context_length": 64,
+    "phi3.rope.scaling.attn_factor": np.float32((1 + np.log(4) / np.log(64)) ** 0.5),
+}
+FAMILIES: dict[str, tuple[PretrainedConfig, dict[str, object]]] = {
+    "llama": (LlamaConfig(**SIZES, rope_parameters=LLAMA3), {"llama.rope.dimension_count": 16}),
+    "gemma": (GemmaConfig(**SIZES, head_dim=16), {"gemma.attention.key_length": 16}),
+    "gemma2": (Gemma2Config(**GEMMA), GEMMA2),
+    "gemma3": (
+        Gemma3TextConfig(**GEMMA, rope_scaling={"rope_type": "linear", "factor": 8.0}), GEMMA3
+    ),
+    "phi3": (
+        Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=64), PHI3
+    ),
+}  # fmt: skip
+
+
+def written(config: PretrainedConfig, saved: Path, file: Path) -> dict[str, torch.Tensor]:
+    """Write a random model of this config with the tokenizer of the toy; its parameters."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_()
+    (saved / "model.safetensors").unlink()
+    model.save_pretrained(saved)
+    write_gguf(saved, file, "F32", False, "It", QUIET)
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_the_keys_and_tensors_that_llama_cpp_reads(
+    name: str, saved: Path, tmp_path: Path
+) -> None:
+    config, keys = FAMILIES[name]
+    parameters = written(config, saved, file := tmp_path / "it.gguf")
+    reader = gguf.GGUFReader(file)
+    assert reader.get_field("general.architecture").contents() == name
+    assert {key: reader.get_field(key).contents() for key in keys} == keys
+    tensors = {t.name: t.data for t in reader.tensors}
+    shift = 1.0 if "gemma" in name else 0.0
+    own = parameters["model.layers.1.post_attention_layernorm.weight"]
+    between = "post_attention_norm" if name in ("gemma2", "gemma3") else "ffn_norm"
+    assert np.array_equal(tensors[f"blk.1.{between}.weight"], own + shift)
+    up = "gate_up_proj" if name == "phi3" else "up_proj"
+    found = tensors["blk.0.ffn_up.weight"]
+    assert np.array_equal(found, parameters[f"model.layers.0.mlp.{up}.weight"])
+    assert ("blk.0.post_ffw_norm.weight" in tensors) == (between == "post_attention_norm")
+    if name == "phi3":
+        assert tensors["rope_factors_short.weight"].tolist() == [1.0, 2.0]
+        assert tensors["rope_factors_long.weight"].tolist() == [3.0, 4.0]
+
+
+def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path: Path) -> None:
+    config = FAMILIES["llama"][0]
+    written(config, saved, file := tmp_path / "it.gguf")
+    (factors,) = (t.data for t in gguf.GGUFReader(file).tensors if t.name == "rope_freqs.weight")
+    plain = 1e4 ** -(torch.arange(0, 16, 2) / 16)
+    scaled = AutoModelForCausalLM.from_config(config).model.rotary_emb.inv_freq
+    assert len({*factors.tolist()}) > 3 and {1.0, 8.0} < {*factors.tolist()}
+    torch.testing.assert_close(torch.from_numpy(factors.copy()), plain / scaled)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, "every 2 layers"),
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, "every 6 layers"),
+        ("gemma3", {"query_pre_attn_scalar": 168}, "root of 16"),
+        ("gemma2", {"attn_logit_softcapping": None}, "no attn_logit_softcapping"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "Gemma 3 does not"),
+        ("gemma2", {"hidden_activation": "silu"}, "activation is silu"),
+        ("gemma", {"tie_word_embeddings": False}, "head is not its embedding"),
+        ("gemma", {"attention_bias": True}, "biases"),
+        ("phi3", {"sliding_window": 64}, "sliding window"),
+        ("llama", {"hidden_act": "gelu"}, "activation is gelu"),
+        ("llama", {"rope_parameters": LONG}, "longrope"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    name: str, change: dict, why: str
+) -> None:
+    config = FAMILIES[name][0].to_dict()
+    assert architecture_of(config).name == name
+    with pytest.raises(ConfigError, match=why):
+        architecture_of(config | change)
+
+
 def test_a_weight_beyond_float16_is_refused(saved: Path, tmp_path: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e5
@@ -191,6 +301,19 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
     path.write_text(json.dumps(stored | {"pre_tokenizer": {"type": "Whitespace"}}))
     with pytest.raises(ConfigError, match="Whitespace"):
         vocabulary_of(saved, 512)
+
+
+def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
+    space = {"String": " "}
+    step = {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False}
+    replaced = {"type": "Replace", "pattern": space, "content": "▁"}
+    bpe = {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}
+    stored = {"model": bpe, "normalizer": replaced, "pre_tokenizer": step}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    assert vocabulary_of(tmp_path, 1).space is False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"normalizer": None}))
+    with pytest.raises(ConfigError, match="Split"):
+        vocabulary_of(tmp_path, 1)
 
 
 def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
@@ -119,9 +118,6 @@ def claim_late(which: int) -> None:
             claim(taken[which % len(taken)].id)
 
 
-@examples(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(actions=st.lists(ACTIONS, min_size=8, max_size=30), remote=st.booleans())
 def test_any_order_of_events(queue: object, actions: list[tuple], remote: bool) -> None:
     with writing() as session:

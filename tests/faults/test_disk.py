@@ -27,6 +27,7 @@ from jobs.submit import submit
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
 from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_generate, test_sds
 from tests.queue.conftest import HOST, Wait, running
+from tests.waiting import until
 
 
 def full(*_: object, **__: object) -> None:
@@ -49,10 +50,7 @@ def test_a_full_disk_and_odd_values_stop_neither_beats_nor_figures(
         context.start()
         time.sleep(0.3)
     service.cancel(context.run, HOST)
-    deadline = time.monotonic() + 20
-    while not context.should_stop() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert context.should_stop()  # it beats again, and hears
+    until(context.should_stop)  # it beats again, and hears
     context.finish("stopped")
     assert frames.curves(context.job_id)["value"].tolist() == [2.0]
 

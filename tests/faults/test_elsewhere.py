@@ -85,9 +85,7 @@ def test_a_launch_whose_answer_was_lost_is_found_again(
     assert len(queries.attempts(job.id)) == 1 and newest(job).ended_at is None
 
 
-def test_what_an_engine_says_of_a_process_that_never_began_is_noted(
-    engine: ScriptedEngine,
-) -> None:
+def test_what_an_engine_says_of_a_process_that_never_began_is_noted(engine: ScriptedEngine) -> None:
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()
@@ -233,9 +231,7 @@ def test_a_process_elsewhere_writes_its_own_log(
     assert "Another attempt holds this run" in (settings().artifacts / there).read_text()
 
 
-def test_a_run_that_meets_another_version_fails_at_once_and_says_so(
-    engine: ScriptedEngine,
-) -> None:
+def test_a_run_that_meets_another_version_fails_at_once_and_says_so(engine: ScriptedEngine) -> None:
     job = service.enqueue("count", {}, HOST)
     loop = SupervisorLoop(engine)
     loop.turn()

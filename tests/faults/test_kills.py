@@ -21,11 +21,15 @@ from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, tes
 from tests.queue.conftest import HOST, Wait, process_of
 
 KILLS = {  # kind -> its config, and the checkpoints at which its process is killed
-    "sds": (test_sds.SMALL, ["second-*"]),
+    "sds": ({**test_sds.SMALL, "segments": 4, "windows": 2}, ["second-*"]),
     "dlqat": (
-        {**test_dlqat.SMALL, "steps": 24}, ["gptq-0001", "train-dlqat-0", "stage-dlqat"],
+        {**test_dlqat.SMALL, "steps": 24, "windows": 2, "sample_tokens": 0},
+        ["gptq-0001", "train-dlqat-0", "stage-dlqat"],
     ),
-    "amphista": ({**test_amphista.SMALL, "steps": 60}, ["drafter"]),
+    "amphista": (
+        {**test_amphista.SMALL, "answers": 24, "heldout": 8, "answer_tokens": 16, "steps": 40},
+        ["drafter"],
+    ),
 }  # fmt: skip
 TIMED = (COST, TREE, MEMORY.family, PROCESSOR.family)  # curves that depend on the machine
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from backend.store.states import State
 from backend.store.tables import Attempt
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait, beats, free_slots, process_of, running
+from tests.waiting import until
 
 
 def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
@@ -112,10 +112,7 @@ def test_leftover_children_are_ended_with_their_leader(tmp_path: Path) -> None:
     while not children:
         children = psutil.Process(ref["pid"]).children()
     os.kill(ref["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while engine.poll([ref])[0].state == "running" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert engine.poll([ref])[0].state == "exited"
+    until(lambda: engine.poll([ref])[0].state == "exited")
     assert not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE
 
 

@@ -24,6 +24,7 @@ from jobs.runtime.context import SPOOL
 from jobs.submit import submit
 from tests import postgres
 from tests.queue.conftest import HOST, process_of, running
+from tests.waiting import until
 
 AWAY_S = 4.0  # a run makes a dozen checkpoints meanwhile
 
@@ -56,22 +57,15 @@ def turned(loop: SupervisorLoop) -> None:
         time.sleep(0.1)
 
 
-def until(loop: SupervisorLoop, run: int, state: State) -> None:
-    deadline = time.monotonic() + 90
-    while queries.job(run).state != state:
-        assert time.monotonic() < deadline, queries.job(run).state
-        turned(loop)
-        time.sleep(0.05)
+def until_succeeded(loop: SupervisorLoop, run: int) -> None:
+    until(lambda: queries.job(run).state == State.SUCCEEDED, 90, lambda: turned(loop))
 
 
 def started(loop: SupervisorLoop, steps: int) -> int:
     """A run that has made its first checkpoints."""
     job = submit("count", {"steps": steps, "pause": 0.2}, HOST)
-    deadline = time.monotonic() + 60
-    while not running(job.id, 1)() or queries.job(job.id).state != State.RUNNING:
-        assert time.monotonic() < deadline
-        loop.turn()
-        time.sleep(0.05)
+    begun = running(job.id, 1)
+    until(lambda: begun() and queries.job(job.id).state == State.RUNNING, meanwhile=loop.turn)
     return job.id
 
 
@@ -96,7 +90,7 @@ def test_a_run_goes_on_while_the_server_is_away_and_no_figure_is_lost(
     assert during >= 3, "it stood still"
     assert (folder / SPOOL).exists()
     own.start()
-    until(loop, run, State.SUCCEEDED)
+    until_succeeded(loop, run)
     assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
 
 
@@ -107,15 +101,12 @@ def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
     process = process_of(run)
     folder = settings().artifacts / queries.job(run).run / "work"
     own.stop()
-    deadline = time.monotonic() + 60
-    while not (folder / SPOOL).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until((folder / SPOOL).exists)
     time.sleep(1.0)
     process.kill()
     process.wait(60)
     own.start()
-    until(loop, run, State.SUCCEEDED)
+    until_succeeded(loop, run)
     assert queries.job(run).attempts_made == 2 and counted(run) == [*range(16)]
     attempts = frames.curves(run)
     made = attempts[attempts["family"] == "attempt"]["value"].tolist()
@@ -133,14 +124,12 @@ def test_a_run_goes_on_while_the_server_stands_still(
     for process in frozen:
         process.suspend()
     try:
-        before, since = len([*folder.glob("step-*")]), time.monotonic()
-        while len([*folder.glob("step-*")]) < before + 4:
-            assert time.monotonic() - since < 60, "it stood still"
-            time.sleep(0.1)
+        before = len([*folder.glob("step-*")])
+        until(lambda: len([*folder.glob("step-*")]) >= before + 4)  # it does not stand still
     finally:
         for process in frozen:
             process.resume()
-    until(loop, run, State.SUCCEEDED)
+    until_succeeded(loop, run)
     assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
 
 

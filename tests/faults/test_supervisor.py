@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,6 +27,7 @@ from jobs.submit import submit
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST, Wait, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
+from tests.waiting import until
 
 
 def test_a_new_supervisor_adopts_the_running_process(wait: Wait) -> None:
@@ -70,18 +69,11 @@ def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
     second = subprocess.Popen(
         [sys.executable, "-m", "backend.queue.supervisor"], env=launcher.child_environment()
     )
-    eventually(lambda: all(queries.job(job).state == State.SUCCEEDED for job in jobs))
+    until(lambda: all(queries.job(job).state == State.SUCCEEDED for job in jobs))
     assert [queries.job(job).attempts_made for job in jobs] == [1, 1]
     assert scheduling.status().supervisor_alive
-    eventually(lambda: not launcher.SUPERVISOR.is_alive() and second.poll() is not None)
+    until(lambda: not launcher.SUPERVISOR.is_alive() and second.poll() is not None)
     assert second.returncode == 0
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_two_dashboards_on_one_folder_make_one_queue(
@@ -119,10 +111,10 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
 ) -> None:
     job = submit("count", {"steps": 8, "pause": 0.3}, HOST)
     launcher.SUPERVISOR.wake()
-    eventually(running(job.id, 1))
+    until(running(job.id, 1))
     process = process_of(job.id)
     psutil.Process(launcher.SUPERVISOR._started[queue][0].pid).kill()
-    eventually(lambda: not launcher.SUPERVISOR.is_alive())
+    until(lambda: not launcher.SUPERVISOR.is_alive())
     loop = SupervisorLoop(LocalEngine(1))
     loop.turn()
     assert process_of(job.id) == process and process.is_running()  # it outlives the supervisor
@@ -133,7 +125,7 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
         loop.turn()
     first, _ = queries.attempts(job.id)
     assert first.ended_at and queries.job(job.id).state == State.STARTING
-    eventually(lambda: loop.turn() is False)
+    until(lambda: loop.turn() is False)
     assert queries.job(job.id).state == State.SUCCEEDED
     assert int(queries.attempts(job.id)[1].resumed_from.removeprefix("step-")) >= 1
     counted = frames.curves(job.id)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from backend.store.states import State
 from backend.store.tables import Attempt, Job
 from tests.queue.conftest import HOST
 from tests.queue.scripted_engine import ScriptedEngine
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("on_server")
 DAY_MS = 86_400_000
@@ -84,13 +84,6 @@ def test_a_machine_takes_over_when_the_supervisor_of_another_dies(lead: Database
         assert not lead.is_held()
         other.kill()
     until(lead.is_held)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_supervisor_that_is_cut_off_starts_nothing_until_it_leads_again(

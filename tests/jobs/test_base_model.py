@@ -31,7 +31,7 @@ from jobs.generate.transcript import read_transcript
 from jobs.runtime.loading import load_decoding, load_whole
 from jobs.submit import checked, submit
 from tests.models.sources.test_quantized import packed_toy
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 ASKED = {"prompt": "One day a cat", "max_new_tokens": 12, "threads": 1}
 
@@ -104,11 +104,7 @@ def test_a_base_is_known_by_its_run_or_its_name(queue: Path) -> None:
 SMALL = {
     "sds": {"segments": 8, "context": 32, "windows": 8, "until": "first", "adjust_steps": 1},
     "dlqat": {
-        "segments": 8,
-        "context": 32,
-        "windows": 8,
-        "stages": "rtn",
-        "group_size": 32,
+        "segments": 8, "context": 32, "windows": 8, "stages": "rtn", "group_size": 32,
         "format": "dense",
     },
     "statistics": {},
@@ -118,9 +114,7 @@ SMALL = {
 
 @pytest.mark.parametrize("kind", ["sds", "statistics", "evaluation"])
 def test_a_packed_model_of_a_run_is_a_model_for_every_kind(wait: Wait, kind: str) -> None:
-    job = submit(kind, {"model": saved("dlqat", bits=4), "threads": 1, **SMALL[kind]}, HOST)
-    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
-    assert ended == State.SUCCEEDED, queries.job(job.id).error
+    succeeded(wait, kind, {"model": saved("dlqat", bits=4), "threads": 1, **SMALL[kind]})
 
 
 def test_a_model_made_of_a_run_is_resolved_to_the_first_one(queue: Path) -> None:
@@ -164,12 +158,9 @@ def test_a_drafter_learns_from_packed_weights_and_decodes_with_them(wait: Wait) 
         "model": base, "minutes": 0, "steps": 3, "answers": 12, "answer_tokens": 24, "heldout": 4,
         "batch": 4, "threads": 1,
     }  # fmt: skip
-    trained = submit("amphista", values, HOST)
-    ended = wait(trained.id, State.SUCCEEDED, State.FAILED)
-    assert ended == State.SUCCEEDED, queries.job(trained.id).error
-    job = submit("generate", {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}, HOST)
-    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
-    assert ended == State.SUCCEEDED, queries.job(job.id).error
+    trained = succeeded(wait, "amphista", values)
+    both = {**ASKED, "sides": f"{base}, {trained.run}", "nodes": 2}
+    job = succeeded(wait, "generate", both)
     alone, drafted = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert alone.text and drafted.text[:4] == alone.text[:4]  # in 16 bits near ties may part
     other = saved("dlqat", bits=3)

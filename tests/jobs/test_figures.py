@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from jobs.runtime import figures
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.rows import Row
 from jobs.runtime.spool import FigureSpool
+from tests.waiting import until
 
 AWAY = OperationalError("", {}, Exception("away"))
 
@@ -84,15 +85,6 @@ def served(buffer: FigureBuffer) -> Iterator[threading.Thread]:
     buffer.wake()
     thread.join(60)
     assert not thread.is_alive()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(6000):
-        if holds():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("it did not come to be")
 
 
 def test_who_waits_goes_on_when_all_is_written(

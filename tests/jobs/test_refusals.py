@@ -9,14 +9,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigError, ModelError, SlimscopeError
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.spec import TOY_FOLDER
+from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
+from jobs.cli.submit import _queued
 from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
+from jobs.operations.details import _run_text
+from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.summary import cost_text, summary
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.models.sources.test_gguf import write_toy
 from tests.queue.conftest import HOST
@@ -46,6 +51,43 @@ def test_a_gpu_that_is_not_there(
         submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
     assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
     assert queries.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "field"),
+    [
+        ("evaluation", {"evaluation_text": "file:few.txt"}, "evaluation_text"),
+        ("sds", {"evaluation_text": "file:few.txt"}, "evaluation_text"),
+        ("dlqat", {"calibration_text": "file:few.txt"}, "calibration_text"),
+        # enough for either part, not for both
+        ("sds", {"calibration_text": "file:few.txt", "evaluation_text": "file:few.txt",
+                 "segments": 1, "windows": 1, "context": 100}, "calibration_text"),
+    ],
+)  # fmt: skip
+def test_a_text_with_fewer_bytes_than_tokens_are_needed(
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fields: dict,
+    field: str,
+) -> None:  # fmt: skip
+    (tmp_path / "few.txt").write_text("word " * 100)
+    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
+    settings.cache_clear()
+    with pytest.raises(DatasetError, match=r"few\.txt is too short") as refused:
+        submit(kind, {"model": "toy", **fields}, HOST)
+    assert refused.value.field == field and "500 bytes" in refused.value.why
+    assert queries.jobs() == []
+
+
+def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
+    job = submit("sds", {"model": "toy"}, HOST)
+    told = cost_text(job)
+    seconds, size = (job.environment[key] for key in ("estimated_seconds", "estimated_bytes"))
+    assert told == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
+    job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
+    assert cost_text(job) == f"{told[:-1]}; took 1 min 30 s, 1 GB."
+    assert told in _queued(summary(queries.job(job.id)))
+    assert told in _run_text(record(job.id))
+    job.environment = {}
+    assert cost_text(job) == ""
 
 
 def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,8 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs.record import record
 from jobs.reproduction import compare, reproduce, reproduced
-from jobs.submit import submit
 from tests.jobs.kinds.test_sds import SMALL
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 from tests.shell import slimscope
 
 
@@ -37,16 +36,8 @@ def made(number: int, results: dict[str, float], **values: object) -> None:
         for metric, value in results.items():
             key = MetricKey.parse(metric)
             details = {"corpus": "toystories"}
-            session.add(
-                Result(
-                    job_id=number,
-                    stage="sds",
-                    family=key.family,
-                    series=key.series,
-                    value=value,
-                    details=details,
-                )
-            )
+            named = {"stage": "sds", "family": key.family, "series": key.series}
+            session.add(Result(job_id=number, **named, value=value, details=details))
 
 
 def test_the_same_comes_out_until_the_text_changes(
@@ -57,8 +48,7 @@ def test_the_same_comes_out_until_the_text_changes(
     text = tmp_path / "own.txt"
     text.write_text("\n\n".join(stories(5, 400)))
     values = {**SMALL, "calibration_text": "file:own.txt", "control": False}
-    first = submit("sds", values, HOST)
-    assert wait(first.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    first = succeeded(wait, "sds", values)
 
     monkeypatch.delenv("SLIMSCOPE_TEXT_DIR")  # the settings are frozen with the run
     settings.cache_clear()

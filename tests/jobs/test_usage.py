@@ -71,9 +71,7 @@ def test_processes_that_train_together_count_together(clock: SimpleNamespace) ->
     assert points[0] - points[1] > 95
 
 
-def test_a_process_may_be_included_while_the_peak_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_process_may_be_included_while_the_peak_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread does so; an error would end the heartbeat."""
     held = Progress()
     held.include(1)

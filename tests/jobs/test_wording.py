@@ -42,17 +42,20 @@ def test_a_change_that_rounds_to_nothing_is_none() -> None:
 
 def test_the_figures_of_small_models_are_told_apart() -> None:
     values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
-    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()})
+    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
     assert told is not None and told.text == (
         "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
         "In cross-entropy, 38 %."
     )
     worse = sds.key_figure({("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0,
-                            ("sds", PERPLEXITY): 2.001})  # fmt: skip
+                            ("sds", PERPLEXITY): 2.001}, "sds")  # fmt: skip
     assert worse is not None and worse.value == "0 %"
     figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
-    bits = dlqat.key_figure({**figures, ("dlqat", BITS_PER_WEIGHT): 3.25})
-    assert bits is not None
-    assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
+    held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
+    for kept in ("gptq", "dlqat"):
+        bits = dlqat.key_figure(figures | held, kept)
+        assert bits is not None
+        assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
+    assert dlqat.key_figure(figures | held, "") is None
     said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
     assert "quantisation costs nothing measurable on top of it." in said

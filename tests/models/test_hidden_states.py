@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.models.hidden_states import HiddenStatesOnDisk, batches_in
@@ -15,7 +15,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 17))
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(SHAPES, max_size=5), st.sampled_from(DTYPES))
 def test_they_come_back_bit_for_bit(tmp_path_factory, shapes, dtype):
     kept = HiddenStatesOnDisk(tmp_path_factory.mktemp("states"))

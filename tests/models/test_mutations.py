@@ -1,10 +1,9 @@
 """Model folders with something changed: each is loaded with finite logits, or refused with a
-reason. `SLIMSCOPE_TEST_ATTACK=1` tries many more, other ones each time."""
+reason. `SLIMSCOPE_TEST_ATTACK=25` tries many more, other ones each time."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import struct
@@ -29,10 +28,10 @@ from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings as our_settings
 from jobs.fields.base_model import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
+from tests.conftest import ATTACK
 from tests.models.sources.test_gguf import write_toy
 from tests.models.sources.test_quantized import packed_toy
 
-ATTACK = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
 MUTATED = "models/mutated"
 CONTEXT: Any = SimpleNamespace(log=lambda line: None)
 MOST_MEMORY = 2**20  # KiB that may be added
@@ -60,10 +59,10 @@ TOKENIZER_KEYS = [
 
 
 def many(examples: int) -> Callable[..., Any]:
-    """So many examples, always the same ones; a hundred times as many others in an attack."""
+    """So many examples, always the same ones; many others in an attack."""
     return settings(
-        max_examples=examples * (100 if ATTACK else 1), derandomize=not ATTACK, database=None,
-        deadline=None, suppress_health_check=[*HealthCheck],
+        max_examples=examples * ATTACK, derandomize=ATTACK == 1, database=None,
+        suppress_health_check=[*HealthCheck],
     )  # fmt: skip
 
 

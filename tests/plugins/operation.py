@@ -17,9 +17,7 @@ from jobs.operations.registry import Button, Run, operation
     buttons=(Button("star", "Star", lambda job: job.id > 0),),
 )  # fmt: skip
 def star(
-    run: Run,
-    actor: Actor,
-    stars: Annotated[int, Field(ge=1, le=5, description="How many.")] = 1,
+    run: Run, actor: Actor, stars: Annotated[int, Field(ge=1, le=5, description="How many.")] = 1
 ) -> dict[str, Any]:
     """Star a run."""
     labels.tag([run], [f"stars-{stars}"], actor)

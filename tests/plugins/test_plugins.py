@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 from backend.checkpoints import Checkpoints
 from backend.drafters.config import DrafterConfig, TrainingConfig, arm_of
-from backend.quantization.config import STAGE_LABELS, DLQATConfig, export_order
+from backend.quantization.config import STAGE_LABELS, DLQATConfig
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.reporter import SilentReporter
@@ -33,7 +33,6 @@ dlqat = DLQATConfig(
 assert dlqat.stages == ("rtn", "toy-awq", "dlqat")
 assert STAGE_LABELS["toy-awq"] == "Toy AWQ"
 assert [*STAGE_LABELS][4:7] == ["awq", "toy-awq", "rotated-gptq"]
-assert export_order()[-3:] == ["toy-awq", "hqq", "rtn"]
 
 amphista = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
 assert arm_of(amphista.model_dump()) == "linear-heads"

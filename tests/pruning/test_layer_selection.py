@@ -31,6 +31,17 @@ def config(**fields: object) -> SDSConfig:
     return SDSConfig.model_validate({"precision": "float32", "adjust_steps": 5, **fields})
 
 
+def test_every_layer_of_a_model_can_be_named_and_the_list_has_an_end() -> None:
+    names = [f"model.layers.{block}.mlp.down_proj" for block in range(400)]
+    assert (
+        len(read_overrides(config(overrides=", ".join(f"{n}=4:8" for n in names)).overrides)) == 400
+    )
+    for field, part in (("overrides", "a=2:4"), ("exclude", "a")):
+        assert getattr(config(**{field: ", ".join([part] * 1000)}), field)
+        with pytest.raises(ValidationError, match="1,001 entries, of at most 1,000"):
+            config(**{field: ", ".join([part] * 1001)})
+
+
 def test_lists_are_read_with_or_without_spaces() -> None:
     assert read_names(" 0.* ,*.down_proj,, ") == ("0.*", "*.down_proj")
     assert read_names("") == ()

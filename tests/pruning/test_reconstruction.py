@@ -154,7 +154,7 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
     weights = [linear.layer.weight for linear in block_linears(model, 0).values()]
     masks = [(W != 0).float() for W in weights]
     moments = [(torch.zeros_like(W), torch.zeros_like(W)) for W in weights]
-    sizes = [W.detach()[W != 0].square().mean().sqrt().item() for W in weights]
+    sizes = [block_reconstruction.sizes_of(W.detach()) for W in weights]
     for step in range(2):
         args, kwargs = call
         output = decoder_blocks(model)[0](x, *args, **kwargs)
@@ -168,6 +168,19 @@ def two_steps(model: PreTrainedModel, call: Call, x: Tensor, y: Tensor) -> None:
             v.mul_(0.999).add_(0.001 * gradient.square())
             scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8 / size
             W.data.sub_(factor * size * m / (1 - 0.9 ** (step + 1)) / scale)
+
+
+def test_sizes_follow_the_scales_of_rows_and_columns() -> None:
+    random = torch.Generator().manual_seed(0)
+    W = torch.randn(24, 32, generator=random) * (torch.rand(24, 32, generator=random) > 0.5)
+    W[3], W[:, 5] = 0, 0
+    rows, columns = 10.0 ** torch.arange(-12, 12)[:, None], 2.0 ** torch.arange(32)
+    sizes = block_reconstruction.sizes_of(W)
+    rescaled = block_reconstruction.sizes_of(W * rows * columns) / rows / columns
+    torch.testing.assert_close((W != 0) * rescaled, (W != 0) * sizes, rtol=1e-3, atol=0)
+    relative = (W / sizes).square().sum(0) / (W != 0).sum(0)
+    torch.testing.assert_close(relative.nan_to_num(1.0), torch.ones(32), rtol=1e-4, atol=0)
+    assert block_reconstruction.sizes_of(0 * W).eq(1).all()
 
 
 def test_its_steps_are_those_of_adam_under_a_mask(toy, ids: Tensor) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from backend.errors import ConfigError
 from backend.export.formats import Layout
 from backend.models.layer_names import LayerName
-from backend.quantization.config import DLQATConfig, export_order
+from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import (
     QuantizationPlan,
     QuantSettings,
@@ -137,7 +137,6 @@ def test_what_is_computed_before_the_stages() -> None:
     assert not config(stages="block-wise", start="rounded").needs_gptq
     assert config(stages="block-wise", start="rounded", space="weighted").needs_energies
     assert not config(stages="dlqat", start="rounded", space="minmax").needs_energies
-    assert export_order().index("block-wise") < export_order().index("gptq")
 
 
 @pytest.mark.parametrize(

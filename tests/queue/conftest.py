@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +19,9 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.states import LIVE, QUICK_SLOT, State
-from backend.store.tables import Slot
+from backend.store.tables import Job, Slot
 from jobs.kind import kinds
+from jobs.submit import submit
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
@@ -61,6 +63,13 @@ def wait(loop: SupervisorLoop) -> Wait:
         raise AssertionError(f"{run} is still {queries.job(run).state}")
 
     return until
+
+
+def succeeded(wait: Wait, kind: str, values: dict[str, Any]) -> Job:
+    """A run of this kind and config that has come to its end."""
+    job = submit(kind, values, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    return queries.job(job.id)
 
 
 def process_of(run: int) -> psutil.Process:

@@ -21,7 +21,7 @@ from backend.store.tables import Job
 from jobs.record import record
 from jobs.submit import submit
 from tests.fork_engine import ForkEngine
-from tests.queue.conftest import HOST, Wait, running
+from tests.queue.conftest import HOST, Wait, free_slots, running
 
 pytestmark = pytest.mark.sqlite("it stores values of any type")
 
@@ -35,11 +35,11 @@ QUEUED = {
     "no config": ("config", "null"),
     "a config without end": ("config", DEEP),
     "a config of another type": ("config", '{"threads": [2]}'),
-    "a variable with NUL": ("environment", '{"settings": {"SLIMSCOPE_THREADS": "1\\u0000"}}'),
     "attempts without end": ("attempts_made", 2**63 - 1),
     "threads that are no number": ("config", '{"threads": "many"}'),
     "attempts that are no number": ("attempts_made", "many"),
 }
+UNSTARTABLE = ("environment", '{"settings": {"SLIMSCOPE_THREADS": "1\\u0000"}}')
 LIVE_ONES = {
     "a reference that is a list": "[1]",
     "a reference without a process": "{}",
@@ -49,10 +49,8 @@ LIVE_ONES = {
 
 
 @pytest.fixture
-def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
-    """Its processes are forked, but for one that the system refuses to start."""
-    fresh = "NUL" in request.node.name
-    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1, again=True))
+def loop(queue: Path) -> SupervisorLoop:
+    return SupervisorLoop(ForkEngine(1, again=True))
 
 
 def stored(job: int, table: str, column: str, value: str | int) -> None:
@@ -64,16 +62,27 @@ def stored(job: int, table: str, column: str, value: str | int) -> None:
         )
 
 
-@pytest.mark.parametrize("damage", QUEUED)
-def test_a_queued_row_fails_alone(wait: Wait, damage: str) -> None:
-    bad, good = (submit("count", {"steps": 1, "pause": 0}, HOST).id for _ in range(2))
-    stored(bad, "jobs", *QUEUED[damage])
+def test_a_queued_row_fails_alone(wait: Wait) -> None:
+    *bad, good = (submit("count", {"steps": 1, "pause": 0}, HOST).id for _ in [*QUEUED, "good"])
+    for run, damage in zip(bad, QUEUED, strict=True):
+        stored(run, "jobs", *QUEUED[damage])
     assert wait(good, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    for run, damage in zip(bad, QUEUED, strict=True):
+        row = queries.job(run)
+        assert row.state in (State.FAILED, State.SUCCEEDED), damage
+        if row.state == State.FAILED:
+            assert row.error_text and [e.type for e in queries.events(run)][-1] == "failed", damage
+        assert record(run)["id"] == row.run
+
+
+def test_a_process_that_the_system_refuses_to_start_fails_its_run_alone(queue: Path) -> None:
+    loop = SupervisorLoop(LocalEngine(1))
+    bad = submit("count", {"steps": 1, "pause": 0}, HOST).id
+    stored(bad, "jobs", *UNSTARTABLE)
+    loop.turn()
     row = queries.job(bad)
-    assert row.state in (State.FAILED, State.SUCCEEDED)
-    if row.state == State.FAILED:
-        assert row.error_text and [e.type for e in queries.events(bad)][-1] == "failed"
-    assert record(bad)["id"] == row.run
+    assert row.state == State.FAILED and row.error_text and free_slots() == 1
+    assert [e.type for e in queries.events(bad)][-1] == "failed" and record(bad)["id"] == row.run
 
 
 @pytest.mark.parametrize("damage", LIVE_ONES)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import labels
 from backend.queue.actor import Actor
+from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
-from backend.store.session import engine_for, now_ms, writing
+from backend.store.session import now_ms, writing
 from backend.store.tables import Job
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
 
 
 @pytest.fixture(autouse=True)
-def two_runs(data_dir: Path) -> None:
-    upgrade()
+def two_runs(tables: Settings) -> None:
     now = now_ms()
     with writing() as session:
         for number in (1, 2):
@@ -27,8 +24,6 @@ def two_runs(data_dir: Path) -> None:
                 Job(id=number, kind="sds", owner="mira", config={}, config_hash="",
                     created_at=now, queued_at=now)
             )  # fmt: skip
-    yield
-    engine_for.cache_clear()
 
 
 def tags() -> list[list[str]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
@@ -50,9 +49,6 @@ def test_the_longest_waiting_rises(queue: object) -> None:
     assert [j.id for j in scheduling.queued()] == [old.id, new.id]
 
 
-@examples(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(
     waiting=st.lists(st.tuples(st.integers(-1000, 1000), st.floats(0, 99)), min_size=1, max_size=6),
     which=st.integers(0, 5),

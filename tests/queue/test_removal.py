@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from backend.errors import ConflictError, ForbiddenError
@@ -12,10 +10,9 @@ from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
 from backend.queue.lifecycle import note
 from backend.queue.service import enqueue, resume_all
-from backend.settings import settings
+from backend.settings import Settings, settings
 from backend.store import queries
 from backend.store.dialects.choice import dialect_of
-from backend.store.migrate import upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name
@@ -44,16 +41,13 @@ def count_on() -> None:
 
 
 @pytest.fixture(autouse=True)
-def two_runs(data_dir: Path) -> None:
-    upgrade()
+def two_runs(tables: Settings) -> None:
     for number in (1, 2):
         add(number)
     count_on()
     model = run_folder("sds-0001") / "model"
     model.mkdir(parents=True)
     (model / "weights").write_bytes(b"w" * 1000)
-    yield
-    engine_for.cache_clear()
 
 
 def listed(q: str = "") -> list[str]:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import reports
 from backend.queue.actor import Actor
-from backend.store.migrate import upgrade
-from backend.store.session import engine_for
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
 
 
-@pytest.fixture(autouse=True)
-def _tables(data_dir: Path) -> Iterator[None]:
-    upgrade()
-    yield
-    engine_for.cache_clear()
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 def blocks(number: int) -> list[tuple[int, str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,9 @@ from backend.errors import ConfigError, ConflictError, NotFoundError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.service import MAX_PRIORITY
+from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
-from backend.store.session import engine_for, writing
+from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import DamagedJson, check_intact
 from jobs.operations.changes import cancel_runs
@@ -28,12 +26,9 @@ HOST = Actor("mira", "host")
 
 
 @pytest.fixture
-def store(data_dir: Path) -> Iterator[None]:
-    upgrade()
+def store(tables: Settings) -> None:
     for name in ("first", "second", "third"):
         service.enqueue("statistics", {"model": "toy"}, HOST, name=name)
-    yield
-    engine_for.cache_clear()
 
 
 def test_a_run_of_another_kind_is_not_meant(store: None) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from backend.queue.rate_limit import client_network
+from tests.waiting import until
 from ui.security import connections, log_throttle
 from ui.security.connections import ConnectionLimits, GuardedProtocol, server_options
 from ui.security.log_throttle import RepeatFilter
@@ -75,13 +76,6 @@ def connect(url: str, data: bytes = b"") -> socket.socket:
     return connection
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def rest(connection: socket.socket) -> bytes:
     """What the server sends until it closes the connection."""
     received = b""
@@ -108,8 +102,7 @@ def test_slow_and_large_answers_arrive_and_ended_connections_are_not_counted(sta
     url = start(limits=limits)
     for _ in range(3):
         httpx.get(url, headers={"connection": "close"})
-    while len(limits):
-        time.sleep(0.01)
+    until(lambda: not len(limits))
 
 
 def test_an_answer_that_nobody_reads_has_an_end(start: Start) -> None:
@@ -117,7 +110,7 @@ def test_an_answer_that_nobody_reads_has_an_end(start: Start) -> None:
     with connect(start(request_seconds=0.3, limits=limits), LARGE) as connection:
         connection.recv(10)
         assert len(limits) == 1
-        wait_for(lambda: not len(limits))
+        until(lambda: not len(limits))
 
 
 def test_who_does_not_read_takes_little_memory(start: Start) -> None:
@@ -126,7 +119,7 @@ def test_who_does_not_read_takes_little_memory(start: Start) -> None:
         url = start(limits=limits)
         for _ in range(4):
             stack.enter_context(connect(url, LARGE)).recv(10)
-        wait_for(lambda: all(c.flow.write_paused for c in [*limits._open]))
+        until(lambda: all(c.flow.write_paused for c in [*limits._open]))
         assert (
             max(c.transport.get_write_buffer_size() for c in [*limits._open]) <= connections.PIECE
         )
@@ -138,7 +131,7 @@ def test_who_reads_slowly_makes_room_for_whole_requests(start: Start) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(6):
             stack.enter_context(connect(url, LARGE)).recv(10)
-        wait_for(lambda: all(c.flow.write_paused for c in [*limits._open]))
+        until(lambda: all(c.flow.write_paused for c in [*limits._open]))
         assert httpx.get(url).text == "127.0.0.1"
 
 

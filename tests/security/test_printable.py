@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,8 @@ from backend.printable import one_line, printable
 from backend.queue import labels, service
 from backend.queue.actor import Actor
 from backend.queue.folders import log_file
+from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.tables import Job
 from jobs.submit import validated
@@ -25,9 +24,8 @@ CLEAN = "]0;ownedred31mgnp"
 
 
 @pytest.fixture
-def hostile_run(data_dir: Path) -> Job:
+def hostile_run(tables: Settings) -> Job:
     """A run of an earlier version, which let everything in."""
-    upgrade()
     job = service.enqueue("sds", {"model": HOSTILE}, HOST)
     with writing() as session:
         row = session.get_one(Job, job.id)
@@ -49,8 +47,7 @@ def test_what_is_printed_of_a_run_controls_nothing(hostile_run: Job) -> None:
     assert slimscope("logs", hostile_run.run).stdout == f"50 %\n100 %\n{CLEAN}\tend\n"
 
 
-def test_names_notes_and_views_are_cleaned_where_they_come_in(data_dir: Path) -> None:
-    upgrade()
+def test_names_notes_and_views_are_cleaned_where_they_come_in(tables: Settings) -> None:
     job = service.enqueue("sds", {}, HOST, name=f"a{HOSTILE}\nb\ud800")
     labels.annotate(job.run, f"first{HOSTILE}\r\n\tsecond\0", HOST)
     labels.save_view(f"best{HOSTILE}", "q=1", HOST)

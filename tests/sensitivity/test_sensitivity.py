@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.calibration.second_moments import InputCollector, StatisticsLevel
+from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.models.block_forward import open_stream, run_block
 from backend.models.blocks import block_linears
 from backend.models.loading import LoadedModel, load
+from backend.quantization.gptq import gptq, gptq_widths
+from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
-from backend.sensitivity.candidates import Solvers, candidate, output_error
+from backend.sensitivity.candidates import Solvers, candidates, output_error
 from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.trace import DenseTrace, measure_fisher, trace
@@ -104,11 +106,25 @@ def test_more_bits_and_fewer_zeros_cost_less(
     W, name = linears[MODULE].read(), linears[MODULE].name
     for falling in (["70%", "50%", "30%"], ["int2-g64", "int3-g64", "int4-g64", "int8-g64"]):
         errors = []
-        for form in map(Format.parse, falling):
-            V = candidate(W, inputs, form, Solvers(), name, print)
+        formats = [*map(Format.parse, falling)]
+        for form, V in candidates(W, inputs, formats, Solvers(), name, print).items():
             errors.append(output_error(V - W, W, inputs.gram, dense.fisher[name]))
             assert form.pattern is None or (V == 0).float().mean() >= form.sparsity - 0.01
         assert [e.fisher for e in errors] == sorted((e.fisher for e in errors), reverse=True)
         assert errors[-1].relative < 0.05
-    both = candidate(W, inputs, Format.parse("2:4+int4-g64"), Solvers(), name, print)
+    joint = Format.parse("2:4+int4-g64")
+    both = candidates(W, inputs, [joint], Solvers(), name, print)[joint]
     assert (both.view(len(W), -1, 4) != 0).sum(-1).max() <= 2
+
+
+def test_widths_made_together_are_those_made_alone(toy: LoadedModel) -> None:
+    generator = torch.Generator().manual_seed(1)
+    W, X = torch.randn(24, 128, generator=generator), torch.randn(500, 128, generator=generator)
+    gram = X.T @ X / len(X)
+    inputs = InputStatistics(len(X), gram.diagonal(), gram)
+    for grid in ("symmetric", "zero-point", "offset"):
+        widths = [QuantSettings(bits, 64, grid, "minmax") for bits in (2, 4, 8)]
+        for of, (V, found) in zip(widths, gptq_widths(W, inputs, widths, 0.01), strict=True):
+            alone, expected = gptq(W, inputs, of, 0.01)
+            assert torch.equal(found.codes(V), expected.codes(alone))
+            torch.testing.assert_close(found.scale, expected.scale)

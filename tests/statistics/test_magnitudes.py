@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -27,7 +27,6 @@ def test_edges_are_even_on_a_log_axis_and_scale_with_the_spread() -> None:
 
 
 @given(VALUES, st.floats(0.01, 3))
-@settings(max_examples=200, deadline=None)
 def test_bins_are_numpys_and_the_ends_are_open(values: np.ndarray, std: float) -> None:
     counts = magnitude_counts(ascending(torch.from_numpy(values)), std)
     edges = magnitude_edges(std).astype(np.float32)
@@ -38,7 +37,6 @@ def test_bins_are_numpys_and_the_ends_are_open(values: np.ndarray, std: float) -
 
 
 @given(VALUES, st.floats(0, 1))
-@settings(max_examples=300, deadline=None)
 def test_the_cutoff_is_the_largest_of_the_smallest(values: np.ndarray, share: float) -> None:
     found = cutoff(ascending(torch.from_numpy(values)), share)
     rank = round(share * len(values))

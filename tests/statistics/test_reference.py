@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
@@ -51,7 +51,6 @@ def test_a_dense_tensor_is_not_compared_with_itself(dense: Tensor) -> None:
 
 
 @given(MATRICES, st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
 def test_change_is_numpys(values: np.ndarray, random: object) -> None:
     W = values * np.float32(0.5)
     W[0] = 0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import insert
 
 from backend.metric_key import MetricKey
+from backend.settings import Settings
 from backend.store import curves, frames
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Job, MetricPoint
 
@@ -24,9 +23,8 @@ OTHERS = [  # whose keys differ from it in one part each
 
 
 @pytest.fixture
-def values(data_dir: Path) -> np.ndarray:
+def values(tables: Settings) -> np.ndarray:
     """Of a noisy curve with two peaks, at every third step from 7 on; and a short curve."""
-    upgrade()
     made = np.random.default_rng(0).normal(size=POINTS)
     made[[1234, 4321]] = 50, -50
     points = [asdict(LOSS) | {"step": 7 + 3 * i, "value": v} for i, v in enumerate(made.tolist())]

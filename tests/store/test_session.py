@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from filelock import FileLock
 
 from backend.errors import NotFoundError
-from backend.settings import settings
+from backend.settings import Settings, settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
@@ -23,10 +23,8 @@ from jobs.runtime.rows import profile_row, upsert
 
 
 @pytest.fixture
-def store(data_dir: Path) -> Path:
-    upgrade()
-    yield data_dir
-    engine_for.cache_clear()
+def store(tables: Settings) -> Path:
+    return tables.root
 
 
 def new_job(**values: object) -> Job:

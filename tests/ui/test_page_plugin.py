@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend.settings import settings
-from backend.store.migrate import upgrade
+from backend.settings import Settings, settings
 from jobs.kind import kinds
 from tests.plugins import page as plugin
 from tests.ui.lab import job, store
@@ -26,8 +25,9 @@ def plugged(data_dir: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         clear()
 
 
-def test_a_page_of_a_plugin_stands_in_its_place_and_answers(plugged: None) -> None:
-    upgrade()
+def test_a_page_of_a_plugin_stands_in_its_place_and_answers(
+    plugged: None, tables: Settings
+) -> None:
     names = [page.name for page in pages()]
     assert names.index("Compare") < names.index("Toy page") < names.index("Weights")
     config = app.build((pages()[0], *plugin.PAGES)).get_config_file()

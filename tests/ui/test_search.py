@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from backend.settings import Settings
-from backend.store.migrate import upgrade
 from tests.ui.lab import job, store
 from tests.ui.visits import Visit
 from ui.search import MAX_HITS, search_runs
@@ -14,15 +13,14 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
-def lab(current: Settings) -> Settings:
-    upgrade()
+def lab(tables: Settings) -> Settings:
     store(
         job(1, name="half way"),
         job(2, name="after sds-0001", tags=["paper"]),
         job(3, state="failed", config={"model": "smollm2-135m", "pattern": "2:4"}),
         job(4, kind="gone", config={}),
     )
-    return current
+    return tables
 
 
 def runs(text: str) -> list[str]:

@@ -14,15 +14,20 @@ from transformers import PreTrainedModel
 
 from backend.decoding.native import structures as c
 from backend.decoding.native.compiler import NATIVE, instructions, library
-from backend.decoding.native.weights import LANES, WeightLayout
+from backend.decoding.native.families import (
+    ACTIVATIONS,
+    LANES,
+    activation_of,
+    attention_cap,
+    head_size,
+    norm_shift,
+    rotary_types,
+    stable_context,
+    window_of,
+)
+from backend.decoding.native.weights import WeightLayout
 
 MOST_ROWS = 2**24  # of a cache
-
-
-def head_size(model: PreTrainedModel) -> int:
-    """Width of an attention head."""
-    config = model.config.get_text_config()
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class NativeCache:
@@ -73,7 +78,7 @@ class NativeBlocks:
     """Some blocks of a model, of hidden states in and hidden states out.
 
     Args:
-        model: supported by the decoder (`model.unsupported`); its rotary positions are used.
+        model: supported by the decoder (`families.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
         rounded: weights that are not packed are rounded to 8 bits.
 
@@ -95,15 +100,24 @@ class NativeBlocks:
         self._rows = 0  # of the tables
         config = model.config.get_text_config()
         self.width = config.hidden_size
+        self._stable, self._shift = stable_context(config), norm_shift(config)
+        self._types = rotary_types(self._rotary)
         self.structure = c.Model(
             0, self.width, config.num_attention_heads, config.num_key_value_heads,
-            head_size(model), config.intermediate_size, config.rms_norm_eps,
+            head_size(config), config.intermediate_size, 2 * self._angles(1)[0][0].shape[1],
+            ACTIVATIONS[activation_of(config)], config.rms_norm_eps, embedding_scale=1.0,
+            logit_scale=1.0,
         )  # fmt: skip
         s = self.structure
+        if s.rotated > s.head or len(self._types) > c.ROTARIES:
+            raise ValueError(f"{s.rotated} of {s.head} values of a head are rotated")
         if any(size <= 0 or size % LANES for size in (s.width, s.head, s.inner)):
             raise ValueError(f"the widths are not multiples of {LANES}")
         if s.heads <= 0 or s.kv_heads <= 0 or s.heads % s.kv_heads:
             raise ValueError(f"{s.heads} heads do not share {s.kv_heads} key heads")
+        blocks = [*blocks]
+        attention: Any = blocks[0].self_attn
+        s.attention_scale, s.attention_cap = attention.scaling, attention_cap(attention)
         layers = [*map(self._layer, blocks)]
         self._layers = (c.Layer * len(layers))(*layers)
         self.structure.layers, self.structure.layer = len(layers), self._layers
@@ -118,7 +132,7 @@ class NativeBlocks:
         if not 0 < capacity <= MOST_ROWS:
             raise ValueError(f"a cache cannot hold {capacity} tokens")
         with self._tabulating:
-            if capacity > self._rows:
+            if min(capacity, self._stable) > self._rows:
                 self._tabulate(max(capacity, 2 * self._rows))
         return NativeCache(self, capacity)
 
@@ -175,16 +189,34 @@ class NativeBlocks:
     def _layer(self, block: Any) -> c.Layer:
         attention, mlp, s = block.self_attn, block.mlp, self.structure
         mixed, rows = s.heads * s.head, (s.heads + 2 * s.kv_heads) * s.head
-        return c.Layer(
-            self.matrix(rows, s.width, attention.q_proj, attention.k_proj, attention.v_proj),
-            self.matrix(s.width, mixed, attention.o_proj),
-            self.matrix(s.inner, s.width, mlp.gate_proj),
-            self.matrix(s.inner, s.width, mlp.up_proj),
-            self.matrix(s.width, s.inner, mlp.down_proj),
-            self.norm(block.input_layernorm, s.width),
-            self.norm(block.post_attention_layernorm, s.width),
-            *(self.norm(getattr(attention, name, None), s.head) for name in ("q_norm", "k_norm")),
+        split = not hasattr(attention, "qkv_proj")
+        names = ("q_proj", "k_proj", "v_proj") if split else ("qkv_proj",)
+        qkv = self.matrix(rows, s.width, *(getattr(attention, name) for name in names))
+        layer = c.Layer(qkv, self.matrix(s.width, mixed, attention.o_proj))
+        layer.gate, layer.up = self._gate_and_up(mlp)
+        layer.down = self.matrix(s.width, s.inner, mlp.down_proj)
+        layer.attention_norm = self.norm(block.input_layernorm, s.width)
+        between: Any = getattr(block, "pre_feedforward_layernorm", None)
+        if between is None:
+            layer.mlp_norm = self.norm(block.post_attention_layernorm, s.width)
+        else:  # four norms a block
+            layer.mlp_norm = self.norm(between, s.width)
+            layer.attention_out_norm = self.norm(block.post_attention_layernorm, s.width)
+            layer.mlp_out_norm = self.norm(block.post_feedforward_layernorm, s.width)
+        layer.query_norm, layer.key_norm = (
+            self.norm(getattr(attention, name, None), s.head) for name in ("q_norm", "k_norm")
         )
+        layer.window = window_of(attention)
+        layer.rotary = self._types.index(attention.layer_type) if len(self._types) > 1 else 0
+        return layer
+
+    def _gate_and_up(self, mlp: Any) -> tuple[c.Matrix, c.Matrix]:
+        """Two matrices, or the halves of one."""
+        inner, width = self.structure.inner, self.width
+        if hasattr(mlp, "gate_proj"):
+            return self.matrix(inner, width, mlp.gate_proj), self.matrix(inner, width, mlp.up_proj)
+        both = self.matrix(2 * inner, width, mlp.gate_up_proj)
+        return self.layout.rows(both, 0, inner), self.layout.rows(both, inner, inner)
 
     def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
         """Linears one below the other, [outputs, inputs] together."""
@@ -197,7 +229,7 @@ class NativeBlocks:
         if norm is None:
             return None
         self.require(norm.weight.shape, (size,))
-        return self.layout.own(norm.weight.detach().float().contiguous())
+        return self.layout.own((norm.weight.detach().float() + self._shift).contiguous())
 
     def require(self, found: Sequence[int], expected: tuple[int, ...]) -> None:
         """Raise `ValueError` for weights of another shape than the library will read."""
@@ -205,14 +237,23 @@ class NativeBlocks:
             raise ValueError(f"a weight is {[*found]}, the config says {[*expected]}")
 
     def _tabulate(self, positions: int) -> None:
-        """Cosines and sines [positions, head / 2] of the model's own rotary embedding."""
-        places = torch.arange(positions)[None]
-        with torch.no_grad():
-            both = self._rotary(torch.empty(1, 1, dtype=torch.float32), places)
-        half = self.structure.head // 2
-        tables = [x[0, :, :half].float().contiguous() for x in both]
-        for table in tables:
-            self.require(table.shape, (positions, half))
-        # the tables before are kept: a pass of another thread may be reading them
-        self.structure.cosines, self.structure.sines = map(self.layout.own, tables)
+        """Fill the tables for as many positions, or up to that from which they would change."""
+        positions = min(positions, self._stable)
+        half, s = self.structure.rotated // 2, self.structure
+        for kind, tables in enumerate(self._angles(positions)):
+            for table in tables:
+                self.require(table.shape, (positions, half))
+            # the tables before are kept: a pass of another thread may be reading them
+            s.cosines[kind], s.sines[kind] = map(self.layout.own, tables)
         self._rows = positions
+
+    def _angles(self, positions: int) -> list[list[Tensor]]:
+        """Cosines and sines [positions, rotated / 2] of the model's own rotary embedding, of each
+        of its types."""
+        places, like = torch.arange(positions)[None], torch.empty(1, 1, dtype=torch.float32)
+        with torch.no_grad():
+            found = [
+                self._rotary(like, places, *([] if kind is None else [kind]))
+                for kind in self._types
+            ]
+        return [[x[0, :, : x.shape[-1] // 2].float().contiguous() for x in both] for both in found]

@@ -15,17 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.decoding.native import structures as c
-from backend.decoding.native.blocks import NativeBlocks, NativeCache, head_size
+from backend.decoding.native.blocks import NativeBlocks, NativeCache
 from backend.decoding.native.compiler import NATIVE, CompilerError, library
-from backend.decoding.native.weights import HEAD_GROUP, LANES
+from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
+from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
+from backend.models.families.logits import LogitTransform
 from backend.models.precision import resolve_dtype
 from backend.quantization.packed_linear import PackedLinear
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ARCHITECTURES = tuple(f"{family.capitalize()}ForCausalLM" for family in FAMILIES)
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
-FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 def decoding_dtype(precision: str, device: torch.device, architecture: str) -> str:
@@ -34,51 +33,32 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
     Where this decoder can be built it is faster in bfloat16 than PyTorch in float32, on processors
     without bfloat16 instructions, too: half as many bytes are read for a token.
     """
-    if precision == "auto" and device.type == "cpu" and architecture in ARCHITECTURES:
+    if precision == "auto" and device.type == "cpu" and architecture in FAMILIES.values():
         with suppress(CompilerError):
             library()
             return "bfloat16"
     return resolve_dtype(precision, device)
 
 
-def unsupported(model: PreTrainedModel) -> str:
-    """Reason for which the decoder does not run this model; "" if it does."""
-    config = model.config.get_text_config()
-    if config.model_type not in FAMILIES:
-        return f"it decodes {', '.join(FAMILIES)} models, not {config.model_type}"
-    if model.device.type != "cpu":
-        return "it runs on the CPU only"
-    if model.dtype != torch.bfloat16:
-        return f"it computes in bfloat16, not {str(model.dtype).removeprefix('torch.')}"
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in FIXED_ROTARY:
-        return f"its rotary positions ({rope['rope_type']}) change with the length"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        return "it rotates a part of each head only"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}, not silu"
-    head = head_size(model)
-    if head % LANES or config.intermediate_size % LANES or config.hidden_size % LANES:
-        return f"its widths are not multiples of {LANES}"
-    return ""
-
-
 class NativeModel(NativeBlocks):
     """A model whose passes `cpp/decoder.cpp` computes.
 
     Args:
-        model: for which `unsupported` is empty; its embeddings are read in place.
+        model: for which `families.unsupported` is empty; its embeddings are read in place.
     """
 
     def __init__(self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE) -> None:
         super().__init__(model, decoder_blocks(model), target)
         inner: Any = model.base_model
-        embedding: Tensor = inner.get_input_embeddings().weight.detach()
-        embedding = embedding.bfloat16().contiguous()  # mostly as it is
+        source: Any = inner.get_input_embeddings()
+        self.structure.embedding_scale = embedding_scale(source)
+        embedding: Tensor = source.weight.detach().bfloat16().contiguous()  # mostly as it is
         self.vocabulary = len(embedding)
         self.require(embedding.shape, (self.vocabulary, self.width))
         self.structure.embedding = self.layout.own(embedding)
         self.structure.final_norm = self.norm(inner.norm, self.width)
+        transform = LogitTransform.of(model.config.get_text_config())
+        self.structure.logit_scale, self.structure.logit_cap = transform.scale, transform.cap
         head: Any = model.get_output_embeddings()
         packed = any(isinstance(module, PackedLinear) for module in model.modules())
         in_8_bits = packed and not self.width % HEAD_GROUP  # else it would be half of the bytes

@@ -11,6 +11,9 @@ def _fields(names: str, kind: Any = c_void_p) -> tuple[tuple[str, Any], ...]:
     return tuple((name, kind) for name in names.split())
 
 
+ROTARIES = 2  # kinds of layers that rotate in ways of their own
+
+
 class Matrix(Structure):
     _fields_ = (
         *_fields("format outputs inputs group", c_int32),
@@ -21,19 +24,21 @@ class Matrix(Structure):
 class Layer(Structure):
     _fields_ = (
         *_fields("qkv out gate up down", Matrix),
-        *_fields("attention_norm mlp_norm query_norm key_norm"),
+        *_fields("attention_norm mlp_norm query_norm key_norm attention_out_norm mlp_out_norm"),
+        *_fields("window rotary", c_int32),
     )
 
 
 class Model(Structure):
     _fields_ = (
-        *_fields("layers width heads kv_heads head inner", c_int32),
-        ("epsilon", c_float),
+        *_fields("layers width heads kv_heads head inner rotated activation", c_int32),
+        *_fields("epsilon embedding_scale", c_float),
+        *_fields("attention_scale attention_cap logit_scale logit_cap", c_float),
         ("embedding", c_void_p),
         ("layer", POINTER(Layer)),
         ("final_norm", c_void_p),
         ("read_out", Matrix),
-        *_fields("cosines sines"),
+        *_fields("cosines sines", c_void_p * ROTARIES),
     )
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backend.decoding.native import structures as c
+from backend.decoding.native.families import LANES
 from backend.quantization.packed_linear import PackedLinear
 
-LANES = 16  # outputs of a block
 BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, INT4_2_4 = range(5)
 SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
 SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
+BLOCK_BYTES: dict[int, Callable[[int], int]] = {  # of the weights of a block, by its inputs
+    BFLOAT16: lambda inputs: 32 * inputs,
+    INT8: lambda inputs: 16 * inputs,
+    INT4: lambda inputs: 8 * inputs,
+    SPARSE_BFLOAT16: lambda inputs: 0,  # where it begins is told by `starts`
+    INT4_2_4: lambda inputs: 6 * inputs,
+}
 
 
 class WeightLayout:
@@ -54,6 +61,21 @@ class WeightLayout:
             return self._int4(packed)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
+
+    def rows(self, matrix: c.Matrix, first: int, count: int) -> c.Matrix:
+        """`count` outputs of a matrix from `first` on, multiples of `LANES`, in its memory."""
+        groups = matrix.inputs // matrix.group
+        steps = {  # bytes of a block of outputs
+            "weights": BLOCK_BYTES[matrix.format](matrix.inputs), "masks": 2 * matrix.inputs,
+            "starts": 8, "scales": 2 * LANES * groups, "offsets": 2 * LANES * groups,
+            "bias": 4 * LANES,
+        }  # fmt: skip
+        part = c.Matrix.from_buffer_copy(matrix)
+        part.outputs = count
+        for name, step in steps.items():
+            if address := getattr(matrix, name):
+                setattr(part, name, address + first // LANES * step)
+        return part
 
     def _dense(self, linears: Sequence[nn.Module]) -> c.Matrix:
         weight = torch.cat([_weight(x) for x in linears]).detach().bfloat16().contiguous()

@@ -285,7 +285,7 @@ def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
     for parameter in copied:  # as if it were trained in units of its size
         size = _size(parameter)
         scaled = {"lr": config.rate * size, "eps": EPSILON / size, "weight_decay": DECAY / size}
-        groups.append({"params": [parameter], **scaled})
+        groups.append({"params": [parameter], "size": size, **scaled})
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, weight_decay=DECAY, fused=True)
 

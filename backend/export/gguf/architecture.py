@@ -1,23 +1,46 @@
-"""Models that can be written as GGUF: sizes and order of rows. Does not import torch. llama.cpp
-rotates neighbouring values of a head where transformers rotates its two halves, so for `llama` the
-rows of the query and key projections change places."""
+"""Models that can be written as GGUF: sizes, order of rows, and the keys of families, which are
+those of llama.cpp's converter and loader (conversion/, src/models/). Does not import torch.
+
+llama.cpp rotates neighbouring values of a head where transformers rotates its two halves, so for
+`llama` the rows of the query and key projections change places. It adds nothing to the weights of
+norms, so those of Gemma are stored as 1 + w. Frequencies that Llama 3.1 and Phi-3 scale are tensors
+of factors they are divided by:
+
+    theta_i = base^(-2 i / rotated) / factor_i
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
+    "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi3",
+}  # fmt: skip
 INTERLEAVED = "llama"
+GEMMA = ("gemma", "gemma2", "gemma3")
+PERIODS = {"gemma2": 2, "gemma3": 6}  # every so many layers the last one has no window
+DIVIDED_SCALE = {"gemma2": 46, "gemma3": 62}  # blocks of the model that scales by width / heads
+SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
 class GGUFArchitecture:
-    """The sizes of a model, under the names of GGUF. `rows`: end of a parameter's module -> heads
-    whose rows change places."""
+    """The sizes of a model, under the names of GGUF.
+
+    Attributes:
+        rotated: values of a head that have rotary positions.
+        rows: end of a parameter's module -> heads whose rows change places.
+        norm_shift: what is added to the weights of norms.
+        keys: of this architecture alone, without its name.
+        factors: further tensors, those of rotary frequencies.
+    """
 
     name: str
     context: int
@@ -27,16 +50,23 @@ class GGUFArchitecture:
     heads: int
     key_heads: int
     head_size: int
+    rotated: int
     rope_base: float
     norm_epsilon: float
     vocabulary: int
     tied: bool
+    keys: Mapping[str, int | float | str] = field(default_factory=dict)
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[str, int]:
         if self.name != INTERLEAVED:
             return {}
         return {"self_attn.q_proj": self.heads, "self_attn.k_proj": self.key_heads}
+
+    @property
+    def norm_shift(self) -> float:
+        return 1.0 if self.name in GEMMA else 0.0
 
 
 def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
@@ -45,31 +75,179 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
         raise _refused(f"Its architecture is {kind}; supported are {', '.join(ARCHITECTURES)}.")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if (scaling := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise _refused(f"It scales its rotary positions ({scaling}).")
-    window = config.get("sliding_window")
-    used = config.get("use_sliding_window", kind == "mistral")
-    short = used and window and window < config["max_position_embeddings"]
-    if short or "sliding_attention" in (config.get("layer_types") or ()):
-        raise _refused("Some of its layers attend to a sliding window only.")
-    if config.get("mlp_bias"):
-        raise _refused("Its feed-forward layers have biases.")
-    heads = config["num_attention_heads"]
+    name, ropes = ARCHITECTURES[kind], _ropes(config)
+    for why in _obstacles(name, config, ropes):
+        raise _refused(why)
+    rope, heads = ropes[GLOBAL], config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    rotated = int(head_size * partial) if name == "phi3" else head_size
     return GGUFArchitecture(
-        name=ARCHITECTURES[kind],
+        name=name,
         context=config["max_position_embeddings"],
         hidden=config["hidden_size"],
         blocks=config["num_hidden_layers"],
         inner=config["intermediate_size"],
         heads=heads,
         key_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        head_size=head_size,
+        rotated=rotated,
+        rope_base=rope["rope_theta"],
         norm_epsilon=config["rms_norm_eps"],
         vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings")),
+        tied=_tied(config),
+        keys=dict(_keys(name, config, ropes)),
+        factors=_factors(config, rope, rotated),
     )
+
+
+def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rotary positions of layers with and without a window, each with type and base."""
+    stored = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    base = float(config.get("rope_theta") or 10000.0)
+    if GLOBAL in stored:
+        found = {kind: dict(stored.get(kind) or {}) for kind in (GLOBAL, LOCAL)}
+    else:
+        found = {GLOBAL: dict(stored), LOCAL: dict(stored)}
+        if config["model_type"] == "gemma3_text":
+            found[LOCAL] = {"rope_theta": config.get("rope_local_base_freq", 10000.0)}
+            base = float(config.get("rope_theta") or 1e6)
+    for rope in found.values():
+        rope["rope_theta"] = float(rope.get("rope_theta") or base)
+        rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    return found
+
+
+def _obstacles(
+    name: str, config: Mapping[str, Any], ropes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Reasons for which llama.cpp would compute something else."""
+    scaling, local = (ropes[kind]["rope_type"] for kind in (GLOBAL, LOCAL))
+    if scaling not in SCALINGS.get(name, ("default", "linear")) or (
+        name == "gemma3" and local != "default"
+    ):
+        yield f"It scales its rotary positions ({scaling if scaling != 'default' else local})."
+    if config.get("mlp_bias"):
+        yield "Its feed-forward layers have biases."
+    used, usual = _activation(config), "gelu_pytorch_tanh" if name in GEMMA else "silu"
+    if used != usual:
+        yield f"Its activation is {used}, and llama.cpp's for {name} is {usual}."
+    yield from _window_obstacles(name, config)
+    if name in GEMMA:
+        yield from _gemma_obstacles(name, config)
+    width = config["num_attention_heads"] * (config.get("head_dim") or 0)
+    if name == "phi3" and width not in (0, config["hidden_size"]):
+        yield "Its heads are not as wide as its hidden states together."
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    usual = "gelu_pytorch_tanh" if config["model_type"].startswith("gemma") else "silu"
+    used = str(config.get("hidden_activation") or config.get("hidden_act") or usual)
+    return usual if (config["model_type"], used) == ("gemma", "gelu") else used  # its old name
+
+
+def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    if period := PERIODS.get(name):
+        number = config["num_hidden_layers"]
+        expected = [LOCAL if (n + 1) % period else GLOBAL for n in range(number)]
+        own = config.get("sliding_window_pattern", period)
+        if (config.get("layer_types") or expected) != expected or own != period:
+            yield f"llama.cpp has a layer without a sliding window every {period} layers."
+        return
+    window = config.get("sliding_window")
+    used = config.get("use_sliding_window", config["model_type"] in ("mistral", "phi3"))
+    short = used and window and window < config["max_position_embeddings"]
+    if short or LOCAL in (config.get("layer_types") or ()):
+        yield "Some of its layers attend to a sliding window only."
+
+
+def _gemma_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    head, caps = config["head_dim"], ("attn_logit_softcapping", "final_logit_softcapping")
+    missing = [cap for cap in caps if not config.get(cap)]
+    if name == "gemma2" and missing:
+        yield f"llama.cpp caps its logits, and it has no {missing[0]}."
+    if name == "gemma3" and len(missing) < len(caps):
+        yield "It caps logits, which llama.cpp's Gemma 3 does not."
+    if name != "gemma":
+        heads = config["num_attention_heads"]
+        divided = config["num_hidden_layers"] == DIVIDED_SCALE[name]
+        scale = config["hidden_size"] // heads if divided else head
+        if config.get("query_pre_attn_scalar", 256) != scale:
+            yield f"Its queries are not scaled by the root of {scale}."
+    if config.get("attention_bias"):
+        yield "Its attention has biases."
+    if config.get("use_bidirectional_attention"):
+        yield "Its tokens also see those after them."
+    if name != "gemma3" and not _tied(config):
+        yield "Its head is not its embedding."
+
+
+def _tied(config: Mapping[str, Any]) -> bool:
+    usual = config["model_type"].startswith("gemma")
+    return bool(config.get("tie_word_embeddings", usual))
+
+
+def _keys(
+    name: str, config: Mapping[str, Any], ropes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, int | float | str]]:
+    """Keys of some architectures, and of scaled positions."""
+    rope = ropes[GLOBAL]
+    if rope["rope_type"] == "linear":
+        yield from (("rope.scaling.type", "linear"), ("rope.scaling.factor", float(rope["factor"])))
+    if name in PERIODS:
+        yield "attention.sliding_window", config["sliding_window"]
+    if name == "gemma2":
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+            yield cap, float(config[cap])
+    if name == "gemma3":
+        yield "rope.freq_base_swa", ropes[LOCAL]["rope_theta"]
+    if name == "phi3":
+        yield "attention.sliding_window", config.get("sliding_window") or 0
+        yield "rope.scaling.original_context_length", _original_context(config, rope)
+        if rope["rope_type"] == "longrope":
+            yield "rope.scaling.attn_factor", _attention_factor(config, rope)
+
+
+def _original_context(config: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
+    known = config.get("original_max_position_embeddings")
+    known = known or rope.get("original_max_position_embeddings")
+    return int(known or config["max_position_embeddings"])
+
+
+def _attention_factor(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+    """sqrt(1 + ln(context / original) / ln original), of cosines and sines (LongRoPE)."""
+    if given := rope.get("attention_factor"):
+        return float(given)
+    original = _original_context(config, rope)
+    ratio = config["max_position_embeddings"] / original
+    return math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+
+
+def _factors(
+    config: Mapping[str, Any], rope: Mapping[str, Any], rotated: int
+) -> dict[str, tuple[float, ...]]:
+    """The tensors of factors by their names in GGUF."""
+    if rope["rope_type"] == "longrope":
+        return {
+            f"rope_factors_{length}.weight": tuple(map(float, rope[f"{length}_factor"]))
+            for length in ("long", "short")
+        }
+    if rope["rope_type"] == "llama3":
+        original = _original_context(config, rope)
+        inverse = (rope["rope_theta"] ** (2 * n / rotated) for n in range(rotated // 2))
+        return {"rope_freqs.weight": tuple(_llama3_factor(1 / x, rope, original) for x in inverse)}
+    return {}
+
+
+def _llama3_factor(theta: float, rope: Mapping[str, Any], original: int) -> float:
+    """What Llama 3.1 divides a frequency by: `factor` where fewer than `low` of its waves fit into
+    the original context, 1 where more than `high` do, and 1 / ((1 - t) / factor + t) between."""
+    low, high, factor = (rope[f"{x}factor"] for x in ("low_freq_", "high_freq_", ""))
+    waves = original * theta / (2 * math.pi)
+    if waves < low:
+        return float(factor)
+    t = min(1.0, (waves - low) / (high - low))
+    return 1 / ((1 - t) / factor + t)
 
 
 def _refused(why: str) -> ConfigError:

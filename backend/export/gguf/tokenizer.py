@@ -17,6 +17,7 @@ from typing import Any
 
 from backend.errors import ConfigError
 
+SPACE = {"String": " "}
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}|"
@@ -117,8 +118,11 @@ def _described(step: Mapping[str, Any]) -> str:
 
 
 def _puts_space(stored: Mapping[str, Any]) -> bool:
-    """Whether the text gets a space in front; the other steps write spaces as the token ▁."""
+    """Whether the text gets a space in front; the other steps write spaces as the token ▁, so that
+    none is left for Gemma's last step to split at."""
     steps = [*_steps(stored.get("normalizer")), *_steps(stored.get("pre_tokenizer"))]
+    written = any(s["type"] == "Replace" and s["pattern"] == SPACE for s in steps)
+    steps = [s for s in steps if not (written and s["type"] == "Split" and s["pattern"] == SPACE)]
     unknown = {step["type"] for step in steps} - {"Prepend", "Replace", "Metaspace"}
     if unknown:
         raise _refused(f"llama.cpp has no rules for its {', '.join(sorted(unknown))}.")

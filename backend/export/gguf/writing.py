@@ -36,13 +36,15 @@ WRITING = "Writing tensors"
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A parameter to write, in a file or in memory. `heads`: whose rows change places."""
+    """A parameter to write, in a file or in memory. `heads`: whose rows change places; `shift` is
+    added."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     place: Path | Tensor | QuantizedWeight
     heads: int = 0
+    shift: float = 0.0
 
     def read(self) -> Tensor | QuantizedWeight:
         """The parameter, its rows in the order of GGUF."""
@@ -50,6 +52,8 @@ class GGUFSource:
         if isinstance(place, Path):
             with safe_open(place, "pt") as stored:
                 place = stored.get_tensor(self.name)
+        if isinstance(place, Tensor) and self.shift:
+            return place.float() + self.shift
         if not self.heads:
             return place
         if isinstance(place, Tensor):
@@ -96,7 +100,8 @@ def write_gguf(
     for source, kind in sources:
         size = prod(quant_shape_to_byte_shape(source.shape, kind))
         dtype = np.dtype(np.float32)  # of the numbers the shape counts, not of the file
-        writer.add_tensor_info(_named(source.name, names), source.shape, dtype, size, kind)
+        name = source.name if source.name in sizes.factors else _named(source.name, names)
+        writer.add_tensor_info(name, source.shape, dtype, size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -121,10 +126,13 @@ def _add_sizes(writer: GGUFWriter, sizes: GGUFArchitecture) -> None:
     writer.add_head_count_kv(sizes.key_heads)
     writer.add_key_length(sizes.head_size)
     writer.add_value_length(sizes.head_size)
-    writer.add_rope_dimension_count(sizes.head_size)
+    writer.add_rope_dimension_count(sizes.rotated)
     writer.add_rope_freq_base(sizes.rope_base)
     writer.add_layer_norm_rms_eps(sizes.norm_epsilon)
     writer.add_vocab_size(sizes.vocabulary)
+    for key, value in sizes.keys.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{sizes.name}.{key}", value)
 
 
 def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -> None:
@@ -150,7 +158,10 @@ def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GG
         if sizes.tied and module == "lm_head":
             continue
         heads = next((n for end, n in sizes.rows.items() if module.endswith(end)), 0)
-        yield replace(source, heads=heads)
+        shift = sizes.norm_shift if module.endswith("norm") else 0.0
+        yield replace(source, heads=heads, shift=shift)
+    for name, factors in sizes.factors.items():
+        yield GGUFSource(name, (len(factors),), torch.float32, torch.tensor(factors))
 
 
 def _plain_sources(folder: Path) -> Iterator[GGUFSource]:

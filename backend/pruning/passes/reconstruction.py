@@ -19,16 +19,17 @@ from backend.training.block_reconstruction import (
     Parameters,
     Reconstruction,
     reconstruct,
+    sizes_of,
 )
 
 UNITS = 2  # of work, per linear and epoch
 
 
 class MaskedWeights:
-    """The weights of pruned linears, by module: W = W_start + p * s, with s = 0 where W_start is 0.
+    """The weights of pruned linears, by module: W = W_start + p s, with s = 0 where W_start is 0.
 
     Args:
-        rate: of a step, relative to the sizes s of the weights (`sizes_of`).
+        rate: of a step, relative to the sizes s of the weights.
     """
 
     def __init__(self, start: dict[str, Tensor], rate: float) -> None:
@@ -40,23 +41,6 @@ class MaskedWeights:
     def weights(self, parameters: Parameters) -> dict[str, Tensor]:
         """Module -> W [out, in]."""
         return {m: torch.addcmul(W, parameters[m], self._sizes[m]) for m, W in self._start.items()}
-
-
-def sizes_of(W: Tensor) -> Tensor:
-    import os
-
-    square = W.square()
-    if os.environ.get("SF") != "balanced":
-        kept = square[W != 0]
-        return torch.full_like(W, kept.mean().sqrt().item() if len(kept) else 1.0)
-    columns = torch.ones_like(W[:1])
-    for _ in range(8):
-        rows = (square / columns).mean(1, keepdim=True)
-        rows = torch.where(rows > 0, rows, 1.0)
-        columns = (square / rows).mean(0, keepdim=True)
-        columns = torch.where(columns > 0, columns, 1.0)
-    dens = (W != 0).float().mean()
-    return (rows * columns / dens).sqrt()
 
 
 class ReconstructionPass(BlockPass):

@@ -27,7 +27,7 @@ from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.grid import QuantGrid
 from backend.quantization.plan import QuantSettings
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.training.block_reconstruction import Examples, Parameters, reconstruct, unit_of
+from backend.training.block_reconstruction import Examples, Parameters, reconstruct, sizes_of
 
 HELD_OUT_SHARE = 0.125  # share of the calibration segments
 RATE = 2.6e-3  # learning rate of the weights, relative to their root mean square
@@ -106,38 +106,37 @@ def _require_finite(parameters: Parameters, block: str) -> None:
 
 class TrainedGrids:
     """What is trained of the linears of a block, and the weights it stands for: "MODULE/m",
-    "MODULE/W", the weights in units of the layer, and "MODULE/z" on a grid with offsets."""
+    "MODULE/p", with W = W_start + p s (`sizes_of`), and "MODULE/z" on a grid with offsets."""
 
     def __init__(
         self,
         starts: Mapping[str, tuple[Tensor, QuantGrid]],
         settings: Mapping[str, QuantSettings],
     ) -> None:
-        self.grids = {module: grid for module, (_, grid) in starts.items()}
-        self.units: dict[str, float] = {}
-        self.masks: dict[str, Tensor] = {}
+        self.starts = starts
+        self.sizes: dict[str, Tensor] = {}
         self.parameters: dict[str, Tensor] = {}
         self.rates: dict[str, float] = {}
         for module, (W, grid) in starts.items():
-            (unit, size), ones = unit_of(W), torch.ones_like(grid.scale)
-            self.units[module] = unit
-            self.parameters |= {f"{module}/W": W / unit, f"{module}/m": ones}
-            self.rates |= {f"{module}/W": RATE * size, f"{module}/m": RATE_M}
+            self.sizes[module] = sizes_of(W)
+            if settings[module].keep_zeros:
+                self.sizes[module] *= W != 0
+            ones = torch.ones_like(grid.scale)
+            self.parameters |= {f"{module}/p": torch.zeros_like(W), f"{module}/m": ones}
+            self.rates |= {f"{module}/p": RATE, f"{module}/m": RATE_M}
             if settings[module].grid == "offset":  # so that z moves values as far as m does
                 self.parameters[f"{module}/z"] = grid.zero
                 self.rates[f"{module}/z"] = RATE_M * grid.top / 2
-            if settings[module].keep_zeros:
-                self.masks[module] = (W != 0).to(W.dtype)
 
     def weights(self, parameters: Parameters) -> dict[str, Tensor]:
         """Module -> What [out, in], to differentiate by the parameters."""
-        return {module: self._rounded(parameters, module) for module in self.grids}
+        return {module: self._rounded(parameters, module) for module in self.starts}
 
     def result(self, parameters: Parameters, module: str) -> tuple[Tensor, QuantGrid]:
         """Weights to round [out, in], and their grid."""
-        grid, W = self.grids[module], parameters[f"{module}/W"] * self.units[module]
+        start, grid = self.starts[module]
+        W = torch.addcmul(start, parameters[f"{module}/p"], self.sizes[module])
         zero = parameters.get(f"{module}/z", grid.zero)
-        W = W if module not in self.masks else W * self.masks[module]
         return W, QuantGrid(grid.bits, parameters[f"{module}/m"] * grid.scale, zero)
 
     def _rounded(self, parameters: Parameters, module: str) -> Tensor:

@@ -66,10 +66,10 @@ def train_stage(
         watch: called with the number of steps done, before the first and after each.
 
     Raises:
-        ComputeError: it diverges at all rates.
+        DivergenceError: the first one, where it diverges at all rates.
     """
     begun = [p.detach().clone() for p in parameters.values()]
-    before = _judged(run, reporter)
+    before, first = _judged(run, reporter), None
     for attempt in range(distributed.broadcast(failed_attempts(run.store, stage)), ATTEMPTS):
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), begun, strict=True):
@@ -82,9 +82,10 @@ def train_stage(
             worse = distributed.broadcast(ratio is not None and ratio.low > 1)
             if ratio:
                 why = f"raised the held-out perplexity by {100 * (ratio.value - 1):.1f} %"
-        except DivergenceError:
+        except DivergenceError as error:
+            first = first or error
             if attempt == ATTEMPTS - 1:
-                raise
+                raise first from error
         if not worse or attempt == ATTEMPTS - 1:
             return
         run.store.save(_failed(stage, attempt), {})

@@ -119,22 +119,14 @@ void check_passes() {
   const Weights gate(INT4, 96, WIDTH), up(INT8, 96, WIDTH), down(INT8, WIDTH, 96);
   const Weights table(BF16, WORDS, WIDTH), head(INT8, WORDS, WIDTH);
   const std::vector<float> ones(WIDTH, 1.0f), tables(LENGTH * HEAD / 2, 0.5f);
-  const Layer layer{qkv.matrix,  out.matrix,  gate.matrix, up.matrix, down.matrix,
-                    ones.data(), ones.data(), nullptr,     nullptr};
-  const Layer layers[] = {layer, layer};
-  const Model model{2,
-                    WIDTH,
-                    4,
-                    2,
-                    HEAD,
-                    96,
-                    1e-5f,
-                    table.halves.data(),
-                    layers,
-                    ones.data(),
-                    head.matrix,
-                    tables.data(),
-                    tables.data()};
+  Layer layer{qkv.matrix, out.matrix, gate.matrix, up.matrix, down.matrix};
+  layer.attention_norm = layer.mlp_norm = ones.data();
+  Layer windowed = layer;
+  windowed.attention_out_norm = windowed.mlp_out_norm = ones.data(), windowed.window = 7;
+  const Layer layers[] = {layer, windowed};
+  Model model{2, WIDTH, 4, 2, HEAD, 96, HEAD, GELU, 1e-5f, 2, 0.25f, 5, 1, 3};
+  model.embedding = table.halves.data(), model.layer = layers, model.final_norm = ones.data();
+  model.read_out = head.matrix, model.cosines[0] = model.sines[0] = tables.data();
   const std::vector<float> expected = logits(model, 1, 1);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; caller++)

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -26,8 +30,9 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.engine import decode
 from backend.decoding.native import compiler, weights
 from backend.decoding.native.compiler import NATIVE, CompilerError
+from backend.decoding.native.families import unsupported
 from backend.decoding.native.linear import NativeLinear
-from backend.decoding.native.model import NativeModel, unsupported
+from backend.decoding.native.model import NativeModel
 from backend.decoding.prompt_lookup import PromptLookup
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
@@ -41,6 +46,13 @@ SIZES = {
     "vocab_size": 203, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 112,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
 }  # fmt: skip
+WINDOW = 14  # shorter than what is read
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32, "rope_theta": 1e4}  # fmt: skip
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [4.0] * 4,
+        "rope_theta": 1e4, "partial_rotary_factor": 0.5}  # fmt: skip
+GEMMA = {**SIZES, "head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 24,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}  # fmt: skip
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -49,6 +61,20 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**SIZES),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "llama 3.1": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "mistral with windows": MistralConfig(**SIZES, sliding_window=WINDOW),
+    "qwen2 with windows": Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
+    "gemma": GemmaConfig(**SIZES, head_dim=48),
+    "gemma2": Gemma2Config(**GEMMA, attn_logit_softcapping=9.0, final_logit_softcapping=7.0),
+    "gemma3": Gemma3TextConfig(
+        **GEMMA, rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_theta=1e3
+    ),
+    "phi3": Phi3Config(**SIZES, pad_token_id=0, sliding_window=WINDOW),
+    "phi3, long": Phi3Config(
+        **SIZES, pad_token_id=0, original_max_position_embeddings=64, rope_parameters=LONG
+    ),
 }
 VARIANTS = {"this processor": NATIVE, "AVX2": ("-mavx2", "-mfma"), "plain": ()}
 TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
@@ -220,9 +246,12 @@ def test_a_matrix_with_few_zeros_stays_dense() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(variant: str) -> None:
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(
+    variant: str, name: str
+) -> None:
     """So drafts change no text, in bfloat16 as little as in float32."""
-    model = built(FAMILIES["llama"])
+    model = built(FAMILIES[name])
     native, ids, found = NativeModel(model, VARIANTS[variant]), tokens(model, 24), []
     for number in (1, 2, 3, 5, 8, 24):
         cache = native.new_cache(24)
@@ -234,11 +263,12 @@ def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(variant: str
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str) -> None:
-    model = built(FAMILIES["llama"])
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 40).view(5, 8)
-    begun = [3, 0, 5, 1, 4]  # they may be of any length
-    alone, together = ([native.new_cache(16) for _ in ids] for _ in range(2))
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str, name: str) -> None:
+    model = built(FAMILIES[name])
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 5 * 24).view(5, 24)
+    begun = [3, 0, 17, 1, 20]  # they may be of any length
+    alone, together = ([native.new_cache(32) for _ in ids] for _ in range(2))
     for caches in (alone, together):
         for row, cache, length in zip(ids, caches, begun, strict=True):
             native.read(row[:length], cache)

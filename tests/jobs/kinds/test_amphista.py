@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,13 +13,12 @@ from backend.drafters.checkpoint import Amphista
 from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
 from backend.drafters.training.head_accuracy import NODES
-from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.errors import ConfigError, ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
 from backend.store import frames, queries
-from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES
 from jobs.amphista.config import AmphistaJob
@@ -34,9 +33,9 @@ from jobs.amphista.estimate import (
 )
 from jobs.metrics import metric
 from jobs.reproduction import compare
-from jobs.submit import checked, submit
+from jobs.submit import checked
 from tests.drafters.toys import base, drafter_of
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import Wait, succeeded
 
 SMALL = {
     "model": "toy", "answers": 48, "heldout": 16, "answer_tokens": 24, "minutes": 0, "steps": 24,
@@ -44,16 +43,8 @@ SMALL = {
 }  # fmt: skip
 
 
-class DiskUsage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("amphista", {**SMALL, **values}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
+    return succeeded(wait, "amphista", {**SMALL, **values})
 
 
 def values(job: Job) -> dict[tuple[str, str], float]:
@@ -113,31 +104,6 @@ def test_medusa_learns_from_text(wait: Wait) -> None:
     assert "predict the base model's responses less well" in estimate.warnings[0]
 
 
-@pytest.mark.parametrize(
-    ("changed", "error", "field"),
-    [
-        ({"heads": 0}, ConfigError, "heads"),
-        ({"heldout": 48}, ConfigError, "heldout"),
-        ({"answer_tokens": 4096}, ConfigError, "answer_tokens"),
-        ({"architecture": "hydra", "ablation": "encoder only"}, ConfigError, "ablation"),
-        ({"speed": 9}, ConfigError, "speed"),
-        ({"model": "nobody/nothing"}, ModelError, "model"),
-        ({"prompts": "file:../../etc/passwd"}, DatasetError, "prompts"),
-        ({"prompts": "unknown"}, DatasetError, "prompts"),
-        ({"data": "text", "training_text": "file:none.txt"}, DatasetError, "training_text"),
-        ({"data": "text", "training_text": "self"}, DatasetError, "training_text"),
-        ({"data": "songs"}, ConfigError, "data"),
-    ],
-)
-def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, changed: dict, error: type[SlimscopeError], field: str
-) -> None:
-    with pytest.raises(error) as refused:
-        submit("amphista", {**SMALL, **changed}, HOST)
-    assert refused.value.field == field and refused.value.what
-    assert queries.jobs() == []
-
-
 def test_a_model_of_chats_asks_itself_as_well() -> None:
     config = AmphistaJob.model_validate({"model": "smollm2-135m"})
     toy = inspect("toy")
@@ -195,7 +161,7 @@ def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
 
 
 def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="does not fit on the disk") as refused:
         checked("amphista", SMALL)
     assert refused.value.field == "answers" and "fewer" in refused.value.do

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
-from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.quantization.config import DLQATStage
+from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
 from backend.queue.folders import run_folder, work_folder
 from backend.settings import settings
@@ -20,42 +18,32 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
-from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
 from jobs.dlqat.kind import verdict
+from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
-from tests.queue.conftest import HOST, Wait
+from tests.jobs.kinds.conftest import Reload
+from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
     "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
     "steps": 4, "batch": 2, "length": 32, "threads": 1, "precision": "float32",
     "sample_tokens": 4, "stages": ["rtn", "gptq", "dlqat"], "packed": False,
 }  # fmt: skip
-Reloaded = Callable[..., dict[str, float]]
 
 
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("dlqat", {**SMALL, **values}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
+    return succeeded(wait, "dlqat", {**SMALL, **values})
 
 
 def figures(job: Job, metric: str) -> dict[str, float]:
     return {r.stage: r.value for r in queries.results([job.id]) if str(r.metric) == metric}
 
 
-@pytest.fixture
-def reloaded(plain_transformers: Reloaded) -> Reloaded:
-    """Perplexity and share of zeros of a run's model, by a process that knows nothing of us."""
-    tokenizer = load("toy").tokenizer
-    rows = evaluation_slice("toystories", tokenizer, SMALL["windows"], 64).input_ids.tolist()
-    return lambda run: plain_transformers(folder=str(run_folder(run) / "model"), ids=rows)
-
-
-def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
+def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, stages="rtn, gptq, dlqat, dlqat-kd, lora", packed=True)
     found = record(job.run)
     perplexity = figures(job, "perplexity")
@@ -64,8 +52,15 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert figures(job, "bits_per_weight")["dlqat"] == 3.5
     trained = figures(job, "parameters")
     assert trained["lora"] < trained["dlqat"] == trained["dlqat-kd"]
+    kept, reason = found["kept_stage"], found["kept_reason"]
+    held = figures(job, "heldout_loss")
+    assert (
+        held.keys() == perplexity.keys() - {"dense"} and f"{STAGE_LABELS[kept]} is kept" in reason
+    )
+    assert "on held-out text (" in reason and reason in (_run_text(found))
+    assert found["environment"]["text"]["held-out"]["windows"] == 8
     assert {"kl_to_dense", "top1_agreement"} <= {
-        r["metric"] for r in found["results"] if r["stage"] == "dlqat"
+        r["metric"] for r in found["results"] if r["stage"] == kept
     }
     assert len(found["tensors"]) == 21 * 6
     assert found["environment"]["text"]["training"]["corpus"] == "toystories"
@@ -73,9 +68,9 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert {"loss@dlqat", "rate@dlqat", "changed@dlqat", "m/p50@dlqat", "loss@lora"} <= names
     profiles = frames.profile_names(job.id)
     assert set(profiles[profiles["name"] == "magnitude"]["step"]) == {*range(5)}
-    assert reloaded(job.run)["perplexity"] == pytest.approx(perplexity["dlqat"], rel=1e-5)
-    assert figures(job, "bytes/compressed-tensors")["dlqat"] > 0
-    assert figures(job, "tokens_per_second").keys() == {"dense", "dlqat"}
+    assert reloaded(job.run, 4)["perplexity"] == pytest.approx(perplexity[kept], rel=1e-5)
+    assert figures(job, "bytes/compressed-tensors")[kept] > 0
+    assert figures(job, "tokens_per_second").keys() == {"dense", kept}
     card = (run_folder(job.run) / "model" / "README.md").read_text()
     assert f"| DL-QAT | {perplexity['dlqat']:.3f} |" in card and job.run in card
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
@@ -93,52 +88,9 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch
         stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
-    assert job.kept_stage == "rtn"
+    assert job.kept_stage == "rtn" and "RTN, min-max is kept, as" in job.kept_reason
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "field", "said"),
-    [
-        ({"group_size": 128}, ConfigError, "group_size", "Choose 8, 16, 32, 64, or 0"),
-        ({"bits": 1}, ConfigError, "bits", "2 or more"),
-        ({"bits": 9}, ConfigError, "bits", "8 or less"),
-        ({"rank": 0, "stages": "lora-only"}, ConfigError, "rank", "train"),
-        ({"stages": ""}, ConfigError, "stages", "There is nothing to make"),
-        ({"stages": "dlqat, gptq-4"}, ConfigError, "stages", "It must be 'rtn', "),
-        ({"length": 4096}, ConfigError, "length", "256"),
-        ({"exclude": "attention.*"}, ConfigError, "exclude", "attention"),
-        (
-            {"format": "gptq", "bits": 5},
-            ConfigError,
-            "format",
-            "compressed-tensors, slimscope or dense",
-        ),
-        ({"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
-        ({"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
-        ({"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid", "0"),
-        ({"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
-        ({"start": "block-wise"}, ConfigError, "start", "not among the stages"),
-        ({"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
-        ({"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
-        ({"keep": "best"}, ConfigError, "keep", ""),
-        ({"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
-        ({"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
-        ({"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
-        ({"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
-        ({"context": 4096}, ConfigError, "context", ""),
-        ({"model": "nobody/nothing"}, ModelError, "model", ""),
-        ({"speed": 9}, ConfigError, "speed", ""),
-    ],
-)
-def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, values: dict, error: type[SlimscopeError], field: str, said: str
-) -> None:
-    with pytest.raises(error, match=said or None) as refused:
-        submit("dlqat", {**SMALL, **values}, HOST)
-    assert refused.value.field == field and refused.value.what
-    assert queries.jobs() == []
 
 
 def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path, monkeypatch):
@@ -229,9 +181,11 @@ def test_the_verdict_in_words(perplexity: dict, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "kept"),
-    [("hqq, awq", "hqq"), ("awq, rotated-gptq", "rotated-gptq"), ("lora-gptq", "lora-gptq"),
-     ("gptq-order, rotated-gptq", "gptq-order"), ("rtn, block-wise, m-only", "m-only")],
+    ("values", "candidates"),
+    [({"stages": "hqq, awq"}, ["hqq"]), ({"stages": "awq, lora-gptq"}, ["lora-gptq"]),
+     ({"stages": "awq, rtn", "format": "dense"}, ["rtn", "awq"]),
+     ({"stages": "dlqat, gptq, lora, m-only"}, ["gptq", "m-only", "dlqat"]),
+     ({"stages": "dlqat, gptq", "keep": "gptq"}, ["gptq"])],
 )  # fmt: skip
-def test_what_is_exported_is_the_best_of_what_can_be(stages: str, kept: str) -> None:
-    assert DLQATJob.model_validate({**SMALL, "stages": stages}).kept == kept
+def test_what_can_be_kept_is_what_the_format_can_hold(values: dict, candidates: list[str]) -> None:
+    assert DLQATJob.model_validate({**SMALL, **values}).candidates == candidates

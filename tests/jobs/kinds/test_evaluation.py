@@ -46,17 +46,11 @@ from jobs.metrics import (
 )
 from jobs.submit import checked, submit
 from tests.jobs.kinds.test_sds import SMALL
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 TINY = {"context": 64, "windows": 8, "threads": 1, "sample_tokens": 8}
+SELF = {"model": "toy", "dense": "toy", "speed": False}
 Rows = dict[tuple[str, MetricKey], Result]
-
-
-def finished(wait: Wait, kind: str, **values: object) -> Job:
-    job = submit(kind, values, HOST)
-    ended = wait(job.id, State.SUCCEEDED, State.FAILED)
-    assert ended == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
 
 
 def figures(run: int) -> Rows:
@@ -77,8 +71,8 @@ def resumed_without(loop: SupervisorLoop, wait: Wait, run: int, metric: MetricKe
 def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
-    pruned = finished(wait, "sds", **SMALL, control=False, adjust="off")
-    job = finished(wait, "evaluation", model=pruned.run, **TINY)
+    pruned = succeeded(wait, "sds", {**SMALL, "control": False, "adjust": "off"})
+    job = succeeded(wait, "evaluation", {"model": pruned.run, **TINY})
     rows, theirs = figures(job.id), figures(pruned.id)
     kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
@@ -115,9 +109,7 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
     loop: SupervisorLoop, wait: Wait
 ) -> None:
     few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0}
-    job = finished(
-        wait, "evaluation", model="toy", dense="toy", speed=False, tasks="Endings", **few
-    )
+    job = succeeded(wait, "evaluation", {**SELF, "tasks": "Endings", **few})
     rows, loaded = figures(job.id), load("toy")
     text = evaluation_slice("toystories", loaded.tokenizer, 2, 256)
     expected = score_endings(loaded.model.eval(), questions(text), 4, SilentReporter())
@@ -131,7 +123,7 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
 
 
 def test_a_model_is_equal_to_itself(wait: Wait) -> None:
-    job = finished(wait, "evaluation", model="toy", dense="toy", speed=False, **TINY)
+    job = succeeded(wait, "evaluation", SELF | TINY)
     rows = figures(job.id)
     assert rows[MODEL, KL_TO_DENSE].value == pytest.approx(0, abs=1e-6)
     assert rows[MODEL, TOP1_AGREEMENT].value == rows[MODEL, GREEDY_AGREEMENT].value == 1
@@ -143,7 +135,7 @@ def test_a_model_is_equal_to_itself(wait: Wait) -> None:
 
 
 def test_a_model_alone_has_nothing_to_be_compared_with(wait: Wait) -> None:
-    job = finished(wait, "evaluation", model="toy", **TINY)
+    job = succeeded(wait, "evaluation", {"model": "toy", **TINY})
     rows = figures(job.id)
     assert {stage for stage, _ in rows} == {MODEL}
     assert (MODEL, KL_TO_DENSE) not in rows and (MODEL, SPEED_UP) not in rows

@@ -8,7 +8,7 @@ import pytest
 
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.native.blocks import NativeCache
-from backend.errors import ConfigError, ModelError, SlimscopeError
+from backend.errors import ConfigError, ModelError
 from backend.models.loading import LoadedModel, load
 from backend.queue.folders import read_log, run_folder
 from backend.store import queries
@@ -32,7 +32,7 @@ from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, toy_prompts
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.jobs.playground.answering import AnsweringLoop
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 PROMPT = load("toy").tokenizer.decode(toy_prompts()[0], skip_special_tokens=True)
 SMALL = {
@@ -42,9 +42,7 @@ SMALL = {
 
 
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("generate", {**SMALL, **values}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
+    return succeeded(wait, "generate", {**SMALL, **values})
 
 
 def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
@@ -178,31 +176,6 @@ def test_sampling_and_stop_strings(wait: Wait) -> None:
     one, other = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert one.text == other.text  # the same seed
     assert " and " not in one.text and one.end in ("stop", "limit", "end")
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "field"),
-    [
-        ({"prompt": ""}, ConfigError, "prompt"),
-        ({"sides": " , "}, ConfigError, "sides"),
-        ({"sides": "toy,toy,toy,toy,toy"}, ConfigError, "sides"),
-        ({"sides": "amphista-0999"}, ConfigError, "sides"),
-        ({"sides": "sds-0999"}, ConfigError, "sides"),
-        ({"sides": "toy, nobody/nothing"}, ModelError, "sides"),
-        ({"sides": "/etc"}, ModelError, "sides"),
-        ({"max_new_tokens": 4000}, ConfigError, "max_new_tokens"),
-        ({"temperature": -1}, ConfigError, "temperature"),
-        ({"temperature": 1e-40}, ConfigError, "temperature"),
-        ({"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty"),
-    ],
-)
-def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, changed: dict, error: type[SlimscopeError], field: str
-) -> None:
-    with pytest.raises(error) as refused:
-        submit("generate", {**SMALL, **changed}, HOST)
-    assert refused.value.field == field and refused.value.what
-    assert queries.jobs() == []
 
 
 def test_who_answers_is_known_by_name(queue: Path) -> None:

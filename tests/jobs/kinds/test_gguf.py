@@ -10,15 +10,13 @@ import pytest
 from backend.errors import SlimscopeError
 from backend.queue.folders import run_folder
 from backend.store import queries
-from backend.store.states import State
 from jobs.submit import submit
 from tests.models.sources.test_gguf import write_toy
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 
 def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
-    job = submit("gguf", {"model": "toy", "type": "Q8_0"}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    job = succeeded(wait, "gguf", {"model": "toy", "type": "Q8_0"})
     file = run_folder(job.run) / "GGUF" / "Toy-stories-built-in-Q8_0.gguf"
     assert str(gguf.GGUFReader(file).get_field("general.architecture").contents()) == "llama"
     (size,) = [r.value for r in queries.results([job.id]) if str(r.metric) == "bytes/Q8_0"]
@@ -39,5 +37,4 @@ def test_what_gguf_cannot_hold_is_refused_before_it_waits(queue: Path) -> None:
 
 def test_a_file_is_exported_by_its_path(wait: Wait, queue: Path) -> None:
     file = write_toy(queue / "models" / "toy.gguf")
-    job = submit("gguf", {"model": str(file), "type": "Q4_0"}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    succeeded(wait, "gguf", {"model": str(file), "type": "Q4_0"})

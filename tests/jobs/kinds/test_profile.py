@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.errors import ConfigError, NotFoundError
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.store import queries
 from backend.store.states import State
 from jobs.operations.budget import budget
@@ -71,3 +71,49 @@ def test_other_runs_are_no_profiles(queue: object) -> None:
     waiting = submit("profile", SMALL, HOST)
     with pytest.raises(ConfigError, match="has measured no layer yet"):
         profile_of_run(waiting.run)
+
+
+def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
+    """Budget -> plan of each method; a search on the same profile -> allocation of another run."""
+    made = submit("profile", SMALL | {"measured": ""}, HOST)
+    assert wait(made.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
+    assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
+    config = {"model": "toy", "allocation": "budget:3bits", "format": "dense", "packed": False,
+              "overrides": "mlp.down_proj=int4-g64"}  # fmt: skip
+    quantized = queries.plan(submit("dlqat", config, HOST).id)
+    assert quantized is not None
+    groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
+    assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
+    for kind, allocation, said in (
+        ("sds", "budget:3bits", "not for a method by which layers are pruned"),
+        ("dlqat", "budget:50%", "not for a method by which layers are quantized"),
+        ("sds", "budget:90%", "cannot be kept"),
+        ("sds", "best", "no allocation"),
+        ("sds", "search-0999", "search-0999"),
+    ):
+        with pytest.raises(SlimscopeError, match=said):
+            submit(kind, {"model": "toy", "allocation": allocation}, HOST)
+    search = submit(
+        "search",
+        {"model": "toy", "budget": "3bits", "minutes": 0.02, "context": 32, "segments": 4,
+         "windows": 8, "offspring": 4},
+        HOST,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="has found no mix yet"):
+        submit("dlqat", config | {"allocation": search.run}, HOST)
+    assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(
+        search.id
+    ).error
+    measured = {(r.stage, str(r.metric)): r.value for r in queries.results([search.id])}
+    assert {"dense", "solver", "search"} == {
+        stage for stage, name in measured if name == "perplexity"
+    }
+    found = queries.plan(submit("dlqat", config | {"allocation": search.run}, HOST).id)
+    assert found is not None
+    mix = queries.job(search.id).environment["mix"]
+    for group in found["groups"]:
+        for name in group["layers"]:
+            assert "down_proj" in name or mix[name] == f"int{group['bits']}-g64"
+    with pytest.raises(ConfigError, match="not for a method by which layers are pruned"):
+        submit("sds", {"model": "toy", "allocation": search.run}, HOST)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
-from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.errors import ConfigError, ModelError
 from backend.metric_key import MetricKey
-from backend.models.loading import load
 from backend.models.memory import RUNTIME
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_headers
@@ -23,7 +21,6 @@ from backend.store import frames, queries
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
-from backend.text.slices import evaluation_slice
 from jobs import sweep
 from jobs.comparison import StageComparison
 from jobs.imported import checked_plan
@@ -34,7 +31,8 @@ from jobs.sds.config import SDSJob
 from jobs.sds.estimate import memory_bytes, requirements
 from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
-from tests.queue.conftest import HOST, Wait
+from tests.jobs.kinds.conftest import Reload
+from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
     "model": "toy", "segments": 8, "context": 64, "windows": 8, "adjust_steps": 5,
@@ -45,31 +43,12 @@ SMALL = {
 LITTLE = int(1.1 * RUNTIME)  # memory that a run on the toy fits into, but not comfortably
 
 
-Reloaded = Callable[..., dict[str, float]]
-
-
-class DiskUsage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
 def finished(wait: Wait, **values: object) -> Job:
-    job = submit("sds", {**SMALL, **values}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
-    return queries.job(job.id)
-
-
-@pytest.fixture
-def reloaded(plain_transformers: Reloaded) -> Reloaded:
-    """Perplexity and share of zeros of a run's model, by a process that knows nothing of us."""
-    tokenizer = load("toy").tokenizer
-    rows = evaluation_slice("toystories", tokenizer, SMALL["windows"], 64).input_ids.tolist()
-    return lambda run: plain_transformers(folder=str(run_folder(run) / "model"), ids=rows)
+    return succeeded(wait, "sds", {**SMALL, **values})
 
 
 @pytest.mark.fresh_process  # of which the memory is measured
-def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> None:
+def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     job = finished(wait, pattern="2:4", base="wanda")
     found = record(job.run)
     assert {"id", "kind", "state", "config", "results", "tensors", "artifacts", "timings"} <= set(
@@ -85,7 +64,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     _, estimate = checked("sds", SMALL)
     assert 1e8 < found["timings"]["peak_bytes"] < 1.2 * estimate.bytes
     kept = found["kept_stage"]
-    plain = reloaded(job.run)
+    plain = reloaded(job.run, 8)
     assert plain["perplexity"] == pytest.approx(ppl[kept], rel=1e-4)
     assert plain["zero_share"] == 0.5
     losses = {p.stage: p.values for p in profiles(job.id, "", WINDOW_LOSSES)}
@@ -95,7 +74,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reloaded) -> Non
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
-def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) -> None:
+def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reload) -> None:
     small = {"until": "first", "pattern": "50%", "allocation": "owl"}
     whole = finished(wait, **small)
     streamed = finished(wait, **small, weights="streamed", activations="disk")
@@ -108,7 +87,7 @@ def test_a_streamed_run_ends_as_one_in_memory(wait: Wait, reloaded: Reloaded) ->
         assert values[0] == values[1] and values[0].keys() == {"dense", "first", "control"}
     curves = frames.by_key(frames.curves(streamed.id))
     assert {*curves[MetricKey("owl", "", "sparsity", "block")]["step"]} == {0, 1, 2}
-    assert reloaded(streamed.run)["zero_share"] == pytest.approx(0.5, abs=0.01)
+    assert reloaded(streamed.run, 8)["zero_share"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_data_free_calibration(wait: Wait) -> None:
@@ -116,36 +95,6 @@ def test_data_free_calibration(wait: Wait) -> None:
     assert job.environment["text"]["calibration"]["corpus"] == "self"
     stages = {r.stage for r in queries.results([job.id]) if str(r.metric) == "perplexity"}
     assert stages == {"dense", "first", "redense", "second"}
-
-
-@pytest.mark.parametrize(
-    ("values", "error", "field"),
-    [
-        ({"pattern": "3:5"}, ConfigError, "pattern"),
-        ({"pattern": "two"}, ConfigError, "pattern"),
-        ({"context": 4096}, ConfigError, "context"),
-        ({"context": 8}, ConfigError, "context"),
-        ({"segments": 0}, ConfigError, "segments"),
-        ({"base": "guess"}, ConfigError, "base"),
-        ({"speed": 9}, ConfigError, "speed"),
-        ({"exclude": "down_proj"}, ConfigError, "exclude"),
-        ({"overrides": "mlp.*=5:9"}, ConfigError, "overrides"),
-        ({"overrides": "mlp.*"}, ConfigError, "overrides"),
-        ({"allocation": "owl"}, ConfigError, "allocation"),
-        ({"weights": "streamed", "calibration_text": "self"}, ConfigError, "calibration_text"),
-        ({"model": "/etc"}, ModelError, "model"),
-        ({"model": "nobody/nothing"}, ModelError, "model"),
-        ({"calibration_text": "file:../../etc/passwd"}, DatasetError, "calibration_text"),
-        ({"evaluation_text": "self"}, DatasetError, "evaluation_text"),
-    ],
-)
-def test_bad_input_is_refused_before_it_is_queued(
-    queue: Path, values: dict, error: type[SlimscopeError], field: str
-) -> None:
-    with pytest.raises(error) as refused:
-        submit("sds", {**SMALL, **values}, HOST)
-    assert refused.value.field == field and refused.value.what
-    assert queries.jobs() == []
 
 
 def test_the_plan_of_the_submission_is_stored_repeated_and_checked_on_import(queue: Path) -> None:
@@ -258,7 +207,7 @@ def test_the_disk_is_asked_for_every_stage(queue: Path, monkeypatch: pytest.Monk
         sizes[0], sizes[0] - 2 * pruned, sizes[0], sizes[0] - 8 * pruned,
         sizes[0] + states,
     ]  # fmt: skip
-    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: DiskUsage(9, 8, 1))
+    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
     with pytest.raises(ConfigError, match="6 stages") as refused:
         checked("sds", SMALL)
     assert refused.value.field == "until"

@@ -24,15 +24,14 @@ from jobs.runtime.context import JobContext
 from jobs.submit import submit
 from jobs.weight_statistics.config import StatisticsJob
 from jobs.weight_statistics.run import measure_block
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 TOY = Path(backend.models.sources.toy.__file__).parent
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
 def test_every_matrix_is_measured_as_it_lies_in_the_file(wait: Wait) -> None:
-    job = submit("statistics", {"model": "toy"}, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    job = succeeded(wait, "statistics", {"model": "toy"})
     table = frames.tensor_table(job.id)
     assert len(table) == 21 and {*table["stage"]} == {"dense"}
     stored = {k: v.float().numpy() for k, v in load_file(TOY / "model.safetensors").items()}

@@ -24,6 +24,7 @@ from jobs.submit import submit
 from tests.fork_server import FORKS, begin_anew
 from tests.jobs.kinds.test_generate import SMALL
 from tests.queue.conftest import HOST
+from tests.waiting import until
 
 PATIENCE_S = 60
 TOKEN_S = 0.02  # of a slow answer
@@ -64,14 +65,6 @@ def start(queue: Path) -> Iterator[Start]:
     SupervisorLoop(LocalEngine(1)).turn()  # and what it had begun is nobody's
 
 
-def eventually(holds: Callable[[], bool], meanwhile: Callable[[], object] = bool) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        meanwhile()
-        time.sleep(0.02)
-
-
 def ask(**values: object) -> Job:
     return submit("generate", {**SMALL, **values}, HOST)
 
@@ -107,15 +100,15 @@ def test_a_killed_process_loses_nothing_and_gives_no_answer_twice(
     assert woken == [True, True]  # by each that asks
     woken.clear()
     process = start(slow=True)
-    eventually(lambda: queries.job(done.id).state == State.SUCCEEDED)
-    eventually(lambda: len(read_transcript(cut.run, 1).passes) > 2, loop.turn)
+    until(lambda: queries.job(done.id).state == State.SUCCEEDED)
+    until(lambda: len(read_transcript(cut.run, 1).passes) > 2, loop.turn)
     assert queries.job(cut.id).state == State.RUNNING and not woken
     process.kill()
-    eventually(lambda: queries.job(cut.id).state == State.QUEUED, loop.turn)
+    until(lambda: queries.job(cut.id).state == State.QUEUED, loop.turn)
     assert queries.job(cut.id).retries_left == service.RETRIES - 1
-    eventually(lambda: bool(woken), loop.turn)  # the supervisor starts the next
+    until(lambda: bool(woken), loop.turn)  # the supervisor starts the next
     start()
-    eventually(lambda: queries.job(cut.id).state == State.SUCCEEDED, loop.turn)
+    until(lambda: queries.job(cut.id).state == State.SUCCEEDED, loop.turn)
     assert [a.outcome for a in queries.attempts(cut.id)] == [None, "succeeded"]
     assert queries.job(done.id).attempts_made == 1
     assert len(read_transcript(cut.run, 1).tokens) <= 60
@@ -124,19 +117,19 @@ def test_a_killed_process_loses_nothing_and_gives_no_answer_twice(
 def test_an_answer_is_stopped_and_the_others_go_on(start: Start) -> None:
     stopped, other = ask(max_new_tokens=60), ask(max_new_tokens=60, seed=1)
     process = start(slow=True)
-    eventually(lambda: bool(read_transcript(stopped.run, 1).passes))
+    until(lambda: bool(read_transcript(stopped.run, 1).passes))
     service.cancel(stopped.run, HOST)
     service.cancel(stopped.run, HOST)  # twice: would kill the process of a job
     loop = SupervisorLoop(LocalEngine(1))
-    eventually(lambda: queries.job(stopped.id).state == State.CANCELLED, loop.turn)
-    eventually(lambda: queries.job(other.id).state == State.SUCCEEDED, loop.turn)
+    until(lambda: queries.job(stopped.id).state == State.CANCELLED, loop.turn)
+    until(lambda: queries.job(other.id).state == State.SUCCEEDED, loop.turn)
     assert process.is_alive() and queries.job(other.id).attempts_made == 1
 
 
 def test_an_end_on_request_leaves_the_answer_to_the_next(start: Start) -> None:
     job = ask(max_new_tokens=60)
     process = start(slow=True)
-    eventually(lambda: bool(read_transcript(job.run, 1).passes))
+    until(lambda: bool(read_transcript(job.run, 1).passes))
     process.terminate()
     process.join(PATIENCE_S)
     assert process.exitcode == 0

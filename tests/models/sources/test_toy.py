@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -12,7 +12,6 @@ from backend.models.sources.toy import train
 from backend.models.sources.toy.stories import stories
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 30))
 def test_a_seed_fixes_the_stories(seed, count):
     written = stories(seed, count)

@@ -32,6 +32,7 @@ def begun(
     calibration: Tensor | None = None,
     labels: Tensor | None = None,
     seed: int = 0,
+    heldout: Tensor | None = None,
     **fields: object,
 ) -> DLQAT:
     """A run in the folder. `rows` [n, length]: what it is trained on, and without others what it is
@@ -39,8 +40,9 @@ def begun(
     config = DLQATConfig.model_validate({"precision": "float32", **fields})
     calibration, labels = (rows if x is None else x for x in (calibration, labels))
     return DLQAT(
-        model, calibration, rows, labels, config, plan_of(config, model), Checkpoints(folder), seed
-    )
+        model, calibration, rows, labels, config, plan_of(config, model), Checkpoints(folder), seed,
+        heldout=heldout,
+    )  # fmt: skip
 
 
 def finished(qat: DLQAT, reporter: Reporter = QUIET) -> DLQAT:

@@ -129,7 +129,7 @@ def test_what_is_trained_is_what_is_stored(grid: str) -> None:
     zero = torch.full((4, 2), 3.3 if grid == "offset" else 4.0)
     starts = {"x": (W, QuantGrid(3, torch.full((4, 2), 0.3), zero))}
     trained = TrainedGrids(starts, {"x": QuantSettings(3, 32, grid, "minmax")})
-    assert [*trained.parameters] == ["x/W", "x/m"] + ["x/z"] * (grid == "offset")
+    assert [*trained.parameters] == ["x/p", "x/m"] + ["x/z"] * (grid == "offset")
     if grid == "offset":  # a step moves the outermost value as far by z as by m
         assert trained.rates["x/z"] == pytest.approx(trained.rates["x/m"] * 7 / 2)
     moved = {name: (p + 0.01).requires_grad_() for name, p in trained.parameters.items()}
@@ -139,8 +139,8 @@ def test_what_is_trained_is_what_is_stored(grid: str) -> None:
     What.sum().backward()
     code = W.view(4, 2, 32) / found.scale.unsqueeze(-1) + found.zero.unsqueeze(-1)
     inside = (code.round() > 0) & (code.round() < 7)
-    gradient = moved["x/W"].grad
-    assert gradient is not None
+    assert moved["x/p"].grad is not None
+    gradient = moved["x/p"].grad / trained.sizes["x"]
     torch.testing.assert_close(gradient.view(4, 2, 32)[inside], torch.ones(int(inside.sum())))
     outside = (code < -0.5) | (code > 7.5)
     assert outside.any() and (gradient.view(4, 2, 32)[outside] == 0).all()

@@ -35,9 +35,12 @@ def rows(calibration: Tensor) -> Tensor:
 def start(toy, calibration: Tensor, rows: Tensor, tmp_path: Path):
     """Makes a run in a folder of its own, or in one that is there."""
 
-    def make(folder: str = "run", labels: Tensor | None = None, **fields) -> DLQAT:
-        texts = (rows, calibration[:4, :LENGTH], labels)
-        return begun(toy(), tmp_path / folder, *texts, **QUICK | fields)
+    def make(folder: str = "run", labels: Tensor | None = None, change=None, **fields) -> DLQAT:
+        model, texts = toy(), (rows, calibration[:4, :LENGTH], labels)
+        if change:
+            change(model)
+        held = calibration[4:12, :LENGTH]
+        return begun(model, tmp_path / folder, *texts, heldout=held, **QUICK | fields)
 
     return make
 
@@ -219,6 +222,69 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
         made(start())
     assert f"step {after + 1}" in failed.value.what and failed.value.field == "rate"
     assert ("checkpoint is at step 2" in failed.value.why) is (after == 3)
+
+
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
+    start, recorder, tmp_path: Path, count: int
+) -> None:
+    """Stopped after `count` points of the loss, the run ends with the same bits."""
+    whole, told, rate = start("whole", rate=1.0), recorder(), 1.0
+    expected = made(whole, told)
+    lowered = whole.lowered("dlqat")
+    assert lowered in (0.25, 0.0625)
+    said = [line for line in told.lines if "is repeated at" in line]
+    assert len(said) == round(math.log(rate / lowered, 4))
+    assert "raised the held-out perplexity by" in said[0] or "diverged" in said[0]
+    assert told.progressed[-1][:2] == (4, 4)
+    cut = start("cut", rate=1.0)
+    with pytest.raises(CancelledError):
+        made(cut, recorder(stop=lambda found: len(found.metrics) > count))
+    again = start("cut", rate=1.0)
+    assert same(made(again), expected) and again.lowered("dlqat") == lowered
+    assert start("low", rate=1e-4).lowered("dlqat") is None
+
+
+def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
+    told, qat = recorder(), start()
+    made(qat, told)
+    assert qat.lowered("dlqat") is None and not any("repeated" in line for line in told.lines)
+    losses_after = qat.heldout_losses("dlqat", QUIET)
+    assert len(losses_after) == 8 and all(map(math.isfinite, losses_after))
+
+
+@pytest.mark.parametrize("stage", ["dlqat", "lora", "block-wise"])
+@pytest.mark.parametrize("factor", [2.0**-5, 2.0**4])
+def test_training_is_the_same_in_other_units_of_the_weights(
+    start, stage: str, factor: float
+) -> None:
+    """Norms in front of q, k, v, gate and up take over a power of two: the same codes, and the
+    same low-rank update relative to the weights."""
+
+    def change(model) -> None:
+        for block in model.model.layers:
+            for norm, layers in (
+                ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+            ):
+                block.get_parameter(f"{norm}.weight").data *= factor
+                for name in layers:
+                    block.get_parameter(f"{name}.weight").data /= factor
+
+    few = {"stages": stage, "stored": "float32", "start": "gptq"}
+    one, other = start("one", **few), start("other", change=change, **few)
+    for qat in (one, other):
+        qat.prepare(QUIET)
+        qat.make(stage, QUIET)
+    if stage == "lora":
+        pairs = [
+            (one.run.store.tensors("stage-lora", part), other.run.store.tensors("stage-lora", part))
+            for part in one.run.linears
+        ]
+        assert all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
+    else:
+        codes = [{n: x.codes for n, x in qat.converted(stage).items()} for qat in (one, other)]
+        assert same(*codes)
 
 
 def test_hooks_are_gone_after_training(start, recorder) -> None:

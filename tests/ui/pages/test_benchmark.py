@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from backend.settings import Settings
-from backend.store.migrate import upgrade
 from backend.store.tables import DecoderRow, MetricPoint
 from jobs.benchmark.report import (
     COMBINED,
@@ -56,8 +55,7 @@ def points(name: str, values: dict[int, float], number: int = 1) -> list[MetricP
 
 
 @pytest.fixture
-def measured(current: Settings) -> str:
-    upgrade()
+def measured(tables: Settings) -> str:
     run = job(1, kind="benchmark", config=CONFIG, environment=HERE, name=HOSTILE)
     store(
         run,
@@ -203,19 +201,16 @@ def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured
     assert draw(run="benchmark-0003")["yield_chart"].data[2].x[1] == 1.9
 
 
-def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(current: Settings) -> None:
-    upgrade()
+def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(tables: Settings) -> None:
     run = job(1, kind="benchmark", config=CONFIG, environment=HERE)
     store(run, figures(VANILLA, 1.0, {1: 9}), figures("lookup", 1.1, {1: 8, 3: 2}))
     shown = draw()
     assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
 
-def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(current: Settings) -> None:
-    upgrade()
+def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(tables: Settings) -> None:
     shown = draw(run="benchmark-0009")
     assert "Run a benchmark" in shown["head"] and shown["charts"]["visible"] is False
-    upgrade()
     store(
         job(
             1, kind="benchmark", state="running", config=CONFIG, done=1.0, total=4.0, stage="Prompt"

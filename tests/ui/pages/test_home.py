@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
-from backend.store.migrate import upgrade
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
-from tests.ui.lab import (
-    GUEST,
-    OTHER,
-    asked,
-    job,
-    measured,
-    model_folder,
-    pressed,
-    result,
-    store,
-)
+from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
 from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff
@@ -35,9 +24,8 @@ from ui.runs.rows import all_rows
 
 
 @pytest.fixture
-def lab(current: Settings) -> Settings:
+def lab(tables: Settings) -> Settings:
     """Four runs on one text, the third worse than the first in both; one on another; one failed."""
-    upgrade()
     store(
         *[job(n) for n in range(1, 6)],
         job(6, state="failed", error={"what": "Out of memory."}),
@@ -49,7 +37,7 @@ def lab(current: Settings) -> Settings:
         *(model_folder(n, 100 * n) for n in (1, 2, 3)),
         *(result(n, "run", "tokens_per_second", 40.0 + n) for n in (1, 2)),
     )
-    return current
+    return tables
 
 
 def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
@@ -59,8 +47,7 @@ def picture(of: str | None = None, x: str | None = None) -> dict[str, Any]:
 # what runs, what needs a look ---------------------------------------------------------------------
 
 
-def test_an_empty_folder_says_what_to_do_first(current: Settings) -> None:
-    upgrade()
+def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
     page = overview.draw(asked())
     running, latest, side = page["running"], page["latest"], page["side"]
     assert running == latest == "" and "Toy stories" in side
@@ -160,9 +147,8 @@ def test_the_perplexity_axis_shows_every_dot(low: float, high: float) -> None:
 
 
 @pytest.fixture
-def pruned(current: Settings) -> Settings:
+def pruned(tables: Settings) -> Settings:
     """A finished run with weights of one tensor at every stage, and perplexities."""
-    upgrade()
     values = {"dense": 10.0, "first": 30.0, "control": 22.0, "redense": 15.0, "sds": 20.0}
     store(job(1), *(result(1, stage, "perplexity", value) for stage, value in values.items()))
     for place, stage in enumerate(("dense", "first", "redense", "sds")):
@@ -174,7 +160,7 @@ def pruned(current: Settings) -> Settings:
         )  # fmt: skip
         table, values = tensor_row(1, seen)
         store(table(**values))
-    return current
+    return tables
 
 
 def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
@@ -216,12 +202,11 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     ],
 )  # fmt: skip
 def test_what_is_said_of_the_toy_is_its_state(
-    current: Settings, monkeypatch: pytest.MonkeyPatch, toy: dict[str, Any], words: str
+    tables: Settings, monkeypatch: pytest.MonkeyPatch, toy: dict[str, Any], words: str
 ) -> None:
     """One run is at work, for four minutes still, and two of half a minute wait before it."""
     for module in (exhibits, queue_eta):
         monkeypatch.setattr(module, "expected_seconds", lambda j, _: 14.4 if j.id == 9 else 30.0)
-    upgrade()
     store(
         job(1, state="running", eta_s=240.0), job(2, state="queued"), job(3, state="queued"),
         job(9, **toy),
@@ -231,9 +216,8 @@ def test_what_is_said_of_the_toy_is_its_state(
 
 
 def test_the_toy_is_told_of_until_something_else_is_done(
-    current: Settings, monkeypatch: pytest.MonkeyPatch
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upgrade()
     told = exhibits.home_act(pressed("toy"), asked())
     assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
     assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None

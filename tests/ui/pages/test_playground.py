@@ -14,7 +14,6 @@ from backend.decoding.limits import LOOKUP_HEAD
 from backend.queue.votes import votes_of
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
@@ -40,9 +39,8 @@ def generated(number: int, **values: Any) -> Job:
 
 
 @pytest.fixture
-def answered(current: Settings) -> str:
+def answered(tables: Settings) -> str:
     """A finished run of two sides whose texts part at the second token."""
-    upgrade()
     store(generated(1))
     write_answers("generate-0001")
     return "generate-0001"
@@ -107,11 +105,9 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_nothing_asked_yet_and_who_waits_is_told_for_what(current: Settings) -> None:
-    upgrade()
+def test_nothing_asked_yet_and_who_waits_is_told_for_what(tables: Settings) -> None:
     assert draw() == draw(run="generate-0099")
     assert draw().count("data-example=") == 3 and "None yet" in page.draw(asked())["earlier"]
-    upgrade()
     store(generated(2, state="queued", started_at=None, finished_at=None))
     html = draw(run="generate-0002")
     assert "Waiting for its turn" in html and 'data-live="generate-0002"' in html  # since 1970
@@ -124,8 +120,7 @@ def test_nothing_asked_yet_and_who_waits_is_told_for_what(current: Settings) -> 
     assert "Reading the prompt" in html  # the other side
 
 
-def test_drafters_can_be_chosen(current: Settings) -> None:
-    upgrade()
+def test_drafters_can_be_chosen(tables: Settings) -> None:
     config = {"model": "toy", "minutes": 12.5, "answers": 2000, "ablation": "adaptation only"}
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
@@ -165,8 +160,7 @@ class Form:
 
 
 @pytest.fixture
-def form(current: Settings, monkeypatch: pytest.MonkeyPatch) -> Form:
-    upgrade()
+def form(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Form:
     return Form()
 
 

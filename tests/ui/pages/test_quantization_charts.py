@@ -15,7 +15,6 @@ from backend.settings import Settings
 from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region
 from backend.statistics.tensors import TensorProfile
-from backend.store.migrate import upgrade
 from jobs.runtime.rows import profile_row
 from tests.export.test_code_tiles import COLUMNS, GROUP, NAME, ROWS, layer, save
 from tests.ui.conftest import mapped
@@ -87,9 +86,8 @@ def test_an_image_says_what_became_of_the_zeros(
 
 
 @pytest.fixture
-def view(current: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QuantView:
+def view(tables: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QuantView:
     """A run whose codes lie in one folder, and its dense model in another, half of it pruned."""
-    upgrade()
     made, error = layer(3, grid_type="zero-point"), np.full((ROWS, GROUPS), 0.1, np.float32)
     error[40, 2] = 0.5
     figures = {

@@ -10,7 +10,6 @@ import pytest
 from backend.queue import permissions, scheduling
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.queue import page as jobs
@@ -51,8 +50,7 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     assert board(state="nonsense") == board()
 
 
-def test_empty_lists_say_so_and_lead_on(current: Settings) -> None:
-    upgrade()
+def test_empty_lists_say_so_and_lead_on(tables: Settings) -> None:
     assert "No active jobs." in board()
     assert 'href="new"' in board(state="failed")
 

@@ -12,7 +12,6 @@ import pytest
 
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from tests.ui.lab import GUEST, HOST, asked, job, measured, pressed, store
 from ui.pages.runs import page as runs
 from ui.runs.view import PAGE_ROWS, TableQuery, query_runs, saved_query
@@ -21,9 +20,8 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}"
 
 
 @pytest.fixture
-def lab(current: Settings) -> Settings:
+def lab(tables: Settings) -> Settings:
     """Six runs: four measured, one failed, one waiting."""
-    upgrade()
     store(
         job(1, name="half way"),
         job(2, tags=["demo"]),
@@ -36,7 +34,7 @@ def lab(current: Settings) -> Settings:
         *measured(3, 30.0, 0.7),
         *measured(4, 11.0, 0.2),
     )
-    return current
+    return tables
 
 
 def table(**query: str) -> str:
@@ -91,8 +89,7 @@ def test_odd_addresses_show_the_usual_page(lab: Settings, odd: str) -> None:
     assert [int(n) for n in re.findall(r'data-testid="row-sds-(\d+)"', html)] == listed()
 
 
-def test_pages_turn(current: Settings) -> None:
-    upgrade()
+def test_pages_turn(tables: Settings) -> None:
     store(*(job(i) for i in range(1, 121)))
     assert listed() == list(range(120, 120 - PAGE_ROWS, -1))
     assert listed(page="3") == list(range(20, 0, -1))
@@ -103,8 +100,7 @@ def test_pages_turn(current: Settings) -> None:
     assert [json.loads(unescape(view)) for view in turns] == [{"page": "1"}, {"page": "3"}]
 
 
-def test_without_runs_the_table_leads_on(current: Settings) -> None:
-    upgrade()
+def test_without_runs_the_table_leads_on(tables: Settings) -> None:
     assert "No runs yet." in table()
 
 

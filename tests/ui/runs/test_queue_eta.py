@@ -6,7 +6,6 @@ import pytest
 
 from backend.queue.scheduling import QueueStatus
 from backend.settings import Settings, settings
-from backend.store.migrate import upgrade
 from backend.store.tables import Job
 from tests.ui.lab import job
 from ui.runs import queue_eta
@@ -49,9 +48,8 @@ def test_behind_what_nobody_knows_nothing_is_told(
 
 
 def test_a_job_takes_what_its_kind_expects_and_a_broken_one_what_nobody_knows(
-    current: Settings,
+    tables: Settings,
 ) -> None:
-    upgrade()
 
     def takes(**config: object) -> float:
         held = {"kind": "sds", "config": {"model": "toy", **config}}

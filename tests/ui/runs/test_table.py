@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from backend.metric_key import MetricKey
 from backend.settings import Settings
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Event, Job
 from jobs.metrics import PERPLEXITY
@@ -220,9 +219,8 @@ def test_a_name_is_no_formula_in_a_spreadsheet(name: str) -> None:
 
 
 def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
-    current: Settings,
+    tables: Settings,
 ) -> None:
-    upgrade()
     store(job(1), job(2, state="running"), *measured(1, 12.0), model_folder(1, 5000))
     two, one = all_rows()
     assert (one.size, two.size) == (5000, None)

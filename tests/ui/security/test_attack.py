@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,22 +16,17 @@ import gradio as gr
 import pytest
 from gradio import processing_utils
 from gradio.routes import App
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from jobs.operations.registry import OPERATIONS
+from tests.conftest import ATTACK
 from tests.ui.visits import OTHER, TOKEN, Visit, event_of
 from ui.api_errors import API_PATH
 
-MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
-attack = examples(
-    max_examples=5000 if MANY else 120,
-    deadline=None,
-    derandomize=not MANY,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+attack = examples(max_examples=60 * ATTACK, derandomize=ATTACK == 1)
 FILE = {"path": "http://127.0.0.1:9/", "meta": {"_type": "gradio.FileData"}}
 RARE: list[Any] = ["\0", "\ud800", 10**40, float("inf"), float("nan"), FILE, [[[]]] * 3]
 SAID = ["sds-0001", "sds-0002", f"sds-{10**19}", "../..", "cancel", "-1", "0", "x" * 5000, "%s{}"]

@@ -114,10 +114,7 @@ def test_neighbours_stop_at_the_ends_and_unknown_values_give_way() -> None:
     [("", "No run.", "new"), ("sds-0001", "sds-0001 has stored nothing.", "new"),
      ("sds-0002", "sds-0002 has stored nothing yet. Wait.", "queue?id=sds-0002")],
 )  # fmt: skip
-def test_an_empty_page_says_why(current: Settings, run: str, sentence: str, link: str) -> None:
-    from backend.store.migrate import upgrade
-
-    upgrade()
+def test_an_empty_page_says_why(tables: Settings, run: str, sentence: str, link: str) -> None:
     store(job(1), job(2, state="queued"))
     html = empty_state(run, "No run.", "stored nothing", "Wait.", "new")
     assert sentence in html and f'href="{link}"' in html

@@ -74,7 +74,8 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
     if len(results.seconds) == 1:
         pairs |= {sentence_case(step): duration(s) for step, s in results.seconds.items()}
-    seconds, memory = map(job.environment.get, (ESTIMATED_SECONDS, ESTIMATED_BYTES))
+    known = job.environment or {}
+    seconds, memory = known.get(ESTIMATED_SECONDS), known.get(ESTIMATED_BYTES)
     pairs |= _beside_estimate(
         "Duration", took(job, now) if job.started_at else "", duration, seconds
     )

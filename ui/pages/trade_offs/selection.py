@@ -15,7 +15,7 @@ from backend.sensitivity.profile import SensitivityProfile
 from backend.store import queries
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
-from jobs.profile.budgets import Method, method_of, require_method, solver_of
+from jobs.profile.budgets import Method, method_of, solver_of
 from jobs.profile.profiles import newest_profile
 from ui.charts.formats import ordered
 from ui.runs.profiles import profile_at
@@ -120,8 +120,10 @@ class TradeoffView:
         asked = read_budget(self.selection.budget)
         if not isinstance(asked, Budget):
             return asked
+        if (of := method_of(asked, self.method)) != self.method:
+            what = f"A budget of {asked} is not for {METHODS[self.method].lower()} formats."
+            return ConfigError(what, do=f"Choose {METHODS[of]} above, or write another.")
         try:
-            require_method(asked, self.method)
             return asked, self.front.solver.solve(asked)
         except ConfigError as error:
             return error

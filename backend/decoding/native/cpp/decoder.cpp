@@ -1,11 +1,14 @@
 // The forward pass of a LLaMA-like decoder on a CPU, for a few tokens at a time.
 //
-//   x   = embedding[token]                                                     [n, width]
+//   x   = scale embedding[token]                                               [n, width]
 //   per layer:
-//     q, k, v = rotate(W_qkv rms(x))            k and v are appended to the cache
-//     x  += W_o softmax(q k^T / sqrt(head) + mask) v
-//     x  += W_down (silu(W_gate rms(x)) * W_up rms(x))
-//   hidden = rms(x),   logits = W_head hidden
+//     q, k, v = rotate(rms(W_qkv rms(x)))       k and v are appended to the cache
+//     x  += rms(W_o softmax(cap(q k^T scale) + mask) v)
+//     x  += rms(W_down (f(W_gate rms(x)) * W_up rms(x)))                         f = silu, gelu
+//   hidden = rms(x),   logits = cap(scale W_head hidden)
+//
+// The norms of heads, and of what is added to x, scales and caps are those of some families; the
+// mask of a layer may have a window.
 //
 // Generating a token reads every weight once, so the time is that of reading them: `matrix.h` says
 // how they are stored, `products.h` how what enters a product is rounded. The residual x, sums, and
@@ -16,50 +19,13 @@
 // and those j for which visible[i, j].
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "attention.h"
 #include "packing.h"
 #include "products.h"
 #include "threads.h"
-
-extern "C" {
-
-struct Layer {
-  Matrix qkv, out, gate, up, down;
-  const float *attention_norm, *mlp_norm;  // [width]
-  const float *query_norm, *key_norm;      // [head], or null
-};
-
-struct Model {
-  int32_t layers, width, heads, kv_heads, head, inner;
-  float epsilon;
-  const bf16* embedding;  // [vocabulary][width], or null
-  const Layer* layer;
-  const float* final_norm;  // [width], or null
-  Matrix read_out;
-  const float *cosines, *sines;  // [positions][head / 2]
-};
-
-struct Cache {
-  int32_t capacity, length;
-  bf16 *keys, *values;  // [layers][kv_heads][capacity][head]
-};
-
-// n tokens, as many of each sequence: those of the first come first.
-struct Pass {
-  int32_t tokens, read_out, threads;  // n; for how many of the last tokens logits are wanted
-  int32_t sequences;
-  Cache* const* caches;      // [sequences]
-  const int64_t* ids;        // [n], or null:
-  const float* inputs;       // [n][width], what enters the first layer
-  const int64_t* positions;  // [n]
-  const uint8_t* visible;    // [n][n], or null: causal; of one sequence
-  float* hidden;             // [n][width]
-  float* logits;             // [read_out][outputs of the head]
-};
-}
 
 namespace {
 
@@ -79,29 +45,11 @@ struct Buffers {                        // shared by the threads of a pass
   }
 };
 
-// y = x / sqrt(mean(x^2) + epsilon) * weight
-void rms_norm(const float* x, const float* weight, float epsilon, int size, float* y) {
-  Floats squares = {};
-  for (int i = 0; i < size; i += LANES) squares += load<Floats>(x + i) * load<Floats>(x + i);
-  const float factor = 1.0f / std::sqrt(sum(squares) / size + epsilon);
-  for (int i = 0; i < size; i += LANES)
-    store(y + i, load<Floats>(x + i) * factor * load<Floats>(weight + i));
-}
-
-// (a, b) -> (a cos - b sin, b cos + a sin) for the two halves of a head.
-void rotate(float* head, const float* cosines, const float* sines, int half) {
-  for (int i = 0; i < half; i++) {
-    const float a = head[i], b = head[i + half];
-    head[i] = a * cosines[i] - b * sines[i];
-    head[i + half] = b * cosines[i] + a * sines[i];
-  }
-}
-
 class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
       : m_(model), p_(pass), each_(pass.tokens / pass.sequences), s_(shared), barrier_(barrier),
-        rank_(rank) {}
+        rank_(rank), attention_(model) {}
 
   void run() {
     rows([&](int i) { embed(i); });
@@ -110,15 +58,15 @@ class Worker {
       rows([&](int i) { prepare(layer.qkv, normed(i, layer.attention_norm), i, s_.input); });
       heads(layer, l);
       barrier_.wait();
-      attend(l);
-      add(layer.out, s_.attended);
+      attend(layer, l);
+      add(layer.out, s_.attended, layer.attention_out_norm);
       rows([&](int i) {
         const float* row = normed(i, layer.mlp_norm);
         prepare(layer.gate, row, i, s_.input);
         if (!same_input(layer.gate, layer.up)) prepare(layer.up, row, i, s_.up_input);
       });
       gate(layer);
-      add(layer.down, s_.gated);
+      add(layer.down, s_.gated, layer.mlp_out_norm);
     }
     read_out();
   }
@@ -140,10 +88,10 @@ class Worker {
   }
 
   void embed(int i) {
-    for (int d = 0; d < m_.width; d++) {
-      const size_t place = (size_t)i * m_.width + d;
-      s_.x[place] = p_.ids ? widen(m_.embedding[p_.ids[i] * m_.width + d]) : p_.inputs[place];
-    }
+    float* x = &s_.x[(size_t)i * m_.width];
+    if (p_.inputs) return (void)std::copy_n(p_.inputs + (size_t)i * m_.width, m_.width, x);
+    const bf16* row = m_.embedding + p_.ids[i] * m_.width;
+    for (int d = 0; d < m_.width; d++) x[d] = m_.embedding_scale * widen(row[d]);
   }
 
   // The row of a token, after the norm.
@@ -156,6 +104,8 @@ class Worker {
   // Queries, keys and values of some heads; keys and values go to the cache.
   void heads(const Layer& layer, int l) {
     const int d = m_.head, all_heads = m_.heads + 2 * m_.kv_heads, stride = all_heads * d;
+    const int half = m_.rotated / 2;
+    const float *cosines = m_.cosines[layer.rotary], *sines = m_.sines[layer.rotary];
     const Share some = mine(all_heads);
     const Product p{layer.qkv, s_.normed.data(), s_.input, s_.heads.data(), stride};
     multiply(p, some.first * d / LANES, some.last * d / LANES, p_.tokens);
@@ -165,8 +115,8 @@ class Worker {
         const bool query = h < m_.heads, value = h >= m_.heads + m_.kv_heads;
         const float* norm = query ? layer.query_norm : value ? nullptr : layer.key_norm;
         if (norm) rms_norm(head, norm, m_.epsilon, d, head);
-        const size_t place = p_.positions[i] * (d / 2);
-        if (!value) rotate(head, m_.cosines + place, m_.sines + place, d / 2);
+        const size_t place = p_.positions[i] * half;
+        if (!value) rotate(head, cosines + place, sines + place, half);
         if (query) continue;
         const Cache& cache = cache_of(i);
         const size_t rows = rows_of(cache, l, (h - m_.heads) % m_.kv_heads);
@@ -182,90 +132,41 @@ class Worker {
     return ((size_t)layer * m_.kv_heads + kv) * cache.capacity * m_.head;
   }
 
-  // softmax(q k^T / sqrt(head)) v of some heads and tokens.
-  void attend(int l) {
+  // Of some heads and tokens.
+  void attend(const Layer& layer, int l) {
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
     const Share some = mine(m_.heads * p_.tokens);
     for (int unit = some.first; unit < some.last; unit++) {
-      const int h = unit / p_.tokens, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
+      const int h = unit / p_.tokens, i = unit % p_.tokens, own = i % each_;
       const Cache& cache = cache_of(i);
-      const float* query = &s_.heads[(size_t)i * stride + h * d];
-      float* to = &s_.attended[((size_t)i * m_.heads + h) * d];
-      const size_t rows = rows_of(cache, l, kv);
-      const float total = weigh(query, cache.keys + rows, cache.length, i % each_);
-      const bf16* values = cache.values + rows;
-      switch (d / LANES) {
-        case 4:
-          mean_of<4>(values, cache.length, total, to);
-          break;
-        case 8:
-          mean_of<8>(values, cache.length, total, to);
-          break;
-        default:
-          for (int at = 0; at < d; at += LANES)
-            mean_of<1>(values + at, cache.length, total, to + at);
-      }
+      const size_t rows = rows_of(cache, l, h / (m_.heads / m_.kv_heads));
+      attention_.look(p_, p_.positions + (i - own), each_, own, layer.window, cache.length);
+      attention_.attend(&s_.heads[(size_t)i * stride + h * d], cache.keys + rows,
+                        cache.values + rows, &s_.attended[((size_t)i * m_.heads + h) * d]);
     }
   }
 
-  bool sees(int i, int j) const { return p_.visible ? p_.visible[i * each_ + j] : j <= i; }
-
-  // Fills the scores of the cached rows, and of those of the pass that token i of its sequence
-  // sees, with e^(score - largest); returns their sum. Rows it does not see are left out, so that
-  // a node of a tree adds up the same numbers in the same order as its path alone.
-  float weigh(const float* query, const bf16* keys, int cached, int i) {
-    const int d = m_.head;
-    const float scale = 1.0f / std::sqrt((float)d);
-    float largest = -INFINITY;
-    own_.clear();
-    for (int j = 0; j < each_; j++)
-      if (sees(i, j)) own_.push_back(cached + j);
-    const int rows = cached + (int)own_.size();
-    scores_.resize(rows + LANES);
-    for (int t = 0; t < rows; t++) {
-      const bf16* key = keys + (size_t)(t < cached ? t : own_[t - cached]) * d;
-      Floats products = {};
-      for (int at = 0; at < d; at += LANES)
-        products += load<Floats>(query + at) * widen(load<Halves>(key + at));
-      scores_[t] = sum(products) * scale;
-      largest = std::max(largest, scores_[t]);
-    }
-    std::fill(scores_.begin() + rows, scores_.end(), -INFINITY);
-    Floats total = {};
-    for (int t = 0; t < rows; t += LANES) {
-      Floats score = load<Floats>(&scores_[t]) - largest;
-      Floats weight = exponential(score);
-      store(&scores_[t], weight);
-      total += weight;
-    }
-    return sum(total);
-  }
-
-  // 16 C columns of the mean of the values.
-  template <int C> void mean_of(const bf16* values, int cached, float total, float* to) {
-    Floats mean[C] = {};
-    auto add = [&](float weight, const bf16* row) {
-      for (int c = 0; c < C; c++) mean[c] += weight * widen(load<Halves>(row + c * LANES));
-    };
-    for (int t = 0; t < cached; t++) add(scores_[t], values + (size_t)t * m_.head);
-    for (size_t j = 0; j < own_.size(); j++)
-      add(scores_[cached + j], values + (size_t)own_[j] * m_.head);
-    for (int c = 0; c < C; c++) store(to + c * LANES, mean[c] / total);
-  }
-
-  // x += W input, for some of the outputs.
-  void add(const Matrix& matrix, const std::vector<float>& input) {
+  // x += W input, or its norm.
+  void add(const Matrix& matrix, const std::vector<float>& input, const float* norm) {
     const Share some = mine(matrix.outputs / LANES);
     float* y = s_.mixed.data();
     rows([&](int i) { prepare(matrix, &input[(size_t)i * matrix.inputs], i, s_.input); });
     multiply({matrix, input.data(), s_.input, y, matrix.outputs}, some.first, some.last, p_.tokens);
+    const auto add_row = [&](int i, int first, int last) {
+      const float* row = y + (size_t)i * matrix.outputs;
+      for (int d = first; d < last; d++) s_.x[(size_t)i * m_.width + d] += row[d];
+    };
+    if (norm)
+      return rows([&](int i) {
+        float* row = y + (size_t)i * matrix.outputs;
+        rms_norm(row, norm, m_.epsilon, m_.width, row);
+        add_row(i, 0, m_.width);
+      });
     const int first = some.first * LANES, last = std::min(some.last * LANES, m_.width);
-    for (int i = 0; i < p_.tokens; i++)
-      for (int d = first; d < last; d++)
-        s_.x[(size_t)i * m_.width + d] += y[(size_t)i * matrix.outputs + d];
+    for (int i = 0; i < p_.tokens; i++) add_row(i, first, last);
   }
 
-  // silu(gate) * up, for some of the outputs.
+  // f(gate) * up, for some of the outputs.
   void gate(const Layer& layer) {
     const Share some = mine(m_.inner / LANES);
     const int first = some.first * LANES, size = (some.last - some.first) * LANES;
@@ -277,8 +178,9 @@ class Worker {
     for (int i = 0; i < p_.tokens; i++)
       for (int at = 0; at < size; at += LANES) {
         const size_t place = (size_t)i * m_.inner + first + at;
-        Floats g = load<Floats>(gates + place);
-        store(&s_.gated[place], g / (1.0f + exponential(-g)) * load<Floats>(ups + place));
+        const Floats g = load<Floats>(gates + place);
+        const Floats open = m_.activation == GELU ? gelu(g) : silu(g);
+        store(&s_.gated[place], open * load<Floats>(ups + place));
       }
   }
 
@@ -294,6 +196,17 @@ class Worker {
     const float* x = p_.hidden + (size_t)skipped * m_.width;
     multiply({m_.read_out, x, s_.input, p_.logits, m_.read_out.outputs}, some.first, some.last,
              p_.read_out);
+    if (m_.logit_scale != 1 || m_.logit_cap) transform_logits(some);
+  }
+
+  // l = cap(scale l)
+  void transform_logits(Share some) {
+    for (int i = 0; i < p_.read_out; i++)
+      for (int block = some.first; block < some.last; block++) {
+        float* place = p_.logits + (size_t)i * m_.read_out.outputs + block * LANES;
+        const Floats scaled = load<Floats>(place) * m_.logit_scale;
+        store(place, m_.logit_cap ? capped(scaled, m_.logit_cap) : scaled);
+      }
   }
 
   const Model& m_;
@@ -302,8 +215,7 @@ class Worker {
   Buffers& s_;
   Barrier& barrier_;
   const int rank_;
-  std::vector<float> scores_;  // of one token: of the cached rows, and of those of
-  std::vector<int> own_;       // the pass that it sees
+  Attention attention_;
 };
 
 }  // namespace

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from backend.settings import Settings
-from backend.store.migrate import upgrade
 from backend.store.states import State
 from backend.store.tables import Job, StepTime
 from jobs.generate.config import GenerateJob
@@ -31,8 +30,7 @@ DRAFTER = [
 
 
 @pytest.fixture
-def stored(current: Settings) -> None:
-    upgrade()
+def stored(tables: Settings) -> None:
     store(job(2, kind="amphista", config={"model": "toy"}), *DRAFTER)
     saved_folder("amphista-0002", "drafter")
     store(job(3, kind="benchmark", config={"model": "toy", "drafters": "amphista-0002"}))

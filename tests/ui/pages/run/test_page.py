@@ -132,20 +132,24 @@ def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
     assert cards[1:] == ["", "", ""]
 
 
-def test_the_held_out_decision_is_told_in_words(seeded: Settings) -> None:
-    rows = [
-        result(1, "first", "heldout_loss", 2.2),
-        result(1, "sds", "heldout_loss", 2.1),
-    ]
+def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates(
+    seeded: Settings,
+) -> None:
+    rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "SDS is kept: <b>better</b>."
+    known = {"kept_reason": reason, "estimated_seconds": 60.0, "estimated_bytes": 2 * 10**9}
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
-        kept_stage="sds",
+        kept_stage="sds", environment=known,
     )  # fmt: skip
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "Held-out loss: Second pruning (SDS) 2.100 (kept); First pruning 2.200." in html
-    assert "1.0 GB" in html and "1 min 30 s" in html
+    assert "SDS is kept: &lt;b&gt;better&lt;/b&gt;." in html
+    assert "1.0 GB (estimated: about 2.0 GB)" in html
+    assert "1 min 30 s (estimated: about 1 min)" in html
+    waiting = Job(id=2, kind="sds", config={}, environment=known)
+    assert "about 1 min (estimated)" in outcome(waiting, RunResults(None, []), 0)
+    assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
     assert list(figures.seconds) == ["prune", "redense"]
     assert "width:50.0%" in times(figures)
 

@@ -9,7 +9,6 @@ import pytest
 
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.migrate import upgrade
 from backend.store.tables import Result
 from jobs.evaluation.config import DENSE, MODEL
 from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
@@ -45,9 +44,8 @@ def evaluated(number: int) -> list[Result]:
 
 
 @pytest.fixture
-def lab(current: Settings) -> Settings:
-    upgrade()
-    return current
+def lab(tables: Settings) -> Settings:
+    return tables
 
 
 def evaluation(number: int, of: str, **values: Any) -> Any:

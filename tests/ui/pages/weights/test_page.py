@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from base64 import b64decode
-from typing import Any
 
 import gradio as gr
 import pandas as pd
@@ -15,7 +14,6 @@ from sqlalchemy import delete
 
 from backend.settings import Settings
 from backend.store import frames, queries
-from backend.store.migrate import upgrade
 from backend.store.session import writing
 from backend.store.tables import Artifact, Job, Result, TensorRow
 from jobs.weight_statistics.config import NAME
@@ -34,11 +32,7 @@ from tests.ui.pages.weights.views import (
 from ui.pages.weights import handlers as page
 from ui.pages.weights import inspect_model
 from ui.pages.weights.layer_charts import layers_chart
-from ui.pages.weights.selection import (
-    LAYER_VIEWS,
-    WeightsSelection,
-    main_stages,
-)
+from ui.pages.weights.selection import LAYER_VIEWS, WeightsSelection, main_stages
 from ui.pages.weights.theory import OF_LAYERS
 from ui.runs.weights import weights_of
 
@@ -71,8 +65,7 @@ def test_an_odd_address_gives_a_whole_view(seeded: Settings, odd: str) -> None:
     assert isinstance(seen["layers_chart"], go.Figure)
 
 
-def test_no_run_at_all_is_told(data_dir: Any) -> None:
-    upgrade()
+def test_no_run_at_all_is_told(tables: Settings) -> None:
     seen = opened()
     assert page.NO_RUN in seen["notice"]["value"] and 'href="new"' in seen["notice"]["value"]
     assert seen["charts"]["visible"] is False

@@ -20,21 +20,11 @@ from backend.statistics.names import INPUT_ENERGY, MAGNITUDES
 from backend.store import tensors
 from backend.store.session import writing
 from backend.store.tables import Job, ProfileRow, TensorRow
-from tests.ui.pages.weights.views import (
-    MAIN,
-    TENSOR,
-    given,
-    opened,
-    settled,
-    view,
-)
+from tests.ui.pages.weights.views import MAIN, TENSOR, given, opened, settled, view
 from ui.pages.weights import data
 from ui.pages.weights import handlers as page
 from ui.pages.weights.layer_charts import NO_INPUTS, layers_chart
-from ui.pages.weights.selection import (
-    TENSOR_VIEWS,
-    TOPICS,
-)
+from ui.pages.weights.selection import TENSOR_VIEWS, TOPICS
 from ui.pages.weights.tensor.charts import (
     NO_BASE,
     NONE_CHOSEN,
@@ -64,8 +54,7 @@ def test_each_view_of_one_tensor_has_its_question_and_data(seeded: Settings, vie
 
 
 @pytest.mark.parametrize(
-    "view",
-    ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels", "spectrum"],
+    "view", ["overlay", "mirror", "magnitude", "cumulative", "difference", "channels", "spectrum"]
 )
 def test_two_runs_can_be_laid_over_each_other(seeded: Settings, view: str) -> None:
     seen = page.change_tensor(given(vs="sds-0002", view=view, show=["dense", "first"]))

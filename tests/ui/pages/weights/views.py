@@ -9,9 +9,7 @@ import plotly.graph_objects as go
 
 from ui.pages.weights import handlers as page
 from ui.pages.weights.data import TensorView
-from ui.pages.weights.selection import (
-    WeightsSelection,
-)
+from ui.pages.weights.selection import WeightsSelection
 from ui.widgets.panel import Updates
 
 CONTROLS = WeightsSelection.names()

@@ -1,0 +1,173 @@
+"""Search beyond additivity, from the solver's mix (after EvoPress, Sieberling et al. 2024).
+
+    offspring    one layer takes a cheaper format, others better ones while the budget allows
+    selection    divergence from the dense model on few windows; the best on more; and the parent
+                 is replaced only by one that is better on all of them
+
+The windows are drawn anew in each generation, so that no mix is fitted to a few. What it gains is
+to be measured on other text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from backend.checkpoints import Checkpoints
+from backend.errors import ComputeError
+from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.reporter import Reporter, stop_if_asked
+from backend.sensitivity.budget import BudgetSolver, Mix
+from backend.sensitivity.formats import Format
+from backend.sensitivity.walk import CANDIDATES, block_name
+
+ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
+SURVIVORS = (3, 1)  # of each round
+MOVES = 3  # layers that change their format in one mutation, at most
+STATE = "search"
+
+Chosen = dict[str, Format]
+
+
+class MixedModel:
+    """A model whose layers take their candidates from disk; a change rewrites what differs."""
+
+    def __init__(self, model: PreTrainedModel, checkpoints: Checkpoints) -> None:
+        self.model, self._checkpoints, self._now = model, checkpoints, Chosen()
+        blocks = range(len(decoder_blocks(model)))
+        self._linears: dict[str, LinearWeight] = {
+            x.name: x for block in blocks for x in block_linears(model, block).values()
+        }
+
+    @torch.no_grad()
+    def take(self, formats: Mapping[str, Format]) -> None:
+        """Write the weights of these formats."""
+        for name, form in formats.items():
+            if self._now.get(name) != form:
+                self._linears[name].write(self._stored(self._linears[name], form))
+                self._now[name] = form
+
+    def _stored(self, linear: LinearWeight, form: Format) -> Tensor:
+        folder = self._checkpoints.find(block_name(linear.block))
+        if folder is None:
+            why = f"The checkpoint of block {linear.block + 1} is gone."
+            raise ComputeError(f"{linear.name} has no candidates.", why, "Resume the run.")
+        with safe_open(folder / CANDIDATES, "pt") as file:
+            stored: Tensor = file.get_tensor(f"{linear.name}|{form}")
+        return stored
+
+    @torch.no_grad()
+    def divergence(self, rows: Tensor, dense: Sequence[Tensor]) -> float:
+        """Mean KL from the dense log-probabilities [L, V] of each row of `rows` [n, L], nats."""
+        total = 0.0
+        for row, log_p in zip(rows.split(1), dense, strict=True):
+            logits = self.model(input_ids=row.to(self.model.device), use_cache=False).logits[0]
+            log_q = logits.float().log_softmax(-1)
+            kl = functional.kl_div(log_q, log_p.to(log_q), reduction="none", log_target=True)
+            total += kl.sum(-1).mean().item()
+        return total / len(dense)
+
+
+@dataclass
+class MixSearch:
+    """One search, which can be interrupted and goes on where it was.
+
+    Attributes:
+        solver: the prices of layers and formats, under a budget of its kind.
+        rows: windows to select on, [n, L]; `dense`: the log-probabilities of each [L, V].
+        limit: of the sum of costs.
+        best, generation, gains: how far it is.
+    """
+
+    mixed: MixedModel
+    solver: BudgetSolver
+    cost: Callable[[str, Format], float]
+    limit: float
+    rows: Tensor
+    dense: Callable[[int], Tensor]
+    offspring: int
+    seed: int
+    checkpoints: Checkpoints
+    reporter: Reporter
+    best: Chosen
+    generation: int = 0
+    taken: int = 0
+    spent: float = 0.0
+    _random: Random = field(init=False)
+
+    def run(self, seconds: float) -> Mix:
+        """Search for so long, over all attempts. Returns the best mix."""
+        self._restore()
+        while self.spent < seconds:
+            stop_if_asked(self.reporter)
+            doing = f"Generation {self.generation + 1}, {self.taken} improvements"
+            self.reporter.progress(self.spent, seconds, doing)
+            start = time.monotonic()
+            self._advance()
+            self.spent += time.monotonic() - start
+            self._save()
+        return self.solver.mix(self.best)
+
+    def _advance(self) -> None:
+        """One generation."""
+        self._random = Random(f"{self.seed}/{self.generation}")
+        windows = self._random.sample(range(len(self.rows)), min(ROUNDS[-1], len(self.rows)))
+        alive = [self._mutated() for _ in range(self.offspring)]
+        for count, survivors in zip(ROUNDS, (*SURVIVORS, 0), strict=True):
+            chosen = windows[:count]
+            if survivors:
+                alive = sorted(alive, key=lambda one: self._judge(one, chosen))[:survivors]
+        if self._judge(alive[0], windows) < self._judge(self.best, windows):
+            self.best, self.taken = alive[0], self.taken + 1
+        self.generation += 1
+
+    def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
+        self.mixed.take(formats)
+        return self.mixed.divergence(self.rows[[*windows]], [self.dense(w) for w in windows])
+
+    def _mutated(self) -> Chosen:
+        """One layer cheaper, up to `MOVES` others better, within the budget."""
+        child, names = dict(self.best), [*self.best]
+        for name in self._random.sample(names, len(names)):
+            if below := self._neighbour(name, child[name], -1):
+                child[name] = below
+                break
+        left = self.limit - sum(self.cost(name, form) for name, form in child.items())
+        moves = self._random.randint(1, MOVES)
+        for name in self._random.sample(names, len(names)):
+            above = self._neighbour(name, child[name], 1)
+            if not moves or above is None or child[name] != self.best[name]:
+                continue
+            dearer = self.cost(name, above) - self.cost(name, child[name])
+            if dearer <= left:
+                child[name], left, moves = above, left - dearer, moves - 1
+        return child
+
+    def _neighbour(self, name: str, form: Format, step: int) -> Format | None:
+        """The next cheaper (-1) or dearer (1) format of a layer."""
+        ladder = sorted(self.solver.possible(name), key=lambda other: self.cost(name, other))
+        at = ladder.index(form) + step
+        return ladder[at] if 0 <= at < len(ladder) else None
+
+    def _restore(self) -> None:
+        if folder := self.checkpoints.find(STATE):
+            stored = json.loads((folder / "state.json").read_text())
+            self.best = {name: Format.parse(form) for name, form in stored["best"].items()}
+            self.generation, self.taken = stored["generation"], stored["taken"]
+            self.spent = stored["spent"]
+
+    def _save(self) -> None:
+        stored = {
+            "best": {name: str(form) for name, form in self.best.items()},
+            "generation": self.generation, "taken": self.taken, "spent": self.spent,
+        }  # fmt: skip
+        with self.checkpoints.write(STATE) as draft:
+            (draft / "state.json").write_text(json.dumps(stored))

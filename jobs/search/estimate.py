@@ -1,0 +1,79 @@
+"""What a search needs before it starts: FLOPs, memory, disk, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backend.budget import Budget
+from backend.errors import ConfigError, for_field
+from backend.models.facts import ModelFacts
+from backend.models.memory import memory_parts
+from backend.sensitivity.budget import BudgetSolver, Mix
+from jobs.fields.base_model import resolve_model
+from jobs.fields.text import check_text, context_length
+from jobs.kind import DiskSpace, Requirements
+from jobs.profile.budgets import Method, solver_of
+from jobs.profile.estimate import candidate_flops
+from jobs.profile.profiles import newest_profile
+from jobs.search.config import SearchJob
+
+
+def requirements(config: SearchJob) -> Requirements:
+    """See `Kind.requirements`."""
+    facts = resolve_model(config.model).facts
+    facts.require_compressible()
+    warnings = check_text(config, facts)
+    if not config.heldout_windows:
+        what, why = "Nothing is held out.", "Mixes are selected on held-out windows."
+        raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
+    solver, _ = solved(config)
+    copies = (len(solver.formats) + 1) * 2 * facts.linear_weights
+    return Requirements(
+        model=config.model,
+        title=facts.title,
+        flops=flops_by_phase(config, solver, facts),
+        memory=memory_bytes(config, facts),
+        disk=DiskSpace(copies, "Every layer in every format", "Profile fewer formats.", "budget"),
+        timed_seconds=60 * config.minutes,
+        warnings=warnings,
+    )
+
+
+def solved(config: SearchJob) -> tuple[BudgetSolver, Mix]:
+    """The solver of the newest profile, and its mix for the budget. Raises ConfigError: beside the
+    field, why the budget cannot be kept or searched."""
+    budget = Budget.parse(config.budget)
+    if budget.kind == "loss":
+        what, why = (
+            "A search needs a budget of bytes or zeros.",
+            "Mixes of equal cost are compared.",
+        )
+        raise ConfigError(what, why, "Give bits, a size or a sparsity.", field="budget")
+    method: Method = "pruned" if budget.kind == "sparsity" else "quantized"
+    try:
+        solver = solver_of(newest_profile(config.model), method)
+        return solver, solver.solve(budget)
+    except ConfigError as error:
+        raise for_field(error, "budget") from error
+
+
+def flops_by_phase(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> dict[str, float]:
+    """Floating-point operations of each phase but the search, which is timed."""
+    weights, context = facts.linear_weights, context_length(config, facts)
+    evaluation = 2.0 * (weights + facts.vocabulary * facts.hidden) * config.windows * context
+    tokens = config.segments * context
+    return {
+        "dense": evaluation,
+        "candidates": candidate_flops(facts, len(solver.formats), tokens),
+        "measure": 2 * evaluation,
+    }
+
+
+def memory_bytes(config: SearchJob, facts: ModelFacts) -> dict[str, int]:
+    """Purpose -> bytes at the peak."""
+    sizes: dict[str, Any] = {
+        "dtype": "float32", "segments": config.segments + config.heldout_windows,
+        "context": context_length(config, facts), "batch": 4, "streams": 1, "stages": 2,
+        "on_disk": False,
+    }  # fmt: skip
+    return memory_parts(facts, streamed=False, **sizes)

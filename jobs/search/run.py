@@ -1,0 +1,77 @@
+"""A search for a mix of formats as a job: candidates of every layer, generations of mixes, and what
+the best gains over the solver's on text that nothing was chosen on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.budget import Budget
+from backend.models.block_forward import after_blocks
+from backend.models.precision import resolve_dtype
+from backend.sensitivity.budget import layer_cost
+from backend.sensitivity.candidates import Solvers
+from backend.sensitivity.formats import Format
+from backend.sensitivity.search import MixedModel, MixSearch
+from backend.sensitivity.trace import trace
+from backend.sensitivity.walk import CandidateWalk
+from jobs.evaluation.quality import Quality
+from jobs.fields.base_model import resolve_model
+from jobs.fields.quality import QualityConfig
+from jobs.runtime.context import JobContext
+from jobs.runtime.environment import prepare
+from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
+from jobs.runtime.progress import Phases
+from jobs.search.config import DENSE, FOUND, LABELS, SOLVER, SearchJob
+from jobs.search.estimate import flops_by_phase, solved
+
+TEXT_ALONE = QualityConfig(sample_tokens=0)
+PACE = 4e10  # FLOPs a second, to weigh the timed phase beside the others
+
+
+def run(config: SearchJob, context: JobContext) -> None:
+    """Candidates are checkpoints by block, the search one by generation: a killed run goes on."""
+    device, base = prepare(config, context), resolve_model(config.model)
+    solver, mix = solved(config)
+    budget = Budget.parse(config.budget)
+    loaded = load_whole(base, device, torch.float32, context)
+    loaded.model.requires_grad_(False)
+    flops = flops_by_phase(config, solver, loaded.facts)
+    weights = {"dense": flops["dense"], "candidates": flops["candidates"],
+               "search": 60 * config.minutes * PACE, "measure": flops["measure"]}  # fmt: skip
+    phases = Phases(context, weights)
+    evaluation = load_evaluation_text(config, config.model, context)
+    texts = load_texts(config, loaded, evaluation, config.seed, context)
+    quality = Quality(TEXT_ALONE, loaded, evaluation, context, batch=4, labels=LABELS)
+    quality.measure(DENSE, phases.phase("dense"))
+    dtype = getattr(torch, resolve_dtype("auto", torch.device(device)))
+    dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates"))
+    outputs = [*dense.inputs[-1]]
+    CandidateWalk(
+        loaded.model, texts.calibration.input_ids, dtype, solver.formats[1:], Solvers(),
+        context.checkpoints, phases.phase("candidates"), "Candidates",
+    ).run()  # fmt: skip
+    mixed = MixedModel(loaded.model, context.checkpoints)
+    layers = {x.name: x for x in solver.profile.layers}
+
+    def log_probabilities(window: int) -> Tensor:
+        rows = texts.heldout.input_ids[window : window + 1].to(device)
+        with torch.no_grad():
+            return after_blocks(loaded.model, rows, outputs[window].float())[0].log_softmax(-1)
+
+    def cost(name: str, form: Format) -> float:
+        return layer_cost(budget.kind, layers[name], form)
+
+    search = MixSearch(
+        mixed, solver, cost, solver.limit(budget), texts.heldout.input_ids, log_probabilities,
+        config.offspring, config.seed, context.checkpoints, phases.phase("search"),
+        dict(mix.formats),
+    )  # fmt: skip
+    found = search.run(60 * config.minutes)
+    context.log(f"{search.generation} generations, {search.taken} improvements.")
+    context.environment(mix={name: str(form) for name, form in found.formats.items()})
+    for number, (stage, chosen) in enumerate({SOLVER: mix, FOUND: found}.items()):
+        if quality.missing(stage):
+            mixed.take(chosen.formats)
+        quality.measure(stage, phases.phase("measure", number, 2))
+    context.outcome(flops=sum(flops.values()), timed_seconds=60 * config.minutes, kept_stage=FOUND)

@@ -1,0 +1,26 @@
+"""The models of runs as others read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from backend.models.loading import load
+from backend.queue.folders import run_folder
+from backend.text.slices import evaluation_slice
+
+Reload = Callable[[str, int], dict[str, float]]
+
+
+@pytest.fixture
+def reloaded(plain_transformers: Callable[..., dict[str, float]]) -> Reload:
+    """Perplexity in so many windows and share of zeros of a run's model, by a process that knows
+    nothing of us."""
+
+    def measured(run: str, windows: int) -> dict[str, float]:
+        text = evaluation_slice("toystories", load("toy").tokenizer, windows, 64)
+        folder = str(run_folder(run) / "model")
+        return plain_transformers(folder=folder, ids=text.input_ids.tolist())
+
+    return measured

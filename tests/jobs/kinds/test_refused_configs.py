@@ -1,0 +1,110 @@
+"""What each kind of run refuses of its own fields, before anything is queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
+from backend.store import queries
+from jobs.submit import submit
+from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_generate, test_sds
+from tests.queue.conftest import HOST
+
+CONFIGS = {
+    "sds": test_sds.SMALL,
+    "dlqat": test_dlqat.SMALL,
+    "amphista": test_amphista.SMALL,
+    "benchmark": test_benchmark_kind.SMALL,
+    "generate": test_generate.SMALL,
+}
+REFUSED = [  # kind, changed values, error, the field it names, and what it says
+    ("sds", {"pattern": "3:5"}, ConfigError, "pattern", ""),
+    ("sds", {"pattern": "two"}, ConfigError, "pattern", ""),
+    ("sds", {"context": 4096}, ConfigError, "context", ""),
+    ("sds", {"context": 8}, ConfigError, "context", ""),
+    ("sds", {"segments": 0}, ConfigError, "segments", ""),
+    ("sds", {"base": "guess"}, ConfigError, "base", ""),
+    ("sds", {"speed": 9}, ConfigError, "speed", ""),
+    ("sds", {"exclude": "down_proj"}, ConfigError, "exclude", ""),
+    ("sds", {"overrides": "mlp.*=5:9"}, ConfigError, "overrides", ""),
+    ("sds", {"overrides": "mlp.*"}, ConfigError, "overrides", ""),
+    ("sds", {"allocation": "owl"}, ConfigError, "allocation", ""),
+    ("sds", {"weights": "streamed", "calibration_text": "self"}, ConfigError, "calibration_text",
+     ""),
+    ("sds", {"model": "/etc"}, ModelError, "model", ""),
+    ("sds", {"model": "nobody/nothing"}, ModelError, "model", ""),
+    ("sds", {"calibration_text": "file:../../etc/passwd"}, DatasetError, "calibration_text", ""),
+    ("sds", {"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
+    ("dlqat", {"group_size": 128}, ConfigError, "group_size", "Choose 8, 16, 32, 64, or 0"),
+    ("dlqat", {"bits": 1}, ConfigError, "bits", "2 or more"),
+    ("dlqat", {"bits": 9}, ConfigError, "bits", "8 or less"),
+    ("dlqat", {"rank": 0, "stages": "lora-only"}, ConfigError, "rank", "train"),
+    ("dlqat", {"stages": ""}, ConfigError, "stages", "There is nothing to make"),
+    ("dlqat", {"stages": "dlqat, gptq-4"}, ConfigError, "stages", "It must be 'rtn', "),
+    ("dlqat", {"length": 4096}, ConfigError, "length", "256"),
+    ("dlqat", {"exclude": "attention.*"}, ConfigError, "exclude", "attention"),
+    ("dlqat", {"format": "gptq", "bits": 5}, ConfigError, "format",
+     "compressed-tensors, slimscope or dense"),
+    ("dlqat", {"format": "gptq", "grid": "zero-point"}, ConfigError, "format", "gptq_v2"),
+    ("dlqat", {"grid": "offset"}, ConfigError, "format", "slimscope or dense"),
+    ("dlqat", {"grid": "offset", "format": "slimscope", "keep_zeros": True}, ConfigError, "grid",
+     "0"),
+    ("dlqat", {"keep_zeros": True, "stages": "rotated"}, ConfigError, "stages", "rotated mixes"),
+    ("dlqat", {"start": "block-wise"}, ConfigError, "start", "not among the stages"),
+    ("dlqat", {"format": "gptq", "exclude": "0.*"}, ConfigError, "format", "single layers"),
+    ("dlqat", {"keep": "hqq"}, ConfigError, "keep", "rtn, gptq, dlqat"),
+    ("dlqat", {"keep": "best"}, ConfigError, "keep", ""),
+    ("dlqat", {"holdout": 0}, ConfigError, "holdout", "No text is held out"),
+    ("dlqat", {"stages": "lora"}, ConfigError, "keep", "cannot be exported"),
+    ("dlqat", {"exclude": "a, " * 1001}, ConfigError, "exclude", "1,001 entries, of at most 1,000"),
+    ("dlqat", {"stages": "awq", "keep": "awq"}, ConfigError, "keep", "dense"),
+    ("dlqat", {"training_text": "nothing"}, DatasetError, "training_text", "toystories"),
+    ("dlqat", {"training_text": "file:../x.jsonl"}, DatasetError, "training_text", ""),
+    ("dlqat", {"evaluation_text": "self"}, DatasetError, "evaluation_text", ""),
+    ("dlqat", {"context": 4096}, ConfigError, "context", ""),
+    ("dlqat", {"model": "nobody/nothing"}, ModelError, "model", ""),
+    ("dlqat", {"speed": 9}, ConfigError, "speed", ""),
+    ("amphista", {"heads": 0}, ConfigError, "heads", ""),
+    ("amphista", {"heldout": 48}, ConfigError, "heldout", ""),
+    ("amphista", {"answer_tokens": 4096}, ConfigError, "answer_tokens", ""),
+    ("amphista", {"architecture": "hydra", "ablation": "encoder only"}, ConfigError, "ablation",
+     ""),
+    ("amphista", {"speed": 9}, ConfigError, "speed", ""),
+    ("amphista", {"model": "nobody/nothing"}, ModelError, "model", ""),
+    ("amphista", {"prompts": "file:../../etc/passwd"}, DatasetError, "prompts", ""),
+    ("amphista", {"prompts": "unknown"}, DatasetError, "prompts", ""),
+    ("amphista", {"data": "text", "training_text": "file:none.txt"}, DatasetError, "training_text",
+     ""),
+    ("amphista", {"data": "text", "training_text": "self"}, DatasetError, "training_text", ""),
+    ("amphista", {"data": "songs"}, ConfigError, "data", ""),
+    ("benchmark", {"drafters": "amphista-0999"}, ConfigError, "drafters", ""),
+    ("benchmark", {"drafters": "toy"}, ConfigError, "drafters", ""),
+    ("benchmark", {"max_new_tokens": 4096}, ConfigError, "max_new_tokens", ""),
+    ("benchmark", {"rounds": 0}, ConfigError, "rounds", ""),
+    ("benchmark", {"llama_cpp": "F32, Q9"}, ConfigError, "llama_cpp", ""),
+    ("benchmark", {"model": "nobody/nothing"}, ModelError, "model", ""),
+    ("benchmark", {"prompts": "file:none.jsonl"}, DatasetError, "prompts", ""),
+    ("generate", {"prompt": ""}, ConfigError, "prompt", ""),
+    ("generate", {"sides": " , "}, ConfigError, "sides", ""),
+    ("generate", {"sides": "toy,toy,toy,toy,toy"}, ConfigError, "sides", ""),
+    ("generate", {"sides": "amphista-0999"}, ConfigError, "sides", ""),
+    ("generate", {"sides": "sds-0999"}, ConfigError, "sides", ""),
+    ("generate", {"sides": "toy, nobody/nothing"}, ModelError, "sides", ""),
+    ("generate", {"sides": "/etc"}, ModelError, "sides", ""),
+    ("generate", {"max_new_tokens": 4000}, ConfigError, "max_new_tokens", ""),
+    ("generate", {"temperature": -1}, ConfigError, "temperature", ""),
+    ("generate", {"temperature": 1e-40}, ConfigError, "temperature", ""),
+    ("generate", {"repetition_penalty": 1e-40}, ConfigError, "repetition_penalty", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "values", "error", "field", "said"), REFUSED)
+def test_bad_input_is_refused_before_it_is_queued(
+    queue: Path, kind: str, values: dict, error: type[SlimscopeError], field: str, said: str
+) -> None:
+    with pytest.raises(error, match=said or None) as refused:
+        submit(kind, {**CONFIGS[kind], **values}, HOST)
+    assert refused.value.field == field and refused.value.what
+    assert queries.jobs() == []
