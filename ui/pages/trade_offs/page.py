@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
 from backend.budget import PREFIX
 from backend.errors import SlimscopeError
 from backend.store import queries
-from backend.store.states import State
 from jobs.profile.budgets import KINDS
 from ui.format import href, number, share
 from ui.frame import Page
-from ui.pages.trade_offs import panels
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import METHODS, TradeoffSelection, TradeoffView
-from ui.runs.profiles import NEW, NO_RUN, profiled_runs
-from ui.runs.weights import run_choices
+from ui.runs.profiles import ProfilePage
 from ui.templates import fragments
 from ui.widgets.config_form import field_error
-from ui.widgets.dropdown import Choices, dropdown, segmented
-from ui.widgets.explorer import (
-    Explorer,
-    as_kept,
-    chart_at,
-    control_updates,
-    empty_state,
-    page_state,
-    show_charts,
-    show_notice,
-)
+from ui.widgets.dropdown import dropdown, segmented
+from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import EMPTY, notice, plain, show_html
-from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
+from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
 HTML = fragments("pages/trade_offs/page.html")
-LATER = "The front appears here when it has."
 TO_MIX_OR_RUN = """(now) => {
   const to = slimscope.picked.customdata;
   if (!to?.startsWith("run?")) return to ?? now;
@@ -81,33 +66,37 @@ def build() -> None:
 def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button) -> None:
     explorer.on_load(open_page)
     explorer.on_selection(explorer.event("run"), change_run)
-    explorer.on(explorer.event("method"), draw_all)
+    explorer.on(explorer.event("method"), draw)
     explorer.on(explorer.event("budget", "submit"), change_budget)
     explorer.on(solve.click, change_budget)
     explorer.on_point(FRONT.parts[0], "budget", change_budget, js=TO_MIX_OR_RUN)
-    explorer.on_change(refresh)
+    explorer.on_change(SHARED.refresh)
 
 
 def open_page(request: gr.Request) -> Updates:
-    return full_refresh(TradeoffSelection.from_address(request), TradeoffSelection())
+    return SHARED.open(TradeoffSelection(), request)
 
 
 def change_run(selection: TradeoffSelection) -> Updates:
-    return full_refresh(selection, selection)
+    return SHARED.refresh_all(selection, selection)
 
 
 def change_budget(view: TradeoffView) -> Updates:
     """Shows the formats that the budget is of."""
     view = view.for_budget()
-    return updates({"method": view.selection.method}, draw_all(view))
+    return updates({"method": view.selection.method}, draw(view))
 
 
-def draw_all(view: TradeoffView) -> Updates:
-    return updates(answer_of(view), _draw(view, *CHARTS))
+def draw(view: TradeoffView) -> Updates:
+    """Charts and figures of the budget's mix, or beside its field why there is none."""
+    run, dense = view.selection.run, [*view.front.uniform.values()][-1]
+    facts = [view.profile.model, f"{number(dense.nbytes / 1e6, 3)} MB in 16 bits"]
+    head = {"head": HTML.head(run, facts, href("sensitivity", run=run))}
+    charts = (panel.show(made(view)) for panel, made in CHARTS.items())
+    return updates(head, answer_of(view), *charts)
 
 
 def answer_of(view: TradeoffView) -> Updates:
-    """What the budget's mix comes to, or beside its field why there is none."""
     if isinstance(view.answer, SlimscopeError):
         return {"refusal": show_html(field_error(view.answer)), "answer": EMPTY}
     asked, mix = view.answer
@@ -124,54 +113,22 @@ def answer_of(view: TradeoffView) -> Updates:
     return {"refusal": show_html(), "answer": HTML.answer(facts, formats, address, other)}
 
 
-def refresh(seen: Any, selection: TradeoffSelection) -> Updates:
-    """Updates after a database change, where a profile or a run has ended."""
-    if seen and seen["mark"] == _mark():
-        return {}
-    return full_refresh(selection, selection, seen)
+def offers(view: TradeoffView) -> dict[str, dict[str, Any]]:
+    return {
+        "method": {"choices": [(METHODS[method], method) for method in view.fronts]},
+        "budget": {},
+    }
 
 
-def full_refresh(
-    selection: TradeoffSelection, before: TradeoffSelection, seen: Any = None
-) -> Updates:
-    """All of the page; `before` is the browser's selection, `seen` what was shown last."""
-    jobs = profiled_runs()
-    ended = [job for job in jobs if job.state == State.SUCCEEDED] or jobs
-    selection = selection if selection.run or not ended else replace(selection, run=ended[0].run)
-    runs, view = run_choices(jobs, selection.run), TradeoffView.at(selection)
-    if view is None:
-        lacks = "not measured all layers in formats of one kind"
-        reason = empty_state(selection.run, NO_RUN, lacks, LATER, NEW)
-        return updates({"head": ""}, show_notice(reason, runs, selection.run))
-    offers = as_kept(_offers(view, runs))
-    return updates(
-        show_charts(),
-        {"head": head_html(view), "seen": {"mark": _mark(), "offers": offers}},
-        control_updates(view.selection, before, offers, seen and seen["offers"]),
-        draw_all(view),
-    )
-
-
-def head_html(view: TradeoffView) -> Markup:
-    uniform = view.front.uniform
-    dense = [*uniform.values()][-1]
-    facts = [view.profile.model, f"{number(dense.nbytes / 1e6, 3)} MB in 16 bits"]
-    return HTML.head(view.selection.run, facts, href("sensitivity", run=view.selection.run))
-
-
-def _mark() -> list[Any]:
+def mark(_run: str) -> list[Any]:
+    """Changes when a profile or another run has ended."""
     return list(queries.figures_mark())
 
 
-def _offers(view: TradeoffView, runs: Choices) -> dict[str, dict[str, Any]]:
-    methods = [(METHODS[method], method) for method in view.fronts]
-    return {"run": {"choices": runs}, "method": {"choices": methods}, "budget": {}}
-
-
-def _draw(view: TradeoffView, *chosen: Panel) -> Updates:
-    return updates(*(panel.show(panels.CHARTS[panel](view)) for panel in chosen))
-
-
+SHARED = ProfilePage(
+    TradeoffView.at, mark, offers, draw, "not measured all layers in formats of one kind",
+    "The front appears here when it has.",
+)  # fmt: skip
 REPORTED = {
     panel: chart_at(TradeoffSelection, TradeoffView.at, draw) for panel, draw in CHARTS.items()
 }
