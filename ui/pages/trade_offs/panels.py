@@ -14,7 +14,7 @@ from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
 from ui.charts.formats import format_colours, short_labels
 from ui.charts.heatmap import block_heatmap
-from ui.charts.template import axis, layout, legend_row, log_axis
+from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import NONE, count, esc, href, number, share
 from ui.pages.trade_offs.selection import MeasuredRun, TradeoffView
 from ui.runs.profiles import layers_table
@@ -33,6 +33,7 @@ FRONT = Panel(
 MAP = Panel(
     "map", "Formats of the mix", "Which layers are spared?", 300,
 )  # fmt: skip
+USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
 NO_MIX = "No mix keeps this budget."
 
 
@@ -64,18 +65,36 @@ def front_chart(view: TradeoffView) -> Chart:
         said = [f"<b>{esc(asked)}</b><br>{_said(mix)}"]
         star = dots([view.x_of(mix)], [mix.ratio], VERMILLION, "star", said, 16, name="Budget")
         traces.append(star)
-    ratios = [mix.ratio for mix in (*mixes, *alone)] + [run.ratio for run in runs]
+    across, top = _ranges(view)
     looks = layout(
         view=f"{view.selection.run}/{view.method}", hovermode="closest",
-        xaxis=axis(title, showgrid=False), yaxis=log_axis(RATIO, log_span(ratios), " ×"),
-        **legend_row(),
+        xaxis=axis(title, showgrid=False, range=across),
+        yaxis=log_axis(RATIO, log_span([1.0, top]), " ×"),
+        shapes=[reference_line(y=1)], **legend_row(),
     )  # fmt: skip
+    beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
+    note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
     note += f"; {len(runs)} runs, measured." if runs else "; no run of this model has ended yet."
     return Chart(
         go.Figure(traces, looks), _front_frame(view, title), note,
         name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
     )  # fmt: skip
+
+
+def _ranges(view: TradeoffView) -> tuple[list[float], float]:
+    """Of the horizontal axis, and the worst perplexity over dense: where choices are made. Mixes
+    that ruin the model, and 16 bits, would leave no room for the others."""
+    shown = [run.ratio for run in view.measured]
+    if not isinstance(view.answer, SlimscopeError):
+        shown.append(view.answer[1].ratio)
+    every = [*view.front.mixes, *view.front.uniform.values()]
+    top = min(max(USUAL_TOP, *(ROOM * ratio for ratio in shown), 1), max(x.ratio for x in every))
+    widest = [*view.front.uniform.values()][-1 if view.pruned else -2]  # the last is dense
+    xs = [view.x_of(x) for x in every if x.ratio <= top and x.nbytes <= widest.nbytes]
+    xs += [run.x for run in view.measured]
+    room = 0.06 * (max(xs) - min(xs)) or 1.0
+    return [min(xs) - room, max(xs) + room], top
 
 
 def finding(view: TradeoffView) -> str:

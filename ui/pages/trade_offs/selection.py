@@ -88,12 +88,10 @@ class TradeoffView:
         fronts = fronts_of(selection.run) if profile else None
         if profile is None or not fronts:
             return None
-        if selection.method not in fronts:
-            first = next(iter(fronts))
-            asked = read_budget(selection.budget)
-            method = method_of(asked, first) if isinstance(asked, Budget) else first
-            selection = replace(selection, method=method if method in fronts else first)
-        return cls(replace(selection, budget=selection.budget or str(USUAL)), profile, fronts)
+        selection = replace(selection, budget=selection.budget or str(USUAL))
+        if selection.method in fronts:
+            return cls(selection, profile, fronts)
+        return cls(replace(selection, method=next(iter(fronts))), profile, fronts).for_budget()
 
     @property
     def method(self) -> Method:
@@ -111,7 +109,8 @@ class TradeoffView:
         """With the method that the budget is of, where the profile has its formats."""
         asked = read_budget(self.selection.budget)
         method = method_of(asked, self.method) if isinstance(asked, Budget) else self.method
-        method = method if method in self.fronts else self.method
+        if method not in self.fronts:
+            return self
         return replace(self, selection=replace(self.selection, method=method))
 
     @cached_property
