@@ -11,7 +11,6 @@ from backend.store.tables import Job, Table
 from jobs.fields.base_model import resolve_model
 from jobs.profile.config import DENSE
 from jobs.runtime.rows import profile_row
-from tests.ui.conftest import mapped
 from tests.ui.lab import job
 
 FORMATS = ("int2-g64", "int3-g64", "int4-g64", "50%", "70%", "2:4")
@@ -33,5 +32,6 @@ def profile_rows(number: int, blocks: int = 99, **values: object) -> tuple[Job, 
         if layer.block < blocks:
             name = f"{layer.name}.weight"
             stored = TensorProfile(name, layer.block, layer.module, DENSE, SENSITIVITY, figures)
-            rows.append(mapped(profile_row(number, stored)))
+            table, row = profile_row(number, stored)
+            rows.append(table(**row))
     return job(number, kind="profile", config=config, kept_stage=None, **values), rows

@@ -30,9 +30,7 @@ FRONT = Panel(
     theory="The line is the lower convex hull over all mixes (Everett 1963): a Lagrange multiplier "
     "prices each byte. That losses of layers add up is an assumption.",
 )  # fmt: skip
-MAP = Panel(
-    "map", "Formats of the mix", "Which layers are spared?", 300,
-)  # fmt: skip
+MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
 NO_MIX = "No mix keeps this budget."
 
@@ -89,10 +87,10 @@ def _ranges(view: TradeoffView) -> tuple[list[float], float]:
     if not isinstance(view.answer, SlimscopeError):
         shown.append(view.answer[1].ratio)
     every = [*view.front.mixes, *view.front.uniform.values()]
-    top = min(max(USUAL_TOP, *(ROOM * ratio for ratio in shown), 1), max(x.ratio for x in every))
+    top = min(max([USUAL_TOP, *(ROOM * y for y in shown)]), max([1.1, *(x.ratio for x in every)]))
     widest = [*view.front.uniform.values()][-1 if view.pruned else -2]  # the last is dense
     xs = [view.x_of(x) for x in every if x.ratio <= top and x.nbytes <= widest.nbytes]
-    xs += [run.x for run in view.measured]
+    xs = [run.x for run in view.measured] + (xs or [view.x_of(x) for x in every])
     room = 0.06 * (max(xs) - min(xs)) or 1.0
     return [min(xs) - room, max(xs) + room], top
 
