@@ -105,7 +105,7 @@ def answer_of(view: TradeoffView) -> Updates:
         facts.append(f"{share(mix.sparsity)} zeros in the layers")
     else:
         facts += [f"{number(mix.nbytes / 1e6, 3)} MB", f"{number(mix.bits, 3)} bits a weight"]
-    counted = Counter(form.label for form in mix.formats.values()).most_common()
+    counted = Counter(map(str, mix.formats.values())).most_common()
     formats = [f"{many} × {form}" for form, many in counted]
     kind, model = KINDS[view.method], view.profile.model
     address = href("new", kind=kind, model=model, allocation=f"{PREFIX}{asked}")
