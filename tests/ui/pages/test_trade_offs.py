@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
+from backend.budget import Budget
+from backend.sensitivity.budget import Mix
 from jobs.dlqat.config import DLQATJob
 from jobs.sds.config import SDSJob
 from tests.ui.conftest import HOSTILE, Fill
@@ -51,11 +53,16 @@ def view(**values: str) -> TradeoffView:
     return found
 
 
+def solved(asked_for: TradeoffView) -> tuple[Budget, Mix]:
+    assert isinstance(asked_for.answer, tuple)
+    return asked_for.answer
+
+
 def test_it_opens_with_a_budget_that_can_be_kept() -> None:
     shown = opened()
     assert shown["budget"]["value"] == "loss 10%" and shown["method"]["value"] == "quantized"
     assert not shown["refusal"]["visible"] and "the perplexity, predicted" in shown["answer"]
-    budget, mix = view().answer  # type: ignore[misc]
+    budget, mix = solved(view())
     assert str(budget) == "loss 10%" and mix.ratio <= 1.1
     assert "MB at +" in shown["front_title"] and "spared most" in shown["map_title"]
 
@@ -69,7 +76,7 @@ def test_a_budget_leads_to_a_form_that_takes_it(budget: str, method: str, kind: 
     """The address fills in model and allocation, and the config accepts them."""
     asked_for = view(budget=budget)
     assert asked_for.selection.method == method
-    allocation = f"budget:{asked_for.answer[0]}"  # type: ignore[index]
+    allocation = f"budget:{solved(asked_for)[0]}"
     link = escape(page.href("new", kind=page.KINDS[asked_for.method], model="toy",
                             allocation=allocation))  # fmt: skip
     assert str(link) in page.answer_of(asked_for)["answer"]
@@ -100,11 +107,11 @@ def test_the_front_is_never_above_a_format_alone_and_leads_to_mix_and_run() -> N
     assert star.x[0] <= alone.x[1] + 1e-6 and star.y[0] <= alone.y[1]
     assert 'href="run?id=dlqat-0004"' in drawn.frame["Of"][0]
     for budget in best.customdata:
-        assert isinstance(view(budget=budget).answer, tuple)
+        solved(view(budget=budget))
     pruned = front_chart(view(method="pruned", budget="50%")).figure.data
     assert [*pruned[2].customdata] == ["run?id=sds-0005"] and [*pruned[2].x] == [50]
     for budget in pruned[0].customdata[:-1]:
-        assert isinstance(view(method="pruned", budget=budget).answer, tuple)
+        solved(view(method="pruned", budget=budget))
 
 
 @pytest.mark.parametrize(

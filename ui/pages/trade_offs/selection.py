@@ -44,7 +44,9 @@ class Front:
 def fronts_of(run: str) -> dict[Method, Front]:
     """Those of the methods whose formats the run has profiled."""
     profile, fronts = profile_at(run), dict[Method, Front]()
-    for method in METHODS if profile else ():
+    if profile is None:
+        return fronts
+    for method in METHODS:
         try:
             solver = solver_of(profile, method)
         except SlimscopeError:
