@@ -113,9 +113,9 @@ class BudgetSolver:
             "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
             "sparsity": Budget("sparsity", np.floor(-1000 * least / weights + 1e-6) / 1000),
         }[budget.kind]
-        beyond = budget.value < nearest.value
+        beyond = budget.value < nearest.value * (1 - 1e-9)  # which is read back with an error
         if budget.kind == "sparsity":
-            beyond = budget.value > nearest.value
+            beyond = budget.value > nearest.value * (1 + 1e-9)
         if beyond:
             raise ConfigError(
                 f"A budget of {budget} cannot be kept.",

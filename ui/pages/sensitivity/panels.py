@@ -77,7 +77,8 @@ def map_chart(view: SensitivityView) -> Chart:
         colorbar={"tickvals": np.log10(ticks).tolist(), "ticktext": [number(t, 2) for t in ticks]}
     )
     blocks = rows["block"].nunique()
-    note = f"n = {count(len(rows))} layers in {blocks} blocks, {view.form.label}."
+    many = f"{blocks} block{'' if blocks == 1 else 's'}"
+    note = f"n = {count(len(rows))} layers in {many}, {view.form.label}."
     return Chart(drawn, _frame(view), note, name=_name(view, "map"), headline=finding(view))
 
 
@@ -107,7 +108,7 @@ def worst_chart(view: SensitivityView) -> Chart:
     ]
     colours = [VERMILLION if x == view.selection.layer else BLUE for x in first["tensor"]]
     trace = dots(values, labels, colours, "circle", hover, customdata=[*first["tensor"]])
-    across = log_axis(figure.title, log_span([*values]), side="bottom")
+    across = log_axis(figure.title, log_span([*values]))
     looks = layout(view=f"{view.selection.figure}/worst", xaxis=across, yaxis=rows_axis(labels))
     headline = ""
     if figure.adds and (whole := float(rows["value"].sum())):
