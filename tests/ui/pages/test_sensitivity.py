@@ -85,6 +85,7 @@ def test_a_curve_marks_what_was_measured_over_bits_or_over_sparsity() -> None:
     assert [*own.x] == [2.25, 3.25, 4.25] and {*pruned.x} == {50, 70}
     assert [*own.marker.symbol] == ["circle-open", "circle", "circle-open"]
     assert own.y[0] > own.y[1] > own.y[2] and [*own.customdata] == [*bits.frame["Format"]]
+    assert own.hoverinfo != "skip"  # else it could not be clicked
     assert bits.figure.layout.shapes[0].x0 == 3.25
 
 

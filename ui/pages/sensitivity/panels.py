@@ -101,14 +101,14 @@ def worst_chart(view: SensitivityView) -> Chart:
         return Chart(_unmeasured(view))
     first = rows.head(FIRST)
     labels = [view.tensors[name] for name in first["tensor"]]
-    values = np.maximum(first["value"], _floor(rows["value"]))
+    values = [*np.maximum(first["value"], _floor(rows["value"]))]
     hover = [
         f"<b>{esc(x.tensor)}</b><br>{figure.say(x.value)}<br>n = {count(x.n)} weights"
         for x in first.itertuples()
     ]
     colours = [VERMILLION if x == view.selection.layer else BLUE for x in first["tensor"]]
     trace = dots(values, labels, colours, "circle", hover, customdata=[*first["tensor"]])
-    across = log_axis(figure.title, log_span([*values]))
+    across = log_axis(figure.title, log_span(values))
     looks = layout(view=f"{view.selection.figure}/worst", xaxis=across, yaxis=rows_axis(labels))
     headline = ""
     if figure.adds and (whole := float(rows["value"].sum())):
@@ -142,7 +142,7 @@ def curve_chart(view: SensitivityView) -> Chart:
     traces = [
         _line(x, median, LIGHT.muted, "Median of all layers", dash="dot"),
         _line(x, own, LIGHT.text, label).update(
-            mode="lines+markers", marker=marks, hovertext=said, customdata=names,
+            mode="lines+markers", marker=marks, hovertext=said, customdata=names, hoverinfo="all",
             hovertemplate="%{hovertext}<extra></extra>",
         ),
     ]  # fmt: skip
