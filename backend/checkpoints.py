@@ -170,6 +170,9 @@ class Checkpoints:
             for file in manifest:
                 _fsync(draft / file)
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            mode = (draft / MANIFEST).stat().st_mode  # by the umask; safetensors makes files 0600
+            for file in manifest:
+                (draft / file).chmod(mode)
             _fsync(draft / MANIFEST)
             self.before_commit()
             if final.exists():

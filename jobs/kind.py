@@ -94,6 +94,8 @@ class Requirements:
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
         letters, tokens: length of the prompt and of the answer, where people wait for one.
+        sizes: bytes of the files it works on (0: not known), and of the one it saves.
+        field_warnings: field -> a risk that does not forbid the run, told beside it.
     """
 
     model: str
@@ -108,6 +110,8 @@ class Requirements:
     open_ended: bool = False
     letters: int = 0
     tokens: int = 0
+    sizes: tuple[int, int] | None = None
+    field_warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class Estimate:
     open_ended: bool = False
     letters: int = 0
     tokens: int = 0
+    sizes: tuple[int, int] | None = None
+    field_warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

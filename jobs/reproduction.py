@@ -29,8 +29,8 @@ from jobs.submit import validated
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
-    "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES, "text", "warnings",
-    WEIGHTS, KEPT_REASON,
+    "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES,
+    service.SOURCE_BYTES, service.PREDICTED_BYTES, "text", "warnings", WEIGHTS, KEPT_REASON,
 }  # fmt: skip
 SHOWN = 4
 

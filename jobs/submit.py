@@ -132,7 +132,7 @@ def submit(
     stored = config.model_dump(mode="json")
     return service.enqueue(
         kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane,
-        needs=[*needed_runs(stored), *after], plan=stored_plan(cost),
+        needs=[*needed_runs(stored), *after], plan=stored_plan(cost), sizes=cost.sizes,
     )  # fmt: skip
 
 

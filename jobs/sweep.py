@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
+from operator import itemgetter
 from statistics import fmean, stdev
 from typing import Any
 
@@ -101,11 +102,13 @@ def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
 @dataclass(frozen=True)
 class SweepPlan:
     """Runs to be queued; the estimate has the time of all together, the memory of the largest;
-    `plans`: for each config, what its run does to each layer, as JSON; None without one."""
+    `plans`: for each config, what its run does to each layer, as JSON; None without one; `sizes`:
+    see `Requirements`."""
 
     configs: list[JobConfig]
     estimate: Estimate
     plans: list[dict[str, Any] | None]
+    sizes: list[tuple[int, int] | None]
 
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
@@ -127,7 +130,8 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         seen[same] = described
         configs.append(config)
         estimates.append(estimate)
-    return SweepPlan(configs, _combined(estimates), [*map(stored_plan, estimates)])
+    plans, sizes = [*map(stored_plan, estimates)], [each.sizes for each in estimates]
+    return SweepPlan(configs, _combined(estimates), plans, sizes)
 
 
 def _for_combination(error: SlimscopeError, combination: str) -> SlimscopeError:
@@ -149,6 +153,10 @@ def _combined(estimates: Sequence[Estimate]) -> Estimate:
         flops=sum(e.flops for e in estimates),
         notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
+        field_warnings={
+            name: e.field_warnings[name] for e in estimates for name in e.field_warnings
+        },
+        sizes=max((e.sizes for e in estimates if e.sizes), key=itemgetter(1), default=None),
     )
 
 
@@ -174,7 +182,7 @@ def queue(
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
         kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane,
-        needs=[*map(needed_runs, configs)], plans=made.plans,
+        needs=[*map(needed_runs, configs)], plans=made.plans, sizes=made.sizes,
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if name.upper().startswith("SLIMSCOPE_") and not name.startswith(KEPT):
             del os.environ[name]
     if hasattr(config, "workerinput"):
-        fork_server.use_shared_server()
+        if fork_server.ADDRESS in os.environ:
+            fork_server.use_shared_server()
     elif config.getoption("numprocesses", None):
         fork_server.share_server()
 

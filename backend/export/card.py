@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.export.formats import Layout
@@ -20,8 +20,8 @@ DEQUANTIZE = (
 )
 
 
-def loading(layout: Layout) -> str:
-    """Instructions for loading the folder, with limitations."""
+def loading(layout: Layout, embedding: bool = False) -> str:
+    """Instructions for loading the folder, with limitations. `embedding`: it is packed, too."""
     if layout.format == "dense":
         return (
             f"{STOCK.format('')}\n\nThe weights are stored in the dtype of the base model, at "
@@ -30,15 +30,16 @@ def loading(layout: Layout) -> str:
         )
     if layout.format == "slimscope":
         return (
-            "Codes with real offsets, in a format of Slimscope's own: open it there, or export it "
-            "as GGUF, whose type Q4_1 holds groups of a multiple of 32 exactly."
+            "Codes in a format of Slimscope's own, which holds real offsets, and embeddings of "
+            "other bits than the layers: open it there, or export it as GGUF, whose types hold "
+            "groups of a multiple of 32 exactly (offsets: Q4_1)."
         )
     if layout.format != "compressed-tensors":
         return (
             f"GPTQ layout, `checkpoint_format` {layout.format}. Loading it with "
             "`transformers` requires the packages gptqmodel and optimum."
         )
-    if layout.grid == "symmetric":
+    if layout.grid == "symmetric" and not embedding:
         return (
             f"{STOCK.format('')}\n\nRequires the package compressed-tensors. In float32 the "
             "logits are bit-identical to the measured ones. `transformers` unpacks the weights on "
@@ -49,9 +50,9 @@ def loading(layout: Layout) -> str:
         "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig",
     )
     return (
-        f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`: without it the "
-        "packed zero-points of an asymmetric grid do not load. Weights are dequantised in the "
-        "precision of the scales, so logits differ by its rounding error."
+        f"{code}\n\nRequires the package compressed-tensors and `dequantize=True`: without it "
+        "packed zero-points of an asymmetric grid and packed embeddings do not load. Weights are "
+        "dequantised in the precision of the scales, so logits differ by its rounding error."
     )
 
 
@@ -100,13 +101,16 @@ Measured on the evaluation text of the run:
 {_appendix(config, text)}"""
 
 
-def gguf_card(file: str, model: str, type: str, run: str, origin: ModelOrigin) -> str:
+def gguf_card(
+    file: str, model: str, type: str, run: str, origin: ModelOrigin, note: str = ""
+) -> str:
     """The text of README.md beside a GGUF file of `model`: a run, or the name of a model."""
+    warning = f"\nNote on the base: {note}\n" if note else ""
     return f"""{front_matter(origin, ["gguf", "llama.cpp"], "quantized")}
 # {file}
 
 Made of {model} by Slimscope, run {run}. Linear layers: {type}. {licence_note(origin)}
-
+{warning}
 ```sh
 llama-cli -m {file} -p "Once upon a time"
 ```
@@ -140,21 +144,25 @@ def model_card(
     perplexity: Mapping[str, float],
     config: Mapping[str, Any],
     text: Mapping[str, Any],
+    embeddings: Sequence[str] = (),
 ) -> str:
     """The text of README.md. `note`: a caveat about the base model; `perplexity`: stage label ->
     value, for all measured stages; `text`: identifies the calibration, training and evaluation
-    texts."""
+    texts; `embeddings`: names of a packed embedding and head."""
     tags = ["quantization", f"{layout.bits}-bit", layout.format]
     group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
-    grid = GRID_NAMES[layout.grid]
+    grid, of = GRID_NAMES[layout.grid], [layout.of(name) for name in embeddings]
+    also = "".join(f" {n}: {x.bits} bits." for n, x in zip(embeddings, of, strict=True))
+    alike = any(each == layout for each in of)
     warning = f"\nNote on the base model: {note}\n" if note else ""
     return f"""{front_matter(origin, tags, "quantized", "transformers")}
 # {title}, {layout.bits} bits by {stage}
 
 Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
-per weight of the quantised layers, with scales, zero-points and offsets. {licence_note(origin)}
+per weight of the quantised layers, with scales, zero-points and offsets.{also} \
+{licence_note(origin)}
 {warning}
-{loading(layout)}
+{loading(layout, alike)}
 
 Perplexity on the evaluation text of the run:
 

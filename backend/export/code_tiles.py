@@ -36,7 +36,7 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
     """The codes of a region of a tensor named with its suffix ".weight"; None where the folder
     holds no packed matrix of that name. `ModelError` if a file is missing or damaged."""
     try:
-        layout = read_layout(folder)
+        layout = read_layout(folder).of(tensor.removesuffix(".weight"))
     except ModelError:
         return None
     name = tensor.removesuffix(".weight")
@@ -53,12 +53,12 @@ def read_codes(folder: Path, tensor: str, region: Region) -> CodeTile | None:
 
 def _zeros(folder: Path, name: str, layout: Layout, region: Region) -> np.ndarray:
     """The zero-point of every weight of the region, [rows, columns]."""
-    if layout.format == "slimscope":
+    if layout.grid == "offset":
         return _real_zeros(folder, name, layout, region)
     count = region.columns[1] - region.columns[0]
-    if layout.format == "compressed-tensors" and layout.grid == "symmetric":
+    packed = layout.format in ("compressed-tensors", "slimscope")
+    if packed and layout.grid == "symmetric":
         return np.full((region.rows[1] - region.rows[0], count), 2 ** (layout.bits - 1))
-    packed = layout.format == "compressed-tensors"
     words = stored_words(folder, f"{name}.{'weight_zero_point' if packed else 'qzeros'}")
     if words is None:
         raise unreadable(folder, f"{name} has no zero-points.")

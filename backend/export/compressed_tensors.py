@@ -9,7 +9,7 @@ compressed-tensors (signed codes q - 2^(n-1), stored with an offset)
 
 slimscope
 
-    weight_packed, weight_scale, weight_shape   as compressed-tensors
+    the same, and of a grid with offsets
     weight_offset       [out, groups]                     b = -s z, in the dtype of the scales
 """
 
@@ -35,7 +35,7 @@ def packed_tensors(
         "weight_scale": layer.grid.scale.to(stored),
         "weight_shape": torch.tensor(layer.codes.shape),
     }
-    if layout.format == "slimscope":
+    if layout.grid == "offset":
         tensors["weight_offset"] = offsets_of(layer.grid.scale, layer.grid.zero).to(stored)
     elif layout.grid != "symmetric":
         tensors["weight_zero_point"] = pack(layer.grid.zero.to(torch.uint8).T, layout.bits).T
@@ -52,7 +52,7 @@ def from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, 
     packed, scale = tensors["weight_packed"], tensors["weight_scale"]
     check_shape("weight_packed", packed, (rows, words_for(columns, layout.bits)))
     codes = unpack(packed, layout.bits, columns)
-    if layout.format == "slimscope":
+    if layout.grid == "offset":
         check_shape("weight_offset", tensors["weight_offset"], (*scale.shape,))
         return codes, scale.float(), zeros_of(scale.float(), tensors["weight_offset"])
     if layout.grid == "symmetric":
@@ -66,7 +66,21 @@ def compressed_tensors_config(
     model: nn.Module, layers: Collection[str], layout: Layout
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json. `layers`: full names of the quantised linears."""
-    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    alike = sorted({*layers} - linears - {*layout.outside})  # an embedding
+    groups = {"group_0": _group(["Linear", *alike], layout)}
+    if layout.outside:
+        groups["group_1"] = _group([*layout.outside], layout.of(layout.outside[0]))
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": sorted({"lm_head", *linears} - set(layers)),
+        "config_groups": groups,
+    }
+
+
+def _group(targets: list[str], layout: Layout) -> dict[str, Any]:
     weights = {
         "num_bits": layout.bits,
         "type": "int",
@@ -75,11 +89,5 @@ def compressed_tensors_config(
         "group_size": layout.group_size or None,
         "dynamic": False,
     }
-    group = {"targets": ["Linear"], "format": "pack-quantized", "weights": weights}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": sorted({"lm_head", *linears} - set(layers)),
-        "config_groups": {"group_0": group | {"input_activations": None}},
-    }
+    about = {"targets": targets, "format": "pack-quantized", "input_activations": None}
+    return about | {"weights": weights}

@@ -3,8 +3,8 @@
 compressed-tensors   pack-quantized. Symmetric: plain transformers loads it, bit-identical.
                      Asymmetric: only with CompressedTensorsConfig(dequantize=True).
 gptq, gptq_v2        for programs with GPTQ kernels; gptq stores z - 1, so z = 0 is impossible
-slimscope            ours, for grids with real offsets: Slimscope alone reads it, decodes it, and
-                     exports it as GGUF
+slimscope            ours, for grids with real offsets, and for an embedding and a head in other
+                     bits: Slimscope alone reads it, decodes it, and exports it as GGUF
 dense                weights at grid values, in the dtype of the base model: for every program, no
                      gain in size
 """
@@ -12,7 +12,7 @@ dense                weights at grid values, in the dtype of the base model: for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from backend.errors import ConfigError, ModelError
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import packing_of
 from backend.quantization import GridType
+from backend.quantization.plan import QuantizationPlan
 
 Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -32,12 +33,22 @@ WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 
 @dataclass(frozen=True)
 class Layout:
-    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row."""
+    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row.
+    `outside`: full names of an embedding and a head that have others, on a symmetric grid."""
 
     format: Format | Literal["awq"]
     bits: int
     group_size: int
     grid: GridType
+    outside: tuple[str, ...] = ()
+    outside_bits: int = 0
+    outside_group: int = 0
+
+    def of(self, layer: str) -> Layout:
+        """The settings of one layer."""
+        if layer not in self.outside:
+            return self
+        return Layout(self.format, self.outside_bits, self.outside_group, "symmetric")
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class ExportRequirements:
         in_out: the architecture stores weights as [in, out] (GPT-2's Conv1D).
         whole: all linears of the blocks are quantised; shapes: (out, in) of those.
         experts: some are experts of a mixture, which models load as one tensor.
+        embedding: bits of a quantised embedding; alike: it is quantised as the linears are.
+        head: bits of a quantised head that is not tied to it.
     """
 
     bits: int
@@ -59,6 +72,9 @@ class ExportRequirements:
     shapes: frozenset[tuple[int, int]]
     experts: bool = False
     architecture: str = ""
+    embedding: int = 0
+    alike: bool = False
+    head: int = 0
 
 
 def read_layout(folder: Path) -> Layout:
@@ -67,7 +83,27 @@ def read_layout(folder: Path) -> Layout:
     if packing is None:
         raise unreadable(folder, "Its config.json has no quantization_config.")
     format: Any = packing.version or packing.method
-    return Layout(format, packing.bits, packing.group_size, packing.grid)
+    return Layout(
+        format, packing.bits, packing.group_size, packing.grid,
+        packing.outside, packing.outside_bits, packing.outside_group,
+    )  # fmt: skip
+
+
+def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
+    """The layout of the saved model, one for all its layers.
+
+    Raises:
+        ConfigError: layers differ in bits, group size or grid, which packed formats cannot hold.
+    """
+    found = ((group.bits, group.group_size, group.grid) for group in planned.groups)
+    first, *others = dict.fromkeys(found)
+    if others and format != "dense":
+        why = "Its layers differ in bits, group size or grid; a packed file has one of each."
+        raise ConfigError(f"The model cannot be saved as {format}.", why, "Choose dense.", "format")
+    own = planned.embedding
+    if own is None or (own.bits, own.group_size, own.grid) == first:
+        return Layout(format, *first)
+    return Layout(format, *first, own.layers, own.bits, own.group_size)
 
 
 def unreadable(folder: Path, why: str) -> ModelError:
@@ -84,6 +120,8 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
     """The reason why `format` cannot store `choice`; empty if it can."""
     if choice.experts and format != "dense":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
+    if (choice.embedding or choice.head) and (why := _embedding_obstacle(format, choice)):
+        return why
     if format != "dense" and choice.architecture.startswith(UNPACKABLE):
         return "transformers cannot load packed weights of this architecture"
     if choice.grid == "offset" and format not in ("slimscope", "dense"):
@@ -106,16 +144,32 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
     return ""
 
 
+def _embedding_obstacle(format: Format, choice: ExportRequirements) -> str:
+    """The reason why a format cannot store a quantised embedding or head; empty if it can."""
+    if format == "dense":
+        return "it stores every weight in 16 or 32 bits, the embedding too"
+    if format in ("gptq", "gptq_v2"):
+        return "kernels for it know quantised linear layers, but no quantised embedding"
+    if format == "compressed-tensors" and choice.embedding and not choice.alike:
+        return (
+            f"transformers reads a quantised embedding only with the {choice.bits} bits, the group "
+            "size and the grid of the layers"
+        )
+    return ""
+
+
 def check_format(format: Format, choice: ExportRequirements) -> None:
     """Raise `ConfigError`, which names the formats that can, if this one cannot store the model."""
     if why := obstacle(format, choice):
-        *rest, last = [each for each in FORMATS if not obstacle(each, choice)]
-        raise ConfigError(
-            f"The format {format} does not support this model.",
-            f"{why[0].upper()}{why[1:]}.",
-            f"Choose {', '.join(rest)} or {last}." if rest else f"Choose {last}.",
-            field="format",
-        )
+        plain = replace(choice, embedding=0, head=0)
+        possible = [each for each in FORMATS if not obstacle(each, choice)]
+        *rest, last = possible or [each for each in FORMATS if not obstacle(each, plain)]
+        do, field = f"Choose {', '.join(rest)} or {last}." if rest else f"Choose {last}.", "format"
+        what = f"The format {format} does not support this model."
+        if not obstacle(format, plain):
+            what = f"The format {format} cannot store this embedding and head."
+            do, field = f"Choose stored, or the format {last}.", "embedding"
+        raise ConfigError(what, f"{why[0].upper()}{why[1:]}.", do, field=field)
 
 
 def bits_per_weight(bits: int, group_size: int, grid: GridType, stored: str) -> float:

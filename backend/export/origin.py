@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCardData, metadata_load
 
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, prepared
+from backend.models.sources.cache import UNKNOWN, CacheOrigin, prepared
+from backend.models.sources.catalogue import local_folder
 from backend.models.sources.spec import TOY, TOY_FOLDER, is_hub_id
 
 CARD = "README.md"
@@ -45,15 +46,19 @@ def origin_of(spec: str) -> ModelOrigin:
     if spec == smollm2.NAME:
         return ModelOrigin(smollm2.HUB_ID, "apache-2.0", folder=prepared(smollm2.NAME))
     folder = hub.cached(spec) if is_hub_id(spec) else Path(spec)
+    if spec.endswith(".gguf"):
+        folder = local_folder(spec)  # where it was converted to
     card: dict[str, Any] = {}
     if folder and (folder / CARD).is_file():
         with suppress(Exception):  # on malformed YAML its parser raises errors of its own
             card = metadata_load(folder / CARD) or {}
     known = CacheOrigin.read(folder) if folder else None
     base = spec if is_hub_id(spec) else str(card.get("base_model") or "")
+    base = base or (known.base_model if known else "")
+    licence = known.licence.lower() if known and known.licence != UNKNOWN else ""
     return ModelOrigin(
         base_model=base,
-        licence=str(card.get("license") or (known.licence.lower() if known else "")),
+        licence=str(card.get("license") or licence),
         name=str(card.get("license_name") or ""),
         link=str(card.get("license_link") or ""),
         folder=folder,

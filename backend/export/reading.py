@@ -19,7 +19,7 @@ from backend.errors import ModelError
 from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.gptq_layout import from_awq, from_gptq
-from backend.models.block_offload import check_finite
+from backend.models.block_offload import check_finite, tied_names
 from backend.models.facts import ModelFacts
 from backend.models.families.shapes import LinearShape
 from backend.models.sources.cache import Say, silent
@@ -42,7 +42,7 @@ READERS = {
 
 def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
     """The quantised layers of an exported folder by full name, and all other tensors; `ModelError`
-    if config and weights do not match."""
+    if config and weights do not match. The embedding and the head may be among the layers."""
     layout, tensors = read_layout(folder), dict[str, Tensor]()
     try:
         for path in weight_files(folder):
@@ -53,11 +53,13 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")
+    if lost := {*layout.outside} - {*names}:
+        raise unreadable(folder, f"Its config says that {min(lost)} is quantised; it is not.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:
         prefix = f"{name}."
         parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        layers[name] = layer_from(name, parts, layout)
+        layers[name] = layer_from(name, parts, layout.of(name))
         for suffix in parts:
             if suffix != "bias":
                 del rest[f"{prefix}{suffix}"]
@@ -190,7 +192,13 @@ def _fill(
     report = model.load_state_dict(state, strict=False)
     model.tie_weights()
     tied = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
-    absent = set(report.missing_keys) - tied - {f"{name}.weight" for name in layers}
+    packed = {f"{name}.weight" for name in layers}
+    for names, _ in tied_names(model):
+        given = [state[n] for n in names if n in state]
+        same = all(torch.equal(each, given[0]) for each in given)
+        if not same or bool(given) + len(packed.intersection(names)) > 1:
+            raise unreadable(folder, f"Its config ties {' and '.join(names)}; its weights differ.")
+    absent = set(report.missing_keys) - tied - packed
     if absent or report.unexpected_keys:
         first = min(absent or report.unexpected_keys)
         what = "lacks" if absent else "has no parameter"

@@ -34,7 +34,8 @@ def export(
 
     Args:
         model: provides all tensors that are not in `layers`, already rounded to `stored`.
-        layers: full name of a linear -> its codes, scales and zero-points.
+        layers: full name of a linear, of the embedding or the head -> its codes, scales and
+            zero-points.
         stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
 
     Raises:
@@ -58,7 +59,7 @@ def export(
         if module not in layers or part != "weight":
             tensors[name] = tensor.to(stored) if tensor.is_floating_point() else tensor
             continue
-        for suffix, value in layer_tensors(layers[module], layout, stored).items():
+        for suffix, value in layer_tensors(layers[module], layout.of(module), stored).items():
             tensors[f"{module}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     quantization = quantization_config(model, layers, layout)
@@ -73,16 +74,22 @@ def requirements_of(
     stored: torch.dtype,
 ) -> ExportRequirements:
     """What a format must support to store the model."""
-    inside = sum(len(block_linears(model, block)) for block in range(len(decoder_blocks(model))))
+    blocks = range(len(decoder_blocks(model)))
+    inside = {x.name for block in blocks for x in block_linears(model, block).values()}
+    embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
+    heads = [n for n in layers if n not in inside and n not in embeddings]
     return ExportRequirements(
         bits=layout.bits,
         grid=layout.grid,
         stored=str(stored).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
         experts=any(".experts." in name for name in layers),
-        whole=len(layers) == inside,
+        whole=inside <= layers.keys(),
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
         architecture=type(model).__name__,
+        embedding=sum(layout.of(n).bits for n in embeddings),
+        alike=all(layout.of(n) == layout for n in embeddings),
+        head=sum(layout.of(n).bits for n in heads),
     )
 
 
@@ -101,8 +108,10 @@ def quantization_config(
     if layout.format == "compressed-tensors":
         return compressed_tensors_config(model, layers.keys(), layout)
     if layout.format == "slimscope":
-        sizes = {"bits": layout.bits, "group_size": layout.group_size}
-        return {"quant_method": "slimscope", **sizes}
+        sizes = {"bits": layout.bits, "group_size": layout.group_size, "grid": layout.grid}
+        other = {"bits": layout.outside_bits, "group_size": layout.outside_group}
+        outside = {"outside": {"layers": [*layout.outside], **other}} if layout.outside else {}
+        return {"quant_method": "slimscope", **sizes, **outside}
     return gptq_config(layout)
 
 

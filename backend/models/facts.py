@@ -27,7 +27,9 @@ EMBEDDINGS = (
     "transformer.word_embeddings.weight",
     "gpt_neox.embed_in.weight",
 )
+HEADS = ("lm_head.weight", "embed_out.weight")
 MAX_NAME = 500  # characters of a tensor name
+OUTSIDE = -1  # the block of a matrix that is in none
 NO_SUPPORT = ModelSupport()
 
 
@@ -48,8 +50,10 @@ class ModelFacts:
     dtype: str  # dtype of most stored weights
     default_text: str  # name of the default corpus for the model
     others: tuple[LinearShape, ...] = ()  # further ones of the blocks, which stay dense
+    embeddings: tuple[LinearShape, ...] = ()  # token embedding, and a head that is not tied to it
     support: ModelSupport = NO_SUPPORT  # what the model cannot be used for, and why
     quantized: str = ""  # how its weights are packed; "" if they are not
+    bytes: int = 0  # of its files, before they are converted; 0: not known
 
     @property
     def matrices(self) -> tuple[LinearShape, ...]:
@@ -68,6 +72,11 @@ class ModelFacts:
         if why := self.support.decode:
             do = "Choose a model with attention to every token in each layer."
             raise unsupported(self.title, why, "cannot verify trees of draft tokens", do)
+
+    @property
+    def saved_dtype(self) -> str:
+        """The dtype in which what is made of it is saved unless it is packed."""
+        return self.dtype if self.dtype in ("float16", "bfloat16") else "float32"
 
     @property
     def linear_weights(self) -> int:
@@ -132,6 +141,7 @@ def facts_from(
         dtype=DTYPES.get(main, main),
         default_text=default_text(spec),
         others=tuple(linear for linear in matrices if not compressed(linear.module)),
+        embeddings=_embeddings(text, tensors),
         support=support,
         quantized=quantized,
     )
@@ -227,6 +237,22 @@ def _expected_shapes(facts: ModelFacts, config: Mapping[str, Any]) -> dict[str, 
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
+
+
+def _embeddings(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+) -> tuple[LinearShape, ...]:
+    """The token embedding and the head, where they have one of the usual names; a tied head is no
+    matrix of its own."""
+    stored = {full_name(name): name for name, each in tensors.items() if len(each.shape) == 2}
+    heads = () if config.get("tie_word_embeddings") else HEADS
+    names = [name for name in EMBEDDINGS if name in stored][:1]
+    names += [name for name in heads if names and name in stored][:1]
+    shapes = {name: tensors[stored[name]].shape for name in names}
+    return tuple(
+        LinearShape(module := name.removesuffix(".weight"), OUTSIDE, module, rows, columns)
+        for name, (rows, columns) in shapes.items()
+    )
 
 
 def _parameters(config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]) -> int:

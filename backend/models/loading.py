@@ -42,7 +42,6 @@ CONFIG_REMEDY = (
     "Check config.json against the original model's, such as rope_theta and rms_norm_eps."
 )
 FOLDER_REMEDY = "Check that the folder is complete and the architecture is supported."
-HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class LoadedModel:
     @property
     def stored(self) -> torch.dtype:
         """The dtype of the model's files, in which what is made of it is saved, too."""
-        dtype = getattr(torch, self.facts.dtype, None)
-        return dtype if dtype in HALF_DTYPES else torch.float32
+        dtype: torch.dtype = getattr(torch, self.facts.saved_dtype)
+        return dtype
 
 
 def load(

@@ -179,9 +179,9 @@ class SDSConfig(BaseModel):
         gt=0,
         le=1,
         title="Reconstruction learning rate",
-        description="Of Adam with a cosine schedule, one segment per step; relative to the root "
-        "mean square of a layer's weights: 0.01 moves a weight by about 1 % of it per step. "
-        "Quartered, up to three times, for a block whose held-out error it does not lower.",
+        description="Of Adam with a cosine schedule, one segment per step; relative to the size "
+        "of the weights of a row and a column: 0.01 moves them by about 1 % per step. Quartered, "
+        "up to three times, for a block whose held-out error it does not lower.",
         json_schema_extra=ADVANCED,
     )
     batch: int = Field(

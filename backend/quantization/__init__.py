@@ -2,6 +2,7 @@
 
     config, plan    settings of a run; bits, grid and quantizers of each layer
     grid            codes, group scales and zero-points of a layer
+    embedding       token embedding and head, rounded to nearest
     range_search    search for scales and zero-points (`@range_search`)
     rounding, gptq, hqq, awq, rotation  post-training quantizers (`@quantizer`)
     bases           inputs and outputs scaled or rotated before rounding

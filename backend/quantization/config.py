@@ -26,6 +26,7 @@ from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, G
 from backend.quantization.widths import read_overrides
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
+EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
 ADVANCED: JsonDict = {"advanced": True}
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # calibration segments in one forward pass
@@ -143,6 +144,13 @@ class DLQATConfig(BaseModel):
         "groups of 64.",
         examples=["mlp.down_proj=int4-g32, 0.*=int8-g64"],
         json_schema_extra=ADVANCED,
+    )
+    embedding: EmbeddingBits = Field(
+        "auto",
+        title="Embedding and head",
+        description="Bits of the token embedding and of the head, rounded to nearest. stored: the "
+        "stored precision. auto: 8 in the format slimscope, which holds them beside layers of "
+        "other bits and becomes a GGUF file; stored in any other.",
     )
     stages: Stages = Field(
         "rtn, gptq, dlqat, lora",

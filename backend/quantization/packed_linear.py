@@ -8,6 +8,10 @@ makes b zero where z is whole, and avoids its rounding error. The operator compu
 buffer layout depends on the processor, so the buffer is built when a model is loaded and never
 saved.
 
+The native decoder reads the codes q themselves, in n bits. Those of other layers, in 5 to 8 bits
+and of embedding and head, are not kept beside their weights in bfloat16: the weights lie on their
+grid, by which the codes are found again (`codes_of`).
+
 Up to `FEW` rows the operator is faster than unpacking the weights and multiplying densely; above,
 that is done. For it the codes are stored a second time, two per byte: 8 bits per weight in memory
 in total.
@@ -16,13 +20,15 @@ in total.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 
 OPERATOR = "_weight_int4pack_mm_for_cpu"
 FEW = 64  # rows of x; the two cross at 70 to 130 rows for layers 576 to 2048 wide (AMD EPYC)
@@ -30,6 +36,7 @@ GROUPS = (256, 128, 64, 32)  # group sizes of the operator
 MULTIPLE = 16  # the number of outputs must be a multiple of it
 MIDDLE, TOP = 8, 15  # middle and maximum of the 4-bit codes
 DTYPE = torch.bfloat16
+GRID = "quant_grid"  # attribute of a dense module whose weights lie on one
 
 
 def obstacle(layer: QuantizedWeight) -> str:
@@ -60,10 +67,13 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = layer.codes.shape
         self.group = _operator_group(layer.group_size)
-        scale, zero = layer.grid.scale, layer.grid.zero
-        shift = (MIDDLE - zero).round().clamp(0, TOP - layer.grid.top)
+        scale, zero, self.bits = layer.grid.scale, layer.grid.zero, layer.grid.bits
+        shift = _shift(layer.grid)
         offset = (MIDDLE - zero - shift) * scale
         each = torch.stack([scale, offset], -1).repeat_interleave(layer.group_size // self.group, 1)
+        whole = zero.byte() if torch.equal(zero, zero.byte().float()) else zero
+        points = whole.repeat_interleave(layer.group_size // self.group, 1)
+        self.zero = nn.Buffer(points, persistent=False)  # [out, groups]
         self.scale = nn.Buffer(each.transpose(0, 1).to(DTYPE).contiguous(), persistent=False)
         codes = layer.codes.view(*scale.shape, -1) + shift.byte().unsqueeze(-1)
         codes = codes.view(layer.codes.shape)
@@ -81,6 +91,16 @@ class PackedLinear(nn.Module):
         scale, offset = self.scale.transpose(0, 1).unsqueeze(2).unbind(-1)  # [out, groups, 1]
         return levels.mul_(scale).add_(offset).view(self.out_features, -1)
 
+    def quantized(self) -> QuantizedWeight:
+        """Codes and grid, with groups of the operator; `ValueError` if its tables do not fit."""
+        out, size = self.out_features, self.in_features
+        shapes = self.pairs.shape, self.scale.shape, self.zero.shape
+        if shapes != ((out, size // 2), (size // self.group, out, 2), (out, size // self.group)):
+            raise ValueError(f"tables {[[*shape] for shape in shapes]} are of another layer")
+        grid = QuantGrid(self.bits, self.scale[..., 0].T.float(), self.zero.float())
+        codes = torch.stack([self.pairs & 15, self.pairs >> 4], -1).view(out, grid.groups, -1)
+        return QuantizedWeight(grid, (codes - _shift(grid).byte().unsqueeze(-1)).view(out, size))
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         if len(rows) > FEW:
@@ -97,19 +117,55 @@ def to_bfloat16(model: PreTrainedModel) -> None:
         parameter.data = parameter.data.to(DTYPE)
 
 
+def _shift(grid: QuantGrid) -> Tensor:
+    """d, from codes to those of the operator."""
+    return (MIDDLE - grid.zero).round().clamp(0, TOP - grid.top)
+
+
+def has_codes(module: nn.Module) -> bool:
+    """Whether the weights of a module are codes, or lie on a grid of which they are found again."""
+    return isinstance(module, PackedLinear) or hasattr(module, GRID)
+
+
+def codes_of(module: Any) -> QuantizedWeight:
+    """Codes and grid of a module that `has_codes`."""
+    if isinstance(module, PackedLinear):
+        return module.quantized()
+    grid: QuantGrid = getattr(module, GRID)
+    return QuantizedWeight(grid, grid.codes(module.weight.detach()).byte())
+
+
+def keep_grid(module: Any, layer: QuantizedWeight) -> bool:
+    """Remember the grid of the weights of a module; False if they would not give the codes back, or
+    no kernel reads them."""
+    setattr(module, GRID, layer.grid)
+    known = not layer.group_size % GROUPS[-1] and layer.basis.plain
+    if known and torch.equal(codes_of(module).codes, layer.codes):
+        return True
+    delattr(module, GRID)
+    return False
+
+
 def pack_model(model: PreTrainedModel, layers: Mapping[str, QuantizedWeight]) -> dict[str, str]:
-    """Replace `layers` in `model`, which becomes bfloat16: packed if supported, else dense.
-    Returns name -> reason for the dense ones."""
+    """Replace `layers` in `model`, which becomes bfloat16: packed if supported, else dense, of
+    which the native decoder reads the codes where it can. Returns name -> reason for the dense."""
     to_bfloat16(model)
     dense = dict[str, str]()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(head, "weight", None) is getattr(embedding, "weight", None)
     for name, layer in layers.items():
         module = model.get_submodule(name)
-        plain = isinstance(module, nn.Linear)
-        if why := obstacle(layer) or ("" if plain else "it is not an nn.Linear"):
-            weight = layer.dense()
-            module.get_parameter("weight").data.copy_(weight if plain else weight.T)
-            dense[name] = why
-        else:
+        in_out, outside = isinstance(module, Conv1D), module in (embedding, head)
+        why = "it is not an nn.Linear" if in_out else obstacle(layer)
+        if outside:
+            why = "embedding and head stay modules of 16 bits"
+        if not why:
             bias = dict(module.named_parameters()).get("bias")
             model.set_submodule(name, PackedLinear(layer, bias))
+            continue
+        weight = layer.dense().T if in_out else layer.dense()
+        module.get_parameter("weight").data.copy_(weight)
+        places = (embedding, head) if outside and tied else (module,)
+        read = not in_out and all(keep_grid(place, layer) for place in places)
+        dense[name] = f"{why}; the native decoder reads their codes" if read else why
     return dense

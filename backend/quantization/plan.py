@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from backend.budget import is_mixed
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.models.layer_names import (
     NamedLayer,
     check_layer_patterns,
@@ -29,6 +30,9 @@ from backend.quantization.widths import Width, read_overrides
 
 MAX_NAMES = 2  # layers named in an error
 MIN_GROUP_SIZE = 8  # suggested when a group size does not fit
+EMBEDDING_GROUP = 32  # inputs, as of GGUF's blocks
+EMBEDDING_SEARCH = "mse"
+SYMMETRIC: GridType = "symmetric"
 
 
 class PlannedModel(Protocol):
@@ -71,17 +75,24 @@ class QuantizationPlan(Plan):
         stages: in the order in which they are made, the dense model first.
         groups: the layers that are quantized, by their settings.
         dense: full names of those that are not.
+        embedding: how the token embedding and the head are quantized; None: they are not.
     """
 
     stages: tuple[str, ...]
     groups: tuple[QuantSettings, ...]
     dense: tuple[str, ...] = ()
+    embedding: QuantSettings | None = None
 
     @cached_property
     def layers(self) -> dict[str, QuantSettings | None]:
         """Full name -> settings of the layer; None: it stays dense."""
         quantized = {name: group for group in self.groups for name in group.layers}
         return {**dict.fromkeys(self.dense), **quantized}
+
+    @property
+    def format(self) -> Any:
+        """The format of the export."""
+        return self.groups[0].format
 
     def settings(self, name: str) -> QuantSettings:
         """Settings of the layer of that name, which is quantized."""
@@ -92,19 +103,27 @@ class QuantizationPlan(Plan):
     def check(self, config: Any) -> None:
         layers = [layer_named(name) for name in self.layers]
         mix = {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
-        if group_layers(config, layers, config.format, mix) != self:
+        again = group_layers(config, layers, config.format, mix)
+        if again.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan is not that of the config")
+        found, asked = self.embedding, config.embedding
+        bits = str(found.bits) if found else "stored"
+        if bits not in (("stored", "8") if asked == "auto" else (asked,)):
+            raise ValueError("the plan of the embedding is not that of the config")
 
 
 def plan(
     config: DLQATConfig,
     facts: PlannedModel,
     format: str = "dense",
+    outside: Collection[LinearShape] = (),
+    bits: int = 0,
     mix: Mapping[str, Width] = MappingProxyType({}),
 ) -> QuantizationPlan:
     """The plan of a run on a model.
 
     Args:
+        outside: its embedding and head, which get so many `bits`.
         mix: full name of a layer -> width, where a budget allocates them: layers that are not in it
             stay dense. Overrides come first.
 
@@ -118,7 +137,22 @@ def plan(
         if DECLARED_QUANTIZERS[quantizer].facts.get("llama_only"):
             modules = [x.module for x in facts.linears if made.layers[x.name]]
             require_llama_blocks(STAGE_LABELS[quantizer], facts.architecture, modules)
-    return made
+    if not bits or not outside:
+        return made
+    return made.model_copy(update={"embedding": _embedding(config, format, outside, bits)})
+
+
+def _embedding(
+    config: DLQATConfig, format: str, outside: Collection[LinearShape], bits: int
+) -> QuantSettings:
+    """The settings of embedding and head: with the bits of the layers they have their grid, too,
+    as transformers reads no other; else one that GGUF's types hold."""
+    columns = next(iter(outside)).columns
+    size, grid = (EMBEDDING_GROUP if columns % EMBEDDING_GROUP == 0 else 0), SYMMETRIC
+    if bits == config.bits and (not config.group_size or columns % config.group_size == 0):
+        size, grid = config.group_size, config.grid
+    names = tuple(x.name for x in outside)
+    return QuantSettings(bits, size, grid, EMBEDDING_SEARCH, format=format, layers=names)
 
 
 def group_layers(

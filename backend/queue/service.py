@@ -32,6 +32,7 @@ RETRIES = 2
 QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
 # of the work and its peak of memory, when it was submitted
 ESTIMATED_SECONDS, ESTIMATED_BYTES = "estimated_seconds", "estimated_bytes"
+SOURCE_BYTES, PREDICTED_BYTES = "source_bytes", "predicted_bytes"  # files read and saved
 INPUTS = "SLIMSCOPE_INPUTS"
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -64,10 +65,12 @@ def enqueue(
     *,
     needs: Iterable[int] = (),
     plan: dict[str, Any] | None = None,
+    sizes: tuple[int, int] | None = None,
     **options: Unpack[EnqueueOptions],
 ) -> Job:
     """Enqueue one job; see `enqueue_all`."""
-    return enqueue_all(kind, [config], actor, needs=[needs], plans=[plan], **options)[0]
+    jobs = enqueue_all(kind, [config], actor, needs=[needs], plans=[plan], sizes=[sizes], **options)
+    return jobs[0]
 
 
 def enqueue_all(
@@ -82,6 +85,7 @@ def enqueue_all(
     lane: Lane = Lane.SLOTS,
     needs: Sequence[Iterable[int]] = (),
     plans: Sequence[dict[str, Any] | None] = (),
+    sizes: Sequence[tuple[int, int] | None] = (),
 ) -> list[Job]:
     """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
     the id of its first job.
@@ -92,6 +96,7 @@ def enqueue_all(
         lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
         plans: for each, what it does to each layer, where its kind has plans.
+        sizes: for each, bytes of the files it works on and of those it will save.
 
     Raises:
         ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
@@ -113,6 +118,9 @@ def enqueue_all(
         for place, job in enumerate(jobs):
             job.priority, job.lane = priority, carried_by
             job.plan = plans[place] if plans else None
+            if size := sizes[place] if sizes else None:
+                named = dict(zip((SOURCE_BYTES, PREDICTED_BYTES), size, strict=True))
+                job.environment = job.environment | named
             job.created_at = job.queued_at = database_ms(session)
             if place == 0 and number is not None:
                 job.id = number

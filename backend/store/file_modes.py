@@ -1,5 +1,5 @@
 """File modes: of a shared dashboard, no other user of the machine reads what runs have stored. On a
-dashboard of one's own they follow the umask."""
+dashboard of one's own they follow the umask, also those of models (`Checkpoints.write`)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from backend.errors import ConfigError
 from backend.models.facts import ModelFacts
@@ -14,7 +13,7 @@ from backend.text.prompts import require_prompts
 from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
 from jobs.fields.base_model import decodable_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
-from jobs.fields.gguf import check_folder, exported_type, require_llama_cpp, types_named
+from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
 from jobs.fields.prompts import prompt_set
 from jobs.kind import Requirements
 from jobs.limits import require_context
@@ -33,8 +32,7 @@ def requirements(config: BenchmarkJob) -> Requirements:
     types = types_named(config.llama_cpp)
     if types:
         require_llama_cpp("llama_cpp")
-        if Path(base.source).is_dir():  # else it has to be set up first
-            check_folder(Path(base.source))
+        check_source(base.source)
     for type in types:
         exported_type(type, base, "llama_cpp")
     compared = drafters or config.lookup or config.pytorch or config.llama_cpp

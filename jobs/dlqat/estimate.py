@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, check_format, vllm_hint
-from backend.models.facts import ModelFacts
+from backend.export.sizes import growth, quantized_bytes
+from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.shapes import LinearShape
 from backend.models.memory import (
     block_training_memory,
@@ -21,7 +24,13 @@ from backend.quantization.config import (
     TRAINED,
     DLQATStage,
 )
-from backend.quantization.plan import QuantizationPlan, QuantSettings, plan, trainable
+from backend.quantization.plan import (
+    EMBEDDING_SEARCH,
+    QuantizationPlan,
+    QuantSettings,
+    plan,
+    trainable,
+)
 from backend.registry import Declarations
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
@@ -34,6 +43,8 @@ from jobs.limits import require_context
 from jobs.profile.budgets import quantized_mix
 from jobs.runtime.duration import ADAM_BYTES, GRAM_SHARE, STATISTICS_FLOPS
 
+AUTO_BITS = 8  # of embedding and head
+HEAD_NAMES = {name.removesuffix(".weight") for name in HEADS}
 SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behind gate and up
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
@@ -44,12 +55,17 @@ ASYMMETRIC = (
     "An asymmetric grid loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 )
 
+PACKED_EMBEDDING = (
+    "A packed embedding loads in transformers only with CompressedTensorsConfig(dequantize=True)."
+)
+
 
 def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
-    planned = plan(config, facts, config.format, quantized_mix(config, config.overrides))
+    outside, mix = embedding_layers(config, facts), quantized_mix(config, config.overrides)
+    planned = plan(config, facts, config.format, outside, embedding_bits(config), mix)
     layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
@@ -57,15 +73,19 @@ def requirements(config: DLQATJob) -> Requirements:
     packed = config.format == "compressed-tensors"
     if packed and any(group.grid == "zero-point" for group in planned.groups):
         warnings += (ASYMMETRIC,)
+    elif packed and planned.embedding and facts.embeddings[0].name in planned.embedding.layers:
+        warnings += (PACKED_EMBEDDING,)
     require_context(config.length, facts, "Training sequences", "length")
     if config.training_text != SAME:
         require_text(config.training_text, "calibration_text", "training_text")
     require_kept(config)
     for group in planned.groups:
-        check_format(config.format, export_requirements(config, group, layers, facts))
+        needed_format = export_requirements(config, group, layers, facts)
+        check_format(config.format, with_embedding(needed_format, planned, group))
     needed = memory_bytes(config, planned, facts)
     require_training_memory(needed, facts)
-    notes: tuple[str, ...] = ()
+    sizes = facts.bytes, quantized_bytes(facts, planned, config.format, config.stored)
+    notes: tuple[str, ...] = embedding_notes(planned, facts, config)
     if any(stage in TRAINED for stage in config.stages):
         count = trainable_parameters(config, planned, facts, DLQATStage.DLQAT)
         share = f"{count / facts.parameters:.2%}".replace("%", " %")
@@ -82,7 +102,75 @@ def requirements(config: DLQATJob) -> Requirements:
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
+        sizes=sizes,
+        field_warnings=larger(config, planned, facts, sizes),
     )
+
+
+def larger(
+    config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts, sizes: tuple[int, int]
+) -> dict[str, str]:
+    """A warning of a model larger than its source, beside the field that would make it smaller."""
+    if planned.embedding and len(planned.embedding.layers) == len(facts.embeddings):
+        field, do = "bits", "Fewer bits make it smaller."
+    elif config.format == "dense":
+        field, do = "format", "A packed format makes it smaller."
+    else:
+        field, do = "embedding", "Embedding and head are a large part of it."
+        if facts.embeddings:
+            small = plan(config, facts, "slimscope", facts.embeddings, AUTO_BITS)
+            size = quantized_bytes(facts, small, "slimscope", config.stored)
+            do = f"In 8 bits, with the export format slimscope, it is {readable_bytes(size)}."
+    why = growth(*sizes, do)
+    return {field: why} if why else {}
+
+
+def embedding_notes(
+    planned: QuantizationPlan, facts: ModelFacts, config: DLQATJob
+) -> tuple[str, ...]:
+    """What becomes of embedding and head, where that is not what the setting says at once."""
+    if planned.embedding is None:
+        return ()
+    named = " and ".join(planned.embedding.layers)
+    told = f"{named}: {planned.embedding.bits} bits, rounded to nearest."
+    if len(planned.embedding.layers) < len(facts.embeddings):
+        told += (
+            f" The embedding stays in {config.stored}: transformers reads a packed one only in the "
+            "bits of the layers."
+        )
+    return (told,)
+
+
+def embedding_bits(config: DLQATJob) -> int:
+    """Bits of embedding and head; 0: they keep the stored precision."""
+    if config.embedding == "auto":
+        return AUTO_BITS if config.format == "slimscope" else 0
+    return 0 if config.embedding == "stored" else int(config.embedding)
+
+
+def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:
+    """The embedding and a head of its own, as far as the run quantises them: transformers reads a
+    packed head of any bits, but a packed embedding of those of the layers only."""
+    bits, outside = embedding_bits(config), facts.embeddings
+    if bits and config.embedding != "auto" and not outside:
+        raise ConfigError(
+            "The embedding of this model cannot be quantised.",
+            "It has none of the names that are known.", "Choose stored.", "embedding",
+        )  # fmt: skip
+    head_alone = config.format == "compressed-tensors" and bits not in (0, config.bits)
+    return outside[1:] if head_alone and len(outside) > 1 else outside
+
+
+def with_embedding(
+    choice: ExportRequirements, planned: QuantizationPlan, group: QuantSettings
+) -> ExportRequirements:
+    """What the format has to hold of embedding and head besides the layers."""
+    if (own := planned.embedding) is None:
+        return choice
+    heads = [name for name in own.layers if name in HEAD_NAMES]
+    alike = (own.bits, own.group_size, own.grid) == (group.bits, group.group_size, group.grid)
+    embedding = own.bits if len(heads) < len(own.layers) else 0
+    return replace(choice, embedding=embedding, alike=alike, head=own.bits if heads else 0)
 
 
 def planned_layers(planned: QuantizationPlan, facts: ModelFacts) -> list[LinearShape]:
@@ -117,6 +205,9 @@ def flops_by_phase(
     statistics = STATISTICS_FLOPS * weights * len(planned.stages)
     flops["audit"] = forward + gram_flops(layers, tokens) + statistics
     flops["save"] = 100 * weights
+    if planned.embedding:
+        outside = sum(x.weights for x in facts.embeddings)
+        flops["save"] += declared_flops(DECLARED_RANGE_SEARCHES, EMBEDDING_SEARCH) * outside
     decoded = DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS)
     flops["speed"] = 2 * 2 * (weights + head) * decoded * config.packed
     return flops
@@ -208,6 +299,8 @@ def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts)
     )
     # a stage's weights or a start, beside the dense ones
     needed["held"] = 4 * int(layer_weights(planned_layers(planned, facts)))
+    if planned.embedding:  # codes, and what they stand for
+        needed["held"] += 5 * sum(x.weights for x in facts.embeddings)
     needed["training"] = training_bytes(config, planned, facts)
     if by_block:  # not at the same time as other training
         trained = block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)

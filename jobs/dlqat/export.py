@@ -4,13 +4,13 @@ weights."""
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigError
 from backend.export.card import model_card
-from backend.export.formats import Format, Layout, bits_per_weight
+from backend.export.formats import bits_per_weight, layout_of
 from backend.export.origin import copy_terms, origin_of
 from backend.export.reading import load_packed
 from backend.export.writing import export
@@ -44,20 +44,6 @@ def mean_bits(planned: QuantizationPlan, facts: ModelFacts, stored: str) -> floa
     return total / weights
 
 
-def layout_of(planned: QuantizationPlan, stored: Format) -> Layout:
-    """The layout of the saved model, one for all its layers.
-
-    Raises:
-        ConfigError: layers differ in bits, group size or grid, which packed formats cannot hold.
-    """
-    found = ((group.bits, group.group_size, group.grid) for group in planned.groups)
-    first, *others = dict.fromkeys(found)
-    if others and stored != "dense":
-        why = "Its layers differ in bits, group size or grid; a packed file has one of each."
-        raise ConfigError(f"The model cannot be saved as {stored}.", why, "Choose dense.", "format")
-    return Layout(stored, *first)
-
-
 def save_model(
     qat: DLQAT, kept: str, loaded: LoadedModel, config: DLQATJob, context: JobContext
 ) -> None:
@@ -67,7 +53,8 @@ def save_model(
         for part, tensor in layer.tensors().items():
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
-    layout = layout_of(qat.run.plan, config.format)
+    layout, embeddings = layout_of(qat.run.plan, config.format), [*qat.run.embeddings]
+    layout = replace(layout, outside=tuple(n for n in layout.outside if n in embeddings))
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])
@@ -84,6 +71,7 @@ def save_model(
         measured,
         config.model_dump(mode="json"),
         queries.job(context.run).environment.get("text", {}),
+        embeddings,
     )
     with Checkpoints(context.folder).write(MODEL) as folder:
         stored = loaded.stored if config.format == "dense" else getattr(torch, config.stored)

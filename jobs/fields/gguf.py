@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
 from backend.errors import ConfigError
-from backend.export.formats import read_layout
-from backend.export.gguf.architecture import architecture_of
+from backend.export.formats import Layout
+from backend.export.gguf.architecture import ARCHITECTURES, architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
-from backend.export.gguf.types import GGUFType, choose_type
+from backend.export.gguf.types import (
+    EmbeddingType,
+    GGUFType,
+    carried_type,
+    choose_type,
+    embedding_type,
+    fitting,
+)
 from backend.models.layer_names import read_names
+from backend.models.sources.catalogue import local_folder
+from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config
+from backend.models.sources.quantized import packed_layers
+from backend.models.sources.spec import on_disk
+from backend.quantization.plan import QuantizationPlan
 from jobs.fields.base_model import ResolvedModel
 
 LLAMA_CPP = "llama_cpp"  # the package that reads them
@@ -27,19 +40,50 @@ def types_named(text: str) -> list[GGUFType]:
     return [type for type in TYPES if type in named]
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a model or a tokenizer that GGUF cannot express."""
-    sizes = architecture_of(read_config(folder))
-    vocabulary_of(folder, sizes.vocabulary)
+def check_source(source: str) -> None:
+    """Refuse a model or a tokenizer that GGUF cannot express, as far as it is on this machine; of a
+    file that has not been converted yet, the architecture."""
+    if folder := local_folder(source):
+        sizes = architecture_of(read_config(folder))
+        vocabulary_of(folder, sizes.vocabulary)
+    elif source.endswith(".gguf"):
+        config, _, _ = read_gguf(on_disk(source))
+        kind = config["model_type"]
+        if {kind, f"{kind}_text"}.isdisjoint(ARCHITECTURES):
+            architecture_of(config)
 
 
 def exported_type(wanted: GGUFType, base: ResolvedModel, field: str = "type") -> str:
     """The type of the linear layers; ConfigError where it cannot hold the codes of the model."""
-    layout = read_layout(Path(base.source)) if base.packed else None
     try:
-        return choose_type(wanted, layout, base.facts.dtype)
+        return choose_type(wanted, base.layout, base.facts.dtype)
     except ConfigError as error:
         raise ConfigError(error.what, error.why, error.do, field) from error
+
+
+def exported_embedding(wanted: EmbeddingType, type: str, base: ResolvedModel) -> str:
+    """The type of embedding and head beside linear layers of `type`; ConfigError where they hold
+    codes, which only one type suits."""
+    embeddings, layout = base.facts.embeddings, base.layout
+    packed = [x for x in embeddings if x.name in _packed(base, layout)]
+    if packed and wanted != "auto":
+        raise ConfigError(
+            f"Embedding and head cannot become {wanted}.",
+            "They are quantised already, and their codes are carried over as they are.",
+            "Choose auto.",
+            "embedding",
+        )
+    columns = embeddings[0].columns if embeddings else base.facts.hidden
+    if layout and packed:
+        return carried_type(type, layout.of(packed[0].name), columns)
+    return fitting(embedding_type(wanted, type, bool(layout), base.facts.dtype), columns)
+
+
+def _packed(base: ResolvedModel, layout: Layout | None) -> Collection[str]:
+    """The names of the layers that hold codes."""
+    if isinstance(base.plan, QuantizationPlan):
+        return base.plan.embedding.layers if base.plan.embedding else ()
+    return packed_layers(Path(base.source)) if layout else ()
 
 
 def require_llama_cpp(field: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from backend.export.gguf.types import GGUFType
+from backend.export.gguf.types import EmbeddingType, GGUFType
 from jobs.fields.model import ModelConfig
 from jobs.kind import JobConfig
 
@@ -21,4 +21,11 @@ class GGUFJob(ModelConfig, JobConfig):
         description="Of the linear layers. auto: the smallest that holds the codes of a quantised "
         "model as they are; 16 bits for any other. Q4_0 and Q4_1 have 4.5 and 5 bits a weight, "
         "Q8_0 has 8.5.",
+    )
+    embedding: EmbeddingType = Field(
+        "auto",
+        title="Embedding and head",
+        description="auto: quantised ones as they are; beside other codes what is stored; else as "
+        "the linear layers, but 8 bits beside 4. Any other type rounds them to nearest, which no "
+        "run has measured.",
     )

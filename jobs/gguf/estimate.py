@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
 from backend.models.memory import RUNTIME
+from backend.printable import readable_bytes
 from jobs.fields.base_model import ResolvedModel, resolve_model
-from jobs.fields.gguf import check_folder, exported_type
+from jobs.fields.gguf import check_source, exported_embedding, exported_type
 from jobs.gguf.config import GGUFJob
 from jobs.kind import Requirements
 
@@ -17,17 +17,35 @@ COPIES = 6  # of the largest matrix: as stored, float32, and what rounding makes
 def requirements(config: GGUFJob) -> Requirements:
     """See `Kind.requirements`."""
     base = resolve_model(config.model)
-    if Path(base.source).is_dir():  # else it has to be set up first
-        check_folder(Path(base.source))
-    exported_type(config.type, base)
-    largest = max(x.weights for x in base.facts.linears)
+    check_source(base.source)
+    type = exported_type(config.type, base)
+    embedding = exported_embedding(config.embedding, type, base)
+    largest = max(x.weights for x in (*base.facts.linears, *base.facts.embeddings))
+    sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding)
     held = 2 * base.facts.parameters if base.packed else 0
     return Requirements(
         model=config.model,
         title=base.facts.title,
         flops=flops_by_phase(base),
         memory={"runtime": RUNTIME, "codes": held, "matrix": 4 * COPIES * largest},
+        sizes=sizes,
+        field_warnings=larger(config, base, sizes, type, embedding),
     )
+
+
+def larger(
+    config: GGUFJob, base: ResolvedModel, sizes: tuple[int, int], type: str, embedding: str
+) -> dict[str, str]:
+    """A warning of a file larger than its source, beside the field that would make it smaller."""
+    small = min(GGUF_BITS, key=GGUF_BITS.__getitem__)
+    field, do = "type", f"Choose {small} for a smaller one."
+    if type == small or base.layout:
+        field, do = "embedding", "Embedding and head stay as they are."
+        smaller = gguf_bytes(base.facts, type, "Q8_0")
+        if config.embedding == "auto" and smaller < sizes[1]:
+            do = f"With Q8_0 for embedding and head it is {readable_bytes(smaller)}."
+    why = growth(*sizes, do)
+    return {field: why} if why else {}
 
 
 def flops_by_phase(base: ResolvedModel) -> dict[str, float]:

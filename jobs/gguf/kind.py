@@ -14,7 +14,7 @@ KIND = Kind(
     requirements=requirements,
     run="jobs.gguf.run:run",
     order=80,
-    main_fields=("type",),
+    main_fields=("type", "embedding"),
     has_models=False,
     stages={MODEL: "Model"},
 )

@@ -12,7 +12,7 @@ from backend.export.origin import CARD, copy_terms, origin_of
 from backend.metric_key import MetricKey
 from backend.models.sources.materialise import materialise
 from jobs.fields.base_model import resolve_model
-from jobs.fields.gguf import exported_type
+from jobs.fields.gguf import exported_embedding, exported_type
 from jobs.gguf.config import FOLDER, MODEL, GGUFJob
 from jobs.gguf.estimate import flops_by_phase
 from jobs.metrics import BYTES
@@ -27,14 +27,19 @@ def run(config: GGUFJob, context: JobContext) -> None:
     saved = Path(base.source)
     folder = saved if saved.is_dir() else materialise(base.source, context.log)
     base = resolve_model(config.model)  # again: setting up a model gives more precise facts
+    if base.facts.note:
+        context.environment(source=base.facts.note)
     type = exported_type(config.type, base)
+    exported_embedding(config.embedding, type, base)
     title = re.sub(r"[^\w.]+", "-", base.facts.title).strip("-") or "model"
     name = f"{title}-{type}.gguf"
     context.log(f"Writing {config.model} as {name}.")
     with Checkpoints(context.folder).write(FOLDER) as draft:
-        write_gguf(folder, draft / name, type, base.packed, base.facts.title, context)
+        write_gguf(
+            folder, draft / name, type, base.packed, base.facts.title, context, config.embedding
+        )
         origin = origin_of(base.source)
-        card = gguf_card(name, config.model, type, context.run, origin)
+        card = gguf_card(name, config.model, type, context.run, origin, base.facts.note)
         (draft / CARD).write_text(card, encoding="utf-8")
         copy_terms(origin, draft)
     file = context.folder / FOLDER / name

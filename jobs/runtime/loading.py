@@ -74,7 +74,10 @@ def load_whole(
     base: ResolvedModel, device: str, dtype: torch.dtype, context: RunContext,
     streamed: bool = False,
 ) -> LoadedModel:  # fmt: skip
-    """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`."""
+    """The dense model to compress or measure, packed weights unpacked. `streamed`: see `load`.
+    What is known of its weights is recorded."""
+    if base.facts.note:
+        context.environment(source=base.facts.note)
     if not base.packed:
         loaded = load(base.source, device, dtype, context.log, streamed)
         facts, named = loaded.facts, base.facts

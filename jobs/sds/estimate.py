@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from backend.errors import ConfigError
+from backend.export.sizes import dense_bytes, growth
 from backend.models.facts import ModelFacts
 from backend.models.memory import (
     STREAMING_THRESHOLD,
@@ -28,6 +29,7 @@ from jobs.profile.budgets import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
+DENSE = "Zeros are stored as numbers, and weights that were packed are unpacked."
 BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
 
 
@@ -49,6 +51,8 @@ def requirements(config: SDSJob) -> Requirements:
         memory=needed,
         disk=disk_space(config, plan, facts),
         warnings=warnings,
+        sizes=(facts.bytes, saved := dense_bytes(facts)),
+        field_warnings={"model": why} if (why := growth(facts.bytes, saved, DENSE)) else {},
     )
 
 
@@ -136,7 +140,7 @@ def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpac
     A stage is kept in the dtype of the model's files, but for the re-dense one, which is float32.
     """
     pruned = facts.linear_weights
-    dtype = facts.dtype if facts.dtype in ("float16", "bfloat16") else "float32"
+    dtype = facts.saved_dtype
     width = WEIGHT_BYTES[dtype]
     stages = sum(pruned * (4 if stage == SDSStage.REDENSE else width) for stage in plan.stages)
     states = hidden_state_bytes(config, facts)

@@ -160,8 +160,8 @@ def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
     folder, layers = exported(bits=8)
     said = []
     packed = load_packed(folder, said.append)
-    assert said == [f"{len(layers)} of {len(layers)} layers run dense: the int4 operator "
-                    "supports up to 4 bits, not 8."]  # fmt: skip
+    why = "the int4 operator supports up to 4 bits, not 8; the native decoder reads their codes"
+    assert said == [f"{len(layers)} of {len(layers)} layers run dense: {why}."]
     assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
 
 

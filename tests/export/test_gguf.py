@@ -98,6 +98,9 @@ def test_a_plain_model_comes_back(
     assert kinds["output_norm.weight"] == Kind.F32
     embedding = "Q8_0" if type.startswith("Q4") else type
     assert kinds["token_embd.weight"] == Kind[embedding] and "output.weight" not in kinds
+    write_gguf(saved, file.with_name("b.gguf"), type, False, "Toy", QUIET, "Q4_0")
+    smaller = {t.name: t.tensor_type for t in gguf.GGUFReader(file.with_name("b.gguf")).tensors}
+    assert smaller == kinds | {"token_embd.weight": Kind.Q4_0}
     text = "One day, Tom didn't find 12 balls.\n\n"
     assert load(str(file)).tokenizer.encode(text) == toy.tokenizer.encode(text)
 

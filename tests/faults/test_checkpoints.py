@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.queue.folders import read_log, work_folder
@@ -31,6 +34,20 @@ def test_round_trip_and_replacement(tmp_path: Path) -> None:
     found = checkpoints.find("one")
     assert found is not None and (found / "sub" / "b.txt").read_text() == "second"
     assert [p.name for p in checkpoints.root.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_that_a_library_made_private_get_the_mode_of_the_others(
+    tmp_path: Path, mask: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        with Checkpoints(tmp_path).write("model") as folder:
+            save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "manifest.json"), 0o666 & ~mask)
 
 
 def test_a_kill_while_one_is_replaced_leaves_the_one_before(

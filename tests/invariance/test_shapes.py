@@ -14,7 +14,7 @@ from benchmarks.improvement import OWN, START
 from benchmarks.shared.outcomes import METHODS, Outcome
 from benchmarks.shared.trained_models import SHAPES, texts, trained
 
-STEPS, TEXT = 60, (16, 48, 11)  # of training; rows, length and seed of the text for the methods
+STEPS, TEXT = 60, (24, 32, 11)  # of training; rows, length and seed of the text for the methods
 SLACK = 0.02  # nats per token: models so small and texts so short are noisy
 ASKED = ("sparsegpt", "alps", "sds", "reconstruction", "gptq", "awq", "dlqat", "block-wise",
          "amphista")  # fmt: skip

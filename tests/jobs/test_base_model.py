@@ -68,7 +68,7 @@ def test_packed_weights_under_a_wrong_config_are_refused(
     """They are loaded by other means than dense ones, and checked by the same."""
     folder = queue / "models" / "packed"
     packed_toy(folder, Layout("compressed-tensors", 4, 32, "symmetric"))
-    given = ("cpu", torch.float32, SimpleNamespace(log=print))
+    given = ("cpu", torch.float32, SimpleNamespace(log=print, environment=lambda **_: None))
     assert load_it(resolve_model(str(folder)), *given)
     config = json.loads((folder / "config.json").read_text())
     for change, said in (

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from backend.errors import ConfigError
-from backend.export.formats import Layout
+from backend.export.formats import Layout, layout_of
 from backend.models.layer_names import LayerName
 from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import (
@@ -19,7 +19,6 @@ from backend.quantization.plan import (
     plan,
     trainable,
 )
-from jobs.dlqat.export import layout_of
 
 
 def model(columns: int = 96) -> SimpleNamespace:

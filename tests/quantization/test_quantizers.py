@@ -100,9 +100,9 @@ def test_hqq_is_the_authors_iteration_with_the_best_round_of_each_group(layer) -
     least = p_norm(W, start)
     for _ in range(ROUNDS):
         q = (V / s + z).round().clamp(0, 7)
-        d = V - s * (q - z)
+        d = V / s - (q - z)  # in steps of the grid, where the authors have it in those of W
         e = d.sign() * (d.abs() - d.abs().pow(P - 1) / beta).clamp(min=0)
-        z, beta = (q - (V - e) / s).mean(-1, keepdim=True), beta * KAPPA
+        z, beta = (q - V / s + e).mean(-1, keepdim=True), beta * KAPPA
         least = least.minimum(p_norm(W, QuantGrid(3, start.scale, z.squeeze(-1))))
     found = search_range(W, 3, SIZE, "offset", "hqq")
     assert torch.allclose(p_norm(W, found), least, rtol=1e-3)

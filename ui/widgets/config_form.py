@@ -213,15 +213,18 @@ class ConfigForm:
             for title, fold in self.folds.items()
         }
 
-    def show_errors(self, error: SlimscopeError | None) -> dict[Any, Any]:
-        """Updates that show `error` and its `others` beside their fields, opening their folds, and
-        clear all other messages."""
+    def show_errors(
+        self, error: SlimscopeError | None, warnings: Mapping[str, str] = NO_CHOICES
+    ) -> dict[Any, Any]:
+        """Updates that show `error` and its `others` beside their fields, opening their folds, or
+        `warnings` by field, and clear all other messages."""
         by_field = {each.field: each for each in (error, *error.others)} if error else {}
         updates: dict[Any, Any] = {}
         for field in self.fields.values():
             wrong = by_field.get(field.name)
-            html = field_error(wrong) if wrong else ""
-            updates[field.message] = gr.update(value=html, visible=bool(wrong))
-            if wrong and field.name in self.fold_of:
+            risk = warnings.get(field.name)
+            html = field_error(wrong) if wrong else HTML.field_warning(risk) if risk else ""
+            updates[field.message] = gr.update(value=html, visible=bool(html))
+            if html and field.name in self.fold_of:
                 updates[self.folds[self.fold_of[field.name]]] = gr.update(open=True)
         return updates

@@ -1,7 +1,7 @@
 """A transformers model in the layout of `cpp/decoder.cpp`.
 
-Where the blocks are packed, the head and the inputs of products are rounded to 8 bits (ours, as
-llama.cpp does); see docs/decoding.md.
+Where the blocks are packed, the inputs of products are rounded to 8 bits, and a head that is not
+quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
 from backend.models.families.logits import LogitTransform
 from backend.models.precision import resolve_dtype
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import has_codes
 
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
 
@@ -60,7 +60,7 @@ class NativeModel(NativeBlocks):
         transform = LogitTransform.of(model.config.get_text_config())
         self.structure.logit_scale, self.structure.logit_cap = transform.scale, transform.cap
         head: Any = model.get_output_embeddings()
-        packed = any(isinstance(module, PackedLinear) for module in model.modules())
+        packed = any(map(has_codes, model.modules())) and not has_codes(head)
         in_8_bits = packed and not self.width % HEAD_GROUP  # else it would be half of the bytes
         self.structure.read_out = (self.layout.int8 if in_8_bits else self.layout.matrix)(head)
         self._outputs = -(-self.vocabulary // LANES) * LANES

@@ -17,7 +17,7 @@ ROTARIES = 2  # kinds of layers that rotate in ways of their own
 class Matrix(Structure):
     _fields_ = (
         *_fields("format outputs inputs group", c_int32),
-        *_fields("weights masks starts scales offsets bias"),
+        *_fields("weights masks starts scales zeros bias"),
     )
 
 
@@ -62,8 +62,7 @@ FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {  # name -> what it returns, 
     "slimscope_supports": (c_int32, (c_int32,)),
     "slimscope_size_of": (c_int32, (c_int32,)),
     "slimscope_pack_bf16": (None, PACKS),
-    "slimscope_pack_int8": (None, PACKS),
-    "slimscope_pack_int4": (None, PACKS),
+    "slimscope_pack_codes": (None, (*PACKS, c_int32)),
     "slimscope_pack_int4_2_4": (c_int32, PACKS),
     "slimscope_leave_out_zeros": (c_int64, (*(c_void_p,) * 4, c_int32, c_int32)),
     "slimscope_forward": (c_int32, (POINTER(Model), POINTER(Pass))),

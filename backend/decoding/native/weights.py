@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from backend.decoding.native import structures as c
 from backend.decoding.native.families import LANES
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.grid import QuantizedWeight
+from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
 
-BFLOAT16, INT8, INT4, SPARSE_BFLOAT16, INT4_2_4 = range(5)
+BFLOAT16, SPARSE_BFLOAT16, INT4_2_4 = 0, 1, 24  # formats; codes: the number of their bits
+WIDTHS = (2, 3, 4, 5, 6, 8)  # bits of codes
 SPARSE = (SPARSE_BFLOAT16, INT4_2_4)
 SPARSE_FROM = 0.45  # share of zeros from which leaving them out of 16-bit weights pays
 LINE = 64  # bytes the decoder reads at once
 HEAD_GROUP = 32  # inputs with one scale, in 8 bits
-BLOCK_BYTES: dict[int, Callable[[int], int]] = {  # of the weights of a block, by its inputs
-    BFLOAT16: lambda inputs: 32 * inputs,
-    INT8: lambda inputs: 16 * inputs,
-    INT4: lambda inputs: 8 * inputs,
-    SPARSE_BFLOAT16: lambda inputs: 0,  # where it begins is told by `starts`
-    INT4_2_4: lambda inputs: 6 * inputs,
-}
+RUN = 32  # inputs whose codes lie together: a group is of one or more
 
 
 class WeightLayout:
@@ -47,7 +45,8 @@ class WeightLayout:
         weakref.finalize(self, library.slimscope_release_threads)
 
     def matrix(self, *linears: nn.Module) -> c.Matrix:
-        """Linears [out, in] of the same input, one below the other; all in 4 bits or none.
+        """Linears [out, in] of the same input, one below the other; all as codes or none. Where
+        their bits and groups differ, the widest and the smallest are those of all.
 
         Raises:
             ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
@@ -56,9 +55,8 @@ class WeightLayout:
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
-        packed = [linear for linear in linears if isinstance(linear, PackedLinear)]
-        if len(packed) == len(linears) and len({x.group for x in packed}) == 1:
-            return self._int4(packed)
+        if all(map(has_codes, linears)):
+            return self._codes([codes_of(linear) for linear in linears], linears)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
@@ -66,8 +64,8 @@ class WeightLayout:
         """`count` outputs of a matrix from `first` on, multiples of `LANES`, in its memory."""
         groups = matrix.inputs // matrix.group
         steps = {  # bytes of a block of outputs
-            "weights": BLOCK_BYTES[matrix.format](matrix.inputs), "masks": 2 * matrix.inputs,
-            "starts": 8, "scales": 2 * LANES * groups, "offsets": 2 * LANES * groups,
+            "weights": _block_bytes(matrix.format) * matrix.inputs, "masks": 2 * matrix.inputs,
+            "starts": 8, "scales": 2 * LANES * groups, "zeros": 2 * LANES * groups,
             "bias": 4 * LANES,
         }  # fmt: skip
         part = c.Matrix.from_buffer_copy(matrix)
@@ -104,28 +102,48 @@ class WeightLayout:
         matrix.weights = self._part(kept[: size + LINE].clone())  # of the last, a line is read
         return True
 
-    def _int4(self, linears: list[PackedLinear]) -> c.Matrix:
-        codes = torch.cat([_codes(linear) for linear in linears])
-        outputs, inputs = codes.shape
-        scale, offset = torch.cat([linear.scale for linear in linears], 1).unbind(-1)
-        if outputs % LANES or scale.shape != (inputs / linears[0].group, outputs):
-            raise ValueError(f"{[*scale.shape]} scales are not those of {[*codes.shape]} codes")
+    def _codes(self, layers: list[QuantizedWeight], linears: Sequence[nn.Module]) -> c.Matrix:
+        codes, inputs = torch.cat([x.codes for x in layers]), layers[0].codes.shape[1]
+        bits = next(n for n in WIDTHS if n >= max(x.grid.bits for x in layers))
+        group = math.gcd(*(x.group_size for x in layers))
+        if group % RUN:
+            raise ValueError(f"groups of {group} inputs are no multiple of {RUN}")
+        scale, zero = (
+            torch.cat([part.repeat_interleave(x.group_size // group, 1) for x, part in parts])
+            for parts in ([(x, x.grid.scale) for x in layers], [(x, x.grid.zero) for x in layers])
+        )
+        padding = 0, 0, 0, -len(codes) % LANES
+        codes, scale = pad(codes, padding).contiguous(), pad(scale, padding)
+        zero = pad(zero, padding, value=2 ** (bits - 1)) - 2 ** (bits - 1)
         matrix = c.Matrix(
-            INT4, outputs, inputs, linears[0].group, scales=self._part(_blocks(scale)),
-            offsets=self._part(_blocks(offset)) if offset.any() else None,
-            bias=self._bias(linears, outputs),
+            bits, len(codes), inputs, group, scales=self._part(_blocks(scale.T.bfloat16())),
+            bias=self._bias(linears, len(codes)),
         )  # fmt: skip
-        layout = torch.empty(codes.numel() // 2, dtype=torch.uint8)
-        if self._sparse and not matrix.offsets and self._library.slimscope_supports(INT4_2_4):
-            sparse = layout[: codes.numel() * 3 // 8].clone()  # of every four codes, two
-            if self._library.slimscope_pack_int4_2_4(
-                codes.data_ptr(), sparse.data_ptr(), outputs, inputs
-            ):
-                matrix.format, layout = INT4_2_4, sparse
-        if matrix.format == INT4:
-            self._library.slimscope_pack_int4(codes.data_ptr(), layout.data_ptr(), outputs, inputs)
-        matrix.weights = self._part(layout)
+        if zero.any() or not self._two_of_four(matrix, codes):
+            matrix.weights = self._part(self._packed(codes, bits))
+            if zero.any():
+                matrix.zeros = self._part(_blocks(zero.T.bfloat16()))
         return matrix
+
+    def _packed(self, codes: Tensor, bits: int) -> Tensor:
+        layout = torch.empty(codes.numel() * bits // 8, dtype=torch.uint8)
+        places = codes.data_ptr(), layout.data_ptr(), *codes.shape, bits
+        self._library.slimscope_pack_codes(*places)
+        return layout
+
+    def _two_of_four(self, matrix: c.Matrix, codes: Tensor) -> bool:
+        """Let the matrix point to two codes of every four, in 3 bits a weight; False if the others
+        are not 0, or all codes in 2 bits are fewer bytes."""
+        bits, usable = matrix.format, self._library.slimscope_supports(INT4_2_4)
+        if not (self._sparse and usable and bits in (3, 4)):
+            return False
+        moved = codes + (8 - 2 ** (bits - 1))
+        layout = torch.empty(codes.numel() * 3 // 8, dtype=torch.uint8)
+        places = moved.data_ptr(), layout.data_ptr(), *codes.shape
+        if not self._library.slimscope_pack_int4_2_4(*places):
+            return False
+        matrix.format, matrix.weights = INT4_2_4, self._part(layout)
+        return True
 
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
@@ -136,12 +154,9 @@ class WeightLayout:
         groups = weight.view(padded, -1, HEAD_GROUP)
         scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
         codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
-        layout = torch.empty(padded * inputs, dtype=torch.uint8)
-        self._library.slimscope_pack_int8(codes.data_ptr(), layout.data_ptr(), padded, inputs)
+        layout = self._part(self._packed(codes.view(padded, inputs), 8))
         scales, bias = self._part(_blocks(scale.T)), self._bias(linears, padded)
-        return c.Matrix(
-            INT8, padded, inputs, HEAD_GROUP, self._part(layout), scales=scales, bias=bias
-        )
+        return c.Matrix(8, padded, inputs, HEAD_GROUP, layout, scales=scales, bias=bias)
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
         biases = [getattr(linear, "bias", None) for linear in linears]
@@ -169,7 +184,7 @@ class WeightLayout:
 
 def _inputs(linear: Any) -> int:
     packed = isinstance(linear, PackedLinear)
-    return int(2 * linear.pairs.shape[1] if packed else linear.weight.shape[1])
+    return int(linear.in_features if packed else linear.weight.shape[1])
 
 
 def _weight(linear: Any) -> Tensor:
@@ -177,10 +192,9 @@ def _weight(linear: Any) -> Tensor:
     return weight
 
 
-def _codes(linear: PackedLinear) -> Tensor:
-    """The codes 0 to 15 [out, in]."""
-    pairs = torch.stack([linear.pairs & 15, linear.pairs >> 4], -1)
-    return pairs.view(linear.out_features, -1).contiguous()
+def _block_bytes(format: int) -> int:
+    """Of the weights of 16 outputs, for one input; where zeros are left out, `starts` tells it."""
+    return {BFLOAT16: 32, SPARSE_BFLOAT16: 0, INT4_2_4: 6}.get(format, 2 * format)
 
 
 def _blocks(table: Tensor) -> Tensor:

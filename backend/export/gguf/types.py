@@ -4,8 +4,10 @@
     Q8_0             d q        q in -128 .. 127
     Q4_0             d (q - 8)  q in 0 .. 15
     Q4_1             d q + m    q in 0 .. 15
+    Q6_K             d c (q - 32)  q in 0 .. 63, c whole
 
-Of the last three, 32 weights of a row share d and m, both float16. The codes of a quantised model,
+32 weights of a row share d and m, both float16; of Q6_K, for embedding and head alone, 16 share c
+and 256 share d. The codes of a quantised model,
 w = s (c - z), are carried over as they are: d = s, q = c - z, and for Q4_1 m = -s z, the only
 number that is rounded, and that only where z is whole: offsets are float16 numbers as they are. A
 group of the model may span several such blocks.
@@ -19,9 +21,11 @@ from backend.errors import ConfigError
 from backend.export.formats import Layout
 
 GGUFType = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+EmbeddingType = Literal["auto", "F16", "Q8_0", "Q6_K", "Q4_0"]
 FLOATS = ("F32", "F16", "BF16")
 PACKED = ("Q4_0", "Q4_1", "Q8_0")  # the smallest first
 BLOCK = 32
+SUPER_BLOCK = 256  # of Q6_K
 STORED = {"bfloat16": "BF16"}  # dtype of a plain model -> its type; else F16
 
 
@@ -58,3 +62,31 @@ def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
     raise ConfigError(
         f"{type} cannot hold this model.", f"{why[0].upper()}{why[1:]}.", do, field="type"
     )
+
+
+def embedding_type(wanted: EmbeddingType, linears: str, packed: bool, dtype: str) -> str:
+    """The type of an embedding or head that is not quantised; `linears`: that of the linear
+    layers; `packed`: whether those hold codes, besides which all else stays as `dtype`."""
+    if wanted != "auto":
+        return wanted
+    if packed:
+        return {"float16": "F16", "bfloat16": "BF16"}.get(dtype, "F32")
+    return linears if linears in FLOATS else "Q8_0"
+
+
+def fitting(type: str, columns: int) -> str:
+    """`type`, or where its blocks do not divide such rows the next larger one whose blocks do."""
+    if type == "Q6_K" and columns % SUPER_BLOCK:
+        type = "Q8_0"
+    return "F16" if type not in FLOATS and columns % BLOCK else type
+
+
+def carried_type(linears: str, layout: Layout, columns: int) -> str:
+    """The smallest type that holds the codes of a quantised embedding or head, as far as can be
+    known without its scales."""
+    size = layout.group_size or columns
+    if linears == "F32" or size % BLOCK:
+        return "F32"
+    if layout.bits == 6 and layout.grid == "symmetric" and not columns % SUPER_BLOCK:
+        return "Q6_K"
+    return next((type for type in PACKED if not obstacle(type, layout)), "F32")

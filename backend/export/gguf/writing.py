@@ -19,10 +19,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from backend.errors import ConfigError
+from backend.export.formats import Layout, read_layout
 from backend.export.gguf.architecture import GGUFArchitecture, architecture_of
-from backend.export.gguf.blocks import carried, rounded
+from backend.export.gguf.blocks import carried, holds_shared_scales, rounded
 from backend.export.gguf.tokenizer import vocabulary_of
-from backend.export.gguf.types import BLOCK, FLOATS
+from backend.export.gguf.types import (
+    FLOATS,
+    EmbeddingType,
+    carried_type,
+    embedding_type,
+    fitting,
+)
 from backend.export.reading import read_layers
 from backend.models.block_offload import check_finite
 from backend.models.sources.headers import weight_files
@@ -72,8 +79,9 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def write_gguf(
-    folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter
-) -> None:
+    folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter,
+    embedding: EmbeddingType = "auto",
+) -> None:  # fmt: skip
     """Write the model in `folder` to `path`.
 
     Args:
@@ -81,6 +89,7 @@ def write_gguf(
         packed: the folder holds quantised layers, whose codes are carried over; what is not
             quantised is then stored as it is.
         title: the model's name in the file.
+        embedding: of embedding and head, where they are not quantised.
 
     Raises:
         ConfigError: model, tokenizer or weights have no counterpart in GGUF.
@@ -96,7 +105,8 @@ def write_gguf(
         writer.add_quantization_version(PACKED_VERSION)
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
     names = get_tensor_name_map(architecture, sizes.blocks)
-    sources = [(s, _kind(s, Kind[type], packed)) for s in _sources(folder, packed, sizes)]
+    layout = read_layout(folder) if packed else None
+    sources = [(s, _kind(s, type, layout, embedding)) for s in _sources(folder, packed, sizes)]
     for source, kind in sources:
         size = prod(quant_shape_to_byte_shape(source.shape, kind))
         dtype = np.dtype(np.float32)  # of the numbers the shape counts, not of the file
@@ -180,18 +190,23 @@ def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
         yield GGUFSource(name, (*tensor.shape,), tensor.dtype, tensor)
 
 
-def _kind(source: GGUFSource, wanted: Kind, packed: bool) -> Kind:
-    """The type of one tensor: vectors are float32; 4 bits are for linear layers alone, embedding
-    and head get 8; rows that blocks do not divide are float16."""
+def _kind(
+    source: GGUFSource, linears: str, layout: Layout | None, embedding: EmbeddingType
+) -> Kind:
+    """The type of one tensor: vectors are float32; codes get a type that holds them; rows that
+    blocks do not divide are float16."""
     if len(source.shape) == 1:
         return Kind.F32
-    if isinstance(source.place, QuantizedWeight) or (wanted.name in FLOATS and not packed):
-        return wanted
-    if packed:
-        return EXACT.get(source.dtype, Kind.F32)
-    if source.shape[-1] % BLOCK:
-        return Kind.F16
-    return wanted if ".layers." in source.name else Kind.Q8_0
+    inside, columns, place = ".layers." in source.name, source.shape[-1], source.place
+    if layout and isinstance(place, QuantizedWeight):
+        if inside:
+            return Kind[linears]
+        kind = carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
+        return Kind["Q8_0" if kind == "Q6_K" and not holds_shared_scales(place) else kind]
+    if inside:
+        return EXACT.get(source.dtype, Kind.F32) if layout else Kind[fitting(linears, columns)]
+    stored = str(source.dtype).removeprefix("torch.")
+    return Kind[fitting(embedding_type(embedding, linears, bool(layout), stored), columns)]
 
 
 def _named(name: str, names: TensorNameMap) -> str:

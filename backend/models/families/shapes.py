@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import prod
 
@@ -16,6 +17,11 @@ class TensorHeader:
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        bits = re.search(r"\d+", self.dtype)  # of F32, BF16, I64, F8_E4M3; BOOL has none
+        return self.elements * int(bits[0]) // 8 if bits else self.elements
 
 
 @dataclass(frozen=True)

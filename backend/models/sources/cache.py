@@ -17,6 +17,7 @@ from backend.printable import readable_bytes
 from backend.settings import settings
 
 SOURCE = "SOURCE.json"
+UNKNOWN = "see the file"  # a licence
 Say = Callable[[str], None]
 
 
@@ -26,12 +27,20 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class CacheOrigin:
-    """Origin of a prepared folder, stored beside the weights as SOURCE.json."""
+    """Origin of a prepared folder, stored beside the weights as SOURCE.json.
+
+    Attributes:
+        note: what is known of weights that were rounded before.
+        bytes: of the file it was converted from; 0: it was copied as it is.
+        base_model: id on the Hub of what that file was made of.
+    """
 
     title: str
     note: str
     origin: str
     licence: str
+    bytes: int = 0
+    base_model: str = ""
 
     def write(self, folder: Path) -> None:
         (folder / SOURCE).write_text(json.dumps(asdict(self), indent=1))
@@ -41,7 +50,9 @@ class CacheOrigin:
         """The origin stored in `folder`, None if there is none."""
         try:
             entries = read_json(folder / SOURCE)
-            return cls(**entries) if all(isinstance(x, str) for x in entries.values()) else None
+            size = entries.pop("bytes", 0)
+            valid = isinstance(size, int) and all(isinstance(x, str) for x in entries.values())
+            return cls(**entries, bytes=size) if valid else None
         except (ModelError, TypeError):
             return None
 

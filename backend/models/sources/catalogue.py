@@ -4,7 +4,7 @@ headers of weight files. Does not import torch."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf import read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
-from backend.models.sources.quantized import NO_SHAPES, packing_of, unpacked
+from backend.models.sources.quantized import NO_SHAPES, packing_of, rounded_share, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -88,8 +88,9 @@ def inspect(spec: str) -> ModelFacts:
     if is_hub_id(spec):
         return _facts(spec, *hub_lookup.headers_of(spec))
     path = on_disk(spec)
-    config, headers, note = read_gguf(path)
-    return facts_from(spec, config, headers, path.stem, note)
+    config, headers, origin = read_gguf(path)
+    facts = facts_from(spec, config, headers, origin.title, origin.note)
+    return replace(facts, bytes=origin.bytes)
 
 
 def require_tokenizer(spec: str, vocabulary: int) -> None:
@@ -110,7 +111,8 @@ def _folder_facts(spec: str, folder: Path, source: CacheOrigin | None = None) ->
     source = source or CacheOrigin.read(folder) or CacheOrigin(_title(spec), "", "", "")
     headers = read_headers(folder)
     shapes = read_shapes(folder, headers)
-    return _facts(spec, read_config(folder), headers, source.title, source.note, shapes)
+    facts = _facts(spec, read_config(folder), headers, source.title, source.note, shapes)
+    return replace(facts, bytes=source.bytes) if source.bytes else facts
 
 
 def _facts(
@@ -122,10 +124,13 @@ def _facts(
     shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
 ) -> ModelFacts:
     """The facts of a model, packed or not."""
+    size = sum(header.bytes for header in headers.values())
     if (packing := packing_of(spec, config)) is None:
-        return facts_from(spec, config, headers, title, note)
+        return replace(facts_from(spec, config, headers, title, note), bytes=size)
     dense = unpacked(spec, packing, config, headers, shapes)
-    return facts_from(spec, config, dense, title, note, str(packing))
+    share = rounded_share(headers, dense)
+    told = f"packed as {packing}: {share:.0%} of its weights are already rounded".replace("%", " %")
+    return replace(facts_from(spec, config, dense, title, note or told, str(packing)), bytes=size)
 
 
 def _title(spec: str) -> str:
@@ -151,20 +156,20 @@ def _examined(spec: str, title: str, origin: str, licence: str) -> CatalogueEntr
     has not been converted is examined when it is chosen: parsing it takes a process."""
     path = hub.cached(spec) if is_hub_id(spec) else Path(spec)
     pending = spec.endswith(".gguf") and prepared(gguf_name(Path(spec))) is None
-    refused = "" if pending or path is None else _refusal(spec, _stamp(path))
-    return CatalogueEntry(spec, title, "", origin, licence, not refused, refused)
+    refused, note = ("", "") if pending or path is None else _looked_at(spec, _stamp(path))
+    return CatalogueEntry(spec, title, note, origin, licence, not refused, refused)
 
 
 @lru_cache(maxsize=256)
-def _refusal(spec: str, stamp: tuple[object, ...]) -> str:
-    """Why a model cannot be used; "" if it can. `stamp`: of its files, as they are now."""
+def _looked_at(spec: str, stamp: tuple[object, ...]) -> tuple[str, str]:
+    """Why a model cannot be used ("" if it can), and what is known of its weights. `stamp`: of its
+    files, as they are now."""
     try:
-        inspect(spec)
+        return "", inspect(spec).note
     except ModelError as error:
-        return error.why
+        return error.why, ""
     except OSError as error:
-        return f"{error}."
-    return ""
+        return f"{error}.", ""
 
 
 def _stamp(path: Path) -> tuple[object, ...]:

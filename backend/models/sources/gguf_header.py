@@ -4,7 +4,7 @@ the file say how much there is to read."""
 from __future__ import annotations
 
 import re
-from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gguf import GGUFReader
 
 from backend.errors import ModelError
 from backend.models.facts import MAX_NAME
+from backend.printable import one_line
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -39,7 +40,15 @@ SIZES = {
     "hidden_size": "embedding_length",
     "max_position_embeddings": "context_length",
 }
+ABOUT = {
+    "name": "general.name",
+    "description": "general.description",
+    "licence": "general.license",
+    "base_model": "general.base_model.0.repo_url",
+    "calibration": "quantize.imatrix.file",
+}
 MAX_TENSORS = 50_000
+MAX_TEXT = 300  # characters of a text in the metadata
 
 
 class BoundedGGUFReader(GGUFReader):
@@ -52,9 +61,9 @@ class BoundedGGUFReader(GGUFReader):
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """`config` and `shapes` (parameter -> shape) as after conversion, and the `kind` of most
-    quantised weights, such as Q4_1. Raises ModelError: not a GGUF file, or an unsupported
-    architecture."""
+    """`config` as after conversion, `tensors`: parameter -> shape and type, such as Q4_1, `kinds`:
+    type -> number of tensors and of their weights, and what the file tells `about` its origin.
+    Raises ModelError: not a GGUF file, or an unsupported architecture."""
     try:
         return _header(BoundedGGUFReader(path))
     except ModelError:
@@ -68,31 +77,40 @@ def _header(reader: GGUFReader) -> dict[str, Any]:
         raise _refused("Its tensors are too many, or their names too long.")
     architecture = str(_field(reader, "general.architecture"))
     config = _config(reader, architecture)
-    shapes, kinds = _tensors(reader, architecture)
-    embedding = shapes.get("model.embed_tokens.weight")
-    if not embedding or not kinds:
+    tensors = _tensors(reader, architecture)
+    embedding, _ = tensors.get("model.embed_tokens.weight", ((), ""))
+    of_blocks = ("model.layers.", "blk.")
+    blocks = any(len(s) > 1 and name.startswith(of_blocks) for name, (s, _) in tensors.items())
+    if not embedding or not blocks:
         raise _refused("It has no token embedding or no blocks.")
     config["vocab_size"] = embedding[0]
-    config["tie_word_embeddings"] = "lm_head.weight" not in shapes
+    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
     tokens = reader.get_field("tokenizer.ggml.tokens")
     if tokens is None or not 0 < len(tokens.data) <= embedding[0]:
         raise _refused(f"It has no tokenizer for its {embedding[0]} embeddings.")
-    return {"config": config, "shapes": shapes, "kind": kinds.most_common(1)[0][0]}
+    kinds = {kind: [0, 0] for _, kind in tensors.values()}
+    for shape, kind in tensors.values():
+        kinds[kind] = [kinds[kind][0] + 1, kinds[kind][1] + prod(shape)]
+    about = {name: _text(reader, key) for name, key in ABOUT.items()}
+    return {"config": config, "tensors": tensors, "kinds": kinds, "about": about}
 
 
-def _tensors(
-    reader: GGUFReader, architecture: str
-) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
-    """Shapes by parameter name, and the number of weights in matrices of blocks by their type."""
-    shapes, kinds = {}, Counter[str]()
+def _text(reader: GGUFReader, name: str) -> str:
+    """A text of the metadata, as far as it is shown; "" where there is none."""
+    field = reader.get_field(name)
+    value = None if field is None else field.contents()
+    return one_line(value)[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _tensors(reader: GGUFReader, architecture: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type by parameter name."""
+    found = {}
     for tensor in reader.tensors:
         if tensor.name.startswith("rope_"):
             continue  # rotary frequencies, recomputed on loading
         shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF order is [in, out]
-        shapes[_name(architecture, tensor.name)] = shape
-        if tensor.name.startswith("blk.") and len(shape) > 1:
-            kinds[tensor.tensor_type.name] += int(tensor.n_elements)
-    return shapes, kinds
+        found[_name(architecture, tensor.name)] = shape, tensor.tensor_type.name
+    return found
 
 
 def _field(reader: GGUFReader, name: str) -> Any:

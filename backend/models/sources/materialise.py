@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
+from backend.models.sources.cache import Say, prepare_once, prepared, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.gguf import convert, read_gguf
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
@@ -40,11 +40,11 @@ def _converted(path: Path, say: Say) -> Path:
     name = gguf_name(path)
     if folder := prepared(name):
         return folder
-    _, headers, note = read_gguf(path)
+    _, headers, origin = read_gguf(path)
 
     def fill(draft: Path) -> None:
-        say(f"converting {path.name} to float32 safetensors, once")
-        convert(path, draft)
-        CacheOrigin(path.stem, note, str(path), "see the file").write(draft)
+        say(f"converting {path.name} to safetensors, once")
+        convert(path, draft, say)
+        origin.write(draft)
 
     return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)

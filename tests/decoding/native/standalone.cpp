@@ -27,7 +27,7 @@ struct Weights {
 
   Weights(Format format, int outputs, int inputs, int group = 32) : numbers(outputs * inputs) {
     std::uniform_real_distribution<float> uniform(-1, 1);
-    matrix = {format, outputs, inputs, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    matrix = {format, outputs, inputs, group};
     packed.resize(outputs * inputs * 2);
     if (format == BF16) {
       for (auto& number : numbers) {
@@ -36,7 +36,7 @@ struct Weights {
       }
       slimscope_pack_bf16(halves.data(), (bf16*)packed.data(), outputs, inputs);
     } else {
-      const int levels = format == INT4 ? 16 : 256, groups = inputs / group;
+      const int levels = 1 << format, groups = inputs / group;
       for (int i = 0; i < outputs * groups; i++) scales.push_back(0x3c00 + chance() % 128);
       for (int n = 0; n < outputs; n++)
         for (int k = 0; k < inputs; k++) {
@@ -44,8 +44,7 @@ struct Weights {
           const int place = (n / LANES * groups + k / group) * LANES + n % LANES;
           numbers[n * inputs + k] = (codes.back() - levels / 2) * (double)widen(scales[place]);
         }
-      (format == INT4 ? slimscope_pack_int4 : slimscope_pack_int8)(codes.data(), packed.data(),
-                                                                   outputs, inputs);
+      slimscope_pack_codes(codes.data(), packed.data(), outputs, inputs, format);
     }
     matrix.weights = packed.data(), matrix.scales = scales.data();
   }
@@ -115,8 +114,8 @@ std::vector<float> logits(const Model& model, int threads, int each) {
 }
 
 void check_passes() {
-  const Weights qkv(INT4, 4 * HEAD + 4 * HEAD, WIDTH), out(BF16, WIDTH, 4 * HEAD);
-  const Weights gate(INT4, 96, WIDTH), up(INT8, 96, WIDTH), down(INT8, WIDTH, 96);
+  const Weights qkv((Format)3, 4 * HEAD + 4 * HEAD, WIDTH), out(BF16, WIDTH, 4 * HEAD);
+  const Weights gate(INT4, 96, WIDTH), up((Format)6, 96, WIDTH), down(INT8, WIDTH, 96);
   const Weights table(BF16, WORDS, WIDTH), head(INT8, WORDS, WIDTH);
   const std::vector<float> ones(WIDTH, 1.0f), tables(LENGTH * HEAD / 2, 0.5f);
   Layer layer{qkv.matrix, out.matrix, gate.matrix, up.matrix, down.matrix};
@@ -143,8 +142,8 @@ void check_passes() {
 }  // namespace
 
 int main() {
-  for (Format format : {BF16, INT8, INT4})
-    for (int threads : {1, 3}) check_products(format, threads);
+  for (int format : {0, 2, 3, 4, 5, 6, 8})  // bfloat16, and bits of codes
+    for (int threads : {1, 3}) check_products((Format)format, threads);
   check_passes();
   std::printf("%s: as expected\n", slimscope_instructions());
 }

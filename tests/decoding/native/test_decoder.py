@@ -33,6 +33,7 @@ from backend.decoding.native.compiler import NATIVE, CompilerError
 from backend.decoding.native.families import unsupported
 from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.model import NativeModel
+from backend.decoding.native.weights import WIDTHS
 from backend.decoding.prompt_lookup import PromptLookup
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
@@ -149,16 +150,24 @@ def test_a_tree_is_read_along_its_paths_and_the_kept_rows_go_on(model: PreTraine
 def test_packed_weights_give_the_logits_of_their_values(variant: str, grid_type: str) -> None:
     model = built(LlamaConfig(**SIZES | {"intermediate_size": 128}))
     exact, layers = deepcopy(model).float(), {}
+    weights = {"lm_head": model.lm_head.weight.float()}
     for linear in (x for n in range(3) for x in block_linears(model, n).values()):
-        weight = linear.read().float()
-        groups = weight.view(len(weight), -1, 32)
-        layer = QuantizedWeight(
-            grid := minmax_grid(groups, 4, grid_type), grid.codes(weight).byte()
-        )
-        layers[linear.name] = layer
-        exact.get_submodule(linear.name).weight.data = layer.dense()
-    assert pack_model(model, layers) == {}
+        weights[linear.name] = linear.read().float()
+    for number, (name, weight) in enumerate(weights.items()):
+        bits = WIDTHS[number % len(WIDTHS)]  # another in each layer
+        size = 32 if number % 2 else weight.shape[1]
+        grid = minmax_grid(weight.view(len(weight), -1, size), bits, grid_type)
+        layers[name] = layer = QuantizedWeight(grid, grid.codes(weight).byte())
+        exact.get_submodule(name).weight.data = layer.dense()
+    dense = pack_model(model, layers)
+    assert {name for name, x in layers.items() if x.grid.bits > 4} | {"lm_head"} == {*dense}
     native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 12)
+    bits_of = {name: layer.grid.bits for name, layer in layers.items()}
+    for block, layer in zip(range(3), native.structure.layer, strict=False):
+        names = [f"model.layers.{block}.self_attn.{x}_proj" for x in ("q", "k", "v", "o")]
+        widest = max(bits_of[name] for name in names[:3])
+        assert (layer.qkv.format, layer.out.format) == (widest, bits_of[names[3]])
+    assert native.structure.read_out.format == bits_of["lm_head"]
     _, logits = native.forward(ids, native.new_cache(12), read_out=12)
     assert distance(logits, exact(input_ids=ids[None]).logits[0]) < 0.03
 

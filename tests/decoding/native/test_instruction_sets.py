@@ -13,9 +13,9 @@ from transformers import LlamaConfig
 from backend.decoding.native.compiler import _processor, instructions, library
 from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.model import NativeModel
-from backend.decoding.native.weights import HEAD_GROUP, _codes
+from backend.decoding.native.weights import HEAD_GROUP, WIDTHS
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import PackedLinear, keep_grid, obstacle
 from tests.decoding.native.test_decoder import SIZES, built, distance, tokens
 
 # name -> flags of the compiler, and what the processor needs
@@ -54,16 +54,34 @@ def check(linear: NativeLinear, weight: Tensor, group: int) -> None:
         assert torch.equal(y, alone)  # so drafts change no text
 
 
-@pytest.mark.parametrize("group", [32, 64])
-@pytest.mark.parametrize("grid_type", ["symmetric", "offset"])
-def test_codes_of_4_bits(target: tuple[str, ...], group: int, grid_type: str) -> None:
+def linear_of(layer: QuantizedWeight) -> nn.Module:
+    """A module that has these codes, packed where PyTorch can run it."""
+    if not obstacle(layer):
+        return PackedLinear(layer)
+    linear = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.bfloat16)
+    linear.weight.data.copy_(layer.dense())
+    assert keep_grid(linear, layer)
+    return linear
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(
+    ("group", "grid_type"), [(32, "symmetric"), (64, "offset"), (64, "zero-point")]
+)
+def test_codes(target: tuple[str, ...], bits: int, group: int, grid_type: str) -> None:
     torch.manual_seed(0)
     weight = torch.randn(OUTPUTS, INPUTS)
     weight[1:3, :group] = torch.tensor([[9.0], [-9.0]])  # codes of one sign
-    grid = minmax_grid(weight.view(OUTPUTS, -1, group), 4, grid_type)
-    linear = PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()))
-    scale, offset = linear.scale.transpose(0, 1).float().repeat_interleave(group, 1).unbind(-1)
-    check(NativeLinear(linear, target), scale * (_codes(linear).float() - 8) + offset, group)
+    grid = minmax_grid(weight.view(OUTPUTS, -1, group), bits, grid_type)
+    layer = QuantizedWeight(grid, grid.codes(weight).byte())
+    native = NativeLinear(linear_of(layer), target)
+    assert native._matrix.format == bits
+    assert native._layout.size == OUTPUTS * INPUTS * bits // 8 + weight.numel() // group * 2 * (
+        1 if grid_type == "symmetric" else 2
+    )
+    scale, zero = (x.repeat_interleave(group, 1) for x in (grid.scale, grid.zero - 2 ** (bits - 1)))
+    levels = layer.codes.float() - 2 ** (bits - 1) - zero.bfloat16().float()
+    check(native, scale.bfloat16().float() * levels, group)
 
 
 def test_codes_of_8_bits(target: tuple[str, ...]) -> None:

@@ -21,10 +21,11 @@ from backend.decoding.native.compiler import CompilerError, library
 from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.model import NativeModel
 from backend.decoding.native.top_k import top_k
+from backend.decoding.native.weights import WIDTHS
 from backend.models.loading import load
 from backend.models.sources.gguf import convert
 from backend.quantization.grid import QuantizedWeight, minmax_grid
-from backend.quantization.packed_linear import PackedLinear
+from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes, keep_grid
 from backend.settings import Settings
 from tests.decoding.native.conftest import SANITIZERS
 from tests.decoding.native.test_decoder import SIZES, built
@@ -138,10 +139,31 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(
         NativeModel(model).new_cache(8)
 
 
-def packed(outputs: int = 32, inputs: int = 64, group: int = 32) -> PackedLinear:
+def packed(outputs: int = 32, inputs: int = 64, group: int = 32, bits: int = 4) -> nn.Module:
     weight = torch.randn(outputs, inputs)
-    grid = minmax_grid(weight.view(outputs, -1, group), 4, "symmetric")
-    return PackedLinear(QuantizedWeight(grid, grid.codes(weight).byte()))
+    grid = minmax_grid(weight.view(outputs, -1, group), bits, "symmetric")
+    layer = QuantizedWeight(grid, grid.codes(weight).byte())
+    if bits <= 4:
+        return PackedLinear(layer)
+    linear = nn.Linear(inputs, outputs, dtype=torch.bfloat16)
+    linear.weight.data.copy_(layer.dense())
+    assert keep_grid(linear, layer)
+    return linear
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_codes_of_any_width_are_read_to_their_end_and_no_further(bits: int) -> None:
+    for outputs, inputs, group in ((16, 32, 32), (48, 96, 96), (32, 64, 32)):
+        linear = NativeLinear(packed(outputs, inputs, group, bits))
+        for rows in (1, 2, 3, 8, 13):
+            assert linear(torch.randn(rows, inputs)).isfinite().all()
+
+
+def test_weights_that_moved_off_their_grid_have_no_codes() -> None:
+    linear = packed(bits=6)
+    layer = codes_of(linear)
+    linear.weight.data *= 1.5
+    assert not keep_grid(linear, layer) and not has_codes(linear)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +174,7 @@ def packed(outputs: int = 32, inputs: int = 64, group: int = 32) -> PackedLinear
         ("pairs", torch.zeros(32, 64, dtype=torch.uint8)),
         ("pairs", torch.zeros(32, 4, dtype=torch.uint8)),
         ("pairs", torch.zeros(24, 32, dtype=torch.uint8)),
+        ("zero", torch.zeros(32, 1, dtype=torch.uint8)),
     ],
 )
 def test_packed_tables_that_do_not_fit_together_are_refused(name: str, table: Tensor) -> None:

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from backend.errors import ConfigError
+from backend.evaluation.perplexity import perplexity as measure
+from backend.export.reading import load_dequantized
 from backend.models.facts import ModelFacts
+from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.plan import QuantizationPlan, plan
@@ -18,6 +22,7 @@ from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
+from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.dlqat.config import DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, memory_bytes
@@ -74,6 +79,25 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     card = (run_folder(job.run) / "model" / "README.md").read_text()
     assert f"| DL-QAT | {perplexity['dlqat']:.3f} |" in card and job.run in card
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait, bits: str) -> None:
+    values = {"stages": "rtn, lora", "bits": 4, "format": "slimscope", "steps": 1}
+    job = finished(wait, **values, embedding=bits)
+    perplexity, folder = figures(job, "perplexity"), run_folder(job.run) / "model"
+    model = load_dequantized(folder, torch.float32)
+    text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
+    found = measure(model, text, 4).value
+    assert found == pytest.approx(perplexity["rtn"], rel=1e-6)
+    (size,) = figures(job, "bytes/slimscope").values()
+    predicted = job.environment["predicted_bytes"]
+    assert predicted == pytest.approx(size, rel=0.02)
+    plain = finished(wait, **values, embedding="stored")
+    assert figures(plain, "perplexity")["dense"] == perplexity["dense"]
+    assert figures(plain, "perplexity")["lora"] == perplexity["lora"]
+    assert figures(plain, "perplexity")["rtn"] != perplexity["rtn"]
+    assert figures(plain, "bytes/slimscope")["rtn"] > size
 
 
 def test_instructions_and_another_format(wait: Wait, tmp_path: Path, monkeypatch) -> None:

@@ -101,14 +101,14 @@ def test_a_killed_process_loses_nothing_and_gives_no_answer_twice(
     woken.clear()
     process = start(slow=True)
     until(lambda: queries.job(done.id).state == State.SUCCEEDED)
-    until(lambda: len(read_transcript(cut.run, 1).passes) > 2, loop.turn)
+    until(lambda: len(read_transcript(cut.run, 1).passes) > 2, meanwhile=loop.turn)
     assert queries.job(cut.id).state == State.RUNNING and not woken
     process.kill()
-    until(lambda: queries.job(cut.id).state == State.QUEUED, loop.turn)
+    until(lambda: queries.job(cut.id).state == State.QUEUED, meanwhile=loop.turn)
     assert queries.job(cut.id).retries_left == service.RETRIES - 1
-    until(lambda: bool(woken), loop.turn)  # the supervisor starts the next
+    until(lambda: bool(woken), meanwhile=loop.turn)  # the supervisor starts the next
     start()
-    until(lambda: queries.job(cut.id).state == State.SUCCEEDED, loop.turn)
+    until(lambda: queries.job(cut.id).state == State.SUCCEEDED, meanwhile=loop.turn)
     assert [a.outcome for a in queries.attempts(cut.id)] == [None, "succeeded"]
     assert queries.job(done.id).attempts_made == 1
     assert len(read_transcript(cut.run, 1).tokens) <= 60
@@ -121,8 +121,8 @@ def test_an_answer_is_stopped_and_the_others_go_on(start: Start) -> None:
     service.cancel(stopped.run, HOST)
     service.cancel(stopped.run, HOST)  # twice: would kill the process of a job
     loop = SupervisorLoop(LocalEngine(1))
-    until(lambda: queries.job(stopped.id).state == State.CANCELLED, loop.turn)
-    until(lambda: queries.job(other.id).state == State.SUCCEEDED, loop.turn)
+    until(lambda: queries.job(stopped.id).state == State.CANCELLED, meanwhile=loop.turn)
+    until(lambda: queries.job(other.id).state == State.SUCCEEDED, meanwhile=loop.turn)
     assert process.is_alive() and queries.job(other.id).attempts_made == 1
 
 

@@ -10,9 +10,11 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from backend.errors import ModelError
+from backend.export.origin import origin_of
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.gguf import dequantized_note
+from backend.models.sources.headers import read_headers
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
 from backend.settings import settings
@@ -37,8 +39,8 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_toy(path: Path, kind: Kind = Kind.F32, **fields: int) -> Path:
-    """The toy as a GGUF file: linears in `kind`, the rest float32."""
+def write_toy(path: Path, kind: Kind = Kind.F32, about: str = "", **fields: int) -> Path:
+    """The toy as a GGUF file: linears in `kind`, the rest float32. `about`: its description."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(3)
@@ -51,6 +53,11 @@ def write_toy(path: Path, kind: Kind = Kind.F32, **fields: int) -> Path:
     writer.add_layer_norm_rms_eps(1e-6)
     for name, value in fields.items():
         writer.add_uint32(f"llama.{name}", value)
+    if about:
+        writer.add_description(about)
+        writer.add_license("apache-2.0")
+        writer.add_base_model_count(1)
+        writer.add_base_model_repo_url(0, "https://huggingface.co/org/toy")
     add_tokenizer(writer)
     for name, parameter in load("toy").model.named_parameters():
         add_tensor(writer, name, parameter.detach().numpy(), kind)
@@ -121,8 +128,15 @@ def test_header_and_converted_folder_tell_the_same(file):
     before = inspect(str(file))
     materialise(str(file))
     after = inspect(str(file))
-    assert before.note == after.note == "dequantised from Q8_0: already rounded to an 8-bit grid"
-    assert before.linears == after.linears
+    assert (
+        before.note
+        == after.note
+        == (
+            "dequantised from Q8_0: 82 % of its weights are already rounded, most to an 8-bit grid "
+            "(Q8_0 21 tensors, F32 8)."
+        )
+    )
+    assert before.linears == after.linears and before.bytes == after.bytes == file.stat().st_size
     for attribute in ("parameters", "blocks", "hidden", "vocabulary", "context", "architecture"):
         assert getattr(before, attribute) == getattr(after, attribute)
 
@@ -131,7 +145,8 @@ def test_a_file_is_converted_once_and_again_when_it_changes(file):
     lines: list[str] = []
     folder = materialise(str(write_toy(file)), lines.append)
     assert materialise(str(file), lines.append) == folder
-    assert len(lines) == 1
+    assert lines[0] == "converting toy.gguf to safetensors, once"
+    assert "dequantised 15 of 29 tensors" in lines and lines[-1].startswith("writing ")
     assert materialise(str(write_toy(file, Kind.Q8_0))) != folder
 
 
@@ -161,5 +176,37 @@ def test_a_damaged_file_is_refused(file, content):
     [("F16", ""), ("Q4_1", "a 4-bit grid"), ("IQ2_XS", "2-bit"), ("TQ1", "coarse")],
 )
 def test_the_note_names_the_grid(kind, note):
-    assert note in dequantized_note(kind)
-    assert bool(dequantized_note(kind)) == bool(note)
+    assert note in dequantized_note({kind: (3, 100), "F32": (1, 1)})
+    assert bool(dequantized_note({kind: (3, 100)})) == bool(note)
+
+
+def test_a_mix_of_types_is_told_with_the_share_of_rounded_weights():
+    kinds = {"Q6_K": (24, 200), "F32": (121, 50), "Q4_K": (168, 750)}
+    assert dequantized_note(kinds, "AWQ") == (
+        "dequantised from Q4_K: 95 % of its weights are already rounded, most to a 4-bit grid "
+        "(Q4_K 168 tensors, Q6_K 24, F32 121). Its name or metadata mention AWQ."
+    )
+
+
+def test_origin_and_licence_are_those_of_the_file(file):
+    write_toy(file, Kind.Q8_0, about="Made of an awq model.")
+    materialise(str(file))
+    origin = origin_of(str(file))
+    assert (origin.base_model, origin.licence) == ("org/toy", "apache-2.0")
+    assert inspect(str(file)).note.endswith("Its name or metadata mention AWQ.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtypes"), [(Kind.F16, {"F16", "BF16"}), (Kind.Q8_0, {"F32", "F16", "BF16"})]
+)
+def test_each_tensor_keeps_the_narrowest_type_that_holds_its_values(file, kind, dtypes):
+    write_toy(file, kind)
+    folder = materialise(str(file))
+    found = {header.dtype for header in read_headers(folder).values()}
+    assert found <= dtypes and inspect(str(file)).dtype == (
+        "float16" if kind == Kind.F16 else "float32"
+    )
+    weight = dict(load(str(file)).model.named_parameters())["model.layers.0.mlp.up_proj.weight"]
+    own = dict(load("toy").model.named_parameters())["model.layers.0.mlp.up_proj.weight"].detach()
+    expected = gguf.quants.dequantize(gguf.quants.quantize(own.numpy(), kind), kind)
+    assert np.array_equal(weight.detach().numpy(), expected)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -10,6 +11,8 @@ from backend.errors import ModelError
 from backend.models.sources import setup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.settings import settings
+
+ORIGIN = CacheOrigin("", "dequantised from Q4_1: already rounded", "", "", 13)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +32,7 @@ def package(tmp_path, monkeypatch) -> Path:
         archive.write(gguf, smollm2.GGUF)
         archive.writestr(smollm2.LICENCE, "Apache License")
     monkeypatch.setattr(smollm2, "fetch", lambda *_: wheel)
+    monkeypatch.setattr(smollm2, "read_gguf", lambda _: ({}, {}, ORIGIN))
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", sha256_of(wheel))
     monkeypatch.setattr(smollm2, "GGUF_SHA256", sha256_of(gguf))
     return wheel
@@ -37,7 +41,7 @@ def package(tmp_path, monkeypatch) -> Path:
 def test_the_package_is_checked_converted_once_and_documented(package, monkeypatch):
     converted: list[bytes] = []
 
-    def convert(gguf: Path, folder: Path) -> None:
+    def convert(gguf: Path, folder: Path, say: object) -> None:
         converted.append(gguf.read_bytes())
         (folder / "config.json").write_text("{}")
 
@@ -51,7 +55,7 @@ def test_the_package_is_checked_converted_once_and_documented(package, monkeypat
     assert (folder / "LICENSE").read_text() == "Apache License"
     source = CacheOrigin.read(folder)
     assert source is not None
-    assert source.note == "dequantised from Q4_1: already rounded to a 4-bit grid"
+    assert (source.note, source.bytes) == (ORIGIN.note, 13) and source.licence == "Apache-2.0"
     assert any("93 MB" in line for line in lines)
 
 
@@ -88,13 +92,14 @@ def test_a_hub_out_of_reach_falls_back_to_the_package(package, monkeypatch):
 
     monkeypatch.setattr(smollm2, "is_offline_mode", lambda: False)
     monkeypatch.setattr(smollm2.hub, "download", away)
-    monkeypatch.setattr(smollm2, "convert", lambda gguf, folder: None)
+    monkeypatch.setattr(smollm2, "convert", lambda *_: None)
     lines: list[str] = []
-    assert CacheOrigin.read(smollm2.set_up(lines.append)) == smollm2.FROM_PACKAGE
+    source = CacheOrigin.read(smollm2.set_up(lines.append))
+    assert source == replace(smollm2.FROM_PACKAGE, note=ORIGIN.note, bytes=13)
     assert any("The hub cannot be reached." in line for line in lines)
 
 
 def test_setup_reports_what_is_ready(package, monkeypatch, capsys):
-    monkeypatch.setattr(smollm2, "convert", lambda gguf, folder: None)
+    monkeypatch.setattr(smollm2, "convert", lambda *_: None)
     assert setup.main(["smollm2-135m", "toy"]) == 0
     assert "smollm2-135m is ready in" in capsys.readouterr().out

@@ -28,11 +28,12 @@ def sds(seeded: Settings) -> Kind:
 
 
 def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
-    html, _, error = preview.preview_of(sds, TOY)
+    html, _, error, _ = preview.preview_of(sds, TOY)
     assert error is None
     assert "Toy stories" in html and "parameters" in html
     assert "Memory" in html and "Time" in html
     assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
+    assert "Size" in html and "kB → about" in html
     html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
     configs = [kinds()["evaluation"].config(model="sds-0001")]
@@ -54,7 +55,7 @@ def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
 def test_what_cannot_work_names_its_field_before_it_is_queued(
     sds: Kind, values: dict[str, Any], field: str
 ) -> None:
-    html, _, error = preview.preview_of(sds, TOY | values)
+    html, _, error, _ = preview.preview_of(sds, TOY | values)
     assert error is not None and error.field == field
     assert "slimscope submit" in html
     before = len(queries.jobs())
@@ -90,7 +91,7 @@ def test_a_queued_run_is_confirmed_with_link_and_place(
 
 def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
     bad = "<img src=x onerror=alert(1)>${1+1}"
-    html, _, error = preview.preview_of(sds, TOY | {"pattern": bad})
+    html, _, error, _ = preview.preview_of(sds, TOY | {"pattern": bad})
     said, _ = preview.enqueue(sds, bad, TOY | {"pattern": bad}, (), asked())
     for shown in (html, said["value"]):
         assert "<img" not in shown and "${" not in shown
@@ -109,7 +110,7 @@ SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))
 
 
 def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> None:
-    html, runs, error = preview.preview_of(sds, TOY, SWEPT)
+    html, runs, error, _ = preview.preview_of(sds, TOY, SWEPT)
     assert (runs, error) == (6, None)
     assert "6 runs" in html and "for all 6" in html and "--sweep" in html
     said, error = preview.enqueue(sds, "six", TOY, SWEPT, asked())
@@ -132,7 +133,7 @@ def test_a_sweep_tells_how_many_runs_it_adds_and_what_they_cost(sds: Kind) -> No
 def test_a_bad_sweep_is_explained_beside_its_row(
     sds: Kind, row: tuple[str, str], values: dict[str, Any], field: str
 ) -> None:
-    _, runs, error = preview.preview_of(sds, TOY | values, [row])
+    _, runs, error, _ = preview.preview_of(sds, TOY | values, [row])
     assert runs == 0 and error is not None and error.field == field
     with gr.Blocks():
         form = launch._form(sds, visible=True)

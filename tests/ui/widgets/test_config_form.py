@@ -162,6 +162,14 @@ def test_a_message_stands_beside_its_field_and_nowhere_else(form: ConfigForm) ->
     assert caught.value.field == "segments"
 
 
+def test_a_warning_stands_beside_its_field_until_that_is_wrong(form: ConfigForm) -> None:
+    updates = form.show_errors(None, {"pattern": HOSTILE})
+    told = updates[form.fields["pattern"].message]
+    assert told["visible"] and 'role="status"' in told["value"] and "<img" not in told["value"]
+    updates = form.show_errors(ConfigError("No.", field="pattern"), {"pattern": "Larger."})
+    assert "No." in updates[form.fields["pattern"].message]["value"]
+
+
 def test_all_that_is_wrong_is_said_at_once_and_the_accordion_opens_and_counts(
     form: ConfigForm,
 ) -> None:

@@ -17,7 +17,7 @@ from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
 from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
 from ui.runs.results import find_job
-from ui.widgets.config_form import ConfigForm, address_values, title
+from ui.widgets.config_form import NO_CHOICES, ConfigForm, address_values, title
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
@@ -88,11 +88,14 @@ class KindForm:
         own = len(self.form.inputs)
         return self.form.values(given[:own]), self.sweep.pairs(given[own:])
 
-    def show_errors(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
+    def show_errors(
+        self, error: SlimscopeError | None, given: Sequence[Any],
+        warnings: Mapping[str, str] = NO_CHOICES,
+    ) -> dict[Any, Any]:  # fmt: skip
         """Updates that show the error beside its field, in the sweep when the field is swept."""
         swept = given[len(self.form.inputs) :]
         own = None if self.sweep.has(error, swept) else error
-        return {**self.form.show_errors(own), **self.sweep.show_errors(error, swept)}
+        return {**self.form.show_errors(own, warnings), **self.sweep.show_errors(error, swept)}
 
 
 def build() -> None:
@@ -253,10 +256,10 @@ def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
             return gr.skip()
         values, pairs = this.read(given)
         user = current_user(request)
-        html, runs, error = preview_for(user, this.kind, values, pairs)
+        html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
         told = () if permissions.may_not_add(user) else this.options
         return {
-            **this.show_errors(error, given),
+            **this.show_errors(error, given, warnings),
             **this.form.count(values),
             **this.sweep.count(runs),
             **{option.radio: option.priced(this.kind, values) for option in told},

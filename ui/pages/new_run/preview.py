@@ -26,7 +26,8 @@ from ui.widgets.notice import show_error, show_success
 HTML = fragments("pages/new_run/page.html")
 MAX_LINKS = 3  # to runs of the same config
 Pairs = Sequence[tuple[str, str]]  # swept field and its values, as they were typed
-Preview = tuple[Markup, int, SlimscopeError | None]  # HTML, number of runs, error for its field
+# HTML, number of runs, error for its field, field -> what to know of its value
+Preview = tuple[Markup, int, SlimscopeError | None, Mapping[str, str]]
 
 
 def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Preview:
@@ -34,11 +35,11 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
     no model is looked up, here or on the hub."""
     command = submit.command_line(kind.name, values)
     if permissions.may_not_add(user):
-        return HTML.preview(command), 0, None
+        return HTML.preview(command), 0, None, {}
     try:
         rate_limit.count_preview(user)
     except RateLimitError as error:
-        return HTML.preview(command, error), 0, error
+        return HTML.preview(command, error), 0, error, {}
     return preview_of(kind, values, pairs)
 
 
@@ -51,7 +52,7 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
     except SlimscopeError as error:
         command = submit.command_line(kind.name, values, swept)
         general = error if error.field is None else None
-        return HTML.preview(command, general), 0, error
+        return HTML.preview(command, general), 0, error, {}
     command = submit.command_line(kind.name, values, swept)
     pairs_shown = {
         **models_of(plan.configs),
@@ -61,7 +62,7 @@ def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Prev
     html = HTML.preview(
         command, pairs=pairs_shown, warnings=plan.estimate.warnings, notes=plan.estimate.notes
     )
-    return html, len(plan.configs), None
+    return html, len(plan.configs), None, plan.estimate.field_warnings
 
 
 def models_of(configs: Sequence[JobConfig]) -> dict[str, Markup]:
@@ -86,8 +87,14 @@ def _costs(cost: Estimate, number: int) -> dict[str, str]:
         "Adds": runs(number),
         "Time": f"{time} for all {number}" if cost.seconds and number > 1 else time,
         "Memory": f"about {size(cost.bytes)}",
+        **({"Size": sizes(*cost.sizes)} if cost.sizes else {}),
         "Estimated from": cost.basis,
     }
+
+
+def sizes(source: int, saved: int) -> str:
+    """Of the files that are read, and of what will be saved."""
+    return f"{size(source or None)} → about {size(saved)}"
 
 
 def price(kind: Kind, values: Mapping[str, Any]) -> str:

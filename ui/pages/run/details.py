@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from backend.queue.service import PREDICTED_BYTES, SOURCE_BYTES
 from backend.store import queries
 from backend.store.tables import Attempt, Job
 from jobs.kind import kinds
@@ -26,6 +27,7 @@ HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan
 NOT_ENVIRONMENT = (  # shown elsewhere
     "variables", "text", "warnings", "estimated_seconds", "estimated_bytes", "kept_reason",
+    SOURCE_BYTES, PREDICTED_BYTES,
 )  # fmt: skip
 LABELS = {
     "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",

@@ -36,9 +36,10 @@ inline Register pairs_8(Register a, Register b) { return _mm256_maddubs_epi16(a,
 inline Register pairs_16(Register a, Register b) { return _mm256_madd_epi16(a, b); }
 #endif
 
-// Sums of two products of 4 bits each, which 16 bits hold; of whole bytes they would not.
+// Sums of two products of codes below 64 each, which 16 bits hold, and two of them; of whole bytes
+// they would not.
 template <class W> inline Register products(W codes, const int8_t* x) {
-  return pairs_8((Register)(codes & HALF), every_32(load<int>(x)));
+  return pairs_8((Register)codes, every_32(load<int>(x)));
 }
 
 #elif defined(__aarch64__)
@@ -56,32 +57,38 @@ inline int32x4_t dot(int32x4_t to, uint32x4_t codes, const int8_t* x) {
 
 #endif
 
-// Adds to the sum of each output its codes of a line times their inputs.
-template <bool IN_4_BITS, class I, class W> inline I add(I to, W codes, const int8_t* x) {
+// Adds to the sum of each output the codes of four inputs times x[0] to x[3], and those of the next
+// four times x[4] to x[7].
+template <int BITS, class I, class W> inline I add(I to, W one, W next, const int8_t* x) {
   if constexpr (PAIRED<I>) {
-    return {add<IN_4_BITS>(to.lo, codes.lo, x), add<IN_4_BITS>(to.hi, codes.hi, x)};
+    return {add<BITS>(to.lo, one.lo, next.lo, x), add<BITS>(to.hi, one.hi, next.hi, x)};
   } else {
     using Shorts [[maybe_unused]] = typename VectorOf<int16_t, sizeof(W) / 2, true>::type;
 #if HAVE_VNNI
-    if (!IN_4_BITS) return dot(to, codes, x);
-    return dot(dot(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
+    return dot(dot(to, one, x), next, x + 4);
 #elif defined(__AVX512BW__) || defined(__AVX2__)
-    const Register low = products(codes, x), high = products(codes >> 4, x + (IN_4_BITS ? 4 : 0));
-    if (IN_4_BITS) return to + (I)pairs_16((Register)((Shorts)low + (Shorts)high), every_16(1));
-    return to + (I)pairs_16(low, every_16(1)) + (I)pairs_16(high, every_16(16));
+    const auto both = [&](W a, W b) {
+      const Shorts sums = (Shorts)products(a, x) + (Shorts)products(b, x + 4);
+      return (Register)sums;
+    };
+    if (BITS < 8) return to + (I)pairs_16(both(one, next), every_16(1));
+    to += (I)pairs_16(both(one & HALF, next & HALF), every_16(1));
+    return to + (I)pairs_16(both(one >> 4 & HALF, next >> 4 & HALF), every_16(16));
 #elif defined(__aarch64__)
-    if (!IN_4_BITS) return dot(to, codes ^ 0x80808080, x);
-    return dot(dot(to, codes & HALF, x), codes >> 4 & HALF, x + 4);
+    const uint32_t sign = BITS == 8 ? 0x80808080 : 0;
+    return dot(dot(to, one ^ sign, x), next ^ sign, x + 4);
 #else
     // the codes of bytes 0 and 2, and of 1 and 3, as 16-bit numbers, whose sums of products fit
-    auto products = [&](int bit, int at) {
-      const uint32_t mask = IN_4_BITS ? 0x000f000f : 0x00ff00ff;
-      const Shorts two = (Shorts)(codes >> bit & mask) - (short)(IN_4_BITS ? 0 : 128);
-      return two * (Shorts)(W{} + ((uint32_t)x[at + 2] << 16 | (uint16_t)x[at]));
+    auto products = [&](W codes, const int8_t* four, int bit) {
+      const Shorts two = (Shorts)(codes >> bit & 0x00ff00ff) - (short)(BITS == 8 ? 128 : 0);
+      const int8_t* at = four + bit / 8;
+      return two * (Shorts)(W{} + ((uint32_t)at[2] << 16 | (uint16_t)at[0]));
     };
-    Shorts sums = products(0, 0) + products(8, 1);
-    if (IN_4_BITS) sums += products(4, 4) + products(12, 5);
-    return to + ((I)sums << 16 >> 16) + ((I)sums >> 16);
+    auto quad = [&](W codes, const int8_t* four) {
+      const Shorts sums = products(codes, four, 0) + products(codes, four, 8);
+      return ((I)sums << 16 >> 16) + ((I)sums >> 16);
+    };
+    return to + quad(one, x) + quad(next, x + 4);
 #endif
   }
 }

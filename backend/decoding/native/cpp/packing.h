@@ -14,21 +14,21 @@ void slimscope_pack_bf16(const bf16* from, bf16* to, int32_t outputs, int32_t in
           *to++ = n < (size_t)outputs ? from[n * inputs + k + odd] : 0;
 }
 
-// Codes 0 to 255 [outputs, inputs] -> the order of `Matrix::weights`.
-void slimscope_pack_int8(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
+// Codes 0 to 2^bits - 1 [outputs, inputs] -> the order of `Matrix::weights`.
+void slimscope_pack_codes(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs,
+                          int32_t bits) {
+  const int low = low_plane(bits), high = bits - low;
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
-    for (size_t k = 0; k < (size_t)inputs; k += 4)
-      for (size_t n = first; n < first + LANES; n++)
-        for (size_t i = 0; i < 4; i++) *to++ = from[n * inputs + k + i];
-}
-
-// Codes 0 to 15 [outputs, inputs] -> two in a byte, k in the low and k + 4 in the high half.
-void slimscope_pack_int4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
-  for (size_t first = 0; first < (size_t)outputs; first += LANES)
-    for (size_t k = 0; k < (size_t)inputs; k += 8)
-      for (size_t n = first; n < first + LANES; n++)
-        for (size_t i = 0; i < 4; i++)
-          *to++ = from[n * inputs + k + i] | from[n * inputs + k + 4 + i] << 4;
+    for (size_t k = 0; k < (size_t)inputs; k += RUN, to += bits * LINE) {
+      std::memset(to, 0, bits * LINE);
+      for (int place = 0; place < LANES * RUN; place++) {
+        const int n = place / RUN, i = place % RUN, quad = i / 4, byte = n * 4 + i % 4;
+        const int code = from[(first + n) * inputs + k + i];
+        to[line_of(low, quad) * LINE + byte] |= (code & ((1 << low) - 1)) << shift_of(low, quad);
+        if (high)
+          to[(low + line_of(high, quad)) * LINE + byte] |= code >> low << shift_of(high, quad);
+      }
+    }
 }
 
 #if HAVE_EXPAND
@@ -55,8 +55,8 @@ int64_t slimscope_leave_out_zeros(const uint16_t* from, uint32_t* masks, int64_t
 // four are not 8: the matrix is not 2:4.
 int32_t slimscope_pack_int4_2_4(const uint8_t* from, uint8_t* to, int32_t outputs, int32_t inputs) {
   for (size_t first = 0; first < (size_t)outputs; first += LANES)
-    for (size_t k = 0; k < (size_t)inputs; k += 32, to += RUN) {
-      std::memset(to, 0, RUN);
+    for (size_t k = 0; k < (size_t)inputs; k += RUN, to += RUN_2_4) {
+      std::memset(to, 0, RUN_2_4);
       for (int four = 0; four < LANES * 8; four++) {  // of an output, eight of these
         const int n = four / 8, line = four % 8 / 2, slot = four % 2 * 2;
         const uint8_t* codes = from + (first + n) * inputs + k + four % 8 * 4;

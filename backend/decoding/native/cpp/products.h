@@ -1,7 +1,7 @@
 // Products of a matrix and a few tokens: y = W x + bias.
 //
 // What enters is rounded: to bfloat16 where the weights are bfloat16 (not without instructions for
-// it), and to 8 bits, with a scale for each group of inputs, where they are codes of 8 or 4 bits.
+// it), and to 8 bits, with a scale for each group of inputs, where they are codes of 2 to 8 bits.
 // Zeros are left out of bfloat16 weights with VBMI2, which puts the others back in their places,
 // and of 2:4 codes with VNNI.
 
@@ -31,8 +31,9 @@ void round_to(const float* from, int size, bf16* to) {
 
 // Whether what was prepared for one matrix also suits another with as many inputs.
 inline bool same_input(const Matrix& a, const Matrix& b) {
-  if (bits_16((Format)a.format) && bits_16((Format)b.format)) return true;
-  return a.format == b.format && a.group == b.group;
+  const bool halves = bits_16((Format)a.format);
+  if (halves || bits_16((Format)b.format)) return halves == bits_16((Format)b.format);
+  return (a.format == INT4_2_4) == (b.format == INT4_2_4) && a.group == b.group;
 }
 
 // Rounds x [inputs] of a token as the weights of the matrix need it.
@@ -76,8 +77,6 @@ struct Product {
   }
 };
 
-constexpr int inputs_of_line(Format f) { return bits_16(f) ? 2 : f == INT4 ? 8 : 4; }
-
 // With BF16 (an AMD EPYC) one stream through memory is read fastest, by itself; without (an Intel
 // Xeon) four, told beforehand what comes next. Both were measured.
 constexpr bool MANY_STREAMS = !HAVE_BF16;
@@ -85,11 +84,11 @@ template <int AHEAD> inline void prefetch(const void* from) {
   if (MANY_STREAMS) __builtin_prefetch((const char*)from + AHEAD);
 }
 
-// The lines of a block, which have to be read in their order.
+// The lines of a block of 16-bit weights, which have to be read in their order.
 template <Format F> class Lines {
  public:
   void open(const Matrix& m, int block) {
-    from_ = (const char*)m.weights + (size_t)block * m.inputs / inputs_of_line(F) * LINE;
+    from_ = (const char*)m.weights + (size_t)block * m.inputs / 2 * LINE;
   }
   Words read(int line) {
     const char* here = from_ + (size_t)line * LINE;
@@ -120,6 +119,24 @@ template <> class Lines<SPARSE_BF16> {
   const uint32_t* masks_;
 };
 #endif
+
+// The codes of quad j of a run, of whose lines line(n) is the n-th.
+template <int BITS, class Line> inline Words quad(Line line, int j) {
+  constexpr int LOW = low_plane(BITS), HIGH = BITS - LOW;
+  const auto every = [](int bits) { return ((1u << bits) - 1) * 0x01010101u; };
+  if constexpr (BITS == 8) {
+    return line(j);
+  } else {
+    const Words low = line(line_of(LOW, j)) >> shift_of(LOW, j) & every(LOW);
+    if constexpr (HIGH == 0) {
+      return low;
+    } else {  // the bits of the second plane, moved above those of the first
+      const Words bits = line(LOW + line_of(HIGH, j));
+      const int by = LOW - shift_of(HIGH, j);
+      return joined(by > 0 ? bits << by : bits >> -by, every(HIGH) << LOW, low);
+    }
+  }
+}
 
 // R blocks of 16 outputs for M tokens, kept in R * M registers while the inputs pass by.
 template <int R, int M> struct Tile {
@@ -154,39 +171,65 @@ template <int R, int M> struct Tile {
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
   }
 
-  // sum over k of code[k] x[k], group by group: codes are 0 and above, so the middle comes off with
-  // the sum of the inputs.
-  template <Format F> static void integers(const Product& p, int block, int token) {
-    constexpr int STEP = inputs_of_line(F);
-    constexpr float MIDDLE = F == INT4 ? 8 : MIDDLE_OF_8_BITS;
+  // sum over k of scale (code[k] - zero) x[k], group by group: codes are 0 and above, so the
+  // zero-point comes off with the sum of the inputs.
+  template <int BITS> static void codes(const Product& p, int block, int token) {
+    // Of a single token and block, the lines of a run are read at once, and four sums are kept side
+    // by side: one would wait for itself.
+    constexpr bool ALONE = R * M == 1;
+    constexpr int CHAINS = ALONE ? 4 : 1;
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    Lines<F> lines[R];
-    for (int r = 0; r < R; r++) lines[r].open(m, block + r);
+    const size_t block_bytes = (size_t)K / RUN * BITS * LINE;
+    const char* first = (const char*)m.weights + block * block_bytes;
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
-      Ints part[R][M] = {};
-      for (int k = g * m.group; k < (g + 1) * m.group; k += STEP)
-        for (int r = 0; r < R; r++) {
-          const Words codes = lines[r].read(k / STEP);
-          for (int i = 0; i < M; i++)
-            part[r][i] =
-                add<F == INT4>(part[r][i], codes, &p.input.codes[(size_t)(token + i) * K + k]);
-        }
-      for (int r = 0; r < R; r++) {
-        const size_t place = ((size_t)(block + r) * groups + g) * LANES;
-        const Floats scale = widen(load<Halves>(m.scales + place));
-        Floats offset = scale * -MIDDLE;
-        if (m.offsets) offset += widen(load<Halves>(m.offsets + place));
-        for (int i = 0; i < M; i++) {
-          const size_t at = (size_t)(token + i) * groups + g;
-          total[r][i] = fused(offset, all(p.input.sums[at]), total[r][i]);
-          total[r][i] = fused(scale * p.input.scales[at], convert<Floats>(part[r][i]), total[r][i]);
-        }
+      Ints part[R][M][CHAINS] = {};
+      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN) {
+        const char* run = first + (size_t)k / RUN * BITS * LINE;
+        const int8_t* x = &p.input.codes[(size_t)token * K + k];
+        const auto read = [&](int r, int n) {
+          return load<Words>(run + r * block_bytes + n * LINE);
+        };
+        Words held[ALONE ? BITS : 1];
+        for (int n = 0; n < (ALONE ? BITS : 1); n++) held[n] = read(0, n);
+        for (int r = 0; r < R; r++)
+          for (int n = 0; n < BITS; n++) prefetch<1024>(run + r * block_bytes + n * LINE);
+#pragma GCC unroll 4
+        for (int j = 0; j < QUADS; j += 2)
+          for (int r = 0; r < R; r++) {
+            const auto line = [&](int n) { return ALONE ? held[n] : read(r, n); };
+            const Words one = quad<BITS>(line, j), next = quad<BITS>(line, j + 1);
+            for (int i = 0; i < M; i++) {
+              Ints& sum = part[r][i][j / 2 % CHAINS];
+              sum = add<BITS>(sum, one, next, x + (size_t)i * K + 4 * j);
+            }
+          }
       }
+      for (int r = 0; r < R; r++) add_group<BITS>(p, block + r, token, g, part[r], total[r]);
     }
     for (int r = 0; r < R; r++)
       for (int i = 0; i < M; i++) p.store_block(block + r, token + i, total[r][i]);
+  }
+
+  template <int BITS, int CHAINS>
+  static void add_group(const Product& p, int block, int token, int g,
+                        const Ints (&part)[M][CHAINS], Floats (&total)[M]) {
+    constexpr float LESS = BITS == 8 ? 128 - MIDDLE_OF_8_BITS : 0;  // than the codes, is multiplied
+    const Matrix& m = p.matrix;
+    const int groups = m.inputs / m.group;
+    const size_t place = ((size_t)block * groups + g) * LANES;
+    const Floats scale = widen(load<Halves>(m.scales + place));
+    Floats zero = all((1 << (BITS - 1)) - LESS);
+    if (m.zeros) zero += widen(load<Halves>(m.zeros + place));
+    const Floats offset = scale * -zero;
+    for (int i = 0; i < M; i++) {
+      const size_t at = (size_t)(token + i) * groups + g;
+      Ints sum = part[i][0];
+      for (int c = 1; c < CHAINS; c++) sum = sum + part[i][c];
+      total[i] = fused(offset, all(p.input.sums[at]), total[i]);
+      total[i] = fused(scale * p.input.scales[at], convert<Floats>(sum), total[i]);
+    }
   }
 
 #if HAVE_VNNI
@@ -196,15 +239,15 @@ template <int R, int M> struct Tile {
   static void two_of_four(const Product& p, int block, int token) {
     const Matrix& m = p.matrix;
     const int K = m.inputs, groups = K / m.group;
-    const size_t block_bytes = (size_t)K / 32 * RUN;
+    const size_t block_bytes = (size_t)K / RUN * RUN_2_4;
     const char* first = (const char*)m.weights + block * block_bytes;
     Floats total[R][M] = {};
     for (int g = 0; g < groups; g++) {
       Ints part[R][M] = {}, levels[R] = {};
-      for (int k = g * m.group; k < (g + 1) * m.group; k += 32)
+      for (int k = g * m.group; k < (g + 1) * m.group; k += RUN)
         for (int r = 0; r < R; r++)
-          add_run(first + r * block_bytes + (size_t)k / 32 * RUN, p.input, (size_t)token * K + k, K,
-                  part[r], levels[r]);
+          add_run(first + r * block_bytes + (size_t)k / RUN * RUN_2_4, p.input,
+                  (size_t)token * K + k, K, part[r], levels[r]);
       for (int r = 0; r < R; r++) {
         const size_t place = ((size_t)(block + r) * groups + g) * LANES;
         const Floats scale = widen(load<Halves>(m.scales + place));
@@ -258,7 +301,7 @@ template <Format F, int R, int M> void tile(const Product& p, int block, int tok
     Tile<R, M>::two_of_four(p, block, token);
 #endif
   else
-    Tile<R, M>::template integers<F>(p, block, token);
+    Tile<R, M>::template codes<F>(p, block, token);
 }
 
 template <Format F, int M> void rows(const Product& p, int first, int last, int token) {
@@ -281,15 +324,39 @@ void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
   for (; first < last; first += CHUNK) {
     const int end = std::min(first + CHUNK, last);
-    if (p.matrix.format == BF16) chunk<BF16>(p, first, end, n, 0);
-    if (p.matrix.format == INT8) chunk<INT8>(p, first, end, n, 0);
-    if (p.matrix.format == INT4) chunk<INT4>(p, first, end, n, 0);
+    switch (p.matrix.format) {
+      case BF16:
+        chunk<BF16>(p, first, end, n, 0);
+        break;
+      case 2:
+        chunk<(Format)2>(p, first, end, n, 0);
+        break;
+      case 3:
+        chunk<(Format)3>(p, first, end, n, 0);
+        break;
+      case 4:
+        chunk<(Format)4>(p, first, end, n, 0);
+        break;
+      case 5:
+        chunk<(Format)5>(p, first, end, n, 0);
+        break;
+      case 6:
+        chunk<(Format)6>(p, first, end, n, 0);
+        break;
+      case 8:
+        chunk<(Format)8>(p, first, end, n, 0);
+        break;
 #if HAVE_EXPAND
-    if (p.matrix.format == SPARSE_BF16) chunk<SPARSE_BF16>(p, first, end, n, 0);
+      case SPARSE_BF16:
+        chunk<SPARSE_BF16>(p, first, end, n, 0);
+        break;
 #endif
 #if HAVE_VNNI
-    if (p.matrix.format == INT4_2_4) chunk<INT4_2_4>(p, first, end, n, 0);
+      case INT4_2_4:
+        chunk<INT4_2_4>(p, first, end, n, 0);
+        break;
 #endif
+    }
   }
 }
 

@@ -56,6 +56,7 @@ template <class T, int N> struct Pair {
   friend Pair operator*(Pair a, Pair b) { return {a.lo * b.lo, a.hi * b.hi}; }
   friend Pair operator/(Pair a, Pair b) { return {a.lo / b.lo, a.hi / b.hi}; }
   friend Pair operator&(Pair a, Pair b) { return {a.lo & b.lo, a.hi & b.hi}; }
+  friend Pair operator|(Pair a, Pair b) { return {a.lo | b.lo, a.hi | b.hi}; }
   friend Pair operator^(Pair a, Pair b) { return {a.lo ^ b.lo, a.hi ^ b.hi}; }
   friend Pair operator<<(Pair a, int bits) { return {a.lo << bits, a.hi << bits}; }
   friend Pair operator>>(Pair a, int bits) { return {a.lo >> bits, a.hi >> bits}; }
@@ -167,6 +168,16 @@ template <class V> inline V fused(V a, V b, V c) {
 #else
   else
     return a * b + c;
+#endif
+}
+
+// (bits & mask) | others
+inline Words joined(Words bits, uint32_t mask, Words others) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_ternarylogic_epi32((__m512i)bits, _mm512_set1_epi32(mask), (__m512i)others,
+                                          0xea);
+#else
+  return (bits & mask) | others;
 #endif
 }
 

@@ -135,7 +135,7 @@ def by_vllm(run: str, python: str) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         windows, result = (Path(scratch) / name for name in ("windows.json", "result.json"))
         windows.write_text(json.dumps(text.input_ids.tolist()))
-        script = Path(__file__).parent / "peers" / "vllm_perplexity.py"
+        script = Path(__file__).parents[1] / "peers" / "vllm_perplexity.py"
         folder = Path(resolve_model(run).source)
         subprocess.run([python, script, folder, windows, result], check=True)
         found = json.loads(result.read_text())
