@@ -109,7 +109,9 @@ def worst_chart(view: SensitivityView) -> Chart:
     colours = [VERMILLION if x == view.selection.layer else BLUE for x in first["tensor"]]
     trace = dots(values, labels, colours, "circle", hover, customdata=[*first["tensor"]])
     across = log_axis(figure.title, log_span(values))
-    looks = layout(view=f"{view.selection.figure}/worst", xaxis=across, yaxis=rows_axis(labels))
+    looks = layout(
+        view=f"{view.selection.figure}/worst", xaxis=across, yaxis=rows_axis(labels) | {"dtick": 1}
+    )
     headline = ""
     if figure.adds and (whole := float(rows["value"].sum())):
         part = share(float(first["value"].sum()) / whole, 0)

@@ -16,6 +16,7 @@ from ui.charts.formats import format_colours, short_labels
 from ui.charts.heatmap import block_heatmap
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import NONE, count, esc, href, number, share
+from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import MeasuredRun, TradeoffView
 from ui.runs.profiles import layers_table
 from ui.theme import BLUE, LIGHT, VERMILLION
@@ -73,7 +74,8 @@ def front_chart(view: TradeoffView) -> Chart:
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
     note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
-    note += f"; {len(runs)} runs, measured." if runs else "; no run of this model has ended yet."
+    measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
+    note += f"; {measured if runs else 'no run of this model has ended yet'}."
     return Chart(
         go.Figure(traces, looks), _front_frame(view, title), note,
         name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
