@@ -108,7 +108,9 @@ class QuantizationPlan(Plan):
             raise ValueError("the plan is not that of the config")
         found, asked = self.embedding, config.embedding
         bits = str(found.bits) if found else "stored"
-        if bits not in (("stored", "8") if asked == "auto" else (asked,)):
+        mixed = is_mixed(config.allocation) and asked == "auto"
+        possible = ("stored", "8", "6", "4") if mixed else ("stored", "8")
+        if bits not in (possible if asked == "auto" else (asked,)):
             raise ValueError("the plan of the embedding is not that of the config")
 
 

@@ -28,6 +28,7 @@ from backend.sensitivity.allocation import (
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile
 
+EMBEDDING = "embedding"  # and a head of its own
 EXPERT = re.compile(r"(\.experts)\.\d+\.")  # all of a block share a format: one kernel runs them
 
 
@@ -72,7 +73,12 @@ class BudgetSolver:
         losses = profile.predicted if loss is None else loss
         dense = np.zeros((len(profile.layers), 1))
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
-        self._ties = [EXPERT.sub(r"\1.*.", layer.name) for layer in profile.layers]
+        self._ties = [tie(layer) for layer in profile.layers]
+
+    @property
+    def _linears(self) -> int:
+        """Weights of the layers of the blocks."""
+        return sum(x.weights for x in self.profile.layers if x.block >= 0)
 
     def possible(self, name: str) -> list[Format]:
         """The formats that a layer can take."""
@@ -90,7 +96,9 @@ class BudgetSolver:
 
     def solve(self, budget: Budget, pins: Mapping[str, str] | None = None) -> Mix:
         """The best mix under a budget. Raises ConfigError: none is within it; says the nearest."""
-        choices = self.choices(budget.kind).pinned(pins or {})
+        tied = dict(zip((x.name for x in self.profile.layers), self._ties, strict=True))
+        held = {tied.get(name, name): form for name, form in (pins or {}).items()}
+        choices = self.choices(budget.kind).pinned(held)
         if budget.kind == "loss":
             return self._mix(cheapest(choices, log(1 + budget.value)))
         self._require_within(budget, choices)
@@ -98,7 +106,7 @@ class BudgetSolver:
 
     def limit(self, budget: Budget) -> float:
         """What the sum of `layer_cost` may be; of budgets that are not of loss."""
-        weights = sum(x.weights for x in self.profile.layers)
+        weights = self._linears
         limits = {
             "size": budget.value - self.fixed,
             "bits": budget.value * weights / 8,
@@ -107,7 +115,7 @@ class BudgetSolver:
         return limits[budget.kind] + 1e-9 * weights
 
     def _require_within(self, budget: Budget, choices: Choices) -> None:
-        least, weights = choices.front.cost[0], sum(x.weights for x in self.profile.layers)
+        least, weights = choices.front.cost[0], self._linears
         nearest = {
             "size": Budget("size", np.ceil((least + self.fixed) / 1e4) * 1e4),
             "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
@@ -134,14 +142,15 @@ class BudgetSolver:
 
     def mix(self, formats: Mapping[str, Format]) -> Mix:
         """What a map comes to."""
-        layers = self.profile.layers
-        weights = sum(x.weights for x in layers)
-        nbytes = sum(formats[x.name].nbytes(x.rows, x.columns) for x in layers)
+        layers, weights = self.profile.layers, self._linears
+        nbytes = {x: formats[x.name].nbytes(x.rows, x.columns) for x in layers}
+        bits = 8 * sum(n for x, n in nbytes.items() if x.block >= 0) / weights
         zeros = sum(formats[x.name].sparsity * x.weights for x in layers)
         loss = sum(
             self._loss[row, self.formats.index(formats[x.name])] for row, x in enumerate(layers)
         )
-        return Mix(formats, nbytes + self.fixed, float(loss), zeros / weights, 8 * nbytes / weights)
+        nbytes_of_all = sum(nbytes.values()) + self.fixed
+        return Mix(formats, nbytes_of_all, float(loss), zeros / weights, bits)
 
     def uniform(self, form: Format) -> Mix:
         """All layers in one format; those it does not fit stay dense."""
@@ -163,7 +172,14 @@ class BudgetSolver:
         return mixes
 
 
+def tie(layer: ProfiledLayer) -> str:
+    """What all layers have in common that must share a format."""
+    return EMBEDDING if layer.block < 0 else EXPERT.sub(r"\1.*.", layer.name)
+
+
 def layer_cost(kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
     if kind == "sparsity":
         return -form.sparsity * layer.weights
+    if kind == "bits" and layer.block < 0:
+        return 0.0  # counts in files alone
     return form.nbytes(layer.rows, layer.columns)

@@ -74,9 +74,20 @@ class SensitivityMeter:
             for start in range(0, len(candidates), self._batch):
                 part = slice(start, start + self._batch)
                 hidden = self._changed(block, window, states, candidates[part])
-                self._add(sums[part], window, self._rest(block, window, hidden))
+                hidden = self._rest(block, window, hidden)
+                self._compare(sums[part], window, self._log_probabilities(window, hidden))
         means = [total / self._windows for total in sums]
         return [Sensitivity(mean[0].item(), mean[1].item()) for mean in means]
+
+    @torch.no_grad()
+    def measure_model(self) -> Sensitivity:
+        """The model as it is now, with weights changed outside of its blocks."""
+        total = torch.zeros(2, dtype=torch.float64)
+        for window in range(self._windows):
+            rows = self._dense.ids[window : window + 1].to(self._dense.model.device)
+            logits = self._dense.model(input_ids=rows, use_cache=False).logits
+            self._compare([total], window, logits.float().log_softmax(-1))
+        return Sensitivity(*(total / self._windows).tolist())
 
     def _changed(
         self, block: int, window: int, states: Tensor, candidates: Sequence[Mapping[str, Tensor]]
@@ -93,9 +104,9 @@ class SensitivityMeter:
                 hidden = forward({}, hidden, call)
         return hidden
 
-    def _add(self, sums: Sequence[Tensor], window: int, hidden: Tensor) -> None:
+    def _compare(self, sums: Sequence[Tensor], window: int, log_q: Tensor) -> None:
+        """Add KL and loss of each candidate, of its log-probabilities [candidates, L, V]."""
         log_p = self._reference[window]
-        log_q = self._log_probabilities(window, hidden)
         losses = self._losses(window, log_q) - self._losses(window, log_p)
         for start in range(0, log_p.shape[1], POSITIONS):
             part = slice(start, start + POSITIONS)

@@ -27,7 +27,7 @@ from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
-from backend.sensitivity.walk import CANDIDATES, block_name
+from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
 ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
 SURVIVORS = (3, 1)  # of each round
@@ -38,10 +38,20 @@ Chosen = dict[str, Format]
 
 
 class MixedModel:
-    """A model whose layers take their candidates from disk; a change rewrites what differs."""
+    """A model whose layers take their candidates from disk; a change rewrites what differs.
 
-    def __init__(self, model: PreTrainedModel, checkpoints: Checkpoints) -> None:
+    Args:
+        outside: names of the embedding and a head of its own, which are rounded where they are.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, checkpoints: Checkpoints, outside: Sequence[str]
+    ) -> None:
         self.model, self._checkpoints, self._now = model, checkpoints, Chosen()
+        self._outside = {
+            name: model.get_submodule(name).get_parameter("weight").detach().clone()
+            for name in outside
+        }
         blocks = range(len(decoder_blocks(model)))
         self._linears: dict[str, LinearWeight] = {
             x.name: x for block in blocks for x in block_linears(model, block).values()
@@ -51,9 +61,19 @@ class MixedModel:
     def take(self, formats: Mapping[str, Format]) -> None:
         """Write the weights of these formats."""
         for name, form in formats.items():
-            if self._now.get(name) != form:
+            if self._now.get(name) == form:
+                continue
+            if name in self._outside:
+                weight = self.model.get_submodule(name).get_parameter("weight")
+                weight.copy_(rounded_embedding(self._outside[name], form))
+            else:
                 self._linears[name].write(self._stored(self._linears[name], form))
-                self._now[name] = form
+            self._now[name] = form
+
+    @property
+    def searched(self) -> Sequence[str]:
+        """Layers whose candidates are on disk."""
+        return [*self._linears]
 
     def _stored(self, linear: LinearWeight, form: Format) -> Tensor:
         folder = self._checkpoints.find(block_name(linear.block))
@@ -135,7 +155,7 @@ class MixSearch:
 
     def _mutated(self) -> Chosen:
         """One layer cheaper, up to `MOVES` others better, within the budget."""
-        child, names = dict(self.best), [*self.best]
+        child, names = dict(self.best), self.mixed.searched
         for name in self._random.sample(names, len(names)):
             if below := self._neighbour(name, child[name], -1):
                 child[name] = below

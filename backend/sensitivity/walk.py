@@ -21,7 +21,11 @@ from backend.calibration.second_moments import InputCollector, InputStatistics, 
 from backend.checkpoints import Checkpoints
 from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.families.shapes import LinearShape
 from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.patching import swap_weights
+from backend.quantization.embedding import quantize_embedding
+from backend.quantization.plan import EMBEDDING_SEARCH, QuantSettings
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.sensitivity.candidates import Solvers, candidates, fitting, output_error
 from backend.sensitivity.formats import Format
@@ -120,20 +124,22 @@ class SensitivityWalk(DenseWalk):
     """Profiles every layer.
 
     Attributes:
+        columns: formats of the figures, `formats` among them.
         measured: formats whose loss is measured; `meter` is None where there are none.
         record: is given the figures of a layer [figures, formats].
     """
 
+    columns: Sequence[Format]
     fisher: Mapping[str, Tensor]
     measured: frozenset[Format]
     meter: SensitivityMeter | None
     record: Record
 
     def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
-        W, found = linear.read(), np.full((len(FIGURES), len(self.formats)), np.nan, np.float32)
+        W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
         trials: dict[int, Tensor] = {}
         for form, V in self.made(linear, W, inputs).items():
-            at = self.formats.index(form)
+            at = self.columns.index(form)
             error = output_error(V - W, W, inputs.gram, self.fisher[linear.name])
             found[:2, at] = error.relative, error.fisher
             if form in self.measured:
@@ -160,6 +166,32 @@ class CandidateWalk(DenseWalk):
     def store(self, draft: Path) -> None:
         save_file(self.kept, draft / CANDIDATES)
         self.kept = {}
+
+
+def profile_embedding(
+    model: PreTrainedModel, shape: LinearShape, formats: Sequence[Format],
+    tried: Sequence[Format], meter: SensitivityMeter,
+) -> Figures:  # fmt: skip
+    """The figures [figures, formats] of the token embedding, or of a head that is not tied to it:
+    what it costs, rounded to nearest as a run does, is always measured."""
+    found = np.full((len(FIGURES), len(formats)), np.nan, np.float32)
+    parameter = model.get_submodule(shape.name).get_parameter("weight")
+    W = parameter.detach()
+    for form in fitting(tried, shape.columns):
+        V = rounded_embedding(W, form)
+        with swap_weights({parameter: V}):
+            cost = meter.measure_model()
+        error = ((V - W.float()).square().sum() / W.float().square().sum()).item()
+        found[:, formats.index(form)] = error, np.nan, cost.kl, cost.loss
+    return found
+
+
+def rounded_embedding(W: Tensor, form: Format) -> Tensor:
+    """`W` [vocabulary, hidden] in a format, float32, as runs round it."""
+    if form.width is None:
+        return W.float()
+    settings = QuantSettings(form.width.bits, form.width.group, "symmetric", EMBEDDING_SEARCH)
+    return quantize_embedding(W, settings, torch.float16).dense()
 
 
 def block_name(block: int) -> str:

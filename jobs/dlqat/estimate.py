@@ -25,6 +25,7 @@ from backend.quantization.config import (
     DLQATStage,
 )
 from backend.quantization.plan import (
+    EMBEDDING_GROUP,
     EMBEDDING_SEARCH,
     QuantizationPlan,
     QuantSettings,
@@ -64,8 +65,10 @@ def requirements(config: DLQATJob) -> Requirements:
     """See `Kind.requirements`."""
     facts = resolve_model(config.model).facts
     facts.require_compressible()
-    outside, mix = embedding_layers(config, facts), quantized_mix(config, config.overrides)
-    planned = plan(config, facts, config.format, outside, embedding_bits(config), mix)
+    mix = quantized_mix(config, config.overrides, embedding_format(config))
+    outside = embedding_layers(config, facts)
+    bits = next((mix[x.name].bits for x in outside if x.name in mix), embedding_bits(config))
+    planned = plan(config, facts, config.format, outside, bits, mix)
     layers = planned_layers(planned, facts)
     require_processes(config.processes, config.device, config.batch * config.accumulate)
     warnings = check_text(config, facts)
@@ -146,6 +149,13 @@ def embedding_bits(config: DLQATJob) -> int:
     if config.embedding == "auto":
         return AUTO_BITS if config.format == "slimscope" else 0
     return 0 if config.embedding == "stored" else int(config.embedding)
+
+
+def embedding_format(config: DLQATJob) -> str:
+    """What a budget holds embedding and head at; empty: it is for them, too."""
+    if config.embedding == "auto" and config.format == "slimscope":
+        return ""
+    return f"int{bits}-g{EMBEDDING_GROUP}" if (bits := embedding_bits(config)) else "dense"
 
 
 def embedding_layers(config: DLQATJob, facts: ModelFacts) -> tuple[LinearShape, ...]:

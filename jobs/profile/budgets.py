@@ -45,7 +45,8 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
         what = f"{profile.run} has no {method} formats."
         raise ConfigError(what, "", "Profile the model in some.", field="allocation")
     facts = resolve_model(profile.model, reads=False).facts
-    return BudgetSolver(profile, 2.0 * (facts.parameters - facts.linear_weights), formats)
+    rest = facts.parameters - sum(x.weights for x in profile.layers)
+    return BudgetSolver(profile, 2.0 * rest, formats)
 
 
 def method_of(budget: Budget, usual: Method) -> Method:
@@ -88,14 +89,26 @@ def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
-def quantized_mix(config: Allocated, overrides: str) -> Mapping[str, Width]:
-    """Full name -> width of the layers that a config's allocation quantizes; errors as above."""
-    formats = _mix(config, overrides, "quantized", ("size", "bits", "loss"), "budget:3.25bits")
+def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[str, Width]:
+    """Full name -> width of the layers that a config's allocation quantizes, and of embedding and
+    head; errors as above.
+
+    Args:
+        embedding: the format they are held at; empty: the budget is for them, too.
+    """
+    formats = _mix(
+        config, overrides, "quantized", ("size", "bits", "loss"), "budget:3.25bits", embedding
+    )
     return {name: form.width for name, form in formats.items() if form.width}
 
 
 def _mix(
-    config: Allocated, overrides: str, method: Method, kinds: tuple[BudgetKind, ...], example: str
+    config: Allocated,
+    overrides: str,
+    method: Method,
+    kinds: tuple[BudgetKind, ...],
+    example: str,
+    embedding: str = "",
 ) -> Mapping[str, Format]:
     if not is_mixed(config.allocation):
         return {}
@@ -107,8 +120,10 @@ def _mix(
         raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
     profile = newest_profile(config.model)
     held = (f"{name.strip()}=dense" for name in config.exclude.split(",") if name.strip())
-    text = ", ".join([*held, overrides])
-    return solver_of(profile, method).solve(budget, pins(profile, text, "overrides")).formats
+    held_at = pins(profile, ", ".join([*held, overrides]), "overrides")
+    if embedding:
+        held_at |= {x.name: embedding for x in profile.layers if x.block < 0}
+    return solver_of(profile, method).solve(budget, held_at).formats
 
 
 def _found(config: Allocated, method: Method) -> Mapping[str, Format]:

@@ -18,6 +18,7 @@ NAME, DENSE = "profile", "dense"
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
 )
+EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
 
 
@@ -30,9 +31,10 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
         "of 64, 50% and 2:4 are sparsity patterns, 2:4+int4-g64 is both.",
     )  # fmt: skip
     measured: str = Field(
-        "int3-g64, 50%", max_length=1000, title="Formats measured",
-        description="In which the loss of each layer alone is measured on held-out text; the "
-        "others are scaled to it. Empty: estimates alone, several times as fast.",
+        "", max_length=1000, title="Formats measured",
+        description="In which the loss of each layer alone is measured on held-out text, beside "
+        "the Fisher estimate; the others are scaled to it. Several times as slow.",
+        examples=["int3-g64, 50%"],
     )  # fmt: skip
     windows: int = Field(
         1, ge=1, le=64, title="Windows a measurement",
@@ -67,8 +69,9 @@ class ProfileJob(ModelConfig, CalibrationText, JobConfig):
 
     @property
     def all_formats(self) -> tuple[Format, ...]:
-        """The candidates, in the order of the figures that are stored of each layer."""
-        return parsed(self.formats)
+        """The candidates, in the order of the figures that are stored of each layer; those of
+        embedding and head last."""
+        return tuple(dict.fromkeys((*parsed(self.formats), *EMBEDDING_FORMATS)))
 
     @property
     def measured_formats(self) -> tuple[Format, ...]:

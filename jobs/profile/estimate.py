@@ -17,7 +17,7 @@ from backend.text.corpora import require_length
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_context, context_length, require_text
 from jobs.kind import Requirements
-from jobs.profile.config import MAX_FORMATS, ProfileJob
+from jobs.profile.config import MAX_FORMATS, ProfileJob, parsed
 from jobs.runtime.duration import GRAM_SHARE
 
 COLUMN_FLOPS = 60.0  # of a weight that GPTQ or SparseGPT goes over, beside the products
@@ -62,7 +62,7 @@ def calibration_name(config: ProfileJob, facts: ModelFacts) -> str:
 
 def check_formats(config: ProfileJob, facts: ModelFacts) -> None:
     """Refuse formats that fit no layer, or are measured but not made. Raises ConfigError."""
-    formats = config.all_formats
+    formats = parsed(config.formats)
     if not 0 < len(formats) <= MAX_FORMATS:
         what = f"{len(formats)} formats are not possible."
         raise ConfigError(what, "", f"Choose 1 to {MAX_FORMATS}.", field="formats")

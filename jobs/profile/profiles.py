@@ -29,7 +29,10 @@ def profile_of_run(run: str) -> SensitivityProfile:
     config = validated(NAME, job.config)
     assert isinstance(config, ProfileJob)
     facts = resolve_model(config.model, reads=False).facts
-    layers = [ProfiledLayer(x.name, x.block, x.module, x.rows, x.columns) for x in facts.linears]
+    layers = [
+        ProfiledLayer(x.name, x.block, x.module, x.rows, x.columns)
+        for x in (*facts.linears, *facts.embeddings)
+    ]
     stored = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }

@@ -8,20 +8,27 @@ from dataclasses import replace
 import torch
 
 from backend.models.blocks import LinearWeight
+from backend.models.families.shapes import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
 from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
 from backend.sensitivity.trace import trace
-from backend.sensitivity.walk import Figures, SensitivityWalk, load_fisher, usual_width
+from backend.sensitivity.walk import (
+    Figures,
+    SensitivityWalk,
+    load_fisher,
+    profile_embedding,
+    usual_width,
+)
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.text.slices import calibration_slices
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
-from jobs.profile.config import DENSE, ProfileJob
+from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
 from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
 from jobs.profile.profiles import profile_of_run
 from jobs.runtime.context import JobContext
@@ -50,22 +57,31 @@ def run(config: ProfileJob, context: JobContext) -> None:
     dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
     load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
     measured = () if streamed else config.measured_formats
-    meter = SensitivityMeter(dense, config.windows, usual_width(dense)) if measured else None
+    outside = () if streamed else loaded.facts.embeddings
+    meter = None
+    if measured or outside:
+        meter = SensitivityMeter(dense, config.windows, usual_width(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
-    def record(linear: LinearWeight, figures: Figures) -> None:
+    def record(linear: LinearWeight | LinearShape, figures: Figures) -> None:
         name = f"{linear.name}.weight"
         context.profile(
             TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
         )
 
     SensitivityWalk(
-        loaded.model, calibration.input_ids, passes, config.all_formats, solvers,
-        context.checkpoints, phases.phase("layers"), "Layers alone", dense.fisher,
-        frozenset(measured), meter, record,
+        loaded.model, calibration.input_ids, passes, parsed(config.formats), solvers,
+        context.checkpoints, phases.phase("layers"), "Layers alone", config.all_formats,
+        dense.fisher, frozenset(measured), meter, record,
     ).run()  # fmt: skip
+    for shape in outside:
+        assert meter is not None
+        context.log(f"Measuring {shape.name}.")
+        record(shape, profile_embedding(
+            loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
+        ))  # fmt: skip
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops(config, loaded.facts).values()))
 

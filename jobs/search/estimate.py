@@ -76,4 +76,6 @@ def memory_bytes(config: SearchJob, facts: ModelFacts) -> dict[str, int]:
         "context": context_length(config, facts), "batch": 4, "streams": 1, "stages": 2,
         "on_disk": False,
     }  # fmt: skip
-    return memory_parts(facts, streamed=False, **sizes)
+    windows = config.heldout_windows * context_length(config, facts)
+    reference = {"dense distributions": 2 * windows * facts.vocabulary}
+    return memory_parts(facts, streamed=False, **sizes) | reference

@@ -4,7 +4,6 @@ the best gains over the solver's on text that nothing was chosen on."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from backend.budget import Budget
 from backend.models.block_forward import after_blocks
@@ -46,24 +45,24 @@ def run(config: SearchJob, context: JobContext) -> None:
     quality.measure(DENSE, phases.phase("dense"))
     dtype = getattr(torch, resolve_dtype("auto", torch.device(device)))
     dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates"))
-    outputs = [*dense.inputs[-1]]
+    with torch.no_grad():
+        reference = [
+            after_blocks(loaded.model, rows.to(device), hidden).float().log_softmax(-1)[0].half()
+            for rows, hidden in zip(texts.heldout.input_ids.split(1), dense.inputs[-1], strict=True)
+        ]
     CandidateWalk(
         loaded.model, texts.calibration.input_ids, dtype, solver.formats[1:], Solvers(),
         context.checkpoints, phases.phase("candidates"), "Candidates",
     ).run()  # fmt: skip
-    mixed = MixedModel(loaded.model, context.checkpoints)
     layers = {x.name: x for x in solver.profile.layers}
-
-    def log_probabilities(window: int) -> Tensor:
-        rows = texts.heldout.input_ids[window : window + 1].to(device)
-        with torch.no_grad():
-            return after_blocks(loaded.model, rows, outputs[window].float())[0].log_softmax(-1)
+    outside = [x.name for x in layers.values() if x.block < 0]
+    mixed = MixedModel(loaded.model, context.checkpoints, outside)
 
     def cost(name: str, form: Format) -> float:
         return layer_cost(budget.kind, layers[name], form)
 
     search = MixSearch(
-        mixed, solver, cost, solver.limit(budget), texts.heldout.input_ids, log_probabilities,
+        mixed, solver, cost, solver.limit(budget), texts.heldout.input_ids, reference.__getitem__,
         config.offspring, config.seed, context.checkpoints, phases.phase("search"),
         dict(mix.formats),
     )  # fmt: skip

@@ -47,11 +47,12 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     job = submit("profile", SMALL, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     profile = newest_profile("toy")
-    assert profile.run == job.run and len(profile.layers) == 21
+    assert profile.run == job.run and len(profile.layers) == 22  # and the embedding
     kl, error = profile.figure("kl"), profile.figure("error")
-    assert np.isfinite(kl).tolist() == [[True, False, True, False]] * 21
-    assert (kl[np.isfinite(kl)] > 0).all() and (error > 0).all()
-    assert (error[:, 0] > error[:, 1]).all()
+    layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
+    assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
+    assert (kl[np.isfinite(kl)] > 0).all() and (error[np.isfinite(error)] > 0).all()
+    assert (error[:21, 0] > error[:21, 1]).all() or (error[1:, 0] > error[1:, 1]).all()
     told = {str(r.metric): r.value for r in queries.results([job.id])}
     assert told["rank_correlation/fisher"] > 0.6
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
@@ -59,6 +60,8 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
     assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
     assert budget("toy", sparsity="40%")["sparsity"] >= 0.4
+    small = budget("toy", size="150KB")
+    assert small["bytes"] <= 150e3 and small["layers"]["model.embed_tokens"].endswith("-g32")
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
         with pytest.raises(ConfigError):
             budget("toy", **wrong)

@@ -1,6 +1,6 @@
 """A saved model, loaded by plain transformers in its own process: does it give what was recorded?
 
-make bench-reload ARGS="--run sds-0001"
+make bench-exports.reload ARGS="--run sds-0001"
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the same Hessian; and how many entries of the masks agree. Second table: the two
 with products in bfloat16 units beside float32; and the relative output errors they end with. Inputs
 are about as correlated as real ones.
 
-make bench-solvers ARGS="--tries 3"
+make bench-layers.solvers ARGS="--tries 3"
 """
 
 from __future__ import annotations
