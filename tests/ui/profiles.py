@@ -9,7 +9,7 @@ from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.store.tables import Job, Table
 from jobs.fields.base_model import resolve_model
-from jobs.profile.config import DENSE
+from jobs.profile.config import DENSE, EMBEDDING_FORMATS
 from jobs.runtime.rows import profile_row
 from tests.ui.lab import job
 
@@ -27,8 +27,8 @@ def profile_rows(number: int, blocks: int = 99, **values: object) -> tuple[Job, 
     for place, layer in enumerate(resolve_model("toy").facts.linears):
         fisher = FISHER * (40 if layer.name == WORST else 1) / (1 + place)
         kl = np.where([form in MEASURED for form in FORMATS], 2 * fisher, np.nan)
-        figures = np.array([FISHER / (1 + place), fisher, kl, kl], np.float32)
-        assert figures.shape == (len(FIGURES), len(FORMATS))
+        figures = np.full((len(FIGURES), len(FORMATS) + len(EMBEDDING_FORMATS)), np.nan, np.float32)
+        figures[:, : len(FORMATS)] = FISHER / (1 + place), fisher, kl, kl
         if layer.block < blocks:
             name = f"{layer.name}.weight"
             stored = TensorProfile(name, layer.block, layer.module, DENSE, SENSITIVITY, figures)

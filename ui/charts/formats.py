@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 from backend.sensitivity.formats import Format
 from ui.theme import LIGHT
 
-SCALE, BRIGHTEST, DARKEST = "Plasma", 0.9, 0.1
+SCALE, BRIGHTEST, DARKEST = "Plasma", 0.92, 0.2
 COLUMNS = 4096  # inputs of the layer formats are ordered by
 
 

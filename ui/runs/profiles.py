@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import gradio as gr
+import numpy as np
 import pandas as pd
 
 from backend.errors import SlimscopeError
@@ -51,6 +52,17 @@ def profile_at(run: str) -> SensitivityProfile | None:
         return profile_of_run(run)
     except SlimscopeError:
         return None
+
+
+def in_blocks(profile: SensitivityProfile) -> SensitivityProfile:
+    """Without embedding and head, and without the formats that are theirs alone."""
+    rows = [row for row, x in enumerate(profile.layers) if x.block >= 0]
+    known = np.flatnonzero(np.isfinite(profile.figures[rows]).any((0, 1)))
+    layers = tuple(profile.layers[row] for row in rows)
+    formats = tuple(profile.formats[column] for column in known)
+    return replace(
+        profile, layers=layers, formats=formats, figures=profile.figures[rows][:, :, known]
+    )
 
 
 def layers_table(profile: SensitivityProfile) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from backend.errors import SlimscopeError
 from backend.sensitivity.budget import Mix
+from backend.sensitivity.formats import Format
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span
 from ui.charts.formats import format_colours, short_labels
@@ -150,14 +151,12 @@ def map_chart(view: TradeoffView) -> Chart:
         return Chart(NO_MIX)
     mix, formats = view.answer[1], [*view.front.uniform]
     colours = [*format_colours(formats).values()]
-    predicted = view.profile.predicted
+    profile, rows = view.blocks, layers_table(view.blocks)
+    chosen = [mix.formats[x.name] for x in profile.layers]
     losses = [
-        0.0 if form not in view.profile.formats
-        else float(predicted[row, view.profile.formats.index(form)])
-        for row, form in enumerate(mix.formats.values())
-    ]  # fmt: skip
-    chosen = [*mix.formats.values()]
-    rows = layers_table(view.profile)
+        float(profile.predicted[row, profile.formats.index(form)]) if form != Format() else 0.0
+        for row, form in enumerate(chosen)
+    ]
     hover = [
         f"<b>{esc(name)}</b><br>{form.label}<br>predicted loss {number(loss, 3)} nats a token"
         for name, form, loss in zip(rows["tensor"], chosen, losses, strict=True)
@@ -176,7 +175,7 @@ def map_chart(view: TradeoffView) -> Chart:
     frame = rows.assign(
         format=[str(form) for form in chosen], loss=losses,
         bits=[x.bits_per_weight(one.columns) for x, one in
-              zip(chosen, view.profile.layers, strict=True)],
+              zip(chosen, profile.layers, strict=True)],
     ).rename(columns={"tensor": "Layer", "block": "Block", "module": "Matrix", "n": "Weights",
                       "format": "Format", "bits": "Bits a weight",
                       "loss": "Predicted loss, nats a token"})  # fmt: skip
@@ -189,8 +188,8 @@ def map_chart(view: TradeoffView) -> Chart:
 
 def _spared(view: TradeoffView, mix: Mix) -> str:
     """Which kind of matrix is compressed least, and which most."""
-    rows = layers_table(view.profile)
-    pairs = [*zip(view.profile.layers, mix.formats.values(), strict=True)]
+    rows = layers_table(view.blocks)
+    pairs = [(x, mix.formats[x.name]) for x in view.blocks.layers]
     left = [-f.sparsity if view.pruned else f.bits_per_weight(x.columns) for x, f in pairs]
     means = (rows["n"] * left).groupby(rows["module"]).sum() / rows.groupby("module")["n"].sum()
     low, high = float(means.min()), float(means.max())

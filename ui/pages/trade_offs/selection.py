@@ -18,7 +18,7 @@ from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.budgets import Method, method_of, solver_of
 from jobs.profile.profiles import newest_profile
 from ui.charts.formats import ordered
-from ui.runs.profiles import profile_at
+from ui.runs.profiles import in_blocks, profile_at
 from ui.runs.results import find_job, setting_summary
 from ui.runs.rows import RunRow, all_rows
 from ui.widgets.explorer import Selection, cached_by
@@ -51,7 +51,8 @@ def fronts_of(run: str) -> dict[Method, Front]:
             solver = solver_of(profile, method)
         except SlimscopeError:
             continue
-        uniform = {form: solver.uniform(form) for form in ordered(solver.formats)}
+        known = {Format(), *in_blocks(profile).formats}
+        uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
         fronts[method] = Front(solver, solver.front(POINTS, KIND[method]), uniform)
     return fronts
 
@@ -129,6 +130,11 @@ class TradeoffView:
         except ConfigError as error:
             return error
 
+    @cached_property
+    def blocks(self) -> SensitivityProfile:
+        """The layers of the blocks."""
+        return in_blocks(self.profile)
+
     @property
     def newest(self) -> str:
         """The profile that a new run would take."""
@@ -164,8 +170,10 @@ class TradeoffView:
         bits, zeros = row.figures.final(BITS_PER_WEIGHT), row.figures.final(ZERO_SHARE)
         if self.pruned:
             return 100 * zeros if bits is None and zeros and zeros > LEAST else None
-        weights = sum(x.weights for x in self.profile.layers)
-        return None if bits is None else (bits * weights / 8 + self.front.solver.fixed) / 1e6
+        if bits is None:
+            return None
+        sizes = (x.weights * (bits if x.block >= 0 else 16) / 8 for x in self.profile.layers)
+        return (sum(sizes) + self.front.solver.fixed) / 1e6
 
 
 def read_budget(text: str) -> Budget | ConfigError:
