@@ -13,7 +13,7 @@ from ui.format import count, href
 from ui.frame import Page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, WORST
 from ui.pages.sensitivity.selection import FIGURES, SensitivitySelection, SensitivityView
-from ui.runs.profiles import ProfilePage
+from ui.runs.sensitivity.profiles import ProfilePage
 from ui.templates import fragments
 from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import Explorer, chart_at, page_state

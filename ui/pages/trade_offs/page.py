@@ -15,7 +15,7 @@ from ui.format import href, number, share
 from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
 from ui.pages.trade_offs.selection import METHODS, TradeoffSelection, TradeoffView
-from ui.runs.profiles import ProfilePage
+from ui.runs.sensitivity.profiles import ProfilePage
 from ui.templates import fragments
 from ui.widgets.config_form import field_error
 from ui.widgets.dropdown import dropdown, segmented

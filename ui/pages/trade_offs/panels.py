@@ -19,7 +19,7 @@ from ui.charts.template import axis, layout, legend_row, log_axis, reference_lin
 from ui.format import NONE, count, esc, href, number, share
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.selection import MeasuredRun, TradeoffView
-from ui.runs.profiles import layers_table
+from ui.runs.sensitivity.profiles import layers_table
 from ui.theme import BLUE, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel

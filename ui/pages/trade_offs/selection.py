@@ -18,9 +18,9 @@ from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.budgets import Method, method_of, solver_of
 from jobs.profile.profiles import newest_profile
 from ui.charts.formats import ordered
-from ui.runs.profiles import in_blocks, profile_at
 from ui.runs.results import find_job, setting_summary
 from ui.runs.rows import RunRow, all_rows
+from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection, cached_by
 
 METHODS: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
@@ -32,7 +32,7 @@ MOST = 100  # runs drawn
 
 
 @dataclass(frozen=True)
-class Front:
+class MixFront:
     """The best mixes of one method's formats, and each format alone, the fewest bits first."""
 
     solver: BudgetSolver
@@ -41,9 +41,9 @@ class Front:
 
 
 @cached_by(queries.profiles_mark)
-def fronts_of(run: str) -> dict[Method, Front]:
+def fronts_of(run: str) -> dict[Method, MixFront]:
     """Those of the methods whose formats the run has profiled."""
-    profile, fronts = profile_at(run), dict[Method, Front]()
+    profile, fronts = profile_at(run), dict[Method, MixFront]()
     if profile is None:
         return fronts
     for method in METHODS:
@@ -53,7 +53,7 @@ def fronts_of(run: str) -> dict[Method, Front]:
             continue
         known = {Format(), *in_blocks(profile).formats}
         uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
-        fronts[method] = Front(solver, solver.front(POINTS, KIND[method]), uniform)
+        fronts[method] = MixFront(solver, solver.front(POINTS, KIND[method]), uniform)
     return fronts
 
 
@@ -81,7 +81,7 @@ class TradeoffView:
 
     selection: TradeoffSelection
     profile: SensitivityProfile
-    fronts: Mapping[Method, Front]
+    fronts: Mapping[Method, MixFront]
 
     @classmethod
     def at(cls, selection: TradeoffSelection) -> TradeoffView | None:
@@ -101,7 +101,7 @@ class TradeoffView:
         return next(method for method in METHODS if method == self.selection.method)
 
     @property
-    def front(self) -> Front:
+    def front(self) -> MixFront:
         return self.fronts[self.method]
 
     @property

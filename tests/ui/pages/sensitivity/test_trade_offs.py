@@ -14,7 +14,7 @@ from jobs.profile.budgets import KINDS
 from jobs.sds.config import SDSJob
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
-from tests.ui.profiles import profile_rows
+from tests.ui.pages.sensitivity.profiles import profile_rows
 from ui.format import href
 from ui.pages.trade_offs import page
 from ui.pages.trade_offs.panels import NO_MIX, front_chart, map_chart

@@ -11,7 +11,7 @@ import pytest
 from backend.store import queries
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
-from tests.ui.profiles import WORST, profile_rows
+from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
 from ui.pages.sensitivity import page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, NOT_MEASURED
 from ui.pages.sensitivity.panels import WORST as FIRST
