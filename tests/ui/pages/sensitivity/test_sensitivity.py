@@ -52,7 +52,7 @@ def test_a_profile_opens_in_a_measured_format_at_its_worst_layer() -> None:
         assert isinstance(shown[panel.parts[0]], go.Figure)
     assert "measured in int3-g64 and 50%, else estimated" in shown["head"]
     assert "trade-offs?run=profile-0001" in shown["head"]
-    assert ("Block 0, down_proj", WORST) in shown["layer"]["choices"]
+    assert ["Block 0, down_proj", WORST] in shown["layer"]["choices"]
 
 
 def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
