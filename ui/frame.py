@@ -40,7 +40,7 @@ PRIVATE_EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "p
 SILENT_EVENT: dict[str, Any] = {**PRIVATE_EVENT, "concurrency_limit": None, "queue": False}
 Handler = Callable[..., Any]  # of an event
 HTML = fragments("templates/frame.html")
-_NAMES = re.compile(r"[\w .:,/+\-@~()]{1,300}")
+_NAMES = re.compile(r"[\w .:,/+\-@~()%]{1,300}")
 _pulse_view: ContextVar[gr.HTML] = ContextVar("pulse_view")
 
 

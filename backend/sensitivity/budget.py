@@ -121,9 +121,9 @@ class BudgetSolver:
             "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
             "sparsity": Budget("sparsity", np.floor(-1000 * least / weights + 1e-6) / 1000),
         }[budget.kind]
-        beyond = budget.value < nearest.value
+        beyond = budget.value < nearest.value * (1 - 1e-9)  # which is read back with an error
         if budget.kind == "sparsity":
-            beyond = budget.value > nearest.value
+            beyond = budget.value > nearest.value * (1 + 1e-9)
         if beyond:
             raise ConfigError(
                 f"A budget of {budget} cannot be kept.",
@@ -152,9 +152,16 @@ class BudgetSolver:
         nbytes_of_all = sum(nbytes.values()) + self.fixed
         return Mix(formats, nbytes_of_all, float(loss), zeros / weights, bits)
 
-    def front(self, points: int = 200) -> list[Mix]:
-        """The best mixes of all sizes, smallest first, at most about `points` of them."""
-        front = self.choices("size").front
+    def uniform(self, form: Format) -> Mix:
+        """All layers in one format; those it does not fit stay dense."""
+        fits = np.isfinite(self._loss[:, self.formats.index(form)])
+        pairs = zip(self.profile.layers, fits, strict=True)
+        return self.mix({x.name: form if fit else Format() for x, fit in pairs})
+
+    def front(self, points: int = 200, kind: BudgetKind = "size") -> list[Mix]:
+        """The best mixes under all budgets of a kind, the tightest first, at most about `points` of
+        them."""
+        front = self.choices(kind).front
         steps = np.unique(np.linspace(0, len(front.cost) - 1, points).round().astype(int))
         ties = [*dict.fromkeys(self._ties)]
         mixes = []

@@ -13,7 +13,7 @@ from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
 from jobs.fields.base_model import resolve_model
 from jobs.operations.registry import Record, operation
-from jobs.profile.budgets import Method, pins, solver_of
+from jobs.profile.budgets import KINDS, Method, method_of, pins, solver_of
 from jobs.profile.profiles import newest_profile
 
 Only = Literal["", "quantized", "pruned"]
@@ -52,7 +52,7 @@ def budget(
     a model: predicted loss, bytes, and the command that makes it."""
     asked = _budget(size, bits, sparsity, loss)
     profile = newest_profile(model)
-    method: Method = only or ("pruned" if asked.kind == "sparsity" else "quantized")
+    method: Method = only or method_of(asked, "quantized")
     mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
     return record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
@@ -72,12 +72,12 @@ def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:
 
 def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method) -> Record:
     """What is told of a mix."""
-    kind = "sds" if method == "pruned" else "dlqat"
+    command = f"slimscope submit {KINDS[method]} --model {profile.model}"
     return {
         "model": profile.model, "profile": profile.run, "budget": str(asked), "bytes": mix.nbytes,
         "bits": mix.bits, "sparsity": mix.sparsity, "loss": mix.loss,
         "perplexity_ratio": mix.ratio,
         "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
         "layers": {name: str(form) for name, form in mix.formats.items()},
-        "command": f"slimscope submit {kind} --model {profile.model} --allocation 'budget:{asked}'",
+        "command": f"{command} --allocation 'budget:{asked}'",
     }  # fmt: skip

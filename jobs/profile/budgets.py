@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from backend.budget import BudgetKind, budget_of, is_mixed
+from backend.budget import Budget, BudgetKind, budget_of, is_mixed
 from backend.errors import ConfigError
 from backend.models.layer_names import check_layer_patterns, fits
 from backend.pruning.pattern import Pattern
@@ -19,6 +19,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.profile.profiles import newest_profile
 
 Method = Literal["quantized", "pruned"]
+KINDS: Mapping[Method, str] = {"quantized": "dlqat", "pruned": "sds"}  # of run that takes its mixes
 
 
 class Allocated(Protocol):
@@ -46,6 +47,13 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
     facts = resolve_model(profile.model, reads=False).facts
     rest = facts.parameters - sum(x.weights for x in profile.layers)
     return BudgetSolver(profile, 2.0 * rest, formats)
+
+
+def method_of(budget: Budget, usual: Method) -> Method:
+    """The formats a budget is of; `usual` where it could be either."""
+    if budget.kind == "loss":
+        return usual
+    return "pruned" if budget.kind == "sparsity" else "quantized"
 
 
 def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:

@@ -58,6 +58,7 @@ TOY = {"model": "toy", "threads": 1}
 SMALL = {"segments": 8, "windows": 4, "context": 64}
 PRUNED = {"pattern": "2:4", "adjust_steps": 5, "redense_steps": 5}
 TINY = {"steps": 4, "length": 64, "stages": "rtn, gptq, dlqat"}
+PROFILED = {"context": 64, "segments": 8, "formats": "int3-g64, int4-g64, 50%"}
 SHORT = {"count": 2, "max_new_tokens": 8, "rounds": 1}
 # Those of Playwright, whose list is replaced, and two that draw a window nobody sees at every page.
 OFF = (
@@ -294,7 +295,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """A dashboard of small runs carried out on the toy model: three of SDS (sds-0001 to sds-0003),
     one that failed (count-0004), one of DL-QAT (dlqat-0005), one benchmark (benchmark-0006). The
     name of those that succeeded is an attack. statistics-0007 looked at a layer of 4096 x 4096
-    weights."""
+    weights, profile-0008 at the sensitivity of each layer."""
     data = tmp_path_factory.mktemp("lab") / "data"
     here = variables(data, SLOTS="2", MODEL_DIRS=json.dumps([str(data / "models")]))
     with pytest.MonkeyPatch.context() as patch:
@@ -323,6 +324,7 @@ def carry_out_the_runs() -> None:
     submit("dlqat", TOY | SMALL | TINY, HOST, name=EVIL)
     submit("benchmark", TOY | SHORT, HOST, name=EVIL)
     submit("statistics", {"model": str(wide_model()), "threads": 1}, HOST, name=EVIL)
+    submit("profile", TOY | PROFILED, HOST, name=EVIL)
     loop, deadline = SupervisorLoop(ForkEngine(2)), time.monotonic() + RUNS_S
     while loop.turn():
         assert time.monotonic() < deadline, "the runs did not end"

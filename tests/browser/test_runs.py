@@ -70,13 +70,13 @@ def test_a_filter_is_written_as_it_is_typed_and_can_be_cleared(
     opened(visitor, f"{lab.url}/runs")
     field = visitor.locator("#runs-filter input, #runs-filter textarea")
     field.fill("state:failed")
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 7 runs")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("1 of 8 runs")
     assert listed(visitor) == ["count-0004"] and query(visitor)["q"] == "state:failed"
     field.fill("perplexty>1")
     expect(visitor.locator("#runs-board .warn")).to_contain_text("Did you mean perplexity?")
     field.fill("no such run")
     visitor.get_by_test_id("clear-filter").click()
-    expect(visitor.locator("#runs-board .bulk")).to_contain_text("7 of 7 runs")
+    expect(visitor.locator("#runs-board .bulk")).to_contain_text("8 of 8 runs")
     expect(field).to_have_value("")
 
 

@@ -107,6 +107,14 @@ def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(
     assert nearest in refused.value.do
 
 
+def test_the_nearest_that_can_is_kept_when_it_is_written_down(profile: SensitivityProfile) -> None:
+    """2.01MB is read as 2009999.9999999998 bytes."""
+    solver = BudgetSolver(profile, 1_953_704)  # and 55,296 of the layers
+    with pytest.raises(ConfigError, match=r"Choose 2\.01MB or more"):
+        solver.solve(Budget("size", 2e6))
+    assert solver.solve(Budget.parse("2.01MB")).nbytes == 2_009_000
+
+
 def test_a_layer_whose_figures_are_damaged_is_left_out() -> None:
     layers = [ProfiledLayer(f"model.layers.{b}.q", b, "q", 64, 128) for b in range(3)]
     stored = {

@@ -164,7 +164,8 @@ def test_the_navigation_has_five_entries_and_the_pages_of_a_section_are_one_clic
     assert [e.name for e in sections if e.current] == ["Home"] and not alone
     sections, inside = frame.navigation(by_name["Quantisation"], pages())
     assert [(e.name, e.address) for e in sections if e.current] == [("Explore", "weights")]
-    assert [e.name for e in inside] == ["Weights", "Quantisation", "Benchmark"]
+    own = ["Weights", "Quantisation", "Sensitivity", "Trade-offs", "Benchmark"]
+    assert [e.name for e in inside] == own
     assert [e.name for e in inside if e.current == "page"] == ["Quantisation"]
     sections, inside = frame.navigation(by_name["Help"], pages())
     assert not inside and not any(entry.current for entry in sections)

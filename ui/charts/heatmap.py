@@ -68,8 +68,31 @@ def layer_heatmap(
     """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %);
     with a base they diverge from white. `picked`: name of the tensor whose cell is outlined."""
     rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
+    limits = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
+    figure = block_heatmap(
+        rows, _hover(rows, definition, base), limits, title=title_of(definition, base, short=True),
+        diverging=base is not None, view=stage, picked=picked,
+    )  # fmt: skip
+    few = rows["block"].nunique() <= PRINTED
+    return figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
+
+
+def block_heatmap(
+    rows: pd.DataFrame, hover: Sequence[str], limits: tuple[float, float], *, title: str, view: str,
+    picked: str | None, diverging: bool = False,
+) -> go.Figure:  # fmt: skip
+    """Blocks from left to right, modules from top to bottom; a picked cell gives its tensor.
+
+    Args:
+        rows: with the columns tensor, block, module and value; `hover`: HTML of each.
+        picked: the tensor whose cell is outlined.
+    """
+    rows = rows.assign(hover=[*hover])
     grid = _grid(rows, "value")
-    names = _grid(rows, "tensor").reindex(index=grid.index, columns=grid.columns)
+    names, texts = (
+        _grid(rows, column).reindex(index=grid.index, columns=grid.columns)
+        for column in ("tensor", "hover")
+    )
     cell = next(
         ([str(row.block), _short(row.module, grid.index)]
          for row in rows[rows["tensor"] == picked].itertuples()),
@@ -80,13 +103,11 @@ def layer_heatmap(
         [_short(module, grid.index) for module in grid.index],
         grid.to_numpy(dtype=float),
         names.where(names.notna(), None).to_numpy().tolist(),
-        _hover(rows, grid, definition, base),
-        colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None),
-        title=title_of(definition, base, short=True), diverging=base is not None, view=stage,
-        picked=cell, xaxis=axis("Block"), yaxis=axis(nticks=0),
+        texts.where(texts.notna(), "No value").to_numpy().tolist(),
+        limits, title=title, diverging=diverging, view=view, picked=cell, xaxis=axis("Block"),
+        yaxis=axis(nticks=0),
     )  # fmt: skip
-    few = len(grid.columns) <= PRINTED
-    return figure.update_traces(texttemplate="%{z:.3~g}" if few else None, xgap=1, ygap=1)
+    return figure.update_traces(xgap=1, ygap=1)
 
 
 def heatmap(
@@ -179,20 +200,17 @@ def _short(module: str, modules: Sequence[str]) -> str:
     return last if sum(m.rsplit(".", 1)[-1] == last for m in modules) == 1 else module
 
 
-def _hover(
-    rows: pd.DataFrame, grid: pd.DataFrame, statistic: Statistic, base: MapBaseline | None
-) -> list[list[str]]:
-    """Name, value, unit and n of every cell."""
-    texts = {}
+def _hover(rows: pd.DataFrame, statistic: Statistic, base: MapBaseline | None) -> list[str]:
+    """Name, value, unit and n of every row."""
+    texts = []
     for row in rows.itertuples():
         value = row.value / statistic.scale
         text = f"{statistic.label} {statistic.say(value)}"
         if base is not None:
             sign = "+" if value > 0 else ""
             text = f"{title_of(statistic, base)}: {sign}{statistic.write(value)}"
-        n = f"n = {count(row.n)} weights"
-        texts[row.module, row.block] = f"<b>{esc(row.tensor)}</b><br>{text}<br>{n}"
-    return [[texts.get((m, b), "No value") for b in grid.columns] for m in grid.index]
+        texts.append(f"<b>{esc(row.tensor)}</b><br>{text}<br>n = {count(row.n)} weights")
+    return texts
 
 
 def even_ticks(limit: float) -> dict[str, Any]:

@@ -148,10 +148,11 @@ class Explorer(Generic[S, View]):
         self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
 
     def on_point(
-        self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select"
-    ) -> None:
+        self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select",
+        js: str = CLICKED_POINT,
+    ) -> None:  # fmt: skip
         field = self.outputs[control]
-        pick = self.event(chart, event)(None, field, field, js=CLICKED_POINT)
+        pick = self.event(chart, event)(None, field, field, js=js)
         self._keep(pick)
         self.on(pick.then, handler)
 

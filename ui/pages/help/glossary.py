@@ -44,6 +44,14 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Codes": "The integers that represent the weights on the grid.",
         "Quantisation space": "The grid: bits, scale and zero point of every group.",
     },
+    "Sensitivity": {
+        "Sensitivity": "The loss that one layer alone causes in a format, all others dense, in "
+        "nats a token.",
+        "Fisher information": "Mean squared gradient of the loss at a layer's outputs. Half of it "
+        "times their squared error estimates the layer's sensitivity.",
+        "Budget": "What a mix of formats may take: the size of the file, bits a weight, a share of "
+        "zeros, or a rise of perplexity.",
+    },
     "Drafting (Amphista)": {
         "Anchor": "A text position at which the drafting heads predict. They are trained on a "
         "sample of all positions.",

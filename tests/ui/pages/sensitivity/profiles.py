@@ -1,0 +1,37 @@
+"""A sensitivity profile of the toy model, as its run stores it, for the tests of its pages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from backend.sensitivity.profile import FIGURES
+from backend.statistics.names import SENSITIVITY
+from backend.statistics.tensors import TensorProfile
+from backend.store.tables import Job, Table
+from jobs.fields.base_model import resolve_model
+from jobs.profile.config import DENSE, EMBEDDING_FORMATS
+from jobs.runtime.rows import profile_row
+from tests.ui.lab import job
+
+FORMATS = ("int2-g64", "int3-g64", "int4-g64", "50%", "70%", "2:4")
+FISHER = np.array([0.2, 0.05, 0.01, 0.03, 0.2, 0.05])
+MEASURED = ("int3-g64", "50%")
+WORST = "model.layers.0.mlp.down_proj"
+
+
+def profile_rows(number: int, blocks: int = 99, **values: object) -> tuple[Job, list[Table]]:
+    """The run, and the figures of the layers of its first blocks. Layers lose the less the later
+    they come, down_proj of block 0 most; KL is twice the Fisher estimate."""
+    config = {"model": "toy", "formats": ", ".join(FORMATS), "measured": ", ".join(MEASURED)}
+    rows: list[Table] = []
+    for place, layer in enumerate(resolve_model("toy").facts.linears):
+        fisher = FISHER * (40 if layer.name == WORST else 1) / (1 + place)
+        kl = np.where([form in MEASURED for form in FORMATS], 2 * fisher, np.nan)
+        figures = np.full((len(FIGURES), len(FORMATS) + len(EMBEDDING_FORMATS)), np.nan, np.float32)
+        figures[:, : len(FORMATS)] = FISHER / (1 + place), fisher, kl, kl
+        if layer.block < blocks:
+            name = f"{layer.name}.weight"
+            stored = TensorProfile(name, layer.block, layer.module, DENSE, SENSITIVITY, figures)
+            table, row = profile_row(number, stored)
+            rows.append(table(**row))
+    return job(number, kind="profile", config=config, kept_stage=None, **values), rows

@@ -1,0 +1,155 @@
+"""The Trade-offs page: budgets, their mixes, and what was measured beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from markupsafe import escape
+
+from backend.budget import Budget
+from backend.sensitivity.budget import Mix
+from jobs.dlqat.config import DLQATJob
+from jobs.profile.budgets import KINDS
+from jobs.sds.config import SDSJob
+from tests.ui.conftest import HOSTILE, Fill
+from tests.ui.lab import asked, job, result, store
+from tests.ui.pages.sensitivity.profiles import profile_rows
+from ui.format import href
+from ui.pages.trade_offs import page
+from ui.pages.trade_offs.panels import NO_MIX, front_chart, map_chart
+from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
+from ui.widgets.config_form import address_values
+
+
+@pytest.fixture(autouse=True)
+def lab(filled: Fill) -> None:
+    filled(store_runs)
+
+
+def store_runs() -> None:
+    """profile-0001 and profile-0002 have ended, profile-0003 works; one run of each method, and one
+    of another model."""
+    profiles = [profile_rows(1), profile_rows(2), profile_rows(3, blocks=1, state="running")]
+    quantised = {"kind": "dlqat", "kept_stage": "dlqat", "name": HOSTILE}
+    runs = [
+        job(4, **quantised, config={"model": "toy", "bits": 3}), job(5, name=HOSTILE),
+        job(6, **quantised, config={"model": "smollm2-135m", "bits": 3}),
+    ]  # fmt: skip
+    store(*(one for one, _ in profiles), *runs, *(row for _, rows in profiles for row in rows))
+    for number, stage in ((4, "dlqat"), (5, "sds"), (6, "dlqat")):
+        figure = ("zero_share", 0.5) if stage == "sds" else ("bits_per_weight", 3.25)
+        store(
+            result(number, "dense", "perplexity", 10.0), result(number, stage, *figure),
+            result(number, stage, "perplexity", 12.0),
+        )  # fmt: skip
+
+
+def opened(**query: str) -> dict[str, Any]:
+    return page.open_page(asked(**{"run": "profile-0002"} | query))
+
+
+def view(**values: str) -> TradeoffView:
+    found = TradeoffView.at(TradeoffSelection(**({"run": "profile-0002"} | values)))
+    assert found is not None
+    return found
+
+
+def solved(asked_for: TradeoffView) -> tuple[Budget, Mix]:
+    assert isinstance(asked_for.answer, tuple)
+    return asked_for.answer
+
+
+def test_it_opens_with_a_budget_that_can_be_kept() -> None:
+    shown = opened()
+    assert shown["budget"]["value"] == "loss 10%" and shown["method"]["value"] == "quantized"
+    assert not shown["refusal"]["visible"] and "the perplexity, predicted" in shown["answer"]
+    budget, mix = solved(view())
+    assert str(budget) == "loss 10%" and mix.ratio <= 1.1
+    assert "MB at +" in shown["front_title"] and "spared most" in shown["map_title"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "method", "kind"),
+    [("3.25bits", "quantized", DLQATJob), ("0.2MB", "quantized", DLQATJob),
+     ("50%", "pruned", SDSJob), ("loss 20%", "quantized", DLQATJob)],
+)  # fmt: skip
+def test_a_budget_leads_to_a_form_that_takes_it(budget: str, method: str, kind: Any) -> None:
+    """The address fills in model and allocation, and the config accepts them."""
+    asked_for = view(budget=budget)
+    assert asked_for.selection.method == method
+    allocation = f"budget:{solved(asked_for)[0]}"
+    link = escape(href("new", kind=KINDS[asked_for.method], model="toy",
+                            allocation=allocation))  # fmt: skip
+    assert str(link) in page.answer_of(asked_for)["answer"]
+    values = address_values(asked(model="toy", allocation=allocation), kind)
+    assert kind.model_validate(values).allocation == allocation
+
+
+def test_the_mix_is_on_the_map_in_one_colour_a_format() -> None:
+    chart = map_chart(view(budget="3bits"))
+    formats = [*chart.frame["Format"]]
+    assert len({*formats}) > 1 and chart.frame["Bits a weight"].min() == 2.25
+    heat, cells = chart.figure.data[0], {}
+    for row in heat.z:
+        cells |= dict.fromkeys(row)
+    assert len(cells) == len({*formats})
+    assert [*heat.colorbar.ticktext] == ["2", "3", "4", "16"]
+    colours = [colour for _, colour in heat.colorscale]
+    assert colours[::2] == colours[1::2] and len({*colours}) == 4
+
+
+def test_the_front_is_never_above_a_format_alone_and_leads_to_mix_and_run() -> None:
+    drawn = front_chart(view(budget="3.25bits"))
+    best, alone, runs, star = drawn.figure.data
+    for x, y in zip(alone.x, alone.y, strict=True):
+        assert min(b for a, b in zip(best.x, best.y, strict=True) if a <= x + 1e-9) <= y + 1e-9
+    assert [*runs.customdata] == ["run?id=dlqat-0004"] and runs.y[0] == pytest.approx(1.2)
+    assert runs.x[0] == pytest.approx(alone.x[1])  # both have 3.25 bits
+    assert star.x[0] <= alone.x[1] + 1e-6 and star.y[0] <= alone.y[1]
+    assert 'href="run?id=dlqat-0004"' in drawn.frame["Of"][0]
+    for budget in best.customdata:
+        solved(view(budget=budget))
+    pruned = front_chart(view(method="pruned", budget="50%")).figure.data
+    assert [*pruned[2].customdata] == ["run?id=sds-0005"] and [*pruned[2].x] == [50]
+    for budget in pruned[0].customdata[:-1]:
+        solved(view(method="pruned", budget=budget))
+
+
+@pytest.mark.parametrize(
+    ("budget", "method", "said"),
+    [
+        ("0.05MB", "quantized", "Choose 0.11MB or more"),
+        ("99%", "pruned", "Choose 70% or less"),
+        ("50%", "quantized", "Choose Pruned above"),
+        ("<b>", "quantized", "&#39;&lt;b&gt;&#39; is no budget. Write a size (80MB)"),
+        (HOSTILE[:40], "quantized", "is no budget"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_beside_the_field(
+    budget: str, method: str, said: str
+) -> None:
+    bad = view(method=method, budget=budget)
+    shown = page.draw(bad)
+    assert shown["refusal"]["visible"] and said in shown["refusal"]["value"]
+    assert "<img" not in shown["refusal"]["value"] and shown["refusal"]["value"].count("<b>") == 1
+    assert not shown["answer"] and shown["map_chart"] == NO_MIX
+    assert "budget" not in shown  # what was typed stays
+    assert bad.selection.budget == budget
+
+
+def test_a_typed_budget_shows_the_formats_it_is_of() -> None:
+    assert page.change_budget(view(method="quantized", budget="50%"))["method"] == "pruned"
+    assert page.change_budget(view(method="pruned", budget="3bits"))["method"] == "quantized"
+    assert page.change_budget(view(method="pruned", budget="loss 5%"))["method"] == "pruned"
+
+
+def test_an_older_profile_says_which_one_a_new_run_takes() -> None:
+    assert "takes the newest profile, profile-0002" in opened(run="profile-0001")["answer"]
+    assert "newest profile" not in opened()["answer"]
+
+
+def test_a_profile_at_work_has_no_mix_yet() -> None:
+    notice = opened(run="profile-0003")["notice"]["value"]
+    assert "profile-0003 has not measured all layers" in notice and "yet." in notice
+    assert opened(run="")["run"]["value"] == "profile-0002"

@@ -1,0 +1,204 @@
+"""The charts of the Trade-offs page: of a view each makes a figure, a note and a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from backend.errors import SlimscopeError
+from backend.sensitivity.budget import Mix
+from backend.sensitivity.formats import Format
+from ui.charts.chart import Chart
+from ui.charts.dots import dots, log_span
+from ui.charts.formats import format_colours, short_labels
+from ui.charts.heatmap import block_heatmap
+from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
+from ui.format import NONE, count, esc, href, number, share
+from ui.format import runs as count_runs
+from ui.pages.trade_offs.selection import MeasuredRun, TradeoffView
+from ui.runs.sensitivity.profiles import layers_table
+from ui.theme import BLUE, LIGHT, VERMILLION
+from ui.widgets.html import WIDGETS
+from ui.widgets.panel import Panel
+
+RATIO = "Perplexity over dense"
+NAMED = 6  # runs whose setting is written beside them
+FRONT = Panel(
+    "front", "Size against quality", "What does a smaller model cost, and which mix of formats is "
+    "best? Click the line for a mix, a square for its run.", 440,
+    theory="The line is the lower convex hull over all mixes (Everett 1963): a Lagrange multiplier "
+    "prices each byte. That losses of layers add up is an assumption.",
+)  # fmt: skip
+MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
+USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
+NO_MIX = "No mix keeps this budget."
+
+
+def front_chart(view: TradeoffView) -> Chart:
+    """Predicted front, formats alone, the mix of the budget, and measured runs."""
+    title = "Zeros in the layers, %" if view.pruned else "Size, MB"
+    mixes, uniform, runs = view.front.mixes, view.front.uniform, view.measured
+    colours = format_colours([*uniform])
+    alone, labels = [*uniform.values()], short_labels([*uniform])
+    best = go.Scatter(
+        x=[view.x_of(mix) for mix in mixes], y=[mix.ratio for mix in mixes], name="Best mixes",
+        mode="lines", line={"color": LIGHT.text, "width": 2},
+        customdata=[view.budget_of(mix) for mix in mixes],
+        hovertext=[f"<b>Best mix</b><br>{_said(mix)}" for mix in mixes],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )  # fmt: skip
+    each = dots(
+        [view.x_of(mix) for mix in alone], [mix.ratio for mix in alone], [*colours.values()],
+        "circle", [f"<b>{form.label}</b>, all layers<br>{_said(mix)}"
+                   for form, mix in uniform.items()],
+        name="One format", text=labels, textposition="top right",
+        customdata=[view.budget_of(mix) for mix in alone], textfont={"color": LIGHT.muted},
+    ).update(mode="markers+text")  # fmt: skip
+    traces = [best, each]
+    if runs:
+        traces.append(_runs(runs, title))
+    if not isinstance(view.answer, SlimscopeError):
+        asked, mix = view.answer
+        said = [f"<b>{esc(asked)}</b><br>{_said(mix)}"]
+        star = dots([view.x_of(mix)], [mix.ratio], VERMILLION, "star", said, 16, name="Budget")
+        traces.append(star)
+    across, top = _ranges(view)
+    looks = layout(
+        view=f"{view.selection.run}/{view.method}", hovermode="closest",
+        xaxis=axis(title, showgrid=False, range=across),
+        yaxis=log_axis(RATIO, log_span([1.0, top]), " ×"),
+        shapes=[reference_line(y=1)], **legend_row(),
+    )  # fmt: skip
+    beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
+    note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
+    note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
+    measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
+    note += f"; {measured if runs else 'no run of this model has ended yet'}."
+    return Chart(
+        go.Figure(traces, looks), _front_frame(view, title), note,
+        name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
+    )  # fmt: skip
+
+
+def _ranges(view: TradeoffView) -> tuple[list[float], float]:
+    """Of the horizontal axis, and the worst perplexity over dense: where choices are made. Mixes
+    that ruin the model, and 16 bits, would leave no room for the others."""
+    shown = [run.ratio for run in view.measured]
+    if not isinstance(view.answer, SlimscopeError):
+        shown.append(view.answer[1].ratio)
+    every = [*view.front.mixes, *view.front.uniform.values()]
+    top = min(max([USUAL_TOP, *(ROOM * y for y in shown)]), max([1.1, *(x.ratio for x in every)]))
+    widest = [*view.front.uniform.values()][-1 if view.pruned else -2]  # the last is dense
+    xs = [view.x_of(x) for x in every if x.ratio <= top and x.nbytes <= widest.nbytes]
+    xs = [run.x for run in view.measured] + (xs or [view.x_of(x) for x in every])
+    room = 0.06 * (max(xs) - min(xs)) or 1.0
+    return [min(xs) - room, max(xs) + room], top
+
+
+def finding(view: TradeoffView) -> str:
+    """What the best mix of the budget loses, and the one format for all layers that is nearest."""
+    if isinstance(view.answer, SlimscopeError):
+        return ""
+    mix = view.answer[1]
+    form, one = min(
+        view.front.uniform.items(), key=lambda pair: abs(view.x_of(pair[1]) - view.x_of(mix))
+    )
+    said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
+    return f"{said}; {form} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
+
+
+def _amount(view: TradeoffView, mix: Mix) -> str:
+    return f"{share(mix.sparsity)} zeros" if view.pruned else f"{number(mix.nbytes / 1e6, 3)} MB"
+
+
+def _said(mix: Mix) -> str:
+    return (
+        f"{number(mix.nbytes / 1e6)} MB, {number(mix.bits, 3)} bits a weight<br>"
+        f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)} × dense"
+    )
+
+
+def _runs(runs: Sequence[MeasuredRun], title: str) -> go.Scatter:
+    """Squares; their `customdata` is the address of the run."""
+    return dots(
+        [run.x for run in runs], [run.ratio for run in runs], BLUE, "square",
+        [f"<b>{esc(run.run)}</b> {esc(run.label)}<br>{title} {number(run.x, 3)}"
+         f"<br>measured {number(run.ratio)} × dense" for run in runs],
+        name="Your runs, measured", customdata=[str(href("run", id=run.run)) for run in runs],
+        text=[esc(run.run) if place < NAMED else "" for place, run in enumerate(runs)],
+        textposition="top left", textfont={"color": LIGHT.text},
+    ).update(mode="markers+text")  # fmt: skip
+
+
+def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
+    answer = view.answer
+    mixes = [] if isinstance(answer, SlimscopeError) else [(f"Budget {answer[0]}", answer[1])]
+    mixes += [(f"{form.label}, all layers", mix) for form, mix in view.front.uniform.items()]
+    mixes += [("Best mix", mix) for mix in view.front.mixes]
+    rows: list[tuple[object, ...]] = [
+        (WIDGETS.run_link(run), run.x, run.ratio, "measured", run.label) for run in view.measured
+    ]
+    rows += [(what, view.x_of(mix), mix.ratio, "predicted", NONE) for what, mix in mixes]
+    return pd.DataFrame(rows, columns=["Of", title, RATIO, "How known", "Setting"])
+
+
+def map_chart(view: TradeoffView) -> Chart:
+    """Blocks by matrices, coloured by the format each takes in the mix of the budget."""
+    if isinstance(view.answer, SlimscopeError):
+        return Chart(NO_MIX)
+    mix, formats = view.answer[1], [*view.front.uniform]
+    colours = [*format_colours(formats).values()]
+    profile, rows = view.blocks, layers_table(view.blocks)
+    chosen = [mix.formats[x.name] for x in profile.layers]
+    losses = [
+        float(profile.predicted[row, profile.formats.index(form)]) if form != Format() else 0.0
+        for row, form in enumerate(chosen)
+    ]
+    hover = [
+        f"<b>{esc(name)}</b><br>{form.label}<br>predicted loss {number(loss, 3)} nats a token"
+        for name, form, loss in zip(rows["tensor"], chosen, losses, strict=True)
+    ]
+    places = [formats.index(form) for form in chosen]
+    figure = block_heatmap(
+        rows.assign(value=places), hover, (-0.5, len(formats) - 0.5), view=view.selection.budget,
+        title="Format" if view.pruned else "Bits", picked=None,
+    )  # fmt: skip
+    steps = np.repeat(np.linspace(0, 1, len(formats) + 1), 2)[1:-1].tolist()
+    figure.update_traces(
+        colorscale=[[at, colours[place // 2]] for place, at in enumerate(steps)],
+        colorbar={"tickvals": [*range(len(formats))], "ticktext": short_labels(formats)},
+    )
+    figure.update_layout(meta={})
+    frame = rows.assign(
+        format=[str(form) for form in chosen], loss=losses,
+        bits=[x.bits_per_weight(one.columns) for x, one in
+              zip(chosen, profile.layers, strict=True)],
+    ).rename(columns={"tensor": "Layer", "block": "Block", "module": "Matrix", "n": "Weights",
+                      "format": "Format", "bits": "Bits a weight",
+                      "loss": "Predicted loss, nats a token"})  # fmt: skip
+    note = f"n = {count(len(rows))} layers."
+    return Chart(
+        figure, frame, note, name=f"{view.selection.run}-{view.method}-mix",
+        headline=_spared(view, mix),
+    )  # fmt: skip
+
+
+def _spared(view: TradeoffView, mix: Mix) -> str:
+    """Which kind of matrix is compressed least, and which most."""
+    rows = layers_table(view.blocks)
+    pairs = [(x, mix.formats[x.name]) for x in view.blocks.layers]
+    left = [-f.sparsity if view.pruned else f.bits_per_weight(x.columns) for x, f in pairs]
+    means = (rows["n"] * left).groupby(rows["module"]).sum() / rows.groupby("module")["n"].sum()
+    low, high = float(means.min()), float(means.max())
+    if high - low < 1e-3:
+        return "All matrices are compressed alike"
+    names = [str(end).rpartition(".")[2] for end in (means.idxmax(), means.idxmin())]
+    said = [share(-end) + " zeros" if view.pruned else number(end, 3) for end in (high, low)]
+    unit = "" if view.pruned else " bits a weight"
+    return f"{names[0]} is spared most, {said[0]}{unit}; {names[1]} least, {said[1]}"
+
+
+CHARTS: dict[Panel, Callable[[TradeoffView], Chart]] = {FRONT: front_chart, MAP: map_chart}
