@@ -133,5 +133,5 @@ class SensitivityView:
 
 
 def measured_formats(profile: SensitivityProfile) -> list[Format]:
-    known = np.isfinite(profile.figure(MEASURED)).any(axis=0).tolist()
-    return [form for form, is_known in zip(profile.formats, known, strict=True) if is_known]
+    known = np.isfinite(profile.figure(MEASURED))
+    return [form for at, form in enumerate(profile.formats) if known[:, at].any()]
