@@ -133,5 +133,5 @@ class SensitivityView:
 
 
 def measured_formats(profile: SensitivityProfile) -> list[Format]:
-    known = np.isfinite(profile.figure(MEASURED)).any(axis=0).tolist()
-    return [form for form, is_known in zip(profile.formats, known, strict=True) if is_known]
+    known = np.flatnonzero(np.isfinite(profile.figure(MEASURED)).any(0))
+    return [profile.formats[column] for column in known]
