@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import PackedGroup, packing_of
+from backend.models.sources.quantized import EMBEDDINGS_AND_HEADS, PackedGroup, packing_of
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
@@ -48,10 +48,17 @@ class Layout:
         return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
 
     @property
-    def each(self) -> tuple[Layout, ...]:
-        """The settings there are."""
-        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in self.others)
-        return tuple(dict.fromkeys((replace(self, others=()), *others)))
+    def linears(self) -> tuple[Layout, ...]:
+        """The settings that there are of layers of the blocks, those of most layers first."""
+        inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
+        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
+        return (replace(self, others=()), *others)
+
+    @property
+    def width(self) -> str:
+        """Bits of the linear layers in words: "4 bits", "2 to 6 bits"."""
+        bits = [each.bits for each in self.linears]
+        return f"{min(bits)} to {max(bits)} bits" if len({*bits}) > 1 else f"{bits[0]} bits"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def export(
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")
-    for each in layout.each:
+    for each in layout.linears:
         needed = requirements_of(model, layers, layout, stored)
         check_format(layout.format, replace(needed, bits=each.bits, grid=each.grid))
     if layout.format == "dense":
@@ -91,7 +91,7 @@ def requirements_of(
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
-        alike=all(layout.of(n) == layout for n in embeddings),
+        alike=all(layout.of(n) == layout.linears[0] for n in embeddings),
         head=sum(layout.of(n).bits for n in heads),
     )
 

@@ -77,9 +77,8 @@ class Packing:
 
     def of(self, layer: str) -> Packing:
         """How one layer is packed."""
-        group = next((group for group in self.others if layer in group.layers), None)
-        sizes = (group.bits, group.group_size, group.grid) if group else ()
-        return Packing(self.method, *sizes, self.version) if group else self
+        x = next((group for group in self.others if layer in group.layers), None)
+        return Packing(self.method, x.bits, x.group_size, x.grid, self.version) if x else self
 
 
 def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
@@ -102,7 +101,7 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
         raise refused(spec, why, REMEDY) from error
-    sizes = {(each.bits, each.group_size) for each in (found, *found.others)}
+    sizes = {(found.bits, found.group_size), *((x.bits, x.group_size) for x in found.others)}
     if any(not 2 <= bits <= 8 or size < 0 for bits, size in sizes):
         raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
     return found
