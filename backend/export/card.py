@@ -149,16 +149,17 @@ def model_card(
     """The text of README.md. `note`: a caveat about the base model; `perplexity`: stage label ->
     value, for all measured stages; `text`: identifies the calibration, training and evaluation
     texts; `embeddings`: names of a packed embedding and head."""
-    tags = ["quantization", f"{layout.bits}-bit", layout.format]
+    widths = sorted({each.bits for each in layout.linears})
+    tags = ["quantization", *(f"{bits}-bit" for bits in widths), layout.format]
     group = f"groups of {layout.group_size}" if layout.group_size else "one group per row"
     grid, of = GRID_NAMES[layout.grid], [layout.of(name) for name in embeddings]
     also = "".join(f" {n}: {x.bits} bits." for n, x in zip(embeddings, of, strict=True))
-    alike = any(each == layout for each in of)
+    alike = any(each == layout.linears[0] for each in of)
     warning = f"\nNote on the base model: {note}\n" if note else ""
     return f"""{front_matter(origin, tags, "quantized", "transformers")}
-# {title}, {layout.bits} bits by {stage}
+# {title}, {layout.width} by {stage}
 
-Made by Slimscope, run {run}. {layout.bits} bits, {group}, {grid}: {bits_per_weight:.3f} bits
+Made by Slimscope, run {run}. {layout.width}, {group}, {grid}: {bits_per_weight:.3f} bits
 per weight of the quantised layers, with scales, zero-points and offsets.{also} \
 {licence_note(origin)}
 {warning}

@@ -67,10 +67,11 @@ def compressed_tensors_config(
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json. `layers`: full names of the quantised linears."""
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    alike = sorted({*layers} - linears - {*layout.outside})  # an embedding
+    others = {name for group in layout.others for name in group.layers}
+    alike = sorted({*layers} - linears - others)  # an embedding
     groups = {"group_0": _group(["Linear", *alike], layout)}
-    if layout.outside:
-        groups["group_1"] = _group([*layout.outside], layout.of(layout.outside[0]))
+    for number, group in enumerate(layout.others, 1):
+        groups[f"group_{number}"] = _group([*group.layers], layout.of(group.layers[0]))
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

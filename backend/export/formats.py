@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import packing_of
+from backend.models.sources.quantized import EMBEDDINGS_AND_HEADS, PackedGroup, packing_of
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
@@ -34,21 +34,31 @@ WORD = 32  # both dimensions of a GPTQ weight are multiples of it
 @dataclass(frozen=True)
 class Layout:
     """Quantization settings of all layers of a model. `group_size`: 0 for one group per row.
-    `outside`: full names of an embedding and a head that have others, on a symmetric grid."""
+    `others`: of layers that have their own."""
 
     format: Format | Literal["awq"]
     bits: int
     group_size: int
     grid: GridType
-    outside: tuple[str, ...] = ()
-    outside_bits: int = 0
-    outside_group: int = 0
+    others: tuple[PackedGroup, ...] = ()
 
     def of(self, layer: str) -> Layout:
         """The settings of one layer."""
-        if layer not in self.outside:
-            return self
-        return Layout(self.format, self.outside_bits, self.outside_group, "symmetric")
+        group = next((group for group in self.others if layer in group.layers), None)
+        return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
+
+    @property
+    def linears(self) -> tuple[Layout, ...]:
+        """The settings that there are of layers of the blocks, those of most layers first."""
+        inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
+        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
+        return (replace(self, others=()), *others)
+
+    @property
+    def width(self) -> str:
+        """Bits of the linear layers in words: "4 bits", "2 to 6 bits"."""
+        bits = [each.bits for each in self.linears]
+        return f"{min(bits)} to {max(bits)} bits" if len({*bits}) > 1 else f"{bits[0]} bits"
 
 
 @dataclass(frozen=True)
@@ -83,27 +93,25 @@ def read_layout(folder: Path) -> Layout:
     if packing is None:
         raise unreadable(folder, "Its config.json has no quantization_config.")
     format: Any = packing.version or packing.method
-    return Layout(
-        format, packing.bits, packing.group_size, packing.grid,
-        packing.outside, packing.outside_bits, packing.outside_group,
-    )  # fmt: skip
+    return Layout(format, packing.bits, packing.group_size, packing.grid, packing.others)
 
 
 def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
-    """The layout of the saved model, one for all its layers.
+    """The layout of the saved model: the settings that most layers have, and those of others.
 
     Raises:
-        ConfigError: layers differ in bits, group size or grid, which packed formats cannot hold.
+        ConfigError: layers differ in bits, group size or grid, which the format cannot hold.
     """
-    found = ((group.bits, group.group_size, group.grid) for group in planned.groups)
-    first, *others = dict.fromkeys(found)
-    if others and format != "dense":
-        why = "Its layers differ in bits, group size or grid; a packed file has one of each."
-        raise ConfigError(f"The model cannot be saved as {format}.", why, "Choose dense.", "format")
+    most, *others = sorted(planned.groups, key=lambda group: -len(group.layers))
+    first = (most.bits, most.group_size, most.grid)
+    if others and format in ("gptq", "gptq_v2"):
+        why = "Its layers differ in bits or group size; a file in this format has one of each."
+        do = "Choose compressed-tensors, slimscope or dense."
+        raise ConfigError(f"The model cannot be saved as {format}.", why, do, "format")
     own = planned.embedding
-    if own is None or (own.bits, own.group_size, own.grid) == first:
-        return Layout(format, *first)
-    return Layout(format, *first, own.layers, own.bits, own.group_size)
+    groups = [*others, *([own] if own and (own.bits, own.group_size, own.grid) != first else [])]
+    packed = (PackedGroup(x.layers, x.bits, x.group_size, x.grid) for x in groups)
+    return Layout(format, *first, tuple(packed))
 
 
 def unreadable(folder: Path, why: str) -> ModelError:

@@ -53,7 +53,7 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
     names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
     if not names:
         raise unreadable(folder, f"It has no tensors in {layout.format} format.")
-    if lost := {*layout.outside} - {*names}:
+    if lost := {name for group in layout.others for name in group.layers} - {*names}:
         raise unreadable(folder, f"Its config says that {min(lost)} is quantised; it is not.")
     layers, rest = dict[str, QuantizedWeight](), dict(tensors)
     for name in names:

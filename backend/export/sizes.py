@@ -6,8 +6,10 @@ of their headers alone.
 
 from __future__ import annotations
 
-from backend.export.formats import bits_per_weight
+from backend.export.formats import Layout, bits_per_weight
+from backend.export.gguf.types import carried_type
 from backend.models.facts import ModelFacts
+from backend.models.families.shapes import LinearShape
 from backend.models.memory import WEIGHT_BYTES
 from backend.printable import readable_bytes
 from backend.quantization.plan import QuantizationPlan, QuantSettings
@@ -46,12 +48,18 @@ def quantized_bytes(facts: ModelFacts, plan: QuantizationPlan, format: str, stor
     return header + int(bits / 8) + rest * WEIGHT_BYTES[stored]
 
 
-def gguf_bytes(facts: ModelFacts, type: str, embedding: str) -> int:
-    """Of a GGUF file whose linear layers, and embedding and head, have these types."""
-    bits = {
-        **dict.fromkeys(facts.linears, GGUF_BITS[type]),
-        **dict.fromkeys(facts.embeddings, GGUF_BITS[embedding]),
-    }
+def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | None = None) -> int:
+    """Of a GGUF file whose linear layers, and embedding and head, have these types. `layout`: of a
+    model whose layers hold codes; where their widths differ, each takes the smallest type."""
+
+    def of(x: LinearShape) -> str:
+        if layout is None or len(layout.linears) == 1:
+            return type
+        return carried_type(type, layout.of(x.name), x.columns)
+
+    bits = {x: GGUF_BITS[of(x)] for x in facts.linears} | dict.fromkeys(
+        facts.embeddings, GGUF_BITS[embedding]
+    )
     rest = facts.parameters - sum(x.weights for x in bits)
     matrices = sum(x.weights * each for x, each in bits.items())
     return int(matrices / 8) + 4 * rest + TOKEN_BYTES * facts.vocabulary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def export(
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")
-    check_format(layout.format, requirements_of(model, layers, layout, stored))
+    for each in layout.linears:
+        needed = requirements_of(model, layers, layout, stored)
+        check_format(layout.format, replace(needed, bits=each.bits, grid=each.grid))
     if layout.format == "dense":
         linears = {name: model.get_submodule(name) for name in layers}
         dense = {
@@ -88,7 +91,7 @@ def requirements_of(
         shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
-        alike=all(layout.of(n) == layout for n in embeddings),
+        alike=all(layout.of(n) == layout.linears[0] for n in embeddings),
         head=sum(layout.of(n).bits for n in heads),
     )
 
@@ -109,9 +112,11 @@ def quantization_config(
         return compressed_tensors_config(model, layers.keys(), layout)
     if layout.format == "slimscope":
         sizes = {"bits": layout.bits, "group_size": layout.group_size, "grid": layout.grid}
-        other = {"bits": layout.outside_bits, "group_size": layout.outside_group}
-        outside = {"outside": {"layers": [*layout.outside], **other}} if layout.outside else {}
-        return {"quant_method": "slimscope", **sizes, **outside}
+        groups = [
+            {"layers": [*x.layers], "bits": x.bits, "group_size": x.group_size, "grid": x.grid}
+            for x in layout.others
+        ]
+        return {"quant_method": "slimscope", **sizes, **({"groups": groups} if groups else {})}
     return gptq_config(layout)
 
 

@@ -54,7 +54,8 @@ def save_model(
             digest.update(f"{name}.{part}".encode())
             digest.update(tensor.cpu().contiguous().numpy().data)
     layout, embeddings = layout_of(qat.run.plan, config.format), [*qat.run.embeddings]
-    layout = replace(layout, outside=tuple(n for n in layout.outside if n in embeddings))
+    inside = ((x, tuple(n for n in x.layers if n in layers)) for x in layout.others)
+    layout = replace(layout, others=tuple(replace(x, layers=n) for x, n in inside if n))
     measured = {
         STAGE_LABELS[r.stage]: r.value
         for r in queries.results([context.run])

@@ -21,7 +21,7 @@ def requirements(config: GGUFJob) -> Requirements:
     type = exported_type(config.type, base)
     embedding = exported_embedding(config.embedding, type, base)
     largest = max(x.weights for x in (*base.facts.linears, *base.facts.embeddings))
-    sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding)
+    sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding, base.layout)
     held = 2 * base.facts.parameters if base.packed else 0
     return Requirements(
         model=config.model,
@@ -41,7 +41,7 @@ def larger(
     field, do = "type", f"Choose {small} for a smaller one."
     if type == small or base.layout:
         field, do = "embedding", "Embedding and head stay as they are."
-        smaller = gguf_bytes(base.facts, type, "Q8_0")
+        smaller = gguf_bytes(base.facts, type, "Q8_0", base.layout)
         if config.embedding == "auto" and smaller < sizes[1]:
             do = f"With Q8_0 for embedding and head it is {readable_bytes(smaller)}."
     why = growth(*sizes, do)

@@ -25,6 +25,7 @@ from backend.export.sizes import gguf_bytes, quantized_bytes
 from backend.export.writing import export
 from backend.models.loading import LoadedModel
 from backend.models.sources.catalogue import inspect
+from backend.models.sources.quantized import PackedGroup
 from backend.quantization.config import DLQATConfig
 from backend.quantization.embedding import quantize_embedding
 from backend.quantization.plan import QuantSettings, embedding_search, plan
@@ -57,9 +58,9 @@ def exported(toy: LoadedModel, quantized: Callable, current: Settings) -> Callab
             weight = model.get_submodule(name).weight
             layers[name] = quantize_embedding(weight.detach(), settings(bits), torch.float16)
             weight.data = layers[name].dense()
-        outside = () if alike else (names, bits, 32)
+        others = () if alike else (PackedGroup(names, bits, 32),)
         (folder := current.root / "models" / "it").mkdir(parents=True)
-        layout = Layout(format, 4, 32, grid, *outside)
+        layout = Layout(format, 4, 32, grid, others)
         export(model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
         return folder, model(input_ids=IDS).logits.detach()
 
@@ -182,7 +183,7 @@ def _of_config(**changes: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text())
-        config["quantization_config"]["outside"] |= changes
+        config["quantization_config"]["groups"][0] |= changes
         path.write_text(json.dumps(config))
 
     return change
@@ -225,10 +226,13 @@ def _cut(folder: Path) -> None:
         (_of_config(bits="many"), "cannot be read"),
         (_of_config(group_size=64), "do not match groups of 64"),
         (_of_config(group_size=-1), "not supported"),
-        (_of_config(layers=[]), "no layer"),
+        (_of_config(layers=[]), "or have none"),
         (_of_config(layers=[HEAD]), "lm_head is quantised; it is not"),
-        (_of_config(layers=["model.layers.0.mlp.up_proj"]), "a second way of packing"),
-        (_of_config(layers=["re:.*"]), "a second way of packing"),
+        (_of_config(layers=["model.layers.0.mlp.up_proj"]), "weight_packed is"),
+        (_of_config(layers=[EMBEDDING] * 2), "share a layer"),
+        (_of_config(grid="round"), "a grid that is not known"),
+        (_of_config(layers=["re:.*"]), "no name of one"),
+        (_of_config(layers=[7]), "no name of one"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda _: None), "It has no weight_scale"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t[:, :1].clone()), "do not match|shape"),
         (_of_tensor(f"{EMBEDDING}.weight_scale", lambda t: t * float("nan")), "not finite"),
@@ -249,7 +253,7 @@ def test_a_damaged_folder_is_refused_in_words(
     assert re.search(said, f"{refused.value.what} {refused.value.why}")
 
 
-def test_a_second_group_of_others_is_read_only_for_embedding_and_head(
+def test_a_group_of_others_is_read_if_it_names_its_layers(
     exported: Callable, tmp_path: Path
 ) -> None:
     folder, expected = exported(8, (HEAD,), "compressed-tensors")
@@ -260,5 +264,5 @@ def test_a_second_group_of_others_is_read_only_for_embedding_and_head(
     config = json.loads(path.read_text())
     config["quantization_config"]["config_groups"]["group_1"]["targets"] = ["re:.*down_proj"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="second way of packing"):
+    with pytest.raises(ModelError, match="no name of one"):
         read_layers(folder)

@@ -21,6 +21,7 @@ from backend.export.origin import ModelOrigin
 from backend.export.reading import load_packed, read_layers
 from backend.export.writing import export
 from backend.models.blocks import block_linears
+from backend.models.sources.quantized import PackedGroup
 from backend.quantization import GRID_NAMES
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear
@@ -46,6 +47,37 @@ def exported(toy, quantized, tmp_path: Path):
         return folder, layers
 
     return make
+
+
+MIXED = {"q_proj": 2, "v_proj": 6, "down_proj": 5}  # the others 3 bits
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "slimscope"])
+def test_layers_of_different_widths_share_a_file(
+    toy, quantized, plain_logits: PlainLogits, tmp_path: Path, format: str
+) -> None:
+    """What is read is what was measured, by us and by others; each code takes its own bits."""
+    made = {bits: quantized(bits, 32, "symmetric") for bits in (3, *MIXED.values())}
+    width = {name: MIXED.get(name.rpartition(".")[2], 3) for name in made[3]}
+    layers = {name: made[bits][name] for name, bits in width.items()}
+    for name, layer in layers.items():
+        toy.model.get_submodule(name).weight.data = layer.dense()
+    groups = tuple(
+        PackedGroup(tuple(n for n, b in width.items() if b == bits), bits, 32)
+        for bits in MIXED.values()
+    )
+    layout, folder = Layout(format, 3, 32, "symmetric", groups), tmp_path / "mixed"
+    folder.mkdir()
+    export(toy.model, toy.tokenizer, layers, layout, torch.float16, folder, "# card")
+    assert read_layout(folder) == layout and layout.width == "2 to 6 bits"
+    again, _ = read_layers(folder)
+    assert all(torch.equal(again[n].dense(), layer.dense()) for n, layer in layers.items())
+    stored = load_file(folder / "model.safetensors")
+    for name, layer in layers.items():
+        words = stored[f"{name}.weight_packed"].shape[1]
+        assert words == -(-layer.codes.shape[1] * width[name] // 32)
+    if format == "compressed-tensors":
+        assert torch.equal(plain_logits(folder), logits(toy.model))
 
 
 def logits(model) -> Tensor:

@@ -47,17 +47,22 @@ def obstacle(type: str, layout: Layout) -> str:
 
 
 def choose_type(wanted: GGUFType, layout: Layout | None, dtype: str) -> str:
-    """The type of the linear layers; `layout` of a quantised model; None for plain weights, stored
-    as `dtype`. `ConfigError`, which names those that can, if it cannot hold the model."""
+    """The type of the linear layers, the largest where they differ; `layout` of a quantised model;
+    None for plain weights, stored as `dtype`. `ConfigError`, which names those that can, if it
+    cannot hold the model."""
     if layout is None:
         return STORED.get(dtype, "F16") if wanted == "auto" else wanted
-    suitable = [type for type in (*PACKED, "F32") if not obstacle(type, layout)]
+
+    def first_obstacle(type: str) -> str:
+        return next(filter(None, (obstacle(type, each) for each in layout.linears)), "")
+
+    suitable = [type for type in (*PACKED, "F32") if not first_obstacle(type)]
     if wanted == "auto" and suitable:
         return suitable[0]
     if wanted in suitable:
         return wanted
     type = PACKED[0] if wanted == "auto" else wanted
-    why = obstacle(type, layout)
+    why = first_obstacle(type)
     do = f"Choose {' or '.join(suitable)}." if suitable else f"Quantise in groups of {BLOCK} k."
     raise ConfigError(
         f"{type} cannot hold this model.", f"{why[0].upper()}{why[1:]}.", do, field="type"

@@ -202,7 +202,7 @@ def _kind(
         return Kind.F32
     inside, columns, place = ".layers." in source.name, source.shape[-1], source.place
     if layout and isinstance(place, QuantizedWeight):
-        if inside:
+        if inside and len(layout.linears) == 1:
             return Kind[linears]
         kind = carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
         return Kind["Q8_0" if kind == "Q6_K" and not holds_shared_scales(place) else kind]

@@ -10,8 +10,10 @@ import torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
@@ -38,10 +40,21 @@ SCALES = {
     **dict.fromkeys(("compressed-tensors", "slimscope"), "weight_scale"),
 }
 EMBEDDINGS_AND_HEADS = {name.removesuffix(".weight") for name in (*EMBEDDINGS, *HEADS)}
+LAYER_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 REMEDY = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
 StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
+
+
+@dataclass(frozen=True)
+class PackedGroup:
+    """Layers, by full name, that are packed in another way than all others."""
+
+    layers: tuple[str, ...]
+    bits: int
+    group_size: int
+    grid: StoredGrid = "symmetric"
 
 
 @dataclass(frozen=True)
@@ -53,21 +66,19 @@ class Packing:
     group_size: int  # 0 for one group per row
     grid: StoredGrid
     version: str = ""  # the GPTQ format: gptq stores z - 1, gptq_v2 z
-    # token embedding and head, by full name, where they are packed in another way: bits, group size
-    outside: tuple[str, ...] = ()
-    outside_bits: int = 0
-    outside_group: int = 0
+    others: tuple[PackedGroup, ...] = ()
 
     def __str__(self) -> str:
-        more = f", {' and '.join(self.outside)} {self.outside_bits}" if self.outside else ""
-        return f"{self.method}, {self.bits} bits{more}"
+        widths = {self.bits, *(group.bits for group in self.others)}
+        if {*chain(*(group.layers for group in self.others))} <= EMBEDDINGS_AND_HEADS:
+            more = (f", {' and '.join(x.layers)} {x.bits}" for x in self.others)
+            return f"{self.method}, {self.bits} bits{''.join(more)}"
+        return f"{self.method}, {min(widths)} to {max(widths)} bits"
 
     def of(self, layer: str) -> Packing:
-        """How one layer is packed: those of `outside` on a symmetric grid."""
-        if layer not in self.outside:
-            return self
-        sizes = self.outside_bits, self.outside_group
-        return Packing(self.method, *sizes, "symmetric", self.version)
+        """How one layer is packed."""
+        x = next((group for group in self.others if layer in group.layers), None)
+        return Packing(self.method, x.bits, x.group_size, x.grid, self.version) if x else self
 
 
 def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
@@ -90,7 +101,7 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"Its quantization_config ({method}) cannot be read: {error!r}."
         raise refused(spec, why, REMEDY) from error
-    sizes = {(found.bits, found.group_size), (found.outside_bits or 8, found.outside_group)}
+    sizes = {(found.bits, found.group_size), *((x.bits, x.group_size) for x in found.others)}
     if any(not 2 <= bits <= 8 or size < 0 for bits, size in sizes):
         raise refused(spec, f"It is packed as {found}, which is not supported.", REMEDY)
     return found
@@ -101,18 +112,27 @@ def _ours(settings: Mapping[str, Any]) -> Packing:
     if grid not in get_args(StoredGrid):
         raise ValueError(f"grid {grid}")
     sizes = int(settings["bits"]), int(settings["group_size"])
-    names, bits, size = _outside(settings.get("outside"))
-    return Packing("slimscope", *sizes, grid, "", names, bits, size)
+    others = [
+        PackedGroup(
+            tuple(group["layers"]), int(group["bits"]), int(group["group_size"]),
+            group.get("grid", "symmetric"),
+        )
+        for group in settings.get("groups", ())
+    ]  # fmt: skip
+    return Packing("slimscope", *sizes, grid, "", _apart(others))
 
 
-def _outside(settings: Mapping[str, Any] | None) -> tuple[tuple[str, ...], int, int]:
-    """Names, bits and group size of what is packed outside of the blocks."""
-    if not settings:
-        return (), 0, 0
-    names = tuple(map(str, settings["layers"]))
-    if not names or {*names} - EMBEDDINGS_AND_HEADS:
-        raise ValueError(f"a second way of packing for {', '.join(names)[:80] or 'no layer'}")
-    return names, int(settings["bits"]), int(settings["group_size"])
+def _apart(groups: Sequence[PackedGroup]) -> tuple[PackedGroup, ...]:
+    """Groups that name their layers, each in one of them. Raises ValueError: they do not."""
+    names = [*chain.from_iterable(group.layers for group in groups)]
+    odd = next((x for x in names if not isinstance(x, str) or not LAYER_NAME.fullmatch(x)), None)
+    if odd is not None:
+        raise ValueError(f"a group of layers by {odd!r:.80}, which is no name of one")
+    if len({*names}) < len(names) or any(not group.layers for group in groups):
+        raise ValueError("groups that share a layer, or have none")
+    if any(group.grid not in get_args(StoredGrid) for group in groups):
+        raise ValueError("a grid that is not known")
+    return tuple(groups)
 
 
 def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
@@ -131,18 +151,17 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
     groups = [*settings["config_groups"].values()]
     formats = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
     types = {group["weights"].get("type", "int") for group in groups}
-    if len(groups) > 2 or formats != {"pack-quantized"} or types != {"int"}:
-        raise ValueError(f"format {sorted(map(str, formats))}, {len(groups)} groups")
-    sizes = [_sizes(group["weights"]) for group in groups]
-    outside: Mapping[str, Any] | None = None
-    if len(groups) == 2:
-        if not groups[1]["weights"]["symmetric"]:
-            raise ValueError("a second group that is not symmetric")
-        bits, size = sizes[1]
-        outside = {"layers": groups[1]["targets"], "bits": bits, "group_size": size}
-    grid: StoredGrid = "symmetric" if groups[0]["weights"]["symmetric"] else "zero-point"
-    names, bits, size = _outside(outside)
-    return Packing("compressed-tensors", *sizes[0], grid, "", names, bits, size)
+    if formats != {"pack-quantized"} or types != {"int"}:
+        raise ValueError(f"format {sorted(map(str, formats))}")
+    first, *rest = (_group(group) for group in groups)
+    sizes = first.bits, first.group_size, first.grid
+    return Packing("compressed-tensors", *sizes, "", _apart(rest))
+
+
+def _group(settings: Mapping[str, Any]) -> PackedGroup:
+    weights = settings["weights"]
+    grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
+    return PackedGroup(tuple(settings["targets"]), *_sizes(weights), grid)
 
 
 def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.export.formats import read_layout
+from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.states import State
 from jobs.operations.budget import budget
@@ -82,10 +84,20 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     assert wait(made.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
-    config = {"model": "toy", "allocation": "budget:3bits", "format": "dense", "packed": False,
-              "overrides": "mlp.down_proj=int4-g64"}  # fmt: skip
-    quantized = queries.plan(submit("dlqat", config, HOST).id)
+    config = {"model": "toy", "allocation": "budget:3bits", "packed": False, "stages": "gptq",
+              "overrides": "mlp.down_proj=int4-g64", "context": 32, "segments": 4, "windows": 4,
+              "sample_tokens": 0}  # fmt: skip
+    job = submit("dlqat", config, HOST)
+    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    quantized = queries.plan(job.id)
     assert quantized is not None
+    layout = read_layout(run_folder(job.run) / "model")
+    assert {layout.of(f"model.layers.{b}.mlp.down_proj").bits for b in range(3)} == {4}
+    assert {each.bits for each in layout.linears} == {2, 4}
+    gguf = submit("gguf", {"model": job.run}, HOST)
+    assert wait(gguf.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(
+        gguf.id
+    ).error
     groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
     assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
     for kind, allocation, said in (

@@ -72,8 +72,8 @@ class QuantSelection(Selection):
     def settled(self, quant: QuantRun) -> QuantSelection:
         """Selection with unknown fields replaced by defaults."""
         kind = kind_of(quant.job)
-        default = quant.job.kept_stage or (kind.default_stage if kind else "")
-        default = default if default in quant.stages else quant.stages[-1]
+        wanted = (quant.job.kept_stage, kind.default_stage if kind else "")
+        default = next((each for each in wanted if each in quant.stages), quant.stages[-1])
         stage = self.stage if self.stage in quant.stages else default
         figures = [name for name in FIGURES if (stage, name) in quant.steps]
         last = quant.steps[stage, MAGNITUDE][-1]

@@ -133,5 +133,5 @@ class SensitivityView:
 
 
 def measured_formats(profile: SensitivityProfile) -> list[Format]:
-    known = np.isfinite(profile.figure(MEASURED))
-    return [form for at, form in enumerate(profile.formats) if known[:, at].any()]
+    known = np.flatnonzero(np.isfinite(profile.figure(MEASURED)).any(0))
+    return [profile.formats[column] for column in known]
