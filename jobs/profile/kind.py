@@ -18,8 +18,9 @@ KIND = Kind(
     has_models=False,
     stages={DENSE: "Dense"},
     presets={
-        "quick look": {"context": 256, "segments": 16, "measured": ""},
+        "quick look": {"context": 256, "segments": 16},
         "default": {"context": 256},
+        "measured": {"context": 256, "windows": 2, "measured": "int3-g64, 50%"},
         "thorough": {"context": 512, "holdout": 0.5, "windows": 4,
                      "measured": "int2-g64, int3-g64, int4-g64, 50%, 70%, 2:4"},
     },
