@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from backend.calibration import heldout
 from backend.errors import CancelledError, ComputeError
 from backend.evaluation import perplexity as room
 from backend.evaluation.perplexity import perplexity, window_nlls
@@ -90,7 +91,7 @@ def test_the_memory_bounds_change_nothing(
     model, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(model, text_of(rows), 7)
-    monkeypatch.setattr(room, "POSITIONS", 6)
+    monkeypatch.setattr(heldout, "POSITIONS", 6)
     monkeypatch.setattr(room, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))

@@ -25,7 +25,14 @@ from jobs.runtime import figures
 from jobs.runtime.main import execute
 from jobs.submit import submit
 from tests.faults.conftest import ClaimHere, remove_files, until_dead
-from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, test_generate, test_sds
+from tests.jobs.kinds import (
+    test_amphista,
+    test_benchmark_kind,
+    test_dlqat,
+    test_generate,
+    test_profile,
+    test_sds,
+)
 from tests.queue.conftest import HOST, Wait, running
 from tests.waiting import until
 
@@ -105,6 +112,7 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "generate": (test_generate.SMALL, "jobs.generate.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),
     "gguf": ({"model": "toy"}, CHECKPOINT, full),
+    "profile": (test_profile.SMALL, CHECKPOINT, full),
     "count": ({}, CHECKPOINT, full),
 }
 
@@ -129,7 +137,8 @@ def test_a_full_disk_ends_no_run_of_any_kind(
 
 
 def test_no_kind_is_left_out(queue: Path) -> None:
-    assert FULL.keys() == kinds().keys()
+    with_profile = {"search"}  # goes through the same blocks as a profile, which it needs
+    assert FULL.keys() | with_profile == kinds().keys()
 
 
 # files that were removed --------------------------------------------------------------------------
