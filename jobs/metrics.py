@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from backend.metric_key import MetricKey
-from backend.sensitivity.profile import ESTIMATES
 
 PERPLEXITY, BITS_PER_BYTE = MetricKey("perplexity"), MetricKey("bits_per_byte")
 KL_TO_DENSE, TOP1_AGREEMENT = MetricKey("kl_to_dense"), MetricKey("top1_agreement")
@@ -112,14 +111,11 @@ _ALL = (
         "which stage is kept.",
         "lower", unit="nats per token", calibrated=True,
     ),
-    *(
-        Metric(
-            replace(RANK_CORRELATION, series=series), f"Rank correlation, {label}",
-            "Of an estimate of what a layer loses with what was measured, over the layers "
-            "(Spearman), averaged over the formats measured.",
-            "higher",
-        )
-        for series, label in ESTIMATES.items()
+    Metric(
+        RANK_CORRELATION, "Rank correlation",
+        "Of an estimate of what a layer loses with what was measured, over the layers (Spearman), "
+        "averaged over the formats measured.",
+        "higher",
     ),
     Metric(
         KL_TO_DENSE, "KL to dense",

@@ -22,7 +22,7 @@ def test_a_layer_is_picked_on_the_map_and_a_budget_becomes_a_run(
     expect(layer).to_have_value("Block 0, k_proj")
 
     visitor.get_by_role("link", name="Find the best mix").press("Enter")
-    budget = visitor.get_by_label("Budget", exact=True)
+    budget = visitor.get_by_role("textbox", name="Budget")
     expect(budget).to_have_value("loss 10%")
     budget.fill("1bits")
     budget.press("Enter")

@@ -2,7 +2,7 @@
 
 energy-0003/     mean square of every input of one block
 gptq-0003/       one block of a quantizer pass: weights to round and their grids
-train-dlqat-1/   a training step: parameters and optimizer state
+train-dlqat-0-1/  a training step: parameters and optimizer state
 stage-dlqat/     a finished stage: codes, scales and zero-points of every layer, or A and B
 .seconds-dlqat/  time it took, over all attempts that were not killed
 audit-0003/      errors of all stages of one block

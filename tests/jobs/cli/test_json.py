@@ -60,6 +60,7 @@ ELSEWHERE = {
     "setup",
     "vote",
     "answers",
+    "budget",
 }  # need more than a run that was cancelled
 EMPTY = {"artifacts", "curves", "results", "tensors"}  # of a run that did nothing
 FILE_ONLY = pytest.mark.sqlite("backups are of a file")
