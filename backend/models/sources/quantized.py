@@ -161,7 +161,7 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
 def _group(settings: Mapping[str, Any]) -> PackedGroup:
     weights = settings["weights"]
     grid: StoredGrid = "symmetric" if weights["symmetric"] else "zero-point"
-    return PackedGroup(tuple(settings["targets"]), *_sizes(weights), grid)
+    return PackedGroup(tuple(settings.get("targets", ())), *_sizes(weights), grid)
 
 
 def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:
