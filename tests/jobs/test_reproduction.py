@@ -65,7 +65,7 @@ def test_the_same_comes_out_until_the_text_changes(
     other = compare(first.run, third.run)
     assert other.outcome == "different" and other.weights is not None
     assert [t.what for t in other.texts] == ["held-out text", "calibration text"]
-    assert "other weights, another calibration text" in str(other)
+    assert "other weights, another held-out text, another calibration text" in str(other)
     dense = [d for d in other.results if d.what.startswith("Perplexity, Dense")]
     assert dense == []  # measured on the evaluation text, which is the same
 
