@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import log
 from typing import Any
 
-from backend.budget import budget_of
+from backend.budget import PREFIX
 from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan
 from jobs.comparison import StageComparison
@@ -25,8 +25,10 @@ PAID = {
 
 def headline(values: Mapping[str, Any]) -> list[str]:
     """A budget in place of the pattern, which it replaces."""
-    budget = budget_of(str(values.get("allocation", "")))
-    return [f"{budget} on average" if budget else str(values["pattern"]), str(values["base"])]
+    allocation = str(values.get("allocation", ""))
+    budget = allocation.removeprefix(PREFIX)
+    first = f"{budget} on average" if budget != allocation else values.get("pattern")
+    return [str(value) for value in (first, values.get("base")) if value]
 
 
 def verdict(stages: StageComparison) -> str:

@@ -20,7 +20,7 @@ from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
 RUN = "run"  # the stage of figures that belong to the run as a whole
-SHARED = ("JobConfig", "TextConfig", "EvaluationText")
+SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
 UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
