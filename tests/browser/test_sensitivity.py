@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard, opened
@@ -37,4 +39,4 @@ def test_a_layer_is_picked_on_the_map_and_a_budget_becomes_a_run(
     visitor.reload()
     expect(budget).to_have_value("50%")
     visitor.get_by_role("link", name="Queue this").press("Enter")
-    expect(visitor.get_by_label("Sparsity allocation")).to_have_value("budget:50%")
+    expect(visitor).to_have_url(re.compile(r"/new\?kind=sds&model=toy&allocation=budget%3A50%25"))

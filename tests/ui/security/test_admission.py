@@ -79,10 +79,11 @@ def while_busy(
 
     async def both() -> tuple[int, int, list[int]]:
         waiting = asyncio.gather(*busy)
-        before = -1
-        while site.at_work != before:  # until nobody else begins, however slow the machine is
+        before, same = -1, 0
+        while same < 4:  # until nobody else begins, however slow the machine is
+            same = same + 1 if site.at_work == before else 0
             before = site.at_work
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.4)
         other = await asyncio.wait_for(then(), 20)
         at_work = site.at_work
         site.end.set()
