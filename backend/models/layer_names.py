@@ -5,7 +5,7 @@ the block index (0.mlp.down_proj), and the full name."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, NamedTuple, Protocol, TypeVar
 
@@ -35,6 +35,7 @@ class NamedLayer(Protocol):
 
 
 L = TypeVar("L", bound=NamedLayer)
+V = TypeVar("V")
 
 
 class LayerName(NamedTuple):
@@ -67,6 +68,23 @@ def read_names(text: str) -> tuple[str, ...]:
     if len(names) > MAX_LISTED:
         raise ValueError(f"{len(names):,} entries, of at most {MAX_LISTED:,}. * stands for many")
     return names
+
+
+def read_assignments(
+    text: str, parse: Callable[[str], V], value: str, example: str
+) -> tuple[tuple[str, V], ...]:
+    """The names and values of a list "name=value, ...". `value`: what a value is called.
+
+    Raises:
+        ValueError: not such a list, or `parse` refuses a value; the message shows the syntax.
+    """
+    read = []
+    for part in read_names(text):
+        name, sign, written = (piece.strip() for piece in part.partition("="))
+        if not sign or not name:
+            raise ValueError(f"{part[:80]!r} is not name={value}. Write {example}.")
+        read.append((name, parse(written)))
+    return tuple(read)
 
 
 # a config field: layer names, comma-separated

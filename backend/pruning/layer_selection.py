@@ -16,7 +16,7 @@ from backend.models.layer_names import (
     NamedLayer,
     check_layer_patterns,
     fits,
-    read_names,
+    read_assignments,
     select_layers,
 )
 from backend.pruning.pattern import Pattern
@@ -43,13 +43,7 @@ def read_overrides(text: str) -> Overrides:
     Raises:
         ValueError: not such a list; the message shows the syntax.
     """
-    overrides = []
-    for part in read_names(text):
-        name, sign, pattern = (piece.strip() for piece in part.partition("="))
-        if not sign or not name:
-            raise ValueError(f"{part!r} is not name=pattern. Write mlp.down_proj=4:8.")
-        overrides.append((name, Pattern.parse(pattern)))
-    return tuple(overrides)
+    return read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")
 
 
 def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dict[str, Pattern]:

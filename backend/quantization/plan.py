@@ -94,6 +94,11 @@ class QuantizationPlan(Plan):
         """The format of the export."""
         return self.groups[0].format
 
+    @property
+    def widths(self) -> dict[str, Width]:
+        """Full name -> width of the layers that are quantized."""
+        return {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
+
     def settings(self, name: str) -> QuantSettings:
         """Settings of the layer of that name, which is quantized."""
         settings = self.layers[name]
@@ -102,8 +107,7 @@ class QuantizationPlan(Plan):
 
     def check(self, config: Any) -> None:
         layers = [layer_named(name) for name in self.layers]
-        mix = {name: Width(x.bits, x.group_size) for name, x in self.layers.items() if x}
-        again = group_layers(config, layers, config.format, mix)
+        again = group_layers(config, layers, config.format, self.widths)
         if again.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan is not that of the config")
         found, asked = self.embedding, config.embedding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from backend.models.layer_names import read_names
+from backend.models.layer_names import read_assignments
 
 MIN_BITS, MAX_BITS = 2, 8
 SYNTAX = re.compile(r"int(\d{1,2})(?:-g(\d{1,5}))?")
@@ -38,10 +38,4 @@ def read_overrides(text: str) -> tuple[tuple[str, Width], ...]:
     Raises:
         ValueError: not such a list; the message shows the syntax.
     """
-    overrides = []
-    for part in read_names(text):
-        name, sign, width = (piece.strip() for piece in part.partition("="))
-        if not sign or not name:
-            raise ValueError(f"{part!r} is not name=format. Write mlp.down_proj=int4-g64.")
-        overrides.append((name, Width.parse(width)))
-    return tuple(overrides)
+    return read_assignments(text, Width.parse, "format", "mlp.down_proj=int4-g64")

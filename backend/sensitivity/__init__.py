@@ -1,5 +1,8 @@
 """Sensitivity: what each layer loses in each format, and the best mix of formats for a budget.
 
-formats       the candidates, and the bytes of a layer in each
-allocation    a format for each layer under a budget
+formats, candidates    how a layer may be stored, and its weights then
+trace, measured        Fisher information of outputs; loss with one layer changed
+walk, profile          the figures of all layers, block by block
+allocation, budget     a format for each layer under a budget
+search                 mixes of the same cost, tried
 """

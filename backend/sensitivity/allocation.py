@@ -118,7 +118,7 @@ def best_quality(choices: Choices, budget: float) -> Allocation:
             field="allocation",
         )
     mix = int(np.searchsorted(front.cost, budget, side="right")) - 1
-    return _filled(choices, front.choice(mix), budget)
+    return _exchanged(choices, choices.cost, choices.loss, front.choice(mix), budget)
 
 
 def cheapest(choices: Choices, loss: float) -> Allocation:
@@ -134,7 +134,7 @@ def cheapest(choices: Choices, loss: float) -> Allocation:
             field="allocation",
         )
     mix = int(np.argmax(front.loss <= loss))
-    return _trimmed(choices, front.choice(mix), loss)
+    return _exchanged(choices, choices.loss, choices.cost, front.choice(mix), loss)
 
 
 def _front(choices: Choices) -> Front:
@@ -177,21 +177,11 @@ def _above(costs: Table, losses: Table, a: int, b: int, c: int) -> bool:
     )
 
 
-def _filled(choices: Choices, chosen: NDArray[np.intp], budget: float) -> Allocation:
-    """Spend what is left of the budget, the best exchange first."""
-    return _exchanged(choices, choices.cost, choices.loss, chosen, budget)
-
-
-def _trimmed(choices: Choices, chosen: NDArray[np.intp], loss: float) -> Allocation:
-    """Save cost with what is left of the loss that is allowed, the best exchange first."""
-    return _exchanged(choices, choices.loss, choices.cost, chosen, loss)
-
-
 def _exchanged(
     choices: Choices, spent: Table, saved: Table, chosen: NDArray[np.intp], limit: float
 ) -> Allocation:
-    """Exchanges that save as much as they can for each unit they spend, while the sum of `spent`
-    stays within `limit`."""
+    """Spend what is left of `limit` on exchanges of formats, the one that saves most for each unit
+    it spends first: cost to save loss, or loss to save cost."""
     rows = np.arange(len(chosen))
     while True:
         left = limit - spent[rows, chosen].sum()
@@ -212,10 +202,8 @@ def _exchanged(
     )
 
 
-def grouped(
-    names: Sequence[str], ties: Sequence[str], table: Table
-) -> tuple[tuple[str, ...], Table]:
-    """Rows of `table` [names, formats] added up by the group `ties` says each belongs to."""
+def grouped(ties: Sequence[str], table: Table) -> tuple[tuple[str, ...], Table]:
+    """Rows of `table` [layers, formats] added up by the group `ties` says each belongs to."""
     groups = tuple(dict.fromkeys(ties))
     index = np.array([groups.index(tie) for tie in ties])
     added = np.zeros((len(groups), table.shape[1]))

@@ -1,10 +1,4 @@
-"""A budget, and the mix of formats that is best under it. Does not import torch.
-
-80MB          the file: layers in their formats, the rest at its own size
-3.25bits      bits a weight of the layers, scales included
-50%           zeros in the layers
-loss 2%       perplexity at most 2 % higher, and then the fewest bytes
-"""
+"""The mix of formats that is best under a budget (`backend.budget`). Does not import torch."""
 
 from __future__ import annotations
 
@@ -74,6 +68,8 @@ class BudgetSolver:
         dense = np.zeros((len(profile.layers), 1))
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
         self._ties = [tie(layer) for layer in profile.layers]
+        self._columns = {form: at for at, form in enumerate(self.formats)}
+        self._named = {str(form): form for form in self.formats}
 
     @property
     def _linears(self) -> int:
@@ -90,8 +86,8 @@ class BudgetSolver:
         """What each layer costs under a budget of that kind."""
         layers, fits = self.profile.layers, np.isfinite(self._loss)
         cost = np.array([[layer_cost(kind, x, form) for form in self.formats] for x in layers])
-        items, costs = grouped([x.name for x in layers], self._ties, np.where(fits, cost, np.inf))
-        _, losses = grouped([x.name for x in layers], self._ties, self._loss)
+        items, costs = grouped(self._ties, np.where(fits, cost, np.inf))
+        _, losses = grouped(self._ties, self._loss)
         return Choices(items, tuple(map(str, self.formats)), costs, losses)
 
     def solve(self, budget: Budget, pins: Mapping[str, str] | None = None) -> Mix:
@@ -135,7 +131,7 @@ class BudgetSolver:
 
     def _mix(self, allocation: Allocation) -> Mix:
         formats = {
-            x.name: Format.parse(allocation.formats[tie])
+            x.name: self._named[allocation.formats[tie]]
             for x, tie in zip(self.profile.layers, self._ties, strict=True)
         }
         return self.mix(formats)
@@ -146,9 +142,7 @@ class BudgetSolver:
         nbytes = {x: formats[x.name].nbytes(x.rows, x.columns) for x in layers}
         bits = 8 * sum(n for x, n in nbytes.items() if x.block >= 0) / weights
         zeros = sum(formats[x.name].sparsity * x.weights for x in layers)
-        loss = sum(
-            self._loss[row, self.formats.index(formats[x.name])] for row, x in enumerate(layers)
-        )
+        loss = sum(self._loss[row, self._columns[formats[x.name]]] for row, x in enumerate(layers))
         nbytes_of_all = sum(nbytes.values()) + self.fixed
         return Mix(formats, nbytes_of_all, float(loss), zeros / weights, bits)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -25,7 +26,7 @@ from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
-from backend.sensitivity.budget import BudgetSolver, Mix
+from backend.sensitivity.budget import BudgetSolver, Mix, tie
 from backend.sensitivity.formats import Format
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
@@ -104,7 +105,8 @@ class MixSearch:
         solver: the prices of layers and formats, under a budget of its kind.
         rows: windows to select on, [n, L]; `dense`: the log-probabilities of each [L, V].
         limit: of the sum of costs.
-        best, generation, gains: how far it is.
+        best, generation, taken, spent: how far it is: the best mix, generations, improvements and
+            seconds.
     """
 
     mixed: MixedModel
@@ -122,6 +124,19 @@ class MixSearch:
     taken: int = 0
     spent: float = 0.0
     _random: Random = field(init=False)
+    _groups: list[list[str]] = field(init=False)  # of layers that share a format
+    _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
+
+    def __post_init__(self) -> None:
+        searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
+        for layer in self.solver.profile.layers:
+            if layer.name in searched:
+                together[tie(layer)].append(layer.name)
+        self._groups = [*together.values()]
+        self._ladders = {
+            name: sorted(self.solver.possible(name), key=lambda form: self.cost(name, form))
+            for name in searched
+        }
 
     def run(self, seconds: float) -> Mix:
         """Search for so long, over all attempts. Returns the best mix."""
@@ -154,26 +169,28 @@ class MixSearch:
         return self.mixed.divergence(self.rows[[*windows]], [self.dense(w) for w in windows])
 
     def _mutated(self) -> Chosen:
-        """One layer cheaper, up to `MOVES` others better, within the budget."""
-        child, names = dict(self.best), self.mixed.searched
-        for name in self._random.sample(names, len(names)):
-            if below := self._neighbour(name, child[name], -1):
-                child[name] = below
+        """One group of layers cheaper, up to `MOVES` others better, within the budget."""
+        child, groups = dict(self.best), self._groups
+        for names in self._random.sample(groups, len(groups)):
+            if below := self._neighbour(names[0], child[names[0]], -1):
+                child |= dict.fromkeys(names, below)
                 break
         left = self.limit - sum(self.cost(name, form) for name, form in child.items())
         moves = self._random.randint(1, MOVES)
-        for name in self._random.sample(names, len(names)):
-            above = self._neighbour(name, child[name], 1)
-            if not moves or above is None or child[name] != self.best[name]:
+        for names in self._random.sample(groups, len(groups)):
+            now = child[names[0]]
+            above = self._neighbour(names[0], now, 1)
+            if not moves or above is None or now != self.best[names[0]]:
                 continue
-            dearer = self.cost(name, above) - self.cost(name, child[name])
+            dearer = sum(self.cost(name, above) - self.cost(name, now) for name in names)
             if dearer <= left:
-                child[name], left, moves = above, left - dearer, moves - 1
+                child |= dict.fromkeys(names, above)
+                left, moves = left - dearer, moves - 1
         return child
 
     def _neighbour(self, name: str, form: Format, step: int) -> Format | None:
         """The next cheaper (-1) or dearer (1) format of a layer."""
-        ladder = sorted(self.solver.possible(name), key=lambda other: self.cost(name, other))
+        ladder = self._ladders[name]
         at = ladder.index(form) + step
         return ladder[at] if 0 <= at < len(ladder) else None
 

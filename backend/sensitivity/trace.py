@@ -66,7 +66,7 @@ def trace(
     stream = open_stream(model, ids, 1, dtype, new)
     inputs = [stream.hidden]
     for block in range(len(decoder_blocks(model))):
-        reporter.progress(block, 2 * len(stream.calls), at_block(block, len(stream.calls), "Dense"))
+        reporter.progress(block, len(stream.calls), at_block(block, len(stream.calls), "Dense"))
         inputs.append(run_block(model, stream, block, inputs[-1], partial(stop_if_asked, reporter)))
     return DenseTrace(model, ids, stream, inputs)
 
@@ -76,8 +76,8 @@ def measure_fisher(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
     blocks, tokens = dense.blocks, dense.ids.numel()
     gradients = _loss_gradients(dense, seed)
     for block in reversed(range(blocks)):
-        doing = at_block(blocks - 1 - block, blocks, "Gradients")
-        reporter.progress(2 * blocks - block - 1, 2 * blocks, doing)
+        done = blocks - 1 - block
+        reporter.progress(done, blocks, at_block(done, blocks, "Gradients"))
         linears = block_linears(dense.model, block)
         calls, earlier = dense.stream.calls[block], list[Tensor]()
         with (

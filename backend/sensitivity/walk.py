@@ -160,7 +160,7 @@ class CandidateWalk(DenseWalk):
     def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W = linear.read()
         stored = {form: V.half().cpu() for form, V in self.made(linear, W, inputs).items()}
-        stored[Format()] = linear.read().half().cpu()
+        stored[Format()] = W.half().cpu()
         self.kept |= {f"{linear.name}|{form}": V for form, V in stored.items()}
 
     def store(self, draft: Path) -> None:

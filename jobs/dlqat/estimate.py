@@ -120,7 +120,7 @@ def larger(
     else:
         field, do = "embedding", "Embedding and head are a large part of it."
         if facts.embeddings:
-            small = plan(config, facts, "slimscope", facts.embeddings, AUTO_BITS)
+            small = plan(config, facts, "slimscope", facts.embeddings, AUTO_BITS, planned.widths)
             size = quantized_bytes(facts, small, "slimscope", config.stored)
             do = f"In 8 bits, with the export format slimscope, it is {readable_bytes(size)}."
     why = growth(*sizes, do)

@@ -39,6 +39,7 @@ from jobs.runtime.context import JobContext
 from jobs.runtime.loading import text_facts
 from jobs.runtime.progress import Phase
 
+TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
 Role = Literal["dense", "kept", ""]  # what a stage is to the others
 ACCURACIES = ("acc_norm", "acc", "exact_match")
 ENDINGS_ACCURACY = replace(ACCURACY, series=ENDINGS)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from backend.budget import Budget, BudgetKind, budget_of, is_mixed
 from backend.errors import ConfigError
-from backend.models.layer_names import check_layer_patterns, fits
+from backend.models.layer_names import check_layer_patterns, fits, read_assignments, read_names
 from backend.pruning.pattern import Pattern
 from backend.quantization.widths import Width
 from backend.sensitivity.budget import BudgetSolver
@@ -67,8 +67,11 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
     """
     held: dict[str, str] = {}
     known = {str(Format()), *map(str, profile.formats)}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, form = (side.strip() for side in part.partition("="))
+    try:
+        read = read_assignments(text, str, "format", "mlp.down_proj=int4-g64")
+    except ValueError as error:
+        raise ConfigError(f"{error}", "", "Correct it.", field=field) from error
+    for name, form in read:
         check_layer_patterns([name], profile.layers, field)
         if form not in known:
             what, why = f"{form[:40]!r} is not in {profile.run}.", "A budget needs its loss."
@@ -119,7 +122,7 @@ def _mix(
         what = f"A budget of {budget} is not for a method by which layers are {method}."
         raise ConfigError(what, "", f"Write it as in {example}.", field="allocation")
     profile = newest_profile(config.model)
-    held = (f"{name.strip()}=dense" for name in config.exclude.split(",") if name.strip())
+    held = (f"{name}={Format()}" for name in read_names(config.exclude))
     held_at = pins(profile, ", ".join([*held, overrides]), "overrides")
     if embedding:
         held_at |= {x.name: embedding for x in profile.layers if x.block < 0}

@@ -45,7 +45,8 @@ def run(config: ProfileJob, context: JobContext) -> None:
     context.log(f"Loading {config.model} on {device}; passes in {dtype}.")
     loaded = load_whole(base, device, torch.float32, context, streamed)
     loaded.model.requires_grad_(False)
-    phases, flops = Phases(context, flops_by_phase(config, loaded.facts)), flops_by_phase
+    flops = flops_by_phase(config, loaded.facts)
+    phases = Phases(context, flops)
     corpus = calibration_name(config, loaded.facts)
     length = context_length(config, loaded.facts)
     calibration, heldout = calibration_slices(
@@ -83,7 +84,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
             loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
         ))  # fmt: skip
     summarize(profile_of_run(context.run), context)
-    context.outcome(flops=sum(flops(config, loaded.facts).values()))
+    context.outcome(flops=sum(flops.values()))
 
 
 def summarize(profile: SensitivityProfile, context: JobContext) -> None:

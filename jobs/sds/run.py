@@ -14,9 +14,8 @@ from backend.pruning.config import STAGE_LABELS, STEP_LABELS, SDSStage
 from backend.pruning.plan import PruningPlan
 from backend.pruning.sds import SDSResult, install, run_sds
 from backend.store import queries
-from jobs.evaluation.quality import Quality, hidden_state_store
+from jobs.evaluation.quality import TEXT_ALONE, Quality, hidden_state_store
 from jobs.fields.base_model import resolve_model
-from jobs.fields.quality import QualityConfig
 from jobs.metrics import HELDOUT_LOSS, PERPLEXITY, RELATIVE_ERROR, ZERO_SHARE
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
@@ -24,8 +23,6 @@ from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phases
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import flops_by_phase, memory_bytes
-
-TEXT_ALONE = QualityConfig(sample_tokens=0)  # the rest is for evaluations
 
 
 def run(config: SDSJob, context: JobContext) -> None:

@@ -14,7 +14,7 @@ from jobs.fields.text import check_text, context_length
 from jobs.kind import DiskSpace, Requirements
 from jobs.profile.budgets import Method, solver_of
 from jobs.profile.estimate import candidate_flops
-from jobs.profile.profiles import newest_profile
+from jobs.profile.profiles import newest_profile, profile_of_run
 from jobs.search.config import SearchJob
 
 
@@ -39,9 +39,9 @@ def requirements(config: SearchJob) -> Requirements:
     )
 
 
-def solved(config: SearchJob) -> tuple[BudgetSolver, Mix]:
-    """The solver of the newest profile, and its mix for the budget. Raises ConfigError: beside the
-    field, why the budget cannot be kept or searched."""
+def solved(config: SearchJob, run: str = "") -> tuple[BudgetSolver, Mix]:
+    """The solver of a profile, and its mix for the budget. Raises ConfigError: beside the field,
+    why the budget cannot be kept or searched. `run`: that measured it; empty: the newest."""
     budget = Budget.parse(config.budget)
     if budget.kind == "loss":
         what, why = (
@@ -51,7 +51,8 @@ def solved(config: SearchJob) -> tuple[BudgetSolver, Mix]:
         raise ConfigError(what, why, "Give bits, a size or a sparsity.", field="budget")
     method: Method = "pruned" if budget.kind == "sparsity" else "quantized"
     try:
-        solver = solver_of(newest_profile(config.model), method)
+        profile = profile_of_run(run) if run else newest_profile(config.model)
+        solver = solver_of(profile, method)
         return solver, solver.solve(budget)
     except ConfigError as error:
         raise for_field(error, "budget") from error

@@ -14,37 +14,38 @@ from backend.sensitivity.formats import Format
 from backend.sensitivity.search import MixedModel, MixSearch
 from backend.sensitivity.trace import trace
 from backend.sensitivity.walk import CandidateWalk
-from jobs.evaluation.quality import Quality
+from backend.store import queries
+from jobs.evaluation.quality import TEXT_ALONE, Quality
 from jobs.fields.base_model import resolve_model
-from jobs.fields.quality import QualityConfig
 from jobs.runtime.context import JobContext
+from jobs.runtime.duration import FLOPS_PER_THREAD
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_evaluation_text, load_texts, load_whole
 from jobs.runtime.progress import Phases
 from jobs.search.config import DENSE, FOUND, LABELS, SOLVER, SearchJob
 from jobs.search.estimate import flops_by_phase, solved
 
-TEXT_ALONE = QualityConfig(sample_tokens=0)
-PACE = 4e10  # FLOPs a second, to weigh the timed phase beside the others
-
 
 def run(config: SearchJob, context: JobContext) -> None:
     """Candidates are checkpoints by block, the search one by generation: a killed run goes on."""
     device, base = prepare(config, context), resolve_model(config.model)
-    solver, mix = solved(config)
+    # a later attempt goes on with the formats of the first, whatever has been profiled since
+    solver, mix = solved(config, str(queries.job(context.run).environment.get("profile", "")))
+    context.environment(profile=solver.profile.run)
     budget = Budget.parse(config.budget)
     loaded = load_whole(base, device, torch.float32, context)
     loaded.model.requires_grad_(False)
     flops = flops_by_phase(config, solver, loaded.facts)
-    weights = {"dense": flops["dense"], "candidates": flops["candidates"],
-               "search": 60 * config.minutes * PACE, "measure": flops["measure"]}  # fmt: skip
-    phases = Phases(context, weights)
+    seconds = 60 * config.minutes
+    dense_and_candidates = {name: flops[name] for name in ("dense", "candidates")}
+    timed = {"search": seconds * FLOPS_PER_THREAD}
+    phases = Phases(context, dense_and_candidates | timed | {"measure": flops["measure"]})
     evaluation = load_evaluation_text(config, config.model, context)
     texts = load_texts(config, loaded, evaluation, config.seed, context)
     quality = Quality(TEXT_ALONE, loaded, evaluation, context, batch=4, labels=LABELS)
     quality.measure(DENSE, phases.phase("dense"))
     dtype = getattr(torch, resolve_dtype("auto", torch.device(device)))
-    dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates"))
+    dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates", 0, 2))
     with torch.no_grad():
         reference = [
             after_blocks(loaded.model, rows.to(device), hidden).float().log_softmax(-1)[0].half()
@@ -52,7 +53,7 @@ def run(config: SearchJob, context: JobContext) -> None:
         ]
     CandidateWalk(
         loaded.model, texts.calibration.input_ids, dtype, solver.formats[1:], Solvers(),
-        context.checkpoints, phases.phase("candidates"), "Candidates",
+        context.checkpoints, phases.phase("candidates", 1, 2), "Candidates",
     ).run()  # fmt: skip
     layers = {x.name: x for x in solver.profile.layers}
     outside = [x.name for x in layers.values() if x.block < 0]
@@ -66,11 +67,11 @@ def run(config: SearchJob, context: JobContext) -> None:
         config.offspring, config.seed, context.checkpoints, phases.phase("search"),
         dict(mix.formats),
     )  # fmt: skip
-    found = search.run(60 * config.minutes)
+    found = search.run(seconds)
     context.log(f"{search.generation} generations, {search.taken} improvements.")
     context.environment(mix={name: str(form) for name, form in found.formats.items()})
     for number, (stage, chosen) in enumerate({SOLVER: mix, FOUND: found}.items()):
         if quality.missing(stage):
             mixed.take(chosen.formats)
         quality.measure(stage, phases.phase("measure", number, 2))
-    context.outcome(flops=sum(flops.values()), timed_seconds=60 * config.minutes, kept_stage=FOUND)
+    context.outcome(flops=sum(flops.values()), timed_seconds=seconds, kept_stage=FOUND)

@@ -57,7 +57,7 @@ def test_pins_ties_and_formats_that_do_not_fit() -> None:
     known = choices(1)
     held = known.pinned({"layer-2": "f0"})
     assert best_quality(held, 1e9).formats["layer-2"] == "f0"
-    names, cost = grouped(known.items, ["qkv", "qkv", "qkv", "o", "down"], known.cost)
+    names, cost = grouped(["qkv", "qkv", "qkv", "o", "down"], known.cost)
     assert names == ("qkv", "o", "down")
     np.testing.assert_allclose(cost[0], known.cost[:3].sum(0))
     none = np.ones_like(known.cost, bool)

@@ -9,7 +9,9 @@ from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.export.formats import read_layout
 from backend.queue.folders import run_folder
 from backend.store import queries
+from backend.store.session import writing
 from backend.store.states import State
+from backend.store.tables import Job
 from jobs.operations.budget import budget
 from jobs.profile.profiles import newest_profile, profile_of_run
 from jobs.submit import submit
@@ -54,7 +56,8 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
     assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
     assert (kl[np.isfinite(kl)] > 0).all() and (error[np.isfinite(error)] > 0).all()
-    assert (error[:21, 0] > error[:21, 1]).all() or (error[1:, 0] > error[1:, 1]).all()
+    inside = [layer.block >= 0 for layer in profile.layers]
+    assert (error[inside, 0] > error[inside, 1]).all()  # 2 bits and 4
     told = {str(r.metric): r.value for r in queries.results([job.id])}
     assert told["rank_correlation/fisher"] > 0.6
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
@@ -124,6 +127,8 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     assert {"dense", "solver", "search"} == {
         stage for stage, name in measured if name == "perplexity"
     }
+    plain = {"model": "toy", "allocation": "budget:3bits"}  # with the defaults of the form
+    assert queries.plan(submit("dlqat", plain, HOST).id)
     found = queries.plan(submit("dlqat", config | {"allocation": search.run}, HOST).id)
     assert found is not None
     mix = queries.job(search.id).environment["mix"]
@@ -132,3 +137,13 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
             assert "down_proj" in name or mix[name] == f"int{group['bits']}-g64"
     with pytest.raises(ConfigError, match="not for a method by which layers are pruned"):
         submit("sds", {"model": "toy", "allocation": search.run}, HOST)
+
+    for damaged, said in (
+        ({}, "found no mix"), ([1], "found no mix"), ({"x": "int99"}, "cannot be read"),
+        ({"x": None}, "cannot be read"), ({"no.such.layer": "int4-g64"}, "No layer is left"),
+        (dict.fromkeys(mix, "int4-g50"), "does not fit"),
+    ):  # fmt: skip
+        with writing() as session:
+            session.get_one(Job, search.id).environment = {"mix": damaged}
+        with pytest.raises(ConfigError, match=said):
+            submit("dlqat", plain | {"allocation": search.run}, HOST)
