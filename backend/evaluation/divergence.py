@@ -55,6 +55,13 @@ def outside_blocks(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def summed_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """sum_t KL_t of each window, for log-probabilities [b, L, V] of p and q: [b] float64 on the
+    CPU."""
+    terms = functional.kl_div(log_q, log_p, reduction="none", log_target=True)
+    return terms.sum(-1).double().sum(1).cpu()
+
+
 class DenseOutputs:
     """Outputs of the last block of the dense model, one tensor per forward pass.
 
@@ -110,8 +117,7 @@ class DivergenceObserver:
             part = slice(start, min(start + POSITIONS, last))
             dense = after_blocks(self._model, rows[:, part].to(logits.device), hidden[:, part])
             p, q = (x.float().log_softmax(-1) for x in (dense, logits[:, part]))
-            divergence = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-            kl += divergence.double().sum(1).cpu()
+            kl += summed_kl(p, q)
             same += (p.argmax(-1) == q.argmax(-1)).double().sum(1).cpu()
         self._kl.append(kl / last)
         self._same.append(same / last)

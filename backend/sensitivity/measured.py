@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from backend.calibration.heldout import window_nll
+from backend.evaluation.divergence import summed_kl
 from backend.models.block_forward import Call, after_blocks, block_of_weights
-from backend.sensitivity.trace import POSITIONS, DenseTrace
+from backend.sensitivity.trace import DenseTrace
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,17 @@ class SensitivityMeter:
     @property
     def dense_loss(self) -> float:
         """Mean loss of the dense model, nats a token."""
-        losses = [self._losses(w, p).mean().item() for w, p in enumerate(self._reference)]
+        losses = [self._loss(w, p).item() for w, p in enumerate(self._reference)]
         return sum(losses) / len(losses)
 
-    def _losses(self, window: int, log_q: Tensor) -> Tensor:
+    def _loss(self, window: int, log_q: Tensor) -> Tensor:
         """Mean loss of each candidate, for its log-probabilities [candidates, L, V]."""
-        targets = self._dense.ids[window, 1:].to(log_q.device).expand(len(log_q), -1)
-        taken = log_q[:, :-1].gather(-1, targets.unsqueeze(-1))
-        return -taken.squeeze(-1).mean(-1)
+        return window_nll(log_q, self._dense.ids[window].expand(len(log_q), -1))
 
     @torch.no_grad()
     def measure(self, block: int, candidates: Sequence[Mapping[str, Tensor]]) -> list[Sensitivity]:
         """Each candidate: module name in `block` -> its weights [out, in]."""
-        sums = [torch.zeros(2, dtype=torch.float64) for _ in candidates]
+        sums = torch.zeros(len(candidates), 2, dtype=torch.float64)
         for window, states in enumerate(self._dense.inputs[block]):
             if window == self._windows:
                 break
@@ -75,19 +74,18 @@ class SensitivityMeter:
                 part = slice(start, start + self._batch)
                 hidden = self._changed(block, window, states, candidates[part])
                 hidden = self._rest(block, window, hidden)
-                self._compare(sums[part], window, self._log_probabilities(window, hidden))
-        means = [total / self._windows for total in sums]
-        return [Sensitivity(mean[0].item(), mean[1].item()) for mean in means]
+                sums[part] += self._compared(window, self._log_probabilities(window, hidden))
+        return [Sensitivity(*mean) for mean in (sums / self._windows).tolist()]
 
     @torch.no_grad()
     def measure_model(self) -> Sensitivity:
         """The model as it is now, with weights changed outside of its blocks."""
-        total = torch.zeros(2, dtype=torch.float64)
+        total = torch.zeros(1, 2, dtype=torch.float64)
         for window in range(self._windows):
             rows = self._dense.ids[window : window + 1].to(self._dense.model.device)
             logits = self._dense.model(input_ids=rows, use_cache=False).logits
-            self._compare([total], window, logits.float().log_softmax(-1))
-        return Sensitivity(*(total / self._windows).tolist())
+            total += self._compared(window, logits.float().log_softmax(-1))
+        return Sensitivity(*(total[0] / self._windows).tolist())
 
     def _changed(
         self, block: int, window: int, states: Tensor, candidates: Sequence[Mapping[str, Tensor]]
@@ -104,22 +102,11 @@ class SensitivityMeter:
                 hidden = forward({}, hidden, call)
         return hidden
 
-    def _compare(self, sums: Sequence[Tensor], window: int, log_q: Tensor) -> None:
-        """Add KL and loss of each candidate, of its log-probabilities [candidates, L, V]."""
+    def _compared(self, window: int, log_q: Tensor) -> Tensor:
+        """KL and loss [candidates, 2] of their log-probabilities [candidates, L, V]."""
         log_p = self._reference[window]
-        losses = self._losses(window, log_q) - self._losses(window, log_p)
-        for start in range(0, log_p.shape[1], POSITIONS):
-            part = slice(start, start + POSITIONS)
-            kl = functional.kl_div(
-                log_q[:, part],
-                log_p[:, part].expand_as(log_q[:, part]),
-                reduction="none",
-                log_target=True,
-            )
-            for total, one in zip(sums, kl.sum(-1).double().sum(-1), strict=True):
-                total[0] += one.cpu() / log_p.shape[1]
-        for total, loss in zip(sums, losses, strict=True):
-            total[1] += loss.double().cpu()
+        kl = summed_kl(log_p.expand_as(log_q), log_q) / log_p.shape[1]
+        return torch.stack([kl, self._loss(window, log_q) - self._loss(window, log_p)], 1)
 
 
 def _broadcasts(dense: DenseTrace) -> bool:

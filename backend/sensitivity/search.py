@@ -19,11 +19,11 @@ from random import Random
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
+from backend.evaluation.divergence import summed_kl
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
@@ -92,8 +92,7 @@ class MixedModel:
         for row, log_p in zip(rows.split(1), dense, strict=True):
             logits = self.model(input_ids=row.to(self.model.device), use_cache=False).logits[0]
             log_q = logits.float().log_softmax(-1)
-            kl = functional.kl_div(log_q, log_p.to(log_q), reduction="none", log_target=True)
-            total += kl.sum(-1).mean().item()
+            total += summed_kl(log_p.to(log_q)[None], log_q[None]).item() / len(log_q)
         return total / len(dense)
 
 
