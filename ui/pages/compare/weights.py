@@ -13,8 +13,8 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import of_zeros
 from ui.charts.histograms import overlay
 from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
-from ui.charts.small_multiples import COLUMNS, small_multiples
 from ui.pages.compare.comparison import RunComparison
+from ui.pages.compare.small_multiples import COLUMNS, small_multiples
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
 
