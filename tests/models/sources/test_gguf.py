@@ -13,7 +13,7 @@ from backend.errors import ModelError
 from backend.export.origin import origin_of
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.gguf import dequantized_note
+from backend.models.sources.gguf.conversion import dequantized_note
 from backend.models.sources.headers import read_headers
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
