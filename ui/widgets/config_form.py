@@ -223,9 +223,9 @@ class ConfigForm:
         for name, fold in self.fold_of.items():
             if (text := in_short(self.fields[name].info, values.get(name))) and fold != ADVANCED:
                 told[fold].append(text)
-        for fold, number in changed.items():
-            if fold:
-                told[fold] = [*told[fold][:IN_TITLE], f"{number} changed"]
+        for title, number in changed.items():
+            if title:
+                told[title] = [*told[title][:IN_TITLE], f"{number} changed"]
         return {
             self.folds[fold]: gr.update(label=" · ".join([fold, *texts[: IN_TITLE + 1]]))
             for fold, texts in told.items()

@@ -73,7 +73,7 @@ def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> 
         result(3, "run", "bits_per_weight", 3.0),
     )
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
-    assert heads == ["Run", "Model and setting", "Result", "Perplexity", "Change"]
+    assert heads == ["Run", "Model and setting", "Perplexity", "Change"]
 
 
 # what is best -------------------------------------------------------------------------------------

@@ -87,9 +87,9 @@ def _changes(results: RunResults, job: Job) -> list[tuple[str, str, str]]:
     if source and saved:
         rows.append(("Size", size(source), size(saved)))
     for key, what in ((TOKENS_PER_SECOND, "Tokens per second"), (PERPLEXITY, "Perplexity")):
-        pair = [results.value(stage, key) for stage in (DENSE, results.kept)]
-        if None not in pair:
-            rows.append((what, *(number(value, 3) for value in pair)))
+        before, after = (results.value(stage, key) for stage in (DENSE, results.kept))
+        if before is not None and after is not None:
+            rows.append((what, number(before, 3), number(after, 3)))
     return rows
 
 
