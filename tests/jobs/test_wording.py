@@ -35,9 +35,9 @@ def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
 
 
 def test_a_change_that_rounds_to_nothing_is_none() -> None:
-    assert relative_change(9.0, 10.0) == "10.0 % below"
-    assert relative_change(10.3, 10.0) == "3.0 % above"
-    assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "level with"
+    assert relative_change(9.0, 10.0) == "10.0 % lower than"
+    assert relative_change(10.3, 10.0) == "3.0 % higher than"
+    assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "equal to"
 
 
 def test_the_figures_of_small_models_are_told_apart() -> None:
@@ -58,4 +58,4 @@ def test_the_figures_of_small_models_are_told_apart() -> None:
         assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
     assert dlqat.key_figure(figures | held, "") is None
     said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
-    assert "quantisation costs nothing measurable on top of it." in said
+    assert "rounding itself changes nothing measurable." in said

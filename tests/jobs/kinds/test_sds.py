@@ -227,8 +227,16 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
 @pytest.mark.parametrize(
     ("sds", "control", "said"),
     [
-        (60.0, 80.0, "SDS ends 40.0 % below the first pruning and 25.0 % below its control."),
-        (90.0, 80.0, "12.5 % above its control. The re-dense detour did not pay on this model."),
+        (
+            60.0,
+            80.0,
+            "40.0 % lower than the first pruning and 25.0 % lower than its control.",
+        ),
+        (
+            90.0,
+            80.0,
+            "12.5 % higher than its control. The re-dense detour did not pay on this model.",
+        ),
         (60.0, None, "not known"),
     ],
 )

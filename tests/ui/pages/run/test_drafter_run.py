@@ -125,12 +125,12 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
 def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
-    assert run.on_open(asked(id="sds-0001"))["stages"]["visible"] is True
+    assert run.draw(asked(id="sds-0001"))["stages"]["visible"] is True
 
 
 def test_charts_of_models_are_left_out(stored: None) -> None:
     for name in ("amphista-0002", "benchmark-0003"):
-        assert run.on_open(asked(id=name))["stages"]["visible"] is False
+        assert run.draw(asked(id=name))["stages"]["visible"] is False
     said = quality.update(job(2, kind="amphista", config={"model": "toy"}))["findings"]
     assert "leaves no model" in said and "Measure its speed" in said
 
