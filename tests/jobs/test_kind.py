@@ -9,6 +9,7 @@ import pytest
 
 import jobs
 from backend.errors import ConfigError
+from backend.options import Options, option
 from jobs.kind import Kind, kind_named, kinds
 
 
@@ -29,3 +30,22 @@ def test_an_unknown_kind_or_preset_names_the_known_ones() -> None:
         kind_named("none")
     with pytest.raises(ConfigError, match="Choose: SDS and its control"):
         kind_named("sds").preset("none such")
+
+
+class Baking(Options):
+    temperature: int = option(180, "Heat", ge=20, unit="degrees", advanced=True)
+    """Of the oven,
+    not of the room."""
+    bread: str = "rye"
+
+
+class Rolls(Baking):
+    """Says nothing of the heat itself."""
+
+
+def test_the_text_below_an_option_is_its_description_in_one_line() -> None:
+    heat = Rolls.model_fields["temperature"]
+    assert heat.description == "Of the oven, not of the room."
+    assert heat.json_schema_extra == {"unit": "degrees", "advanced": True}
+    assert Rolls.model_json_schema()["properties"]["temperature"]["description"] == heat.description
+    assert Rolls.model_fields["bread"].description is None
