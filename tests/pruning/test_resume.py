@@ -83,14 +83,6 @@ def test_a_damaged_block_is_done_again(
     assert {s.block for s in told.snapshots} == {int(damaged[-1])}
 
 
-def test_a_finished_run_computes_nothing_again(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    first = prune(toy(), ids, config(), tmp_path)
-    model, told = toy(), recorder()
-    again = prune(model, ids, config(), tmp_path, told)
-    assert told.snapshots == []
-    assert (again.kept, again.heldout, again.errors) == (first.kept, first.heldout, first.errors)
-
-
 def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
     """A job writes its figures when a checkpoint is about to appear; later ones could be lost."""
     told, seen = recorder(), []
