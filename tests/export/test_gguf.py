@@ -21,7 +21,6 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     PretrainedConfig,
-    Qwen2Tokenizer,
 )
 
 from backend.errors import ConfigError
@@ -123,16 +122,6 @@ def test_codes_are_carried_over_exactly(
     assert kinds["blk.0.attn_q.weight"] == Kind[type] and kinds["token_embd.weight"] == Kind.F16
 
 
-def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
-    toy: LoadedModel, packed: Callable, file: Path
-) -> None:
-    write_gguf(packed(4, 32, "zero-point"), file, "Q4_1", True, "Toy", QUIET)
-    assert 0 < largest_difference(file, toy) < 2**-10
-    tensor = next(t for t in gguf.GGUFReader(file).tensors if "ffn_up" in t.name)
-    codes = tensor.data.reshape(-1, 20)[:, 4:]
-    assert len(np.unique(codes & 15)) == 16  # as they were, not moved by the rounding
-
-
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])
 def test_of_a_grid_with_offsets_nothing_is_rounded(
     toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int
@@ -163,15 +152,6 @@ def test_of_a_grid_with_offsets_nothing_is_rounded(
 def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         choose_type(type, Layout("gptq_v2", *layout), "float16")
-
-
-def test_auto_is_the_smallest_that_holds_the_codes() -> None:
-    found = [
-        choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
-        for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
-    ]
-    assert found == ["Q4_0", "Q4_1", "Q8_0"]
-    assert [choose_type("auto", None, d) for d in ("bfloat16", "float32")] == ["BF16", "F16"]
 
 
 @pytest.mark.parametrize(
@@ -317,11 +297,6 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"normalizer": None}))
     with pytest.raises(ConfigError, match="Split"):
         vocabulary_of(tmp_path, 1)
-
-
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
-    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
-    assert vocabulary_of(tmp_path, 2).pre == "qwen2"
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
