@@ -9,6 +9,7 @@ import pytest
 
 from backend.metric_key import MetricKey
 from backend.models.sources.toy.stories import stories
+from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
@@ -111,15 +112,16 @@ def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -
     assert [job.id for job in queries.reproductions(1)] == [2]
 
 
-def test_replay_from_a_shell(queue: Path) -> None:
+def test_replay_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--steps", "1", "--pause", "0", "--wait")
-    assert slimscope(*words).returncode == 0
-    done = slimscope("reproduce", "count-0001", "--wait", "--json")
+    assert slimscope(*words, meanwhile=supervised.turn).returncode == 0
+    again = ("reproduce", "count-0001", "--wait")
+    done = slimscope(*again, "--json", meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "equal"
     with writing() as session:
         session.get_one(Result, (1, "run", "total", "")).value = 7.0
     told = slimscope("show", "2")
     assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
-    done = slimscope("reproduce", "1", "--wait")
+    done = slimscope(*again, meanwhile=supervised.turn)
     assert done.returncode == 4 and "1 figures differ" in done.stdout

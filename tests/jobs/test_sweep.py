@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from backend.errors import ConfigError, SlimscopeError
 from backend.queue import service
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import Job, Result
@@ -165,9 +166,9 @@ def test_the_command_line_of_a_sweep_reads_back_as_the_same(queue: Path) -> None
     assert sweep.read("sds", pairs) == swept
 
 
-def test_sweep_from_a_shell(queue: Path) -> None:
+def test_sweep_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--pause", "0", "--sweep", "steps=1,2", "--sweep", "seed=0..1")
-    done = slimscope(*words, "--wait", "--json")
+    done = slimscope(*words, "--wait", "--json", meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fields"] == ["seed", "steps"] and len(found["runs"]) == 4

@@ -92,10 +92,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
     ("fields", "made"),
     [({"until": "first"}, {SDSStage.FIRST_BLOCKS}),
-     ({"until": "first", "control": False}, {SDSStage.FIRST_BLOCKS}),
      ({"control": False}, {SDSStage.SDS_BLOCKS}),
-     ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS}),
-     ({"adjust": "off"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
+     ({"exclude": "1.*"}, {SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS})],
 )  # fmt: skip
 def test_it_starts_from_the_last_stage_there_is(
     fields: dict, made: set, toy, ids: Tensor, tmp_path: Path

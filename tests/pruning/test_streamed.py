@@ -71,9 +71,7 @@ def outcome(model: PreTrainedModel, ids: Tensor, chosen: SDSConfig, folder: Path
         ("toy", {"reconstruct": 2}),
         ("toy", {"precision": "bfloat16", "activations": "disk", "base": "sparsegpt"}),
         ("toy", {"pattern": "50%", "allocation": "owl"}),
-        ("toy", {"until": "first", "exclude": "1.*"}),
         ("gpt2", {"base": "sparsegpt", "reconstruct": 1}),
-        ("opt", {"pattern": "60%", "activations": "disk"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )

@@ -12,6 +12,7 @@ import pytest
 
 from backend.queue.folders import work_folder
 from backend.queue.service import cancel, enqueue
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.cli.app import main
@@ -39,8 +40,9 @@ def test_submit_wait_show_and_logs(queue: Path) -> None:
     assert [row["id"] for row in listed] == [found["id"]]
 
 
-def test_exit_codes_say_how_it_went(queue: Path) -> None:
-    failed = slimscope("submit", "count", "--fails-at", "0", "--wait")
+def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
+    words = ("submit", "count", "--fails-at", "0", "--wait")
+    failed = slimscope(*words, meanwhile=supervised.turn)
     assert failed.returncode == 1 and "It was told to." in failed.stdout
     for words in (
         ("show", "count-0099"),

@@ -127,7 +127,7 @@ def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypat
     assert (merged - dense).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("count", [3, 8, 10, 14, 17])
+@pytest.mark.parametrize("count", [3, 10, 17])
 def test_a_stopped_run_goes_on_to_the_same_bits(
     start, recorder, tmp_path: Path, whole, count: int
 ) -> None:
