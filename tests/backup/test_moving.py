@@ -47,7 +47,6 @@ from backend.store.tables import (
 )
 from tests import postgres
 from tests.queue.conftest import HOST
-from tests.shell import slimscope
 
 EVERY = Table.metadata.sorted_tables
 ODD = 'Größe 😀 \\u0000 "q" \t\n\\N'  # as an escape, a tab and a NULL of COPY
@@ -153,14 +152,6 @@ def test_everything_moves_and_comes_back(
     move_database(moved_back)
     use(moved_back, monkeypatch)
     assert content() == added
-
-
-def test_the_command_names_what_to_do_next(folder: Path, there: str) -> None:
-    done = slimscope("move", "--to", there)
-    assert done.returncode == 0, done.stderr
-    assert "metric_points" in done.stdout and "export SLIMSCOPE_DATABASE_URL=" in done.stdout
-    again = slimscope("move", "--to", there)
-    assert again.returncode == 2 and "holds rows" in again.stderr
 
 
 def test_a_killed_move_leaves_nothing_and_can_be_repeated(folder: Path, there: str) -> None:

@@ -153,9 +153,3 @@ def test_sets_are_mixed_in_equal_shares_and_held_out_apart(tmp_path: Path) -> No
     assert (len(learnt), len(heldout)) == (15, 6)
     assert [row for row in heldout if row in ids] == ids[:3]
     assert [row for row in learnt if row in ids] == ids[3:]
-
-
-def test_prompts_that_leave_no_room_are_left_out(tmp_path: Path) -> None:
-    wanted = PromptRequest((STORIES,), 12, 4, limit=base().context - 5)
-    found = prompts_for(base(), TOKENIZER, wanted, Checkpoints(tmp_path), SilentReporter())
-    assert found == ([], [])

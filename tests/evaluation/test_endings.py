@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backend.errors import CancelledError
-from backend.evaluation.endings import EndingScore, questions, score_endings
+from backend.evaluation.endings import questions, score_endings
 from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
@@ -67,12 +67,6 @@ def test_a_model_that_tells_no_ending_from_another_answers_nothing(
     head = toy.model.get_output_embeddings()
     monkeypatch.setattr(head, "forward", lambda x: x.new_full((*x.shape[:-1], 512), logit))
     assert score_endings(toy.model, asked, 2, SilentReporter()).accuracy == 0
-
-
-def test_the_error_is_that_of_a_share() -> None:
-    score = EndingScore((True, True, True, False))
-    assert score.accuracy == 0.75 and score.stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
-    assert EndingScore((True,)).stderr is None
 
 
 def test_it_stops_within_the_text(toy, asked) -> None:

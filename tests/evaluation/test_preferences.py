@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 
 from backend.evaluation.preferences import POINTS, PRIOR, Comparison, fit, ratings
 
@@ -51,13 +50,3 @@ def test_one_that_always_wins_has_a_finite_rating_and_more_votes_a_narrower_inte
     assert few[0].name == "a" and few[0].wins == 3 and few[0].n == 3
     assert math.isfinite(many[0].score) and many[0].score > few[0].score > few[1].score
     assert few[0].high - few[0].low > many[0].high - many[0].low
-
-
-@pytest.mark.parametrize("share", [0.5])
-def test_ties_tell_no_two_apart(share: float) -> None:
-    one, other = ratings([Comparison("a", "b", share)] * 4 + [Comparison("a", "a", 1.0)])
-    assert one.score == pytest.approx(other.score) and one.wins == 2 and one.n == 4
-
-
-def test_nothing_was_compared() -> None:
-    assert ratings([]) == []

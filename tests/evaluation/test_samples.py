@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import CancelledError
 from backend.evaluation.samples import agreement, same_start, write_samples
 from backend.reporter import SilentReporter
 from backend.text.prompts import STORIES, benchmark_prompts
-from tests.evaluation.conftest import Impatient
 
 TOKENS = 12
 
@@ -33,12 +31,6 @@ def test_an_end_of_text_ends_a_sample(toy, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(toy.model.generation_config, "eos_token_id", whole.tokens[4])
     (cut,) = write_samples(toy.model, toy.tokenizer, [prompt], TOKENS, SilentReporter())
     assert cut.tokens == whole.tokens[: whole.tokens.index(whole.tokens[4])]
-
-
-def test_it_stops_between_two_tokens(toy) -> None:
-    with pytest.raises(CancelledError):
-        prompts = benchmark_prompts(STORIES, 1)
-        write_samples(toy.model, toy.tokenizer, prompts, TOKENS, Impatient(3))
 
 
 def test_agreement_counts_up_to_the_first_difference() -> None:

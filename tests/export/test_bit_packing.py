@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from hypothesis import given
@@ -27,8 +26,3 @@ def test_another_library_reads_the_same(bits: int, rows: int, columns: int, seed
     signed = (codes.int() - 2 ** (bits - 1)).to(torch.int8)
     assert torch.equal(unpack_from_int32(pack(codes, bits), bits, signed.shape), signed)
     assert torch.equal(pack_to_int32(signed, bits), pack(codes, bits))
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_thirty_two_codes_take_as_many_words_as_a_code_has_bits(bits: int) -> None:
-    assert pack(torch.zeros(5, 32, dtype=torch.uint8), bits).shape == (5, bits)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import metadata_load
 
-from backend.export.card import figures, gguf_card, pruned_card
+from backend.export.card import figures, pruned_card
 from backend.export.origin import CARD, ModelOrigin, copy_terms, front_matter, origin_of
 
 BASE = """---
@@ -46,16 +46,6 @@ def test_licence_and_terms_are_carried_over(base: Path, tmp_path: Path) -> None:
     assert origin_of(str(new)) == ModelOrigin(
         "org/base", "other", "base-terms", "https://example.org/terms", new
     )
-
-
-def test_what_is_not_known_is_said_and_not_made_up(tmp_path: Path) -> None:
-    origin = origin_of(str(tmp_path))
-    (tmp_path / CARD).write_text(front_matter(origin, ["pruning"], "quantized"))
-    assert "license" not in metadata_load(tmp_path / CARD)
-    card = gguf_card("it.gguf", "mine", "Q8_0", "gguf-0001", origin)
-    assert "is not known here" in card and "base_model" not in card
-    (tmp_path / CARD).write_text("---\n[: damaged\n---\n")
-    assert origin_of(str(tmp_path)).licence == ""
 
 
 def test_the_default_model_is_named_as_the_hub_names_it(current: object) -> None:

@@ -114,19 +114,6 @@ def test_a_grid_that_is_not_symmetric_needs_the_switch(
     assert (found - logits(toy.model)).abs().max() < within
 
 
-def test_plain_weights_on_the_grid_load_anywhere(exported, toy, plain_logits: PlainLogits) -> None:
-    folder, _ = exported("dense", bits=3, grid_type="zero-point", stored=torch.float32)
-    assert torch.equal(plain_logits(folder), logits(toy.model))
-
-
-def test_dense_weights_keep_the_dtype_of_the_base(exported) -> None:
-    folder, layers = exported("dense", bits=3, stored=torch.bfloat16)
-    saved = load_file(folder / "model.safetensors")
-    name, layer = next(iter(layers.items()))
-    assert torch.equal(saved[f"{name}.weight"], layer.dense().bfloat16())
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-
-
 @pytest.mark.parametrize(
     ("format", "grid_type"),
     [("compressed-tensors", "symmetric"), ("compressed-tensors", "zero-point"),
@@ -186,15 +173,6 @@ def test_packed_inference_computes_as_a_bfloat16_model(
     rounded = logits(toy.model.bfloat16())
     noise = (rounded.float() - exact).abs().max()
     assert (logits(packed).float() - exact).abs().max() < 3 * noise
-
-
-def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
-    folder, layers = exported(bits=8)
-    said = []
-    packed = load_packed(folder, said.append)
-    why = "the int4 operator supports up to 4 bits, not 8; the native decoder reads their codes"
-    assert said == [f"{len(layers)} of {len(layers)} layers run dense: {why}."]
-    assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5
 
 
 def test_transposed_layers_are_written_the_way_their_model_has_them(toy, tmp_path: Path) -> None:

@@ -8,19 +8,12 @@ import pytest
 
 from backend.errors import ConfigError
 from backend.export.formats import (
-    FORMATS,
     ExportRequirements,
-    bits_per_weight,
     check_format,
-    obstacle,
     vllm_hint,
 )
 
 PLAIN = ExportRequirements(4, "symmetric", "float16", False, True, frozenset({(64, 64), (32, 192)}))
-
-
-def test_a_plain_choice_fits_everywhere() -> None:
-    assert not any(obstacle(format, PLAIN) for format in FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +52,6 @@ def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, ot
         check_format(format, choice)
     assert said in refused.value.why and refused.value.field == "format"
     assert refused.value.do == f"Choose {others}."
-
-
-@pytest.mark.parametrize(
-    ("bits", "size", "grid_type", "stored", "wanted"),
-    [(3, 64, "symmetric", "float16", 3.25), (4, 128, "zero-point", "float16", 4 + 20 / 128),
-     (4, 32, "symmetric", "float32", 5.0),
-     (4, 32, "offset", "float16", 5.0)],
-)  # fmt: skip
-def test_bits_of_a_weight(bits: int, size: int, grid_type: str, stored: str, wanted: float) -> None:
-    assert bits_per_weight(bits, size, grid_type, stored) == wanted
 
 
 def test_what_vllm_will_not_run_is_said() -> None:

@@ -131,11 +131,3 @@ def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said
     spoil(held)
     with pytest.raises(ModelError, match=said):
         layer_from("model.x", held, made)
-
-
-def test_another_bit_width_than_the_configs_is_refused(make_layer) -> None:
-    held = layer_tensors(
-        make_layer(bits=4), layout("compressed-tensors", 4, "symmetric"), torch.float16
-    )
-    with pytest.raises(ModelError):
-        layer_from("model.x", held, layout("compressed-tensors", 3, "symmetric"))

@@ -39,14 +39,6 @@ def test_any_text_is_a_name(name: str) -> None:
     assert str(MetricKey.parse(name)) == name and metric(MetricKey.parse(name)).title is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [("perplexity", "lower"), ("tokens_per_second", "higher"), ("zero_share", "higher")],
-)
-def test_a_figure_says_which_way_is_better(name: str, better: str) -> None:
-    assert named(name).better == better
-
-
 def test_a_series_is_described_by_its_family() -> None:
     found = named("bytes/gptq_layout")
     assert (found.name, found.form, found.better) == ("bytes/gptq_layout", "bytes", "lower")
@@ -55,22 +47,11 @@ def test_a_series_is_described_by_its_family() -> None:
     assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == found
 
 
-def test_what_nobody_described_is_called_by_itself_and_judged_by_nobody() -> None:
-    found = named("odd_thing/of mine")
-    assert (found.label, found.better, found.definition) == ("Odd thing, of mine", "", "")
-
-
 def test_described_metrics_come_first_in_their_order() -> None:
     names = ["zzz", "speed_up/chat", "took", "aaa", "perplexity", "bytes/a", "zero_share"]
     assert [str(key) for key in ordered(map(MetricKey.parse, names))] == [
         "perplexity", "zero_share", "took", "aaa", "bytes/a", "speed_up/chat", "zzz",
     ]  # fmt: skip
-
-
-def test_units_stand_in_the_title() -> None:
-    assert named("zero_share").title == "Zeros, %"
-    assert named("heldout_loss").title == "Held-out loss, nats per token"
-    assert named("bytes").title == "Size"
 
 
 def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:

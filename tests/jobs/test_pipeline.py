@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, ConflictError, ForbiddenError, SlimscopeError
-from backend.queue import removal, scheduling, service
+from backend.errors import ConfigError, SlimscopeError
+from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited, connected
 from backend.queue.lifecycle import start_attempt
@@ -79,22 +79,6 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
     assert startable() == [drafter.id]
     ended(drafter, State.SUCCEEDED)
     assert startable() == [speed.id] and awaited([speed.id]) == {}
-
-
-def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
-    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
-        service.run_next(queued[1].run, HOST)
-    assert service.run_next(queued[0].run, HOST).run == queued[0].run
-
-
-def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    alone = submit("dlqat", {"model": "toy"}, HOST)
-    assert startable() == [first.id, alone.id] and [*awaited([later.id])] == [later.id]
-    assert [job.run for job in connected(alone.id)] == [alone.run]
-    measured = submit("evaluation", {"model": later.run}, HOST)
-    assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
 
 
 def test_what_a_run_waits_for_is_shown(queued: list[Job]) -> None:
@@ -199,31 +183,10 @@ def test_values_mean_what_they_say_without_quotes(queue: object) -> None:
     assert pipeline.read("model: toy\nsteps: [sds:, dlqat: {preset: }]").steps[1].preset == ""
 
 
-def test_the_last_run_of_a_pipeline_is_shown_when_it_was_deleted(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    for job in (later, first):
-        ended(job, State.CANCELLED)
-        removal.remove([job.run], HOST)
-    assert [job.run for job in connected(first.id)] == [first.run]
-
-
-def test_guests_queue_none(queue: object) -> None:
-    with pytest.raises(ForbiddenError):
-        pipeline.queue(pipeline.read(TEXT), Actor("guest", "guest"))
-
-
 @pytest.mark.parametrize("name", pipeline.PRESETS)
 def test_presets_are_pipelines(queue: object, name: str) -> None:
     read = pipeline.read(pipeline.preset(name, "toy"))
     assert read.name == name and len(pipeline.plan(read)) == len(read.steps)
-
-
-def test_a_model_that_will_be_packed_counts_as_packed(queue: Path) -> None:
-    """Else a step would fail hours later."""
-    quantised = submit("dlqat", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="float32"):
-        submit("benchmark", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
 
 
 def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:

@@ -18,7 +18,6 @@ from backend.models import loading, saving
 from backend.models.block_forward import each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
 from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.hidden_states import batches_in
 from backend.models.loading import load, weights_hash
 from backend.models.saving import save
 from backend.models.sources.spec import TOY_FOLDER
@@ -64,12 +63,6 @@ def test_it_answers_as_plain_transformers_bit_for_bit(family, dtype, pair, token
     assert torch.equal(logits(streamed, tokens), torch.cat(plain))
     assert torch.equal(logits(whole, tokens), torch.cat(plain))
     assert weights_hash(streamed) == weights_hash(whole)
-
-
-def test_states_may_wait_on_disk(pair, tokens, tmp_path):
-    whole, streamed = pair("gemma3", torch.bfloat16)
-    on_disk = logits(streamed, tokens, new=batches_in(tmp_path / "states"))
-    assert torch.equal(on_disk, logits(whole, tokens))
 
 
 def test_one_block_at_a_time(family, pair, tokens):

@@ -55,16 +55,6 @@ def test_rows_that_are_kept_move_in_place() -> None:
     assert values.flatten().tolist() == [0, -1, -2, -4, -5, 7]
 
 
-def test_rows_in_front_stay_where_they_are() -> None:
-    cache = PreallocatedCache(2, 8)
-    for layer in (0, 1):
-        cache.update(torch.arange(6.0).view(1, 1, 6, 1), torch.zeros(1, 1, 6, 1), layer)
-    cache.keep(2, [0, 1])
-    assert [layer.length for layer in cache.rows] == [4, 4]
-    cache.rewind(1)
-    assert cache.length == 1
-
-
 def test_sequences_that_are_done_leave_the_batch() -> None:
     model, tokens = load("toy").model, ids(9, rows=3)
     cache = PreallocatedCache(len(model.model.layers), 12)

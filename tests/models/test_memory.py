@@ -15,7 +15,6 @@ from backend.models.memory import (
     wait_on_disk,
 )
 from backend.models.sources.catalogue import inspect
-from backend.printable import readable_bytes
 
 SMOL = inspect("smollm2-135m")
 SIZES = {"segments": 32, "context": 512, "batch": 8, "copies": 1, "streams": 1}
@@ -48,12 +47,6 @@ def test_hidden_states_on_disk_take_the_memory_of_a_batch():
     parts = [memory_parts(SMOL, **sizes, on_disk=on_disk) for on_disk in (False, True)]
     assert parts[0]["activations"] == 16 * parts[1]["activations"]
     assert parts[0] | {"activations": 0} == parts[1] | {"activations": 0}
-
-
-def test_the_stages_of_a_block_are_counted():
-    held = memory_parts(SMOL, stages=5)["stages"] - memory_parts(SMOL, stages=4)["stages"]
-    assert held == 4 * block_weights(SMOL)
-    assert memory_parts(SMOL)["stages"] == 0
 
 
 @pytest.mark.parametrize(
@@ -96,10 +89,3 @@ def test_refusal_names_both_numbers():
 )
 def test_a_lack_of_memory_is_recognised_by_its_words(error, short):
     assert is_out_of_memory(error) is short
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (538_090_408, "538 MB"), (2e12, "2 TB")]
-)
-def test_bytes_are_written_for_people(count, text):
-    assert readable_bytes(count) == text

@@ -10,9 +10,7 @@ from transformers import PreTrainedModel
 
 from backend.models.blocks import block_linears
 from backend.models.facts import facts_from
-from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_config, read_headers
-from backend.models.sources.spec import TOY_FOLDER
 from backend.models.stored_weights import StoredLinears
 
 
@@ -46,10 +44,3 @@ def test_shards_half_precision_and_a_missing_prefix(
     for linear, weight in stored.block(1):
         assert torch.equal(weight, expected[linear.name])
         assert weight.shape == (linear.rows, linear.columns)
-
-
-def test_one_block_is_read_at_a_time() -> None:
-    facts = inspect("toy")
-    stored = StoredLinears(TOY_FOLDER, facts.linears)
-    assert {linear.block for linear, _ in stored.block(2)} == {2}
-    assert sum(1 for b in range(facts.blocks) for _ in stored.block(b)) == len(facts.linears)

@@ -15,7 +15,6 @@ from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import (
     QuantizationPlan,
     QuantSettings,
-    fitting_sizes,
     plan,
     trainable,
 )
@@ -106,11 +105,6 @@ def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
 def test_what_can_work_is_not_refused(fields: dict) -> None:
     """A group size has to divide only what is quantized; magnitudes alone can be trained."""
     assert plan(config(**fields), model())
-
-
-def test_sizes_that_fit_all_layers() -> None:
-    assert fitting_sizes([576, 1536]) == [8, 12, 16, 24, 32, 48, 64, 96, 192]
-    assert fitting_sizes([7, 49]) == []
 
 
 @pytest.mark.parametrize(

@@ -70,20 +70,6 @@ def test_act_order_is_the_papers_algorithm_in_that_order(
     assert same.float().mean() > 0.99  # a weight in the middle of two points may go either way
 
 
-def test_act_order_beats_rounding(layer) -> None:
-    found, plain = (
-        layer.error(quantized(name, layer.W, layer.inputs, SETTINGS))
-        for name in ("gptq-order", "rtn")
-    )
-    assert found < 0.6 * plain
-
-
-def test_act_order_keeps_zeros(layer) -> None:
-    settings = QuantSettings(3, SIZE, "zero-point", "minmax", keep_zeros=True)
-    layer.W[:, ::3] = 0
-    assert (quantized("gptq-order", layer.W, layer.inputs, settings)[:, ::3] == 0).all()
-
-
 # HQQ ----------------------------------------------------------------------------------------------
 
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from backend.statistics.magnitudes import cutoff, magnitude_counts
-from backend.statistics.names import PER_DECADE, magnitude_edges
+from backend.statistics.names import magnitude_edges
 from backend.statistics.sorting import ascending
 
 VALUES = arrays(
     np.float32, st.integers(1, 60), elements=st.floats(-3, 3, width=32).map(lambda x: round(x, 2))
 )
-
-
-def test_edges_are_even_on_a_log_axis_and_scale_with_the_spread() -> None:
-    edges = magnitude_edges(0.5)
-    assert len(edges) == 145
-    assert edges[0] == pytest.approx(0.5e-4) and edges[-1] == pytest.approx(50)
-    assert edges[1:] / edges[:-1] == pytest.approx(10 ** (1 / PER_DECADE))
-    assert np.array_equal(magnitude_edges(0.0), magnitude_edges(1.0)), "a constant tensor"
 
 
 @given(VALUES, st.floats(0.01, 3))

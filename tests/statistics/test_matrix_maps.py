@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -56,9 +54,3 @@ def test_the_joint_histogram_counts_every_weight_where_it_was_and_is(dense: torc
     assert (counts != expected).sum() <= 2  # a value on an edge
     zero = JOINT_BINS // 2
     assert counts[:, zero].sum() >= (weight == 0).sum()
-
-
-def test_maps_compress(dense: torch.Tensor) -> None:
-    """Two bytes a cell at most, though they are stored as float32."""
-    maps = matrix_maps(dense, torch.randn(128, 192))
-    assert sum(len(zlib.compress(m.tobytes())) for m in maps.values()) < 2 * 4 * MAP_CELLS**2

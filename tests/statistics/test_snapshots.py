@@ -112,12 +112,6 @@ def test_stages_share_edges_and_nearly_all_dense_values_fit() -> None:
     assert grown.below + grown.above < 0.001 * grown.n
 
 
-def test_what_the_method_adds_is_kept(weight: torch.Tensor) -> None:
-    found = taken(weight, weight, relative_error=0.25)
-    assert found.stats["relative_error"] == 0.25
-    assert (found.tensor, found.block, found.module) == ("a.weight", 3, "a")
-
-
 @given(MATRICES)
 def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
     found = ascending(torch.from_numpy(values))

@@ -11,7 +11,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from filelock import FileLock
 
-from backend.errors import NotFoundError
 from backend.settings import Settings, settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
@@ -70,15 +69,6 @@ def test_readers_do_not_wait_for_a_writer(store: Path) -> None:
         assert queries.job(job.id).name == ""  # the last committed state, at once
         assert time.monotonic() - began < 10  # not the 30 s a writer would wait
     assert queries.job(job.id).name == "renamed"
-
-
-def test_run_names(store: Path) -> None:
-    job = new_job()
-    for name in (job.id, str(job.id), job.run, f" {job.run} "):
-        assert queries.job(name).id == job.id
-    for name in ("sds-", "1; DROP TABLE jobs", "../1", "x" * 99, "sds-9999"):
-        with pytest.raises(NotFoundError):
-            queries.job(name)
 
 
 def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from backend.text.preparation import detokenise, is_tokenised
+from backend.text.preparation import detokenise
 
 
 @pytest.mark.parametrize(
@@ -22,13 +20,3 @@ from backend.text.preparation import detokenise, is_tokenised
 )
 def test_lines_of_wikitext(tokenised: str, plain: str) -> None:
     assert detokenise(tokenised) == plain
-
-
-def test_only_the_mark_tells_wikitext() -> None:
-    assert is_tokenised("long @-@ term")
-    assert not is_tokenised("Ordinary prose, with ( odd ) spaces .")
-
-
-@given(st.lists(st.sampled_from([*"abc019", "word", "don", "Long"]), min_size=1, max_size=20))
-def test_words_without_signs_are_left_alone(words: list[str]) -> None:
-    assert detokenise(" ".join(words)) == " ".join(words)

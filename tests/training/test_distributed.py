@@ -123,19 +123,6 @@ def test_all_processes_stop_where_one_is_asked_to(rendezvous, told: int, stop: b
     assert together(2, rendezvous(), ask_one_to_stop, told) == [stop, stop]
 
 
-def test_alone_nothing_is_exchanged() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    assert distributed.all_reduce_gradients(2.5, [parameter]) == 2.5 and parameter.grad is None
-    assert (
-        distributed.shard([1, 2, 3]) == [1, 2, 3]
-        and distributed.broadcast(4) == 4
-        and distributed.is_first()
-    )
-    distributed.stop_if_any_asked(SilentReporter())
-    distributed.announce("nobody")
-    assert [*distributed.tasks()] == []
-
-
 # DL-QAT -------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from backend.queue import scheduling
 from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import frames, queries
@@ -110,15 +109,6 @@ def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
     assert set(log) == {"attempt", "text", "start", "end", "state"}
     assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
     assert client.get(f"{API}/runs/sds-0099/log").status_code == 404
-
-
-def test_a_waiting_run_is_put_first(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # it waits for a slot
-    client = visit()
-    added = client.post(f"{API}/submit/sds", json={"model": "toy"}).json()
-    assert added["place"] == 2
-    client.post(f"{API}/runs/{added['id']}/next")
-    assert [job.run for job in scheduling.queued()] == [added["id"], "sds-0003"]
 
 
 @pytest.mark.parametrize(
@@ -269,11 +259,6 @@ def test_the_client_in_the_docs_works(
     exec(compile(code, str(DOCS), "exec"), {})
     said = capsys.readouterr().out
     assert "succeeded" in said and "perplexity" in said and "12.5" in said
-
-
-def test_the_door_of_gradio_is_closed(visit: Visit) -> None:
-    client = visit()
-    assert client.get("/config").status_code == client.get("/gradio_api/info").status_code == 404
 
 
 def test_the_documentation_names_every_request() -> None:

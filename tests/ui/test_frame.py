@@ -151,26 +151,6 @@ def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) 
         assert len(headings) == page.heading
 
 
-def test_the_navigation_has_five_entries_and_the_pages_of_a_section_are_one_click_apart() -> None:
-    by_name = {page.name: page for page in pages()}
-    sections, alone = frame.navigation(by_name["Home"], pages())
-    assert [entry.name for entry in sections] == [
-        "Home",
-        "New run",
-        "Runs",
-        "Explore",
-        "Playground",
-    ]
-    assert [e.name for e in sections if e.current] == ["Home"] and not alone
-    sections, inside = frame.navigation(by_name["Quantisation"], pages())
-    assert [(e.name, e.address) for e in sections if e.current] == [("Explore", "weights")]
-    own = ["Weights", "Quantisation", "Sensitivity", "Trade-offs", "Benchmark"]
-    assert [e.name for e in inside] == own
-    assert [e.name for e in inside if e.current == "page"] == ["Quantisation"]
-    sections, inside = frame.navigation(by_name["Help"], pages())
-    assert not inside and not any(entry.current for entry in sections)
-
-
 def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
     moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "benchmark",
              "decoding": "benchmark", "generate": "playground", "overview": "./"}  # fmt: skip

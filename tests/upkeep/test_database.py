@@ -62,12 +62,6 @@ def spoil(database: Path) -> None:
         file.write(b"\xff" * 800)
 
 
-def test_an_intact_database_is_intact(queue: Path) -> None:
-    assert last_check() is None
-    found = check_integrity()
-    assert found is not None and found.problems == [] and last_check() == found
-
-
 def test_damage_is_found_kept_and_named(damaged: Path) -> None:
     found = check_integrity()
     assert found is not None and found.problems and last_check() == found

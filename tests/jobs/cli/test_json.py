@@ -111,11 +111,6 @@ def test_a_restoration_and_a_move_are_one_value_each(
     assert json.loads(moved.stdout)["rows"] > 0, moved.stderr
 
 
-def test_a_pipeline_that_is_only_shown_is_one_value_too(queue: Path) -> None:
-    shown = slimscope("pipeline", "--preset", "prune, quantise", "--show", "--json")
-    assert json.loads(shown.stdout).startswith("name: prune, quantise\n")
-
-
 def test_a_refusal_prints_no_value(queue: Path) -> None:
     refused = slimscope("show", RUN, "--json")
     assert refused.returncode == 2 and refused.stdout == "" and RUN in refused.stderr

@@ -86,16 +86,6 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert one == other
 
 
-def test_a_run_says_what_its_prompts_ask_about(
-    wait: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the sample of Wikipedia is not set up, the built-in notices are all there is."""
-    monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
-    settings.cache_clear()
-    text = finished(wait, prompts=BUILT_IN, steps=2).environment["text"]["prompts"]
-    assert text["corpus"] == BUILT_IN and text["passages"] == "built-in notices"
-
-
 def test_medusa_learns_from_text(wait: Wait) -> None:
     job = finished(wait, architecture="medusa", data="text", answer_tokens=32, steps=12, answers=30)
     assert Amphista.load(run_folder(job.run) / "drafter").arm == "Medusa"
@@ -182,12 +172,4 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     asking = config.model_copy(update={"prompts": SELF})
     assert flops_by_phase(asking, facts)["ask"] > flops_by_phase(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
-    assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
-
-
-def test_disk_and_time_of_a_file_follow_its_mean_prompt(texts: Path) -> None:
-    rows = ({"text": "x" * 10}, {"text": "x" * 130})
-    (texts / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config, facts = AmphistaJob.model_validate({**SMALL, "prompts": "file:q.jsonl"}), inspect("toy")
-    tokens = 48 * (24 + 64 + (10 + 130) // 2 // 2)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)

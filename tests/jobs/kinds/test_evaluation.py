@@ -23,11 +23,11 @@ from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Artifact, Job, Result
+from backend.store.tables import Job, Result
 from backend.text.slices import evaluation_slice
 from jobs.comparison import StageComparison
 from jobs.evaluation.acceleration import decoders_of, record_decoding
-from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
+from jobs.evaluation.config import DENSE, MODEL, EvaluationJob
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
 from jobs.evaluation.quality import ENDINGS_ACCURACY
@@ -203,19 +203,6 @@ def test_what_cannot_be_measured_is_refused_beside_its_field(
     assert refused.value.field == field
 
 
-def test_what_a_run_is_compared_with(queue: Path) -> None:
-    submit("count", {}, HOST)
-    with writing() as session:
-        session.get_one(Job, 1).config = {"model": "toy"}
-        session.add(
-            Artifact(job_id=1, kind="model", path="count-0001/model", bytes=1, created_at=1)
-        )
-    found = measured_models(EvaluationJob(model="count-0001"))
-    assert found == {DENSE: "toy", MODEL: "count-0001"}
-    assert measured_models(EvaluationJob(model="count-0001", dense="other"))[DENSE] == "other"
-    assert measured_models(EvaluationJob(model="toy")) == {MODEL: "toy"}
-
-
 def test_what_does_not_fit_is_read_block_by_block(queue: Path) -> None:
     facts = inspect("smollm2-135m")
     config = EvaluationJob()
@@ -254,9 +241,3 @@ def test_decoding_is_not_timed_where_the_context_is_too_short() -> None:
     toy = load("toy").model
     record_decoding({MODEL: toy}, [5, 9], TIMED_TOKENS + 1, context, SilentReporter())
     assert "not timed" in told[0] and len(told) == 1
-
-
-def test_endings_stand_beside_tasks_of_the_harness() -> None:
-    config = EvaluationJob(tasks="piqa, Endings, arc_easy")
-    assert config.harness_tasks == ["piqa", "arc_easy"] and config.asks_endings
-    assert not EvaluationJob(tasks="piqa").asks_endings

@@ -22,14 +22,12 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
-from jobs.comparison import StageComparison
 from jobs.imported import checked_plan
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import memory_bytes, requirements
-from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -222,24 +220,3 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     facts = inspect("toy")
     expected = requirements(SDSJob.model_validate(SMALL)).disk.bytes - 2 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("sds", "control", "said"),
-    [
-        (
-            60.0,
-            80.0,
-            "40.0 % lower than the first pruning and 25.0 % lower than its control.",
-        ),
-        (
-            90.0,
-            80.0,
-            "12.5 % higher than its control. The re-dense detour did not pay on this model.",
-        ),
-        (60.0, None, "not known"),
-    ],
-)
-def test_the_verdict_says_whether_it_helped(sds: float, control: float | None, said: str) -> None:
-    perplexity = {"dense": 20.0, "first": 100.0, "sds": sds}
-    assert said in verdict(StageComparison(perplexity | ({"control": control} if control else {})))

@@ -171,15 +171,6 @@ def test_a_damaged_file_is_refused(file, content):
         inspect(str(file))
 
 
-@pytest.mark.parametrize(
-    ("kind", "note"),
-    [("F16", ""), ("Q4_1", "a 4-bit grid"), ("IQ2_XS", "2-bit"), ("TQ1", "coarse")],
-)
-def test_the_note_names_the_grid(kind, note):
-    assert note in dequantized_note({kind: (3, 100), "F32": (1, 1)})
-    assert bool(dequantized_note({kind: (3, 100)})) == bool(note)
-
-
 def test_a_mix_of_types_is_told_with_the_share_of_rounded_weights():
     kinds = {"Q6_K": (24, 200), "F32": (121, 50), "Q4_K": (168, 750)}
     assert dequantized_note(kinds, "AWQ") == (

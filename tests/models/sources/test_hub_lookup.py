@@ -70,11 +70,3 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
         assert len(waiting) <= hub_lookup.MAX_LOOKUPS
     finally:
         over.set()
-
-
-def test_few_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "headers_of", lambda hub_id: ({}, {}))
-    monkeypatch.setattr(hub_lookup, "MAX_ANSWERS", 3)
-    for number in range(9):
-        hub_lookup.headers_of(f"{ID}-{number}")
-    assert len(hub_lookup._lookups) <= 4

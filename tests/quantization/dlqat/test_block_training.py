@@ -100,11 +100,6 @@ def test_dlqat_can_start_from_it(start) -> None:
         torch.testing.assert_close(found.dense(), made[name].dense(), rtol=0.01, atol=0.01)
 
 
-def test_blocks_left_dense_are_passed_through(start) -> None:
-    qat = finished(start(exclude="1.*, 2.self_attn.*"))
-    assert {name.split(".")[2] for name in qat.converted(BLOCKS)} == {"0", "2"}
-
-
 def test_without_held_out_text_what_diverged_is_refused(
     toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

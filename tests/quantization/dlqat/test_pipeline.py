@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.quantization import GRID_NAMES, gptq
 from backend.quantization.config import DLQATStage
-from backend.quantization.dlqat import pipeline
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.dlqat.trainer import StageTrainer
 from backend.quantization.range_search import search_range
@@ -101,11 +99,6 @@ def test_each_stage_is_worth_what_it_should_be(everything) -> None:
     assert set(errors) == set(ALL) and errors["lora"] < errors["dlqat"]
 
 
-def test_the_dense_model_comes_back_after_every_stage(everything) -> None:
-    before, after, *stages = everything["hashes"]
-    assert before == after and len(set(stages)) == len(ALL)
-
-
 def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
     qat = finished(start(stages="rtn"))
     for name, layer in qat.converted(DLQATStage.RTN).items():
@@ -134,7 +127,7 @@ def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypat
     assert (merged - dense).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("count", [3, 8, 10, 14, 17])
+@pytest.mark.parametrize("count", [3, 10, 17])
 def test_a_stopped_run_goes_on_to_the_same_bits(
     start, recorder, tmp_path: Path, whole, count: int
 ) -> None:
@@ -154,21 +147,6 @@ def test_a_finished_run_computes_nothing_again(start, recorder) -> None:
     assert run(qat, told) == errors
     assert told.snapshots == [] and told.metrics == []
     assert qat.seconds == first.seconds  # of all attempts
-
-
-def test_the_walk_of_gptq_counts_as_its_time(start, monkeypatch) -> None:
-    taken = []
-
-    def timed(*given: object) -> None:
-        began = time.perf_counter()
-        walk(*given)
-        taken.append(time.perf_counter() - began)
-
-    walk = pipeline.QuantizerPass.walk
-    monkeypatch.setattr(pipeline.QuantizerPass, "walk", timed)
-    qat = start(stages="gptq")
-    run(qat)
-    assert qat.seconds[DLQATStage.GPTQ] >= sum(taken) > 0
 
 
 def test_another_runs_folder_is_refused(start) -> None:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.metric_key import MetricKey
 from backend.pruning.config import STAGE_LABELS, SDSStage
 from backend.settings import Settings
 from backend.store import frames, queries
@@ -25,11 +24,11 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.lines import Line, curves, curves_frame, line_chart, smoothed, thinned
+from ui.charts.lines import Line, line_chart, smoothed, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
-from ui.theme import DARK, LIGHT, OKABE_ITO, stage_style, stage_styles
+from ui.theme import DARK, LIGHT, stage_style, stage_styles
 
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
@@ -131,32 +130,6 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note(results) == "n = 4,080 tokens, text toystories, context 256 tokens."
     assert len(drawn(stage_perplexities([], STAGE_LABELS))[0].x) == 0
     assert perplexity_note([]) == ""
-
-
-def test_curves_have_the_colour_of_their_stage(seeded: Settings) -> None:
-    lines = frames.by_key(frames.curves(2))
-    labels = {key: STAGE_LABELS[key.stage] for key in lines}
-    figure = curves(lines, labels, x_title="Block", y_title="Error")
-    assert len(lines) == len(figure.data) == 3
-    for line, (key, points) in zip(figure.data, lines.items(), strict=True):
-        assert list(line.y) == list(points["value"])
-        assert line.line.color == stage_style(key.stage).colour
-        assert line.name == STAGE_LABELS[key.stage]
-
-
-def test_a_curve_of_no_stage_gets_a_colour_of_its_own() -> None:
-    points, loss = pd.DataFrame({"step": [0, 1], "value": [2.0, 1.0]}), MetricKey("loss")
-    figure = curves({loss: points}, {loss: "Loss"}, log_y=True)
-    assert figure.data[0].line.color == OKABE_ITO[0]
-    assert figure.layout.yaxis.type == "log"
-
-
-def test_the_table_of_curves_has_a_row_a_step_and_a_column_a_line() -> None:
-    short, long = (pd.DataFrame({"step": range(n), "value": range(n)}) for n in (2, 3))
-    frame = curves_frame({"Short": short, "Long": long}, "Block")
-    assert [*frame.columns] == ["Block", "Short", "Long"]
-    assert [*frame["Block"]] == [*frame["Long"]] == [0, 1, 2]
-    assert [*frame["Short"][:2]] == [0, 1] and frame["Short"].isna()[2]
 
 
 @given(st.floats(-100, 100), st.integers(1, 50), st.floats(0, 0.99))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -42,38 +41,6 @@ def test_curves() -> None:
     alone = headlines.of_blocks(frame[["Block", "A"]], "Error")
     assert alone.startswith("Error is largest in block 0")
     assert headlines.of_blocks(frame[["Block", "B"]], "Error") == ""
-
-
-def test_cells_and_zeros() -> None:
-    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.7.self_attn.o_proj.weight"]
-    frame = pd.DataFrame({"Tensor": names, "Block": ["0", "7"], "Value": [0.5, -2.0]})
-    assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
-    percent = frame.rename(columns={"Value": "Error, %"})
-    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00 %")
-    assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
-    zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
-    assert zeros == "Pruned: 50.0 % of the weights are exactly zero"
-
-
-def test_regions_changes_and_ranks() -> None:
-    even, few = np.full((8, 8), 0.25), np.zeros((8, 8))
-    assert headlines.of_regions("Dense", "Mean |weight|", even) == (
-        "Dense: mean |weight| is 0.250 all over the matrix"
-    )
-    few[0, :2] = 3
-    assert "reaches 3.00, in a few places" in headlines.of_regions("SDS", "Largest", few)
-    assert headlines.of_regions("SDS", "Share of exact zeros, %", 50 * even + np.eye(8)).startswith(
-        "SDS: share of exact zeros is 1.1 × its median"
-    )
-    assert headlines.of_change("SDS", 0.314, 0.5) == (
-        "SDS moves the weights by 31.4 % of their norm; 50.0 % are exactly zero"
-    )
-    assert headlines.of_change("Dense", None, 0) == ""
-    assert headlines.of_rank([("Dense", 50.0)]) == "Dense has a stable rank of 50.0"
-    assert headlines.of_rank([("Dense", 50.0), ("SDS", 40.0)]) == (
-        "SDS lowers the stable rank from 50.0 to 40.0"
-    )
-    assert headlines.of_rank([("Dense", 50.0), ("SDS", 50.1)]).startswith("SDS keeps the stable")
 
 
 def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:

@@ -67,15 +67,6 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
 
 
-def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
-    store(
-        *(result(n, "run", "speed_up", 1.2) for n in (1, 2)),
-        result(3, "run", "bits_per_weight", 3.0),
-    )
-    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
-    assert heads == ["Run", "Model and setting", "Perplexity", "Change"]
-
-
 # what is best -------------------------------------------------------------------------------------
 
 

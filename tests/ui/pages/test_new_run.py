@@ -17,7 +17,6 @@ from jobs.kind import Kind, kinds
 from tests.ui.lab import GUEST, HOST, asked
 from ui.pages.new_run import page as launch
 from ui.pages.new_run import preview
-from ui.runs import choices
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 
@@ -76,34 +75,6 @@ def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
     with writing() as session:
         session.get_one(Job, queries.job_id(run)).state = "failed"
     assert "Already run" not in preview.preview_of(sds, TOY)[0]
-
-
-def test_a_queued_run_is_confirmed_with_link_and_place(
-    sds: Kind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # it waits for a slot
-    said, error = preview.enqueue(sds, " mine ", TOY, (), asked())
-    job = queries.jobs()[0]
-    assert error is None
-    assert f'href="run?id={job.run}"' in said["value"] and "number 2" in said["value"]
-    assert (job.name, job.owner, job.config["model"]) == ("mine", "local", "toy")
-
-
-def test_hostile_values_are_text_in_preview_and_refusal(sds: Kind) -> None:
-    bad = "<img src=x onerror=alert(1)>${1+1}"
-    html, _, error, _ = preview.preview_of(sds, TOY | {"pattern": bad})
-    said, _ = preview.enqueue(sds, bad, TOY | {"pattern": bad}, (), asked())
-    for shown in (html, said["value"]):
-        assert "<img" not in shown and "${" not in shown
-    assert error is not None
-
-
-def test_models_and_texts_are_offered_by_title(current: Settings) -> None:
-    assert "toy" in [name for _, name in choices.models()]
-    calibration = [name for _, name in choices.texts("calibration")]
-    evaluation = [name for _, name in choices.texts("evaluation")]
-    assert calibration[0] == evaluation[0] == "auto"
-    assert "self" in calibration and "self" not in evaluation
 
 
 SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))
@@ -226,27 +197,3 @@ def test_recipes_and_presets_set_different_fields_and_are_valid_together(kind: K
             assert not recipe.keys() & preset.keys()
     usual = {n: info.default for n, info in kind.config.model_fields.items()}
     assert all(usual[name] == value for name, value in next(iter(recipes.values())).items())
-
-
-def test_what_was_said_goes_with_the_next_change(sds: Kind) -> None:
-    page = built()
-    clear = next(f for f in page.fns.values() if f.js == launch.FORGET)
-    triggers = {page.blocks[target].elem_id for target, event in clear.targets if event == "input"}
-    assert {
-        "new-kind",
-        "new-name",
-        "recipe-amphista",
-        "preset-sds",
-        "sds-field-pattern",
-        "dlqat-field-bits",
-    } <= triggers
-    assert [output.elem_id for output in clear.outputs] == ["new-said"]
-
-
-def test_recipes_are_explained_on_their_cards() -> None:
-    drafter = kinds()["amphista"]
-    shown = launch.cards(drafter.recipes, drafter.notes, {"Medusa": "about 1 min"})
-    names = {name: card for card, name in shown}
-    assert names["Medusa"] == "Medusa\nIndependent heads.\nabout 1 min"
-    assert [*names] == ["Amphista", "Medusa", "Hydra", "EAGLE"]
-    assert launch.cards({"thorough": {}}, {}, {}) == [("thorough", "thorough")]

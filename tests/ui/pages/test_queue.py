@@ -50,11 +50,6 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     assert board(state="nonsense") == board()
 
 
-def test_empty_lists_say_so_and_lead_on(tables: Settings) -> None:
-    assert "No active jobs." in board()
-    assert 'href="new"' in board(state="failed")
-
-
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:
     html = str(jobs.draw(asked(GUEST))["board"])
     button = re.search(r'<button[^>]*data-testid="cancel-sds-0003"[^>]*>', html)
@@ -74,26 +69,6 @@ def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Setti
     act(pressed("kill", "sds-0002"), asked())
     assert queries.job(2).desired == "kill"
     assert actions(queries.job(2), HOST) == []
-
-
-def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
-    said = act(pressed("retry", "sds-0004"), asked())
-    new, old = queries.job(6), queries.job(4)
-    assert "sds-0006" in said["value"]
-    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
-    assert {k: new.config[k] for k in old.config} == old.config
-    act(pressed("resume", "sds-0005"), asked())
-    assert queries.job(5).state == "queued"
-
-
-def test_a_waiting_run_can_be_put_first(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)
-    act(pressed("retry", "sds-0004"), asked())
-    assert "next-sds-0003" not in board() and "next-sds-0006" in board()
-    act(pressed("next", "sds-0006"), asked())
-    assert [job.id for job in scheduling.queued()] == [6, 3]
-    said = act(pressed("next", "sds-0002"), asked())
-    assert "sds-0002 is not queued." in said["value"]
 
 
 @pytest.mark.parametrize("do", ["", "delete", "None", "${1}<b>"])
@@ -120,6 +95,3 @@ def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPat
     assert jobs.STALLED not in board()
     monkeypatch.setattr(scheduling, "ALIVE_MS", -1)
     assert jobs.STALLED in board()
-
-
-# Everywhere ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from tests.ui.lab import job, measured, store
-from ui.pages.run.lineage import ancestors, lineage_card
+from ui.pages.run.lineage import ancestors
 
 
 def chain() -> None:
@@ -35,17 +35,3 @@ def test_ancestors_and_what_started_from_a_run_are_found(current: Settings) -> N
     ]
     assert [x.run for x in queries.runs_from("dlqat-0002", 1)] == ["benchmark-0004"]
     assert [x.run for x in queries.runs_from("amphista-0003", 9)] == ["benchmark-0004"]
-
-
-def test_the_card_links_every_run_and_says_what_it_changed(current: Settings) -> None:
-    chain()
-    html = lineage_card(queries.job("dlqat-0002"))
-    places = [
-        html.index(name) for name in ("<b>toy</b>", "sds-0001", "dlqat-0002", "benchmark-0004")
-    ]
-    assert places == sorted(places)
-    assert 'href="run?id=sds-0001"' in html and "perplexity 12.5" in html and "2:4" in html
-    assert html.index('aria-current="true"') < html.index("dlqat-0002")
-    assert lineage_card(queries.job("sds-0006")) == ""  # stands alone
-    store(job(7, kind="dlqat", config={"model": "dlqat-0007"}))  # no circle is followed
-    assert "dlqat-0007" in lineage_card(queries.job("dlqat-0007"))

@@ -15,7 +15,6 @@ from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOK
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
 from ui.pages.run.quality import format_sizes, sparse_products
-from ui.runs.choices import saved
 
 PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],
             "break_even": 0.78}  # fmt: skip
@@ -93,26 +92,6 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     measuring = quality.update(queries.job(1))
     assert "as they are measured" in measuring["findings"]
     assert measuring["charts"]["visible"] is True
-
-
-def test_texts_that_are_there_are_not_called_missing(lab: Settings) -> None:
-    texts = result(1, "sds", "greedy_agreement", 0.5, samples=sample("the cat ran"))
-    store(job(1, kept_stage="sds"), model_folder(1, 9), texts)
-    shown = quality.update(queries.job(1))
-    assert "the cat ran" in shown["samples"]
-    assert "Size and speed of this model have not been measured yet." in shown["findings"]
-
-
-def test_after_an_evaluation_that_failed_there_can_be_another(lab: Settings) -> None:
-    store(job(1), model_folder(1, 9), evaluation(2, "sds-0001", state="failed"))
-    words = quality.update(queries.job(1))["findings"]
-    assert "evaluation-0002" in words and "new?kind=evaluation" in words
-
-
-def test_runs_that_left_a_model_can_be_chosen_before_the_models(lab: Settings) -> None:
-    store(job(1, name=""), model_folder(1, 9), job(2))
-    values = [value for _, value in saved()]
-    assert values[0] == "sds-0001" and "sds-0002" not in values and "toy" in values
 
 
 def test_sizes_are_told_as_shares_and_speeds_beside_the_models_own_zeros() -> None:

@@ -8,12 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from backend.store import queries
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
 from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
 from ui.pages.sensitivity import page
-from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, NOT_MEASURED
+from ui.pages.sensitivity.panels import CHARTS, CURVE, MAP, NOT_MEASURED
 from ui.pages.sensitivity.panels import WORST as FIRST
 from ui.pages.sensitivity.selection import SensitivitySelection, SensitivityView
 
@@ -89,13 +88,6 @@ def test_a_curve_marks_what_was_measured_over_bits_or_over_sparsity() -> None:
     assert bits.figure.layout.shapes[0].x0 == 3.25
 
 
-def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
-    drawn = chart(AGREEMENT, format="int2-g64")
-    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
-    assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
-    assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
-
-
 def test_a_figure_that_was_not_measured_says_where_it_was() -> None:
     for panel in (MAP, FIRST):
         said = chart(panel, format="int2-g64", figure="kl").figure
@@ -111,17 +103,6 @@ def test_a_profile_at_work_shows_its_blocks_and_the_next_when_it_is_there() -> N
     store(*more[7:14])
     later = page.SHARED.refresh(shown["seen"], selection)
     assert "in 2 blocks" in later["map_note"] and "value" not in later["layer"]
-
-
-def test_what_is_not_there_says_what_fills_it() -> None:
-    waiting = opened(run="profile-0003")["notice"]["value"]
-    assert "profile-0003 has measured no layer yet. They appear here block by block" in waiting
-    assert "There is no run profile-0099" in opened(run="profile-0099")["notice"]["value"]
-
-
-def test_without_profiles_one_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "runs_with_profile", lambda _name: [])
-    assert 'href="new?kind=profile"' in opened()["notice"]["value"]
 
 
 def test_clicks_choose_a_layer_and_a_format() -> None:
