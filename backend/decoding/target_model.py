@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree, chain
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.families import LONG, stable_context, unsupported
 from backend.decoding.native.model import NativeModel

@@ -11,7 +11,7 @@ from typing import Any
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.engine import decode
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.prompt_lookup import PromptLookupFirst
 from backend.decoding.proposers import Proposer
 from backend.drafters.generate import Detokenizer, refuse_processors
