@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.decoding.native import structures as c
-from backend.decoding.native.cache import CacheBlocks, NativeCache
+from backend.decoding.native.cache import CacheBlock, CacheBlocks, NativeCache
 from backend.decoding.native.compiler import NATIVE, instructions, library
 from backend.decoding.native.families import (
     ACTIVATIONS,
@@ -85,14 +85,14 @@ class NativeBlocks:
         if getattr(self._library, function)(self.structure, *arguments):
             raise MemoryError("The native decoder ran out of memory or threads.")
 
-    def new_cache(self, capacity: int) -> NativeCache:
-        """An empty cache for `capacity` tokens."""
-        if not 0 < capacity <= MOST_ROWS:
+    def new_cache(self, capacity: int, held: Sequence[CacheBlock] = ()) -> NativeCache:
+        """A cache for `capacity` tokens, which begins with those that fill the blocks `held`."""
+        if not 0 < capacity <= MOST_ROWS or len(held) * c.BLOCK > capacity:
             raise ValueError(f"a cache cannot hold {capacity} tokens")
         with self._tabulating:
             if min(capacity, self._stable) > self._rows:
                 self._tabulate(max(capacity, 2 * self._rows))
-        return NativeCache(self.call, self.cached, capacity)
+        return NativeCache(self.call, self.cached, capacity, held, len(held) * c.BLOCK)
 
     def __call__(
         self, states: Tensor, cache: NativeCache,

@@ -6,12 +6,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 from weakref import WeakSet
 
 import torch
 
 from backend.decoding.native import structures as c
 from backend.decoding.native.structures import BLOCK
+from backend.models.kv_cache import PreallocatedCache
 
 
 def blocks_for(tokens: int) -> int:
@@ -134,3 +136,6 @@ class NativeCache:
             raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
         held = self._held[: blocks_for(length)]
         return NativeCache(self._call, self.blocks, capacity, held, length)
+
+
+DecodingCache: TypeAlias = PreallocatedCache | NativeCache

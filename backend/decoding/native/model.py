@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from backend.decoding.draft_tree import Tree
 from backend.decoding.native import structures as c
 from backend.decoding.native.blocks import NativeBlocks
-from backend.decoding.native.cache import NativeCache
+from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.compiler import NATIVE, CompilerError, library
 from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
 from backend.decoding.native.weights import HEAD_GROUP
@@ -49,7 +49,7 @@ class Segment:
     """What a pass appends to one sequence: the next tokens `ids`, or those of a `tree`; logits are
     wanted of the last `read_out`."""
 
-    cache: NativeCache
+    cache: DecodingCache
     ids: Sequence[int]
     tree: Tree | None = None
     read_out: int = 0
@@ -103,14 +103,15 @@ class NativeModel(NativeBlocks):
         """One pass over segments of several sequences: hidden states [n, width] of all tokens, and
         logits [r, vocabulary] of those that are read out, segment after segment."""
         ids, positions = list[int](), list[int]()
+        caches = [x.cache for x in segments if isinstance(x.cache, NativeCache)]
         for segment in segments:
             start, tree = segment.cache.length, segment.tree
             ids += segment.ids
             depths = range(len(segment.ids)) if tree is None else tree.depths
             positions += [start + depth for depth in depths]
         return self._pass(
-            torch.tensor(ids), [len(x.ids) for x in segments], [x.cache for x in segments],
-            torch.tensor(positions), [x.tree and x.tree.ancestors() for x in segments],
+            torch.tensor(ids), [len(x.ids) for x in segments], caches,
+            torch.tensor(positions), [None if x.tree is None else x.tree.ancestors() for x in segments],
             [x.read_out for x in segments],
         )  # fmt: skip
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel
 
-from backend.decoding.native import structures
 from backend.decoding.draft_tree import chain
+from backend.decoding.native import structures
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.compiler import CompilerError, library
 from backend.decoding.native.linear import NativeLinear
