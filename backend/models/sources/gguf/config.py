@@ -40,9 +40,7 @@ def config_values(architecture: str, values: Values, factors: Factors) -> dict[s
     heads = int(values["attention.head_count"])
     width, head = int(values["embedding_length"]), int(values.get("attention.key_length", 0))
     head = head or width // heads
-    known = {"head_dim": head}
-    if architecture == "phi3":
-        known = {}  # width / heads
+    known: dict[str, Any] = {} if architecture == "phi3" else {"head_dim": head}
     rotated = int(values.get("rope.dimension_count", head))
     known |= _ropes(architecture, values, factors, head, rotated)
     if architecture in PERIODS:
@@ -86,7 +84,11 @@ def _rope(values: Values, factors: Factors, head: int, rotated: int) -> dict[str
         raise UnknownRopeError(f"Its rotary positions are scaled by {kind[:40]}.")
     if "rope_factors_long" in factors:
         both = {f"{x}_factor": factors[f"rope_factors_{x}"].tolist() for x in ("short", "long")}
-        rope |= {"rope_type": "longrope", "original_max_position_embeddings": int(original), **both}
+        rope |= {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": int(original or 0),
+            **both,
+        }
         if "rope.scaling.attn_factor" in values:
             rope["attention_factor"] = float(values["rope.scaling.attn_factor"])
     elif "rope_freqs" in factors:

@@ -144,12 +144,12 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         if tensor.name.startswith(FACTORS) and tensor.tensor_type.name == "F32"
     }
     try:
-        known = config_values(architecture, numbers, factors)
+        more = config_values(architecture, numbers, factors)
     except UnknownRopeError as error:
         raise _refused(str(error)) from error
     kind = MODEL_TYPES.get(architecture, architecture)
     return {
-        "architectures": [ARCHITECTURES[architecture]], "model_type": kind, **sizes, **known,
+        "architectures": [ARCHITECTURES[architecture]], "model_type": kind, **sizes, **more,
     }  # fmt: skip
 
 
