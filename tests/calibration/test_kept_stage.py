@@ -52,7 +52,7 @@ def test_the_simplest_that_is_not_told_apart_from_the_best_is_kept(
 
 @pytest.mark.parametrize(
     ("count", "kept", "said"),
-    [(4, "gptq", "4 windows are too few to tell"), (5, "qat", "(-39.3 %")],
+    [(4, "gptq", "4 windows are too few to tell"), (5, "qat", "(perplexity −39.3 %")],
 )
 def test_too_few_windows_are_no_evidence(count: int, kept: str, said: str) -> None:
     few = {s: each[:count] for s, each in losses(gptq=0, m=0.1, qat=-0.5).items()}
