@@ -19,9 +19,11 @@ from backend.store.integrity import check_integrity
 from backend.store.session import database_ms, writing
 from backend.store.tables import CLUSTER, Job, Supervisor
 from ui import app, frame
+from ui.app import not_found
 from ui.format import moment
 from ui.pages import pages
 from ui.static import FOREVER, SCRIPT_URL
+from ui.theme import DARK, LIGHT
 
 
 def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **headers: str) -> Any:
@@ -170,3 +172,15 @@ def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
         assert len(named) == len(set(named))
     public = [d for d in config["dependencies"] if d.get("api_visibility") == "public"]
     assert not [d for d in public if d.get("backend_fn")]
+
+
+def test_an_unknown_address_gets_a_page_whose_text_is_text() -> None:
+    with TestClient(Starlette(exception_handlers={404: not_found})) as client:
+        page = client.get("/<b>nothing", headers={"accept": "text/html"})
+        assert page.status_code == 404 and page.headers["content-type"].startswith("text/html")
+        assert "There is no page at /&lt;b&gt;nothing" in page.text and 'href="runs"' in page.text
+        assert f"--text:{LIGHT.text};" in page.text and f"--text:{DARK.text};" in page.text
+        deeper = client.get("/weights/map/x", headers={"accept": "text/html"}).text
+        assert 'href="../../"' in deeper and 'href="../../runs"' in deeper
+        answer = client.get("/nothing", headers={"accept": "application/json"})
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})

@@ -16,13 +16,13 @@ from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.store.session import writing
 from backend.store.tables import Event, Job
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
 from ui.runs import table
 from ui.runs.columns import AGE, Column, columns, find_column, visible_columns
 from ui.runs.filter import RunFilter
-from ui.runs.results import setting_summary
+from ui.runs.results import format_stderr, format_value, setting_summary
 from ui.runs.rows import RunRow, all_rows, chosen, rows
 from ui.runs.view import TableQuery, TableResult
 
@@ -192,3 +192,19 @@ def test_the_disk_space_of_runs_sorts_them() -> None:
     disk = columns(found)["disk"]
     assert [row.job.id for row in table.sorted_rows(found, disk, True)] == [3, 1, 2]
     assert [str(disk.html(row)) for row in found] == ["2.0 MB", "–", "5.0 MB"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stderr", "written"),
+    [
+        ("accuracy/endings", 0.5573, 0.0359, ("55.73", "3.6")),
+        ("top1_agreement", 0.9468, 0.0039, ("94.68", "0.39")),
+        ("perplexity", 19.702, 1.16, ("19.70", "1.2")),
+        ("perplexity", 19.702, None, ("19.70", "")),
+    ],
+)
+def test_an_error_is_in_the_unit_of_its_value(
+    name: str, value: float, stderr: float | None, written: tuple[str, str]
+) -> None:
+    shown = metric(MetricKey.parse(name))
+    assert (format_value(shown, value), format_stderr(shown, stderr)) == written
