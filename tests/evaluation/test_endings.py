@@ -1,4 +1,4 @@
-"""Endings of passages are those the model finds likeliest; ratings are those votes make likeliest."""
+"""Endings are those the model finds likeliest; ratings are those that votes make likeliest."""
 
 from __future__ import annotations
 

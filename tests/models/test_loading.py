@@ -1,4 +1,4 @@
-"""Models are loaded as plain transformers has them, saved, hashed, and refused where they are bad."""
+"""Models are loaded as plain transformers loads them, saved, hashed, and refused if bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transactions that survive a kill, migrations that match the tables, curves thinned by the store."""
+"""Transactions that survive a kill, migrations that match the tables, curves thinned in SQL."""
 
 from __future__ import annotations
 
