@@ -11,7 +11,7 @@ from backend.store.tables import Job, Result
 from tests.ui.conftest import HOSTILE, job_row, result_rows
 from tests.ui.lab import job, measured, store
 from ui.pages.run.details import reproduction_card
-from ui.pages.run.lineage import ancestors
+from ui.pages.run.lineage import ancestors, lineage_card
 
 
 def chain() -> None:
@@ -77,3 +77,17 @@ def test_a_replay_that_waits_is_open_and_a_single_run_has_no_card(seeded: Settin
         session.get_one(Job, 6).state = State.QUEUED
     html = reproduction_card(queries.job(6))
     assert "open" in html and "once both have succeeded" in html and "<table" not in html
+
+
+def test_the_card_links_every_run_and_says_what_it_changed(current: Settings) -> None:
+    chain()
+    html = lineage_card(queries.job("dlqat-0002"))
+    places = [
+        html.index(name) for name in ("<b>toy</b>", "sds-0001", "dlqat-0002", "benchmark-0004")
+    ]
+    assert places == sorted(places)
+    assert 'href="run?id=sds-0001"' in html and "perplexity 12.5" in html and "2:4" in html
+    assert html.index('aria-current="true"') < html.index("dlqat-0002")
+    assert lineage_card(queries.job("sds-0006")) == ""  # stands alone
+    store(job(7, kind="dlqat", config={"model": "dlqat-0007"}))  # no circle is followed
+    assert "dlqat-0007" in lineage_card(queries.job("dlqat-0007"))
