@@ -1,7 +1,5 @@
 """Benchmarks do what they say, on toys."""
 
-from __future__ import annotations
-
 import json
 import sys
 from copy import deepcopy

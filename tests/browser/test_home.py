@@ -1,7 +1,5 @@
 """The first visit, a presentation that a phone follows, deletion with undo, and Back."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

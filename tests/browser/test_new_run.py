@@ -1,7 +1,5 @@
 """From a run to its sweep and to its evaluation, and the form of a new run, by hand."""
 
-from __future__ import annotations
-
 import re
 
 from playwright.sync_api import Page, expect

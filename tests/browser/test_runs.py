@@ -1,7 +1,5 @@
 """Finding, sorting, comparing and saving runs, by mouse and by keyboard alone."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

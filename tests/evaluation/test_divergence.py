@@ -1,7 +1,5 @@
 """Divergence against the whole distributions in double precision; samples against transformers."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 

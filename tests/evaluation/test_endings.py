@@ -1,7 +1,5 @@
 """Endings are those the model finds likeliest; ratings are those that votes make likeliest."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the speed room computes of the times it takes; no test here asserts a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Whole folders: loaded by a process that knows nothing of Slimscope, measured, read again."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a format cannot hold is refused, and those that can are named; what a card says."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

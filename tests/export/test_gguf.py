@@ -1,7 +1,5 @@
 """GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

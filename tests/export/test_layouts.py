@@ -1,8 +1,6 @@
 """One layer as the tensors of a format, against the decompressor of compressed-tensors and the
 arithmetic of GPTQ kernels, and back."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32

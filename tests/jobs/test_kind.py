@@ -1,7 +1,5 @@
 """Kinds are found by their folders, name their work without importing it, and learn of plugins."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -1,7 +1,5 @@
 """The registry of metrics, and figures in sentences."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from hypothesis import given

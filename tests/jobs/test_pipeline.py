@@ -1,7 +1,5 @@
 """Pipelines: runs that wait for one another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What no run of any kind can work with is refused before it is queued."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

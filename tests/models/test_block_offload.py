@@ -1,7 +1,5 @@
 """A streamed model, and weights read from files, are the whole model, a block at a time."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

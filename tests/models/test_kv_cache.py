@@ -1,7 +1,5 @@
 """The preallocated cache: what a model computes and writes with it, and the rows it keeps."""
 
-from __future__ import annotations
-
 from itertools import islice
 
 import pytest

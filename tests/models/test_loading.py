@@ -1,7 +1,5 @@
 """Models are loaded as plain transformers loads them, saved, hashed, and refused if bad."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """The whole method on the toy model: the driver, the orderings of its stages, the decision."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean

@@ -1,7 +1,5 @@
 """The plan of a run: made of a config and layers, stored as JSON, executed by the job."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The re-dense step against closed forms and a long plain descent."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import example, given, settings

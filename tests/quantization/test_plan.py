@@ -1,7 +1,5 @@
 """The plan of a run: which layers are quantized and how, the stages, what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Tags, notes and named views: who may write them, and what stays as it is."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConfigError

@@ -1,7 +1,5 @@
 """What becomes of a job whose process has ended, the order of the queue, and logs read in parts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

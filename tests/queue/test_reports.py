@@ -1,7 +1,5 @@
 """Reports: who may write them, what they hold, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError

@@ -1,7 +1,5 @@
 """Maps of a matrix, and parts of one read from its file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

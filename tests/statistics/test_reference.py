@@ -1,7 +1,5 @@
 """Figures of a stage against the dense tensor, and over channels, against plain numpy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

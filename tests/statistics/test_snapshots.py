@@ -1,7 +1,5 @@
 """Snapshots and histograms of tensors against numpy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

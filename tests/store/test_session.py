@@ -1,7 +1,5 @@
 """Transactions that survive a kill, migrations that match the tables, curves thinned in SQL."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 from pathlib import Path

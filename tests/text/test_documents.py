@@ -1,7 +1,5 @@
 """The parts of a corpus share no document; the signs of wikitext become plain text."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Prompts: the built-in sets, files of questions, and what a tokenizer makes of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Slices are reproducible, of the part they should be, and apart from each other."""
 
-from __future__ import annotations
-
 import json
 from itertools import combinations, pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The rows a model is trained on: plain text, and instructions of which the answer is judged."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from random import Random

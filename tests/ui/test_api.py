@@ -1,7 +1,5 @@
 """The JSON API of the real dashboard: the same figures, rules and words as everywhere else."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """Who asks, what the address says, what the status strip tells, and what every page holds."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any

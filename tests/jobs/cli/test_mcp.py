@@ -1,7 +1,5 @@
 """The tools an agent has, called the way an agent calls them, without a process between."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

@@ -1,7 +1,5 @@
 """A drafter trained as a job: its record and its files."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

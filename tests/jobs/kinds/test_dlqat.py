@@ -1,7 +1,5 @@
 """DL-QAT on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A saved model beside its dense one, as a job: what is measured, told, and refused."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace

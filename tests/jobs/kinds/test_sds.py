@@ -1,7 +1,5 @@
 """SDS on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,8 +1,6 @@
 """The hub itself is not at hand in tests: its client is made to fail in each of its ways, and asked
 seldom."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

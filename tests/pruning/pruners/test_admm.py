@@ -1,7 +1,5 @@
 """ADMM against exact least squares, and against the pruners it must beat."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Block-wise training of rounded weights: nearer to the dense model, resumable, keeps zeros."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

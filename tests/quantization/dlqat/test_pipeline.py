@@ -1,7 +1,5 @@
 """A whole DL-QAT run on the toy: every stage, in order, resumable, and what each is worth."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from pathlib import Path

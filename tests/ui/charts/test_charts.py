@@ -1,7 +1,5 @@
 """Figures, and the sentences above them, say what the tables say."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

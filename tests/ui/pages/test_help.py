@@ -1,7 +1,5 @@
 """The page Help says what is true: its examples are carried out here."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shlex

@@ -1,7 +1,5 @@
 """The launch page: preview, refusal, queueing, and what there is to choose from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Jobs, and what holds everywhere, on a data folder with a run in every state."""
 
-from __future__ import annotations
-
 import re
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Reports: what is added from every page, how it is shown, and the file it is exported to."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

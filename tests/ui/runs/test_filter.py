@@ -1,7 +1,5 @@
 """The language of the filter."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,8 +1,6 @@
 """The table of runs: columns from the data, sorting, baseline and pins, export, and texts that do
 nothing."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

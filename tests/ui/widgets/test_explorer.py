@@ -1,7 +1,5 @@
 """What pages that look into one run share: the selection, its controls, and reading by mark."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pages of runs whose stages are no models: a drafter, a benchmark, an answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

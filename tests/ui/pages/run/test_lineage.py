@@ -1,7 +1,5 @@
 """From the first model to a run, to what started from it, and to what repeats it."""
 
-from __future__ import annotations
-
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.migrate import upgrade

@@ -1,7 +1,5 @@
 """The page of one run: its figures, its curves, its log by byte, and the files it may give."""
 
-from __future__ import annotations
-
 import base64
 import re
 from pathlib import Path

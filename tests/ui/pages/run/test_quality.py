@@ -1,7 +1,5 @@
 """Quality, size and speed of a run's model: words, charts, samples, and the way to have them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import plotly.graph_objects as go

@@ -1,7 +1,5 @@
 """The Sensitivity page: what each event shows, and what its charts say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
 from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
 from ui.pages.sensitivity import page
-from ui.pages.sensitivity.panels import CHARTS, CURVE, MAP, NOT_MEASURED
+from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, NOT_MEASURED
 from ui.pages.sensitivity.panels import WORST as FIRST
 from ui.pages.sensitivity.selection import SensitivitySelection, SensitivityView
 
@@ -110,3 +108,10 @@ def test_clicks_choose_a_layer_and_a_format() -> None:
     assert page.choose(other)["layer"] == "model.layers.1.self_attn.q_proj"
     assert page.choose(other)["format"] == "70%"
     assert "Block 1, q_proj at 70 %" in page.choose(other)["curve_title"]
+
+
+def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
+    drawn = chart(AGREEMENT, format="int2-g64")
+    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
+    assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
+    assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
