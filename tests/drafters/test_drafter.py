@@ -202,14 +202,6 @@ def test_a_matched_medusa_has_as_many_weights() -> None:
     assert abs(matched / whole - 1) < 0.1 and plain < whole / 5
 
 
-def test_stages_are_divided_among_the_heads() -> None:
-    target = base("grouped")
-    early, late = torch.zeros(1, 32), torch.ones(1, 32)
-    drafter = drafter_of(target, heads=5, **ARMS["Staged adaptation only"])
-    drafter.norm, drafter.stream_scale = torch.nn.Identity(), torch.ones(32)
-    assert drafter.slots([early, late])[0, :, 0].tolist() == [0, 0, 1, 1, 1]
-
-
 def test_a_reduced_vocabulary_reads_the_same_rows() -> None:
     target = base()
     ids = torch.tensor([3, 77, 200])

@@ -284,19 +284,6 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
         vocabulary_of(saved, 512)
 
 
-def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
-    space = {"String": " "}
-    step = {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False}
-    replaced = {"type": "Replace", "pattern": space, "content": "▁"}
-    bpe = {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}
-    stored = {"model": bpe, "normalizer": replaced, "pre_tokenizer": step}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
-    assert vocabulary_of(tmp_path, 1).space is False
-    (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"normalizer": None}))
-    with pytest.raises(ConfigError, match="Split"):
-        vocabulary_of(tmp_path, 1)
-
-
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     made.normalizer = normalizers.Sequence(

@@ -1,6 +1,5 @@
 """Who asks, what the address says, what the status strip tells, and what every page holds."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,24 +130,6 @@ def test_the_plotly_script_is_the_packages_own_compressed_and_kept(client: TestC
 @pytest.fixture(scope="module")
 def config(built: gr.Blocks) -> dict[str, Any]:
     return built.get_config_file()
-
-
-def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) -> None:
-    by_id = {c["id"]: c for c in config["components"]}
-    assert [path for path, _, _ in config["pages"]] == [p.path for p in pages()]
-    for page in pages():
-        held = [by_id[i]["props"] for i in config["page"][page.path]["components"]]
-        headers = [p for p in held if p.get("elem_id") == "frame-header"]
-        assert len(headers) == 1
-        html = headers[0]["value"]
-        marked = re.findall(r'aria-current="(\w+)">(?:<svg.*?</svg>)?([^<]+)<', html)
-        within = [("true", page.section)] if page.section not in ("", page.name) else []
-        inside = frame.navigation(page, pages())[1]
-        alone = page.section == page.name
-        own = [("page", page.name)] if page.listed else [("true", page.section)] if inside else []
-        assert sorted(marked) == sorted([*within, *own, *(own if alone and inside else [])])
-        headings = [p for p in held if str(p.get("value", "")).startswith("<h1>")]
-        assert len(headings) == page.heading
 
 
 def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:

@@ -37,13 +37,6 @@ def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
     return asyncio.run(run())
 
 
-def test_an_agent_finds_out_what_can_be_run(queue: Path) -> None:
-    (kinds,) = talk(mcp_server.build(HOST), ("kinds", {}))
-    by_name = {kind["name"]: kind for kind in kinds}
-    assert {"sds", "count"} <= set(by_name)
-    assert by_name["count"]["schema"]["properties"]["steps"]["type"] == "integer"
-
-
 def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
     made, listed, ended, again, shown = talk(
         mcp_server.build(HOST),

@@ -167,16 +167,6 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     assert words in verdicts(found)[0] and "20 tokens/s (19 to 22)" in verdicts(found)[0]
 
 
-def test_where_leaving_out_zeros_pays_is_told() -> None:
-    about = {"zeros": [0.5, 0.9], "own": 0.5}
-    never = {(MODEL, PRODUCT_SPEED_UP): row(MODEL, PRODUCT_SPEED_UP, 0.4, break_even=None, **about)}
-    assert (
-        "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in verdicts(never)[0]
-    )
-    once = {(MODEL, PRODUCT_SPEED_UP): row(MODEL, PRODUCT_SPEED_UP, 0.4, break_even=0.87, **about)}
-    assert "it pays from 87 % zeros on" in verdicts(once)[0]
-
-
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [

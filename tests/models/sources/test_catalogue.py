@@ -268,11 +268,6 @@ def test_a_name_that_no_file_can_have_is_refused(current, name):
     assert refusal(name if name[0] == "~" else current.root / "models" / name)
 
 
-def test_a_path_that_is_not_there(current):
-    assert "no folder" in refusal(current.root / "models" / "none").why
-    assert "no folder" in refusal(current.root / "models" / "none.gguf").why
-
-
 def test_entries_list_what_is_on_disk(data_dir, tmp_path, monkeypatch):
     shutil.copytree(TOY_FOLDER, tmp_path / "shelf" / "org" / "one")
     (tmp_path / "shelf" / "two.gguf").write_bytes(b"")

@@ -67,13 +67,6 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
     assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
 
-def test_one_that_succeeded_is_told_rather_than_a_newer_one_that_failed(lab: Settings) -> None:
-    store(
-        job(1), evaluation(2, "sds-0001"), *evaluated(2), evaluation(3, "sds-0001", state="failed")
-    )
-    assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
-
-
 def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Settings) -> None:
     store(job(1), model_folder(1, 9), job(2))
     shown = quality.update(queries.job(1))

@@ -52,17 +52,6 @@ def test_a_profile_opens_in_a_measured_format_at_its_worst_layer() -> None:
     assert ["Block 0, down_proj", WORST] in shown["layer"]["choices"]
 
 
-def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
-    """At 2 bits the worst loses 2 x 0.2 x 40 nats."""
-    losses = view(format="int2-g64").table["predicted"].to_numpy()
-    others = int((losses[::-1].cumsum() <= losses[0]).sum())
-    assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
-    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
-    assert chart(MAP, format="int2-g64").headline == f"{said} together"
-    assert " at 50 %, " in chart(MAP, format="50%").headline
-    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline
-
-
 def test_cells_are_on_a_log_scale_and_the_table_has_all_layers_worst_first() -> None:
     drawn = chart(MAP)
     z = np.array(drawn.figure.data[0].z, float)
