@@ -73,7 +73,7 @@ def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def rows() -> Iterator[Table]:
     """A row of every table, and odd values."""
     made = {"owner": "mira", "config_hash": "", "created_at": 1, "queued_at": 2}
-    for number in (example_number("sds"), 1, 2):
+    for number in (example_number("sds", 1), 1, 2):
         yield Job(
             id=number, kind="sds", config={"model": ODD}, state="succeeded", name=ODD.strip(),
             parent=None if number < 2 else 1, tags=["a", "Ä"], purged=number == 2, **made,

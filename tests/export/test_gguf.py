@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     PretrainedConfig,
+    Qwen3Config,
 )
 
 from backend.errors import ConfigError
@@ -31,6 +32,8 @@ from backend.export.reading import read_layers
 from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
+from backend.models.sources.gguf.config import UnknownRopeError, config_values
+from backend.models.sources.gguf.conversion import convert
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings
@@ -120,6 +123,16 @@ def test_codes_are_carried_over_exactly(
     assert kinds["blk.0.attn_q.weight"] == Kind[type] and kinds["token_embd.weight"] == Kind.F16
 
 
+def test_of_a_grid_with_zero_points_only_the_minimum_is_rounded(
+    toy: LoadedModel, packed: Callable, file: Path
+) -> None:
+    write_gguf(packed(4, 32, "zero-point"), file, "Q4_1", True, "Toy", QUIET)
+    assert 0 < largest_difference(file, toy) < 2**-10
+    tensor = next(t for t in gguf.GGUFReader(file).tensors if "ffn_up" in t.name)
+    codes = tensor.data.reshape(-1, 20)[:, 4:]
+    assert len(np.unique(codes & 15)) == 16  # as they were, not moved by the rounding
+
+
 @pytest.mark.parametrize(("bits", "size"), [(4, 32), (3, 64)])
 def test_of_a_grid_with_offsets_nothing_is_rounded(
     toy: LoadedModel, packed: Callable, file: Path, bits: int, size: int
@@ -152,6 +165,15 @@ def test_what_a_type_cannot_hold_is_refused(type: str, layout: tuple, why: str) 
         choose_type(type, Layout("gptq_v2", *layout), "float16")
 
 
+def test_auto_is_the_smallest_that_holds_the_codes() -> None:
+    found = [
+        choose_type("auto", Layout("compressed-tensors", bits, 64, grid_type), "float16")
+        for bits, grid_type in ((4, "symmetric"), (3, "zero-point"), (6, "zero-point"))
+    ]
+    assert found == ["Q4_0", "Q4_1", "Q8_0"]
+    assert [choose_type("auto", None, d) for d in ("bfloat16", "float32")] == ["BF16", "F16"]
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -167,7 +189,8 @@ def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> N
 
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32,
-         "num_attention_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}  # fmt: skip
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+         "pad_token_id": 0}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64, "rope_theta": 1e4}  # fmt: skip
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0],
@@ -232,6 +255,45 @@ def test_a_family_has_the_keys_and_tensors_that_llama_cpp_reads(
         assert tensors["rope_factors_long.weight"].tolist() == [3.0, 4.0]
 
 
+ROUND_TRIPS: dict[str, PretrainedConfig] = {
+    **{name: config for name, (config, _) in FAMILIES.items() if name != "gemma"},
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "linear": LlamaConfig(
+        **SIZES, head_dim=32,
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_file_of_a_family_computes_what_it_was_written_from(
+    name: str, saved: Path, file: Path
+) -> None:
+    config = ROUND_TRIPS[name]
+    parameters = written(config, saved, file)
+    convert(file, folder := file.parent / "converted")
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    own = AutoModelForCausalLM.from_config(config)
+    own.load_state_dict(parameters, strict=False)
+    own.tie_weights()
+    ids = torch.randint(512, (1, 100))  # longer than windows and original contexts
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, own(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("factors", "why"),
+    [([1, 1, 3, 1, 2, 8, 8, 8], "of its own"), ([1, float("nan")], "of its own"), ([1], "own")],
+)
+def test_unknown_factors_of_frequencies_are_refused(factors: list[float], why: str) -> None:
+    values = {"attention.head_count": 2, "embedding_length": 32}
+    tensors = {"rope_freqs": np.array(factors, np.float32)}
+    with pytest.raises(UnknownRopeError, match=why):
+        config_values("llama", values, tensors)
+    with pytest.raises(UnknownRopeError, match="scaled by su"):
+        config_values("llama", values | {"rope.scaling.type": "su"}, {})
+
+
 def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path: Path) -> None:
     config = FAMILIES["llama"][0]
     written(config, saved, file := tmp_path / "it.gguf")
@@ -282,6 +344,19 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(saved: Path) -> None:
     path.write_text(json.dumps(stored | {"pre_tokenizer": {"type": "Whitespace"}}))
     with pytest.raises(ConfigError, match="Whitespace"):
         vocabulary_of(saved, 512)
+
+
+def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
+    space = {"String": " "}
+    step = {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False}
+    replaced = {"type": "Replace", "pattern": space, "content": "▁"}
+    bpe = {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}
+    stored = {"model": bpe, "normalizer": replaced, "pre_tokenizer": step}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    assert vocabulary_of(tmp_path, 1).space is False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"normalizer": None}))
+    with pytest.raises(ConfigError, match="Split"):
+        vocabulary_of(tmp_path, 1)
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import jobs
 from backend.errors import ConfigError
+from backend.options import Options, option
 from jobs.kind import Kind, kind_named, kinds
 
 
@@ -83,3 +84,22 @@ def test_a_quantizer_becomes_a_stage_that_is_costed_and_exported() -> None:
 
 def test_a_stage_takes_the_disk_of_the_model_whatever_the_pruner() -> None:
     run(PRUNER, "pruner")
+
+
+class Baking(Options):
+    temperature: int = option(180, "Heat", ge=20, unit="degrees", advanced=True)
+    """Of the oven,
+    not of the room."""
+    bread: str = "rye"
+
+
+class Rolls(Baking):
+    """Says nothing of the heat itself."""
+
+
+def test_the_text_below_an_option_is_its_description_in_one_line() -> None:
+    heat = Rolls.model_fields["temperature"]
+    assert heat.description == "Of the oven, not of the room."
+    assert heat.json_schema_extra == {"unit": "degrees", "advanced": True}
+    assert Rolls.model_json_schema()["properties"]["temperature"]["description"] == heat.description
+    assert Rolls.model_fields["bread"].description is None

@@ -63,11 +63,11 @@ def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
 def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its column, its unit, its direction and the axis of its curve follow."""
     key = MetricKey("agreement")
-    added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block", headline=True)
+    added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block")
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
     row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
     column = columns(row)["agreement"]
-    assert (column.title, column.usual) == ("Agreement, %", True)
+    assert (column.title, column.usual) == ("Agreement, %", False)
     assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
     assert y_title(key) == "Agreement, %, mean over a block"
     points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})
@@ -91,6 +91,6 @@ def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
 
 
 def test_a_change_that_rounds_to_nothing_is_none() -> None:
-    assert relative_change(9.0, 10.0) == "10.0 % below"
-    assert relative_change(10.3, 10.0) == "3.0 % above"
-    assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "level with"
+    assert relative_change(9.0, 10.0) == "10.0 % lower than"
+    assert relative_change(10.3, 10.0) == "3.0 % higher than"
+    assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "equal to"

@@ -117,7 +117,7 @@ def test_an_example_has_a_name_and_takes_no_number() -> None:
         for number in (1, 2):
             session.delete(session.get_one(Job, number))
     count_on()
-    add(number := example_number("sds"))
+    add(number := example_number("sds", 1))
     assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
     for change in (labels.rename, labels.annotate):
         with pytest.raises(ConflictError, match="read-only"):

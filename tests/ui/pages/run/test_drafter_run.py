@@ -84,7 +84,7 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
 def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
-    assert run.on_open(asked(id="sds-0001"))["stages"]["visible"] is True
+    assert run.draw(asked(id="sds-0001"))["stages"]["visible"] is True
 
 
 def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:

@@ -91,9 +91,9 @@ def test_the_address_names_a_run_and_a_tab(seeded: Settings) -> None:
         page = draw(name)
         assert "There is no run" in page["head"] and 'href="runs"' in page["head"]
         assert page["head"].count("<h1>") == 1
-    assert run.on_open(asked(id="sds-9999"))["tabs"]["visible"] is False
-    assert run.on_open(asked(id="sds-0001", tab="log"))["tabs"]["selected"] == "log"
-    assert run.on_open(asked(id="sds-0001", tab="<b>"))["tabs"]["selected"] == "summary"
+    assert run.on_open(asked(id="sds-9999"))["visible"] is False
+    assert run.on_open(asked(id="sds-0001", tab="log"))["selected"] == "log"
+    assert run.on_open(asked(id="sds-0001", tab="<b>"))["selected"] == "summary"
 
 
 def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(

@@ -55,7 +55,7 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
     for run in (1, 2):  # the run, and the evaluation itself
         shown = quality.update(queries.job(run))
         words, texts = shown["findings"], shown["samples"]
-        assert "Perplexity is 25.0 % above the dense one." in words
+        assert "Perplexity is 25.0 % higher than the dense one." in words
         assert "as 2:4 the linear layers take 56 % of dense" in words
         assert "no speed-up here" in words and "pays from 78 % zeros on" in words
         for chart in ("size_chart", "product_chart"):
