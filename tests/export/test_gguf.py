@@ -1,7 +1,5 @@
 """GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,6 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     PretrainedConfig,
-    Qwen2Tokenizer,
     Qwen3Config,
 )
 
@@ -360,11 +357,6 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored | {"normalizer": None}))
     with pytest.raises(ConfigError, match="Split"):
         vocabulary_of(tmp_path, 1)
-
-
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
-    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
-    assert vocabulary_of(tmp_path, 2).pre == "qwen2"
 
 
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:

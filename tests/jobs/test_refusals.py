@@ -1,12 +1,9 @@
 """What no run of any kind can work with is refused before it is queued."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
@@ -147,19 +144,6 @@ def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
     assert len(queries.jobs()) == asked
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_unlike_the_config(queue: Path, kind: str) -> None:
-    folder = settings().root / "models" / "mine"
-    shutil.copytree(TOY_FOLDER, folder)
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-    tensors[name] = tensors[name][:-64].clone()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"up_proj.* has the shape \[128, 64\]"):
-        submit(kind, values(kind, str(folder)), HOST)
-    assert queries.jobs() == []
-
-
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
@@ -188,9 +172,3 @@ def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
     with pytest.raises(SlimscopeError) as refused:  # nothing is checked against another model
         checked("dlqat", {**wrong, "model": "toys"})
     assert "group_size" not in [error.field for error in refused.value.others]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_models_of_the_package_have_any_case(queue: Path, kind: str) -> None:
-    config, _ = checked(kind, values(kind, " Toy"))
-    assert config.model_dump().get("model", "toy") == "toy"

@@ -1,7 +1,5 @@
 """Run files with anything in them: refused with a sentence, or shown by every page."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import tarfile

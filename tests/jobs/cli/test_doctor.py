@@ -1,7 +1,5 @@
 """The doctor finds what is wrong, and names what to do about it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,11 +1,8 @@
 """A drafter trained as a job: its record and its files."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +10,7 @@ from backend.drafters.checkpoint import Amphista
 from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
 from backend.drafters.training.head_accuracy import NODES
-from backend.errors import ConfigError, ModelError
+from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -27,7 +24,6 @@ from jobs.amphista.estimate import (
     cached_values,
     drafter_weights,
     flops_by_phase,
-    mask_bytes,
     memory_bytes,
     prompt_sets,
 )
@@ -141,20 +137,6 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:
     row = 4 * GENERATION_BATCH * (cached_values(facts) + facts.hidden)
     assert needed[1] - needed[0] == row * (5 * 1500 - 5 * 300) // 2
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
-
-
-def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
-    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
-    eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
-    assert mask_bytes(eagle, 16) == 4 * 32 * 48
-    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0
-
-
-def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(ConfigError, match="does not fit on the disk") as refused:
-        checked("amphista", SMALL)
-    assert refused.value.field == "answers" and "fewer" in refused.value.do
 
 
 @pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])

@@ -1,7 +1,5 @@
 """A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

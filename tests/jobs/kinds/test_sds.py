@@ -1,7 +1,5 @@
 """SDS on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,12 +115,6 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
     job = enqueue("sds", SMALL, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     assert "no plan" in queries.job(job.id).error["what"]
-
-
-def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
-    _, estimate = checked("sds", {**SMALL, "segments": 1})
-    assert "few for layers with 192 inputs" in estimate.warnings[0]
-    assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Statistics of a model as it is, as a job: what it stores, what it refuses, how it goes on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 

@@ -1,7 +1,5 @@
 """The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

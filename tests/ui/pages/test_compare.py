@@ -1,7 +1,5 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

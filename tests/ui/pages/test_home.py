@@ -1,7 +1,5 @@
 """The page Home: what runs, what is best, what needs a look."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

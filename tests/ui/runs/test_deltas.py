@@ -1,7 +1,5 @@
 """Signs, arrows and verdicts of differences, and when none is told."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

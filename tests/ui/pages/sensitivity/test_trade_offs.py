@@ -1,7 +1,5 @@
 """The Trade-offs page: budgets, their mixes, and what was measured beside them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
