@@ -324,8 +324,9 @@ class Page {
   }
 
   #options(field, offered, value) {
-    const select = this.element.querySelector(`[data-state="${field}"]`);
-    select.replaceChildren(...offered.map(([label, each]) => new Option(label, each)));
+    const select = this.element.querySelector(`[data-state="${field}"]`), key = JSON.stringify(offered);
+    if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([label, each]) => new Option(label, each)));
+    select.dataset.offered = key; // an open list is not taken out of a person's hand
     select.value = value;
   }
 
