@@ -103,14 +103,15 @@ class ServedSequence:
         step = self._walk(draft, hidden, logits)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
         scores = self._scores(logits[-len(draft.tree) :], step.path, step.tokens)
-        stopped = self._detokenizer
-        for token, head, (logprob, top) in zip(step.tokens, step.heads, scores, strict=False):
-            pieces.append(Piece(stopped.add(token), head, token, logprob, top))
-            if stopped.stopped:
+        written = self._detokenizer
+        for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+            pieces.append(Piece(written.add(token), head, token, *scores[number]))
+            if written.stopped:
+                del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                 break
         rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
         self.tell(Progress(pieces, rejected, ms))
-        if stopped.stopped:
+        if written.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in self.request.ends:
             self.finish("stop")
