@@ -1,8 +1,6 @@
 """What this product is for, done by hand in a browser: launch, watch, lose the process, come back,
 look at the weights."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

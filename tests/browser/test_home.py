@@ -1,7 +1,5 @@
 """The first visit, a presentation that a phone follows, deletion with undo, and Back."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -11,7 +9,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from backend.store import queries
 from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
 from ui.theme import DARK
 
@@ -127,18 +124,3 @@ def test_an_address_without_a_page_looks_like_the_others(
     page.get_by_role("navigation").get_by_role("link", name="Explore").click()
     expect(page.locator("h1")).to_have_text("Weights")
     page.close()
-
-
-def test_a_deleted_run_comes_back(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/run?id=sds-0003")
-    visitor.get_by_test_id("delete-sds-0003").click()
-    visitor.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    expect(visitor.locator("#run-said")).to_contain_text("will be freed in a day")
-    assert queries.job("sds-0003").removed_at
-    opened(visitor, f"{lab.url}/runs")
-    expect(visitor.get_by_test_id("row-sds-0002")).to_be_visible()
-    expect(visitor.get_by_test_id("row-sds-0003")).to_have_count(0)
-    opened(visitor, f"{lab.url}/run?id=sds-0003")
-    visitor.get_by_test_id("restore-sds-0003").click()
-    expect(visitor.get_by_test_id("delete-sds-0003")).to_be_visible()
-    assert queries.job("sds-0003").removed_at is None

@@ -1,16 +1,12 @@
 """Reports: who may write them, what they hold, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
-from backend.errors import ConfigError, ForbiddenError, NotFoundError
+from backend.errors import ConfigError, ForbiddenError
 from backend.queue import reports
 from backend.queue.actor import Actor
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
-
-
 pytestmark = pytest.mark.usefixtures("tables")
 
 
@@ -68,14 +64,6 @@ def test_what_a_report_cannot_hold_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ConfigError, match="characters"):
         reports.rename_report(number, "x" * 121, HOST)
     assert len(blocks(number)) == 1
-
-
-def test_a_deleted_report_says_so() -> None:
-    number = reports.create_report("Gone", HOST)
-    reports.delete_report(number, HOST)
-    for attempt in (reports.report, lambda n: reports.add_text(n, "x", HOST)):
-        with pytest.raises(NotFoundError):
-            attempt(number)
 
 
 def test_what_cannot_be_read_of_a_row_is_left_out() -> None:

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from ui.charts.chart import Chart
+from ui.charts.headlines import of_zeros
 from ui.charts.series import (
     Series,
     axis_limit,
+    bins_frame,
     ceiling,
+    cut_off_peaks,
     cutoff_lines,
     line_width,
     on_shared_bins,
     reach,
+    series_note,
     step_line,
 )
 from ui.charts.template import axis, layout, legend_rows, ticks_to
@@ -39,6 +44,15 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
         for place, s in enumerate(drawn)
     ]
     return go.Figure(outlines, _layout(drawn, len(drawn), height, **across))
+
+
+def overlay_chart(series: Sequence[Series], *more: str, figure: go.Figure | None = None) -> Chart:
+    """`overlay`, or another figure of the same histograms, with its data and what it leaves out."""
+    binned = on_shared_bins(series)
+    notes = (series_note(binned), cut_off_peaks(binned), *more)
+    title = of_zeros([(s.label, s.zero_share) for s in series])
+    note = " ".join(filter(None, notes))
+    return Chart(figure or overlay(series), bins_frame(binned), note, headline=title)
 
 
 def height_axis(log_y: bool, **options: Any) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
     words += [] if whole else ["middle 99.8 % shown"]
     beyond = [s.snapshot.below + s.snapshot.above for s in series]
     if any(beyond):
-        words.append(f"{extent(beyond, '{:,}'.format)} beyond ±{number(first.hi, 3)}")
+        words.append(f"{extent(beyond, '{:,}'.format)} lie beyond ±{number(first.hi, 3)}")
     return ", ".join(words) + "."
 
 

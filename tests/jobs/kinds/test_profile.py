@@ -1,7 +1,5 @@
 """A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.budget import budget
-from jobs.profile.profiles import newest_profile, profile_of_run
+from jobs.profile.profiles import newest_profile
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait
 
@@ -70,15 +68,6 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
         with pytest.raises(ConfigError):
             budget("toy", **wrong)
-
-
-def test_other_runs_are_no_profiles(queue: object) -> None:
-    other = submit("statistics", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="is no sensitivity profile"):
-        profile_of_run(other.run)
-    waiting = submit("profile", SMALL, HOST)
-    with pytest.raises(ConfigError, match="has measured no layer yet"):
-        profile_of_run(waiting.run)
 
 
 def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:

@@ -162,7 +162,7 @@ def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
     assert now.counts.sum() == pytest.approx(12_800), "half of its weights lie within ours"
     assert now.below == now.above == 6400
     said = series_note([made([5] * 64, below=3, above=4)], whole=True)
-    assert "n = 327 weights, 64 bins" in said and "7 beyond ±1.00" in said
+    assert "n = 327 weights, 64 bins" in said and "7 lie beyond ±1.00" in said
     assert "beyond" not in series_note([made([5] * 64)], whole=True)
 
 

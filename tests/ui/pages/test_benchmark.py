@@ -1,7 +1,5 @@
 """The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -98,19 +96,6 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert shown["drafter"]["visible"] is False  # there is but one
 
 
-def test_a_drafter_behind_lookup_stands_beside_the_drafter(measured: str) -> None:
-    lengths = {1: 40, 2: 40, 9: 20}
-    store(figures(f"amphista-0002{COMBINED}", 1.7, lengths, "Amphista"))
-    shown = draw()
-    assert list(shown["bars_chart"].data[0].y)[1:3] == [
-        "Prompt lookup +<br>Amphista<br>amphista-0002", "Amphista<br>amphista-0002",
-    ]  # fmt: skip
-    assert "Prompt lookup + Amphista (amphista-0002) is faster than vanilla" in shown["head"]
-    assert shown["drafter"]["choices"] == [("Amphista (amphista-0002)", "amphista-0002")]
-    assert shown["yield_table"].count("Amphista (amphista-0002)") == 2
-    assert len({*shown["bars_chart"].data[0].marker.color}) == 4
-
-
 def test_decoders_have_one_colour_on_every_page(measured: str) -> None:
     found = decoder_reports(measured)
     paint = charts.colours(found)
@@ -199,13 +184,6 @@ def test_a_drafter_is_drawn_with_its_prediction_and_where_its_time_goes(measured
         row.job_id = 3
     store(*rows)
     assert draw(run="benchmark-0003")["yield_chart"].data[2].x[1] == 1.9
-
-
-def test_trees_of_runs_that_counted_no_guesses_are_not_drawn(tables: Settings) -> None:
-    run = job(1, kind="benchmark", config=CONFIG, environment=HERE)
-    store(run, figures(VANILLA, 1.0, {1: 9}), figures("lookup", 1.1, {1: 8, 3: 2}))
-    shown = draw()
-    assert shown["tree_chart"] == shown["heads_chart"] == page.NO_TREE
 
 
 def test_without_figures_the_page_says_what_it_is_for_or_how_far_it_is(tables: Settings) -> None:

@@ -1,7 +1,5 @@
 """The page Home: what runs, what is best, what needs a look."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -52,7 +50,7 @@ def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
     running, latest, side = page["running"], page["latest"], page["side"]
     assert running == latest == "" and "Toy stories" in side
     hero = exhibits.draw_exhibits(None, asked())["hero"]
-    assert "Run the toy now" in hero and 'href="new' in hero and "<figure" not in hero
+    assert "Prune a toy model" in hero and 'href="new' in hero and "<figure" not in hero
     assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
@@ -65,17 +63,6 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     assert "The model ran out of memory." in side and "resume-sds-0004" in side
     running = overview.draw(asked(GUEST))["running"]
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
-
-
-def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
-    store(
-        *(result(n, "run", "speed_up", 1.2) for n in (1, 2)),
-        result(3, "run", "bits_per_weight", 3.0),
-    )
-    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
-    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
-    assert "Perplexity" in heads and "Zeros, %" in heads and "Speed-up, ×" in heads
-    assert "Decoding speed, tokens/s" not in heads  # of machines and threads that differ
 
 
 # what is best -------------------------------------------------------------------------------------
@@ -173,7 +160,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     hero = exhibits.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
-        "of the perplexity lost to pruning won back" in hero["hero"]
+        "of the perplexity lost to pruning won back" in hero["methods"]
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}

@@ -60,7 +60,7 @@ window.slimscope = (() => {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         last = new Date();
         wait = answer.live ? 2000 : 10000;
-        if (line.innerHTML !== answer.html) line.innerHTML = answer.html;
+        if (line.innerHTML !== answer.html.trim()) line.innerHTML = answer.html.trim();
         if (cursor !== null && cursor !== answer.cursor) changed();
         cursor = answer.cursor;
       } catch {

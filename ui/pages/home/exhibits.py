@@ -24,7 +24,7 @@ from jobs.operations.submission import submit_run
 from ui.format import duration, href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
-from ui.pages.home.showcase import drafted_text, moving_histogram, showcase
+from ui.pages.home.showcase import changes, drafted_text, moving_histogram, showcase
 from ui.runs.actions.single import act
 from ui.runs.html import took
 from ui.runs.queue_eta import expected_seconds, start_times, start_words
@@ -48,7 +48,7 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
     hero = HTML.hero(
-        shown, moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
+        changes(shown), moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
     )
     drafted = Markup()
     if found := drafted_text():

@@ -1,5 +1,5 @@
-"""Key figures and moving histogram of the newest successful run of each method; until there are
-any, of the bundled examples."""
+"""Key figures, changes and moving histogram of the newest successful run of each method; until
+there are any, of the bundled examples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from backend.queue.service import SOURCE_BYTES
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
@@ -16,16 +17,16 @@ from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import PERPLEXITY, SPEED_UP, metric
-from ui.format import number, share
+from jobs.metrics import PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric
+from ui.format import number, share, size
 from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults, speed_conditions
-from ui.runs.weights import weights_of
+from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
-AXIS_HEADROOM = 1.5  # of the tallest dense bar: the height of the axis
+AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
 LOOKED_AT = 20  # of the newest runs of a kind
 MIN_STAGES = 3  # that make it worth moving
 
@@ -42,6 +43,7 @@ class Shown:
     bars: list[tuple[str, str, str, float]]
     caption: str
     conditions: str
+    results: RunResults
 
     @property
     def model(self) -> str:
@@ -59,18 +61,36 @@ def _newest(kind: Kind) -> Shown | None:
         return None
     for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
         rows = queries.results([job.id])
-        measured = {(r.stage, r.metric): r.value for r in rows}
-        figure = kind.key_figure(measured, job.kept_stage or "")
-        if figure:
-            results = RunResults(kind, rows, job)
+        results = RunResults(kind, rows, job)
+        if figure := results.key_figure:
             values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
             verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
             conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
             shown = metric(kind.key_metric)
             caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
             bars = _bars(results, kind)
-            return Shown(job, kind, figure, verdict, bars, caption, conditions)
+            return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
     return None
+
+
+def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | None:
+    """What compression changed, of the run where most is known: (what, before, after)."""
+    found = [(each.job, _changes(each.results, each.job)) for each in shown if each.kind.compresses]
+    best = max(found, key=lambda pair: len(pair[1]), default=None)
+    return best if best and len(best[1]) > 1 else None
+
+
+def _changes(results: RunResults, job: Job) -> list[tuple[str, str, str]]:
+    """Size of the files, decoding speed and perplexity, as far as they were measured."""
+    rows = []
+    source, saved = (job.environment or {}).get(SOURCE_BYTES), results.saved_bytes
+    if source and saved:
+        rows.append(("Size", size(source), size(saved)))
+    for key, what in ((TOKENS_PER_SECOND, "Tokens per second"), (PERPLEXITY, "Perplexity")):
+        before, after = (results.value(stage, key) for stage in (DENSE, results.kept))
+        if before is not None and after is not None:
+            rows.append((what, number(before, 3), number(after, 3)))
+    return rows
 
 
 def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
@@ -94,10 +114,7 @@ def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
         stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
         weights = weights_of(each.job.run)
         if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
-            names = [*weights.tensors]
-            middle = names[len(names) // 2 :]  # of the model; a wide layer is drawn
-            wide = next((name for name in middle if "up_proj" in name), middle[0])
-            return _histogram(each, stages, wide)
+            return _histogram(each, stages, weights.typical)
     return None
 
 
@@ -114,7 +131,8 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
         said = f"{share(zeros, 0)} of the weights are exactly zero"
         said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
         if len(above):
-            said += f" Cut off: {len(above)} bars that hold {share(above.sum(), 0)}."
+            which = "The tallest bar is" if len(above) == 1 else f"{len(above)} bars are"
+            said += f" {which} clipped and hold {share(above.sum(), 0)} of the weights."
         shown.append(
             {
                 "name": snapshot.stage,

@@ -29,7 +29,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, TensorHeader], Cach
     origin. Raises ModelError: not a GGUF file, or an unsupported architecture."""
     check_no_adapter(path.parent)  # transformers would attach it while converting
     try:
-        header = read("backend.models.sources.gguf_header:read_header", path)
+        header = read("backend.models.sources.gguf.header:read_header", path)
     except UnreadableFileError as error:
         raise _refused(path, str(error)) from error
     dtypes = {"F16": "F16", "BF16": "BF16"}  # all others need float32 to be exact
@@ -75,16 +75,19 @@ def convert(path: Path, folder: Path, say: Say = silent) -> None:
     has the narrowest floating-point type that holds its values exactly. `say`: called with the
     progress. Raises ModelError: transformers cannot read the file."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     auto: Any = AutoModelForCausalLM
+    own = read_gguf(path)[0]
     with TemporaryDirectory() as alone:  # or templates and adapters beside the file are read, too
         (Path(alone) / path.name).symlink_to(path)
         source = {"pretrained_model_name_or_path": alone, "gguf_file": path.name, **OPTIONS}
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
+            config = AutoConfig.from_pretrained(**source)
+            config = type(config).from_dict(config.to_dict() | own)
             with _dequantizing(say):
-                model = auto.from_pretrained(**source, dtype=torch.float32)
+                model = auto.from_pretrained(**source, config=config, dtype=torch.float32)
         except Exception as error:  # unsupported files fail in transformers with any exception
             raise _refused(path, f"transformers cannot convert it: {error}.") from error
     model.hf_quantizer, model.is_quantized = None, False  # otherwise save_pretrained raises

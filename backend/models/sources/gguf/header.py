@@ -13,6 +13,7 @@ from gguf import GGUFReader
 
 from backend.errors import ModelError
 from backend.models.facts import MAX_NAME
+from backend.models.sources.gguf.config import UnknownRopeError, config_values
 from backend.printable import one_line
 
 ARCHITECTURES = {
@@ -24,6 +25,8 @@ ARCHITECTURES = {
     "gemma3": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # where transformers has another name
+FACTORS = "rope_"
 MODULES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -106,8 +109,8 @@ def _tensors(reader: GGUFReader, architecture: str) -> dict[str, tuple[tuple[int
     """Shape and type by parameter name."""
     found = {}
     for tensor in reader.tensors:
-        if tensor.name.startswith("rope_"):
-            continue  # rotary frequencies, recomputed on loading
+        if tensor.name.startswith(FACTORS):
+            continue  # of rotary frequencies, which are recomputed on loading
         shape = tuple(int(size) for size in tensor.shape[::-1])  # GGUF order is [in, out]
         found[_name(architecture, tensor.name)] = shape, tensor.tensor_type.name
     return found
@@ -129,7 +132,25 @@ def _config(reader: GGUFReader, architecture: str) -> dict[str, Any]:
         known = ", ".join(ARCHITECTURES)
         raise _refused(f"Its architecture is {architecture[:80]}; supported: {known}.")
     sizes = {name: _field(reader, f"{architecture}.{key}") for name, key in SIZES.items()}
-    return {"architectures": [ARCHITECTURES[architecture]], "model_type": architecture, **sizes}
+    prefix = f"{architecture}."
+    numbers = {
+        name.removeprefix(prefix): field.contents()
+        for name, field in reader.fields.items()
+        if name.startswith(prefix)
+    }
+    factors = {
+        tensor.name.removesuffix(".weight"): tensor.data
+        for tensor in reader.tensors
+        if tensor.name.startswith(FACTORS) and tensor.tensor_type.name == "F32"
+    }
+    try:
+        more = config_values(architecture, numbers, factors)
+    except UnknownRopeError as error:
+        raise _refused(str(error)) from error
+    kind = MODEL_TYPES.get(architecture, architecture)
+    return {
+        "architectures": [ARCHITECTURES[architecture]], "model_type": kind, **sizes, **more,
+    }  # fmt: skip
 
 
 def _name(architecture: str, name: str) -> str:
