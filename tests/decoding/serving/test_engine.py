@@ -17,6 +17,7 @@ from backend.decoding.proposers import DraftTokens
 from backend.decoding.serving import engine as engines
 from backend.decoding.serving.engine import Engine
 from backend.decoding.serving.request import Event, GenerationRequest, Progress, Waiting
+from backend.decoding.serving.speculation import Speculation
 from backend.decoding.serving.waiting_line import WaitingLine
 from backend.errors import ConfigError, OverloadError
 from backend.models.loading import load
@@ -253,7 +254,8 @@ class Broken:
         raise RuntimeError("no drafts today")
 
 
-def test_an_error_ends_the_one_it_belongs_to(opened: Open) -> None:
+def test_an_error_ends_the_one_it_belongs_to(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Speculation, "pays", lambda *_: True)
     engine, text = opened(), alone(target_of("toy"), (5, 6, 7), 20)
     broken = ask(engine, [5, 6, 7], 20, drafter=Broken())
     seen = list[Event]()
