@@ -31,8 +31,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from backend.decoding.serving.engine import Engine
-from backend.decoding.serving.request import Event, Finished, GenerationRequest, Progress
+from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces
 from backend.decoding.target_model import TargetModel
 from backend.models.loading import LoadedModel, load
 from backend.text.slices import evaluation_slice
@@ -58,7 +58,9 @@ class OwnEngine:
     """`backend.decoding.serving`, called directly."""
 
     def __init__(self, target: TargetModel, loaded: LoadedModel, threads: int) -> None:
-        self._engine = Engine(target, loaded.tokenizer, memory=CACHES, threads=lambda: threads)
+        self._engine = ServingEngine(
+            target, loaded.tokenizer, memory=CACHES, threads=lambda: threads
+        )
 
     def serve(self, prompts: Prompts, new: int) -> Stamps:
         start, ended = time.perf_counter(), SimpleQueue[Finished]()
@@ -66,7 +68,7 @@ class OwnEngine:
 
         def receiver(own: list[float]) -> Callable[[Event], None]:
             def receive(event: Event) -> None:
-                if isinstance(event, Progress):
+                if isinstance(event, NewPieces):
                     own.extend([time.perf_counter() - start] * len(event.pieces))
                 elif isinstance(event, Finished):
                     ended.put(event)

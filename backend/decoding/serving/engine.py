@@ -93,7 +93,7 @@ class Work:
 class Ticket:
     """A request that was taken."""
 
-    def __init__(self, engine: Engine, sequence: ServedSequence) -> None:
+    def __init__(self, engine: ServingEngine, sequence: ServedSequence) -> None:
         self._engine, self._sequence = engine, sequence
 
     def cancel(self) -> None:
@@ -106,7 +106,7 @@ class Ticket:
         return self._sequence.done
 
 
-class Engine:
+class ServingEngine:
     """Serves requests to one model in a thread of its own, which calls back; see the module.
 
     Args:

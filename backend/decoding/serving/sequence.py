@@ -22,8 +22,8 @@ from backend.decoding.serving.request import (
     Finished,
     GenerationRequest,
     Likely,
+    NewPieces,
     Piece,
-    Progress,
     Waiting,
 )
 from backend.decoding.serving.speculation import Drafts
@@ -96,7 +96,7 @@ class ServedSequence:
         if self.unread > 0 or not self.request.max_tokens:
             self.drafts.saw(hidden)
             if pieces:
-                self.tell(Progress(pieces, [], ms))
+                self.tell(NewPieces(pieces, [], ms))
             if not self.unread:
                 self.finish("length")
             return 0
@@ -110,7 +110,7 @@ class ServedSequence:
                 del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                 break
         rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
-        self.tell(Progress(pieces, rejected, ms))
+        self.tell(NewPieces(pieces, rejected, ms))
         if written.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in self.request.ends:

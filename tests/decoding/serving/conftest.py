@@ -14,9 +14,9 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.engine import decode
 from backend.decoding.proposers import NoDraft
-from backend.decoding.serving.engine import Engine, Ticket
+from backend.decoding.serving.engine import ServingEngine, Ticket
 from backend.decoding.serving.passes import passes_of
-from backend.decoding.serving.request import Event, Finished, GenerationRequest, Piece, Progress
+from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces, Piece
 from backend.decoding.target_model import TargetModel
 from backend.models.blocks import block_linears
 from backend.models.loading import load
@@ -70,7 +70,7 @@ class Answer:
 
     @property
     def pieces(self) -> list[Piece]:
-        return [p for event in self.events if isinstance(event, Progress) for p in event.pieces]
+        return [p for event in self.events if isinstance(event, NewPieces) for p in event.pieces]
 
     @property
     def tokens(self) -> list[int]:
@@ -87,7 +87,9 @@ class Answer:
         return "".join(piece.text for piece in self.pieces) + self.end.rest
 
 
-def ask(engine: Engine, prompt: Sequence[int], max_tokens: int = 8, **more: object) -> Answer:
+def ask(
+    engine: ServingEngine, prompt: Sequence[int], max_tokens: int = 8, **more: object
+) -> Answer:
     """Submit a request; its answer comes."""
     answer = Answer()
     request = GenerationRequest(tuple(prompt), max_tokens, **more)  # type: ignore[arg-type]
@@ -109,14 +111,14 @@ def prompt_of(length: int, seed: int) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[..., Engine]]:
+def opened() -> Iterator[Callable[..., ServingEngine]]:
     """Opens an engine of a model, with memory for `blocks`."""
-    engines = list[Engine]()
+    engines = list[ServingEngine]()
 
-    def open_one(name: str = "toy", blocks: int = 4000) -> Engine:
+    def open_one(name: str = "toy", blocks: int = 4000) -> ServingEngine:
         target = target_of(name)
         memory = blocks * passes_of(target).block_size
-        engine = Engine(target, load("toy").tokenizer, memory=memory, threads=lambda: 1)
+        engine = ServingEngine(target, load("toy").tokenizer, memory=memory, threads=lambda: 1)
         engines.append(engine)
         return engine
 

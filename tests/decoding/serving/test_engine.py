@@ -15,15 +15,15 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.native.structures import BLOCK
 from backend.decoding.proposers import DraftTokens
 from backend.decoding.serving import engine as engines
-from backend.decoding.serving.engine import Engine
-from backend.decoding.serving.request import Event, GenerationRequest, Progress, Waiting
+from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.request import Event, GenerationRequest, NewPieces, Waiting
 from backend.decoding.serving.speculation import Speculation
 from backend.decoding.serving.waiting_line import WaitingLine
 from backend.errors import ConfigError, OverloadError
 from backend.models.loading import load
 from tests.decoding.serving.conftest import alone, ask, prompt_of, target_of
 
-Open = Callable[..., Engine]
+Open = Callable[..., ServingEngine]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_an_error_ends_the_one_it_belongs_to(opened: Open, monkeypatch: pytest.M
     assert ask(engine, [5, 6, 7], 20).wait().tokens == text
     assert broken.wait().end.reason == "error" and "no drafts today" in str(broken.end.error)
     ask(engine, [5], 1).wait()
-    assert isinstance(seen[0], Progress) and len(seen) == 2
+    assert isinstance(seen[0], NewPieces) and len(seen) == 2
 
 
 def test_a_pass_that_fails_ends_its_sequences_and_the_next_are_served(

@@ -14,7 +14,7 @@ from backend.decoding.cost_model import CostModel
 from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.proposers import DraftTokens
-from backend.decoding.serving.engine import Engine
+from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.serving.request import GenerationRequest
 from backend.decoding.serving.speculation import Drafts, Speculation
 from backend.drafters.tree_proposer import TreeProposer
@@ -52,7 +52,7 @@ class Knowing:
 @pytest.mark.parametrize("name", ["toy", *MODELS])
 @pytest.mark.parametrize("count", [1, 2, 7, 32])
 def test_beside_any_number_of_others(
-    opened: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
+    opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     """Prompts of any length, all ways to choose a token, drafters, lookup; some join later, and
     some leave in the middle."""
