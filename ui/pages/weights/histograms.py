@@ -35,6 +35,7 @@ from backend.errors import ModelError
 from backend.statistics.names import (
     INPUT_ENERGY,
     JOINT,
+    MAGNITUDES,
     MAPS,
     MEASURES,
     SIDES,
@@ -57,11 +58,11 @@ from ui.widgets.explorer import RunReader, empty_state
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
 MIN_BINS = 16
-DRAWN_ONLY = ("cutoff", "alpha_start")  # statistics not listed: where lines of charts begin
+DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axes of charts
 CODES = "codes"  # profile of a quantised tensor: how often each is used
 PROFILES = {  # that are sent by name
     *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
-    *map(map_profile, MAPS), JOINT, SINGULAR_VALUES, INPUT_ENERGY,
+    *map(map_profile, MAPS), JOINT, MAGNITUDES, SINGULAR_VALUES, INPUT_ENERGY,
 }  # fmt: skip
 SPOT = re.compile(r"(\d{1,6}),(\d{1,6})")  # output, input
 ZOOM = 48  # rows and columns of single weights

@@ -15,8 +15,9 @@ from ui.widgets.explorer import Selection, known_or_first
 FIRST_STATISTICS = (RELATIVE_ERROR, "kurtosis")  # the map begins with the first there is
 DISTRIBUTIONS = ("ridges", "statistics")  # views of the histograms themselves
 VIEWS = {  # below the map and the histogram
-    "ridges": "Ridges", "matrix": "Matrix", "joint": "Before/after", "channels": "Channels",
-    "spectrum": "Spectrum", "inputs": "Inputs", "statistics": "All statistics",
+    "ridges": "Ridges", "magnitudes": "Magnitudes", "matrix": "Matrix", "joint": "Before/after",
+    "channels": "Channels", "spectrum": "Spectrum", "inputs": "Inputs",
+    "statistics": "All statistics",
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # view -> field -> label, choices
     "matrix": {"cells": ("Cells", {
@@ -47,6 +48,11 @@ TEXTS = {  # chart -> the question it answers, and what the literature says abou
         "How does the distribution change from block to block, and from stage to stage?",
         "A pruned model that is made dense again prunes better than the original (SDS, Li et al. "
         "2025): its middle peak holds what can go.",
+    ),
+    "magnitudes": (
+        "How large are the weights besides zero, on a scale that shows the small ones?",
+        "Scores of weight times input keep small weights that meet large inputs (Wanda, Sun et al. "
+        "2023): the tail below the threshold.",
     ),
     "channels": (
         "Are there outlier channels, and have they as many zeros as the others?",

@@ -46,7 +46,8 @@ export function ticks(low, high, many = 5) {
   const raw = (high - low) / many || 1, power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((each) => each * power >= raw * 0.999);
   const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high * (1 + 1e-9) + 1e-12; tick += step) found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
+  for (let tick = Math.ceil(low / step) * step; tick <= high * (1 + 1e-9) + 1e-12; tick += step)
+    found.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
   return found;
 }
 
@@ -73,6 +74,14 @@ export function tween(paint, ms = 200) {
   };
   step(begin);
   return () => cancelAnimationFrame(frame);
+}
+
+/** A straight line from one place to another. */
+export function stroke(pen, x0, y0, x1, y1) {
+  pen.beginPath();
+  pen.moveTo(x0, y0);
+  pen.lineTo(x1, y1);
+  pen.stroke();
 }
 
 /** Small labels of an axis below a plot, whose middle of the tick is at `x(tick)`. */

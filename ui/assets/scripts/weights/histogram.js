@@ -1,6 +1,6 @@
 /* The weights of one tensor: histograms of the stages over each other, their difference to the dense one, or
    added up. A drag marks the magnitudes that are looked for. */
-import { bottomAxis, inks, number, share, surface, ticks, tween } from "./canvas.js";
+import { bottomAxis, inks, number, share, stroke, surface, ticks, tween } from "./canvas.js";
 
 const LEFT = 44, RIGHT = 12, TOP = 8, BOTTOM = 36, HEIGHT = 316;
 const PEAK_WIDTH = 0.06, PEAK_RATIO = 1.6, ROOM = 1.25; // a tall narrow peak at zero is cut off
@@ -14,13 +14,17 @@ export function rebinned(data, t, s, [from, to], bins) {
     const at = Math.max(0, Math.min(counts.length, ((x - left) / (right - left)) * counts.length)), i = Math.min(at | 0, counts.length - 1);
     return sums[i] + (sums[i + 1] - sums[i]) * (at - i);
   };
-  return Float64Array.from({ length: bins }, (_, i) => (100 * (upto(from + ((i + 1) * (to - from)) / bins) - upto(from + (i * (to - from)) / bins))) / (n || 1));
+  return Float64Array.from({ length: bins },
+    (_, i) => (100 * (upto(from + ((i + 1) * (to - from)) / bins) - upto(from + (i * (to - from)) / bins))) / (n || 1));
 }
 
 /** Where the height axis ends: it shows the dense shape whole, and all but a tall peak at zero. */
 function ceiling(curves, whole) {
   const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  const besides = curves.map((c) => { const half = Math.max(1, Math.round((c.length * PEAK_WIDTH) / 2)), m = c.length >> 1; return Math.max(largest(c.subarray(0, m - half)), largest(c.subarray(m + half))); });
+  const besides = curves.map((c) => {
+    const half = Math.max(1, Math.round((c.length * PEAK_WIDTH) / 2)), middle = c.length >> 1;
+    return Math.max(largest(c.subarray(0, middle - half)), largest(c.subarray(middle + half)));
+  });
   const seen = Math.max(whole ? largest(whole) : 0, ...besides), highest = Math.max(...curves.map(largest));
   return seen > 0 && PEAK_RATIO * seen < highest ? ROOM * seen : 1.05 * highest || 1;
 }
@@ -34,10 +38,12 @@ export function curves({ data, t, s, shown, other, curve }) {
     return from === data ? from.heights(tensor, stage, bins) : rebinned(from, tensor, stage, range, bins);
   };
   const stages = [...shown.filter((each) => each !== s), s].filter((each) => data.has(t, each));
-  let found = stages.map((each) => ({ ...data.stages[each], own: each === s, heights: of(data, t, each), zeros: data.tail(t, each).share, base: each === base }));
+  let found = stages.map((each) => ({ ...data.stages[each], own: each === s, heights: of(data, t, each), zeros: data.tail(t, each).share,
+    base: each === base }));
   if (other && other.data.has(other.t, other.s)) {
     const { label } = other.data.stages[other.s];
-    found.splice(-1, 0, { ...data.stages[s], dash: "dash", label: `${label}, ${other.data.run}`, own: false, heights: of(other.data, other.t, other.s), zeros: other.data.tail(other.t, other.s).share });
+    found.splice(-1, 0, { ...data.stages[s], dash: "dash", label: `${label}, ${other.data.run}`, own: false,
+      heights: of(other.data, other.t, other.s), zeros: other.data.tail(other.t, other.s).share });
   }
   if (curve === "difference" && data.has(t, base)) {
     const dense = of(data, t, base);
@@ -81,13 +87,17 @@ export class HistogramChart {
   /** Draws what `curves` takes, `log`, `brush` [low, high] or null; moves there from what was drawn if `moves`. */
   draw(asked, moves) {
     const { found, range, bins, reach } = curves(asked), { data, t, s, curve } = asked, added = curve === "cumulative";
-    const whole = curve === "difference" ? found.flatMap((each) => [...each.heights.map((h) => Math.min(h, 0))]) : found.find((each) => each.base)?.heights, top = added ? 100 : found.length ? ceiling(found.map((each) => each.heights), whole) : 1;
-    const low = added ? 0 : -reach, index = (w) => (added ? Math.round((Math.abs(w) / reach) * (POINTS - 1)) : Math.max(0, Math.min(bins - 1, Math.floor(((w - range[0]) / (range[1] - range[0])) * bins))));
-    this.#shown = { ...asked, found, range, bins, reach, top, low, index, added, cutoff: data.value("cutoff", t, s), width: this.canvas.parentElement.clientWidth };
+    const whole = curve === "difference" ? found.flatMap((each) => [...each.heights.map((h) => Math.min(h, 0))])
+      : found.find((each) => each.base)?.heights;
+    const top = added ? 100 : found.length ? ceiling(found.map((each) => each.heights), whole) : 1, low = added ? 0 : -reach;
+    const bin = (w) => Math.floor(((w - range[0]) / (range[1] - range[0])) * bins);
+    const index = (w) => (added ? Math.round((Math.abs(w) / reach) * (POINTS - 1)) : Math.max(0, Math.min(bins - 1, bin(w))));
+    this.#shown = { ...asked, found, range, bins, reach, top, low, index, added, cutoff: data.value("cutoff", t, s),
+      width: this.canvas.parentElement.clientWidth };
     this.#stop();
-    const before = this.#before, same = (each) => before.get(each.name + each.dash)?.length === each.heights.length;
+    const before = this.#before, fits = (heights, each) => (moves && heights?.length === each.heights.length ? heights : null);
     this.#before = new Map(found.map((each) => [each.name + each.dash, each.heights]));
-    const from = found.map((each) => (moves && each.own && before.last?.length === each.heights.length ? before.last : moves && same(each) ? before.get(each.name + each.dash) : null));
+    const from = found.map((each) => fits(each.own ? before.last : before.get(each.name + each.dash), each));
     this.#before.last = found.at(-1)?.heights;
     this.#stop = from.some(Boolean) ? tween((part) => this.#paint(part, from)) : (this.#paint(1), () => {});
     return found;
@@ -96,13 +106,19 @@ export class HistogramChart {
   #paint(part, from = []) {
     if (!this.#shown) return;
     const { found, range, bins, reach, top, low, added, curve, log, brush, cutoff } = this.#shown, ink = inks();
-    const area = surface(this.canvas, HEIGHT), { pen, width, height, line } = area, floor = height - BOTTOM, signed = curve === "difference";
+    const area = surface(this.canvas, HEIGHT), { pen, width, height, line } = area, floor = height - BOTTOM,
+      signed = curve === "difference";
     const x = Object.assign((w) => LEFT + ((w - low) / (reach - low)) * (width - LEFT - RIGHT), { middle: (LEFT + width - RIGHT) / 2 });
     const least = Math.max(1e-4, top / 1e5), logs = log && !signed && !added;
-    const y = (h) => (logs ? floor - (Math.log(Math.max(h, least) / least) / Math.log(top / least)) * (floor - TOP) : signed ? (floor + TOP) / 2 - (h / top) * (floor - TOP) / 2 : floor - (h / top) * (floor - TOP));
+    const part_of = (h) => (logs ? Math.log(Math.max(h, least) / least) / Math.log(top / least) : signed ? (1 + h / top) / 2 : h / top);
+    const y = (h) => floor - part_of(h) * (floor - TOP);
     Object.assign(pen, { fillStyle: ink.muted, textAlign: "right", textBaseline: "middle", strokeStyle: ink.line, lineWidth: 1 });
-    const marks = logs ? Array.from({ length: 6 }, (_, i) => 10 ** (Math.floor(Math.log10(top)) - i)).filter((h) => h >= least) : ticks(signed ? -top : 0, top, 4);
-    for (const h of marks) { pen.fillText(number(h), LEFT - 6, y(h), LEFT - 6); pen.beginPath(); pen.moveTo(LEFT, y(h)); pen.lineTo(width - RIGHT, y(h)); pen.stroke(); }
+    const marks = logs ? Array.from({ length: 6 }, (_, i) => 10 ** (Math.floor(Math.log10(top)) - i)).filter((h) => h >= least)
+      : ticks(signed ? -top : 0, top, 4);
+    for (const h of marks) {
+      pen.fillText(number(h), LEFT - 6, y(h), LEFT - 6);
+      stroke(pen, LEFT, y(h), width - RIGHT, y(h));
+    }
     if (brush) for (const [a, b] of added ? [brush] : [brush, [-brush[1], -brush[0]]]) {
       pen.fillStyle = ink.accent;
       pen.globalAlpha = 0.16;
@@ -138,9 +154,10 @@ export class HistogramChart {
     pen.setLineDash([2, 3]);
     Object.assign(pen, { strokeStyle: ink.text, lineWidth: 1 });
     const lines = Number.isFinite(cutoff) && cutoff > 0 ? (added ? [cutoff] : [-cutoff, cutoff]) : [];
-    for (const w of lines) { pen.beginPath(); pen.moveTo(x(w), TOP); pen.lineTo(x(w), floor); pen.stroke(); }
+    for (const w of lines) stroke(pen, x(w), TOP, x(w), floor);
     pen.setLineDash([]);
-    if (this.#place !== null) { pen.strokeStyle = ink.muted; pen.beginPath(); pen.moveTo(x(this.#place), TOP); pen.lineTo(x(this.#place), floor); pen.stroke(); }
+    pen.strokeStyle = ink.muted;
+    if (this.#place !== null) stroke(pen, x(this.#place), TOP, x(this.#place), floor);
     pen.restore();
     bottomAxis(area, ink, ticks(low, reach, width < 480 ? 4 : 6), x, added ? "|Weight|" : "Weight");
   }
@@ -159,7 +176,8 @@ export class HistogramChart {
   /** The curves as a table: heads, and rows of numbers. */
   table() {
     const { found, range, bins, added, reach, data, t, curve } = this.#shown, heads = found.map((each) => each.label);
-    if (added) return [["|w| below", ...heads.map((label) => `${label}, %`)], Array.from({ length: POINTS }, (_, i) => [(i * reach) / (POINTS - 1), ...found.map((each) => each.heights[i])])];
+    if (added) return [["|w| below", ...heads.map((label) => `${label}, %`)],
+      Array.from({ length: POINTS }, (_, i) => [(i * reach) / (POINTS - 1), ...found.map((each) => each.heights[i])])];
     const edge = (i) => range[0] + (i * (range[1] - range[0])) / bins, n = (each) => data.tail(t, Math.max(0, data.stage(each.name))).n;
     const cell = (each, i) => (curve === "difference" ? each.heights[i] : Math.round((each.heights[i] * n(each)) / 100));
     const rows = Array.from({ length: bins }, (_, i) => [edge(i), edge(i + 1), ...found.map((each) => cell(each, i))]);
@@ -167,5 +185,8 @@ export class HistogramChart {
   }
 
   /** Entries of the legend: the label with the exact zeros, which are in no bin. */
-  legend() { return this.#shown.found.map((each) => ({ ...each, words: `${each.label} · ${each.zeros >= 0.001 ? share(each.zeros) : "no"} exact zeros` })); }
+  legend() {
+    const words = ({ label, zeros }) => `${label} · ${zeros >= 0.001 ? share(zeros) : "no"} exact zeros`;
+    return this.#shown.found.map((each) => ({ ...each, words: words(each) }));
+  }
 }

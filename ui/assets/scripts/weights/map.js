@@ -68,14 +68,18 @@ export class LayerMap {
       pen.fillStyle = colour(values[t]);
       pen.fillRect(x(block), y(module), Math.max(1, across - 1), down - 1);
       if (columns > PRINTED) return;
-      pen.fillStyle = (even ? Math.abs(part(values[t])) > 0.6 : part(values[t]) < 0.6) ? "#fff" : "#14181F";
+      const [red, green, blue] = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16));
+      pen.fillStyle = 0.3 * red + 0.59 * green + 0.11 * blue < 140 ? "#fff" : "#14181F";
       pen.textAlign = "center";
       pen.fillText(number(values[t]), x(block) + across / 2, y(module) + down / 2, across - 4);
     });
     for (const t of [picked, this.#hovered]) {
       if (t < 0 || !data.tensors[t]) continue;
       const { block, module } = data.tensors[t], box = [x(block) - 1, y(module) - 1, across + 1, down + 1];
-      for (const [style, thick] of [[ink.text, 4], [ink.paper, 1.5]]) Object.assign(pen, { strokeStyle: style, lineWidth: thick }), pen.strokeRect(...box);
+      for (const [strokeStyle, lineWidth] of [[ink.text, 4], [ink.paper, 1.5]]) {
+        Object.assign(pen, { strokeStyle, lineWidth });
+        pen.strokeRect(...box);
+      }
     }
     pen.fillStyle = ink.muted;
     pen.textAlign = "right";
@@ -95,8 +99,10 @@ export class LayerMap {
     }
     pen.fillStyle = ink.muted;
     pen.textBaseline = "top";
-    for (const [text, align, at] of [[number(low), "left", left], [number(high), "right", left + long]]) { pen.textAlign = align; pen.fillText(text, at, 15); }
+    pen.textAlign = "left";
+    pen.fillText(number(low), left, 15);
     pen.textAlign = "right";
+    pen.fillText(number(high), left + long, 15);
     pen.fillText(label, left - 12, Math.max(1, 8 - line / 2), left - 16);
   }
 }

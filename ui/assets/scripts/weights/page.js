@@ -36,8 +36,10 @@ class Page {
 
   constructor(element, opened) {
     const part = (id) => element.querySelector(`#weights-${id}`), canvas = (id) => part(id).querySelector("canvas");
-    Object.assign(this, { element, opened, part, state: new Selection(asked(location.search)), texts: JSON.parse(element.querySelector("[data-texts]").dataset.texts) });
-    this.map = new LayerMap(canvas("heatmap"), { hover: (t) => { this.hovered = t; this.draw(new Set(["hover"])); }, pick: (t) => this.pick(t) });
+    Object.assign(this, { element, opened, part, state: new Selection(asked(location.search)),
+      texts: JSON.parse(element.querySelector("[data-texts]").dataset.texts) });
+    this.map = new LayerMap(canvas("heatmap"),
+      { hover: (t) => { this.hovered = t; this.draw(new Set(["hover"])); }, pick: (t) => this.pick(t) });
     this.histogram = new HistogramChart(canvas("overlay"), part("overlay").querySelector("output"), {
       brush: (low, high) => this.state.set({ brush: `${Number(low.toPrecision(3))}~${Number(high.toPrecision(3))}` }),
       clear: () => this.state.set({ brush: "" }),
@@ -109,7 +111,8 @@ class Page {
   }
 
   restore() {
-    const wanted = asked(location.search), same = (wanted.run || this.state.defaults.run) === this.data?.run && wanted.vs === this.state.now.vs;
+    const wanted = asked(location.search),
+      same = (wanted.run || this.state.defaults.run) === this.data?.run && wanted.vs === this.state.now.vs;
     Object.assign(this.state.now, wanted);
     if (!same) return this.show(load(wanted.run));
     this.state.settle(this.data);
@@ -143,11 +146,13 @@ class Page {
 
   /** Draws what a change touches; all without one. */
   draw(changed = new Set(["all"])) {
-    const { data, state: { now }, t, s } = this, hover = changed.has("hover"), moves = ["stage", "tensor", "curve", "y", "show"].some((name) => changed.has(name));
+    const { data, state: { now }, t, s } = this, hover = changed.has("hover"),
+      moves = ["stage", "tensor", "curve", "y", "show"].some((name) => changed.has(name));
     this.#controls();
     this.#map(t, s);
     const brush = range(now.brush), other = this.twin(t, s);
-    this.histogram.draw({ data, t, s, shown: this.shown, other: other?.t >= 0 && other.s >= 0 ? other : null, curve: now.curve, log: now.y === "log", brush }, moves);
+    this.histogram.draw({ data, t, s, shown: this.shown, other: other?.t >= 0 && other.s >= 0 ? other : null, curve: now.curve,
+      log: now.y === "log", brush }, moves);
     const missing = now.vs && !(other?.t >= 0 && other.s >= 0) ? ` ${now.vs} has not recorded this tensor at this stage.` : "";
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
     this.#said("overlay", `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`, `${this.histogram.note()}${missing}${model}`);
@@ -163,16 +168,20 @@ class Page {
 
   /** Draws a view of profiles, which are fetched; the newest wish counts. */
   async #more(t, s) {
-    const { state: { now }, data } = this, mine = ++this.asked, panel = this.part("more"), chosen = now.show.split(",").filter(Boolean).map((name) => data.stage(name));
+    const { state: { now }, data } = this, mine = ++this.asked, panel = this.part("more"),
+      chosen = now.show.split(",").filter(Boolean).map((name) => data.stage(name));
     const drawn = chosen.length ? chosen : [...new Set([data.main[0], s])];
-    const view = await VIEWS[now.view]({ now, data, t, s, drawn, twin: (...at) => this.twin(...at) }).catch((error) => `It could not be loaded: ${error.message}`);
+    const view = await VIEWS[now.view]({ now, data, t, s, drawn, twin: (...at) => this.twin(...at) })
+      .catch((error) => `It could not be loaded: ${error.message}`);
     if (mine !== this.asked) return;
     const none = typeof view === "string", canvas = panel.querySelector("canvas"), [question, theory] = this.texts[now.view];
     panel.classList.toggle("without", none);
     this.plot = none ? null : { ...view, ...view.plot(canvas, view.spec) };
-    this.#said("more", none ? view : view.title, none ? "" : `${view.note}${this.plot.scale ? ` Colours: ${this.plot.scale}.` : ""}`, question);
+    const scale = this.plot?.scale ? ` Colours: ${this.plot.scale}.` : "";
+    this.#said("more", none ? view : view.title, none ? "" : `${view.note}${scale}`, question);
     panel.querySelector(".theory").textContent = theory;
-    if (!none) this.#entries(panel, view.plot.name === "lines" ? view.spec.series.filter((each) => !each.thin).map((each) => ({ ...each, words: each.label })) : []);
+    const lines = view.spec?.series?.filter((each) => !each.thin) ?? [];
+    this.#entries(panel, lines.map((each) => ({ ...each, words: each.label })));
     canvas.style.cursor = this.plot?.pick ? "pointer" : "default";
     const open = panel.querySelector("details.card-data[open]");
     if (open && this.plot) this.#table(open);
@@ -180,25 +189,36 @@ class Page {
 
   /** What the map shows: a statistic, its difference, or where the marked magnitudes are. */
   figure(s) {
-    const { data, other, state: { now } } = this, brush = range(now.brush), { label, question, percent } = data.statistics.find((each) => each.name === now.stat);
+    const { data, other, state: { now } } = this, brush = range(now.brush),
+      { label, question, percent } = data.statistics.find((each) => each.name === now.stat);
     if (brush) {
-      const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}` : `Weights with |w| below ${number(brush[1])}`;
-      return { label: words, unit: " %", even: false, question: "Where do the weights live that are marked in the histogram?", values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)) };
+      const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}`
+        : `Weights with |w| below ${number(brush[1])}`;
+      return { label: words, unit: " %", even: false, question: "Where do the weights live that are marked in the histogram?",
+        values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)) };
     }
-    const values = data.tensors.map((_, t) => data.shown(now.stat, t, s)), even = now.against === "run" ? Boolean(other) : now.against === "dense" && data.stages[s].name !== "dense";
-    const of = { dense: (t) => data.shown(now.stat, t, data.stage("dense")), run: (t) => { const twin = this.twin(t, s); return twin && twin.t >= 0 && twin.s >= 0 ? twin.data.shown(now.stat, twin.t, twin.s) : NaN; } }[now.against];
+    const values = data.tensors.map((_, t) => data.shown(now.stat, t, s)),
+      even = now.against === "run" ? Boolean(other) : now.against === "dense" && data.stages[s].name !== "dense";
+    const of = (t) => {
+      const twin = now.against === "run" ? this.twin(t, s) : { data, t, s: data.stage("dense") };
+      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(now.stat, twin.t, twin.s) : NaN;
+    };
     if (!even) return { label, unit: percent ? " %" : "", even, question, values };
     const base = now.against === "run" ? now.vs : "dense";
-    return { label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even, question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`, values: values.map((value, t) => value - of(t)) };
+    return { label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even,
+      question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
+      values: values.map((value, t) => value - of(t)) };
   }
 
   #map(t, s) {
-    const { data } = this, shown = this.figure(s), picked = data.tensor(this.state.now.tensor), missing = shown.values.filter((value) => !Number.isFinite(value)).length;
+    const { data } = this, shown = this.figure(s), picked = data.tensor(this.state.now.tensor),
+      missing = shown.values.filter((value) => !Number.isFinite(value)).length;
     this.shownMap = shown;
     this.map.draw({ data, ...shown, picked });
     const named = this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
     this.part("heatmap").querySelector("output").textContent = named;
-    this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()]), `${data.stages[s].label}, n = ${data.tensors.length} matrices${missing ? `, ${missing} without a value` : ""}.`, shown.question);
+    this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()]),
+      `${data.stages[s].label}, n = ${data.tensors.length} matrices${missing ? `, ${missing} without a value` : ""}.`, shown.question);
   }
 
   #said(id, title, note, question) {
@@ -217,14 +237,16 @@ class Page {
       const { pen, width, height } = surface(stop.firstChild, 20);
       const x = (i) => ((from + (i * (to - from)) / 64 + reach) / (2 * reach)) * width;
       pen.fillStyle = ink.stage(data.stages[s].colour);
-      data.heights(t, s, 64).forEach((h, i) => pen.fillRect(x(i), height - Math.min(1, h / most) * height, Math.max(1, x(i + 1) - x(i)), height));
+      const bar = (h, i) => pen.fillRect(x(i), height - Math.min(1, h / most) * height, Math.max(1, x(i + 1) - x(i)), height);
+      data.heights(t, s, 64).forEach(bar);
     });
   }
 
   #tiles(t, s) {
     this.element.querySelector(".weights-tiles").replaceChildren(...tiles(this.data, t, s).map(([name, value, sentence]) => {
       const tile = document.createElement("div");
-      tile.append(...[["dt", name], ["dd", value], ["dd", sentence]].map(([tag, words]) => Object.assign(document.createElement(tag), { textContent: words })));
+      const line = ([tag, textContent]) => Object.assign(document.createElement(tag), { textContent });
+      tile.append(...[["dt", name], ["dd", value], ["dd", sentence]].map(line));
       return tile;
     }));
   }
@@ -233,8 +255,10 @@ class Page {
     const shown = this.shown.map((s) => this.data.stages[s].name), { stage } = this.state.now;
     const others = this.data.stages.filter(({ name }) => !shown.includes(name) && name !== stage);
     const more = Object.assign(document.createElement("select"), { ariaLabel: "Add or remove a stage" });
-    more.append(new Option("Stages …", ""), ...others.map(({ name, label }) => new Option(`Add ${label}`, name)), ...shown.filter((name) => name !== stage).map((name) => new Option(`Remove ${this.data.stages[this.data.stage(name)].label}`, name)));
-    more.onchange = () => this.state.set({ show: (shown.includes(more.value) ? shown.filter((name) => name !== more.value) : [...shown, more.value].slice(-MOST_STAGES)).join(",") || stage });
+    more.append(new Option("Stages …", ""), ...others.map(({ name, label }) => new Option(`Add ${label}`, name)),
+      ...shown.filter((name) => name !== stage).map((name) => new Option(`Remove ${this.data.stages[this.data.stage(name)].label}`, name)));
+    more.onchange = () => this.state.set({ show: (shown.includes(more.value) ? shown.filter((name) => name !== more.value)
+      : [...shown, more.value].slice(-MOST_STAGES)).join(",") || stage });
     this.#entries(this.part("overlay"), this.histogram.legend(), more);
   }
 
@@ -252,7 +276,8 @@ class Page {
   /** Every statistic of the tensor, a column for each stage. */
   #statistics(t) {
     const { data } = this, heads = ["Figure", ...data.stages.map(({ label }) => label)];
-    const rows = data.statistics.map(({ name, label, percent }) => [percent ? `${label}, %` : label, ...data.stages.map((_, s) => data.shown(name, t, s))]);
+    const rows = data.statistics.map(({ name, label, percent }) => [percent ? `${label}, %` : label,
+      ...data.stages.map((_, s) => data.shown(name, t, s))]);
     const box = this.part("table").lastElementChild;
     const more = data.groups ? `<p><a href="quantization?run=${encodeURIComponent(data.run)}&tensor=${encodeURIComponent(data.tensors[t].name)}">Its groups in Quantisation</a></p>` : "";
     box.replaceChildren(built(heads, rows, `${data.run}-${data.tensors[t].name}`));
@@ -270,7 +295,8 @@ class Page {
     if (id === "weights-overlay") return [...this.histogram.table(), `${file}-${now.curve}`];
     if (id === "weights-more") return [...this.plot.table, `${data.run}-${this.plot.file}`];
     if (id === "weights-ridges") return [...this.ridges.table(), `${data.run}-${now.stage}-${data.tensors[this.t].module}-ridges`];
-    const { label, unit, values } = this.shownMap, rows = data.tensors.map(({ name, block }, t) => [name, String(block), data.tail(t, this.s).n, values[t]]);
+    const { label, unit, values } = this.shownMap,
+      rows = data.tensors.map(({ name, block }, t) => [name, String(block), data.tail(t, this.s).n, values[t]]);
     return [["Tensor", "Block", "Weights", unit.trim() ? `${label}, ${unit.trim()}` : label], rows, `${data.run}-${now.stage}-${now.stat}`];
   }
 
@@ -288,7 +314,8 @@ class Page {
     this.slider.max = data.stages.length - 1;
     this.slider.parentElement.style.setProperty("--stages", data.stages.length);
     this.stops.replaceChildren(...data.stages.map(({ name, label, perplexity, colour }) => {
-      const stop = Object.assign(document.createElement("button"), { type: "button", tabIndex: -1, title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label });
+      const stop = Object.assign(document.createElement("button"),
+        { type: "button", tabIndex: -1, title: perplexity ? `${label}: perplexity ${number(perplexity, 4)}` : label });
       stop.append(document.createElement("canvas"), label);
       stop.style.setProperty("--stage", colour);
       stop.onclick = () => { this.state.set({ stage: name }); this.slider.focus(); };
@@ -309,9 +336,13 @@ class Page {
     this.slider.value = s;
     this.slider.setAttribute("aria-valuetext", data.stages[s].label);
     [...this.stops.children].forEach((stop, i) => stop.setAttribute("aria-pressed", String(i === s)));
-    for (const button of element.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", String(button.dataset.view === now.view));
-    for (const option of element.querySelectorAll("[data-of]")) option.hidden = option.dataset.of !== now.view || ("whole" in option.dataset && !now.spot);
-    element.querySelectorAll("[data-brush]").forEach((input, i) => { if (input !== document.activeElement) input.value = brush ? String(brush[i]) : ""; });
+    for (const button of element.querySelectorAll("[data-view]"))
+      button.setAttribute("aria-pressed", String(button.dataset.view === now.view));
+    for (const option of element.querySelectorAll("[data-of]"))
+      option.hidden = option.dataset.of !== now.view || ("whole" in option.dataset && !now.spot);
+    element.querySelectorAll("[data-brush]").forEach((input, i) => {
+      if (input !== document.activeElement) input.value = brush ? String(brush[i]) : "";
+    });
     element.querySelector("[data-clear]").hidden = !brush;
     this.part("ridges").hidden = now.view !== "ridges";
     this.part("more").hidden = !VIEWS[now.view];
@@ -319,7 +350,9 @@ class Page {
   }
 
   #wire() {
-    const { element } = this, on = (selector, event, act) => element.querySelectorAll(selector).forEach((each) => each.addEventListener(event, (happened) => act(each, happened)));
+    const { element } = this;
+    const on = (selector, event, act) =>
+      element.querySelectorAll(selector).forEach((each) => each.addEventListener(event, () => act(each)));
     this.slider = this.part("step");
     this.stops = this.slider.nextElementSibling;
     this.slider.oninput = () => this.state.set({ stage: this.data.stages[this.slider.value].name });
@@ -330,7 +363,8 @@ class Page {
       if (next) this.state.set({ tensor: next.name });
     });
     on("[data-brush]", "change", () => {
-      const [low, high] = [...element.querySelectorAll("[data-brush]")].map((input) => input.value.replace(",", ".")), brush = `${low || 0}~${high}`;
+      const [low, high] = [...element.querySelectorAll("[data-brush]")].map((input) => input.value.replace(",", ".")),
+        brush = `${low || 0}~${high}`;
       this.state.set({ brush: high && range(brush) ? brush : "" });
     });
     on("[data-clear]", "click", () => this.state.set({ brush: "" }));
@@ -349,7 +383,8 @@ class Page {
 
   #save(panel, format) {
     panel.querySelector("details.save").open = false;
-    const [heads, rows, name] = this.#figures(panel.id), canvas = panel.querySelector("canvas"), words = (selector) => panel.querySelector(selector).textContent;
+    const [heads, rows, name] = this.#figures(panel.id), canvas = panel.querySelector("canvas"),
+      words = (selector) => panel.querySelector(selector).textContent;
     const save = (blob) => window.slimscope.save(`${name.replace(/[^\w.-]+/g, "-")}.${format}`, [blob], blob.type);
     if (format === "png") picture(canvas, words("h2"), words(".question"), save);
     else if (format === "webm") this.ridges.film(save);
@@ -362,7 +397,8 @@ class Page {
     const { data } = this, names = data.statistics.map(({ name }) => name), rows = [];
     data.tensors.forEach((tensor, t) => data.stages.forEach(({ name }, s) => {
       const { n, zeros, below, above } = data.tail(t, s);
-      if (n) rows.push([tensor.name, String(tensor.block), tensor.module, name, n, zeros, below, above, ...names.map((each) => data.value(each, t, s))]);
+      if (n) rows.push([tensor.name, String(tensor.block), tensor.module, name, n, zeros, below, above,
+        ...names.map((each) => data.value(each, t, s))]);
     }));
     const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
     window.slimscope.saveTable(built(heads, rows, "").querySelector("table"), `${data.run}-statistics`);
@@ -375,7 +411,8 @@ function built(heads, rows, name) {
   Object.assign(scroll, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: name });
   table.className = "data";
   const cell = (value, i, tag) => {
-    const one = Object.assign(document.createElement(i ? tag : "th"), { textContent: typeof value === "number" ? number(value, 4) : value, scope: "row" });
+    const one = Object.assign(document.createElement(i ? tag : "th"),
+      { textContent: typeof value === "number" ? number(value, 4) : value, scope: "row" });
     if (i) one.className = "num";
     if (typeof value === "number" && Number.isFinite(value)) one.dataset.value = value;
     return one;
@@ -383,7 +420,8 @@ function built(heads, rows, name) {
   table.createTHead().insertRow().append(...heads.map((head, i) => Object.assign(cell(head, i, "th"), { scope: "col" })));
   const body = table.createTBody();
   for (const row of rows) body.insertRow().append(...row.map((value, i) => cell(value, i, "td")));
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "small-button", textContent: "Download CSV" });
+  const button = Object.assign(document.createElement("button"),
+    { type: "button", className: "small-button", textContent: "Download CSV" });
   button.dataset.csv = name.replace(/[^\w.-]+/g, "-");
   scroll.append(table);
   box.append(scroll, button);

@@ -1,5 +1,5 @@
 /* Plots that several views share: grids of cells, and lines. Each returns what reads it under the pointer. */
-import { diverging, inks, number, sequential, surface, ticks } from "./canvas.js";
+import { diverging, inks, number, sequential, stroke, surface, ticks } from "./canvas.js";
 import { limits } from "./map.js";
 
 const LEFT = 52, RIGHT = 12, TOP = 36, BOTTOM = 36, GAP = 44;
@@ -11,12 +11,15 @@ const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 /** Panels of cells side by side, on the same colours. `log`: colours on a log scale, zeros stay empty; `dashed`: a
     line on which nothing has changed; `upwards`: rows from the bottom. */
 export function grid(canvas, { panels, even, log, unit, names, height = 340, upwards, dashed }) {
-  const place = canvas.parentElement.clientWidth, across = place < 560 ? 1 : Math.min(panels.length, 4), down = Math.ceil(panels.length / across);
+  const place = canvas.parentElement.clientWidth, across = place < 560 ? 1 : Math.min(panels.length, 4),
+    down = Math.ceil(panels.length / across);
   const { pen, width, line } = surface(canvas, down * height), ink = inks();
   const values = panels.flatMap(({ data }) => Array.from(data, (value) => (log ? (value > 0 ? Math.log10(value) : NaN) : value)));
-  const [low, high] = log ? [Math.max(Math.min(...values.filter(Number.isFinite)), Math.max(...values.filter(Number.isFinite)) - 6), Math.max(...values.filter(Number.isFinite))] : limits(values, even);
+  const known = values.filter(Number.isFinite), most = known.reduce((a, b) => Math.max(a, b), -Infinity);
+  const [low, high] = log ? [Math.max(known.reduce((a, b) => Math.min(a, b), Infinity), most - 6), most] : limits(values, even);
   pen.fillStyle = ink.paper;
-  const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16)), wide = Math.min((width - LEFT - RIGHT - (across - 1) * GAP) / across, upwards ? 1.5 * (height - TOP - BOTTOM) : Infinity);
+  const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16)),
+    wide = Math.min((width - LEFT - RIGHT - (across - 1) * GAP) / across, upwards ? 1.5 * (height - TOP - BOTTOM) : Infinity);
   const colour = (value) => (even ? diverging(value / high, middle) : sequential((value - low) / (high - low || 1)));
   const boxes = panels.map((panel, k) => {
     const left = LEFT + (k % across) * (wide + GAP), top = Math.floor(k / across) * height + TOP, tall = height - TOP - BOTTOM;
@@ -32,15 +35,16 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
     if (dashed) {
       Object.assign(pen, { strokeStyle: ink.muted, lineWidth: 1 });
       pen.setLineDash([4, 4]);
-      pen.beginPath(); pen.moveTo(left, top + tall); pen.lineTo(left + wide, top); pen.stroke();
+      stroke(pen, left, top + tall, left + wide, top);
       pen.setLineDash([]);
     }
     Object.assign(pen, { fillStyle: ink.text, textAlign: "left", textBaseline: "alphabetic" });
     pen.fillText(panel.label, left, top - 8, wide);
     pen.fillStyle = ink.muted;
-    const number_of = (side, part) => (panel.axis ? panel.axis[0] + part * (panel.axis[1] - panel.axis[0]) : (panel.first?.[side] ?? 0) + part * (panel.spans?.[side] ?? [panel.rows, panel.columns][side]));
+    const number_of = (side, part) => (panel.axis ? panel.axis[0] + part * (panel.axis[1] - panel.axis[0])
+      : (panel.first?.[side] ?? 0) + part * (panel.spans?.[side] ?? [panel.rows, panel.columns][side]));
     for (const part of [0, 0.5, 1]) {
-      const shown = (side) => { const value = number_of(side, part); return panel.axis ? number(value, 2) : String(Math.floor(value - (part === 1 ? 1 : 0))); };
+      const shown = (side) => (panel.axis ? number(number_of(side, part), 2) : String(Math.floor(number_of(side, part) - (part === 1))));
       pen.textAlign = part === 0 ? "left" : part === 1 ? "right" : "center";
       pen.fillText(shown(1), left + part * wide, top + tall + line);
       pen.textAlign = "right";
@@ -59,7 +63,8 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
   const at = ({ offsetX: x, offsetY: y }) => {
     const box = boxes.find((each) => x >= each.left && x < each.left + each.wide && y >= each.top && y < each.top + each.tall);
     if (!box) return null;
-    const i = box.row(Math.floor((y - box.top) / box.dy)), j = Math.floor((x - box.left) / box.dx), value = box.panel.data[i * box.panel.columns + j];
+    const i = box.row(Math.floor((y - box.top) / box.dy)), j = Math.floor((x - box.left) / box.dx),
+      value = box.panel.data[i * box.panel.columns + j];
     return { i, j, panel: box.panel, words: `${box.panel.label}, ${box.panel.words?.(i, j) ?? `${i}, ${j}`}: ${number(value, 4)}${unit}` };
   };
   return { at, scale };
@@ -75,16 +80,24 @@ export function lines(canvas, { series, xLog, yLog, names }) {
   const ends = (axis, log) => {
     const all = own.flatMap((each) => Array.from(each[axis])).filter(log ? positive : Number.isFinite);
     const [low, high] = [all.reduce((a, b) => Math.min(a, b), Infinity), all.reduce((a, b) => Math.max(a, b), -Infinity)];
-    return log ? [Math.log10(Math.max(low, axis === "y" ? high / 1000 : 0) || low), Math.log10(high) + 0.03] : [Math.min(0, low), 1.05 * high || 1];
+    return log ? [Math.log10(Math.max(low, axis === "y" ? high / 1000 : 0) || low), Math.log10(high) + 0.03]
+      : [Math.min(0, low), 1.05 * high || 1];
   };
   const [x0, x1] = ends("x", xLog), [y0, y1] = ends("y", yLog);
   const scaled = (value, log) => (log ? Math.log10(value) : value);
   const px = (value) => LEFT + ((scaled(value, xLog) - x0) / (x1 - x0 || 1)) * (width - LEFT - RIGHT);
   const py = (value) => height - BOTTOM - ((scaled(value, yLog) - y0) / (y1 - y0 || 1)) * (height - TOP - BOTTOM);
-  const decades = (low, high) => Array.from({ length: Math.floor(high) - Math.ceil(low) + 1 }, (_, i) => 10 ** (Math.ceil(low) + i)).filter(Boolean);
-  const marksOf = (low, high, log) => { const found = log ? decades(low, high) : ticks(low, high, 5); return found.length > 1 ? found : [low, (low + high) / 2, high].map((v) => (log ? 10 ** v : v)); };
+  const decades = (low, high) => Array.from({ length: Math.floor(high) - Math.ceil(low) + 1 },
+    (_, i) => 10 ** (Math.ceil(low) + i)).filter(Boolean);
+  const marksOf = (low, high, log) => {
+    const found = log ? decades(low, high) : ticks(low, high, 5);
+    return found.length > 1 ? found : [low, (low + high) / 2, high].map((v) => (log ? 10 ** v : v));
+  };
   Object.assign(pen, { fillStyle: ink.muted, strokeStyle: ink.line, lineWidth: 1, textAlign: "right", textBaseline: "middle" });
-  for (const tick of marksOf(y0, y1, yLog)) { pen.fillText(number(tick), LEFT - 6, py(tick), LEFT - 8); pen.beginPath(); pen.moveTo(LEFT, py(tick)); pen.lineTo(width - RIGHT, py(tick)); pen.stroke(); }
+  for (const tick of marksOf(y0, y1, yLog)) {
+    pen.fillText(number(tick), LEFT - 6, py(tick), LEFT - 8);
+    stroke(pen, LEFT, py(tick), width - RIGHT, py(tick));
+  }
   pen.textAlign = "center";
   pen.textBaseline = "alphabetic";
   for (const tick of marksOf(x0, x1, xLog)) pen.fillText(number(tick), px(tick), height - line - 4);

@@ -3,7 +3,8 @@
 import { bottomAxis, inks, number, surface, ticks, tween } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 
-const LEFT = 44, RIGHT = 12, TOP = 48, BOTTOM = 36, BINS = 128, OVERLAP = 4, MOST = 0.8, LAG = 1.2, MOVE_MS = 450, PLAY_MS = 1400, REST_MS = 500;
+const LEFT = 44, RIGHT = 12, TOP = 48, BOTTOM = 36, BINS = 128, OVERLAP = 4, MOST = 0.8, LAG = 1.2, MOVE_MS = 450, PLAY_MS = 1400,
+  REST_MS = 500;
 
 export class Ridges {
   #shown = null; #stop = () => {}; #film = null;
@@ -12,11 +13,15 @@ export class Ridges {
   constructor(canvas, on) {
     Object.assign(this, { canvas, on });
     let from = null;
-    canvas.onpointerdown = (event) => { if (event.button || !this.#shown) return; from = event.offsetX; canvas.setPointerCapture(event.pointerId); };
+    canvas.onpointerdown = (event) => {
+      if (event.button || !this.#shown) return;
+      from = event.offsetX;
+      canvas.setPointerCapture(event.pointerId);
+    };
     canvas.onpointermove = (event) => {
       if (from === null) return;
-      const place = Math.max(0, Math.min(1, (event.offsetX - LEFT) / (canvas.clientWidth - LEFT - RIGHT))) * (this.#shown.data.main.length - 1);
-      if (Math.abs(event.offsetX - from) > 3) this.scrub(place);
+      const part = (event.offsetX - LEFT) / (canvas.clientWidth - LEFT - RIGHT);
+      if (Math.abs(event.offsetX - from) > 3) this.scrub(Math.max(0, Math.min(1, part)) * (this.#shown.data.main.length - 1));
     };
     canvas.onpointerup = (event) => {
       if (from !== null && Math.abs(event.offsetX - from) > 3) on.stage(this.#shown.data.main[Math.round(this.#shown.place)]);
@@ -89,12 +94,14 @@ export class Ridges {
       const floor = TOP + (b + 1) * gap, [a, z] = [heights[from][b], heights[to][b]];
       pen.beginPath();
       pen.moveTo(x(-reach), floor);
-      for (let i = 0; i < BINS; i++) pen.lineTo(x(-reach + ((i + 0.5) * 2 * reach) / BINS), floor - Math.min(scale * (a[i] + (z[i] - a[i]) * own), 5 * OVERLAP * gap));
+      for (let i = 0; i < BINS; i++) pen.lineTo(x(-reach + ((i + 0.5) * 2 * reach) / BINS),
+        floor - Math.min(scale * (a[i] + (z[i] - a[i]) * own), 5 * OVERLAP * gap));
       pen.lineTo(x(reach), floor);
       Object.assign(pen, { fillStyle: ink.paper, globalAlpha: 0.82 });
       pen.fill();
       for (const [place, alpha] of [[0, 1 - own], [1, own]]) {
-        Object.assign(pen, { fillStyle: colours[place], strokeStyle: colours[place], globalAlpha: 0.28 * alpha, lineWidth: t === picked ? 2.5 : 1 });
+        Object.assign(pen, { fillStyle: colours[place], strokeStyle: colours[place], globalAlpha: 0.28 * alpha,
+          lineWidth: t === picked ? 2.5 : 1 });
         pen.fill();
         pen.globalAlpha = alpha;
         pen.stroke();
@@ -105,7 +112,8 @@ export class Ridges {
     });
     pen.fillStyle = ink.text;
     pen.textAlign = "left";
-    pen.fillText(from === to || part >= 1 ? data.stages[to].label : part <= 0 ? data.stages[from].label : `${data.stages[from].label} → ${data.stages[to].label}`, LEFT, 14);
+    const [before, after] = [from, to].map((s) => data.stages[s].label);
+    pen.fillText(from === to || part >= 1 ? after : part <= 0 ? before : `${before} → ${after}`, LEFT, 14);
     bottomAxis(area, ink, ticks(-reach, reach, width < 480 ? 4 : 8), x, "Weight");
   }
 

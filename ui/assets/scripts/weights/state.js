@@ -11,7 +11,7 @@ const OPTIONS = { vs: "", view: "ridges", brush: "", against: "", show: "", curv
 const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
 const OLDER = ["at", "layers", "topic", "group", "start", "look"]; // names of earlier addresses
 const CURVES = { difference: "difference", cumulative: "cumulative" }; // views that are curves now
-const DRAWN = ["ridges", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
+const DRAWN = ["ridges", "magnitudes", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
 
 /** What an address asks for; that of today, or of the pages before. @returns {State} */
 export function asked(search) {
@@ -19,7 +19,8 @@ export function asked(search) {
   const state = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? OPTIONS[name] ?? ""]));
   state.curve = CURVES[state.view] ?? state.curve;
   state.stage ||= query.get("at") ?? (query.get("view") === "story" ? "dense" : ""); // a story began there
-  state.view = [query.get("view"), query.get("topic"), query.get("layers")].find((view) => DRAWN.includes(view)) ?? "ridges";
+  state.view = [query.get("view")?.replace(/^magnitude$/, "magnitudes"), query.get("topic"),
+    query.get("layers")].find((view) => DRAWN.includes(view)) ?? "ridges";
   return state;
 }
 

@@ -63,7 +63,8 @@ export function ofMap(data, label, unit, cells) {
 /** Of the spread of one module by block, [block, value]. */
 export function ofDepth(module, spreads) {
   if (spreads.length < 2) return `${module}: one block`;
-  const [low, high] = [Math.min, Math.max].map((pick) => { const v = pick(...spreads.map((each) => each[1])); return spreads.find((each) => each[1] === v); });
+  const [low, high] = [Math.min,
+    Math.max].map((pick) => { const v = pick(...spreads.map((each) => each[1])); return spreads.find((each) => each[1] === v); });
   if (high[1] - low[1] <= STEADY * high[1]) return `Spread of ${module} is the same in all blocks`;
   return `Spread of ${module} is largest in block ${high[0]}, ${number(high[1])}, and smallest in block ${low[0]}, ${number(low[1])}`;
 }
@@ -71,18 +72,26 @@ export function ofDepth(module, spreads) {
 /** The four statistics that say most, as [name, value, sentence]. */
 export function tiles(data, t, s) {
   const value = (name, stage = s) => data.value(name, t, stage);
-  const [first] = data.main, base = data.stages[first].label, own = data.stages[s].label, bySize = value("by_size"), overlap = value("mask_overlap");
+  const [first] = data.main, base = data.stages[first].label, own = data.stages[s].label, bySize = value("by_size"),
+    overlap = value("mask_overlap");
   const earlier = data.main.find((each) => each < s && Number.isFinite(value("relative_error", each))) ?? -1;
   const wider = value("std") / value("std", first) - 1, kept = (2 * overlap) / (1 + overlap);
-  const rest = [["Kurtosis", number(value("kurtosis")), "A bell curve has 3"], ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`]];
+  const rest = [["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
+    ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`]];
   const found = [
-    ["Exact zeros", share(data.tail(t, s).share), Number.isFinite(bySize) ? `${share(bySize)} of them among the smallest weights of ${lower(base)}` : `${base}: ${share(data.tail(t, first).share)}`],
-    ["Spread", number(value("std")), s === first ? "Standard deviation" : Math.abs(wider) < 0.005 ? `As wide as ${lower(base)}` : `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${lower(base)}`],
+    ["Exact zeros", share(data.tail(t, s).share),
+      Number.isFinite(bySize) ? `${share(bySize)} of them among the smallest weights of ${lower(base)}`
+      : `${base}: ${share(data.tail(t, first).share)}`],
+    ["Spread", number(value("std")),
+      s === first ? "Standard deviation" : Math.abs(wider) < 0.005 ? `As wide as ${lower(base)}`
+      : `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${lower(base)}`],
   ];
   if (Number.isFinite(value("relative_error"))) {
-    const before = earlier >= 0 ? `${data.stages[earlier].label}: ${share(value("relative_error", earlier), 2)}` : "Of the output of the layer, on calibration text";
+    const before = earlier >= 0 ? `${data.stages[earlier].label}: ${share(value("relative_error", earlier), 2)}`
+      : "Of the output of the layer, on calibration text";
     found.push(["Relative output error", share(value("relative_error"), 2), before]);
   }
-  if (overlap < 1) found.push(["Mask kept", share(kept), `${own} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`]);
+  if (overlap < 1) found.push(["Mask kept", share(kept),
+    `${own} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`]);
   return [...found, ...rest].slice(0, 4);
 }
