@@ -88,7 +88,6 @@ TRICKY = {  # family -> columns that are refused, and a word of the reason
     "mixtral": {},  # experts in one tensor
     "opt, as 350m": {},  # a narrow embedding
     "gpt_neo": {"Decoding": "local attention", "Drafter": "local attention"},
-    "bloom": {"Decoding": "ALiBi", "Drafter": "ALiBi"},
     "qwen3_5_text": {"Decoding": "one state", "Drafter": "one state"},
     "mamba": {"SDS": "no attention", "DL-QAT": "no attention", "Decoding": "one state",
               "Drafter": "one state"},

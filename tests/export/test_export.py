@@ -253,3 +253,12 @@ def test_the_card_says_how_to_load_it(format: str, grid_type: str, said: str) ->
     )  # fmt: skip
     assert said in card and "| DL-QAT | 13.250 |" in card and "A note." in card
     assert "3 bits, groups of 64" in card and "dlqat-0001" in card and "toystories" in card
+
+
+def test_what_the_operator_cannot_run_is_dense_and_said(exported, toy) -> None:
+    folder, layers = exported(bits=8)
+    said = []
+    packed = load_packed(folder, said.append)
+    why = "the int4 operator supports up to 4 bits, not 8; the native decoder reads their codes"
+    assert said == [f"{len(layers)} of {len(layers)} layers run dense: {why}."]
+    assert (logits(packed).float() - logits(toy.model)).abs().max() < 0.5

@@ -250,3 +250,12 @@ def test_the_documentation_names_every_request() -> None:
         told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
         elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}
         assert told == names - elsewhere, line
+
+
+def test_a_pipeline_is_added(visit: Visit) -> None:
+    client = visit()
+    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
+    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
+    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
+    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
+    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
