@@ -8,7 +8,7 @@ import { Ridges } from "./ridges.js";
 import { Selection, asked, range } from "./state.js";
 import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
 
-const MOST_STAGES = 4;
+const MOST_STAGES = 4, INSTEAD = "kurtosis"; // shown where a statistic is not measured
 const OF_VIEWS = ["all", "size", "mode", "tensor", "stage", "view", "show", "side", "measure", "order", "cells", "flow", "spot", "y"];
 let early = null; // the run of the address, asked for while Gradio starts
 const ofAddress = () => new URLSearchParams(location.search).get("run") ?? "";
@@ -187,23 +187,26 @@ class Page {
     if (open && this.plot) this.#table(open);
   }
 
-  /** What the map shows: a statistic, its difference, or where the marked magnitudes are. */
+  /** What the map shows: a statistic, its difference, or where the marked magnitudes are. Where the statistic
+      is not measured at the stage, such as an error of the dense model, another one is shown. */
   figure(s) {
-    const { data, other, state: { now } } = this, brush = range(now.brush),
-      { label, question, percent } = data.statistics.find((each) => each.name === now.stat);
+    const { data, other, state: { now } } = this, brush = range(now.brush);
+    const measured = (name) => data.tensors.some((_, t) => Number.isFinite(data.value(name, t, s)));
+    const { name: stat, label, question, percent } = data.statistics.find(({ name }) => name === now.stat && measured(name))
+      ?? data.statistics.find(({ name }) => name === INSTEAD) ?? data.statistics[0];
     if (brush) {
       const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}`
         : `Weights with |w| below ${number(brush[1])}`;
       return { label: words, unit: " %", even: false, question: "Where do the weights live that are marked in the histogram?",
         values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)) };
     }
-    const values = data.tensors.map((_, t) => data.shown(now.stat, t, s)),
+    const values = data.tensors.map((_, t) => data.shown(stat, t, s)),
       even = now.against === "run" ? Boolean(other) : now.against === "dense" && data.stages[s].name !== "dense";
     const of = (t) => {
       const twin = now.against === "run" ? this.twin(t, s) : { data, t, s: data.stage("dense") };
-      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(now.stat, twin.t, twin.s) : NaN;
+      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(stat, twin.t, twin.s) : NaN;
     };
-    if (!even) return { label, unit: percent ? " %" : "", even, question, values };
+    if (!even) return { label, unit: percent ? " %" : "", even, question, values, lacks: stat !== now.stat };
     const base = now.against === "run" ? now.vs : "dense";
     return { label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even,
       question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
@@ -217,8 +220,10 @@ class Page {
     this.map.draw({ data, ...shown, picked });
     const named = this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
     this.part("heatmap").querySelector("output").textContent = named;
+    const { label } = data.statistics.find(({ name }) => name === this.state.now.stat);
+    const lacks = shown.lacks ? ` ${label} is not measured at this stage.` : "", without = missing ? `, ${missing} without a value` : "";
     this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()]),
-      `${data.stages[s].label}, n = ${data.tensors.length} matrices${missing ? `, ${missing} without a value` : ""}.`, shown.question);
+      `${data.stages[s].label}, n = ${data.tensors.length} matrices${without}.${lacks}`, shown.question);
   }
 
   #said(id, title, note, question) {
