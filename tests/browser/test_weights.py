@@ -230,6 +230,12 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))
     assert [row["Block"] for row in ridges] == ["0", "1", "2"]
     assert int(ridges[0]["Exact zeros"]) == taken["sds"].zeros
+    visitor.get_by_role("button", name="All statistics").click()
+    with visitor.expect_download() as coming:
+        visitor.locator("#weights-table").get_by_text("Download CSV").click()
+    figures = {row["Figure"]: row for row in rows_of(Path(coming.value.path()))}
+    assert float(figures["Kurtosis"]["Re-dense"]) == taken["redense"].stats["kurtosis"]
+    assert float(figures["Exact zeros, %"]["First pruning"]) == 50.0
     with visitor.expect_download() as coming:
         visitor.get_by_role("button", name="Download all").click()
     rows = rows_of(Path(coming.value.path()))

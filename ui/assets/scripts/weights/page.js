@@ -6,6 +6,7 @@ import { load } from "./histograms.js";
 import { LayerMap } from "./map.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, range } from "./state.js";
+import { saveAll, table } from "./tables.js";
 import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
 
 const MOST_STAGES = 4, INSTEAD = "kurtosis"; // shown where a statistic is not measured
@@ -285,13 +286,13 @@ class Page {
       ...data.stages.map((_, s) => data.shown(name, t, s))]);
     const box = this.part("table").lastElementChild;
     const more = data.groups ? `<p><a href="quantization?run=${encodeURIComponent(data.run)}&tensor=${encodeURIComponent(data.tensors[t].name)}">Its groups in Quantisation</a></p>` : "";
-    box.replaceChildren(built(heads, rows, `${data.run}-${data.tensors[t].name}`));
+    box.replaceChildren(table(heads, rows, `${data.run}-${data.tensors[t].name}`));
     box.insertAdjacentHTML("beforeend", more);
   }
 
   #table(details) {
     const panel = details.closest(".weights-panel"), [heads, rows, name] = this.#figures(panel.id);
-    details.lastElementChild.replaceChildren(built(heads, rows, name));
+    details.lastElementChild.replaceChildren(table(heads, rows, name));
   }
 
   /** Heads, rows and file name of a panel's data. */
@@ -383,8 +384,7 @@ class Page {
     more.onpointermove = (event) => { output.textContent = this.plot?.at(event)?.words ?? ""; };
     more.onpointerleave = () => { output.textContent = ""; };
     more.onclick = (event) => { const place = this.plot?.pick && this.plot.at(event); if (place) this.state.set(this.plot.pick(place)); };
-    this.part("save").onclick = () => this.#everything();
-    window.slimscope.table(element);
+    this.part("save").onclick = () => saveAll(this.data);
   }
 
   #save(panel, format) {
@@ -394,42 +394,7 @@ class Page {
     const save = (blob) => window.slimscope.save(`${name.replace(/[^\w.-]+/g, "-")}.${format}`, [blob], blob.type);
     if (format === "png") picture(canvas, words("h2"), words(".question"), save);
     else if (format === "webm") this.ridges.film(save);
-    else if (format === "csv") window.slimscope.saveTable(built(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
+    else if (format === "csv") window.slimscope.saveTable(table(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
     else location.href = `report?${new URLSearchParams({ ...this.state.now, add: panel.id })}`;
   }
-
-  /** Every statistic of every tensor at every stage as one CSV. */
-  #everything() {
-    const { data } = this, names = data.statistics.map(({ name }) => name), rows = [];
-    data.tensors.forEach((tensor, t) => data.stages.forEach(({ name }, s) => {
-      const { n, zeros, below, above } = data.tail(t, s);
-      if (n) rows.push([tensor.name, String(tensor.block), tensor.module, name, n, zeros, below, above,
-        ...names.map((each) => data.value(each, t, s))]);
-    }));
-    const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
-    window.slimscope.saveTable(built(heads, rows, "").querySelector("table"), `${data.run}-statistics`);
-  }
-}
-
-/** A table of figures with the button that saves it, as the macro `data_table` makes it. */
-function built(heads, rows, name) {
-  const box = document.createElement("div"), scroll = document.createElement("div"), table = document.createElement("table");
-  Object.assign(scroll, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: name });
-  table.className = "data";
-  const cell = (value, i, tag) => {
-    const one = Object.assign(document.createElement(i ? tag : "th"),
-      { textContent: typeof value === "number" ? number(value, 4) : value, scope: "row" });
-    if (i) one.className = "num";
-    if (typeof value === "number" && Number.isFinite(value)) one.dataset.value = value;
-    return one;
-  };
-  table.createTHead().insertRow().append(...heads.map((head, i) => Object.assign(cell(head, i, "th"), { scope: "col" })));
-  const body = table.createTBody();
-  for (const row of rows) body.insertRow().append(...row.map((value, i) => cell(value, i, "td")));
-  const button = Object.assign(document.createElement("button"),
-    { type: "button", className: "small-button", textContent: "Download CSV" });
-  button.dataset.csv = name.replace(/[^\w.-]+/g, "-");
-  scroll.append(table);
-  box.append(scroll, button);
-  return box;
 }
