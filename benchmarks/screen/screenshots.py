@@ -75,10 +75,8 @@ SHOTS = (
     Shot("compare-light", "compare?ids={runs}"),
     Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
-    Shot(
-        "weights-dark", f"weights?run={{weights}}&view=story&at=redense&tensor={TENSOR}", dark=True
-    ),
-    Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint&layers=inputs"),
+    Shot("weights-dark", f"weights?run={{weights}}&stage=redense&tensor={TENSOR}", dark=True),
+    Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint"),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),

@@ -87,9 +87,9 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     expect(bar).to_have_css("background-color", rgb(DARK.paper))
     expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
     assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
-    expect(shown.locator(".scrub-said b")).to_have_text("Dense")
+    expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "Dense")
     expect(shown.locator("#frame-status")).to_be_hidden()
-    for picker in ("view", "tensor", "stage", "run"):
+    for picker in ("stat", "tensor", "vs", "run"):
         expect(shown.locator(f"#weights-{picker}")).to_be_hidden()
     visitor.get_by_role("button", name="Follow on a phone").click()
     expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
@@ -99,13 +99,14 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
         assert followed is not None
-        expect(followed.locator(".scrub-said b")).to_have_text("Dense")
+        step = followed.locator("#weights-step")
+        expect(step).to_have_attribute("aria-valuetext", "Dense")
         visitor.get_by_role("button", name="Play").click()
-        expect(shown.locator(".scrub-said b")).to_have_text("First pruning")
+        expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "First pruning")
         visitor.get_by_role("button", name="Pause").click()
-        now = shown.locator(".scrub-said b").inner_text()
-        expect(followed.locator(".scrub-said b")).to_have_text(now)
-    shown.locator("#weights-overlay .scrub-said").click()  # the focus is in the frame
+        now = shown.locator("#weights-step").get_attribute("aria-valuetext") or ""
+        expect(step).to_have_attribute("aria-valuetext", now)
+    shown.locator("#weights-overlay .question").click()  # the focus is in the frame
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))
 

@@ -59,7 +59,7 @@ def test_a_choice_a_format_cannot_hold(format: str, changed: dict, said: str, ot
 def test_what_vllm_will_not_run_is_said() -> None:
     names = [f"layers.0.self_attn.{each}_proj" for each in "qkv"]
     assert vllm_hint(4, [*names, "layers.0.self_attn.o_proj"]) == ""
-    assert "not 3" in vllm_hint(3, names) and "CPU" in vllm_hint(8, names)
+    assert "cannot load 3-bit" in vllm_hint(3, names) and "CPU" in vllm_hint(8, names)
     assert "fuses q_proj, k_proj, v_proj" in vllm_hint(4, names[:2])
 
 

@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from filelock import FileLock
 from sqlalchemy import insert
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from backend.metric_key import MetricKey
 from backend.settings import Settings, settings
 from backend.statistics.tensors import TensorProfile
 from backend.store import curves, frames, queries, tensors
 from backend.store.dialects import sqlite
-from backend.store.migrate import current_revision, newest_revision, upgrade
+from backend.store.migrate import MIGRATIONS, current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.tables import Job, MetricPoint, SavedView, Table
 from jobs.runtime.rows import profile_row, upsert
@@ -37,7 +41,16 @@ def new_job(**values: object) -> Job:
     return job
 
 
-def test_migrations_make_the_tables_the_code_declares(store: Path) -> None:
+def test_the_newest_migration_knows_the_tables_the_code_declares() -> None:
+    """A change of the tables takes a migration, with the digest of the new ones."""
+    made = [CreateTable(table) for table in Table.metadata.sorted_tables]
+    made += [CreateIndex(each) for table in Table.metadata.sorted_tables for each in table.indexes]
+    written = sorted(str(each.compile(dialect=sqlite_dialect())) for each in made)
+    (newest,) = (MIGRATIONS / "versions").glob(f"{newest_revision()}_*.py")
+    assert sha256("".join(written).encode()).hexdigest() == run_path(str(newest))["tables"]
+
+
+def test_a_new_database_has_the_tables_the_code_declares(store: Path) -> None:
     upgrade()  # once more is harmless
     assert current_revision() == newest_revision()
     with engine_for(settings().url).connect() as connection:

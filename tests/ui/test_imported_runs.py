@@ -38,8 +38,8 @@ from ui.pages.quantization import handlers as quantization
 from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
-from ui.pages.weights import handlers as weights
-from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS
+from ui.pages.weights import histograms
+from ui.runs.weights import weights_of
 
 EXAMPLES, MOST_SHOWN = 25 * ATTACK, 2 * ATTACK
 ODD: tuple[Any, ...] = (
@@ -48,7 +48,6 @@ ODD: tuple[Any, ...] = (
     {"x": {"x": "y"}}, "2:4", "succeeded", "running", "AAAA", "\ud800",
 )  # fmt: skip
 KEPT_TENSORS = 3  # of a bundled run: enough for every page
-LAYERS, VIEWS = tuple(LAYER_VIEWS), tuple(TENSOR_VIEWS)
 
 
 class Bundle:
@@ -120,11 +119,11 @@ def drawn_everywhere(job: Job) -> None:
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
     quantization.open_page(asked(run=name))
-    for number, layers in enumerate(LAYERS):
-        query = {"run": name, "layers": layers, "view": VIEWS[number % len(VIEWS)]}
-        weights.open_page(
-            gr.Request(query_params=query, headers={}, client={"host": "::1", "port": 1})
-        )
+    histograms.packed_of(name)
+    if weights := weights_of(name):
+        tensor, names = next(iter(weights.tensors)), ",".join(histograms.PROFILES)
+        for query in ({"names": names}, {"names": names, "blocks": "1"}, {"spot": "1,1"}):
+            histograms.packed_profiles(weights, tensor, query)
     for page in pages():
         for chart in page.charts.values():
             query = {chart.runs or "run": name}

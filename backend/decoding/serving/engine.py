@@ -93,7 +93,7 @@ class Work:
 class Ticket:
     """A request that was taken."""
 
-    def __init__(self, engine: Engine, sequence: ServedSequence) -> None:
+    def __init__(self, engine: ServingEngine, sequence: ServedSequence) -> None:
         self._engine, self._sequence = engine, sequence
 
     def cancel(self) -> None:
@@ -106,7 +106,7 @@ class Ticket:
         return self._sequence.done
 
 
-class Engine:
+class ServingEngine:
     """Serves requests to one model in a thread of its own, which calls back; see the module.
 
     Args:
@@ -187,7 +187,7 @@ class Engine:
             running, waiting, batch, speed, speed / writing,
             sum(x.accepted for x in passed) / drafted if drafted else None,
             self._passes.used * self._passes.block_size,
-            self._target.decoder + ("" if self._passes.together else "; one sequence at a time"),
+            self._target.decoder + self._passes.words,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -209,6 +209,8 @@ class Engine:
             left = [*self._running, *self._waiting.order(())]
         for sequence in left:
             sequence.finish("cancelled")
+        if self._prefixes:
+            self._prefixes.forget(0)
 
     def _take_in(self) -> bool:
         """Let go who has left or is done, take in who has room; False when the engine is closed."""

@@ -22,8 +22,8 @@ from backend.decoding.serving.request import (
     Finished,
     GenerationRequest,
     Likely,
+    NewPieces,
     Piece,
-    Progress,
     Waiting,
 )
 from backend.decoding.serving.speculation import Drafts
@@ -96,21 +96,22 @@ class ServedSequence:
         if self.unread > 0 or not self.request.max_tokens:
             self.drafts.saw(hidden)
             if pieces:
-                self.tell(Progress(pieces, [], ms))
+                self.tell(NewPieces(pieces, [], ms))
             if not self.unread:
                 self.finish("length")
             return 0
         step = self._walk(draft, hidden, logits)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
         scores = self._scores(logits[-len(draft.tree) :], step.path, step.tokens)
-        stopped = self._detokenizer
-        for token, head, (logprob, top) in zip(step.tokens, step.heads, scores, strict=False):
-            pieces.append(Piece(stopped.add(token), head, token, logprob, top))
-            if stopped.stopped:
+        written = self._detokenizer
+        for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+            pieces.append(Piece(written.add(token), head, token, *scores[number]))
+            if written.stopped:
+                del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                 break
         rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
-        self.tell(Progress(pieces, rejected, ms))
-        if stopped.stopped:
+        self.tell(NewPieces(pieces, rejected, ms))
+        if written.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in self.request.ends:
             self.finish("stop")

@@ -63,7 +63,7 @@ class Drafts:
     def saw(self, states: Tensor) -> None:
         """Hidden states [n, d] of the next tokens of the text."""
         if self.needs_states:
-            self._states.append(states)
+            self._states.append(states.clone())  # not a view of the states of all
 
     def propose(self, committed: Sequence[int], room: int) -> DraftTokens:
         """What may follow, at most `room` tokens deep."""

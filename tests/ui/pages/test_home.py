@@ -164,7 +164,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
-    moving = showcase.moving_histogram(showcase.showcase())
+    moving = showcase.moving_histogram()
     assert moving is not None and moving["run"] == "sds-0001"
     assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
     heights = [stage["heights"] for stage in moving["stages"]]

@@ -99,7 +99,7 @@ window.slimscope = (() => {
 
   /* Back undoes the last view: the page is drawn anew for the address it then has. */
   let pushed = -1000;
-  window.addEventListener("popstate", () => window.location.reload());
+  window.addEventListener("popstate", () => { if (!api.back?.()) window.location.reload(); });
 
   /* --- charts ---------------------------------------------------------------------------- */
 
@@ -117,7 +117,7 @@ window.slimscope = (() => {
       key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
   }
 
-  function plot(element, props, watch, select, stopped = () => {}) {
+  function plot(element, props, watch, select) {
     const Plotly = window.Plotly; // kept: another script may replace the global
     const box = element.querySelector(".plot");
     const canvas = element.querySelector(".plot-canvas");
@@ -128,12 +128,6 @@ window.slimscope = (() => {
       displayModeBar: false, // drag zooms, a double click shows all again
     };
     let picked = null, bound = false;
-    const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,
-      { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]),
-      (stop) => {
-        api.picked = { customdata: stop.name };
-        stopped(api.picked);
-      });
 
     function meta() { return (props.value && props.value.layout && props.value.layout.meta) || {}; }
 
@@ -158,14 +152,12 @@ window.slimscope = (() => {
       box.classList.toggle("loading", value === "");
       box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : room + (meta().more || 0)}px`;
       if (none) {
-        stops.prepare({ layout: {} });
         empty.textContent = value?.nothing || value || "";
         return;
       }
       const figure = shade(value);
       picked = meta().picked || null;
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
-      stops.prepare(figure);
       await Plotly.react(canvas, figure.data, figure.layout, config);
       describe();
       if (!bound) bind();
@@ -204,17 +196,6 @@ window.slimscope = (() => {
       canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
     }
 
-    /* The same place of every panel, so that they can be read off together. */
-    let linking = false;
-    function hovered(event) {
-      if (!meta().linked || linking || canvas.data.length < 2) return;
-      const { x: xval, y: yval } = event.points[0];
-      linking = true;
-      Plotly.Fx.hover(canvas, canvas.data.map((_, curveNumber) => ({ curveNumber, xval, yval })),
-        Object.keys(canvas._fullLayout._plots));
-      linking = false;
-    }
-
     function key(event) {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
       const move = moves[event.key];
@@ -231,7 +212,6 @@ window.slimscope = (() => {
     function bind() {
       bound = true;
       canvas.on("plotly_click", clicked);
-      canvas.on("plotly_hover", hovered);
       canvas.addEventListener("keydown", key);
       new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(canvas)).observe(box); // not while hidden
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
@@ -265,6 +245,12 @@ window.slimscope = (() => {
     });
   }
 
-  const api = { header, pulse, address, tab, plot, table, saveTable, picked: null, templates: {} };
+  /* Modules of pages are loaded where they are used, that of Weights already while Gradio starts. */
+  function modules(folder) {
+    api.module = (name) => import(`${folder}/${name}.js`);
+    if (location.pathname.endsWith("/weights")) api.module("weights/page").then((page) => page.ahead());
+  }
+
+  const api = { header, pulse, address, tab, plot, table, saveTable, modules, picked: null, templates: {} };
   return api;
 })();

@@ -48,7 +48,7 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
     hero = HTML.hero(
-        changes(shown), moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
+        changes(shown), moving_histogram(), launch_address(), permissions.may_not_add(actor)
     )
     drafted = Markup()
     if found := drafted_text():

@@ -27,7 +27,7 @@ from ui.theme import name_colours, stage_style
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
 AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
-LOOKED_AT = 20  # of the newest runs of a kind
+HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
 MIN_STAGES = 3  # that make it worth moving
 
 
@@ -59,18 +59,24 @@ def showcase() -> list[Shown]:
 def _newest(kind: Kind) -> Shown | None:
     if kind.key_figure is None:
         return None
-    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
-        rows = queries.results([job.id])
-        results = RunResults(kind, rows, job)
-        if figure := results.key_figure:
-            values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-            verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
-            conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
-            shown = metric(kind.key_metric)
-            caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
-            bars = _bars(results, kind)
-            return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
-    return None
+    jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT)
+    return next((shown for job in jobs if (shown := _shown(kind, job))), None)
+
+
+def _shown(kind: Kind, job: Job) -> Shown | None:
+    """The run as it is shown; None without a key figure."""
+    rows = queries.results([job.id])
+    results = RunResults(kind, rows, job)
+    figure = results.key_figure
+    if figure is None:
+        return None
+    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
+    verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
+    conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
+    shown = metric(kind.key_metric)
+    caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
+    bars = _bars(results, kind)
+    return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
 def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | None:
@@ -102,19 +108,23 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
-def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
-    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`.
+def moving_histogram() -> dict[str, Any] | None:
+    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`: of the
+    newest runs of a kind the one with most stages.
 
     Returns:
         run, tensor, edge (the axis runs from -edge to edge), and for each stage: name, label,
         colour, said, zeros (share of all weights) and heights (share of all weights in each of
         `BARS` bins, relative to the height of the axis).
     """
-    for each in shown:
-        stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
-        weights = weights_of(each.job.run)
-        if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
-            return _histogram(each, stages, weights.typical)
+    for kind in (kind for kind in kinds().values() if kind.compresses and kind.has_models):
+        jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=HERO_AMONG)
+        runs = [shown for job in jobs if (shown := _shown(kind, job))]
+        for each in sorted(runs, key=lambda shown: -len(shown.bars)):
+            stages = [stage for stage, style in kind.styles.items() if style.main]
+            weights = weights_of(each.job.run)
+            if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
+                return _histogram(each, stages, weights.typical)
     return None
 
 

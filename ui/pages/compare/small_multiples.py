@@ -6,33 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ui.charts.chart import Chart
-from ui.charts.series import ROW, Series, ceiling, cut_off_peaks, reach, step_line
+from ui.charts.series import ROW, Series, ceiling, reach, step_line
 from ui.charts.template import layout, legend_row
 from ui.theme import LIGHT
 
 COLUMNS = 3
-PANELS = 4 * COLUMNS  # of a page; fewer fill the same space
 BINS = 64
 GAP_X, GAP_Y = 0.03, 0.09
 Tensors = Mapping[str, tuple[str, Sequence[Series]]]  # tensor -> title of its panel, its series
-
-
-def shapes_chart(panels: Tensors, picked: str) -> Chart:
-    cut_off = cut_off_peaks([merged(s) for _, series in panels.values() for s in series])
-    note = f"{BINS} bins, the same axes. {cut_off}"
-    rows = [
-        [tensor, s.label, s.snapshot.lo, s.snapshot.hi, s.snapshot.zeros, *s.snapshot.counts]
-        for tensor, (_, series) in panels.items()
-        for s in map(merged, series)
-    ]
-    bins = [f"Bin {i}" for i in range(BINS)]
-    frame = pd.DataFrame(rows, columns=["Tensor", "Stage", "From", "To", "Zeros", *bins])
-    return Chart(small_multiples(panels, picked), frame, note)
 
 
 def small_multiples(panels: Tensors, picked: str = "") -> go.Figure:
