@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.errors import CancelledError
-from backend.evaluation.endings import questions, score_endings
+from backend.evaluation.endings import EndingScore, questions, score_endings
 from backend.evaluation.preferences import POINTS, PRIOR, Comparison, fit, ratings
 from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
 from backend.models.sources.toy.stories import stories
@@ -118,3 +118,9 @@ def test_one_that_always_wins_has_a_finite_rating_and_more_votes_a_narrower_inte
     assert few[0].name == "a" and few[0].wins == 3 and few[0].n == 3
     assert math.isfinite(many[0].score) and many[0].score > few[0].score > few[1].score
     assert few[0].high - few[0].low > many[0].high - many[0].low
+
+
+def test_the_error_is_that_of_a_share() -> None:
+    score = EndingScore((True, True, True, False))
+    assert score.accuracy == 0.75 and score.stderr == pytest.approx((0.75 * 0.25 / 3) ** 0.5)
+    assert EndingScore((True,)).stderr is None

@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     PretrainedConfig,
+    Qwen2Tokenizer,
     Qwen3Config,
 )
 
@@ -375,3 +376,8 @@ def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     assert [scores["".join(pair)] for pair in merges] == [-n for n in range(len(merges))]
     assert (found.model, found.space) == ("llama", True)
     assert found.types[0] == gguf.TokenType.UNKNOWN
+
+
+def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
+    assert vocabulary_of(tmp_path, 2).pre == "qwen2"

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from backend.metric_key import MetricKey
 from jobs import metrics
-from jobs.metrics import METRICS, Metric, metric, ordered
+from jobs.comparison import StageComparison
+from jobs.dlqat import kind as dlqat
+from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, ordered
+from jobs.sds import kind as sds
 from jobs.wording import apart, extent, fixed, relative_change
 from tests.ui.lab import job, result
 from ui.charts.lines import y_title
@@ -94,3 +97,24 @@ def test_a_change_that_rounds_to_nothing_is_none() -> None:
     assert relative_change(9.0, 10.0) == "10.0 % lower than"
     assert relative_change(10.3, 10.0) == "3.0 % higher than"
     assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "equal to"
+
+
+def test_the_figures_of_small_models_are_told_apart() -> None:
+    values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
+    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
+    assert told is not None and told.text == (
+        "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
+        "In cross-entropy, 38 %."
+    )
+    worse = sds.key_figure({("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0,
+                            ("sds", PERPLEXITY): 2.001}, "sds")  # fmt: skip
+    assert worse is not None and worse.value == "0 %"
+    figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
+    held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
+    for kept in ("gptq", "dlqat"):
+        bits = dlqat.key_figure(figures | held, kept)
+        assert bits is not None
+        assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
+    assert dlqat.key_figure(figures | held, "") is None
+    said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
+    assert "quantisation costs nothing measurable on top of it." in said

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited, connected
@@ -186,3 +186,9 @@ def test_what_works_on_the_first_model_anyway_is_not_repeated(queue: object) -> 
     text = "model: toy\nalone: true\nsteps: [amphista: {minutes: 1}, sds: , dlqat: ]"
     kinds = [step.kind for step in pipeline.read(text).steps]
     assert kinds == ["amphista", "sds", "dlqat", "dlqat"]
+
+
+def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
+    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
+        service.run_next(queued[1].run, HOST)
+    assert service.run_next(queued[0].run, HOST).run == queued[0].run

@@ -8,12 +8,17 @@ import pytest
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.spec import TOY_FOLDER
+from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
+from jobs.cli.submit import _queued
 from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
+from jobs.operations.details import _run_text
+from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.summary import cost_text, summary
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
 
@@ -172,3 +177,16 @@ def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
     with pytest.raises(SlimscopeError) as refused:  # nothing is checked against another model
         checked("dlqat", {**wrong, "model": "toys"})
     assert "group_size" not in [error.field for error in refused.value.others]
+
+
+def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
+    job = submit("sds", {"model": "toy"}, HOST)
+    told = cost_text(job)
+    seconds, size = (job.environment[key] for key in ("estimated_seconds", "estimated_bytes"))
+    assert told == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
+    job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
+    assert cost_text(job) == f"{told[:-1]}; took 1 min 30 s, 1 GB."
+    assert told in _queued(summary(queries.job(job.id)))
+    assert told in _run_text(record(job.id))
+    job.environment = {}
+    assert cost_text(job) == ""

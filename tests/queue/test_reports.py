@@ -2,7 +2,7 @@
 
 import pytest
 
-from backend.errors import ConfigError, ForbiddenError
+from backend.errors import ConfigError, ForbiddenError, NotFoundError
 from backend.queue import reports
 from backend.queue.actor import Actor
 
@@ -72,3 +72,11 @@ def test_what_cannot_be_read_of_a_row_is_left_out() -> None:
         reports.ReportBlock(3, text="ok")
     ]
     assert reports.stored_blocks({}) == []
+
+
+def test_a_deleted_report_says_so() -> None:
+    number = reports.create_report("Gone", HOST)
+    reports.delete_report(number, HOST)
+    for attempt in (reports.report, lambda n: reports.add_text(n, "x", HOST)):
+        with pytest.raises(NotFoundError):
+            attempt(number)

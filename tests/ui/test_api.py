@@ -259,3 +259,13 @@ def test_a_pipeline_is_added(visit: Visit) -> None:
     assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
     wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
     assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+
+
+def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+    client = visit()
+    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
+    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
+    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
+    assert set(log) == {"attempt", "text", "start", "end", "state"}
+    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
+    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404

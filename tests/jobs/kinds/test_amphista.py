@@ -24,6 +24,7 @@ from jobs.amphista.estimate import (
     cached_values,
     drafter_weights,
     flops_by_phase,
+    mask_bytes,
     memory_bytes,
     prompt_sets,
 )
@@ -155,3 +156,10 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     assert flops_by_phase(asking, facts)["ask"] > flops_by_phase(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
+
+
+def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
+    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
+    eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
+    assert mask_bytes(eagle, 16) == 4 * 32 * 48
+    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0

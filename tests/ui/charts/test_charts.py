@@ -240,3 +240,14 @@ def test_a_gain_that_one_repetition_does_not_show_is_none() -> None:
     assert parts == "Verify takes 75 % of a step of A" and headlines.of_parts("A", {}) == ""
     assert headlines.of_front(1, 3) == "1 of 3 runs is on the Pareto front"
     assert headlines.lower("Loss") == "loss" and headlines.lower("KL divergence") == "KL divergence"
+
+
+def test_cells_and_zeros() -> None:
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.7.self_attn.o_proj.weight"]
+    frame = pd.DataFrame({"Tensor": names, "Block": ["0", "7"], "Value": [0.5, -2.0]})
+    assert headlines.of_cells(frame, "Std") == "Std is largest in block 7, o_proj: −2.00"
+    percent = frame.rename(columns={"Value": "Error, %"})
+    assert headlines.of_cells(percent, "Error").endswith("o_proj: −2.00 %")
+    assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
+    zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
+    assert zeros == "Pruned: 50.0 % of the weights are exactly zero"

@@ -78,3 +78,13 @@ def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPat
     assert jobs.STALLED not in board()
     monkeypatch.setattr(scheduling, "ALIVE_MS", -1)
     assert jobs.STALLED in board()
+
+
+def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
+    said = act(pressed("retry", "sds-0004"), asked())
+    new, old = queries.job(6), queries.job(4)
+    assert "sds-0006" in said["value"]
+    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
+    assert {k: new.config[k] for k in old.config} == old.config
+    act(pressed("resume", "sds-0005"), asked())
+    assert queries.job(5).state == "queued"

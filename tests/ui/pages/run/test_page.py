@@ -17,7 +17,7 @@ from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Job, StepTime
+from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from jobs.sds.config import SDSJob
@@ -340,3 +340,19 @@ def test_nothing_is_freed_of_a_run_that_has_not_ended(seeded: Settings, run: str
     (file / "x").write_text("x")
     assert "Checkpoints" in draw(run)["disk"] and "Free space" not in draw(run)["disk"]
     assert "has nothing to free" in actions.act(pressed("free", run), asked())["value"]
+
+
+def test_the_config_shows_what_differs_and_the_command_and_attempts_are_listed(
+    seeded: Settings,
+) -> None:
+    html = config_card(queries.job(1))
+    assert "Pruner" in html and "magnitude" in html
+    assert "Damping" not in html
+    assert "slimscope submit sds" in html
+    attempt = Attempt(
+        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
+        outcome="succeeded", exit_code=0, resumed_from="block-3",
+    )  # fmt: skip
+    with writing() as session:
+        session.add(attempt)
+    assert "block-3" in draw("sds-0001")["history"]

@@ -126,3 +126,15 @@ def test_what_cannot_be_kept_is_refused_beside_the_field(
 def test_an_older_profile_says_which_one_a_new_run_takes() -> None:
     assert "takes the newest profile, profile-0002" in opened(run="profile-0001")["answer"]
     assert "newest profile" not in opened()["answer"]
+
+
+def test_a_profile_at_work_has_no_mix_yet() -> None:
+    notice = opened(run="profile-0003")["notice"]["value"]
+    assert "profile-0003 has not measured all layers" in notice and "yet." in notice
+    assert opened(run="")["run"]["value"] == "profile-0002"
+
+
+def test_a_typed_budget_shows_the_formats_it_is_of() -> None:
+    assert page.change_budget(view(method="quantized", budget="50%"))["method"] == "pruned"
+    assert page.change_budget(view(method="pruned", budget="3bits"))["method"] == "quantized"
+    assert page.change_budget(view(method="pruned", budget="loss 5%"))["method"] == "pruned"
