@@ -98,7 +98,10 @@ class Page {
       this.draw();
       this.opened();
     } catch (error) {
-      if (!("html" in error)) notice.textContent = `The histograms could not be loaded: ${error.message}`;
+      if (!("html" in error)) {
+        notice.textContent = `The histograms could not be shown: ${error.message}`;
+        console.error(error);
+      }
       if (!("html" in error) || mine !== this.opening) return;
       all.hidden = true;
       if (error.html) notice.innerHTML = error.html; // escaped by the server
