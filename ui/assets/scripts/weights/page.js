@@ -156,7 +156,7 @@ class Page {
 
   /** Draws what a change touches; all without one. */
   draw(changed = new Set(["all"])) {
-    const { data, state: { now }, t, s } = this, hover = changed.has("hover"),
+    const { data, state: { now }, t, s } = this, hover = changed.has("hover"), light = hover || changed.has("brush"),
       moves = ["stage", "tensor", "curve", "y", "show"].some((name) => changed.has(name));
     if (!hover) this.#controls();
     this.#map(t, s);
@@ -167,11 +167,11 @@ class Page {
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
     this.#said("overlay", `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`, `${this.histogram.note()}${missing}${model}`);
     if (!changed.has("brush")) { this.#tiles(t, s); this.#legend(hover); this.#strip(t); }
-    if (!hover && now.view === "ridges") {
+    if (!light && now.view === "ridges") {
       this.ridges.draw({ data, t, s }, moves);
       this.#said("ridges", ofDepth(data.tensors[t].module.split(".").pop(), this.ridges.spreads()), this.ridges.note());
     }
-    if (!hover && now.view === "statistics") this.#statistics(t);
+    if (!light && now.view === "statistics") this.#statistics(t);
     if (VIEWS[now.view] && OF_VIEWS.some((name) => changed.has(name))) this.#more(t, s);
     if (!hover) for (const open of this.element.querySelectorAll(".weights-panel details.card-data[open]")) this.#table(open);
   }
