@@ -32,6 +32,9 @@ export function start(element, opened) {
   page.show(early);
 }
 
+/** The parts of a state that say something. */
+const written = (state) => Object.fromEntries(Object.entries(state).filter(([, value]) => value));
+
 class Page {
   data = null; other = null; hovered = -1; asked = 0; plot = null;
 
@@ -395,6 +398,6 @@ class Page {
     if (format === "png") picture(canvas, words("h2"), words(".question"), save);
     else if (format === "webm") this.ridges.film(save);
     else if (format === "csv") window.slimscope.saveTable(table(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
-    else location.href = `report?${new URLSearchParams({ ...this.state.now, add: panel.id })}`;
+    else location.href = `report?${new URLSearchParams({ ...written(this.state.now), add: panel.id })}`;
   }
 }
