@@ -150,7 +150,6 @@ def _combined(estimates: Sequence[Estimate]) -> Estimate:
         estimates[-1],
         seconds=sum(seconds) / side_by_side if known else None,
         bytes=max(e.bytes for e in estimates),
-        flops=sum(e.flops for e in estimates),
         notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
         field_warnings={

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.evaluation.question_shape import CHOICES, ENDING, PART, PASSAGE, parts_of
+from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ComputeError, ConfigError, DatasetError
-from backend.evaluation.harness import require_harness
+from backend.evaluation.tasks import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
 MAIN = ("acc_norm", "acc", "exact_match")

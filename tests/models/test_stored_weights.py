@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from backend.export.reading import StoredLinears
 from backend.models.blocks import block_linears
 from backend.models.facts import facts_from
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY_FOLDER
-from backend.models.stored_weights import StoredLinears
 
 
 def assert_same(folder: Path, model: PreTrainedModel, blocks: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.text.preparation import detokenise, is_tokenised
+from backend.text.files import detokenise, is_tokenised
 
 
 @pytest.mark.parametrize(
