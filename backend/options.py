@@ -5,8 +5,6 @@ validation and stored record are made of the same declaration:
     \"\"\"Sequences per step.\"\"\"
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from functools import lru_cache

@@ -11,8 +11,6 @@ SLIMSCOPE_PLUGINS: it lists every function or class decorated with `@pruner("nam
 keyword arguments that are literals. `Registry` imports the module when an entry is first used.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,6 @@
 """What a run will cost: its requirements checked against this machine, and a duration learned from
 finished runs."""
 
-from __future__ import annotations
-
 from backend.models import memory
 from jobs.fields.processes import ProcessesConfig
 from jobs.kind import Estimate, JobConfig, Kind

@@ -6,8 +6,6 @@ work), and `kind.py`, which holds the `Kind`. Adding a kind is adding a folder. 
 module with `KINDS`. Only a job's own process imports `run.py`; the rest imports no torch.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

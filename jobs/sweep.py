@@ -9,8 +9,6 @@ for each combination over its seeds:
     spread = sqrt(sum (x_i - mean)^2 / (n - 1))    the sample standard deviation
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import defaultdict

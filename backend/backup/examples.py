@@ -2,8 +2,6 @@
 without weights, one of a kind, packed with xz. They are named after their kind, such as
 sds-example, are read-only, and can be deleted and restored like any other run."""
 
-from __future__ import annotations
-
 import lzma
 import shutil
 from pathlib import Path

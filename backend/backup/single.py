@@ -2,8 +2,6 @@
 of a database. Each line is checked before anything is written. An imported run gets a number of its
 own; what pointed to other runs is not carried over, nor is its process's environment."""
 
-from __future__ import annotations
-
 import pickle
 import secrets
 import time

@@ -20,8 +20,6 @@ layers, tied head, reduced vocabulary, and the coordinates (see `adapted`).
 The adaptation caches hold accepted tokens only; they are never cropped or gathered.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu

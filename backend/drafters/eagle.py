@@ -17,8 +17,6 @@ the target's last hidden state instead of states of three depths, cloned layers 
 least-squares start (see `adapted`), the loss (see `training.loss`), the trees (see `tree`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +38,7 @@ class AnchorTable:
     places: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, places: Tensor, sequences: int) -> AnchorTable:
+    def of(cls, rows: Tensor, places: Tensor, sequences: int) -> "AnchorTable":
         """Of anchors sorted by sequence."""
         counts = torch.bincount(rows, minlength=sequences)
         starts = counts.cumsum(0) - counts

@@ -8,8 +8,6 @@ drafter from what is known at the anchor alone, in a *sequential* one from the d
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar

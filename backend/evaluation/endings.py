@@ -8,8 +8,6 @@ endings of `ENDING` tokens, its own and those of the next three parts of the win
 Accuracy is the share of questions answered with their own ending, which has to be likelier than
 each other one; guessing gives 25 %. (Ours: figures compare models on one text.)"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

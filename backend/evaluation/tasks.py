@@ -1,8 +1,6 @@
 """What tasks need, without importing torch or lm-evaluation-harness: the shape of the questions of
 `backend.evaluation.endings`, and whether the harness is installed."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 from backend.errors import ConfigError

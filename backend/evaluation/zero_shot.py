@@ -2,8 +2,6 @@
 seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
 tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

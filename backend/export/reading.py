@@ -1,8 +1,6 @@
 """Read and check a folder of packed weights, of Slimscope (`writing.export`) or others: as codes,
 as a dense model, or as a model that runs on packed weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

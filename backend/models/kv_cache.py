@@ -2,8 +2,6 @@
 rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
 sliding window keep all tokens here, and a mask hides those before it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any

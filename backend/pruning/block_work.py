@@ -2,8 +2,6 @@
 
 All progress, snapshots, errors and warnings of a run are reported here."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field

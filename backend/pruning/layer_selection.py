@@ -7,8 +7,6 @@
 Names are those of `backend.models.layer_names`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Protocol
 

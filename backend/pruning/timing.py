@@ -1,7 +1,5 @@
 """Time spent in each step of a run, and out-of-memory errors that name the step."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator

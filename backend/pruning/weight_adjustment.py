@@ -11,8 +11,6 @@ Hard thresholding does not guarantee descent, so each row ends at its best itera
 are bfloat16, so are the errors that decide this: a row with little gain is checked again in
 float32, and keeps its original weights if it gained nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

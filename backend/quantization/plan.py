@@ -1,8 +1,6 @@
 """The plan of a quantization run: bits, grid and quantizers of each layer, and the stages to make.
 Made and checked when the run is submitted. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from math import gcd, isqrt

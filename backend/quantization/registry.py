@@ -5,8 +5,6 @@ rounded to the nearest point of a grid, and that grid: RTN returns the weights u
 compensates them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -8,8 +8,6 @@ iteration:
     heartbeat -> reconcile attempts with their processes -> apply stop requests -> launch
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import platform

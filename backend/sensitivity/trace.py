@@ -10,8 +10,6 @@ D of its weights costs is, to second order and with outputs taken one by one,
 Gradients go backwards block by block: a block is run again from its stored inputs, so that no more
 than one block's activations are held, and a model larger than memory is read twice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

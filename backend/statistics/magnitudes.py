@@ -4,8 +4,6 @@
 
 Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -10,8 +10,6 @@
 
 The dense tensor and each stage are sorted once; all statistics are computed from these copies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

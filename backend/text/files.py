@@ -5,8 +5,6 @@ of a .jsonl file is one: its field "text", or the messages of a conversation. Wi
 around punctuation, marks ` @-@ `) becomes ordinary prose, which models are trained on: perplexities
 on it cannot be compared with published ones, so `DETOKENISED` is recorded with the text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

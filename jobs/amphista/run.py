@@ -1,8 +1,6 @@
 """Training a drafter as a job: the base generates responses, its hidden states are cached, the
 heads are trained, measured on held-out responses, and given the tree that pays on this machine."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

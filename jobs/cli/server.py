@@ -1,7 +1,5 @@
 """Operations of the command line on this machine: the dashboard, MCP, setup, doctor."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """Commands that follow runs: `slimscope wait`, `--wait` of commands that add runs, and `slimscope
 logs`."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated
 

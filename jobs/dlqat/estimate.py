@@ -1,7 +1,5 @@
 """What a DL-QAT run needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from backend.errors import ConfigError

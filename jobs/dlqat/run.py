@@ -1,8 +1,6 @@
 """DL-QAT as a job: load, measure, make every quantised stage asked for, choose one on held-out
 text, measure each, collect statistics of all, export the chosen one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from statistics import fmean

@@ -1,7 +1,5 @@
 """What an evaluation needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from backend.errors import ConfigError
 from backend.models import memory
 from backend.models.facts import ModelFacts

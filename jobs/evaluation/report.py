@@ -1,8 +1,6 @@
 """Findings of an evaluation in sentences: size, decoding and sparse products of a saved model
 beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Types of GGUF files, as fields name them, and what a model's file can be."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path

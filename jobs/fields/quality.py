@@ -1,7 +1,5 @@
 """What is measured besides perplexity: fields shared by the kinds that evaluate a model."""
 
-from __future__ import annotations
-
 import re
 
 from pydantic import field_validator

@@ -9,8 +9,6 @@ is `slimscope pin RUN --note TEXT`, `POST /runs/{run}/pin?note=` and the tool `p
 Whoever it is for, the services an operation calls enforce their own rules.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +96,7 @@ class Operation:
     waits: bool = False
     json: bool = True
     buttons: tuple[Button, ...] = ()
-    below: Callable[[], Mapping[str, Operation]] | None = None
+    below: "Callable[[], Mapping[str, Operation]] | None" = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

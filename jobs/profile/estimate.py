@@ -1,7 +1,5 @@
 """What a sensitivity profile needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from backend.errors import ConfigError

@@ -1,8 +1,6 @@
 """A sensitivity profile as a job: trace and gradients on held-out text, then every layer in every
 format, block by block."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

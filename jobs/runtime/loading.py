@@ -1,7 +1,5 @@
 """Models and texts of a job, loaded by its process and recorded in its environment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

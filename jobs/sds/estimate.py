@@ -1,7 +1,5 @@
 """What an SDS run needs before it starts: FLOPs, memory, disk, and what is refused."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

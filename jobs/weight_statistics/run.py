@@ -1,8 +1,6 @@
 """The weights of a model as they are, as a job: statistics of every matrix of the blocks, no text,
 no forward pass. The model is read block by block and never held as a whole."""
 
-from __future__ import annotations
-
 import json
 
 from backend.export.reading import StoredLinears, linears_in

@@ -1,7 +1,5 @@
 """Write a saved model as one GGUF file, tensor by tensor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -2,8 +2,6 @@
 only cached ones. Code and weights other than safetensors are never downloaded. Does not import
 torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

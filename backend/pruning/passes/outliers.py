@@ -1,7 +1,5 @@
 """The pass that counts outliers, only for OWL, on the hidden states of the dense model: see owl."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

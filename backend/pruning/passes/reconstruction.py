@@ -3,8 +3,6 @@
 y <- dense block(hidden of the dense model)
 W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

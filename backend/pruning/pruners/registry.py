@@ -1,7 +1,5 @@
 """The contract of a pruner, and the decorator that registers one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also w
 with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
