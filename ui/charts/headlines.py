@@ -1,8 +1,6 @@
 """What a chart shows on its data, as one sentence: the title of its card. Computed by rule from the
 figures that are drawn; "" where the rule has nothing to say."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

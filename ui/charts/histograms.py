@@ -1,7 +1,5 @@
 """The weights of one tensor on the weight axis: laid over each other, mirrored, subtracted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
