@@ -14,21 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.errors import ConfigError
+from backend.decoding.native.top_k import has_library, top_k
+from backend.errors import ComputeError, ConfigError
 
+RANKS = 64, 512  # most likely tokens that are looked at first, and next
 Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
 
 
@@ -59,27 +56,13 @@ class Sampling:
                 why = f"{name} is {getattr(self, name)}."
                 raise ConfigError("The sampling settings are not valid.", why, "", name)
 
-    def processors(self) -> LogitsProcessorList:
-        """The logits processors, in the order of `generate` in transformers."""
-        chosen = LogitsProcessorList()
-        if self.repetition_penalty != 1:
-            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.temperature not in (0, 1):
-            chosen.append(TemperatureLogitsWarper(self.temperature))
-        if self.temperature and self.top_k:
-            chosen.append(TopKLogitsWarper(self.top_k))
-        if self.temperature and self.top_p < 1:
-            chosen.append(TopPLogitsWarper(self.top_p))
-        return chosen
-
 
 class Acceptance:
     """Sample from the target, continue where a child has that token: exact for any tree."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._greedy = sampling.temperature == 0
-        self._processors = sampling.processors()
-        self._generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: reproducible
+        self._sampling = sampling
+        self._random = Random(sampling.seed)
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
@@ -97,24 +80,77 @@ class Acceptance:
 
     def _chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
         """The function that samples the token after a node of `logits` [n, V]."""
-        if self._greedy and not self._processors:
+        settings = self._sampling
+        if settings.repetition_penalty == 1 and not settings.temperature:
             if logits.device.type == "cpu":  # a path reads few rows of a tree
                 return lambda node, path: int(logits[node].float().argmax())
             best = logits.argmax(-1).tolist()  # one transfer for the whole tree
             return lambda node, path: best[node]
 
         def choose(node: int, path: list[int]) -> int:
-            scores = self._processed(logits[node], [*before, *path])
-            if self._greedy:
+            scores = logits[node].float()
+            if settings.repetition_penalty != 1:
+                scores = penalised(scores, [*before, *path], settings.repetition_penalty)
+            if not settings.temperature:
                 return int(scores.argmax())
-            chances = scores.softmax(-1).cpu()
-            return int(torch.multinomial(chances, 1, generator=self._generator))
+            scores = scores / settings.temperature
+            return draw(scores, settings.top_k, settings.top_p, self._random.random())
 
         return choose
 
-    def _processed(self, row: Tensor, prefix: list[int]) -> Tensor:
-        scores = row.float()[None]
-        if self._processors:
-            ids = torch.tensor([prefix], device=row.device)
-            scores = self._processors(ids, scores)  # type: ignore[arg-type]
-        return scores[0]
+
+def penalised(scores: Tensor, text: Sequence[int], penalty: float) -> Tensor:
+    """Logits [V] with those of the tokens of `text` made smaller (Keskar et al., 2019)."""
+    ids = torch.tensor(text, device=scores.device)
+    found = scores[ids]
+    return scores.index_put((ids,), torch.where(found < 0, found * penalty, found / penalty))
+
+
+def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
+    """The token of logits [V] at `place`, from 0 to 1, of the cumulated probabilities, the most
+    likely first; of the `top_k` most likely (0: all), and of the fewest that reach `top_p`.
+
+    Sorting all logits takes as long as a part of a pass, so the most likely are tried first. Where
+    only the place counts, those after them need no order.
+
+    Raises:
+        ComputeError: the logits are not finite.
+    """
+    wanted = place if top_p == 1 else top_p
+    for ranks in (top_k,) if top_k else (*RANKS, len(scores)):
+        ranks = min(ranks, len(scores))
+        chances, tokens = most_likely(scores[None], ranks)
+        cumulated = np.exp(chances[0].cpu().double().numpy()).cumsum()
+        if not np.isfinite(cumulated[-1]):
+            raise ComputeError(
+                "The model cannot generate text: its logits are not finite.",
+                "Its weights overflow in this precision, or are damaged.",
+                "Choose another precision, or another model.",
+                "precision",
+            )
+        if cumulated[-1] > wanted:
+            break
+        if top_p == 1 and not top_k and ranks == RANKS[-1] < len(scores):
+            return _beyond(scores, tokens[0], place - cumulated[-1])
+    total = cumulated[-1] if top_k or ranks == len(scores) else 1.0
+    if top_p < 1:  # the first that reaches it is the last
+        last = int(np.searchsorted(cumulated, top_p * total))
+        total = cumulated[min(last, len(cumulated) - 1)]
+    found = int(np.searchsorted(cumulated, place * total, side="right"))
+    return int(tokens[0, min(found, len(cumulated) - 1)])
+
+
+def _beyond(scores: Tensor, tokens: Tensor, place: float) -> int:
+    """The token at `place` of the cumulated probabilities of all but the given, in their order."""
+    chances = scores.double().softmax(-1).cpu()
+    chances[tokens.long().cpu()] = 0
+    found = int(torch.searchsorted(chances.cumsum(-1), place, right=True))
+    return found if found < len(chances) else int(chances.argmax())
+
+
+def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and places [n, ranks] of the largest logits of each row [n, V]."""
+    if logits.device.type == "cpu" and ranks <= RANKS[-1] and has_library():
+        return top_k(logits, ranks)
+    best = logits.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
+    return best.values[:, :ranks], best.indices[:, :ranks]

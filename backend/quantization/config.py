@@ -101,7 +101,7 @@ class DLQATConfig(Options):
     the available text of the paper does not give are ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
-    """Per weight."""
+    """Per weight: 2 to 8."""
     group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
     """Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one group per row
     (per channel)."""

@@ -20,8 +20,7 @@ class ModelConfig(Options):
     """Which model."""
 
     model: ModelSpec = DEFAULT_MODEL
-    """A name from the list, a run that saved a model, a hub id (org/name), a folder, or a .gguf
-    file."""
+    """Pick one, or type a Hugging Face id (org/name), a folder, or a .gguf file."""
 
     @field_validator("model")
     @classmethod

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.engine import decode
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.prompt_lookup import PromptLookupFirst
 from backend.decoding.proposers import Proposer
-from backend.drafters.generate import Detokenizer, refuse_processors
+from backend.drafters.generate import refuse_processors
 from backend.drafters.tree_proposer import tree_words
 from backend.errors import CancelledError
 from backend.reporter import stop_if_asked

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista

@@ -4,7 +4,8 @@ most of the time of its many small products goes to dispatch."""
 
 from torch import Tensor, nn
 
-from backend.decoding.native.blocks import NativeBlocks, NativeCache
+from backend.decoding.native.blocks import NativeBlocks
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.native.families import LANES
 from backend.decoding.native.linear import NativeLinear
 from backend.decoding.target_model import TargetModel
