@@ -154,12 +154,7 @@ def drafter(
 ) -> Callable[[Architecture], Architecture]:
     """Register a drafter architecture: a class decorator. `adaptation_layers`: cloned from the end
     of the base model; `repeats`: they run again for each draft token (for estimates)."""
-
-    def register(cls: Architecture) -> Architecture:
-        DRAFTERS.register(name, cls)
-        return cls
-
-    return register
+    return DRAFTERS.registering(name, lambda cls: cls)
 
 
 def build_drafter(

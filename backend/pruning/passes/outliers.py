@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from backend.calibration.second_moments import StatisticsLevel
+from backend.pruning.block_work import StepTimer
 from backend.pruning.config import SDSConfig, SDSPass
 from backend.pruning.owl import OUTLIER_MULTIPLE
 from backend.pruning.passes.block_pass import BlockPass
 from backend.pruning.stage_store import BlockReport
-from backend.pruning.timing import StepTimer
 from backend.reporter import at_block
 
 

@@ -21,9 +21,9 @@ from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import group_sums
 from backend.reporter import Reporter
+from backend.statistics.magnitudes import ascending
 from backend.statistics.names import FAN
 from backend.statistics.snapshots import quantiles
-from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorProfile
 
 SNAPSHOTS = 5  # of all groups
