@@ -12,7 +12,7 @@ from backend.statistics.names import magnitude_edges
 
 
 def ascending(values: Tensor) -> Tensor:
-    """`values` [..., n] sorted along the last dimension, smallest first. numpy is about twenty times
+    """`values` [..., n] sorted along the last dimension, smallest first. numpy is some twenty times
     faster than torch for float32 on a CPU."""
     if values.device.type == "cpu":
         return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
