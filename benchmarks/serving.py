@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -163,6 +164,7 @@ def main() -> None:
                 found = figures(server.serve(prompts[streams], chosen.new), memory.peak() - before)
                 one = found["tokens_s"] if streams == 1 else one
                 rows.append({"server": name, "streams": streams, **found})
+                print(json.dumps(rows[-1]), file=sys.stderr)
                 table.add_row(
                     name, str(streams), f"{found['tokens_s']:.0f}",
                     f"{found['tokens_s'] / one:.1f}", f"{found['first_p50']:.2f}",

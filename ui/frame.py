@@ -180,5 +180,6 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
         "live": bool(status.live or status.queued or status.answers),
+        "runs": [job.run for job in status.live],
         "html": HTML.status(status),
     }

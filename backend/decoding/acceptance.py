@@ -134,9 +134,9 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
             return _beyond(scores, tokens[0], place - cumulated[-1])
     total = cumulated[-1] if top_k or ranks == len(scores) else 1.0
     if top_p < 1:  # the first that reaches it is the last
-        last = np.searchsorted(cumulated, top_p * total)
+        last = int(np.searchsorted(cumulated, top_p * total))
         total = cumulated[min(last, len(cumulated) - 1)]
-    found = np.searchsorted(cumulated, place * total, side="right")
+    found = int(np.searchsorted(cumulated, place * total, side="right"))
     return int(tokens[0, min(found, len(cumulated) - 1)])
 
 

@@ -46,6 +46,8 @@ class StackedLayer(CacheLayerMixin):
     own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
         super().__init__()

@@ -149,15 +149,15 @@ def zooms(page: Page, url: str, run: str) -> list[float]:
     tensor, taken = "model.layers.3.mlp.up_proj.weight", []
     page.goto(f"{url}/weights?run={run}&view=matrix&tensor={tensor}")
     canvas, whole = page.locator("#weights-more canvas"), page.locator("[data-whole]")
-    note = "document.querySelector('#weights-more .question').textContent"
+    note = "document.querySelector('#weights-more .question')?.textContent"
     for n in range(TIMES):
-        page.wait_for_function(f"{note}.includes('outputs ×')")
+        page.wait_for_function(f"{note}?.includes('outputs ×')")
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         assert box is not None
         x, y = box["x"] + 80 + 9 * n, box["y"] + 60 + 5 * n
         click = partial(page.mouse.click, x, y)
-        taken.append(until(page, click, f"() => {note}.includes('as they are saved')", ""))
+        taken.append(until(page, click, f"() => {note}?.includes('as they are saved')", ""))
         whole.click()
     return taken[2:]
 

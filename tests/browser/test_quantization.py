@@ -23,7 +23,6 @@ def test_groups_and_steps_are_reached_by_keyboard_from_the_whole_model_down(
     expect(groups.locator(".heatmaplayer image").first).to_be_visible()  # then keys count
     tensor = visitor.get_by_role("combobox", name="Tensor", exact=True)
     tensor.press("ArrowDown")
-    tensor.press("ArrowDown")
     tensor.press("Enter")
     expect(tensor).to_have_value("Block 0, k_proj")
     visitor.wait_for_function(MAP_SHOWS, arg="k_proj")  # the address names it earlier

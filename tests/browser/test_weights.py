@@ -89,6 +89,7 @@ def test_the_slider_moves_map_histogram_ridges_tiles_table_and_titles(
     opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}&stat=std")
     slider = visitor.locator("#weights-step")
     expect(slider).to_have_attribute("aria-valuetext", "Dense")  # a story begins there
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Std is largest")
     panels = ("heatmap", "overlay", "ridges")
     visitor.locator("#weights-heatmap summary", has_text="Data").click()
     seen = []
@@ -229,6 +230,12 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))
     assert [row["Block"] for row in ridges] == ["0", "1", "2"]
     assert int(ridges[0]["Exact zeros"]) == taken["sds"].zeros
+    visitor.get_by_role("button", name="All statistics").click()
+    with visitor.expect_download() as coming:
+        visitor.locator("#weights-table").get_by_text("Download CSV").click()
+    figures = {row["Figure"]: row for row in rows_of(Path(coming.value.path()))}
+    assert float(figures["Kurtosis"]["Re-dense"]) == taken["redense"].stats["kurtosis"]
+    assert float(figures["Exact zeros, %"]["First pruning"]) == 50.0
     with visitor.expect_download() as coming:
         visitor.get_by_role("button", name="Download all").click()
     rows = rows_of(Path(coming.value.path()))
@@ -259,6 +266,14 @@ def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> 
     visitor.wait_for_url("**spot=**")
     visitor.locator("[data-whole]").click()
     expect(visitor.locator("#weights-more .question")).to_contain_text("outputs ×")
+
+
+def test_no_map_is_empty_where_a_statistic_is_not_measured(visitor: Page, lab: Dashboard) -> None:
+    opened_weights(visitor, lab, "run=sds-0001&stage=dense")
+    expect(visitor.locator("#weights-stat")).to_have_value("relative_error")
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Kurtosis is largest in block")
+    note = visitor.locator("#weights-heatmap .question")
+    expect(note).to_contain_text("Relative output error is not measured at this stage.")
 
 
 def test_a_run_without_statistics_says_so_and_another_can_be_chosen(

@@ -40,7 +40,6 @@ class ServedSequence:
         committed: the prompt and all new tokens; the cache holds all but some of the last.
         capacity: tokens that the cache has to hold at most, those of a draft among them.
         cancelled: nobody waits for it any more; `done`: the last event was told.
-        shared: tokens of the prompt that were found in blocks of others.
     """
 
     def __init__(
@@ -52,7 +51,8 @@ class ServedSequence:
         self.capacity = len(request.prompt) + request.max_tokens + drafts.nodes
         self.cache: DecodingCache | None = None
         self.cancelled = self.done = False
-        self.shared, self._echoed, self._place = 0, 0, -1
+        self._shared: int | None = None
+        self._echoed, self._place = 0, -1
         self._rule, self._tokenizer = Acceptance(request.sampling), tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._prompt_text = Detokenizer(tokenizer)
@@ -75,7 +75,8 @@ class ServedSequence:
     def open(self, cache: DecodingCache) -> None:
         """Begin to read; the cache may hold a beginning."""
         self.cache = cache
-        self.shared = max(self.shared, min(cache.length, len(self.request.prompt)))
+        if self._shared is None:  # what it reads again is its own
+            self._shared = cache.length
         self.drafts.start(self.committed[0], self.capacity)
 
     def segment(self, tokens: int, draft: DraftTokens) -> Segment:
@@ -191,7 +192,7 @@ class ServedSequence:
         request = self.request
         self.tell(
             Finished(
-                reason, self._detokenizer.rest(), len(request.prompt), self.shared,
+                reason, self._detokenizer.rest(), len(request.prompt), self._shared or 0,
                 self.generated, self._first_token_s, error,
             )
         )  # fmt: skip

@@ -45,7 +45,7 @@ class Drafts:
         if request.lookup:
             proposer = PromptLookupFirst(proposer)
         self._proposer, self.nodes = proposer, proposer.nodes
-        self.needs_states = request.drafter is not None
+        self.needs_states = request.drafter is not None and request.drafter.nodes > 1
         self._none = torch.empty(0, width)
         self.gain, self.rows, self.seconds = FIRST_GAIN, FIRST_ROWS, 0.0
 

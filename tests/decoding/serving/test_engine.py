@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -239,6 +240,23 @@ def test_one_person_cannot_fill_the_line(opened: Open, monkeypatch: pytest.Monke
         ask(engine, [7], 2, person="a")
     ask(engine, [7], 2, person="b")
     held.set()
+
+
+@pytest.mark.parametrize(("long", "first"), [(60, "short"), (1000, "long")])
+def test_a_long_prompt_holds_nobody_up(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, long: int, first: str
+) -> None:
+    monkeypatch.setattr(engines, "LONG", long)
+    engine, held, order = opened(), threading.Event(), list[str]()
+    engine.submit(GenerationRequest((5, 6), 2), lambda event: held.wait(20) and None)
+    while engine.status().waiting:
+        pass
+    for name, length in (("long", 200), ("middle", 120), ("short", 30)):
+        told = partial(lambda name, event: order.append(name), name)
+        engine.submit(GenerationRequest(prompt_of(length, length), 1), told)
+    held.set()
+    ask(engine, [5], 60).wait()
+    assert order[0] == first and {*order} == {"long", "middle", "short"}
 
 
 # what goes wrong ----------------------------------------------------------------------------------

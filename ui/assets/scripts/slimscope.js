@@ -49,20 +49,30 @@ window.slimscope = (() => {
   }
 
   /* Polls the server; tells the page only when something has changed. */
+  const mayNotify = () => window.isSecureContext && window.Notification?.permission === "granted";
+
+  async function notify(run) {
+    const job = await (await fetch(`slimscope/api/runs/${run}`)).json();
+    const note = new Notification(`${run} has ${job.state}`, { body: job.name ?? "", tag: run });
+    note.onclick = () => { window.focus(); window.location.href = `run?id=${run}`; };
+  }
+
   function pulse(element, changed) {
     const line = element.querySelector(".status-line");
-    let cursor = null, timer = null, last = new Date();
+    let cursor = null, timer = null, last = new Date(), working = [];
     async function ask() {
       clearTimeout(timer);
-      if (document.hidden) return;
+      if (document.hidden && !(mayNotify() && working.length)) return;
       let wait = 10000;
       try {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         last = new Date();
-        wait = answer.live ? 2000 : 10000;
+        wait = answer.live && !document.hidden ? 2000 : 10000;
         if (line.innerHTML !== answer.html.trim()) line.innerHTML = answer.html.trim();
         if (cursor !== null && cursor !== answer.cursor) changed();
         cursor = answer.cursor;
+        if (mayNotify()) for (const run of working) if (!answer.runs.includes(run)) notify(run);
+        working = answer.runs;
       } catch {
         line.textContent = `No answer from the server. Last update ${last.toLocaleTimeString()}.`;
         wait = 3000;

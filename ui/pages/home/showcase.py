@@ -5,22 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from backend.models.layer_names import read_names
 from backend.queue.service import SOURCE_BYTES
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
-from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
+from jobs.generate.transcript import Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric
 from ui.format import number, share, size
 from ui.runs.pairs import stage_comparison
-from ui.runs.results import RunResults, speed_conditions
+from ui.runs.results import RunResults, find_job, kind_of, speed_conditions
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
@@ -28,6 +30,7 @@ BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
 AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
 HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
+RACED_STEPS = 120  # of a text that is replayed
 MIN_STAGES = 3  # that make it worth moving
 
 
@@ -169,10 +172,44 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     return heights
 
 
-def drafted_text() -> tuple[Job, Transcript] | None:
+@dataclass(frozen=True)
+class Race:
+    """Two answers to one prompt, replayed as fast as they were written: that of the first model of
+    a run and the fastest other. `lanes` are for `assets/scripts/race.js`; `gain`: how much faster
+    the second decoded."""
+
+    job: Job
+    gain: float
+    lanes: list[dict[str, Any]]
+
+
+def race() -> Race | None:
+    """The newest run whose texts can be raced."""
     for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
-        for side in range(1, MAX_SIDES + 1):
-            transcript = read_transcript(job.run, side)
-            if any(head for _, head in transcript.tokens):
-                return job, transcript
+        names = read_names(str(job.config.get("sides", "")))
+        timed = [
+            (text.speed, name, text)
+            for side, name in enumerate(names, 1)
+            if (text := read_transcript(job.run, side)).complete and text.speed
+        ]
+        if len(timed) < 2 or timed[0][1] != names[0]:
+            continue
+        first, other = timed[0], max(timed[1:], key=itemgetter(0))
+        lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
+        return Race(job, other[0] / first[0], lanes)
     return None
+
+
+def _lane(name: str, text: Transcript, speed: float) -> dict[str, Any]:
+    job = find_job(name)
+    known = RunResults(kind_of(job), queries.results([job.id]), job) if job else None
+    said = [f"{number(speed, 3)} tokens/s"]
+    if known and known.saved_bytes:
+        said.append(size(known.saved_bytes))
+    if known and (perplexity := known.final()) is not None:
+        said.append(f"perplexity {number(perplexity, 3)}")
+    steps = [
+        [round(step.ms, 1), "".join(token for token, _ in step.tokens)]
+        for step in text.passes[:RACED_STEPS]
+    ]
+    return {"name": name, "said": " · ".join(said), "steps": steps}

@@ -8,17 +8,10 @@ from dataclasses import dataclass, replace
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
-from ui.charts.headlines import lower, of_cells, of_zeros
+from ui.charts.headlines import lower, of_cells
 from ui.charts.heatmap import MapBaseline, cells, layer_map
-from ui.charts.histograms import overlay
-from ui.charts.series import (
-    Series,
-    bins_frame,
-    cut_off_peaks,
-    cutoffs,
-    on_shared_bins,
-    series_note,
-)
+from ui.charts.histograms import overlay, overlay_chart
+from ui.charts.series import Series, cutoffs
 from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.selection import DISTRIBUTIONS, TEXTS, VIEWS, WeightsSelection
@@ -132,18 +125,12 @@ def tensor_chart(view: WeightsView) -> Chart:
     question, theory = TEXTS["overlay"]
     if not series:
         return Chart(NOT_YET, question=question)
-    log, drawn = view.selection.y == "log", on_shared_bins(series)
-    notes = [
-        "" if asked in DISTRIBUTIONS else ON_THE_PAGE.format(VIEWS[asked]),
-        series_note(drawn, whole=log), "" if log else cut_off_peaks(drawn),
-        CUTOFF if cutoffs(series) else "",
-    ]  # fmt: skip
+    figure = overlay(series, log_y=view.selection.y == "log")
+    elsewhere = "" if asked in DISTRIBUTIONS else ON_THE_PAGE.format(VIEWS[asked])
+    chart = overlay_chart(series, CUTOFF if cutoffs(series) else "", elsewhere, figure=figure)
     against = f"-{view.other.job.run}" if view.other else ""
-    return Chart(
-        overlay(series, log_y=log), bins_frame(drawn), " ".join(filter(None, notes)), question,
-        f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay",
-        of_zeros([(s.label, s.zero_share) for s in series]), theory,
-    )  # fmt: skip
+    name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"
+    return replace(chart, question=question, name=name, theory=theory)
 
 
 def stages_chart(view: WeightsView) -> Chart:

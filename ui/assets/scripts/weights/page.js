@@ -6,9 +6,10 @@ import { load } from "./histograms.js";
 import { LayerMap } from "./map.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, range } from "./state.js";
+import { saveAll, table } from "./tables.js";
 import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
 
-const MOST_STAGES = 4;
+const MOST_STAGES = 4, INSTEAD = "kurtosis"; // shown where a statistic is not measured
 const OF_VIEWS = ["all", "size", "mode", "tensor", "stage", "view", "show", "side", "measure", "order", "cells", "flow", "spot", "y"];
 let early = null; // the run of the address, asked for while Gradio starts
 const ofAddress = () => new URLSearchParams(location.search).get("run") ?? "";
@@ -187,23 +188,26 @@ class Page {
     if (open && this.plot) this.#table(open);
   }
 
-  /** What the map shows: a statistic, its difference, or where the marked magnitudes are. */
+  /** What the map shows: a statistic, its difference, or where the marked magnitudes are. Where the statistic
+      is not measured at the stage, such as an error of the dense model, another one is shown. */
   figure(s) {
-    const { data, other, state: { now } } = this, brush = range(now.brush),
-      { label, question, percent } = data.statistics.find((each) => each.name === now.stat);
+    const { data, other, state: { now } } = this, brush = range(now.brush);
+    const measured = (name) => data.tensors.some((_, t) => Number.isFinite(data.value(name, t, s)));
+    const { name: stat, label, question, percent } = data.statistics.find(({ name }) => name === now.stat && measured(name))
+      ?? data.statistics.find(({ name }) => name === INSTEAD) ?? data.statistics[0];
     if (brush) {
       const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}`
         : `Weights with |w| below ${number(brush[1])}`;
       return { label: words, unit: " %", even: false, question: "Where do the weights live that are marked in the histogram?",
         values: data.tensors.map((_, t) => (data.has(t, s) ? 100 * data.within(t, s, brush) : NaN)) };
     }
-    const values = data.tensors.map((_, t) => data.shown(now.stat, t, s)),
+    const values = data.tensors.map((_, t) => data.shown(stat, t, s)),
       even = now.against === "run" ? Boolean(other) : now.against === "dense" && data.stages[s].name !== "dense";
     const of = (t) => {
       const twin = now.against === "run" ? this.twin(t, s) : { data, t, s: data.stage("dense") };
-      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(now.stat, twin.t, twin.s) : NaN;
+      return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(stat, twin.t, twin.s) : NaN;
     };
-    if (!even) return { label, unit: percent ? " %" : "", even, question, values };
+    if (!even) return { label, unit: percent ? " %" : "", even, question, values, lacks: stat !== now.stat };
     const base = now.against === "run" ? now.vs : "dense";
     return { label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even,
       question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
@@ -217,8 +221,10 @@ class Page {
     this.map.draw({ data, ...shown, picked });
     const named = this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
     this.part("heatmap").querySelector("output").textContent = named;
+    const { label } = data.statistics.find(({ name }) => name === this.state.now.stat);
+    const lacks = shown.lacks ? ` ${label} is not measured at this stage.` : "", without = missing ? `, ${missing} without a value` : "";
     this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()]),
-      `${data.stages[s].label}, n = ${data.tensors.length} matrices${missing ? `, ${missing} without a value` : ""}.`, shown.question);
+      `${data.stages[s].label}, n = ${data.tensors.length} matrices${without}.${lacks}`, shown.question);
   }
 
   #said(id, title, note, question) {
@@ -280,13 +286,13 @@ class Page {
       ...data.stages.map((_, s) => data.shown(name, t, s))]);
     const box = this.part("table").lastElementChild;
     const more = data.groups ? `<p><a href="quantization?run=${encodeURIComponent(data.run)}&tensor=${encodeURIComponent(data.tensors[t].name)}">Its groups in Quantisation</a></p>` : "";
-    box.replaceChildren(built(heads, rows, `${data.run}-${data.tensors[t].name}`));
+    box.replaceChildren(table(heads, rows, `${data.run}-${data.tensors[t].name}`));
     box.insertAdjacentHTML("beforeend", more);
   }
 
   #table(details) {
     const panel = details.closest(".weights-panel"), [heads, rows, name] = this.#figures(panel.id);
-    details.lastElementChild.replaceChildren(built(heads, rows, name));
+    details.lastElementChild.replaceChildren(table(heads, rows, name));
   }
 
   /** Heads, rows and file name of a panel's data. */
@@ -324,8 +330,9 @@ class Page {
   }
 
   #options(field, offered, value) {
-    const select = this.element.querySelector(`[data-state="${field}"]`);
-    select.replaceChildren(...offered.map(([label, each]) => new Option(label, each)));
+    const select = this.element.querySelector(`[data-state="${field}"]`), key = JSON.stringify(offered);
+    if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([label, each]) => new Option(label, each)));
+    select.dataset.offered = key; // an open list is not taken out of a person's hand
     select.value = value;
   }
 
@@ -377,8 +384,7 @@ class Page {
     more.onpointermove = (event) => { output.textContent = this.plot?.at(event)?.words ?? ""; };
     more.onpointerleave = () => { output.textContent = ""; };
     more.onclick = (event) => { const place = this.plot?.pick && this.plot.at(event); if (place) this.state.set(this.plot.pick(place)); };
-    this.part("save").onclick = () => this.#everything();
-    window.slimscope.table(element);
+    this.part("save").onclick = () => saveAll(this.data);
   }
 
   #save(panel, format) {
@@ -388,42 +394,7 @@ class Page {
     const save = (blob) => window.slimscope.save(`${name.replace(/[^\w.-]+/g, "-")}.${format}`, [blob], blob.type);
     if (format === "png") picture(canvas, words("h2"), words(".question"), save);
     else if (format === "webm") this.ridges.film(save);
-    else if (format === "csv") window.slimscope.saveTable(built(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
+    else if (format === "csv") window.slimscope.saveTable(table(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
     else location.href = `report?${new URLSearchParams({ ...this.state.now, add: panel.id })}`;
   }
-
-  /** Every statistic of every tensor at every stage as one CSV. */
-  #everything() {
-    const { data } = this, names = data.statistics.map(({ name }) => name), rows = [];
-    data.tensors.forEach((tensor, t) => data.stages.forEach(({ name }, s) => {
-      const { n, zeros, below, above } = data.tail(t, s);
-      if (n) rows.push([tensor.name, String(tensor.block), tensor.module, name, n, zeros, below, above,
-        ...names.map((each) => data.value(each, t, s))]);
-    }));
-    const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
-    window.slimscope.saveTable(built(heads, rows, "").querySelector("table"), `${data.run}-statistics`);
-  }
-}
-
-/** A table of figures with the button that saves it, as the macro `data_table` makes it. */
-function built(heads, rows, name) {
-  const box = document.createElement("div"), scroll = document.createElement("div"), table = document.createElement("table");
-  Object.assign(scroll, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: name });
-  table.className = "data";
-  const cell = (value, i, tag) => {
-    const one = Object.assign(document.createElement(i ? tag : "th"),
-      { textContent: typeof value === "number" ? number(value, 4) : value, scope: "row" });
-    if (i) one.className = "num";
-    if (typeof value === "number" && Number.isFinite(value)) one.dataset.value = value;
-    return one;
-  };
-  table.createTHead().insertRow().append(...heads.map((head, i) => Object.assign(cell(head, i, "th"), { scope: "col" })));
-  const body = table.createTBody();
-  for (const row of rows) body.insertRow().append(...row.map((value, i) => cell(value, i, "td")));
-  const button = Object.assign(document.createElement("button"),
-    { type: "button", className: "small-button", textContent: "Download CSV" });
-  button.dataset.csv = name.replace(/[^\w.-]+/g, "-");
-  scroll.append(table);
-  box.append(scroll, button);
-  return box;
 }

@@ -1,13 +1,13 @@
 /* One module in every block, one histogram behind the other, through the stages: between two of them the
    blocks follow one another, like a zip. Nothing between two stages is measured. */
-import { bottomAxis, inks, number, surface, ticks, tween } from "./canvas.js";
+import { bottomAxis, inks, number, still, surface, ticks, tween } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 
 const LEFT = 44, RIGHT = 12, TOP = 48, BOTTOM = 36, BINS = 128, OVERLAP = 4, MOST = 0.8, LAG = 1.2, MOVE_MS = 450, PLAY_MS = 1400,
   REST_MS = 500;
 
 export class Ridges {
-  #shown = null; #stop = () => {}; #film = null;
+  #shown = null; #stop = () => {}; #film = null; #playing = false;
 
   /** @param {{stage: (s: number) => void}} on */
   constructor(canvas, on) {
@@ -43,10 +43,12 @@ export class Ridges {
 
   draw({ data, t, s }, moves) {
     const { module } = data.tensors[t], before = this.#shown, same = before?.key === `${data.etag} ${module}`;
-    this.#shown = { ...(same ? before : this.#read(data, module)), data, picked: t, module, s, place: Math.max(0, data.main.indexOf(s)) };
-    if (moves && same && before.s === s && before.place === this.#shown.place) return this.#paint(s, s, 1);
+    const place = this.#playing ? before.place : Math.max(0, data.main.indexOf(s));
+    this.#shown = { ...(same ? before : this.#read(data, module)), data, picked: t, module, s, place };
+    if (this.#playing) return;
     this.#stop();
-    this.#stop = moves && same ? tween((part) => this.#paint(before.s, s, part), MOVE_MS) : (this.#paint(s, s, 1), () => {});
+    if (moves && same && before.s !== s) this.#stop = tween((part) => this.#paint(before.s, s, part), MOVE_MS);
+    else this.#paint(s, s, 1);
   }
 
   /** Shows a place between the main stages, from 0. */
@@ -57,18 +59,21 @@ export class Ridges {
     if (main.length > 1) this.#paint(main[i], main[i + 1], place - i);
   }
 
-  /** Goes through the main stages once; `ended` is called after the last. */
+  /** Goes through the main stages once, and everything else with it; `ended` is called after the last. */
   play(ended) {
     const { main } = this.#shown.data, last = main.length - 1, begin = performance.now();
-    let frame = 0;
+    let frame = 0, reached = -1;
     const step = (now) => {
-      const at = Math.max(0, now - begin) / (PLAY_MS + REST_MS), i = Math.floor(at);
-      this.scrub(Math.min(last, i + Math.min(1, ((at - i) * (PLAY_MS + REST_MS)) / PLAY_MS)));
-      if (at < last) frame = requestAnimationFrame(step);
-      else { this.on.stage(main[last]); ended(); }
+      const at = Math.max(0, now - begin) / (PLAY_MS + REST_MS), i = Math.min(last, Math.floor(at));
+      if (i !== reached) this.on.stage(main[reached = i]);
+      this.scrub(Math.min(last, still() ? i : i + Math.min(1, ((at - i) * (PLAY_MS + REST_MS)) / PLAY_MS)));
+      this.#playing = at < last;
+      if (this.#playing) frame = requestAnimationFrame(step);
+      else ended();
     };
     this.#stop();
     this.#stop = () => cancelAnimationFrame(frame);
+    this.#playing = true;
     step(begin);
   }
 

@@ -11,6 +11,7 @@ const OPTIONS = { vs: "", view: "ridges", brush: "", against: "", show: "", curv
 const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
 const OLDER = ["at", "layers", "topic", "group", "start", "look"]; // names of earlier addresses
 const CURVES = { difference: "difference", cumulative: "cumulative" }; // views that are curves now
+const REST_MS = 150;
 const DRAWN = ["ridges", "magnitudes", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
 
 /** What an address asks for; that of today, or of the pages before. @returns {State} */
@@ -25,7 +26,7 @@ export function asked(search) {
 }
 
 export class Selection {
-  #told = [];
+  #told = []; #rest = 0;
   /** @param {State} state */
   constructor(state) { this.now = state; this.defaults = {}; }
 
@@ -51,7 +52,8 @@ export class Selection {
     if (!changed.size) return;
     Object.assign(this.now, parts);
     for (const listener of this.#told) listener(changed);
-    this.write();
+    clearTimeout(this.#rest); // browsers allow few changes of an address in a second
+    this.#rest = setTimeout(() => this.write(), REST_MS);
   }
 
   write() {
