@@ -1,4 +1,4 @@
-"""A state of a live model as a short text of letters, digits and . _ ~ alone. Does not import torch.
+"""A state of a live model as a short text, of letters, digits and . _ ~. Does not import torch.
 
     3fa9c2d1e0b4~sparsegpt~gptq~50p_2of4andint4-g64~0x30_1x180_0
     model        pruner    quantizer  formats     layers in order: number of a format, times

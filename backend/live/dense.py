@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
+from backend.calibration.second_moments import StatisticsLevel
 from backend.decoding.target_model import fingerprint
 from backend.errors import ConfigError, ModelError
 from backend.live.kept_tables import KeptTables
@@ -81,7 +81,6 @@ class DenseModel:
         self.tables = KeptTables(room)
         self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
         self._references: dict[torch.dtype, RunningModel] = {}
-        self._grams: dict[str, str] = {}  # layer -> the first with the same inputs
 
     @property
     def in_blocks(self) -> list[str]:
@@ -196,37 +195,18 @@ class DenseModel:
                 pass
         return self._energies[name]
 
-    def measure_inputs(self, grams: bool = False) -> Iterator[Progress]:
-        """One pass over the calibration text for the energies of all inputs, or for their Grams, as
-        far as there is room for them.
-
-        Raises:
-            ConfigError: there is no calibration text.
-        """
-        level = StatisticsLevel.GRAM if grams else StatisticsLevel.ENERGY
+    def measure_inputs(self) -> Iterator[Progress]:
+        """One pass over the calibration text, for the energies of all inputs. Raises ConfigError:
+        there is none."""
         walk = self.walk(self.sds.batch, self.sds.precision)
         for block in range(self.blocks):
             with self.lock:
-                linears, first = block_linears(self.model, block), dict[int, str]()
+                linears = block_linears(self.model, block)
                 weights = {module: x.read() for module, x in linears.items()}
-                for module, found in walk.inputs(block, weights, linears, level).items():
-                    name = linears[module].name
-                    if grams:
-                        self._grams[name] = first.setdefault(id(found), name)
-                        self.tables.put(("gram", self._grams[name]), found.gram)
-                    else:
-                        self._energies[name] = found.energy
+                inputs = walk.inputs(block, weights, linears, StatisticsLevel.ENERGY)
+                self._energies |= {linears[m].name: found.energy for m, found in inputs.items()}
                 walk.advance(block, weights)
             yield block + 1, self.blocks, at_block(block, self.blocks, "Inputs")
-
-    def output_error(self, name: str, W: Tensor) -> float | None:
-        """tr(D H D^T) / tr(W H W^T) of changed weights [out, in]; None where the Gram of the inputs
-        is not there, or not any more."""
-        gram = self.tables.find(("gram", self._grams.get(name)))
-        if gram is None:
-            return None
-        reference = DenseReference(self.weight(name).float(), InputStatistics(gram=gram))
-        return reference.relative_error(W)
 
     def require_text(self) -> Tensor:
         """The calibration text. Raises ConfigError: there is none."""

@@ -1,4 +1,4 @@
-"""What the formats of a live model do: loss, divergence, bytes, distributions, and which blocks lose
+"""What the formats of a live model do: loss, divergence, bytes, distributions; which blocks lose
 which tokens.
 
     loss         of windows, one after the other, beside the dense model's on the same
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
-from backend.export.sizes import VALUE_BYTES, LinearSizes, sizes
+from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
 from backend.live.model import DENSE, LiveModel
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics

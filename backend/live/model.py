@@ -22,9 +22,9 @@ from torch import Tensor
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
 from backend.live.address import LiveState, address_of, state_at
-from backend.live.dense import DenseModel, LiveWeight, Progress, Score
+from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
-from backend.live.running import RunningModel
+from backend.live.running import LiveWeight, RunningModel
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.registry import QUANTIZERS
@@ -187,16 +187,15 @@ class LiveModel:
     def weight(self, name: str) -> Tensor:
         """The weights [out, in] of a layer as they are now, float32."""
         with self.dense.lock:
-            made = self.running and self._made.get(name)
-            if isinstance(made, QuantizedWeight):
-                return made.dense()
-            return (self.dense.weight(name) if made is None else made).to(torch.float32, copy=True)
+            found = self.stored(name)
+            W = found.dense() if isinstance(found, QuantizedWeight) else found
+            return W.to(torch.float32, copy=True)
 
-    def codes(self, name: str) -> QuantizedWeight | None:
-        """Codes and grid of a layer; None where it has none."""
+    def stored(self, name: str) -> LiveWeight:
+        """The same in the dtype of the model, or as codes; not to be changed."""
         with self.dense.lock:
-            made = self.running and self._made.get(name)
-            return made if isinstance(made, QuantizedWeight) else None
+            made = self._made.get(name) if self.running else None
+            return self.dense.weight(name) if made is None else made
 
     def _is_final(self, name: str) -> bool:
         """Whether a run would make a layer just so."""

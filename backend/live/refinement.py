@@ -19,7 +19,8 @@ from torch import Tensor
 from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
 from backend.errors import ConfigError
-from backend.live.dense import DenseModel, LiveWeight
+from backend.live.dense import DenseModel
+from backend.live.running import LiveWeight
 from backend.models.blocks import LinearWeight, block_linears
 from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS
@@ -70,8 +71,10 @@ class Refinement:
         quantized = [name for name, form in self.formats.items() if form.width]
         if pruned:
             needs = PRUNERS[self.pruner].needs
-            settings = self.dense.sds.batch, self.dense.sds.precision, None
-            yield from self._pass("Pruning", pruned, needs, self._prune, *settings)
+            sds = self.dense.sds
+            yield from self._pass(
+                "Pruning", pruned, needs, self._prune, sds.batch, sds.precision, None
+            )
         if quantized:
             needs = StatisticsLevel[QUANTIZERS[self.quantizer].needs.upper()]
             settings = CALIBRATION_BATCH, self.dense.dlqat.precision, self.dense.scales
