@@ -32,10 +32,9 @@ from backend.pruning.masks import keep_mask, masked
 from backend.pruning.pattern import Pattern
 from backend.quantization.config import DLQATConfig
 from backend.quantization.embedding import quantize_embedding
-from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales, minmax_grid
+from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
 from backend.quantization.packed_linear import has_codes
 from backend.quantization.plan import QuantSettings, embedding_search
-from backend.quantization.widths import Width
 from backend.reporter import at_block
 from backend.sensitivity.formats import Format
 
@@ -112,9 +111,8 @@ class DenseModel:
             ConfigError: there is no such layer or format, or the layer cannot be stored so.
         """
         if name not in self.layers:
-            why = f"It has layers such as {next(iter(self.layers))}."
-            what = f"{name[:80]} is no layer of this model."
-            raise ConfigError(what, why, "Choose one of its layers.", "formats")
+            what, do = f"{name[:80]} is no layer of this model.", "Choose one of its layers."
+            raise ConfigError(what, f"{next(iter(self.layers))} is one.", do, "formats")
         try:
             read = Format.parse(str(form))
         except ValueError as error:
@@ -126,8 +124,8 @@ class DenseModel:
         elif read.pattern and name in self.outside:
             why = "Embedding and head are rounded only, as in a run."
         if why:
-            what = f"{name} cannot be stored as {read}."
-            raise ConfigError(what, why, "Choose another format for it.", "formats")
+            what, do = f"{name} cannot be stored as {read}.", "Choose another format for it."
+            raise ConfigError(what, why, do, "formats")
         return read
 
     def score_of(self, pruner: str) -> Score:
@@ -139,15 +137,23 @@ class DenseModel:
     @torch.no_grad()
     def made(self, name: str, form: Format, score: Score) -> LiveWeight:
         """A layer in a format: in the dtype of the model, or codes."""
-        W = self.weight(name)
-        if name in self.outside:
-            return self._embedding(W, form.width) if form.width else W
+        W, width = self.weight(name), form.width
+        if width and name in self.outside:
+            space = embedding_search(width.bits)
+            settings = QuantSettings(width.bits, width.group, "symmetric", space)
+            return quantize_embedding(W, settings, self.scales)
         if form.pattern:
             W = masked(W, self._mask(name, form.pattern, score))
-        if form.width is None:
+        if width is None:
             return W
-        V, grid = W.float(), self._grid(name, W, form)
-        return self.quantized(V, grid)
+        ranges = self.tables.find(key := ("ranges", name, width.group))
+        if ranges is None or form.pattern:
+            grouped = W.float().reshape(len(W), -1, width.group or W.shape[1])
+            ranges = torch.stack([grouped.amin(-1), grouped.amax(-1)])
+            if not form.pattern:
+                self.tables.put(key, ranges)
+        low, high = ranges
+        return self.quantized(W.float(), group_scales(low, high, width.bits, self.dlqat.grid))
 
     def quantized(self, V: Tensor, grid: QuantGrid) -> QuantizedWeight:
         """`V` [out, in] on a grid, of which the stored precision is kept."""
@@ -159,33 +165,13 @@ class DenseModel:
         dtype: torch.dtype = getattr(torch, self.dlqat.stored)
         return dtype
 
-    def _embedding(self, W: Tensor, width: Width) -> QuantizedWeight:
-        space = embedding_search(width.bits)
-        settings = QuantSettings(width.bits, width.group, "symmetric", space)
-        return quantize_embedding(W, settings, self.scales)
-
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
         scores = WeightScores(self.weight(name), root)
         if group > LARGEST_GROUP:
             return keep_mask(scores.all(), pattern).bool()
         key = ("ranks", name, score, group)
-        table = self.tables.get(key, lambda: rank_table(scores, group))
-        return rank_mask(table, scores, pattern)
-
-    def _grid(self, name: str, W: Tensor, form: Format) -> QuantGrid:
-        """The min-max grid of `W`; the ranges of the groups of dense weights are stored."""
-        assert form.width is not None
-        bits, size = form.width.bits, form.width.group or W.shape[1]
-        grouped = W.view(len(W), -1, size)
-        if form.pattern:
-            return minmax_grid(grouped.float(), bits, self.dlqat.grid)
-
-        def ranges() -> Tensor:
-            return torch.stack([grouped.amin(-1), grouped.amax(-1)]).float()
-
-        low, high = self.tables.get(("ranges", name, size), ranges)
-        return group_scales(low, high, bits, self.dlqat.grid)
+        return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
 
     def energy(self, name: str) -> Tensor:
         """Mean square [in] of a layer's inputs in the dense model; all are measured when the first

@@ -29,12 +29,8 @@ LARGEST_GROUP = 127  # whose ranks a signed byte holds
 
 @dataclass(frozen=True)
 class WeightScores:
-    """Scores of weights: |w|, compared in the whole layer, or times the root of the energy of their
-    inputs [in], compared in each row.
-
-    Attributes:
-        W: [out, in].
-    """
+    """Scores of weights `W` [out, in]: |w|, compared in the whole layer, or times the `root` of the
+    energy of their inputs [in], compared in each row."""
 
     W: Tensor
     root: Tensor | None = None
@@ -42,8 +38,7 @@ class WeightScores:
     @property
     def shape(self) -> tuple[int, int]:
         """Of what is compared: [rows, n]."""
-        rows, columns = self.W.shape
-        return (1, rows * columns) if self.root is None else (rows, columns)
+        return (1, self.W.numel()) if self.root is None else (len(self.W), self.W.shape[1])
 
     def all(self) -> Tensor:
         """[out, in], float32."""
@@ -78,14 +73,12 @@ def rank_mask(table: Tensor, scores: WeightScores, pattern: Pattern) -> Tensor:
     rows, n = scores.shape
     edges, dropped = _edges(n), n - keep_count(n, pattern.drop)
     step = bisect_right(edges, dropped)  # of the lowest rank that is kept
-    start = edges[step - 1] if step else 0
-    if start == dropped:
+    if (edges[step - 1] if step else 0) == dropped:
         return table >= step
-    mask, end = (table > step).view(rows, n), edges[step] if step < len(edges) else n
+    end = edges[step] if step < len(edges) else n
     places = (table.view(rows, n) == step).nonzero()[:, 1].view(rows, -1)
-    return mask.scatter_(1, places, top_per_row(scores.at(places), end - dropped).bool()).view(
-        table.shape
-    )
+    kept = top_per_row(scores.at(places), end - dropped).bool()
+    return (table > step).view(rows, n).scatter_(1, places, kept).view(table.shape)
 
 
 def _edges(n: int) -> list[int]:

@@ -93,7 +93,7 @@ class Refinement:
                 weights = {m: self._start(x, x.name in names, rest) for m, x in linears.items()}
                 chosen = {m: x for m, x in linears.items() if x.name in names}
                 inputs = dict.fromkeys(chosen, InputStatistics())
-                if walk:
+                if walk and chosen:
                     inputs = walk.inputs(block, weights, chosen, level)
                 final: dict[str, LiveWeight] = {}
                 for module, linear in chosen.items():

@@ -3,7 +3,7 @@ hidden states, bit for bit, as in the passes of a run, which hold the model in f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,11 +18,9 @@ Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 
 
 class CalibrationWalk:
-    """One pass over the blocks.
+    """One pass over the blocks with `ids` [segments, L], `batch` of them at a time, in `dtype`.
 
     Args:
-        ids: [segments, L].
-        batch: segments of a pass; `dtype`: of it.
         rest: what is no matrix of a block is rounded to it; None: it stays as it is.
         stop: called before each batch; may raise to end the pass.
     """
@@ -32,9 +30,9 @@ class CalibrationWalk:
         rest: torch.dtype | None, stop: Callable[[], None],
     ) -> None:  # fmt: skip
         self._model, self._rest, self._stop = model, rest, stop
-        inside = {id(p) for p in decoder_blocks(model).parameters()}
-        outside = [p for p in model.parameters() if id(p) not in inside]
-        with self._in_float32(outside):
+        _, *others = decoder_blocks(model)  # the first may be run once, to see what it returns
+        inside = {id(p) for block in others for p in block.parameters()}
+        with self._in_float32(p for p in model.parameters() if id(p) not in inside):
             self._stream = open_stream(model, ids, batch, dtype)
 
     @torch.no_grad()
@@ -43,8 +41,6 @@ class CalibrationWalk:
         level: StatisticsLevel,
     ) -> dict[str, InputStatistics]:  # fmt: skip
         """What some of the linears of a block, which has these weights, are given; by module."""
-        if level == StatisticsLevel.NOTHING or not linears:
-            return dict.fromkeys(linears, InputStatistics())
         with InputCollector(linears, level) as collector:
             self._forward(block, weights)
             return collector.finish()
@@ -55,14 +51,11 @@ class CalibrationWalk:
         self._stream.advance(self._forward(block, weights))
 
     def _forward(self, block: int, weights: Weights) -> list[Tensor]:
-        linears = block_linears(self._model, block).values()
+        linears, outputs = block_linears(self._model, block).values(), list[Tensor]()
         matrices = {id(x.layer.get_parameter("weight")) for x in linears}
-        others = [
-            p for p in decoder_blocks(self._model)[block].parameters() if id(p) not in matrices
-        ]
-        outputs, stream = [], self._stream
+        parameters, stream = decoder_blocks(self._model)[block].parameters(), self._stream
         with (
-            self._in_float32(others),
+            self._in_float32(p for p in parameters if id(p) not in matrices),
             block_of_weights(self._model, stream, block) as forward,
         ):
             for states, call in zip(stream.hidden, stream.calls[block], strict=True):
@@ -71,13 +64,13 @@ class CalibrationWalk:
         return outputs
 
     @contextmanager
-    def _in_float32(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+    def _in_float32(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Rounded to `rest`; afterwards as they were."""
-        own = [p.data for p in parameters]
+        own = [(p, p.data) for p in parameters]
         try:
-            for p in parameters:
-                p.data = p.data.to(self._rest or p.dtype).float()
+            for p, data in own:
+                p.data = data.to(self._rest or data.dtype).float()
             yield
         finally:
-            for p, data in zip(parameters, own, strict=True):
+            for p, data in own:
                 p.data = data
