@@ -18,8 +18,6 @@ from itertools import cycle
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from backend.live.dense import DenseModel
@@ -43,10 +41,6 @@ def main() -> None:
     text = " ".join(["It was a bright cold day in April, and the clocks were striking."] * 40)
     ids = torch.tensor(loaded.tokenizer.encode(text)[:TOKENS])
     times, live = measured(DenseModel(loaded.model), ids, chosen.rounds)
-    table = Table("what", "ms", title=f"{chosen.model}, {chosen.threads} threads")
-    for what, ms in times.items():
-        table.add_row(what, f"{ms:.1f}")
-    Console().print(table)
     memory = {"dense": live.dense.nbytes, "live": live.nbytes, "process": held()}
     print(json.dumps({"ms": times, "bytes": memory, "decoder": live.running.decoder}))
 
@@ -63,6 +57,7 @@ def measured(dense: DenseModel, ids: Tensor, rounds: int) -> tuple[dict[str, flo
             work()
             found.append(1e3 * (time.perf_counter() - began))
         times[what] = median(found)
+        print(f"{what:<40} {times[what]:8.1f} ms", flush=True)
 
     def changing(chosen: list[str], *formats: str) -> Callable[[], object]:
         each = cycle(formats)
