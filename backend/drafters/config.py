@@ -1,7 +1,5 @@
 """Settings of a drafter and its training, from which form, CLI, API and stored record are built."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -64,8 +62,8 @@ class TrainingConfig(Options):
     """Training of a drafter. Defaults are ours, tuned on a 135M-parameter model."""
 
     minutes: float = option(10.0, "Training time", ge=0, le=10_000, unit="minutes")
-    """Step count is set from throughput over the first 2 % of the time budget. 0: use Training
-    steps (Advanced)."""
+    """Trains for this long; the number of steps follows from this machine's speed. 0: as many as
+    Training steps (Advanced)."""
     steps: int = option(500, "Training steps", ge=1, le=10**7, unit="steps", advanced=True)
     """Used when the training time is 0."""
     batch: int = option(8, "Batch size", ge=1, le=1024, unit="sequences", advanced=True)

@@ -9,8 +9,6 @@ dense                weights at grid values, in the dtype of the base model: for
                      gain in size
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,13 +40,13 @@ class Layout:
     grid: GridType
     others: tuple[PackedGroup, ...] = ()
 
-    def of(self, layer: str) -> Layout:
+    def of(self, layer: str) -> "Layout":
         """The settings of one layer."""
         group = next((group for group in self.others if layer in group.layers), None)
         return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
 
     @property
-    def linears(self) -> tuple[Layout, ...]:
+    def linears(self) -> "tuple[Layout, ...]":
         """The settings that there are of layers of the blocks, those of most layers first."""
         inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
         others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
@@ -191,11 +189,11 @@ def vllm_hint(bits: int, modules: Iterable[str]) -> str:
     """The reason why vLLM will not run a compressed-tensors export with these quantised linears
     (full names); empty if nothing is known against it."""
     if bits not in VLLM_BITS:
-        return f"vLLM reads 4 bits, and 8 on a GPU, not {bits}."
+        return f"vLLM cannot load {bits}-bit models (4 bits: yes; 8 bits: on a GPU)."
     names = set(modules)
     for name in names:
         path, _, last = name.rpartition(".")
         fused = next((group for group in FUSED if last in group), ())
         if not all(f"{path}.{each}" in names for each in fused):
             return f"vLLM fuses {', '.join(fused)}: quantise all of them or none."
-    return "On a CPU vLLM reads 4 bits only." if bits != 4 else ""
+    return "On a CPU vLLM loads 4-bit models only." if bits != 4 else ""

@@ -1,8 +1,6 @@
 """Settings of a quantization run: the source of form, CLI, API and stored record. Does not import
 torch."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -103,7 +101,7 @@ class DLQATConfig(Options):
     the available text of the paper does not give are ours."""
 
     bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
-    """Per weight."""
+    """Per weight: 2 to 8."""
     group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
     """Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one group per row
     (per channel)."""

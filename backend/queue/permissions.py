@@ -2,8 +2,6 @@
 small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
 data; pages call `may_not_…` only to disable controls with a reason."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from sqlalchemy import select
@@ -19,6 +17,7 @@ from backend.store.states import ACTIVE, TAKES, Lane
 from backend.store.tables import Job
 
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
+GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
 READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
@@ -128,12 +127,12 @@ def require_short(actor: Actor, cost: Cost | None) -> None:
     """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt."""
     if actor.role == "host" or cost is None:
         return
-    limits, action = settings(), "ask for this answer"
-    if cost.tokens > limits.guest_tokens:
-        why = f"It may have {cost.tokens} tokens; the limit for guests is {limits.guest_tokens}."
+    action = "ask for this answer"
+    if cost.tokens > GUEST_TOKENS:
+        why = f"It may have {cost.tokens} tokens; the limit for guests is {GUEST_TOKENS}."
         raise _forbidden(actor, action, why, "Choose fewer tokens.")
-    if cost.letters > limits.guest_letters:
-        why = f"The prompt has {cost.letters} characters; guests may send {limits.guest_letters}."
+    if cost.letters > GUEST_LETTERS:
+        why = f"The prompt has {cost.letters} characters; guests may send {GUEST_LETTERS}."
         raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
 
 

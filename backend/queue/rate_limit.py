@@ -1,7 +1,5 @@
 """Rate limits: requests per minute of each client and each visitor, counted in process memory."""
 
-from __future__ import annotations
-
 import ipaddress
 import threading
 import time
@@ -9,11 +7,11 @@ from collections import deque
 
 from backend.errors import RateLimitError
 from backend.queue.actor import Actor, reject
-from backend.settings import settings
 
 MINUTE = 60.0
 SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
 CHANGES_PER_MINUTE = 60
+ANSWERS_PER_MINUTE = 6  # of one guest
 PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 
 
@@ -81,7 +79,7 @@ def count_preview(actor: Actor) -> None:
 
 def count_answer(actor: Actor) -> None:
     """Raise `RateLimitError` if a guest asks for too many answers over the network."""
-    _count(actor, answers, settings().guest_answers_per_minute)
+    _count(actor, answers, ANSWERS_PER_MINUTE)
 
 
 def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:

@@ -1,7 +1,5 @@
 """The decoding benchmark as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.benchmark.config import NAME, BenchmarkJob
 from jobs.benchmark.estimate import requirements
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label
@@ -32,8 +30,7 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
 KIND = Kind(
     name=NAME,
     title="Benchmark",
-    summary="Decode the same prompts with and without drafters, in turn, and report the speed-up "
-    "of each on this machine.",
+    summary="Time decoding with and without each drafter on this machine.",
     config=BenchmarkJob,
     requirements=requirements,
     run="jobs.benchmark.run:run",

@@ -2,8 +2,6 @@
 stage that is kept also divergence, greedy samples, and tasks. What an earlier attempt has recorded
 is not measured again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -85,12 +83,12 @@ class Quality:
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
         self._reference, self._divergence = DenseOutputs(new), divergence
         names = config.harness_tasks
-        self._tasks = load_tasks(names, settings().task_dir) if names else {}
+        self._tasks = load_tasks(names, settings().text_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
             context.log("No samples are written: every token would read the model from disk.")
 
-    def of(self, loaded: LoadedModel) -> Quality:
+    def of(self, loaded: LoadedModel) -> "Quality":
         """The same measurements of another model, beside the same dense one."""
         other = copy(self)
         other._loaded = loaded

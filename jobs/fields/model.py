@@ -1,7 +1,5 @@
 """The model a job works on: a field shared by every kind that reads one."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -22,8 +20,7 @@ class ModelConfig(Options):
     """Which model."""
 
     model: ModelSpec = DEFAULT_MODEL
-    """A name from the list, a run that saved a model, a hub id (org/name), a folder, or a .gguf
-    file."""
+    """Pick one, or type a Hugging Face id (org/name), a folder, or a .gguf file."""
 
     @field_validator("model")
     @classmethod

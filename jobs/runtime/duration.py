@@ -1,8 +1,6 @@
 """How long a run takes, learned from finished runs on machines of the same class; and the costs
 that the estimates of several kinds rest on."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -62,7 +60,7 @@ def estimate_seconds(
         return seconds, f"learned from {len(nearest)} finished {runs}"
     threads = settings().threads or available_threads()
     guess = START_S + timed_seconds + flops / (FLOPS_PER_THREAD * threads)
-    return guess, "rough estimate (no completed runs to calibrate on)"
+    return guess, "rough estimate: it improves after the first run"
 
 
 @dataclass(frozen=True)

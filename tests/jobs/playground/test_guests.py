@@ -61,7 +61,8 @@ def test_the_host_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_LETTERS=100, GUEST_TOKENS=16)
+    monkeypatch.setattr(permissions, "GUEST_LETTERS", 100)
+    monkeypatch.setattr(permissions, "GUEST_TOKENS", 16)
     with pytest.raises(ForbiddenError, match="limit for guests is 16"):
         ask(ADA, max_new_tokens=17)
     with pytest.raises(ForbiddenError, match="guests may send 100"):
@@ -85,7 +86,7 @@ def test_each_has_one_at_a_time_and_all_have_a_few(monkeypatch: pytest.MonkeyPat
 
 
 def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
     for _ in range(2):
         service.cancel(ask(ADA).run, ADA)
     with pytest.raises(RateLimitError, match="2 requests per minute"):
@@ -94,7 +95,8 @@ def test_they_ask_a_few_times_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
+    monkeypatch.setattr(permissions, "GUEST_TOKENS", 16)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
     monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
@@ -110,7 +112,7 @@ def test_what_is_refused_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 1)
     monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 4)
     monkeypatch.setattr(rate_limit, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
