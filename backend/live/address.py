@@ -39,8 +39,10 @@ def address_of(state: LiveState, identity: str) -> str:
     for number, same in groupby(map(known.index, state.formats.values())):
         times = len([*same])
         runs.append(f"{number}x{times}" if times > 1 else str(number))
-    parts = (identity, state.pruner, state.quantizer, "_".join(map(_spelled, known)))
-    return "~".join((*parts, "_".join(runs)))
+    spelled = "_".join(map(str, known))
+    for sign, letters in SPELLING.items():
+        spelled = spelled.replace(sign, letters)
+    return "~".join((identity, state.pruner, state.quantizer, spelled, "_".join(runs)))
 
 
 def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
@@ -60,35 +62,25 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
         _refuse("It belongs to another model, or another version of this one.")
     if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
         _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")
+    spelled = parts[3]
+    for sign, letters in SPELLING.items():
+        spelled = spelled.replace(letters, sign)
     try:
-        known = [Format.parse(_unspelled(text)) for text in parts[3].split("_")]
+        known = [Format.parse(text) for text in spelled.split("_")]
     except ValueError as error:
         _refuse(str(error))
-    chosen: list[Format] = []
+    chosen, strange = list[Format](), "Its layers are not those of this model."
     for run in parts[4].split("_"):
         found = RUN.fullmatch(run)
-        number, times = (int(found[1]), int(found[2] or 1)) if found else (len(known), 0)
-        if number >= len(known) or len(chosen) + times > len(layers):
-            _refuse("Its layers are not those of this model.")
-        chosen += [known[number]] * times
+        if not found or int(found[1]) >= len(known) or len(chosen) > len(layers):
+            _refuse(strange)
+        chosen += [known[int(found[1])]] * int(found[2] or 1)
     if len(chosen) != len(layers):
-        _refuse("Its layers are not those of this model.")
+        _refuse(strange)
     return LiveState(dict(zip(layers, chosen, strict=True)), parts[1], parts[2])
 
 
-def _spelled(form: Format) -> str:
-    text = str(form)
-    for sign, letters in SPELLING.items():
-        text = text.replace(sign, letters)
-    return text
-
-
-def _unspelled(text: str) -> str:
-    for sign, letters in SPELLING.items():
-        text = text.replace(letters, sign)
-    return text
-
-
 def _refuse(why: str) -> NoReturn:
-    what, do = "The state cannot be opened.", "Begin with the dense model."
-    raise ConfigError(what, why, do, "address")
+    raise ConfigError(
+        "The state cannot be opened.", why, "Begin with the dense model.", field="address"
+    )
