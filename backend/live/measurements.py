@@ -20,9 +20,9 @@ from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
 from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
 from backend.live.model import DENSE, LiveModel
+from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorSnapshot
 
 LONGEST_TRACE = 128  # tokens
