@@ -54,6 +54,18 @@ class RateLimitError(SlimscopeError):
     """The user has sent too many requests."""
 
 
+class OverloadError(RateLimitError):
+    """More wait than can be served soon. `retry_after_s`: when to ask again; `before`: how many
+    wait already."""
+
+    def __init__(
+        self, what: str, why: str = "", do: str = "", field: str | None = None,
+        *, retry_after_s: float, before: int,
+    ) -> None:  # fmt: skip
+        super().__init__(what, why, do, field)
+        self.retry_after_s, self.before = retry_after_s, before
+
+
 class ConflictError(SlimscopeError):
     """The state of the run does not allow this operation."""
 

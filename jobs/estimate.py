@@ -29,5 +29,5 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     )
     return Estimate(
         seconds, sum(needs.memory.values()), flops, basis, needs.plan, needs.warnings, needs.notes,
-        needs.open_ended, needs.letters, needs.tokens, needs.sizes, needs.field_warnings,
+        needs.open_ended, needs.sizes, needs.field_warnings,
     )  # fmt: skip

@@ -1,147 +1,127 @@
-"""Answers of up to four models or drafters to one prompt, written at the same time, in the process
-of the playground, whose models stay in memory."""
+"""Answers of up to four models or drafters to one prompt, one after the other, by the engine that
+answers in the playground."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from functools import partial
+import queue
+from dataclasses import fields
 from typing import Any
 
-from backend.decoding.acceptance import Acceptance, Sampling
-from backend.decoding.engine import decode
-from backend.decoding.native.blocks import NativeCache
-from backend.decoding.prompt_lookup import PromptLookupFirst
+import torch
+
+from backend.decoding.acceptance import Sampling
 from backend.decoding.proposers import Proposer
-from backend.drafters.generate import Detokenizer, refuse_processors
+from backend.decoding.serving.engine import Engine
+from backend.decoding.serving.request import Finished, GenerationRequest, Progress, Waiting
+from backend.decoding.target_model import TargetModel
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.generate import make_proposer, refuse_processors
 from backend.drafters.tree_proposer import tree_words
 from backend.errors import CancelledError
+from backend.models.memory import memory_available
 from backend.reporter import stop_if_asked
-from backend.store.session import now_ms
-from backend.store.tables import Job
 from backend.text.prompt_ids import chat_ids, end_ids
-from jobs.generate.config import STOPS, GenerateJob, GenerationSide, read_sides
-from jobs.generate.conversation import chain, messages, turns
-from jobs.generate.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
+from jobs.fields.sides import GenerationSide, read_sides
+from jobs.generate.config import STOPS, GenerateJob
 from jobs.metrics import ACCEPTED_LENGTH, TOKENS_PER_SECOND
-from jobs.playground.cards import use_card
-from jobs.playground.context import AnswerContext
-from jobs.playground.warm_model import WarmModel
+from jobs.runtime.context import JobContext
 from jobs.runtime.environment import place
 from jobs.runtime.loading import load_model
+from jobs.serving.cards import choose_card, use_card
+from jobs.serving.one_answer import row_of
+from jobs.serving.transcript import ENDS, TranscriptWriter, read_transcript, transcript_writer
+
+CACHE_SHARE = 0.25  # of the free memory, for keys and values
+WAIT_S = 0.2  # between two looks at whether the run should stop
 
 
-def run(config: GenerateJob, context: AnswerContext) -> None:
-    """Generate all sides at once; those an earlier attempt has finished are kept. One that fails
-    does not end the others; the run fails with its error when they are done."""
-    sides, before = read_sides(config.sides), chain(config.follows)
-    context.progress(0, len(sides), "generating")
-    with ThreadPoolExecutor(len(sides), thread_name_prefix=context.run) as threads:
-        answers = [
-            threads.submit(SideAnswer(config, side, number, before, context).give)
-            for number, side in enumerate(sides, 1)
-            if not read_transcript(context.run, number).complete
-        ]
-    errors = [error for answer in answers if (error := answer.exception())]
-    stop_if_asked(context)
+def run(config: GenerateJob, context: JobContext) -> None:
+    """Generate each side; those an earlier attempt has finished are kept. One that fails does not
+    end the others; the run fails with its error when they are done."""
+    sides, errors = read_sides(config.sides), list[Exception]()
     for number, side in enumerate(sides, 1):
-        record(side, number, context)
-    for error in errors:
-        raise error
-
-
-@dataclass(frozen=True)
-class SideAnswer:
-    """The text of one side, whose `number` counts from 1, after the runs `before`."""
-
-    config: GenerateJob
-    side: GenerationSide
-    number: int
-    before: Sequence[Job]
-    context: AnswerContext
-
-    def give(self) -> None:
-        with transcript_writer(self.context.run, self.number) as writer:
+        context.progress(number - 1, len(sides), "generating")
+        if not read_transcript(context.run, number).complete:
             try:
-                self._write(writer)
+                generate_side(config, side, number, context)
             except CancelledError:
                 raise
-            except Exception:
-                writer.add(end="error", rest="")
-                raise
-
-    def _write(self, writer: TranscriptWriter) -> None:
-        config, context, side = self.config, self.context, self.side
-
-        def say(what: str, about: float) -> None:
-            writer.add(waits=what, about=about, at=now_ms())
-
-        with (
-            context.share.one_more(context.guest),
-            context.models.using(
-                side.model, config.device, config.precision,
-                partial(load_model, side.model, precision=config.precision, context=context),
-                say, context,
-            ) as model,
-        ):  # fmt: skip
-            use_card(model.device)
-            context.share.apply(config.threads)
-            refuse_processors(model.loaded.model)
-            if side.drafter and not model.knows(side.drafter, config.nodes):
-                say("Measuring the drafter", 0.0)
-            with model.proposer(side.drafter, config.nodes) as proposer:
-                tree = tree_words(proposer) if proposer.nodes > 1 else "without a drafter"
-                context.log(f"{side.name}: {model.target.decoder}, {tree}.")
-                if side.drafter and proposer.nodes == 1:
-                    writer.add(unused=True)
-                if config.lookup:
-                    proposer = PromptLookupFirst(proposer, model.lookup_length())
-                for row in self.passes(model, proposer):
-                    writer.add(**row)
-            context.environment(**place(model.device, context.share.threads(config.threads)))
-
-    def passes(self, model: WarmModel, proposer: Proposer) -> Iterator[dict[str, object]]:
-        """The lines of the side's file (see `jobs.generate.transcript`)."""
-        config, loaded = self.config, model.loaded
-        ends = end_ids(loaded.tokenizer, loaded.model.generation_config)
-        detokenizer = Detokenizer(loaded.tokenizer, config.stop.split(STOPS))
-        sampling = Sampling(**config.model_dump(include={x.name for x in fields(Sampling)}))
-        said = messages(turns(self.before, self.number), config.prompt, config.system)
-        ids = self.context.main.call(partial(chat_ids, said, loaded.tokenizer, config.chat))
-        token, rule = -1, Acceptance(sampling)
-        cache = self._recall(model, ids, proposer)
-        steps = decode(model.target, proposer, ids, rule, config.max_new_tokens, ends, cache)
-        committed = [*ids]
-        for step in steps:
-            stop_if_asked(self.context)
-            committed += step.tokens
-            tokens = []
-            for token, head in zip(step.tokens, step.heads, strict=True):
-                tokens.append((detokenizer.add(token), head))
-                if detokenizer.stopped:
-                    break
-            rejected = [loaded.tokenizer.decode([token]) for token in step.rejected]
-            yield {"ms": 1000 * sum(step.seconds.values()), "tokens": tokens, "rejected": rejected}
-            if detokenizer.stopped:
-                break
-            self.context.share.apply(config.threads)  # a job or another text may have begun
-        if cache is not None:
-            model.remember(committed, cache)
-        why = "stop" if detokenizer.stopped else "end" if token in ends else "limit"
-        yield {"end": why, "rest": detokenizer.rest()}
-
-    def _recall(self, model: WarmModel, ids: list[int], proposer: Proposer) -> NativeCache | None:
-        """A cache of what was read of this conversation; None with a drafter, which needs all
-        states."""
-        capacity = len(ids) + self.config.max_new_tokens + proposer.nodes
-        fits = capacity - proposer.nodes <= model.target.context
-        if self.side.drafter or model.target.native is None or not fits:
-            return None
-        return model.recall(ids, capacity) or model.target.native.new_cache(capacity)
+            except Exception as error:
+                context.log(f"{side.name}: {error}")
+                errors.append(error)
+        record(side, number, context)
+    if errors:
+        raise errors[0]
 
 
-def record(side: GenerationSide, number: int, context: AnswerContext) -> None:
+def generate_side(
+    config: GenerateJob, side: GenerationSide, number: int, context: JobContext
+) -> None:
+    """The text of one side, whose `number` counts from 1."""
+    with transcript_writer(context.run, number) as writer:
+        try:
+            device = choose_card(config.device)
+            use_card(device)
+            loaded = load_model(side.model, device, config.precision, context)
+            refuse_processors(loaded.model)
+            target = TargetModel(loaded.model)
+            proposer: Proposer | None = None
+            if side.drafter:
+                proposer = make_proposer(target, Amphista.load(side.drafter), config.nodes)
+            if proposer and proposer.nodes == 1:
+                proposer = None  # no tree pays on this machine
+            tree = tree_words(proposer) if proposer else "without a drafter"
+            context.log(f"{side.name}: {target.decoder}, {tree}.")
+            context.environment(**place(device, torch.get_num_threads()))
+            writer.add(unused=bool(side.drafter) and not proposer)
+            said = [{"role": "system", "content": config.system}] if config.system.strip() else []
+            said.append({"role": "user", "content": config.prompt})
+            request = GenerationRequest(
+                prompt=tuple(chat_ids(said, loaded.tokenizer, config.chat)),
+                max_tokens=config.max_new_tokens,
+                sampling=Sampling(**config.model_dump(include={x.name for x in fields(Sampling)})),
+                ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
+                stop=tuple(filter(None, config.stop.split(STOPS))),
+                drafter=proposer,
+                lookup=config.lookup,
+            )
+            memory = int(CACHE_SHARE * memory_available())
+            engine = Engine(target, loaded.tokenizer, memory=memory, threads=torch.get_num_threads)
+            try:
+                write(engine, request, writer, context)
+            finally:
+                engine.close()
+        except CancelledError:
+            raise
+        except Exception as error:
+            writer.add(end="error", rest="", error=str(error))
+            raise
+
+
+def write(
+    engine: Engine, request: GenerationRequest, writer: TranscriptWriter, context: JobContext
+) -> None:
+    """Add what the engine generates to a file, until it has finished."""
+    events: queue.SimpleQueue[Waiting | Progress | Finished] = queue.SimpleQueue()
+    ticket = engine.submit(request, events.put)
+    try:
+        while True:
+            stop_if_asked(context)
+            try:
+                event = events.get(timeout=WAIT_S)
+            except queue.Empty:
+                continue
+            if isinstance(event, Finished) and event.error:
+                raise event.error
+            if not isinstance(event, Waiting):
+                writer.add(**row_of(event))
+            if isinstance(event, Finished):
+                return
+    finally:
+        ticket.cancel()
+
+
+def record(side: GenerationSide, number: int, context: JobContext) -> None:
     written, stage = read_transcript(context.run, number), f"side-{number}"
     if not written.complete:
         return

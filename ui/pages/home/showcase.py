@@ -13,10 +13,11 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
+from jobs.fields.sides import MAX_SIDES
 from jobs.generate import config as generate
-from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
+from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share
 from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults, speed_conditions

@@ -1,4 +1,4 @@
-"""The graphics cards, which the playground shares with jobs."""
+"""The graphics cards, which answers share with jobs."""
 
 from __future__ import annotations
 
