@@ -55,12 +55,12 @@ class RateLimitError(SlimscopeError):
 
 
 class OverloadError(RateLimitError):
-    """More wait than can be served soon. `retry_after_s`: when to ask again; `before`: how many
-    wait already."""
+    """So many requests wait already, `before` this one, that it is refused for about
+    `retry_after_s` seconds."""
 
     def __init__(
-        self, what: str, why: str = "", do: str = "", field: str | None = None,
-        *, retry_after_s: float, before: int,
+        self, what: str, why: str = "", do: str = "", field: str | None = None, *,
+        retry_after_s: float, before: int,
     ) -> None:  # fmt: skip
         super().__init__(what, why, do, field)
         self.retry_after_s, self.before = retry_after_s, before

@@ -17,18 +17,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import MIN_PENALTY, MIN_TEMPERATURE
-from backend.errors import ConfigError
+from backend.decoding.native.top_k import has_library, top_k
+from backend.errors import ComputeError, ConfigError
 
+RANKS = 64, 512  # most likely tokens that are looked at first, and next
 Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> the next token
 
 
@@ -59,26 +54,12 @@ class Sampling:
                 why = f"{name} is {getattr(self, name)}."
                 raise ConfigError("The sampling settings are not valid.", why, "", name)
 
-    def processors(self) -> LogitsProcessorList:
-        """The logits processors, in the order of `generate` in transformers."""
-        chosen = LogitsProcessorList()
-        if self.repetition_penalty != 1:
-            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.temperature not in (0, 1):
-            chosen.append(TemperatureLogitsWarper(self.temperature))
-        if self.temperature and self.top_k:
-            chosen.append(TopKLogitsWarper(self.top_k))
-        if self.temperature and self.top_p < 1:
-            chosen.append(TopPLogitsWarper(self.top_p))
-        return chosen
-
 
 class Acceptance:
     """Sample from the target, continue where a child has that token: exact for any tree."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._greedy = sampling.temperature == 0
-        self._processors = sampling.processors()
+        self._sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: reproducible
 
     def walk(
@@ -97,24 +78,64 @@ class Acceptance:
 
     def _chooser(self, logits: Tensor, before: Sequence[int]) -> Choose:
         """The function that samples the token after a node of `logits` [n, V]."""
-        if self._greedy and not self._processors:
+        settings = self._sampling
+        if settings.repetition_penalty == 1 and not settings.temperature:
             if logits.device.type == "cpu":  # a path reads few rows of a tree
                 return lambda node, path: int(logits[node].float().argmax())
             best = logits.argmax(-1).tolist()  # one transfer for the whole tree
             return lambda node, path: best[node]
 
         def choose(node: int, path: list[int]) -> int:
-            scores = self._processed(logits[node], [*before, *path])
-            if self._greedy:
+            scores = logits[node].float()
+            if settings.repetition_penalty != 1:
+                scores = penalised(scores, [*before, *path], settings.repetition_penalty)
+            if not settings.temperature:
                 return int(scores.argmax())
-            chances = scores.softmax(-1).cpu()
-            return int(torch.multinomial(chances, 1, generator=self._generator))
+            place = torch.rand((), dtype=torch.double, generator=self._generator)
+            return draw(scores / settings.temperature, settings.top_k, settings.top_p, float(place))
 
         return choose
 
-    def _processed(self, row: Tensor, prefix: list[int]) -> Tensor:
-        scores = row.float()[None]
-        if self._processors:
-            ids = torch.tensor([prefix], device=row.device)
-            scores = self._processors(ids, scores)  # type: ignore[arg-type]
-        return scores[0]
+
+def penalised(scores: Tensor, text: Sequence[int], penalty: float) -> Tensor:
+    """Logits [V] with those of the tokens of `text` made smaller (Keskar et al., 2019)."""
+    ids = torch.tensor(text, device=scores.device)
+    found = scores[ids]
+    return scores.index_put((ids,), torch.where(found < 0, found * penalty, found / penalty))
+
+
+def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
+    """The token of logits [V] at `place`, from 0 to 1, of the cumulated probabilities, the most
+    likely first; of the `top_k` most likely (0: all), and of the fewest that reach `top_p`.
+
+    Sorting all logits would take longer than a pass, so the likeliest are tried first.
+
+    Raises:
+        ComputeError: the logits are not finite.
+    """
+    for ranks in (min(top_k or RANKS[0], len(scores)), *RANKS[1:], len(scores)):
+        chances, tokens = most_likely(scores[None], min(ranks, len(scores)))
+        cumulated = chances[0].double().exp().cumsum(0).cpu()
+        if not cumulated[-1].isfinite():
+            raise ComputeError(
+                "The model cannot generate text: its logits are not finite.",
+                "Its weights overflow in this precision, or are damaged.",
+                "Choose another precision, or another model.",
+                "precision",
+            )
+        if top_k or cumulated[-1] > (place if top_p == 1 else top_p) or ranks >= len(scores):
+            break
+    total = cumulated[-1] if top_k or ranks >= len(scores) else cumulated.new_ones(())
+    if top_p < 1:
+        last = int(torch.searchsorted(cumulated, top_p * total))  # the first that reaches it
+        total = cumulated[min(last, len(cumulated) - 1)]
+    found = int(torch.searchsorted(cumulated, place * total, right=True))
+    return int(tokens[0, min(found, len(cumulated) - 1)])
+
+
+def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and places [n, ranks] of the largest logits of each row [n, V]."""
+    if logits.device.type == "cpu" and ranks <= RANKS[-1] and has_library():
+        return top_k(logits, ranks)
+    best = logits.float().log_softmax(-1).sort(dim=-1, descending=True, stable=True)
+    return best.values[:, :ranks], best.indices[:, :ranks]

@@ -49,6 +49,11 @@ class CostModel:
         seconds = self.verify[lower] * (1 - share) + self.verify[upper] * share
         return seconds / self.verify[1]
 
+    def seconds(self, rows: int) -> float:
+        """Of a pass over as many tokens; beyond the largest that was measured in proportion."""
+        most = max(self.verify)
+        return self.verify[1] * self.ratio(rows) * max(1.0, rows / most)
+
     def break_even(self, nodes: int) -> float:
         """Accepted length at which a tree of `nodes` nodes is as fast as no drafting."""
         return self.ratio(nodes) + (nodes > 1) * self.draft / self.verify[1]

@@ -24,8 +24,9 @@ import torch
 from backend.decoding.acceptance import Acceptance
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.native.cache import DecodingCache
 from backend.decoding.proposers import NO_TREE, Proposer
-from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.decoding.target_model import TargetModel
 from backend.errors import ConfigError
 
 PARTS = ("draft", "verify", "accept", "cache")
@@ -77,7 +78,7 @@ def decode(
     Raises:
         ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
     """
-    _refuse_unfit(target, prompt, limit)
+    refuse_prompt(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
     cache = cache or target.new_cache(len(prompt) + limit + proposer.nodes)
     verify = target.verifier(cache)
@@ -99,7 +100,7 @@ def decode(
         cache.keep(len(committed) - 1, path)
         hidden = states if len(path) == len(tokens) else states[path]
         following = [*(tokens[node] for node in path[1:]), bonus]
-        new = _cut(following, limit - (len(committed) - len(prompt)), ends)
+        new = until_end(following, limit - (len(committed) - len(prompt)), ends)
         committed += new
         depths = draft.tree.depths
         heads = [LOOKUP_HEAD if draft.looked_up else depths[node] for node in path[1:]] + [0]
@@ -107,7 +108,7 @@ def decode(
         yield DecodeStep(new, heads[: len(new)], path, draft.tree, tokens, parts)
 
 
-def _cut(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
+def until_end(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
     """The tokens up to and including the first end, at most `room`."""
     end = next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))
     return tokens[: min(end, room)]
@@ -132,7 +133,9 @@ class LapTimer:
         return passed
 
 
-def _refuse_unfit(target: TargetModel, prompt: Sequence[int], limit: int) -> None:
+def refuse_prompt(target: TargetModel, prompt: Sequence[int], limit: int, least: int = 1) -> None:
+    """Raise `ConfigError` for a prompt that cannot be read, or less than `least` or too many new
+    tokens."""
     if not prompt:
         raise ConfigError(
             "There is no prompt.", "The prompt is empty.", "Enter a prompt.", "prompt"
@@ -144,7 +147,7 @@ def _refuse_unfit(target: TargetModel, prompt: Sequence[int], limit: int) -> Non
             "Use the model's own tokenizer.",
             "prompt",
         )
-    if limit < 1 or len(prompt) + limit > target.context:
+    if limit < least or len(prompt) + limit > target.context:
         raise ConfigError(
             f"{limit} new tokens do not fit into the context.",
             f"The prompt has {len(prompt)} tokens; {target.limit}.",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree, chain
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.families import LONG, stable_context, unsupported
 from backend.decoding.native.model import NativeModel
@@ -42,7 +42,6 @@ COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
 Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
-DecodingCache = PreallocatedCache | NativeCache
 
 
 class Verifier(Protocol):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from backend.decoding.target_model import DecodingCache
+from backend.decoding.native.cache import DecodingCache
 from backend.drafters.layers.anchor_table import AnchorTable
 from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter

@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.cost_model import measure_costs
@@ -26,7 +24,7 @@ from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.tree_proposer import TreeProposer
-from backend.errors import ConfigError, ModelError
+from backend.errors import ConfigError
 
 TRIAL_NODES = 8  # of the tree whose drafts are timed
 UNSUPPORTED = {  # setting of a generation config -> the value that has no effect
@@ -144,51 +142,3 @@ def refuse_processors(model: PreTrainedModel) -> None:
                 f"Set model.generation_config.{name} = {neutral!r} if you do not need it.",
                 "model",
             )
-
-
-class Detokenizer:
-    """Decode a stream of tokens into text, up to the first stop string.
-
-    Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        self._tokenizer = _backend(tokenizer)
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._stops = tuple(stop for stop in stops if stop)
-        self._decoded, self._emitted = "", 0
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Decode one more token; return the text that has become certain, none after a stop."""
-        piece = None if self.stopped else self._stream.step(self._tokenizer, token)
-        if not piece:
-            return ""
-        self._decoded += piece
-        places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
-        if places:
-            self.stopped, self._decoded = True, self._decoded[: min(places)]
-        prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))
-        begun = max((len(p) for p in prefixes if self._decoded.endswith(p)), default=0)
-        return self._emit(len(self._decoded) - (0 if self.stopped else begun))
-
-    def rest(self) -> str:
-        """Return what was held back, once generation has ended."""
-        return self._emit(len(self._decoded))
-
-    def _emit(self, end: int) -> str:
-        start, self._emitted = self._emitted, max(self._emitted, end)
-        return self._decoded[start : self._emitted]
-
-
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The Rust tokenizer behind a transformers tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise ModelError(
-            "The tokenizer cannot decode a stream of tokens.",
-            f"{type(tokenizer).__name__} has no tokenizer.json (a fast tokenizer).",
-            "Convert it with transformers, or choose a model that has one.",
-            "model",
-        )
-    return backend

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.decoding.native.cache import DecodingCache
+from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter

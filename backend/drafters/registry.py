@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from backend.decoding.draft_tree import Path, Tree, TreePolicy
-from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.decoding.native.cache import DecodingCache
+from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS, DrafterConfig
 from backend.registry import Registry
 

@@ -65,8 +65,8 @@ class Answering:
     """A request that is answered for `person`. `events` yields (choice, event) until all choices
     have finished, or an error; leaving it ends the choices that have not."""
 
-    def __init__(self, body: Body, person: str, guest: bool, pool: ModelPool) -> None:
-        self.body, self.person, self.guest, self.pool = body, person, guest, pool
+    def __init__(self, body: Body, person: str, pool: ModelPool) -> None:
+        self.body, self.person, self.pool = body, person, pool
         self._stopped = threading.Event()
         self._left = len(body.prompts) * body.n
         self._done = threading.Event()
@@ -168,7 +168,7 @@ class Answering:
             prompt=ids, max_tokens=limit, sampling=sampling, stop=body.stops, person=self.person,
             ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
             logprobs=body.likeliest, echo=isinstance(body, CompletionBody) and body.echo,
-            guest=self.guest, drafter=drafter, lookup=body.lookup,
+            drafter=drafter, lookup=body.lookup,
         )  # fmt: skip
 
     def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:

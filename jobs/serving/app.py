@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from backend.errors import OverloadError, SlimscopeError
 from jobs.serving.answering import Answering, Began, Happened
-from jobs.serving.client import GUEST, PERSON
+from jobs.serving.client import PERSON
 from jobs.serving.disconnect import unless_gone
 from jobs.serving.one_answer import Events, OneAnswer
 from jobs.serving.openai_format import error_body, error_headers
@@ -54,7 +54,7 @@ class ServingApp:
                     "Too many requests wait.", why, retry_after_s=10, before=self.active
                 )
             person = unquote(request.headers.get(PERSON, ""))
-            events = self._counted(Answering(body, person, GUEST in request.headers, self.pool))
+            events = self._counted(Answering(body, person, self.pool))
             first = await unless_gone(request, _beginning(events))
             if first is None:
                 return GONE

@@ -22,7 +22,7 @@ from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 
-PERSON, GUEST = "x-slimscope-person", "x-slimscope-guest"  # headers: who asks, and as what
+PERSON = "x-slimscope-person"  # header: who asks
 MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
 START_S, TRY_S = 40.0, 0.2  # a new process imports torch
 STATUS_S = 2.0
@@ -78,7 +78,6 @@ async def sent(path: str, body: bytes, actor: Actor) -> AsyncIterator[httpx.Resp
         SlimscopeError: it cannot be started, or ended before it answered.
     """
     headers = {PERSON: quote(actor.name), "content-type": "application/json"}
-    headers |= {} if actor.role == "host" else {GUEST: "1"}
     async with AsyncExitStack() as opened:
         yield await _begun(path, body, headers, opened)
 

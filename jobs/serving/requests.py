@@ -161,7 +161,8 @@ def read_body(path: str, text: bytes) -> Body:
     try:
         return ENDPOINTS[path].model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((each for each in found if not each["type"].endswith("_type")), found[0])
         field = str(first["loc"][0]) if first["loc"] else None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

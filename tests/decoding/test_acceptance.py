@@ -10,7 +10,14 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import (
+    LlamaConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
@@ -44,7 +51,11 @@ def table(seed: int = 0) -> dict[tuple[int, ...], Tensor]:
 
 def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
     """P(a, b) after the empty text, straight from the definition."""
-    processed = sampling.processors()
+    processed = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+    processed.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processed.append(TopKLogitsWarper(sampling.top_k))
+    processed.append(TopPLogitsWarper(sampling.top_p))
 
     def chances(text: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[0, *text]])

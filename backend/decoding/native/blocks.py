@@ -1,11 +1,11 @@
-"""Decoder blocks in the layout of `cpp/decoder.cpp`, and their cache."""
+"""Decoder blocks in the layout of `cpp/decoder.cpp`, and passes through them."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.decoding.native import structures as c
+from backend.decoding.native.cache import CacheBlock, CacheBlocks, NativeCache
 from backend.decoding.native.compiler import NATIVE, instructions, library
 from backend.decoding.native.families import (
     ACTIVATIONS,
@@ -28,50 +29,6 @@ from backend.decoding.native.families import (
 from backend.decoding.native.weights import WeightLayout
 
 MOST_ROWS = 2**24  # of a cache
-
-
-class NativeCache:
-    """Keys and values [layers, kv heads, capacity, head] of one sequence, in bfloat16."""
-
-    def __init__(self, owner: NativeBlocks, capacity: int) -> None:
-        self.owner, self.capacity = owner, capacity
-        c_model = owner.structure
-        shape = (c_model.layers, c_model.kv_heads, capacity, c_model.head)
-        self._keys, self._values = torch.zeros(2, *shape, dtype=torch.bfloat16).unbind()
-        self.structure = c.Cache(capacity, 0, self._keys.data_ptr(), self._values.data_ptr())
-
-    @property
-    def length(self) -> int:
-        """Number of cached tokens."""
-        return int(self.structure.length)
-
-    def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place.
-
-        Raises:
-            ValueError: they are not ascending, or not all cached.
-        """
-        places = [-1, *chosen, self.length - start]
-        if start < 0 or any(one >= other for one, other in pairwise(places)):
-            raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
-        rows = (ctypes.c_int32 * len(chosen))(*chosen)
-        self.owner.call("slimscope_keep", self.structure, start, rows, len(chosen))
-
-    def rewind(self, length: int) -> None:
-        """Drop all rows from `length` on."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"{self.length} rows are cached, not {length}")
-        self.structure.length = length
-
-    def beginning(self, length: int, capacity: int) -> NativeCache:
-        """A cache for `capacity` tokens that holds the first `length` rows of this one."""
-        if not 0 <= length <= min(self.length, capacity):
-            raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
-        other = self.owner.new_cache(capacity)
-        other._keys[:, :, :length] = self._keys[:, :, :length]
-        other._values[:, :, :length] = self._values[:, :, :length]
-        other.structure.length = length
-        return other
 
 
 class NativeBlocks:
@@ -121,20 +78,21 @@ class NativeBlocks:
         layers = [*map(self._layer, blocks)]
         self._layers = (c.Layer * len(layers))(*layers)
         self.structure.layers, self.structure.layer = len(layers), self._layers
+        self.cached = CacheBlocks(2 * len(layers) * s.kv_heads * s.head)
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function on these blocks; `MemoryError`: it ran out of memory or threads."""
         if getattr(self._library, function)(self.structure, *arguments):
             raise MemoryError("The native decoder ran out of memory or threads.")
 
-    def new_cache(self, capacity: int) -> NativeCache:
-        """An empty cache for `capacity` tokens."""
-        if not 0 < capacity <= MOST_ROWS:
+    def new_cache(self, capacity: int, held: Sequence[CacheBlock] = ()) -> NativeCache:
+        """A cache for `capacity` tokens, which begins with those that fill the blocks `held`."""
+        if not 0 < capacity <= MOST_ROWS or len(held) * c.BLOCK > capacity:
             raise ValueError(f"a cache cannot hold {capacity} tokens")
         with self._tabulating:
             if min(capacity, self._stable) > self._rows:
                 self._tabulate(max(capacity, 2 * self._rows))
-        return NativeCache(self, capacity)
+        return NativeCache(self.call, self.cached, capacity, held, len(held) * c.BLOCK)
 
     def __call__(
         self, states: Tensor, cache: NativeCache,
@@ -149,39 +107,45 @@ class NativeBlocks:
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
         inputs = states.float().contiguous()
-        return self._run(c.Pass(inputs=inputs.data_ptr()), len(states), [cache], positions, visible)
+        task = c.Pass(inputs=inputs.data_ptr())
+        return self._run(task, [len(states)], [cache], positions, [visible])
 
     def _run(
-        self, task: c.Pass, tokens: int, caches: Sequence[NativeCache],
-        positions: Tensor | None, visible: Tensor | None,
+        self, task: c.Pass, lengths: Sequence[int], caches: Sequence[NativeCache],
+        positions: Tensor | None, visible: Sequence[Tensor | None],
     ) -> Tensor:  # fmt: skip
-        """Run a pass over as many tokens of each cache; see `__call__`.
+        """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree;
+        see `__call__`.
 
         Raises:
             ValueError: something is out of range; the library would read or write elsewhere.
         """
-        each = tokens // len(caches) if caches else 0
-        apart = len({*map(id, caches)}) == len(caches) and all(x.owner is self for x in caches)
-        if not each or tokens != each * len(caches) or not apart:
-            raise ValueError(f"{tokens} tokens cannot be appended to these {len(caches)} caches")
+        tokens, apart = sum(lengths), len({*map(id, caches)}) == len(caches)
+        if not (len(lengths) == len(caches) == len(visible)) or min(lengths, default=0) < 1:
+            raise ValueError(f"{[*lengths]} tokens cannot be appended to {len(caches)} caches")
+        if not apart or any(cache.blocks is not self.cached for cache in caches):
+            raise ValueError("a cache is another model's, or twice in the pass")
+        for length, cache in zip(lengths, caches, strict=True):
+            if cache.length + length > cache.capacity:
+                raise ValueError(f"{length} more tokens do not fit into the cache")
         if positions is None:
-            starts = torch.tensor([[cache.length] for cache in caches])
-            positions = (starts + torch.arange(each)).flatten()
-        fits = all(cache.length + each <= cache.capacity for cache in caches)
-        if not fits or positions.shape != (tokens,) or int(positions.max()) >= self._rows:
-            raise ValueError(f"{each} more tokens do not fit into the cache")
+            ranges = (range(x.length, x.length + n) for n, x in zip(lengths, caches, strict=True))
+            positions = torch.tensor([place for each in ranges for place in each])
+        if positions.shape != (tokens,) or int(positions.max()) >= self._rows:
+            raise ValueError(f"the positions {[*positions.shape]} do not fit the pass or the cache")
         if int(positions.min()) < 0:
             raise ValueError("a position is negative")
-        if visible is not None:
-            alone = len(caches) == 1 and visible.shape == (tokens, tokens)
-            if not alone or not visible.diagonal().all():
-                raise ValueError("of a tree, every token sees itself and some of the others")
-            visible = visible.to(torch.uint8).contiguous()
-            task.visible = visible.data_ptr()
+        masks = [*map(_mask, lengths, visible)]
+        for length, cache in zip(lengths, caches, strict=True):
+            cache.make_room(length)
         hidden, places = torch.empty(tokens, self.width), positions.long().contiguous()
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        addresses = (None if mask is None else mask.data_ptr() for mask in masks)
+        shown = (ctypes.c_void_p * len(masks))(*addresses)
         pointers = [ctypes.pointer(cache.structure) for cache in caches]
         task.caches = (ctypes.POINTER(c.Cache) * len(caches))(*pointers)
         task.tokens, task.sequences, task.threads = tokens, len(caches), torch.get_num_threads()
+        task.starts, task.visible = starts.data_ptr(), ctypes.addressof(shown)
         task.hidden, task.positions = hidden.data_ptr(), places.data_ptr()
         self.call("slimscope_forward", task)
         return hidden
@@ -257,3 +221,12 @@ class NativeBlocks:
                 for kind in self._types
             ]
         return [[x[0, :, : x.shape[-1] // 2].float().contiguous() for x in both] for both in found]
+
+
+def _mask(tokens: int, visible: Tensor | None) -> Tensor | None:
+    """The mask of a tree in bytes; None: causal."""
+    if visible is None:
+        return None
+    if visible.shape != (tokens, tokens) or not visible.diagonal().all():
+        raise ValueError("of a tree, every token sees itself and some of the others")
+    return visible.to(torch.uint8).contiguous()

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.decoding.draft_tree import Tree
 from backend.decoding.native import structures as c
-from backend.decoding.native.blocks import NativeBlocks, NativeCache
+from backend.decoding.native.blocks import NativeBlocks
+from backend.decoding.native.cache import DecodingCache, NativeCache
 from backend.decoding.native.compiler import NATIVE, CompilerError, library
 from backend.decoding.native.families import FAMILIES, LANES, embedding_scale
 from backend.decoding.native.weights import HEAD_GROUP
@@ -38,6 +42,17 @@ def decoding_dtype(precision: str, device: torch.device, architecture: str) -> s
             library()
             return "bfloat16"
     return resolve_dtype(precision, device)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a pass appends to one sequence: the next tokens `ids`, or those of a `tree`; logits are
+    wanted of the last `read_out`."""
+
+    cache: DecodingCache
+    ids: Sequence[int]
+    tree: Tree | None = None
+    read_out: int = 0
 
 
 class NativeModel(NativeBlocks):
@@ -73,26 +88,52 @@ class NativeModel(NativeBlocks):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Hidden states [n, width] in bfloat16 of the tokens `ids` [n], which are appended to the
         cache, and logits [read_out, vocabulary] in float32 of the last; see `NativeBlocks`."""
-        return self._pass(ids, [cache], positions, visible, read_out)
+        if ids.dim() != 1:
+            raise ValueError(f"the ids {[*ids.shape]} are no row")
+        return self._pass(ids, [len(ids)], [cache], positions, [visible], [read_out])
 
     def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
         """The same [b, n, ...] of the next tokens `ids` [b, n] of b sequences, in one pass."""
-        found = self._pass(ids.flatten(), caches, None, None, ids.numel())
+        each = [ids.shape[1]] * len(ids)
+        found = self._pass(ids.flatten(), each, caches, None, [None] * len(ids), each)
         hidden, logits = (x.unflatten(0, ids.shape) for x in found)
         return hidden, logits
 
+    def forward_segments(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+        """One pass over segments of several sequences: hidden states [n, width] of all tokens, and
+        logits [r, vocabulary] of those that are read out, segment after segment."""
+        ids, positions = list[int](), list[int]()
+        caches = [x.cache for x in segments if isinstance(x.cache, NativeCache)]
+        for segment in segments:
+            start, tree = segment.cache.length, segment.tree
+            ids += segment.ids
+            depths = range(len(segment.ids)) if tree is None else tree.depths
+            positions += [start + depth for depth in depths]
+        return self._pass(
+            torch.tensor(ids), [len(x.ids) for x in segments], caches,
+            torch.tensor(positions), [None if x.tree is None else x.tree.ancestors() for x in segments],
+            [x.read_out for x in segments],
+        )  # fmt: skip
+
     def _pass(
-        self, ids: Tensor, caches: Sequence[NativeCache],
-        positions: Tensor | None, visible: Tensor | None, read_out: int,
+        self, ids: Tensor, lengths: Sequence[int], caches: Sequence[NativeCache],
+        positions: Tensor | None, visible: Sequence[Tensor | None], read_out: Sequence[int],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As many of the tokens `ids` [n] for each of the caches; see `forward`."""
-        if ids.dim() != 1 or not 0 <= read_out <= len(ids):
-            raise ValueError(f"{read_out} logits cannot be read of {[*ids.shape]} tokens")
+        """As many of the tokens `ids` [n] for each of the caches, and the logits of the last
+        `read_out` of them; see `forward`."""
+        if sum(lengths) != len(ids) or len(read_out) != len(lengths):
+            raise ValueError(f"{len(ids)} tokens are not {[*lengths]}, read out: {[*read_out]}")
+        if any(not 0 <= wanted <= n for wanted, n in zip(read_out, lengths, strict=True)):
+            raise ValueError(f"{[*read_out]} logits cannot be read of {[*lengths]} tokens")
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary:
             raise ValueError(f"token ids lie outside 0 to {self.vocabulary - 1}")
-        held, logits = ids.long().contiguous(), torch.empty(read_out, self._outputs)
-        task = c.Pass(ids=held.data_ptr(), read_out=read_out, logits=logits.data_ptr())
-        hidden = self._run(task, len(ids), caches, positions, visible)
+        ends = zip(accumulate(lengths), read_out, strict=True)
+        rows = [row for end, wanted in ends for row in range(end - wanted, end)]
+        held, chosen = ids.long().contiguous(), torch.tensor(rows, dtype=torch.int32)
+        logits = torch.empty(len(rows), self._outputs)
+        task = c.Pass(ids=held.data_ptr(), read_out=len(rows), rows=chosen.data_ptr())
+        task.logits = logits.data_ptr()
+        hidden = self._run(task, lengths, caches, positions, visible)
         return hidden.bfloat16(), logits[:, : self.vocabulary]
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:

@@ -12,6 +12,7 @@ def _fields(names: str, kind: Any = c_void_p) -> tuple[tuple[str, Any], ...]:
 
 
 ROTARIES = 2  # kinds of layers that rotate in ways of their own
+BLOCK = 16  # tokens of a block of a cache
 
 
 class Matrix(Structure):
@@ -43,14 +44,14 @@ class Model(Structure):
 
 
 class Cache(Structure):
-    _fields_ = (*_fields("capacity length", c_int32), *_fields("keys values"))
+    _fields_ = (*_fields("capacity length", c_int32), ("blocks", c_void_p))
 
 
 class Pass(Structure):
     _fields_ = (
         *_fields("tokens read_out threads sequences", c_int32),
         ("caches", POINTER(POINTER(Cache))),
-        *_fields("ids inputs positions visible hidden logits"),
+        *_fields("starts ids inputs positions visible rows hidden logits"),
     )
 
 
@@ -77,14 +78,14 @@ def declare(library: CDLL) -> CDLL:
     """The library, whose functions then check the types of their arguments.
 
     Raises:
-        OSError: its structures have other sizes: it would read and write somewhere else.
+        OSError: its structures or blocks have other sizes: it would read and write elsewhere.
     """
     for name, (result, arguments) in FUNCTIONS.items():
         if name != NOT_EVERYWHERE or hasattr(library, name):
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-    for place, structure in enumerate((Matrix, Layer, Model, Cache, Pass)):
-        if (found := library.slimscope_size_of(place)) != sizeof(structure):
-            what = f"{structure.__name__} has {found} bytes in the library"
-            raise OSError(f"{what}, and {sizeof(structure)} here")
+    sizes = {x.__name__: sizeof(x) for x in (Matrix, Layer, Model, Cache, Pass)} | {"block": BLOCK}
+    for place, (name, size) in enumerate(sizes.items()):
+        if (found := library.slimscope_size_of(place)) != size:
+            raise OSError(f"the size of a {name} is {found} in the library, and {size} here")
     return library

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from backend.decoding.native.compiler import NATIVE, library
+from backend.decoding.native.compiler import NATIVE, CompilerError, library
+
+
+@lru_cache
+def has_library() -> bool:
+    """Whether `top_k` can be called."""
+    try:
+        return bool(library())
+    except CompilerError:
+        return False
 
 
 def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backend.decoding.native.cache import DecodingCache
 from backend.decoding.native.top_k import top_k
-from backend.decoding.target_model import DecodingCache, TargetModel
+from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
 from backend.drafters.layers.initialization import channel_scale, collect_states, ridge

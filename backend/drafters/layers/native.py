@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backend.decoding.native.blocks import NativeBlocks, NativeCache
+from backend.decoding.native.blocks import NativeBlocks
+from backend.decoding.native.cache import NativeCache
 from backend.decoding.native.families import LANES
 from backend.decoding.native.linear import NativeLinear
 from backend.decoding.target_model import TargetModel

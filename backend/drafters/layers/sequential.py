@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.decoding.draft_tree import Path, Tree, TreePolicy
-from backend.decoding.target_model import DecodingCache
+from backend.decoding.native.cache import DecodingCache
 from backend.drafters.layers.adapted import AdaptedDrafter
 from backend.drafters.registry import Embed
 

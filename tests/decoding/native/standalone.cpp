@@ -89,27 +89,36 @@ void check_products(Format format, int threads) {
 
 constexpr int WIDTH = 64, HEAD = 16, LENGTH = 24, WORDS = 128;
 
+// Of two sequences of the same tokens: the second is read in the same passes, two tokens at a time
+// as long as there are some, and its logits are not wanted but for the last.
 std::vector<float> logits(const Model& model, int threads, int each) {
-  std::vector<bf16> keys(2 * LENGTH * HEAD * 2), values(keys.size());
-  std::vector<float> hidden(LENGTH * WIDTH), found(LENGTH * WORDS);
-  Cache cache{LENGTH, 0, keys.data(), values.data()};
-  Cache* caches[] = {&cache};
+  constexpr int PLACES = (LENGTH + BLOCK - 1) / BLOCK, SIZE = 2 * 2 * 2 * BLOCK * HEAD;
+  std::vector<bf16> rows(2 * PLACES * SIZE);
+  bf16* blocks[2][PLACES];
+  for (int n = 0; n < 2 * PLACES; n++) blocks[n / PLACES][n % PLACES] = &rows[n * SIZE];
+  std::vector<float> hidden(2 * LENGTH * WIDTH), found((LENGTH + 1) * WORDS);
+  Cache one{LENGTH, 0, blocks[0]}, other{LENGTH, 0, blocks[1]};
+  Cache* caches[] = {&one, &other};
+  const uint8_t* const causal[] = {nullptr, nullptr};
   for (int start = 0; start < LENGTH; start += each) {
-    std::vector<int64_t> ids(each), positions(each);
-    for (int i = 0; i < each; i++) positions[i] = start + i, ids[i] = (start + i) * 7 % WORDS;
-    const Pass pass{each,
-                    each,
-                    threads,
-                    1,
-                    caches,
-                    ids.data(),
-                    nullptr,
-                    positions.data(),
-                    nullptr,
-                    hidden.data(),
+    const int more = std::min(2, LENGTH - other.length), n = each + more;
+    std::vector<int64_t> ids, positions;
+    std::vector<int32_t> wanted;
+    for (int i = 0; i < n; i++) {
+      positions.push_back(i < each ? start + i : other.length + i - each);
+      ids.push_back(positions.back() * 7 % WORDS);
+      if (i < each || positions.back() == LENGTH - 1) wanted.push_back(i);
+    }
+    const int32_t starts[] = {0, each, n};
+    const Pass pass{n,           (int)wanted.size(), threads,       1 + (more > 0),
+                    caches,      starts,             ids.data(),    nullptr,
+                    positions.data(), causal,        wanted.data(), hidden.data(),
                     &found[start * WORDS]};
     require(!slimscope_forward(&model, &pass), "a pass");
+    if ((int)wanted.size() > each)
+      require(other.length == LENGTH, "the last token of the second sequence");
   }
+  found.resize(LENGTH * WORDS);
   return found;
 }
 

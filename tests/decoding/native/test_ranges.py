@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel
 
+from backend.decoding.draft_tree import chain
 from backend.decoding.native import structures
 from backend.decoding.native.blocks import NativeBlocks
 from backend.decoding.native.compiler import CompilerError, library
 from backend.decoding.native.linear import NativeLinear
-from backend.decoding.native.model import NativeModel
+from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS
 from backend.models.loading import load
@@ -74,7 +75,19 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     "rows before the first": lambda m: m.new_cache(8).rewind(-1),
     "a longer beginning": lambda m: m.new_cache(8).beginning(4, 8),
     "a mask of a batch": lambda m: m._pass(
-        IDS, [m.new_cache(8), m.new_cache(8)], None, torch.ones(6, 6).bool(), 0
+        IDS, [3, 3], [m.new_cache(8), m.new_cache(8)], None, [torch.ones(6, 6).bool(), None], [0, 0]
+    ),
+    "more logits than a segment": lambda m: m.forward_segments(
+        [Segment(m.new_cache(8), [1, 2], read_out=3), Segment(m.new_cache(8), [3, 4])]
+    ),
+    "a segment of nothing": lambda m: m.forward_segments(
+        [Segment(m.new_cache(8), []), Segment(m.new_cache(8), [3])]
+    ),
+    "a segment that does not fit": lambda m: m.forward_segments(
+        [Segment(m.new_cache(8), [1]), Segment(m.new_cache(8), [1] * 9)]
+    ),
+    "a tree of another size": lambda m: m.forward_segments(
+        [Segment(m.new_cache(8), [1, 2]), Segment(m.new_cache(8), [1, 2], chain(2))]
     ),
 }  # fmt: skip
 
@@ -239,7 +252,7 @@ def test_a_library_with_other_structures_is_not_used(monkeypatch: pytest.MonkeyP
         structures, "Cache", type("Cache", (ctypes.Structure,), {"_fields_": fields})
     )
     library.cache_clear()
-    with pytest.raises(CompilerError, match="Cache has 24 bytes in the library, and 32 here"):
+    with pytest.raises(CompilerError, match="a Cache is 16 in the library, and 24 here"):
         library()
     library.cache_clear()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.native.blocks import NativeCache
+from backend.decoding.native.cache import NativeCache
 from backend.errors import ConfigError, ModelError
 from backend.models.loading import LoadedModel, load
 from backend.queue.folders import read_log, run_folder

@@ -14,9 +14,10 @@
 // how they are stored, `products.h` how what enters a product is rounded. The residual x, sums, and
 // softmax are float32.
 //
-// The n tokens of a pass are those of one sequence, or the next ones of several sequences, each
-// with a cache of its own. Those of one sequence may be the nodes of a tree: token i sees the cache
-// and those j for which visible[i, j].
+// The n tokens of a pass are those of several sequences, some of each: the next one, a part of a
+// prompt, or the nodes of a tree, of which token i sees the cache and those j for which
+// visible[i, j]. No sum crosses tokens or changes its order with their number, so that what a token
+// gives does not depend on what else is in the pass.
 
 #include <algorithm>
 #include <cstdint>
@@ -34,8 +35,13 @@ struct Buffers {                        // shared by the threads of a pass
   std::vector<float> attended, gated;   // [n, heads head], [n, inner]
   std::vector<float> mixed;             // [n, 2 inner] or [n, width]
   Input input, up_input;                // of a product, and of `up` where that of `gate` differs
+  std::vector<int> sequence, place;     // [n], of each token; among the logits, or -1
 
-  Buffers(const Model& m, size_t n) {
+  Buffers(const Model& m, const Pass& p) : sequence(p.tokens), place(p.tokens, -1) {
+    for (int s = 0; s < p.sequences; s++)
+      std::fill(&sequence[p.starts[s]], sequence.data() + p.starts[s + 1], s);
+    for (int r = 0; r < p.read_out; r++) place[p.rows[r]] = r;
+    const size_t n = p.tokens;
     const size_t width = m.width, inner = m.inner, row = (size_t)m.heads * m.head;
     x.resize(n * width), normed.resize(n * width);
     heads.resize(n * (row + 2 * (size_t)m.kv_heads * m.head));
@@ -48,8 +54,7 @@ struct Buffers {                        // shared by the threads of a pass
 class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
-      : m_(model), p_(pass), each_(pass.tokens / pass.sequences), s_(shared), barrier_(barrier),
-        rank_(rank), attention_(model) {}
+      : m_(model), p_(pass), s_(shared), barrier_(barrier), rank_(rank), attention_(model) {}
 
   void run() {
     rows([&](int i) { embed(i); });
@@ -115,21 +120,19 @@ class Worker {
         const bool query = h < m_.heads, value = h >= m_.heads + m_.kv_heads;
         const float* norm = query ? layer.query_norm : value ? nullptr : layer.key_norm;
         if (norm) rms_norm(head, norm, m_.epsilon, d, head);
-        const size_t place = p_.positions[i] * half;
-        if (!value) rotate(head, cosines + place, sines + place, half);
+        const size_t angle = p_.positions[i] * half;
+        if (!value) rotate(head, cosines + angle, sines + angle, half);
         if (query) continue;
-        const Cache& cache = cache_of(i);
-        const size_t rows = rows_of(cache, l, (h - m_.heads) % m_.kv_heads);
-        const size_t at = rows + (size_t)(cache.length + i % each_) * d;
-        round_to(head, d, (value ? cache.values : cache.keys) + at);
+        const Cache& cache = *p_.caches[s_.sequence[i]];
+        const int row = cache.length + i - p_.starts[s_.sequence[i]];
+        const size_t place = rows_of(value, l, (h - m_.heads) % m_.kv_heads) + row % BLOCK * d;
+        round_to(head, d, cache.blocks[row / BLOCK] + place);
       }
   }
 
-  const Cache& cache_of(int token) const { return *p_.caches[token / each_]; }
-
-  // Where the rows of a layer and head begin, in the keys and in the values.
-  size_t rows_of(const Cache& cache, int layer, int kv) const {
-    return ((size_t)layer * m_.kv_heads + kv) * cache.capacity * m_.head;
+  // Where the keys or values of a layer and head begin in a block.
+  size_t rows_of(bool values, int layer, int kv) const {
+    return (((size_t)values * m_.layers + layer) * m_.kv_heads + kv) * BLOCK * m_.head;
   }
 
   // Of some heads and tokens.
@@ -137,12 +140,13 @@ class Worker {
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
     const Share some = mine(m_.heads * p_.tokens);
     for (int unit = some.first; unit < some.last; unit++) {
-      const int h = unit / p_.tokens, i = unit % p_.tokens, own = i % each_;
-      const Cache& cache = cache_of(i);
-      const size_t rows = rows_of(cache, l, h / (m_.heads / m_.kv_heads));
-      attention_.look(p_, p_.positions + (i - own), each_, own, layer.window, cache.length);
-      attention_.attend(&s_.heads[(size_t)i * stride + h * d], cache.keys + rows,
-                        cache.values + rows, &s_.attended[((size_t)i * m_.heads + h) * d]);
+      const int h = unit / p_.tokens, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
+      const int sequence = s_.sequence[i], start = p_.starts[sequence];
+      const Cache& cache = *p_.caches[sequence];
+      attention_.look(p_.visible[sequence], p_.positions + start, p_.starts[sequence + 1] - start,
+                      i - start, layer.window, cache.length);
+      attention_.attend(&s_.heads[(size_t)i * stride + h * d], cache, rows_of(false, l, kv),
+                        rows_of(true, l, kv), &s_.attended[((size_t)i * m_.heads + h) * d]);
     }
   }
 
@@ -185,15 +189,17 @@ class Worker {
   }
 
   void read_out() {
-    const int skipped = p_.tokens - p_.read_out;
+    float* x = s_.mixed.data();  // of the rows that are read out
     rows([&](int i) {
       const float* row = m_.final_norm ? normed(i, m_.final_norm) : &s_.x[(size_t)i * m_.width];
       std::copy_n(row, m_.width, p_.hidden + (size_t)i * m_.width);
-      if (i >= skipped) prepare(m_.read_out, row, i - skipped, s_.input);
+      const int place = s_.place[i];
+      if (place < 0) return;
+      std::copy_n(row, m_.width, x + (size_t)place * m_.width);
+      prepare(m_.read_out, row, place, s_.input);
     });
     if (!p_.read_out) return;
     const Share some = mine(m_.read_out.outputs / LANES);
-    const float* x = p_.hidden + (size_t)skipped * m_.width;
     multiply({m_.read_out, x, s_.input, p_.logits, m_.read_out.outputs}, some.first, some.last,
              p_.read_out);
     if (m_.logit_scale != 1 || m_.logit_cap) transform_logits(some);
@@ -211,7 +217,6 @@ class Worker {
 
   const Model& m_;
   const Pass& p_;
-  const int each_;  // tokens of a sequence
   Buffers& s_;
   Barrier& barrier_;
   const int rank_;
@@ -245,10 +250,11 @@ int32_t slimscope_supports(int32_t format) {
   return format == SPARSE_BF16 ? HAVE_EXPAND : format == INT4_2_4 ? HAVE_VNNI : 1;
 }
 
-// Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own.
+// Bytes of Matrix, Layer, Model, Cache and Pass, of which the caller has declarations of its own;
+// tokens of a block.
 int32_t slimscope_size_of(int32_t place) {
   constexpr size_t sizes[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Cache),
-                              sizeof(Pass)};
+                              sizeof(Pass), BLOCK};
   return (int32_t)sizes[place];
 }
 
@@ -259,13 +265,13 @@ void slimscope_release_threads() try { ThreadPool::release(); } catch (...) {  /
 
 // Appends the tokens to the caches, and fills `hidden` and `logits`. Returns 1 if memory ran out.
 int32_t slimscope_forward(const Model* model, const Pass* pass) try {
-  Buffers shared(*model, pass->tokens);
+  Buffers shared(*model, *pass);
   auto work = [&](int rank, Barrier& barrier) {
     Worker(*model, *pass, shared, barrier, rank).run();
   };
   if (in_team(pass->threads, work)) return 1;
   for (int i = 0; i < pass->sequences; i++)
-    pass->caches[i]->length += pass->tokens / pass->sequences;
+    pass->caches[i]->length += pass->starts[i + 1] - pass->starts[i];
   return 0;
 } catch (...) {
   return 1;
@@ -321,13 +327,14 @@ void slimscope_top_k(const float* x, int32_t rows, int32_t columns, int32_t rank
 // Of the rows from `start` on, keeps those at start + chosen (ascending).
 void slimscope_keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen,
                     int32_t count) {
-  const size_t row = model->head, block = (size_t)cache->capacity * row;
-  for (bf16* rows : {cache->keys, cache->values})
-    for (int b = 0; b < model->layers * model->kv_heads; b++)
-      for (int i = 0; i < count; i++)
-        if (chosen[i] != i)
-          std::copy_n(rows + b * block + (start + chosen[i]) * row, row,
-                      rows + b * block + (start + i) * row);
+  const size_t size = model->head, heads = 2 * (size_t)model->layers * model->kv_heads;
+  for (size_t h = 0; h < heads; h++) {
+    const auto row = [&](int t) {
+      return cache->blocks[t / BLOCK] + (h * BLOCK + t % BLOCK) * size;
+    };
+    for (int i = 0; i < count; i++)
+      if (chosen[i] != i) std::copy_n(row(start + chosen[i]), size, row(start + i));
+  }
   cache->length = start + count;
 }
 }

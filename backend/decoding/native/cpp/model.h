@@ -7,6 +7,7 @@ namespace {
 
 enum Activation : int32_t { SILU = 0, GELU = 1 };
 constexpr int ROTARIES = 2;  // kinds of layers that rotate in ways of their own
+constexpr int BLOCK = 16;    // tokens of a block of a cache
 
 }  // namespace
 
@@ -34,21 +35,24 @@ struct Model {
   const float *cosines[ROTARIES], *sines[ROTARIES];  // [positions][rotated / 2]
 };
 
+// Of one sequence. Token t is in row t % BLOCK of block t / BLOCK; caches may share a block.
 struct Cache {
   int32_t capacity, length;
-  bf16 *keys, *values;  // [layers][kv_heads][capacity][head]; row t is that of position t
+  bf16* const* blocks;  // each [keys, values][layers][kv_heads][BLOCK][head]
 };
 
-// n tokens, as many of each sequence: those of the first come first.
+// n tokens, some of each sequence: those of the first come first.
 struct Pass {
-  int32_t tokens, read_out, threads;  // n; for how many of the last tokens logits are wanted
+  int32_t tokens, read_out, threads;  // n; for how many of the tokens logits are wanted
   int32_t sequences;
-  Cache* const* caches;      // [sequences]
-  const int64_t* ids;        // [n], or null:
-  const float* inputs;       // [n][width], what enters the first layer
-  const int64_t* positions;  // [n]
-  const uint8_t* visible;    // [n][n], or null: causal; of one sequence
-  float* hidden;             // [n][width]
-  float* logits;             // [read_out][outputs of the head]
+  Cache* const* caches;           // [sequences]
+  const int32_t* starts;          // [sequences + 1], the first token of each, and n
+  const int64_t* ids;             // [n], or null:
+  const float* inputs;            // [n][width], what enters the first layer
+  const int64_t* positions;       // [n]
+  const uint8_t* const* visible;  // [sequences], of m tokens [m][m], or null: causal
+  const int32_t* rows;            // [read_out], the tokens whose logits are wanted, ascending
+  float* hidden;                  // [n][width]
+  float* logits;                  // [read_out][outputs of the head]
 };
 }

@@ -1,0 +1,141 @@
+"""Keys and values in blocks of `BLOCK` tokens, which the caches of sequences with the same
+beginning share."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+from weakref import WeakSet
+
+import torch
+
+from backend.decoding.native import structures as c
+from backend.decoding.native.structures import BLOCK
+from backend.models.kv_cache import PreallocatedCache
+
+
+def blocks_for(tokens: int) -> int:
+    """How many blocks hold as many tokens."""
+    return -(-tokens // BLOCK)
+
+
+class CacheBlock:
+    """Keys and values [2, layers, kv heads, BLOCK, head] in bfloat16. Once `shared`, it is never
+    written again: who would, writes a copy."""
+
+    __slots__ = ("__weakref__", "rows", "shared")
+
+    def __init__(self, size: int) -> None:
+        self.rows, self.shared = torch.empty(size, dtype=torch.bfloat16), False
+
+
+class CacheBlocks:
+    """The blocks of a model's caches; one is freed when no cache holds it any more.
+
+    Args:
+        row: numbers that are kept for a token.
+
+    Attributes:
+        size: bytes of a block.
+    """
+
+    def __init__(self, row: int) -> None:
+        self._numbers, self.size = row * BLOCK, 2 * row * BLOCK
+        self._live = WeakSet[CacheBlock]()
+
+    @property
+    def used(self) -> int:
+        """Number of blocks in memory."""
+        return len(self._live)
+
+    def new(self, like: CacheBlock | None = None) -> CacheBlock:
+        """A block, or a copy of one."""
+        block = CacheBlock(self._numbers)
+        if like is not None:
+            block.rows.copy_(like.rows)
+        self._live.add(block)
+        return block
+
+
+class NativeCache:
+    """Keys and values of one sequence, of at most `capacity` tokens.
+
+    Args:
+        call: calls a function of the library on the model.
+        held: the beginning of another cache, shared with it.
+    """
+
+    def __init__(
+        self, call: Callable[..., None], blocks: CacheBlocks, capacity: int,
+        held: Sequence[CacheBlock] = (), length: int = 0,
+    ) -> None:  # fmt: skip
+        self.blocks, self.capacity = blocks, capacity
+        self._call = call
+        self._held: list[CacheBlock] = []
+        self._places = (ctypes.c_void_p * blocks_for(capacity))()
+        self.structure = c.Cache(capacity, 0, ctypes.addressof(self._places))
+        for place, block in enumerate(held):
+            block.shared = True
+            self._hold(place, block)
+        self.structure.length = length
+
+    @property
+    def length(self) -> int:
+        """Number of cached tokens."""
+        return int(self.structure.length)
+
+    def missing(self, tokens: int) -> int:
+        """Number of blocks that are allocated if as many tokens are appended."""
+        first, end = self.length // BLOCK, blocks_for(self.length + tokens)
+        return end - first - sum(not block.shared for block in self._held[first:end])
+
+    def make_room(self, tokens: int) -> None:
+        """Have blocks of its own for as many more tokens."""
+        self._own(self.length, self.length + tokens)
+
+    def _own(self, start: int, end: int) -> None:
+        for place in range(start // BLOCK, blocks_for(end)):
+            if place == len(self._held):
+                self._hold(place, self.blocks.new())
+            elif self._held[place].shared:
+                self._hold(place, self.blocks.new(self._held[place]))
+
+    def _hold(self, place: int, block: CacheBlock) -> None:
+        self._held[place : place + 1] = [block]
+        self._places[place] = block.rows.data_ptr()
+
+    def keep(self, start: int, chosen: Sequence[int]) -> None:
+        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place.
+
+        Raises:
+            ValueError: they are not ascending, or not all cached.
+        """
+        places = [-1, *chosen, self.length - start]
+        if start < 0 or any(one >= other for one, other in pairwise(places)):
+            raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
+        self._own(start, start + len(chosen))
+        rows = (ctypes.c_int32 * len(chosen))(*chosen)
+        self._call("slimscope_keep", self.structure, start, rows, len(chosen))
+
+    def rewind(self, length: int) -> None:
+        """Drop all rows from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"{self.length} rows are cached, not {length}")
+        self.structure.length = length
+        del self._held[blocks_for(length) :]
+
+    def whole_blocks(self, length: int) -> list[CacheBlock]:
+        """The blocks that the first `length` tokens fill, to be shared."""
+        return self._held[: min(length, self.length) // BLOCK]
+
+    def beginning(self, length: int, capacity: int) -> NativeCache:
+        """A cache for `capacity` tokens that shares the first `length` rows of this one."""
+        if not 0 <= length <= min(self.length, capacity):
+            raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
+        held = self._held[: blocks_for(length)]
+        return NativeCache(self._call, self.blocks, capacity, held, length)
+
+
+DecodingCache: TypeAlias = PreallocatedCache | NativeCache

@@ -1,0 +1,1 @@
+"""One engine for all who ask a model at the same time."""

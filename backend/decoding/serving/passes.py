@@ -1,0 +1,125 @@
+"""A pass over segments of many sequences: one of the native decoder, where that runs the model,
+or one of PyTorch for each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor
+
+from backend.decoding.native.cache import (
+    CacheBlock,
+    CacheBlocks,
+    DecodingCache,
+    NativeCache,
+    blocks_for,
+)
+from backend.decoding.native.families import head_size
+from backend.decoding.native.model import NativeModel, Segment
+from backend.decoding.native.structures import BLOCK
+from backend.decoding.proposers import NO_TREE
+from backend.decoding.target_model import TargetModel, TorchVerifier
+from backend.models.kv_cache import PreallocatedCache
+
+Read = tuple[Tensor, Tensor]  # hidden states [n, d] of a segment, and its logits [read_out, V]
+
+
+class Passes(Protocol):
+    """How a model computes, and what its caches need.
+
+    Attributes:
+        blocks: those of its caches, which sequences share; None where they cannot.
+        block_size: bytes of a block; `used`: number of blocks in memory.
+        together: whether a pass over many takes less time than one of each.
+    """
+
+    block_size: int
+    together: bool
+
+    @property
+    def blocks(self) -> CacheBlocks | None: ...
+
+    @property
+    def used(self) -> int: ...
+
+    def new_cache(self, capacity: int, held: Sequence[CacheBlock]) -> DecodingCache:
+        """A cache that begins with the tokens of these blocks."""
+
+    def missing(self, cache: DecodingCache, tokens: int) -> int:
+        """Blocks that as many more tokens would need."""
+
+    def run(self, segments: Sequence[Segment]) -> list[Read]: ...
+
+
+def passes_of(target: TargetModel) -> Passes:
+    return NativePasses(target.native) if target.native else TorchPasses(target)
+
+
+class NativePasses:
+    """Of the native decoder: all sequences at once."""
+
+    together = True
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model, self.blocks, self.block_size = model, model.cached, model.cached.size
+
+    @property
+    def used(self) -> int:
+        return self.blocks.used
+
+    def new_cache(self, capacity: int, held: Sequence[CacheBlock]) -> NativeCache:
+        return self._model.new_cache(capacity, held)
+
+    def missing(self, cache: DecodingCache, tokens: int) -> int:
+        assert isinstance(cache, NativeCache)
+        return cache.missing(tokens)
+
+    def run(self, segments: Sequence[Segment]) -> list[Read]:
+        hidden, logits = self._model.forward_segments(segments)
+        states = hidden.split([len(segment.ids) for segment in segments])
+        return list(zip(states, logits.split([x.read_out for x in segments]), strict=True))
+
+
+class TorchPasses:
+    """Of the model's own forward; a cache has memory for all its capacity."""
+
+    together = False
+    blocks: CacheBlocks | None = None
+
+    def __init__(self, target: TargetModel) -> None:
+        self._target = target
+        config = target.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        row = 2 * target.layers * heads * head_size(config)
+        self.block_size = row * BLOCK * target.dtype.itemsize
+        self._caches = WeakSet[PreallocatedCache]()
+        self._verifiers = WeakKeyDictionary[PreallocatedCache, TorchVerifier]()
+
+    @property
+    def used(self) -> int:
+        return sum(blocks_for(cache.capacity) for cache in self._caches)
+
+    def new_cache(self, capacity: int, held: Sequence[CacheBlock]) -> PreallocatedCache:
+        cache = PreallocatedCache(self._target.layers, capacity)
+        self._caches.add(cache)
+        return cache
+
+    def missing(self, cache: DecodingCache, tokens: int) -> int:
+        return 0
+
+    def run(self, segments: Sequence[Segment]) -> list[Read]:
+        return [self._read(segment) for segment in segments]
+
+    def _read(self, segment: Segment) -> Read:
+        cache = segment.cache
+        assert isinstance(cache, PreallocatedCache)
+        if len(segment.ids) == 1 or segment.tree:
+            verify = self._verifiers.setdefault(cache, TorchVerifier(self._target, cache))
+            hidden, logits = verify([*segment.ids], segment.tree or NO_TREE)
+            return hidden, logits[len(logits) - segment.read_out :]
+        ids = torch.tensor([segment.ids], device=self._target.device)
+        hidden = self._target.hidden(ids, cache)[0]
+        return hidden, self._target.logits(hidden[len(hidden) - segment.read_out :])

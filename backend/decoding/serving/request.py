@@ -1,0 +1,91 @@
+"""What is asked of the engine, and the events it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from backend.decoding.acceptance import Sampling
+from backend.decoding.proposers import Proposer
+from backend.errors import SlimscopeError
+
+Likely: TypeAlias = tuple[tuple[int, float], ...]  # tokens and their log-probabilities
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A prompt, and how to go on with it.
+
+    Attributes:
+        prompt: token ids.
+        max_tokens: 0 to read the prompt only, with `echo`.
+        ends, stop: tokens and texts that end it.
+        logprobs: of how many of the most likely tokens the log-probabilities are told, beside that
+            of the token itself; None: of none. They are those of the model, before sampling.
+        echo: the tokens of the prompt are told, too.
+        person: whose turn it is; people take turns.
+        drafter: drafts its tokens, and no others at the same time; `lookup`: so does the text.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    ends: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+    person: str = ""
+    drafter: Proposer | None = None
+    lookup: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token and the text that became certain with it; `head` as in `DecodeStep`."""
+
+    text: str
+    head: int
+    token: int
+    logprob: float | None = None
+    top: Likely = ()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many are before this request, and in about how many seconds it begins."""
+
+    place: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """New tokens of one pass, the text of drafts it rejected, and how long it took."""
+
+    pieces: list[Piece]
+    rejected: list[str]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event. `reason`: stop (a token of `ends`), stop_string, length, cancelled, error.
+
+    Attributes:
+        rest: text that was held back.
+        shared_tokens: of the prompt, that an earlier request had read.
+        first_token_s: seconds from the request to its first token; 0 without one.
+    """
+
+    reason: str
+    rest: str
+    prompt_tokens: int
+    shared_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    error: SlimscopeError | None = None
+
+
+Event: TypeAlias = Waiting | Progress | Finished
+Deliver: TypeAlias = Callable[[Event], None]

@@ -1,0 +1,196 @@
+"""One request while it is served: what was read and written, and what is told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from backend.decoding.acceptance import Acceptance, most_likely
+from backend.decoding.detokenizer import Detokenizer
+from backend.decoding.engine import DecodeStep, until_end
+from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.native.cache import DecodingCache
+from backend.decoding.native.model import Segment
+from backend.decoding.proposers import NO_TREE, DraftTokens
+from backend.decoding.serving.request import (
+    Deliver,
+    Event,
+    Finished,
+    GenerationRequest,
+    Likely,
+    Piece,
+    Progress,
+    Waiting,
+)
+from backend.decoding.serving.speculation import Drafts
+from backend.errors import SlimscopeError
+
+NO_DRAFT = DraftTokens([], NO_TREE)
+Score = tuple[float | None, Likely]
+
+
+class ServedSequence:
+    """A request, its tokens so far, and its cache while it runs.
+
+    Attributes:
+        committed: the prompt and all new tokens; the cache holds all but some of the last.
+        capacity: tokens that the cache has to hold at most, those of a draft among them.
+        cancelled: nobody waits for it any more; `done`: the last event was told.
+        shared: tokens of the prompt that were found in blocks of others.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, deliver: Deliver, tokenizer: PreTrainedTokenizerBase,
+        drafts: Drafts,
+    ) -> None:  # fmt: skip
+        self.request, self.drafts, self._deliver = request, drafts, deliver
+        self.committed = list(request.prompt)
+        self.capacity = len(request.prompt) + request.max_tokens + drafts.nodes
+        self.cache: DecodingCache | None = None
+        self.cancelled = self.done = False
+        self.shared, self._echoed, self._place = 0, 0, -1
+        self._rule, self._tokenizer = Acceptance(request.sampling), tokenizer
+        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._prompt_text = Detokenizer(tokenizer)
+        self._asked, self._first_token_s = time.monotonic(), 0.0
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are not in the cache; 1 while tokens are generated."""
+        return len(self.committed) - (self.cache.length if self.cache else 0)
+
+    @property
+    def generated(self) -> int:
+        return len(self.committed) - len(self.request.prompt)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether those of all tokens of the prompt are told."""
+        return self.request.echo and self.request.logprobs is not None
+
+    def open(self, cache: DecodingCache) -> None:
+        """Begin to read; the cache may hold a beginning."""
+        self.cache = cache
+        self.shared = max(self.shared, min(cache.length, len(self.request.prompt)))
+        self.drafts.start(self.committed[0], self.capacity)
+
+    def segment(self, tokens: int, draft: DraftTokens) -> Segment:
+        """What a pass reads: as many tokens, or the last one and a draft."""
+        assert self.cache is not None
+        start = self.cache.length
+        ids = [*self.committed[start : start + tokens], *draft.tokens]
+        read_out = int(tokens == self.unread and self.request.max_tokens > 0)
+        if draft.tokens or (self.needs_logits and self._echoed < len(self.request.prompt)):
+            read_out = len(ids)
+        return Segment(self.cache, ids, draft.tree if draft.tokens else None, read_out)
+
+    def take(self, draft: DraftTokens, hidden: Tensor, logits: Tensor, ms: float) -> int:
+        """Go on with the states of what was read, and the logits; returns the number of new
+        tokens."""
+        assert self.cache is not None
+        pieces = self._echo(self.cache.length, logits)
+        if self.unread > 0 or not self.request.max_tokens:
+            self.drafts.saw(hidden)
+            if pieces:
+                self.tell(Progress(pieces, [], ms))
+            if not self.unread:
+                self.finish("length")
+            return 0
+        step = self._walk(draft, hidden, logits)
+        self._first_token_s = self._first_token_s or time.monotonic() - self._asked
+        scores = self._scores(logits[-len(draft.tree) :], step.path, step.tokens)
+        stopped = self._detokenizer
+        for token, head, (logprob, top) in zip(step.tokens, step.heads, scores, strict=False):
+            pieces.append(Piece(stopped.add(token), head, token, logprob, top))
+            if stopped.stopped:
+                break
+        rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
+        self.tell(Progress(pieces, rejected, ms))
+        if stopped.stopped:
+            self.finish("stop_string")
+        elif self.committed[-1] in self.request.ends:
+            self.finish("stop")
+        elif self.generated >= self.request.max_tokens:
+            self.finish("length")
+        return len(step.tokens)
+
+    def _walk(self, draft: DraftTokens, hidden: Tensor, logits: Tensor) -> DecodeStep:
+        """Accept a part of a draft, commit it and the token after it."""
+        assert self.cache is not None
+        tree, tokens = draft.tree, [self.committed[-1], *draft.tokens]
+        path, bonus = self._rule.walk(tree, tokens, logits[-len(tree) :], self.committed[:-1])
+        if draft.tokens:
+            self.cache.keep(len(self.committed) - 1, path)
+            self.drafts.judge(len(path) - 1)
+            hidden = hidden[path]
+        self.drafts.saw(hidden)
+        following = [*(tokens[node] for node in path[1:]), bonus]
+        room = self.request.max_tokens - self.generated
+        new = until_end(following, room, self.request.ends)
+        self.committed += new
+        heads = [LOOKUP_HEAD if draft.looked_up else tree.depths[n] for n in path[1:]] + [0]
+        return DecodeStep(new, heads[: len(new)], path, tree, tokens)
+
+    def _echo(self, end: int, logits: Tensor) -> list[Piece]:
+        """The tokens of the prompt that are known with what was read up to `end`; the last token
+        that was read has the last logits."""
+        request, start = self.request, self._echoed
+        prompt = request.prompt
+        if not request.echo or start == len(prompt):
+            return []
+        told = min(end + 1, len(prompt)) if self.needs_logits else len(prompt)
+        self._echoed = max(start, told)  # it may read again what is told
+        tokens = prompt[start : self._echoed]
+        scores: list[Score] = [(None, ())] * len(tokens)
+        if self.needs_logits:
+            first, read = max(start, 1), end - len(logits)  # there is nothing before the first
+            known = prompt[first : self._echoed]
+            scores[first - start :] = self._scores(logits, range(first - 1 - read, end), known)
+        return [
+            Piece(self._prompt_text.add(token), 0, token, *score)
+            for token, score in zip(tokens, scores, strict=True)
+        ]
+
+    def _scores(self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[Score]:
+        """Log-probabilities of tokens and of the most likely, by the row before each."""
+        if (ranks := self.request.logprobs) is None or not tokens:
+            return [(None, ())] * len(tokens)
+        before = logits[[*rows[: len(tokens)]]].float()
+        values, places = most_likely(before, max(1, min(ranks, before.shape[1])))
+        ids = torch.cat([torch.tensor(tokens, device=before.device)[:, None], places[:, :1]], 1)
+        own, best = before.gather(1, ids).T
+        told = (own - best + values[:, 0]).tolist()
+        likely = zip(places.tolist(), values.tolist(), strict=True)
+        return [
+            (own, tuple(zip(of[:ranks], chances[:ranks], strict=True)))
+            for own, (of, chances) in zip(told, likely, strict=True)
+        ]
+
+    def tell(self, event: Event) -> None:
+        """Hand over an event; who cannot take it has left."""
+        try:
+            self._deliver(event)
+        except Exception:
+            self.cancelled = True
+
+    def tell_place(self, place: int, seconds: float) -> None:
+        if place != self._place:
+            self.tell(Waiting(place, seconds))
+        self._place = place
+
+    def finish(self, reason: str, error: SlimscopeError | None = None) -> None:
+        """Tell the last event, once; the cache is freed."""
+        if self.done:
+            return
+        self.done, self.cache = True, None
+        request = self.request
+        self.tell(
+            Finished(
+                reason, self._detokenizer.rest(), len(request.prompt), self.shared,
+                self.generated, self._first_token_s, error,
+            )
+        )  # fmt: skip
