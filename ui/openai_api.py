@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.errors import NotFoundError, OverloadError, SlimscopeError
@@ -20,7 +20,7 @@ from backend.queue.permissions import require_asking
 from backend.queue.rate_limit import count_answer
 from backend.settings import settings
 from jobs.serving.client import ended, sent
-from jobs.serving.disconnect import unless_gone
+from jobs.serving.disconnect import EventStream, unless_gone
 from jobs.serving.openai_format import error_body, error_headers, event, model_list
 from jobs.serving.requests import ENDPOINTS, Body, read_body
 from ui.runs.choices import answering
@@ -94,7 +94,7 @@ async def forwarded(request: Request, actor: Actor, body: Body) -> Response:
                 count_answer(actor)
             return GONE if content is None else Response(content, response.status_code, kept)
         count_answer(actor)
-        return StreamingResponse(_passed_on(response, opened.pop_all()), headers=kept)
+        return EventStream(_passed_on(response), opened.pop_all())
 
 
 @asynccontextmanager
@@ -134,13 +134,12 @@ def _place(actor: Actor) -> Iterator[None]:
         _guests[actor.name] -= 1
 
 
-async def _passed_on(response: httpx.Response, opened: AsyncExitStack) -> AsyncIterator[bytes]:
-    async with opened:
-        try:
-            async for piece in response.aiter_raw():
-                yield piece
-        except httpx.TransportError:
-            yield event(error_body(ended())[1])
+async def _passed_on(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in response.aiter_raw():
+            yield piece
+    except httpx.TransportError:
+        yield event(error_body(ended())[1])
 
 
 # what the playground reads ------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.generate.transcript import file_of, read_transcript
+from jobs.serving.transcript import file_of, read_transcript
 from jobs.submit import submit
 
 HOST = Actor("benchmark", "host")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.errors import OverloadError, SlimscopeError
 from jobs.serving.answering import Answering, Began, Happened
 from jobs.serving.client import PERSON
-from jobs.serving.disconnect import unless_gone
+from jobs.serving.disconnect import EventStream, unless_gone
 from jobs.serving.one_answer import Events, OneAnswer
 from jobs.serving.openai_format import error_body, error_headers
 from jobs.serving.pool import ModelPool
@@ -60,14 +60,16 @@ class ServingApp:
                 return GONE
             answer = OneAnswer(body, _chained(first, events))
             if body.stream:
-                return StreamingResponse(answer.stream(), media_type="text/event-stream")
+                opened = AsyncExitStack()
+                opened.push_async_callback(events.aclose)
+                return EventStream(answer.stream(), opened)
             whole = await unless_gone(request, answer.whole())
             return GONE if whole is None else JSONResponse(whole)
         except SlimscopeError as error:
             status, content = error_body(error)
             return JSONResponse(content, status, error_headers(error))
 
-    async def _counted(self, answering: Answering) -> Events:
+    async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
         self.active += 1
         try:
             async with aclosing(answering.events()) as events:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 import anyio
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -31,3 +34,24 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
     if failed:
         raise failed
     return result
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, with what they come from, which is closed before the end is told; or at
+    once when the client goes away, also one that does not read."""
+
+    def __init__(self, events: AsyncIterator[bytes], opened: AsyncExitStack) -> None:
+        async def all_events() -> AsyncIterator[bytes]:
+            async for event in events:
+                yield event
+            await opened.aclose()
+
+        super().__init__(all_events(), media_type="text/event-stream")
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._opened.aclose()

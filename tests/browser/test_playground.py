@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from backend.queue.votes import votes_of
 from backend.store import queries
 from backend.store.states import ACTIVE, State
-from jobs.generate.transcript import read_transcript
+from jobs.serving.transcript import read_transcript
 from tests.browser.conftest import EVIL, Dashboard, warm_tab
 
 ENDLESS = "Write a very long story of a dog who walks through every town of the world."

@@ -12,7 +12,7 @@ import anyio
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from backend.errors import ConflictError, SlimscopeError
 from backend.queue import conversations
@@ -23,6 +23,7 @@ from backend.store.session import writing
 from jobs.chat.arena import display_order, is_hidden
 from jobs.chat.asking import body_of
 from jobs.serving.client import ended
+from jobs.serving.disconnect import EventStream
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.openai_api import GONE, answered, failure, rows
@@ -190,22 +191,18 @@ class _Writing:
             except SlimscopeError as error:
                 self._failed(str(error), bool(error_headers(error)))
                 return failure(error)
-            stream = self._stream(rows(response), opened.pop_all())
-            return StreamingResponse(stream, media_type="text/event-stream")
+            return EventStream(self._stream(rows(response)), opened.pop_all())
 
-    async def _stream(
-        self, found: AsyncIterator[dict[str, Any]], opened: AsyncExitStack
-    ) -> AsyncIterator[bytes]:
+    async def _stream(self, found: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
         hidden = is_hidden(self.turns, self.actor.name)
-        async with opened:
-            async for row in found:
-                if "waits" not in row:
-                    self.rows.append(row)
-                yield event(_without_author(row) if hidden else row)
-                if self.stopped:
-                    return
-            if not self.rows or "end" not in self.rows[-1]:
-                self._failed(str(ended()), False)
+        async for row in found:
+            if "waits" not in row:
+                self.rows.append(row)
+            yield event(_without_author(row) if hidden else row)
+            if self.stopped:
+                return
+        if not self.rows or "end" not in self.rows[-1]:
+            self._failed(str(ended()), False)
 
     def _failed(self, why: str, refused: bool) -> None:
         self.rows.append({"end": "error", "rest": "", "error": why})
