@@ -14,13 +14,13 @@ from backend.queue.conversations import MAX_TURNS, Turn
 from backend.queue.permissions import require_asking
 from backend.queue.rate_limit import count_answer, count_change
 from backend.store.session import writing
-from jobs.generate.config import NAME, STOPS, GenerateJob
+from jobs.generate.body import chat_body
+from jobs.generate.config import NAME, GenerateJob
 from jobs.serving.requests import ChatBody
 from jobs.submit import checked
 
 SEEDS = 2**31
 ELSEWHERE = ("prompt", "sides", "threads", "device")  # fields that are no setting of a chat
-RENAMED = {"max_new_tokens": "max_tokens", "chat": "chat_template"}  # setting -> field of a body
 
 
 def ask(values: Mapping[str, Any], blind: bool, actor: Actor, after: int | None = None) -> int:
@@ -86,20 +86,12 @@ def would_repeat(turn: Turn) -> bool:
 
 def body_of(turns: Sequence[Turn], side: int) -> ChatBody:
     """The request for the answer of one side, from 1, to the last of these prompts."""
-    settings = dict(turns[-1].prompt.settings)
-    system, stop = str(settings.pop("system", "")), str(settings.pop("stop", ""))
-    messages = [{"role": "system", "content": system}] if system.strip() else []
+    said = []
     for turn in turns[:-1]:
-        messages.append({"role": "user", "content": turn.prompt.text})
-        messages.append({"role": "assistant", "content": turn.answers[side].text})
-    messages.append({"role": "user", "content": turns[-1].prompt.text})
-    return ChatBody.model_validate(
-        {RENAMED.get(name, name): value for name, value in settings.items()}
-        | {
-            "model": turns[-1].names[side - 1], "messages": messages, "stream": True,
-            "details": True, "stop": [*filter(None, stop.split(STOPS))],
-        }
-    )  # fmt: skip
+        said.append({"role": "user", "content": turn.prompt.text})
+        said.append({"role": "assistant", "content": turn.answers[side].text})
+    said.append({"role": "user", "content": turns[-1].prompt.text})
+    return chat_body(turns[-1].prompt.settings, turns[-1].names[side - 1], said)
 
 
 def _is_stopped(turn: Turn) -> bool:

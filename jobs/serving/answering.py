@@ -18,6 +18,7 @@ from backend.decoding.acceptance import Sampling
 from backend.decoding.proposers import Proposer
 from backend.decoding.serving.engine import Ticket
 from backend.decoding.serving.request import Finished, GenerationRequest, Progress, Waiting
+from backend.drafters.tree_proposer import tree_words
 from backend.errors import (
     CancelledError,
     ComputeError,
@@ -30,7 +31,7 @@ from backend.text.prompt_ids import chat_ids, end_ids
 from jobs.fields.base_model import ResolvedModel, decodable_model
 from jobs.fields.sides import read_side
 from jobs.runtime.loading import load_model
-from jobs.runtime.rank import Rank
+from jobs.runtime.rank import Rank, RunContext
 from jobs.serving.pool import ModelPool, key_of
 from jobs.serving.requests import Body, ChatBody, CompletionBody
 from jobs.serving.warm_model import WarmModel
@@ -51,10 +52,12 @@ class Told:
 
 @dataclass(frozen=True)
 class Began:
-    """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine."""
+    """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine;
+    `decoder`, `tree`: what computes and what drafts, in words."""
 
     tokenizer: PreTrainedTokenizerBase
     decoder: str
+    tree: str
     unused: bool
 
 
@@ -65,8 +68,12 @@ class Answering:
     """A request that is answered for `person`. `events` yields (choice, event) until all choices
     have finished, or an error; leaving it ends the choices that have not."""
 
-    def __init__(self, body: Body, person: str, pool: ModelPool) -> None:
+    def __init__(
+        self, body: Body, person: str, pool: ModelPool, device: str = "auto",
+        context: RunContext | None = None,
+    ) -> None:  # fmt: skip
         self.body, self.person, self.pool = body, person, pool
+        self._device, self._context = device, context or Unrecorded()
         self._stopped = threading.Event()
         self._left = len(body.prompts) * body.n
         self._done = threading.Event()
@@ -116,11 +123,11 @@ class Answering:
             base = decodable_model(side.model, body.precision)
         except SlimscopeError as error:
             raise NotFoundError(error.what, error.why, error.do, "model") from error
-        key = key_of(side.model, base, "auto", body.precision)
+        key = key_of(side.model, base, self._device, body.precision)
         tokenizer = self.pool.tokenizer(base, key, self._say)
         prompts = [self._ids(prompt, tokenizer) for prompt in body.prompts]
         limits = [_limit(body, len(ids), base) for ids in prompts]  # before anything is loaded
-        load = partial(_load, side.model, body.precision)
+        load = partial(load_model, side.model, precision=body.precision, context=self._context)
         with (
             self.pool.using(base, key, load, self._say, self._stopped.is_set) as model,
             ExitStack() as drafters,
@@ -133,7 +140,9 @@ class Answering:
                     self._request(prompts[prompt], limits[prompt], nth, proposer, model.loaded)
                 )
             unused = bool(side.drafter) and requests[0].drafter is None
-            self._put((0, Began(model.loaded.tokenizer, model.decoder, unused)))
+            drafter = requests[0].drafter
+            tree = tree_words(drafter) if drafter else "without a drafter"
+            self._put((0, Began(model.loaded.tokenizer, model.decoder, tree, unused)))
             self._carry_out(model, requests)
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -190,10 +199,6 @@ class Answering:
             self._left -= 1
             if not self._left:
                 self._done.set()
-
-
-def _load(spec: str, precision: str, device: str) -> LoadedModel:
-    return load_model(spec, device, precision, Unrecorded())
 
 
 class Unrecorded:

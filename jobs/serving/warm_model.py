@@ -53,6 +53,7 @@ class WarmModel:
 
     def open(self, load: Load, memory: int, threads: Callable[[], int]) -> None:
         """Load it; `memory`: bytes for the keys and values of all texts."""
+        use_card(self.device)
         loaded = load(self.device)
         refuse_processors(loaded.model)
         target = TargetModel(loaded.model)
