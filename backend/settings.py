@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 T = TypeVar("T")
 LEAST_TOKEN = 16  # characters
-PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR", "TASK_DIR"))
+PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR"))
 FROZEN = (  # what a run may be told of its submission: no other name of a stored row is a variable
     *PLACES, "SLIMSCOPE_PLUGINS", "SLIMSCOPE_THREADS", "SLIMSCOPE_NATIVE", "SLIMSCOPE_INPUTS",
 )  # fmt: skip
@@ -53,8 +53,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("slimscope"))
     database_url: str = ""  # of SQLAlchemy; empty: results.db in the data folder
     model_dirs: tuple[Path, ...] = ()  # further folders models may be read from
-    text_dir: Path | None = None  # .txt and .jsonl corpora
-    task_dir: Path | None = None  # lm-evaluation-harness tasks (YAML) of one's own
+    text_dir: Path | None = None  # .txt and .jsonl corpora, lm-evaluation-harness tasks (YAML)
     plugins: tuple[str, ...] = ()  # Python modules with job kinds, pruners, quantisers or drafters
     inputs: dict[str, str] = {}  # set for a run on a cluster: paths of models -> fingerprints
 
@@ -70,9 +69,6 @@ class Settings(BaseSettings):
     guest_seconds: float = Field(300.0, gt=0)
     guest_gb: float = Field(4.0, gt=0)
     guest_answers: int = Field(64, ge=0, le=1000)  # at the same time
-    guest_answers_per_minute: int = Field(6, ge=1)  # of one guest
-    guest_tokens: int = Field(256, ge=1)  # of an answer
-    guest_letters: int = Field(4000, ge=1)  # of a prompt
 
     # runs
     slots: int = Field(1, ge=1, le=64)  # runs at the same time
@@ -113,7 +109,7 @@ class Settings(BaseSettings):
             raise ValueError("it needs the token of the cluster (SLIMSCOPE_RAY_TOKEN)")
         return value
 
-    @field_validator("data_dir", "cache_dir", "text_dir", "task_dir", "model_dirs")
+    @field_validator("data_dir", "cache_dir", "text_dir", "model_dirs")
     @classmethod
     def _absolute(cls, value: Path | tuple[Path, ...] | None) -> Path | tuple[Path, ...] | None:
         """Absolute, since a job's process starts in another folder."""
@@ -160,7 +156,6 @@ class Settings(BaseSettings):
             "PLUGINS": json.dumps(self.plugins),
             "CACHE_DIR": str(self.cache_dir),
             "TEXT_DIR": str(self.text_dir) if self.text_dir else "",
-            "TASK_DIR": str(self.task_dir) if self.task_dir else "",
             "THREADS": str(self.threads) if self.threads else "",
             "NATIVE": "" if self.native else "false",
         }

@@ -25,15 +25,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.errors import SlimscopeError
-from benchmarks.shared.outcomes import FIRST, METHODS, Outcome, pruned
+from benchmarks.shared.outcomes import FIRST, METHODS, Outcome, pruned, quantized
 from benchmarks.shared.trained_models import SHAPES, texts, trained
 
 ROWS, LENGTH, TEXT_SEED = 48, 64, 11
+SHIFTED = "rtn, offsets"  # rounding to nearest on a grid of another kind
 TRAINED = ("block-wise", "dlqat", "dlqat-kd")
 START = {
     **dict.fromkeys(("wanda", "dsnot", "sparsegpt", "admm", "alps"), "magnitude"),
     "owl": "uniform",
-    **dict.fromkeys(("hqq", "rotated", "awq", "gptq", "rotated-gptq", "gptq-order"), "rtn"),
+    "hqq": SHIFTED,
+    **dict.fromkeys(("rotated", "awq", "gptq", "rotated-gptq", "gptq-order"), "rtn"),
     **dict.fromkeys(TRAINED, "gptq"),
 }  # fmt: skip
 OWN = ("sds", "reconstruction", "medusa", "amphista")  # their start is a stage of their own
@@ -50,6 +52,9 @@ def outcome(name: str, model: PreTrainedModel, rows: Tensor) -> Outcome | str:
     try:
         if name == "uniform":
             return pruned(deepcopy(model), rows, base="wanda", pattern="50%", **FIRST)
+        if name in ("hqq", SHIFTED):  # which moves zero-points, and finds none on a symmetric grid
+            stage = "hqq" if name == "hqq" else "rtn"
+            return quantized(deepcopy(model), rows, stage, grid="offset")
         return METHODS[name](deepcopy(model), rows)
     except SlimscopeError as error:
         return f"refused: {error.what} {error.why}"
@@ -78,7 +83,8 @@ def cell(name: str, found: dict[str, Outcome | str]) -> str:
 def examine(title: str, steps: int) -> dict[str, Outcome | str]:
     """Method -> its outcome, for one model."""
     model, rows = trained(title, steps), texts(ROWS, LENGTH, TEXT_SEED)
-    return {name: outcome(name, model, rows) for name in (*METHODS, "uniform")}
+    names = dict.fromkeys((*METHODS, "uniform", SHIFTED))
+    return {name: outcome(name, model, rows) for name in names}
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 from backend.statistics.paired import PairedRatio
 from jobs.wording import fixed, relative_change
 
+HAS = "has a perplexity"
+
 
 @dataclass(frozen=True)
 class StageComparison:
@@ -35,8 +37,8 @@ class StageComparison:
         difference = self.perplexity[stage] - self.perplexity[rival]
         return "below" if difference < 0 else "above" if difference else ""
 
-    def clause(self, stage: str, rivals: Mapping[str, str], verb: str = "ends") -> str:
-        """In words, where it lies: "ends 10.5 % below GPTQ (8.1 to 12.7 %)".
+    def clause(self, stage: str, rivals: Mapping[str, str], verb: str = HAS) -> str:
+        """In words, where it lies: "has a perplexity 10.5 % lower than GPTQ (8.1 to 12.7 %)".
 
         Args:
             rivals: stage -> its name in the sentence.

@@ -16,11 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from backend.errors import ConfigError
 from backend.metric_key import MetricKey
+from backend.options import Options, option
 from backend.plan import Plan
 from backend.printable import printable
 from backend.registry import source_file
@@ -29,24 +30,17 @@ from jobs.comparison import StageComparison
 from jobs.metrics import PERPLEXITY
 
 
-class JobConfig(BaseModel):
+class JobConfig(Options):
     """Settings of every job."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = Field(
-        0, ge=0, lt=2**31, title="Seed",
-        description="Same seed, threads and config give the same result.",
-    )  # fmt: skip
-    threads: int = Field(
-        0, ge=0, le=256, title="CPU threads", json_schema_extra={"advanced": True},
-        description="0 uses all that are available.",
-    )  # fmt: skip
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", title="Device",
-        description="auto, cpu, cuda or cuda:0. auto takes a GPU when there is one.",
-        json_schema_extra={"advanced": True},
-    )  # fmt: skip
+    seed: int = option(0, "Seed", ge=0, lt=2**31)
+    """Same seed, threads and config give the same result."""
+    threads: int = option(0, "CPU threads", ge=0, le=256, advanced=True)
+    """0 uses all that are available."""
+    device: str = option(
+        "auto", "Device", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", advanced=True
+    )
+    """auto, cpu, cuda or cuda:0. auto takes a GPU when there is one."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -49,7 +49,6 @@ class Metric:
             it changes with their size.
         calibrated: measured on the run's own calibration text, which seeds and settings change.
         timed: a clock measured it, so it differs from run to run.
-        headline: a column of the table of runs unless somebody chooses others.
         aliases: other names a filter may use.
         over: what a point of its curve is the mean of.
     """
@@ -62,7 +61,6 @@ class Metric:
     unit: str = ""
     calibrated: bool = False
     timed: bool = False
-    headline: bool = False
     aliases: tuple[str, ...] = ()
     over: str = ""
 
@@ -97,7 +95,7 @@ _ALL = (
         PERPLEXITY, "Perplexity",
         "exp of the mean negative log-likelihood of the predicted tokens, in windows that do not "
         "overlap; can be compared only on the same text, context and vocabulary.",
-        "lower", headline=True, aliases=("ppl",),
+        "lower", aliases=("ppl",),
     ),
     Metric(
         BITS_PER_BYTE, "Bits per byte",
@@ -150,7 +148,7 @@ _ALL = (
         ZERO_SHARE, "Zeros",
         "Share of the weights of the linear layers in the blocks that are exactly zero: the "
         "sparsity reached.",
-        "higher", "share", headline=True, aliases=("sparsity", "zeros"),
+        "higher", "share", aliases=("sparsity", "zeros"),
     ),
     Metric(
         TOKENS_PER_SECOND, "Decoding speed",
@@ -162,7 +160,7 @@ _ALL = (
         SPEED_UP, "Speed-up",
         "Tokens per second over those of what it is compared with in the same run: the same base "
         "without a drafter (Speed), or the dense model (Evaluation, DL-QAT).",
-        "higher", unit="×", timed=True, headline=True,
+        "higher", unit="×", timed=True,
     ),
     Metric(
         PRODUCT_SPEED_UP, "Sparse product",
@@ -173,7 +171,7 @@ _ALL = (
     Metric(
         ACCEPTED_LENGTH, "Accepted length",
         "Tokens committed for each verify pass, the bonus token counted; vanilla decoding has 1.",
-        "higher", unit="tokens per pass", headline=True,
+        "higher", unit="tokens per pass",
     ),
     Metric(
         BREAK_EVEN, "Break-even",
@@ -243,7 +241,7 @@ _ALL = (
     Metric(
         BITS_PER_WEIGHT, "Bits per weight",
         "Stored bits, scales and zero points counted, for each weight of the quantised layers.",
-        "lower", unit="bits", headline=True,
+        "lower", unit="bits",
     ),
     Metric(
         MetricKey(BYTES), "Size",

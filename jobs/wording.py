@@ -34,8 +34,8 @@ def extent(values: Iterable[float], write: Callable[[float], str], joint: str = 
 
 
 def relative_change(value: float, reference: float) -> str:
-    """ "10.5 % below", "3.0 % above", or "level with"."""
+    """ "10.5 % lower than", "3.0 % higher than", or "equal to"."""
     change = fixed(100 * abs(value / reference - 1), 1)
     if not float(change.replace(",", "")):
-        return "level with"
-    return f"{change} % {'below' if value < reference else 'above'}"
+        return "equal to"
+    return f"{change} % {'lower' if value < reference else 'higher'} than"

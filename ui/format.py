@@ -131,6 +131,11 @@ def href(path: str, **query: object) -> Markup:
     return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
 
 
+def term_id(term: str) -> str:
+    """The anchor of a term on Help."""
+    return "term-" + "".join(c if c.isalnum() else "-" for c in term.lower())
+
+
 def exactly(value: float) -> str:
     return repr(value)
 
@@ -138,5 +143,5 @@ def exactly(value: float) -> str:
 FILTERS = {
     f.__name__: f
     for f in (exactly, number, count, runs, short_count, size, share, duration, eta, eta_range,
-              moment, iso, ago)
+              moment, iso, ago, term_id)
 }  # fmt: skip

@@ -126,7 +126,9 @@ def on_load(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any
     return current_blocks().load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def on_change(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
+def on_change(
+    fn: Handler | None, inputs: Any = None, outputs: Any = None, **options: Any
+) -> Dependency:
     return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
@@ -178,5 +180,6 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
         "live": bool(status.live or status.queued),
+        "runs": [job.run for job in status.live],
         "html": HTML.status(status),
     }

@@ -20,7 +20,7 @@ class Shortcut(NamedTuple):
 
 
 FIXED = (
-    Shortcut("/", "Search runs and pages"),
+    Shortcut("/", "Search runs, pages and terms; Ctrl or ⌘ and K as well"),
     Shortcut("?", "List keyboard shortcuts"),
     Shortcut("n", "New run", "new"),
     Shortcut("p", "Present this view on the full screen"),

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from backend.errors import NotFoundError, OverloadError, SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.permissions import require_asking
+from backend.queue.permissions import GUEST_TOKENS, require_asking
 from backend.queue.rate_limit import count_answer
 from backend.settings import settings
 from jobs.serving.client import ended, sent
@@ -70,7 +70,7 @@ async def generate(request: Request) -> Response:
     try:
         body = read_body(request.url.path, await request.body())
         if actor.role != "host" and body.limit is None:
-            body.max_tokens = settings().guest_tokens
+            body.max_tokens = GUEST_TOKENS
         count_answer(actor, spend=False)
         require_asking(actor, body.letters, (body.limit or 0) * body.n)
         return await forwarded(request, actor, body)

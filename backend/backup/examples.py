@@ -1,6 +1,6 @@
 """Finished runs that come with the package, so that a first visit has something to see: exported
-without weights, one of a kind, packed with xz. They are named after their kind, such as
-sds-example, are read-only, and can be deleted and restored like any other run."""
+without weights, packed with xz. They are named after their kind, such as sds-example and
+sds-example-2, are read-only, and can be deleted and restored like any other run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,17 @@ PACKAGE = Actor("slimscope", "host")  # who adds them
 
 def bundled() -> dict[str, Path]:
     """Name of a run, such as sds-example -> the file that holds it."""
-    files = sorted(FOLDER.glob(f"*{PACKED}"))
-    return {f"{file.name.removesuffix(PACKED)}-{EXAMPLE}": file for file in files}
+    return {example_name(_stem(file)): file for file in sorted(FOLDER.glob(f"*{PACKED}"))}
+
+
+def example_name(stem: str) -> str:
+    """Name of the run in a file such as sds or, of the second of its kind, sds-2."""
+    kind, _, place = stem.partition("-")
+    return f"{kind}-{EXAMPLE}" + (f"-{place}" if place else "")
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(PACKED)
 
 
 def install_examples(check: Check) -> list[Job]:
@@ -62,4 +71,5 @@ def _install(file: Path, check: Check) -> Job:
         archive = Path(folder, file.name.removesuffix(".xz"))
         with lzma.open(file) as packed, archive.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked)
-        return import_run(archive, PACKAGE, check, example=True)
+        place = int(_stem(file).partition("-")[2] or 1)
+        return import_run(archive, PACKAGE, check, example=place)

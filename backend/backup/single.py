@@ -119,13 +119,13 @@ def _fault(error: ValidationError) -> str:
 
 
 def import_run(
-    file: Path, actor: Actor, check: Check, progress: Progress = silent, *, example: bool = False
+    file: Path, actor: Actor, check: Check, progress: Progress = silent, *, example: int = 0
 ) -> Job:
     """Add a run from a file that `export_run` wrote, under a number of its own.
 
     Args:
         check: of each row, what its kind knows of it.
-        example: it comes with the package, and is named after its kind.
+        example: its place, from 1, among those of its kind that come with the package; else 0.
 
     Raises:
         BackupError: the file is damaged, unsafe, of a newer version, or holds no single run that
@@ -203,7 +203,7 @@ class RunImport:
             if top == ARTIFACTS and (run != self._run or hidden or not kept):
                 raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
 
-    def add(self, actor: Actor, file: str, example: bool) -> Job:
+    def add(self, actor: Actor, file: str, example: int) -> Job:
         """Write the run and move its files into place, both or neither."""
         try:
             with writing(durable=True) as session:
@@ -216,9 +216,10 @@ class RunImport:
         except IntegrityError as error:
             raise self._archive.damaged("It holds a row twice.") from error
 
-    def _add_job(self, session: Session, actor: Actor, example: bool) -> Job:
+    def _add_job(self, session: Session, actor: Actor, example: int) -> Job:
         values = self._job.columns()
-        values["id"] = example_number(self._job.kind) if example else first_number(session)
+        kind = self._job.kind
+        values["id"] = example_number(kind, example) if example else first_number(session)
         values["config_hash"] = config_hash(self._job.kind, values["config"])
         job = Job(**values, owner=actor.name)
         session.add(job)

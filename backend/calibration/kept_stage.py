@@ -76,9 +76,9 @@ def _is_better(stage: str, rival: str, losses: Losses) -> bool:
 
 
 def _change(losses: Sequence[float], others: Sequence[float]) -> str:
-    """The change of the perplexity against that of others: "-3.1 %, -4.0 to -2.2 %"."""
+    """The change of the perplexity against that of others: "perplexity −3.1 %, −4.0 to −2.2 %"."""
     ratio = paired_ratio(losses, others)
     if ratio is None:
         return f"{len(losses)} windows are too few to tell"
     value, low, high = (f"{100 * (x - 1):+.1f}" for x in (ratio.value, ratio.low, ratio.high))
-    return f"{value} %, {low} to {high} %"
+    return f"perplexity {value} %, {low} to {high} %".replace("-", "−")

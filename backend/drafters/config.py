@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.config import JsonDict
+from pydantic import ValidationInfo, field_validator
 
+from backend.options import Dtype, Options, option
 from backend.registry import Declarations
 
 DECLARED_DRAFTERS = Declarations("drafter", "backend.drafters")
@@ -21,49 +21,28 @@ ABLATIONS = {
     "medusa": ("as many parameters",),
 }
 SHAPE: Mapping[str, str] = MappingProxyType({"architecture": "amphista", "ablation": "none"})
-ADVANCED: JsonDict = {"advanced": True}
 GENERATION_BATCH = 64  # batch size of response generation
 MAX_PROMPT_TOKENS = 192  # generated; longer prompts have gone off topic and are dropped
 ANCHOR_SHARE = 0.5  # of the answer positions that the heads are trained at in a step
 CHUNK = 256  # anchors whose logits [CHUNK, K, v] are in memory at once
 
 
-class DrafterConfig(BaseModel):
+class DrafterConfig(Options):
     """Architecture and size of a drafter."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architecture: ArchitectureName = Field(
-        "amphista",
-        title="Drafter architecture",
-        description="amphista, medusa: all heads in parallel. hydra, eagle: token after token, "
-        "each from those before it.",
-        json_schema_extra=ADVANCED,
+    architecture: ArchitectureName = option("amphista", "Drafter architecture", advanced=True)
+    """amphista, medusa: all heads in parallel. hydra, eagle: token after token, each from those
+    before it."""
+    ablation: Ablation = option("none", "Ablation", advanced=True)
+    """The architecture without one of its parts, as a control. as many parameters: Medusa with
+    residual blocks until it is as large as Amphista."""
+    heads: int = option(4, "Drafting heads", ge=1, le=10, unit="heads")
+    """Tokens drafted in one parallel pass."""
+    draft_vocabulary: int = option(
+        8192, "Draft vocabulary", ge=0, le=2**20, unit="tokens", advanced=True
     )
-    ablation: Ablation = Field(
-        "none",
-        title="Ablation",
-        description="The architecture without one of its parts, as a control. as many parameters: "
-        "Medusa with residual blocks until it is as large as Amphista.",
-        json_schema_extra=ADVANCED,
-    )
-    heads: int = Field(
-        4,
-        ge=1,
-        le=10,
-        title="Drafting heads",
-        description="Tokens drafted in one parallel pass.",
-        json_schema_extra={"unit": "heads"},
-    )
-    draft_vocabulary: int = Field(
-        8192,
-        ge=0,
-        le=2**20,
-        title="Draft vocabulary",
-        description="Only the most frequent tokens of the training text are drafted. 0: all. The "
-        "vocabulary of the base model is not reduced.",
-        json_schema_extra={"unit": "tokens", **ADVANCED},
-    )
+    """Only the most frequent tokens of the training text are drafted. 0: all. The vocabulary of the
+    base model is not reduced."""
 
     @field_validator("ablation")
     @classmethod
@@ -81,51 +60,21 @@ class DrafterConfig(BaseModel):
         return int(DECLARED_DRAFTERS[self.architecture].facts.get("adaptation_layers", 0))
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(Options):
     """Training of a drafter. Defaults are ours, tuned on a 135M-parameter model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    minutes: float = Field(
-        10.0,
-        ge=0,
-        le=10_000,
-        title="Training time",
-        description="Step count is set from throughput over the first 2 % of the time budget. "
-        "0: use Training steps (Advanced).",
-        json_schema_extra={"unit": "minutes"},
-    )
-    steps: int = Field(
-        500,
-        ge=1,
-        le=10**7,
-        title="Training steps",
-        description="Used when the training time is 0.",
-        json_schema_extra={"unit": "steps", **ADVANCED},
-    )
-    batch: int = Field(
-        8,
-        ge=1,
-        le=1024,
-        title="Batch size",
-        description="Sequences per step.",
-        json_schema_extra={"unit": "sequences", **ADVANCED},
-    )
-    rate: float = Field(
-        1e-3,
-        gt=0,
-        le=1,
-        title="Learning rate",
-        description="Of new layers; of those copied from the base model relative to their weights.",
-        json_schema_extra=ADVANCED,
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        title="Precision",
-        description="Of base model and forward passes. auto: bfloat16 where the hardware supports "
-        "it. Weights are trained in float32.",
-        json_schema_extra=ADVANCED,
-    )
+    minutes: float = option(10.0, "Training time", ge=0, le=10_000, unit="minutes")
+    """Trains for this long; the number of steps follows from this machine's speed. 0: as many as
+    Training steps (Advanced)."""
+    steps: int = option(500, "Training steps", ge=1, le=10**7, unit="steps", advanced=True)
+    """Used when the training time is 0."""
+    batch: int = option(8, "Batch size", ge=1, le=1024, unit="sequences", advanced=True)
+    """Sequences per step."""
+    rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
+    """Of new layers; of those copied from the base model relative to their weights."""
+    precision: Dtype = option("auto", "Precision", advanced=True)
+    """Of base model and forward passes. auto: bfloat16 where the hardware supports it. Weights are
+    trained in float32."""
 
 
 ARMS: Mapping[str, Mapping[str, str]] = MappingProxyType(

@@ -1,6 +1,6 @@
 """Zero-shot tasks with lm-evaluation-harness (pip extra `tasks`), with its prompts and default
 seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
-tasks (SLIMSCOPE_TASK_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
+tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> dict[str, Any]:
     for name in names:
         if name not in manager.all_tasks:
             what = f"There is no task called {name[:60]!r}."
-            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TASK_DIR has it."
+            why = "Neither lm-evaluation-harness nor SLIMSCOPE_TEXT_DIR has it."
             raise ConfigError(what, why, "`lm-eval ls tasks` lists them.", "tasks")
     return {name: _loaded(name, manager) for name in names}
 

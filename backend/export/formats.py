@@ -191,11 +191,11 @@ def vllm_hint(bits: int, modules: Iterable[str]) -> str:
     """The reason why vLLM will not run a compressed-tensors export with these quantised linears
     (full names); empty if nothing is known against it."""
     if bits not in VLLM_BITS:
-        return f"vLLM reads 4 bits, and 8 on a GPU, not {bits}."
+        return f"vLLM cannot load {bits}-bit models (4 bits: yes; 8 bits: on a GPU)."
     names = set(modules)
     for name in names:
         path, _, last = name.rpartition(".")
         fused = next((group for group in FUSED if last in group), ())
         if not all(f"{path}.{each}" in names for each in fused):
             return f"vLLM fuses {', '.join(fused)}: quantise all of them or none."
-    return "On a CPU vLLM reads 4 bits only." if bits != 4 else ""
+    return "On a CPU vLLM loads 4-bit models only." if bits != 4 else ""

@@ -65,10 +65,13 @@ def gguf_bytes(facts: ModelFacts, type: str, embedding: str, layout: Layout | No
     return int(matrices / 8) + 4 * rest + TOKEN_BYTES * facts.vocabulary
 
 
+ROUNDING = 0.01  # of a size; what differs by less is called as large
+
+
 def growth(source: int, saved: int, do: str) -> str:
     """What to know of a file that will be larger than what it is made of; else empty. `do`: what
     makes it smaller."""
-    if not source or saved <= source:
+    if not source or saved <= source * (1 + ROUNDING):
         return ""
     return (
         f"The saved model will be larger than its source: {readable_bytes(saved)} instead of "

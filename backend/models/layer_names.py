@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, NamedTuple, Protocol, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from backend.errors import ConfigError
 from backend.models.families.stored import IN_BLOCK
@@ -88,7 +88,9 @@ def read_assignments(
 
 
 # a config field: layer names, comma-separated
-LayerNames = Annotated[str, AfterValidator(lambda text: ", ".join(read_names(text)))]
+LayerNames = Annotated[
+    str, Field(max_length=MAX_LETTERS), AfterValidator(lambda text: ", ".join(read_names(text)))
+]
 
 
 def fits(name: str, layer: NamedLayer) -> bool:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic.config import JsonDict
+from pydantic import field_validator
 
 from backend.budget import allocation
-from backend.models.layer_names import MAX_LETTERS, LayerNames
+from backend.models.layer_names import LayerNames
+from backend.options import Dtype, Options, option
 from backend.pruning.layer_selection import read_overrides
 from backend.pruning.pattern import PatternField
 from backend.pruning.pruners import DECLARED_PRUNERS
 
 PrunerName: TypeAlias = Literal[*DECLARED_PRUNERS]  # type: ignore[valid-type]
-ADVANCED: JsonDict = {"advanced": True}
 
 
 class SDSStage(StrEnum):
@@ -80,132 +79,70 @@ STEP_LABELS: dict[str, str] = {  # part of stored metric names
 }
 
 
-class SDSConfig(BaseModel):
+class SDSConfig(Options):
     """Sparse-Dense-Sparse pruning (COLING 2025). Defaults the paper does not give are ours."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pattern: PatternField = Field(
-        "2:4",  # as text, which forms and the CLI show
-        validate_default=True,
-        title="Pattern",
-        description="n:m keeps n of every m inputs; a percentage is the share of weights dropped.",
-        examples=["2:4", "4:8", "50%"],
+    pattern: PatternField = option(
+        "2:4", "Pattern", validate_default=True, examples=["2:4", "4:8", "50%"]
     )
-    exclude: LayerNames = Field(
+    """n:m keeps n of every m inputs; a percentage is the share of weights dropped."""
+    exclude: LayerNames = option(
         "",
-        max_length=MAX_LETTERS,
-        title="Layers left dense",
-        description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0, "
-        "*.down_proj that layer of every block.",
+        "Layers left dense",
         examples=["0.*", "*.down_proj"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    overrides: str = Field(
+    """Layer names, comma-separated, * as wildcard: 0.* is all of block 0, *.down_proj that layer of
+    every block."""
+    overrides: LayerNames = option(
         "",
-        max_length=MAX_LETTERS,
-        title="Pattern overrides",
-        description="name=pattern, comma-separated; the last match counts.",
+        "Pattern overrides",
         examples=["mlp.down_proj=4:8, self_attn.*=50%"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    allocation: str = Field(
+    """name=pattern, comma-separated; the last match counts."""
+    allocation: str = option(
         "uniform",
+        "Sparsity allocation",
         max_length=60,
-        title="Sparsity allocation",
-        description="owl: blocks with more outliers stay denser, at the same mean sparsity. "
-        "budget:50% spreads that sparsity by the model's sensitivity profile, in place of the "
-        "pattern.",
         examples=["uniform", "owl", "budget:50%"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    base: PrunerName = Field(
-        "wanda", title="Pruner", description="Prunes the dense model, and then the re-dense one."
+    """owl: blocks with more outliers stay denser, at the same mean sparsity. budget:50% spreads
+    that sparsity by the model's sensitivity profile, in place of the pattern."""
+    base: PrunerName = option("wanda", "Pruner")
+    """Prunes the dense model, and then the re-dense one."""
+    until: Literal["first", "sds"] = option("sds", "Stop after", advanced=True)
+    """first: only the first pruning and its control. sds: the full method."""
+    redense_steps: int = option(20, "Re-dense steps", ge=1, le=2000, unit="steps", advanced=True)
+    """Fewer steps stay closer to the pruned weights; more steps undo the pruning."""
+    adjust: Literal["soft", "fixed", "off"] = option("soft", "Weight adjustment", advanced=True)
+    """soft: the mask is updated at every step. fixed: the mask is kept. off: none."""
+    adjust_steps: int = option(30, "Adjustment steps", ge=1, le=2000, unit="steps", advanced=True)
+    """Iterative hard thresholding towards the outputs of the dense layer."""
+    control: bool = option(True, "Fixed-mask control", advanced=True)
+    """Also adjust the first pruning under its own mask: the baseline for SDS."""
+    damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
+    """Added to the Hessian diagonal by pruners that use it, relative to the mean input energy."""
+    reconstruct: int = option(0, "Block reconstruction", ge=0, le=50, unit="epochs")
+    """Epochs over the calibration segments in which the kept weights of each block are trained
+    together, so that its outputs meet those of the dense model. 0: off."""
+    reconstruct_rate: float = option(
+        0.01, "Reconstruction learning rate", gt=0, le=1, advanced=True
     )
-    until: Literal["first", "sds"] = Field(
-        "sds",
-        title="Stop after",
-        description="first: only the first pruning and its control. sds: the full method.",
-        json_schema_extra=ADVANCED,
+    """Of Adam with a cosine schedule, one segment per step; relative to the size of the weights of
+    a row and a column: 0.01 moves them by about 1 % per step. Quartered, up to three times, for a
+    block whose held-out error it does not lower."""
+    batch: int = option(8, "Calibration batch size", ge=1, le=256, unit="segments", advanced=True)
+    """Larger is faster and takes more memory."""
+    precision: Dtype = option("auto", "Forward precision", advanced=True)
+    """Of the calibration passes. auto: bfloat16 where the hardware supports it. Solvers always use
+    float32."""
+    activations: Literal["auto", "memory", "disk"] = option(
+        "auto", "Hidden-state storage", advanced=True
     )
-    redense_steps: int = Field(
-        20,
-        ge=1,
-        le=2000,
-        title="Re-dense steps",
-        description="Fewer steps stay closer to the pruned weights; more steps undo the pruning.",
-        json_schema_extra={"unit": "steps", **ADVANCED},
-    )
-    adjust: Literal["soft", "fixed", "off"] = Field(
-        "soft",
-        title="Weight adjustment",
-        description="soft: the mask is updated at every step. fixed: the mask is kept. off: none.",
-        json_schema_extra=ADVANCED,
-    )
-    adjust_steps: int = Field(
-        30,
-        ge=1,
-        le=2000,
-        title="Adjustment steps",
-        description="Iterative hard thresholding towards the outputs of the dense layer.",
-        json_schema_extra={"unit": "steps", **ADVANCED},
-    )
-    control: bool = Field(
-        True,
-        title="Fixed-mask control",
-        description="Also adjust the first pruning under its own mask: the baseline for SDS.",
-        json_schema_extra=ADVANCED,
-    )
-    damping: float = Field(
-        0.01,
-        gt=0,
-        le=1,
-        title="Damping",
-        description="Added to the Hessian diagonal by pruners that use it, relative to the mean "
-        "input energy.",
-        json_schema_extra=ADVANCED,
-    )
-    reconstruct: int = Field(
-        0,
-        ge=0,
-        le=50,
-        title="Block reconstruction",
-        description="Epochs over the calibration segments in which the kept weights of each block "
-        "are trained together, so that its outputs meet those of the dense model. 0: off.",
-        json_schema_extra={"unit": "epochs"},
-    )
-    reconstruct_rate: float = Field(
-        0.01,
-        gt=0,
-        le=1,
-        title="Reconstruction learning rate",
-        description="Of Adam with a cosine schedule, one segment per step; relative to the size "
-        "of the weights of a row and a column: 0.01 moves them by about 1 % per step. Quartered, "
-        "up to three times, for a block whose held-out error it does not lower.",
-        json_schema_extra=ADVANCED,
-    )
-    batch: int = Field(
-        8,
-        ge=1,
-        le=256,
-        title="Calibration batch size",
-        description="Larger is faster and takes more memory.",
-        json_schema_extra={"unit": "segments", **ADVANCED},
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        title="Forward precision",
-        description="Of the calibration passes. auto: bfloat16 where the hardware supports it. "
-        "Solvers always use float32.",
-        json_schema_extra=ADVANCED,
-    )
-    activations: Literal["auto", "memory", "disk"] = Field(
-        "auto",
-        title="Hidden-state storage",
-        description="Where hidden states are kept between blocks. auto: on disk if they would "
-        "take a quarter of the memory.",
-        json_schema_extra=ADVANCED,
-    )
+    """Where hidden states are kept between blocks. auto: on disk if they would take a quarter of
+    the memory."""
 
     @property
     def stages(self) -> list[SDSStage]:

@@ -8,26 +8,22 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Field,
     PlainSerializer,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from backend.budget import allocation
-from backend.models.layer_names import MAX_LETTERS, LayerNames, read_names
+from backend.models.layer_names import LayerNames, read_names
+from backend.options import Dtype, Options, option
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES, GridType
 from backend.quantization.widths import read_overrides
 
 SpaceName: TypeAlias = Literal[*DECLARED_RANGE_SEARCHES]  # type: ignore[valid-type]
 EmbeddingBits: TypeAlias = Literal["auto", "stored", "8", "6", "4"]
-ADVANCED: JsonDict = {"advanced": True}
 ALPHA = 32.0  # the low-rank update is scaled by ALPHA / rank
 CALIBRATION_BATCH = 8  # calibration segments in one forward pass
 BLOCK_EPOCHS = 4  # of block-wise training
@@ -102,162 +98,84 @@ def can_be_packed(stage: str) -> bool:
     return declared is None or bool(declared.facts.get("saved", True))
 
 
-class DLQATConfig(BaseModel):
+class DLQATConfig(Options):
     """Weight-decomposed low-rank quantisation-aware training (EMNLP 2024, industry track). Defaults
     the available text of the paper does not give are ours."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bits: int = Field(
-        3, ge=2, le=8, title="Bits", description="Per weight.", json_schema_extra={"unit": "bits"}
-    )
-    group_size: int = Field(
-        64,
-        ge=0,
-        le=65536,
-        title="Group size",
-        description="Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one "
-        "group per row (per channel).",
-        json_schema_extra={"unit": "weights"},
-    )
-    grid: GridType = Field(
-        "symmetric",
-        title="Grid",
-        description="symmetric: the zero-point is the middle code. zero-point: a whole one per "
-        "group; fewer programs can load the result. offset: any real one, as in GGUF's Q4_1.",
-    )
-    allocation: str = Field(
+    bits: int = option(3, "Bits", ge=2, le=8, unit="bits")
+    """Per weight: 2 to 8."""
+    group_size: int = option(64, "Group size", ge=0, le=65536, unit="weights")
+    """Neighbouring inputs that share a scale, a zero-point and a magnitude. 0: one group per row
+    (per channel)."""
+    grid: GridType = option("symmetric", "Grid")
+    """symmetric: the zero-point is the middle code. zero-point: a whole one per group; fewer
+    programs can load the result. offset: any real one, as in GGUF's Q4_1."""
+    allocation: str = option(
         "uniform",
+        "Bit allocation",
         max_length=60,
-        title="Bit allocation",
-        description="uniform: the same bits and groups everywhere. budget:80MB (of the file), "
-        "budget:3.25bits (a weight, scales included) or budget:loss 2% (of perplexity) mix formats "
-        "by the model's sensitivity profile, in place of both.",
         examples=["uniform", "budget:3.25bits", "budget:loss 2%"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    overrides: LayerNames = Field(
+    """uniform: the same bits and groups everywhere. budget:80MB (of the file), budget:3.25bits (a
+    weight, scales included) or budget:loss 2% (of perplexity) mix formats by the model's
+    sensitivity profile, in place of both."""
+    overrides: LayerNames = option(
         "",
-        max_length=MAX_LETTERS,
-        title="Format overrides",
-        description="name=format, comma-separated; the last match counts. int8-g64 is 8 bits in "
-        "groups of 64.",
+        "Format overrides",
         examples=["mlp.down_proj=int4-g32, 0.*=int8-g64"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    embedding: EmbeddingBits = Field(
-        "auto",
-        title="Embedding and head",
-        description="Bits of the token embedding and of the head, rounded to nearest. stored: the "
-        "stored precision. auto: 8 in the format slimscope, which holds them beside layers of "
-        "other bits and becomes a GGUF file; stored in any other.",
+    """name=format, comma-separated; the last match counts. int8-g64 is 8 bits in groups of 64."""
+    embedding: EmbeddingBits = option("auto", "Embedding and head")
+    """Bits of the token embedding and of the head, rounded to nearest. stored: the stored
+    precision. auto: 8 in the format slimscope, which holds them beside layers of other bits and
+    becomes a GGUF file; stored in any other."""
+    stages: Stages = option("rtn, gptq, dlqat, lora", "Stages", validate_default=True, many=True)
+    """The models to make and measure: post-training quantizers, block-wise training, DL-QAT on the
+    text (dlqat) or by distillation (dlqat-kd), its ablations m-only and lora-only, and LoRA on the
+    same text, not quantised (lora) or then quantised (lora-gptq)."""
+    rank: int = option(16, "Rank", ge=0, le=1024)
+    """Of the low-rank matrices A and B inside the rounding. 0: no low-rank update."""
+    steps: int = option(40, "Training steps", ge=1, le=100_000)
+    """Optimiser steps per trained variant."""
+    batch: int = option(4, "Batch size", ge=1, le=1024, unit="sequences")
+    """Training sequences in one forward pass."""
+    length: int = option(256, "Sequence length", ge=16, le=131072, unit="tokens")
+    """Of the training text."""
+    start: Literal["rounded", "gptq", "block-wise"] = option(
+        "gptq", "Initialization", advanced=True
     )
-    stages: Stages = Field(
-        "rtn, gptq, dlqat, lora",
-        validate_default=True,
-        title="Stages",
-        description="The models to make and measure: post-training quantizers, block-wise "
-        "training, DL-QAT on the text (dlqat) or by distillation (dlqat-kd), its ablations m-only "
-        "and lora-only, and LoRA on the same text, not quantised (lora) or then quantised "
-        "(lora-gptq).",
-        json_schema_extra={"many": True},
-    )
-    rank: int = Field(
-        16,
-        ge=0,
-        le=1024,
-        title="Rank",
-        description="Of the low-rank matrices A and B inside the rounding. 0: no low-rank update.",
-    )
-    steps: int = Field(
-        40,
-        ge=1,
-        le=100_000,
-        title="Training steps",
-        description="Optimiser steps per trained variant.",
-    )
-    batch: int = Field(
-        4,
-        ge=1,
-        le=1024,
-        title="Batch size",
-        description="Training sequences in one forward pass.",
-        json_schema_extra={"unit": "sequences"},
-    )
-    length: int = Field(
-        256,
-        ge=16,
-        le=131072,
-        title="Sequence length",
-        description="Of the training text.",
-        json_schema_extra={"unit": "tokens"},
-    )
-    start: Literal["rounded", "gptq", "block-wise"] = Field(
-        "gptq",
-        title="Initialization",
-        description="Training starts from the dense weights (rounded), from those GPTQ has "
-        "compensated, or from the result of block-wise training, which itself starts from GPTQ.",
-        json_schema_extra=ADVANCED,
-    )
-    space: SpaceName = Field(
-        "weighted",
-        title="Range search",
-        description="How scales and zero-points are chosen. minmax: the whole range. mse: clipped "
-        "for the least squared error. weighted: the same, inputs weighted by their energy. lsq: "
-        "then learned as in LSQ+.",
-        json_schema_extra=ADVANCED,
-    )
-    exclude: LayerNames = Field(
+    """Training starts from the dense weights (rounded), from those GPTQ has compensated, or from
+    the result of block-wise training, which itself starts from GPTQ."""
+    space: SpaceName = option("weighted", "Range search", advanced=True)
+    """How scales and zero-points are chosen. minmax: the whole range. mse: clipped for the least
+    squared error. weighted: the same, inputs weighted by their energy. lsq: then learned as in
+    LSQ+."""
+    exclude: LayerNames = option(
         "",
-        max_length=MAX_LETTERS,
-        title="Layers left dense",
-        description="Layer names, comma-separated, * as wildcard: 0.* is all of block 0.",
+        "Layers left dense",
         examples=["0.*", "*.down_proj"],
-        json_schema_extra=ADVANCED,
+        advanced=True,
     )
-    keep_zeros: bool = Field(
-        False,
-        title="Keep zeros",
-        description="Zero weights of a pruned model stay 0.",
-        json_schema_extra=ADVANCED,
+    """Layer names, comma-separated, * as wildcard: 0.* is all of block 0."""
+    keep_zeros: bool = option(False, "Keep zeros", advanced=True)
+    """Zero weights of a pruned model stay 0."""
+    rate: float = option(1e-3, "Learning rate", gt=0, le=1, advanced=True)
+    """Of A, B and m: AdamW with a cosine schedule. m is relative: 0.001 changes a scale by about
+    0.1 % per step."""
+    accumulate: int = option(1, "Gradient accumulation steps", ge=1, le=1024, advanced=True)
+    """Takes less memory than a larger batch."""
+    checkpointing: bool = option(False, "Gradient checkpointing", advanced=True)
+    """Recompute activations in the backward pass: less memory, a third slower."""
+    precision: Dtype = option("auto", "Forward precision", advanced=True)
+    """Of training and calibration. auto: bfloat16 where the hardware supports it. Codes are always
+    computed in float32."""
+    stored: Literal["float16", "bfloat16", "float32"] = option(
+        "float16", "Stored precision", advanced=True
     )
-    rate: float = Field(
-        1e-3,
-        gt=0,
-        le=1,
-        title="Learning rate",
-        description="Of A, B and m: AdamW with a cosine schedule. m is relative: 0.001 changes a "
-        "scale by about 0.1 % per step.",
-        json_schema_extra=ADVANCED,
-    )
-    accumulate: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        title="Gradient accumulation steps",
-        description="Takes less memory than a larger batch.",
-        json_schema_extra=ADVANCED,
-    )
-    checkpointing: bool = Field(
-        False,
-        title="Gradient checkpointing",
-        description="Recompute activations in the backward pass: less memory, a third slower.",
-        json_schema_extra=ADVANCED,
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        title="Forward precision",
-        description="Of training and calibration. auto: bfloat16 where the hardware supports it. "
-        "Codes are always computed in float32.",
-        json_schema_extra=ADVANCED,
-    )
-    stored: Literal["float16", "bfloat16", "float32"] = Field(
-        "float16",
-        title="Stored precision",
-        description="Of scales, embeddings and norms in the saved model, rounded before any "
-        "quantised stage is measured.",
-        json_schema_extra=ADVANCED,
-    )
+    """Of scales, embeddings and norms in the saved model, rounded before any quantised stage is
+    measured."""
 
     @field_validator("allocation")
     @classmethod

@@ -19,6 +19,7 @@ from backend.store.states import ACTIVE
 from backend.store.tables import Job
 
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
+GUEST_TOKENS, GUEST_LETTERS = 256, 4000  # of an answer; of the conversation before it
 READ_ONLY = "Guests have read-only access."
 OWN_RUNS = "Guests may cancel only their own runs."
 ASK = "Ask the person who started Slimscope."
@@ -121,15 +122,15 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
 def require_asking(actor: Actor, letters: int, tokens: int) -> None:
     """Raise `ForbiddenError` unless the actor may ask for an answer of up to `tokens` tokens to a
     prompt of so many `letters`: a guest for a short answer to a short prompt."""
-    action, limits = "ask for this answer", settings()
+    action = "ask for this answer"
     require(actor, action, may_not_ask(actor))
     if actor.role == "host":
         return
-    if tokens > limits.guest_tokens:
-        why = f"It may have {tokens} tokens; the limit for guests is {limits.guest_tokens}."
+    if tokens > GUEST_TOKENS:
+        why = f"It may have {tokens} tokens; the limit for guests is {GUEST_TOKENS}."
         raise _forbidden(actor, action, why, "Choose fewer tokens.")
-    if letters > limits.guest_letters:
-        why = f"The prompt has {letters} characters; guests may send {limits.guest_letters}."
+    if letters > GUEST_LETTERS:
+        why = f"The prompt has {letters} characters; guests may send {GUEST_LETTERS}."
         raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
 
 

@@ -9,11 +9,11 @@ from collections import deque
 
 from backend.errors import RateLimitError
 from backend.queue.actor import Actor, reject
-from backend.settings import settings
 
 MINUTE = 60.0
 SHARED = 30  # times what one visitor may do in a minute, for all at one address, such as a class
 CHANGES_PER_MINUTE = 60
+ANSWERS_PER_MINUTE = 6  # of one guest
 PREVIEWS_PER_MINUTE = 120  # a form asks for one whenever a field changes
 
 
@@ -83,7 +83,7 @@ def count_answer(actor: Actor, *, spend: bool = True) -> None:
     """Raise `RateLimitError` if a guest asks for too many answers over the network. `spend`: False:
     only look."""
     if actor.role != "host":
-        _count(actor, answers, settings().guest_answers_per_minute, spend=spend)
+        _count(actor, answers, ANSWERS_PER_MINUTE, spend=spend)
 
 
 def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:

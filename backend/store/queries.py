@@ -84,8 +84,8 @@ def _parsed(run: str | int) -> tuple[str, int]:
     """Kind and number of "sds-0042"; no kind for a number alone."""
     if isinstance(run, int):
         return "", run
-    if example := re.fullmatch(rf"([a-z][a-z0-9]*)-{EXAMPLE}", run.strip()):
-        return example[1], example_number(example[1])
+    if example := re.fullmatch(rf"([a-z][a-z0-9]*)-{EXAMPLE}(?:-([2-9]))?", run.strip()):
+        return example[1], example_number(example[1], int(example[2] or 1))
     match = re.fullmatch(r"(?:([a-z][a-z0-9]*)-)?0*(\d{1,15})", run.strip())
     if not match:
         raise NotFoundError(f"{run[:40]!r} is not a run id.", "", "Run ids look like sds-0042.")

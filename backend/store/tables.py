@@ -45,7 +45,10 @@ REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
 CLUSTER = "the cluster"  # in place of a host, which has no space in its name
 EXAMPLE = "example"  # in place of a number: a run that came with the package
 KIND_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
-RUN_NAME = re.compile(rf"[a-z][a-z0-9]{{0,39}}-(?:\d{{1,15}}|{EXAMPLE})")  # of `run_name`
+RUN_NAME = re.compile(
+    rf"[a-z][a-z0-9]{{0,39}}-(?:\d{{1,15}}|{EXAMPLE}(?:-[2-9])?)"
+)  # of `run_name`
+EXAMPLE_NUMBERS = 2**31  # of the first examples of all kinds; of the second ones, and so on
 DAMAGED = "damaged"
 KEPT_REASON = "kept_reason"  # of the environment of a run
 
@@ -144,12 +147,16 @@ def run_name(kind: str, number: int) -> str:
     """The short id people see, such as sds-0042. It names the folder of the run: a kind that is no
     name, as a damaged row may have, must not lead elsewhere, and becomes damaged-0042."""
     name = kind if KIND_NAME.fullmatch(kind) else DAMAGED
-    return f"{name}-{number:04d}" if number > 0 else f"{name}-{EXAMPLE}"
+    if number > 0:
+        return f"{name}-{number:04d}"
+    place = (-1 - number) // EXAMPLE_NUMBERS + 1
+    return f"{name}-{EXAMPLE}" + (f"-{place}" if place > 1 else "")
 
 
-def example_number(kind: str) -> int:
-    """The number of the example of a kind: below zero, so that it takes none of the others."""
-    return -1 - (zlib.crc32(kind.encode()) >> 1)
+def example_number(kind: str, place: int) -> int:
+    """The number of an example of a kind, the first at `place` 1: below zero, so that it takes none
+    of the others."""
+    return -1 - (zlib.crc32(kind.encode()) >> 1) - (place - 1) * EXAMPLE_NUMBERS
 
 
 def config_hash(kind: str, config: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Makes the example runs anew: real runs of every method on SmolLM2-135M.
 
     make examples
-    make examples ARGS="--data FOLDER"     (the newest run of each kind there)
+    make examples ARGS="--data FOLDER"     (the newest runs of these names there)
 
-Takes about an hour and a half on two cores, most of it training. The runs are submitted with the
+Takes about two hours on two quiet cores, most of it training. The runs are submitted with the
 commands below, which their records keep. What is exported has no weights, and the profiles of a few
 blocks.
 """
@@ -21,22 +21,37 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from backend.backup.examples import FOLDER, PACKED
-from backend.store.tables import EXAMPLE
+from backend.backup.examples import FOLDER, PACKED, example_name
+from backend.statistics.names import SENSITIVITY
+from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
 
 MODEL = "--model=smollm2-135m"
 PROMPT = "Write a short story about a lighthouse keeper who finds a message in a bottle."
-RUNS: dict[str, tuple[str, ...]] = {
-    "sds": (MODEL, "--pattern=2:4", "--name=2:4 sparsity"),
-    "dlqat": (MODEL, "--bits=3", "--group-size=64", "--name=3 bits, groups of 64"),
-    "amphista": (
-        MODEL, "--minutes=6", "--answers=320", "--heldout=32", "--name=4 heads, 6 minutes",
+FOUR_BITS = ("--bits=4", "--group-size=64")
+# file -> the words of the command and the name of the run; {file}: the run of another file
+RUNS: dict[str, tuple[tuple[str, ...], str]] = {
+    "sds": (
+        (MODEL, "--pattern=2:4", "--base=alps", "--reconstruct=3", "--until=first", "--no-control"),
+        "2:4 by ALPS, blocks reconstructed",
     ),
-    "benchmark": (MODEL, "--drafters=amphista-0003", "--name=Drafter against prompt lookup"),
+    "dlqat": (
+        (MODEL, *FOUR_BITS, "--stages=rtn, gptq, dlqat, dlqat-kd"), "4 bits",
+    ),
+    "dlqat-2": (
+        ("--model={sds}", *FOUR_BITS, "--keep-zeros", "--stages=gptq, dlqat-kd"),
+        "Pruned, then 4 bits",
+    ),
+    "profile": ((MODEL,), "Which layers break first"),
+    "sds-2": ((MODEL, "--pattern=2:4"), "2:4 by Wanda: what goes wrong"),
+    "amphista": (
+        (MODEL, "--minutes=6", "--answers=320", "--heldout=32"), "4 heads, 6 minutes",
+    ),
+    "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
     "generate": (
-        f"--prompt={PROMPT}", "--sides=smollm2-135m,amphista-0003,sds-0001,dlqat-0002",
-        "--max-new-tokens=120", "--name=One prompt, four models",
+        (f"--prompt={PROMPT}", "--sides=smollm2-135m,{amphista},{sds},{dlqat}",
+         "--max-new-tokens=120"),
+        "One prompt, four models",
     ),
 }  # fmt: skip
 BLOCKS, MIDDLE = (0, 15, 29), 15  # whose profiles are kept; those of groups of the middle one alone
@@ -61,46 +76,64 @@ def main() -> None:
     with TemporaryDirectory(prefix="slimscope-examples-") as folder:
         data = given or Path(folder, "runs")
         if given is None:
-            carry_out(data, [(kind, *words) for kind, words in RUNS.items()])
+            for file, (words, name) in RUNS.items():
+                known = found(data) if (data / "results.db").exists() else {}
+                filled = (word.format_map(known) for word in words)
+                carry_out(data, [(kind_of(file), *filled, f"--name={name}")])
         write_examples(data.absolute(), Path(folder, "trimmed"))
 
 
+def kind_of(file: str) -> str:
+    return file.partition("-")[0]
+
+
+def found(data: Path) -> dict[str, str]:
+    """File -> the newest run of its kind and name that has succeeded."""
+    newest = (
+        "SELECT max(id) FROM jobs WHERE state = 'succeeded' AND id > 0 AND kind = ? AND name = ?"
+    )
+    with closing(sqlite3.connect(data / "results.db")) as database:
+        numbers = {
+            file: database.execute(newest, (kind_of(file), name)).fetchone()[0]
+            for file, (_, name) in RUNS.items()
+        }
+    return {file: run_name(kind_of(file), number) for file, number in numbers.items() if number}
+
+
 def write_examples(data: Path, trimmed: Path) -> None:
-    """The newest run of each kind, exported into the package."""
+    """The runs that are there, exported into the package."""
     trimmed.mkdir()
+    runs = found(data)
     with closing(sqlite3.connect(trimmed / "results.db")) as copy:
         with closing(sqlite3.connect(data / "results.db")) as source:
             source.backup(copy)
-        runs = trim(copy)
+        trim(copy, runs)
     for run in runs.values():
         copy_small_files(data / "artifacts" / run, trimmed / "artifacts" / run)
     FOLDER.mkdir(exist_ok=True)
-    for kind, run in runs.items():
-        archive = trimmed / f"{kind}.tar"
+    for file, run in runs.items():
+        archive = trimmed / f"{file}.tar"
         variables = os.environ | {"SLIMSCOPE_DATA_DIR": str(trimmed)}
         line = [sys.executable, "-c", EXPORT, run, str(archive)]
         subprocess.run(line, check=True, env=variables)
-        target = FOLDER / f"{kind}{PACKED}"
+        target = FOLDER / f"{file}{PACKED}"
         with archive.open("rb") as source_file, lzma.open(target, "wb", preset=9) as packed:
             shutil.copyfileobj(source_file, packed)
         print(f"{run} -> {target.name}, {target.stat().st_size / 1e6:.2f} MB")
 
 
-def trim(copy: sqlite3.Connection) -> dict[str, str]:
-    """Kind -> run; what an example does not keep is deleted from the copy of the database."""
-    newest = "SELECT kind, max(id) FROM jobs WHERE state = 'succeeded' AND id > 0 GROUP BY kind"
-    numbers = {kind: number for kind, number in copy.execute(newest) if kind in RUNS}
-    runs = {kind: f"{kind}-{number:04d}" for kind, number in numbers.items()}
-    copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS}")
+def trim(copy: sqlite3.Connection, runs: dict[str, str]) -> None:
+    """Delete what an example does not keep from the copy of the database."""
+    whole = f"name != '{SENSITIVITY}'"  # of every layer, as its pages need
+    copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS} AND {whole}")
     copy.execute(f"DELETE FROM tensor_profiles WHERE block != {MIDDLE} AND name IN {GROUPS}")
     copy.execute(f"DELETE FROM artifacts WHERE kind IN {WEIGHTS}")
-    for kind, run in runs.items():
+    for file, run in runs.items():
         for table, column in NAMED:
             change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
-            copy.execute(change, (run, f"{kind}-{EXAMPLE}"))
+            copy.execute(change, (run, example_name(file)))
     copy.commit()
     copy.execute("VACUUM")
-    return runs
 
 
 def copy_small_files(source: Path, target: Path) -> None:

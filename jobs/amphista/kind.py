@@ -47,7 +47,7 @@ PART_LABELS = {
 NOTES = {
     "Amphista": "Heads that see each other, behind adaptation layers.",
     "Medusa": "Independent heads.",
-    "Hydra": "Heads that read the draft tokens before theirs. Accepts most in our tests.",
+    "Hydra": "Heads that read the draft tokens before theirs. Highest acceptance in our tests.",
     "EAGLE": "Token after token from its own states, in the manner of EAGLE-3.",
 }
 KIND = Kind(

@@ -32,8 +32,7 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
 KIND = Kind(
     name=NAME,
     title="Benchmark",
-    summary="Decode the same prompts with and without drafters, in turn, and report the speed-up "
-    "of each on this machine.",
+    summary="Time decoding with and without each drafter on this machine.",
     config=BenchmarkJob,
     requirements=requirements,
     run="jobs.benchmark.run:run",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from pydantic import Field
-
 from backend.export.formats import Format
+from backend.options import option
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage, can_be_packed
 from jobs.fields.model import ModelConfig
 from jobs.fields.processes import ProcessesConfig
@@ -24,33 +23,18 @@ ExportedStage: TypeAlias = Literal["auto", *QUANTIZED]  # type: ignore[valid-typ
 class DLQATJob(ModelConfig, DLQATConfig, TextConfig, QualityConfig, ProcessesConfig, JobConfig):
     """Model, texts and settings of the method."""
 
-    training_text: CorpusName = Field(
-        SAME,
-        title="Training text",
-        description="same: the calibration text. A .jsonl file of instructions with answers: the "
-        "loss is taken over the answers alone.",
-    )
-    format: Format = Field(
-        "compressed-tensors",
-        title="Export format",
-        description="compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ "
-        "kernels. slimscope: our own, for grids with offsets. dense: for any program, at the dense "
-        "size.",
-    )
-    packed: bool = Field(
-        True,
-        title="Time packed decoding",
-        description="Measure tokens per second of the dense model and of the exported one on "
-        "packed weights, both in bfloat16. CPU only.",
-        json_schema_extra={"advanced": True},
-    )
-    keep: ExportedStage = Field(
-        "auto",
-        title="Stage kept",
-        description="The one that is exported. auto: the best on held-out text; of those that are "
-        "not told apart, the simplest.",
-        json_schema_extra={"advanced": True},
-    )
+    training_text: CorpusName = option(SAME, "Training text")
+    """same: the calibration text. A .jsonl file of instructions with answers: the loss is taken
+    over the answers alone."""
+    format: Format = option("compressed-tensors", "Export format")
+    """compressed-tensors: plain transformers loads it. gptq, gptq_v2: for GPTQ kernels. slimscope:
+    our own, for grids with offsets. dense: for any program, at the dense size."""
+    packed: bool = option(True, "Time packed decoding", advanced=True)
+    """Measure tokens per second of the dense model and of the exported one on packed weights, both
+    in bfloat16. CPU only."""
+    keep: ExportedStage = option("auto", "Stage kept", advanced=True)
+    """The one that is exported. auto: the best on held-out text; of those that are not told apart,
+    the simplest."""
 
     @property
     def candidates(self) -> list[str]:

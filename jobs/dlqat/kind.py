@@ -33,14 +33,15 @@ def verdict(stages: StageComparison) -> str:
     if DLQATStage.LORA in stages.perplexity and trained == DLQATStage.DLQAT:
         plain, value = stages.perplexity[DLQATStage.LORA], stages.perplexity[DLQATStage.DLQAT]
         costs = stages.order(DLQATStage.DLQAT, DLQATStage.LORA) == "above"
-        cost = f"{fixed(100 * (value / plain - 1), 1)} %" if costs else "nothing measurable"
+        rise = f"raises it by {fixed(100 * (value / plain - 1), 1)} %"
+        cost = rise if costs else "changes nothing measurable"
         text += (
-            f" The same training without quantisation ends at {fixed(plain, 2)}: "
-            f"quantisation costs {cost} on top of it."
+            f" The same training without quantisation reaches {fixed(plain, 2)}: "
+            f"rounding itself {cost}."
         )
     dense = DLQATStage.DENSE in stages.perplexity
     if dense and stages.order(trained, DLQATStage.DENSE) == "below":
-        text += " It ends below the dense model because it was trained on such text."
+        text += " It is below that of the dense model because it was trained on such text."
     return text + HELPED[stages.order(trained, rival)]
 
 
@@ -64,7 +65,7 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
     named = ["dense", *(f"with {STAGE_LABELS[s]}" for s in stages)]
     return KeyFigure(
         f"{fixed(values[kept, BITS_PER_WEIGHT], 2)} bits",
-        "a weight instead of 16",
+        "per weight, down from 16",
         f"Perplexity {', '.join(map(' '.join, zip(figures, named, strict=True)))}.",
     )
 
@@ -84,7 +85,7 @@ STYLES = {
 KIND = Kind(
     name=NAME,
     title="DL-QAT quantisation",
-    summary="Train low-rank updates inside the rounding and one magnitude per group.",
+    summary="Fine-tune while rounding to a few bits, with one learned scale per group.",
     config=DLQATJob,
     requirements=requirements,
     plan=QuantizationPlan,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
+from backend.options import option
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
 from jobs.fields.quality import QualityConfig
 from jobs.fields.saved_models import is_run, model_before
@@ -19,33 +18,15 @@ LABELS = {DENSE: "Dense", MODEL: "Model"}
 class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
     """Which model, its dense reference, and what is measured."""
 
-    model: ModelSpec = Field(
-        DEFAULT_MODEL,
-        title="Run or model",
-        description="A run that saved a model, such as sds-0042; or a name from the list, a hub "
-        "id, a folder.",
-    )
-    dense: str = Field(
-        "",
-        max_length=300,
-        title="Dense model",
-        description="The reference. Empty: the model the run started from; a model that is not a "
-        "run is then measured alone.",
-        json_schema_extra={"choices": "saved"},
-    )
-    batch: int = Field(
-        4,
-        ge=1,
-        le=256,
-        title="Batch size",
-        description="Windows per forward pass. More are faster on a GPU and need more memory.",
-        json_schema_extra={"unit": "windows", "advanced": True},
-    )
-    speed: bool = Field(
-        True,
-        title="Measure speed",
-        description="Time decoding with both models in turn, and sparse matrix products.",
-    )
+    model: ModelSpec = option(DEFAULT_MODEL, "Run or model")
+    """A run that saved a model, such as sds-0042; or a name from the list, a hub id, a folder."""
+    dense: str = option("", "Dense model", max_length=300, choices="saved")
+    """The reference. Empty: the model the run started from; a model that is not a run is then
+    measured alone."""
+    batch: int = option(4, "Batch size", ge=1, le=256, unit="windows", advanced=True)
+    """Windows per forward pass. More are faster on a GPU and need more memory."""
+    speed: bool = option(True, "Measure speed")
+    """Time decoding with both models in turn, and sparse matrix products."""
 
 
 def measured_models(config: EvaluationJob) -> dict[str, str]:

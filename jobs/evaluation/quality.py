@@ -85,7 +85,7 @@ class Quality:
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
         self._reference, self._divergence = DenseOutputs(new), divergence
         names = config.harness_tasks
-        self._tasks = load_tasks(names, settings().task_dir) if names else {}
+        self._tasks = load_tasks(names, settings().text_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
         if config.sample_tokens and not self._writes:
             context.log("No samples are written: every token would read the model from disk.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, field_validator
+from pydantic import field_validator
 
 from backend.models.sources import smollm2
 from backend.models.sources.spec import TOY
+from backend.options import Options
 from backend.paths import real_path
 from backend.settings import settings
 from jobs.fields.types import ModelSpec
@@ -17,10 +18,11 @@ DEFAULT_MODEL = smollm2.NAME
 OURS = (TOY, smollm2.NAME)
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Options):
     """Which model."""
 
     model: ModelSpec = DEFAULT_MODEL
+    """Pick one, or type a Hugging Face id (org/name), a folder, or a .gguf file."""
 
     @field_validator("model")
     @classmethod

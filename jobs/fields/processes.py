@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, Field
-
 from backend.errors import ConfigError
+from backend.options import Options, option
 from backend.queue.engines.choose import CLUSTERS
 from backend.queue.engines.local import installed_gpus
 from backend.settings import available_threads, settings
 from jobs.limits import gpu_count
 
 
-class ProcessesConfig(BaseModel):
+class ProcessesConfig(Options):
     """How many processes of one machine a run trains on."""
 
-    processes: int = Field(
-        1,
-        ge=1,
-        le=64,
-        title="Processes",
-        description="Data-parallel training: every process takes its share of the batch, and its "
-        "share of the CPU threads or a GPU of its own. The loss is that of one process.",
-        json_schema_extra={"advanced": True},
-    )
+    processes: int = option(1, "Processes", ge=1, le=64, advanced=True)
+    """Data-parallel training: every process takes its share of the batch, and its share of the CPU
+    threads or a GPU of its own. The loss is that of one process."""
 
 
 def require_processes(count: int, device: str, sequences: int) -> None:

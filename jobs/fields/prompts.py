@@ -7,22 +7,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
-
 from backend.models.facts import ModelFacts
+from backend.options import Options, option
 from backend.text.prompts import BUILT_IN, STORIES
 from jobs.fields.types import PromptSet
 
 
-class PromptConfig(BaseModel):
+class PromptConfig(Options):
     """Where prompts come from."""
 
-    prompts: PromptSet = Field(
-        "auto",
-        description="auto: the built-in ones that suit the model. file:NAME.jsonl: your own, such "
-        "as the questions of MT-Bench or Spec-Bench; only the first turn is used.",
-        examples=["auto", BUILT_IN, STORIES],
-    )
+    prompts: PromptSet = option("auto", examples=["auto", BUILT_IN, STORIES])
+    """auto: the built-in ones that suit the model. file:NAME.jsonl: your own, such as the questions
+    of MT-Bench or Spec-Bench; only the first turn is used."""
 
 
 def default_prompts(facts: ModelFacts) -> str:

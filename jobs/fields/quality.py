@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import field_validator
 
 from backend.errors import ConfigError
 from backend.evaluation.harness import require_harness
 from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, question_count
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
+from backend.options import Options, option
 
 SAMPLE_PROMPTS = 4
 DECODED_TOKEN_COST = 20.0  # of a token decoded alone, over one of a batch; measured
@@ -19,34 +20,18 @@ MAX_TASKS = 20
 ENDINGS = "endings"  # the task that is made from the evaluation text
 
 
-class QualityConfig(BaseModel):
+class QualityConfig(Options):
     """What is measured besides perplexity."""
 
-    sample_tokens: int = Field(
-        48,
-        ge=0,
-        le=512,
-        title="Sample length",
-        description="Greedy samples of the dense and the kept model, side by side. 0: none.",
-        json_schema_extra={"unit": "tokens", "advanced": True},
+    sample_tokens: int = option(48, "Sample length", ge=0, le=512, unit="tokens", advanced=True)
+    """Greedy samples of the dense and the kept model, side by side. 0: none."""
+    tasks: str = option("", "Tasks", max_length=400, advanced=True)
+    """endings: which of four endings continues a passage of the evaluation text? Other names are
+    tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra slimscope[tasks]."""
+    task_limit: int = option(
+        0, "Questions per task", ge=0, le=1_000_000, unit="questions", advanced=True
     )
-    tasks: str = Field(
-        "",
-        max_length=400,
-        title="Tasks",
-        description="endings: which of four endings continues a passage of the evaluation text? "
-        "Other names are tasks of lm-evaluation-harness, as in piqa, arc_easy, and need the extra "
-        "slimscope[tasks].",
-        json_schema_extra={"advanced": True},
-    )
-    task_limit: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        title="Questions per task",
-        description="The first ones of each task. 0: all.",
-        json_schema_extra={"unit": "questions", "advanced": True},
-    )
+    """The first ones of each task. 0: all."""
 
     @field_validator("tasks")
     @classmethod

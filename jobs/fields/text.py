@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
-
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import require_tokenizer
+from backend.options import Options, option
 from backend.text.corpora import require_corpus, require_length
 from jobs.fields.types import CorpusName
 
@@ -15,62 +14,38 @@ MIN_CONTEXT = 16
 MIN_HELDOUT = 8  # windows: with fewer, no interval tells stages apart
 
 
-class ContextLength(BaseModel):
+class ContextLength(Options):
     """How long the pieces of text are."""
 
-    context: int = Field(
-        0,
-        ge=0,
-        le=131072,
-        title="Context length",
-        description="Of each segment and window. 0: 512, or the model's maximum if that is less.",
-        json_schema_extra={"unit": "tokens"},
-    )
+    context: int = option(0, "Context length", ge=0, le=131072, unit="tokens")
+    """Of each segment and window. 0: 512, or the model's maximum if that is less."""
 
 
 class EvaluationText(ContextLength):
     """What a model is evaluated on."""
 
-    evaluation_text: CorpusName = Field(
-        "auto",
-        title="Evaluation text",
-        description="Perplexity is measured on it. auto: the corpus that suits the model.",
-    )
-    windows: int = Field(
-        16,
-        ge=1,
-        le=4096,
-        title="Evaluation windows",
-        description="Non-overlapping windows, spread evenly over the text.",
-        json_schema_extra={"unit": "windows"},
-    )
+    evaluation_text: CorpusName = option("auto", "Evaluation text")
+    """Perplexity is measured on it. auto: the corpus that suits the model."""
+    windows: int = option(16, "Evaluation windows", ge=1, le=4096, unit="windows")
+    """Non-overlapping windows, spread evenly over the text."""
 
 
 class CalibrationText(ContextLength):
     """What a method may learn from."""
 
-    calibration_text: CorpusName = Field(
-        "auto",
-        title="Calibration text",
-        description="auto: the corpus that suits the model. self: sampled from the dense model.",
-    )
-    segments: int = Field(
-        32,
-        ge=1,
-        le=4096,
-        title="Calibration segments",
-        description="Random windows of the calibration text.",
-        json_schema_extra={"unit": "segments"},
-    )
-    holdout: float = Field(
+    calibration_text: CorpusName = option("auto", "Calibration text")
+    """auto: the corpus that suits the model. self: sampled from the dense model."""
+    segments: int = option(32, "Calibration segments", ge=1, le=4096, unit="segments")
+    """Random windows of the calibration text."""
+    holdout: float = option(
         0.125,
+        "Held-out share",
         ge=0,
         le=0.5,
-        title="Held-out share",
+        advanced=True,
         description="Windows of the calibration text, beside the calibration segments and as a "
         f"share of them ({MIN_HELDOUT} or more), on which the stage to keep is chosen. 0: none; "
         "then the last one of the method is kept.",
-        json_schema_extra={"advanced": True},
     )
 
     @property

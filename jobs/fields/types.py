@@ -5,49 +5,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field
+from backend.options import Dtype, option
 
-ModelSpec = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=300,
-        title="Model",
-        description="A name from the list, a run that saved a model, a hub id (org/name), a "
-        "folder, or a .gguf file.",
-        json_schema_extra={"choices": "saved"},
-    ),
-]
-CorpusName = Annotated[str, Field(min_length=1, max_length=300)]
-PromptSet = Annotated[str, Field(min_length=1, max_length=300, title="Prompts")]
+ModelSpec = Annotated[str, option(title="Model", min_length=1, max_length=300, choices="saved")]
+CorpusName = Annotated[str, option(min_length=1, max_length=300)]
+PromptSet = Annotated[str, option(min_length=1, max_length=300, title="Prompts")]
 Precision = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    Field(
-        title="Precision",
-        description="auto: bfloat16 where it is faster. Only float32 reproduces the "
-        "base model's text token for token.",
-        json_schema_extra={"advanced": True},
+    Dtype,
+    option(
+        title="Precision", advanced=True,
+        description="auto: bfloat16 where it is faster. Only float32 reproduces the base model's "
+        "text token for token.",
     ),
-]
+]  # fmt: skip
 NewTokens = Annotated[
-    int,
-    Field(
-        title="New tokens",
-        description="Maximum length of a response.",
-        json_schema_extra={"unit": "tokens"},
-    ),
+    int, option(title="New tokens", unit="tokens", description="Maximum length of a response.")
 ]
 TreeSize = Annotated[
     int,
-    Field(
-        ge=0,
-        le=256,
-        title="Tree size",
-        description="Draft tokens verified at once, the root included. 0: at each step as many "
-        "as pay on this machine, measured first.",
-        json_schema_extra={"unit": "nodes"},
+    option(
+        title="Tree size", ge=0, le=256, unit="nodes",
+        description="Draft tokens verified at once, the root included. 0: at each step as many as "
+        "pay on this machine, measured first.",
     ),
-]
+]  # fmt: skip
 
 
 def options(annotation: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import torch
 
-from backend.decoding.serving.request import Finished, Progress
+from backend.decoding.serving.request import Finished, NewPieces
 from backend.errors import CancelledError, SlimscopeError
 from backend.reporter import stop_if_asked
 from jobs.fields.sides import GenerationSide, read_sides
@@ -67,7 +67,7 @@ async def write(
             if isinstance(happened, Began):
                 context.log(f"{side.name}: {happened.decoder}, {happened.tree}.")
                 writer.add(unused=happened.unused)
-            elif isinstance(happened, Progress | Finished):
+            elif isinstance(happened, NewPieces | Finished):
                 writer.add(**row_of(happened))
 
 

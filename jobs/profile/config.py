@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import field_validator
 
-from pydantic import Field, field_validator
-
+from backend.options import Dtype, option
 from backend.pruning.config import PrunerName
 from backend.quantization import GridType
 from backend.quantization.config import SpaceName
@@ -25,42 +24,24 @@ MAX_FORMATS = 64
 class ProfileJob(ModelConfig, CalibrationText, JobConfig):
     """Which model, on which text, in which formats."""
 
-    formats: str = Field(
-        FORMATS, max_length=1000, title="Formats",
-        description="What every layer is tried in, comma-separated: int4-g64 is 4 bits in groups "
-        "of 64, 50% and 2:4 are sparsity patterns, 2:4+int4-g64 is both.",
-    )  # fmt: skip
-    measured: str = Field(
-        "", max_length=1000, title="Formats measured",
-        description="In which the loss of each layer alone is measured on held-out text, beside "
-        "the Fisher estimate; the others are scaled to it. Several times as slow.",
-        examples=["int3-g64, 50%"],
-    )  # fmt: skip
-    windows: int = Field(
-        1, ge=1, le=64, title="Windows a measurement",
-        description="Of the held-out ones, for the loss of each layer alone.",
-        json_schema_extra={"unit": "windows", "advanced": True},
-    )  # fmt: skip
-    pruner: PrunerName = Field(
-        "sparsegpt", title="Pruner", description="Makes the pruned candidates.",
-        json_schema_extra={"advanced": True},
-    )  # fmt: skip
-    grid: GridType = Field(
-        "symmetric", title="Grid", description="Of the quantized candidates, which GPTQ makes.",
-        json_schema_extra={"advanced": True},
-    )  # fmt: skip
-    space: SpaceName = Field(
-        "weighted", title="Range search", description="Of the quantized candidates.",
-        json_schema_extra={"advanced": True},
-    )  # fmt: skip
-    damping: float = Field(
-        0.01, gt=0, le=1, title="Damping", json_schema_extra={"advanced": True},
-        description="Added to the Hessian diagonal, relative to the mean input energy.",
-    )  # fmt: skip
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", title="Forward precision", json_schema_extra={"advanced": True},
-        description="Of all passes. auto: bfloat16 where the hardware supports it.",
-    )  # fmt: skip
+    formats: str = option(FORMATS, "Formats", max_length=1000)
+    """What every layer is tried in, comma-separated: int4-g64 is 4 bits in groups of 64, 50% and
+    2:4 are sparsity patterns, 2:4+int4-g64 is both."""
+    measured: str = option("", "Formats measured", max_length=1000, examples=["int3-g64, 50%"])
+    """In which the loss of each layer alone is measured on held-out text, beside the Fisher
+    estimate; the others are scaled to it. Several times as slow."""
+    windows: int = option(1, "Windows a measurement", ge=1, le=64, unit="windows", advanced=True)
+    """Of the held-out ones, for the loss of each layer alone."""
+    pruner: PrunerName = option("sparsegpt", "Pruner", advanced=True)
+    """Makes the pruned candidates."""
+    grid: GridType = option("symmetric", "Grid", advanced=True)
+    """Of the quantized candidates, which GPTQ makes."""
+    space: SpaceName = option("weighted", "Range search", advanced=True)
+    """Of the quantized candidates."""
+    damping: float = option(0.01, "Damping", gt=0, le=1, advanced=True)
+    """Added to the Hessian diagonal, relative to the mean input energy."""
+    precision: Dtype = option("auto", "Forward precision", advanced=True)
+    """Of all passes. auto: bfloat16 where the hardware supports it."""
 
     @field_validator("formats", "measured")
     @classmethod

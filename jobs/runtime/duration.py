@@ -62,7 +62,7 @@ def estimate_seconds(
         return seconds, f"learned from {len(nearest)} finished {runs}"
     threads = settings().threads or available_threads()
     guess = START_S + timed_seconds + flops / (FLOPS_PER_THREAD * threads)
-    return guess, "rough estimate (no completed runs to calibrate on)"
+    return guess, "rough estimate: it improves after the first run"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
+from backend.options import option
 from backend.pruning.config import SDSConfig
 from jobs.fields.model import ModelConfig
 from jobs.fields.text import TextConfig
@@ -17,10 +16,6 @@ NAME = "sds"
 class SDSJob(ModelConfig, SDSConfig, TextConfig, JobConfig):
     """Model, texts and settings of the method."""
 
-    weights: Literal["auto", "memory", "streamed"] = Field(
-        "auto",
-        title="Weights",
-        description="memory: all at once. streamed: one block at a time, read from disk in every "
-        "pass; slower, the same result. auto: streamed if the model does not fit.",
-        json_schema_extra={"advanced": True},
-    )
+    weights: Literal["auto", "memory", "streamed"] = option("auto", "Weights", advanced=True)
+    """memory: all at once. streamed: one block at a time, read from disk in every pass; slower, the
+    same result. auto: streamed if the model does not fit."""

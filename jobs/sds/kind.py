@@ -79,9 +79,10 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
     and the same share of the cross-entropy, their logarithms."""
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
-    if dense is None or first is None or sds is None or first <= dense:
-        return None
     end = values.get((kept, PERPLEXITY), sds)
+    if dense is None or first is None or end is None or first <= dense or kept == SDSStage.FIRST:
+        return None
+    blocks = values.get((SDSStage.FIRST_BLOCKS, PERPLEXITY)) if blocks is None else blocks
     named = {
         "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
         "blocks reconstructed": blocks,
@@ -104,13 +105,13 @@ STYLES = {
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),
-    "first-blocks": StageStyle("vermillion", "dash"),
+    "first-blocks": StageStyle("green", "dash", main=True),
     "sds-blocks": StageStyle("blue", "dash", main=True),
 }
 KIND = Kind(
     name=NAME,
     title="SDS pruning",
-    summary="Prune, re-densify into a pruning-friendly dense model, prune again.",
+    summary="Prune, let the pruned weights grow back small, prune again: less is lost.",
     config=SDSJob,
     requirements=requirements,
     run="jobs.sds.run:run",

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from backend.decoding.acceptance import Sampling
 from backend.decoding.proposers import Proposer
 from backend.decoding.serving.engine import Ticket
-from backend.decoding.serving.request import Finished, GenerationRequest, Progress, Waiting
+from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
 from backend.drafters.tree_proposer import tree_words
 from backend.errors import (
     CancelledError,
@@ -61,7 +61,7 @@ class Began:
     unused: bool
 
 
-Happened = Told | Began | Waiting | Progress | Finished | SlimscopeError
+Happened = Told | Began | Waiting | NewPieces | Finished | SlimscopeError
 
 
 class Answering:
@@ -192,7 +192,7 @@ class Answering:
             while not all(ticket.done for ticket in tickets):
                 self._stopped.wait(0.01)
 
-    def _deliver(self, number: int, event: Waiting | Progress | Finished) -> None:
+    def _deliver(self, number: int, event: Waiting | NewPieces | Finished) -> None:
         """Called by the engine's thread."""
         self._put((number, event))
         if isinstance(event, Finished):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from backend.decoding.serving.request import Finished, Piece, Progress, Waiting
+from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, SlimscopeError
 from jobs.serving.answering import Began, Happened, Told
 from jobs.serving.logprobs import chat_logprobs, completion_logprobs
@@ -25,9 +25,9 @@ ENDS = {"stop": "end", "stop_string": "stop", "length": "limit"}  # as a `Transc
 Events = AsyncIterator[tuple[int, Happened]]
 
 
-def row_of(event: Progress | Finished) -> Row:
+def row_of(event: NewPieces | Finished) -> Row:
     """The event as a row of a `Transcript`."""
-    if isinstance(event, Progress):
+    if isinstance(event, NewPieces):
         tokens = [[piece.text, piece.head] for piece in event.pieces]
         return {"ms": round(event.ms, 2), "tokens": tokens, "rejected": event.rejected}
     return {
@@ -98,7 +98,7 @@ class OneAnswer:
 
     def _chunk(self, index: int, happened: Happened) -> Row:
         choice = self.choices[index]
-        if isinstance(happened, Progress):
+        if isinstance(happened, NewPieces):
             text, reason, offset = "".join(p.text for p in happened.pieces), None, len(choice.text)
             scores = self._logprobs(happened.pieces, offset)
             choice.pieces += happened.pieces

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from backend.decoding.proposers import Proposer
-from backend.decoding.serving.engine import Engine
+from backend.decoding.serving.engine import ServingEngine
 from backend.decoding.target_model import TargetModel
 from backend.drafters.checkpoint import Amphista
 from backend.drafters.generate import make_proposer, refuse_processors
@@ -28,7 +28,7 @@ class WarmModel:
         self.bytes, self.device = size, device
         self.users, self.used = 1, time.monotonic()
         self.opening = threading.Lock()
-        self._opened: tuple[LoadedModel, TargetModel, Engine] | None = None
+        self._opened: tuple[LoadedModel, TargetModel, ServingEngine] | None = None
         self._proposers: dict[tuple[Path, int, int], list[Proposer]] = {}
 
     @property
@@ -41,7 +41,7 @@ class WarmModel:
         return self._opened[0]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ServingEngine:
         assert self._opened is not None
         return self._opened[2]
 
@@ -57,7 +57,7 @@ class WarmModel:
         loaded = load(self.device)
         refuse_processors(loaded.model)
         target = TargetModel(loaded.model)
-        engine = Engine(target, loaded.tokenizer, memory=memory, threads=threads)
+        engine = ServingEngine(target, loaded.tokenizer, memory=memory, threads=threads)
         self._opened = loaded, target, engine
 
     def close(self) -> None:

@@ -1,7 +1,5 @@
 """The runs that come with the package: they are read-only, and go and come back as one likes."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.backup import examples
@@ -12,7 +10,6 @@ from backend.queue.service import enqueue
 from backend.settings import Settings
 from backend.store import queries
 from jobs.imported import check_row
-from jobs.kind import kinds
 from tests.queue.conftest import HOST
 
 SMALLEST = min(examples.bundled(), key=lambda run: examples.bundled()[run].stat().st_size)
@@ -23,10 +20,6 @@ def one_example(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest of them: unpacking all takes a second."""
     found = {SMALLEST: examples.bundled()[SMALLEST]}
     monkeypatch.setattr(examples, "bundled", lambda: found)
-
-
-def test_every_bundled_run_is_of_a_kind_there_is() -> None:
-    assert {file.name.split(".")[0] for file in examples.FOLDER.iterdir()} <= kinds().keys()
 
 
 def test_they_are_added_once_and_take_no_number() -> None:

@@ -1,7 +1,5 @@
 """A run leaves one data folder and comes whole into another, or not at all."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -126,15 +124,6 @@ def test_a_run_is_the_same_elsewhere(ended: Job, tmp_path: Path, move_to: Move) 
     again = add(file)
     assert again.run == "count-0002"  # once more: another run
     assert add(exported(again, tmp_path / "other")).run == "count-0003"  # and from there
-
-
-def test_weights_come_along_if_asked_for(ended: Job, tmp_path: Path, move_to: Move) -> None:
-    file = exported(ended, tmp_path, weights=True)
-    move_to(tmp_path / "other")
-    upgrade()
-    job = add(file)
-    assert (run_folder(job.run) / "model" / "model.safetensors").read_text() == "content"
-    assert not (run_folder(job.run) / "work").exists()
 
 
 def test_who_may_not_and_what_cannot(ended: Job, tmp_path: Path) -> None:

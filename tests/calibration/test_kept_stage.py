@@ -1,7 +1,5 @@
 """Which stage a run keeps, by the losses on its held-out windows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +22,9 @@ def losses(**shifts: float | Sequence[float]) -> dict[str, list[float]]:
     ("shifts", "kept", "said"),
     [
         ({"gptq": 0, "m": 0.01, "qat": -0.1 + NOISE}, "qat",
-         ["DL-QAT is kept: better on held-out text than GPTQ (-9."]),
+         ["DL-QAT is kept: better on held-out text than GPTQ (perplexity −9."]),
         ({"gptq": 0, "m": NOISE - 0.001, "qat": 0.1 + NOISE}, "gptq",
-         ["GPTQ is kept: Magnitudes only is not better on held-out text (-0.", " to +"]),
+         ["GPTQ is kept: Magnitudes only is not better on held-out text (perplexity −0.", " to +"]),
         ({"gptq": 0, "m": -0.05 + NOISE, "qat": -0.051 + 2 * NOISE}, "m",
          ["Magnitudes only is kept: better on held-out text than ", "; DL-QAT is not better"]),
         ({"gptq": 0, "m": 0, "qat": 0.2}, "gptq",
@@ -52,7 +50,7 @@ def test_the_simplest_that_is_not_told_apart_from_the_best_is_kept(
 
 @pytest.mark.parametrize(
     ("count", "kept", "said"),
-    [(4, "gptq", "4 windows are too few to tell"), (5, "qat", "(-39.3 %")],
+    [(4, "gptq", "4 windows are too few to tell"), (5, "qat", "(perplexity −39.3 %")],
 )
 def test_too_few_windows_are_no_evidence(count: int, kept: str, said: str) -> None:
     few = {s: each[:count] for s, each in losses(gptq=0, m=0.1, qat=-0.5).items()}

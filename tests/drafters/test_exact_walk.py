@@ -10,7 +10,7 @@ import torch
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.cost_model import CostModel
-from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
+from backend.decoding.draft_tree import DynamicTree, Tree
 from backend.decoding.engine import decode
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
 from backend.decoding.proposers import NoDraft, Proposer
@@ -109,9 +109,3 @@ def test_the_likeliest_paths_are_closed_under_prefixes() -> None:
     assert policy.tree(chances).paths == [(0,), (1,), (0, 0)]
     assert policy.inner(chances, 2) == [(0, 0)] and policy.inner(chances, 3) == []
     assert DynamicTree(nodes=9, least=0.1).tree(chances).paths[-1] == (1, 0)
-
-
-def test_a_static_tree_asks_for_its_inner_nodes_alone() -> None:
-    policy = StaticTree(TREE)
-    assert [policy.inner({}, depth) for depth in range(5)] == [[()], [(0,), (1,)], [(0, 0)], [], []]
-    assert policy.tree({}) is TREE and policy.nodes == len(TREE) and policy.ranks == 2

@@ -118,11 +118,6 @@ def test_what_is_told_adds_up_to_the_text(text: str) -> None:
     assert not any("\ufffd" in part for part in found)  # no half of a character is shown
 
 
-def test_a_text_ends_before_a_stop_string() -> None:
-    found, told = parts("One day a cat sat. The end. More.", ("The end", "zebra"))
-    assert "".join(found) == "One day a cat sat. " and told.stopped
-
-
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_certain() -> None:
     found, told = parts("a cat sat on them", ("sat on the mat",))
     assert "".join(found) == "a cat sat on them" and not told.stopped
@@ -144,13 +139,6 @@ def test_where_nodes_are_free_the_tree_is_large_and_where_they_cost_small() -> N
     assert (flat.break_even(1), flat.break_even(2)) == (1.0, 1.1)
     assert flat.speed_up(GROWTH, 3) == pytest.approx(1.9 / 1.1)
     assert steep.break_even(2) == pytest.approx(1.7)
-
-
-def test_between_measured_sizes_costs_are_interpolated() -> None:
-    costs = CostModel({1: 1.0, 4: 1.3, 8: 2.3}, draft=0.0)
-    assert [costs.ratio(n) for n in (1, 2, 4, 6, 8, 99)] == pytest.approx(
-        [1.0, 1.1, 1.3, 1.8, 2.3, 2.3]
-    )
 
 
 def test_costs_are_measured_for_every_size_and_leave_no_trace() -> None:

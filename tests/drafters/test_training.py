@@ -38,8 +38,6 @@ from backend.drafters.training.trainer import (
     CHECKPOINT,
     PACE_STEPS,
     DrafterTrainer,
-    rate_factor,
-    step_count,
 )
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import CancelledError, ComputeError, ConfigError
@@ -155,16 +153,6 @@ def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> Non
     torch.testing.assert_close(rebuilt, chances, atol=0.03, rtol=0.05)
     assert torch.equal(sample.best.long(), chances.argmax(-1))
     assert 0 < sample.start < len(sample.ids)
-
-
-def test_a_stored_corpus_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, target = toy_prompts(8), base()
-    sources = SequenceSources(prompts[3:], prompts[:3], limit=10, ends=[END])
-    learnt, heldout = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
-    assert (len(learnt), len(heldout)) == (5, 3)
-    monkeypatch.setattr(target, "hidden", None)  # the base may not be asked again
-    again, _ = collect(target, sources, Checkpoints(tmp_path), SilentReporter())
-    assert [again[n].ids.tolist() for n in range(5)] == [learnt[n].ids.tolist() for n in range(5)]
 
 
 def test_a_spread_of_the_corpus_holds_as_many_tokens_as_asked(corpora: Corpora) -> None:
@@ -293,24 +281,6 @@ def test_a_time_budget_settles_the_steps_once(corpora: Corpora, tmp_path: Path) 
     again.restore()
     assert again.steps == work.steps  # what was stored counts
     assert Checkpoints(tmp_path).find(CHECKPOINT)
-
-
-def test_the_pace_is_measured_in_a_fiftieth_of_the_budget() -> None:
-    """A few slow steps at the start do not shorten a long training."""
-    config, seconds = TrainingConfig(minutes=10), [1.0] * 4 + [0.1] * 70
-    assert not step_count(config, seconds)
-    assert step_count(config, [*seconds, *[0.1] * 20]) == 6000
-    unsettled = [rate_factor(step, 0, 0.05) for step in range(120)]
-    assert max(unsettled) == pytest.approx(rate_factor(120, 6000, 0.05), abs=0.01)
-    assert rate_factor(0, 0, 0) < 0.1
-
-
-def test_the_rate_rises_then_falls_to_a_tenth() -> None:
-    rates = [rate_factor(step, 100, 0.1) for step in range(100)]
-    top = rates.index(max(rates))
-    assert max(rates) == 1 and 8 <= top <= 12
-    assert rates[0] < 0.2 and rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
 def test_a_diverging_training_says_so(corpora: Corpora, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Sizes against the bytes that are really written, and the formats against what they read back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -66,9 +64,3 @@ def test_a_matrix_that_breaks_the_pattern_is_not_counted_as_if_it_held() -> None
     assert (fullest(W, 4), fullest(pruned, 4), fullest(pruned[:, :6], 4)) == (4, 2, 4)
     assert sizes([pruned]).pattern == (2, 4) and sizes([pruned, W]).pattern is None
     assert sizes([torch.zeros(4, 8)]).compact is None
-
-
-def test_the_bitmask_pays_from_a_sixteenth_of_zeros_on() -> None:
-    for zeros, pays in ((99, False), (101, True)):
-        found = sizes([torch.cat([torch.zeros(zeros), torch.ones(1600 - zeros)])[None]])
-        assert (found.bitmask < found.dense) is pays

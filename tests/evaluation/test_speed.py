@@ -1,16 +1,10 @@
 """What the speed room computes of the times it takes; no test here asserts a time."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backend.decoding.native.compiler import CompilerError
 from backend.errors import CancelledError
@@ -21,8 +15,6 @@ from backend.evaluation.speed import (
     decode_seconds,
     sparse_product_curve,
 )
-from backend.models.greedy import greedy
-from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import Impatient
 
@@ -60,14 +52,6 @@ def test_decoders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order == ["a", "b"] * 3 and found == [[3, 5], [4, 6]]
 
 
-def test_a_decoder_is_really_run_and_can_be_stopped() -> None:
-    toy = partial(greedy, load("toy").model)
-    (found,) = decode_seconds([toy], [1, 2, 3], 2, 2, SilentReporter())
-    assert len(found) == 2 and min(found) > 0
-    with pytest.raises(CancelledError):
-        decode_seconds([toy], [1, 2, 3], 2, 2, Impatient())
-
-
 @pytest.mark.parametrize(
     ("speed_ups", "expected"),
     [
@@ -80,18 +64,6 @@ def test_a_decoder_is_really_run_and_can_be_stopped() -> None:
 def test_where_it_breaks_even(speed_ups: tuple[float, ...], expected: float | None) -> None:
     found = SparseProductCurve((1, 1), (0.5, 0.7, 0.9), speed_ups).break_even
     assert found == (None if expected is None else pytest.approx(expected))
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
-def test_above_the_break_even_everything_measured_pays(speed_ups: list[float]) -> None:
-    zeros = tuple((i + 1) / (len(speed_ups) + 1) for i in range(len(speed_ups)))
-    found = SparseProductCurve((1, 1), zeros, tuple(speed_ups)).break_even
-    if found is None:
-        assert speed_ups[-1] < 1
-    else:
-        above = [x for z, x in zip(zeros, speed_ups, strict=True) if z > found + 1e-12]
-        assert all(x >= 1 for x in above)
-        assert zeros[0] <= found <= zeros[-1] and not math.isnan(found)
 
 
 @pytest.mark.skipif(not room.skips_zeros(48), reason="this processor leaves out no zeros")

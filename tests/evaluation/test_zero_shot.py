@@ -1,7 +1,5 @@
 """Zero-shot tasks: refusals without the harness; with it, a task of our own against an oracle."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers import (
     Phi3Config,
     PretrainedConfig,
     Qwen2Tokenizer,
+    Qwen3Config,
 )
 
 from backend.errors import ConfigError
@@ -34,6 +33,8 @@ from backend.export.reading import read_layers
 from backend.export.writing import export
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
+from backend.models.sources.gguf.config import UnknownRopeError, config_values
+from backend.models.sources.gguf.conversion import convert
 from backend.quantization.grid import offsets_of
 from backend.reporter import SilentReporter
 from backend.settings import settings
@@ -189,7 +190,8 @@ def test_another_model_is_refused(toy: LoadedModel, change: dict, why: str) -> N
 
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32,
-         "num_attention_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}  # fmt: skip
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+         "pad_token_id": 0}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64, "rope_theta": 1e4}  # fmt: skip
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0],
@@ -252,6 +254,45 @@ def test_a_family_has_the_keys_and_tensors_that_llama_cpp_reads(
     if name == "phi3":
         assert tensors["rope_factors_short.weight"].tolist() == [1.0, 2.0]
         assert tensors["rope_factors_long.weight"].tolist() == [3.0, 4.0]
+
+
+ROUND_TRIPS: dict[str, PretrainedConfig] = {
+    **{name: config for name, (config, _) in FAMILIES.items() if name != "gemma"},
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "linear": LlamaConfig(
+        **SIZES, head_dim=32,
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_file_of_a_family_computes_what_it_was_written_from(
+    name: str, saved: Path, file: Path
+) -> None:
+    config = ROUND_TRIPS[name]
+    parameters = written(config, saved, file)
+    convert(file, folder := file.parent / "converted")
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    own = AutoModelForCausalLM.from_config(config)
+    own.load_state_dict(parameters, strict=False)
+    own.tie_weights()
+    ids = torch.randint(512, (1, 100))  # longer than windows and original contexts
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, own(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("factors", "why"),
+    [([1, 1, 3, 1, 2, 8, 8, 8], "of its own"), ([1, float("nan")], "of its own"), ([1], "own")],
+)
+def test_unknown_factors_of_frequencies_are_refused(factors: list[float], why: str) -> None:
+    values = {"attention.head_count": 2, "embedding_length": 32}
+    tensors = {"rope_freqs": np.array(factors, np.float32)}
+    with pytest.raises(UnknownRopeError, match=why):
+        config_values("llama", values, tensors)
+    with pytest.raises(UnknownRopeError, match="scaled by su"):
+        config_values("llama", values | {"rope.scaling.type": "su"}, {})
 
 
 def test_the_factors_of_llama_3_are_those_of_transformers(saved: Path, tmp_path: Path) -> None:
@@ -319,11 +360,6 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
         vocabulary_of(tmp_path, 1)
 
 
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
-    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
-    assert vocabulary_of(tmp_path, 2).pre == "qwen2"
-
-
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     made.normalizer = normalizers.Sequence(
@@ -340,3 +376,8 @@ def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     assert [scores["".join(pair)] for pair in merges] == [-n for n in range(len(merges))]
     assert (found.model, found.space) == ("llama", True)
     assert found.types[0] == gguf.TokenType.UNKNOWN
+
+
+def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
+    assert vocabulary_of(tmp_path, 2).pre == "qwen2"

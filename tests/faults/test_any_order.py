@@ -1,7 +1,5 @@
 """The loop over a scripted engine: whatever happens in whatever order, some things always hold."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest
@@ -131,14 +129,3 @@ def test_any_order_of_events(queue: object, actions: list[tuple], remote: bool) 
         final = {i: end for i, end in ended.items() if action[0] != "resume" or is_final(end)}
         assert final.items() <= ended_jobs().items()
     turn(loops[0], engine)
-
-
-def test_an_unreachable_engine_changes_nothing(queue: object) -> None:
-    engine = ScriptedEngine(slots=1)
-    loop = SupervisorLoop(engine)
-    job = service.enqueue("count", {}, HOST)
-    loop.turn()
-    engine.fate[engine.launched[0]] = PollResult("unknown")
-    before = queries.job(job.id)
-    loop.turn()
-    assert queries.job(job.id).state == before.state and len(live_attempts()) == 1

@@ -1,7 +1,5 @@
 """What decodes: models of the catalogue, and what runs have saved, packed weights included."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,6 @@ from backend.store import queries
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
-from jobs.evaluation.config import EvaluationJob, measured_models
 from jobs.fields.base_model import resolve_model
 from jobs.runtime.loading import load_decoding, load_whole
 from jobs.serving.transcript import read_transcript
@@ -115,17 +112,6 @@ SMALL = {
 @pytest.mark.parametrize("kind", ["sds", "statistics", "evaluation"])
 def test_a_packed_model_of_a_run_is_a_model_for_every_kind(wait: Wait, kind: str) -> None:
     succeeded(wait, kind, {"model": saved("dlqat", bits=4), "threads": 1, **SMALL[kind]})
-
-
-def test_a_model_made_of_a_run_is_resolved_to_the_first_one(queue: Path) -> None:
-    first, second = saved("dlqat", bits=4), saved("sds")
-    with writing() as session:
-        row = session.get_one(Job, queries.job(second).id)
-        row.config = {**row.config, "model": first}
-    assert resolve_model(second).facts.default_text == "toystories"
-    assert measured_models(EvaluationJob(model=second))["dense"] == first
-    for kind in SMALL:
-        checked(kind, {"model": second, **SMALL[kind]})
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut short"])

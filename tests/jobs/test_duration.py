@@ -1,7 +1,5 @@
 """How long a run will take, from those that have finished."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -29,11 +27,6 @@ def finished(
         session.add(Job(**(row | values)))
 
 
-def test_nobody_has_finished_yet(queue: Path) -> None:
-    seconds, basis = estimate_seconds("amphista", "toy", 1e12, timed_seconds=60)
-    assert seconds > 60 + START_S and "rough estimate" in basis
-
-
 def test_runs_of_the_same_size_count(queue: Path) -> None:
     """Small runs are mostly overhead: theirs is not the pace of a large one."""
     for number, seconds in enumerate((30, 32, 34), 1):
@@ -43,13 +36,6 @@ def test_runs_of_the_same_size_count(queue: Path) -> None:
     seconds, basis = estimate_seconds("amphista", "toy", 2e12)
     assert seconds == pytest.approx(START_S + 220) and basis == "learned from 3 finished runs"
     assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 32)
-
-
-def test_of_equal_runs_the_newest_count(queue: Path) -> None:
-    """The machine, or the program, has become faster."""
-    for number, seconds in enumerate((100, 100, 100, 10, 10, 10), 1):
-        finished(number, 1e9, START_S + seconds)
-    assert estimate_seconds("amphista", "toy", 1e9)[0] == pytest.approx(START_S + 10)
 
 
 def test_only_machines_of_the_same_class_count(

@@ -1,7 +1,5 @@
 """Every change of a run, by whatever way it comes, is one event with whoever made it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,12 +48,6 @@ def test_one_event_for_each_change(queue: Path, state: State, name: str, event: 
     OPERATIONS[name].call(other, run=run, **values)
     assert [(e.type, e.actor) for e in queries.events(run)] == [("queued", "mira"), (event, "kim")]
     assert [e.type for e in queries.events(first)] == ["queued"]
-
-
-def test_a_replay_says_what_it_repeats(queue: Path) -> None:
-    old = in_state(State.SUCCEEDED)
-    new = OPERATIONS["reproduce"].call(HOST, run=old)["id"]
-    assert [(e.type, e.text) for e in queries.events(new)] == [("queued", f"repeats {old}")]
 
 
 def test_a_guest_is_known_by_a_name_that_holds_no_address(

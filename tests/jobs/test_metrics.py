@@ -1,6 +1,4 @@
-"""The registry of metrics."""
-
-from __future__ import annotations
+"""The registry of metrics, and figures in sentences."""
 
 import pandas as pd
 import pytest
@@ -9,7 +7,11 @@ from hypothesis import strategies as st
 
 from backend.metric_key import MetricKey
 from jobs import metrics
-from jobs.metrics import METRICS, Metric, metric, ordered
+from jobs.comparison import StageComparison
+from jobs.dlqat import kind as dlqat
+from jobs.metrics import BITS_PER_WEIGHT, METRICS, PERPLEXITY, Metric, metric, ordered
+from jobs.sds import kind as sds
+from jobs.wording import apart, extent, fixed, relative_change
 from tests.ui.lab import job, result
 from ui.charts.lines import y_title
 from ui.runs.columns import columns
@@ -39,14 +41,6 @@ def test_any_text_is_a_name(name: str) -> None:
     assert str(MetricKey.parse(name)) == name and metric(MetricKey.parse(name)).title is not None
 
 
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [("perplexity", "lower"), ("tokens_per_second", "higher"), ("zero_share", "higher")],
-)
-def test_a_figure_says_which_way_is_better(name: str, better: str) -> None:
-    assert named(name).better == better
-
-
 def test_a_series_is_described_by_its_family() -> None:
     found = named("bytes/gptq_layout")
     assert (found.name, found.form, found.better) == ("bytes/gptq_layout", "bytes", "lower")
@@ -55,22 +49,11 @@ def test_a_series_is_described_by_its_family() -> None:
     assert metric(MetricKey("bytes", "dlqat", "gptq_layout")) == found
 
 
-def test_what_nobody_described_is_called_by_itself_and_judged_by_nobody() -> None:
-    found = named("odd_thing/of mine")
-    assert (found.label, found.better, found.definition) == ("Odd thing, of mine", "", "")
-
-
 def test_described_metrics_come_first_in_their_order() -> None:
     names = ["zzz", "speed_up/chat", "took", "aaa", "perplexity", "bytes/a", "zero_share"]
     assert [str(key) for key in ordered(map(MetricKey.parse, names))] == [
         "perplexity", "zero_share", "took", "aaa", "bytes/a", "speed_up/chat", "zzz",
     ]  # fmt: skip
-
-
-def test_units_stand_in_the_title() -> None:
-    assert named("zero_share").title == "Zeros, %"
-    assert named("heldout_loss").title == "Held-out loss, nats per token"
-    assert named("bytes").title == "Size"
 
 
 def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
@@ -83,12 +66,55 @@ def test_a_field_of_a_file_names_the_unit_of_its_value() -> None:
 def test_a_metric_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its column, its unit, its direction and the axis of its curve follow."""
     key = MetricKey("agreement")
-    added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block", headline=True)
+    added = Metric(key, "Agreement", "Share.", "higher", "share", over="a block")
     monkeypatch.setattr(metrics, "METRICS", {**METRICS, "agreement": added})
     row = rows([job(1)], [result(1, "sds", "agreement", 0.25)])
     column = columns(row)["agreement"]
-    assert (column.title, column.usual) == ("Agreement, %", True)
+    assert (column.title, column.usual) == ("Agreement, %", False)
     assert str(column.html(row[0])) == format_value(added, 0.25) == "25.00"
     assert y_title(key) == "Agreement, %, mean over a block"
     points = pd.DataFrame({"family": ["agreement"], "step": [1], "value": [0.25]})
     assert display_units(points)["value"].tolist() == [25.0]
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 4))
+def test_what_rounds_to_zero_has_no_sign(value: float, places: int) -> None:
+    text = fixed(value, places)
+    assert float(text.replace(",", "").replace("−", "-")) == pytest.approx(round(value, places))
+    assert ("−" in text) == (round(value, places) < 0)
+
+
+def test_figures_of_a_sentence_get_the_decimals_that_tell_them_apart() -> None:
+    assert apart([21.13, 43.72, 29.41]) == ["21.1", "43.7", "29.4"]
+    assert apart([1.496, 1.646, 1.592, 1.587]) == ["1.496", "1.646", "1.592", "1.587"]
+    assert apart([2.0, 2.0]) == ["2.0", "2.0"]
+    assert apart([1.0, 1.0 + 1e-9]) == ["1.0", "1.0"]
+    assert apart([1.4963, 1.5143, 1.50931, 1.50932]) == ["1.496", "1.514", "1.509", "1.509"]
+    assert extent([1.26, 1.261], "{:.2f}".format) == "1.26"
+
+
+def test_a_change_that_rounds_to_nothing_is_none() -> None:
+    assert relative_change(9.0, 10.0) == "10.0 % lower than"
+    assert relative_change(10.3, 10.0) == "3.0 % higher than"
+    assert relative_change(9.9999, 10.0) == relative_change(10.0, 10.0) == "equal to"
+
+
+def test_the_figures_of_small_models_are_told_apart() -> None:
+    values = {"dense": 1.496, "first": 1.646, "control": 1.592, "sds": 1.587}
+    told = sds.key_figure({(s, PERPLEXITY): v for s, v in values.items()}, "sds")
+    assert told is not None and told.text == (
+        "Perplexity 1.496 dense, 1.646 pruned, 1.592 only adjusted, 1.587 after SDS. "
+        "In cross-entropy, 38 %."
+    )
+    worse = sds.key_figure({("dense", PERPLEXITY): 1.0, ("first", PERPLEXITY): 2.0,
+                            ("sds", PERPLEXITY): 2.001}, "sds")  # fmt: skip
+    assert worse is not None and worse.value == "0 %"
+    figures = {("dense", PERPLEXITY): 1.51, ("gptq", PERPLEXITY): 1.53, ("dlqat", PERPLEXITY): 1.52}
+    held = {(stage, BITS_PER_WEIGHT): 3.25 for stage in ("gptq", "dlqat")}
+    for kept in ("gptq", "dlqat"):
+        bits = dlqat.key_figure(figures | held, kept)
+        assert bits is not None
+        assert bits.text == "Perplexity 1.51 dense, 1.53 with GPTQ, 1.52 with DL-QAT."
+    assert dlqat.key_figure(figures | held, "") is None
+    said = dlqat.verdict(StageComparison({"dlqat": 1.52, "gptq": 1.53, "lora": 1.5201}))
+    assert "quantisation costs nothing measurable on top of it." in said

@@ -1,15 +1,13 @@
 """Pipelines: runs that wait for one another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, ConflictError, ForbiddenError, SlimscopeError
-from backend.queue import removal, scheduling, service
+from backend.errors import ConfigError, ConflictError, SlimscopeError
+from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited, connected
 from backend.queue.lifecycle import start_attempt
@@ -17,11 +15,8 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
-from jobs import pipeline, sweep
+from jobs import pipeline
 from jobs.fields.saved_models import needed_runs
-from jobs.operations.registry import OPERATIONS
-from jobs.record import record
-from jobs.reproduction import reproduce
 from jobs.submit import submit
 
 HOST = Actor("anna", "host")
@@ -79,47 +74,6 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
     assert startable() == [drafter.id]
     ended(drafter, State.SUCCEEDED)
     assert startable() == [speed.id] and awaited([speed.id]) == {}
-
-
-def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
-    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
-        service.run_next(queued[1].run, HOST)
-    assert service.run_next(queued[0].run, HOST).run == queued[0].run
-
-
-def test_any_run_may_wait_for_a_model_or_a_drafter(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    alone = submit("dlqat", {"model": "toy"}, HOST)
-    assert startable() == [first.id, alone.id] and [*awaited([later.id])] == [later.id]
-    assert [job.run for job in connected(alone.id)] == [alone.run]
-    measured = submit("evaluation", {"model": later.run}, HOST)
-    assert [job.run for job in awaited([measured.id])[measured.id]] == [later.run]
-
-
-def test_what_a_run_waits_for_is_shown(queued: list[Job]) -> None:
-    sds, _, drafter, speed = queued
-    assert record(sds.run)["waits_for"] == []
-    assert record(speed.run)["waits_for"] == [queued[1].run, drafter.run]
-    said, show = OPERATIONS["show"].said, OPERATIONS["show"].call
-    assert said
-    told = said(show(HOST, run=drafter.run))
-    assert f"It waits for {queued[1].run}, which is queued." in told
-    assert "waits" not in said(show(HOST, run=sds.run))
-
-
-def test_of_a_sweep_each_run_waits_for_its_own_model(queue: object) -> None:
-    models = [submit("sds", {"model": "toy", "seed": n}, HOST).run for n in (0, 1)]
-    swept = sweep.queue("dlqat", {}, {"model": models}, HOST)
-    found = awaited(job.id for job in swept)
-    assert [[other.run for other in found[job.id]] for job in swept] == [[run] for run in models]
-
-
-def test_a_reproduction_waits_as_its_original_does(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    again = reproduce(later.run, HOST)
-    assert [job.run for job in awaited([again.id])[again.id]] == [first.run]
 
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
@@ -199,31 +153,10 @@ def test_values_mean_what_they_say_without_quotes(queue: object) -> None:
     assert pipeline.read("model: toy\nsteps: [sds:, dlqat: {preset: }]").steps[1].preset == ""
 
 
-def test_the_last_run_of_a_pipeline_is_shown_when_it_was_deleted(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    for job in (later, first):
-        ended(job, State.CANCELLED)
-        removal.remove([job.run], HOST)
-    assert [job.run for job in connected(first.id)] == [first.run]
-
-
-def test_guests_queue_none(queue: object) -> None:
-    with pytest.raises(ForbiddenError):
-        pipeline.queue(pipeline.read(TEXT), Actor("guest", "guest"))
-
-
 @pytest.mark.parametrize("name", pipeline.PRESETS)
 def test_presets_are_pipelines(queue: object, name: str) -> None:
     read = pipeline.read(pipeline.preset(name, "toy"))
     assert read.name == name and len(pipeline.plan(read)) == len(read.steps)
-
-
-def test_a_model_that_will_be_packed_counts_as_packed(queue: Path) -> None:
-    """Else a step would fail hours later."""
-    quantised = submit("dlqat", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="float32"):
-        submit("benchmark", {"model": quantised.run, "precision": "float32", "count": 2}, HOST)
 
 
 def test_a_prompt_that_reads_like_a_run_waits_for_none(queue: Path) -> None:
@@ -253,3 +186,9 @@ def test_what_works_on_the_first_model_anyway_is_not_repeated(queue: object) -> 
     text = "model: toy\nalone: true\nsteps: [amphista: {minutes: 1}, sds: , dlqat: ]"
     kinds = [step.kind for step in pipeline.read(text).steps]
     assert kinds == ["amphista", "sds", "dlqat", "dlqat"]
+
+
+def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
+    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
+        service.run_next(queued[1].run, HOST)
+    assert service.run_next(queued[0].run, HOST).run == queued[0].run

@@ -1,16 +1,13 @@
 """Reproduction: frozen settings, an equal result, and every way in which it may differ."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
 
-from backend.errors import ForbiddenError, NotFoundError
 from backend.metric_key import MetricKey
 from backend.models.sources.toy.stories import stories
-from backend.queue.actor import Actor
+from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
@@ -87,13 +84,6 @@ def test_what_differs_is_told_in_words(queue: Path) -> None:
     assert "threads 1 → 2; torch 2.9 → 2.10" in str(found)
 
 
-def test_another_environment_alone_is_told_but_not_judged(queue: Path) -> None:
-    made(1, {"perplexity": 10.0})
-    made(2, {"perplexity": 10.0}, environment={"weights_sha256": "aa", "threads": 2})
-    found = compare(1, 2)
-    assert found.outcome == "equal" and "threads 1 → 2" in str(found)
-
-
 def test_a_missing_figure_and_a_changed_note_are_differences(queue: Path) -> None:
     made(1, {"perplexity": 10.0, "bits_per_byte": 1.0})
     made(2, {"perplexity": 10.0})
@@ -120,25 +110,16 @@ def test_nothing_is_said_before_both_have_succeeded(queue: Path, state: State) -
     assert [job.id for job in queries.reproductions(1)] == [2]
 
 
-def test_who_may_not_and_what_is_not_there(queue: Path) -> None:
-    made(1, {})
-    with pytest.raises(ForbiddenError):
-        reproduce(1, Actor("eve"))
-    with pytest.raises(NotFoundError):
-        reproduce(2, HOST)
-    with pytest.raises(NotFoundError):
-        compare(1, 2)
-
-
-def test_replay_from_a_shell(queue: Path) -> None:
+def test_replay_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--steps", "1", "--pause", "0", "--wait")
-    assert slimscope(*words).returncode == 0
-    done = slimscope("reproduce", "count-0001", "--wait", "--json")
+    assert slimscope(*words, meanwhile=supervised.turn).returncode == 0
+    again = ("reproduce", "count-0001", "--wait")
+    done = slimscope(*again, "--json", meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "equal"
     with writing() as session:
         session.get_one(Result, (1, "run", "total", "")).value = 7.0
     told = slimscope("show", "2")
     assert "count-0001 and count-0002 differ" in told.stdout and "7.0" in told.stdout
-    done = slimscope("reproduce", "1", "--wait")
+    done = slimscope(*again, meanwhile=supervised.turn)
     assert done.returncode == 4 and "1 figures differ" in done.stdout

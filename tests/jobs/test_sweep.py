@@ -1,7 +1,5 @@
 """Sweeps: what is written, what is refused, one transaction, and the table over seeds."""
 
-from __future__ import annotations
-
 import json
 from itertools import product
 from pathlib import Path
@@ -12,15 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.errors import ConfigError, ForbiddenError, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.queue import service
-from backend.queue.actor import Actor
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
-from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs import sweep
-from jobs.kind import kinds
 from jobs.submit import command_line
 from tests.queue.conftest import HOST, Wait
 from tests.shell import slimscope
@@ -107,11 +103,6 @@ def test_all_are_queued_in_one_transaction_or_none(
     assert len(queries.jobs()) == 4
 
 
-def test_a_guest_may_not(queue: Path) -> None:
-    with pytest.raises(ForbiddenError):
-        sweep.queue("count", {}, {"steps": ["1", "2"]}, Actor("eve"))
-
-
 def test_a_whole_sweep_is_cancelled_and_resumed(queue: Path, wait: Wait) -> None:
     first, second, third = sweep.queue("count", {"pause": 0.3}, {"steps": ["1", "40", "41"]}, HOST)
     assert wait(first.id, State.SUCCEEDED) == State.SUCCEEDED
@@ -173,9 +164,9 @@ def test_the_command_line_of_a_sweep_reads_back_as_the_same(queue: Path) -> None
     assert sweep.read("sds", pairs) == swept
 
 
-def test_sweep_from_a_shell(queue: Path) -> None:
+def test_sweep_from_a_shell(supervised: SupervisorLoop) -> None:
     words = ("submit", "count", "--pause", "0", "--sweep", "steps=1,2", "--sweep", "seed=0..1")
-    done = slimscope(*words, "--wait", "--json")
+    done = slimscope(*words, "--wait", "--json", meanwhile=supervised.turn)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fields"] == ["seed", "steps"] and len(found["runs"]) == 4
@@ -195,11 +186,3 @@ def test_sweep_from_a_shell(queue: Path) -> None:
     ):
         refused = slimscope(*words)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr, words
-
-
-def test_only_a_run_of_a_sweep_has_one(queue: Path) -> None:
-    with writing() as session:
-        session.add(Job(id=1, kind="count", owner="x", config={}, config_hash="", created_at=1,
-                        queued_at=1))  # fmt: skip
-    assert "is not part of a sweep" in slimscope("sweep", "1").stderr
-    assert kinds()["count"]

@@ -1,6 +1,6 @@
-"""The preallocated cache: what a model computes with it, and the rows it keeps."""
+"""The preallocated cache: what a model computes and writes with it, and the rows it keeps."""
 
-from __future__ import annotations
+from itertools import islice
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from backend.errors import ModelError
+from backend.models.greedy import greedy
 from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
 from backend.models.loading import load
 
@@ -55,16 +56,6 @@ def test_rows_that_are_kept_move_in_place() -> None:
     assert values.flatten().tolist() == [0, -1, -2, -4, -5, 7]
 
 
-def test_rows_in_front_stay_where_they_are() -> None:
-    cache = PreallocatedCache(2, 8)
-    for layer in (0, 1):
-        cache.update(torch.arange(6.0).view(1, 1, 6, 1), torch.zeros(1, 1, 6, 1), layer)
-    cache.keep(2, [0, 1])
-    assert [layer.length for layer in cache.rows] == [4, 4]
-    cache.rewind(1)
-    assert cache.length == 1
-
-
 def test_sequences_that_are_done_leave_the_batch() -> None:
     model, tokens = load("toy").model, ids(9, rows=3)
     cache = PreallocatedCache(len(model.model.layers), 12)
@@ -92,3 +83,22 @@ def test_a_cache_without_rows_of_tokens_is_refused() -> None:
     with pytest.raises(ModelError, match="does not support selecting rows") as refused:
         sliding_window(model)
     assert refused.value.field == "model" and "attention to tokens" in refused.value.do
+
+
+def test_it_writes_what_generate_writes() -> None:
+    model = load("toy").model
+    prompt = [5, 17, 40, 9]
+    given = torch.tensor([prompt])
+    expected = model.generate(
+        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=25,
+        eos_token_id=None,
+    )[0, len(prompt) :]  # fmt: skip
+    assert list(islice(greedy(model, prompt), 25)) == expected.tolist()
+
+
+def test_two_streams_do_not_disturb_each_other() -> None:
+    model = load("toy").model
+    alone = list(islice(greedy(model, [5, 17]), 12))
+    one, other = greedy(model, [5, 17]), greedy(model, [9, 40, 3])
+    both = [(next(one), next(other)) for _ in range(12)]
+    assert [token for token, _ in both] == alone

@@ -1,7 +1,5 @@
 """Masks: exact counts, highest scores, the lower index among equals."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -11,15 +9,12 @@ from hypothesis.extra.numpy import arrays
 
 from backend.pruning.masks import (
     SMALL_GROUP,
-    keep_count,
-    keep_mask,
     masked,
     overlap,
     top_overall,
     top_per_group,
     top_per_row,
 )
-from backend.pruning.pattern import Pattern
 
 # Few distinct scores, so that ties are the rule.
 SCORES = st.integers(0, 4).map(np.float32)
@@ -69,17 +64,6 @@ def test_overall_is_one_long_row(case: tuple[np.ndarray, list[int]]) -> None:
     scores, counts = case
     mask = top_overall(torch.from_numpy(scores), counts[0])
     assert mask.flatten().tolist() == obvious(scores.flatten().tolist(), counts[0])
-
-
-@pytest.mark.parametrize(("text", "kept"), [("50%", 50), ("29%", 71), ("70%", 30), ("55%", 45)])
-def test_a_share_is_dropped_exactly(text: str, kept: int) -> None:
-    assert keep_count(100, Pattern.parse(text).drop) == kept
-
-
-def test_pattern_chooses_rows_or_groups() -> None:
-    scores = torch.tensor([[1.0, 2, 3, 4, 8, 7, 6, 5]])
-    assert keep_mask(scores, Pattern.parse("2:4")).int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
-    assert keep_mask(scores, Pattern.parse("75%")).int().tolist() == [[0, 0, 0, 0, 1, 1, 0, 0]]
 
 
 def test_masked_leaves_no_negative_zero() -> None:

@@ -1,7 +1,5 @@
 """The whole method on the toy model: the driver, the orderings of its stages, the decision."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +25,7 @@ from tests.pruning.stages import prune
 BLOCKS = 3
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)  # see test_reconstruction
 MADE = [stage for stage in SDSStage if stage not in RECONSTRUCTED]
-RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", "sparsegpt 50%", "sparsegpt 2:4"]
+RUNS = ["wanda 50%", "wanda 2:4", "wanda 70%", "sparsegpt 50%"]
 
 
 def config(**fields: object) -> SDSConfig:
@@ -117,8 +115,10 @@ class WholeModel:
         }
 
 
-@pytest.mark.parametrize(("batch", "least"), [(5, 0.99), (24, 1.0)])
-@pytest.mark.parametrize(("base", "pattern"), [("wanda", "2:4"), ("sparsegpt", "50%")])
+@pytest.mark.parametrize(
+    ("base", "pattern", "batch", "least"),
+    [("wanda", "2:4", 24, 1.0), ("sparsegpt", "50%", 24, 1.0), ("sparsegpt", "50%", 5, 0.99)],
+)
 def test_the_driver_is_the_whole_model_driven_plainly(
     base: str, pattern: str, batch: int, least: float, toy, calibration: Tensor, tmp_path: Path
 ) -> None:
@@ -251,15 +251,6 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
 
 
-def test_a_bfloat16_model_is_pruned_exactly(toy, calibration: Tensor, tmp_path: Path) -> None:
-    model = toy().bfloat16()
-    prune(model, calibration[:16], config(), tmp_path)
-    for block in range(BLOCKS):
-        for one in block_linears(model, block).values():
-            assert one.layer.weight.dtype == torch.bfloat16
-            assert ((one.read() != 0).view(len(one.read()), -1, 4).sum(-1) <= 2).all()
-
-
 def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path) -> None:
     model, dense = toy(), toy()
     prune(model, calibration[:16], config(), tmp_path)
@@ -271,21 +262,6 @@ def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path
     }
     assert changed == pruned
     assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_stages_that_were_not_asked_for_are_not_made(
-    toy, calibration: Tensor, tmp_path: Path, recorder
-) -> None:
-    model, told = toy(), recorder()
-    chosen = config(control=False, adjust="off")
-    result = prune(model, calibration[:16], chosen, tmp_path, told)
-    made = {SDSStage.DENSE, SDSStage.FIRST, SDSStage.REDENSE, SDSStage.SECOND}
-    assert result.kept in (SDSStage.FIRST, SDSStage.SECOND)
-    assert {s.stage for s in told.snapshots} == result.heldout.keys() == made
-    assert told.progressed[-1][0] == told.progressed[-1][1]
-    for stage in (SDSStage.CONTROL, SDSStage.SDS):
-        with pytest.raises(NotFoundError):
-            install(model, Checkpoints(tmp_path), stage)
 
 
 @pytest.mark.parametrize("control", [True, False])
@@ -316,8 +292,3 @@ def test_without_held_out_segments_the_decision_is_said_to_be_untested(
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert "no text was held out" in result.reason
     assert set(told.lines) == {*result.warnings, result.reason}
-
-
-def test_too_little_text_is_warned_of(toy, calibration: Tensor, tmp_path: Path) -> None:
-    result = prune(toy(), calibration[:2, :32], config(), tmp_path)
-    assert any("64 calibration tokens" in text and "down_proj" in text for text in result.warnings)

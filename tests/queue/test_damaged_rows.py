@@ -1,8 +1,6 @@
 """A row that no process of ours would write: it fails alone, with the reason, and nothing outside
 the data folder is touched."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

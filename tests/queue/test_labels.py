@@ -1,10 +1,8 @@
 """Tags, notes and named views: who may write them, and what stays as it is."""
 
-from __future__ import annotations
-
 import pytest
 
-from backend.errors import ConfigError, ForbiddenError, NotFoundError
+from backend.errors import ConfigError
 from backend.queue import labels
 from backend.queue.actor import Actor
 from backend.settings import Settings
@@ -30,11 +28,6 @@ def tags() -> list[list[str]]:
     return [queries.job(1).tags, queries.job(2).tags]
 
 
-def test_a_new_run_has_neither_tag_nor_note() -> None:
-    assert tags() == [[], []]
-    assert queries.job(1).note == ""
-
-
 def test_tags_are_put_on_and_taken_off_without_repeating_themselves() -> None:
     labels.tag(["sds-0001"], ["demo"], HOST)
     labels.tag([1, 2], ["paper", "demo"], HOST)
@@ -47,22 +40,10 @@ def test_tags_are_put_on_and_taken_off_without_repeating_themselves() -> None:
     ]  # fmt: skip
 
 
-def test_what_changes_nothing_leaves_no_trace() -> None:
-    before = queries.cursor()
-    labels.untag([1], ["demo"], HOST)
-    assert queries.cursor() == before
-    labels.tag([1], ["demo"], HOST)
-    assert queries.cursor() != before  # open pages redraw
-
-
 @pytest.mark.parametrize("text", ["", "  ", "<b>", "a b/c\td;e", "x" * 41, "${1}"])
 def test_odd_tags_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         labels.tags_in(text)
-
-
-def test_a_line_of_tags_is_read_as_people_write_it() -> None:
-    assert labels.tags_in(" demo, wiki-2  demo\npaper/v1 ") == ["demo", "wiki-2", "paper/v1"]
 
 
 def test_a_run_has_at_most_so_many_tags_and_none_is_written_beyond() -> None:
@@ -70,32 +51,6 @@ def test_a_run_has_at_most_so_many_tags_and_none_is_written_beyond() -> None:
     with pytest.raises(ConfigError):
         labels.tag([2, 1], ["one more"], HOST)
     assert tags()[1] == []
-
-
-def test_notes_are_kept_and_cut() -> None:
-    labels.annotate("sds-0002", f"  {'x' * 3000} ", HOST)
-    assert queries.job(2).note == "x" * labels.NOTE_LETTERS
-    labels.annotate("sds-0002", "", HOST)
-    assert queries.job(2).note == ""
-
-
-def test_guests_write_nothing() -> None:
-    for deed in (
-        lambda: labels.tag([1], ["demo"], GUEST),
-        lambda: labels.untag([1], ["demo"], GUEST),
-        lambda: labels.annotate(1, "text", GUEST),
-        lambda: labels.save_view("mine", "q=toy", GUEST),
-        lambda: labels.delete_view("mine", GUEST),
-    ):
-        with pytest.raises(ForbiddenError):
-            deed()
-    assert tags() == [[], []] and queries.views() == []
-
-
-def test_a_run_that_is_not_there_is_refused() -> None:
-    with pytest.raises(NotFoundError):
-        labels.tag([1, 99], ["demo"], HOST)
-    assert tags() == [[], []]
 
 
 def test_a_view_is_saved_replaced_and_forgotten() -> None:

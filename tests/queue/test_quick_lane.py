@@ -1,7 +1,5 @@
 """A job of seconds does not wait for one of hours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,13 +61,6 @@ def test_a_job_of_seconds_overtakes(queue: Path) -> None:
     ended(quick)
     loop.turn()
     assert started(second, next_quick) == [False, True]
-
-
-def test_a_free_slot_takes_it_too(queue: Path) -> None:
-    loop = SupervisorLoop(ScriptedEngine(slots=1))
-    jobs = [added(QUICK) for _ in range(3)]
-    loop.turn()
-    assert started(*jobs) == [True, True, False]
 
 
 def test_a_cluster_has_no_place_beside_the_slots(queue: Path) -> None:

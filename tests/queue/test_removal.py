@@ -1,7 +1,5 @@
 """Deleting runs: who may, what stays, what comes back, and when it is gone."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConflictError, ForbiddenError
@@ -9,7 +7,7 @@ from backend.queue import labels, removal, scheduling
 from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
 from backend.queue.lifecycle import note
-from backend.queue.service import enqueue, resume_all
+from backend.queue.service import enqueue
 from backend.settings import Settings, settings
 from backend.store import queries
 from backend.store.dialects.choice import dialect_of
@@ -106,12 +104,6 @@ def test_what_is_needed_or_not_ended_is_not_deleted() -> None:
         removal.remove([1], GUEST)
 
 
-def test_a_deleted_run_is_not_resumed() -> None:
-    add(3, State.FAILED)
-    removal.remove([3], HOST)
-    assert resume_all([3], HOST) == []
-
-
 def test_an_archived_run_leaves_the_list_until_it_is_asked_for() -> None:
     removal.archive([1], HOST)
     assert listed() == ["sds-0002"] and listed("archived:yes") == ["sds-0001"]
@@ -120,19 +112,12 @@ def test_an_archived_run_leaves_the_list_until_it_is_asked_for() -> None:
     assert listed() == ["sds-0001", "sds-0002"]
 
 
-def test_a_run_is_renamed() -> None:
-    labels.rename(1, " half\nway ", HOST)
-    assert queries.job(1).name == "half way"
-    with pytest.raises(ForbiddenError):
-        labels.rename(1, "mine", GUEST)
-
-
 def test_an_example_has_a_name_and_takes_no_number() -> None:
     with writing() as session:
         for number in (1, 2):
             session.delete(session.get_one(Job, number))
     count_on()
-    add(number := example_number("sds"))
+    add(number := example_number("sds", 1))
     assert run_name("sds", number) == "sds-example" == queries.job("sds-example").run
     for change in (labels.rename, labels.annotate):
         with pytest.raises(ConflictError, match="read-only"):

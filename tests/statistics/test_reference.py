@@ -1,7 +1,5 @@
 """Figures of a stage against the dense tensor, and over channels, against plain numpy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from backend.statistics.names import (
     channel_profile,
     map_profile,
 )
+from backend.statistics.paired import paired_ratio
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 
 PLACE: dict[str, Any] = {"tensor": "a.weight", "block": 3, "module": "a", "stage": "first"}
@@ -43,11 +42,6 @@ def prune_by_size(dense: Tensor, share: float) -> Tensor:
 
 def measured(dense: Tensor, weight: Tensor, **more: float) -> TensorMeasurement:
     return ReferenceTensor(dense).measure(weight, **PLACE, more=more)
-
-
-def test_a_dense_tensor_is_not_compared_with_itself(dense: Tensor) -> None:
-    stats = measured(dense, dense).snapshot.stats
-    assert "cosine" not in stats and "moved" not in stats and "cutoff" not in stats
 
 
 @given(MATRICES, st.randoms(use_true_random=False))
@@ -87,10 +81,6 @@ def test_pruning_by_other_things_is_recognised(dense: Tensor) -> None:
     assert stats["by_size"] == pytest.approx(below) and below == pytest.approx(0.5, abs=0.05)
 
 
-def test_no_zeros_no_cutoff(dense: Tensor) -> None:
-    assert "cutoff" not in measured(dense, dense * 1.1).snapshot.stats
-
-
 def test_channels_are_numpys(dense: Tensor) -> None:
     pruned = prune_by_size(dense, 0.4)
     w, found = pruned.numpy(), channel_figures(pruned)
@@ -104,13 +94,6 @@ def test_channels_are_numpys(dense: Tensor) -> None:
         for of, values in expected.items():
             stored = found[channel_profile(side, of)]
             assert stored.dtype == np.float32 and stored == pytest.approx(values, rel=3e-4)
-
-
-def test_channel_figures_compress(dense: Tensor) -> None:
-    import zlib
-
-    norms = channel_figures(torch.randn(4096, 64))["row_norm"]
-    assert len(zlib.compress(norms.tobytes())) < 0.65 * norms.nbytes
 
 
 def test_profiles_name_their_tensor_and_hold_all_weights(dense: Tensor) -> None:
@@ -130,3 +113,33 @@ def test_half_precision_is_measured_as_float32(dense: Tensor) -> None:
     half = dense.bfloat16()
     a, b = measured(half, half / 2), measured(half.float(), half.float() / 2)
     assert a.snapshot.stats == b.snapshot.stats
+
+
+def test_a_difference_on_every_window_is_told_apart_though_windows_differ_much() -> None:
+    random = np.random.default_rng(0)
+    dense = random.normal(3.0, 0.5, 16)
+    worse = dense + random.normal(0.02, 0.005, 16)
+    found = paired_ratio(worse, dense)
+    assert found is not None and found.told_apart and found.windows == 16
+    assert found.value == pytest.approx(np.exp((worse - dense).mean()))
+    assert 1 < found.low < found.value < found.high < 1.04
+
+
+def test_noise_is_not_told_apart_and_the_interval_covers() -> None:
+    random = np.random.default_rng(1)
+    apart = covered = 0
+    for _ in range(200):
+        one, other = random.normal(3.0, 0.5, 24), random.normal(0, 0.01, 24)
+        found = paired_ratio(one + other, one)
+        assert found is not None
+        apart += found.told_apart
+        covered += found.low <= 1 <= found.high
+    assert apart < 30 and covered > 170  # 5 % expected, somewhat more of so few windows
+
+
+def test_what_is_no_pair_has_no_ratio() -> None:
+    assert paired_ratio([1.0] * 6, [1.0] * 7) is None
+    assert paired_ratio([1.0] * 4, [1.0] * 4) is None
+    same = paired_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert same is not None and (same.low, same.value, same.high) == (1, 1, 1)
+    assert not same.told_apart

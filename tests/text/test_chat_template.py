@@ -1,10 +1,7 @@
 """Chat templates are programs of strangers: they end, and what they do wrong is told."""
 
-from __future__ import annotations
-
 import resource
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,6 @@ from backend.text import chat_template
 from backend.text.chat_template import render_chat
 from backend.text.prompt_ids import prompt_ids
 
-ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "A cat."}]
 LONG = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
 
@@ -78,9 +74,3 @@ def test_a_template_that_ends_leaves_no_alarm(speaking: Any) -> None:
     assert render_chat(MESSAGES, speaking) == "<A cat.>!"
     assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
     assert signal.getsignal(signal.SIGVTALRM) == before
-
-
-def test_templates_are_rendered_in_one_place() -> None:
-    rooms = [path for room in ("backend", "jobs", "ui") for path in (ROOT / room).rglob("*.py")]
-    used = [path.name for path in rooms if "apply_chat_template" in path.read_text("utf-8")]
-    assert used == ["chat_template.py"]

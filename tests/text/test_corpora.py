@@ -1,7 +1,5 @@
 """Which texts can be named, and why others cannot."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import DatasetError
-from backend.text import corpora as room
 from backend.text.corpora import corpora, require_corpus
-from backend.text.documents import documents
 
 
 def test_what_is_listed(text_dir: Path) -> None:
@@ -21,11 +17,6 @@ def test_what_is_listed(text_dir: Path) -> None:
     ready = {name for name, corpus in listed.items() if corpus.ready}
     assert ready == {"toystories", "file:mine.txt", "self"}
     assert listed["self"].roles == ("calibration",)
-
-
-def test_hub_texts_are_ready_when_online(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "is_offline_mode", lambda: False)
-    assert require_corpus("c4", "evaluation_text").ready
 
 
 @pytest.mark.parametrize("field", ["calibration_text", "evaluation_text"])
@@ -57,12 +48,6 @@ def test_a_model_is_not_judged_by_its_own_words(text_dir: Path) -> None:
         require_corpus("self", "evaluation_text")
 
 
-def test_a_file_in_a_folder_may_be_named(text_dir: Path) -> None:
-    (text_dir / "many").mkdir()
-    (text_dir / "many" / "a.txt").write_text("text")
-    assert require_corpus("file:many/a.txt", "evaluation_text").name == "file:many/a.txt"
-
-
 def test_listing_loads_no_tensor_library() -> None:
     code = (
         "import sys; from backend.text.corpora import corpora; corpora();"
@@ -84,11 +69,3 @@ def test_a_wrong_file_is_refused_at_once(
     with pytest.raises(DatasetError, match=why) as refused:
         require_corpus(f"file:{name}", "calibration_text")
     assert refused.value.field == "calibration_text"
-
-
-def test_a_local_text_needs_no_cache(text_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    (text_dir / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello."}]}\n')
-    (text_dir / "b.txt").write_text("A text.")
-    assert list(documents("file:a.jsonl", "calibration", shared=False)) == ["Hello."]
-    assert list(documents("file:b.txt", "calibration", shared=False)) == ["A text."]

@@ -1,8 +1,5 @@
-"""The parts of a corpus share no document."""
+"""The parts of a corpus share no document; the signs of wikitext become plain text."""
 
-from __future__ import annotations
-
-import json
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +12,8 @@ from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
-from backend.text import documents as room
 from backend.text.documents import documents, part, preprocessing
+from backend.text.preparation import detokenise
 
 
 @given(st.integers(2, 60))
@@ -39,12 +36,6 @@ def test_a_single_document_is_cut_in_two(text: str) -> None:
     assert len(text) // 2 <= len(calibration) <= 0.85 * len(text)
 
 
-def test_the_cut_falls_between_paragraphs() -> None:
-    text = "\n\n".join(f"Paragraph {n} has two sentences. Here is one." for n in range(20))
-    (evaluation,) = part([text], "evaluation")
-    assert evaluation.startswith("Paragraph 1") and evaluation.count("Paragraph") in (3, 4)
-
-
 def test_stories_are_others_than_the_model_learnt_from() -> None:
     learnt = set(stories(TRAIN_SEED, 8000))
     calibration, evaluation = (
@@ -52,13 +43,6 @@ def test_stories_are_others_than_the_model_learnt_from() -> None:
     )
     assert not learnt & calibration and not learnt & evaluation and not calibration & evaluation
     assert evaluation == set(stories(999, 3000))
-
-
-def test_a_file_serves_whole_when_it_has_one_role(text_dir: Path) -> None:
-    lines = [f"document {n}" for n in range(24)]
-    (text_dir / "a.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
-    assert list(documents("file:a.jsonl", "evaluation")) == [lines[0], lines[12]]
-    assert list(documents("file:a.jsonl", "evaluation", shared=False)) == lines
 
 
 @pytest.mark.parametrize(
@@ -111,5 +95,16 @@ def test_a_hub_that_does_not_answer_is_no_crash(
         list(documents("c4", "calibration"))
 
 
-def test_every_divided_corpus_is_listed() -> None:
-    assert set(room.SPLIT_CORPORA) < {corpus.name for corpus in corpora.corpora()}
+@pytest.mark.parametrize(
+    ("tokenised", "plain"),
+    [
+        (" A guest @-@ starring role , 1 @,@ 500 m . \n", "A guest-starring role, 1,500 m.\n"),
+        (" 0 @.@ 7 kg ( 1 @.@ 5 lb ) ; more : yes ! ", "0.7 kg (1.5 lb); more: yes!"),
+        (' as " Craig " in " Teddy \'s Story " of', 'as "Craig" in "Teddy\'s Story" of'),
+        (" they don 't and I 've , the Knights ' coach", "they don't and I've, the Knights' coach"),
+        (" costs $ 5 or £ 3 , [ sic ] 50 % ", "costs $5 or £3, [sic] 50%"),
+        (" Robert <unk> 's son \n", "Robert <unk>'s son\n"),
+    ],
+)
+def test_lines_of_wikitext(tokenised: str, plain: str) -> None:
+    assert detokenise(tokenised) == plain

@@ -1,7 +1,5 @@
 """Local texts: which files may be read, and how they fall into documents."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -20,11 +18,6 @@ def write_lines(path: Path, texts: list[object]) -> None:
     path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
 
 
-def test_a_plain_file_is_one_document(text_dir: Path) -> None:
-    (text_dir / "book.txt").write_text("One.\n\nTwo.\nThree é.\n")
-    assert read("book.txt") == ["One.\n\nTwo.\nThree é.\n"]
-
-
 def test_titles_start_documents(text_dir: Path) -> None:
     (text_dir / "a.txt").write_text("# One\n\n## Part\n\nText.\n# Two\nMore.\n")
     assert read("a.txt") == ["# One\n\n## Part\n\nText.\n", "# Two\nMore.\n"]
@@ -32,11 +25,6 @@ def test_titles_start_documents(text_dir: Path) -> None:
         " \n = One = \n \n = = Part = = \n long @-@ term . \n = Two = \n"
     )
     assert read("w.txt") == ["= One =\n\n= = Part = =\nlong-term.\n", "= Two =\n"]
-
-
-def test_each_line_of_jsonl_is_a_document(text_dir: Path) -> None:
-    write_lines(text_dir / "a.jsonl", ["# One\n# still one", "", "Two"])
-    assert read("a.jsonl") == ["# One\n# still one", "Two"]
 
 
 def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
@@ -49,11 +37,6 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
     assert read("many") == ["first", "second", "third"]
     assert files.names() == ["many"]
     assert read("many/b.txt") == ["second"]
-
-
-def test_names_may_hold_pattern_signs(text_dir: Path) -> None:
-    (text_dir / "we[ir]d * name?.txt").write_text("odd")
-    assert read("we[ir]d * name?.txt") == ["odd"]
 
 
 @pytest.mark.parametrize(
@@ -89,12 +72,6 @@ def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
     for name in ("loop.txt", "loop", "loop/a.txt", "folder/loop.txt", "gone.txt"):
         with pytest.raises(DatasetError, match="in a circle"):
             require_corpus(f"file:{name}", "evaluation_text")
-
-
-def test_a_link_that_stays_inside_is_read(text_dir: Path) -> None:
-    (text_dir / "a.txt").write_text("text")
-    (text_dir / "b.txt").symlink_to(text_dir / "a.txt")
-    assert read("b.txt") == ["text"]
 
 
 @pytest.mark.parametrize("row", [None, 3, {"a": 1}])

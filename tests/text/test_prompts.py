@@ -1,7 +1,5 @@
 """Prompts: the built-in sets, files of questions, and what a tokenizer makes of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -14,10 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
-from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.prompt_ids import end_ids
 from backend.text.prompts import (
     BUILT_IN,
-    STORIES,
     benchmark_prompts,
     require_prompts,
     training_prompts,
@@ -88,26 +85,6 @@ def test_a_prompt_that_stands_twice_is_not_held_out_and_learnt_from(text_dir: Pa
     assert len(learnt) == 1 and {p.text for p in learnt + heldout} == {"A.", "B."}
 
 
-@pytest.mark.parametrize("name", [BUILT_IN, STORIES])
-def test_the_seed_decides_which(name: str) -> None:
-    one, again, other = (training_prompts(name, 20, seed, 6) for seed in (0, 0, 1))
-    assert one == again != other
-
-
-def test_beginnings_of_stories_differ_between_training_and_benchmark() -> None:
-    learnt = {prompt.text for prompt in training_prompts(STORIES, 200)[0]}
-    asked = [prompt.text for prompt in benchmark_prompts(STORIES, 20)]
-    assert len(asked) == 20 and len(learnt & set(asked)) < 3  # short beginnings may meet
-
-
-def test_a_short_benchmark_sees_every_category(text_dir: Path) -> None:
-    rows = [{"category": name, "text": f"{name} {n}"} for name in ("math", "stem") for n in "12"]
-    rows += [{"category": "rag", "text": f"rag {n}"} for n in "12"]
-    (text_dir / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = [prompt.text for prompt in benchmark_prompts("file:q.jsonl")]
-    assert found == ["math 1", "rag 1", "stem 1", "rag 2", "math 2", "stem 2"]
-
-
 def test_question_files_are_read_as_they_are(text_dir: Path) -> None:
     rows = [
         {"question_id": 81, "category": "writing", "turns": ["First.", "Second."]},
@@ -152,12 +129,6 @@ def test_a_line_that_is_no_prompt_is_named(text_dir: Path, line: str) -> None:
     assert refused.value.field == "prompts"
 
 
-@pytest.mark.parametrize("name", ["file:none.jsonl", "file:../../etc/passwd", "unknown", "file:"])
-def test_a_set_that_is_not_there_is_refused(text_dir: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match="no prompts named"):
-        require_prompts(name, "prompts")
-
-
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared question files")
 @pytest.mark.parametrize(("name", "count", "tasks"), [("mt", 80, 1), ("spec", 480, 6)])
 def test_the_public_question_files_can_be_read(
@@ -167,14 +138,6 @@ def test_the_public_question_files_can_be_read(
     (text_dir / file.name).write_bytes(file.read_bytes())
     found = benchmark_prompts(f"file:{file.name}")
     assert len(found) == count and len({p.task for p in found}) == tasks
-
-
-def test_a_chat_template_is_used_where_there_is_one(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert prompt_ids("A cat.", tokenizer) == tokenizer("A cat.").input_ids
-    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
-    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    tokenizer.chat_template = template
-    assert tokenizer.decode(prompt_ids("A cat.", tokenizer)) == "<A cat.>!"
 
 
 def test_answers_end_where_tokenizer_or_model_say(tokenizer: PreTrainedTokenizerBase) -> None:

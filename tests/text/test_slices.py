@@ -1,7 +1,5 @@
 """Slices are reproducible, of the part they should be, and apart from each other."""
 
-from __future__ import annotations
-
 import json
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -20,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text.documents import SPLIT_CORPORA, documents
+from backend.text.documents import documents
 from backend.text.slices import (
     PASSAGE,
     TextSlice,
@@ -68,15 +66,6 @@ def test_another_process_cuts_the_same_slices(tokenizer) -> None:
     assert elsewhere(cut_both, folder) == cut_both(folder)
 
 
-def test_the_hash_sees_every_token_and_the_shape(tokenizer, text_dir: Path) -> None:
-    name = write(text_dir, "a.jsonl", ["abcd " * MANY, "efgh " * MANY])
-    hashes = {
-        evaluation_slice(name, tokenizer, *shape).sha256
-        for shape in ((2, 32), (4, 16), (1, 64), (4, 32))
-    }
-    assert len(hashes) == 4
-
-
 def test_evaluation_is_evenly_spaced(tokenizer, text_dir: Path) -> None:
     text = " ".join(stories(5, 40))
     name = write(text_dir, "a.jsonl", [text, text.upper()])  # the first is the evaluation split
@@ -109,12 +98,6 @@ def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_
     assert [len(each.input_ids) for each in found] == [every - 17, 9]
     for one, other in combinations((*found, evaluation), 2):
         check_apart(one, other)
-
-
-def test_published_splits_are_never_mixed(tokenizer, monkeypatch) -> None:
-    monkeypatch.setitem(SPLIT_CORPORA, "toystories", lambda role: iter([f"A {role} story. " * 20]))
-    with pytest.raises(DatasetError, match="too little text for evaluation"):
-        evaluation_slice("toystories", tokenizer, 9, 64)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -174,16 +157,6 @@ def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role:
     # each part of the text is cut into whole windows
     assert f"{there // 64 - (role == 'evaluation')} windows" in error.why and "Lower" in error.do
     assert error.field == f"{role}_text"
-
-
-def test_wikitext_is_detokenised_and_that_is_recorded(tokenizer, text_dir: Path) -> None:
-    (text_dir / "wiki.txt").write_text(
-        " = A = \n " + "A long @-@ term plan , he said . " * 50 + "\n = B = \n"
-    )
-    found = evaluation_slice("file:wiki.txt", tokenizer, 1, 32)
-    assert found.preprocessing == "WikiText detokenised"
-    assert tokenizer.decode(found.input_ids[0]).startswith("= A =\nA long-term plan, he said. A")
-    assert evaluation_slice("toystories", tokenizer, 1, 32).preprocessing == ""
 
 
 @pytest.mark.parametrize("sign", ["a", "é", "字", "🙂"])
@@ -254,11 +227,3 @@ def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: i
     else:
         with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
-
-
-def test_short_windows_are_compared_whole_between_corpora() -> None:
-    rows = torch.arange(64).view(2, 32)
-    check_apart(slice_of(rows), slice_of(rows + 1, "b"))
-    check_apart(slice_of(rows), slice_of(rows))  # parts of one corpus: apart by construction
-    with pytest.raises(DatasetError, match="2 passages of 32"):
-        check_apart(slice_of(rows), slice_of(rows, "b"))

@@ -1,7 +1,5 @@
 """The rows a model is trained on: plain text, and instructions of which the answer is judged."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from random import Random
@@ -63,30 +61,6 @@ def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered
     assert torch.equal(same, found.labels != IGNORED_LABEL)
 
 
-def test_an_answer_ends_with_the_end_of_text(tokenizer, text_dir: Path) -> None:
-    found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
-    judged = found.labels[found.labels != IGNORED_LABEL]
-    assert judged[-1] == tokenizer.eos_token_id
-
-
-def test_further_input_belongs_to_the_prompt(tokenizer, text_dir: Path) -> None:
-    line = {"instruction": "Sum up.", "input": "A cat sat.", "output": "Cat."}
-    found = training_set(write(text_dir, [line]), tokenizer, 1, 96, seed=0)
-    text = tokenizer.decode(found.text.input_ids[0])
-    assert text.index("Sum up.") < text.index("A cat sat.") < text.index("Cat.")
-    assert "A cat" not in answers(found, tokenizer)
-
-
-def test_of_messages_the_last_answer_is_judged(tokenizer, text_dir: Path) -> None:
-    turns = [("user", "Hello."), ("assistant", "Good day."), ("user", "A dog?"),
-             ("assistant", "Yes, a dog."), ("user", "Thanks.")]  # fmt: skip
-    line = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    found = training_set(write(text_dir, [line]), tokenizer, 1, 128, seed=0)
-    judged = answers(found, tokenizer)
-    assert "Yes, a dog." in judged and "Good day." not in judged and "Thanks." not in judged
-    assert "Good day." in tokenizer.decode(found.text.input_ids[0])
-
-
 def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
@@ -121,12 +95,6 @@ def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
              {"instruction": "A dog ran. " * 50, "output": "Yes."}]  # fmt: skip
     found = training_set(write(text_dir, lines), tokenizer, 10, 64, seed=0)
     assert len(found.labels) == 1 and (found.labels != IGNORED_LABEL).sum() > 20
-
-
-def test_lines_of_another_form_are_plain_text(tokenizer, text_dir: Path) -> None:
-    corpus = write(text_dir, [{"text": "The dog ran home. " * 40} for _ in range(4)])
-    found = training_set(corpus, tokenizer, 4, 32, seed=0, shared=False)
-    assert found.form == "text"
 
 
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:

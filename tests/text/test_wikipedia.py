@@ -1,7 +1,5 @@
 """What becomes of MediaWiki markup."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -48,10 +46,6 @@ def test_markup_goes_and_prose_stays(markup: str, plain: str) -> None:
 )
 def test_what_is_no_prose_is_dropped_whole(markup: str) -> None:
     assert prose(markup) == ""
-
-
-def test_paragraphs_are_separated_by_a_blank_line() -> None:
-    assert prose(f"One.{REST}\n== Part ==\nTwo.{REST}") == f"One.{REST}\n\nTwo.{REST}"
 
 
 def page(title: str, text: str, ns: int = 0, extra: str = "") -> str:

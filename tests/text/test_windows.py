@@ -1,7 +1,5 @@
 """Cutting windows out of documents, with a tokenizer whose tokens are plain to see."""
 
-from __future__ import annotations
-
 from random import Random
 from types import SimpleNamespace
 
@@ -49,19 +47,6 @@ def test_rows_and_windows(texts: list[str], context: int, windows: list[str]) ->
     assert cut(texts, context) == [ids(window) for window in windows]
 
 
-def test_an_offset_shifts_within_the_slack() -> None:
-    assert cut(["abcdefgh"], 3, offset=1) == [ids("bcd"), ids("efg")]
-    assert cut(["abcdefgh"], 3, offset=9) == [ids("cde"), ids("fgh")]
-
-
-def test_without_an_end_token_documents_are_joined_plainly() -> None:
-    assert cut(["ab", "cd"], 4, ends=False) == [ids("abcd")]
-
-
-def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
-    assert cut(["abcdefg"], 4, begins=True) == [ids("^abc"), ids("^def")]
-
-
 @given(st.lists(st.text("abcdef", max_size=30), max_size=12), st.integers(2, 9), st.integers(0, 9))
 def test_windows_are_text_in_order_and_never_overlap(
     texts: list[str], context: int, offset: int
@@ -74,11 +59,6 @@ def test_windows_are_text_in_order_and_never_overlap(
             position += 1
             assert position < len(stream)
         position += context
-
-
-@given(st.lists(st.integers()), st.integers(0, 5))
-def test_shuffling_keeps_every_document(items: list, seed: int) -> None:
-    assert sorted(shuffled(items, Random(seed))) == sorted(items)
 
 
 def test_a_stream_is_shuffled_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:

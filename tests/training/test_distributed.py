@@ -1,7 +1,5 @@
 """Several processes that train together end where one does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -121,19 +119,6 @@ def test_all_processes_have_the_same_after_each_exchange(rendezvous) -> None:
 @pytest.mark.parametrize(("told", "stop"), [(0, True), (1, True), (2, False)])
 def test_all_processes_stop_where_one_is_asked_to(rendezvous, told: int, stop: bool) -> None:
     assert together(2, rendezvous(), ask_one_to_stop, told) == [stop, stop]
-
-
-def test_alone_nothing_is_exchanged() -> None:
-    parameter = torch.nn.Parameter(torch.ones(2))
-    assert distributed.all_reduce_gradients(2.5, [parameter]) == 2.5 and parameter.grad is None
-    assert (
-        distributed.shard([1, 2, 3]) == [1, 2, 3]
-        and distributed.broadcast(4) == 4
-        and distributed.is_first()
-    )
-    distributed.stop_if_any_asked(SilentReporter())
-    distributed.announce("nobody")
-    assert [*distributed.tasks()] == []
 
 
 # DL-QAT -------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """The JSON API of the real dashboard: the same figures, rules and words as everywhere else."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -14,7 +12,6 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from backend.queue import scheduling
 from backend.queue.folders import run_folder
 from backend.settings import settings
 from backend.store import frames, queries
@@ -91,34 +88,6 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
     assert again["state"] == "queued" and again["parent"] == 1
     alone = client.get(f"{API}/runs/sds-0001/sweep")
     assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
-
-
-def test_a_pipeline_is_added(visit: Visit) -> None:
-    client = visit()
-    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
-    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
-    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
-    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
-    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
-
-
-def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
-    client = visit()
-    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
-    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
-    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
-    assert set(log) == {"attempt", "text", "start", "end", "state"}
-    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
-    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404
-
-
-def test_a_waiting_run_is_put_first(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # it waits for a slot
-    client = visit()
-    added = client.post(f"{API}/submit/sds", json={"model": "toy"}).json()
-    assert added["place"] == 2
-    client.post(f"{API}/runs/{added['id']}/next")
-    assert [job.run for job in scheduling.queued()] == [added["id"], "sds-0003"]
 
 
 @pytest.mark.parametrize(
@@ -271,11 +240,6 @@ def test_the_client_in_the_docs_works(
     assert "succeeded" in said and "perplexity" in said and "12.5" in said
 
 
-def test_the_door_of_gradio_is_closed(visit: Visit) -> None:
-    client = visit()
-    assert client.get("/config").status_code == client.get("/gradio_api/info").status_code == 404
-
-
 def test_the_documentation_names_every_request() -> None:
     text = DOCS.read_text()
     for operation in (each for each in OPERATIONS.values() if each.path):
@@ -286,3 +250,22 @@ def test_the_documentation_names_every_request() -> None:
         told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
         elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}
         assert told == names - elsewhere, line
+
+
+def test_a_pipeline_is_added(visit: Visit) -> None:
+    client = visit()
+    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
+    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
+    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
+    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
+    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+
+
+def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+    client = visit()
+    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
+    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
+    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
+    assert set(log) == {"attempt", "text", "start", "end", "state"}
+    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
+    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404

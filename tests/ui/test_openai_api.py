@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from backend.queue import rate_limit
+from backend.queue import permissions, rate_limit
 from backend.queue.rate_limit import RateLimiter
 from jobs.serving import client, keys
 from jobs.serving.requests import ENDPOINTS
@@ -124,11 +124,15 @@ def test_guests_ask_within_their_limits(
     shared: Visit, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert error_of(shared(OTHER).post(CHAT, json=SAID)) == (403, "forbidden")
-    limits = {"GUEST_TOKENS": "16", "GUEST_LETTERS": "50", "GUEST_ANSWERS_PER_MINUTE": "2"}
-    set_up(monkeypatch, GUEST_ANSWERS="8", **limits)
+    set_up(monkeypatch, GUEST_ANSWERS="8")
+    monkeypatch.setattr(permissions, "GUEST_LETTERS", 50)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
     guest = shared(OTHER)
-    assert error_of(guest.post(CHAT, json={**SAID, "max_tokens": 17})) == (403, "forbidden")
-    assert error_of(guest.post(CHAT, json={**SAID, "max_tokens": 9, "n": 2})) == (403, "forbidden")
+    assert error_of(guest.post(CHAT, json={**SAID, "max_tokens": 257})) == (403, "forbidden")
+    assert error_of(guest.post(CHAT, json={**SAID, "max_tokens": 129, "n": 2})) == (
+        403,
+        "forbidden",
+    )
     long = {"model": "toy", "prompt": "x" * 51}
     assert error_of(guest.post(TEXT, json=long)) == (403, "forbidden")
     double.status = 429  # what the process refuses does not count either
@@ -137,7 +141,7 @@ def test_guests_ask_within_their_limits(
     double.status = 200
     for _ in range(2):
         assert guest.post(CHAT, json=SAID).status_code == 200
-    assert double.asked[-1][1]["max_tokens"] == 16 and double.asked[-1][0].startswith("guest-")
+    assert double.asked[-1][1]["max_tokens"] == 256 and double.asked[-1][0].startswith("guest-")
     late = guest.post(CHAT, json=SAID)
     assert error_of(late) == (429, "rate_limit_exceeded") and late.headers["retry-after"]
     set_up(monkeypatch, GUEST_ANSWERS="0")

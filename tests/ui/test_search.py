@@ -1,13 +1,13 @@
 """What the search box finds."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.settings import Settings
 from tests.ui.lab import job, store
 from tests.ui.visits import Visit
-from ui.search import MAX_HITS, search_runs
+from ui.pages.help.glossary import GLOSSARY
+from ui.pages.help.page import HTML
+from ui.search import MAX_HITS, MAX_TERMS, search_runs, search_terms
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>"
 
@@ -24,7 +24,7 @@ def lab(tables: Settings) -> Settings:
 
 
 def runs(text: str) -> list[str]:
-    return [hit["run"] for hit in search_runs(text)]
+    return [hit["title"] for hit in search_runs(text)]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,17 @@ def test_the_newest_come_first_and_not_too_many(lab: Settings) -> None:
     assert runs("many") == [f"sds-{n:04d}" for n in range(29, 29 - MAX_HITS, -1)]
     (hit,) = search_runs("paper")
     assert hit == {
-        "run": "sds-0002",
-        "state": "succeeded",
-        "about": "after sds-0001 · toy · #paper",
+        "title": "sds-0002",
+        "about": "succeeded · after sds-0001 · toy · #paper",
+        "to": "run?id=sds-0002",
     }
+
+
+def test_terms_lead_to_their_place_in_help(visit: Visit) -> None:
+    found = visit().get("/slimscope/search", params={"q": "fisher"}).json()
+    assert [hit["to"] for hit in found] == ["help#term-fisher-information"]
+    assert 'id="term-fisher-information"' in HTML.terms(GLOSSARY)
+    assert len(search_terms("s")) == MAX_TERMS and search_terms(" ") == []
 
 
 def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:
@@ -65,6 +72,6 @@ def test_the_answer_is_data_and_never_markup(visit: Visit) -> None:
     answer = visit().get("/slimscope/search", params={"q": "onerror=alert"})
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
-    assert answer.json()[0]["about"].startswith(HOSTILE)
+    assert answer.json()[0]["about"].startswith(f"succeeded · {HOSTILE}")
     assert visit().get("/slimscope/search").json() == []
     assert visit().get("/slimscope/search", params={"q": "x" * 10_000}).json() == []

@@ -1,7 +1,5 @@
 """Checks of the database, its daily copies, and how a copy takes the place of a damaged one."""
 
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 import sys
@@ -60,12 +58,6 @@ def spoil(database: Path) -> None:
     with database.open("rb+") as file:
         file.seek((page - 1) * size + 100)
         file.write(b"\xff" * 800)
-
-
-def test_an_intact_database_is_intact(queue: Path) -> None:
-    assert last_check() is None
-    found = check_integrity()
-    assert found is not None and found.problems == [] and last_check() == found
 
 
 def test_damage_is_found_kept_and_named(damaged: Path) -> None:

@@ -1,7 +1,5 @@
 """Disk space of runs, and the checkpoints that may be deleted."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 
@@ -130,14 +128,6 @@ def test_old_checkpoints_expire_and_nothing_else(
     assert all((run_folder(job.run) / "model" / "weights").exists() for job in old)
     what = "300 B freed after 2 days; resuming starts from the beginning"
     assert history(old[0]) == [("checkpoints deleted", "supervisor", what)]
-
-
-def test_checkpoints_may_be_kept_for_ever(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIMSCOPE_KEEP_CHECKPOINTS_DAYS", "0")
-    settings.cache_clear()
-    job = ended(days_ago=9999)
-    free_expired()
-    assert has_checkpoints(job.run)
 
 
 def test_folders_that_no_run_knows(queue: Path) -> None:

@@ -129,7 +129,7 @@ def heatmap(
     heat = go.Heatmap(
         x=columns, y=rows, z=holes, customdata=names, text=hover,
         hovertemplate="%{text}<extra></extra>", zmin=low, zmax=high,
-        colorscale=DIVERGING if diverging else "cividis",
+        colorscale=DIVERGING if diverging else "viridis",
         colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
     )  # fmt: skip
     category: dict[str, Any] = {"type": "category", "showgrid": False}

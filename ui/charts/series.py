@@ -31,17 +31,12 @@ ROW = 20  # pixels of one legend row
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one stage of one run.
-
-    Attributes:
-        label: names the stage, and the run where there are two.
-        magnitudes: counts on the |w| axis, where the run has stored them.
-    """
+    """What is drawn of one stage of one run; `label` names the stage, and the run where there are
+    two."""
 
     snapshot: TensorSnapshot
     label: str
     stroke: LineStyle
-    magnitudes: np.ndarray | None = None
 
     @property
     def edges(self) -> np.ndarray:
@@ -151,7 +146,7 @@ def series_note(series: Sequence[Series], whole: bool = False) -> str:
     words += [] if whole else ["middle 99.8 % shown"]
     beyond = [s.snapshot.below + s.snapshot.above for s in series]
     if any(beyond):
-        words.append(f"{extent(beyond, '{:,}'.format)} beyond ±{number(first.hi, 3)}")
+        words.append(f"{extent(beyond, '{:,}'.format)} lie beyond ±{number(first.hi, 3)}")
     return ", ".join(words) + "."
 
 
@@ -185,18 +180,14 @@ def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
     return lines
 
 
-def cutoff_lines(
-    series: Sequence[Series], *, both_sides: bool, log: bool = False
-) -> dict[str, Any]:
-    """Layout: a thin line at each threshold."""
+def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
+    """Layout: a thin line at each threshold, on both sides."""
     lines = cutoffs(series)
-    sides = (-1, 1) if both_sides else (1,)
-    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in sides]
-    corner = {"xanchor": "right", "xshift": -4} if log else {"xshift": 4}
+    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in (-1, 1)]
     notes = [
         {
-            "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
-            "yanchor": "top", "yshift": -ROW * place, "bgcolor": LIGHT.paper, **corner,
+            "x": at, "y": 1, "yref": "paper", "text": label, "yanchor": "top",
+            "yshift": -ROW * place, "bgcolor": LIGHT.paper, "xshift": 4,
         }
         for place, (at, label) in enumerate(lines)
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from ui.runs.html import elapsed, model_name, named_link, tags_html
 from ui.runs.results import format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
 from ui.templates import fragments
-from ui.widgets.html import badge, time_tag
+from ui.widgets.html import time_tag
 
 HTML = fragments("runs/runs.html")
 NEWEST = "age"
@@ -109,6 +109,11 @@ def _summary(row: RunRow) -> str:
     return " · ".join(setting_summary(row.job))
 
 
+def _result(row: RunRow) -> str:
+    figure = row.figures.key_figure
+    return f"{figure.value} {figure.label}" if figure else ""
+
+
 def _sweep(row: RunRow) -> str:
     first = row.job.sweep
     return run_name(row.job.kind, first) if first else ""
@@ -130,7 +135,9 @@ BEFORE = (
     _text("model", "Model", lambda r: str(r.job.config.get("model", "")),
            lambda r: model_name(r.job.config.get("model", NONE)), usual=True),
     _text("choices", "Setting", _summary, lambda r: HTML.clipped(_summary(r)), usual=True),
-    _text("state", "State", lambda r: r.job.state, lambda r: badge(r.job.shown_state), usual=True),
+    _text("state", "State", lambda r: r.job.state, lambda r: HTML.state(r.job.shown_state),
+           usual=True),
+    _text("result", "Result", _result, lambda r: HTML.result(r.figures.key_figure), usual=True),
     _text("tags", "Tags", lambda r: " ".join(r.job.tags or ()),
            lambda r: tags_html(r.job.tags or ()), measure=lambda r: r.job.tags or ()),
     _text("note", "Note", lambda r: r.job.note or "", lambda r: HTML.clipped(r.job.note or "")),
@@ -177,7 +184,8 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
 
 
 def _usual(key: MetricKey, of_run: bool) -> bool:
-    return metric(key).headline or (of_run and not key.series and key.family not in METRICS)
+    """Whether a column is shown at first: a figure of whole runs that no kind shares."""
+    return of_run and not key.series and key.family not in METRICS
 
 
 def _titled(name: str, kinds: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import config as benchmark
-from jobs.kind import JobConfig, Kind, capitalized, kinds
-from jobs.metrics import PERPLEXITY, TOKENS_PER_SECOND, Metric, metric, ordered
+from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
+from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND, Metric, metric, ordered
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
@@ -146,6 +146,15 @@ class RunResults:
         self.stage_label = kind.stage_label if kind else capitalized
         self.of_models = kind is None or kind.has_models
         self.rows = {(r.stage, r.metric): r for r in results}
+        self._kind = kind
+
+    @property
+    def key_figure(self) -> KeyFigure | None:
+        """The figure the run is told by; None until it is known, or where its kind has none."""
+        if self._kind is None or self._kind.key_figure is None:
+            return None
+        values = {place: row.value for place, row in self.rows.items()}
+        return self._kind.key_figure(values, self.kept or "")
 
     def get(self, stage: str, key: MetricKey) -> StoredResult | None:
         return self.rows.get((stage, key))
@@ -153,6 +162,12 @@ class RunResults:
     def value(self, stage: str | None, key: MetricKey) -> float | None:
         row = self.rows.get((stage or "", key))
         return row.value if row else None
+
+    @property
+    def saved_bytes(self) -> float | None:
+        """Size of the model that was saved."""
+        saved = (row.value for (_, key), row in self.rows.items() if key.family == BYTES)
+        return max(saved, default=None)
 
     @property
     def stages(self) -> list[str]:

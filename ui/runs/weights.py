@@ -43,6 +43,13 @@ class RunWeights:
     def model(self) -> str:
         return str(self.job.config.get("model", ""))
 
+    @property
+    def typical(self) -> str:
+        """One tensor to show the run by: a wide layer of the middle of the model."""
+        names = [*self.tensors]
+        middle = names[len(names) // 2 :]
+        return next((name for name in middle if "up_proj" in name), middle[0])
+
 
 @cached_by(queries.weights_mark)
 def weights_of(run: str) -> RunWeights:

@@ -26,6 +26,8 @@ from ui.widgets.notice import notice, plain
 HTML = fragments("widgets/config_form.html")
 field_error = HTML.field_error  # announced by screen readers when it appears
 Input = Checkbox | Dropdown | Number | Radio | Textbox
+IN_TITLE, SHORT = 3, 24  # values in the title of a fold, and characters of one
+UNTOLD = ("auto", "off", "same", "none")
 RADIO_LETTERS = 18  # characters of options that fit side by side
 NO_CHOICES: Mapping[str, Any] = MappingProxyType({})
 FIRST, METHOD, ADVANCED = "Model and method", "Method", "Advanced"
@@ -99,8 +101,23 @@ def as_text(description: str | None) -> str | None:
 
 
 def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
-    texts = [name for name, info in config.model_fields.items() if info.annotation is str]
-    return {name: value for name in texts if (value := query(request, name))}
+    """Texts and choices of a form that the address names."""
+    found = {}
+    for name, info in config.model_fields.items():
+        choices = options(info.annotation)
+        value = query(request, name)
+        if value and (info.annotation is str or value in choices):
+            found[name] = value
+    return found
+
+
+def in_short(info: FieldInfo, value: Any) -> str:
+    """A value as the title of its fold tells it: "16 segments"; "" where it says little."""
+    unit = str(extra(info).get("unit", ""))
+    if info.annotation in (int, float) and unit:
+        return f"{value} {unit}" if value else ""  # 0 mostly means that something else decides
+    text = str(value) if isinstance(value, str) and not isinstance(value, bool) else ""
+    return text if 0 < len(text) <= SHORT and text not in UNTOLD else ""
 
 
 @dataclass(frozen=True)
@@ -206,11 +223,18 @@ class ConfigForm:
         return [n for n, f in self.fields.items() if values.get(n) != f.info.default]
 
     def count(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates of the titles of folds: what is set in them, and how much of it was changed."""
         changed = Counter(self.fold_of.get(name) for name in self.changed(values))
-        more = {title: f" · {n} changed" for title, n in changed.items() if title}
+        told: dict[str, list[str]] = {fold: [] for fold in self.folds}
+        for name, fold in self.fold_of.items():
+            if (text := in_short(self.fields[name].info, values.get(name))) and fold != ADVANCED:
+                told[fold].append(text)
+        for title, number in changed.items():
+            if title:
+                told[title] = [*told[title][:IN_TITLE], f"{number} changed"]
         return {
-            fold: gr.update(label=f"{title}{more.get(title, '')}")
-            for title, fold in self.folds.items()
+            self.folds[fold]: gr.update(label=" · ".join([fold, *texts[: IN_TITLE + 1]]))
+            for fold, texts in told.items()
         }
 
     def show_errors(

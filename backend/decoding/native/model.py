@@ -109,11 +109,10 @@ class NativeModel(NativeBlocks):
             ids += segment.ids
             depths = range(len(segment.ids)) if tree is None else tree.depths
             positions += [start + depth for depth in depths]
-        return self._pass(
-            torch.tensor(ids), [len(x.ids) for x in segments], caches,
-            torch.tensor(positions), [None if x.tree is None else x.tree.ancestors() for x in segments],
-            [x.read_out for x in segments],
-        )  # fmt: skip
+        visible = [None if x.tree is None else x.tree.ancestors() for x in segments]
+        lengths, read_out = [len(x.ids) for x in segments], [x.read_out for x in segments]
+        places = torch.tensor(positions)
+        return self._pass(torch.tensor(ids), lengths, caches, places, visible, read_out)
 
     def _pass(
         self, ids: Tensor, lengths: Sequence[int], caches: Sequence[NativeCache],

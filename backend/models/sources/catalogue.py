@@ -15,7 +15,7 @@ from backend.models.families.shapes import LinearShape, TensorHeader
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
-from backend.models.sources.gguf import read_gguf
+from backend.models.sources.gguf.conversion import read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
 from backend.models.sources.quantized import NO_SHAPES, packing_of, rounded_share, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk

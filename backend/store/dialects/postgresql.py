@@ -18,7 +18,8 @@ from backend.store.tables import JsonColumn, write_json
 
 STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
 CONNECT_S = 5
-SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3  # until a peer that is gone is noticed: 14 s
+SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3
+GONE_S = SILENT_S + ASK_AGAIN_S * ASK_TIMES  # until a peer that is gone is noticed
 # Escapes of JSON that are no text for PostgreSQL: NUL, and halves of surrogate pairs.
 NO_TEXT = (
     r"\\u0000|\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]"  # json.dumps writes lower case
@@ -44,7 +45,7 @@ class PostgreSQL(Dialect):
             "keepalives_idle": SILENT_S,
             "keepalives_interval": ASK_AGAIN_S,
             "keepalives_count": ASK_TIMES,
-            "tcp_user_timeout": 1000 * (SILENT_S + ASK_AGAIN_S * ASK_TIMES),
+            "tcp_user_timeout": 1000 * GONE_S,
         }
         arguments = {"connect_timeout": CONNECT_S, "application_name": "slimscope", **noticed}
         return {"connect_args": arguments, "pool_pre_ping": True}
@@ -196,6 +197,7 @@ def _tune_postgres(connection: Any, _record: Any) -> None:
         "tcp_keepalives_idle": SILENT_S,
         "tcp_keepalives_interval": ASK_AGAIN_S,
         "tcp_keepalives_count": ASK_TIMES,
+        "tcp_user_timeout": 1000 * GONE_S,  # keepalive is silent where an answer is under way
         "jit": "off",  # compiling our statements takes longer than they do
     }
     statements = [f"SET {name} = {value}" for name, value in settings.items()]

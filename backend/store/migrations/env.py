@@ -1,4 +1,5 @@
-"""Alembic environment: migrates the database of the current settings, or of a given connection."""
+"""Alembic environment: migrates the database of the current settings, or of a given connection, in
+one transaction. An empty one gets the tables as they are today, and counts as migrated."""
 
 from contextlib import nullcontext
 
@@ -11,12 +12,14 @@ from backend.store.session import engine_for
 from backend.store.tables import Table
 
 given = context.config.attributes.get("connection")
-opened = engine_for(settings().url).connect if given is None else lambda: nullcontext(given)
+engine = engine_for(settings().url).execution_options(immediate=True)
 
-with opened() as connection:
-    connection = connection.execution_options(immediate=True)
+with engine.begin() if given is None else nullcontext(given) as connection:
     context.configure(connection=connection, target_metadata=Table.metadata, render_as_batch=True)
-    with context.begin_transaction():
-        dialect_of(connection).lock(connection, NamedLock.MIGRATION)  # of another machine
+    dialect_of(connection).lock(connection, NamedLock.MIGRATION)  # of another machine
+    if (migration := context.get_context()).get_current_revision() is None:
+        Table.metadata.create_all(connection, checkfirst=False)
+        migration.stamp(context.script, "head")
+    else:
         context.run_migrations()
-        dialect_of(connection).after_migration(connection)
+    dialect_of(connection).after_migration(connection)

@@ -24,7 +24,7 @@ from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS
 from backend.models.loading import load
-from backend.models.sources.gguf import convert
+from backend.models.sources.gguf.conversion import convert
 from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes, keep_grid
 from backend.settings import Settings

@@ -1,7 +1,5 @@
 """The command line, in a process of its own where it matters."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -12,6 +10,7 @@ import pytest
 
 from backend.queue.folders import work_folder
 from backend.queue.service import cancel, enqueue
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.tables import Job
 from jobs.cli.app import main
@@ -39,8 +38,9 @@ def test_submit_wait_show_and_logs(queue: Path) -> None:
     assert [row["id"] for row in listed] == [found["id"]]
 
 
-def test_exit_codes_say_how_it_went(queue: Path) -> None:
-    failed = slimscope("submit", "count", "--fails-at", "0", "--wait")
+def test_exit_codes_say_how_it_went(supervised: SupervisorLoop) -> None:
+    words = ("submit", "count", "--fails-at", "0", "--wait")
+    failed = slimscope(*words, meanwhile=supervised.turn)
     assert failed.returncode == 1 and "It was told to." in failed.stdout
     for words in (
         ("show", "count-0099"),
@@ -54,20 +54,6 @@ def test_exit_codes_say_how_it_went(queue: Path) -> None:
         refused = slimscope(*words)
         assert refused.returncode == 2 and refused.stderr, words
         assert "Traceback" not in refused.stderr
-
-
-def test_a_switch_can_be_turned_off(queue: Path) -> None:
-    refused = slimscope("submit", "sds", "--model", "toy", "--no-control", "--segments", "0")
-    assert refused.returncode == 2 and "Calibration segments" in refused.stderr
-
-
-def test_a_wrong_setting_is_told_without_a_trace(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_SLOTS", "many")
-    refused = slimscope("list")
-    assert refused.returncode == 2 and "SLIMSCOPE_SLOTS" in refused.stderr
-    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -132,11 +118,6 @@ def test_a_package_of_somebody_else_is_named_in_one_line(tmp_path: Path) -> None
     assert "'jobs' is not Slimscope's" in told.stderr and "pipx install" in told.stderr
 
 
-def test_models(queue: Path) -> None:
-    names = {m["name"] for m in json.loads(slimscope("models", "--json").stdout)}
-    assert {"toy", "smollm2-135m"} <= names
-
-
 def test_the_command_line_of_a_config_makes_the_same_config() -> None:
     kind = kinds()["sds"]
     values = {
@@ -162,11 +143,6 @@ def test_every_preset_is_a_valid_config(name: str) -> None:
 def test_the_form_side_loads_no_torch() -> None:
     code = "import jobs.kind, sys; jobs.kind.kinds(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_help_shows_brackets_as_they_are(queue: Path) -> None:
-    shown = slimscope("submit", "dlqat", "--help").stdout.replace("│", "")
-    assert "slimscope[tasks]" in "".join(shown.split())
 
 
 @pytest.mark.sqlite("its backups")

@@ -1,11 +1,8 @@
 """The doctor finds what is wrong, and names what to do about it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -70,11 +67,6 @@ def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     assert checks["artefacts"]["fix"]
 
 
-def test_a_variable_that_is_no_setting_is_named(given: Set) -> None:
-    given(JOB_CPUS="8", THREADS="1", PYTHON="python3", ARTIFACTS="")
-    assert wrong(machine.variables(), "without effect: SLIMSCOPE_JOB_CPUS", "Unset")
-
-
 def test_a_shared_folder_that_others_can_read(queue: Path, given: Set) -> None:
     assert data.privacy().ok
     given(HOST_TOKEN="a-token-for-the-tests")
@@ -83,11 +75,6 @@ def test_a_shared_folder_that_others_can_read(queue: Path, given: Set) -> None:
     for path in (queue, *queue.glob("results.db*")):
         path.chmod(0o700 if path == queue else 0o600)
     assert data.privacy().ok
-
-
-def test_a_full_disk(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    assert wrong(data.disk(), "1.0 GB free", "slimscope disk")
 
 
 @pytest.mark.sqlite("its copies")
@@ -114,11 +101,6 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     told = slimscope("doctor")
     assert told.returncode == 2 and "secret" not in told.stderr
     assert "at postgresql+psycopg://me:***@127.0.0.1:1/slimscope cannot be used" in told.stderr
-
-
-def test_more_threads_than_cores(queue: Path, given: Set) -> None:
-    given(THREADS="64", SLOTS="2")
-    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")
 
 
 def test_a_gpu_that_torch_cannot_use(
@@ -195,3 +177,8 @@ def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Pat
     assert wrong(cluster.artefact_store(), "SLIMSCOPE_ARTIFACTS")
     given(ARTIFACTS="nothing://there")
     assert wrong(cluster.artefact_store(), "nothing")
+
+
+def test_more_threads_than_cores(queue: Path, given: Set) -> None:
+    given(THREADS="64", SLOTS="2")
+    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")

@@ -1,7 +1,5 @@
 """`--json`: one JSON value and nothing else, of every command that has it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -109,11 +107,6 @@ def test_a_restoration_and_a_move_are_one_value_each(
     assert slimscope("cancel", RUN).returncode == 0
     moved = slimscope("move", "--to", f"sqlite:///{tmp_path}/moved.db", "--json")
     assert json.loads(moved.stdout)["rows"] > 0, moved.stderr
-
-
-def test_a_pipeline_that_is_only_shown_is_one_value_too(queue: Path) -> None:
-    shown = slimscope("pipeline", "--preset", "prune, quantise", "--show", "--json")
-    assert json.loads(shown.stdout).startswith("name: prune, quantise\n")
 
 
 def test_a_refusal_prints_no_value(queue: Path) -> None:

@@ -1,14 +1,10 @@
 """The tools an agent has, called the way an agent calls them, without a process between."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +12,13 @@ import pytest
 
 from backend.errors import ConfigError
 from backend.queue.actor import Actor
-from backend.queue.folders import log_file
 from backend.store import queries
-from backend.store.session import writing
-from backend.store.tables import Job, Result
 from jobs.cli import mcp as mcp_server
 from jobs.operations.registry import OPERATIONS
 
 mcp = pytest.importorskip("mcp", reason="pip install 'slimscope[mcp]'")
 HOST = Actor("mira", "host")
 DOCS = Path(__file__).parents[3] / "docs" / "api.md"
-Call = Callable[..., Awaitable[Any]]
 
 
 def tell(answer: Any) -> Any:
@@ -45,13 +37,6 @@ def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
     return asyncio.run(run())
 
 
-def test_an_agent_finds_out_what_can_be_run(queue: Path) -> None:
-    (kinds,) = talk(mcp_server.build(HOST), ("kinds", {}))
-    by_name = {kind["name"]: kind for kind in kinds}
-    assert {"sds", "count"} <= set(by_name)
-    assert by_name["count"]["schema"]["properties"]["steps"]["type"] == "integer"
-
-
 def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
     made, listed, ended, again, shown = talk(
         mcp_server.build(HOST),
@@ -65,63 +50,6 @@ def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:
     assert [run["name"] for run in listed] == ["by an agent"]
     assert ended["state"] == "cancelled" and again["state"] == shown["state"] == "queued"
     assert queries.job(1).owner == "mira"
-
-
-def test_an_agent_reads_figures(queue: Path) -> None:
-    server = mcp_server.build(HOST)
-    talk(server, ("submit_run", {"kind": "count", "config": {}}))
-    with writing() as session:
-        session.add(Result(job_id=1, stage="run", family="total", value=2.5, details={"x": 1}))
-    (found,) = talk(server, ("results", {"run": "count-0001"}))
-    assert found == [
-        {"stage": "run", "metric": "total", "value": 2.5, "stderr": None, "n": None, "x": 1}
-    ]
-
-
-def test_an_agent_reads_what_can_be_named_and_follows_a_log(queue: Path) -> None:
-    server = mcp_server.build(HOST)
-    made, models, texts = talk(
-        server,
-        ("submit_sweep", {"kind": "count", "config": {}, "sweep": {"seed": "0..1"}}),
-        ("models", {}),
-        ("texts", {}),
-    )
-    assert [run["id"] for run in made] == ["count-0001", "count-0002"]
-    assert {"toy", "toystories"} <= {each["name"] for each in models + texts}
-    file = log_file("count-0001", 1)
-    file.parent.mkdir(parents=True)
-    file.write_text("one\ntwo\n")
-    with writing() as session:
-        session.get_one(Job, 1).attempts_made = 1
-    first, rest, sweep, left = talk(
-        server,
-        ("log", {"run": "count-0001"}),
-        ("log", {"run": "count-0001", "after": 4}),
-        ("sweep", {"run": "count-0002"}),
-        ("artifacts", {"run": "count-0001"}),
-    )
-    assert (first["text"], first["end"]) == ("one\ntwo\n", 8) and rest["text"] == "two\n"
-    assert [run["id"] for run in sweep["runs"]] == ["count-0001", "count-0002"] and left == []
-
-
-def test_the_server_tells_its_version(queue: Path) -> None:
-    async def run() -> str:
-        async with mcp.Client(mcp_server.build(HOST)) as client:
-            return client.server_info.version
-
-    assert asyncio.run(run()) == version("slimscope")
-
-
-def test_errors_say_what_why_and_what_to_do(queue: Path) -> None:
-    unknown, refused, field = talk(
-        mcp_server.build(HOST),
-        ("show", {"run": "count-0099"}),
-        ("submit_run", {"kind": "none", "config": {}}),
-        ("submit_run", {"kind": "count", "config": {"steps": 0}}),
-    )
-    assert "There is no run count-0099." in unknown
-    assert "Choose: " in refused and "must be 1 or more" in field
-    assert queries.jobs() == []
 
 
 def test_every_error_has_a_reason(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

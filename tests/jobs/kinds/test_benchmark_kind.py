@@ -1,7 +1,5 @@
 """The benchmark: its figures and its words."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -138,12 +136,6 @@ def test_auto_decodes_natively_on_processors_without_bfloat16_too(
     assert decoding_dtype("auto", cpu, "LlamaForCausalLM") == "float32"
 
 
-def test_a_drafter_of_which_no_guess_pays_is_timed_once(wait: Wait) -> None:
-    one = trained()
-    job = finished(wait, drafters=one.run, lookup=False, count=1, nodes=1)
-    assert {arm.name for arm in decoder_reports(job.id)} == {VANILLA, one.run}
-
-
 def test_drafters_that_do_not_fit_are_refused(queue: Path) -> None:
     with pytest.raises(ConfigError, match="holds no drafter") as refused:
         drafters_named(trained(kind="sds").run, "toy", "drafters")
@@ -214,10 +206,6 @@ def test_a_busy_machine_is_reported() -> None:
 
     assert warnings(28, 30) == []
     assert "vanilla decoding varied from 20 to 30 tokens/s" in warnings(20, 30)[0]
-
-
-def test_nothing_compared_gives_no_verdict() -> None:
-    assert verdicts([]) == [] == verdicts(reports(1, 1, 1, 0)[:1])
 
 
 def test_a_report_is_read_as_it_was_recorded() -> None:

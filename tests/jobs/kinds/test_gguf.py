@@ -1,14 +1,12 @@
 """A GGUF export as a job: what it writes, records and refuses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gguf
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError
 from backend.queue.folders import run_folder
 from backend.store import queries
 from jobs.submit import checked, submit
@@ -24,16 +22,6 @@ def test_the_toy_becomes_one_file_that_is_recorded(wait: Wait) -> None:
     (artifact,) = queries.artifacts(job.id)
     assert size == file.stat().st_size <= artifact.bytes and artifact.kind == "GGUF"
     assert queries.job(job.id).environment["weights_sha256"] == artifact.sha256
-
-
-def test_what_gguf_cannot_hold_is_refused_before_it_waits(queue: Path) -> None:
-    for config, why in (
-        ({"model": "sds-0099"}, "There is no run"),
-        ({"model": "toy", "type": "Q3_K"}, "Type was not accepted"),
-    ):
-        with pytest.raises(SlimscopeError, match=why):
-            submit("gguf", config, HOST)
-    assert queries.jobs() == []
 
 
 def test_the_codes_of_a_run_that_is_planned_decide(queue: Path) -> None:
@@ -69,8 +57,3 @@ def test_a_file_of_another_architecture_is_refused_before_it_is_converted(queue:
         patch.setattr("backend.export.gguf.architecture.ARCHITECTURES", {})
         with pytest.raises(ConfigError, match="architecture is llama"):
             checked("gguf", {"model": str(file)})
-
-
-def test_a_file_is_exported_by_its_path(wait: Wait, queue: Path) -> None:
-    file = write_toy(queue / "models" / "toy.gguf")
-    succeeded(wait, "gguf", {"model": str(file), "type": "Q4_0"})

@@ -1,7 +1,5 @@
 """A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -72,15 +70,6 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
             budget("toy", **wrong)
 
 
-def test_other_runs_are_no_profiles(queue: object) -> None:
-    other = submit("statistics", {"model": "toy"}, HOST)
-    with pytest.raises(ConfigError, match="is no sensitivity profile"):
-        profile_of_run(other.run)
-    waiting = submit("profile", SMALL, HOST)
-    with pytest.raises(ConfigError, match="has measured no layer yet"):
-        profile_of_run(waiting.run)
-
-
 def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     """Budget -> plan of each method; a search on the same profile -> allocation of another run."""
     made = submit("profile", SMALL | {"measured": ""}, HOST)
@@ -147,3 +136,12 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
             session.get_one(Job, search.id).environment = {"mix": damaged}
         with pytest.raises(ConfigError, match=said):
             submit("dlqat", plain | {"allocation": search.run}, HOST)
+
+
+def test_other_runs_are_no_profiles(queue: object) -> None:
+    other = submit("statistics", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="is no sensitivity profile"):
+        profile_of_run(other.run)
+    waiting = submit("profile", SMALL, HOST)
+    with pytest.raises(ConfigError, match="has measured no layer yet"):
+        profile_of_run(waiting.run)

@@ -1,7 +1,5 @@
 """SDS on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,14 +20,12 @@ from backend.store.states import State
 from backend.store.tables import Job
 from backend.store.tensors import profiles
 from jobs import sweep
-from jobs.comparison import StageComparison
 from jobs.imported import checked_plan
 from jobs.record import record
 from jobs.reproduction import reproduce
 from jobs.runtime.main import error_record
 from jobs.sds.config import SDSJob
 from jobs.sds.estimate import memory_bytes, requirements
-from jobs.sds.kind import verdict
 from jobs.submit import checked, submit
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
@@ -119,12 +115,6 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
     job = enqueue("sds", SMALL, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     assert "no plan" in queries.job(job.id).error["what"]
-
-
-def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
-    _, estimate = checked("sds", {**SMALL, "segments": 1})
-    assert "few for layers with 192 inputs" in estimate.warnings[0]
-    assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
 
 
 @pytest.mark.parametrize(
@@ -222,16 +212,3 @@ def test_the_disk_estimate_holds(wait: Wait) -> None:
     facts = inspect("toy")
     expected = requirements(SDSJob.model_validate(SMALL)).disk.bytes - 2 * facts.parameters
     assert stored == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("sds", "control", "said"),
-    [
-        (60.0, 80.0, "SDS ends 40.0 % below the first pruning and 25.0 % below its control."),
-        (90.0, 80.0, "12.5 % above its control. The re-dense detour did not pay on this model."),
-        (60.0, None, "not known"),
-    ],
-)
-def test_the_verdict_says_whether_it_helped(sds: float, control: float | None, said: str) -> None:
-    perplexity = {"dense": 20.0, "first": 100.0, "sds": sds}
-    assert said in verdict(StageComparison(perplexity | ({"control": control} if control else {})))

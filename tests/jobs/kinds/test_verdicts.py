@@ -1,7 +1,5 @@
 """What is said of stages that the same windows of text tell apart, and of those they do not."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np
@@ -36,10 +34,14 @@ def test_a_difference_has_an_interval_and_what_holds_nothing_is_not_told_apart()
     assert told.order("a", "b") == "below" and told.order("b", "a") == "above"
     assert told.order("a", "c") == "" == told.order("c", "a")
     clause = told.clause("a", {"b": "B"})
-    assert clause.startswith("ends 18") and "% below B (1" in clause and clause.endswith(" %)")
+    assert (
+        clause.startswith("has a perplexity 18")
+        and "% lower than B (1" in clause
+        and clause.endswith(" %)")
+    )
     assert told.clause("b", {"a": "A"}, "is").startswith("is 2")
     both = told.clause("a", {"c": "C", "b": "B"})
-    assert both.startswith("is not significantly different") and " and ends 1" in both
+    assert both.startswith("is not significantly different") and " and has a perplexity 1" in both
     even = told.clause("a", {"c": "C"})
     assert even.startswith("is not significantly different from C (")
     assert "times its perplexity" in even
@@ -48,7 +50,10 @@ def test_a_difference_has_an_interval_and_what_holds_nothing_is_not_told_apart()
 def test_without_losses_the_values_decide() -> None:
     known = StageComparison({"a": 9.0, "b": 10.0, "c": 10.0})
     assert known.order("a", "b") == "below" and known.order("b", "c") == ""
-    assert known.clause("a", {"b": "B", "c": "C"}) == "ends 10.0 % below B and 10.0 % below C"
+    assert (
+        known.clause("a", {"b": "B", "c": "C"})
+        == "has a perplexity 10.0 % lower than B and 10.0 % lower than C"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,46 +66,39 @@ def test_without_losses_the_values_decide() -> None:
         ),
         ({"first": 1.0, "control": 0.3, "sds": 0.3}, "too short to tell whether the re-dense"),
         ({"first": 1.0, "control": 0.3, "sds": 0.5}, "did not pay"),
-        ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.2}, "it ends 2"),
+        ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.2}, "it has a perplexity 2"),
         ({"first": 1.0, "sds": 0.5, "sds-blocks": 0.5}, "it is not significantly different from"),
         (
             {"first": 1.0, "control": 0.7, "sds": 0.5, "first-blocks": 0.3, "sds-blocks": 0.2},
-            "below the first pruning reconstructed alike (",
+            "lower than the first pruning reconstructed alike (",
         ),
         (
             {"first": 1.0, "control": 0.5, "sds": 0.3, "first-blocks": 0.1, "sds-blocks": 0.2},
             "did not pay",
         ),
-        ({"first": 1.0, "control": 0.5, "first-blocks": 0.2}, "Block reconstruction ends 5"),
+        (
+            {"first": 1.0, "control": 0.5, "first-blocks": 0.2},
+            "Block reconstruction has a perpl",
+        ),
     ],
 )
 def test_the_verdict_on_sds(shift: dict[str, float], said: str) -> None:
     assert said in sds.verdict(stages(**shift))
 
 
-def test_the_detour_is_judged_by_the_ends() -> None:
-    ends = {"first": 1.0, "control": 0.3, "sds": 0.5, "first-blocks": 0.4, "sds-blocks": 0.2}
-    said = sds.verdict(stages(**ends))
-    assert "reconstructed alike (1" in said and "did not pay" not in said
-
-
 @pytest.mark.parametrize(
     ("shift", "said"),
     [
-        ({"gptq": 1.0, "dlqat": 0.3}, "% below GPTQ ("),
+        ({"gptq": 1.0, "dlqat": 0.3}, "% lower than GPTQ ("),
         ({"gptq": 0.3, "dlqat": 0.3}, "is not significantly different from GPTQ ("),
         ({"gptq": 0.3, "dlqat": 0.3}, "too short to tell whether training helped."),
         ({"gptq": 0.3, "dlqat": 0.6}, "Training did not help"),
-        ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "costs nothing measurable"),
-        ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below the dense model because"),
+        ({"gptq": 1.0, "dlqat": 0.3, "lora": 0.3}, "changes nothing measurable"),
+        ({"gptq": 1.0, "dlqat": 0.3, "dense": 0.5}, "below that of the dense model because"),
     ],
 )
 def test_the_verdict_on_dlqat(shift: dict[str, float], said: str) -> None:
     assert said in dlqat.verdict(stages(**shift))
-
-
-def test_a_run_no_better_than_dense_on_this_text_is_not_said_to_be_below_it() -> None:
-    assert "below the dense" not in dlqat.verdict(stages(gptq=1.0, dlqat=0.3, dense=0.3))
 
 
 def test_the_verdict_on_an_evaluation() -> None:

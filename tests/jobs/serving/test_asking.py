@@ -29,8 +29,7 @@ def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     for name, value in values.items():
-        monkeypatch.setenv(f"SLIMSCOPE_{name}", str(value))
-    settings.cache_clear()
+        monkeypatch.setattr(rate_limit if "MINUTE" in name else permissions, name, value)
 
 
 def asks(who: Actor, **values: object) -> int:
@@ -56,7 +55,8 @@ def test_a_guest_asks_by_default_and_adds_no_run() -> None:
 
 
 def test_the_host_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS=0)
+    monkeypatch.setenv("SLIMSCOPE_GUEST_ANSWERS", "0")
+    settings.cache_clear()
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(ADA)
     assert permissions.may_not_ask(ADA) and not permissions.gives_names()
@@ -78,7 +78,7 @@ def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.Monke
 def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
+    limit(monkeypatch, ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
     monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
     for _ in range(5):
         with pytest.raises(ForbiddenError, match="limit for guests"):
@@ -93,7 +93,7 @@ def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
 
 
 def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, GUEST_ANSWERS_PER_MINUTE=1)
+    limit(monkeypatch, ANSWERS_PER_MINUTE=1)
     monkeypatch.setattr(rate_limit, "SHARED", 8)
     people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
     for person in people[:8]:

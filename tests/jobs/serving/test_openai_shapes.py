@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backend.decoding.serving.request import Finished, Piece, Progress, Waiting
+from backend.decoding.serving.request import Finished, NewPieces, Piece, Waiting
 from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeError
 from jobs.serving.answering import Began, Told
 from jobs.serving.one_answer import OneAnswer
@@ -94,7 +94,7 @@ def test_what_clients_send_without_effect_is_taken() -> None:
 
 
 TOKENIZER = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
-HI = Progress([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)], ["x"], 3.0)
+HI = NewPieces([Piece("Hi", 0, 7, -0.5, ((7, -0.5), (8, -1.5))), Piece("", 1, 9, -0.1)], ["x"], 3.0)
 END = Finished("length", "!", 4, 2, 2, 0.25)
 EVENTS = (Told("Loading Toy", 4.2), Began(TOKENIZER, "native", "", False), Waiting(3, 4.0), HI, END)
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.decoding.serving.engine import Engine
+from backend.decoding.serving.engine import ServingEngine
 from backend.errors import SlimscopeError
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
@@ -37,14 +37,14 @@ CHAT = "/v1/chat/completions"
 def live(environment: dict[str, str], log: Path, slow: bool, unix: bool) -> None:
     """The life of the forked process."""
     begin_anew(environment, log, log)
-    quick = Engine._step
+    quick = ServingEngine._step
 
-    def slowly(engine: Engine) -> None:
+    def slowly(engine: ServingEngine) -> None:
         time.sleep(PASS_S)
         quick(engine)
 
     if slow:
-        Engine._step = slowly  # type: ignore[method-assign]
+        ServingEngine._step = slowly  # type: ignore[method-assign]
     client.MAX_PATH = 10_000 if unix else 0
     main.main()
 

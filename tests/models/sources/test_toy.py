@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import re
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,13 +22,6 @@ def test_stories_differ_and_seeds_share_none():
     assert not set(first) & set(second)
 
 
-def test_a_story_keeps_to_its_hero():
-    for story in stories(3, 300):
-        wrong = r"\b(he|his|him|boy)\b" if " girl " in story else r"\b(she|her|girl)\b"
-        assert not re.search(wrong, story.lower())
-        assert "{" not in story
-
-
 def test_the_script_trains_and_saves_a_folder_transformers_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "STEPS", 12)
     monkeypatch.setattr(train, "STORIES", 300)
@@ -45,9 +35,3 @@ def test_the_script_trains_and_saves_a_folder_transformers_reads(tmp_path, monke
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = 'Zoë said, "Thank you!" 日本'
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_the_learning_rate_warms_up_and_comes_down():
-    assert train.rate(0) == pytest.approx(0.05)
-    assert train.rate(100) == 1.0
-    assert train.rate(train.STEPS) == pytest.approx(0.02)

@@ -1,7 +1,5 @@
 """The training loop: its gradients, its losses, its schedule, and that it goes on bit for bit."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from backend.models.patching import swap_modules
 from backend.quantization.config import DLQATStage
 from backend.quantization.dlqat import losses
 from backend.quantization.dlqat.pipeline import DLQAT
-from backend.quantization.dlqat.trainer import _order, rate_factor, trainable
+from backend.quantization.dlqat.trainer import _order, rate_factor
 from tests.quantization.dlqat.runs import QUIET, begun
 
 ROWS, LENGTH = 12, 48
@@ -73,18 +71,6 @@ def test_every_row_is_read_once_an_epoch() -> None:
     assert not torch.equal(_order(3, 0, 50), _order(3, 1, 50))
 
 
-def test_the_loss_falls_and_the_curves_say_so(start, recorder) -> None:
-    told = recorder()
-    made(start(steps=12, batch=4), told)
-    loss = [value for name, value, _ in told.metrics if name == "loss@dlqat"]
-    assert len(loss) == 12 and loss[-1] < loss[0]
-    steps = [step for name, _, step in told.metrics if name == "m/p50@dlqat"]
-    assert steps == list(range(13))
-    changed = [value for name, value, _ in told.metrics if name == "changed@dlqat"]
-    assert changed[0] == 0 and 0 < changed[-1] < 0.5
-    assert told.progressed[-1][0] == told.progressed[-1][1] == 12
-
-
 def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypatch) -> None:
     told = recorder()
     kept: list = []
@@ -113,8 +99,10 @@ def test_snapshots_are_taken_at_both_ends_and_between(start, recorder, monkeypat
     assert last[of, "clipped"].min() >= 0 and last[of, "clipped"].max() < 1
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-@pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16", "checkpointing": True}])
+@pytest.mark.parametrize(
+    ("done", "fields"),
+    [(1, {}), (3, {}), (2, {"precision": "bfloat16", "checkpointing": True})],
+)
 def test_a_stopped_training_goes_on_to_the_same_bits(
     start, recorder, done: int, fields: dict
 ) -> None:
@@ -152,10 +140,6 @@ def test_more_passes_a_step_are_one_larger_batch(start) -> None:
     assert all(torch.allclose(one[k], four[k], rtol=2e-3) for k in scales)
     codes = [(one[k] != four[k]).float().mean() for k in one if k.endswith("codes")]
     assert max(codes) < 0.002
-
-
-def test_checkpointed_activations_change_no_bit(start) -> None:
-    assert same(made(start("kept")), made(start("again", checkpointing=True)))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_step(
     assert ("checkpoint is at step 2" in failed.value.why) is (after == 3)
 
 
-@pytest.mark.parametrize("count", [0, 2, 5])
+@pytest.mark.parametrize("count", [0, 5])
 def test_a_rate_that_is_too_high_is_lowered_and_a_stopped_run_knows(
     start, recorder, tmp_path: Path, count: int
 ) -> None:
@@ -253,8 +237,9 @@ def test_a_training_that_helps_is_not_repeated(start, recorder) -> None:
     assert len(losses_after) == 8 and all(map(math.isfinite, losses_after))
 
 
-@pytest.mark.parametrize("stage", ["dlqat", "lora", "block-wise"])
-@pytest.mark.parametrize("factor", [2.0**-5, 2.0**4])
+@pytest.mark.parametrize(
+    ("stage", "factor"), [("dlqat", 2.0**-5), ("lora", 2.0**-5), ("block-wise", 2.0**4)]
+)
 def test_training_is_the_same_in_other_units_of_the_weights(
     start, stage: str, factor: float
 ) -> None:
@@ -285,15 +270,3 @@ def test_training_is_the_same_in_other_units_of_the_weights(
     else:
         codes = [{n: x.codes for n, x in qat.converted(stage).items()} for qat in (one, other)]
         assert same(*codes)
-
-
-def test_hooks_are_gone_after_training(start, recorder) -> None:
-    qat = start()
-    with pytest.raises(CancelledError):
-        made(qat, recorder(stop=lambda told: bool(told.metrics)))
-    blocks = qat.run.model.model.layers
-    assert not any(block._forward_hooks or block.training for block in blocks)
-    assert not qat.run.model.is_gradient_checkpointing
-    with trainable(qat.run.model, True, QUIET):
-        assert all(block._forward_hooks and block.training for block in blocks)
-    assert not any(block._forward_hooks or block.training for block in blocks)

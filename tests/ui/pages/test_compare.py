@@ -1,7 +1,5 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -21,7 +19,7 @@ from tests.ui.conftest import HOSTILE, TOY, Fill, mapped, tensor_rows
 from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, pressed, result, store
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
-from ui.pages.compare.texts import NO_TEXTS, kept_share, word_changes
+from ui.pages.compare.texts import kept_share, word_changes
 from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
@@ -173,16 +171,6 @@ def test_what_windows_do_not_tell_apart_is_neither_better_nor_worse() -> None:
     assert re.search(r'class="delta worse"[^>]*><i[^>]*>▼</i>−10.00', page)  # of the zeros
 
 
-def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
-    request = asked(**TWO, base="sds-0002")
-    for figure in (
-        compare.draw_curves(None, None, None, request)["lines_chart"],
-        compare.draw_weights(None, None, request)["weights_chart"],
-    ):
-        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
-        assert (line.color, line.dash) == (LIGHT.muted, "dash")
-
-
 # curves -------------------------------------------------------------------------------------------
 
 
@@ -197,13 +185,6 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
     shown = compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))
     assert shown["lines_chart"] == compare.NO_CURVES
-
-
-def test_an_axis_in_powers_of_ten_says_so_and_smoothing_keeps_the_raw_line() -> None:
-    figure = curves(scale="log", smooth="strong")["lines_chart"]
-    assert figure.layout.yaxis.type == "log" and "log" in figure.layout.yaxis.title.text
-    assert [trace.opacity for trace in figure.data] == [0.25, 1.0] * 2
-    assert list(figure.data[0].y) == [0.1, 0.2, 0.3]
 
 
 def test_the_address_says_which_curve_is_open() -> None:
@@ -284,11 +265,6 @@ def test_texts_after_the_same_prompt_are_compared_word_by_word() -> None:
     assert "<ins> the red</ins>" in other and "sds-0001 writes 60 %" in other
 
 
-def test_runs_that_wrote_nothing_have_no_texts() -> None:
-    assert compare.draw(asked(**TWO))["texts"] == ""
-    assert compare.texts_chart(compared(**TWO)).figure == NO_TEXTS
-
-
 @pytest.mark.parametrize(
     ("before", "after", "kept"),
     [("", "new", 1.0), ("a b c d", "", 0.0), ("a b c d", "d a b", 0.5), ("x  y", "x y", 1.0)],
@@ -320,3 +296,13 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))
     assert "data" not in compare.export(pressed("csv"), asked())
+
+
+def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
+    request = asked(**TWO, base="sds-0002")
+    for figure in (
+        compare.draw_curves(None, None, None, request)["lines_chart"],
+        compare.draw_weights(None, None, request)["weights_chart"],
+    ):
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
+        assert (line.color, line.dash) == (LIGHT.muted, "dash")

@@ -1,7 +1,5 @@
 """The page Home: what runs, what is best, what needs a look."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -15,6 +13,7 @@ from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
+from jobs.serving.transcript import transcript_writer
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
@@ -52,7 +51,7 @@ def test_an_empty_folder_says_what_to_do_first(tables: Settings) -> None:
     running, latest, side = page["running"], page["latest"], page["side"]
     assert running == latest == "" and "Toy stories" in side
     hero = exhibits.draw_exhibits(None, asked())["hero"]
-    assert "Run the toy now" in hero and 'href="new' in hero and "<figure" not in hero
+    assert "Prune a toy model" in hero and 'href="new' in hero and "<figure" not in hero
     assert picture()["column"]["visible"] is False and not picture()["tradeoff_chart"]
 
 
@@ -65,17 +64,6 @@ def test_what_runs_waits_and_failed_has_its_place(seeded: Settings) -> None:
     assert "The model ran out of memory." in side and "resume-sds-0004" in side
     running = overview.draw(asked(GUEST))["running"]
     assert re.search(r'data-testid="cancel-sds-0002"[^>]* disabled title="Guests', running)
-
-
-def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
-    store(
-        *(result(n, "run", "speed_up", 1.2) for n in (1, 2)),
-        result(3, "run", "bits_per_weight", 3.0),
-    )
-    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
-    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
-    assert "Perplexity" in heads and "Zeros, %" in heads and "Speed-up, ×" in heads
-    assert "Decoding speed, tokens/s" not in heads  # of machines and threads that differ
 
 
 # what is best -------------------------------------------------------------------------------------
@@ -173,11 +161,11 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     hero = exhibits.draw_exhibits(None, asked())
     assert "In cross-entropy, 37 %." in shown.figure.text  # ln 1.5 / ln 3
     assert (
-        "of the perplexity lost to pruning won back" in hero["hero"]
+        "of the perplexity lost to pruning won back" in hero["methods"]
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
-    moving = showcase.moving_histogram(showcase.showcase())
+    moving = showcase.moving_histogram()
     assert moving is not None and moving["run"] == "sds-0001"
     assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
     heights = [stage["heights"] for stage in moving["stages"]]
@@ -224,6 +212,25 @@ def test_the_toy_is_told_of_until_something_else_is_done(
     assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
 
 
+def test_the_fastest_text_races_the_first(tables: Settings) -> None:
+    sides, hostile = "toy, sds-0002, sds-0003", "<b>x"
+    store(job(1, kind="generate", config={"sides": sides, "prompt": hostile, "model": ""}))
+    for side, ms in enumerate((20.0, 5.0, 10.0), 1):
+        with transcript_writer("generate-0001", side) as writer:
+            writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
+            for _ in range(40):
+                writer.add(ms=ms, tokens=[["b", 0]], rejected=[])
+            writer.add(end="limit", rest="")
+    found = showcase.race()
+    assert found is not None and found.gain == pytest.approx(4)
+    assert [lane["name"] for lane in found.lanes] == ["toy", "sds-0002"]
+    assert len(found.lanes[0]["steps"]) == 41 and found.lanes[1]["steps"][1] == [5.0, "b"]
+    assert hostile not in exhibits.HTML.racing(found)
+    with transcript_writer("generate-0001", 1) as writer:  # the first has not ended
+        writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
+    assert showcase.race() is None
+
+
 def test_a_guest_may_not_start_the_toy_or_touch_the_examples(
     pruned: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,3 +238,14 @@ def test_a_guest_may_not_start_the_toy_or_touch_the_examples(
     page = exhibits.draw_exhibits(None, asked(GUEST))
     assert re.search(r'data-testid="run-toy"[^>]* disabled', page["hero"])
     assert re.search(r'data-do="restore-examples"[^>]* disabled', page["methods"])
+
+
+def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
+    store(
+        *(result(n, "run", "speed_up", 1.2) for n in (1, 2)),
+        result(3, "run", "bits_per_weight", 3.0),
+    )
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
+    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
+    assert "Perplexity" in heads and "Zeros, %" in heads and "Speed-up, ×" in heads
+    assert "Decoding speed, tokens/s" not in heads  # of machines and threads that differ

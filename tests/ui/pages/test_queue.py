@@ -1,9 +1,6 @@
 """Jobs, and what holds everywhere, on a data folder with a run in every state."""
 
-from __future__ import annotations
-
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +10,7 @@ from backend.store import queries
 from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.queue import page as jobs
-from ui.runs.actions.single import act, actions, run_action
+from ui.runs.actions.single import act, actions
 from ui.runs.html import progress
 
 
@@ -50,11 +47,6 @@ def test_ended_and_failed_jobs_have_their_own_lists(seeded: Settings) -> None:
     assert board(state="nonsense") == board()
 
 
-def test_empty_lists_say_so_and_lead_on(tables: Settings) -> None:
-    assert "No active jobs." in board()
-    assert 'href="new"' in board(state="failed")
-
-
 def test_guests_see_the_buttons_with_the_reason_and_are_refused(seeded: Settings) -> None:
     html = str(jobs.draw(asked(GUEST))["board"])
     button = re.search(r'<button[^>]*data-testid="cancel-sds-0003"[^>]*>', html)
@@ -76,44 +68,10 @@ def test_cancelling_twice_from_a_page_that_is_behind_kills_nothing(seeded: Setti
     assert actions(queries.job(2), HOST) == []
 
 
-def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
-    said = act(pressed("retry", "sds-0004"), asked())
-    new, old = queries.job(6), queries.job(4)
-    assert "sds-0006" in said["value"]
-    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
-    assert {k: new.config[k] for k in old.config} == old.config
-    act(pressed("resume", "sds-0005"), asked())
-    assert queries.job(5).state == "queued"
-
-
-def test_a_waiting_run_can_be_put_first(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)
-    act(pressed("retry", "sds-0004"), asked())
-    assert "next-sds-0003" not in board() and "next-sds-0006" in board()
-    act(pressed("next", "sds-0006"), asked())
-    assert [job.id for job in scheduling.queued()] == [6, 3]
-    said = act(pressed("next", "sds-0002"), asked())
-    assert "sds-0002 is not queued." in said["value"]
-
-
 @pytest.mark.parametrize("do", ["", "delete", "None", "${1}<b>"])
 def test_unknown_deeds_are_refused(seeded: Settings, do: str) -> None:
     said = act(pressed(do, "sds-0002"), asked())
     assert 'role="alert"' in said["value"] and "<b>" not in said["value"]
-
-
-def test_a_button_on_a_run_that_is_not_there_is_refused(seeded: Settings) -> None:
-    for run in ("sds-9999", "", "'; drop table jobs"):
-        assert 'role="alert"' in act(pressed("cancel", run), asked())["value"]
-    assert 'role="alert"' in act(SimpleNamespace(_data=None), asked())["value"]
-
-
-def test_the_chosen_job_shows_its_history(seeded: Settings) -> None:
-    run_action("cancel", "sds-0003", jobs.current_user(asked()))
-    shown = jobs.draw(asked(id="sds-0003"))
-    history = shown["history"]
-    assert "sds-0003" in shown["title"]
-    assert history.index("cancelled") < history.index("queued")
 
 
 def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +80,11 @@ def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPat
     assert jobs.STALLED in board()
 
 
-# Everywhere ---------------------------------------------------------------------------------------
+def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
+    said = act(pressed("retry", "sds-0004"), asked())
+    new, old = queries.job(6), queries.job(4)
+    assert "sds-0006" in said["value"]
+    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
+    assert {k: new.config[k] for k in old.config} == old.config
+    act(pressed("resume", "sds-0005"), asked())
+    assert queries.job(5).state == "queued"

@@ -1,7 +1,5 @@
 """The page of a sweep: its means, its runs, and what can be done to all of them."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -123,13 +121,6 @@ def test_a_combination_that_every_window_finds_worse_is_no_tie(swept: list[Job])
     assert ties(swept, rows_of_sweep(swept), metric(MetricKey("perplexity"))) == []
 
 
-def test_another_figure_can_be_chosen_by_hand_and_by_address(swept: list[Job]) -> None:
-    for shown in (draw("top1_agreement", id="6"), draw(id="6", metric="top1_agreement")):
-        assert shown["metric"]["value"] == "top1_agreement"
-        assert list(shown["chart_chart"].data[0].x) == [50.0, 50.0]  # per cent
-    assert draw(id="6", metric="nonsense")["metric"]["value"] == "perplexity"
-
-
 def test_all_runs_are_cancelled_or_resumed_together_by_hosts(swept: list[Job]) -> None:
     head = page.draw(None, asked(GUEST, id=swept[0].run))["head"]
     assert re.search(r'data-do="resume-sweep"[^>]* disabled', head)
@@ -157,9 +148,3 @@ def test_a_run_leads_to_its_sweep_and_one_of_none_to_the_list(swept: list[Job]) 
     assert "sweep?id" not in run.head_html(queries.job(1), who)
     assert draw(id=swept[0].run)["settings"]["visible"] is False  # a single setting
     assert page.LINES.parts[0] in draw(id=swept[0].run)
-
-
-def test_before_anything_is_measured_the_page_says_so(seeded: Settings) -> None:
-    jobs = sweep.queue("sds", TOY, {"seed": ["0", "1"]}, page.current_user(asked()))
-    shown = draw(id=jobs[0].run)
-    assert shown["chart_chart"] == page.WAITING and "Cancel 2 runs" in shown["head"]

@@ -1,7 +1,5 @@
 """When waiting runs may start."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.queue.scheduling import QueueStatus
@@ -57,9 +55,3 @@ def test_a_job_takes_what_its_kind_expects_and_a_broken_one_what_nobody_knows(
 
     assert 1 < takes(segments=4) < takes(segments=400) < float("inf")
     assert takes(pattern="no pattern") == takes(model="/no/such/folder") == float("inf")
-
-
-def test_words() -> None:
-    assert queue_eta.start_words(None) == ""
-    assert queue_eta.start_words(0.0) == "starts soon"
-    assert queue_eta.start_words(300.0) == "starts in about 5 min"

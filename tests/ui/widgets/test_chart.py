@@ -1,9 +1,6 @@
 """What the chart component sends to the browser."""
 
-from __future__ import annotations
-
 import json
-import re
 
 import gradio as gr
 import numpy as np
@@ -13,7 +10,6 @@ import pytest
 from ui.static import SCRIPT_URL, SCRIPTS
 from ui.widgets.chart import PlotlyView
 from ui.widgets.html import WIDGETS
-from ui.widgets.panel import Panel
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
 
@@ -58,10 +54,3 @@ def test_the_script_is_ours_and_uploads_nothing() -> None:
         view = PlotlyView(label="x")
         view.select(lambda: None, None, None)
     assert [t for f in app.fns.values() for t in f.targets] == [(view._id, "select")]
-
-
-def test_a_card_saves_its_chart_in_four_formats_or_adds_it_to_a_report() -> None:
-    with gr.Blocks() as app:
-        Panel("one", "Title", "Why?").build("page")
-    html = " ".join(str(getattr(block, "value", "")) for block in app.blocks.values())
-    assert re.findall(r'data-save="(\w+)"', html) == ["png", "svg", "csv", "html", "report"]

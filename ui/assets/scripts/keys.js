@@ -33,6 +33,12 @@
     more.textContent = "Glossary and metrics";
     more.href = "help";
     foot.append(more);
+    if (window.isSecureContext && window.Notification?.permission === "default") {
+      const asks = document.createElement("button");
+      asks.textContent = "Notify me when runs end";
+      asks.onclick = async () => { await Notification.requestPermission(); asks.remove(); };
+      foot.append(" ", asks);
+    }
     paper.append(list, foot, close);
     paper.onclose = () => paper.remove();
     document.body.append(paper);
@@ -43,6 +49,10 @@
     const places = new Map(keys.filter((each) => each[2]).map(([k, , to]) => [k, to]));
     let first = "", timer = 0;
     document.addEventListener("keydown", (event) => {
+      if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
+        event.preventDefault();
+        return focusSearch();
+      }
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
       if (typing(event.target) || document.querySelector("dialog[open], [popover]:popover-open")) return;
       const pressed = first ? `${first} ${event.key}` : event.key;
@@ -111,15 +121,13 @@
       if (!words) return close();
       const named = pages.filter(([name]) => name.toLowerCase().startsWith(words.toLowerCase()))
         .map(([name, to]) => ({ title: name, about: "page", to }));
-      let runs = [];
+      let found = [];
       try {
-        runs = await (await fetch(`slimscope/search?q=${encodeURIComponent(words)}`)).json();
+        found = await (await fetch(`slimscope/search?q=${encodeURIComponent(words)}`)).json();
       } catch { /* the status strip says that the server is away */ }
       if (mine !== asked || document.activeElement !== input) return;
       const more = { title: "Filter runs", about: `by ${words}`, to: `runs?q=${encodeURIComponent(words)}` };
-      const hits = runs.map((hit) => ({ title: hit.run, about: [hit.state, hit.about].filter(Boolean).join(" · "),
-        to: `run?id=${encodeURIComponent(hit.run)}` }));
-      show([...named, ...hits, more]);
+      show([...named, ...found, more]);
     }
 
     input.oninput = () => { clearTimeout(timer); timer = setTimeout(look, 120); };

@@ -47,7 +47,7 @@
     const { base } = await (await fetch("slimscope/share")).json();
     const link = new URL(here(), base || location.href).href;
     part("input").value = link;
-    part(".reach").textContent = base ? "" : "Only this machine reaches it: the dashboard does not listen on the network. To share it, start it with slimscope serve --host 0.0.0.0.";
+    part(".reach").textContent = base ? "" : "This link works on this computer only: the dashboard does not listen on the network. To share it, start it with slimscope serve --host 0.0.0.0.";
     part(".qr").src = `slimscope/qr?address=${encodeURIComponent(here())}`;
     part(".copy").onclick = async () => {
       part("input").select();

@@ -122,8 +122,10 @@ def metrics_card(comparison: RunComparison) -> Markup:
     ]
     if any(ratios):
         rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
-    job_rows = _figures_of_jobs(comparison)
-    return HTML.results(comparison.columns, comparison.base, kept, [*rows, *job_rows])
+    rows += _figures_of_jobs(comparison)
+    single = [row for row in rows if row[0] is not PAIRED and NONE in (f.value for f in row[1])]
+    shared = [row for row in rows if row not in single]
+    return HTML.results(comparison.columns, comparison.base, kept, shared, single)
 
 
 def paired_ratios(comparison: RunComparison) -> list[PairedRatio | None]:

@@ -63,13 +63,15 @@ def build() -> None:
     side = segmented(VIEWS, "View", "compare-view")
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
-        page["results"] = plain(elem_id="compare-figures")
+        with gr.Row(equal_height=False):
+            weights = Outputs(tensor=tensor, view=side)
+            weights |= WEIGHTS.build("compare", [[side, tensor]], scale=3)
+            with gr.Column(scale=2, min_width=320):
+                page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
             lines = Outputs(curve=curve, y=scale, smooth=smooth)
-            lines |= LINES.build("compare", [[curve, smooth], [scale]])
-        weights = Outputs(tensor=tensor, view=side)
-        weights |= WEIGHTS.build("compare", [[side], [tensor]])
+            lines |= LINES.build("compare", [[curve, smooth, scale]])
         page["texts"] = plain(elem_id="compare-texts")
         page["config"] = plain(elem_id="compare-config")
 

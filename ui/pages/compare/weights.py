@@ -10,11 +10,10 @@ import plotly.graph_objects as go
 
 from backend.store import tensors
 from ui.charts.chart import Chart
-from ui.charts.headlines import of_zeros
-from ui.charts.histograms import overlay
-from ui.charts.series import Series, bins_frame, cut_off_peaks, on_shared_bins, series_note
-from ui.charts.small_multiples import COLUMNS, small_multiples
+from ui.charts.histograms import overlay_chart
+from ui.charts.series import Series, on_shared_bins
 from ui.pages.compare.comparison import RunComparison
+from ui.pages.compare.small_multiples import COLUMNS, small_multiples
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
 
@@ -37,13 +36,10 @@ def tensor_chart(
 ) -> Chart:
     """Histograms of one tensor, overlaid or in linked panels; `view`: a key of `VIEWS`."""
     series = _series(comparison, by_run, tensor)
-    binned = on_shared_bins([*series.values()])
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
-    notes = (series_note(binned), cut_off_peaks(binned), lacking)
-    figure = side_by_side(series) if view == SIDE_BY_SIDE else overlay([*series.values()])
-    title = of_zeros([(s.label, s.zero_share) for s in series.values()])
-    return Chart(figure, bins_frame(binned), " ".join(filter(None, notes)), headline=title)
+    figure = side_by_side(series) if view == SIDE_BY_SIDE else None
+    return overlay_chart([*series.values()], lacking, figure=figure)
 
 
 def side_by_side(series: Mapping[str, Series]) -> go.Figure:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jobs.metrics import METRICS
+
 GLOSSARY: Mapping[str, Mapping[str, str]] = {
     "Runs": {
         "Run": "A background job and everything it produced, with an id like sds-0042.",
@@ -68,6 +70,28 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+QUESTIONS = {  # question -> answer, page
+    "What does this do?": (
+        "It makes a language model smaller or faster, and shows what that changed in its weights "
+        "and in its answers.", "home",
+    ),
+    "How do I compress a model?": (
+        "Choose a recipe and a model, look at the time and memory it takes, and add it to the "
+        "queue.", "new",
+    ),
+    "Which model fits into 80 MB?": (
+        "A sensitivity profile says what each layer loses in each format; a budget then gives "
+        "every layer its own.", "trade-offs",
+    ),
+    "What happened to the weights?": (
+        "Their distribution before and after, layer by layer.", "weights",
+    ),
+    "Is the compressed model still good?": (
+        "Ask it, beside the original, or vote without knowing which is which.", "playground",
+    ),
+    "Which of my runs is best?": ("Filter, sort and compare them.", "runs"),
+}  # fmt: skip
+
 FILTERS = {
     "wanda": "runs with this word in their id, name, model, settings, state, tags or note",
     "sparsity>0.4": "runs with a sparsity above 40 %; sparsity>40% is equivalent",
@@ -116,3 +140,9 @@ for job in queries.jobs(kind="sds", limit=5):
 curves = frames.curves(1)  # pandas: family, stage, series, axis, step, value, at
 weights = frames.tensor_table(1)  # one row per tensor and stage
 """
+
+
+def known_terms() -> dict[str, str]:
+    """Term or metric -> what it means here."""
+    metrics = {m.title: m.definition for m in METRICS.values() if m.definition}
+    return metrics | {term: text for topic in GLOSSARY.values() for term, text in topic.items()}

@@ -14,20 +14,21 @@ from ui.api_errors import API_PATH
 from ui.frame import Page
 from ui.keyboard import Shortcut, shortcuts
 from ui.pages import pages
-from ui.pages.help.glossary import COMMANDS, FILTERS, GLOSSARY, PYTHON, REQUESTS
+from ui.pages.help.glossary import COMMANDS, FILTERS, GLOSSARY, PYTHON, QUESTIONS, REQUESTS
 from ui.templates import fragments
 from ui.widgets.html_panel import HtmlPanel
 
 HTML = fragments("pages/help/page.html")
+TO_TERM = "document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: 'center' })"
 Source = catalogue.CatalogueEntry | corpora.CorpusInfo
 
 
 def build() -> None:
-    words = HTML.words([m for m in METRICS.values() if m.definition], GLOSSARY)
+    words = HTML.words(QUESTIONS, [m for m in METRICS.values() if m.definition], GLOSSARY)
     use = HTML.use(keys(), FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, sources())
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):
-            HtmlPanel(words, elem_id="help-words")
+            gr.HTML(words, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-words")
         with gr.Column(scale=1, min_width=320):
             HtmlPanel(use, elem_id="help-use")
 

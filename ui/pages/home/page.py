@@ -36,7 +36,6 @@ from ui.runs.html import (
     took,
 )
 from ui.runs.results import format_value
-from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
 from ui.widgets.explorer import page_state
@@ -112,22 +111,14 @@ def latest_html() -> Markup:
         for row in run_rows.rows(jobs, queries.results([job.id for job in jobs]))
         if row.figures.final_keys
     ]
-    columns = fullest(run_columns.visible_columns((), run_columns.columns(rows)), rows)
+    usual = run_columns.visible_columns((), run_columns.columns(rows))
+    filled = [c for c in usual if any(c.value(row) not in (None, "") for row in rows)]
+    columns = [c for c in filled if c.key not in LEFT_OUT][:FIGURES]
     cells = [
         [named_link(r.job), model_and_settings(r.job), *(c.html(r) for c in columns)] for r in rows
     ]
     heads = ["Run", "Model and setting", *(c.title for c in columns)]
     return HTML.latest(heads, cells, [i for i, c in enumerate(columns, 2) if c.numeric])
-
-
-def fullest(
-    usual: Sequence[run_columns.Column], rows: Sequence[RunRow]
-) -> list[run_columns.Column]:
-    """The columns that most of these runs have, in the order of Runs."""
-    filled = {c.key: sum(c.value(row) is not None for row in rows) for c in usual}
-    columns = [c for c in usual if c.key not in LEFT_OUT and filled[c.key]]
-    best = sorted(columns, key=lambda c: -filled[c.key])[:FIGURES]
-    return [c for c in columns if c in best]
 
 
 def side_html(status: QueueStatus, actor: Actor) -> Markup:

@@ -106,7 +106,7 @@ def build() -> None:
     first = next(iter(available))
     with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
-            kind = gr.Radio(methods(), value=first, label="Method", elem_id="new-kind")
+            kind = gr.Radio(methods(), value=first, label="Compress a model", elem_id="new-kind")
             plain(HTML.others([k for k in available.values() if not k.compresses]))
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):

@@ -84,7 +84,7 @@ def _described(spec: str) -> tuple[str, str]:
 def _costs(cost: Estimate, number: int) -> dict[str, str]:
     time = f"about {duration(cost.seconds)}" if cost.seconds else "unknown"
     return {
-        "Adds": runs(number),
+        **({"Adds": runs(number)} if number > 1 else {}),
         "Time": f"{time} for all {number}" if cost.seconds and number > 1 else time,
         "Memory": f"about {size(cost.bytes)}",
         **({"Size": sizes(*cost.sizes)} if cost.sizes else {}),
@@ -111,7 +111,7 @@ def _same_runs(kind: Kind, configs: Sequence[JobConfig]) -> dict[str, Markup]:
     """Earlier or queued runs of these configs: the same config gives the same result."""
     jobs = queries.same(kind.name, (config.model_dump(mode="json") for config in configs))
     more = max(0, len(jobs) - MAX_LINKS)
-    return {"Same as": HTML.same_runs(jobs[:MAX_LINKS], more)} if jobs else {}
+    return {"Already run": HTML.same_runs(jobs[:MAX_LINKS], more)} if jobs else {}
 
 
 def enqueue(

@@ -171,7 +171,7 @@ def _chosen(
     shown: dict[str, Any] = {"value": there} if names else {}
     if choices is not None:
         shown["choices"] = choices
-    examples = all(name.endswith(f"-{EXAMPLE}") for name in missing)
+    examples = all(f"-{EXAMPLE}" in name for name in missing)
     why = NO_WEIGHTS if examples else "The weights are not here."
     return {
         chosen: gr.update(**shown),

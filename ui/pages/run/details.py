@@ -30,7 +30,7 @@ NOT_ENVIRONMENT = (  # shown elsewhere
     SOURCE_BYTES, PREDICTED_BYTES,
 )  # fmt: skip
 LABELS = {
-    "sha256": "sha256", "weights_sha256": "sha256 of the weights", "cpu": "Processor",
+    "sha256": "sha256", "weights_sha256": "Checksum of the weights", "cpu": "Processor",
     "dtype": "Precision", "windows": "Segments or windows", "context": "Context, tokens",
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
-from jobs.metrics import BYTES, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
@@ -88,8 +88,7 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs |= _beside_estimate("Peak memory", peak, size, memory)
     if source := known.get(SOURCE_BYTES):
         pairs["Size of the source"] = size(source)
-    saved = [row.value for (_, name), row in results.rows.items() if name.family == BYTES]
-    written = size(max(saved)) if saved else ""
+    written = size(results.saved_bytes) if results.saved_bytes else ""
     pairs |= _beside_estimate("Size saved", written, size, known.get(PREDICTED_BYTES))
     conditions = speed_conditions(job, results.rows.values())
     return HTML.outcome(pairs, job.kept_reason, _verdict(job, results), conditions)

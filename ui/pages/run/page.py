@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-from gradio.components import Component
 from markupsafe import Markup
 
 from backend.errors import SlimscopeError
@@ -16,7 +15,7 @@ from backend.metric_key import MetricKey
 from backend.printable import one_line
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited
-from backend.store import frames, queries
+from backend.store import frames, queries, tensors
 from backend.store.session import now_ms
 from backend.store.states import ACTIVE, LIVE
 from backend.store.tables import Job
@@ -25,7 +24,9 @@ from jobs.metrics import BLOCK, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title,
 from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
+from ui.charts.histograms import overlay_chart
 from ui.charts.lines import curves, curves_frame, reduced_note, y_title
+from ui.charts.series import Series
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
@@ -45,7 +46,9 @@ from ui.runs.actions.single import (
 from ui.runs.html import described, error_of, progress, took, unknown, waits
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
+from ui.runs.weights import DENSE, kept_stage, weights_of
 from ui.templates import fragments
+from ui.theme import stage_style
 from ui.widgets.download import Download, small_file
 from ui.widgets.html import WIDGETS, empty
 from ui.widgets.html_panel import HtmlPanel
@@ -55,12 +58,18 @@ from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 HTML = fragments("pages/run/page.html")
 TABS = {
     "summary": "Summary", "measures": "Quality, size, speed", "curves": "Curves", "log": "Log",
-    "artefacts": "Artefacts",
+    "artefacts": "Artefacts", "provenance": "Provenance",
 }  # fmt: skip
 STAGES = Panel(
     "stages", "Perplexity by stage",
     "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
+WEIGHTS = Panel(
+    "weights",
+    "Weights before and after",
+    "What did the run do to the weights of a layer?",
+    260,
+)
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
 NO_RUN = "The run was deleted."
@@ -70,6 +79,7 @@ NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.
 NO_PERPLEXITY = (
     "This run measured no perplexity.", "Perplexity appears here as the stages are measured.",
 )  # fmt: skip
+NO_WEIGHT_STATISTICS = "This run has stored no weight statistics of two stages."
 NO_ARTEFACTS = (
     "This run saved no artefacts.", "The run saves its model here when it succeeds.",
 )  # fmt: skip
@@ -81,8 +91,7 @@ def build() -> None:
     with gr.Tabs(elem_id="run-tabs") as tabs:
         tab = {name: gr.Tab(title, id=name) for name, title in TABS.items()}
     with tab["summary"]:
-        parts, stages = _summary()
-        page = Outputs(head=head, **parts)
+        page = Outputs(head=head, **_summary())
     with tab["measures"]:
         measures = quality.build()
     with tab["curves"]:
@@ -97,11 +106,14 @@ def build() -> None:
         page["disk"] = disk = HtmlPanel(elem_id="run-disk")
         page["artefacts"] = HtmlPanel(elem_id="run-artefacts", min_height=120)
         page["artefacts"].act(download, None, [Download(), message], **SILENT_EVENT)
+    with tab["provenance"], gr.Row(equal_height=False):
+        for part in ("settings", "history"):
+            with gr.Column(min_width=320):
+                page[part] = HtmlPanel(elem_id=f"run-{part}")
     for name, one in tab.items():
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
 
-    opened = Outputs(tabs=tabs, stages=stages)
-    on_load(opened.named(on_open), None, opened.components)
+    on_load(on_open, None, tabs)
     show = page.named(draw), None, page.components
     live(*show)
     live(measures.named(draw_measures), None, measures.components)
@@ -110,41 +122,43 @@ def build() -> None:
     disk.on_action(act, message, show)
 
 
-def _summary() -> tuple[dict[str, Component], gr.Column]:
+def _summary() -> dict[str, Any]:
+    """What came out on the left, its pictures on the right."""
     with gr.Row(equal_height=False, elem_classes="run-summary"):
         with gr.Column(scale=3, min_width=320):
-            results = plain(elem_id="run-figures")
-            settings = HtmlPanel(elem_id="run-asked")
+            parts: dict[str, Any] = {"results": plain(elem_id="run-figures")}
+            with gr.Column() as parts["weights"]:
+                parts |= WEIGHTS.build("run")
         with gr.Column(scale=2, min_width=320):
-            with gr.Column() as stages:
-                chart = STAGES.build("run")
-            history = plain(elem_id="run-went")
-    return {"results": results, "settings": settings, "history": history} | chart, stages
+            with gr.Column() as parts["stages"]:
+                parts |= STAGES.build("run")
+            parts["behind"] = plain(elem_id="run-behind")
+    return parts
 
 
-def on_open(request: gr.Request) -> Updates:
-    """Tab in the address; the chart of perplexities is hidden where stages are no models."""
-    job = chosen_job(request)
-    kind = kind_of(job) if job else None
-    stages = gr.update(visible=kind is None or kind.has_models)
+def on_open(request: gr.Request) -> Any:
+    """The tab in the address."""
     tab = query(request, "tab", "summary", TABS)
-    tabs = gr.update(selected=tab, visible=job is not None)
-    return {"tabs": tabs, "stages": stages}
+    return gr.update(selected=tab, visible=chosen_job(request) is not None)
 
 
 def draw(request: gr.Request) -> Updates:
     job = chosen_job(request)
     if job is None:
         what = f"There is no run {query(request, 'id') or 'of that name'}."
-        blank = dict.fromkeys(("results", "settings", "history", "disk", "artefacts"), "")
+        blank = dict.fromkeys(("results", "behind", "settings", "history", "disk", "artefacts"), "")
         head = {"head": unknown("Run", what), "timer": gr.update(active=False)}
-        return updates(head, blank, STAGES.clear())
+        return updates(head, blank, STAGES.clear(), WEIGHTS.clear())
     rows, user = queries.results([job.run]), current_user(request)
     results = RunResults(kind_of(job), rows, job, queries.step_times([job.id]))
     html = {
         "head": head_html(job, user),
         "timer": gr.update(active=job.state in LIVE),
         "results": results_html(job, results),
+        "behind": WIDGETS.stack(
+            HTML.steps(times(results)), lineage_card(job), details.reproduction_card(job)
+        ),
+        "stages": gr.update(visible=results.of_models),
         "settings": WIDGETS.stack(
             details.config_card(job), details.plan_card(job), details.texts_card(job.environment)
         ),
@@ -153,13 +167,34 @@ def draw(request: gr.Request) -> Updates:
         "artefacts": artefacts(job.run, queries.artifacts(job.run))
         or empty(NO_WEIGHTS if ships_without(job) else NO_ARTEFACTS[job.state in ACTIVE]),
     }
-    return updates(html, STAGES.show(stages_chart(job, results), job.run))
+    before_after = weights_chart(job)
+    html["weights"] = gr.update(visible=before_after.frame is not None)
+    drawn = STAGES.show(stages_chart(job, results), job.run)
+    return updates(html, drawn, WEIGHTS.show(before_after, job.run))
 
 
 def stages_chart(job: Job, results: RunResults) -> Chart:
     if PERPLEXITY not in results.metrics:
         return Chart(NO_PERPLEXITY[job.state in ACTIVE])
     return perplexity_chart([*results.rows.values()], results.labels)
+
+
+def weights_chart(job: Job) -> Chart:
+    """One layer, dense and at the stage that is kept."""
+    weights = weights_of(job.run)
+    if not weights or DENSE not in weights.stages:
+        return Chart(NO_WEIGHT_STATISTICS)
+    tensor = weights.typical
+    stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
+    kept = kept_stage(weights, stored)
+    drawn = [
+        Series(stored[stage], weights.labels[stage], stage_style(stage))
+        for stage in dict.fromkeys((DENSE, kept))
+    ]
+    if len(drawn) < 2:
+        return Chart(NO_WEIGHT_STATISTICS)
+    question = f"What did the run do to the weights of {tensor.removesuffix('.weight')}?"
+    return replace(overlay_chart(drawn), question=question)
 
 
 def draw_measures(request: gr.Request) -> Updates:
@@ -182,10 +217,7 @@ def results_html(job: Job, results: RunResults) -> Markup:
     waiting = "" if stages or results.of_run else NO_RESULTS[job.state in ACTIVE]
     waiting = waits(needed) if needed else waiting
     figures = outcome(job, results, now_ms())
-    return HTML.results(
-        waiting, figures, stages + paired_table(job, results), times(results), lineage_card(job),
-        details.reproduction_card(job),
-    )  # fmt: skip
+    return HTML.results(waiting, figures, stages + paired_table(job, results))
 
 
 def history(job: Job) -> Markup:
@@ -286,6 +318,7 @@ def _curve(place: int) -> Callable[[Job], Chart]:
 PAGE = Page(
     "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
     charts=page_charts("run", {
-        STAGES: of_run(_stages), **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
+        STAGES: of_run(_stages), WEIGHTS: of_run(weights_chart),
+        **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
     }, "id") | page_charts("measures", {p: of_run(d) for p, d in quality.CHARTS.items()}, "id"),
 )  # fmt: skip

@@ -41,7 +41,8 @@ def build() -> None:
             page |= WORST.build("sensitivity", scale=2)
         with gr.Row(equal_height=True):
             page |= CURVE.build("sensitivity", [[page["layer"]]])
-            page |= AGREEMENT.build("sensitivity")
+            with gr.Column(min_width=320, visible=False) as page["measured"]:
+                page |= AGREEMENT.build("sensitivity")
     page["seen"] = page_state()
     _wire(Explorer(page, SensitivitySelection, SensitivityView.at))
 
@@ -84,7 +85,8 @@ def draw(view: SensitivityView) -> Updates:
     if job.state in ACTIVE:
         facts.append("still measuring")
     head = HTML.head(job.run, facts, href("trade-offs", run=job.run))
-    return updates({"head": head}, *(panel.show(made(view)) for panel, made in CHARTS.items()))
+    told = {"head": head, "measured": gr.update(visible=bool(view.measured))}
+    return updates(told, *(panel.show(made(view)) for panel, made in CHARTS.items()))
 
 
 def offers(view: SensitivityView) -> dict[str, dict[str, Any]]:

@@ -99,13 +99,12 @@ def _ranges(view: TradeoffView) -> tuple[list[float], float]:
 
 
 def finding(view: TradeoffView) -> str:
-    """What the best mix of the budget loses, and the one format for all layers that is nearest."""
+    """What the best mix of the budget loses, and the one format for all layers that loses as
+    little as comes nearest to it."""
     if isinstance(view.answer, SlimscopeError):
         return ""
     mix = view.answer[1]
-    form, one = min(
-        view.front.uniform.items(), key=lambda pair: abs(view.x_of(pair[1]) - view.x_of(mix))
-    )
+    form, one = min(view.front.uniform.items(), key=lambda pair: abs(pair[1].ratio - mix.ratio))
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
     return f"{said}; {form} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
 

@@ -1,5 +1,5 @@
-"""Conversations with their messages, and keys of programs. Answers are no runs any more: those there
-are stay as recorded runs."""
+"""Conversations with their messages, and keys of programs. Answers are no runs any more; those of
+before stay as recorded runs."""
 
 import sqlalchemy as sa
 from alembic import op

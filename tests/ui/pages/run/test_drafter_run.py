@@ -1,26 +1,19 @@
 """The pages of runs whose stages are no models: a drafter, a benchmark, an answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
-import gradio as gr
 import pandas as pd
 import pytest
 
 from backend.settings import Settings
 from backend.store.states import State
-from backend.store.tables import Job, StepTime
-from jobs.generate.config import GenerateJob
+from backend.store.tables import StepTime
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, saved_folder, store
-from ui.pages.playground import page as playground
 from ui.pages.run import page as run
-from ui.pages.run import quality
 from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs.actions.single import next_links
-from ui.runs.results import RunResults, display_units, kind_of, setting_summary, speed_conditions
-from ui.widgets.config_form import ConfigForm
+from ui.runs.results import RunResults, display_units, kind_of, speed_conditions
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
 DRAFTER = [
@@ -36,18 +29,6 @@ def stored(tables: Settings) -> None:
     store(job(3, kind="benchmark", config={"model": "toy", "drafters": "amphista-0002"}))
     store(job(4, kind="amphista", config={"model": "toy"}, state=State.FAILED))
     store(job(5, kind="generate", config={"sides": "toy", "prompt": "One <day>"}))
-
-
-def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
-    row = job(2, kind="amphista")
-    figures = RunResults(
-        kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
-    )
-    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
-    html = stage_tables(figures)
-    assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
-    assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
-    assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
 
 
 @pytest.mark.parametrize(("gain", "said"), [(1.6, "machine;"), (1.02, "machine (no gain);")])
@@ -66,28 +47,6 @@ def test_a_forecast_is_told_as_one_beside_what_was_measured(
     store(result(3, "amphista-0002", "speed_up", 0.895))
     measured = outcome(row, figures, 0)
     assert "benchmark-0003 measured 0.90 ×." in measured and "Not measured" not in measured
-
-
-@pytest.mark.parametrize(
-    ("kind", "recorded", "details", "said"),
-    [
-        ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
-         "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
-        ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
-         "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
-         "excluded."),
-        ("generate", {"precision": "float32"}, {},
-         "decoder not recorded, float32, threads not recorded, prefill excluded."),
-    ],
-)  # fmt: skip
-def test_a_speed_is_told_with_its_conditions(
-    kind: str, recorded: dict[str, Any], details: dict[str, Any], said: str
-) -> None:
-    row = job(2, kind=kind, environment=recorded, kept_stage=None)
-    rows = [result(2, "vanilla", "tokens_per_second", 47.6, **details)]
-    assert speed_conditions(row, rows) == f"Speeds: {said}"
-    assert said in outcome(row, RunResults(kind_of(row), rows, row), 0)
-    assert speed_conditions(row, HEADS) == ""
 
 
 def test_stages_that_share_a_metric_stand_together_in_order(stored: None) -> None:
@@ -125,39 +84,38 @@ def test_each_run_leads_on_to_what_it_is_good_for(stored: None) -> None:
 def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -> None:
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
-    assert run.on_open(asked(id="sds-0001"))["stages"]["visible"] is True
+    assert run.draw(asked(id="sds-0001"))["stages"]["visible"] is True
 
 
-def test_charts_of_models_are_left_out(stored: None) -> None:
-    for name in ("amphista-0002", "benchmark-0003"):
-        assert run.on_open(asked(id=name))["stages"]["visible"] is False
-    said = quality.update(job(2, kind="amphista", config={"model": "toy"}))["findings"]
-    assert "leaves no model" in said and "Measure its speed" in said
+def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
+    row = job(2, kind="amphista")
+    figures = RunResults(
+        kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
+    )
+    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
+    html = stage_tables(figures)
+    assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
+    assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
+    assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("kind", "recorded", "details", "said"),
     [
-        ({"minutes": 2.5, "answers": 1000}, ["Amphista", "2.5 min", "1,000 answers"]),
-        ({"minutes": 0, "steps": 1500, "answers": 64, "data": "text",
-          "architecture": "medusa"}, ["Medusa", "1,500 steps", "64 texts"]),
-        ({"minutes": 10, "answers": 64, "heads": 2, "answer_tokens": 512, "seed": 3},
-         ["Amphista", "10 min", "64 answers", "512 tokens", "2 heads", "seed 3"]),
-        ({"minutes": None, "answers": None, "heads": 99, "architecture": "mine"},
-         ["mine", "0 steps", "0 answers", "99 heads"]),
+        ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
+         "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
+        ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
+         "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
+         "excluded."),
+        ("generate", {"precision": "float32"}, {},
+         "decoder not recorded, float32, threads not recorded, prefill excluded."),
     ],
 )  # fmt: skip
-def test_drafters_are_told_apart(config: dict[str, Any], told: list[str]) -> None:
-    assert setting_summary(Job(id=1, kind="amphista", config={"model": "toy", **config})) == told
-
-
-def test_the_playground_has_the_settings_of_the_answers_shown(stored: None) -> None:
-    with gr.Blocks():
-        form = ConfigForm(GenerateJob, {}, "playground-", without=playground.ELSEWHERE)
-        chosen, blind, message = gr.Dropdown(), gr.Checkbox(), gr.HTML()
-        arrive = playground._arrive(form, chosen, blind, message)
-
-    assert arrive(asked(run="generate-0005"))[chosen]["value"] == ["toy"]
-    assert arrive(asked(sides="amphista-0002"))[chosen]["value"] == ["amphista-0002"]
-    plainly = arrive(asked())
-    assert "value" not in plainly[chosen] and blind not in plainly and message not in plainly
+def test_a_speed_is_told_with_its_conditions(
+    kind: str, recorded: dict[str, Any], details: dict[str, Any], said: str
+) -> None:
+    row = job(2, kind=kind, environment=recorded, kept_stage=None)
+    rows = [result(2, "vanilla", "tokens_per_second", 47.6, **details)]
+    assert speed_conditions(row, rows) == f"Speeds: {said}"
+    assert said in outcome(row, RunResults(kind_of(row), rows, row), 0)
+    assert speed_conditions(row, HEADS) == ""

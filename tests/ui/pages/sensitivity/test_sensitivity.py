@@ -1,14 +1,11 @@
 """The Sensitivity page: what each event shows, and what its charts say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from backend.store import queries
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
 from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
@@ -55,17 +52,6 @@ def test_a_profile_opens_in_a_measured_format_at_its_worst_layer() -> None:
     assert ["Block 0, down_proj", WORST] in shown["layer"]["choices"]
 
 
-def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
-    """At 2 bits the worst loses 2 x 0.2 x 40 nats."""
-    losses = view(format="int2-g64").table["predicted"].to_numpy()
-    others = int((losses[::-1].cumsum() <= losses[0]).sum())
-    assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
-    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
-    assert chart(MAP, format="int2-g64").headline == f"{said} together"
-    assert " at 50 %, " in chart(MAP, format="50%").headline
-    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline
-
-
 def test_cells_are_on_a_log_scale_and_the_table_has_all_layers_worst_first() -> None:
     drawn = chart(MAP)
     z = np.array(drawn.figure.data[0].z, float)
@@ -89,13 +75,6 @@ def test_a_curve_marks_what_was_measured_over_bits_or_over_sparsity() -> None:
     assert bits.figure.layout.shapes[0].x0 == 3.25
 
 
-def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
-    drawn = chart(AGREEMENT, format="int2-g64")
-    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
-    assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
-    assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
-
-
 def test_a_figure_that_was_not_measured_says_where_it_was() -> None:
     for panel in (MAP, FIRST):
         said = chart(panel, format="int2-g64", figure="kl").figure
@@ -113,19 +92,26 @@ def test_a_profile_at_work_shows_its_blocks_and_the_next_when_it_is_there() -> N
     assert "in 2 blocks" in later["map_note"] and "value" not in later["layer"]
 
 
-def test_what_is_not_there_says_what_fills_it() -> None:
-    waiting = opened(run="profile-0003")["notice"]["value"]
-    assert "profile-0003 has measured no layer yet. They appear here block by block" in waiting
-    assert "There is no run profile-0099" in opened(run="profile-0099")["notice"]["value"]
-
-
-def test_without_profiles_one_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "runs_with_profile", lambda _name: [])
-    assert 'href="new?kind=profile"' in opened()["notice"]["value"]
-
-
 def test_clicks_choose_a_layer_and_a_format() -> None:
     other = view(layer="model.layers.1.self_attn.q_proj", format="70%")
     assert page.choose(other)["layer"] == "model.layers.1.self_attn.q_proj"
     assert page.choose(other)["format"] == "70%"
     assert "Block 1, q_proj at 70 %" in page.choose(other)["curve_title"]
+
+
+def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
+    drawn = chart(AGREEMENT, format="int2-g64")
+    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
+    assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
+    assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
+
+
+def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
+    """At 2 bits the worst loses 2 x 0.2 x 40 nats."""
+    losses = view(format="int2-g64").table["predicted"].to_numpy()
+    others = int((losses[::-1].cumsum() <= losses[0]).sum())
+    assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
+    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
+    assert chart(MAP, format="int2-g64").headline == f"{said} together"
+    assert " at 50 %, " in chart(MAP, format="50%").headline
+    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline
