@@ -91,9 +91,7 @@ def is_in(run: int, *states: State) -> bool:
 
 
 @pytest.fixture
-def lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Two machines with a boot of their own, or, where a test asks for it, containers of one."""
     if ASKED not in os.environ:
         pytest.skip("takes minutes: make test-hosts")
@@ -147,3 +145,4 @@ def _logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     yield
     for log in sorted(tmp_path.glob("[ab]/log")):
         print(f"--- {log.parent.name}\n{log.read_text()[-3000:]}")
+

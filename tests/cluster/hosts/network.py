@@ -65,9 +65,7 @@ class Network:
     def connect(self, pid: int, address: str) -> None:
         """Give the network namespace of a process a device and an address."""
         device, name = os.open(TUN, os.O_RDWR | os.O_NONBLOCK), f"slim{len(self._devices)}"
-        fcntl.ioctl(
-            device, SET_INTERFACE, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI)
-        )
+        fcntl.ioctl(device, SET_INTERFACE, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
         subprocess.run(["ip", "link", "set", name, "netns", str(pid)], check=True)
         for line in (f"link set {name} up", f"addr add {address}/24 dev {name}", "link set lo up"):
             subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", *line.split()], check=True)
@@ -176,10 +174,7 @@ class Host:
     def inside(self) -> Iterator[None]:
         """This thread opens sockets, and starts processes, in the network of the host."""
         libc = ctypes.CDLL(None, use_errno=True)
-        with (
-            Path("/proc/thread-self/ns/net").open() as here,
-            Path(f"/proc/{self.pid}/ns/net").open() as it,
-        ):
+        with Path("/proc/thread-self/ns/net").open() as here, Path(f"/proc/{self.pid}/ns/net").open() as it:
             assert not libc.setns(it.fileno(), CLONE_NEWNET), os.strerror(ctypes.get_errno())
             try:
                 yield

@@ -1,19 +1,11 @@
 from __future__ import annotations
-
 import time
-
 import pytest
-
 from tests.cluster.hosts.conftest import *
 
-
-def cut(lab):
-    lab.network.part(lab.a, lab.db)
-
-
+def cut(lab): lab.network.part(lab.a, lab.db)
 def answers(lab):
     lab.network.cut = {(lab.db.address, lab.a.address)}
-
 
 @pytest.mark.parametrize("fault", [cut, answers])
 def test_try(lab, fault):
