@@ -69,10 +69,11 @@ async def generate(request: Request) -> Response:
     actor = current_user(request)
     try:
         body = read_body(request.url.path, await request.body())
-        if actor.role != "host" and body.limit is None:
-            body.max_tokens = GUEST_TOKENS
+        if actor.role != "host":
+            body.usual_tokens = GUEST_TOKENS
         count_answer(actor, spend=False)
-        require_asking(actor, body.letters, (body.limit or 0) * body.n)
+        tokens = body.usual_tokens if body.limit is None else body.limit
+        require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
         return await forwarded(request, actor, body)
     except SlimscopeError as error:
         return failure(error)

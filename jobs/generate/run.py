@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ async def write(
                 raise happened.error
             if isinstance(happened, Began):
                 context.log(f"{side.name}: {happened.decoder}, {happened.tree}.")
-                writer.add(unused=happened.unused)
+                writer.add(decoder=happened.decoder, unused=happened.unused)
             elif isinstance(happened, NewPieces | Finished):
                 writer.add(**row_of(happened))
 
@@ -75,7 +76,8 @@ def record(side: GenerationSide, number: int, context: JobContext) -> None:
     written, stage = read_transcript(context.run, number), f"side-{number}"
     if not written.complete:
         return
-    about = {"side": side.name, "end": written.end, "tokens": len(written.tokens)}
+    about: dict[str, Any] = {"side": side.name, "end": written.end, "decoder": written.decoder}
+    about["tokens"] = len(written.tokens)
     if written.speed:
         context.result(stage, TOKENS_PER_SECOND, written.speed, n=1, **about)
     if written.accepted:

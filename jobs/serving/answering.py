@@ -36,7 +36,6 @@ from jobs.serving.pool import ModelPool, key_of
 from jobs.serving.requests import Body, ChatBody, CompletionBody
 from jobs.serving.warm_model import WarmModel
 
-DEFAULT_TOKENS = 1024  # of an answer whose request does not say, where they fit
 SEEDS = 2**63
 
 T = TypeVar("T")
@@ -222,4 +221,4 @@ def _limit(body: Body, prompt: int, base: ResolvedModel) -> int:
         field = "messages" if isinstance(body, ChatBody) else "prompt"
         do = "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt."
         raise ConfigError("The request does not fit into the context.", why, do, field)
-    return min(room, DEFAULT_TOKENS) if limit is None else limit
+    return min(room, body.usual_tokens) if limit is None else limit

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}  # by a proxy before us
+
 T = TypeVar("T")
 
 
@@ -46,7 +48,7 @@ class EventStream(StreamingResponse):
                 yield event
             await opened.aclose()
 
-        super().__init__(all_events(), media_type="text/event-stream")
+        super().__init__(all_events(), headers=UNBUFFERED, media_type="text/event-stream")
         self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -39,7 +39,8 @@ class StreamOptions(BaseModel):
 
 
 class GenerationBody(BaseModel):
-    """What both endpoints take. `details`: also what is ours, in a field `slimscope`."""
+    """What both endpoints take. `usual_tokens`: of an answer without `max_tokens`, as far as they
+    fit; `details`: also what is ours, in a field `slimscope`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -57,6 +58,7 @@ class GenerationBody(BaseModel):
     lookup: bool = False
     nodes: int = Field(0, ge=0, le=256)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    usual_tokens: int = Field(1024, ge=1)
     details: bool = False
 
     @model_validator(mode="before")

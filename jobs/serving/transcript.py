@@ -2,7 +2,7 @@
 folder, of a chat a list with each message. A side without its last row is written anew by the next
 attempt.
 
-    {"unused": true}
+    {"decoder": "native (AVX2)", "unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
@@ -44,7 +44,7 @@ class Transcript:
     Attributes:
         end: a key of `ENDS`; empty while it goes on.
         unused: its drafter drafts nothing, because no tree pays on this machine.
-        error: why it failed.
+        error: why it failed; `decoder`: what computed it, in words.
     """
 
     passes: list[TranscriptStep] = field(default_factory=list)
@@ -52,6 +52,7 @@ class Transcript:
     rest: str = ""
     unused: bool = False
     error: str = ""
+    decoder: str = ""
 
     @property
     def complete(self) -> bool:
@@ -115,6 +116,7 @@ def _add(transcript: Transcript, row: dict[str, Any]) -> None:
         transcript.passes.append(TranscriptStep(tokens, rejected, float(row["ms"])))
     else:
         transcript.unused = transcript.unused or bool(row.get("unused"))
+        transcript.decoder = str(row.get("decoder", transcript.decoder))
 
 
 class TranscriptWriter:

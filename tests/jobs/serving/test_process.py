@@ -87,7 +87,8 @@ def asked(**values: Any) -> tuple[int, Any]:
 
 def at_work() -> tuple[int, int, int]:
     """Requests of the process; sequences that its engine writes, and that wait."""
-    status = asyncio.run(serving_status())
+    if not (status := asyncio.run(serving_status())):
+        return -1, -1, -1  # it has no time to say so
     engine = status["models"]["toy"]
     return status["requests"], engine["running"], engine["waiting"]
 

@@ -52,18 +52,20 @@ class ShownTurn:
 
 
 def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
-    shown, heads = [], set[int]()
+    shown, heads, decoders = [], set[int](), dict[str, None]()
     for n, turn in enumerate(turns, 1):
         texts = [transcript_of(each.transcript) for each in turn.answers.values()]
         if not is_hidden(turns[:n], actor.name):
             heads |= heads_of(texts)
+            decoders |= {text.decoder: None for text in texts if text.speed and text.decoder}
         last = n == len(turns)
         below = _foot(turn, actor) if last else Markup()
         problems = [text.error for text in texts if text.error]
         answers = chat_answers(turns[:n], actor)
         votes = _votes(turn, actor, last)
         shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes, below))
-    legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, "")
+    how = f"Speeds: {', '.join(decoders)} decoder, prefill excluded." if decoders else ""
+    legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, how)
     return HTML.conversation(shown, legend)
 
 
