@@ -71,9 +71,9 @@ async def generate(request: Request) -> Response:
         body = read_body(request.url.path, await request.body())
         if actor.role != "host":
             body.usual_tokens = GUEST_TOKENS
-        count_answer(actor, spend=False)
         tokens = body.usual_tokens if body.limit is None else body.limit
         require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
+        count_answer(actor, spend=False)
         return await forwarded(request, actor, body)
     except SlimscopeError as error:
         return failure(error)

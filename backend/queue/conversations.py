@@ -15,7 +15,7 @@ from backend.errors import ConfigError, ConflictError, NotFoundError
 from backend.queue.actor import Actor
 from backend.queue.permissions import require_host, require_voting
 from backend.store.session import now_ms, reading, writing
-from backend.store.tables import Conversation, Job, Message, Vote
+from backend.store.tables import Conversation, Job, MessageRow, Vote
 
 TIE, BAD = 0, -1  # choices that are no side
 MAX_TURNS = 50
@@ -26,8 +26,8 @@ class Turn:
     """A prompt, and the answers to it by side, from 1."""
 
     conversation: Conversation
-    prompt: Message
-    answers: dict[int, Message]
+    prompt: MessageRow
+    answers: dict[int, MessageRow]
 
     @property
     def number(self) -> int:
@@ -59,14 +59,16 @@ class Turn:
 def turns_to(number: int) -> list[Turn]:
     """The turns up to a prompt, the first first; `NotFoundError` if there is none."""
     with reading() as session:
-        prompt = session.get(Message, number)
+        prompt = session.get(MessageRow, number)
         if prompt is None or prompt.side:
             raise NotFoundError("There is no such conversation.", f"No prompt has number {number}.")
         conversation = session.get_one(Conversation, prompt.conversation_id)
-        query = select(Message).where(Message.conversation_id == conversation.id)
-        every = session.scalars(query.order_by(Message.id).options(undefer(Message.transcript)))
+        query = select(MessageRow).where(MessageRow.conversation_id == conversation.id)
+        every = session.scalars(
+            query.order_by(MessageRow.id).options(undefer(MessageRow.transcript))
+        )
         messages = {message.id: message for message in every}
-    answers: dict[int, dict[int, Message]] = {}
+    answers: dict[int, dict[int, MessageRow]] = {}
     for message in messages.values():
         if message.side and message.parent:
             answers.setdefault(message.parent, {})[message.side] = message
@@ -91,9 +93,9 @@ def begin(sides: Sequence[str], blind: bool, actor: Actor, session: Session) -> 
 def add_prompt(
     session: Session, conversation: int, after: int | None, text: str, settings: dict[str, Any],
     author: str,
-) -> Message:  # fmt: skip
+) -> MessageRow:  # fmt: skip
     """A new prompt; `after`: the prompt it follows."""
-    prompt = Message(
+    prompt = MessageRow(
         conversation_id=conversation, parent=after, side=0, author=author, text=text, at=now_ms(),
         settings=settings, votes={},
     )  # fmt: skip
@@ -103,9 +105,9 @@ def add_prompt(
 
 
 def save_answer(
-    prompt: Message, side: int, text: str, transcript: Sequence[Any], session: Session
+    prompt: MessageRow, side: int, text: str, transcript: Sequence[Any], session: Session
 ) -> None:
-    session.add(Message(
+    session.add(MessageRow(
         conversation_id=prompt.conversation_id, parent=prompt.id, side=side, author="", text=text,
         at=now_ms(), settings={}, transcript=[*transcript], votes={},
     ))  # fmt: skip
@@ -117,7 +119,7 @@ class PastConversation:
     """A conversation as a list shows it: its newest and its first prompt, and how many it has."""
 
     conversation: Conversation
-    newest: Message
+    newest: MessageRow
     first: str
     prompts: int
 
@@ -126,20 +128,20 @@ def newest_conversations(limit: int) -> list[PastConversation]:
     """Those with the newest prompts, the newest first."""
     ends = (
         select(
-            Message.conversation_id, func.max(Message.id).label("newest"),
-            func.min(Message.id).label("first"), func.count().label("prompts"),
+            MessageRow.conversation_id, func.max(MessageRow.id).label("newest"),
+            func.min(MessageRow.id).label("first"), func.count().label("prompts"),
         )
-        .where(Message.side == 0)
-        .group_by(Message.conversation_id)
-        .order_by(func.max(Message.id).desc())
+        .where(MessageRow.side == 0)
+        .group_by(MessageRow.conversation_id)
+        .order_by(func.max(MessageRow.id).desc())
         .limit(limit)
     )  # fmt: skip
     with reading() as session:
         return [
             PastConversation(
                 session.get_one(Conversation, row.conversation_id),
-                session.get_one(Message, row.newest),
-                session.get_one(Message, row.first).text,
+                session.get_one(MessageRow, row.newest),
+                session.get_one(MessageRow, row.first).text,
                 row.prompts,
             )
             for row in session.execute(ends)
@@ -175,15 +177,17 @@ class StoredVote:
 def all_votes() -> list[StoredVote]:
     """Every vote, those on runs that were not deleted first."""
     runs = select(Vote.choice, Vote.blind, Job.config).join(Job, Job.id == Vote.job_id)
-    chats = select(Message.votes, Conversation.sides).join(
-        Conversation, Conversation.id == Message.conversation_id
+    chats = select(MessageRow.votes, Conversation.sides).join(
+        Conversation, Conversation.id == MessageRow.conversation_id
     )
     with reading() as session:
         found = [
             StoredVote(choice, blind, str(config.get("sides", "")))
             for choice, blind, config in session.execute(runs.where(Job.removed_at.is_(None)))
         ]
-        for votes, sides in session.execute(chats.where(Message.side == 0).order_by(Message.id)):
+        for votes, sides in session.execute(
+            chats.where(MessageRow.side == 0).order_by(MessageRow.id)
+        ):
             found += [StoredVote(int(c), bool(b), ", ".join(sides)) for c, b in votes.values()]
     return found
 
@@ -207,7 +211,7 @@ def cast(number: int, choice: int, blind: bool, actor: Actor) -> None:
     if not voted.finished:
         raise ConflictError(what, "The answers are not finished.")
     with writing(durable=True) as session:
-        prompt = session.get_one(Message, number, with_for_update=True)
+        prompt = session.get_one(MessageRow, number, with_for_update=True)
         if actor.name in prompt.votes:
             raise ConflictError(what, "You have voted on these answers before.")
         prompt.votes = prompt.votes | {actor.name: [choice, blind]}

@@ -24,7 +24,7 @@ from backend.store.tables import (
     DecoderRow,
     Event,
     Job,
-    Message,
+    MessageRow,
     MetricPoint,
     ProfileRow,
     Result,
@@ -140,7 +140,7 @@ def cursor() -> tuple[Any, ...]:
     active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
     states = func.aggregate_strings(active.c.state, ",")
     moved = select(func.sum(active.c.done), states).select_from(active)
-    said = select(func.count(), func.max(Message.id)).select_from(Message)
+    said = select(func.count(), func.max(MessageRow.id)).select_from(MessageRow)
     with reading() as session:
         rows = (session.execute(query).first() or () for query in (progress, moved, said))
         return tuple(value for row in rows for value in row)

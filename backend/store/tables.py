@@ -317,7 +317,7 @@ class Conversation(Table):
     created_at: Mapped[int]
 
 
-class Message(Table):
+class MessageRow(Table):
     """A prompt, which follows the prompt `parent`, or an answer to the prompt `parent`."""
 
     __tablename__ = "messages"

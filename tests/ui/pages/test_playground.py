@@ -31,8 +31,8 @@ from ui.api import build
 from ui.pages.playground import answers, board, page
 from ui.pages.playground.actions import recorded
 from ui.pages.playground.answers import facts
+from ui.pages.playground.token_strip import tints, token_spans
 from ui.runs.choices import answering
-from ui.runs.token_strip import tints, token_spans
 from ui.widgets.config_form import ConfigForm
 from ui.widgets.html import WIDGETS
 

@@ -27,8 +27,8 @@ from jobs.serving.disconnect import EventStream
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
 from ui.openai_api import GONE, answered, failure, rows
+from ui.pages.playground.token_strip import BASE, Span, token_spans
 from ui.runs.html import model_name
-from ui.runs.token_strip import BASE, Span, token_spans
 from ui.security.auth import current_user
 from ui.templates import fragments
 

@@ -27,9 +27,9 @@ from ui.pages.playground.answers import (
     is_written,
     may_not_begin,
 )
+from ui.pages.playground.token_strip import tints
 from ui.runs.html import model_name
 from ui.runs.results import speed_conditions
-from ui.runs.token_strip import tints
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30

@@ -8,6 +8,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+tables = "ae876e3065c81e7c845a8a868d83f6dea76939c5f899804b8270b69f2eee3f9f"
 INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
