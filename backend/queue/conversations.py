@@ -96,7 +96,7 @@ def add_prompt(
 ) -> MessageRow:  # fmt: skip
     """A new prompt; `after`: the prompt it follows."""
     prompt = MessageRow(
-        conversation_id=conversation, parent=after, side=0, author=author, text=text, at=now_ms(),
+        conversation_id=conversation, parent=after, author=author, text=text, at=now_ms(),
         settings=settings, votes={},
     )  # fmt: skip
     session.add(prompt)
@@ -131,7 +131,7 @@ def newest_conversations(limit: int) -> list[PastConversation]:
             MessageRow.conversation_id, func.max(MessageRow.id).label("newest"),
             func.min(MessageRow.id).label("first"), func.count().label("prompts"),
         )
-        .where(MessageRow.side == 0)
+        .where(MessageRow.side.is_(None))
         .group_by(MessageRow.conversation_id)
         .order_by(func.max(MessageRow.id).desc())
         .limit(limit)
@@ -186,7 +186,7 @@ def all_votes() -> list[StoredVote]:
             for choice, blind, config in session.execute(runs.where(Job.removed_at.is_(None)))
         ]
         for votes, sides in session.execute(
-            chats.where(MessageRow.side == 0).order_by(MessageRow.id)
+            chats.where(MessageRow.side.is_(None)).order_by(MessageRow.id)
         ):
             found += [StoredVote(int(c), bool(b), ", ".join(sides)) for c, b in votes.values()]
     return found

@@ -321,19 +321,14 @@ class MessageRow(Table):
     """A prompt, which follows the prompt `parent`, or an answer to the prompt `parent`."""
 
     __tablename__ = "messages"
-    __table_args__ = (
-        Index(  # one answer of each side; any number of prompts
-            "uq_messages_answer", "parent", "side", unique=True,
-            sqlite_where=text("side > 0"), postgresql_where=text("side > 0"),
-        ),
-    )  # fmt: skip
+    __table_args__ = (UniqueConstraint("parent", "side"),)  # one answer of each side
 
     id: Mapped[int] = mapped_column(primary_key=True)
     conversation_id: Mapped[int] = mapped_column(
         ForeignKey("conversations.id", ondelete="CASCADE"), index=True
     )
     parent: Mapped[int | None] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"))
-    side: Mapped[int]  # 0: a prompt; else whose answer it is, from 1
+    side: Mapped[int | None]  # whose answer it is, from 1; none: a prompt, of which one has many
     author: Mapped[str]
     text: Mapped[str]
     at: Mapped[int]

@@ -8,7 +8,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
-tables = "ae876e3065c81e7c845a8a868d83f6dea76939c5f899804b8270b69f2eee3f9f"
+tables = "5c51c7ab3bce7470c591868578edb4caee3dd45b27ca4c921f58dbad1f990995"
 INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("id", INTEGER, nullable=False),
         sa.Column("conversation_id", INTEGER, nullable=False),
         sa.Column("parent", INTEGER, nullable=True),
-        sa.Column("side", INTEGER, nullable=False),
+        sa.Column("side", INTEGER, nullable=True),
         sa.Column("author", sa.String(), nullable=False),
         sa.Column("text", sa.String(), nullable=False),
         sa.Column("at", INTEGER, nullable=False),
@@ -44,13 +44,9 @@ def upgrade() -> None:
             ["parent"], ["messages.id"], name=op.f("fk_messages_parent"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
+        sa.UniqueConstraint("parent", "side", name=op.f("uq_messages_parent")),
     )  # fmt: skip
     op.create_index(op.f("ix_messages_conversation_id"), "messages", ["conversation_id"])
-    answers = sa.text("side > 0")
-    op.create_index(
-        "uq_messages_answer", "messages", ["parent", "side"], unique=True,
-        sqlite_where=answers, postgresql_where=answers,
-    )  # fmt: skip
     op.create_table(
         "api_keys",
         sa.Column("name", sa.String(), nullable=False),
