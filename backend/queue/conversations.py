@@ -116,12 +116,14 @@ def save_answer(
 
 @dataclass(frozen=True)
 class PastConversation:
-    """A conversation as a list shows it: its newest and its first prompt, and how many it has."""
+    """A conversation as a list shows it: its newest and its first prompt, how many it has, and who
+    has voted in it."""
 
     conversation: Conversation
     newest: MessageRow
     first: str
     prompts: int
+    voters: set[str]
 
 
 def newest_conversations(limit: int) -> list[PastConversation]:
@@ -129,23 +131,24 @@ def newest_conversations(limit: int) -> list[PastConversation]:
     ends = (
         select(
             MessageRow.conversation_id, func.max(MessageRow.id).label("newest"),
-            func.min(MessageRow.id).label("first"), func.count().label("prompts"),
+            func.min(MessageRow.id).label("first"),
         )
         .where(MessageRow.side.is_(None))
         .group_by(MessageRow.conversation_id)
         .order_by(func.max(MessageRow.id).desc())
         .limit(limit)
     )  # fmt: skip
+    prompts = select(MessageRow).where(MessageRow.side.is_(None))
     with reading() as session:
-        return [
-            PastConversation(
-                session.get_one(Conversation, row.conversation_id),
-                session.get_one(MessageRow, row.newest),
-                session.get_one(MessageRow, row.first).text,
-                row.prompts,
-            )
-            for row in session.execute(ends)
-        ]
+        found = []
+        for row in session.execute(ends):
+            here = prompts.where(MessageRow.conversation_id == row.conversation_id)
+            every = {each.id: each for each in session.scalars(here)}
+            conversation = session.get_one(Conversation, row.conversation_id)
+            newest, first = every[row.newest], every[row.first].text
+            voters = {voter for each in every.values() for voter in each.votes}
+            found.append(PastConversation(conversation, newest, first, len(every), voters))
+        return found
 
 
 def remove(number: int, actor: Actor) -> None:

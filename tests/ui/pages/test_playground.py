@@ -320,6 +320,7 @@ def test_names_are_hidden_until_the_vote(blind: str) -> None:
     assert is_hidden(turns, "local") and display_order(turns[0]) == display_order(turns[1])
     press("vote-1", blind)
     assert "amphista-0002" in draw(chat=blind) and "both are bad" in draw(chat=blind)
+    assert "amphista-0002" in page.draw(asked())["earlier"]
     turns = conversations.turns_to(after)
     assert not is_hidden(turns, "local") and is_hidden(turns, "guest-a")
 

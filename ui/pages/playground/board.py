@@ -123,7 +123,7 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
     """`current`: number of the conversation that is shown, 0 for none."""
     entries = []
     for each in past:
-        blind = each.conversation.blind and voter not in each.newest.votes
+        blind = each.conversation.blind and voter not in each.voters
         models = ["blind"] if blind else each.conversation.sides
         here = each.conversation.id == current
         named = [*map(model_name, models)]
