@@ -2,8 +2,6 @@
 rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
 sliding window keep all tokens here, and a mask hides those before it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +47,7 @@ class StackedLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, layers: Sequence[LayerCache], lengths: Tensor) -> None:
+    def __init__(self, layers: "Sequence[LayerCache]", lengths: Tensor) -> None:
         super().__init__()
         first, capacity = layers[0].keys, max(layer.capacity for layer in layers)
         shape = len(layers), first.shape[1], capacity, first.shape[3]

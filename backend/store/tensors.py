@@ -1,8 +1,6 @@
 """Histograms and profiles of a run's tensors, as arrays. Separate from `queries`, so that listing
 runs does not import numpy."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator

@@ -146,7 +146,7 @@ def explored(page: Page, url: str, run: str) -> Figures:
 
 def zooms(page: Page, url: str, run: str) -> list[float]:
     """Milliseconds from a click in the matrix to the single weights around it."""
-    tensor, taken = "model.layers.3.mlp.up_proj.weight", []
+    tensor, taken = "model.layers.0.mlp.up_proj.weight", []
     page.goto(f"{url}/weights?run={run}&view=matrix&tensor={tensor}")
     canvas, whole = page.locator("#weights-more canvas"), page.locator("[data-whole]")
     note = "document.querySelector('#weights-more .question')?.textContent"

@@ -1,7 +1,5 @@
 """Operations on the answers of the playground, and on the keys of programs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """SDS pruning as a kind of job."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import log
 from typing import Any

@@ -9,7 +9,7 @@ import torch
 from backend.errors import CancelledError
 from backend.evaluation.endings import EndingScore, questions, score_endings
 from backend.evaluation.preferences import POINTS, PRIOR, Comparison, fit, ratings
-from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
+from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice

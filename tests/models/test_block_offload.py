@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import CancelledError, ModelError
+from backend.export.reading import StoredLinears
 from backend.models import loading, saving
 from backend.models.block_forward import each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
@@ -21,7 +22,6 @@ from backend.models.loading import load, weights_hash
 from backend.models.saving import save
 from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY_FOLDER
-from backend.models.stored_weights import StoredLinears
 
 CPU = torch.device("cpu")
 Pair = Callable[..., tuple[PreTrainedModel, PreTrainedModel]]

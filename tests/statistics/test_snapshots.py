@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.magnitudes import cutoff, magnitude_counts
+from backend.statistics.magnitudes import ascending, cutoff, magnitude_counts
 from backend.statistics.names import magnitude_edges
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.snapshots import NEAR_ZERO, histogram, tensor_statistics
-from backend.statistics.sorting import ascending
 from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
 
 FLOATS = st.floats(-4, 4, width=32).map(lambda x: np.float32(round(x, 2)))

@@ -13,7 +13,7 @@ from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
 from backend.text.documents import documents, part, preprocessing
-from backend.text.preparation import detokenise
+from backend.text.files import detokenise
 
 
 @given(st.integers(2, 60))

@@ -1,8 +1,6 @@
 """What a chart shows on its data, as one sentence: the title of its card. Computed by rule from the
 figures that are drawn; "" where the rule has nothing to say."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -59,7 +57,7 @@ def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
     return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)])
 
 
-def _spoken_of(frame: pd.DataFrame, main: str) -> tuple[str, pd.Series[float]]:
+def _spoken_of(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":
     """The line a headline is about, without gaps; empty where none has two points."""
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     lines = {name: values for name, values in lines.items() if len(values) > 1}

@@ -1,8 +1,6 @@
 """All layers at once: block by module, coloured by one statistic, or by how far it is from that of
 the dense tensors or of another run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The weights of one tensor on the weight axis: its stages over each other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

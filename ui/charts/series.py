@@ -2,8 +2,6 @@
 is a share of *all* weights, exact zeros too, which are no bar, as it would flatten all others: they
 are counted in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

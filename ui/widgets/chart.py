@@ -1,8 +1,6 @@
 """Plotly chart that keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a
 `gr.HTML`, as `gr.Plot` replaces its node on every change and has no click event."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

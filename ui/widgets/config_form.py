@@ -1,8 +1,6 @@
 """Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
 left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -92,13 +92,6 @@ class NativeModel(NativeBlocks):
             raise ValueError(f"the ids {[*ids.shape]} are no row")
         return self._pass(ids, [len(ids)], [cache], positions, [visible], [read_out])
 
-    def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
-        """The same [b, n, ...] of the next tokens `ids` [b, n] of b sequences, in one pass."""
-        each = [ids.shape[1]] * len(ids)
-        found = self._pass(ids.flatten(), each, caches, None, [None] * len(ids), each)
-        hidden, logits = (x.unflatten(0, ids.shape) for x in found)
-        return hidden, logits
-
     def forward_segments(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """One pass over segments of several sequences: hidden states [n, width] of all tokens, and
         logits [r, vocabulary] of those that are read out, segment after segment."""

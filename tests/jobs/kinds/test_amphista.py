@@ -111,7 +111,7 @@ def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
 def test_answers_that_do_not_fit_into_memory_are_refused(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.estimate.memory_available", lambda: 10**9)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
     with pytest.raises(ModelError, match="the answers generated at once") as refused:
         checked("amphista", config)

@@ -135,8 +135,7 @@ def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
     small = memory_bytes(*made())
     enough = sum(small.values()) + 10**6
-    for module in ("jobs.dlqat.estimate", "jobs.estimate"):
-        monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     checked("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})

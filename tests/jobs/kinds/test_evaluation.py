@@ -184,7 +184,7 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
 def test_what_cannot_be_measured_is_refused_beside_its_field(
     queue: Path, monkeypatch: pytest.MonkeyPatch, values: dict, field: str, words: str
 ) -> None:
-    monkeypatch.setattr("backend.evaluation.harness.find_spec", lambda _: None)
+    monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
     submit("count", {}, HOST)
     with pytest.raises(SlimscopeError, match=words) as refused:
         checked("evaluation", values)

@@ -168,8 +168,7 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.sds.estimate", "jobs.estimate"):
-        monkeypatch.setattr(f"{module}.memory_available", lambda: LITTLE)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:

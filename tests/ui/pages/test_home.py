@@ -238,14 +238,3 @@ def test_a_guest_may_not_start_the_toy_or_touch_the_examples(
     page = exhibits.draw_exhibits(None, asked(GUEST))
     assert re.search(r'data-testid="run-toy"[^>]* disabled', page["hero"])
     assert re.search(r'data-do="restore-examples"[^>]* disabled', page["methods"])
-
-
-def test_the_latest_are_told_by_the_figures_most_of_them_have(lab: Settings) -> None:
-    store(
-        *(result(n, "run", "speed_up", 1.2) for n in (1, 2)),
-        result(3, "run", "bits_per_weight", 3.0),
-    )
-    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', overview.latest_html())
-    assert heads[:2] == ["Run", "Model and setting"] and len(heads) == 2 + overview.FIGURES
-    assert "Perplexity" in heads and "Zeros, %" in heads and "Speed-up, ×" in heads
-    assert "Decoding speed, tokens/s" not in heads  # of machines and threads that differ

@@ -1,7 +1,5 @@
 """Small multiples: the histograms of many tensors, all on the same axes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -32,8 +32,12 @@ export function start(element, opened) {
   page.show(early);
 }
 
+/** The parts of a state that say something. */
+const written = (state) => Object.fromEntries(Object.entries(state).filter(([, value]) => value));
+
 class Page {
-  data = null; other = null; hovered = -1; asked = 0; plot = null;
+  data = null; other = null; hovered = -1; plot = null;
+  asked = 0; opening = 0; // of views and of runs: the newest wish counts
 
   constructor(element, opened) {
     const part = (id) => element.querySelector(`#weights-${id}`), canvas = (id) => part(id).querySelector("canvas");
@@ -79,9 +83,10 @@ class Page {
 
   /** Shows a run that is being loaded, or why there is none. */
   async show(coming) {
-    const notice = this.part("notice"), all = this.element.querySelector(".weights-all");
+    const notice = this.part("notice"), all = this.element.querySelector(".weights-all"), mine = ++this.opening;
     try {
       const data = await coming;
+      if (mine !== this.opening) return;
       this.data = data;
       this.hovered = -1;
       this.state.settle(data);
@@ -93,7 +98,11 @@ class Page {
       this.draw();
       this.opened();
     } catch (error) {
-      if (!("html" in error)) { notice.textContent = `The histograms could not be loaded: ${error.message}`; if (!(error instanceof TypeError)) throw error; return; }
+      if (!("html" in error)) {
+        notice.textContent = `The histograms could not be shown: ${error.message}`;
+        console.error(error);
+      }
+      if (!("html" in error) || mine !== this.opening) return;
       all.hidden = true;
       if (error.html) notice.innerHTML = error.html; // escaped by the server
       else notice.textContent = error.message;
@@ -395,6 +404,6 @@ class Page {
     if (format === "png") picture(canvas, words("h2"), words(".question"), save);
     else if (format === "webm") this.ridges.film(save);
     else if (format === "csv") window.slimscope.saveTable(table(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
-    else location.href = `report?${new URLSearchParams({ ...this.state.now, add: panel.id })}`;
+    else location.href = `report?${new URLSearchParams({ ...written(this.state.now), add: panel.id })}`;
   }
 }
