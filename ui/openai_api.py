@@ -1,8 +1,6 @@
 """The OpenAI API of the dashboard, `/v1`: who may ask, how much, and the way to the process that
 answers. What streams passes through piece by piece, as fast as the client reads."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator

@@ -2,8 +2,6 @@
 answers to a prompt. A prompt that is asked again is another one beside the first, so that the
 messages form a tree."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -9,8 +9,6 @@ going on with a conversation, while a job trains, and for 4, 8 and 30 people at 
 per second of each and of all. Other work on the machine makes all of it slower.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json

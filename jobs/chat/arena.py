@@ -1,7 +1,5 @@
 """Answers whose authors are hidden until the vote, and the leaderboard that votes make."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Asking in the playground: what may be asked, what a conversation goes on with, and the request of
 each side to the API."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The models and drafters that answer side by side, by their names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

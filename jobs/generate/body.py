@@ -1,7 +1,5 @@
 """A config as a request to the API."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

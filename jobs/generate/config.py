@@ -1,7 +1,5 @@
 """The config of a generation run."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from backend.decoding.limits import MIN_PENALTY, Temperature

@@ -1,7 +1,5 @@
 """Text generation as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.fields.sides import MAX_SIDES
 from jobs.generate.config import NAME, GenerateJob
 from jobs.generate.estimate import requirements

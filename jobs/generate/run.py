@@ -1,8 +1,6 @@
 """Answers of up to four models or drafters to one prompt, one after the other, as the playground
 gives them; recorded with the run."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import aclosing
 from typing import Any

@@ -1,8 +1,6 @@
 """One request of the API, from its body to the events of its choices. It waits for its model in a
 thread of its own; the engine writes all choices at once."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator

@@ -1,7 +1,5 @@
 """The OpenAI API over HTTP, for the dashboard, which knows who asks (`ui.openai_api`)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing

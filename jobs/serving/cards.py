@@ -1,7 +1,5 @@
 """The graphics cards, which answers share with jobs."""
 
-from __future__ import annotations
-
 import torch
 
 RESERVE = 10**9  # bytes for caches of keys and values, and for PyTorch itself

@@ -2,8 +2,6 @@
 only this user may open; where there are none, or the path is too long for one, over a port of the
 loopback address, with a token that a file in the data folder holds."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

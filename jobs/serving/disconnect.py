@@ -1,7 +1,5 @@
 """Work that ends when its client goes away."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from typing import TypeVar

@@ -1,8 +1,6 @@
 """API keys: with one, a program uses `/v1` as a host does, and nothing else. Only hashes are
 stored; a key is shown once, when it is made."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import secrets

@@ -2,8 +2,6 @@
 asked for ten times `idle_exit`. It may be killed at any moment: streams end with an error, and the
 next request starts another."""
 
-from __future__ import annotations
-
 import importlib
 
 from backend.queue.launcher import SERVING

@@ -1,7 +1,5 @@
 """The answer to one request: as a stream of chunks, or as a whole."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Answers and errors in the shapes of the OpenAI API."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

@@ -1,8 +1,6 @@
 """Models that stay in memory between answers: those used last, within a budget. A model in use is
 never dropped: who needs room for another waits."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import time

@@ -1,8 +1,6 @@
 """The requests of the OpenAI API that are answered, with settings of our own beside OpenAI's. What
 cannot be done is refused, unless it is set to what has no effect."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar

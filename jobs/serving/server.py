@@ -1,7 +1,5 @@
 """The web server of the serving process, and how long it lives."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 from contextlib import suppress

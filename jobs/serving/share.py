@@ -1,7 +1,5 @@
 """The part of the processor that answers may use: less while a job runs."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 

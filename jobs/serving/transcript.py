@@ -10,8 +10,6 @@ A drafter is unused where no draft tree pays. The number beside a token is the h
 0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

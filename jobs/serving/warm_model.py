@@ -1,8 +1,6 @@
 """A model in memory, with the engine that answers with it; what was measured with a drafter is kept
 for the next text."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

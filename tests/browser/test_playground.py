@@ -1,7 +1,5 @@
 """The playground in the browser: asked, watched, gone on with, voted on, by two people at once."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

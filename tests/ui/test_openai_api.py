@@ -1,7 +1,5 @@
 """`/v1` of the dashboard: who may ask, how much, and what passes through."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

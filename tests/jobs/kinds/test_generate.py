@@ -1,7 +1,5 @@
 """The generate job: recorded texts, and what is refused; and transcripts, which chats have, too."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.decoding.limits import LOOKUP_HEAD

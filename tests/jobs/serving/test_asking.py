@@ -1,7 +1,5 @@
 """Guests in the playground: what they may ask for, and how often."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,8 +1,6 @@
 """Requests and responses in the shapes of the OpenAI API: what is read, what is refused, and what
 the events of an answer become."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """Which models stay in memory, and who waits for room."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager

@@ -1,8 +1,6 @@
 """The serving process: who reaches it, when it ends, and what a kill, a client that goes away and
 one that never reads leave behind."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The Playground page: conversations, streamed answers, the token strip, votes, the leaderboard."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """What people do with a conversation: go on with it, ask again, vote, delete it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from backend.errors import NotFoundError, SlimscopeError

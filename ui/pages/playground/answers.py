@@ -1,7 +1,5 @@
 """Answers to one prompt as the page shows them, and the stream of those that are being written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -35,7 +33,7 @@ from ui.templates import fragments
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
 MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
-_written: dict[tuple[int, int], _Writing] = {}  # by prompt and side, while they last
+_written: dict[tuple[int, int], "_Writing"] = {}  # by prompt and side, while they last
 
 
 @dataclass(frozen=True)

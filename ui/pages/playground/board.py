@@ -1,7 +1,5 @@
 """A conversation, the votes for its answers, and the conversations before it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

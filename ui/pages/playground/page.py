@@ -1,7 +1,5 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
