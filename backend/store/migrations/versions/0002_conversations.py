@@ -44,7 +44,7 @@ def upgrade() -> None:
             ["parent"], ["messages.id"], name=op.f("fk_messages_parent"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
-        sa.UniqueConstraint("parent", "side", name=op.f("uq_messages_parent")),
+        sa.UniqueConstraint("parent", "side", name=op.f("uq_messages_parent_side")),
     )  # fmt: skip
     op.create_index(op.f("ix_messages_conversation_id"), "messages", ["conversation_id"])
     op.create_table(
