@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.queue import scheduling
-from backend.queue.permissions import may_not_add, may_not_vote
+from backend.queue.permissions import may_not_add, may_not_ask
 from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import repair_advice
@@ -165,7 +165,7 @@ def pulse(request: Request) -> Response:
         warning = HTML.damaged(problem, repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
-        looks_only = bool(may_not_add(user) and may_not_vote(user))
+        looks_only = bool(may_not_add(user) and may_not_ask(user))
         content["html"] += HTML.guest(user.name, looks_only, settings().shared)
     elif settings().shared:
         content["html"] += HTML.host()
@@ -179,7 +179,7 @@ def _pulse(_url: str, _second: int) -> dict[str, Any]:
     return {
         "problem": checked.problems[0] if checked and checked.problems else "",
         "cursor": "|".join(map(str, queries.cursor())),
-        "live": bool(status.live or status.queued or status.answers),
+        "live": bool(status.live or status.queued),
         "runs": [job.run for job in status.live],
         "html": HTML.status(status),
     }

@@ -24,7 +24,7 @@ from backend.metric_key import MetricKey
 from backend.queue.artifacts.copies import fetch_work
 from backend.queue.artifacts.disk import folder_bytes
 from backend.queue.artifacts.store import store
-from backend.queue.engines.local import LOCAL, reference
+from backend.queue.engines.local import LocalEngine, reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
@@ -71,7 +71,7 @@ class JobContext:
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
-        self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
+        self._is_elsewhere = attempt.engine != LocalEngine.name  # than where pages are shown
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
