@@ -32,7 +32,16 @@ from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
-from backend.store.session import change, database_ms, locked, now_ms, reading, writing
+from backend.store.dialects.choice import dialect_of
+from backend.store.session import (
+    change,
+    database_ms,
+    engine_for,
+    locked,
+    now_ms,
+    reading,
+    writing,
+)
 from backend.store.states import Exit
 from backend.store.tables import (
     KEPT_REASON,
@@ -56,6 +65,7 @@ from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0
+OVERDUE_S = 20.0  # for a run to stop by itself; well before another machine takes it over
 LEAVING_S = 20.0  # for a run to store what is left; less than its silence is taken for its end
 
 
@@ -74,6 +84,7 @@ class JobContext:
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
+        self._is_shared = not dialect_of(engine_for(settings().url)).one_machine
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
@@ -352,7 +363,11 @@ class JobContext:
 
     def _look(self) -> None:
         """Reads what people want, and samples what the run takes of the machine. Whatever fails, a
-        run that does not beat cannot be stopped."""
+        run that does not beat cannot be stopped. One that cannot, and has not stopped by itself, is
+        about to be taken over by another machine: it ends before that."""
+        if self._is_shared and self._figures.is_away_too_long(OVERDUE_S):
+            self.log("The database is away for so long that another machine may take the run over.")
+            os._exit(Exit.AWAY)
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()

@@ -116,10 +116,10 @@ class FigureBuffer:
                 self._note_back()
                 return result
 
-    def is_away_too_long(self) -> bool:
-        """Whether the database is away for longer than a run may go on without it."""
+    def is_away_too_long(self, more_s: float = 0.0) -> bool:
+        """Whether the database is away for longer than a run may go on without it, and `more_s`."""
         since = self._away_since
-        return since is not None and time.monotonic() - since >= settings().offline_s
+        return since is not None and time.monotonic() - since >= settings().offline_s + more_s
 
     def _note_away(self, why: str) -> None:
         with self._turn:

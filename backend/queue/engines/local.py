@@ -138,11 +138,18 @@ def _is_elsewhere(ref: Ref) -> bool:
 
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+PIDS, OUTERMOST = Path("/proc/self/ns/pid"), "pid:[4026531836]"  # linux/proc_ns.h
 
 
 def boot() -> str:
-    """The id of the current boot; empty if the platform has none."""
-    return BOOT.read_text().strip() if BOOT.exists() else ""
+    """The id of the current boot; empty if the platform has none. Containers of one machine share
+    it, but do not see each other's processes, so it also names the numbering of those."""
+    if not BOOT.exists():
+        return ""
+    with contextlib.suppress(OSError):
+        if (numbering := str(PIDS.readlink())) != OUTERMOST:
+            return f"{BOOT.read_text().strip()} {numbering}"
+    return BOOT.read_text().strip()
 
 
 def identity(pid: int) -> str:

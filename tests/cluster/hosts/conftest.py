@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -18,8 +19,7 @@ from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, reading
-from backend.store.states import State
-from backend.store.tables import Attempt
+from backend.store.states import TERMINAL
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests import postgres
@@ -28,7 +28,9 @@ from tests.queue.conftest import HOST
 
 ASKED = "SLIMSCOPE_TEST_HOSTS"
 DATABASE, PORT = "slimscope", 7860
-OFFLINE_S, LEAVING_S = 5, 5  # instead of 30 min and 60 s
+ESTABLISHED = "01"  # in /proc/net/tcp
+OFFLINE_S, LEAVING_S = 5, 35  # instead of 30 min and 60 s
+OVERDUE_S = 4.0  # instead of 20 s: `sooner`
 SUPERVISE = (
     f"from backend.queue import supervisor as s; s.LEAVING_MS = {1000 * LEAVING_S}; s.main()"
 )
@@ -61,11 +63,33 @@ class Lab:
         """Add a run that counts."""
         return submit("count", config, HOST).id
 
+    def at(self, path: str) -> str:
+        """An address of the dashboard of `a`."""
+        return f"http://{self.a.address}:{PORT}{path}"
 
-def until(holds: object, within_s: float) -> float:
+    def visit(self, path: str) -> httpx.Response:
+        """What a guest on `b` gets; 599 for no answer."""
+        with self.b.inside():
+            try:
+                return httpx.get(self.at(path), timeout=20, trust_env=False)
+            except httpx.HTTPError:
+                return httpx.Response(599)
+
+    def connections(self, host: Host) -> int:
+        """How many connections of a host the dashboard of `a` holds."""
+        far = "".join(f"{int(part):02X}" for part in reversed(host.address.split(".")))
+        lines = Path(f"/proc/{self.a.pid}/net/tcp").read_text().splitlines()[1:]
+        pairs = [line.split()[1:4] for line in lines]
+        return sum(
+            near.endswith(f":{PORT:04X}") and other.startswith(far) and state == ESTABLISHED
+            for near, other, state in pairs
+        )
+
+
+def until(holds: Callable[[], object], within_s: float) -> float:
     """Wait until it holds, and fail after that time; the seconds that took."""
     began = time.monotonic()
-    while not holds():  # type: ignore[operator]
+    while not holds():
         assert time.monotonic() - began < within_s, f"it did not come to be within {within_s:g} s"
         time.sleep(0.1)
     return time.monotonic() - began
@@ -82,16 +106,14 @@ def counted(run: int) -> list[float]:
     return sorted(curves[curves["family"] == "count"]["value"])
 
 
-def attempts(run: int) -> list[Attempt]:
-    return queries.attempts(run)
-
-
-def is_in(run: int, *states: State) -> bool:
-    return queries.job(run).state in states
+def has_ended(run: int) -> bool:
+    return queries.job(run).state in TERMINAL
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Lab]:
     """Two machines with a boot of their own, or, where a test asks for it, containers of one."""
     if ASKED not in os.environ:
         pytest.skip("takes minutes: make test-hosts")
@@ -101,12 +123,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     shared = {
         "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.{NAMES}/{DATABASE}",
         "SLIMSCOPE_ARTIFACTS": str(tmp_path / "artifacts"),
-        "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind"]',
+        "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind", "tests.cluster.hosts.sooner"]',
         "SLIMSCOPE_IDLE_EXIT": "600",
         "SLIMSCOPE_OFFLINE_S": str(OFFLINE_S),
         "SLIMSCOPE_EXAMPLES": "false",
         "SLIMSCOPE_HOST": "0.0.0.0",
-        "SLIMSCOPE_HOST_TOKEN": "the token of the lab",
+        "SLIMSCOPE_HOST_TOKEN": "a-token-for-the-tests",
         "SLIMSCOPE_CACHE_DIR": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -145,4 +167,3 @@ def _logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     yield
     for log in sorted(tmp_path.glob("[ab]/log")):
         print(f"--- {log.parent.name}\n{log.read_text()[-3000:]}")
-

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[3]
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 NAMES = "lab"  # domain of the hosts
 NET, TUN = "10.77.0.{}", Path("/dev/net/tun")
 SET_INTERFACE, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
@@ -65,7 +65,9 @@ class Network:
     def connect(self, pid: int, address: str) -> None:
         """Give the network namespace of a process a device and an address."""
         device, name = os.open(TUN, os.O_RDWR | os.O_NONBLOCK), f"slim{len(self._devices)}"
-        fcntl.ioctl(device, SET_INTERFACE, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
+        fcntl.ioctl(
+            device, SET_INTERFACE, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI)
+        )
         subprocess.run(["ip", "link", "set", name, "netns", str(pid)], check=True)
         for line in (f"link set {name} up", f"addr add {address}/24 dev {name}", "link set lo up"):
             subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", *line.split()], check=True)
@@ -151,11 +153,11 @@ class Host:
     def start(self, *given: str, **told: str) -> subprocess.Popen[bytes]:
         """Start the Python of the tests there; what it says goes to `log` in its folder."""
         inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        environment = {**inherited, **self.told, "PYTHONPATH": str(ROOT), **told}
-        line = ["nsenter", "-t", str(self.pid), "-n", "-u", "-p", "-m", "--", sys.executable]
+        environment = {**inherited, **self.told, "PYTHONPATH": f"{ROOT}:{HERE}", **told}
+        line = ["nsenter", "-t", str(self.pid), "-n", "-u", "-p", "-m", f"--wd={ROOT}"]
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [*line, *given], env=environment, cwd=ROOT, stdout=log, stderr=log
+                [*line, sys.executable, *given], env=environment, stdout=log, stderr=log
             )
 
     def processes(self, part: str) -> list[psutil.Process]:
@@ -174,7 +176,10 @@ class Host:
     def inside(self) -> Iterator[None]:
         """This thread opens sockets, and starts processes, in the network of the host."""
         libc = ctypes.CDLL(None, use_errno=True)
-        with Path("/proc/thread-self/ns/net").open() as here, Path(f"/proc/{self.pid}/ns/net").open() as it:
+        with (
+            Path("/proc/thread-self/ns/net").open() as here,
+            Path(f"/proc/{self.pid}/ns/net").open() as it,
+        ):
             assert not libc.setns(it.fileno(), CLONE_NEWNET), os.strerror(ctypes.get_errno())
             try:
                 yield
