@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from backend.queue.permissions import may_not_add, may_not_vote
 from backend.settings import settings
 from backend.store.copies import repair_advice
+from backend.store.integrity import last_check
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
@@ -161,8 +162,8 @@ def pulse(request: Request) -> Response:
         content = {"cursor": READER.cursor, "live": True, "html": HTML.away(str(error))}
     else:
         status, html = found.status, HTML.status(found.status)
-        if found.problem:
-            html = HTML.damaged(found.problem, repair_advice(), user.role == "host") + html
+        if (checked := last_check()) and checked.problems:
+            html = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host") + html
         live = bool(status.live or status.queued or status.answers)
         content = {"cursor": found.cursor, "live": live, "html": html}
     if user.role != "host":

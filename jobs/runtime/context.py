@@ -32,16 +32,7 @@ from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
-from backend.store.dialects.choice import dialect_of
-from backend.store.session import (
-    change,
-    database_ms,
-    engine_for,
-    locked,
-    now_ms,
-    reading,
-    writing,
-)
+from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
     KEPT_REASON,
@@ -84,7 +75,7 @@ class JobContext:
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
-        self._is_shared = not dialect_of(engine_for(settings().url)).one_machine
+        self._is_shared = "host" in (attempt.engine_ref or {}) or self._is_elsewhere
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
@@ -365,7 +356,7 @@ class JobContext:
         """Reads what people want, and samples what the run takes of the machine. Whatever fails, a
         run that does not beat cannot be stopped. One that cannot, and has not stopped by itself, is
         about to be taken over by another machine: it ends before that."""
-        if self._is_shared and self._figures.is_away_too_long(OVERDUE_S):
+        if self._is_shared and self._figures.silence_s() > settings().offline_s + OVERDUE_S:
             self.log("The database is away for so long that another machine may take the run over.")
             os._exit(Exit.AWAY)
         with suppress(Exception), reading() as session:

@@ -269,14 +269,13 @@ def test_a_run_that_is_cut_off_ends_before_another_machine_takes_it_over(
     """Where other machines use the database, too."""
     context, left = claim_here("count"), list[int]()
     limit = settings().offline_s + contexts.OVERDUE_S
-    assert supervisor.LEAVING_MS / 1000 >= contexts.OVERDUE_S + GONE_S + 4 * CONNECT_S
+    assert supervisor.LEAVING_MS / 1000 > contexts.OVERDUE_S + GONE_S + 3 * CONNECT_S
     monkeypatch.setattr(context, "_is_shared", shared)
     monkeypatch.setattr(contexts.os, "_exit", left.append)
-    for seconds in (limit - 1, limit):
-        monkeypatch.setattr(context._figures, "_away_since", time.monotonic() - seconds)
+    for seconds in (limit - 1, limit + 1):
+        monkeypatch.setattr(context._figures, "_answered_at", time.monotonic() - seconds)
         context._look()
     assert left == [Exit.AWAY] * shared
-    monkeypatch.setattr(context._figures, "_away_since", None)
 
 
 @LOCKED

@@ -108,12 +108,11 @@ class GuardedProtocol(H11Protocol):
 
 
 def _notice_end(connection: socket.socket, seconds: float) -> None:
-    """Close a connection, such as a stream that never ends, whose other end is gone without a word:
-    the kernel would send again for a quarter of an hour, and hold one that is silent for ever."""
+    """Close a connection, such as an endless stream, whose other end is gone without a word: the
+    kernel would send again for a quarter of an hour."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    values = {"TCP_KEEPIDLE": seconds, "TCP_KEEPINTVL": 10, "TCP_USER_TIMEOUT": 1000 * seconds}
-    for name, value in values.items():
-        if hasattr(socket, name):  # macOS knows some
+    for name, value in {"TCP_KEEPIDLE": seconds, "TCP_USER_TIMEOUT": 1000 * seconds}.items():
+        if hasattr(socket, name):  # not on macOS
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
 
 

@@ -23,17 +23,12 @@ from backend.store.states import TERMINAL
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests import postgres
-from tests.cluster.hosts.network import NAMES, Host, Network, missing
+from tests.cluster.hosts.network import Host, Network, missing
 from tests.queue.conftest import HOST
+from tests.waiting import until
 
 ASKED = "SLIMSCOPE_TEST_HOSTS"
-DATABASE, PORT = "slimscope", 7860
-ESTABLISHED = "01"  # in /proc/net/tcp
-OFFLINE_S, LEAVING_S = 5, 35  # instead of 30 min and 60 s
-OVERDUE_S = 4.0  # instead of 20 s: `sooner`
-SUPERVISE = (
-    f"from backend.queue import supervisor as s; s.LEAVING_MS = {1000 * LEAVING_S}; s.main()"
-)
+OFFLINE_S, PORT = 5, 7860  # instead of 30 min
 LEADER = (
     "SELECT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid)"
     " WHERE locktype = 'advisory' AND granted AND client_addr IS NOT NULL"
@@ -45,54 +40,39 @@ class Lab:
     """What a test breaks and watches."""
 
     network: Network
-    server: postgres.Server
     db: Host
     a: Host
     b: Host
 
     def supervise(self, host: Host, **told: str) -> None:
         """Start the supervisor of a host."""
-        host.start("-c", SUPERVISE, **told)
+        host.start("-m", "backend.queue.supervisor", **told)
 
     def leader(self) -> str:
         """The address whose supervisor works, as the server knows it."""
         with reading() as session:
             return str(session.scalar(text(LEADER)) or "")
 
-    def count(self, **config: object) -> int:
-        """Add a run that counts."""
-        return submit("count", config, HOST).id
-
-    def at(self, path: str) -> str:
-        """An address of the dashboard of `a`."""
-        return f"http://{self.a.address}:{PORT}{path}"
-
     def visit(self, path: str) -> httpx.Response:
-        """What a guest on `b` gets; 599 for no answer."""
+        """What the dashboard of `a` answers a guest on `b`; 599 for no answer."""
         with self.b.inside():
             try:
-                return httpx.get(self.at(path), timeout=20, trust_env=False)
+                address = f"http://{self.a.address}:{PORT}{path}"
+                return httpx.get(address, timeout=20, trust_env=False)
             except httpx.HTTPError:
                 return httpx.Response(599)
 
-    def connections(self, host: Host) -> int:
-        """How many connections of a host the dashboard of `a` holds."""
-        far = "".join(f"{int(part):02X}" for part in reversed(host.address.split(".")))
-        lines = Path(f"/proc/{self.a.pid}/net/tcp").read_text().splitlines()[1:]
-        pairs = [line.split()[1:4] for line in lines]
-        return sum(
-            near.endswith(f":{PORT:04X}") and other.startswith(far) and state == ESTABLISHED
-            for near, other, state in pairs
-        )
 
-
-def until(holds: Callable[[], object], within_s: float) -> float:
-    """Wait until it holds, and fail after that time; the seconds that took."""
+def took(holds: Callable[[], object], within_s: float) -> float:
+    """The seconds until it holds."""
     began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < within_s, f"it did not come to be within {within_s:g} s"
-        time.sleep(0.1)
+    until(holds, within_s)
     return time.monotonic() - began
+
+
+def count(**config: object) -> int:
+    """Add a run that counts."""
+    return submit("count", config, HOST).id
 
 
 def steps(run: int) -> int:
@@ -120,50 +100,41 @@ def lab(
     if why := missing() or ("" if postgres.programs() else "PostgreSQL is not installed"):
         pytest.skip(why)
     boots = getattr(request, "param", ("boot-a", "boot-b"))
-    shared = {
-        "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.{NAMES}/{DATABASE}",
+    told = {
         "SLIMSCOPE_ARTIFACTS": str(tmp_path / "artifacts"),
-        "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind", "tests.cluster.hosts.sooner"]',
-        "SLIMSCOPE_IDLE_EXIT": "600",
+        "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind"]',
         "SLIMSCOPE_OFFLINE_S": str(OFFLINE_S),
+        "SLIMSCOPE_IDLE_EXIT": "600",
+    }
+    more = {
+        "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.lab/slimscope",
         "SLIMSCOPE_EXAMPLES": "false",
         "SLIMSCOPE_HOST": "0.0.0.0",
-        "SLIMSCOPE_HOST_TOKEN": "a-token-for-the-tests",
-        "SLIMSCOPE_CACHE_DIR": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
-    network = Network()
-    made = [Host(network, "db", 1, tmp_path / "db")]
-    for number, (name, boot) in enumerate(zip("ab", boots, strict=True), 2):
-        own = {"SLIMSCOPE_DATA_DIR": str(tmp_path / name / "data")}
-        made.append(Host(network, name, number, tmp_path / name, boot, shared | own))
-        made[-1].knows(made[0])
-    db, a, b = made
-    listens = f"listen_addresses={db.address}"
     with ExitStack() as stack:
+        network = Network(stack)
+        db = Host(network, "db", 1, tmp_path / "db")
+        machines = [
+            Host(network, name, n, tmp_path / name, boot, told | more)
+            for n, (name, boot) in enumerate(zip("ab", boots, strict=True), 2)
+        ]
+        for host in machines:
+            host.knows(db)
         with db.inside():
+            listens = f"listen_addresses={db.address}"
             server = stack.enter_context(postgres.server((*postgres.QUICK, listens)))
         with (server.folder / "data" / "pg_hba.conf").open("a") as trusted:
             trusted.write("host all all 10.77.0.0/24 trust\n")
-        server.execute("SELECT pg_reload_conf()", f"CREATE DATABASE {DATABASE}")
-        monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", server.url.format(DATABASE))
-        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "test"))
-        for name in ("SLIMSCOPE_ARTIFACTS", "SLIMSCOPE_PLUGINS", "SLIMSCOPE_OFFLINE_S"):
-            monkeypatch.setenv(name, shared[name])
+        server.execute("SELECT pg_reload_conf()", "CREATE DATABASE slimscope")
+        told |= {"SLIMSCOPE_DATABASE_URL": server.url.format("slimscope")}
+        for name, value in (told | {"SLIMSCOPE_DATA_DIR": str(tmp_path / "test")}).items():
+            monkeypatch.setenv(name, value)
         settings.cache_clear(), kinds.cache_clear()
         upgrade()
-        yield Lab(network, server, db, a, b)
-        for host in made:
-            host.lose()
+        yield Lab(network, db, *machines)
         engine_for(settings().url).dispose()
-        engine_for.cache_clear(), settings.cache_clear(), kinds.cache_clear()
-    network.close()
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """What the hosts have said stands below the report of a test that failed."""
-    yield
-    for log in sorted(tmp_path.glob("[ab]/log")):
-        print(f"--- {log.parent.name}\n{log.read_text()[-3000:]}")
+    for cached in (engine_for, settings, kinds):
+        cached.cache_clear()
+    for log in tmp_path.glob("[ab]/log"):  # stands below the report of a test that fails
+        print(f"--- {log.parent.name}\n{log.read_text()[-2000:]}")
