@@ -6,8 +6,6 @@
 loss 2%       perplexity at most 2 % higher, and then the fewest bytes
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +29,7 @@ class Budget:
     value: float
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
+    def parse(cls, text: str) -> "Budget":
         """Parse one of the four forms. Raises ValueError: it is none; the message shows them."""
         found = re.fullmatch(
             r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|[kmg]i?b|b)", text.strip().lower()

@@ -6,8 +6,6 @@ folder only if its manifest matches. A checkpoint that is replaced is renamed fi
 until the new one is in place, so a process killed at any moment leaves the last complete one.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

@@ -1,8 +1,6 @@
 """One tree of errors. `field` names the form field that holds the bad value, so that the screen can
 show the message beside it."""
 
-from __future__ import annotations
-
 import errno
 from typing import TypeVar
 
@@ -16,7 +14,7 @@ class SlimscopeError(Exception):
         others: further errors of the same config, a field each.
     """
 
-    others: tuple[SlimscopeError, ...] = ()
+    others: "tuple[SlimscopeError, ...]" = ()
 
     def __init__(self, what: str, why: str = "", do: str = "", field: str | None = None) -> None:
         self.what, self.why, self.do, self.field = what, why, do, field

@@ -1,7 +1,5 @@
 """What identifies the files of a model or a text on every machine, without reading all of them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The models and texts a run reads, known on every machine of a cluster by name and content: a path
 means something on one of them only."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterator, Mapping
 from typing import Any

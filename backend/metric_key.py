@@ -1,7 +1,5 @@
 """The key of a metric: what a figure or a curve measures, as the tables hold it."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, fields
 
@@ -31,7 +29,7 @@ class MetricKey:
         return f"{self.family}{series}{f'@{self.stage}' if self.stage else ''}"
 
     @classmethod
-    def parse(cls, name: str) -> MetricKey:
+    def parse(cls, name: str) -> "MetricKey":
         """The key of such a name, over the usual axis."""
         found = NAME.fullmatch(name)
         return cls(found[1], found[3] or "", found[2] or "") if found else cls(name)

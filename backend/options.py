@@ -5,8 +5,6 @@ validation and stored record are made of the same declaration:
     \"\"\"Sequences per step.\"\"\"
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from functools import lru_cache
@@ -32,7 +30,7 @@ class Options(BaseModel):
         for name, text in _texts_below(cls).items():
             if name in cls.model_fields:
                 cls.model_fields[name].description = " ".join(text.split())
-        cls.model_rebuild(force=True)
+        cls.model_rebuild(force=True, raise_errors=False)
 
 
 def _texts_below(cls: type) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Paths that people write, with their links resolved."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

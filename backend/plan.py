@@ -1,7 +1,5 @@
 """The plan of a run: what it does to each layer of its model. Does not import torch."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

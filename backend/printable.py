@@ -2,8 +2,6 @@
 terminal, or that show text in another order than it has. Such text is cleaned where it comes in,
 and again where it is printed."""
 
-from __future__ import annotations
-
 import re
 
 SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # ECMA-48 control sequences, as of colours

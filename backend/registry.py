@@ -11,11 +11,9 @@ SLIMSCOPE_PLUGINS: it lists every function or class decorated with `@pruner("nam
 keyword arguments that are literals. `Registry` imports the module when an entry is first used.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from backend.settings import settings
 
-Entry = TypeVar("Entry")
+Entry, Made = TypeVar("Entry"), TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self.declarations = declarations
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str, entry: Entry) -> None:
-        """Add `entry`; called by the decorator."""
-        self._entries[name] = entry
+    def registering(self, name: str, entry: Callable[[Any], Entry]) -> Callable[[Made], Made]:
+        """The decorator that adds what `entry` makes of a function or class, and leaves that as it
+        is."""
+
+        def register(made: Made) -> Made:
+            self._entries[name] = entry(made)
+            return made
+
+        return register
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:

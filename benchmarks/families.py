@@ -44,11 +44,11 @@ from backend.drafters.config import DrafterConfig
 from backend.drafters.registry import build_drafter
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import SlimscopeError
+from backend.export.reading import StoredLinears
 from backend.models.facts import ModelFacts
 from backend.models.loading import LoadedModel, load
 from backend.models.saving import save
 from backend.models.sources.catalogue import inspect
-from backend.models.stored_weights import StoredLinears
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.quantization.dlqat.pipeline import DLQAT

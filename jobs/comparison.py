@@ -4,8 +4,6 @@ the choice of the text explains.
 Does not import numpy: `ui.runs.pairs` makes a comparison of what a run has stored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal

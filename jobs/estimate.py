@@ -1,9 +1,7 @@
 """What a run will cost: its requirements checked against this machine, and a duration learned from
 finished runs."""
 
-from __future__ import annotations
-
-from backend.models.memory import check_memory, memory_available
+from backend.models import memory
 from jobs.fields.processes import ProcessesConfig
 from jobs.kind import Estimate, JobConfig, Kind
 from jobs.limits import gpu_count, require_device, require_disk
@@ -19,7 +17,7 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     if config.device.startswith("cuda"):
         require_device(config.device, gpu_count())
     needs = kind.requirements(config)
-    check_memory(needs.memory, memory_available(), needs.title)
+    memory.check_memory(needs.memory, memory.memory_available(), needs.title)
     if needs.disk:
         require_disk(needs.disk)
     flops = sum(needs.flops.values())
@@ -27,7 +25,5 @@ def estimate(kind: Kind, config: JobConfig) -> Estimate:
     seconds, basis = estimate_seconds(
         kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
     )
-    return Estimate(
-        seconds, sum(needs.memory.values()), flops, basis, needs.plan, needs.warnings, needs.notes,
-        needs.open_ended, needs.letters, needs.tokens, needs.sizes, needs.field_warnings,
-    )  # fmt: skip
+    needed = sum(needs.memory.values())
+    return Estimate(**vars(needs), seconds=seconds, bytes=needed, basis=basis)

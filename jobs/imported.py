@@ -1,8 +1,6 @@
 """What a kind knows of the rows of an imported run: its config, its plan, and the notes of its
 figures."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter

@@ -6,8 +6,6 @@ work), and `kind.py`, which holds the `Kind`. Adding a kind is adding a folder. 
 module with `KINDS`. Only a job's own process imports `run.py`; the rest imports no torch.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,30 +106,19 @@ class Requirements:
     field_warnings: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will cost, shown before it is queued; the rest as in `Requirements`.
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Requirements):
+    """What a run needs and will cost, shown before it is queued.
 
     Attributes:
         seconds: expected duration; None when nothing is known.
         bytes: expected peak memory.
         basis: where the figures come from.
-        plan: see `Requirements`.
-        open_ended: whether a phase is missing in `seconds`, because it has no estimate.
     """
 
     seconds: float | None
     bytes: int
-    flops: float
     basis: str
-    plan: Plan | None = None
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    open_ended: bool = False
-    letters: int = 0
-    tokens: int = 0
-    sizes: tuple[int, int] | None = None
-    field_warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Limits a run is checked against before it is queued: context length, disk, GPUs."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -4,8 +4,6 @@ To add one, add an entry to `_ALL` and report its key. A metric nobody described
 family and judged by nobody.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -20,8 +20,6 @@ All steps are validated before any is queued. A run that is not there yet stands
 whose shapes it will have.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

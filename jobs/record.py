@@ -1,7 +1,5 @@
 """A run or a sweep as plain data, with all that is known of it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

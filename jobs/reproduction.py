@@ -5,8 +5,6 @@ sha256, so a text that has changed since is told as such. Same config, texts, th
 on the same kind of machine give the same weights, byte for byte.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass

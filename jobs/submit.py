@@ -1,7 +1,5 @@
 """From field values to a queued job: the one way in for the form, the CLI and the API."""
 
-from __future__ import annotations
-
 import csv
 import io
 import shlex

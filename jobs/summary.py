@@ -1,7 +1,5 @@
 """Runs as plain data, as far as it needs no kind: what lists, the API and exports contain."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -9,8 +9,6 @@ for each combination over its seeds:
     spread = sqrt(sum (x_i - mean)^2 / (n - 1))    the sample standard deviation
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import defaultdict
@@ -150,7 +148,6 @@ def _combined(estimates: Sequence[Estimate]) -> Estimate:
         estimates[-1],
         seconds=sum(seconds) / side_by_side if known else None,
         bytes=max(e.bytes for e in estimates),
-        flops=sum(e.flops for e in estimates),
         notes=tuple(dict.fromkeys(text for e in estimates for text in e.notes)),
         warnings=tuple(dict.fromkeys(text for e in estimates for text in e.warnings)),
         field_warnings={

@@ -1,8 +1,6 @@
 """How figures are written in sentences: a typographic minus, no "−0.0", and as many decimals as it
 takes to tell different figures apart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 

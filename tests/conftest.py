@@ -1,7 +1,5 @@
 """What every test shares: no hub, no telemetry, a data folder of its own."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

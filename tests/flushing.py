@@ -1,8 +1,6 @@
 """A test cannot cut the power, and so not tell whether anything was flushed to the disk: nobody
 waits for that, which is most of what a short transaction takes."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 

@@ -5,8 +5,6 @@ An attempt that goes on with a killed one is a fresh process as in production: t
 the same must not rest on what forks share.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -1,8 +1,6 @@
 """What the process that others are forked from has imported: all of our code, torch and Gradio with
 it."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import pkgutil

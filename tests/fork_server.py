@@ -4,8 +4,6 @@ A fresh process of ours spends two to four seconds of CPU on imports, more than 
 do. Forks share what a fresh process would draw anew, such as Python's hash seed, and weigh less.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The rules that keep the layout: a stranger finds every concept from the folders."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

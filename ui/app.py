@@ -36,11 +36,20 @@ from ui.gradio_patches import (
 from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.playground.answers import answers
+from ui.pages.weights import histograms
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
 from ui.security.middleware import SecurityMiddleware
-from ui.static import ASSETS, SCRIPT_URL, own_scripts, plotly_script
+from ui.static import (
+    ASSETS,
+    MODULES,
+    SCRIPT_URL,
+    module_script,
+    modules_version,
+    own_scripts,
+    plotly_script,
+)
 from ui.templates import render
 from ui.theme import css, theme
 
@@ -78,7 +87,10 @@ def _fill(page: Page, every: tuple[Page, ...]) -> None:
 def launch_options() -> dict[str, Any]:
     """Options of `Blocks.launch`, besides the address."""
     here = settings()
-    script = f"{own_scripts()}\nslimscope.templates = {templates()};"
+    modules = f"./{MODULES}/{modules_version()}"
+    script = (
+        f"{own_scripts()}\nslimscope.templates = {templates()};\nslimscope.modules('{modules}');"
+    )
     return {
         "theme": theme(),
         "css": css(),
@@ -114,12 +126,14 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/answers", answers),
+        Route(histograms.PATH, histograms.histograms),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),
         Route("/slimscope/docs", api.docs),
         Mount(API_PATH, api.build()),
         Route(f"/{SCRIPT_URL}", plotly_script),
+        Route(f"/{MODULES}/{{version}}/{{path:path}}", module_script),
     ]
 
 

@@ -27,7 +27,7 @@ from backend.store.integrity import last_check
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
-from ui.health import READER, DatabaseAwayError
+from ui.health import READER, DatabaseAwayError, Snapshot
 from ui.keyboard import shortcuts
 from ui.security.auth import current_user as current_user
 from ui.templates import fragments
@@ -123,7 +123,9 @@ def on_load(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any
     return current_blocks().load(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
-def on_change(fn: Handler, inputs: Any = None, outputs: Any = None, **options: Any) -> Dependency:
+def on_change(
+    fn: Handler | None, inputs: Any = None, outputs: Any = None, **options: Any
+) -> Dependency:
     return _pulse_view.get().pulse(fn, inputs, outputs, **{**SILENT_EVENT, **options})
 
 
@@ -156,16 +158,21 @@ def query(
 def pulse(request: Request) -> Response:
     """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
     user = current_user(request)
+    away = None
     try:
-        found = READER.read()
+        found: Snapshot | None = READER.read()
     except DatabaseAwayError as error:  # pages stay as they are, and ask again soon
-        content = {"cursor": READER.cursor, "live": True, "html": HTML.away(str(error))}
-    else:
-        status, html = found.status, HTML.status(found.status)
-        if (checked := last_check()) and checked.problems:
-            html = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host") + html
-        live = bool(status.live or status.queued or status.answers)
-        content = {"cursor": found.cursor, "live": live, "html": html}
+        found, away = READER.last, error
+    status = found.status if found else None
+    content: dict[str, Any] = {
+        "cursor": found.cursor if found else "",
+        "live": bool(away or (status and (status.live or status.queued or status.answers))),
+        "runs": [job.run for job in status.live] if status else [],
+        "html": HTML.away(str(away)) if away else HTML.status(status),
+    }
+    if (checked := last_check()) and checked.problems:
+        warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
+        content["html"] = warning + content["html"]
     if user.role != "host":
         looks_only = bool(may_not_add(user) and may_not_vote(user))
         content["html"] += HTML.guest(user.name, looks_only, settings().shared)

@@ -45,13 +45,14 @@ class DatabaseAwayError(Exception):
 
 
 class StatusReader:
-    """The newest `Snapshot`, at most a second old. `cursor`: of the last one."""
+    """The newest `Snapshot`, at most a second old. `last`: the one before the database was away."""
 
     def __init__(self) -> None:
         self._thread, self._lock = ThreadPoolExecutor(1, "status"), threading.Lock()
         self._asked: Future[Snapshot] | None = None
         self._asked_at, self._url = -math.inf, ""
-        self._is_away, self._answered_at, self.cursor = False, now_ms(), ""
+        self._is_away, self._answered_at = False, now_ms()
+        self.last: Snapshot | None = None
 
     def read(self) -> Snapshot:
         """Raises `DatabaseAwayError` where the database does not answer in time."""
@@ -69,7 +70,7 @@ class StatusReader:
                 log.error(what, exc_info=error)
             self._is_away = True
             raise DatabaseAwayError(what) from error
-        self._is_away, self._answered_at, self.cursor = False, now_ms(), found.cursor
+        self._is_away, self._answered_at, self.last = False, now_ms(), found
         return found
 
 

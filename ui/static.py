@@ -1,9 +1,11 @@
-"""Scripts: our own, and Plotly's from the installed Python package, compressed once and cached by
-browsers for a year under an address that contains its version."""
+"""Scripts: our own, which every page holds; modules, which a page loads; and Plotly's from the
+installed Python package, compressed once. Browsers cache the latter two for a year under an address
+that contains their version."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from plotly.offline import get_plotlyjs
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +22,7 @@ ASSETS = Path(__file__).parent / "assets"
 SCRIPTS, STYLES = ASSETS / "scripts", ASSETS / "styles"
 SCRIPT_URL = f"slimscope/plotly-{version('plotly')}.min.js"
 FOREVER = "public, max-age=31536000, immutable"
+MODULES = "slimscope/modules"  # address of the folders of `SCRIPTS`: modules that one page loads
 
 T = TypeVar("T")
 
@@ -38,6 +42,27 @@ def own_scripts() -> str:
     base = SCRIPTS / "slimscope.js"
     others = sorted(path for path in SCRIPTS.glob("*.js") if path != base)
     return "\n".join(path.read_text(encoding="utf-8") for path in (base, *others))
+
+
+@once
+def _modules() -> dict[str, bytes]:
+    """ES modules by their path below `SCRIPTS`."""
+    paths = SCRIPTS.glob("*/*.js")
+    return {path.relative_to(SCRIPTS).as_posix(): path.read_bytes() for path in sorted(paths)}
+
+
+def modules_version() -> str:
+    """Part of their address, which changes with them."""
+    return hashlib.sha256(b"".join(_modules().values())).hexdigest()[:16]
+
+
+def module_script(request: Request) -> Response:
+    content = _modules().get(request.path_params["path"])
+    if content is None:
+        raise HTTPException(404)
+    fresh = request.path_params["version"] == modules_version()
+    headers = {"Cache-Control": FOREVER if fresh else "no-store"}
+    return Response(content, media_type="text/javascript", headers=headers)
 
 
 @once

@@ -7,8 +7,6 @@ models/…               models of your own in the data folder
 manifest.json          version, schema, and size and sha256 of every file; written last
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -2,8 +2,6 @@
 without weights, packed with xz. They are named after their kind, such as sds-example and
 sds-example-2, are read-only, and can be deleted and restored like any other run."""
 
-from __future__ import annotations
-
 import lzma
 import shutil
 from pathlib import Path

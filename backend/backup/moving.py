@@ -2,8 +2,6 @@
 in one transaction, committed when every table has been compared: a move that is killed leaves it
 empty. Nobody writes to the old database meanwhile. Artefacts stay where they are."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Reading an archive that may be damaged or unsafe: nothing is used before its checksum matches."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tarfile
@@ -23,7 +21,7 @@ MAX_NAME, MAX_PART, MAX_PARTS = 1000, 255, 100  # bytes of a name and of its par
 
 
 @contextmanager
-def open_archive(file: Path, refused: str, tops: Sequence[str] = TOPS) -> Iterator[ArchiveReader]:
+def open_archive(file: Path, refused: str, tops: Sequence[str] = TOPS) -> "Iterator[ArchiveReader]":
     """Open a backup or an exported run.
 
     Args:

@@ -1,8 +1,6 @@
 """Putting a daily copy in place of a damaged database. SQLite would apply the write-ahead log
 beside it to the copy, too: both are moved away together, and only while nobody has it open."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3

@@ -2,8 +2,6 @@
 hidden folder; only when all are whole are they moved into place, the database last: an interrupted
 restore leaves none behind."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 from pathlib import Path

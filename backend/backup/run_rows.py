@@ -2,8 +2,6 @@
 lengths of what it may hold are written here. Columns not named here (owner, what it waits for, its
 process) are not taken over. `Check` checks what the kind of a run adds."""
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib
@@ -222,7 +220,7 @@ class TensorSnapshotRow(StoredRow):
     ]
 
     @model_validator(mode="after")
-    def _sound(self) -> TensorSnapshotRow:
+    def _sound(self) -> "TensorSnapshotRow":
         if not self.lo < self.hi:
             raise ValueError("the histogram has no width")
         if missing := BASE_STATISTICS - self.stats.keys():
@@ -247,7 +245,7 @@ class TensorProfileRow(StoredRow):
     values: bytes
 
     @model_validator(mode="after")
-    def _sound(self) -> TensorProfileRow:
+    def _sound(self) -> "TensorProfileRow":
         if 4 * math.prod(self.shape) > LARGEST_PROFILE:
             raise ValueError("the profile is too large")
         return self

@@ -2,8 +2,6 @@
 of a database. Each line is checked before anything is written. An imported run gets a number of its
 own; what pointed to other runs is not carried over, nor is its process's environment."""
 
-from __future__ import annotations
-
 import pickle
 import secrets
 import time
@@ -18,17 +16,9 @@ from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, undefer
 
+from backend.backup import run_rows
 from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progress, silent
 from backend.backup.reading import ArchiveReader, open_archive
-from backend.backup.run_rows import (
-    LINE,
-    ArtifactRow,
-    Check,
-    JobRow,
-    StoredRow,
-    line_of,
-    unpacked_bytes,
-)
 from backend.backup.writing import SourceFile, check_new, check_room, files_of, write_archive
 from backend.errors import BackupError, ConflictError, SlimscopeError
 from backend.queue.actor import Actor
@@ -36,19 +26,9 @@ from backend.queue.folders import run_folder, work_folder
 from backend.queue.lifecycle import first_number, note
 from backend.queue.permissions import require_host
 from backend.settings import settings
-from backend.store import queries
+from backend.store import queries, tables
 from backend.store.session import now_ms, reading, writing
 from backend.store.states import TERMINAL
-from backend.store.tables import (
-    TABLES_OF_A_RUN,
-    Artifact,
-    Attempt,
-    Job,
-    Table,
-    config_hash,
-    example_number,
-    run_name,
-)
 
 NOT_EXPORTED = "The run was not exported."
 NOT_IMPORTED = "The run was not imported."
@@ -86,21 +66,21 @@ def export_run(
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 
-def _lines(job: Job) -> Iterator[bytes]:
+def _lines(job: tables.Job) -> Iterator[bytes]:
     """The rows of a run, itself first."""
     with reading() as session:
-        whole = session.get_one(Job, job.id, options=[undefer(Job.plan)])
-        yield line_of(Job.__tablename__, _values(whole))
-        for name, table in TABLES_OF_A_RUN.items():
+        whole = session.get_one(tables.Job, job.id, options=[undefer(tables.Job.plan)])
+        yield run_rows.line_of(tables.Job.__tablename__, _values(whole))
+        for name, table in tables.TABLES_OF_A_RUN.items():
             for row in _rows(session, table, job.id):
-                yield line_of(name, row)
+                yield run_rows.line_of(name, row)
 
 
-def _values(row: Table) -> dict[str, Any]:
+def _values(row: tables.Table) -> dict[str, Any]:
     return {column.key: getattr(row, column.key) for column in inspect(type(row)).column_attrs}
 
 
-def _rows(session: Session, table: type[Table], job_id: int) -> Iterator[dict[str, Any]]:
+def _rows(session: Session, table: type[tables.Table], job_id: int) -> Iterator[dict[str, Any]]:
     """The rows of a table that belong to a run."""
     columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
     query = select(*columns).where(inspect(table).columns["job_id"] == job_id)
@@ -119,8 +99,9 @@ def _fault(error: ValidationError) -> str:
 
 
 def import_run(
-    file: Path, actor: Actor, check: Check, progress: Progress = silent, *, example: int = 0
-) -> Job:
+    file: Path, actor: Actor, check: run_rows.Check, progress: Progress = silent, *,
+    example: int = 0,
+) -> tables.Job:  # fmt: skip
     """Add a run from a file that `export_run` wrote, under a number of its own.
 
     Args:
@@ -143,14 +124,14 @@ def import_run(
 class RunImport:
     """A run file that has been unpacked: checked as a whole, then added as a whole."""
 
-    def __init__(self, folder: Path, archive: ArchiveReader, check: Check) -> None:
+    def __init__(self, folder: Path, archive: ArchiveReader, check: run_rows.Check) -> None:
         self._folder, self._archive, self._check = folder, archive, check
         self._began, self._unpacked = time.monotonic(), 0
         rows = self._rows()
         first = next(rows, None)
-        if not isinstance(first, JobRow):
+        if not isinstance(first, run_rows.JobRow):
             raise archive.damaged("It does not begin with a run that has ended.")
-        self._job, self._run = first, run_name(first.kind, first.id)
+        self._job, self._run = first, tables.run_name(first.kind, first.id)
         self._check_row(first)
         with (folder / CHECKED).open("wb") as file:
             for row in rows:
@@ -158,7 +139,7 @@ class RunImport:
                 pickle.dump((row.table, row.columns()), file)
         self._check_files()
 
-    def _rows(self) -> Iterator[StoredRow]:
+    def _rows(self) -> Iterator[run_rows.StoredRow]:
         """The rows, one after the other; `BackupError` if a line is none of a run."""
         with (self._folder / ROWS).open("rb") as file:
             for number in range(1, MOST_ROWS + 2):
@@ -169,22 +150,22 @@ class RunImport:
                 if too_much or number > MOST_ROWS:
                     raise self._archive.damaged("It holds more rows, or longer ones, than a run.")
                 try:
-                    yield LINE.validate_json(line)
+                    yield run_rows.LINE.validate_json(line)
                 except ValidationError as error:
                     why = f"Line {number} of {ROWS} is no row of a run: {_fault(error)}."
                     raise self._archive.damaged(why) from error
 
-    def _check_row(self, row: StoredRow) -> None:
+    def _check_row(self, row: run_rows.StoredRow) -> None:
         """Raise `BackupError` for a row that does not belong to this run, or unpacks to more than
         it says; and for a file that takes too long to check."""
-        if isinstance(row, JobRow) and row is not self._job:
+        if isinstance(row, run_rows.JobRow) and row is not self._job:
             raise self._archive.damaged("It holds more than one run.")
-        if isinstance(row, ArtifactRow):
+        if isinstance(row, run_rows.ArtifactRow):
             parts = Path(row.path).parts
             if parts[:1] != (self._run,) or ".." in parts:
                 raise self._archive.damaged("An artefact lies outside the folder of the run.")
         try:
-            self._unpacked += unpacked_bytes(row)
+            self._unpacked += run_rows.unpacked_bytes(row)
             self._check(self._job.kind, row)
         except (SlimscopeError, ValueError) as error:
             why = f"A row of {row.table} is none of a run: {error}"[:500]
@@ -203,31 +184,31 @@ class RunImport:
             if top == ARTIFACTS and (run != self._run or hidden or not kept):
                 raise self._archive.damaged(f"{name!r} is not a file of {self._run}.")
 
-    def add(self, actor: Actor, file: str, example: int) -> Job:
+    def add(self, actor: Actor, file: str, example: int) -> tables.Job:
         """Write the run and move its files into place, both or neither."""
         try:
             with writing(durable=True) as session:
                 job = self._add_job(session, actor, example)
                 for table, rows in self._batches(job):
-                    session.execute(insert(TABLES_OF_A_RUN[table]), rows)
+                    session.execute(insert(tables.TABLES_OF_A_RUN[table]), rows)
                 note(session, job.id, "imported", actor.name, f"{self._run} of {file}")
                 _move_files(self._folder / ARTIFACTS / self._run, run_folder(job.run))
                 return job
         except IntegrityError as error:
             raise self._archive.damaged("It holds a row twice.") from error
 
-    def _add_job(self, session: Session, actor: Actor, example: int) -> Job:
+    def _add_job(self, session: Session, actor: Actor, example: int) -> tables.Job:
         values = self._job.columns()
         kind = self._job.kind
-        values["id"] = example_number(kind, example) if example else first_number(session)
-        values["config_hash"] = config_hash(self._job.kind, values["config"])
-        job = Job(**values, owner=actor.name)
+        values["id"] = tables.example_number(kind, example) if example else first_number(session)
+        values["config_hash"] = tables.config_hash(self._job.kind, values["config"])
+        job = tables.Job(**values, owner=actor.name)
         session.add(job)
         session.flush()
         session.refresh(job)
         return job
 
-    def _batches(self, job: Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def _batches(self, job: tables.Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The other rows as they belong to the new run, those of a table together."""
         waiting: dict[str, list[dict[str, Any]]] = {}
         with (self._folder / CHECKED).open("rb") as file, suppress(EOFError):
@@ -239,12 +220,12 @@ class RunImport:
                     yield table, waiting.pop(table)
         yield from waiting.items()
 
-    def _moved(self, table: str, values: dict[str, Any], job: Job) -> dict[str, Any]:
+    def _moved(self, table: str, values: dict[str, Any], job: tables.Job) -> dict[str, Any]:
         values["job_id"] = job.id
-        if table == Attempt.__tablename__:
+        if table == tables.Attempt.__tablename__:
             values |= {"token": secrets.token_hex(16), "engine_ref": None}
             values["ended_at"] = values["ended_at"] or now_ms()
-        if table == Artifact.__tablename__:
+        if table == tables.Artifact.__tablename__:
             values["path"] = f"{job.run}/{values['path'].removeprefix(f'{self._run}/')}"
         return values
 

@@ -2,8 +2,6 @@
 the files that depend on them, and a folder appears only when it is complete: whatever the copy
 knows of is on disk. In the copy, live runs have been interrupted as by a power failure."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

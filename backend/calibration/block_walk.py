@@ -4,8 +4,6 @@ A finished block is a checkpoint. A resumed pass replays finished blocks: it run
 their stored weights, which gives the same hidden states bit for bit, and solves only what is
 missing. Blocks after the last missing one are not run at all."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 

@@ -1,7 +1,5 @@
 """Search for a damping with which a Hessian can be factorised."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

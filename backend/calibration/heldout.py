@@ -1,7 +1,5 @@
 """The loss on held-out windows of the calibration text, to choose by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

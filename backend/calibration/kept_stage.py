@@ -8,8 +8,6 @@ Without held-out text there is no evidence, and the last stage of the method is 
 
 Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

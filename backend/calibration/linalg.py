@@ -1,7 +1,5 @@
 """Linear algebra of Gram matrices: Cholesky factors, inverse roots, the largest eigenvalue."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -11,8 +11,6 @@ Layers with the same input tensor (query, key and value; gate and up) share one 
 are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
 units: their values are representable, so nothing is rounded, and sums stay float32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -172,7 +170,7 @@ class InputCollector:
         self._batch: dict[str, Tensor] = {}  # leaders and their inputs in the current batch
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> InputCollector:
+    def __enter__(self) -> "InputCollector":
         for name, linear in self._linears.items():
             hook = partial(self._add, name)
             self._handles.append(linear.layer.register_forward_pre_hook(hook))

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ class Acceptance:
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)  # on the CPU: reproducible
+        self._random = Random(sampling.seed)
 
     def walk(
         self, tree: Tree, tokens: Sequence[int], logits: Tensor, before: Sequence[int]
@@ -91,8 +93,8 @@ class Acceptance:
                 scores = penalised(scores, [*before, *path], settings.repetition_penalty)
             if not settings.temperature:
                 return int(scores.argmax())
-            place = torch.rand((), dtype=torch.double, generator=self._generator)
-            return draw(scores / settings.temperature, settings.top_k, settings.top_p, float(place))
+            scores = scores / settings.temperature
+            return draw(scores, settings.top_k, settings.top_p, self._random.random())
 
         return choose
 
@@ -108,29 +110,42 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
     """The token of logits [V] at `place`, from 0 to 1, of the cumulated probabilities, the most
     likely first; of the `top_k` most likely (0: all), and of the fewest that reach `top_p`.
 
-    Sorting all logits would take longer than a pass, so the likeliest are tried first.
+    Sorting all logits takes as long as a part of a pass, so the most likely are tried first. Where
+    only the place counts, those after them need no order.
 
     Raises:
         ComputeError: the logits are not finite.
     """
-    for ranks in (min(top_k or RANKS[0], len(scores)), *RANKS[1:], len(scores)):
-        chances, tokens = most_likely(scores[None], min(ranks, len(scores)))
-        cumulated = chances[0].double().exp().cumsum(0).cpu()
-        if not cumulated[-1].isfinite():
+    wanted = place if top_p == 1 else top_p
+    for ranks in (top_k,) if top_k else (*RANKS, len(scores)):
+        ranks = min(ranks, len(scores))
+        chances, tokens = most_likely(scores[None], ranks)
+        cumulated = np.exp(chances[0].cpu().double().numpy()).cumsum()
+        if not np.isfinite(cumulated[-1]):
             raise ComputeError(
                 "The model cannot generate text: its logits are not finite.",
                 "Its weights overflow in this precision, or are damaged.",
                 "Choose another precision, or another model.",
                 "precision",
             )
-        if top_k or cumulated[-1] > (place if top_p == 1 else top_p) or ranks >= len(scores):
+        if cumulated[-1] > wanted:
             break
-    total = cumulated[-1] if top_k or ranks >= len(scores) else cumulated.new_ones(())
-    if top_p < 1:
-        last = int(torch.searchsorted(cumulated, top_p * total))  # the first that reaches it
+        if top_p == 1 and not top_k and ranks == RANKS[-1] < len(scores):
+            return _beyond(scores, tokens[0], place - cumulated[-1])
+    total = cumulated[-1] if top_k or ranks == len(scores) else 1.0
+    if top_p < 1:  # the first that reaches it is the last
+        last = int(np.searchsorted(cumulated, top_p * total))
         total = cumulated[min(last, len(cumulated) - 1)]
-    found = int(torch.searchsorted(cumulated, place * total, right=True))
+    found = int(np.searchsorted(cumulated, place * total, side="right"))
     return int(tokens[0, min(found, len(cumulated) - 1)])
+
+
+def _beyond(scores: Tensor, tokens: Tensor, place: float) -> int:
+    """The token at `place` of the cumulated probabilities of all but the given, in their order."""
+    chances = scores.double().softmax(-1).cpu()
+    chances[tokens.long().cpu()] = 0
+    found = int(torch.searchsorted(chances.cumsum(-1), place, right=True))
+    return found if found < len(chances) else int(chances.argmax())
 
 
 def most_likely(logits: Tensor, ranks: int) -> tuple[Tensor, Tensor]:

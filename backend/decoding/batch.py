@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from backend.decoding.native.model import PREFILL, NativeModel
+from backend.decoding.native.model import PREFILL, NativeModel, Segment
 from backend.decoding.target_model import TargetModel
 from backend.models.kv_cache import PreallocatedCache
 
@@ -43,7 +43,10 @@ class NativeBatch:
 
     def append(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for columns in ids.split(max(1, PREFILL // len(ids)), dim=1):
-            yield self._model.forward_batch(columns, self._caches)
+            rows = zip(self._caches, columns.tolist(), strict=True)
+            segments = [Segment(cache, row, read_out=len(row)) for cache, row in rows]
+            hidden, logits = self._model.forward_segments(segments)
+            yield hidden.unflatten(0, columns.shape), logits.unflatten(0, columns.shape)
 
     def select(self, rows: Sequence[int]) -> None:
         self._caches = [self._caches[row] for row in rows]

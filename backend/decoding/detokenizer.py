@@ -29,8 +29,9 @@ class Detokenizer:
         piece = None if self.stopped else self._stream.step(self._tokenizer, token)
         if not piece:
             return ""
+        seen = max(0, len(self._decoded) - max(map(len, self._stops), default=0))
         self._decoded += piece
-        places = [place for stop in self._stops if (place := self._decoded.find(stop)) >= 0]
+        places = [place for stop in self._stops if (place := self._decoded.find(stop, seen)) >= 0]
         if places:
             self.stopped, self._decoded = True, self._decoded[: min(places)]
         prefixes = (stop[:n] for stop in self._stops for n in range(len(stop) - 1, 0, -1))

@@ -29,7 +29,7 @@ from backend.decoding.native.model import NativeModel
 from backend.errors import ModelError
 from backend.models.attention import NAME, use_grouped
 from backend.models.families.logits import LogitTransform
-from backend.models.kv_cache import PreallocatedCache, cache_name, sliding_window
+from backend.models.kv_cache import PreallocatedCache, StackedCache, cache_name, sliding_window
 from backend.quantization.packed_linear import PackedLinear
 
 KERNELS = ("sdpa", NAME, "eager")  # the others accept no custom mask
@@ -116,7 +116,7 @@ class TargetModel:
     def hidden(
         self,
         ids: Tensor,
-        cache: PreallocatedCache | None = None,
+        cache: PreallocatedCache | StackedCache | None = None,
         positions: Tensor | None = None,
         mask: Mask = None,
     ) -> Tensor:
@@ -134,6 +134,13 @@ class TargetModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., d] -> [..., V]."""
         return self.transform(self.head(hidden))
+
+    def windowed(self, mask: Tensor, far: Tensor) -> Mask:
+        """A mask in which layers with a window do not see what is `far`: of all, or by type."""
+        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        types = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        mixed = len(set(types)) > 1
+        return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
     def verifier(self, cache: DecodingCache) -> Verifier:
         """A verifier of trees on top of a cache of this model."""
@@ -196,11 +203,7 @@ class TorchVerifier:
         if window is None or length + len(places) <= window:
             return mask
         columns = torch.cat([torch.arange(length, device=places.device), places])
-        far = places[:, None] - columns >= window
-        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
-        types = getattr(self.target.model.config.get_text_config(), "layer_types", None) or ()
-        mixed = len(set(types)) > 1
-        return {"full_attention": mask, "sliding_attention": near} if mixed else near
+        return self.target.windowed(mask, places[:, None] - columns >= window)
 
     def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
         """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.

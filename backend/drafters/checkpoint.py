@@ -2,8 +2,6 @@
 `config.json` (architecture, target model, tree, training). It works with one target model only,
 known by its width, vocabulary and the sha256 of its weights; any other is rejected."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +35,7 @@ class BaseFingerprint:
     sha256: str
 
     @classmethod
-    def of(cls, target: TargetModel, name: str = "") -> BaseFingerprint:
+    def of(cls, target: TargetModel, name: str = "") -> "BaseFingerprint":
         return cls(
             name,
             type(target.model).__name__,
@@ -109,7 +107,7 @@ class Amphista:
         (folder / CONFIG).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path | str) -> Amphista:
+    def load(cls, folder: Path | str) -> "Amphista":
         """The drafter in `folder`; NotFoundError where there is none, or its files are damaged."""
         if name := changed_file(Path(folder), contents=True):
             raise NotFoundError(

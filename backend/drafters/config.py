@@ -1,7 +1,5 @@
 """Settings of a drafter and its training, from which form, CLI, API and stored record are built."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias

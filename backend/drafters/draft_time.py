@@ -1,7 +1,5 @@
 """Where the time of a draft goes: seconds in each part of a drafter (ours)."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

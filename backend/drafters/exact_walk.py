@@ -8,8 +8,6 @@ static trees of every size at once `draft_tree.walk` does the same, from the ran
 tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 

@@ -7,8 +7,6 @@
 Models that ask for batches, beam search or other logits processors are rejected.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -12,8 +12,6 @@ before, and learning from the target model's distribution, are those of the pape
 one residual block a head, the cloned layer and its start (see `adapted`).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu

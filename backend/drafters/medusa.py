@@ -7,8 +7,6 @@ Ours: the tied head and the reduced vocabulary. "as many parameters" repeats the
 until the drafter is as large as Amphista's, for a fair comparison.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu

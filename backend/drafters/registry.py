@@ -8,8 +8,6 @@ drafter from what is known at the anchor alone, in a *sequential* one from the d
     tree, tokens = drafter.draft(hidden, embedded, policy, caches, embed)
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
@@ -156,12 +154,7 @@ def drafter(
 ) -> Callable[[Architecture], Architecture]:
     """Register a drafter architecture: a class decorator. `adaptation_layers`: cloned from the end
     of the base model; `repeats`: they run again for each draft token (for estimates)."""
-
-    def register(cls: Architecture) -> Architecture:
-        DRAFTERS.register(name, cls)
-        return cls
-
-    return register
+    return DRAFTERS.registering(name, lambda cls: cls)
 
 
 def build_drafter(

@@ -1,7 +1,5 @@
 """A drafter as a source of draft tokens: its heads, in a tree."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -9,8 +9,6 @@ averaged over all positions; standard errors are those of the per-window means. 
 dense model's last block is stored rather than its logits, and the final norm and head are applied
 to it again: parameters outside the blocks must be the same in both; compare `outside_blocks`."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

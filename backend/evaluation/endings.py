@@ -8,8 +8,6 @@ endings of `ENDING` tokens, its own and those of the next three parts of the win
 Accuracy is the share of questions answered with their own ending, which has to be likelier than
 each other one; guessing gives 25 %. (Ours: figures compare models on one text.)"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.evaluation.question_shape import CHOICES, ENDING, PART, PASSAGE, parts_of
+from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS

@@ -8,8 +8,6 @@ predicted ones. The mean over window i is
 The standard error over n windows is value * sd(nll_i) / sqrt(n), by the delta method.
 Perplexity depends on the vocabulary; bits per byte can be compared across tokenizers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ prior (ours, standard deviation `PRIOR`), which keeps those finite that have alw
 95 % intervals come from the curvature there (Laplace). On the scale people know from chess, 400
 points are odds of 10 to 1 and the mean is 1000."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

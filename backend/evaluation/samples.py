@@ -5,8 +5,6 @@
 It is 1 for equal texts, and stricter than the share of equal next tokens on a given text. With few
 prompts it is an illustration, not a basis for ranking models."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile

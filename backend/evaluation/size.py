@@ -11,8 +11,6 @@ zeros in groups with fewer than n nonzero values; 2:4 takes 2 index bits per val
 model counts as n:m with the n of its fullest group, if at least `MIN_FILL` of the stored values are
 nonzero. Row indices, headers and padding are not counted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

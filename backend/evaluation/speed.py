@@ -6,8 +6,6 @@
 
 Two products are timed alternately after a warm-up and compared by the ratio of their best times."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +43,7 @@ class DecodingSpeed:
     repeats: int
 
     @classmethod
-    def of(cls, seconds: Sequence[float], tokens: int) -> DecodingSpeed:
+    def of(cls, seconds: Sequence[float], tokens: int) -> "DecodingSpeed":
         """From the seconds of repeats that decoded `tokens` tokens each."""
         rates = [tokens / s for s in seconds]
         return cls(median(rates), min(rates), max(rates), len(rates))

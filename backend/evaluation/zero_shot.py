@@ -2,8 +2,6 @@
 seeds. The main metric of a task is `acc_norm` if it has it, else `acc`, else its first. Custom
 tasks (SLIMSCOPE_TEXT_DIR) are looked up first: indexing the built-in ones takes ten seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from backend.errors import ComputeError, ConfigError, DatasetError
-from backend.evaluation.harness import require_harness
+from backend.evaluation.tasks import require_harness
 from backend.reporter import Reporter, stop_if_asked
 
 MAIN = ("acc_norm", "acc", "exact_match")

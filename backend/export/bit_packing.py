@@ -4,8 +4,6 @@
 columns; 3-bit codes take 3 bits in both.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The model card of saved weights: what the model is, how it was made, how to load it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

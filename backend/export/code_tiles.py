@@ -4,8 +4,6 @@
 compressed-tensors are words that lie in a row; those of GPTQ are words of one column.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

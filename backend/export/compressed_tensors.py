@@ -13,8 +13,6 @@ slimscope
     weight_offset       [out, groups]                     b = -s z, in the dtype of the scales
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

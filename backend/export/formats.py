@@ -9,8 +9,6 @@ dense                weights at grid values, in the dtype of the base model: for
                      gain in size
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,13 +40,13 @@ class Layout:
     grid: GridType
     others: tuple[PackedGroup, ...] = ()
 
-    def of(self, layer: str) -> Layout:
+    def of(self, layer: str) -> "Layout":
         """The settings of one layer."""
         group = next((group for group in self.others if layer in group.layers), None)
         return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
 
     @property
-    def linears(self) -> tuple[Layout, ...]:
+    def linears(self) -> "tuple[Layout, ...]":
         """The settings that there are of layers of the blocks, those of most layers first."""
         inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
         others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)

@@ -14,8 +14,6 @@ AWQ
     scales   float16 [groups, out]
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Where a model comes from, for the model cards of what is made of it: its name on the Hub and its
 licence, read from its own card, and the files with its terms. Does not import torch."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress

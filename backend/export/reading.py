@@ -1,14 +1,12 @@
 """Read and check a folder of packed weights, of Slimscope (`writing.export`) or others: as codes,
 as a dense model, or as a model that runs on packed weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -25,7 +23,6 @@ from backend.models.families.shapes import LinearShape
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.headers import OPTIONS, weight_files
-from backend.models.stored_weights import StoredLinears
 from backend.quantization.grid import QuantizedWeight, quantized_from
 from backend.quantization.packed_linear import pack_model
 
@@ -133,30 +130,48 @@ def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-class DequantizedLinears:
-    """The weight matrices `linears` in a folder of packed weights; see `StoredLinears`."""
+class StoredLinears:
+    """The weight matrices in a folder of safetensors files, one at a time: models larger than the
+    memory can be inspected. [out, in], named as in the loaded model; `linears`: from its
+    model's facts."""
 
     def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
-        self._layers, self._rest = read_layers(folder)
-        self._linears = linears
+        self._files, self._linears = dict[str, Path](), linears  # stored tensor -> its file
+        for path in weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
 
     def block(self, index: int, device: str = "cpu") -> Iterator[tuple[LinearShape, Tensor]]:
         """The weights [out, in] of one decoder block in float32."""
         for linear in self._linears:
             if linear.block == index:
-                yield linear, self._read(linear).to(device)
+                yield linear, self._read(linear, device)
 
-    def _read(self, linear: LinearShape) -> Tensor:
+    def _read(self, linear: LinearShape, device: str) -> Tensor:
+        at, parts = linear.stored, []
+        for name in at.names:
+            with safe_open(self._files[name], framework="pt", device=device) as file:
+                whole = file.get_slice(name)
+                parts.append((whole[:] if at.expert is None else whole[at.expert]).float())
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return weight.T.contiguous() if at.transposed else weight
+
+
+class DequantizedLinears(StoredLinears):
+    """The weight matrices in a folder of packed weights."""
+
+    def __init__(self, folder: Path, linears: Sequence[LinearShape]) -> None:
+        self._layers, self._rest = read_layers(folder)
+        self._linears = linears
+
+    def _read(self, linear: LinearShape, device: str) -> Tensor:
         if layer := self._layers.get(linear.name):
-            return layer.dense()
+            return layer.dense().to(device)
         weight = self._rest[linear.stored.names[0]].float()
-        return weight.T.contiguous() if linear.stored.transposed else weight
+        return (weight.T.contiguous() if linear.stored.transposed else weight).to(device)
 
 
-WeightReader = StoredLinears | DequantizedLinears
-
-
-def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> WeightReader:
+def linears_in(folder: Path, facts: ModelFacts, linears: Sequence[LinearShape]) -> StoredLinears:
     """The weights of these matrices of the model in `folder`, packed or not."""
     reader = DequantizedLinears if facts.quantized else StoredLinears
     return reader(folder, linears)

@@ -4,8 +4,6 @@ Matrices count with their scales and zero-points. Norms and biases are few: thei
 of their headers alone.
 """
 
-from __future__ import annotations
-
 from backend.export.formats import Layout, bits_per_weight
 from backend.export.gguf.types import carried_type
 from backend.models.facts import ModelFacts

@@ -1,7 +1,5 @@
 """Write a folder with a quantised model: weights, config, tokenizer, model card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

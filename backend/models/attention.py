@@ -2,8 +2,6 @@
 key head are stacked as additional queries of it, so the cache is not copied, as transformers
 does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

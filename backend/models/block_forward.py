@@ -4,8 +4,6 @@ The other arguments of the blocks (masks, positions) are recorded in one forward
 block replaced by the identity: the model's own code prepares them. A model with operations between
 its blocks is rejected. Some blocks return a tuple that begins with the hidden states."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field

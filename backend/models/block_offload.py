@@ -6,8 +6,6 @@ read from the model's folder when needed; in between they are placeholders on to
 
 Writes to a block of a streamed model inside `resident` are lost when the context ends."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass

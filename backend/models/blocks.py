@@ -1,8 +1,6 @@
 """Uniform access to decoder blocks and their linears, of attention and MLP. Weights are presented
 as [out, in]; GPT-2's `Conv1D` stores [in, out] and is transposed on reading and writing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

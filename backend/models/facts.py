@@ -2,8 +2,6 @@
 library. Models that no method supports are rejected here, with the reason, before any work starts.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

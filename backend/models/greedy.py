@@ -1,7 +1,5 @@
 """Greedy decoding, one token at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

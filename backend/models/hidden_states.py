@@ -1,8 +1,6 @@
 """Storage of hidden states between two blocks: in memory, or in a file, which is unlinked, so that
 its space is freed with the object, even after a kill."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path

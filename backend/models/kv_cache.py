@@ -2,11 +2,10 @@
 rows are written in place, and of a verified tree only the accepted path is kept. Layers with a
 sliding window keep all tokens here, and a mask hides those before it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -38,6 +37,49 @@ def sliding_window(model: PreTrainedModel) -> int | None:
                 field="model",
             )
     return min(windows, default=None)
+
+
+class StackedLayer(CacheLayerMixin):
+    """One layer of several caches, `[b, heads, capacity, head]`, each of which gets a row at its
+    own `lengths` [b]; the rows up to the longest are attended to, under a mask."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, layers: "Sequence[LayerCache]", lengths: Tensor) -> None:
+        super().__init__()
+        first, capacity = layers[0].keys, max(layer.capacity for layer in layers)
+        shape = len(layers), first.shape[1], capacity, first.shape[3]
+        self.keys, self.values = first.new_zeros(shape), first.new_zeros(shape)  # all are finite
+        for number, layer in enumerate(layers):
+            for stacked, own in ((self.keys, layer.keys), (self.values, layer.values)):
+                stacked[number, :, : layer.length] = own[0, :, : layer.length]
+            layer.keys, layer.values = (x[number : number + 1] for x in (self.keys, self.values))
+            layer.capacity = capacity
+        self.lengths, self._sequences = lengths, torch.arange(len(layers), device=first.device)
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append a row `[b, heads, 1, head]` to each."""
+        end = int(self.lengths.max()) + 1
+        self.keys[self._sequences, :, self.lengths] = key_states[:, :, 0]
+        self.values[self._sequences, :, self.lengths] = value_states[:, :, 0]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return int(self.lengths.max()) + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return int(self.lengths.max())
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[2])
 
 
 class LayerCache(CacheLayerMixin):
@@ -117,3 +159,30 @@ class PreallocatedCache(Cache):
         for layer in self.rows:
             layer.keys = layer.keys.index_select(0, sequences)
             layer.values = layer.values.index_select(0, sequences)
+
+
+class StackedCache(Cache):
+    """Several caches of one sequence each, which become parts of this one, so that one pass appends
+    a token to all; they go on to work alone."""
+
+    def __init__(self, caches: Sequence[PreallocatedCache]) -> None:
+        self._caches = [*map(ref, caches)]
+        self._lengths = torch.tensor([cache.length for cache in caches])
+        self._lengths = self._lengths.to(caches[0].rows[0].keys.device)
+        parts = zip(*(cache.rows for cache in caches), strict=True)
+        super().__init__(layers=[StackedLayer(layers, self._lengths) for layers in parts])
+
+    def holds(self, caches: Sequence[PreallocatedCache]) -> bool:
+        """Whether it is made of these, in this order."""
+        return [found() for found in self._caches] == [*caches]
+
+    def lengths(self) -> Tensor:
+        """Numbers of cached tokens [b], as they are now."""
+        found = [cache.length for held in self._caches if (cache := held()) is not None]
+        return self._lengths.copy_(torch.tensor(found))
+
+    def appended(self) -> None:
+        """Let each cache have the row that a pass has appended."""
+        for held in self._caches:
+            if (cache := held()) is not None:
+                cache.rewind(cache.length + 1)

@@ -3,8 +3,6 @@
 A pattern is matched against the name of a layer inside its block (mlp.down_proj), that name with
 the block index (0.mlp.down_proj), and the full name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, NamedTuple, Protocol, TypeVar

@@ -1,8 +1,6 @@
 """Loading and fingerprinting a causal LM, with the numbers of plain `from_pretrained`. Code from
 model repositories is never run, and pickled weights are never loaded."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Estimate the memory a job needs before the model is loaded. Does not import torch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress

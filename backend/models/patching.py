@@ -1,7 +1,5 @@
 """Temporary changes to a module, as context managers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any

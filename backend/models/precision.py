@@ -1,7 +1,5 @@
 """The precision of forward passes on a device, and whether values fit into theirs."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Saving a causal LM as a folder that transformers loads, and checking what was written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from copy import deepcopy

@@ -2,10 +2,10 @@
 
 All progress, snapshots, errors and warnings of a run are reported here."""
 
-from __future__ import annotations
-
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -25,16 +25,52 @@ from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.memory import is_out_of_memory
 from backend.models.precision import all_finite
-from backend.pruning.config import PASS_OF, RECONSTRUCTED, SDSConfig, SDSStage
+from backend.pruning.config import PASS_OF, RECONSTRUCTED, STEP_LABELS, SDSConfig, SDSStage
 from backend.pruning.masks import overlap
 from backend.pruning.plan import PruningPlan
 from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
-from backend.pruning.timing import StepTimer
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.statistics.reference import ReferenceTensor
+
+OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
+    "inputs": ("Lower the calibration batch size or the context length.", "batch"),
+    "blocks": ("Lower the context length, or leave out the block reconstruction.", "reconstruct"),
+    "heldout": ("Lower the context length.", "context"),
+}
+OTHER_STEPS = ("Stream the weights; if they are, exclude the largest layers.", "weights")
+
+
+class StepTimer:
+    """Measures the seconds of each step; turns an out-of-memory error into one that names it.
+
+    Args:
+        where: completes "Out of memory: pruning", such as " of block 3 of 30".
+    """
+
+    def __init__(self, where: str = "") -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._where = where
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                do, field = OUT_OF_MEMORY.get(step, OTHER_STEPS)
+                what = f"Out of memory: {STEP_LABELS.get(step, step)}{self._where}."
+                why = str(error).split("\n")[0][:300]
+                raise ComputeError(what, why, do, field=field) from error
+            raise
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # otherwise the next step is charged for it
+        self.seconds[step] += time.perf_counter() - start
+
 
 # off the way from the dense model to the saved one
 SIDE_STAGES = (SDSStage.CONTROL, SDSStage.SECOND, SDSStage.FIRST_BLOCKS)

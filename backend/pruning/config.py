@@ -1,7 +1,5 @@
 """Settings of SDS: the source of form, CLI, API and stored record. Does not import torch."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Literal, TypeAlias
 

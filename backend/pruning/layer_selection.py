@@ -7,18 +7,10 @@
 Names are those of `backend.models.layer_names`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Protocol
 
-from backend.models.layer_names import (
-    NamedLayer,
-    check_layer_patterns,
-    fits,
-    read_assignments,
-    select_layers,
-)
+from backend.models import layer_names
 from backend.pruning.pattern import Pattern
 
 Overrides = tuple[tuple[str, Pattern], ...]
@@ -43,10 +35,12 @@ def read_overrides(text: str) -> Overrides:
     Raises:
         ValueError: not such a list; the message shows the syntax.
     """
-    return read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")
+    return layer_names.read_assignments(text, Pattern.parse, "pattern", "mlp.down_proj=4:8")
 
 
-def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dict[str, Pattern]:
+def layer_patterns(
+    layers: Collection[layer_names.NamedLayer], choice: PruningFields
+) -> dict[str, Pattern]:
     """Full name -> pattern of every layer that is pruned.
 
     Raises:
@@ -54,12 +48,12 @@ def layer_patterns(layers: Collection[NamedLayer], choice: PruningFields) -> dic
             left to prune.
     """
     overrides = read_overrides(choice.overrides)
-    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
-    chosen = select_layers(layers, choice.exclude, "prune")
+    layer_names.check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    chosen = layer_names.select_layers(layers, choice.exclude, "prune")
     patterns = dict[str, Pattern]()
     inputs: dict[str, dict[Pattern, dict[str, int]]] = {"pattern": {}, "overrides": {}}
     for layer in chosen:
-        special = [pattern for name, pattern in overrides if fits(name, layer)]
+        special = [pattern for name, pattern in overrides if layer_names.fits(name, layer)]
         pattern = special[-1] if special else choice.pattern
         patterns[layer.name] = pattern
         field = "overrides" if special else "pattern"

@@ -6,15 +6,13 @@ the lower index is kept. Scores are float32 and not negative.
 A mask has the dtype of the scores, 1 where a weight is kept and 0 where it is dropped: on a CPU,
 comparing into floats and multiplying is several times faster than boolean selection."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from backend.pruning.pattern import Pattern
-from backend.statistics.sorting import ascending, smallest
+from backend.statistics.magnitudes import ascending, smallest
 
 SMALL_GROUP = 16  # up to here a sorting network is faster than sorting
 

@@ -9,8 +9,6 @@ the largest weights (ours). Blocks with more outliers stay denser. The mean of r
 number of weights, so that the mean of S_b is S even if some layers are excluded. H is computed on
 the dense model's inputs. Layers with a pattern of their own (overrides) do not take part."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from backend.errors import ConfigError

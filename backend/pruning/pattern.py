@@ -1,7 +1,5 @@
 """Sparsity patterns: n:m, or a percentage. Does not import torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ class Pattern:
     drop: float  # share of the weights that are dropped, 0 < drop < 1
 
     @classmethod
-    def parse(cls, text: str) -> Pattern:
+    def parse(cls, text: str) -> "Pattern":
         """Parse "2:4", "50%" or "0.5". Raises ValueError: not a pattern; the message shows the
         syntax."""
         text = text.strip()

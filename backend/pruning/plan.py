@@ -2,8 +2,6 @@
 
 Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from itertools import chain

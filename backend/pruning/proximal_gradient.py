@@ -15,8 +15,6 @@ in about 0.6 of the time (`make bench-layers.solvers`).
 Rows of W are independent. They are processed in chunks through all steps, so that the working set
 of a step stays in the CPU cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

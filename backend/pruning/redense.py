@@ -12,8 +12,6 @@ descent is stopped early. It restores the strong input directions first,
 and leaves the weak ones as pruned. The descent is accelerated, see `proximal_gradient`, and the
 penalty is relative to the layer (both ours)."""
 
-from __future__ import annotations
-
 from collections import deque
 
 from torch import Tensor

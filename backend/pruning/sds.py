@@ -11,8 +11,6 @@ Of the pruned stages the one with the lowest loss on held-out text is kept
 control (first pruning, adjusted under its mask): without it the benefit of the dense detour would
 go untested."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter, defaultdict

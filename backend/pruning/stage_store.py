@@ -10,8 +10,6 @@ that a resumed run continues bit for bit; weights that 16 bits represent exactly
     each with facts.json: the `BlockReport` of that pass
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 

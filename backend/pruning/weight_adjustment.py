@@ -11,8 +11,6 @@ Hard thresholding does not guarantee descent, so each row ends at its best itera
 are bfloat16, so are the errors that decide this: a row with little gain is checked again in
 float32, and keeps its original weights if it gained nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch
@@ -22,7 +20,7 @@ from backend.calibration.second_moments import InputStatistics
 from backend.pruning.masks import SMALL_GROUP, at_least, top_of_planes, top_per_group, top_per_row
 from backend.pruning.pattern import Pattern
 from backend.pruning.proximal_gradient import by_rows, proximal_descent
-from backend.statistics.sorting import ascending
+from backend.statistics.magnitudes import ascending
 
 GAIN_THRESHOLD = 0.9  # share of the initial error; rows above it are checked in float32
 

@@ -15,8 +15,6 @@ share values, which the authors leave out. Their clipping of ranges by the outpu
 range search of the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -10,8 +10,6 @@ over t, embeddings, head and the layers that write to the residual stream R and 
 Both quantizers that need one know the blocks of LLaMA and what is built like them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,8 +1,6 @@
 """Settings of a quantization run: the source of form, CLI, API and stored record. Does not import
 torch."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, TypeAlias
 

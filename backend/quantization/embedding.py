@@ -7,8 +7,6 @@ The scales of 6 bits are numbers of float16 and of GGUF's Q6_K alike (ours). Doe
 text: a row of the embedding is used whenever its token is read, and frequencies are not known.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -16,8 +16,6 @@ on the dense weights before (so that a group keeps its neighbours, and formats n
 every layer of a block sees the inputs that the quantized layers before it give.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

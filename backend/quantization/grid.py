@@ -13,8 +13,6 @@ On the first two, the weight 0 is a point of the grid. Whole zero-points are add
 real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,7 +85,7 @@ class QuantGrid:
         """`W` [out, in] rounded to the grid, float32."""
         return self.values(self.codes(W))
 
-    def stored(self, dtype: torch.dtype, grid: GridType) -> QuantGrid:
+    def stored(self, dtype: torch.dtype, grid: GridType) -> "QuantGrid":
         """This grid with all that is stored of it rounded to `dtype`: scales, and offsets."""
         scale = self.scale.to(dtype).float()
         if grid != "offset":

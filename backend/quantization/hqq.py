@@ -14,8 +14,6 @@ of a layer together), and where zero-points are whole it is rounded at the end. 
 nothing to search.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics

@@ -2,8 +2,6 @@
 so that neighbours take over what scales or turns inputs (see `bases`). Does not import torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from backend.errors import ConfigError

@@ -17,8 +17,6 @@ that is done. For it the codes are stored a second time, two per byte: 8 bits pe
 in total.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,6 @@
 """The plan of a quantization run: bits, grid and quantizers of each layer, and the stages to make.
 Made and checked when the run is submitted. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from math import gcd, isqrt
@@ -14,14 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from backend.budget import is_mixed
 from backend.errors import ConfigError
+from backend.models import layer_names
 from backend.models.families.shapes import LinearShape
-from backend.models.layer_names import (
-    NamedLayer,
-    check_layer_patterns,
-    fits,
-    layer_named,
-    select_layers,
-)
 from backend.plan import Plan
 from backend.quantization import DECLARED_QUANTIZERS, GridType
 from backend.quantization.config import STAGE_LABELS, DLQATConfig, DLQATStage
@@ -39,7 +31,7 @@ class PlannedModel(Protocol):
     """What is known of a model before it is loaded."""
 
     @property
-    def linears(self) -> Collection[NamedLayer]: ...
+    def linears(self) -> Collection[layer_names.NamedLayer]: ...
 
     @property
     def architecture(self) -> str: ...
@@ -106,7 +98,7 @@ class QuantizationPlan(Plan):
         return settings
 
     def check(self, config: Any) -> None:
-        layers = [layer_named(name) for name in self.layers]
+        layers = [layer_names.layer_named(name) for name in self.layers]
         again = group_layers(config, layers, config.format, self.widths)
         if again.model_copy(update={"embedding": self.embedding}) != self:
             raise ValueError("the plan is not that of the config")
@@ -167,7 +159,10 @@ def embedding_search(bits: int) -> str:
 
 
 def group_layers(
-    config: DLQATConfig, layers: Collection[NamedLayer], format: str, mix: Mapping[str, Width]
+    config: DLQATConfig,
+    layers: Collection[layer_names.NamedLayer],
+    format: str,
+    mix: Mapping[str, Width],
 ) -> QuantizationPlan:
     """The plan for some layers, whatever model they are of."""
     chosen = layer_widths(config, layers, mix)
@@ -187,17 +182,17 @@ def group_layers(
 
 
 def layer_widths(
-    config: DLQATConfig, layers: Collection[NamedLayer], mix: Mapping[str, Width]
+    config: DLQATConfig, layers: Collection[layer_names.NamedLayer], mix: Mapping[str, Width]
 ) -> dict[str, Width]:
     """Full name -> width of every layer that is quantized. Raises ConfigError: a name matches no
     layer, a group does not divide one, or no layer is left."""
     overrides = read_overrides(config.overrides)
-    check_layer_patterns((name for name, _ in overrides), layers, "overrides")
+    layer_names.check_layer_patterns((name for name, _ in overrides), layers, "overrides")
     mixed, uniform = is_mixed(config.allocation), Width(config.bits, config.group_size)
     chosen: dict[str, Width] = {}
     unfit: dict[tuple[str, int], dict[str, int]] = {}
-    for layer in select_layers(layers, config.exclude, "quantise"):
-        special = [width for name, width in overrides if fits(name, layer)]
+    for layer in layer_names.select_layers(layers, config.exclude, "quantise"):
+        special = [width for name, width in overrides if layer_names.fits(name, layer)]
         width = special[-1] if special else mix.get(layer.name) if mixed else uniform
         if width is None:
             continue

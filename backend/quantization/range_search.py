@@ -14,8 +14,6 @@ The DL-QAT paper starts from "a predefined quantization space"; the available te
 specify how it is determined.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

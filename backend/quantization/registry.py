@@ -5,8 +5,6 @@ rounded to the nearest point of a grid, and that grid: RTN returns the weights u
 compensates them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -83,12 +81,7 @@ def range_search(
     name: str, *, flops: float, needs_energy: bool = False
 ) -> Callable[[SearchRange], SearchRange]:
     """Register a range search; `flops`: operations per weight, for time estimates."""
-
-    def register(search: SearchRange) -> SearchRange:
-        RANGE_SEARCHES.register(name, RangeSearch(search, needs_energy))
-        return search
-
-    return register
+    return RANGE_SEARCHES.registering(name, lambda search: RangeSearch(search, needs_energy))
 
 
 def quantizer(
@@ -120,9 +113,6 @@ def quantizer(
         keeps_zeros: whether weights that are 0 can stay 0.
         saved: whether formats of packed weights can hold the result; they know no bases.
     """
-
-    def register(quantize: Quantize) -> Quantize:
-        QUANTIZERS.register(name, Quantizer(quantize, needs, bases, sequential))
-        return quantize
-
-    return register
+    return QUANTIZERS.registering(
+        name, lambda quantize: Quantizer(quantize, needs, bases, sequential)
+    )

@@ -11,8 +11,6 @@ of down_proj, and queries and keys, while it runs; they serve 4-bit activations 
 left out. The matrices are Hadamard's where the size is a power of two; see `bases.rotation`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Round to nearest (RTN) on a min-max grid, without calibration data."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics

@@ -1,7 +1,5 @@
 """Bits and group size of a layer, as text: "int4-g64". Does not import torch."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ class Width:
     group: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Width:
+    def parse(cls, text: str) -> "Width":
         """Parse "int4-g64" or "int8". Raises ValueError: it is neither, with the syntax."""
         match = SYNTAX.fullmatch(text.strip())
         if not match:

@@ -1,7 +1,5 @@
 """The user behind a request: a host, or a guest with or without a name."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar

@@ -1,7 +1,5 @@
 """Runs that wait for others: each works on a model or a drafter that another one will save."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import lru_cache
 

@@ -6,8 +6,6 @@ artifacts/sds-0042/            the run's folder
     model/                     the saved model
 """
 
-from __future__ import annotations
-
 import codecs
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """User annotations, which only help to find runs: tags, notes, and saved views of the run list."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

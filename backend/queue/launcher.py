@@ -1,8 +1,6 @@
 """The processes of which a data folder has one, the environment of what they start, and the request
 that an engine gets."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -1,8 +1,6 @@
 """State transitions of a job: each is a compare-and-set inside one transaction, so of concurrent
 changes by supervisors, late processes and users only one succeeds."""
 
-from __future__ import annotations
-
 import secrets
 import sqlite3
 from collections.abc import Iterator

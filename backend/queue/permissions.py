@@ -2,8 +2,6 @@
 small run at a time, at the lowest priority, and cancel it. Enforced by the functions that change
 data; pages call `may_not_…` only to disable controls with a reason."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from sqlalchemy import select

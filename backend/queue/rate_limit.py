@@ -1,7 +1,5 @@
 """Rate limits: requests per minute of each client and each visitor, counted in process memory."""
 
-from __future__ import annotations
-
 import ipaddress
 import threading
 import time

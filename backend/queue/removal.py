@@ -2,8 +2,6 @@
 statistics are purged a day later, or when a host asks for it. Its row and its history stay, so that
 its number is never given to another run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from sqlalchemy import delete, select

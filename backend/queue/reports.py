@@ -1,8 +1,6 @@
 """Reports: blocks of text, and of charts by the address each is drawn from; reading and writing of
 them, and what they may hold. They do not affect any run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace

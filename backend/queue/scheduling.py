@@ -1,7 +1,5 @@
 """Scheduling: the order in which queued jobs start, and the status of the queue."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

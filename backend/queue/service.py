@@ -1,7 +1,5 @@
 """User operations on the queue. Permissions are enforced here, not in the pages."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence

@@ -8,8 +8,6 @@ iteration:
     heartbeat -> reconcile attempts with their processes -> apply stop requests -> launch
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import platform
@@ -20,24 +18,13 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import ConflictError, is_disk_full
-from backend.queue import scheduling
+from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.local import LOCAL, LocalEngine
 from backend.queue.folders import delete_folder, work_folder
 from backend.queue.launcher import PLAYGROUND, SUPERVISOR, launch_request
-from backend.queue.lifecycle import (
-    ME,
-    end_attempt,
-    fail_job,
-    failing_alone,
-    mark_running,
-    move,
-    note,
-    rows_of,
-    start_attempt,
-)
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
@@ -91,7 +78,7 @@ class SupervisorLoop:
         self._beat()
         self._reconcile_all(self._live())
         for attempt, job in self._live():
-            with failing_alone(job.id):
+            with lifecycle.failing_alone(job.id):
                 self._apply(attempt, job)
         for lane in self._lanes:
             while self._launch_next(lane):
@@ -153,11 +140,11 @@ class SupervisorLoop:
         for engine in self._engines:
             asked = [pair for pair in known if self._engine_of(pair[0]) is engine]
             for (attempt, job), poll in zip(asked, self._polled(engine, asked), strict=True):
-                with failing_alone(job.id):
+                with lifecycle.failing_alone(job.id):
                     self._reconcile(attempt, job, poll)
         for attempt, job in known:
             if self._engine_of(attempt) is None:
-                with failing_alone(job.id):
+                with lifecycle.failing_alone(job.id):
                     self._reconcile(attempt, job, PollResult("unknown"))
 
     def _polled(self, engine: Engine, asked: list[tuple[Attempt, Job]]) -> list[PollResult]:
@@ -170,7 +157,7 @@ class SupervisorLoop:
                 return [PollResult("unknown")] * len(asked)
             polls = [PollResult("running")] * len(asked)
             for place, (attempt, job) in enumerate(asked):
-                with failing_alone(job.id):
+                with lifecycle.failing_alone(job.id):
                     (polls[place],) = engine.poll([attempt.engine_ref or {}])
             return polls
 
@@ -179,7 +166,7 @@ class SupervisorLoop:
         if poll.state == "exited":
             if poll.why and attempt.started_at is None:
                 with writing() as session:
-                    note(session, attempt.job_id, "not started", ME, poll.why)
+                    lifecycle.note(session, attempt.job_id, "not started", lifecycle.ME, poll.why)
             # The engine has never heard of it: its supervisor died before the launch, or the launch
             # did not get through. On this machine there is no reference before the launch.
             unborn = attempt.started_at is None and poll.code is None and not poll.why
@@ -196,12 +183,12 @@ class SupervisorLoop:
                 self._end(attempt, None)
         elif poll.state == "running" and job.state == State.STARTING and attempt.started_at:
             with writing(durable=True) as session:
-                mark_running(session, attempt)
+                lifecycle.mark_running(session, attempt)
 
     def _end(self, attempt: Attempt, code: int | None, fence: str = "") -> None:
         """End an attempt; delete the checkpoints of a job that succeeded."""
         with writing(durable=True) as session:
-            end_attempt(session, attempt, code, fence)
+            lifecycle.end_attempt(session, attempt, code, fence)
             job = session.get_one(Job, attempt.job_id)
         if (engine := self._engine_of(attempt)) and attempt.engine_ref is not None:
             engine.forget(attempt.engine_ref)
@@ -217,7 +204,7 @@ class SupervisorLoop:
             lost = select(Job.id).where(Job.state == State.QUEUED, Job.lane.not_in([*Lane]))
             nowhere = session.scalars(lost).all()
         for job_id in nowhere:
-            fail_job(job_id, ValueError("its lane is none"))
+            lifecycle.fail_job(job_id, ValueError("its lane is none"))
         with reading() as session:
             done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
             folders = [work_folder(run_name(kind, number)) for kind, number in done]
@@ -234,7 +221,7 @@ class SupervisorLoop:
             return
         if job.state != State.CANCELLING:
             with writing(durable=True) as session:
-                move(session, job, State.CANCELLING)
+                lifecycle.move(session, job, State.CANCELLING)
         now = time.monotonic()
         waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
         alone = job.lane != Lane.PLAYGROUND  # else its process has other answers to finish
@@ -261,17 +248,17 @@ class SupervisorLoop:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
-        with failing_alone():
+        with lifecycle.failing_alone():
             claimed = self._claim_next(lane)
             if claimed is None:
                 return False
             attempt, launch, known = claimed
             try:
-                with rows_of(attempt.job_id):  # such as NUL in a stored variable
+                with lifecycle.rows_of(attempt.job_id):  # such as NUL in a stored variable
                     ref = self.engine.launch(launch)
             except OSError as error:
                 with writing(durable=True) as session:
-                    note(session, attempt.job_id, "not started", ME, str(error))
+                    lifecycle.note(session, attempt.job_id, "not started", lifecycle.ME, str(error))
                 self._end(attempt, Exit.NO_SPACE if is_disk_full(error) else None)
                 return False
             if known is None:
@@ -284,13 +271,13 @@ class SupervisorLoop:
         """Claim the next queued job: attempt, launch, and reference if the engine knows it
         before."""
         with writing(durable=True) as session:
-            attempt = start_attempt(
+            attempt = lifecycle.start_attempt(
                 session, self.engine.host, self.engine.name, self._room.places, lane
             )
             if attempt is None:
                 return None
             job = session.get_one(Job, attempt.job_id)
-            with rows_of(job.id):
+            with lifecycle.rows_of(job.id):
                 launch = launch_request(session, attempt, job, self.engine.remote)
             if (known := self.engine.reference(launch)) is not None:
                 attempt.engine_ref = known

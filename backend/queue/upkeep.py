@@ -2,8 +2,6 @@
 ended, purge runs deleted a day ago; once a day check the database, copy it, and delete expired
 checkpoints."""
 
-from __future__ import annotations
-
 import math
 import sqlite3
 import threading

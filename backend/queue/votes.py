@@ -1,7 +1,5 @@
 """Votes for answers: one of each person for each run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sqlalchemy import select

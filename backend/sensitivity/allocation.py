@@ -14,8 +14,6 @@ loss of one edge. Sums of losses are a prediction: that layers add up is an assu
 
 Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +41,7 @@ class Choices:
     cost: Table
     loss: Table
 
-    def restricted(self, allowed: NDArray[np.bool_]) -> Choices:
+    def restricted(self, allowed: NDArray[np.bool_]) -> "Choices":
         """With the formats [items, formats] alone that are allowed.
 
         Raises:
@@ -55,7 +53,7 @@ class Choices:
             raise ConfigError(what, "Those allowed do not fit it.", "Allow more formats.")
         return Choices(self.items, self.formats, cost, np.where(allowed, self.loss, np.inf))
 
-    def pinned(self, formats: Mapping[str, str]) -> Choices:
+    def pinned(self, formats: Mapping[str, str]) -> "Choices":
         """With items held at a format. Raises ConfigError: there is no such item or format, or the
         item cannot take it."""
         allowed = np.isfinite(self.cost)
@@ -70,7 +68,7 @@ class Choices:
         return self.restricted(allowed)
 
     @cached_property
-    def front(self) -> Front:
+    def front(self) -> "Front":
         return _front(self)
 
 

@@ -1,7 +1,5 @@
 """The mix of formats that is best under a budget (`backend.budget`). Does not import torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

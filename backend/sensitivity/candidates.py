@@ -1,8 +1,6 @@
 """The weights of a layer in each candidate format, made by the pruner and by GPTQ as a run would,
 on the Gram of the dense model's inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -8,8 +8,6 @@ Bytes of a layer with N = out x in weights, of which a share k is kept:
     percentage         k N (values) + N / 8           one bit a weight marks what is kept
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from backend.pruning.pattern import Pattern
@@ -26,7 +24,7 @@ class Format:
     pattern: Pattern | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Format:
+    def parse(cls, text: str) -> "Format":
         """Parse "dense", "50%", "2:4", "int4-g64" or "2:4+int4-g64".
 
         Raises:

@@ -9,8 +9,6 @@ the network behind it, several candidates a batch:
 KL is never negative and has less noise than the difference of losses, and both agree in expectation
 where the text is as the model would write it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ Four figures for each layer and format, NaN where there is none:
 Predicted for a mix is the sum over layers of kl where it was measured, else of the Fisher estimate
 times the layer's own ratio of both at the formats that were. Losses in nats a token."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -7,8 +7,6 @@
 The windows are drawn anew in each generation, so that no mix is fitted to a few. What it gains is
 to be measured on other text."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import defaultdict

@@ -10,8 +10,6 @@ D of its weights costs is, to second order and with outputs taken one by one,
 Gradients go backwards block by block: a block is run again from its stored inputs, so that no more
 than one block's activations are held, and a model larger than memory is read twice."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from backend.models.block_forward import (
-    BlockStream,
-    after_blocks,
-    block_of_weights,
-    open_stream,
-    run_block,
-)
+from backend.models import block_forward
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.reporter import Reporter, at_block, stop_if_asked
@@ -49,7 +41,7 @@ class DenseTrace:
 
     model: PreTrainedModel
     ids: Tensor
-    stream: BlockStream
+    stream: block_forward.BlockStream
     inputs: list[HiddenStates]
     fisher: dict[str, Tensor] = field(default_factory=dict)
 
@@ -63,11 +55,15 @@ def trace(
     new: NewBatches = list,
 ) -> DenseTrace:  # fmt: skip
     """Run `ids` [n, L] through the dense model in `dtype`, and keep what goes into each block."""
-    stream = open_stream(model, ids, 1, dtype, new)
+    stream = block_forward.open_stream(model, ids, 1, dtype, new)
     inputs = [stream.hidden]
     for block in range(len(decoder_blocks(model))):
         reporter.progress(block, len(stream.calls), at_block(block, len(stream.calls), "Dense"))
-        inputs.append(run_block(model, stream, block, inputs[-1], partial(stop_if_asked, reporter)))
+        inputs.append(
+            block_forward.run_block(
+                model, stream, block, inputs[-1], partial(stop_if_asked, reporter)
+            )
+        )
     return DenseTrace(model, ids, stream, inputs)
 
 
@@ -81,7 +77,7 @@ def measure_fisher(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
         linears = block_linears(dense.model, block)
         calls, earlier = dense.stream.calls[block], list[Tensor]()
         with (
-            block_of_weights(dense.model, dense.stream, block) as forward,
+            block_forward.block_of_weights(dense.model, dense.stream, block) as forward,
             _summing_squares(linears) as squares,
         ):
             for states, call, gradient in zip(dense.inputs[block], calls, gradients, strict=True):
@@ -101,7 +97,9 @@ def _loss_gradients(dense: DenseTrace, seed: int) -> list[Tensor]:
     for rows, hidden in zip(dense.ids.split(1), dense.inputs[-1], strict=True):
         with torch.enable_grad():
             last = hidden.detach().requires_grad_()
-            logits = after_blocks(dense.model, rows.to(hidden.device), last)[0].float()
+            logits = block_forward.after_blocks(dense.model, rows.to(hidden.device), last)[
+                0
+            ].float()
             labels = torch.cat(
                 [
                     torch.multinomial(part.softmax(-1).cpu(), 1, generator=generator)

@@ -1,8 +1,6 @@
 """Passes over the blocks of the dense model that see the Gram of every layer's inputs: one profiles
 the layers, one makes the candidates of a search. A finished block is a checkpoint."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -2,8 +2,6 @@
 
 norm_i = sqrt(sum_j w_ij^2)      max_i = max_j |w_ij|      zeros_i = share of w_ij = 0"""
 
-from __future__ import annotations
-
 import numpy as np
 from torch import Tensor
 

@@ -4,12 +4,27 @@
 
 Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p)."""
 
-from __future__ import annotations
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from backend.statistics.names import magnitude_edges
+
+
+def ascending(values: Tensor) -> Tensor:
+    """`values` [..., n] sorted along the last dimension, smallest first. numpy is some twenty times
+    faster than torch for float32 on a CPU."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
+    return values.detach().sort(dim=-1).values
+
+
+def smallest(values: Tensor, place: int) -> Tensor:
+    """The value [...] of rank `place` (0: smallest) along the last dimension of `values`."""
+    if values.device.type == "cpu":
+        parted = np.partition(values.detach().numpy(), place, axis=-1)
+        return torch.as_tensor(parted[..., place])
+    return ascending(values)[..., place]
 
 
 def magnitude_counts(ordered: Tensor, std: float) -> Tensor:

@@ -8,8 +8,6 @@ A cell holds about out/64 x in/64 neighbours. Both axes of the joint histogram a
 tensor's histogram, in 64 bins; the outermost hold what lies beyond. Figures are rounded to levels
 that an eye tells apart, which keeps the maps of 210 tensors below 20 MB."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

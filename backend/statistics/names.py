@@ -4,8 +4,6 @@
 
 The first and last bins are open: they include all smaller and all larger weights."""
 
-from __future__ import annotations
-
 import numpy as np
 
 FIRST_DECADE, LAST_DECADE, PER_DECADE = -4, 2, 24

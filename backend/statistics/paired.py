@@ -8,8 +8,6 @@
 Texts differ far more from each other than models do on the same text, so this tells models apart
 that their standard errors do not. Models whose interval holds 1 are not significantly different."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

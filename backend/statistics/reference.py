@@ -10,8 +10,6 @@
 
 The dense tensor and each stage are sorted once; all statistics are computed from these copies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,11 +18,10 @@ import torch
 from torch import Tensor
 
 from backend.statistics.channels import channel_figures, short
-from backend.statistics.magnitudes import cutoff, magnitude_counts
+from backend.statistics.magnitudes import ascending, cutoff, magnitude_counts
 from backend.statistics.matrix_maps import joint_histogram, matrix_maps
 from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.sorting import ascending
 from backend.statistics.spectrum import spectrum
 from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
 

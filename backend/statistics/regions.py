@@ -3,8 +3,6 @@
 A safetensors file is a header, 8 bytes of its length before it, and the values row after row, so a
 few rows are read without the rest."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ class Region:
     columns: tuple[int, int]
 
     @classmethod
-    def around(cls, row: int, column: int, shape: tuple[int, int], size: int) -> Region:
+    def around(cls, row: int, column: int, shape: tuple[int, int], size: int) -> "Region":
         """At most `size` rows and columns, with (row, column) in their middle where there is
         room."""
         spans = []

@@ -5,8 +5,6 @@
 Statistics include exact zeros; the histogram excludes them. Its edges come from the dense tensor
 (`HistogramScale`), so that the stages of a tensor can be overlaid."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,8 +12,6 @@ lambda_min is the one with the smallest distance (Clauset, Shalizi, Newman 2009)
 Eigenvalues are computed in float32: those of the tail, which are fitted, are exact to five digits,
 singular values below a thousandth of the largest are not."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

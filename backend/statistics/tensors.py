@@ -1,7 +1,5 @@
 """Recorded statistics of one weight tensor at one stage: its distribution and its profiles."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Protocol
 

@@ -2,8 +2,6 @@
 SQLite's online backup reads one snapshot in a single step, so a copy is consistent, and neither
 waits for writers nor makes them wait: the database is in WAL mode."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3

@@ -1,7 +1,5 @@
 """Long curves, reduced by the database to what a screen can show."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

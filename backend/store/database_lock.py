@@ -1,7 +1,5 @@
 """A lock on a database that one process holds, whatever machine it is on."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 

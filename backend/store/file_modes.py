@@ -1,8 +1,6 @@
 """File modes: of a shared dashboard, no other user of the machine reads what runs have stored. On a
 dashboard of one's own they follow the umask, also those of models (`Checkpoints.write`)."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

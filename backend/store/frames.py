@@ -1,8 +1,6 @@
 """Curves and statistics of a run as data frames, for pages and charts. Separate from `queries`, so
 that listing runs does not import pandas."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

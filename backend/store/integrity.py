@@ -2,8 +2,6 @@
 database cannot be trusted with it. A check reads the whole database (about a second per 300 MB) and
 holds up nobody."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from dataclasses import asdict, dataclass

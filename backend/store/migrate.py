@@ -1,8 +1,6 @@
 """Migrate the database to the newest revision. Safe to call concurrently, and cheap if there is
 nothing to do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

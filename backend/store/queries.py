@@ -1,7 +1,5 @@
 """All read queries of the web interface, the CLI and the supervisor. Nothing here writes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache

@@ -1,8 +1,6 @@
 """One connection pool per process, with read and write transactions. A write transaction of SQLite
 has the write lock from its start; one of PostgreSQL locks what it decides about (`dialects`)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -3,8 +3,6 @@ the job, which queues it again. A queued job whose row is damaged fails at once.
 
     queued -> starting -> running -> succeeded | failed | cancelling -> cancelled | lost"""
 
-from __future__ import annotations
-
 from enum import IntEnum, StrEnum
 
 

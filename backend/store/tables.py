@@ -2,8 +2,6 @@
 truth: the web interface and the CLI write `desired`, the supervisor writes `state`, and a job's
 process writes its progress, results and outcome."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,11 +1,9 @@
 """Histograms and profiles of a run's tensors, as arrays. Separate from `queries`, so that listing
 runs does not import numpy."""
 
-from __future__ import annotations
-
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
@@ -29,28 +27,13 @@ def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
         return _readable(rows, _snapshot)
 
 
-def module_snapshots(
-    run: str | int, module: str, stages: Sequence[str], blocks: Sequence[int] | None = None
-) -> list[TensorSnapshot]:
-    """The statistics and histograms of one module in some or all blocks, at some stages."""
-    query = select(TensorRow).where(
-        TensorRow.job_id == job_id(run), TensorRow.module == module, TensorRow.stage.in_([*stages])
-    )
-    if blocks is not None:
-        query = query.where(TensorRow.block.in_([*blocks]))
+def run_snapshots(run: str | int) -> Iterator[TensorSnapshot]:
+    """The statistics and histograms of all tensors at all stages, step by step, read while they are
+    taken; a damaged one is left out."""
+    query = select(TensorRow).where(TensorRow.job_id == job_id(run)).order_by(TensorRow.step)
     with reading() as session:
-        rows = session.scalars(query.order_by(TensorRow.block, TensorRow.step, TensorRow.stage))
-        return _readable(rows, _snapshot)
-
-
-def block_snapshots(run: str | int, block: int, stages: Sequence[str]) -> list[TensorSnapshot]:
-    """The statistics and histograms of all modules of one block at some stages."""
-    query = select(TensorRow).where(
-        TensorRow.job_id == job_id(run), TensorRow.block == block, TensorRow.stage.in_([*stages])
-    )
-    order = (TensorRow.step, TensorRow.tensor, TensorRow.stage)
-    with reading() as session:
-        return _readable(session.scalars(query.order_by(*order)), _snapshot)
+        for row in session.scalars(query.execution_options(yield_per=500)):
+            yield from _readable([row], _snapshot)
 
 
 def _readable(rows: Iterable[R], read: Callable[[R], T]) -> list[T]:

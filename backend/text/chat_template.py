@@ -1,8 +1,6 @@
 """Rendering of chat templates, with limits: a template is a program of the model's author. Jinja's
 sandbox keeps it from the machine, but not from failing, running for ever or filling the memory."""
 
-from __future__ import annotations
-
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence

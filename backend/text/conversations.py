@@ -8,8 +8,6 @@
 
 Answers may be missing, as in a set of prompts. Imports no torch."""
 
-from __future__ import annotations
-
 import codecs
 import json
 from collections.abc import Iterator, Mapping

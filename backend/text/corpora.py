@@ -2,8 +2,6 @@
 
 Imports no torch and makes no network request, so the web process can list corpora."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -7,8 +7,6 @@ common:
   document is cut at a paragraph, and its last 15 % are for evaluation (not if `shared=False`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Local corpora: .txt and .jsonl files, and folders of them, under SLIMSCOPE_TEXT_DIR only.
 
 A line `# Title`, or ` = Title = ` as in WikiText, starts a new document of a .txt file. Each line
-of a .jsonl file is one: its field "text", or the messages of a conversation."""
-
-from __future__ import annotations
+of a .jsonl file is one: its field "text", or the messages of a conversation. WikiText (spaces
+around punctuation, marks ` @-@ `) becomes ordinary prose, which models are trained on: perplexities
+on it cannot be compared with published ones, so `DETOKENISED` is recorded with the text."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,35 @@ from pathlib import Path
 from backend.paths import real_path
 from backend.settings import settings
 from backend.text import conversations
-from backend.text.preparation import DETOKENISED, detokenise, is_tokenised
+
+DETOKENISED = "WikiText detokenised"
+MARK = " @-@ "
+
+_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r" @([-,.])@ ", r"\1"),
+        (r'" ([^"\n]*?) "', r'"\1"'),
+        (r"([(\[]) ", r"\1"),
+        (r" ([)\],.;:!?%])", r"\1"),
+        (r" '(?=\w)|(?<=s) '(?= )", "'"),
+        (r"([$£€]) (?=\d)", r"\1"),
+        (r"(?m)^ | $", ""),
+    )
+)
+
+
+def is_tokenised(text: str) -> bool:
+    """Whether the text has WikiText's joining marks."""
+    return MARK in text
+
+
+def detokenise(text: str) -> str:
+    """The text as ordinary prose; titles, `<unk>` and line breaks are kept."""
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
 
 PREFIX = "file:"
 SUFFIXES = (".txt", ".jsonl")

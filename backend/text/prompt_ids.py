@@ -1,7 +1,5 @@
 """Prompts as token ids. Separate from `prompts`, which does not import transformers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

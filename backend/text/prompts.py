@@ -7,8 +7,6 @@
   or has a field "text"; optionally a "category", as in MT-Bench and Spec-Bench.
 - toystories: openings of stories, for models without a chat template."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 truncation, so that layers see inputs like those of the training text (as LLM-QAT, Liu et al. 2023).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,8 +2,6 @@
 One wheel is downloaded with pip, verified, read and deleted; gensim is neither installed nor
 run."""
 
-from __future__ import annotations
-
 import bz2
 import json
 import sys

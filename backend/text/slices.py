@@ -11,8 +11,6 @@ machine.
 - held out, to choose by: random windows of the same sample, apart from both.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

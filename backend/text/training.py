@@ -6,8 +6,6 @@
   truncated. Rows are padded at the end, where causal attention ignores the padding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice

@@ -2,8 +2,6 @@
 prose is dropped: headings, lists, tables, references, captions, paragraphs with formulas or
 phonetics."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ one.
 Special tokens spelt out in a text, such as WikiText's `<unk>`, are read as what they are there:
 plain text. A model that meets the token instead has a loss that tells nothing of its text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice

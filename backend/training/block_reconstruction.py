@@ -19,8 +19,6 @@ A rate that suits one block may be too high for another: where the first epoch h
 held-out error, the block begins again at a quarter of the rates, at most three times (ours).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

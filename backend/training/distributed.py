@@ -9,8 +9,6 @@ Who waits for another process waits without a limit: it may be judging a model. 
 the processes ends all when one of them dies.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator

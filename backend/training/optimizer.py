@@ -3,8 +3,6 @@
 factor = floor + (1 - floor) (1 + cos angle) / 2        angle from 0 after the warm-up to pi
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

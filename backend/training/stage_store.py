@@ -1,7 +1,5 @@
 """Checkpoints of a method's run: tensors as safetensors, other data as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

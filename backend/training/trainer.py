@@ -5,8 +5,6 @@ learning rate of the schedule. Nothing is random but what follows from seed and 
 was killed goes on from its last checkpoint bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from abc import ABC, abstractmethod

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,3 +64,58 @@ class Llama:
 
     def rewind(self, length: int | None = None) -> None:
         self._llama.n_tokens = self._length if length is None else length
+
+
+class LlamaStreams:
+    """Many sequences in one context, driven as llama.cpp's server does."""
+
+    BATCH = 512  # tokens in a pass
+
+    def __init__(self, path: Path, streams: int, room: int, threads: int) -> None:
+        import llama_cpp as c
+
+        self._c = c
+        with quiet():
+            c.llama_backend_init()
+            model = c.llama_model_load_from_file(str(path).encode(), c.llama_model_default_params())
+            settings = c.llama_context_default_params()
+            settings.n_ctx, settings.n_batch, settings.n_seq_max = room, self.BATCH, streams
+            settings.n_threads = settings.n_threads_batch = threads
+            settings.kv_unified = True
+            self._context = c.llama_init_from_model(model, settings)
+        self._vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
+        self._batch = c.llama_batch_init(self.BATCH, 0, 1)
+
+    def serve(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[float]]:
+        """Answer all prompts; seconds from the request to each token."""
+        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        start, stamps = time.perf_counter(), [list[float]() for _ in prompts]
+        texts, read = [list(prompt) for prompt in prompts], [0] * len(prompts)
+        while any(len(own) < new for own in stamps):
+            rows = list[tuple[int, int]]()  # sequence, position
+            going = [n for n, own in enumerate(stamps) if len(own) < new]
+            for n in sorted(going, key=lambda n: len(texts[n]) - read[n]):  # who writes comes first
+                end = min(len(texts[n]), read[n] + self.BATCH - len(rows))
+                rows += [(n, place) for place in range(read[n], end)]
+                read[n] = end
+            last = {n: row for row, (n, place) in enumerate(rows) if place == len(texts[n]) - 1}
+            self._pass(rows, texts, set(last.values()))
+            for n, row in last.items():
+                logits = self._c.llama_get_logits_ith(self._context, row)
+                texts[n].append(int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax()))
+                stamps[n].append(time.perf_counter() - start)
+        return stamps
+
+    def _pass(
+        self, rows: Sequence[tuple[int, int]], texts: list[list[int]], wanted: set[int]
+    ) -> None:
+        self._batch.n_tokens = len(rows)
+        for row, (sequence, place) in enumerate(rows):
+            self._batch.token[row] = texts[sequence][place]
+            self._batch.pos[row], self._batch.logits[row] = place, row in wanted
+            self._batch.n_seq_id[row], self._batch.seq_id[row][0] = 1, sequence
+        if self._c.llama_decode(self._context, self._batch):
+            sys.exit("llama.cpp could not run a pass.")
+
+    def close(self) -> None:
+        self._c.llama_free(self._context)

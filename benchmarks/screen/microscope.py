@@ -1,4 +1,4 @@
-"""What the statistics of weights cost: room in the database, time of the run, time of a click.
+"""What the statistics of weights cost: room in the database, time of the run, time of one move.
 
     make bench-screen.microscope
     make bench-screen.microscope ARGS="--run sds-0001"
@@ -9,9 +9,10 @@ are read where they are.
 
 - Room: bytes of histograms and profiles of a run in the database, for 210 tensors.
 - Run: the seconds its statistics took, and their share of the run.
-- Server: processor time of the answer to a click, for each view of one tensor, which other work on
-  the machine changes little.
-- Click: a cell of the map, until the histogram of that tensor is drawn in Chromium.
+- Binary: all histograms as the browser is sent them, and the processor time to make it.
+- Hover, slider, brush: an event of the pointer or the slider, until every panel is drawn, and until
+  that is on the screen.
+- Click: a cell of the map, until the histogram of that tensor is drawn, as Playwright sees it.
 - Zoom: a cell of the matrix, until the single weights around it are drawn.
 """
 
@@ -22,8 +23,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,18 +39,41 @@ from backend.store import queries
 from backend.store.copies import copy_database
 from backend.store.session import reading
 from backend.store.tables import ProfileRow, TensorRow
-from benchmarks.dashboard import CLICKS, clicks, quantile, until, visitor
+from benchmarks.dashboard import WEIGHTS, clicks, drawn, quantile, until, visitor
 from benchmarks.screen.load import many_tensors
 from benchmarks.screen.server import chromium, dashboard, reads
-from ui.pages.weights import handlers
-from ui.pages.weights.data import TensorView
-from ui.pages.weights.selection import TENSOR_VIEWS, WeightsSelection
+from ui.pages.weights import histograms
 
 TENSORS = 315
-TILE = """() => { const c = document.querySelector('#weights-overlay .js-plotly-plot').data[0];
-  return JSON.stringify([c.x[0], c.y[0], c.x.length]); }"""
-MOVED = f"old => ({TILE})() !== old"
-CORNERS = ((0.15, 0.2), (0.85, 0.8), (0.2, 0.75), (0.8, 0.25))  # of a panel, in turn
+TIMES = 30
+HAND = """async ([what, times]) => {
+  const find = (part) => document.querySelector(`#weights-${part}`), map = find('heatmap canvas');
+  const histogram = find('overlay canvas'), slider = find('step'), taken = [];
+  const pointer = (canvas, kind, x, y) => {
+    const box = canvas.getBoundingClientRect(), at = { clientX: box.left + x * box.width,
+      clientY: box.top + y * box.height, pointerId: 1, bubbles: true };
+    canvas.dispatchEvent(new PointerEvent(`pointer${kind}`, at));
+  };
+  const acts = {
+    hover: (n) => pointer(map, 'move', 0.2 + 0.7 * ((n * 7) % 30) / 30, 0.2 + 0.6 * (n % 5) / 5),
+    slider: (n) => { slider.value = n % 2 ? 1 : 3; slider.dispatchEvent(new Event('input')); },
+    brush: (n) => pointer(histogram, 'move', 0.55 + 0.3 * (n % 30) / 30, 0.5),
+  };
+  if (what === 'brush') {
+    histogram.setPointerCapture = () => {};
+    pointer(histogram, 'down', 0.52, 0.5);
+  }
+  for (let n = 0; n < times; n++) {
+    await new Promise(requestAnimationFrame);
+    const begin = performance.now();
+    acts[what](n);
+    const drawn = performance.now() - begin;
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    taken.push([drawn, performance.now() - begin]);
+  }
+  pointer(map, 'leave', 0, 0);
+  return taken;
+}"""
 KINDS: dict[str, Callable[[str], bool]] = {  # of profiles
     "maps": lambda name: name.startswith("map_"),
     "joint_histograms": lambda name: name == JOINT,
@@ -95,46 +119,46 @@ def share(run: str) -> Figures:
     return {"statistics_s": steps["statistics"], "statistics_share": steps["statistics"] / whole}
 
 
-def answers(run: str) -> Figures:
-    """The 95 % quantile of the processor milliseconds of an answer, of each view."""
+def sent(run: str) -> Figures:
+    """Size of the binary with all histograms, plain and as it travels, and seconds to make it."""
+    histograms.packed_of.clear()
+    begin = time.process_time()
+    found = histograms.packed_of(run)
+    spent = time.process_time() - begin
+    assert found is not None
+    sizes = {"binary_kb": len(found.plain) / 1e3, "binary_sent_kb": len(found.packed) / 1e3}
+    return sizes | {"binary_cpu_s": spent}
+
+
+def explored(page: Page, url: str, run: str) -> Figures:
+    """Milliseconds of what a hand does, until every panel is drawn, and until that is on screen."""
+    page.emulate_media(reduced_motion="reduce")  # else panels move for 200 ms to where they end
+    drawn(page, url, (f"weights?run={run}", WEIGHTS[1]))
+    page.wait_for_timeout(1500)
     found: Figures = {}
-    for name in TENSOR_VIEWS:
-        view = TensorView.at(WeightsSelection(run, view=name))
-        assert view is not None
-        taken = [*timed(handlers.pick_tensor, view)]
-        found[f"answer_{name}_p95_cpu_ms"] = quantile(taken[2:], 0.95)
+    for name in ("hover", "slider", "brush"):
+        taken = page.evaluate(HAND, [name, TIMES + 3])[3:]
+        for part, each in zip(("drawn", "shown"), zip(*taken, strict=True), strict=True):
+            found[f"{name}_{part}_median_ms"] = quantile([*each], 0.5)
+            found[f"{name}_{part}_p95_ms"] = quantile([*each], 0.95)
     return found
-
-
-def timed(handler: Callable[[TensorView], object], view: TensorView) -> Iterator[float]:
-    """Processor milliseconds of a handler, for tensors all over the model."""
-    names = [*view.weights.tensors]
-    for n in range(CLICKS + 2):
-        tensor = names[(n * 37) % len(names)]
-        chosen = view.select(replace(view.selection, tensor=tensor))
-        start = time.process_time()
-        handler(chosen)
-        yield 1000 * (time.process_time() - start)
 
 
 def zooms(page: Page, url: str, run: str) -> list[float]:
     """Milliseconds from a click in the matrix to the single weights around it."""
-    tensor = "model.layers.3.mlp.up_proj.weight"
-    page.goto(f"{url}/weights?run={run}&view=matrix&tensor={tensor}&show=dense")
-    panel = page.locator("#weights-overlay .nsewdrag").first
-    panel.wait_for()
-    page.wait_for_timeout(2000)
-    box = panel.bounding_box()
-    assert box is not None
-    taken = []
-    for n in range(CLICKS + 2):
-        x, y = CORNERS[n % len(CORNERS)]
-        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        page.wait_for_timeout(100)
-        before = page.evaluate(TILE)
-        taken.append(until(page, lambda: (page.mouse.down(), page.mouse.up()), MOVED, before))
-        page.wait_for_timeout(300)
-        box = panel.bounding_box() or box
+    tensor, taken = "model.layers.0.mlp.up_proj.weight", []
+    page.goto(f"{url}/weights?run={run}&view=matrix&tensor={tensor}")
+    canvas, whole = page.locator("#weights-more canvas"), page.locator("[data-whole]")
+    note = "document.querySelector('#weights-more .question')?.textContent"
+    for n in range(TIMES):
+        page.wait_for_function(f"{note}?.includes('outputs ×')")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert box is not None
+        x, y = box["x"] + 80 + 9 * n, box["y"] + 60 + 5 * n
+        click = partial(page.mouse.click, x, y)
+        taken.append(until(page, click, f"() => {note}?.includes('as they are saved')", ""))
+        whole.click()
     return taken[2:]
 
 
@@ -143,8 +167,10 @@ def in_browser(data: Path, run: str) -> Figures:
         with visitor(browser) as page:
             taken = clicks(page, shown.url)
         with visitor(browser) as page:
+            found = explored(page, shown.url, run)
+        with visitor(browser) as page:
             tiles = zooms(page, shown.url, run)
-    return {
+    return found | {
         "click_median_ms": quantile(taken, 0.5), "click_p95_ms": quantile(taken, 0.95),
         "zoom_median_ms": quantile(tiles, 0.5), "zoom_p95_ms": quantile(tiles, 0.95),
     }  # fmt: skip
@@ -161,7 +187,7 @@ def main() -> None:
         copy_database(data / "results.db")
         with reads(data):
             many_tensors(TENSORS)
-            found |= answers(run)
+            found |= sent(run)
         found |= in_browser(data, run)
     table = Table("figure", "value")
     for name, value in found.items():

@@ -44,7 +44,8 @@ RUNS = (
 AT_REST = """() => document.querySelector('#frame-status-line')?.textContent.trim()
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image, .parcoords')
-    || one.querySelector('.plot-empty:not([hidden])'))"""
+    || one.querySelector('.plot-empty:not([hidden])'))
+  && [...document.querySelectorAll('#weights-overlay h2')].every(one => one.textContent)"""
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ SHOTS = (
     Shot("compare-light", "compare?ids={runs}"),
     Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
-    Shot(
-        "weights-dark", f"weights?run={{weights}}&view=story&at=redense&tensor={TENSOR}", dark=True
-    ),
-    Shot("weights-two-light", "weights?run={weights}&vs={other}&view=joint&layers=inputs"),
+    Shot("weights-dark", f"weights?run={{weights}}&stage=redense&tensor={TENSOR}", dark=True),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),
@@ -87,7 +85,7 @@ SHOTS = (
 
 def shown_runs() -> dict[str, str]:
     """What the addresses name: a kind is its newest run that succeeded, `weights` the SDS run with
-    most tensors, `other` another, `runs` three that can be compared, `base` one of them, `sweep`
+    most tensors, `runs` three that can be compared, `base` one of them, `sweep`
     one of a sweep."""
     ended = queries.jobs([State.SUCCEEDED])
     named = [("sweep", job.run) for job in ended if job.sweep is not None]
@@ -98,8 +96,6 @@ def shown_runs() -> dict[str, str]:
         model, _ = Counter(job.config["model"] for job in pruned).most_common(1)[0]
         alike = [job.run for job in pruned if job.config["model"] == model][:3]
         found |= {"runs": ",".join(alike), "base": alike[-1]}
-        others = [run for run in alike if run != found["weights"]]
-        found |= {"other": others[0]} if others else {}
     return found
 
 

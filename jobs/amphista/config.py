@@ -1,7 +1,5 @@
 """The config of a run that trains a drafter."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from backend.drafters.config import DrafterConfig, TrainingConfig

@@ -1,7 +1,5 @@
 """What training a drafter needs before it starts: FLOPs, memory, disk, and what is refused."""
 
-from __future__ import annotations
-
 from math import ceil
 
 from backend.drafters.config import (

@@ -1,7 +1,5 @@
 """Training a drafter as a kind of job."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

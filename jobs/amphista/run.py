@@ -1,8 +1,6 @@
 """Training a drafter as a job: the base generates responses, its hidden states are cached, the
 heads are trained, measured on held-out responses, and given the tree that pays on this machine."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 
@@ -39,21 +37,10 @@ from backend.text.prompt_ids import end_ids
 from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slice
 from backend.training import distributed
+from jobs import metrics
 from jobs.amphista.config import DRAFTER, PART, AmphistaJob
 from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
 from jobs.fields.prompts import prompt_facts
-from jobs.metrics import (
-    ACCEPTED_LENGTH,
-    COST,
-    DRAFT_COST,
-    DRAFT_MS,
-    PARAMETER_SHARE,
-    PARAMETERS,
-    PREDICTED_LENGTH,
-    PREDICTED_SPEED_UP,
-    STEPS,
-    TREE,
-)
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
@@ -174,7 +161,7 @@ class DrafterRun:
         distributed.announce("train")
         accuracy = trainer.run()
         distributed.announce("")
-        context.result(DRAFTER, STEPS, trainer.steps)
+        context.result(DRAFTER, metrics.STEPS, trainer.steps)
         context.step_time("training", trainer.seconds)
         return accuracy, trainer.seconds
 
@@ -193,8 +180,8 @@ class DrafterRun:
                 metric = MetricKey(family)
                 context.result(head_stage(head), metric, value, n=len(accuracy.ranks))
         count, arm = drafter.parameter_count(), arm_of(drafter.config.model_dump())
-        context.result(DRAFTER, PARAMETERS, count, arm=arm)
-        context.result(DRAFTER, PARAMETER_SHARE, count / self.loaded.facts.parameters)
+        context.result(DRAFTER, metrics.PARAMETERS, count, arm=arm)
+        context.result(DRAFTER, metrics.PARAMETER_SHARE, count / self.loaded.facts.parameters)
         return saved
 
 
@@ -211,29 +198,29 @@ def record_economy(
     costs = measure_costs(target, trial)
     for nodes in costs.verify:
         figures = {
-            (COST, "verify"): costs.ratio(nodes),
-            (COST, "break even"): costs.break_even(nodes),
-            (TREE, "accepted"): expected_length(saved.growth, nodes),
-            (TREE, "speed-up"): costs.speed_up(saved.growth, nodes),
+            (metrics.COST, "verify"): costs.ratio(nodes),
+            (metrics.COST, "break even"): costs.break_even(nodes),
+            (metrics.TREE, "accepted"): expected_length(saved.growth, nodes),
+            (metrics.TREE, "speed-up"): costs.speed_up(saved.growth, nodes),
         }
         for (family, series), value in figures.items():
             context.metric(MetricKey(family, series=series, axis="nodes"), value, nodes)
     context.result(
-        DRAFTER, ACCEPTED_LENGTH, accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
+        DRAFTER, metrics.ACCEPTED_LENGTH, accuracy.accepted(), n=len(accuracy.ranks), nodes=NODES
     )
     chosen = TreeProposer(drafter, target, costs.dynamic_tree())
     walk = walk_answers(chosen, (heldout[n] for n in range(min(FORECAST_ANSWERS, len(heldout)))))
     predicted = walk.speed_up(costs)
-    context.result(DRAFTER, PREDICTED_SPEED_UP, predicted, nodes=chosen.nodes)
-    context.result(DRAFTER, PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)
-    context.result(DRAFTER, DRAFT_COST, costs.draft / costs.verify[1])
+    context.result(DRAFTER, metrics.PREDICTED_SPEED_UP, predicted, nodes=chosen.nodes)
+    context.result(DRAFTER, metrics.PREDICTED_LENGTH, walk.accepted_length, nodes=chosen.nodes)
+    context.result(DRAFTER, metrics.DRAFT_COST, costs.draft / costs.verify[1])
     context.log(
         f"On held-out answers {walk.accepted_length:.2f} tokens a pass with {tree_words(chosen)}: "
         f"{predicted:.2f} times the speed of plain decoding here."
     )
     read = heldout[max(range(len(heldout)), key=heldout.lengths.__getitem__)]
     for part, seconds in time_parts(chosen, read.hidden[:-1], read.ids[1:].tolist()).items():
-        context.result(f"{PART}-{part}", DRAFT_MS, 1000 * seconds)
+        context.result(f"{PART}-{part}", metrics.DRAFT_MS, 1000 * seconds)
 
 
 def config_part(config: BaseModel, kind: type[BaseModel]) -> Any:

@@ -1,7 +1,5 @@
 """The config of a decoding benchmark."""
 
-from __future__ import annotations
-
 from pydantic import field_validator
 
 from backend.options import Options, option

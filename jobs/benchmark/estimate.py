@@ -1,7 +1,5 @@
 """What a decoding benchmark needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from backend.errors import ConfigError

@@ -1,7 +1,5 @@
 """The decoding benchmark as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.benchmark.config import NAME, BenchmarkJob
 from jobs.benchmark.estimate import requirements
 from jobs.benchmark.report import LABELS, MIN_GAIN, VANILLA, decoder_label

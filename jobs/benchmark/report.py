@@ -6,8 +6,6 @@ speed-up.
 up to the prefill, which is part of every response and not sped up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -79,7 +77,7 @@ class DecoderReport:
         return asdict(self) | {"hits": hits}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> DecoderReport:
+    def from_record(cls, record: Mapping[str, Any]) -> "DecoderReport":
         """The report that `record` made; JSON knows neither tuples nor numbers as keys."""
         return cls(
             **dict(record)

@@ -1,7 +1,5 @@
 """Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
 
-from __future__ import annotations
-
 from backend.decoding.target_model import TargetModel
 from jobs.benchmark.config import BenchmarkJob
 from jobs.benchmark.estimate import flops_by_phase

@@ -1,7 +1,5 @@
 """The timing of a benchmark: its decoders, their answers, and their reports."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -4,8 +4,6 @@ Exit codes: 0 done, 1 the run failed or was lost, 2 the request was refused, 3 t
 cancelled, 4 reproduction mismatch. With --json a command prints one JSON value and nothing else.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer

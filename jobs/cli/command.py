@@ -1,7 +1,5 @@
 """Commands made from operations: arguments for what is required, options for the rest, --json."""
 
-from __future__ import annotations
-
 import inspect
 import io
 import json

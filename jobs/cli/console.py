@@ -1,7 +1,5 @@
 """What all commands of the command line share: who asks, errors in one line, exit codes."""
 
-from __future__ import annotations
-
 import getpass
 import sqlite3
 import sys

@@ -1,7 +1,5 @@
 """`slimscope benchmark` and `slimscope generate`: runs that people watch to their end."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated
 

@@ -5,8 +5,6 @@ Whoever may start it has a shell on this machine, and so is a host. The package 
 `pipx install 'slimscope[mcp]'`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from importlib.metadata import version

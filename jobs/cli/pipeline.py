@@ -1,7 +1,5 @@
 """`slimscope pipeline FILE.yaml`: several runs, each on what the one before has saved."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,16 +1,16 @@
 """Operations of the command line on this machine: the dashboard, MCP, setup, doctor."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
 from pydantic import Field
 
-from backend.models.sources.setup import main as set_up_models
+from backend.errors import SlimscopeError
+from backend.models.sources.materialise import materialise
 from backend.queue.actor import Actor
 from backend.queue.launcher import CODE
 from backend.text.setup import main as set_up_text
@@ -46,7 +46,12 @@ def serve_agents(actor: Actor) -> None:
 def setup(model: Annotated[str, typer.Argument(help="A model of the list.")] = "") -> Record:
     """Fetch the default model, or another, and the sample text."""
     name = model or DEFAULT_MODEL
-    return {"model": name, "ready": not (set_up_models([name]) or set_up_text())}
+    try:
+        print(f"{name} is ready in {materialise(name, partial(print, flush=True))}")
+    except SlimscopeError as error:
+        print(error, file=sys.stderr)
+        return {"model": name, "ready": False}
+    return {"model": name, "ready": not set_up_text()}
 
 
 def _findings(checks: Sequence[Record]) -> str:

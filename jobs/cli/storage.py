@@ -1,7 +1,5 @@
 """Operations of the command line on the data folder: backup, restore, move, export, import."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

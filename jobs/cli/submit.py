@@ -1,7 +1,5 @@
 """`slimscope submit KIND …`: one command a kind, its options drawn from the kind's config."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The config of a DL-QAT run."""
 
-from __future__ import annotations
-
 from typing import Literal, TypeAlias
 
 from backend.export.formats import Format

@@ -1,20 +1,13 @@
 """What a DL-QAT run needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from backend.errors import ConfigError
 from backend.export.formats import ExportRequirements, check_format, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
+from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.shapes import LinearShape
-from backend.models.memory import (
-    block_training_memory,
-    check_memory,
-    memory_available,
-    memory_parts,
-)
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
@@ -298,7 +291,7 @@ def trainable_parameters(
 def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts) -> dict[str, int]:
     """Purpose -> bytes at the peak."""
     by_block = DLQATStage.BLOCKS in config.stages
-    needed = memory_parts(
+    needed = memory.memory_parts(
         facts,
         segments=config.segments,
         context=context_length(config, facts),
@@ -312,7 +305,7 @@ def memory_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFacts)
         needed["held"] += 5 * sum(x.weights for x in facts.embeddings)
     needed["training"] = training_bytes(config, planned, facts)
     if by_block:  # not at the same time as other training
-        trained = block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
+        trained = memory.block_training_memory(facts, context_length(config, facts), ROUNDED_COPIES)
         needed["block training"] = max(0, trained - needed["training"])
     shared = ("runtime", "weights", "held", "training")
     return needed | memory_of_others(config.processes, needed, *shared)
@@ -335,8 +328,8 @@ def require_training_memory(needed: dict[str, int], facts: ModelFacts) -> None:
     """Raise `ModelError` if the model or its calibration does not fit into memory, `ConfigError`
     if the training does not fit beside it."""
     model = {purpose: size for purpose, size in needed.items() if purpose != "training"}
-    available = memory_available()
-    check_memory(model, available, facts.title)
+    available = memory.memory_available()
+    memory.check_memory(model, available, facts.title)
     left = available - sum(model.values())
     if needed["training"] > left:
         raise ConfigError(

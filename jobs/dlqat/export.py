@@ -1,8 +1,6 @@
 """What a DL-QAT run leaves: the exported model, its size, and its decoding speed on packed
 weights."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 

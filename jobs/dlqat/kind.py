@@ -1,7 +1,5 @@
 """DL-QAT quantisation as a kind of job."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from backend.quantization.config import POST_TRAINING, STAGE_LABELS, DLQATStage

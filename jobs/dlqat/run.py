@@ -1,8 +1,6 @@
 """DL-QAT as a job: load, measure, make every quantised stage asked for, choose one on held-out
 text, measure each, collect statistics of all, export the chosen one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from statistics import fmean
@@ -20,29 +18,17 @@ from backend.quantization.plan import QuantizationPlan
 from backend.text.slices import check_apart, sample_slice
 from backend.text.training import TrainingSet, training_set
 from backend.training import distributed
+from jobs import metrics
 from jobs.dlqat.config import NOT_QUANTIZED, SAME, DLQATJob
 from jobs.dlqat.estimate import flops_by_phase, trainable_parameters
 from jobs.dlqat.export import mean_bits, save_model, time_packed
 from jobs.evaluation.quality import Quality, Role
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import corpus_names
-from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    HELDOUT_LOSS,
-    PARAMETER_SHARE,
-    PARAMETERS,
-    RELATIVE_ERROR,
-)
+from jobs.runtime import loading
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.follower import FollowerContext
-from jobs.runtime.loading import (
-    RunTexts,
-    load_evaluation_text,
-    load_texts,
-    load_whole,
-    record_texts,
-)
 from jobs.runtime.progress import Phase, Phases
 
 # token ids of calibration, training, labels, token ids held out
@@ -53,14 +39,16 @@ def run(config: DLQATJob, context: JobContext) -> None:
     """The whole job. Everything that is finished is in a checkpoint or the database, so a killed
     job goes on where it was."""
     device = prepare(config, context)
-    evaluation = load_evaluation_text(config, config.model, context)
+    evaluation = loading.load_evaluation_text(config, config.model, context)
     context.log(f"Loading {config.model} on {device}.")
     base = resolve_model(config.model)
-    loaded = load_whole(base, device, torch.float32, context)  # as measured, so it is exported
+    loaded = loading.load_whole(
+        base, device, torch.float32, context
+    )  # as measured, so it is exported
     plan = QuantizationPlan.model_validate(context.plan)
     flops = flops_by_phase(config, plan, loaded.facts)
     phases = Phases(context, flops)
-    texts = load_texts(config, loaded, evaluation, config.seed, context)
+    texts = loading.load_texts(config, loaded, evaluation, config.seed, context)
     training = load_training(config, loaded, texts, context)
     trained = (training.text.input_ids, training.labels)
     rows = (texts.calibration.input_ids, *trained, texts.heldout.input_ids)
@@ -93,7 +81,7 @@ def judge(qat: DLQAT, stage: str, phase: Phase, context: JobContext) -> list[flo
     losses = qat.heldout_losses(stage, phase)
     if losses:
         phase.metric(MetricKey("heldout", stage), fmean(losses), 0)
-        context.result(stage, HELDOUT_LOSS, fmean(losses))
+        context.result(stage, metrics.HELDOUT_LOSS, fmean(losses))
     phase.progress(1, 1, f"Held-out loss: {STAGE_LABELS[stage]}")
     return losses
 
@@ -112,7 +100,7 @@ def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobCo
 def follow(config: DLQATJob, context: FollowerContext) -> None:
     """Train with the first process of a job, on the rows it gives."""
     device = prepare(config, context)
-    loaded = load_whole(resolve_model(context.model), device, torch.float32, context)
+    loaded = loading.load_whole(resolve_model(context.model), device, torch.float32, context)
     rows: Rows | None = distributed.broadcast(None)
     assert rows is not None
     method(config, loaded, rows, context).follow()
@@ -134,7 +122,7 @@ def method(
 def load_training(
     config: DLQATJob,
     loaded: LoadedModel,
-    texts: RunTexts,
+    texts: loading.RunTexts,
     context: JobContext,
 ) -> TrainingSet:
     """The rows to train on, which share nothing with what is judged by; records them."""
@@ -159,7 +147,7 @@ def load_training(
     context.log(
         f"Training on {len(training.labels)} rows of {name} ({training.form}), {epochs:.2g} times."
     )
-    record_texts(texts.by_role | {"training": training.text}, context)
+    loading.record_texts(texts.by_role | {"training": training.text}, context)
     return training
 
 
@@ -168,15 +156,15 @@ def record(
 ) -> None:
     """Looks at every stage and records what was found out about it."""
     for stage, error in qat.audit(phases.phase("audit")).items():
-        context.result(stage, RELATIVE_ERROR, error)
+        context.result(stage, metrics.RELATIVE_ERROR, error)
     for stage in config.stages:
         if stage in (*TRAINED, DLQATStage.LORA):
             trained = trainable_parameters(config, qat.run.plan, facts, stage)
-            context.result(stage, PARAMETERS, trained)
-            context.result(stage, PARAMETER_SHARE, trained / facts.parameters)
+            context.result(stage, metrics.PARAMETERS, trained)
+            context.result(stage, metrics.PARAMETER_SHARE, trained / facts.parameters)
         if stage not in NOT_QUANTIZED:
             bits = mean_bits(qat.run.plan, facts, config.stored)
-            context.result(stage, BITS_PER_WEIGHT, bits)
+            context.result(stage, metrics.BITS_PER_WEIGHT, bits)
     for stage, seconds in qat.seconds.items():
         context.step_time(STAGE_LABELS[stage], seconds)
     rates = {stage: rate for stage in qat.stages if (rate := qat.lowered(stage)) is not None}

@@ -1,8 +1,6 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
 formats there are, tokens per second, and products with sparse matrices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

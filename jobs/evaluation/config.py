@@ -1,7 +1,5 @@
 """The config of an evaluation."""
 
-from __future__ import annotations
-
 from backend.options import option
 from jobs.fields.model import DEFAULT_MODEL, ModelConfig, absolute
 from jobs.fields.quality import QualityConfig

@@ -1,16 +1,8 @@
 """What an evaluation needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from backend.errors import ConfigError
+from backend.models import memory
 from backend.models.facts import ModelFacts
-from backend.models.memory import (
-    STREAMING_THRESHOLD,
-    activation_memory,
-    memory_available,
-    memory_parts,
-    wait_on_disk,
-)
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.base_model import resolve_model
@@ -37,7 +29,7 @@ def requirements(config: EvaluationJob) -> Requirements:
         )
     check_evaluation_text(config, next(iter(facts.values())))
     warnings = check_quality(config, context_length(config, model))
-    streamed, needed = memory_bytes(config, model, len(facts), memory_available())
+    streamed, needed = memory_bytes(config, model, len(facts), memory.memory_available())
     if streamed:
         warnings += ("The model does not fit into memory: no text is generated with it.",)
     return Requirements(
@@ -56,18 +48,18 @@ def memory_bytes(
     """Whether models are read block by block, and then purpose -> bytes at the peak. Both models
     are held at the same time, to be timed in turn."""
     context = context_length(config, facts)
-    states = activation_memory(facts, config.windows, context, dtype)
-    if wait_on_disk("auto", states, available):
-        states = activation_memory(facts, config.batch, context, dtype)
+    states = memory.activation_memory(facts, config.windows, context, dtype)
+    if memory.wait_on_disk("auto", states, available):
+        states = memory.activation_memory(facts, config.batch, context, dtype)
 
     def needed(streamed: bool) -> dict[str, int]:
-        sizes = memory_parts(
+        sizes = memory.memory_parts(
             facts, dtype=dtype, copies=models, context=context,
             batch=config.batch, streamed=streamed,
         )  # fmt: skip
         return sizes | {"activations": states}
 
-    tight = sum(needed(False).values()) > STREAMING_THRESHOLD * available
+    tight = sum(needed(False).values()) > memory.STREAMING_THRESHOLD * available
     streamed = tight and not facts.support.stream
     return streamed, needed(streamed)
 

@@ -1,7 +1,5 @@
 """Evaluation as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.comparison import StageComparison
 from jobs.evaluation.config import DENSE, LABELS, MODEL, NAME, EvaluationJob
 from jobs.evaluation.estimate import requirements

@@ -2,8 +2,6 @@
 stage that is kept also divergence, greedy samples, and tasks. What an earlier attempt has recorded
 is not measured again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -90,7 +88,7 @@ class Quality:
         if config.sample_tokens and not self._writes:
             context.log("No samples are written: every token would read the model from disk.")
 
-    def of(self, loaded: LoadedModel) -> Quality:
+    def of(self, loaded: LoadedModel) -> "Quality":
         """The same measurements of another model, beside the same dense one."""
         other = copy(self)
         other._loaded = loaded

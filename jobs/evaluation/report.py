@@ -1,8 +1,6 @@
 """Findings of an evaluation in sentences: size, decoding and sparse products of a saved model
 beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +8,10 @@ from backend.metric_key import MetricKey
 from backend.store import queries
 from backend.store.queries import StoredResult
 from backend.store.tables import Job
+from jobs import metrics
 from jobs.evaluation.config import DENSE, MODEL, NAME
-from jobs.metrics import (
-    GREEDY_AGREEMENT,
-    LINEAR_BYTES,
-    PRODUCT_SPEED_UP,
-    SPEED_UP,
-    TOKENS_PER_SECOND,
-)
 
-SAMPLED = GREEDY_AGREEMENT  # the figure that comes with texts
+SAMPLED = metrics.GREEDY_AGREEMENT  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
 PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
@@ -36,7 +28,7 @@ def format_bytes(rows: Rows) -> dict[str, float]:
     sizes = {
         metric.series: row.value
         for (stage, metric), row in rows.items()
-        if stage == MODEL and metric.family == LINEAR_BYTES
+        if stage == MODEL and metric.family == metrics.LINEAR_BYTES
     }
     return dict(sorted(sizes.items(), key=lambda item: item[0] != DENSE))
 
@@ -61,7 +53,11 @@ def _size(rows: Rows) -> str:
 
 
 def _decoding(rows: Rows) -> str:
-    keys = ((MODEL, TOKENS_PER_SECOND), (DENSE, TOKENS_PER_SECOND), (MODEL, SPEED_UP))
+    keys = (
+        (MODEL, metrics.TOKENS_PER_SECOND),
+        (DENSE, metrics.TOKENS_PER_SECOND),
+        (MODEL, metrics.SPEED_UP),
+    )
     model, dense, up = (rows.get(key) for key in keys)
     if model is None or dense is None or up is None:
         return ""
@@ -80,7 +76,7 @@ def _rate(row: StoredResult) -> str:
 
 
 def _product(rows: Rows) -> str:
-    row = rows.get((MODEL, PRODUCT_SPEED_UP))
+    row = rows.get((MODEL, metrics.PRODUCT_SPEED_UP))
     if row is None:
         return ""
     zeros, even = row.details["own"], row.details["break_even"]

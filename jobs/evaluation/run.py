@@ -1,7 +1,5 @@
 """A saved model, of any origin, beside the dense one it was made of: quality, size and speed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The model a job works on: one of the catalogue, or one that a run has saved."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

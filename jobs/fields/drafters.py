@@ -1,7 +1,5 @@
 """Drafters by the names of the runs that trained them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Types of GGUF files, as fields name them, and what a model's file can be."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +7,9 @@ from typing import get_args
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout
+from backend.export.gguf import types
 from backend.export.gguf.architecture import ARCHITECTURES, architecture_of
 from backend.export.gguf.tokenizer import vocabulary_of
-from backend.export.gguf.types import (
-    EmbeddingType,
-    GGUFType,
-    carried_type,
-    choose_type,
-    embedding_type,
-    fitting,
-)
 from backend.models.layer_names import read_names
 from backend.models.sources.catalogue import local_folder
 from backend.models.sources.gguf.conversion import read_gguf
@@ -29,10 +20,10 @@ from backend.quantization.plan import QuantizationPlan
 from jobs.fields.base_model import ResolvedModel
 
 LLAMA_CPP = "llama_cpp"  # the package that reads them
-TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
+TYPES: tuple[types.GGUFType, ...] = get_args(types.GGUFType)
 
 
-def types_named(text: str) -> list[GGUFType]:
+def types_named(text: str) -> list[types.GGUFType]:
     """The types in a list with commas, none twice; ValueError for an unknown one."""
     named = dict.fromkeys(read_names(text))
     if unknown := [name for name in named if name not in TYPES]:
@@ -53,15 +44,15 @@ def check_source(source: str) -> None:
             architecture_of(config)
 
 
-def exported_type(wanted: GGUFType, base: ResolvedModel, field: str = "type") -> str:
+def exported_type(wanted: types.GGUFType, base: ResolvedModel, field: str = "type") -> str:
     """The type of the linear layers; ConfigError where it cannot hold the codes of the model."""
     try:
-        return choose_type(wanted, base.layout, base.facts.dtype)
+        return types.choose_type(wanted, base.layout, base.facts.dtype)
     except ConfigError as error:
         raise ConfigError(error.what, error.why, error.do, field) from error
 
 
-def exported_embedding(wanted: EmbeddingType, type: str, base: ResolvedModel) -> str:
+def exported_embedding(wanted: types.EmbeddingType, type: str, base: ResolvedModel) -> str:
     """The type of embedding and head beside linear layers of `type`; ConfigError where they hold
     codes, which only one type suits."""
     embeddings, layout = base.facts.embeddings, base.layout
@@ -75,8 +66,10 @@ def exported_embedding(wanted: EmbeddingType, type: str, base: ResolvedModel) ->
         )
     columns = embeddings[0].columns if embeddings else base.facts.hidden
     if layout and packed:
-        return carried_type(type, layout.of(packed[0].name), columns)
-    return fitting(embedding_type(wanted, type, bool(layout), base.facts.dtype), columns)
+        return types.carried_type(type, layout.of(packed[0].name), columns)
+    return types.fitting(
+        types.embedding_type(wanted, type, bool(layout), base.facts.dtype), columns
+    )
 
 
 def _packed(base: ResolvedModel, layout: Layout | None) -> Collection[str]:

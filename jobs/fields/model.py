@@ -1,7 +1,5 @@
 """The model a job works on: a field shared by every kind that reads one."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How many processes train together: a field shared by the kinds that can."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from backend.errors import ConfigError

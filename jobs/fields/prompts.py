@@ -1,7 +1,5 @@
 """The prompts of a job: fields shared by the kinds that decode."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,14 +1,11 @@
 """What is measured besides perplexity: fields shared by the kinds that evaluate a model."""
 
-from __future__ import annotations
-
 import re
 
 from pydantic import field_validator
 
 from backend.errors import ConfigError
-from backend.evaluation.harness import require_harness
-from backend.evaluation.question_shape import CHOICES, MIN_CONTEXT, PART, question_count
+from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, question_count, require_harness
 from backend.models.facts import ModelFacts
 from backend.models.layer_names import read_names
 from backend.options import Options, option

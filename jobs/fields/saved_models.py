@@ -1,7 +1,5 @@
 """Models that runs have saved, by the names of the runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The texts of a job: fields shared by every kind that calibrates and evaluates."""
 
-from __future__ import annotations
-
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import require_tokenizer

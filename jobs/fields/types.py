@@ -1,8 +1,6 @@
 """Field types that several configs share. A config adds the default, and where it differs the
 description or further bounds."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from backend.options import Dtype, option

@@ -1,7 +1,5 @@
 """The config of an export."""
 
-from __future__ import annotations
-
 from backend.export.gguf.types import EmbeddingType, GGUFType
 from backend.options import option
 from jobs.fields.model import ModelConfig

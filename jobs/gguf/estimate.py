@@ -1,7 +1,5 @@
 """What an export needs before it starts, and what is refused."""
 
-from __future__ import annotations
-
 from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
 from backend.models.memory import RUNTIME
 from backend.printable import readable_bytes

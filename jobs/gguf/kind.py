@@ -1,7 +1,5 @@
 """The export of a saved model as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.gguf.config import MODEL, NAME, GGUFJob
 from jobs.gguf.estimate import requirements
 from jobs.kind import Kind

@@ -1,7 +1,5 @@
 """An export as a job: a saved model becomes one GGUF file, with a model card beside it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

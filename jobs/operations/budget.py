@@ -1,7 +1,5 @@
 """Operations that answer what mix of formats is best under a budget."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Annotated, Literal
 

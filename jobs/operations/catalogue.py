@@ -1,7 +1,5 @@
 """Operations that list what a config may name: kinds, models, texts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 

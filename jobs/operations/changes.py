@@ -1,7 +1,5 @@
 """Operations that change runs. The rules are those of the services they call."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated
 

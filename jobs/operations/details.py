@@ -1,7 +1,5 @@
 """Operations that look at runs with what their kinds know: everything about a run, and sweeps."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Operations on the answers of the playground."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

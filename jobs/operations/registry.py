@@ -9,8 +9,6 @@ is `slimscope pin RUN --note TEXT`, `POST /runs/{run}/pin?note=` and the tool `p
 Whoever it is for, the services an operation calls enforce their own rules.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +96,7 @@ class Operation:
     waits: bool = False
     json: bool = True
     buttons: tuple[Button, ...] = ()
-    below: Callable[[], Mapping[str, Operation]] | None = None
+    below: "Callable[[], Mapping[str, Operation]] | None" = None
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -160,7 +158,7 @@ def operation(
     """Registers a function as an operation; see `Operation`. Without a path it is served under its
     name, below its run if it is about one. What writes is for hosts, unless told otherwise."""
 
-    def register(function: Function) -> Function:
+    def made(function: Callable[..., Any]) -> Operation:
         named = inspect.signature(function).parameters
         default = f"/runs/{{run}}/{name}" if {"run", "runs"} & {*named} else f"/{name}"
         given = {
@@ -168,7 +166,6 @@ def operation(
             "path": default if path is None else path,
             "tool": name.replace("-", "_") if tool is None else tool,
         } | facts
-        OPERATIONS.register(name, Operation(name=name, function=function, **given))
-        return function
+        return Operation(name=name, function=function, **given)
 
-    return register
+    return OPERATIONS.registering(name, made)

@@ -1,7 +1,5 @@
 """Operations that look at runs, as far as the database and the folders tell."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Operations that add runs to the queue."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any

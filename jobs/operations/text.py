@@ -1,7 +1,5 @@
 """Answers as text for people: aligned columns, counts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Budgets of models that have a sensitivity profile: which formats, which layers are held, and the
 mix. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, Protocol
 

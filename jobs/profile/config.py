@@ -1,7 +1,5 @@
 """The config of a sensitivity profile."""
 
-from __future__ import annotations
-
 from pydantic import field_validator
 
 from backend.options import Dtype, option

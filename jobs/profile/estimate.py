@@ -1,18 +1,10 @@
 """What a sensitivity profile needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from backend.errors import ConfigError
+from backend.models import memory
 from backend.models.facts import ModelFacts
-from backend.models.memory import (
-    STREAMING_THRESHOLD,
-    activation_memory,
-    memory_available,
-    memory_needed,
-    memory_parts,
-)
 from backend.text.corpora import require_length
 from jobs.fields.base_model import resolve_model
 from jobs.fields.text import check_context, context_length, require_text
@@ -37,7 +29,7 @@ def requirements(config: ProfileJob) -> Requirements:
         what, why = "Nothing is held out.", "Gradients and losses are taken on held-out windows."
         raise ConfigError(what, why, "Choose a share above 0.", field="holdout")
     check_formats(config, facts)
-    streamed, memory = memory_bytes(config, facts, memory_available())
+    streamed, needed = memory_bytes(config, facts, memory.memory_available())
     warnings: tuple[str, ...] = ()
     if streamed:
         warnings = (
@@ -46,7 +38,7 @@ def requirements(config: ProfileJob) -> Requirements:
         )
     return Requirements(
         model=config.model, title=facts.title, flops=flops_by_phase(config, facts),
-        memory=memory, warnings=warnings,
+        memory=needed, warnings=warnings,
     )  # fmt: skip
 
 
@@ -110,9 +102,11 @@ def memory_bytes(
         "dtype": dtype, "segments": config.segments, "context": context, "batch": 4, "streams": 1,
         "stages": 2, "on_disk": False,
     }  # fmt: skip
-    kept = (facts.blocks + 1) * activation_memory(facts, config.heldout_windows, context, dtype)
+    kept = (facts.blocks + 1) * memory.activation_memory(
+        facts, config.heldout_windows, context, dtype
+    )
     logits = 4 * MEASURE_COPIES * facts.vocabulary * context
-    needed = memory_needed(facts, **sizes) + kept + logits
-    streamed = needed > STREAMING_THRESHOLD * available and not facts.support.stream
-    parts = memory_parts(facts, streamed=streamed, **sizes)
+    needed = memory.memory_needed(facts, **sizes) + kept + logits
+    streamed = needed > memory.STREAMING_THRESHOLD * available and not facts.support.stream
+    parts = memory.memory_parts(facts, streamed=streamed, **sizes)
     return streamed, parts | {"held-out states": kept, "logits": logits}

@@ -1,7 +1,5 @@
 """A sensitivity profile as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.kind import Kind
 from jobs.profile.config import DENSE, NAME, ProfileJob
 from jobs.profile.estimate import requirements

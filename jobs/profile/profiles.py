@@ -1,7 +1,5 @@
 """Sensitivity profiles that runs have stored, and the choices they leave. Does not import torch."""
 
-from __future__ import annotations
-
 from backend.errors import ConfigError, NotFoundError
 from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profile_of
 from backend.statistics.names import SENSITIVITY

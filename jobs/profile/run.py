@@ -1,8 +1,6 @@
 """A sensitivity profile as a job: trace and gradients on held-out text, then every layer in every
 format, block by block."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -11,17 +9,11 @@ from backend.models.blocks import LinearWeight
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
+from backend.sensitivity import walk
 from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.profile import ESTIMATES, SensitivityProfile
 from backend.sensitivity.trace import trace
-from backend.sensitivity.walk import (
-    Figures,
-    SensitivityWalk,
-    load_fisher,
-    profile_embedding,
-    usual_width,
-)
 from backend.statistics.names import SENSITIVITY
 from backend.statistics.tensors import TensorProfile
 from backend.text.slices import calibration_slices
@@ -56,23 +48,23 @@ def run(config: ProfileJob, context: JobContext) -> None:
     context.environment(precision=dtype)
     passes = getattr(torch, dtype)
     dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
-    load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
+    walk.load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))
     measured = () if streamed else config.measured_formats
     outside = () if streamed else loaded.facts.embeddings
     meter = None
     if measured or outside:
-        meter = SensitivityMeter(dense, config.windows, usual_width(dense))
+        meter = SensitivityMeter(dense, config.windows, walk.usual_width(dense))
     if meter:
         context.result(DENSE, HELDOUT_LOSS, meter.dense_loss, n=config.windows)
     solvers = Solvers(config.pruner, config.grid, config.space, config.damping)
 
-    def record(linear: LinearWeight | LinearShape, figures: Figures) -> None:
+    def record(linear: LinearWeight | LinearShape, figures: walk.Figures) -> None:
         name = f"{linear.name}.weight"
         context.profile(
             TensorProfile(name, linear.block, linear.module, DENSE, SENSITIVITY, figures)
         )
 
-    SensitivityWalk(
+    walk.SensitivityWalk(
         loaded.model, calibration.input_ids, passes, parsed(config.formats), solvers,
         context.checkpoints, phases.phase("layers"), "Layers alone", config.all_formats,
         dense.fisher, frozenset(measured), meter, record,
@@ -80,7 +72,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
     for shape in outside:
         assert meter is not None
         context.log(f"Measuring {shape.name}.")
-        record(shape, profile_embedding(
+        record(shape, walk.profile_embedding(
             loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
         ))  # fmt: skip
     summarize(profile_of_run(context.run), context)

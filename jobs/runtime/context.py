@@ -2,8 +2,6 @@
 while this attempt, with its token, is the job's newest. When it is not, the process ends at once
 and has changed nothing."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

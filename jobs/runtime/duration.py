@@ -1,8 +1,6 @@
 """How long a run takes, learned from finished runs on machines of the same class; and the costs
 that the estimates of several kinds rest on."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections.abc import Mapping, Sequence

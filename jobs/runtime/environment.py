@@ -1,7 +1,5 @@
 """Where a run takes place: device, threads, and the versions needed to repeat it."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib.metadata import version

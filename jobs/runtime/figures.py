@@ -2,8 +2,6 @@
 never waits for a database that is away. Finished work waits until they are on a disk: there, or in
 a file beside its checkpoint, from which this attempt or the next one writes them later."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

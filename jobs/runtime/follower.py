@@ -2,8 +2,6 @@
 task on the standard input. It knows no database and writes no file; what it prints is in the log.
 Only the first one is asked to stop, and agrees with the others on when."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@ its process group. They read their task on their standard input, whose end is th
 When one of them dies, so does the first: the attempt has ended, and is resumed as after any death.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

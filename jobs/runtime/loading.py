@@ -1,7 +1,5 @@
 """Models and texts of a job, loaded by its process and recorded in its environment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +12,7 @@ from backend.export.reading import load_dequantized, load_packed
 from backend.models.loading import LoadedModel, load, load_tokenizer, refusing, self_checked
 from backend.models.precision import resolve_dtype
 from backend.models.sources.materialise import materialise
-from backend.text.slices import (
-    TextSlice,
-    calibration_slices,
-    check_apart,
-    evaluation_slice,
-    sample_slice,
-    slice_of,
-)
+from backend.text import slices
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.fields.text import (
     EvaluationText,
@@ -111,17 +102,17 @@ def _load_packed(base: ResolvedModel, context: RunContext) -> LoadedModel:
 class RunTexts:
     """The texts of a run that calibrates, none of which shares a passage with another."""
 
-    calibration: TextSlice
-    heldout: TextSlice  # to choose the stage to keep by; may be empty
-    evaluation: TextSlice
+    calibration: slices.TextSlice
+    heldout: slices.TextSlice  # to choose the stage to keep by; may be empty
+    evaluation: slices.TextSlice
 
     @property
-    def judged(self) -> tuple[TextSlice, TextSlice]:
+    def judged(self) -> tuple[slices.TextSlice, slices.TextSlice]:
         """Those on which nothing is fitted."""
         return self.heldout, self.evaluation
 
     @property
-    def by_role(self) -> dict[str, TextSlice]:
+    def by_role(self) -> dict[str, slices.TextSlice]:
         """Role -> text, of those that are not empty; the last is one to tell of."""
         roles = {"evaluation": self.evaluation, "held-out": self.heldout}
         texts = roles | {"calibration": self.calibration}
@@ -129,7 +120,11 @@ class RunTexts:
 
 
 def load_texts(
-    config: TextConfig, loaded: LoadedModel, evaluation: TextSlice, seed: int, context: JobContext
+    config: TextConfig,
+    loaded: LoadedModel,
+    evaluation: slices.TextSlice,
+    seed: int,
+    context: JobContext,
 ) -> RunTexts:
     """The calibration and the held-out slice beside the evaluation slice; records all."""
     calibration_corpus, evaluation_corpus = corpus_names(config, loaded.facts.default_text)
@@ -137,35 +132,37 @@ def load_texts(
     if calibration_corpus == "self":
         context.log("Sampling the calibration text from the dense model.")
         size = (config.segments + held, length, seed)
-        sampled = sample_slice(loaded.model, loaded.tokenizer, *size, context)
+        sampled = slices.sample_slice(loaded.model, loaded.tokenizer, *size, context)
         rows = sampled.input_ids.split((config.segments, held))
         calibration, heldout = (
-            slice_of(part, loaded.tokenizer, "self", "calibration", seed, sampled.bos)
+            slices.slice_of(part, loaded.tokenizer, "self", "calibration", seed, sampled.bos)
             for part in rows
         )
     else:
-        calibration, heldout = calibration_slices(
+        calibration, heldout = slices.calibration_slices(
             calibration_corpus, loaded.tokenizer, config.segments, length, seed, held, evaluation,
             shared=calibration_corpus == evaluation_corpus,
         )  # fmt: skip
-    check_apart(calibration, evaluation)
+    slices.check_apart(calibration, evaluation)
     texts = RunTexts(calibration, heldout, evaluation)
     record_texts(texts.by_role, context)
     return texts
 
 
-def load_evaluation_text(config: EvaluationText, spec: str, context: JobContext) -> TextSlice:
+def load_evaluation_text(
+    config: EvaluationText, spec: str, context: JobContext
+) -> slices.TextSlice:
     """The evaluation slice for the tokenizer of model `spec`; records it. To be called before the
     model is loaded: where the text is too short, the run ends at once."""
     folder = materialise(resolve_model(spec).source, context.log)
     facts = resolve_model(spec).facts  # again: setting up a model gives more precise facts
     corpus, length = evaluation_name(config, facts.default_text), context_length(config, facts)
-    text = evaluation_slice(corpus, load_tokenizer(folder, facts), config.windows, length)
+    text = slices.evaluation_slice(corpus, load_tokenizer(folder, facts), config.windows, length)
     record_texts({"evaluation": text}, context)
     return text
 
 
-def record_texts(texts: Mapping[str, TextSlice], context: JobContext) -> None:
+def record_texts(texts: Mapping[str, slices.TextSlice], context: JobContext) -> None:
     """Records the text of each role, and says of the last what special tokens it spells out."""
     context.environment(text={role: text_facts(text) for role, text in texts.items()})
     role, text = [*texts.items()][-1]
@@ -173,7 +170,7 @@ def record_texts(texts: Mapping[str, TextSlice], context: JobContext) -> None:
         context.log(f"The {role} text spells out {text.literals}; they are read as plain text.")
 
 
-def text_facts(text: TextSlice) -> dict[str, Any]:
+def text_facts(text: slices.TextSlice) -> dict[str, Any]:
     """What identifies a slice: enough to cut the same one again."""
     return {
         "corpus": text.corpus, "sha256": text.sha256, "seed": text.seed, "context": text.context,

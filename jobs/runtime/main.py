@@ -3,8 +3,6 @@
 Exit codes are those of `backend.store.states.Exit`, the same for every engine.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,8 +1,6 @@
 """Progress of a job: one bar over several phases, each as wide as its share of the work, and the
 time that is left."""
 
-from __future__ import annotations
-
 import math
 import resource
 import sys
@@ -115,7 +113,7 @@ class Phases:
     def __init__(self, reporter: JobReporter, weights: Mapping[str, float]) -> None:
         self.reporter, self.weights = reporter, weights
 
-    def phase(self, name: str, part: int = 0, parts: int = 1) -> Phase:
+    def phase(self, name: str, part: int = 0, parts: int = 1) -> "Phase":
         """The reporter of phase `name`, or of its `part`th of `parts` equal parts."""
         names = list(self.weights)
         before = sum(self.weights[n] for n in names[: names.index(name)])
@@ -135,7 +133,7 @@ class Phase:
         self.snapshot, self.profile = reporter.snapshot, reporter.profile
         self.should_stop = reporter.should_stop
 
-    def part(self, number: int, parts: int) -> Phase:
+    def part(self, number: int, parts: int) -> "Phase":
         """The reporter of the `number`th of `parts` equal parts of this phase."""
         width = self._width / parts
         return Phase(self._reporter, self._start + number * width, width, self._phase_end)

@@ -1,7 +1,5 @@
 """Which of the processes of a run a process is, and what loading needs of any of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol

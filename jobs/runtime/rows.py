@@ -1,8 +1,6 @@
 """Database rows of what a run reports, and how they are written: as plain dicts, several times
 faster than mapped objects."""
 
-from __future__ import annotations
-
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable

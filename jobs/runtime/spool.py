@@ -2,8 +2,6 @@
 line of JSON for each row, the name of its table and its values. The last line of a process that was
 killed may not be complete; then no checkpoint relies on it."""
 
-from __future__ import annotations
-
 import json
 import os
 from base64 import b64decode, b64encode

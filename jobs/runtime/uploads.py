@@ -2,8 +2,6 @@
 work never waits for a store that is slow or full. Only a run that has succeeded waits until its
 model is there."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a job's processes take of the machine while they work, as curves, and the most they may."""
 
-from __future__ import annotations
-
 import resource
 import threading
 import time

@@ -1,7 +1,5 @@
 """The config of an SDS run."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from backend.options import option

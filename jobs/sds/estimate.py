@@ -1,24 +1,12 @@
 """What an SDS run needs before it starts: FLOPs, memory, disk, and what is refused."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
 from backend.errors import ConfigError
 from backend.export.sizes import dense_bytes, growth
+from backend.models import memory
 from backend.models.facts import ModelFacts
-from backend.models.memory import (
-    STREAMING_THRESHOLD,
-    WEIGHT_BYTES,
-    activation_memory,
-    block_training_memory,
-    memory_available,
-    memory_needed,
-    memory_parts,
-    wait_on_disk,
-    weight_memory,
-)
 from backend.pruning.config import RECONSTRUCTED, SDSPass, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -40,7 +28,7 @@ def requirements(config: SDSJob) -> Requirements:
     refuse_streaming(config, facts)
     plan = pruning_plan(config, facts.linears, pruned_mix(config, config.overrides))
     warnings = check_text(config, facts)
-    streamed, needed = memory_bytes(config, facts, memory_available())
+    streamed, needed = memory_bytes(config, facts, memory.memory_available())
     if streamed:
         warnings += ("The model does not fit into memory: its blocks are read from disk.",)
     return Requirements(
@@ -112,14 +100,14 @@ def memory_bytes(
         "batch": config.batch,
         "streams": config.streams,
         "stages": BLOCK_COPIES,
-        "on_disk": wait_on_disk(config.activations, states, available),
+        "on_disk": memory.wait_on_disk(config.activations, states, available),
     }
-    trained = block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
-    tight = memory_needed(facts, **sizes) + trained > STREAMING_THRESHOLD * available
+    trained = memory.block_training_memory(facts, sizes["context"]) if config.reconstruct else 0
+    tight = memory.memory_needed(facts, **sizes) + trained > memory.STREAMING_THRESHOLD * available
     auto = config.weights == "auto" and config.calibration_text != "self"
     auto = auto and not facts.support.stream
     streamed = config.weights == "streamed" or (auto and tight)
-    needed = memory_parts(facts, streamed=streamed, **sizes)
+    needed = memory.memory_parts(facts, streamed=streamed, **sizes)
     if trained:
         needed["reconstruction"] = trained
     return streamed, needed
@@ -129,7 +117,7 @@ def hidden_state_bytes(config: SDSJob, facts: ModelFacts, dtype: str = "float32"
     """Bytes of the hidden states of the calibration text."""
     context = context_length(config, facts)
     segments = config.segments + config.heldout_windows * bool(config.reconstruct)
-    return config.streams * activation_memory(facts, segments, context, dtype)
+    return config.streams * memory.activation_memory(facts, segments, context, dtype)
 
 
 def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpace:
@@ -139,12 +127,12 @@ def disk_space(config: SDSJob, plan: PruningPlan, facts: ModelFacts) -> DiskSpac
     """
     pruned = facts.linear_weights
     dtype = facts.saved_dtype
-    width = WEIGHT_BYTES[dtype]
+    width = memory.WEIGHT_BYTES[dtype]
     stages = sum(pruned * (4 if stage == SDSStage.REDENSE else width) for stage in plan.stages)
     states = hidden_state_bytes(config, facts)
-    waiting = wait_on_disk(config.activations, states, memory_available())
+    waiting = memory.wait_on_disk(config.activations, states, memory.memory_available())
     return DiskSpace(
-        stages + weight_memory(facts, dtype) + states * waiting,
+        stages + memory.weight_memory(facts, dtype) + states * waiting,
         f"Its {len(plan.stages)} stages and the saved model",
         "Leave out the control, stop after the first pruning, or free some space.",
         "until",

@@ -1,7 +1,5 @@
 """SDS pruning as a kind of job."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import log
 from typing import Any
@@ -79,9 +77,10 @@ def key_figure(values: Values, kept: str) -> KeyFigure | None:
     and the same share of the cross-entropy, their logarithms."""
     stages = (SDSStage.DENSE, SDSStage.FIRST, SDSStage.CONTROL, SDSStage.SDS, SDSStage.SDS_BLOCKS)
     dense, first, control, sds, blocks = (values.get((stage, PERPLEXITY)) for stage in stages)
-    if dense is None or first is None or sds is None or first <= dense:
-        return None
     end = values.get((kept, PERPLEXITY), sds)
+    if dense is None or first is None or end is None or first <= dense or kept == SDSStage.FIRST:
+        return None
+    blocks = values.get((SDSStage.FIRST_BLOCKS, PERPLEXITY)) if blocks is None else blocks
     named = {
         "dense": dense, "pruned": first, "only adjusted": control, "after SDS": sds,
         "blocks reconstructed": blocks,
@@ -104,7 +103,7 @@ STYLES = {
     "redense": StageStyle("purple", main=True),
     "second": StageStyle("blue", "dot"),
     "sds": StageStyle("blue", main=True),
-    "first-blocks": StageStyle("vermillion", "dash"),
+    "first-blocks": StageStyle("green", "dash", main=True),
     "sds-blocks": StageStyle("blue", "dash", main=True),
 }
 KIND = Kind(

@@ -1,7 +1,5 @@
 """SDS pruning as a job: load, measure, prune, re-densify, prune again, measure each stage, save."""
 
-from __future__ import annotations
-
 import torch
 
 from backend.calibration.kept_stage import KeptStage

@@ -1,7 +1,5 @@
 """The config of a search for a mix of formats."""
 
-from __future__ import annotations
-
 from pydantic import field_validator
 
 from backend.budget import Budget

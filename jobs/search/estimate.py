@@ -1,7 +1,5 @@
 """What a search needs before it starts: FLOPs, memory, disk, and what is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from backend.budget import Budget

@@ -1,7 +1,5 @@
 """A search for a mix of formats as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.comparison import StageComparison
 from jobs.kind import Kind, StageStyle
 from jobs.search.config import DENSE, FOUND, LABELS, NAME, SOLVER, SearchJob

@@ -1,8 +1,6 @@
 """A search for a mix of formats as a job: candidates of every layer, generations of mixes, and what
 the best gains over the solver's on text that nothing was chosen on."""
 
-from __future__ import annotations
-
 import torch
 
 from backend.budget import Budget

@@ -1,7 +1,5 @@
 """The config of a weight statistics run."""
 
-from __future__ import annotations
-
 from jobs.fields.model import ModelConfig
 from jobs.kind import JobConfig
 

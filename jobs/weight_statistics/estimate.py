@@ -1,7 +1,5 @@
 """What weight statistics need before they start: FLOPs and memory."""
 
-from __future__ import annotations
-
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME
 from jobs.fields.base_model import resolve_model

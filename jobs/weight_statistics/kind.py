@@ -1,7 +1,5 @@
 """Weight statistics as a kind of job."""
 
-from __future__ import annotations
-
 from jobs.kind import Kind
 from jobs.weight_statistics.config import DENSE, NAME, StatisticsJob
 from jobs.weight_statistics.estimate import requirements

@@ -1,11 +1,9 @@
 """The weights of a model as they are, as a job: statistics of every matrix of the blocks, no text,
 no forward pass. The model is read block by block and never held as a whole."""
 
-from __future__ import annotations
-
 import json
 
-from backend.export.reading import WeightReader, linears_in
+from backend.export.reading import StoredLinears, linears_in
 from backend.models.block_offload import check_finite
 from backend.models.sources.catalogue import inspect
 from backend.models.sources.materialise import materialise
@@ -36,7 +34,7 @@ def run(config: StatisticsJob, context: JobContext) -> None:
     context.log(f"Measured {len(facts.matrices)} matrices, {weights:,} weights.")
 
 
-def measure_block(stored: WeightReader, block: int, device: str, context: JobContext) -> int:
+def measure_block(stored: StoredLinears, block: int, device: str, context: JobContext) -> int:
     """Report the statistics of a block, unless an earlier attempt has; return its exact zeros."""
     name = f"block-{block:03d}"
     if checkpoint := context.checkpoints.find(name):

@@ -1,7 +1,5 @@
 """The queue of real jobs, and data folders that can be changed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

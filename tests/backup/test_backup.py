@@ -1,7 +1,5 @@
 """Backups are written while jobs run, hold what they say, and are restored whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

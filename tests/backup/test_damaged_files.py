@@ -1,8 +1,6 @@
 """The contract of what reads files that were written whole: of one that is damaged, nothing is
 used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path

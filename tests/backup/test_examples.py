@@ -1,7 +1,5 @@
 """The runs that come with the package: they are read-only, and go and come back as one likes."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.backup import examples

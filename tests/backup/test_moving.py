@@ -1,8 +1,6 @@
 """All tables move into another database and back, whole or not at all. Between two files; with
 `make test-postgres`, between a file and a server."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A run leaves one data folder and comes whole into another, or not at all."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Finds a Chromium for the browser tests, or installs one: `python -m tests.browser.chromium`."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

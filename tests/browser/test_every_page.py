@@ -2,8 +2,6 @@
 fault axe can find in light or dark, nothing wider than a phone, no other host asked and no rule of
 the policy broken."""
 
-from __future__ import annotations
-
 import re
 import time
 

@@ -1,8 +1,6 @@
 """What this product is for, done by hand in a browser: launch, watch, lose the process, come back,
 look at the weights."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -59,7 +57,7 @@ def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard:
     assert page.evaluate("document.body.dataset.x") is None  # text stayed text
     assert EVIL in page.locator("body").inner_text()
 
-    page.goto(f"{dashboard.url}/weights?run=sds-0001")
+    page.goto(f"{dashboard.url}/weights?run=sds-0001&view=statistics")
     zeros_on_screen_are_those_stored(page)
 
 
@@ -72,8 +70,8 @@ def zeros_on_screen_are_those_stored(page: Page) -> None:
         assert counted == snapshot.n
         if snapshot.stage == "first":
             row = table.locator("tr", has=page.get_by_role("rowheader", name="Exact zeros, %"))
-            expect(row).to_contain_text(f"{100 * snapshot.zeros / snapshot.n:.2f}")
-            legend = f"{100 * snapshot.zeros / snapshot.n:.1f} % exact zeros"
+            expect(row).to_contain_text(f"{100 * snapshot.zeros / snapshot.n:.4g}")
+            legend = f"{100 * snapshot.zeros / snapshot.n:.1f}\u00a0% exact zeros"
             expect(page.locator("#weights-overlay")).to_contain_text(legend)
 
 

@@ -1,7 +1,5 @@
 """The first visit, a presentation that a phone follows, deletion with undo, and Back."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -11,7 +9,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from backend.store import queries
 from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
 from ui.theme import DARK
 
@@ -90,9 +87,9 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     expect(bar).to_have_css("background-color", rgb(DARK.paper))
     expect(bar).to_have_css("font-family", re.compile("IBM Plex Sans"))
     assert visitor.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
-    expect(shown.locator(".scrub-said b")).to_have_text("Dense")
+    expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "Dense")
     expect(shown.locator("#frame-status")).to_be_hidden()
-    for picker in ("view", "tensor", "stage", "run"):
+    for picker in ("stat", "tensor", "vs", "run"):
         expect(shown.locator(f"#weights-{picker}")).to_be_hidden()
     visitor.get_by_role("button", name="Follow on a phone").click()
     expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
@@ -102,13 +99,14 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
         assert followed is not None
-        expect(followed.locator(".scrub-said b")).to_have_text("Dense")
+        step = followed.locator("#weights-step")
+        expect(step).to_have_attribute("aria-valuetext", "Dense")
         visitor.get_by_role("button", name="Play").click()
-        expect(shown.locator(".scrub-said b")).to_have_text("First pruning")
+        expect(shown.locator("#weights-step")).to_have_attribute("aria-valuetext", "First pruning")
         visitor.get_by_role("button", name="Pause").click()
-        now = shown.locator(".scrub-said b").inner_text()
-        expect(followed.locator(".scrub-said b")).to_have_text(now)
-    shown.locator("#weights-overlay .scrub-said").click()  # the focus is in the frame
+        now = shown.locator("#weights-step").get_attribute("aria-valuetext") or ""
+        expect(step).to_have_attribute("aria-valuetext", now)
+    shown.locator("#weights-overlay .question").click()  # the focus is in the frame
     visitor.keyboard.press("Escape")
     visitor.wait_for_url(re.compile(rf"{lab.url}/weights\?"))
 
@@ -127,18 +125,3 @@ def test_an_address_without_a_page_looks_like_the_others(
     page.get_by_role("navigation").get_by_role("link", name="Explore").click()
     expect(page.locator("h1")).to_have_text("Weights")
     page.close()
-
-
-def test_a_deleted_run_comes_back(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/run?id=sds-0003")
-    visitor.get_by_test_id("delete-sds-0003").click()
-    visitor.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    expect(visitor.locator("#run-said")).to_contain_text("will be freed in a day")
-    assert queries.job("sds-0003").removed_at
-    opened(visitor, f"{lab.url}/runs")
-    expect(visitor.get_by_test_id("row-sds-0002")).to_be_visible()
-    expect(visitor.get_by_test_id("row-sds-0003")).to_have_count(0)
-    opened(visitor, f"{lab.url}/run?id=sds-0003")
-    visitor.get_by_test_id("restore-sds-0003").click()
-    expect(visitor.get_by_test_id("delete-sds-0003")).to_be_visible()
-    assert queries.job("sds-0003").removed_at is None

@@ -1,9 +1,5 @@
 """From a run to its sweep and to its evaluation, and the form of a new run, by hand."""
 
-from __future__ import annotations
-
-import re
-
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PHONE, SCREEN, Dashboard, opened
@@ -17,29 +13,6 @@ IS_BELOW = """() => {
   const field = document.querySelector('#sds-field-base'), list = field.querySelector('.options');
   return list && list.style.bottom === 'auto' &&
     list.getBoundingClientRect().top > field.querySelector('input').getBoundingClientRect().top }"""
-
-
-def test_a_run_leads_to_its_sweep_with_means_and_a_chart(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/run?id=sds-0002")
-    visitor.get_by_role("link", name="See its sweep").click()
-    expect(visitor.get_by_role("heading", name="Sweep sds-0001")).to_be_visible()
-    expect(visitor.locator("#sweep-chart .scatterlayer .trace").first).to_be_attached()
-    rows = visitor.locator("#sweep-runs .card").first.locator("tbody tr")
-    expect(rows).to_have_count(3)
-    expect(rows.first).to_contain_text("magnitude")
-    expect(visitor.locator("#sweep-runs")).to_contain_text("sds-0003")
-
-
-def test_a_run_that_was_not_evaluated_offers_it_and_fills_the_form(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened(visitor, f"{lab.url}/run?id=sds-0001&tab=measures")
-    visitor.get_by_role("link", name="Evaluate this run").click()
-    model = visitor.locator("#evaluation-field-model input")
-    expect(model).to_have_value(re.compile("^sds-0001"))  # its name follows
-    preview = visitor.locator("#new-preview")
-    expect(preview).to_contain_text("slimscope submit evaluation --model sds-0001")
-    expect(preview).to_contain_text("Memory")
 
 
 def test_a_form_answers_at_once_for_every_method(visitor: Page, lab: Dashboard) -> None:

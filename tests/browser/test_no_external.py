@@ -1,8 +1,6 @@
 """The dashboard in a real browser under its own policy: a hostile page gets nothing, and a token
 makes a host. That no page breaks the policy or asks another host is in `test_every_page`."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

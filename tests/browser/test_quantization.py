@@ -17,23 +17,22 @@ def test_groups_and_steps_are_reached_by_keyboard_from_the_whole_model_down(
     visitor: Page, lab: Dashboard
 ) -> None:
     opened(visitor, f"{lab.url}/quantization?run={RUN}")
-    layers, groups = (visitor.locator(f"#quant-{name}-chart .plot-canvas") for name in
-                      ("layers", "map"))  # fmt: skip
-    expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
-    for chart in (layers, groups):  # keys count once it is drawn
-        expect(chart.locator(".heatmaplayer image").first).to_be_visible()
-    layers.focus()
-    visitor.keyboard.press("ArrowDown")
+    groups = visitor.locator("#quant-map-chart .plot-canvas")
+    place = visitor.locator("#quant-charts .question", has_text=" by error, the worst first")
+    expect(place).to_contain_text("number 1 of")
+    expect(groups.locator(".heatmaplayer image").first).to_be_visible()  # then keys count
     tensor = visitor.get_by_role("combobox", name="Tensor", exact=True)
+    tensor.press("ArrowDown")
+    tensor.press("Enter")
     expect(tensor).to_have_value("Block 0, k_proj")
     visitor.wait_for_function(MAP_SHOWS, arg="k_proj")  # the address names it earlier
     groups.focus()
     visitor.keyboard.press("ArrowUp")
-    expect(visitor.locator("#quant-one")).not_to_contain_text("number 1 of")
+    expect(visitor.locator("#quant-charts")).not_to_contain_text("number 1 of")
     visitor.locator("#quant-worst-button").press("Enter")
-    expect(visitor.locator("#quant-one")).to_contain_text("number 1 of")
+    expect(place).to_contain_text("number 1 of")
     visitor.locator("#quant-on-button").press("Enter")
-    expect(visitor.locator("#quant-one")).to_contain_text("number 2 of")
+    expect(place).to_contain_text("number 2 of")
     expect(visitor.locator("#quant-weights-chart .scatterlayer .point").first).to_be_visible()
 
     note = visitor.locator("#quant-charts .question", has_text="As of step")

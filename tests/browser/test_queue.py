@@ -1,8 +1,6 @@
 """The queue as several people see it: order, cancelling, a failure, curves that stay as they were
 left while they grow, and what it costs that many look on."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress

@@ -1,19 +1,12 @@
 """Finding, sorting, comparing and saving runs, by mouse and by keyboard alone."""
 
-from __future__ import annotations
-
-import csv
-import io
-import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Browser, Page, expect
 
 from backend.store import queries
-from tests.browser.conftest import EVIL, Dashboard, opened
-
-THREE = "ids=sds-0001,sds-0002,sds-0003"
+from tests.browser.conftest import Dashboard, opened
 
 
 def query(page: Page) -> dict[str, str]:
@@ -116,45 +109,6 @@ def test_from_the_table_to_a_comparison_with_the_right_signs(visitor: Page, lab:
     assert figures.inner_html() == html
 
 
-def test_weights_and_a_log_axis_of_a_comparison_stand_in_its_address(
-    visitor: Page, lab: Dashboard
-) -> None:
-    tensor = "model.layers.1.mlp.up_proj.weight"
-    opened(visitor, f"{lab.url}/compare?{THREE}&tensor={tensor}")
-    visitor.locator("#compare-lines .ytick").first.wait_for()
-    kind = "document.querySelector('#compare-lines .js-plotly-plot')?._fullLayout?.yaxis.type"
-    assert visitor.evaluate(kind) == "linear"
-    visitor.locator("#compare-y").get_by_label("Log").check()
-    visitor.wait_for_function(f"{kind} === 'log'")
-    expect(visitor).to_have_url(re.compile("y=log"))
-    opened(visitor, visitor.url)
-    visitor.wait_for_function(f"{kind} === 'log'")
-    chart = visitor.locator("#compare-weights")
-    for run in ("sds-0001", "sds-0002", "sds-0003"):
-        expect(chart).to_contain_text(re.compile(f"{run} · .*exact zeros"))
-    expect(visitor.locator("#compare-tensor input")).to_have_value("Block 1, up_proj")
-
-
-def saved(page: Page, button: str) -> str:
-    with page.expect_download() as download:
-        page.get_by_test_id(button).click()
-    path = Path(download.value.path())
-    return path.read_text()
-
-
-def test_a_saved_table_has_the_rows_order_and_columns_of_the_screen(
-    visitor: Page, lab: Dashboard
-) -> None:
-    opened(visitor, f"{lab.url}/runs?q=kind:sds&sort=perplexity&dir=asc&cols=name,perplexity,base")
-    shown = [t.strip(" ↑↓\n") for t in visitor.locator("#runs-board th").all_inner_texts()]
-    lines = list(csv.DictReader(io.StringIO(saved(visitor, "export-csv"))))
-    assert shown == ["Run", "Name", "Perplexity", "Pruner"]
-    assert [*lines[0]] == ["run", "name", "perplexity", "base"]
-    assert [line["run"] for line in lines] == listed(visitor)
-    assert [float(line["perplexity"]) for line in lines] == sorted(perplexities().values())
-    assert {line["name"] for line in lines} == {EVIL}
-
-
 def test_a_saved_chart_opens_without_the_dashboard(
     visitor: Page, lab: Dashboard, browser: Browser, tmp_path: Path
 ) -> None:
@@ -200,25 +154,3 @@ def test_keys_jump_search_and_list_themselves(visitor: Page, lab: Dashboard) -> 
     visitor.keyboard.press("Enter")
     visitor.wait_for_url(f"{lab.url}/run?id=sds-0002")
     expect(visitor.locator("h1")).to_have_text("sds-0002")
-
-
-def test_tags_notes_and_views_are_kept(visitor: Page, lab: Dashboard) -> None:
-    opened(visitor, f"{lab.url}/runs?q=magnitude")
-    visitor.get_by_role("checkbox", name="Select sds-0001").click()
-    visitor.get_by_role("button", name="Tag", exact=True).click()
-    visitor.get_by_role("dialog").get_by_role("textbox").fill("<b>")
-    visitor.keyboard.press("Enter")
-    expect(visitor.locator("#runs-said")).to_contain_text("is not a valid tag")
-    visitor.get_by_role("button", name="Tag", exact=True).click()
-    visitor.get_by_role("dialog").get_by_role("textbox").fill("paper")
-    visitor.keyboard.press("Enter")
-    expect(visitor.get_by_test_id("row-sds-0001").get_by_role("link", name="paper")).to_be_visible()
-    visitor.get_by_role("button", name="Views").click()
-    visitor.get_by_test_id("save-view").click()
-    visitor.locator("dialog.ask textarea").fill("mine")
-    visitor.keyboard.press("Enter")
-    expect(visitor.locator("#runs-said")).to_contain_text("mine is saved")
-    visitor.get_by_role("button", name="Views").click()
-    visitor.get_by_role("link", name="mine").click()
-    expect(visitor.locator("#runs-filter input, #runs-filter textarea")).to_have_value("magnitude")
-    assert queries.job(1).tags == ["paper"] and [v.name for v in queries.views()] == ["mine"]

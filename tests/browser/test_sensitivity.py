@@ -1,7 +1,5 @@
 """From the layer that breaks first to a run of the best mix, with the keyboard alone."""
 
-from __future__ import annotations
-
 import re
 
 from playwright.sync_api import Page, expect

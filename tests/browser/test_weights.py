@@ -1,149 +1,297 @@
-"""The Weights page: choosing by mouse and keyboard, the slider, saved files."""
+"""The Weights page: one state that every panel and the address show, by mouse, keyboard and slider;
+its modules; saved files."""
 
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Response, expect
+from playwright.sync_api import BrowserContext, Page, Response, expect
 
 from backend.store import frames, tensors
 from tests.browser.conftest import PHONE, WIDTH, Dashboard, opened, warm_tab
-from ui.theme import DARK
+from ui.charts.series import Series, on_shared_bins
+from ui.pages.weights.selection import VIEWS
+from ui.theme import stage_style
 
 TENSOR = "model.layers.2.mlp.gate_proj.weight"
 FIRST_TENSOR = "model.layers.0.self_attn.q_proj.weight"
-CHART = "document.querySelector('#weights-overlay .js-plotly-plot')"
-HISTOGRAM = f"[{CHART}._fullLayout.yaxis.type, {CHART}.data.map((trace) => [trace.name, trace.x])]"
+INK = """selector => { const c = document.querySelector(selector), box = c.getContext('2d');
+  const { data } = box.getImageData(0, 0, c.width, c.height);
+  let sum = 0; for (let i = 0; i < data.length; i++) sum = (sum * 31 + data[i]) % 1000000007;
+  return sum; }"""
+MODULE = "(name) => slimscope.module(`weights/${name}`)"
 
 
 def opened_weights(page: Page, lab: Dashboard, query: str) -> None:
     opened(page, f"{lab.url}/weights?{query}")
-    page.locator("#weights-overlay .xtick").first.wait_for()
+    expect(page.locator("#weights-overlay h2")).not_to_be_empty()
 
 
-def in_card(page: Page, chart: str) -> Locator:
-    return page.locator(".card", has=page.locator(f"#{chart}"))
+def ink(page: Page, panel: str) -> int:
+    """A number that tells one drawing from another."""
+    return int(page.evaluate(INK, f"#weights-{panel} canvas"))
 
 
-def test_mouse_keyboard_and_address_agree_and_a_link_shows_the_same_elsewhere(
+def cell(page: Page, block: int, module: int) -> tuple[float, float]:
+    """The middle of a cell of the map, of three blocks and seven modules."""
+    page.locator("#weights-heatmap canvas").scroll_into_view_if_needed()
+    box = page.locator("#weights-heatmap canvas").bounding_box()
+    assert box is not None
+    left, top, right, bottom = 76, 34, 4, 36
+    across = (box["width"] - left - right) / 3
+    down = (box["height"] - top - bottom) / 7
+    return box["x"] + left + (block + 0.5) * across, box["y"] + top + (module + 0.5) * down
+
+
+def test_hover_previews_a_click_keeps_and_a_link_shows_the_same_elsewhere(
     visitor: Page, lab: Dashboard, other_context: BrowserContext
 ) -> None:
+    visitor.emulate_media(reduced_motion="reduce")
     opened_weights(visitor, lab, "run=sds-0001")
-    field = visitor.locator("#weights-tensor input")
-    box = visitor.locator("#weights-heatmap .nsewdrag").first.bounding_box()
-    assert box is not None
-    visitor.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-    expect(field).to_have_value("Block 1, o_proj")
-    visitor.keyboard.press("ArrowRight")  # a click leaves the focus on the map
-    visitor.keyboard.press("ArrowDown")
-    expect(field).to_have_value("Block 2, gate_proj")
-    visitor.keyboard.press("ArrowRight")
-    expect(field).to_have_value("Block 2, gate_proj")  # there is no block 3
-    visitor.wait_for_url(f"**tensor={TENSOR}**")
-    expect(visitor.locator(f'#weights-table [aria-label="sds-0001-{TENSOR}"]')).to_be_visible()
-    assert visitor.locator("svg.main-svg[role=img]").count() == 3
-
-    visitor.click("#frame-theme")
-    visitor.wait_for_function(f"{CHART}._fullLayout.paper_bgcolor === '{DARK.paper}'")
-
-    visitor.locator("#weights-view input").first.focus()
-    visitor.keyboard.press("ArrowRight")
-    visitor.wait_for_url("**view=mirror**")
-    visitor.keyboard.press("ArrowRight")
-    visitor.wait_for_url("**view=magnitude**")
-    visitor.locator("#weights-view").get_by_label("Overlay").check()
-    visitor.locator("#weights-y").get_by_label("Log").check()
-    visitor.wait_for_url("**y=log**")
-    is_log = f"{CHART}?._fullLayout?.yaxis.type === 'log'"
-    visitor.wait_for_function(is_log)
+    field, title = visitor.locator("#weights-tensor"), visitor.locator("#weights-overlay h2")
+    asked: list[str] = []
+    visitor.on("request", lambda r: asked.append(r.url) if "/weights" in r.url else None)
+    before = ink(visitor, "overlay")
+    visitor.mouse.move(*cell(visitor, 1, 3))
+    expect(title).to_contain_text("Block 1, o_proj")
+    expect(field).to_have_value(FIRST_TENSOR)  # it is only looked at
+    assert ink(visitor, "overlay") != before
+    visitor.mouse.move(0, 0)
+    expect(title).to_contain_text("Block 0, q_proj")
+    assert ink(visitor, "overlay") == before
+    visitor.mouse.click(*cell(visitor, 1, 3))
+    for key in ("ArrowRight", "ArrowDown", "ArrowRight"):  # there is no block 3
+        visitor.keyboard.press(key)
+    expect(field).to_have_value(TENSOR)
+    visitor.mouse.move(0, 0)
+    visitor.wait_for_url(f"**/weights?run=sds-0001&tensor={TENSOR}")  # what differs, no more
+    visitor.get_by_label("Height").select_option("log")
+    visitor.locator("#weights-step").press("ArrowLeft")
+    visitor.wait_for_url("**stage=second**")
+    assert asked == [], "the browser holds all of it"
     with warm_tab(other_context, lab.url) as other:
-        opened(other, visitor.url)
-        other.wait_for_function(is_log)
-        expect(other.locator("#weights-tensor input")).to_have_value("Block 2, gate_proj")
-        assert other.evaluate(HISTOGRAM) == visitor.evaluate(HISTOGRAM)
+        other.emulate_media(reduced_motion="reduce")
+        opened_weights(other, lab, visitor.url.split("?")[1])
+        assert ink(other, "overlay") == ink(visitor, "overlay")
+        expect(other.locator("#weights-step")).to_have_value("4")
+    visitor.go_back()
+    expect(visitor.locator("#weights-step")).to_have_value("5")
 
 
-def test_the_slider_goes_through_the_steps_and_the_address_remembers(
+def test_the_slider_moves_map_histogram_ridges_tiles_table_and_titles(
     visitor: Page, lab: Dashboard
 ) -> None:
-    opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}")
-    chart = visitor.locator("#weights-overlay")
-    shown = f"{CHART}.data[1]"
-    expect(chart.locator(".scrub-said")).to_contain_text("Dense")
-    chart.locator(".scrub input").focus()
-    visitor.keyboard.press("ArrowRight")
-    visitor.keyboard.press("ArrowRight")
-    expect(chart.locator(".scrub-said")).to_contain_text("Re-dense")
-    title = in_card(visitor, "weights-overlay").locator("h2")
-    expect(title).to_have_text(re.compile("^Re-dense: "))
-    expect(visitor.locator("#weights-stage input")).to_have_value("Re-dense")  # the map goes along
-    expect(visitor.locator("#weights-heatmap .plot-canvas")).to_be_visible()
-    visitor.wait_for_function(f"{shown}.line.color === '#9467BD'")
-    visitor.wait_for_url("**at=redense**")
-    chart.get_by_role("button", name="First pruning", include_hidden=True).click()
-    visitor.wait_for_function(f"{shown}.line.color === '#D55E00'")
-    first = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
-    in_bins = 100 * first.counts.sum() / first.n
-    visitor.wait_for_function(f"Math.abs({shown}.y.reduce((a, b) => a + b) - {in_bins}) < 0.01")
-    visitor.reload()
-    expect(chart.locator(".scrub-said")).to_contain_text("First pruning")
+    visitor.emulate_media(reduced_motion="reduce")
+    opened_weights(visitor, lab, f"run=sds-0001&view=story&tensor={TENSOR}&stat=std")
+    slider = visitor.locator("#weights-step")
+    expect(slider).to_have_attribute("aria-valuetext", "Dense")  # a story begins there
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Std is largest")
+    panels = ("heatmap", "overlay", "ridges")
+    visitor.locator("#weights-heatmap summary", has_text="Data").click()
+    seen = []
+    for stage, label in (("first", "First pruning"), ("redense", "Re-dense")):
+        drawn = [ink(visitor, panel) for panel in panels]
+        while slider.get_attribute("aria-valuetext") != label:
+            slider.press("ArrowRight")
+        for panel, old in zip(panels, drawn, strict=True):
+            assert ink(visitor, panel) != old, panel
+        expect(visitor.locator("#weights-overlay h2")).to_contain_text(f"{label}: ")
+        for panel in ("heatmap", "ridges"):
+            expect(visitor.locator(f"#weights-{panel} .question")).to_contain_text(label)
+        stored = frames.tensor_table(1).query(f"stage == '{stage}' and tensor == '{TENSOR}'")
+        row = visitor.locator("#weights-heatmap tr", has_text=TENSOR).locator("td").last
+        exact = float(row.get_attribute("data-value") or "nan")
+        assert exact == stored["std"].item()
+        seen.append(visitor.locator(".weights-tiles").inner_text())
+    assert seen[0] != seen[1] and "50.0" in seen[0]
+    visitor.wait_for_url("**stage=redense**")
+    visitor.locator("[data-play]").click()
+    visitor.wait_for_function("!location.search.includes('stage')", timeout=30_000)  # the last
+    visitor.get_by_role("button", name="All statistics").click()
+    table = visitor.locator("#weights-table")
+    stored_zeros = next(s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "first")
+    row = table.locator("tr", has_text="Exact zeros")
+    assert float(row.locator("td").nth(1).get_attribute("data-value") or 0) == pytest.approx(
+        100 * stored_zeros.zeros / stored_zeros.n
+    )
 
 
-def saved(page: Page, chart: str, format: str, folder: Path) -> Path:
+def test_marked_magnitudes_light_up_where_they_live(visitor: Page, lab: Dashboard) -> None:
+    visitor.emulate_media(reduced_motion="reduce")
+    opened_weights(visitor, lab, f"run=sds-0001&tensor={TENSOR}&stage=dense")
+    title, before = visitor.locator("#weights-heatmap h2"), ink(visitor, "heatmap")
+    visitor.locator("#weights-overlay canvas").scroll_into_view_if_needed()
+    box = visitor.locator("#weights-overlay canvas").bounding_box()
+    assert box is not None
+    y, middle = box["y"] + 100, box["x"] + 44 + (box["width"] - 56) / 2
+    visitor.mouse.move(middle - 30, y)
+    visitor.mouse.down()
+    visitor.mouse.move(middle + 60, y, steps=4)
+    visitor.mouse.up()
+    expect(title).to_contain_text("Weights with |w| below")
+    assert ink(visitor, "heatmap") != before
+    visitor.wait_for_url("**brush=0**")
+    (snapshot,) = [s for s in tensors.tensor_snapshots(1, TENSOR) if s.stage == "dense"]
+    edge = snapshot.lo + (snapshot.hi - snapshot.lo) * 160 / 256  # of bins, both sides of zero
+    visitor.locator("[data-brush='0']").fill("0")
+    visitor.locator("[data-brush='1']").fill(repr(edge))
+    visitor.keyboard.press("Enter")
+    visitor.locator("#weights-heatmap summary", has_text="Data").click()
+    row = visitor.locator("#weights-heatmap tr", has_text=TENSOR).locator("td").last
+    share = 100 * (snapshot.counts[96:160].sum() + snapshot.zeros) / snapshot.n
+    assert float(row.get_attribute("data-value") or 0) == pytest.approx(share)
+    visitor.locator("#weights-overlay canvas").press("Escape")
+    expect(title).not_to_contain_text("|w|")
+    assert ink(visitor, "heatmap") == before
+
+
+def test_modules_say_and_count_what_python_does(visitor: Page, lab: Dashboard) -> None:
+    """Without a page: shapes in words, bins, reach of an axis, addresses of before."""
+    opened_weights(visitor, lab, "run=sds-0001")
+    rng = np.random.default_rng(0)
+    bell = np.histogram(rng.normal(size=40_000), 256, (-4, 4))[0]
+    gap = np.where(abs(np.arange(256) - 128) < 12, 0, bell)
+    three = gap + np.where(abs(np.arange(256) - 128) < 3, 2000, 0)
+    said = visitor.evaluate(
+        f"async all => {{ const words = await ({MODULE})('words'); return all.map(words.shape); }}",
+        [each.tolist() for each in (bell, gap, three, rng.poisson(300, 256), np.zeros(256))],
+    )
+    assert said[:3] == [
+        "one peak", "two peaks with a gap between them", "three peaks, the middle one at zero",
+    ]  # fmt: skip
+    assert said[3] in ("no peak", "one peak") and said[4] == "no peak"
+    stored = {s.stage: s for s in tensors.tensor_snapshots(1, TENSOR)}
+    heights = visitor.evaluate(
+        f"""async tensor => {{ const {{ load }} = await ({MODULE})('histograms');
+        const data = await load('sds-0001'), t = data.tensor(tensor);
+        return data.stages.map((each, s) => [each.name, [...data.heights(t, s)]]); }}""",
+        TENSOR,
+    )
+    ordered = [Series(stored[name], name, stage_style(name)) for name, _ in heights]
+    for one, (name, drawn) in zip(on_shared_bins(ordered), heights, strict=True):
+        assert drawn == pytest.approx(one.heights.tolist()), name
+    old: dict[str, dict[str, str]] = visitor.evaluate(
+        f"""async all => {{ const {{ asked }} = await ({MODULE})('state');
+        return Object.fromEntries(all.map((each) => [each, asked(each)])); }}""",
+        ["view=story&at=redense", "view=story", "view=difference&layers=inputs", "topic=spectrum",
+         "view=joint&layers=ridges&y=log", "layers=tree&show=dense,first"],
+    )  # fmt: skip
+    read = [[s[name] for name in ("stage", "view", "curve", "y", "show")] for s in old.values()]
+    assert read == [
+        ["redense", "ridges", "histogram", "linear", ""],
+        ["dense", "ridges", "histogram", "linear", ""],
+        ["", "inputs", "difference", "linear", ""],
+        ["", "spectrum", "histogram", "linear", ""],
+        ["", "joint", "histogram", "log", ""],
+        ["", "ridges", "histogram", "linear", "dense,first"],
+    ]
+
+
+def saved(page: Page, panel: str, format: str, folder: Path) -> Path:
     with page.expect_download() as coming:
-        in_card(page, chart).locator("summary").click()
-        in_card(page, chart).locator(f'[data-save="{format}"]').click()
+        page.locator(f"#weights-{panel} .save summary").click()
+        page.locator(f'#weights-{panel} [data-save="{format}"]').click()
     target = folder / coming.value.suggested_filename
     coming.value.save_as(target)
     return target
 
 
-def test_charts_are_saved_as_pictures_and_figures_and_a_table_exactly(
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     visitor: Page, lab: Dashboard, tmp_path: Path
 ) -> None:
     opened_weights(visitor, lab, "run=sds-0001&stat=std&stage=sds")
-    png = saved(visitor, "weights-overlay", "png", tmp_path)
-    assert png.name == f"sds-0001-{FIRST_TENSOR}-overlay.png"
-    assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
-    svg = saved(visitor, "weights-overlay", "svg", tmp_path).read_text()
-    assert svg.startswith("<svg") and "50.0 % exact zeros" in svg
-
-    with saved(visitor, "weights-heatmap", "csv", tmp_path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    for panel in ("overlay", "heatmap", "ridges"):
+        png = saved(visitor, panel, "png", tmp_path)
+        assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5000
+    rows = rows_of(saved(visitor, "heatmap", "csv", tmp_path))
     stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
-    assert {row["Tensor"]: float(row["Std"]) for row in rows} == pytest.approx(stored.to_dict())
-
-    with saved(visitor, "weights-overlay", "csv", tmp_path).open(newline="") as file:
-        heads, *bins = list(csv.reader(file))
-    assert heads == ["From", "To", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)"]
+    assert {row["Tensor"]: float(row["Std"]) for row in rows} == stored.to_dict()
+    bins = rows_of(saved(visitor, "overlay", "csv", tmp_path))
     taken = {s.stage: s for s in tensors.tensor_snapshots(1, FIRST_TENSOR)}
-    assert sum(int(row[2]) for row in bins) == taken["dense"].counts.sum()
-    assert all(float(low) < float(high) for low, high, *_ in bins)
-
+    assert [*bins[0]] == [
+        "From",
+        "To",
+        "Dense",
+        "First pruning",
+        "Re-dense",
+        "Second pruning (SDS)",
+    ]
+    for label, stage in (("Dense", "dense"), ("Re-dense", "redense")):
+        assert sum(int(row[label]) for row in bins) == taken[stage].counts.sum()
+    ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))
+    assert [row["Block"] for row in ridges] == ["0", "1", "2"]
+    assert int(ridges[0]["Exact zeros"]) == taken["sds"].zeros
+    visitor.get_by_role("button", name="All statistics").click()
     with visitor.expect_download() as coming:
-        visitor.locator("#weights-table [data-csv]").click()
-    with Path(coming.value.path()).open(newline="") as file:
-        figures = {row["Figure"]: row for row in csv.DictReader(file)}
+        visitor.locator("#weights-table").get_by_text("Download CSV").click()
+    figures = {row["Figure"]: row for row in rows_of(Path(coming.value.path()))}
     assert float(figures["Kurtosis"]["Re-dense"]) == taken["redense"].stats["kurtosis"]
     assert float(figures["Exact zeros, %"]["First pruning"]) == 50.0
+    with visitor.expect_download() as coming:
+        visitor.get_by_role("button", name="Download all").click()
+    rows = rows_of(Path(coming.value.path()))
+    assert coming.value.suggested_filename == "sds-0001-statistics.csv" and len(rows) == 126
+    (row,) = [r for r in rows if (r["tensor"], r["stage"]) == (FIRST_TENSOR, "redense")]
+    assert float(row["kurtosis"]) == taken["redense"].stats["kurtosis"]
 
 
-def test_a_phone_needs_no_scrolling_sideways(visitor: Page, lab: Dashboard) -> None:
+def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> None:
+    visitor.emulate_media(reduced_motion="reduce")
+    opened_weights(visitor, lab, "run=sds-0001&vs=sds-0002")
     visitor.set_viewport_size(PHONE)
-    for layers, view in (("depth", "channels"), ("shapes", "story")):
-        opened_weights(visitor, lab, f"run=sds-0001&layers={layers}&view={view}")
+    for view, label in VIEWS.items():
+        visitor.get_by_role("button", name=label, exact=True).click()
+        visitor.wait_for_function(
+            "view => location.search.includes(view) || view === 'ridges'", arg=view
+        )
+        if view not in ("ridges", "statistics"):
+            expect(visitor.locator("#weights-more .question")).to_contain_text("n = ")
+            visitor.locator("#weights-more summary", has_text="Data").click()
+            expect(visitor.locator("#weights-more tbody tr").nth(2)).to_be_attached()
+            visitor.locator("#weights-more summary", has_text="Data").click()
         root = "document.documentElement"
-        assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0, (layers, view)
+        assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0, view
+    visitor.get_by_role("button", name="Matrix", exact=True).click()
+    visitor.locator("#weights-more canvas").click(position={"x": 120, "y": 120})
+    expect(visitor.locator("#weights-more h2")).to_contain_text("these weights are exactly zero")
+    visitor.wait_for_url("**spot=**")
+    visitor.locator("[data-whole]").click()
+    expect(visitor.locator("#weights-more .question")).to_contain_text("outputs ×")
+
+
+def test_no_map_is_empty_where_a_statistic_is_not_measured(visitor: Page, lab: Dashboard) -> None:
+    opened_weights(visitor, lab, "run=sds-0001&stage=dense")
+    expect(visitor.locator("#weights-stat")).to_have_value("relative_error")
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Kurtosis is largest in block")
+    note = visitor.locator("#weights-heatmap .question")
+    expect(note).to_contain_text("Relative output error is not measured at this stage.")
+
+
+def test_a_run_without_statistics_says_so_and_another_can_be_chosen(
+    warm_context: BrowserContext, lab: Dashboard
+) -> None:
+    page = warm_context.new_page()  # not watched: the console tells of the 404
+    page.goto(f"{lab.url}/weights?run=count-0004")
+    expect(page.locator("#weights-notice")).to_contain_text("has stored no weight statistics")
+    page.locator("#weights-run").select_option("sds-0002")
+    expect(page.locator("#weights-overlay h2")).to_contain_text("Block 0")
+    page.wait_for_url("**run=sds-0002**")
+    page.close()
 
 
 def test_sixteen_million_weights_travel_as_their_bins(visitor: Page, lab: Dashboard) -> None:
     answers: list[Response] = []
-    visitor.on("response", lambda r: answers.append(r) if "/gradio_api/" in r.url else None)
+    visitor.on("response", lambda r: answers.append(r) if "slimscope/weights?" in r.url else None)
     opened_weights(visitor, lab, f"run=statistics-0007&tensor={FIRST_TENSOR}")
     (snapshot,) = tensors.tensor_snapshots("statistics-0007", FIRST_TENSOR)
     assert snapshot.n == WIDTH**2
-    told = [len(answer.body()) for answer in answers if "/run/predict" in answer.url]
-    assert 1000 < max(told) < 300_000
+    assert 1000 < sum(len(answer.body()) for answer in answers) < 100_000

@@ -1,7 +1,5 @@
 """Which stage a run keeps, by the losses on its held-out windows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Second moments against inputs that were kept whole; sharing; architectures; precision."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
@@ -19,14 +20,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.acceptance import Acceptance, Sampling, draw
 from backend.decoding.draft_tree import DynamicTree, StaticTree, Tree
 from backend.decoding.engine import decode
 from backend.decoding.proposers import NO_TREE, DraftTokens, NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.config import DECLARED_DRAFTERS
 from backend.drafters.tree_proposer import TreeProposer
-from backend.errors import ConfigError
+from backend.errors import ComputeError, ConfigError
 from tests.drafters.toys import base, built, drafter_of, toy_prompts
 
 VOCABULARY = 3
@@ -49,13 +50,19 @@ def table(seed: int = 0) -> dict[tuple[int, ...], Tensor]:
     return {text: 1.5 * torch.randn(VOCABULARY, generator=random) for text in texts}
 
 
-def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
-    """P(a, b) after the empty text, straight from the definition."""
+def processors(sampling: Sampling) -> LogitsProcessorList:
+    """Those of transformers, in its order."""
     processed = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
     processed.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         processed.append(TopKLogitsWarper(sampling.top_k))
     processed.append(TopPLogitsWarper(sampling.top_p))
+    return processed
+
+
+def exact(logits: dict, sampling: Sampling) -> dict[tuple[int, int], float]:
+    """P(a, b) after the empty text, straight from the definition."""
+    processed = processors(sampling)
 
     def chances(text: tuple[int, ...]) -> Tensor:
         ids = torch.tensor([[0, *text]])
@@ -208,3 +215,21 @@ def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Sampling(**fields)
     assert refused.value.field == name
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0, 4.0, 12.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.3), (0, 0.97), (40, 1.0), (90, 0.9)])
+def test_a_place_is_that_of_all_probabilities_however_few_were_looked_at(
+    spread: float, top_k: int, top_p: float
+) -> None:
+    """Of as many places as a chance has in all, as many give its token."""
+    logits = spread * torch.randn(3000, generator=torch.manual_seed(1)).double()
+    sampling = Sampling(1.0, top_k, top_p)
+    expected = processors(sampling)(torch.zeros(1, 0).long(), logits[None])[0].softmax(-1)
+    places = (torch.arange(2000) + 0.5) / 2000
+    drawn = torch.tensor([draw(logits.float(), top_k, top_p, float(x)) for x in places])
+    counts = drawn.bincount(minlength=3000)
+    assert (expected[drawn] > 0).all()
+    assert (counts - 2000 * expected).abs().max() < 1.05  # a place more or less
+    with pytest.raises(ComputeError):
+        draw(logits.float() * math.nan, top_k, top_p, 0.5)

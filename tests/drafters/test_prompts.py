@@ -87,14 +87,6 @@ def test_a_user_speaks_until_the_token_that_ends_the_turn(
     assert [prompt.text for prompt in ask(tmp_path, 5, 1, chat)] == ["Who sang?"]
 
 
-def test_a_turn_may_end_with_plain_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = chats("[INST] {{ messages[0].content }} [/INST]")
-    turn = user_turn(chat)
-    assert turn is not None and turn.closing is None and turn.words == "[/INST]"
-    scripted(monkeypatch, chat, "Who sang? [/INST] The cat.<|endoftext|>", "Only this.")
-    assert [prompt.text for prompt in ask(tmp_path, 5, 1, chat)] == ["Who sang?"]
-
-
 @pytest.mark.parametrize(
     "template", ["Hello!", "{{ messages[0].content }}", "{{ raise_exception('Not here') }}"]
 )

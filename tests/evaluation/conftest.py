@@ -1,7 +1,5 @@
 """The toy model, and a reporter that asks to stop."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.models.loading import LoadedModel, load

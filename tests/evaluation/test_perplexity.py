@@ -1,7 +1,5 @@
 """Perplexity against transformers' own loss, closed forms, and its own invariances."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sizes against the bytes that are really written, and the formats against what they read back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

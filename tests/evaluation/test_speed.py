@@ -1,9 +1,6 @@
 """What the speed room computes of the times it takes; no test here asserts a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +15,6 @@ from backend.evaluation.speed import (
     decode_seconds,
     sparse_product_curve,
 )
-from backend.models.greedy import greedy
-from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.evaluation.conftest import Impatient
 
@@ -55,14 +50,6 @@ def test_decoders_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_decoded", lambda decoder, *_: order.append(decoder) or len(order))
     found = decode_seconds(["a", "b"], [1], 5, 2, SilentReporter())  # type: ignore[list-item]
     assert order == ["a", "b"] * 3 and found == [[3, 5], [4, 6]]
-
-
-def test_a_decoder_is_really_run_and_can_be_stopped() -> None:
-    toy = partial(greedy, load("toy").model)
-    (found,) = decode_seconds([toy], [1, 2, 3], 2, 2, SilentReporter())
-    assert len(found) == 2 and min(found) > 0
-    with pytest.raises(CancelledError):
-        decode_seconds([toy], [1, 2, 3], 2, 2, Impatient())
 
 
 @pytest.mark.parametrize(

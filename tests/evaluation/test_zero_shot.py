@@ -1,7 +1,5 @@
 """Zero-shot tasks: refusals without the harness; with it, a task of our own against an oracle."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from backend.errors import CancelledError, ComputeError, ConfigError, DatasetError
 from backend.evaluation import harness
 from backend.evaluation import zero_shot as room
-from backend.evaluation.harness import require_harness
+from backend.evaluation.tasks import require_harness
 from backend.evaluation.zero_shot import load_tasks, zero_shot
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter

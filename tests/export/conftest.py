@@ -1,7 +1,5 @@
 """Random layers on a grid, and the toy quantised by them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

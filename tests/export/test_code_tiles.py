@@ -1,7 +1,5 @@
 """A part of the codes of a saved matrix is what unpacking all of them gives."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Quantised embeddings and heads: written, read by every reader, and refused when damaged."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

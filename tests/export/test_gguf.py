@@ -1,7 +1,5 @@
 """GGUF files: read by the reader of the `gguf` package, and loaded again as models."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -362,11 +360,6 @@ def test_gemma_splits_at_no_space(tmp_path: Path) -> None:
         vocabulary_of(tmp_path, 1)
 
 
-def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
-    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
-    assert vocabulary_of(tmp_path, 2).pre == "qwen2"
-
-
 def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     made.normalizer = normalizers.Sequence(
@@ -383,3 +376,8 @@ def test_scores_keep_the_order_of_merges(tmp_path: Path) -> None:
     assert [scores["".join(pair)] for pair in merges] == [-n for n in range(len(merges))]
     assert (found.model, found.space) == ("llama", True)
     assert found.types[0] == gguf.TokenType.UNKNOWN
+
+
+def test_the_splitting_of_qwen_is_known(tmp_path: Path) -> None:
+    Qwen2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[]).save_pretrained(tmp_path)
+    assert vocabulary_of(tmp_path, 2).pre == "qwen2"

@@ -1,14 +1,15 @@
 """One layer as the tensors of a format, against the decompressor of compressed-tensors and the
 arithmetic of GPTQ kernels, and back."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.errors import ModelError
+from backend.export.bit_packing import pack, unpack, words_for
 from backend.export.formats import Layout
 from backend.export.reading import layer_from
 from backend.export.writing import layer_tensors
@@ -131,3 +132,21 @@ def test_tensors_that_do_not_belong_together_are_refused(make_layer, spoil, said
     spoil(held)
     with pytest.raises(ModelError, match=said):
         layer_from("model.x", held, made)
+
+
+@given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
+def test_what_was_packed_is_read_again(bits: int, rows: int, columns: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
+    words = pack(codes, bits)
+    assert words.dtype == torch.int32 and words.shape == (rows, words_for(columns, bits))
+    assert torch.equal(unpack(words, bits, columns), codes)
+
+
+@given(st.integers(2, 8), st.integers(1, 9), st.integers(1, 130), st.integers(0, 10**6))
+def test_another_library_reads_the_same(bits: int, rows: int, columns: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=random, dtype=torch.uint8)
+    signed = (codes.int() - 2 ** (bits - 1)).to(torch.int8)
+    assert torch.equal(unpack_from_int32(pack(codes, bits), bits, signed.shape), signed)
+    assert torch.equal(pack_to_int32(signed, bits), pack(codes, bits))

@@ -1,8 +1,6 @@
 """The queue of the tests of jobs: real processes, forked from a warm one, and forked again at once
 when they have died."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

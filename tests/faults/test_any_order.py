@@ -1,7 +1,5 @@
 """The loop over a scripted engine: whatever happens in whatever order, some things always hold."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest

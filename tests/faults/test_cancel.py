@@ -1,7 +1,5 @@
 """Cancelling: what waits, what runs, what does not listen, what has just finished."""
 
-from __future__ import annotations
-
 import time
 
 import psutil

@@ -1,7 +1,5 @@
 """The system clock is set while jobs wait and run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The database: cut off in the middle of writing, locked, migrated under a job."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

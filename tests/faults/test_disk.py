@@ -1,7 +1,5 @@
 """A full disk, and files that somebody removes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import time

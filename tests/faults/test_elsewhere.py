@@ -1,8 +1,6 @@
 """Runs on machines of which only an engine knows: what it is told, what it believes, and when it
 does not answer."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The table of faults names tests that exist and times that hold."""
 
-from __future__ import annotations
-
 import pytest
 
 from app import LOOK_S

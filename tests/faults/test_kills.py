@@ -1,7 +1,5 @@
 """Runs of every method that are killed end as if they had not been."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The process of a job dies, stands still, hangs, or is not the one that was started."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

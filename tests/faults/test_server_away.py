@@ -1,7 +1,5 @@
 """The server of the database crashes, stands still or is away while runs go on."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterator

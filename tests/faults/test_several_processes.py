@@ -1,7 +1,5 @@
 """Runs that train on several processes: one of them dies, all are stopped, none is left behind."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

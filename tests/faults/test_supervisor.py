@@ -1,7 +1,5 @@
 """The supervisor dies, is there twice, comes late; and everything stops at once."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

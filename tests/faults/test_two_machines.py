@@ -1,7 +1,5 @@
 """Two machines on one database: who decides what, when both do at the same time."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What decodes: models of the catalogue, and what runs have saved, packed weights included."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

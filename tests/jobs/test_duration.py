@@ -1,7 +1,5 @@
 """How long a run will take, from those that have finished."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Figures are written by one thread; finished work waits until they are on a disk."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

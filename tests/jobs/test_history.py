@@ -1,7 +1,5 @@
 """Every change of a run, by whatever way it comes, is one event with whoever made it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -1,14 +1,12 @@
 """Pipelines: runs that wait for one another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError, ConflictError, SlimscopeError
 from backend.queue import scheduling, service
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited, connected
@@ -17,11 +15,8 @@ from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import Lane, State
 from backend.store.tables import Job, Slot
-from jobs import pipeline, sweep
+from jobs import pipeline
 from jobs.fields.saved_models import needed_runs
-from jobs.operations.registry import OPERATIONS
-from jobs.record import record
-from jobs.reproduction import reproduce
 from jobs.submit import submit
 
 HOST = Actor("anna", "host")
@@ -79,31 +74,6 @@ def test_a_run_starts_when_those_it_needs_have_succeeded(queued: list[Job]) -> N
     assert startable() == [drafter.id]
     ended(drafter, State.SUCCEEDED)
     assert startable() == [speed.id] and awaited([speed.id]) == {}
-
-
-def test_what_a_run_waits_for_is_shown(queued: list[Job]) -> None:
-    sds, _, drafter, speed = queued
-    assert record(sds.run)["waits_for"] == []
-    assert record(speed.run)["waits_for"] == [queued[1].run, drafter.run]
-    said, show = OPERATIONS["show"].said, OPERATIONS["show"].call
-    assert said
-    told = said(show(HOST, run=drafter.run))
-    assert f"It waits for {queued[1].run}, which is queued." in told
-    assert "waits" not in said(show(HOST, run=sds.run))
-
-
-def test_of_a_sweep_each_run_waits_for_its_own_model(queue: object) -> None:
-    models = [submit("sds", {"model": "toy", "seed": n}, HOST).run for n in (0, 1)]
-    swept = sweep.queue("dlqat", {}, {"model": models}, HOST)
-    found = awaited(job.id for job in swept)
-    assert [[other.run for other in found[job.id]] for job in swept] == [[run] for run in models]
-
-
-def test_a_reproduction_waits_as_its_original_does(queue: object) -> None:
-    first = submit("sds", {"model": "toy"}, HOST)
-    later = submit("dlqat", {"model": first.run}, HOST)
-    again = reproduce(later.run, HOST)
-    assert [job.run for job in awaited([again.id])[again.id]] == [first.run]
 
 
 def test_what_saves_nothing_or_has_failed_is_not_waited_for(queue: object) -> None:
@@ -216,3 +186,9 @@ def test_what_works_on_the_first_model_anyway_is_not_repeated(queue: object) -> 
     text = "model: toy\nalone: true\nsteps: [amphista: {minutes: 1}, sds: , dlqat: ]"
     kinds = [step.kind for step in pipeline.read(text).steps]
     assert kinds == ["amphista", "sds", "dlqat", "dlqat"]
+
+
+def test_a_run_that_waits_is_not_moved_to_the_front(queued: list[Job]) -> None:
+    with pytest.raises(ConflictError, match=f"waits for {queued[0].run}"):
+        service.run_next(queued[1].run, HOST)
+    assert service.run_next(queued[0].run, HOST).run == queued[0].run

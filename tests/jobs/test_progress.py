@@ -1,7 +1,5 @@
 """When a job will end, from how fast it went so far."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.reporter import REPLAY

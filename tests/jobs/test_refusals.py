@@ -1,22 +1,24 @@
 """What no run of any kind can work with is refused before it is queued."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from backend.checkpoints import Checkpoints
 from backend.errors import ConfigError, DatasetError, ModelError, SlimscopeError
 from backend.models.sources.spec import TOY_FOLDER
+from backend.printable import readable_bytes, readable_seconds
 from backend.settings import settings
 from backend.store import queries
 from jobs import limits
+from jobs.cli.submit import _queued
 from jobs.fields import processes
 from jobs.fields.drafters import drafter_folder
+from jobs.operations.details import _run_text
+from jobs.record import record
 from jobs.submit import checked, submit
+from jobs.summary import cost_text, summary
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
 
@@ -147,19 +149,6 @@ def test_a_drafter_that_was_cut_short(queue: Path, kind: str) -> None:
     assert len(queries.jobs()) == asked
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_unlike_the_config(queue: Path, kind: str) -> None:
-    folder = settings().root / "models" / "mine"
-    shutil.copytree(TOY_FOLDER, folder)
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-    tensors[name] = tensors[name][:-64].clone()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"up_proj.* has the shape \[128, 64\]"):
-        submit(kind, values(kind, str(folder)), HOST)
-    assert queries.jobs() == []
-
-
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
@@ -190,7 +179,14 @@ def test_all_fields_at_fault_are_named_at_once(queue: Path) -> None:
     assert "group_size" not in [error.field for error in refused.value.others]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_models_of_the_package_have_any_case(queue: Path, kind: str) -> None:
-    config, _ = checked(kind, values(kind, " Toy"))
-    assert config.model_dump().get("model", "toy") == "toy"
+def test_the_estimate_is_kept_beside_what_the_run_took(queue: Path) -> None:
+    job = submit("sds", {"model": "toy"}, HOST)
+    told = cost_text(job)
+    seconds, size = (job.environment[key] for key in ("estimated_seconds", "estimated_bytes"))
+    assert told == f"Estimated {readable_seconds(seconds)}, {readable_bytes(size)}."
+    job.started_at, job.finished_at, job.peak_bytes = 1000, 91_000, 10**9
+    assert cost_text(job) == f"{told[:-1]}; took 1 min 30 s, 1 GB."
+    assert told in _queued(summary(queries.job(job.id)))
+    assert told in _run_text(record(job.id))
+    job.environment = {}
+    assert cost_text(job) == ""

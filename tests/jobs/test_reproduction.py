@@ -1,7 +1,5 @@
 """Reproduction: frozen settings, an equal result, and every way in which it may differ."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sweeps: what is written, what is refused, one transaction, and the table over seeds."""
 
-from __future__ import annotations
-
 import json
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a process takes of the machine, and how far through the blocks it is."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Tiny random models of every architecture family, built in milliseconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

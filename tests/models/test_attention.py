@@ -1,7 +1,5 @@
 """Attention of a few tokens over a cache: what transformers computes, without its copies."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,6 +1,4 @@
-"""A streamed model is the whole model, a block at a time."""
-
-from __future__ import annotations
+"""A streamed model, and weights read from files, are the whole model, a block at a time."""
 
 import copy
 import json
@@ -14,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from backend.errors import CancelledError, ModelError
+from backend.export.reading import StoredLinears
 from backend.models import loading, saving
 from backend.models.block_forward import each_logits
 from backend.models.block_offload import each_parameter, is_streamed, put, resident, stream_from
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.facts import facts_from
 from backend.models.loading import load, weights_hash
 from backend.models.saving import save
+from backend.models.sources.headers import read_config, read_headers
 from backend.models.sources.spec import TOY_FOLDER
 
 CPU = torch.device("cpu")
@@ -239,3 +240,35 @@ def test_a_tied_head_is_saved_once(pair, tmp_path):
     assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.dtype == torch.bfloat16 and weights_hash(again) == weights_hash(whole)
+
+
+def assert_same(folder: Path, model: PreTrainedModel, blocks: int) -> None:
+    facts = facts_from("here", read_config(folder), read_headers(folder))
+    stored = StoredLinears(folder, facts.linears)
+    for index in range(blocks):
+        expected = {linear.name: linear.read() for linear in block_linears(model, index).values()}
+        found = {linear.name: weight for linear, weight in stored.block(index)}
+        assert found.keys() == expected.keys() and found
+        for name, weight in found.items():
+            assert weight.is_contiguous() and torch.equal(weight, expected[name]), name
+
+
+def test_every_architecture(model: PreTrainedModel, family: str, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    assert_same(tmp_path, model, 3)
+
+
+def test_shards_half_precision_and_a_missing_prefix(
+    make: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make("gpt2").to(torch.bfloat16)
+    model.base_model.save_pretrained(tmp_path, max_shard_size="20kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    names = read_headers(tmp_path)
+    assert not any(name.startswith("transformer.") for name in names)
+    config = read_config(tmp_path) | {"architectures": ["GPT2LMHeadModel"]}
+    stored = StoredLinears(tmp_path, facts_from("here", config, names).linears)
+    expected = {linear.name: linear.read() for linear in block_linears(model, 1).values()}
+    for linear, weight in stored.block(1):
+        assert torch.equal(weight, expected[linear.name])
+        assert weight.shape == (linear.rows, linear.columns)

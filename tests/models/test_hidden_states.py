@@ -1,7 +1,5 @@
 """Hidden states come back from disk as they were, and leave nothing behind."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

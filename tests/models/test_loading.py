@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""Models are loaded as plain transformers loads them, saved, hashed, and refused if bad."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from backend.errors import ModelError
 from backend.models import loading
 from backend.models.blocks import block_linears
 from backend.models.loading import load, weights_hash
+from backend.models.precision import all_finite
 from backend.models.saving import save
 from backend.models.sources.spec import TOY_FOLDER
 from backend.models.sources.toy.stories import stories
@@ -134,3 +135,14 @@ def test_the_toy_reads_well_and_misses_half_its_weights():
             dropped = W.abs().view(-1, 4).argsort(-1)[:, :2]
             linear.write(W.view(-1, 4).scatter(-1, dropped, 0).view_as(W))
     assert perplexity() > 1.08 * dense
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_single_bad_value_is_found_wherever_it_is(bad: float, dtype: torch.dtype) -> None:
+    for place in (0, 499, 12_345, 19_999):
+        values = torch.linspace(-2, 2, 20_000).to(dtype).view(100, 200)
+        assert all_finite(values) and all_finite(values.T)
+        values.view(-1)[place] = bad
+        assert not all_finite(values) and not all_finite(values.T)
+    assert all_finite(torch.empty(0, 3))

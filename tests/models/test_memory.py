@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,11 +5,9 @@ from hypothesis import strategies as st
 from backend.errors import ModelError
 from backend.models.memory import (
     RUNTIME,
-    block_weights,
     check_memory,
     is_out_of_memory,
     memory_needed,
-    memory_parts,
     wait_on_disk,
 )
 from backend.models.sources.catalogue import inspect
@@ -34,19 +30,6 @@ def test_more_of_anything_never_takes_less(name, more):
     more_of_it, less_of_it = memory_needed(SMOL, **bigger), memory_needed(SMOL, **SIZES)
     assert more_of_it >= less_of_it
     assert more_of_it > less_of_it or name == "batch"  # logits are bounded
-
-
-def test_a_streamed_model_is_what_is_outside_of_blocks_and_one_block():
-    block = sum(x.weights for x in SMOL.linears if x.block == 0)
-    assert block_weights(SMOL) == block and SMOL.parameters > 30 * block
-    assert memory_needed(SMOL, streamed=True) == RUNTIME + 4 * (SMOL.parameters - 29 * block)
-
-
-def test_hidden_states_on_disk_take_the_memory_of_a_batch():
-    sizes = {"segments": 128, "context": 512, "batch": 8}
-    parts = [memory_parts(SMOL, **sizes, on_disk=on_disk) for on_disk in (False, True)]
-    assert parts[0]["activations"] == 16 * parts[1]["activations"]
-    assert parts[0] | {"activations": 0} == parts[1] | {"activations": 0}
 
 
 @pytest.mark.parametrize(

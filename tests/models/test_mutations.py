@@ -1,8 +1,6 @@
 """Model folders with something changed: each is loaded with finite logits, or refused with a
 reason. `SLIMSCOPE_TEST_ATTACK=25` tries many more, other ones each time."""
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """Runs that are stopped and resumed, and their stages, to tell whether two are the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

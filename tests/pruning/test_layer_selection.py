@@ -1,7 +1,5 @@
 """Which layers are pruned, and each to which pattern."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 from pathlib import Path
 

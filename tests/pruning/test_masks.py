@@ -1,7 +1,5 @@
 """Masks: exact counts, highest scores, the lower index among equals."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """OWL: the mean is exact, outliers keep weights, and a run does as it was told."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The whole method on the toy model: the driver, the orderings of its stages, the decision."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
@@ -294,8 +292,3 @@ def test_without_held_out_segments_the_decision_is_said_to_be_untested(
     assert result.kept == SDSStage.SDS and result.heldout == {}
     assert "no text was held out" in result.reason
     assert set(told.lines) == {*result.warnings, result.reason}
-
-
-def test_too_little_text_is_warned_of(toy, calibration: Tensor, tmp_path: Path) -> None:
-    result = prune(toy(), calibration[:2, :32], config(), tmp_path)
-    assert any("64 calibration tokens" in text and "down_proj" in text for text in result.warnings)

@@ -1,7 +1,5 @@
 """The plan of a run: made of a config and layers, stored as JSON, executed by the job."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +44,6 @@ def test_the_passes_are_those_that_make_the_stages(fields: dict, passes: list[st
     assert [*plan.passes] == passes
     assert {PASS_OF[stage] for stage in plan.stages} == {*plan.passes} - {SDSPass.OUTLIERS}
     assert sorted(plan.stages, key=[*SDSStage].index) == [*plan.stages]
-
-
-def test_it_reads_back_as_it_was_stored() -> None:
-    plan = pruning_plan(MIXED, LAYERS)
-    again = PruningPlan.model_validate_json(plan.model_dump_json())
-    assert again == plan and again.layers == plan.layers
-    again.check(MIXED)
 
 
 def changed(**parts: Any) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Block reconstruction lowers the error of blocks, keeps zeros, resumes exactly, and can be off."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

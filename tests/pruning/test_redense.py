@@ -1,7 +1,5 @@
 """The re-dense step against closed forms and a long plain descent."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -21,12 +19,6 @@ def first(layer, pattern: str = "2:4") -> Tensor:
 def penalised(W: Tensor, layer, l1: float) -> float:
     a1 = l1 * layer.inputs.energy.mean().item() * layer.W.abs().mean().item()
     return 0.5 * layer.error(W) + a1 * W.abs().sum().item()
-
-
-def test_many_steps_without_penalty_undo_the_pruning(layer) -> None:
-    layer.X = torch.randn(32, 400, generator=torch.Generator().manual_seed(5))
-    W = redense(first(layer), layer.W, layer.inputs, 2000, l1=0)
-    assert torch.allclose(W, layer.W, atol=1e-4)
 
 
 def test_few_steps_restore_strong_directions_and_remember_in_weak_ones(make_layer) -> None:

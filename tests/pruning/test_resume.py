@@ -1,7 +1,5 @@
 """A run that was stopped, killed or damaged goes on to the very same bits."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A pruned model keeps the dtype of its base, and every figure is that of what is saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """SDS on a streamed model: the same bits, in memory that does not grow with the model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

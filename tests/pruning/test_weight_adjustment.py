@@ -1,7 +1,5 @@
 """Weight adjustment: never worse, never denser, and near the exact optimum of a fixed mask."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

@@ -1,7 +1,5 @@
 """GPTQ against the slow algorithm of the paper, and what its compensated weights promise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Codes, scales and zero-points of a layer, and what is refused as such."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Linear layers that run on torch's int4 operator."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import linear

@@ -1,7 +1,5 @@
 """The plan of a run: which layers are quantized and how, the stages, what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,16 +97,6 @@ def test_quantizers_that_know_llama_alone_are_refused_elsewhere(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"group_size": 64, "exclude": "self_attn.*, *.up_proj"}, {"group_size": 0},
-     {"rank": 0, "stages": "dlqat, m-only"}],
-)  # fmt: skip
-def test_what_can_work_is_not_refused(fields: dict) -> None:
-    """A group size has to divide only what is quantized; magnitudes alone can be trained."""
-    assert plan(config(**fields), model())
-
-
-@pytest.mark.parametrize(
-    "fields",
     [{"bits": 1}, {"bits": 9}, {"rank": -1}, {"group_size": -1}, {"stages": "guess"}, {"rate": 0},
      {"space": "guess"}, {"steps": 0}],
 )  # fmt: skip
@@ -123,13 +111,6 @@ def test_stages_come_once_in_order_with_those_they_build_on() -> None:
         "rtn", "block-wise", "dlqat", "dlqat-kd",
     )  # fmt: skip
     assert config().stages == ("rtn", "gptq", "dlqat", "lora")
-
-
-def test_what_is_computed_before_the_stages() -> None:
-    assert config(stages="block-wise").needs_gptq and not config(stages="lora").needs_gptq
-    assert not config(stages="block-wise", start="rounded").needs_gptq
-    assert config(stages="block-wise", start="rounded", space="weighted").needs_energies
-    assert not config(stages="dlqat", start="rounded", space="minmax").needs_energies
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Post-training quantizers beside RTN and GPTQ, against slow or obvious ways to the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """How the quantisation space of a layer is found."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """A data folder with tables, the counting kind, and a supervisor's loop driven by hand."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An engine whose processes do what a test says."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field

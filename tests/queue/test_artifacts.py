@@ -1,7 +1,5 @@
 """What runs keep in a store that all machines reach, and work that does not wait for it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

@@ -1,8 +1,6 @@
 """A row that no process of ours would write: it fails alone, with the reason, and nothing outside
 the data folder is touched."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -104,7 +102,7 @@ def test_what_goes_wrong_in_a_turn_is_tried_again(
 ) -> None:
     job = submit("count", {"steps": 1, "pause": 0}, HOST).id
     with monkeypatch.context() as patch:
-        patch.setattr("backend.queue.supervisor.start_attempt", lambda *_: [][0])
+        patch.setattr("backend.queue.lifecycle.start_attempt", lambda *_: [][0])
         loop = SupervisorLoop(LocalEngine(1))
         with pytest.raises(IndexError):  # which `run_until_idle` waits after
             loop.turn()

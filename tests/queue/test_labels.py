@@ -1,7 +1,5 @@
 """Tags, notes and named views: who may write them, and what stays as it is."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConfigError
@@ -42,14 +40,6 @@ def test_tags_are_put_on_and_taken_off_without_repeating_themselves() -> None:
     ]  # fmt: skip
 
 
-def test_what_changes_nothing_leaves_no_trace() -> None:
-    before = queries.cursor()
-    labels.untag([1], ["demo"], HOST)
-    assert queries.cursor() == before
-    labels.tag([1], ["demo"], HOST)
-    assert queries.cursor() != before  # open pages redraw
-
-
 @pytest.mark.parametrize("text", ["", "  ", "<b>", "a b/c\td;e", "x" * 41, "${1}"])
 def test_odd_tags_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -61,13 +51,6 @@ def test_a_run_has_at_most_so_many_tags_and_none_is_written_beyond() -> None:
     with pytest.raises(ConfigError):
         labels.tag([2, 1], ["one more"], HOST)
     assert tags()[1] == []
-
-
-def test_notes_are_kept_and_cut() -> None:
-    labels.annotate("sds-0002", f"  {'x' * 3000} ", HOST)
-    assert queries.job(2).note == "x" * labels.NOTE_LETTERS
-    labels.annotate("sds-0002", "", HOST)
-    assert queries.job(2).note == ""
 
 
 def test_a_view_is_saved_replaced_and_forgotten() -> None:

@@ -1,6 +1,6 @@
-"""What becomes of a job whose process has ended, and the order of the queue."""
+"""What becomes of a job whose process has ended, the order of the queue, and logs read in parts."""
 
-from __future__ import annotations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete
 
 from backend.queue import scheduling, service
+from backend.queue.folders import TAIL_BYTES, log_file, read_log
 from backend.queue.lifecycle import verdict
 from backend.store.session import now_ms, writing
 from backend.store.states import State
@@ -66,3 +67,29 @@ def test_a_run_put_first_is_first_and_the_others_keep_their_order(
     before, chosen = [j.id for j in scheduling.queued()], ids[which % len(ids)]
     service.run_next(chosen, HOST)
     assert [j.id for j in scheduling.queued()] == [chosen, *(i for i in before if i != chosen)]
+
+
+def test_a_log_is_read_in_parts_and_no_character_is_cut(data_dir: Path) -> None:
+    assert read_log("sds-0001", 1) == ("", 0, 0)
+    path = log_file("sds-0001", 1)
+    path.parent.mkdir(parents=True)
+    whole = "perplexité ± 漢字\n".encode()
+    path.write_bytes(whole[:-3])  # in the middle of the last sign
+    first, _, cursor = read_log("sds-0001", 1, 0)
+    path.write_bytes(whole)
+    second, began, cursor = read_log("sds-0001", 1, cursor)
+    assert first + second == whole.decode() and cursor == len(whole)
+    assert began == len(first.encode())
+    assert read_log("sds-0001", 1, cursor) == ("", cursor, cursor)
+
+
+def test_a_long_log_begins_with_its_last_part(data_dir: Path) -> None:
+    path = log_file("sds-0001", 1)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * TAIL_BYTES + b"\xffend")
+    text, began, cursor = read_log("sds-0001", 1)
+    assert (
+        text.endswith("\ufffdend")
+        and len(text) == TAIL_BYTES
+        and (began, cursor) == (4, TAIL_BYTES + 4)
+    )

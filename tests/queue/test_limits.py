@@ -1,7 +1,5 @@
 """What the host limits, and what a slot owns."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Real processes that do what they should. What happens when they do not is in tests/faults. Two of
 them are started as in production, the others forked from a warm process."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

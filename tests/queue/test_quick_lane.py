@@ -1,7 +1,5 @@
 """A job of seconds does not wait for one of hours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

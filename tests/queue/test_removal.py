@@ -1,7 +1,5 @@
 """Deleting runs: who may, what stays, what comes back, and when it is gone."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConflictError, ForbiddenError

@@ -1,7 +1,5 @@
 """Reports: who may write them, what they hold, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.errors import ConfigError, ForbiddenError, NotFoundError
@@ -9,8 +7,6 @@ from backend.queue import reports
 from backend.queue.actor import Actor
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
-
-
 pytestmark = pytest.mark.usefixtures("tables")
 
 
@@ -70,17 +66,17 @@ def test_what_a_report_cannot_hold_is_refused_and_changes_nothing() -> None:
     assert len(blocks(number)) == 1
 
 
-def test_a_deleted_report_says_so() -> None:
-    number = reports.create_report("Gone", HOST)
-    reports.delete_report(number, HOST)
-    for attempt in (reports.report, lambda n: reports.add_text(n, "x", HOST)):
-        with pytest.raises(NotFoundError):
-            attempt(number)
-
-
 def test_what_cannot_be_read_of_a_row_is_left_out() -> None:
     kept = {"id": 3, "text": "ok", "colour": "unknown"}
     assert reports.stored_blocks([{"text": "no id"}, "no block", kept]) == [
         reports.ReportBlock(3, text="ok")
     ]
     assert reports.stored_blocks({}) == []
+
+
+def test_a_deleted_report_says_so() -> None:
+    number = reports.create_report("Gone", HOST)
+    reports.delete_report(number, HOST)
+    for attempt in (reports.report, lambda n: reports.add_text(n, "x", HOST)):
+        with pytest.raises(NotFoundError):
+            attempt(number)

@@ -1,7 +1,5 @@
 """A model folder of a stranger, and what is said against it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Parsers that misbehave, for the limits of the child process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Whatever a file of a model holds, it is read or refused, and nothing else happens."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from pathlib import Path

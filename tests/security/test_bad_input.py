@@ -1,7 +1,5 @@
 """Input nobody meant: it is refused with its reason, and harms no other run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Saved models are compared with their manifest when they are read again."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What supervisor and jobs find in their environment."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Half-sent requests and unread answers: of a small server with the protocol of the dashboard."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """Adapters, configs and tokenizers that do not fit a model are refused before it is loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 import tracemalloc

@@ -1,7 +1,5 @@
 """Configs and pipelines with anything in them: accepted, or refused with a sentence."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 from typing import Any

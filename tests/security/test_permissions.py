@@ -1,7 +1,5 @@
 """Who can read the data folder."""
 
-from __future__ import annotations
-
 import os
 import stat
 import sys

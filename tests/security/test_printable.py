@@ -1,7 +1,5 @@
 """What people and models write cannot control the terminal of who lists runs."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The page on security names tests that exist."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.named_tests import existing_tests, named_tests, rows_of

@@ -1,7 +1,5 @@
 """Headers, indexes and links of weight files are bounded and stay in the folder of the model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

@@ -1,7 +1,5 @@
 """Allocations against exhaustive search, their limits and their speed of thought."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Budgets: what they are written as, what they come to, what cannot be kept."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

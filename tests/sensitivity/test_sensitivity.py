@@ -1,7 +1,5 @@
 """What one layer costs, against the same computed without any of our shortcuts."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

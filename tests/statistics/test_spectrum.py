@@ -1,7 +1,5 @@
 """Singular values against torch's, and power laws whose exponent is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The built-in model and tokenizer, and a folder of local texts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Chat templates are programs of strangers: they end, and what they do wrong is told."""
 
-from __future__ import annotations
-
 import resource
 import signal
 from typing import Any

@@ -1,7 +1,5 @@
 """Which texts can be named, and why others cannot."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

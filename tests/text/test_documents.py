@@ -1,6 +1,4 @@
-"""The parts of a corpus share no document."""
-
-from __future__ import annotations
+"""The parts of a corpus share no document; the signs of wikitext become plain text."""
 
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,7 @@ from backend.models.sources.toy.stories import stories
 from backend.models.sources.toy.train import TRAIN_SEED
 from backend.text import corpora
 from backend.text.documents import documents, part, preprocessing
+from backend.text.files import detokenise
 
 
 @given(st.integers(2, 60))
@@ -94,3 +93,18 @@ def test_a_hub_that_does_not_answer_is_no_crash(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DatasetError, match="Couldn't reach the hub"):
         list(documents("c4", "calibration"))
+
+
+@pytest.mark.parametrize(
+    ("tokenised", "plain"),
+    [
+        (" A guest @-@ starring role , 1 @,@ 500 m . \n", "A guest-starring role, 1,500 m.\n"),
+        (" 0 @.@ 7 kg ( 1 @.@ 5 lb ) ; more : yes ! ", "0.7 kg (1.5 lb); more: yes!"),
+        (' as " Craig " in " Teddy \'s Story " of', 'as "Craig" in "Teddy\'s Story" of'),
+        (" they don 't and I 've , the Knights ' coach", "they don't and I've, the Knights' coach"),
+        (" costs $ 5 or £ 3 , [ sic ] 50 % ", "costs $5 or £3, [sic] 50%"),
+        (" Robert <unk> 's son \n", "Robert <unk>'s son\n"),
+    ],
+)
+def test_lines_of_wikitext(tokenised: str, plain: str) -> None:
+    assert detokenise(tokenised) == plain

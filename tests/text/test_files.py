@@ -1,7 +1,5 @@
 """Local texts: which files may be read, and how they fall into documents."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

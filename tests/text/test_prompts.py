@@ -1,7 +1,5 @@
 """Prompts: the built-in sets, files of questions, and what a tokenizer makes of them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -14,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from backend.errors import DatasetError
 from backend.text import prompts
 from backend.text.corpora import ARTICLES, WIKIPEDIA, prepared, require_corpus
-from backend.text.prompt_ids import end_ids, prompt_ids
+from backend.text.prompt_ids import end_ids
 from backend.text.prompts import (
     BUILT_IN,
     benchmark_prompts,
@@ -140,14 +138,6 @@ def test_the_public_question_files_can_be_read(
     (text_dir / file.name).write_bytes(file.read_bytes())
     found = benchmark_prompts(f"file:{file.name}")
     assert len(found) == count and len({p.task for p in found}) == tasks
-
-
-def test_a_chat_template_is_used_where_there_is_one(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert prompt_ids("A cat.", tokenizer) == tokenizer("A cat.").input_ids
-    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}!"
-    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    tokenizer.chat_template = template
-    assert tokenizer.decode(prompt_ids("A cat.", tokenizer)) == "<A cat.>!"
 
 
 def test_answers_end_where_tokenizer_or_model_say(tokenizer: PreTrainedTokenizerBase) -> None:

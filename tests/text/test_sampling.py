@@ -1,7 +1,5 @@
 """Text that the model writes itself."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import (

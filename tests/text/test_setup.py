@@ -1,7 +1,5 @@
 """Setting up the Wikipedia sample, with a wheel of our own in place of the real one."""
 
-from __future__ import annotations
-
 import bz2
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Slices are reproducible, of the part they should be, and apart from each other."""
 
-from __future__ import annotations
-
 import json
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -229,11 +227,3 @@ def test_a_passage_is_found_exactly_from_its_length_on(length: int, a: int, b: i
     else:
         with pytest.raises(DatasetError, match=f" {length - PASSAGE + 1} passages"):
             check_apart(slice_of(calibration), slice_of(evaluation))
-
-
-def test_short_windows_are_compared_whole_between_corpora() -> None:
-    rows = torch.arange(64).view(2, 32)
-    check_apart(slice_of(rows), slice_of(rows + 1, "b"))
-    check_apart(slice_of(rows), slice_of(rows))  # parts of one corpus: apart by construction
-    with pytest.raises(DatasetError, match="2 passages of 32"):
-        check_apart(slice_of(rows), slice_of(rows, "b"))

@@ -1,7 +1,5 @@
 """The rows a model is trained on: plain text, and instructions of which the answer is judged."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from random import Random
@@ -61,16 +59,6 @@ def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered
     assert "Tell of" not in judged and any("Tell of dog" in row for row in whole)
     same = found.labels == found.text.input_ids
     assert torch.equal(same, found.labels != IGNORED_LABEL)
-
-
-def test_of_messages_the_last_answer_is_judged(tokenizer, text_dir: Path) -> None:
-    turns = [("user", "Hello."), ("assistant", "Good day."), ("user", "A dog?"),
-             ("assistant", "Yes, a dog."), ("user", "Thanks.")]  # fmt: skip
-    line = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    found = training_set(write(text_dir, [line]), tokenizer, 1, 128, seed=0)
-    judged = answers(found, tokenizer)
-    assert "Yes, a dog." in judged and "Good day." not in judged and "Thanks." not in judged
-    assert "Good day." in tokenizer.decode(found.text.input_ids[0])
 
 
 def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:

@@ -1,7 +1,5 @@
 """What becomes of MediaWiki markup."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """Cutting windows out of documents, with a tokenizer whose tokens are plain to see."""
 
-from __future__ import annotations
-
 from random import Random
 from types import SimpleNamespace
 

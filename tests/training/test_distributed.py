@@ -1,7 +1,5 @@
 """Several processes that train together end where one does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path

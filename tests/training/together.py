@@ -1,7 +1,5 @@
 """Functions that several processes run together, forked from a warm one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path

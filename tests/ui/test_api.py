@@ -1,7 +1,5 @@
 """The JSON API of the real dashboard: the same figures, rules and words as everywhere else."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -90,25 +88,6 @@ def test_a_sweep_is_added_and_read_and_a_run_repeated(visit: Visit) -> None:
     assert again["state"] == "queued" and again["parent"] == 1
     alone = client.get(f"{API}/runs/sds-0001/sweep")
     assert alone.status_code == 422 and "not part of a sweep" in alone.json()["what"]
-
-
-def test_a_pipeline_is_added(visit: Visit) -> None:
-    client = visit()
-    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
-    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
-    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
-    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
-    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
-
-
-def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
-    client = visit()
-    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
-    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
-    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
-    assert set(log) == {"attempt", "text", "start", "end", "state"}
-    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
-    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -271,3 +250,22 @@ def test_the_documentation_names_every_request() -> None:
         told = {*re.findall(r"(\w+)=", asked[1] or "")} if asked else set()
         elsewhere = {"runs", "config", "sweep", "pipeline", *re.findall(r"{(\w+)}", operation.path)}
         assert told == names - elsewhere, line
+
+
+def test_a_pipeline_is_added(visit: Visit) -> None:
+    client = visit()
+    body = {"model": "toy", "steps": [{"sds": {"pattern": "2:4"}}, {"dlqat": {"bits": 4}}]}
+    pruned, quantized = client.post(f"{API}/pipelines", json={**body, "name": "prune 🪚"}).json()
+    assert quantized["config"]["model"] == pruned["id"] and pruned["name"] == "prune 🪚"
+    wrong = client.post(f"{API}/pipelines", json={**body, "steps": [{"sds": {"bits": 4}}]})
+    assert wrong.status_code == 422 and "Step 1, sds" in wrong.json()["what"]
+
+
+def test_models_texts_logs_and_artefacts_are_listed(visit: Visit) -> None:
+    client = visit()
+    assert "toy" in {each["name"] for each in client.get(f"{API}/models").json()}
+    assert "toystories" in {each["name"] for each in client.get(f"{API}/texts").json()}
+    log = client.get(f"{API}/runs/sds-0001/log?after=0").json()
+    assert set(log) == {"attempt", "text", "start", "end", "state"}
+    assert all("files" in each for each in client.get(f"{API}/runs/sds-0001/artifacts").json())
+    assert client.get(f"{API}/runs/sds-0099/log").status_code == 404

@@ -1,7 +1,5 @@
 """Words for numbers, times and people's texts."""
 
-from __future__ import annotations
-
 import html
 from urllib.parse import parse_qs, urlsplit
 

@@ -1,8 +1,5 @@
 """Who asks, what the address says, what the status strip tells, and what every page holds."""
 
-from __future__ import annotations
-
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,10 +16,12 @@ from backend.store.integrity import check_integrity
 from backend.store.session import database_ms, writing
 from backend.store.tables import CLUSTER, Job, Supervisor
 from ui import app, frame
+from ui.app import not_found
 from ui.format import moment
 from ui.health import READER
 from ui.pages import pages
 from ui.static import FOREVER, SCRIPT_URL
+from ui.theme import DARK, LIGHT
 
 
 def asked(address: str = "127.0.0.1", query: dict[str, str] | None = None, **headers: str) -> Any:
@@ -131,24 +130,6 @@ def config(built: gr.Blocks) -> dict[str, Any]:
     return built.get_config_file()
 
 
-def test_every_page_has_a_header_that_knows_where_it_is(config: dict[str, Any]) -> None:
-    by_id = {c["id"]: c for c in config["components"]}
-    assert [path for path, _, _ in config["pages"]] == [p.path for p in pages()]
-    for page in pages():
-        held = [by_id[i]["props"] for i in config["page"][page.path]["components"]]
-        headers = [p for p in held if p.get("elem_id") == "frame-header"]
-        assert len(headers) == 1
-        html = headers[0]["value"]
-        marked = re.findall(r'aria-current="(\w+)">(?:<svg.*?</svg>)?([^<]+)<', html)
-        within = [("true", page.section)] if page.section not in ("", page.name) else []
-        inside = frame.navigation(page, pages())[1]
-        alone = page.section == page.name
-        own = [("page", page.name)] if page.listed else [("true", page.section)] if inside else []
-        assert sorted(marked) == sorted([*within, *own, *(own if alone and inside else [])])
-        headings = [p for p in held if str(p.get("value", "")).startswith("<h1>")]
-        assert len(headings) == page.heading
-
-
 def test_earlier_addresses_lead_to_the_same_view(client: TestClient) -> None:
     moved = {"launch": "new", "jobs": "queue", "quant": "quantization", "speed": "benchmark",
              "decoding": "benchmark", "generate": "playground", "overview": "./"}  # fmt: skip
@@ -168,3 +149,15 @@ def test_nothing_is_drawn_by_gradios_own_plot_and_nothing_is_named_twice(
         assert len(named) == len(set(named))
     public = [d for d in config["dependencies"] if d.get("api_visibility") == "public"]
     assert not [d for d in public if d.get("backend_fn")]
+
+
+def test_an_unknown_address_gets_a_page_whose_text_is_text() -> None:
+    with TestClient(Starlette(exception_handlers={404: not_found})) as client:
+        page = client.get("/<b>nothing", headers={"accept": "text/html"})
+        assert page.status_code == 404 and page.headers["content-type"].startswith("text/html")
+        assert "There is no page at /&lt;b&gt;nothing" in page.text and 'href="runs"' in page.text
+        assert f"--text:{LIGHT.text};" in page.text and f"--text:{DARK.text};" in page.text
+        deeper = client.get("/weights/map/x", headers={"accept": "text/html"}).text
+        assert 'href="../../"' in deeper and 'href="../../runs"' in deeper
+        answer = client.get("/nothing", headers={"accept": "application/json"})
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})

@@ -1,7 +1,5 @@
 """Gradio's internals as they are replaced, of the one release whose internals we know."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import subprocess

@@ -33,7 +33,7 @@ def test_pages_and_programs_are_told_that_the_database_is_away_and_when_it_is_ba
     assert {answer.status_code for answer in answers} == {503} and len(asked) == 1
     assert answers[0].text.startswith("The database does not answer since 20")
     told = client.get("/slimscope/pulse").json()
-    assert "does not answer since" in told["html"] and told["cursor"] == before["cursor"]
+    assert "does not answer since" in told.pop("html") and told.items() <= before.items()
     assert "slimscope_database_up 0" in client.get("/metrics").text
     back.set()
     READER._asked = None

@@ -1,7 +1,5 @@
 """What people and models have written is shown as text on every page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run files with anything in them: refused with a sentence, or shown by every page."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import tarfile
@@ -40,8 +38,8 @@ from ui.pages.quantization import handlers as quantization
 from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
-from ui.pages.weights import handlers as weights
-from ui.pages.weights.selection import LAYER_VIEWS, TENSOR_VIEWS
+from ui.pages.weights import histograms
+from ui.runs.weights import weights_of
 
 EXAMPLES, MOST_SHOWN = 25 * ATTACK, 2 * ATTACK
 ODD: tuple[Any, ...] = (
@@ -50,7 +48,6 @@ ODD: tuple[Any, ...] = (
     {"x": {"x": "y"}}, "2:4", "succeeded", "running", "AAAA", "\ud800",
 )  # fmt: skip
 KEPT_TENSORS = 3  # of a bundled run: enough for every page
-LAYERS, VIEWS = tuple(LAYER_VIEWS), tuple(TENSOR_VIEWS)
 
 
 class Bundle:
@@ -122,11 +119,11 @@ def drawn_everywhere(job: Job) -> None:
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
     quantization.open_page(asked(run=name))
-    for number, layers in enumerate(LAYERS):
-        query = {"run": name, "layers": layers, "view": VIEWS[number % len(VIEWS)]}
-        weights.open_page(
-            gr.Request(query_params=query, headers={}, client={"host": "::1", "port": 1})
-        )
+    histograms.packed_of(name)
+    if weights := weights_of(name):
+        tensor, names = next(iter(weights.tensors)), ",".join(histograms.PROFILES)
+        for query in ({"names": names}, {"names": names, "blocks": "1"}, {"spot": "1,1"}):
+            histograms.packed_profiles(weights, tensor, query)
     for page in pages():
         for chart in page.charts.values():
             query = {chart.runs or "run": name}
@@ -178,11 +175,11 @@ def test_an_odd_file_is_refused_or_shown(
 
 
 JUNK = ("null", "[1]", '"x"', "7", '{"x": [1]}', "[" * 5_000 + "]" * 5_000)
-COLUMNS = {
-    "sds-example": ("jobs.config", "jobs.environment", "jobs.error", "jobs.tags", "results.details",
-                    "tensor_snapshots.stats", "tensor_snapshots.quantiles",
-                    "tensor_snapshots.counts", "tensor_profiles.shape",
-                    "tensor_profiles.values"),
+COLUMNS = {  # those of a line are damaged together: a page that reads one of them reads all
+    "sds-example": ("jobs.config", "jobs.environment jobs.error",
+                    "jobs.tags tensor_snapshots.counts",
+                    "results.details tensor_snapshots.stats tensor_profiles.shape",
+                    "tensor_snapshots.quantiles tensor_profiles.values"),
     "benchmark-example": ("decoder_reports.report", "results.details"),
     "generate-example": ("jobs.config", "attempts.engine_ref"),
 }  # fmt: skip
@@ -194,20 +191,24 @@ def test_a_damaged_row_is_shown_as_damaged(
     name: str, target: Path, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
     job = imported(bundles[name], bundles[name].lines, tmp_path)
-    for number, place in enumerate(COLUMNS[name]):
-        table, column = place.split(".")
-        column = f'"{column}"'  # one of them is a word of SQL
-        for junk in JUNK if ATTACK > 1 else (JUNK[number % len(JUNK)],):
-            with writing() as session:
-                connection = session.connection()
-                before = connection.execute(text(f"SELECT rowid, {column} FROM {table}")).all()
-                connection.execute(text(f"UPDATE {table} SET {column} = :junk"), {"junk": junk})
+    for number, places in enumerate(COLUMNS[name]):
+        for turn in range(len(JUNK) if ATTACK > 1 else 1):
+            before = []
+            for each, place in enumerate(places.split(), number + turn):
+                table, column = place.split(".")
+                column = f'"{column}"'  # one of them is a word of SQL
+                junk = {"junk": JUNK[each % len(JUNK)]}
+                with writing() as session:
+                    connection = session.connection()
+                    rows = connection.execute(text(f"SELECT rowid, {column} FROM {table}")).all()
+                    connection.execute(text(f"UPDATE {table} SET {column} = :junk"), junk)
+                again = text(f"UPDATE {table} SET {column} = :old WHERE rowid = :row")
+                before.append((again, [{"row": row, "old": old} for row, old in rows]))
             try:
                 drawn_everywhere(queries.job(job.id))
             except Exception as error:
-                error.add_note(f"{place} = {junk[:20]}")
+                error.add_note(f"{places}, turn {turn}")
                 raise
             with writing() as session:
-                again = text(f"UPDATE {table} SET {column} = :old WHERE rowid = :row")
-                rows = [{"row": row, "old": old} for row, old in before]
-                session.connection().execute(again, rows)
+                for again, rows in before:
+                    session.connection().execute(again, rows)

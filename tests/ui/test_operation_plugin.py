@@ -1,7 +1,5 @@
 """An operation that lives in one plugin file: a command, a request, a tool and a button."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

@@ -1,7 +1,5 @@
 """A page that lives in one plugin file: found, drawn with the others, and answering."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

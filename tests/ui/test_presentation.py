@@ -1,7 +1,5 @@
 """Presenting: who may, what can be presented, and what a phone that follows is told."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """What the search box finds."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.settings import Settings

@@ -1,7 +1,5 @@
 """The real dashboard and those who visit it, for the tests of roles, doors and API."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import gradio as gr

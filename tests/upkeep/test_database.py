@@ -1,7 +1,5 @@
 """Checks of the database, its daily copies, and how a copy takes the place of a damaged one."""
 
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Disk space of runs, and the checkpoints that may be deleted."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

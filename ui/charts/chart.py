@@ -1,7 +1,5 @@
 """A figure and the frame it is drawn from, as a panel of a page shows them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Dot plots: a row for each stage or setting, a dot for each value."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """Formats on one ordered scale of colours, the same on curve, map and front: the fewer bits are
 left, the brighter; dense is grey."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from plotly.colors import sample_colorscale

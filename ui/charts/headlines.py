@@ -1,11 +1,8 @@
 """What a chart shows on its data, as one sentence: the title of its card. Computed by rule from the
 figures that are drawn; "" where the rule has nothing to say."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from jobs.wording import apart
@@ -60,7 +57,7 @@ def of_blocks(frame: pd.DataFrame, quantity: str, main: str = "") -> str:
     return of_depth(whose, [(f"{b:g}", float(y)) for b, y in zip(blocks, line, strict=True)])
 
 
-def _spoken_of(frame: pd.DataFrame, main: str) -> tuple[str, pd.Series[float]]:
+def _spoken_of(frame: pd.DataFrame, main: str) -> "tuple[str, pd.Series[float]]":
     """The line a headline is about, without gaps; empty where none has two points."""
     lines = {str(name): frame[name].dropna() for name in frame.columns[1:]}
     lines = {name: values for name, values in lines.items() if len(values) > 1}
@@ -96,64 +93,11 @@ def of_depth(quantity: str, blocks: Sequence[tuple[str, float]]) -> str:
     )
 
 
-def of_tails(panels: Sequence[tuple[str, float]]) -> str:
-    if not panels:
-        return ""
-    title, most = max(panels, key=lambda pair: pair[1])
-    return f"{title} has the heaviest tails: kurtosis {number(most, 3)}, a bell curve has 3"
-
-
-def of_medians(stages: Sequence[tuple[str, float]]) -> str:
-    """Of stages, (label, median non-zero magnitude): difference of the last to the first."""
-    if not stages:
-        return ""
-    (_, first), (label, last) = stages[0], stages[-1]
-    said = f"{label}: half of the weights besides zero are below {number(last, 2)}"
-    return f"{said}, before {number(first, 2)}" if len(stages) > 1 else said
-
-
-def of_outliers(kind: str, label: str, count: int, times: float) -> str:
-    largest = f"the largest is {number(times, 2)} × the median"
-    if not count:
-        return f"{label}: no {kind} stands out; {largest}"
-    many = f"1 {kind} stands" if count == 1 else f"{count} {kind}s stand"
-    return f"{label}: {many} out; {largest}"
-
-
 def of_zeros(stages: Sequence[tuple[str, float]]) -> str:
     if not stages:
         return ""
     label, zeros = stages[-1]
     return f"{label}: {share(zeros)} of the weights are exactly zero"
-
-
-def of_regions(label: str, figure: str, cells: np.ndarray) -> str:
-    """Of the cells of a matrix: ratio of the 99 % to the 50 % quantile of their magnitudes."""
-    high, middle = (float(x) for x in np.percentile(np.abs(cells), [99, 50]))
-    what, unit = lower(figure.removesuffix(", %")), " %" if figure.endswith("%") else ""
-    if high - middle <= STEADY * high:
-        return f"{label}: {what} is {number(middle, 3)}{unit} all over the matrix"
-    if not middle:
-        return f"{label}: {what} reaches {number(high, 3)}{unit}, in a few places"
-    return f"{label}: {what} is {number(high / middle, 2)} × its median in the top 1 % of places"
-
-
-def of_change(label: str, moved: float | None, zeros: float) -> str:
-    """Of weights before and after: relative change (a share of the dense norm) and sparsity."""
-    if moved is None:
-        return ""
-    text = f"{label} moves the weights by {share(moved)} of their norm"
-    return f"{text}; {share(zeros)} are exactly zero" if zeros else text
-
-
-def of_rank(stages: Sequence[tuple[str, float]]) -> str:
-    """Of stable ranks by stage, (label, value): difference of the last to the first."""
-    (_, first), (label, last) = stages[0], stages[-1]
-    if len(stages) == 1 or abs(last / first - 1) <= STEADY:
-        verb = "has a" if len(stages) == 1 else "keeps the"
-        return f"{label} {verb} stable rank of {number(last, 3)}"
-    verb = "raises" if last > first else "lowers"
-    return f"{label} {verb} the stable rank from {number(first, 3)} to {number(last, 3)}"
 
 
 def of_speed(decoders: Sequence[tuple[str, float, bool]]) -> str:

@@ -1,8 +1,6 @@
 """All layers at once: block by module, coloured by one statistic, or by how far it is from that of
 the dense tensors or of another run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +127,7 @@ def heatmap(
     heat = go.Heatmap(
         x=columns, y=rows, z=holes, customdata=names, text=hover,
         hovertemplate="%{text}<extra></extra>", zmin=low, zmax=high,
-        colorscale=DIVERGING if diverging else "cividis",
+        colorscale=DIVERGING if diverging else "viridis",
         colorbar=colour_bar(title) | (even_ticks(high) if diverging else {}),
     )  # fmt: skip
     category: dict[str, Any] = {"type": "category", "showgrid": False}

@@ -1,7 +1,5 @@
 """Line charts over steps: the curves of one run, or one curve of several runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple

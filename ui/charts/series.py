@@ -2,8 +2,6 @@
 is a share of *all* weights, exact zeros too, which are no bar, as it would flatten all others: they
 are counted in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,17 +29,12 @@ ROW = 20  # pixels of one legend row
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one stage of one run.
-
-    Attributes:
-        label: names the stage, and the run where there are two.
-        magnitudes: counts on the |w| axis, where the run has stored them.
-    """
+    """What is drawn of one stage of one run; `label` names the stage, and the run where there are
+    two."""
 
     snapshot: TensorSnapshot
     label: str
     stroke: LineStyle
-    magnitudes: np.ndarray | None = None
 
     @property
     def edges(self) -> np.ndarray:
@@ -185,18 +178,14 @@ def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
     return lines
 
 
-def cutoff_lines(
-    series: Sequence[Series], *, both_sides: bool, log: bool = False
-) -> dict[str, Any]:
-    """Layout: a thin line at each threshold."""
+def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
+    """Layout: a thin line at each threshold, on both sides."""
     lines = cutoffs(series)
-    sides = (-1, 1) if both_sides else (1,)
-    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in sides]
-    corner = {"xanchor": "right", "xshift": -4} if log else {"xshift": 4}
+    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in (-1, 1)]
     notes = [
         {
-            "x": np.log10(at) if log else at, "y": 1, "yref": "paper", "text": label,
-            "yanchor": "top", "yshift": -ROW * place, "bgcolor": LIGHT.paper, **corner,
+            "x": at, "y": 1, "yref": "paper", "text": label, "yanchor": "top",
+            "yshift": -ROW * place, "bgcolor": LIGHT.paper, "xshift": 4,
         }
         for place, (at, label) in enumerate(lines)
     ]  # fmt: skip

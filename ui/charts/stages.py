@@ -1,7 +1,5 @@
 """Perplexity of every stage of a run, as dots on a log axis: differences are ratios."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The statistics of a tensor that can be looked at: what they are called, and their units."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

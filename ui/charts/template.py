@@ -4,8 +4,6 @@ A figure names no template: the browser adds that of its mode. Greys of the ligh
 trace names itself are exchanged there, too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

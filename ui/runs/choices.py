@@ -1,7 +1,5 @@
 """The choices in forms: the models, corpora, saved models and drafters there are today."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType

@@ -1,8 +1,6 @@
 """Columns of the table of runs, for display, sorting, filters and export. They follow from configs
 and results, so a new kind needs no change here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,6 @@
 """Differences to a baseline: signed, with an arrow, better or worse as the metric declares. Figures
 measured under different conditions are not compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

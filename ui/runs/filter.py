@@ -5,8 +5,6 @@ and `!=` the whole value, `<`, `<=`, `>` and `>=` numbers, which may have a unit
 500MB). A word without a key is searched for in all texts of the run. A leading `-` negates a
 term."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Runs in HTML: links, models, settings, progress and errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 

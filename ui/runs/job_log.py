@@ -1,7 +1,5 @@
 """The log and the history of the job in the address, as Jobs and the page of a run show them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

@@ -1,8 +1,6 @@
 """Models compared on the same windows of text: the losses that runs have stored, and their paired
 ratios."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Estimated start times of queued runs, from what is running and what is queued before them."""
 
-from __future__ import annotations
-
 import heapq
 import json
 import math

@@ -1,7 +1,5 @@
 """The results of a run, by stage and metric, whatever its kind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 

@@ -1,8 +1,6 @@
 """All runs with their results, for table, filter, comparison and home. They are read once for all
 open pages, and again only where a run is live or has had an event since."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

@@ -1,7 +1,5 @@
 """Rows of runs in order, and as files: CSV and JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """A text as the tokens it was generated in: tinted by the head that drafted each, rejected draft
 tokens outlined, the first token that differs from another text marked."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The table of runs as the address describes it: filter, order, columns, baseline, selection."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ class TableQuery:
     pick: tuple[str, ...]
 
     @classmethod
-    def from_address(cls, request: gr.Request) -> TableQuery:
+    def from_address(cls, request: gr.Request) -> "TableQuery":
         page = query_text(request, "page")
         return cls(
             q=query_text(request, "q"),

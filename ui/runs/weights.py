@@ -1,7 +1,5 @@
 """The weight statistics of runs, and how runs and tensors are called in lists."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Plotly chart that keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a
 `gr.HTML`, as `gr.Plot` replaces its node on every change and has no click event."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -25,8 +23,7 @@ class PlotlyView(gr.HTML):
     `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick": "cell",
     "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
     `.select` follows a selection: its data, and `slimscope.picked` for a `js` step (Gradio drops
-    the data of events it defers), is `{"x", "y", "customdata"}`. `.stop` follows the slider of a
-    chart with steps: its `customdata` is the step at which it rests.
+    the data of events it defers), is `{"x", "y", "customdata"}`.
     """
 
     def __init__(
@@ -45,8 +42,7 @@ class PlotlyView(gr.HTML):
             label=label,
             html_template=WIDGETS.plot(label, height),
             js_on_load=(
-                "slimscope.plot(element, props, watch, detail => trigger('select', detail),"
-                " detail => trigger('stop', detail))"
+                "slimscope.plot(element, props, watch, detail => trigger('select', detail))"
             ),
             head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,

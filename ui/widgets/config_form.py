@@ -1,8 +1,6 @@
 """Form of a pydantic config, which declares type, default, unit and help of each field. Bounds are
 left to pydantic, so that a bad value is explained beside its field and nothing typed is lost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,8 +99,14 @@ def as_text(description: str | None) -> str | None:
 
 
 def address_values(request: gr.Request, config: type[BaseModel]) -> dict[str, str]:
-    texts = [name for name, info in config.model_fields.items() if info.annotation is str]
-    return {name: value for name in texts if (value := query(request, name))}
+    """Texts and choices of a form that the address names."""
+    found = {}
+    for name, info in config.model_fields.items():
+        choices = options(info.annotation)
+        value = query(request, name)
+        if value and (info.annotation is str or value in choices):
+            found[name] = value
+    return found
 
 
 def in_short(info: FieldInfo, value: Any) -> str:

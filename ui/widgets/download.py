@@ -1,7 +1,5 @@
 """Downloads: files handed to the browser without storing them where other visitors could reach."""
 
-from __future__ import annotations
-
 import base64
 import time
 from pathlib import Path

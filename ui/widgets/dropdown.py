@@ -1,7 +1,5 @@
 """Controls that offer choices: dropdowns whose choices change, and radios."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +12,7 @@ def choices(labels: Mapping[str, str]) -> Choices:
     return [(label, value) for value, label in labels.items()]
 
 
-def dropdown(label: str, elem_id: str, **options: Any) -> FreeDropdown:
+def dropdown(label: str, elem_id: str, **options: Any) -> "FreeDropdown":
     """A dropdown, not yet drawn; a handler fills in its choices."""
     given: dict[str, Any] = {"choices": [], "render": False} | options
     return FreeDropdown(label=label, elem_id=elem_id, **given)
@@ -22,7 +20,7 @@ def dropdown(label: str, elem_id: str, **options: Any) -> FreeDropdown:
 
 def segmented(
     labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
-) -> FreeRadio:
+) -> "FreeRadio":
     """Choices side by side, not yet drawn. An unseen title is still read aloud."""
     css = ["segmented"] if titled else ["segmented", "untitled"]
     return FreeRadio(

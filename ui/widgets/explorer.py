@@ -3,8 +3,6 @@ on stored data) -> updates. The outputs of such a page are its controls, by the 
 selection's fields, `notice` (on a page without data), `charts` (hidden then) and `seen` (see
 `page_state`)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields

@@ -1,7 +1,5 @@
 """Small pieces of HTML that several pages show: the macros of `templates/widgets.html`."""
 
-from __future__ import annotations
-
 from ui.templates import fragments
 
 WIDGETS = fragments("templates/widgets.html")

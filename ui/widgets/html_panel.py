@@ -3,8 +3,6 @@
 `view`. `data-do` with `data-run` raises `act`, after a confirmation (`data-ask`) or a text
 (`data-prompt`). `data-copy` copies its text, or the address of the page."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

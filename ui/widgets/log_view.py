@@ -2,8 +2,6 @@
 the server answers with what follows, `{"source", "start", "end", "text"}`. A lost answer is
 repeated."""
 
-from __future__ import annotations
-
 from typing import Any, TypedDict
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """HTML that is only shown: no style of Gradio's own, no script, and no gap where it is empty."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

@@ -2,8 +2,6 @@
 as the data table and saved as CSV. A page declares its panels, builds their cards, and updates
 them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -78,21 +78,29 @@ class NativeBlocks:
         layers = [*map(self._layer, blocks)]
         self._layers = (c.Layer * len(layers))(*layers)
         self.structure.layers, self.structure.layer = len(layers), self._layers
-        self.cached = CacheBlocks(2 * len(layers) * s.kv_heads * s.head)
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function on these blocks; `MemoryError`: it ran out of memory or threads."""
         if getattr(self._library, function)(self.structure, *arguments):
             raise MemoryError("The native decoder ran out of memory or threads.")
 
-    def new_cache(self, capacity: int, held: Sequence[CacheBlock] = ()) -> NativeCache:
-        """A cache for `capacity` tokens, which begins with those that fill the blocks `held`."""
+    def new_blocks(self) -> CacheBlocks:
+        """Counts the blocks of some caches."""
+        s = self.structure
+        return CacheBlocks(2 * s.layers * s.kv_heads * s.head)
+
+    def new_cache(
+        self, capacity: int, blocks: CacheBlocks | None = None, held: Sequence[CacheBlock] = ()
+    ) -> NativeCache:
+        """A cache for `capacity` tokens, which begins with those that fill the blocks `held`;
+        `blocks`: counts those it adds."""
         if not 0 < capacity <= MOST_ROWS or len(held) * c.BLOCK > capacity:
             raise ValueError(f"a cache cannot hold {capacity} tokens")
         with self._tabulating:
             if min(capacity, self._stable) > self._rows:
                 self._tabulate(max(capacity, 2 * self._rows))
-        return NativeCache(self.call, self.cached, capacity, held, len(held) * c.BLOCK)
+        blocks = blocks or self.new_blocks()
+        return NativeCache(self.call, blocks, capacity, held, len(held) * c.BLOCK)
 
     def __call__(
         self, states: Tensor, cache: NativeCache,
@@ -123,7 +131,7 @@ class NativeBlocks:
         tokens, apart = sum(lengths), len({*map(id, caches)}) == len(caches)
         if not (len(lengths) == len(caches) == len(visible)) or min(lengths, default=0) < 1:
             raise ValueError(f"{[*lengths]} tokens cannot be appended to {len(caches)} caches")
-        if not apart or any(cache.blocks is not self.cached for cache in caches):
+        if not apart or any(cache.call != self.call for cache in caches):
             raise ValueError("a cache is another model's, or twice in the pass")
         for length, cache in zip(lengths, caches, strict=True):
             if cache.length + length > cache.capacity:

@@ -32,7 +32,7 @@ class CacheBlock:
 
 
 class CacheBlocks:
-    """The blocks of a model's caches; one is freed when no cache holds it any more.
+    """Makes the blocks of some caches of a model; one is freed when no cache holds it any more.
 
     Args:
         row: numbers that are kept for a token.
@@ -71,8 +71,7 @@ class NativeCache:
         self, call: Callable[..., None], blocks: CacheBlocks, capacity: int,
         held: Sequence[CacheBlock] = (), length: int = 0,
     ) -> None:  # fmt: skip
-        self.blocks, self.capacity = blocks, capacity
-        self._call = call
+        self.call, self.capacity, self._blocks = call, capacity, blocks
         self._held: list[CacheBlock] = []
         self._places = (ctypes.c_void_p * blocks_for(capacity))()
         self.structure = c.Cache(capacity, 0, ctypes.addressof(self._places))
@@ -98,9 +97,9 @@ class NativeCache:
     def _own(self, start: int, end: int) -> None:
         for place in range(start // BLOCK, blocks_for(end)):
             if place == len(self._held):
-                self._hold(place, self.blocks.new())
+                self._hold(place, self._blocks.new())
             elif self._held[place].shared:
-                self._hold(place, self.blocks.new(self._held[place]))
+                self._hold(place, self._blocks.new(self._held[place]))
 
     def _hold(self, place: int, block: CacheBlock) -> None:
         self._held[place : place + 1] = [block]
@@ -117,7 +116,7 @@ class NativeCache:
             raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")
         self._own(start, start + len(chosen))
         rows = (ctypes.c_int32 * len(chosen))(*chosen)
-        self._call("slimscope_keep", self.structure, start, rows, len(chosen))
+        self.call("slimscope_keep", self.structure, start, rows, len(chosen))
 
     def rewind(self, length: int) -> None:
         """Drop all rows from `length` on."""
@@ -135,7 +134,7 @@ class NativeCache:
         if not 0 <= length <= min(self.length, capacity):
             raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
         held = self._held[: blocks_for(length)]
-        return NativeCache(self._call, self.blocks, capacity, held, length)
+        return NativeCache(self.call, self._blocks, capacity, held, length)
 
 
 DecodingCache: TypeAlias = PreallocatedCache | NativeCache

@@ -92,13 +92,6 @@ class NativeModel(NativeBlocks):
             raise ValueError(f"the ids {[*ids.shape]} are no row")
         return self._pass(ids, [len(ids)], [cache], positions, [visible], [read_out])
 
-    def forward_batch(self, ids: Tensor, caches: Sequence[NativeCache]) -> tuple[Tensor, Tensor]:
-        """The same [b, n, ...] of the next tokens `ids` [b, n] of b sequences, in one pass."""
-        each = [ids.shape[1]] * len(ids)
-        found = self._pass(ids.flatten(), each, caches, None, [None] * len(ids), each)
-        hidden, logits = (x.unflatten(0, ids.shape) for x in found)
-        return hidden, logits
-
     def forward_segments(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """One pass over segments of several sequences: hidden states [n, width] of all tokens, and
         logits [r, vocabulary] of those that are read out, segment after segment."""
@@ -109,11 +102,10 @@ class NativeModel(NativeBlocks):
             ids += segment.ids
             depths = range(len(segment.ids)) if tree is None else tree.depths
             positions += [start + depth for depth in depths]
-        return self._pass(
-            torch.tensor(ids), [len(x.ids) for x in segments], caches,
-            torch.tensor(positions), [None if x.tree is None else x.tree.ancestors() for x in segments],
-            [x.read_out for x in segments],
-        )  # fmt: skip
+        visible = [None if x.tree is None else x.tree.ancestors() for x in segments]
+        lengths, read_out = [len(x.ids) for x in segments], [x.read_out for x in segments]
+        places = torch.tensor(positions)
+        return self._pass(torch.tensor(ids), lengths, caches, places, visible, read_out)
 
     def _pass(
         self, ids: Tensor, lengths: Sequence[int], caches: Sequence[NativeCache],

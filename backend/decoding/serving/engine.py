@@ -42,6 +42,7 @@ from backend.errors import ComputeError, ConfigError, OverloadError, SlimscopeEr
 MOST_RUNNING = 64
 MOST_WAITING, MOST_OF_A_PERSON = 256, 64
 MOST_LOGPROBS = 100
+LONG = 4 * PREFILL  # tokens of a prompt that the others do not wait for
 WINDOW_S = 5.0  # over which speeds are told
 FIRST_PACE_S = 1.0  # between two that end, before any has
 
@@ -93,7 +94,7 @@ class Work:
 class Ticket:
     """A request that was taken."""
 
-    def __init__(self, engine: Engine, sequence: ServedSequence) -> None:
+    def __init__(self, engine: ServingEngine, sequence: ServedSequence) -> None:
         self._engine, self._sequence = engine, sequence
 
     def cancel(self) -> None:
@@ -106,7 +107,7 @@ class Ticket:
         return self._sequence.done
 
 
-class Engine:
+class ServingEngine:
     """Serves requests to one model in a thread of its own, which calls back; see the module.
 
     Args:
@@ -187,7 +188,7 @@ class Engine:
             running, waiting, batch, speed, speed / writing,
             sum(x.accepted for x in passed) / drafted if drafted else None,
             self._passes.used * self._passes.block_size,
-            self._target.decoder + ("" if self._passes.together else "; one sequence at a time"),
+            self._target.decoder + self._passes.words,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -209,6 +210,8 @@ class Engine:
             left = [*self._running, *self._waiting.order(())]
         for sequence in left:
             sequence.finish("cancelled")
+        if self._prefixes:
+            self._prefixes.forget(0)
 
     def _take_in(self) -> bool:
         """Let go who has left or is done, take in who has room; False when the engine is closed."""
@@ -276,25 +279,37 @@ class Engine:
             self._prefixes.add(sequence.committed, cache.whole_blocks(cache.length))
 
     def _plan(self) -> list[tuple[ServedSequence, int]]:
-        """The sequences of the next pass, and how many tokens each reads: the last one, or a part
-        of its prompt, those who came first before others. There is memory for them."""
+        """The sequences of the next pass, and how many tokens each reads. There is memory for
+        them."""
         while True:
-            plan, room, needed = list[tuple[ServedSequence, int]](), PREFILL, 0
-            for sequence in self._running:
-                if room and sequence.cache is None:
-                    self._open(sequence)
-                tokens = 1 if sequence.unread == 1 else min(sequence.unread, room)
-                if not tokens or sequence.cache is None:
-                    continue
-                room -= tokens if tokens > 1 else 0
+            plan, needed = self._shares(), 0
+            for sequence, tokens in plan:
+                assert sequence.cache is not None
                 most = tokens + sequence.drafts.nodes - 1
                 needed += self._passes.missing(sequence.cache, most)
-                plan.append((sequence, tokens))
             if self._prefixes:
                 self._prefixes.forget(self._blocks - needed)
             if self._passes.used + needed <= self._blocks:
                 return plan
             self._make_way()
+
+    def _shares(self) -> list[tuple[ServedSequence, int]]:
+        """The last token of each that writes, and of prompts `PREFILL` tokens: those of the one
+        that came first, then of the shortest. Of a long one half, so that it holds nobody up."""
+        writing = [x for x in self._running if x.cache is not None and x.unread == 1]
+        plan, room = [(sequence, 1) for sequence in writing], PREFILL
+        reading = [sequence for sequence in self._running if sequence not in writing]
+        reading[1:] = sorted(reading[1:], key=lambda sequence: sequence.unread)
+        for number, sequence in enumerate(reading):
+            if not room:
+                break
+            if sequence.cache is None:
+                self._open(sequence)
+            halved = number == 0 and len(reading) > 1 and sequence.unread > LONG
+            tokens = min(sequence.unread, PREFILL // 2 if halved else room)
+            room -= tokens
+            plan.append((sequence, tokens))
+        return plan
 
     def _open(self, sequence: ServedSequence) -> None:
         """Give a sequence a cache, with what others have read of its beginning."""

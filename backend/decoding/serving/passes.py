@@ -1,5 +1,5 @@
-"""A pass over segments of many sequences: one of the native decoder, where that runs the model,
-or one of PyTorch for each sequence."""
+"""A pass over segments of many sequences: of the native decoder, where that runs the model, or of
+PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.structures import BLOCK
 from backend.decoding.proposers import NO_TREE
 from backend.decoding.target_model import TargetModel, TorchVerifier
-from backend.models.kv_cache import PreallocatedCache
+from backend.models.kv_cache import PreallocatedCache, StackedCache
 
 Read = tuple[Tensor, Tensor]  # hidden states [n, d] of a segment, and its logits [read_out, V]
 
@@ -33,11 +33,11 @@ class Passes(Protocol):
     Attributes:
         blocks: those of its caches, which sequences share; None where they cannot.
         block_size: bytes of a block; `used`: number of blocks in memory.
-        together: whether a pass over many takes less time than one of each.
+        words: what else there is to say of its texts.
     """
 
     block_size: int
-    together: bool
+    words: str
 
     @property
     def blocks(self) -> CacheBlocks | None: ...
@@ -61,17 +61,18 @@ def passes_of(target: TargetModel) -> Passes:
 class NativePasses:
     """Of the native decoder: all sequences at once."""
 
-    together = True
+    words = ""
 
     def __init__(self, model: NativeModel) -> None:
-        self._model, self.blocks, self.block_size = model, model.cached, model.cached.size
+        self._model, self.blocks = model, model.new_blocks()
+        self.block_size = self.blocks.size
 
     @property
     def used(self) -> int:
         return self.blocks.used
 
     def new_cache(self, capacity: int, held: Sequence[CacheBlock]) -> NativeCache:
-        return self._model.new_cache(capacity, held)
+        return self._model.new_cache(capacity, self.blocks, held)
 
     def missing(self, cache: DecodingCache, tokens: int) -> int:
         assert isinstance(cache, NativeCache)
@@ -84,10 +85,11 @@ class NativePasses:
 
 
 class TorchPasses:
-    """Of the model's own forward; a cache has memory for all its capacity."""
+    """Of the model's own forward: one for those that append a token, one for each of the others. A
+    cache has memory for all its capacity."""
 
-    together = False
     blocks: CacheBlocks | None = None
+    words = "; beside others a text may differ where two tokens are nearly equally likely"
 
     def __init__(self, target: TargetModel) -> None:
         self._target = target
@@ -97,6 +99,7 @@ class TorchPasses:
         self.block_size = row * BLOCK * target.dtype.itemsize
         self._caches = WeakSet[PreallocatedCache]()
         self._verifiers = WeakKeyDictionary[PreallocatedCache, TorchVerifier]()
+        self._stacked: StackedCache | None = None
 
     @property
     def used(self) -> int:
@@ -111,7 +114,14 @@ class TorchPasses:
         return 0
 
     def run(self, segments: Sequence[Segment]) -> list[Read]:
-        return [self._read(segment) for segment in segments]
+        single = [len(x.ids) == 1 and x.cache.length > 0 for x in segments]
+        if sum(single) < 2:
+            return [self._read(segment) for segment in segments]
+        stacked = iter(self._append([x for x, one in zip(segments, single, strict=True) if one]))
+        return [
+            next(stacked) if one else self._read(segment)
+            for segment, one in zip(segments, single, strict=True)
+        ]
 
     def _read(self, segment: Segment) -> Read:
         cache = segment.cache
@@ -123,3 +133,21 @@ class TorchPasses:
         ids = torch.tensor([segment.ids], device=self._target.device)
         hidden = self._target.hidden(ids, cache)[0]
         return hidden, self._target.logits(hidden[len(hidden) - segment.read_out :])
+
+    def _append(self, segments: Sequence[Segment]) -> list[Read]:
+        """One token each."""
+        target, caches = self._target, [x.cache for x in segments]
+        rows = [cache for cache in caches if isinstance(cache, PreallocatedCache)]
+        if self._stacked is None or not self._stacked.holds(rows):
+            self._stacked = StackedCache(rows)
+        lengths = self._stacked.lengths()
+        columns = torch.arange(int(lengths.max()) + 1, device=target.device)
+        distance = (lengths[:, None] - columns)[:, None, None]
+        mask = torch.zeros(distance.shape, dtype=target.dtype, device=target.device)
+        mask = mask.masked_fill_(distance < 0, torch.finfo(mask.dtype).min)
+        visible = target.windowed(mask, distance >= target.window) if target.window else mask
+        ids = torch.tensor([segment.ids for segment in segments], device=target.device)
+        hidden = target.hidden(ids, self._stacked, lengths[:, None], visible)
+        self._stacked.appended()
+        logits = target.logits(hidden[:, 0])
+        return [(hidden[n], logits[n : n + x.read_out]) for n, x in enumerate(segments)]

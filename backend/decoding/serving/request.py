@@ -60,7 +60,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Progress:
+class NewPieces:
     """New tokens of one pass, the text of drafts it rejected, and how long it took."""
 
     pieces: list[Piece]
@@ -87,5 +87,5 @@ class Finished:
     error: SlimscopeError | None = None
 
 
-Event: TypeAlias = Waiting | Progress | Finished
+Event: TypeAlias = Waiting | NewPieces | Finished
 Deliver: TypeAlias = Callable[[Event], None]

@@ -22,8 +22,8 @@ from backend.decoding.serving.request import (
     Finished,
     GenerationRequest,
     Likely,
+    NewPieces,
     Piece,
-    Progress,
     Waiting,
 )
 from backend.decoding.serving.speculation import Drafts
@@ -40,7 +40,6 @@ class ServedSequence:
         committed: the prompt and all new tokens; the cache holds all but some of the last.
         capacity: tokens that the cache has to hold at most, those of a draft among them.
         cancelled: nobody waits for it any more; `done`: the last event was told.
-        shared: tokens of the prompt that were found in blocks of others.
     """
 
     def __init__(
@@ -52,7 +51,8 @@ class ServedSequence:
         self.capacity = len(request.prompt) + request.max_tokens + drafts.nodes
         self.cache: DecodingCache | None = None
         self.cancelled = self.done = False
-        self.shared, self._echoed, self._place = 0, 0, -1
+        self._shared: int | None = None
+        self._echoed, self._place = 0, -1
         self._rule, self._tokenizer = Acceptance(request.sampling), tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._prompt_text = Detokenizer(tokenizer)
@@ -75,7 +75,8 @@ class ServedSequence:
     def open(self, cache: DecodingCache) -> None:
         """Begin to read; the cache may hold a beginning."""
         self.cache = cache
-        self.shared = max(self.shared, min(cache.length, len(self.request.prompt)))
+        if self._shared is None:  # what it reads again is its own
+            self._shared = cache.length
         self.drafts.start(self.committed[0], self.capacity)
 
     def segment(self, tokens: int, draft: DraftTokens) -> Segment:
@@ -96,21 +97,22 @@ class ServedSequence:
         if self.unread > 0 or not self.request.max_tokens:
             self.drafts.saw(hidden)
             if pieces:
-                self.tell(Progress(pieces, [], ms))
+                self.tell(NewPieces(pieces, [], ms))
             if not self.unread:
                 self.finish("length")
             return 0
         step = self._walk(draft, hidden, logits)
         self._first_token_s = self._first_token_s or time.monotonic() - self._asked
         scores = self._scores(logits[-len(draft.tree) :], step.path, step.tokens)
-        stopped = self._detokenizer
-        for token, head, (logprob, top) in zip(step.tokens, step.heads, scores, strict=False):
-            pieces.append(Piece(stopped.add(token), head, token, logprob, top))
-            if stopped.stopped:
+        written = self._detokenizer
+        for number, (token, head) in enumerate(zip(step.tokens, step.heads, strict=True)):
+            pieces.append(Piece(written.add(token), head, token, *scores[number]))
+            if written.stopped:
+                del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                 break
         rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
-        self.tell(Progress(pieces, rejected, ms))
-        if stopped.stopped:
+        self.tell(NewPieces(pieces, rejected, ms))
+        if written.stopped:
             self.finish("stop_string")
         elif self.committed[-1] in self.request.ends:
             self.finish("stop")
@@ -190,7 +192,7 @@ class ServedSequence:
         request = self.request
         self.tell(
             Finished(
-                reason, self._detokenizer.rest(), len(request.prompt), self.shared,
+                reason, self._detokenizer.rest(), len(request.prompt), self._shared or 0,
                 self.generated, self._first_token_s, error,
             )
         )  # fmt: skip

@@ -45,7 +45,7 @@ class Drafts:
         if request.lookup:
             proposer = PromptLookupFirst(proposer)
         self._proposer, self.nodes = proposer, proposer.nodes
-        self.needs_states = request.drafter is not None
+        self.needs_states = request.drafter is not None and request.drafter.nodes > 1
         self._none = torch.empty(0, width)
         self.gain, self.rows, self.seconds = FIRST_GAIN, FIRST_ROWS, 0.0
 
@@ -63,7 +63,7 @@ class Drafts:
     def saw(self, states: Tensor) -> None:
         """Hidden states [n, d] of the next tokens of the text."""
         if self.needs_states:
-            self._states.append(states)
+            self._states.append(states.clone())  # not a view of the states of all
 
     def propose(self, committed: Sequence[int], room: int) -> DraftTokens:
         """What may follow, at most `room` tokens deep."""

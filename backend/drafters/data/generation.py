@@ -2,8 +2,6 @@
 rows start together and share positions; inside its own prompt a row is fed the prompt, after it the
 generated tokens. Hidden states and most likely tokens are recorded on the way."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import torch

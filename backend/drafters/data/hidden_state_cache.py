@@ -2,8 +2,6 @@
 log of the softmax denominator, and the most likely token. The teacher's distribution over any part
 of the vocabulary is exp(W h - denominator), computed on demand."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 chat model that is given its template up to the user turn continues as a user would (Magpie, Xu et
 al. 2024, arXiv 2406.08464); a model without a template continues from its first token."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 embeddings that its model prepares, so the clone is a whole model of the same class with a single
 layer, no embedding and no final norm: its own forward prepares everything."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any
 

@@ -7,8 +7,6 @@ target model (`*_scale`), because channels of the residual stream differ by fact
 The inputs of a clone are multiplied back, so it sees what it saw in the target model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any

@@ -10,8 +10,6 @@ before training, SA1 and SA2 then see roughly what they saw in the target model,
 roughly as its last layers would. Without the sampled token the regression target is r_i.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

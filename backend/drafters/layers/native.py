@@ -2,8 +2,6 @@
 drafter for SmolLM2-135M accepts 1.59 tokens a pass in 8 bits and in float32, 1.50 in 4. In PyTorch
 most of the time of its many small products goes to dispatch."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from backend.decoding.native.blocks import NativeBlocks

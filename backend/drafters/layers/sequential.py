@@ -2,8 +2,6 @@
 `anchor_slots` the path is that of the text, since decoding goes on only behind draft tokens that
 were right."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Held-out responses are greedy, so it is the token that greedy decoding will acce
     accepted length     of a tree, walked over the responses (`tree.walked_lengths`)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

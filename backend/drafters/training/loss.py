@@ -15,8 +15,6 @@ of t: tokens outside the draft vocabulary carry no loss. Anchors are processed i
 teacher's logits are computed from the cached hidden states, one row per position.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -17,8 +17,6 @@ Shapes recur on purpose: for bfloat16 products the CPU library compiles and cach
 shape.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

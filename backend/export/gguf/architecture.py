@@ -9,8 +9,6 @@ of factors they are divided by:
     theta_i = base^(-2 i / rotated) / factor_i
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

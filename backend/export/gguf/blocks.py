@@ -1,7 +1,5 @@
 """One matrix as the bytes of a GGUF type. See `types` for the formulas."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind

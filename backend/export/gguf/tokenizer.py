@@ -6,8 +6,6 @@
   has the highest score. Here this is minus the rank of its first merge, the same order.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -13,8 +13,6 @@ number that is rounded, and that only where z is whole: offsets are float16 numb
 group of the model may span several such blocks.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from backend.errors import ConfigError

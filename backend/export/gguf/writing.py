@@ -1,7 +1,5 @@
 """Write a saved model as one GGUF file, tensor by tensor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,16 +19,10 @@ from torch import Tensor
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout, read_layout
+from backend.export.gguf import types
 from backend.export.gguf.architecture import GGUFArchitecture, architecture_of
 from backend.export.gguf.blocks import carried, holds_shared_scales, rounded
 from backend.export.gguf.tokenizer import vocabulary_of
-from backend.export.gguf.types import (
-    FLOATS,
-    EmbeddingType,
-    carried_type,
-    embedding_type,
-    fitting,
-)
 from backend.export.reading import read_layers
 from backend.models.block_offload import check_finite
 from backend.models.sources.headers import weight_files
@@ -81,7 +73,7 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 def write_gguf(
     folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter,
-    embedding: EmbeddingType = "auto",
+    embedding: types.EmbeddingType = "auto",
 ) -> None:  # fmt: skip
     """Write the model in `folder` to `path`.
 
@@ -102,7 +94,7 @@ def write_gguf(
     _add_vocabulary(writer, folder, sizes)
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if type == "F32" else f"MOSTLY_{type}"])
-    if type not in FLOATS:
+    if type not in types.FLOATS:
         writer.add_quantization_version(PACKED_VERSION)
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == sizes.name)
     names = get_tensor_name_map(architecture, sizes.blocks)
@@ -194,7 +186,7 @@ def _packed_sources(folder: Path) -> Iterator[GGUFSource]:
 
 
 def _kind(
-    source: GGUFSource, linears: str, layout: Layout | None, embedding: EmbeddingType
+    source: GGUFSource, linears: str, layout: Layout | None, embedding: types.EmbeddingType
 ) -> Kind:
     """The type of one tensor: vectors are float32; codes get a type that holds them; rows that
     blocks do not divide are float16."""
@@ -204,12 +196,16 @@ def _kind(
     if layout and isinstance(place, QuantizedWeight):
         if inside and len(layout.linears) == 1:
             return Kind[linears]
-        kind = carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
+        kind = types.carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
         return Kind["Q8_0" if kind == "Q6_K" and not holds_shared_scales(place) else kind]
     if inside:
-        return EXACT.get(source.dtype, Kind.F32) if layout else Kind[fitting(linears, columns)]
+        return (
+            EXACT.get(source.dtype, Kind.F32) if layout else Kind[types.fitting(linears, columns)]
+        )
     stored = str(source.dtype).removeprefix("torch.")
-    return Kind[fitting(embedding_type(embedding, linears, bool(layout), stored), columns)]
+    return Kind[
+        types.fitting(types.embedding_type(embedding, linears, bool(layout), stored), columns)
+    ]
 
 
 def _named(name: str, names: TensorNameMap) -> str:

@@ -7,8 +7,6 @@ written to one is written to the other. `fused` puts the model's own modules bac
     y_t = sum over the k experts e chosen for token t of  p_te down_e( gate(gate_up_e x_t) )
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@
 
 Gemma caps, Cohere multiplies by its logit_scale, Granite divides by its logits_scaling."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,7 +18,7 @@ class LogitTransform:
     cap: float = 0.0  # of the absolute value; 0: none
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> LogitTransform:
+    def of(cls, config: PreTrainedConfig) -> "LogitTransform":
         """Of a model with this config."""
         scale = getattr(config, "logit_scale", None) or 1.0
         divisor = getattr(config, "logits_scaling", None) or 1.0

@@ -1,7 +1,5 @@
 """Matrices of a model: their shapes, and where a checkpoint keeps them. Does not import torch."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from math import prod

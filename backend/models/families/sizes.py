@@ -1,7 +1,5 @@
 """The sizes of a model by the names that configs give them. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ block; here every expert has its own matrices, as in `experts`:
     ...input_linear          [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 

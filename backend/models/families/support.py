@@ -3,8 +3,6 @@
 Decided by the config, before anything is queued. `benchmarks/families.py` runs every method on
 tiny models of all these families and writes docs/models.md."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Cache of model folders that are downloaded or converted once and shared by all jobs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -46,7 +44,7 @@ class CacheOrigin:
         (folder / SOURCE).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def read(cls, folder: Path) -> CacheOrigin | None:
+    def read(cls, folder: Path) -> "CacheOrigin | None":
         """The origin stored in `folder`, None if there is none."""
         try:
             entries = read_json(folder / SOURCE)

@@ -1,8 +1,6 @@
 """The model catalogue and the facts of a model before it is loaded, from config.json and the
 headers of weight files. Does not import torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Checks of a model folder before anything in it is used. Does not import torch."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

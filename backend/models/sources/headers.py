@@ -1,8 +1,6 @@
 """Headers of weight files: names, shapes and dtypes, no weights. Does not import torch. Files may
 come from strangers, so everything is bounded before it is parsed."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

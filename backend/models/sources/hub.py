@@ -2,24 +2,13 @@
 only cached ones. Code and weights other than safetensors are never downloaded. Does not import
 torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub  # lazy: functions import their module on first call
-from huggingface_hub.errors import (
-    CacheNotFound,
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import errors
 
 from backend.errors import ModelError
 from backend.models.families.shapes import TensorHeader
@@ -43,7 +32,7 @@ def cached_ids() -> list[str]:
     """Ids of the models with safetensors weights in the local hub cache."""
     try:
         repositories = huggingface_hub.scan_cache_dir().repos
-    except CacheNotFound:
+    except errors.CacheNotFound:
         return []
     ids = sorted(repo.repo_id for repo in repositories if repo.repo_type == "model")
     return [hub_id for hub_id in ids if cached(hub_id)]
@@ -54,7 +43,7 @@ def cached(hub_id: str) -> Path | None:
     try:
         folder = _fetch(hub_id, local_files_only=True)
         weight_files(folder)
-    except (LocalEntryNotFoundError, HFValidationError, ModelError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, ModelError):
         return None
     return folder if (folder / "config.json").is_file() else None
 
@@ -87,19 +76,19 @@ def _model_errors(hub_id: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         why, do = "It is a gated model.", "Accept its terms on the hub, then run: hf auth login."
         raise _refused(hub_id, why, do) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         why, do = "The hub has no public model of that name.", "Check the spelling: org/name."
         raise _refused(hub_id, why, do) from error
-    except NotASafetensorsRepoError as error:
+    except errors.NotASafetensorsRepoError as error:
         why = "It has no safetensors weights; pickle files can execute code and are not loaded."
         raise _refused(hub_id, why, "Choose a model published as safetensors.") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         why = "It is not on this machine and the hub cannot be reached (offline)."
         raise _refused(hub_id, why, OFFLINE_REMEDY) from error
-    except EntryNotFoundError as error:
+    except errors.EntryNotFoundError as error:
         why = "It has no config.json, so it is not a transformers model."
         raise _refused(hub_id, why, "Choose another model.") from error
     except Exception as error:  # the HTTP client has its own exceptions

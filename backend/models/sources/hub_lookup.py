@@ -2,8 +2,6 @@
 its answer is kept for a while, so that edits of other fields do not repeat it. Does not import
 torch."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock

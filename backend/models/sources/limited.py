@@ -2,8 +2,6 @@
 `read("package.module:function", path)` is the function's answer, kept while the file is the same.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

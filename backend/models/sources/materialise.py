@@ -1,7 +1,5 @@
 """Download or convert a model once, and return the folder that transformers loads it from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from backend.models.sources import hub, smollm2

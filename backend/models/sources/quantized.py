@@ -8,8 +8,6 @@ import torch.
 
 `backend.export.reading` unpacks them; everything else is refused here, with the reason."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +73,7 @@ class Packing:
             return f"{self.method}, {self.bits} bits{''.join(more)}"
         return f"{self.method}, {min(widths)} to {max(widths)} bits"
 
-    def of(self, layer: str) -> Packing:
+    def of(self, layer: str) -> "Packing":
         """How one layer is packed."""
         x = next((group for group in self.others if layer in group.layers), None)
         return Packing(self.method, x.bits, x.group_size, x.grid, self.version) if x else self

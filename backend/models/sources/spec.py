@@ -2,8 +2,6 @@
 Paths outside the allowed folders are rejected alike whether they exist or not. Does not import
 torch."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

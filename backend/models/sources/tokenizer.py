@@ -1,7 +1,5 @@
 """Whether a model folder has a tokenizer that fits the model. Does not import torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tokenizers import Tokenizer

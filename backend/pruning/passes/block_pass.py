@@ -1,7 +1,5 @@
 """What all passes of SDS over the decoder blocks share."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 from backend.calibration.block_walk import BlockWalk

@@ -1,17 +1,15 @@
 """The pass that counts outliers, only for OWL, on the hidden states of the dense model: see owl."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from backend.calibration.second_moments import StatisticsLevel
+from backend.pruning.block_work import StepTimer
 from backend.pruning.config import SDSConfig, SDSPass
 from backend.pruning.owl import OUTLIER_MULTIPLE
 from backend.pruning.passes.block_pass import BlockPass
 from backend.pruning.stage_store import BlockReport
-from backend.pruning.timing import StepTimer
 from backend.reporter import at_block
 
 

@@ -13,8 +13,6 @@ Second pass, on the hidden states of the second sparse model so far:
     hidden <- second block(hidden)     not the adjusted block
 """
 
-from __future__ import annotations
-
 from backend.calibration.second_moments import DenseReference, StatisticsLevel
 from backend.pruning.block_work import BlockWork
 from backend.pruning.config import SDSPass, SDSStage

@@ -3,8 +3,6 @@
 y <- dense block(hidden of the dense model)
 W_blocks = reconstruct(W_start, hidden, y)        hidden <- reconstructed block(hidden)"""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -14,13 +12,7 @@ from backend.pruning.block_work import BlockWork, SDSRun
 from backend.pruning.config import STAGE_LABELS, SDSConfig, SDSStage
 from backend.pruning.passes.block_pass import BlockPass
 from backend.reporter import at_block
-from backend.training.block_reconstruction import (
-    Examples,
-    Parameters,
-    Reconstruction,
-    reconstruct,
-    sizes_of,
-)
+from backend.training import block_reconstruction
 
 UNITS = 2  # of work, per linear and epoch
 
@@ -34,11 +26,13 @@ class MaskedWeights:
 
     def __init__(self, start: dict[str, Tensor], rate: float) -> None:
         self._start = start
-        self._sizes = {module: sizes_of(W) * (W != 0) for module, W in start.items()}
+        self._sizes = {
+            module: block_reconstruction.sizes_of(W) * (W != 0) for module, W in start.items()
+        }
         self.parameters = {module: torch.zeros_like(W) for module, W in start.items()}
         self.rates = dict.fromkeys(start, rate)
 
-    def weights(self, parameters: Parameters) -> dict[str, Tensor]:
+    def weights(self, parameters: block_reconstruction.Parameters) -> dict[str, Tensor]:
         """Module -> W [out, in]."""
         return {m: torch.addcmul(W, parameters[m], self._sizes[m]) for m, W in self._start.items()}
 
@@ -103,18 +97,22 @@ class ReconstructionPass(BlockPass):
         self.teacher = self.forward_stored(block, SDSStage.DENSE, self.teacher)
         self.hidden = self.forward_stored(block, self.name, self.hidden)
 
-    def _reconstruct(self, block: int, masked: MaskedWeights) -> Reconstruction:
+    def _reconstruct(
+        self, block: int, masked: MaskedWeights
+    ) -> block_reconstruction.Reconstruction:
         run, units = self.run, UNITS * len(masked.rates)
-        return reconstruct(
+        return block_reconstruction.reconstruct(
             run.model,
-            Examples(self.stream, block, self.hidden, self.teacher, len(run.calibration)),
+            block_reconstruction.Examples(
+                self.stream, block, self.hidden, self.teacher, len(run.calibration)
+            ),
             masked,
             self.config.reconstruct,
             run.safe_point,
             lambda _: run.advance(units, at_block(block, run.blocks, "Reconstruction")),
         )
 
-    def _report(self, work: BlockWork, found: Reconstruction) -> None:
+    def _report(self, work: BlockWork, found: block_reconstruction.Reconstruction) -> None:
         """Log what held-out text says of the block; nothing without such text, or if no layer of
         the block was pruned."""
         if not found.judged:

@@ -12,8 +12,6 @@ One Cholesky factor serves all steps. The mask keeps the largest |V + U|. A perc
 gradually, s_t = s (1 - (1 - t / T)^3), and then the mask is fixed. ALPS belongs to the same family.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -17,8 +17,6 @@ by conjugate gradients, row by row; on the scaled inputs the diagonal of C is co
 preconditioner is needed. Cf. `admm`, which has one rho, a mask that is reached gradually, and no
 second part."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -14,8 +14,6 @@ and every swap makes its size smaller:
 With n:m both are of one group. A swap that would not make |e| smaller is not made, and the next
 candidate is tried (ours; the paper ends a row below a threshold, or when e changes its sign)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Magnitude pruning: keep the weights with the largest |W|."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel

@@ -1,7 +1,5 @@
 """The contract of a pruner, and the decorator that registers one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,9 +30,4 @@ def pruner(name: str, needs: StatisticsLevel, products: float = 0.0) -> Callable
     `W` is float32 and must not be changed; `damping` is a share of the mean input energy. Raise
     `NotPositiveDefiniteError` when more damping would help. `products`: with an [in, in] matrix per
     row of W, at most; what else is done with the Gram counted as such. For time estimates."""
-
-    def register(prune: Prune) -> Prune:
-        PRUNERS.register(name, Pruner(prune, needs))
-        return prune
-
-    return register
+    return PRUNERS.registering(name, lambda prune: Pruner(prune, needs))

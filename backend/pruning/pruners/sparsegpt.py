@@ -3,8 +3,6 @@
 score_ij = (W_ij / U_jj)^2         H^-1 = U^T U, U upper triangular, H damped
 w_l <- w_l - w_j U_jl / U_jj       for every dropped w_j and all l > j"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

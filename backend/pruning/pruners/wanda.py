@@ -2,8 +2,6 @@
 
 score_ij = |W_ij| sqrt(H_jj)        compared within each output row, or each group for n:m"""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel

@@ -1,8 +1,6 @@
 """What every stage changes: the relative error tr(D H D^T) / tr(W H W^T) of each layer, on the
 inputs of the dense model for all stages, and the statistics of its weights."""
 
-from __future__ import annotations
-
 from statistics import fmean
 
 from torch import Tensor

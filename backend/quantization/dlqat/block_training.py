@@ -10,8 +10,6 @@ held out to choose the epoch (ours). EfficientQAT's second stage, which trains s
 is what DL-QAT's ablation "magnitudes only" does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

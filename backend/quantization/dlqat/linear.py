@@ -20,8 +20,6 @@ a core's cache. Only one layer's full gradient exists at a time; products with i
 of the forward pass, as in LoRA.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +66,13 @@ class _FakeQuantLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, m: Tensor, layer: DLQATLinear, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        m: Tensor,
+        layer: "DLQATLinear",
+        dtype: torch.dtype,
     ) -> Tensor:
         x = x.to(dtype)
         ctx.save_for_backward(x, A, B, m)
@@ -108,7 +112,7 @@ class _RowPanel:
     """
 
     def __init__(
-        self, layer: DLQATLinear, W0: Tensor, dense: Tensor, B: Tensor,
+        self, layer: "DLQATLinear", W0: Tensor, dense: Tensor, B: Tensor,
         scale: Tensor, m: Tensor, low: Tensor, high: Tensor, part: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.scale, self.m = scale, m

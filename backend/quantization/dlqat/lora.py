@@ -6,8 +6,6 @@ Same sequences, steps and schedule as DL-QAT, so that what is learned from the t
 for an effect of the method. A is initialised as in DL-QAT, B at zero.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear

@@ -5,8 +5,6 @@ teacher   KL(p_dense || p). The dense model teaches nothing about the text that 
           itself: a gain is a gain in fidelity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -6,8 +6,6 @@ BlockTraining    the model whose earlier blocks are already trained
 AuditPass        dense model: what every stage changes
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 from backend.calibration.block_walk import BlockWalk

@@ -18,8 +18,6 @@ Use it as
     layers = qat.converted(DLQATStage.DLQAT)   # to export
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Iterator

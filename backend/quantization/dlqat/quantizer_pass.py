@@ -6,8 +6,6 @@ the inputs of the dense one, or, where the quantizer is sequential, what the qua
 them give. Layers may be rounded in another basis (`backend.quantization.bases`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 

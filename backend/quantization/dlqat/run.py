@@ -1,7 +1,5 @@
 """What all stages of a DL-QAT run share: the model, its texts, its plan and its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

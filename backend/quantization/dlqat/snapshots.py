@@ -9,8 +9,6 @@ all [out, groups]; codes: count of each code, [2^n]; at the last snapshot also w
 with the largest errors, weight by weight, [few, 3 + 2 size]: row, group, z, W_dense .., What ..
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,9 +21,9 @@ from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import group_sums
 from backend.reporter import Reporter
+from backend.statistics.magnitudes import ascending
 from backend.statistics.names import FAN
 from backend.statistics.snapshots import quantiles
-from backend.statistics.sorting import ascending
 from backend.statistics.tensors import TensorProfile
 
 SNAPSHOTS = 5  # of all groups

@@ -8,8 +8,6 @@ stage-dlqat/     a finished stage: codes, scales and zero-points of every layer,
 audit-0003/      errors of all stages of one block
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

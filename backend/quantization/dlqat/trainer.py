@@ -11,8 +11,6 @@ significantly higher loss on held-out text than it began with, is repeated from 
 quarter of the rate, at most twice (ours).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

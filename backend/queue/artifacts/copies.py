@@ -1,7 +1,5 @@
 """Copies on this machine of what is in the store."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 they are older than `keep_checkpoints_days`. Models, logs and results are never deleted. The list of
 runs reads `jobs.disk_bytes`, written once after a run has ended."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -2,8 +2,6 @@
 copies of its own, so that a store that is full or slow stops nothing. A folder is complete where
 its manifest is: that is removed first and written last."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 An engine only launches processes: it does no scheduling and has no state beyond the database.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol

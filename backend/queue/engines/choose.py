@@ -1,7 +1,5 @@
 """The engine that is set. That of a cluster is imported only then: one machine needs none of it."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from backend.queue.engines.base import Engine

@@ -2,8 +2,6 @@
 boot id and start tick, so a restarted supervisor finds its jobs again and never mistakes a reused
 pid for a job."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -4,8 +4,6 @@ The name of a Ray job follows from the attempt, so a launch whose answer was los
 never repeated. Only as much is submitted as there is room for: Ray has no order of its own.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence

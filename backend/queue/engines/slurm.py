@@ -2,8 +2,6 @@
 the site's: as many runs are submitted as there are slots, and wait there. A job is known by its
 name, which follows from the attempt."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

@@ -5,8 +5,6 @@ whatever reads, decides and writes in one transaction is alone. PostgreSQL: many
 transaction locks what it decides about: rows by `SELECT … FOR UPDATE` (`session.locked`, ignored by
 SQLite), what has no row by a `NamedLock`."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

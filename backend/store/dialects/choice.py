@@ -1,7 +1,5 @@
 """The dialect of a database."""
 
-from __future__ import annotations
-
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.orm import Session
 

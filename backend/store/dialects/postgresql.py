@@ -1,7 +1,5 @@
 """PostgreSQL: the tables on a server, for more than one machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache

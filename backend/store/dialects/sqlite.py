@@ -1,7 +1,5 @@
 """SQLite: the tables in one file."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence

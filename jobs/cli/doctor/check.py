@@ -1,7 +1,5 @@
 """One finding of the doctor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

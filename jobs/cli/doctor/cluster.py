@@ -1,7 +1,5 @@
 """Checks of what several machines share: the cluster that runs start on, and the artefact store."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from uuid import uuid4
 

@@ -1,7 +1,5 @@
 """Checks of the data folder: disk, permissions, database, copies, leftovers and queue."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import stat

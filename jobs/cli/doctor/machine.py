@@ -1,7 +1,5 @@
 """Checks of the machine: memory, threads, GPU, clock, models and texts."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import psutil

@@ -1,8 +1,6 @@
 """What a machine of a cluster says of itself, in a file among the artefacts:
 `python -m jobs.cli.doctor.node KEY`. It loads no torch and opens no database."""
 
-from __future__ import annotations
-
 import json
 import platform
 import sys

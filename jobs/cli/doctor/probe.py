@@ -1,8 +1,6 @@
 """A job that does nothing but say where it is: whether machines of a cluster start what they are
 given, have the versions of this one, and reach the same artefacts."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 import time

@@ -1,7 +1,5 @@
 """Is everything there that a run needs? One finding a line, with what to do about it."""
 
-from __future__ import annotations
-
 from jobs.cli.doctor import cluster, data, machine
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.probe import probe

@@ -96,9 +96,8 @@ def test_a_network_that_is_slow_and_lossy_only_takes_time(lab: Lab) -> None:
     other = count(steps=600, pause=0.2)
     until(lambda: steps(other) > 1)
     service.cancel(other, HOST)
-    print(
-        f"begun after {begun:.0f} s, {each:.1f} s a step, cancelled after {took(lambda: has_ended(other), 60):.0f} s"
-    )
+    gone = took(lambda: has_ended(other), 60)
+    print(f"begun after {begun:.0f} s, {each:.1f} s a step, cancelled after {gone:.0f} s")
 
 
 @pytest.mark.parametrize("off_s", [90, -90])

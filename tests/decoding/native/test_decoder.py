@@ -271,26 +271,6 @@ def test_a_token_has_the_very_same_logits_in_a_pass_over_any_number(
         assert torch.equal(logits, found[0])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_sequences_of_a_batch_have_the_very_same_logits_as_alone(variant: str, name: str) -> None:
-    model = built(FAMILIES[name])
-    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 5 * 24).view(5, 24)
-    begun = [3, 0, 17, 1, 20]  # they may be of any length
-    alone, together = ([native.new_cache(32) for _ in ids] for _ in range(2))
-    for caches in (alone, together):
-        for row, cache, length in zip(ids, caches, begun, strict=True):
-            native.read(row[:length], cache)
-    nexts = torch.stack([row[n : n + 2] for row, n in zip(ids, begun, strict=True)])
-    hidden, logits = native.forward_batch(nexts, together)
-    for row, cache, *found in zip(nexts, alone, hidden, logits, strict=True):
-        expected = native.forward(row, cache, read_out=2)
-        assert all(map(torch.equal, found, expected))
-    assert [cache.length for cache in together] == [n + 2 for n in begun]
-    with pytest.raises(ValueError, match="12 more tokens do not fit"):
-        native.forward_batch(ids[:, :6].repeat(1, 2), together)
-
-
 def test_the_threads_of_a_team_give_the_very_same_logits() -> None:
     model = built(FAMILIES["llama"])
     native, ids, found = NativeModel(model), tokens(model, 12), []

@@ -23,6 +23,7 @@ from backend.decoding.native.linear import NativeLinear
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.top_k import top_k
 from backend.decoding.native.weights import WIDTHS
+from backend.models.kv_cache import PreallocatedCache
 from backend.models.loading import load
 from backend.models.sources.gguf.conversion import convert
 from backend.quantization.grid import QuantizedWeight, minmax_grid
@@ -64,10 +65,13 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     ),
     "a cache of nothing": lambda m: m.new_cache(0),
     "a cache without end": lambda m: m.new_cache(2**40),
-    "no caches": lambda m: m.forward_batch(IDS[:0, None], []),
-    "a cache twice": lambda m: m.forward_batch(IDS.view(2, 3), [m.new_cache(8)] * 2),
-    "too many caches": lambda m: m.forward_batch(
-        IDS.view(1, 6), [m.new_cache(8) for _ in range(4)]
+    "no segments": lambda m: m.forward_segments([]),
+    "a cache twice": lambda m: m.forward_segments([Segment(m.new_cache(8), [1])] * 2),
+    "a cache of another kind": lambda m: m.forward_segments(
+        [Segment(PreallocatedCache(1, 8), [1])]
+    ),
+    "more segments than lengths": lambda m: m._pass(
+        IDS, [6], [m.new_cache(8) for _ in range(4)], None, [None], [0]
     ),
     "narrow states": lambda m: NativeBlocks.__call__(m, torch.zeros(3, 48), m.new_cache(8)),
     "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),

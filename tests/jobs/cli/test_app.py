@@ -1,7 +1,5 @@
 """The command line, in a process of its own where it matters."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The doctor finds what is wrong, and names what to do about it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +177,8 @@ def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Pat
     assert wrong(cluster.artefact_store(), "SLIMSCOPE_ARTIFACTS")
     given(ARTIFACTS="nothing://there")
     assert wrong(cluster.artefact_store(), "nothing")
+
+
+def test_more_threads_than_cores(queue: Path, given: Set) -> None:
+    given(THREADS="64", SLOTS="2")
+    assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")

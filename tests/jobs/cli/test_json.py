@@ -1,7 +1,5 @@
 """`--json`: one JSON value and nothing else, of every command that has it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The tools an agent has, called the way an agent calls them, without a process between."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -37,13 +35,6 @@ def talk(server: Any, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
             return [tell(await client.call_tool(name, values)) for name, values in calls]
 
     return asyncio.run(run())
-
-
-def test_an_agent_finds_out_what_can_be_run(queue: Path) -> None:
-    (kinds,) = talk(mcp_server.build(HOST), ("kinds", {}))
-    by_name = {kind["name"]: kind for kind in kinds}
-    assert {"sds", "count"} <= set(by_name)
-    assert by_name["count"]["schema"]["properties"]["steps"]["type"] == "integer"
 
 
 def test_an_agent_adds_watches_cancels_and_resumes(queue: Path) -> None:

@@ -1,7 +1,5 @@
 """The probe of the doctor: a job that says where it is, sent to what answers as a Ray head does."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

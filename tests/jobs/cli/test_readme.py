@@ -1,7 +1,5 @@
 """Shell blocks of the guide and of README, walked in their order in an empty folder."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

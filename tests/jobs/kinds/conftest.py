@@ -1,7 +1,5 @@
 """The models of runs as others read them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

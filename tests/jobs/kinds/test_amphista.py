@@ -1,11 +1,8 @@
 """A drafter trained as a job: its record and its files."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +10,7 @@ from backend.drafters.checkpoint import Amphista
 from backend.drafters.config import ARMS, GENERATION_BATCH
 from backend.drafters.generate import generate
 from backend.drafters.training.head_accuracy import NODES
-from backend.errors import ConfigError, ModelError
+from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
@@ -114,7 +111,7 @@ def test_a_base_can_ask_all_prompts_itself(wait: Wait) -> None:
 def test_answers_that_do_not_fit_into_memory_are_refused(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.estimate.memory_available", lambda: 10**9)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: 10**9)
     config = {"model": "smollm2-135m", "answer_tokens": 8000}
     with pytest.raises(ModelError, match="the answers generated at once") as refused:
         checked("amphista", config)
@@ -143,20 +140,6 @@ def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:
     assert needed[2] - needed[0] == row * (facts.context - 5 * 300 // 2 - 64 - 128)
 
 
-def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
-    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
-    eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
-    assert mask_bytes(eagle, 16) == 4 * 32 * 48
-    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0
-
-
-def test_a_full_disk_is_refused(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.limits.shutil.disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(ConfigError, match="does not fit on the disk") as refused:
-        checked("amphista", SMALL)
-    assert refused.value.field == "answers" and "fewer" in refused.value.do
-
-
 @pytest.mark.parametrize("shape", [*ARMS.values(), {"heads": 2}])
 def test_the_size_of_a_drafter_is_known_beforehand(shape: dict) -> None:
     config = AmphistaJob.model_validate({**SMALL, **shape})
@@ -173,3 +156,10 @@ def test_disk_and_time_are_estimated(queue: Path) -> None:
     assert flops_by_phase(asking, facts)["ask"] > flops_by_phase(config, facts)["ask"] == 0
     tokens = 48 * (24 + 64)
     assert cache_bytes(config, facts) == tokens * (2 * facts.hidden + 12)
+
+
+def test_the_masks_of_blocks_of_guesses_are_counted() -> None:
+    """Of 8 anchors in 16 tokens with 4 guesses behind each: 32 x (16 + 32)."""
+    eagle = AmphistaJob.model_validate({**SMALL, "heads": 5, "architecture": "eagle"})
+    assert mask_bytes(eagle, 16) == 4 * 32 * 48
+    assert mask_bytes(eagle.model_copy(update={"architecture": "hydra"}), 16) == 0

@@ -1,7 +1,5 @@
 """The benchmark: its figures and its words."""
 
-from __future__ import annotations
-
 import json
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DL-QAT on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -128,15 +126,6 @@ def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path
     assert "too little text to train on" in json.dumps(queries.job(job.id).error)
 
 
-def test_what_a_person_should_know_is_said_beforehand(queue: Path) -> None:
-    _, estimate = checked("dlqat", {**SMALL, "grid": "zero-point"})
-    said = " ".join(estimate.warnings + estimate.notes)
-    assert (
-        "Trainable parameters: " in said and "% of the model" in said and "dequantize=True" in said
-    )
-    assert estimate.seconds and estimate.bytes > 1e6
-
-
 def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
     """A config, its plan for the toy, and the toy."""
     config, facts = DLQATJob.model_validate({**SMALL, **values}), inspect("toy")
@@ -146,8 +135,7 @@ def made(**values: object) -> tuple[DLQATJob, QuantizationPlan, ModelFacts]:
 def test_training_that_does_not_fit_says_what_to_lower(queue: Path, monkeypatch) -> None:
     small = memory_bytes(*made())
     enough = sum(small.values()) + 10**6
-    for module in ("jobs.dlqat.estimate", "jobs.estimate"):
-        monkeypatch.setattr(f"{module}.memory_available", lambda: enough)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: enough)
     checked("dlqat", SMALL)
     with pytest.raises(ConfigError, match="gradient checkpointing") as refused:
         checked("dlqat", {**SMALL, "batch": 512})

@@ -1,7 +1,5 @@
 """A saved model beside its dense one, as a job: what is measured, told, and refused."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +28,7 @@ from jobs.evaluation.acceleration import decoders_of, record_decoding
 from jobs.evaluation.config import DENSE, MODEL, EvaluationJob
 from jobs.evaluation.estimate import memory_bytes
 from jobs.evaluation.kind import verdict
-from jobs.evaluation.quality import ENDINGS_ACCURACY
+from jobs.evaluation.quality import ENDINGS_ACCURACY, Quality
 from jobs.evaluation.report import TIMED_TOKENS, format_bytes, samples_of, verdicts
 from jobs.fields.quality import SAMPLE_PROMPTS
 from jobs.metrics import (
@@ -169,16 +167,6 @@ def test_a_speed_up_is_believed_only_beyond_what_repeats_differ_by(
     assert words in verdicts(found)[0] and "20 tokens/s (19 to 22)" in verdicts(found)[0]
 
 
-def test_where_leaving_out_zeros_pays_is_told() -> None:
-    about = {"zeros": [0.5, 0.9], "own": 0.5}
-    never = {(MODEL, PRODUCT_SPEED_UP): row(MODEL, PRODUCT_SPEED_UP, 0.4, break_even=None, **about)}
-    assert (
-        "0.40 × dense at this model's 50 %; it does not pay up to 90 % zeros" in verdicts(never)[0]
-    )
-    once = {(MODEL, PRODUCT_SPEED_UP): row(MODEL, PRODUCT_SPEED_UP, 0.4, break_even=0.87, **about)}
-    assert "it pays from 87 % zeros on" in verdicts(once)[0]
-
-
 @pytest.mark.parametrize(
     ("values", "field", "words"),
     [
@@ -196,7 +184,7 @@ def test_where_leaving_out_zeros_pays_is_told() -> None:
 def test_what_cannot_be_measured_is_refused_beside_its_field(
     queue: Path, monkeypatch: pytest.MonkeyPatch, values: dict, field: str, words: str
 ) -> None:
-    monkeypatch.setattr("backend.evaluation.harness.find_spec", lambda _: None)
+    monkeypatch.setattr("backend.evaluation.tasks.find_spec", lambda _: None)
     submit("count", {}, HOST)
     with pytest.raises(SlimscopeError, match=words) as refused:
         checked("evaluation", values)
@@ -241,3 +229,67 @@ def test_decoding_is_not_timed_where_the_context_is_too_short() -> None:
     toy = load("toy").model
     record_decoding({MODEL: toy}, [5, 9], TIMED_TOKENS + 1, context, SilentReporter())
     assert "not timed" in told[0] and len(told) == 1
+
+
+class KilledError(Exception):
+    """The end of a process, as it would write one more thing."""
+
+
+class Recorder:
+    """Keeps what is recorded, until the process is killed."""
+
+    def __init__(self, most: int) -> None:
+        self.kept: list[str] = []
+        self.most = most
+
+    def _keep(self, name: str) -> None:
+        if len(self.kept) == self.most:
+            raise KilledError
+        self.kept.append(name)
+
+    def profile(self, profile: Any) -> None:
+        self._keep(profile.name)
+
+    def result(self, stage: str, metric: MetricKey, value: float, **_: Any) -> None:
+        self._keep(str(metric))
+
+    def has_result(self, stage: str, metric: MetricKey) -> bool:
+        return str(metric) in self.kept
+
+    def log(self, text: str) -> None:
+        pass
+
+
+def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
+    """The measurements of a stage whose figures are there at once."""
+    module = "jobs.evaluation.quality"
+    found = SimpleNamespace(value=2.0, stderr=0.1, bits_per_byte=1.0, tokens=8, windows=[1.0])
+    compared = SimpleNamespace(agreement=0.9, agreement_stderr=0.1, kl=0.1, kl_stderr=0.1, tokens=8)
+    monkeypatch.setattr(f"{module}.perplexity", lambda *_: found)
+    monkeypatch.setattr(f"{module}.text_facts", lambda _: {})
+    monkeypatch.setattr(
+        f"{module}.DivergenceObserver", lambda *_: SimpleNamespace(result=lambda: compared)
+    )
+    made = Quality.__new__(Quality)
+    made._divergence = True
+    made._loaded, made._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
+    made._context, made._batch, made._labels = context, 1, {}  # type: ignore[assignment]
+    made._new, made._reference = list, None  # type: ignore[assignment]
+    monkeypatch.setattr(made, "_comparable", lambda: True)
+    monkeypatch.setattr(made, "_observer", lambda *_: pytest.MonkeyPatch.context())
+    return made
+
+
+@pytest.mark.parametrize("role", ["", "kept"])
+def test_a_kill_between_two_figures_of_a_stage_loses_none(
+    monkeypatch: pytest.MonkeyPatch, role: Any
+) -> None:
+    whole = Recorder(99)
+    quality(whole, monkeypatch)._measure_text("sds", role, None)  # type: ignore[arg-type]
+    assert "window_losses" in whole.kept and ("kl_to_dense" in whole.kept) == bool(role)
+    for most in range(len(whole.kept)):
+        context = Recorder(most)
+        made = quality(context, monkeypatch)
+        with pytest.raises(KilledError):
+            made._measure_text("sds", role, None)  # type: ignore[arg-type]
+        assert made._text_missing("sds", role), f"killed behind {context.kept}"

@@ -1,7 +1,5 @@
 """A GGUF export as a job: what it writes, records and refuses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gguf

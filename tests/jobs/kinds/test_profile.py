@@ -1,7 +1,5 @@
 """A sensitivity profile as a job: what it stores, how it goes on, what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.budget import budget
-from jobs.profile.profiles import newest_profile
+from jobs.profile.profiles import newest_profile, profile_of_run
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait
 
@@ -138,3 +136,12 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
             session.get_one(Job, search.id).environment = {"mix": damaged}
         with pytest.raises(ConfigError, match=said):
             submit("dlqat", plain | {"allocation": search.run}, HOST)
+
+
+def test_other_runs_are_no_profiles(queue: object) -> None:
+    other = submit("statistics", {"model": "toy"}, HOST)
+    with pytest.raises(ConfigError, match="is no sensitivity profile"):
+        profile_of_run(other.run)
+    waiting = submit("profile", SMALL, HOST)
+    with pytest.raises(ConfigError, match="has measured no layer yet"):
+        profile_of_run(waiting.run)

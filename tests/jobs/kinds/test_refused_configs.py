@@ -1,7 +1,5 @@
 """What each kind of run refuses of its own fields, before anything is queued."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

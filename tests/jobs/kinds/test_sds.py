@@ -1,7 +1,5 @@
 """SDS on the toy model, as a job: its record and its files."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,12 +117,6 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
     assert "no plan" in queries.job(job.id).error["what"]
 
 
-def test_few_tokens_are_a_warning_and_an_estimate_is_given(queue: Path) -> None:
-    _, estimate = checked("sds", {**SMALL, "segments": 1})
-    assert "few for layers with 192 inputs" in estimate.warnings[0]
-    assert estimate.seconds and estimate.seconds > 0 and estimate.bytes > 1e6
-
-
 @pytest.mark.parametrize(
     ("available", "values", "streamed"),
     [
@@ -176,8 +168,7 @@ def test_reconstruction_costs_three_passes_an_epoch_and_the_memory_to_train_a_bl
 def test_what_does_not_fit_even_so_is_refused_with_what_to_lower(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("jobs.sds.estimate", "jobs.estimate"):
-        monkeypatch.setattr(f"{module}.memory_available", lambda: LITTLE)
+    monkeypatch.setattr("backend.models.memory.memory_available", lambda: LITTLE)
     _, estimate = checked("sds", SMALL)
     assert "read from disk" in estimate.warnings[-1]
     with pytest.raises(ModelError) as refused:

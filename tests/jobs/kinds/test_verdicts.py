@@ -1,7 +1,5 @@
 """What is said of stages that the same windows of text tell apart, and of those they do not."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

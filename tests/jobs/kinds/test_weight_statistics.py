@@ -1,7 +1,5 @@
 """Statistics of a model as it is, as a job: what it stores, what it refuses, how it goes on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 
@@ -11,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import backend.models.sources.toy
 from backend.checkpoints import Checkpoints
+from backend.export.reading import StoredLinears
 from backend.models.sources.catalogue import inspect
-from backend.models.stored_weights import StoredLinears
 from backend.queue.folders import work_folder
 from backend.reporter import SilentReporter
 from backend.settings import Settings

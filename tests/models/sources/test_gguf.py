@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from backend.errors import ModelError
 from backend.export.origin import origin_of
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
-from backend.models.sources.gguf.conversion import dequantized_note
 from backend.models.sources.headers import read_headers
 from backend.models.sources.materialise import materialise
 from backend.models.sources.spec import TOY_FOLDER
@@ -169,14 +166,6 @@ def test_a_damaged_file_is_refused(file, content):
     file.write_bytes(content)
     with pytest.raises(ModelError, match="cannot be read as GGUF"):
         inspect(str(file))
-
-
-def test_a_mix_of_types_is_told_with_the_share_of_rounded_weights():
-    kinds = {"Q6_K": (24, 200), "F32": (121, 50), "Q4_K": (168, 750)}
-    assert dequantized_note(kinds, "AWQ") == (
-        "dequantised from Q4_K: 95 % of its weights are already rounded, most to a 4-bit grid "
-        "(Q4_K 168 tensors, Q6_K 24, F32 121). Its name or metadata mention AWQ."
-    )
 
 
 def test_origin_and_licence_are_those_of_the_file(file):

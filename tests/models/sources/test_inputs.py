@@ -1,7 +1,5 @@
 """Models and texts that a cluster's machines know by name and content."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

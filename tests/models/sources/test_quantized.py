@@ -1,7 +1,5 @@
 """Packed models are described as the dense ones they stand for, and loaded so."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

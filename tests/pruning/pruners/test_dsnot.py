@@ -1,7 +1,5 @@
 """DSnoT: swaps that bring the mean of each output nearer to that of the dense layer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

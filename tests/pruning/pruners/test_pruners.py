@@ -1,7 +1,5 @@
 """Pruners against slow, obvious forms of the same algorithms."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import pytest

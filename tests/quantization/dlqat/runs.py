@@ -1,7 +1,5 @@
 """Runs of DL-QAT on models in memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

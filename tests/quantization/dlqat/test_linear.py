@@ -1,7 +1,5 @@
 """The layer that is trained inside its grid, against autograd and against itself once frozen."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The training loop: its gradients, its losses, its schedule, and that it goes on bit for bit."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """A small HTTP server that answers as the head of a Ray cluster does. Its answers were recorded
 from a head of Ray 2.60.0 with two machines, of which one was killed."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What stands for the commands of Slurm: answers recorded from Slurm 24.11 with two nodes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 """The contract of engines that other machines work for: a launch is never lost and never repeated,
 and a cluster that does not answer says nothing of its jobs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The engine of a Ray cluster; see `test_contract` for what holds for all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

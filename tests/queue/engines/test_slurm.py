@@ -1,7 +1,5 @@
 """The engine of a Slurm cluster; see `test_contract` for what holds for all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

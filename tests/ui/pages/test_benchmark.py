@@ -1,7 +1,5 @@
 """The Speed page: verdict, conditions, charts of a benchmark, and what stands there without one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ from ui.pages.home.showcase import showcase
 from ui.theme import LIGHT, ink
 
 HOSTILE = "<b>amphista</b>"
-CHARTS = [part for row in page.ROWS for panel in row for part in panel.parts]
+CHARTS = [part for panel in page.PANELS for part in panel.parts]
 CONFIG = {
     "model": "toy", "drafters": "amphista-0002", "rounds": 3, "max_new_tokens": 64,
     "precision": "auto", "count": 12, "nodes": 8,
@@ -72,7 +70,7 @@ def measured(tables: Settings) -> str:
 
 def draw(**query: str) -> dict[str, Any]:
     """What is shown at an address."""
-    return page.draw(None, None, None, None, asked(**query))
+    return page.draw(None, None, None, asked(**query))
 
 
 def test_everything_is_drawn_and_told(measured: str) -> None:
@@ -89,7 +87,7 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert shown["inside"] == ""
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
     assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
-    assert len(shown["lengths_chart"].data) == len(shown["right_chart"].data) == 2
+    assert len(shown["right_chart"].data) == 2
     assert len(shown["sizes_chart"].data) == 3
     assert list(shown["costs_chart"].data[0].y) == [1.0, 1.3]
     for name in CHARTS:
@@ -128,10 +126,7 @@ def test_tasks_and_guesses_that_were_right_stand_beside_each_other(measured: str
     assert list(fast.data[0].error_x.array) == pytest.approx([0.3, -0.1])
     assert list(accepted.data[0].x) == [2.0, 2.0] and accepted.data[0].error_x.array is None
     assert [round(y) for y in fast.data[1].y] == [0, 1]
-    whole, far = (draw(of=of)["right_chart"].data[0] for of in ("all", "so-far"))
-    assert list(whole.y) == pytest.approx([60, 20, 20])
-    assert list(far.y) == pytest.approx([60, 100 / 3, 100])
-    assert draw(of="none such")["of"] == "all"
+    assert list(draw()["right_chart"].data[0].y) == pytest.approx([60, 20, 20])
 
 
 def test_the_tree_is_drawn_with_what_was_right_and_what_was_expected(
@@ -214,9 +209,8 @@ def test_shares_of_accepted_tokens_fall(measured: str) -> None:
     decoders = decoder_reports("benchmark-0001")
     (drafter,) = (d for d in decoders if d.kind)
     assert charts.reached(drafter) == {1: 0.6, 2: 0.2, 3: 0.2}
-    line = charts.acceptance_rate(decoders, False, "").figure.data[0]
+    line = charts.acceptance_rate(decoders, "").figure.data[0]
     assert list(line.y) == sorted(line.y, reverse=True)
-    assert sum(charts.accepted_length(decoders, "").figure.data[0].y) == pytest.approx(100)
     first, other = (
         charts.speed_up(order, "").figure.data[0].marker.color
         for order in (decoders, decoders[::-1])

@@ -1,7 +1,5 @@
 """The page Compare: what differs, what came out, curves and weights over each other."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -22,6 +20,7 @@ from tests.ui.lab import OTHER, asked, job, measured, model_folder, point, press
 from ui.pages.compare import page as compare
 from ui.pages.compare.comparison import RunComparison, records
 from ui.pages.compare.texts import kept_share, word_changes
+from ui.theme import LIGHT
 
 TWO = {"ids": "sds-0001,sds-0002"}
 WHOLE = {"ids": "sds-0001,sds-0002,sds-0003,sds-0004"}
@@ -297,3 +296,13 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
     assert whole["baseline"] == "sds-0001" and whole["lines"] == records(compared(**TWO))
     assert "data" not in compare.export(pressed("exe"), asked(**TWO))
     assert "data" not in compare.export(pressed("csv"), asked())
+
+
+def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
+    request = asked(**TWO, base="sds-0002")
+    for figure in (
+        compare.draw_curves(None, None, None, request)["lines_chart"],
+        compare.draw_weights(None, None, request)["weights_chart"],
+    ):
+        (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
+        assert (line.color, line.dash) == (LIGHT.muted, "dash")

@@ -1,8 +1,6 @@
 """The runs that come with the package have figures and texts, and no weights: what is shown of them
 leads nowhere that needs some."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from typing import Any

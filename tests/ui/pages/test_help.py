@@ -1,7 +1,5 @@
 """The page Help says what is true: its examples are carried out here."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shlex
@@ -12,23 +10,13 @@ import typer.main
 
 from backend.settings import Settings
 from jobs.cli import app as cli
-from jobs.metrics import METRICS
 from tests.ui.lab import job, measured
 from ui.api import build
 from ui.format import esc
-from ui.pages import pages
 from ui.pages.help import glossary, page
 from ui.runs.columns import columns
 from ui.runs.filter import parse
 from ui.runs.rows import rows
-
-
-def test_every_figure_is_defined_with_its_direction() -> None:
-    figures = [m for m in METRICS.values() if m.definition]
-    text = page.HTML.figures(figures).unescape()
-    for metric in figures:
-        assert metric.title in text and metric.definition in text
-        assert metric.definition.endswith(".")
 
 
 def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> None:
@@ -37,15 +25,6 @@ def test_every_model_and_text_is_named_with_its_licence(seeded: Settings) -> Non
                           ("wikipedia", "CC BY-SA 3.0 / GFDL"), ("c4", "ODC-By 1.0")):  # fmt: skip
         assert f"<code>{name}</code>" in html and esc(licence) in html
     assert "<code>/" not in html and "file:" not in html
-
-
-def test_every_key_is_listed_and_means_one_thing() -> None:
-    listed = page.keys()
-    html = page.HTML.shortcuts(listed)
-    assert len({s.keys for s in listed}) == len(listed) == html.count("<dt>")
-    assert all(
-        p.key or p.path in {s.address for s in listed} for p in pages() if p.listed
-    )  # every page of the navigation can be reached by keys
 
 
 @pytest.mark.parametrize("text", glossary.FILTERS)

@@ -1,7 +1,5 @@
 """The page Home: what runs, what is best, what needs a look."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
+from jobs.generate.transcript import transcript_writer
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
@@ -166,7 +165,7 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
         and 'scope="row"' in hero["methods"]
     )
     assert exhibits.draw_exhibits(hero["seen"], asked()) == {}
-    moving = showcase.moving_histogram(showcase.showcase())
+    moving = showcase.moving_histogram()
     assert moving is not None and moving["run"] == "sds-0001"
     assert [stage["name"] for stage in moving["stages"]] == ["dense", "first", "redense", "sds"]
     heights = [stage["heights"] for stage in moving["stages"]]
@@ -211,6 +210,25 @@ def test_the_toy_is_told_of_until_something_else_is_done(
     assert told["toy"] == ["sds-0001"] and "is queued" in told["said"]["value"]
     assert exhibits.home_act(pressed("cancel", "sds-0001"), asked())["toy"] is None
     assert exhibits.draw_toy(None) == {} == exhibits.draw_toy("nonsense")
+
+
+def test_the_fastest_text_races_the_first(tables: Settings) -> None:
+    sides, hostile = "toy, sds-0002, sds-0003", "<b>x"
+    store(job(1, kind="generate", config={"sides": sides, "prompt": hostile, "model": ""}))
+    for side, ms in enumerate((20.0, 5.0, 10.0), 1):
+        with transcript_writer("generate-0001", side) as writer:
+            writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
+            for _ in range(40):
+                writer.add(ms=ms, tokens=[["b", 0]], rejected=[])
+            writer.add(end="limit", rest="")
+    found = showcase.race()
+    assert found is not None and found.gain == pytest.approx(4)
+    assert [lane["name"] for lane in found.lanes] == ["toy", "sds-0002"]
+    assert len(found.lanes[0]["steps"]) == 41 and found.lanes[1]["steps"][1] == [5.0, "b"]
+    assert hostile not in exhibits.HTML.racing(found)
+    with transcript_writer("generate-0001", 1) as writer:  # the first has not ended
+        writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])
+    assert showcase.race() is None
 
 
 def test_a_guest_may_not_start_the_toy_or_touch_the_examples(

@@ -1,7 +1,5 @@
 """The launch page: preview, refusal, queueing, and what there is to choose from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,6 +15,7 @@ from jobs.kind import Kind, kinds
 from tests.ui.lab import GUEST, HOST, asked
 from ui.pages.new_run import page as launch
 from ui.pages.new_run import preview
+from ui.runs import choices
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
 
@@ -197,3 +196,11 @@ def test_recipes_and_presets_set_different_fields_and_are_valid_together(kind: K
             assert not recipe.keys() & preset.keys()
     usual = {n: info.default for n, info in kind.config.model_fields.items()}
     assert all(usual[name] == value for name, value in next(iter(recipes.values())).items())
+
+
+def test_models_and_texts_are_offered_by_title(current: Settings) -> None:
+    assert "toy" in [name for _, name in choices.models()]
+    calibration = [name for _, name in choices.texts("calibration")]
+    evaluation = [name for _, name in choices.texts("evaluation")]
+    assert calibration[0] == evaluation[0] == "auto"
+    assert "self" in calibration and "self" not in evaluation

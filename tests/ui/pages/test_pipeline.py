@@ -1,7 +1,5 @@
 """The page of pipelines: the form with its preview, and the steps of one that is queued."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -114,7 +114,7 @@ def opened(**query: str) -> dict[str, Any]:
 
 def given(**values: Any) -> QuantSelection:
     """What the browser sends."""
-    first = {"run": "dlqat-0001", "stage": "dlqat", "curve": "loss", "tensor": TENSORS[0],
+    first = {"run": "dlqat-0001", "stage": "dlqat", "tensor": TENSORS[0],
              "figure": "magnitude", "step": 20, "group": "5,1"}  # fmt: skip
     return QuantSelection.from_controls([(first | values)[n] for n in QuantSelection.names()])
 
@@ -129,8 +129,8 @@ def view(**values: Any) -> QuantView:
 def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     shown = opened(run="dlqat-0001")
     assert shown["stage"]["value"] == "dlqat" and shown["step"]["value"] == 20
-    assert shown["group"] == "5,1" and "number 1 of 32 by error" in shown["one"]
-    assert "inputs 16 to 31" in shown["one"]
+    assert shown["group"] == "5,1" and "number 1 of 32 by error" in shown["weights_note"]
+    assert "Row 5, inputs 16 to 31" in shown["weights_note"]
     assert (
         "3 bits · groups of 16 · symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
     )
@@ -155,14 +155,16 @@ def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, sm
 
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:
     shown = opened(run="dlqat-0001", stage="dlqat-kd", figure="error", step="12", group="3,2",
-                   tensor=TENSORS[3], curve="m")  # fmt: skip
+                   tensor=TENSORS[3])  # fmt: skip
     chosen = QuantView.at(QuantSelection(run="dlqat-0001", step="12", group="3,2"))
     assert chosen and chosen.selection.step == "10" and chosen.group == (3, 2)
-    assert shown["stage"]["value"] == "dlqat-kd" and "Row 3, group 2" in shown["one"]
+    assert (
+        shown["stage"]["value"] == "dlqat-kd" and "Row 3, inputs 32 to 47" in shown["weights_chart"]
+    )
     odd = opened(run="dlqat-0001", stage="none", figure="x", step="-", group="99,99", tensor="y")
     assert odd["stage"]["value"] == "dlqat" and odd["group"] == "5,1"
     assert opened()["run"]["value"] == "dlqat-0002"
-    assert "appear here" in opened(run="dlqat-0002")["layers_chart"]
+    assert opened(run="dlqat-0002")["magnitudes_chart"].startswith("DL-QAT has recorded no")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,8 @@ def test_a_run_without_groups_says_why(run: str, said: str) -> None:
 def test_worst_first_navigation() -> None:
     first = page.move_group(view(), 1)
     second = page.move_group(view(group=first["group"]), 1)
-    assert "number 2 of 32" in first["one"] and "number 3 of 32" in second["one"]
+    places = [each["weights_chart"] for each in (first, second)]
+    assert "number 2 of 32" in places[0] and "number 3 of 32" in places[1]
     assert page.move_group(view(group=first["group"]), -1)["group"] == "5,1"
     assert page.move_group(view(), -1)["group"] == "5,1"  # there is no worse one
     assert page.worst_group(view(group="0,0"))["group"] == "5,1"
@@ -216,42 +219,30 @@ def test_steps_of_training_go_round() -> None:
 
 def test_another_tensor_or_group_redraws_what_it_changes() -> None:
     shown = page.choose_tensor(view(tensor=TENSORS[2], group="0,0"))
-    assert shown["group"] == "5,1" and "curve_chart" not in shown
-    assert shown["layers_chart"].layout.meta["picked"] == ["1", "up_proj"]
-    assert set(page.choose_group(view(group="2,3"))) == {
-        "group", "one", "history_chart", "history_note", "history_table",
-        "weights_chart", "weights_note", "weights_table", "history_title", "weights_title",
-        "codes_chart", "codes_note", "codes_table", "codes_title",
-    }  # fmt: skip
+    assert shown["group"] == "5,1" and "magnitudes_chart" not in shown
+    names = {name.partition("_")[0] for name in page.choose_group(view(group="2,3"))}
+    assert names == {"group", "weights", "codes"}
 
 
-@pytest.mark.parametrize("curve", ["loss", "rate", "changed", "m"])
-def test_curves(curve: str) -> None:
-    shown = page.change_curve(view(curve=curve))
-    names = {trace.name for trace in shown["curve_chart"].data}
-    assert names >= ({"Median", "5 to 95 % of groups"} if curve == "m" else {"DL-QAT"})
-    assert "points" in shown["curve_note"]
+def test_magnitudes_of_all_groups_are_a_fan_of_the_chosen_stage() -> None:
+    shown = opened(run="dlqat-0001")
+    names = {trace.name for trace in shown["magnitudes_chart"].data}
+    assert names == {"Median", "1 to 99 % of groups", "5 to 95 % of groups", "25 to 75 % of groups"}
+    assert "98 % of the groups end scaled by 1.500 to 2.100" in shown["magnitudes_title"]
+    assert "n = 21 points" in shown["magnitudes_note"]
+    assert (
+        "DL-QAT, distilled has recorded no"
+        in opened(run="dlqat-0001", stage="dlqat-kd")["magnitudes_chart"]
+    )
 
 
-def test_losses_are_drawn_beside_those_that_measure_the_same() -> None:
-    text, kept = (page.change_curve(view(stage=stage)) for stage in ("dlqat", "dlqat-kd"))
-    assert {trace.name for trace in text["curve_chart"].data} == {
-        "DL-QAT", "LoRA, not quantised (control)",
-    }  # fmt: skip
-    assert [trace.name for trace in kept["curve_chart"].data] == ["DL-QAT, distilled"]
-    assert "KL divergence" in kept["curve_chart"].layout.yaxis.title.text
-    assert text["curve_chart"].layout.yaxis.rangemode == "normal"
-
-
-def test_while_it_works_only_what_moves_is_drawn_and_once_more_at_its_end() -> None:
+def test_while_it_works_nothing_is_drawn_until_more_is_recorded_and_once_more_at_its_end() -> None:
     seen = opened(run="dlqat-0002")["seen"]
-    shown = page.refresh(seen, given(run="dlqat-0002"))
-    assert {name.partition("_")[0] for name in shown} == {"curve", "layers"}
-    seen = opened(run="dlqat-0002")["seen"]
+    assert page.refresh(seen, given(run="dlqat-0002")) == {}
     with writing() as session:
         session.get_one(Job, 2).state = "succeeded"
     last = page.refresh(seen, given(run="dlqat-0002"))
-    assert last["head"] and last["layers_chart"]
+    assert last["head"] and last["magnitudes_chart"]
     assert page.refresh(last["seen"], given(run="dlqat-0002")) == {}
 
 
@@ -270,7 +261,7 @@ def test_who_looks_at_the_newest_picture_sees_the_next(step: int, then: int) -> 
 
 def test_texts_of_people_are_shown_as_text() -> None:
     shown = opened(run="dlqat-0001")
-    assert HOSTILE not in "".join(str(v) for n, v in shown.items() if n in ("head", "one"))
+    assert HOSTILE not in "".join(str(v) for n, v in shown.items() if n == "head")
 
 
 def test_what_a_run_recorded_is_read_once_until_it_moves_on() -> None:

@@ -1,9 +1,6 @@
 """Jobs, and what holds everywhere, on a data folder with a run in every state."""
 
-from __future__ import annotations
-
 import re
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +10,7 @@ from backend.store import queries
 from tests.queue.conftest import HOST
 from tests.ui.lab import GUEST, asked, job, pressed
 from ui.pages.queue import page as jobs
-from ui.runs.actions.single import act, actions, run_action
+from ui.runs.actions.single import act, actions
 from ui.runs.html import progress
 
 
@@ -77,21 +74,17 @@ def test_unknown_deeds_are_refused(seeded: Settings, do: str) -> None:
     assert 'role="alert"' in said["value"] and "<b>" not in said["value"]
 
 
-def test_a_button_on_a_run_that_is_not_there_is_refused(seeded: Settings) -> None:
-    for run in ("sds-9999", "", "'; drop table jobs"):
-        assert 'role="alert"' in act(pressed("cancel", run), asked())["value"]
-    assert 'role="alert"' in act(SimpleNamespace(_data=None), asked())["value"]
-
-
-def test_the_chosen_job_shows_its_history(seeded: Settings) -> None:
-    run_action("cancel", "sds-0003", jobs.current_user(asked()))
-    shown = jobs.draw(asked(id="sds-0003"))
-    history = shown["history"]
-    assert "sds-0003" in shown["title"]
-    assert history.index("cancelled") < history.index("queued")
-
-
 def test_a_stalled_queue_is_said(seeded: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs.STALLED not in board()
     monkeypatch.setattr(scheduling, "ALIVE_MS", -1)
     assert jobs.STALLED in board()
+
+
+def test_retry_makes_a_new_run_with_the_same_config(seeded: Settings) -> None:
+    said = act(pressed("retry", "sds-0004"), asked())
+    new, old = queries.job(6), queries.job(4)
+    assert "sds-0006" in said["value"]
+    assert (new.state, new.parent, old.state) == ("queued", 4, "failed")
+    assert {k: new.config[k] for k in old.config} == old.config
+    act(pressed("resume", "sds-0005"), asked())
+    assert queries.job(5).state == "queued"

@@ -1,7 +1,5 @@
 """Reports: what is added from every page, how it is shown, and the file it is exported to."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -114,17 +112,6 @@ def _export(number: int) -> tuple[str, str]:
     return file["name"], base64.b64decode(file["data"]).decode()
 
 
-def test_a_chart_of_an_address_begins_a_report_or_joins_one(seeded: Settings) -> None:
-    address = {"add": "weights-heatmap", "run": "sds-0001", "stat": "kurtosis"}
-    assert "Weights: All layers" in top(**address)
-    made = act(pressed("create", text="Ours"), asked(**address))
-    assert made["leave"] == "report?n=1"
-    act(pressed("add", "1"), asked(**address | {"stat": "std"}))
-    assert [b.query for b in stored_blocks(report(1).blocks)] == [
-        "run=sds-0001&stat=kurtosis", "run=sds-0001&stat=std"
-    ]  # fmt: skip
-
-
 def test_an_unknown_chart_begins_no_report_and_an_empty_list_says_what_one_is(
     seeded: Settings,
 ) -> None:
@@ -188,3 +175,14 @@ def test_one_chart_that_fails_keeps_no_other_away(number: int, caplog: Any) -> N
     shown = [drawn(block, known) for block in stored_blocks(report(number).blocks)]
     assert [bool(each.sentence) for each in shown] == [False, True, False]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_chart_of_an_address_begins_a_report_or_joins_one(seeded: Settings) -> None:
+    address = {"add": "weights-heatmap", "run": "sds-0001", "stat": "kurtosis"}
+    assert "Weights: All layers" in top(**address)
+    made = act(pressed("create", text="Ours"), asked(**address))
+    assert made["leave"] == "report?n=1"
+    act(pressed("add", "1"), asked(**address | {"stat": "std"}))
+    assert [b.query for b in stored_blocks(report(1).blocks)] == [
+        "run=sds-0001&stat=kurtosis", "run=sds-0001&stat=std"
+    ]  # fmt: skip

@@ -1,7 +1,5 @@
 """The page Runs: what the address shows, and what can be done to the selected runs."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Every page shows the same, whether the tables are in a file or on a server."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

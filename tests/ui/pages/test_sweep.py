@@ -1,7 +1,5 @@
 """The page of a sweep: its means, its runs, and what can be done to all of them."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Signs, arrows and verdicts of differences, and when none is told."""
 
-from __future__ import annotations
+import re
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backend.metric_key import MetricKey
 from jobs.metrics import METRICS, Metric, metric
 from tests.ui.lab import OTHER, job, measured, result
-from ui.runs.deltas import delta, delta_html, incomparable_because, signed
+from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because, percent, signed
 from ui.runs.rows import RunRow, rows
 
 PLAIN = Metric(MetricKey("odd"), "Odd")
@@ -101,3 +101,12 @@ def test_speeds_are_only_compared_on_one_machine_and_task() -> None:
         ],
     )
     assert incomparable_because(fast, slow, MetricKey("tokens_per_second")) == "different device"
+
+
+def test_an_arrow_and_a_word_stand_beside_the_colour() -> None:
+    of = METRICS["perplexity"]
+    html = difference_html(of, delta(of, 12.0, 10.0), 12.0, relative=True)
+    assert re.search(r'class="delta worse"><i aria-hidden="true">▲</i>\+2\.00 \(\+20\.0 %\)', html)
+    assert '<span class="hidden"> worse</span>' in html
+    assert "(" not in difference_html(of, delta(of, 10.0, 10.0), 10.0, relative=True)
+    assert percent(None) == "" and percent(-0.024) == "−2.4 %"

@@ -1,9 +1,5 @@
 """The language of the filter."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,9 +113,3 @@ def test_any_text_is_a_filter(runs: list[RunRow], text: str) -> None:
 def test_a_term_and_its_turn_part_the_runs(runs: list[RunRow], term: str) -> None:
     both = passed(runs, term) + passed(runs, f"-{term}")
     assert sorted(both) == [1, 2, 3, 4, 5]
-
-
-def test_age_is_how_long_ago(runs: list[RunRow]) -> None:
-    ages: dict[int, Any] = {row.job.id: (row.now - row.job.created_at) / 1000 for row in runs}
-    oldest = max(ages.values())
-    assert passed(runs, f"age<{oldest - 0.5}") == [2, 3, 4, 5]

@@ -1,7 +1,5 @@
 """When waiting runs may start."""
 
-from __future__ import annotations
-
 import pytest
 
 from backend.queue.scheduling import QueueStatus

@@ -1,8 +1,6 @@
 """The table of runs: columns from the data, sorting, baseline and pins, export, and texts that do
 nothing."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -16,13 +14,13 @@ from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.store.session import writing
 from backend.store.tables import Event, Job
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
 from ui.runs import table
-from ui.runs.columns import AGE, Column, columns, find_column, visible_columns
+from ui.runs.columns import AGE, Column, columns, visible_columns
 from ui.runs.filter import RunFilter
-from ui.runs.results import setting_summary
+from ui.runs.results import format_stderr, format_value, setting_summary
 from ui.runs.rows import RunRow, all_rows, chosen, rows
 from ui.runs.view import TableQuery, TableResult
 
@@ -67,15 +65,6 @@ def test_the_columns_come_from_what_the_runs_measured(shown: list[RunRow]) -> No
     assert "perplexity" not in plain and "run" in plain
 
 
-def test_another_kinds_figures_get_a_column_without_a_change_here() -> None:
-    others = rows([job(1, kind="gone")], [result(1, "run", "furlongs_per_s", 41.0)])
-    known = columns(others)
-    column = known["furlongs_per_s"]
-    assert column.title == "Furlongs per s"
-    assert column.value(others[0]) == 41.0
-    assert column in visible_columns((), known)
-
-
 def test_the_final_perplexity_is_that_of_the_kept_stage(shown: list[RunRow]) -> None:
     known = columns(shown)
     assert [known["perplexity"].value(row) for row in shown] == [12.0, 12.0, None]
@@ -100,14 +89,6 @@ def test_a_number_in_the_setting_says_what_it_counts_and_defaults_are_left_out()
     assert setting_summary(made) == ["3 bits", "group size 32", "rank 8", "gptq"]
     made.config = {**made.config, "seed": 2}
     assert setting_summary(made)[-1] == "seed 2"  # tells the runs of a sweep apart
-
-
-def test_a_column_is_meant_by_its_key_or_as_people_call_it(shown: list[RunRow]) -> None:
-    known = columns(shown)
-    for name in ("ppl", "PPL", "perplexity"):
-        assert find_column(name, known) is known["perplexity"]
-    assert find_column("sparsity", known) is known["zero_share"]
-    assert find_column("nonsense", known) is None
 
 
 def test_chosen_columns_keep_the_order_of_the_table_and_the_run_leads(shown: list[RunRow]) -> None:
@@ -192,3 +173,19 @@ def test_the_disk_space_of_runs_sorts_them() -> None:
     disk = columns(found)["disk"]
     assert [row.job.id for row in table.sorted_rows(found, disk, True)] == [3, 1, 2]
     assert [str(disk.html(row)) for row in found] == ["2.0 MB", "–", "5.0 MB"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stderr", "written"),
+    [
+        ("accuracy/endings", 0.5573, 0.0359, ("55.73", "3.6")),
+        ("top1_agreement", 0.9468, 0.0039, ("94.68", "0.39")),
+        ("perplexity", 19.702, 1.16, ("19.70", "1.2")),
+        ("perplexity", 19.702, None, ("19.70", "")),
+    ],
+)
+def test_an_error_is_in_the_unit_of_its_value(
+    name: str, value: float, stderr: float | None, written: tuple[str, str]
+) -> None:
+    shown = metric(MetricKey.parse(name))
+    assert (format_value(shown, value), format_stderr(shown, stderr)) == written

@@ -1,7 +1,5 @@
 """One client with many requests leaves room for the others."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator

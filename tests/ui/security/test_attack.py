@@ -1,8 +1,6 @@
 """What no page sends: calls and requests with changed values, as a guest. Each is refused in one
 line of the log, without a trace, and the dashboard goes on."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,8 +1,6 @@
 """Who is host and who is guest, and what each may do: asked of the real dashboard the way an
 attacker would, past every button."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """What no request reaches, whom the dashboard does not answer, and what every answer carries."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sessions of hosts: how they begin and end, and who cannot use the cookie of another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """What the chart component sends to the browser."""
 
-from __future__ import annotations
-
 import json
 
 import gradio as gr

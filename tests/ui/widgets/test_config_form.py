@@ -1,7 +1,5 @@
 """A form drawn from a config: every field once, values both ways, messages where they belong."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import gradio as gr

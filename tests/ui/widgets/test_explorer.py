@@ -1,7 +1,5 @@
 """What pages that look into one run share: the selection, its controls, and reading by mark."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,17 +7,13 @@ import gradio as gr
 import pytest
 
 from backend.settings import Settings
-from tests.ui.lab import asked, job, store
+from tests.ui.lab import asked
 from ui.widgets import explorer as explorer_module
-from ui.widgets.dropdown import choices
 from ui.widgets.explorer import (
     Explorer,
     Selection,
     cached_by,
     control_updates,
-    empty_state,
-    known_or_first,
-    neighbour,
 )
 from ui.widgets.panel import Outputs, Updates
 
@@ -101,20 +95,3 @@ def test_a_run_is_read_once_until_its_mark_changes(current: Settings) -> None:
     assert (read("a"), read("a"), read("empty"), read("none"), read("")) == (1, 1, None, None, None)
     stored["a"] = 2
     assert read("a") == 2 and reads == ["a", "a"]
-
-
-def test_neighbours_stop_at_the_ends_and_unknown_values_give_way() -> None:
-    assert [neighbour("abc", "b", by) for by in (-5, -1, 0, 1, 5)] == ["a", "a", "b", "c", "c"]
-    assert known_or_first("x", {"y": 1}) == "y" and known_or_first("x", "yx") == "x"
-    assert choices({"value": "Label"}) == [("Label", "value")]
-
-
-@pytest.mark.parametrize(
-    ("run", "sentence", "link"),
-    [("", "No run.", "new"), ("sds-0001", "sds-0001 has stored nothing.", "new"),
-     ("sds-0002", "sds-0002 has stored nothing yet. Wait.", "queue?id=sds-0002")],
-)  # fmt: skip
-def test_an_empty_page_says_why(tables: Settings, run: str, sentence: str, link: str) -> None:
-    store(job(1), job(2, state="queued"))
-    html = empty_state(run, "No run.", "stored nothing", "Wait.", "new")
-    assert sentence in html and f'href="{link}"' in html

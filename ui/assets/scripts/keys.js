@@ -33,6 +33,12 @@
     more.textContent = "Glossary and metrics";
     more.href = "help";
     foot.append(more);
+    if (window.isSecureContext && window.Notification?.permission === "default") {
+      const asks = document.createElement("button");
+      asks.textContent = "Notify me when runs end";
+      asks.onclick = async () => { await Notification.requestPermission(); asks.remove(); };
+      foot.append(" ", asks);
+    }
     paper.append(list, foot, close);
     paper.onclose = () => paper.remove();
     document.body.append(paper);

@@ -49,20 +49,30 @@ window.slimscope = (() => {
   }
 
   /* Polls the server; tells the page only when something has changed. */
+  const mayNotify = () => window.isSecureContext && window.Notification?.permission === "granted";
+
+  async function notify(run) {
+    const job = await (await fetch(`slimscope/api/runs/${run}`)).json();
+    const note = new Notification(`${run} has ${job.state}`, { body: job.name ?? "", tag: run });
+    note.onclick = () => { window.focus(); window.location.href = `run?id=${run}`; };
+  }
+
   function pulse(element, changed) {
     const line = element.querySelector(".status-line");
-    let cursor = null, timer = null, last = new Date();
+    let cursor = null, timer = null, last = new Date(), working = [];
     async function ask() {
       clearTimeout(timer);
-      if (document.hidden) return;
+      if (document.hidden && !(mayNotify() && working.length)) return;
       let wait = 10000;
       try {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         last = new Date();
-        wait = answer.live ? 2000 : 10000;
+        wait = answer.live && !document.hidden ? 2000 : 10000;
         if (line.innerHTML !== answer.html.trim()) line.innerHTML = answer.html.trim();
         if (cursor !== null && cursor !== answer.cursor) changed();
         cursor = answer.cursor;
+        if (mayNotify()) for (const run of working) if (!answer.runs.includes(run)) notify(run);
+        working = answer.runs;
       } catch {
         line.textContent = `No answer from the server. Last update ${last.toLocaleTimeString()}.`;
         wait = 3000;
@@ -99,7 +109,7 @@ window.slimscope = (() => {
 
   /* Back undoes the last view: the page is drawn anew for the address it then has. */
   let pushed = -1000;
-  window.addEventListener("popstate", () => window.location.reload());
+  window.addEventListener("popstate", () => { if (!api.back?.()) window.location.reload(); });
 
   /* --- charts ---------------------------------------------------------------------------- */
 
@@ -117,7 +127,7 @@ window.slimscope = (() => {
       key === "size" && typeof value === "number" ? Math.round(value * factor) : value);
   }
 
-  function plot(element, props, watch, select, stopped = () => {}) {
+  function plot(element, props, watch, select) {
     const Plotly = window.Plotly; // kept: another script may replace the global
     const box = element.querySelector(".plot");
     const canvas = element.querySelector(".plot-canvas");
@@ -128,12 +138,6 @@ window.slimscope = (() => {
       displayModeBar: false, // drag zooms, a double click shows all again
     };
     let picked = null, bound = false;
-    const stops = api.scrubber(box, (place, stop) => Plotly.restyle(canvas,
-      { y: [stop.y], "line.color": stop.colour, fillcolor: stop.fill, name: stop.label }, [place]),
-      (stop) => {
-        api.picked = { customdata: stop.name };
-        stopped(api.picked);
-      });
 
     function meta() { return (props.value && props.value.layout && props.value.layout.meta) || {}; }
 
@@ -158,14 +162,12 @@ window.slimscope = (() => {
       box.classList.toggle("loading", value === "");
       box.style.minHeight = `${value?.nothing ? Math.min(room, 96) : room + (meta().more || 0)}px`;
       if (none) {
-        stops.prepare({ layout: {} });
         empty.textContent = value?.nothing || value || "";
         return;
       }
       const figure = shade(value);
       picked = meta().picked || null;
       if (meta().pick) figure.layout.shapes = [...(figure.layout.shapes || []), ...outline()];
-      stops.prepare(figure);
       await Plotly.react(canvas, figure.data, figure.layout, config);
       describe();
       if (!bound) bind();
@@ -204,17 +206,6 @@ window.slimscope = (() => {
       canvas.focus({ preventScroll: true }); // so that the arrow keys go on from here
     }
 
-    /* The same place of every panel, so that they can be read off together. */
-    let linking = false;
-    function hovered(event) {
-      if (!meta().linked || linking || canvas.data.length < 2) return;
-      const { x: xval, y: yval } = event.points[0];
-      linking = true;
-      Plotly.Fx.hover(canvas, canvas.data.map((_, curveNumber) => ({ curveNumber, xval, yval })),
-        Object.keys(canvas._fullLayout._plots));
-      linking = false;
-    }
-
     function key(event) {
       const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
       const move = moves[event.key];
@@ -231,7 +222,6 @@ window.slimscope = (() => {
     function bind() {
       bound = true;
       canvas.on("plotly_click", clicked);
-      canvas.on("plotly_hover", hovered);
       canvas.addEventListener("keydown", key);
       new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(canvas)).observe(box); // not while hidden
       new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
@@ -265,6 +255,12 @@ window.slimscope = (() => {
     });
   }
 
-  const api = { header, pulse, address, tab, plot, table, saveTable, picked: null, templates: {} };
+  /* Modules of pages are loaded where they are used, that of Weights already while Gradio starts. */
+  function modules(folder) {
+    api.module = (name) => import(`${folder}/${name}.js`);
+    if (location.pathname.endsWith("/weights")) api.module("weights/page").then((page) => page.ahead());
+  }
+
+  const api = { header, pulse, address, tab, plot, table, saveTable, modules, picked: null, templates: {} };
   return api;
 })();

@@ -203,58 +203,33 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
     return Chart(figure, frame, "" if tokens else note)
 
 
-def accepted_length(decoders: Sequence[DecoderReport], note: str) -> Chart:
+def reached(decoder: DecoderReport) -> dict[int, float]:
+    """Share of steps with at least k accepted draft tokens, by k."""
+    deepest, steps = max(decoder.lengths, default=1), sum(decoder.lengths.values()) or 1
+    return {
+        k: sum(n for length, n in decoder.lengths.items() if length > k) / steps
+        for k in range(1, deepest)
+    }
+
+
+def acceptance_rate(decoders: Sequence[DecoderReport], note: str) -> Chart:
     drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
+    title = "Share of steps, %"
     frame = pd.DataFrame(
-        [(d.label, length, steps, 100 * steps / (sum(d.lengths.values()) or 1))
-         for d in drafters for length, steps in d.lengths.items()],
-        columns=["Decoder", "Tokens", "Steps", "Share of steps, %"],
-    )  # fmt: skip
-    for decoder in drafters:
-        rows = frame[frame["Decoder"] == decoder.label]
-        figure.add_bar(
-            x=rows["Tokens"], y=rows["Share of steps, %"], name=esc(decoder.label),
-            marker={"color": paint[decoder.name]},
-            hovertemplate="<b>%{fullData.name}</b><br>%{x} tokens: %{y:.1f} % of "
-            f"{rows['Steps'].sum():,} steps; mean {decoder.accepted:.2f}<extra></extra>",
-        )  # fmt: skip
-    x = axis("Tokens per step (vanilla: 1)", dtick=1, showgrid=False)
-    y = axis("Share of steps, %", rangemode="tozero")
-    figure.update_layout(_with_legend("lengths", drafters, x, y), barmode="group")
-    return Chart(figure, frame, note)
-
-
-def reached(decoder: DecoderReport, conditional: bool = False) -> dict[int, float]:
-    """Share of steps with at least k accepted draft tokens, by k; `conditional`: of the steps with
-    at least k - 1."""
-    deepest = max(decoder.lengths, default=1)
-    at_least = [
-        sum(n for length, n in decoder.lengths.items() if length > k) for k in range(deepest)
-    ]
-    whole = at_least[0] or 1
-    return {k: at_least[k] / (at_least[k - 1] if conditional else whole) for k in range(1, deepest)}
-
-
-def acceptance_rate(decoders: Sequence[DecoderReport], conditional: bool, note: str) -> Chart:
-    drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
-    title = "Share of those steps, %" if conditional else "Share of steps, %"
-    frame = pd.DataFrame(
-        [(d.label, k, 100 * share)
-         for d in drafters for k, share in reached(d, conditional).items()],
+        [(d.label, k, 100 * share) for d in drafters for k, share in reached(d).items()],
         columns=["Decoder", "Accepted in a row, at least", title],
-    )  # fmt: skip
-    so_far = " that got so far" if conditional else ""
+    )
     for decoder in drafters:
         rows = frame[frame["Decoder"] == decoder.label]
         figure.add_scatter(
             x=rows.iloc[:, 1], y=rows.iloc[:, 2], name=esc(decoder.label), mode="lines+markers",
             line={"color": paint[decoder.name]}, marker={"size": 8}, cliponaxis=False,
-            hovertemplate="<b>%{fullData.name}</b><br>%{x} or more accepted: %{y:.1f} % of steps"
-            f"{so_far}<extra></extra>",
+            hovertemplate="<b>%{fullData.name}</b><br>%{x} or more accepted: %{y:.1f} % of steps; "
+            f"mean {decoder.accepted:.2f} tokens<extra></extra>",
         )  # fmt: skip
     x = axis("Draft tokens accepted in a row, at least", dtick=1, showgrid=False)
     y = axis(title, rangemode="tozero")
-    figure.update_layout(_with_legend(f"accepted {conditional}", drafters, x, y))
+    figure.update_layout(_with_legend("accepted", drafters, x, y))
     return Chart(figure, frame, note)
 
 

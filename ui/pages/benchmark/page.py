@@ -35,11 +35,9 @@ NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 NO_HEADS = nothing("The run that trained this drafter left no curves.")
-CONTROLS = ("run", "by", "of", "drafter")
+CONTROLS = ("run", "by", "drafter")
 SPEED_UP, TOKENS = "speed-up", "tokens"
-ALL, SO_FAR = "all", "so-far"
 BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens per step"}
-OF = {ALL: "Of all steps", SO_FAR: "Of those that got so far"}
 SPEED = Panel(
     "bars", "Speed-up", "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
     300,
@@ -53,10 +51,6 @@ TASKS = Panel("tasks", "Speed-up by task", "Which prompts does it suit? Dashed: 
 TIME = Panel(
     "time", "Where is the time spent?",
     "Drafting pays off when the accepted length exceeds the relative cost of a step.",
-)  # fmt: skip
-LENGTHS = Panel(
-    "lengths", "Accepted length",
-    "How many tokens does a step yield? Counts the token the target model adds itself.",
 )  # fmt: skip
 RIGHT = Panel("right", "Acceptance rate", "How far ahead are draft tokens accepted?")
 SIZES = Panel(
@@ -78,22 +72,21 @@ HEADS = Panel(
     "What has each head learned? Top-1 accuracy on held-out answers; dotted: where all heads "
     "before it are right, so that its guess counts.", 400,
 )  # fmt: skip
-ROWS = ((SPEED, GAIN), (TASKS, TIME), (LENGTHS, RIGHT), (SIZES, COSTS), (TREE, HEADS))
+PANELS = (SPEED, GAIN, TASKS, TIME, RIGHT, COSTS, SIZES, TREE, HEADS)  # those with data are shown
 
 
 def build() -> None:
     page = Outputs(
         run=dropdown("Benchmark", "benchmark-run", min_width=240, visible=False).render(),
         by=segmented(BY, "Figure", "benchmark-by"),
-        of=segmented(OF, "Share", "benchmark-of"),
         drafter=dropdown("Drafter", "benchmark-drafter"),
     )
     page["head"] = HtmlPanel(elem_id="benchmark-head", min_height=120)
-    controls = {TASKS: page["by"], RIGHT: page["of"], TREE: page["drafter"]}
+    controls = {TASKS: page["by"], TREE: page["drafter"]}
     with gr.Column(elem_id="benchmark-charts", visible=False) as page["charts"]:
-        for row in ROWS:
-            with gr.Row(equal_height=True):
-                for panel in row:
+        with gr.Row(elem_classes="curve-wall"):
+            for panel in PANELS:
+                with gr.Column(min_width=320) as page[panel.name]:
                     own = [[controls[panel]]] if panel in controls else ()
                     page |= panel.build("benchmark", own)
         page["inside"] = HtmlPanel(elem_id="benchmark-inside")
@@ -104,9 +97,7 @@ def build() -> None:
         url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})
 
 
-def draw(
-    run: str | None, by: str | None, of: str | None, drafter: str | None, request: gr.Request
-) -> Updates:
+def draw(run: str | None, by: str | None, drafter: str | None, request: gr.Request) -> Updates:
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
     shown = data.benchmark(runs, named)
@@ -117,19 +108,20 @@ def draw(
         why = HTML.no_benchmark(find_job(named), named) if missing else HTML.nothing()
         return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
     by = by or query(request, "by", SPEED_UP, BY)
-    of = of or query(request, "of", ALL, OF)
     tree = shown.tree(drafter or query(request, "drafter"))
     controls = {
         "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
                          visible=True),
         "by": by,
-        "of": of,
         "drafter": gr.update(choices=[(d.label, d.name) for d in shown.trees],
                              value=tree and tree.name, visible=len(shown.trees) > 1),
         "charts": gr.update(visible=shown.complete),
     }  # fmt: skip
-    drawn = _charts(shown, by, of, tree) if shown.complete else {}
-    panels = [panel.show(chart, shown.job.run) for panel, chart in drawn.items()]
+    drawn = _charts(shown, by, tree) if shown.complete else {}
+    panels = [
+        panel.show(chart, shown.job.run) | {panel.name: gr.update(visible=chart.frame is not None)}
+        for panel, chart in drawn.items()
+    ]
     return updates(controls, {"head": head(shown), "inside": inside(shown)}, *panels)
 
 
@@ -174,13 +166,13 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
         shown = data.benchmark(runs, query(request, "run"))
         if shown is None or not shown.complete:
             return Chart(NO_BENCHMARK)
-        by, of = query(request, "by", SPEED_UP, BY), query(request, "of", ALL, OF)
-        return _charts(shown, by, of, shown.tree(query(request, "drafter")))[panel]
+        by = query(request, "by", SPEED_UP, BY)
+        return _charts(shown, by, shown.tree(query(request, "drafter")))[panel]
 
     return drawn
 
 
-def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
+def _charts(shown: Benchmark, by: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
     drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
     prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
@@ -194,8 +186,7 @@ def _charts(shown: Benchmark, by: str, of: str, tree: DecoderReport | None) -> d
         GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
-        LENGTHS: charts.accepted_length(decoders, counted) if several else Chart(None),
-        RIGHT: charts.acceptance_rate(decoders, of == SO_FAR, counted) if several else Chart(None),
+        RIGHT: charts.acceptance_rate(decoders, counted) if several else Chart(NO_TREE),
         SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
         COSTS: charts.verification_cost(points, "Fastest of 5."),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
@@ -224,5 +215,5 @@ def heads(decoder: DecoderReport) -> Chart:
 PAGE = Page(
     "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
     moved_from=("speed", "decoding"),
-    charts=page_charts("benchmark", {p: chart_of(p) for row in ROWS for p in row}, "run"),
+    charts=page_charts("benchmark", {p: chart_of(p) for p in PANELS}, "run"),
 )  # fmt: skip

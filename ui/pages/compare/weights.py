@@ -12,8 +12,8 @@ from backend.store import tensors
 from ui.charts.chart import Chart
 from ui.charts.histograms import overlay_chart
 from ui.charts.series import Series, on_shared_bins
-from ui.charts.small_multiples import COLUMNS, small_multiples
 from ui.pages.compare.comparison import RunComparison
+from ui.pages.compare.small_multiples import COLUMNS, small_multiples
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import stage_style
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import ceil, isfinite
 from typing import Any
 
@@ -24,18 +23,16 @@ from jobs.operations.submission import submit_run
 from ui.format import duration, href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
-from ui.pages.home.showcase import changes, drafted_text, moving_histogram, showcase
+from ui.pages.home.showcase import changes, moving_histogram, race, showcase
 from ui.runs.actions.single import act
 from ui.runs.html import took
 from ui.runs.queue_eta import expected_seconds, start_times, start_words
-from ui.runs.token_strip import BASE, tints, token_spans
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 from ui.widgets.panel import Updates
 
 HTML = fragments("pages/home/exhibits.html")
 TENS = 10  # seconds: a guess is no more exact
-DRAFTED_STEPS = 40  # of a text, shown
 
 
 def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
@@ -48,15 +45,9 @@ def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
     known = examples.bundled()
     there = {each.job.run for each in shown if each.job.id < 0}
     hero = HTML.hero(
-        changes(shown), moving_histogram(shown), launch_address(), permissions.may_not_add(actor)
+        changes(shown), moving_histogram(), launch_address(), permissions.may_not_add(actor)
     )
-    drafted = Markup()
-    if found := drafted_text():
-        job, transcript = found
-        beginning = replace(transcript, passes=transcript.passes[:DRAFTED_STEPS], rest="")
-        heads = {head for _, head in beginning.tokens} - {BASE}
-        drafted = HTML.drafted(job, token_spans(beginning), tints(heads) if heads else [])
-    methods = HTML.methods(shown, drafted, bool(there), bool(known) and not there, forbidden)
+    methods = HTML.methods(shown, race(), bool(there), bool(known) and not there, forbidden)
     return {"seen": mark, "hero": hero, "methods": methods}
 
 

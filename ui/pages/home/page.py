@@ -47,7 +47,7 @@ from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 HTML = fragments("pages/home/page.html")
 NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
 FIGURES = 4  # columns of the latest results
-FRONT_ROWS = 6
+COMPARED, FRONT_ROWS = 3, 6
 LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took", "age"}
 MODEL = "smollm2-135m"
 TRADEOFF = Panel("tradeoff", "Perplexity vs. cost", "Which runs are on the Pareto front?", 400)
@@ -159,8 +159,8 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
 
 
 def _compared(runs: ComparableRuns) -> list[MetricKey]:
-    """The costs by which two runs or more can be compared."""
-    return [key for key in runs.axes if len(runs.points(key)) > 1]
+    """The costs by which enough runs can be compared."""
+    return [key for key in runs.axes if len(runs.points(key)) >= COMPARED]
 
 
 def tradeoff_chart(runs: ComparableRuns, key: MetricKey) -> Chart:

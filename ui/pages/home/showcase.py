@@ -5,29 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from backend.models.layer_names import read_names
 from backend.queue.service import SOURCE_BYTES
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
-from jobs.generate.transcript import MAX_SIDES, Transcript, read_transcript
+from jobs.generate.transcript import Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric
 from ui.format import number, share, size
 from ui.runs.pairs import stage_comparison
-from ui.runs.results import RunResults, speed_conditions
+from ui.runs.results import RunResults, find_job, kind_of, speed_conditions
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
 BARS = 96  # of the histogram
 WIDTH = 0.7  # of the stored histogram is shown; the rest is nearly empty
 AXIS_HEADROOM = 1.1  # of the tallest dense bar: the height of the axis
-LOOKED_AT = 20  # of the newest runs of a kind
+HERO_AMONG, LOOKED_AT = 6, 20  # of the newest runs of a kind
+RACED_STEPS = 120  # of a text that is replayed
 MIN_STAGES = 3  # that make it worth moving
 
 
@@ -59,18 +62,24 @@ def showcase() -> list[Shown]:
 def _newest(kind: Kind) -> Shown | None:
     if kind.key_figure is None:
         return None
-    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
-        rows = queries.results([job.id])
-        results = RunResults(kind, rows, job)
-        if figure := results.key_figure:
-            values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
-            verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
-            conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
-            shown = metric(kind.key_metric)
-            caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
-            bars = _bars(results, kind)
-            return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
-    return None
+    jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT)
+    return next((shown for job in jobs if (shown := _shown(kind, job))), None)
+
+
+def _shown(kind: Kind, job: Job) -> Shown | None:
+    """The run as it is shown; None without a key figure."""
+    rows = queries.results([job.id])
+    results = RunResults(kind, rows, job)
+    figure = results.key_figure
+    if figure is None:
+        return None
+    values = {s: r.value for (s, m), r in results.rows.items() if m == PERPLEXITY}
+    verdict = kind.verdict(stage_comparison(job, values)) if results.kept else ""
+    conditions = speed_conditions(job, rows) if kind.key_metric == SPEED_UP else ""
+    shown = metric(kind.key_metric)
+    caption = f"{shown.title}, by stage. {shown.better.capitalize()} is better."
+    bars = _bars(results, kind)
+    return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
 def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | None:
@@ -102,19 +111,23 @@ def _bars(results: RunResults, kind: Kind) -> list[tuple[str, str, str, float]]:
     return [(results.label(s), paint[s], number(values[s]), values[s] / longest) for s in main]
 
 
-def moving_histogram(shown: Sequence[Shown]) -> dict[str, Any] | None:
-    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`.
+def moving_histogram() -> dict[str, Any] | None:
+    """One tensor as it passes through the stages of a method, for `assets/scripts/hero.js`: of the
+    newest runs of a kind the one with most stages.
 
     Returns:
         run, tensor, edge (the axis runs from -edge to edge), and for each stage: name, label,
         colour, said, zeros (share of all weights) and heights (share of all weights in each of
         `BARS` bins, relative to the height of the axis).
     """
-    for each in shown:
-        stages = [s for s in each.kind.stages if (style := each.kind.styles.get(s)) and style.main]
-        weights = weights_of(each.job.run)
-        if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
-            return _histogram(each, stages, weights.typical)
+    for kind in (kind for kind in kinds().values() if kind.compresses and kind.has_models):
+        jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=HERO_AMONG)
+        runs = [shown for job in jobs if (shown := _shown(kind, job))]
+        for each in sorted(runs, key=lambda shown: -len(shown.bars)):
+            stages = [stage for stage, style in kind.styles.items() if style.main]
+            weights = weights_of(each.job.run)
+            if weights and len([s for s in stages if s in weights.stages]) >= MIN_STAGES:
+                return _histogram(each, stages, weights.typical)
     return None
 
 
@@ -159,10 +172,44 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     return heights
 
 
-def drafted_text() -> tuple[Job, Transcript] | None:
+@dataclass(frozen=True)
+class Race:
+    """Two answers to one prompt, replayed as fast as they were written: that of the first model of
+    a run and the fastest other. `lanes` are for `assets/scripts/race.js`; `gain`: how much faster
+    the second decoded."""
+
+    job: Job
+    gain: float
+    lanes: list[dict[str, Any]]
+
+
+def race() -> Race | None:
+    """The newest run whose texts can be raced."""
     for job in queries.jobs([State.SUCCEEDED], generate.NAME, limit=LOOKED_AT):
-        for side in range(1, MAX_SIDES + 1):
-            transcript = read_transcript(job.run, side)
-            if any(head for _, head in transcript.tokens):
-                return job, transcript
+        names = read_names(str(job.config.get("sides", "")))
+        timed = [
+            (text.speed, name, text)
+            for side, name in enumerate(names, 1)
+            if (text := read_transcript(job.run, side)).complete and text.speed
+        ]
+        if len(timed) < 2 or timed[0][1] != names[0]:
+            continue
+        first, other = timed[0], max(timed[1:], key=itemgetter(0))
+        lanes = [_lane(name, text, speed) for speed, name, text in (first, other)]
+        return Race(job, other[0] / first[0], lanes)
     return None
+
+
+def _lane(name: str, text: Transcript, speed: float) -> dict[str, Any]:
+    job = find_job(name)
+    known = RunResults(kind_of(job), queries.results([job.id]), job) if job else None
+    said = [f"{number(speed, 3)} tokens/s"]
+    if known and known.saved_bytes:
+        said.append(size(known.saved_bytes))
+    if known and (perplexity := known.final()) is not None:
+        said.append(f"perplexity {number(perplexity, 3)}")
+    steps = [
+        [round(step.ms, 1), "".join(token for token, _ in step.tokens)]
+        for step in text.passes[:RACED_STEPS]
+    ]
+    return {"name": name, "said": " · ".join(said), "steps": steps}

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from backend.store import queries
-from backend.store.states import ACTIVE
 from jobs.dlqat import config as dlqat
 from ui.format import href
 from ui.pages.quantization import panels
@@ -32,27 +31,21 @@ def change_run(selection: QuantSelection) -> Updates:
 
 
 def refresh(seen: Any, selection: QuantSelection) -> Updates:
-    """Updates after a database change: curves of a live run, all of the page when more was
-    recorded. A page at the newest snapshot of training follows to the next."""
+    """All of the page when more was recorded, which a page at the newest snapshot follows."""
     view = QuantView.at(selection)
     if view is None or not seen:
         return full_refresh(selection, selection)
     now = _seen(view)
     if now["mark"] == seen["mark"]:
-        works = now["mark"][0] in ACTIVE
-        return _draw(view, panels.CURVE, panels.LAYERS) if works else {}
+        return {}
     follows = selection.step == str(seen["last"])
     return full_refresh(replace(selection, step="") if follows else selection, selection, seen)
-
-
-def change_curve(view: QuantView) -> Updates:
-    return _draw(view, panels.CURVE)
 
 
 def choose_tensor(view: QuantView) -> Updates:
     view = view.select(group="")
     head = {"head": panels.head_html(view), "tensor": view.selection.tensor}
-    return updates(head, _tensor(view), _draw(view, panels.LAYERS))
+    return updates(head, _tensor(view))
 
 
 def change_map(view: QuantView) -> Updates:
@@ -72,8 +65,7 @@ def next_step(view: QuantView) -> Updates:
 
 def choose_group(view: QuantView) -> Updates:
     row, group = view.group
-    chosen = {"group": f"{row},{group}", "one": panels.group_html(view)}
-    return updates(chosen, _draw(view, panels.HISTORY, panels.WEIGHTS, panels.CODES))
+    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS, panels.CODES))
 
 
 def move_group(view: QuantView, by: int) -> Updates:
@@ -100,7 +92,7 @@ def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = 
         show_charts(),
         {"head": panels.head_html(view), "seen": {**_seen(view), "offers": offers}},
         control_updates(view.selection, before, offers, seen and seen["offers"]),
-        _draw(view, panels.CURVE, panels.LAYERS),
+        _draw(view, panels.MAGNITUDES),
         _tensor(view),
     )
 
@@ -117,7 +109,6 @@ def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
     return {
         "run": {"choices": runs},
         "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
-        "curve": {},
         "tensor": {"choices": choices(quant.tensors)},
         "figure": {"choices": [(figure.label, name) for name, figure in FIGURES.items()]},
         "step": {"minimum": steps[0], "maximum": max(steps[-1], 1)},

@@ -1,4 +1,4 @@
-"""Quantisation: training inside the grid as it goes, layer by layer, group by group."""
+"""Quantisation: the grid, what training moved inside of it, and where rounding hurts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from ui.pages.quantization import handlers
 from ui.pages.quantization.panels import (
     CHARTS,
     CODES,
-    CURVE,
     ENERGY,
-    HISTORY,
     HTML,
-    LAYERS,
+    MAGNITUDES,
     MAP,
     USAGE,
     WEIGHTS,
 )
-from ui.pages.quantization.selection import CURVES, QuantSelection, QuantView
-from ui.widgets.dropdown import dropdown, segmented
+from ui.pages.quantization.selection import QuantSelection, QuantView
+from ui.widgets.dropdown import dropdown
 from ui.widgets.explorer import Explorer, chart_at, page_state
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, page_charts
@@ -36,7 +34,6 @@ def build() -> None:
     page = Outputs(
         run=dropdown("Run", "quant-run", min_width=240),
         stage=dropdown("Stage", "quant-stage", min_width=200),
-        curve=segmented(CURVES, "Curve", "quant-curve"),
         tensor=dropdown("Tensor", "quant-tensor"),
         figure=dropdown("Colour", "quant-figure"),
         step=gr.Slider(0, 1, step=1, label="Training step", elem_id="quant-step",
@@ -50,18 +47,16 @@ def build() -> None:
     page["head"] = plain(elem_id="quant-head")
     page["notice"] = notice("quant-notice")
     with gr.Column(elem_id="quant-charts") as page["charts"]:
+        plain(HTML.part("The grid"))
         with gr.Row(equal_height=True):
-            page |= CURVE.build("quant", [[page["curve"]]])
-            page |= LAYERS.build("quant")
+            page |= WEIGHTS.build("quant", [[buttons[name] for name in ("worst", "back", "on")]])
+            page |= USAGE.build("quant")
+        plain(HTML.part("What training moved"))
         with gr.Row(equal_height=True):
             steps = [page["step"], buttons["steps"], buttons["play"]]
             page |= MAP.build("quant", [[page["tensor"], page["figure"]], steps])
-            with gr.Column(min_width=320):
-                page["one"] = _group_card([buttons[name] for name in ("worst", "back", "on")])
-                page |= WEIGHTS.build("quant")
-        with gr.Row(equal_height=True):
-            page |= HISTORY.build("quant")
-            page |= USAGE.build("quant")
+            page |= MAGNITUDES.build("quant")
+        plain(HTML.part("Where it hurts"))
         with gr.Row(equal_height=True):
             page |= ENERGY.build("quant")
             page |= CODES.build("quant")
@@ -75,23 +70,12 @@ def _button(name: str, label: str) -> gr.Button:
     return gr.Button(label, elem_id=f"quant-{name}-button", scale=0, min_width=width, render=False)
 
 
-def _group_card(buttons: list[gr.Button]) -> gr.HTML:
-    with gr.Column(elem_classes="card"):
-        plain(HTML.group_title())
-        with gr.Row(elem_classes="card-controls"):
-            for button in buttons:
-                button.render()
-        return gr.HTML("", elem_id="quant-one", js_on_load="slimscope.table(element)")
-
-
 def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.Button]) -> None:
     explorer.on_load(handlers.open_page)
-    explorer.on_point("layers_chart", "tensor", handlers.choose_tensor)
     explorer.on_point("map_chart", "group", handlers.choose_group)
     for name in ("run", "stage"):
         explorer.on_selection(explorer.event(name), handlers.change_run)
     explorer.on(explorer.event("tensor"), handlers.choose_tensor)
-    explorer.on(explorer.event("curve"), handlers.change_curve)
     explorer.on(explorer.event("figure"), handlers.change_map)
     explorer.on(explorer.event("step"), handlers.preview_step)
     explorer.on(explorer.event("step", "release"), handlers.change_map)

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from markupsafe import Markup
 
 from backend.errors import ModelError
-from backend.metric_key import MetricKey
 from backend.quantization import GRID_NAMES
-from backend.quantization.config import DLQATStage
-from backend.statistics.names import FAN, RELATIVE_ERROR
+from backend.statistics.names import FAN
 from backend.store import frames, queries
 from backend.store.queries import StoredResult
 from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
-from ui.charts.headlines import of_cells, of_curves
-from ui.charts.heatmap import layer_map
-from ui.charts.lines import curves, curves_frame, reduced_note
-from ui.charts.statistics import STATISTICS
+from ui.charts.lines import reduced_note
 from ui.format import NONE, count, href, number, share, size
 from ui.pages.quantization.code_image import PRUNED, code_image_chart
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
 from ui.pages.quantization.input_energy import input_energy_chart
-from ui.pages.quantization.selection import ERROR, MAGNITUDE, QuantSelection, QuantView
+from ui.pages.quantization.selection import QuantView
 from ui.pages.quantization.training_charts import (
     code_usage,
     code_usage_headline,
     code_usage_note,
-    group_history,
     magnitude_bands,
 )
 from ui.runs.weights import DENSE, weights_of
@@ -41,18 +33,8 @@ from ui.templates import fragments
 from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
-DISTILLED = DLQATStage.DLQAT_KD  # its loss is of another kind
-HEIGHT, LOW = 400, 220
-QUESTIONS = {
-    "loss": "Does training converge, and is it stable?",
-    "rate": "What was the learning rate of A and B?",
-    "changed": "How many weights have moved to another code?",
-    "m": "How far do the magnitudes move from 1, and have they converged?",
-}
-TITLES = {"loss": "Loss, nats per token", "rate": "Learning rate", "changed": "Codes changed, %"}
-DISTILLATION = "Does it approach the output of the dense model?"
-DIVERGENCE = "KL divergence from dense, nats per token"
-NO_LAYERS = "Output errors appear here when the run has measured all its stages."
+HEIGHT = 400
+NO_BANDS = "{} has recorded no magnitudes over its training."
 NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
 NO_CODES = (
     "Codes are read from the saved model: only of the stage that was kept ({}), in a packed "
@@ -67,16 +49,12 @@ LAST_STEP = 10**9  # step: behind all others
 
 
 THEORY = {
-    "curve": "Rounding has no gradient; training passes it as if it were the identity (Bengio et "
-    "al. 2013).",
-    "layers": "The output error of a layer is what post-training quantisers minimise (Optimal "
-    "Brain Compression, Frantar and Alistarh 2022).",
     "map": "DL-QAT learns the magnitude of each group apart from the direction of its weights (Ke "
     "et al. 2024), as DoRA does for whole columns (Liu et al. 2024).",
     "weights": "Rounding to nearest moves a weight by at most half a step; GPTQ moves some further "
     "to make up for the errors of others (Frantar et al. 2022).",
-    "history": "A learned magnitude takes the place of the learned step size of LSQ (Esser et al. "
-    "2020).",
+    "magnitudes": "A learned magnitude takes the place of the learned step size of LSQ (Esser et "
+    "al. 2020).",
     "usage": "The entropy of the codes says how few bits each could take (Shannon 1948).",
     "energy": "GPTQ protects weights that meet large inputs by compensation (Frantar et al. 2022), "
     "AWQ by scaling them up (Lin et al. 2023).",
@@ -89,15 +67,15 @@ def _panel(name: str, title: str, question: str = "", height: int = HEIGHT) -> P
     return Panel(name, title, question, height, f"{name}-chart", THEORY[name])
 
 
-CURVE = _panel("curve", "Training")
-LAYERS = _panel("layers", "All layers", "Which layers have the largest output error?")
 MAP = _panel("map", "Groups of one tensor")
 WEIGHTS = _panel(
-    "weights", "Its weights", "Is the grid used well, and do weights lie beyond its ends?", LOW
-)
-HISTORY = _panel(
-    "history", "The group over training", "Did training move this group, and has it settled?"
-)
+    "weights", "One group on its grid",
+    "Is the grid used well, and do weights lie beyond its ends?",
+)  # fmt: skip
+MAGNITUDES = _panel(
+    "magnitudes", "Magnitudes of all groups",
+    "How far did training move the magnitudes from 1, and have they settled?",
+)  # fmt: skip
 USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?")
 ENERGY = _panel(
     "energy", "Errors and inputs", "Do groups that meet large inputs have small errors? Rounding "
@@ -117,8 +95,7 @@ def head_html(view: QuantView) -> Markup:
     facts += [f"groups of {group}" if group else "one group per row"]
     facts += [GRID_NAMES[grid]] if grid else []
     facts += [*_result_facts(results, stage), *_zero_facts(view)]
-    shown = ",".join(dict.fromkeys((DENSE, stage)))
-    weights = href("weights", run=job.run, tensor=view.selection.tensor, show=shown)
+    weights = href("weights", run=job.run, tensor=view.selection.tensor, stage=stage)
     return HTML.head(job.run, facts, weights)
 
 
@@ -151,91 +128,30 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
             yield OVERHEAD
 
 
-def group_html(view: QuantView) -> Markup:
-    row, k = view.group
-    place, width = view.worst_first.index(view.group) + 1, view.group_size
-    inputs = f"inputs {k * width:,} to {(k + 1) * width - 1:,}" if width else f"group {k}"
-    steps = view.quant.steps[view.selection.stage, ERROR]
-    ends = sorted({steps[0], steps[-1]})
-    rows: list[list[Any]] = []
-    for name, figure in FIGURES.items():
-        values = [float(view.figure_at(name, step)[view.group]) for step in ends]
-        rows.append([figure.label, *((figure.say(value), value) for value in values)])
-    return HTML.group(
-        f"Row {row}, group {k}",
-        f"({inputs}): number {place:,} of {view.errors.size:,} by error, the worst first.",
-        ["Figure", *(f"Step {step}" for step in ends)],
-        rows,
-        f"{_group_name(view)}-figures",
-    )
-
-
 def _group_name(view: QuantView) -> str:
     row, k = view.group
     return f"{view.selection.run}-row-{row}-group-{k}"
 
 
-def curve_chart(view: QuantView) -> Chart:
-    """One of the curves of all trained stages, or the bands of one stage's magnitudes. Losses are
-    drawn beside those that measure the same."""
-    selection, stages = view.selection, view.quant.labels
-    points = _points(view)
-    question, title = QUESTIONS[selection.curve], TITLES.get(selection.curve, "Magnitude m")
-    if selection.curve == "loss" and selection.stage == DISTILLED:
-        question, title = DISTILLATION, DIVERGENCE
-    if points.empty:
-        return Chart(None, question=question)
-    lines = frames.by_key(points)
-    labels = {key: key.series or stages.get(key.stage, key.stage) for key in lines}
-    frame = pd.concat([rows.assign(Curve=str(key)) for key, rows in lines.items()])
-    frame = frame[["Curve", "step", "value"]].set_axis(["Curve", "Step", title], axis=1)
-    figure = (
-        _magnitudes(lines, selection)
-        if selection.curve == "m"
-        else curves(lines, labels, y_title=title)
-    )
-    if selection.curve == "loss" and figure:
-        figure.update_yaxes(rangemode="normal")  # from 0, what is learned would be a flat line
-    name, note = (
-        f"{selection.run}-{selection.curve}",
-        f"n = {count(len(points))} points.{reduced_note(points)}",
-    )
-    wide = curves_frame({labels[key]: rows for key, rows in lines.items()}, "step")
-    return Chart(
-        figure, frame, note, question, name, of_curves(wide, title, stages.get(selection.stage, ""))
-    )
-
-
-def _points(view: QuantView) -> pd.DataFrame:
-    """The points of the chosen curves, in the unit that is drawn."""
-    selection, points = view.selection, frames.shown_curves(view.quant.job.id)
-    points = points[points["family"] == selection.curve]
-    if selection.curve == "loss":
-        distilled = points["stage"] == DISTILLED
-        return points[distilled if selection.stage == DISTILLED else ~distilled]
-    return points.assign(value=100 * points["value"]) if selection.curve == "changed" else points
-
-
-def _magnitudes(
-    lines: Mapping[MetricKey, pd.DataFrame], selection: QuantSelection
-) -> go.Figure | None:
+def magnitudes_chart(view: QuantView) -> Chart:
+    """How far training moved the magnitudes of all groups of the model."""
+    stage, labels = view.selection.stage, view.quant.labels
+    points = frames.shown_curves(view.quant.job.id)
+    points = points[(points["family"] == "m") & (points["stage"] == stage)]
     quantiles = {
         key.series: dict(zip(rows["step"], rows["value"], strict=True))
-        for key, rows in lines.items()
-        if key.stage == selection.stage
+        for key, rows in frames.by_key(points).items()
     }
-    return magnitude_bands(quantiles, selection.stage) if quantiles.keys() >= {*FAN} else None
-
-
-def layers_chart(view: QuantView) -> Chart:
-    selection = view.selection
-    table = frames.tensor_table(view.quant.job.id)
-    if table.empty or RELATIVE_ERROR not in table or selection.stage not in {*table["stage"]}:
-        return Chart(NO_LAYERS)
-    chart = layer_map(table, selection.stage, RELATIVE_ERROR, selection.tensor)
-    name, label = f"{selection.run}-{selection.stage}-errors", STATISTICS[RELATIVE_ERROR].label
-    headline = "" if chart.frame is None else of_cells(chart.frame, label)
-    return replace(chart, name=name, headline=headline)
+    if not quantiles.keys() >= {*FAN}:
+        return Chart(NO_BANDS.format(labels.get(stage, stage)))
+    low, high = (quantiles[name][max(quantiles[name])] for name in ("p01", "p99"))
+    frame = points[["series", "step", "value"]].set_axis(
+        ["Quantile", "Step", "Magnitude m"], axis=1
+    )
+    title = f"98 % of the groups end scaled by {number(low, 4)} to {number(high, 4)}"
+    note = f"n = {count(len(points))} points.{reduced_note(points)}"
+    name = f"{view.selection.run}-magnitudes"
+    return Chart(magnitude_bands(quantiles, stage), frame, note, name=name, headline=title)
 
 
 def map_chart(view: QuantView) -> Chart:
@@ -260,31 +176,20 @@ def map_chart(view: QuantView) -> Chart:
     )
 
 
-def history_chart(view: QuantView) -> Chart:
-    steps, (row, k) = view.magnitudes, view.group
-    frame = pd.DataFrame(
-        {"Step": step, "Magnitude m": float(m[view.group])} for step, m in sorted(steps.items())
-    )
-    return Chart(
-        group_history(steps, view.group, view.selection.stage),
-        frame.astype({"Step": str}),
-        f"n = {len(steps)} steps.",
-        f"{HISTORY.question} Row {row}, group {k}.",
-        _group_name(view),
-        f"Row {row}, group {k} is scaled by {FIGURES[MAGNITUDE].say(float(frame.iloc[-1, 1]))}",
-    )
-
-
 def weights_chart(view: QuantView) -> Chart:
-    weights = view.weights
+    weights, (row, k), width = view.weights, view.group, view.group_size
+    inputs = f"inputs {k * width:,} to {(k + 1) * width - 1:,}" if width else f"group {k}"
+    place = f"Row {row}, {inputs}: number {view.worst_first.index(view.group) + 1:,} of "
+    place += f"{view.errors.size:,} by error, the worst first."
     if weights is None:
-        return Chart(NO_WEIGHTS)
+        return Chart(f"{place} {NO_WEIGHTS}")
     name = f"{_group_name(view)}-weights"
     frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
     figure = group_weights(weights, name, view.selection.stage)
     frame = frame.rename_axis("Weight").reset_index()
-    title = f"{weights.elsewhere} of {len(weights.dense)} weights are not at the nearest point"
-    return Chart(figure, frame, group_weights_note(weights), name=name, headline=title)
+    title = f"{weights.elsewhere} of {len(weights.dense)} weights were rounded to a farther point"
+    note = f"{place} {group_weights_note(weights)}"
+    return Chart(figure, frame, note, name=name, headline=title)
 
 
 def usage_chart(view: QuantView) -> Chart:
@@ -324,7 +229,6 @@ def codes_chart(view: QuantView) -> Chart:
 
 
 CHARTS: dict[Panel, Callable[[QuantView], Chart]] = {
-    CURVE: curve_chart, LAYERS: layers_chart, MAP: map_chart,
-    WEIGHTS: weights_chart, HISTORY: history_chart, USAGE: usage_chart,
+    MAP: map_chart, WEIGHTS: weights_chart, MAGNITUDES: magnitudes_chart, USAGE: usage_chart,
     ENERGY: energy_chart, CODES: codes_chart,
 }  # fmt: skip

@@ -22,7 +22,6 @@ from ui.runs.weights import DENSE, saved_folders, stage_labels, tensor_names
 from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
-CURVES = {"loss": "Loss", "rate": "Rate", "changed": "Codes", "m": "Magnitudes"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class QuantSelection(Selection):
     """What is looked at; the group "12,3" is group 3 of row 12."""
 
     stage: str = ""
-    curve: str = ""
     tensor: str = ""
     figure: str = ""
     step: str = ""
@@ -82,7 +80,6 @@ class QuantSelection(Selection):
             self,
             run=quant.job.run,
             stage=stage,
-            curve=known_or_first(self.curve, CURVES),
             tensor=known_or_first(self.tensor, quant.tensors),
             figure=known_or_first(self.figure, figures),
             step=str(quant.nearest(stage, MAGNITUDE, step)),

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from backend.statistics.names import FAN
 from ui.charts.template import axis, layout, legend_row, reference_line, tint
 from ui.format import NONE, count
-from ui.pages.quantization.group_map import Group
 from ui.theme import LIGHT, stage_style
 
 
@@ -43,21 +42,6 @@ def _edge(
         showlegend=fill is not None, fillcolor=tint(colour, 0.18),
         line={"width": 0, "color": colour}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
     )  # fmt: skip
-
-
-def group_history(steps: Mapping[int, np.ndarray], group: Group, stage: str) -> go.Figure:
-    """Magnitude of one group over training, and the 5 to 95 % band of its tensor, of magnitudes
-    [rows, groups] by step."""
-    at, name, grey = sorted(steps), "5 to 95 % of this tensor", LIGHT.muted
-    bands = np.array([np.quantile(steps[s], (0.05, 0.95)) for s in at])
-    own = go.Scatter(
-        x=at, y=[float(steps[s][group]) for s in at], name="This group", mode="lines+markers",
-        line={"color": stage_style(stage).colour},
-        hovertemplate="m %{y:.5f}<extra></extra>",
-    )  # fmt: skip
-    low = _edge(at, bands[:, 0].tolist(), None, name, grey)
-    high = _edge(at, bands[:, 1].tolist(), "tonexty", name, grey)
-    return go.Figure([low, high, own], _magnitude_layout(f"{stage}/history"))
 
 
 def _magnitude_layout(view: str) -> dict[str, Any]:

@@ -108,7 +108,10 @@ def answer_of(view: TradeoffView) -> Updates:
     counted = Counter(map(str, mix.formats.values())).most_common()
     formats = [f"{many} × {form}" for form, many in counted]
     kind, model = KINDS[view.method], view.profile.model
-    address = href("new", kind=kind, model=model, allocation=f"{PREFIX}{asked}")
+    outside = [x.name for x in view.profile.layers if x.block < 0]
+    packs_all = any(mix.formats[name].width for name in outside)  # no other file holds those
+    format = "slimscope" if packs_all else ""
+    address = href("new", kind=kind, model=model, allocation=f"{PREFIX}{asked}", format=format)
     other = view.newest if view.newest != view.selection.run else ""
     return {"refusal": show_html(), "answer": HTML.answer(facts, formats, address, other)}
 

@@ -1,7 +1,5 @@
 """Buttons of operations: which there are for some runs, and what pressing one does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What can be done to the selected runs: operations, and changes of the view."""
 
-from __future__ import annotations
-
 from backend.queue.actor import Actor
 from ui.format import href
 from ui.runs.actions.action import Action, offered

@@ -1,8 +1,6 @@
 """Actions on one run, its sweep or its pipeline: the buttons, and what they do. The rules are those
 of the queue's service."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

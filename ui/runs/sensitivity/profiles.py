@@ -1,7 +1,5 @@
 """Sensitivity profiles of runs, and what the pages about them share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar

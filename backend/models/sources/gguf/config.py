@@ -9,8 +9,6 @@ largest, waves_i = original theta_i / 2 pi, and low and high as in the config,
 so that t is linear in theta_i = base^(-2 i / rotated) wherever it is between; low is 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -2,8 +2,6 @@
 Dequantised weights lie on the grid of the file: quantization results on such a model can be too
 optimistic."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

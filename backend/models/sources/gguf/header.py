@@ -1,8 +1,6 @@
 """The header of a GGUF file. Runs in a limited child process (see `limited`), since the numbers in
 the file say how much there is to read."""
 
-from __future__ import annotations
-
 import re
 from math import prod
 from pathlib import Path

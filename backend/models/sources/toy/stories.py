@@ -3,8 +3,6 @@
 Each story samples a hero, an animal, places and objects, and uses them consistently. A tiny
 language model loses this consistency first, which makes the effect of compression visible."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 from random import Random

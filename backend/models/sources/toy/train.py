@@ -5,8 +5,6 @@
 A LLaMA with grouped-query attention, small enough that pruning half of its weights has a visible
 effect. Uses a fixed seed and one thread, so the weights are reproducible on the same machine."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

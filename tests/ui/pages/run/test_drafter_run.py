@@ -1,7 +1,5 @@
 """The pages of runs whose stages are no models: a drafter, a benchmark, an answer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -9,12 +7,13 @@ import pytest
 
 from backend.settings import Settings
 from backend.store.states import State
+from backend.store.tables import StepTime
 from jobs.kind import kinds
 from tests.ui.lab import asked, job, result, saved_folder, store
 from ui.pages.run import page as run
-from ui.pages.run.outcome import outcome, stage_tables
+from ui.pages.run.outcome import outcome, stage_tables, times
 from ui.runs.actions.single import next_links
-from ui.runs.results import RunResults, display_units, kind_of
+from ui.runs.results import RunResults, display_units, kind_of, speed_conditions
 
 HEADS = [result(2, f"head-{k}", m, 0.5) for k in (1, 2) for m in ("top1", "top3")]
 DRAFTER = [
@@ -86,3 +85,37 @@ def test_weights_and_charts_are_offered_where_there_are_some(seeded: Settings) -
     assert 'href="weights?run=sds-0001"' in links(1)
     assert "See its weights" not in links(9)
     assert run.draw(asked(id="sds-0001"))["stages"]["visible"] is True
+
+
+def test_figures_of_drafter_and_heads_stand_apart(stored: None) -> None:
+    row = job(2, kind="amphista")
+    figures = RunResults(
+        kind_of(row), DRAFTER, row, [StepTime(job_id=2, step="training", seconds=61.0)]
+    )
+    assert figures.alike() == [["drafter"], ["head-1", "head-2"]]
+    html = stage_tables(figures)
+    assert html.count("<table") == 1 and html.index("1.85") < html.index("<table")
+    assert html.count("<tr>") == 3 and "–" not in html  # head of the table and two of the drafter
+    assert "1 min 1 s" in outcome(row, figures, 0) and times(figures) == ""  # one bar says nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "recorded", "details", "said"),
+    [
+        ("benchmark", {"decoder": "native (AVX2)", "precision": "bfloat16", "threads": 1}, {},
+         "native (AVX2) decoder, bfloat16, 1 thread, prefill included."),
+        ("dlqat", {"threads": 2}, {"dtype": "bfloat16", "prompt": 64, "tokens": 48},
+         "decoder not recorded, bfloat16, 2 threads, 48 tokens after a prompt of 64, prefill "
+         "excluded."),
+        ("generate", {"precision": "float32"}, {},
+         "decoder not recorded, float32, threads not recorded, prefill excluded."),
+    ],
+)  # fmt: skip
+def test_a_speed_is_told_with_its_conditions(
+    kind: str, recorded: dict[str, Any], details: dict[str, Any], said: str
+) -> None:
+    row = job(2, kind=kind, environment=recorded, kept_stage=None)
+    rows = [result(2, "vanilla", "tokens_per_second", 47.6, **details)]
+    assert speed_conditions(row, rows) == f"Speeds: {said}"
+    assert said in outcome(row, RunResults(kind_of(row), rows, row), 0)
+    assert speed_conditions(row, HEADS) == ""

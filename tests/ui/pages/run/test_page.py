@@ -1,7 +1,5 @@
 """The page of one run: its figures, its curves, its log by byte, and the files it may give."""
 
-from __future__ import annotations
-
 import base64
 import re
 from pathlib import Path
@@ -19,7 +17,7 @@ from backend.queue.permissions import READ_ONLY
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import now_ms, writing
-from backend.store.tables import Artifact, Job, StepTime
+from backend.store.tables import Artifact, Attempt, Job, StepTime
 from jobs.evaluation.quality import window_losses
 from jobs.runtime.rows import profile_row
 from jobs.sds.config import SDSJob
@@ -34,7 +32,7 @@ from ui.runs import job_log
 from ui.runs.actions import single as actions
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
-from ui.widgets.log_view import LogPart, part, without_overprint
+from ui.widgets.log_view import part, without_overprint
 
 
 def download(name: str, file: str) -> Any:
@@ -222,17 +220,18 @@ def test_another_run_or_attempt_starts_its_log_anew(logged: Path) -> None:
     assert more and (more["start"], more["end"]) == (4, 7)
 
 
-@pytest.mark.parametrize("cursor", ["text", 7, [], {}, {"source": None, "end": None}])
-def test_an_odd_cursor_gets_the_log_from_its_end(logged: Path, cursor: Any) -> None:
+HERE = {"source": "sds-0002/1"}
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    ["text", 7, [], {}, {"source": None, "end": None},
+     *({**HERE, "end": end} for end in (-1, 10**12, "x", None, 2.5))],
+)  # fmt: skip
+def test_an_odd_cursor_gets_the_log_from_its_end_or_nothing(logged: Path, cursor: Any) -> None:
     found = part(queries.job(2), cursor)
-    assert found and found["text"] == "one\n"
-
-
-@pytest.mark.parametrize("end", [-1, 10**12, "x", None, 2.5])
-def test_a_cursor_of_nowhere_does_no_harm(logged: Path, end: object) -> None:
-    assert part(queries.job(2), {"source": "sds-0002/1", "end": end}) in (
-        None, LogPart(source="sds-0002/1", title="Attempt 1", start=0, end=4, text="one\n"),
-    )  # fmt: skip
+    known = isinstance(cursor, dict) and cursor.get("source") == HERE["source"]
+    assert (found is None and known) or (found and (found["start"], found["text"]) == (0, "one\n"))
 
 
 def test_the_whole_log_can_be_saved(logged: Path) -> None:
@@ -341,3 +340,19 @@ def test_nothing_is_freed_of_a_run_that_has_not_ended(seeded: Settings, run: str
     (file / "x").write_text("x")
     assert "Checkpoints" in draw(run)["disk"] and "Free space" not in draw(run)["disk"]
     assert "has nothing to free" in actions.act(pressed("free", run), asked())["value"]
+
+
+def test_the_config_shows_what_differs_and_the_command_and_attempts_are_listed(
+    seeded: Settings,
+) -> None:
+    html = config_card(queries.job(1))
+    assert "Pruner" in html and "magnitude" in html
+    assert "Damping" not in html
+    assert "slimscope submit sds" in html
+    attempt = Attempt(
+        job_id=1, n=1, token="t", engine="local", launched_at=1, started_at=1000, ended_at=61_000,
+        outcome="succeeded", exit_code=0, resumed_from="block-3",
+    )  # fmt: skip
+    with writing() as session:
+        session.add(attempt)
+    assert "block-3" in draw("sds-0001")["history"]

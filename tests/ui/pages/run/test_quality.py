@@ -1,7 +1,5 @@
 """Quality, size and speed of a run's model: words, charts, samples, and the way to have them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import plotly.graph_objects as go
@@ -66,13 +64,6 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
         assert 'data-value="1.125"' in shown["size_table"]  # MB
         assert 'data-value="0.4"' in shown["product_table"]
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
-    assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
-
-
-def test_one_that_succeeded_is_told_rather_than_a_newer_one_that_failed(lab: Settings) -> None:
-    store(
-        job(1), evaluation(2, "sds-0001"), *evaluated(2), evaluation(3, "sds-0001", state="failed")
-    )
     assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
 

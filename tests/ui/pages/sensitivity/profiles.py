@@ -1,7 +1,5 @@
 """A sensitivity profile of the toy model, as its run stores it, for the tests of its pages."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from backend.sensitivity.profile import FIGURES

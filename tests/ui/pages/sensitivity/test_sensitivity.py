@@ -1,7 +1,5 @@
 """The Sensitivity page: what each event shows, and what its charts say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, store
 from tests.ui.pages.sensitivity.profiles import WORST, profile_rows
 from ui.pages.sensitivity import page
-from ui.pages.sensitivity.panels import CHARTS, CURVE, MAP, NOT_MEASURED
+from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, NOT_MEASURED
 from ui.pages.sensitivity.panels import WORST as FIRST
 from ui.pages.sensitivity.selection import SensitivitySelection, SensitivityView
 
@@ -52,17 +50,6 @@ def test_a_profile_opens_in_a_measured_format_at_its_worst_layer() -> None:
     assert "measured in int3-g64 and 50%, else estimated" in shown["head"]
     assert "trade-offs?run=profile-0001" in shown["head"]
     assert ["Block 0, down_proj", WORST] in shown["layer"]["choices"]
-
-
-def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
-    """At 2 bits the worst loses 2 x 0.2 x 40 nats."""
-    losses = view(format="int2-g64").table["predicted"].to_numpy()
-    others = int((losses[::-1].cumsum() <= losses[0]).sum())
-    assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
-    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
-    assert chart(MAP, format="int2-g64").headline == f"{said} together"
-    assert " at 50 %, " in chart(MAP, format="50%").headline
-    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline
 
 
 def test_cells_are_on_a_log_scale_and_the_table_has_all_layers_worst_first() -> None:
@@ -110,3 +97,21 @@ def test_clicks_choose_a_layer_and_a_format() -> None:
     assert page.choose(other)["layer"] == "model.layers.1.self_attn.q_proj"
     assert page.choose(other)["format"] == "70%"
     assert "Block 1, q_proj at 70 %" in page.choose(other)["curve_title"]
+
+
+def test_estimates_are_held_against_measurements_in_a_measured_format() -> None:
+    drawn = chart(AGREEMENT, format="int2-g64")
+    assert "rank correlation 1.0" in drawn.headline and "3 bits" in drawn.note
+    assert {*drawn.figure.data[0].customdata} == {*view().table["tensor"]}
+    assert chart(AGREEMENT, figure="error").figure.layout.xaxis.title.text.startswith("Relative")
+
+
+def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
+    """At 2 bits the worst loses 2 x 0.2 x 40 nats."""
+    losses = view(format="int2-g64").table["predicted"].to_numpy()
+    others = int((losses[::-1].cumsum() <= losses[0]).sum())
+    assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
+    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
+    assert chart(MAP, format="int2-g64").headline == f"{said} together"
+    assert " at 50 %, " in chart(MAP, format="50%").headline
+    assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline

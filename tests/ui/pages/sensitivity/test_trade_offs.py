@@ -1,21 +1,21 @@
 """The Trade-offs page: budgets, their mixes, and what was measured beside them."""
 
-from __future__ import annotations
-
+import re
+from html import unescape
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
-from markupsafe import escape
 
 from backend.budget import Budget
 from backend.sensitivity.budget import Mix
 from jobs.dlqat.config import DLQATJob
 from jobs.profile.budgets import KINDS
 from jobs.sds.config import SDSJob
+from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
 from tests.ui.pages.sensitivity.profiles import profile_rows
-from ui.format import href
 from ui.pages.trade_offs import page
 from ui.pages.trade_offs.panels import NO_MIX, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
@@ -75,15 +75,13 @@ def test_it_opens_with_a_budget_that_can_be_kept() -> None:
      ("50%", "pruned", SDSJob), ("loss 20%", "quantized", DLQATJob)],
 )  # fmt: skip
 def test_a_budget_leads_to_a_form_that_takes_it(budget: str, method: str, kind: Any) -> None:
-    """The address fills in model and allocation, and the config accepts them."""
+    """The address fills in a form that can be queued as it is."""
     asked_for = view(budget=budget)
     assert asked_for.selection.method == method
-    allocation = f"budget:{solved(asked_for)[0]}"
-    link = escape(href("new", kind=KINDS[asked_for.method], model="toy",
-                            allocation=allocation))  # fmt: skip
-    assert str(link) in page.answer_of(asked_for)["answer"]
-    values = address_values(asked(model="toy", allocation=allocation), kind)
-    assert kind.model_validate(values).allocation == allocation
+    (address,) = re.findall(r'href="new[?]([^"]+)"', page.answer_of(asked_for)["answer"])
+    values = address_values(asked(**dict(parse_qsl(unescape(address)))), kind)
+    assert values["allocation"] == f"budget:{solved(asked_for)[0]}"
+    assert plan(KINDS[asked_for.method], values, {}).configs
 
 
 def test_the_front_is_never_above_a_format_alone_and_leads_to_mix_and_run() -> None:
@@ -128,3 +126,15 @@ def test_what_cannot_be_kept_is_refused_beside_the_field(
 def test_an_older_profile_says_which_one_a_new_run_takes() -> None:
     assert "takes the newest profile, profile-0002" in opened(run="profile-0001")["answer"]
     assert "newest profile" not in opened()["answer"]
+
+
+def test_a_profile_at_work_has_no_mix_yet() -> None:
+    notice = opened(run="profile-0003")["notice"]["value"]
+    assert "profile-0003 has not measured all layers" in notice and "yet." in notice
+    assert opened(run="")["run"]["value"] == "profile-0002"
+
+
+def test_a_typed_budget_shows_the_formats_it_is_of() -> None:
+    assert page.change_budget(view(method="quantized", budget="50%"))["method"] == "pruned"
+    assert page.change_budget(view(method="pruned", budget="3bits"))["method"] == "quantized"
+    assert page.change_budget(view(method="pruned", budget="loss 5%"))["method"] == "pruned"

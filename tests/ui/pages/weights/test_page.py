@@ -1,230 +1,120 @@
-"""The Weights page: what each event shows, and the views of all layers."""
+"""The Weights page: what reports draw of it, older addresses, and models without a run."""
 
 from __future__ import annotations
 
-import io
-import re
-from base64 import b64decode
-
 import gradio as gr
-import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import update
 
 from backend.settings import Settings
 from backend.store import frames, queries
 from backend.store.session import writing
-from backend.store.tables import Artifact, Job, Result, TensorRow
+from backend.store.tables import Artifact, Job, TensorRow
 from jobs.weight_statistics.config import NAME
 from tests.ui.lab import GUEST, HOST, asked
-from tests.ui.pages.weights.views import (
-    CONTROLS,
-    PICKED,
-    TENSOR,
-    given,
-    opened,
-    outlined,
-    settled,
-    view,
-    visible,
-)
-from ui.pages.weights import handlers as page
+from ui.charts.chart import Chart
 from ui.pages.weights import inspect_model
-from ui.pages.weights.layer_charts import layers_chart
-from ui.pages.weights.selection import LAYER_VIEWS, WeightsSelection, main_stages
-from ui.pages.weights.theory import OF_LAYERS
+from ui.pages.weights.charts import NO_PERPLEXITY, WeightsView, map_chart
+from ui.pages.weights.page import PAGE
+from ui.pages.weights.selection import WeightsSelection, main_stages
 from ui.runs.weights import weights_of
 
-# the address --------------------------------------------------------------------------------------
+TENSOR = "model.layers.2.mlp.up_proj.weight"
 
 
-def test_an_address_gives_the_same_view_and_none_the_newest_run(seeded: Settings) -> None:
-    seen = opened()
-    assert seen["run"]["value"] == "sds-0002"
-    assert [value for _, value in seen["run"]["choices"]] == ["sds-0002", "sds-0001"]
-    assert seen["stage"]["value"] == "first" and seen["show"]["value"] == ["dense", "first"]
-    assert isinstance(seen["layers_chart"], go.Figure) and isinstance(
-        seen["tensor_chart"], go.Figure
-    )
-    assert seen["notice"]["visible"] is False and seen["perplexity_chart"] == page.NO_PERPLEXITY
-    seen = opened(**PICKED)
-    for name, value in PICKED.items():
-        assert seen[name]["value"] == (value.split(",") if name == "show" else value), name
-    assert visible(seen) == {"run", "vs", "tensor", "layers", "stage", "view", "show", "topic"}
-    assert "Above: First pruning, sds-0001" in seen["tensor_chart"].data[0].name
-    assert seen["layers_chart"].layout.shapes[0].x0 == 2, "the chosen block is marked"
+def drawn(chart: str, **query: str) -> Chart:
+    """What a report shows for an address."""
+    return PAGE.charts[f"weights-{chart}"].draw(asked(**{"run": "sds-0001", **query}))
 
 
-@pytest.mark.parametrize("odd", ["no-such", "<img>", "${x}", "dense,first"])
-def test_an_odd_address_gives_a_whole_view(seeded: Settings, odd: str) -> None:
-    seen = opened(**dict.fromkeys(CONTROLS, odd) | {"run": "sds-0001"})
-    assert seen["tensor"]["value"] == "model.layers.0.self_attn.q_proj.weight"
-    assert seen["stage"]["value"] == "sds" and seen["stat"]["value"] == "relative_error"
-    assert seen["layers"]["value"] == "map" and seen["view"]["value"] == "overlay"
-    assert isinstance(seen["layers_chart"], go.Figure)
+def settled(**query: str) -> WeightsSelection:
+    view = WeightsView.at(WeightsSelection.from_address(asked(**query)))
+    assert view is not None
+    return view.selection
 
 
-def test_no_run_at_all_is_told(tables: Settings) -> None:
-    seen = opened()
-    assert page.NO_RUN in seen["notice"]["value"] and 'href="new"' in seen["notice"]["value"]
-    assert seen["charts"]["visible"] is False
-
-
-@pytest.mark.parametrize(
-    ("run", "told", "offered"),
-    [
-        ("sds-0005", "sds-0005 has stored no weight statistics.", 3),
-        ("sds-0999", "There is no run sds-0999. Choose one above.", 2),
-        ("nonsense", "There is no run nonsense.", 2),
-    ],
-)
-def test_a_run_without_statistics_is_told(
-    seeded: Settings, run: str, told: str, offered: int
-) -> None:
-    seen = opened(run=run)
-    assert told in seen["notice"]["value"]
-    assert seen["charts"]["visible"] is False
-    assert len(seen["run"]["choices"]) == offered
-
-
-def test_a_run_without_statistics_yet_and_one_that_is_deleted_or_purged_are_told(
-    seeded: Settings,
-) -> None:
-    assert "yet. They appear here block by block." in opened(run="sds-0003")["notice"]["value"]
+def test_the_map_of_a_report_outlines_the_chosen_tensor(seeded: Settings) -> None:
+    chart = drawn("heatmap", tensor=TENSOR, stat="std")
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    assert chart.figure.layout.meta["picked"] == ["2", "up_proj"]
+    stored = frames.tensor_table(1).query("stage == 'sds'").set_index("tensor")["std"]
+    assert dict(zip(chart.frame["Tensor"], chart.frame["Std"], strict=True)) == stored.to_dict()
+    assert chart.headline.startswith("Std is largest in block")
+    lacks = "Dense has no relative output error: it is what the others are compared with."
     with writing() as session:
-        session.get_one(Job, 1).removed_at = 1
-    seen = opened(run="sds-0001")
-    first = seen["run"]["choices"][0]
-    assert first[1] == seen["run"]["value"] == "sds-0001" and "(deleted)" in first[0]
-    assert seen["charts"]["visible"] is True
+        for row in session.query(TensorRow).filter_by(job_id=1, stage="dense"):
+            row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
+    weights_of.clear()
+    assert drawn("heatmap", stage="dense", stat="relative_error").figure == lacks
+    weights_of.clear()
+
+
+@pytest.mark.parametrize("view", ["overlay", "mirror", "story", "spectrum", "joint", "<img>"])
+def test_the_histogram_of_a_report_says_where_another_view_is(seeded: Settings, view: str) -> None:
+    chart = drawn("overlay", tensor=TENSOR, view=view, y="log")
+    assert isinstance(chart.figure, go.Figure) and chart.frame is not None
+    assert chart.figure.layout.yaxis.type == "log" and len(chart.figure.data) == 4
+    assert ("drawn on the page Weights only" in chart.note) is (view in ("spectrum", "joint"))
+    assert "n = " in chart.note and chart.theory and chart.question.endswith("?")
+    assert drawn("perplexity", run="sds-0002").figure == NO_PERPLEXITY
+    assert "wins back" in drawn("perplexity").headline
+
+
+def test_two_runs_of_a_report_are_compared_at_what_each_kept(seeded: Settings) -> None:
     with writing() as session:
-        session.get_one(Job, 1).purged = True
-        session.execute(delete(TensorRow).where(TensorRow.job_id == 1))
-    seen = opened(run="sds-0001")
-    assert "sds-0001 was deleted, and its figures with it." in seen["notice"]["value"]
-    assert seen["run"]["value"] == "sds-0001"
-
-
-# all layers ---------------------------------------------------------------------------------------
-
-
-def test_the_map_outlines_the_chosen_tensor(seeded: Settings) -> None:
-    seen = opened(run="sds-0001", tensor=TENSOR, stat="std")
-    assert outlined(seen["layers_chart"]) == ["2", "up_proj"]
-    assert seen["layers_chart"].data[0].colorbar.title.text == "Std"
-    blocks = page.change_layers(view(layers="shapes"))["layers_chart"]
-    assert [a.text for a in blocks.layout.annotations] == ["Block 0", "Block 1", "<b>▸ Block 2</b>"]
-    modules = page.change_layers(view(layers="shapes", group="block"))["layers_chart"]
-    assert len(modules.layout.annotations) == 7
-
-
-def test_a_statistic_that_a_stage_lacks_is_told(seeded: Settings) -> None:
+        job = session.get_one(Job, 2)
+        job.kind, job.state, job.kept_stage = "dlqat", "succeeded", "dlqat"
+        session.execute(
+            update(TensorRow)
+            .where(TensorRow.job_id == 2, TensorRow.stage == "first")
+            .values(stage="dlqat")
+        )
+    weights_of.clear()
+    chart = drawn("overlay", vs="dlqat-0002", tensor=TENSOR)
+    names = [trace.name.split(" ·")[0] for trace in chart.figure.data]
+    kept = ["Second pruning (SDS), sds-0001", "DL-QAT, dlqat-0002"]
+    assert names == ["Dense, sds-0001", *kept]
+    assert chart.figure.data[2].line.dash == "dash"
+    chart = drawn("heatmap", vs="dlqat-0002", stat="std", against="run")
+    pair = "Where do sds-0001, Second pruning (SDS), and dlqat-0002, DL-QAT, differ in std?"
+    assert chart.question.startswith(pair)
     with writing() as session:
-        for row in frames.tensor_table(1).itertuples():
-            if row.stage == "dense":
-                stored = session.get_one(TensorRow, (1, row.tensor, "dense", 0))
-                stored.stats = {k: v for k, v in stored.stats.items() if k != "relative_error"}
-    seen = page.change_layers(view(stage="dense", stat="relative_error"))
-    reference = "Dense has no relative output error: it is what the others are compared with."
-    assert seen["layers_chart"] == reference
+        session.get_one(Job, 2).config = {"model": "another"}
+    weights_of.clear()
+    assert len(drawn("overlay", vs="dlqat-0002", tensor=TENSOR).figure.data) == 4
+    missing = drawn("heatmap", vs="dlqat-0002", stage="redense", stat="std", against="run")
+    assert missing.figure == "dlqat-0002: std is not measured, so nothing can be compared."
+    weights_of.clear()
 
 
-@pytest.mark.parametrize("layers", LAYER_VIEWS)
-def test_each_view_of_all_layers_has_its_question_data_and_controls(
-    seeded: Settings, layers: str
-) -> None:
-    seen = page.change_layers(view(layers=layers, stage="sds"))
-    assert isinstance(seen["layers_chart"], go.Figure)
-    assert re.search(r'<p class="question">[^<]+\?', seen["layers_note"])
-    assert "n = " in seen["layers_note"] or "of 21 tensors" in seen["layers_note"]
-    assert seen["layers_table"].count("<tr>") > 3
-    assert seen["stat"]["visible"] is (layers in ("map", "tree"))
-    assert seen["group"]["visible"] is (layers == "shapes")
-    chart = layers_chart(view(layers=layers, stage="sds"))
-    assert chart.headline and chart.theory == OF_LAYERS[layers]
-
-
-def test_the_map_can_show_the_difference_to_another_run(seeded: Settings) -> None:
-    seen = page.change_layers(view(vs="sds-0002", stage="first", stat="std", against="run"))
-    values = {v for row in seen["layers_chart"].data[0].z for v in row}
-    assert values == {0.0}, "both were pruned the same way"
-    asked_ = (
-        "Where do sds-0001 and sds-0002, First pruning, differ in std? No colour: no difference."
-    )
-    assert asked_ in seen["layers_note"]
-    missing = page.change_layers(view(vs="sds-0002", stage="redense", stat="std", against="run"))
-    assert missing["layers_chart"] == "sds-0002: std is not measured, so nothing can be compared."
-
-
-# while a run goes on ------------------------------------------------------------------------------
-
-
-def test_a_refresh_does_nothing_until_the_run_has_moved(seeded: Settings) -> None:
-    values = settled("sds-0002")
-    seen = opened(run="sds-0002")["seen"]
-    assert page.refresh(seen, values) == {}
-    with writing() as session:
-        session.get_one(Job, 2).done = 0.9
-        session.add(Result(job_id=1, stage="run", family="work", value=1.0))
-    assert page.refresh(seen, values) == {}, "progress, and another run's figure"
-    with writing() as session:
-        session.add(Result(job_id=2, stage="dense", family="perplexity", value=4.9))
-    after = page.refresh(seen, values)
-    assert isinstance(after["layers_chart"], go.Figure)
-    assert list(after["perplexity_chart"].data[0].x) == [4.9]
-    assert "tensor_chart" not in after, "its figures are the same"
-    for name in CONTROLS:
-        assert "value" not in after[name], "taken out of a person's hand"
-    seen = {"marks": None, "stages": ["dense", "first", "control"], "snapshots": [], "offers": {}}
-    after = page.refresh(seen, settled("sds-0001", show=["dense", "first"]))
-    assert after["show"]["value"] == ["dense", "first", "redense", "sds"]
-
-
-# choices ------------------------------------------------------------------------------------------
-
-
-def test_only_runs_with_statistics_and_four_of_the_main_stages_are_offered(
-    seeded: Settings,
-) -> None:
-    weights = weights_of("sds-0001")
-    assert weights is not None
-    assert weights.stages == ["dense", "first", "control", "redense", "second", "sds"]
-    assert WeightsSelection(show=tuple(weights.stages)).settled(weights).show == tuple(
-        weights.stages[:4]
-    )
-    assert WeightsSelection().settled(weights).show == ("dense", "first", "redense", "sds")
-    same = view(vs="sds-0001", against="run")
-    assert same.other is None and same.selection.against == ""
-    assert [job.run for job in queries.runs_with_weights()] == ["sds-0002", "sds-0001"]
-    assert main_stages(["dense", "rtn", "m-only", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
-    assert main_stages(["dense", "of-a-plugin"]) == ["dense", "of-a-plugin"]
+def test_older_addresses_lead_to_what_they_asked_for(seeded: Settings) -> None:
+    old = settled(run="sds-0001", view="story", at="redense", layers="tree", start="12")
+    assert (old.view, old.stage) == ("ridges", "redense")
+    assert settled(run="sds-0001", layers="inputs").view == "inputs"
+    assert settled(run="sds-0001", view="joint", layers="inputs").view == "joint"
+    assert settled(run="sds-0001", topic="spectrum").view == "spectrum"
+    assert settled().run == "sds-0002", "the newest"
+    odd = settled(**dict.fromkeys(WeightsSelection.names(), "<img>") | {"run": "sds-0001"})
+    assert (odd.stage, odd.stat, odd.vs) == ("sds", "relative_error", "")
+    assert odd.show == ("dense", "first", "redense", "sds")
+    same = settled(run="sds-0001", vs="sds-0001", against="run")
+    assert same.vs == "" and same.against == ""
+    assert settled(run="sds-0001", show="sds,dense,no").show == ("dense", "sds")
+    assert settled(run="sds-0001", vs="sds-0002").show == ("dense", "sds")
 
 
 def test_the_first_stage_shown_has_the_statistic(seeded: Settings) -> None:
-    """A reconstructed stage, which comes last, has no error of its layers."""
+    assert main_stages(["dense", "rtn", "m-only", "lora", "dlqat"]) == ["dense", "rtn", "dlqat"]
+    assert main_stages(["dense", "of-a-plugin"]) == ["dense", "of-a-plugin"]
     with writing() as session:
         for row in session.query(TensorRow).filter_by(job_id=1, stage="sds"):
-            kept = {name: x for name, x in row.stats.items() if name != "relative_error"}
-            columns = {c.name: getattr(row, c.name) for c in TensorRow.__table__.columns}
-            session.add(TensorRow(**columns | {"stage": "sds-blocks", "stats": kept}))
-    assert settled("sds-0001").settled(weights_of("sds-0001")).stage == "sds"
-    assert given(stat="relative_error").settled(weights_of("sds-0001")).stage == "sds"
-    assert given(stat="std").settled(weights_of("sds-0001")).stage == "sds-blocks"
-    with writing() as session:
-        for row in session.query(TensorRow).filter_by(job_id=2):
             row.stats = {k: v for k, v in row.stats.items() if k != "relative_error"}
-    weights = weights_of("sds-0002")
-    assert weights is not None
-    assert WeightsSelection(stat="relative_error").settled(weights).stat == "kurtosis"
-
-
-def test_all_statistics_can_be_saved(seeded: Settings) -> None:
-    file = page.all_statistics("sds-0001")
-    read = pd.read_csv(io.BytesIO(b64decode(file["data"])))
-    assert file["name"] == "sds-0001-statistics.csv"
-    assert len(read) == 126 and {"tensor", "stage", "zeros", "kurtosis"} <= {*read.columns}
-    assert page.all_statistics("sds-0005") == gr.skip()
+    weights_of.clear()
+    assert settled(run="sds-0001").stage == "redense"
+    view = WeightsView.at(WeightsSelection("sds-0001"))
+    assert view is not None and isinstance(map_chart(view).figure, go.Figure)
+    weights_of.clear()
 
 
 # a model without a run ----------------------------------------------------------------------------
@@ -242,7 +132,6 @@ def test_statistics_of_a_model_are_queued_by_one_press_and_refused_in_words(
     _, run = inspect_model.compute("toy", asked(HOST))
     job = queries.job(run)
     assert (job.kind, job.state, job.config["model"]) == (NAME, "queued", "toy")
-    assert "yet. They appear here block by block." in opened(run=run)["notice"]["value"]
     before = len(queries.jobs())
     told, run = inspect_model.compute("toy", asked(GUEST))
     assert run == gr.skip() and 'role="alert"' in told["value"]

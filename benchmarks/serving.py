@@ -1,0 +1,180 @@
+"""Many who ask at the same time: our engine, and llama.cpp, one after the other.
+
+    make bench-serving
+    make bench-serving ARGS="--streams 1 8 32 --gguf model.gguf --only 'engine, 4 bits' llama.cpp"
+
+All streams ask at once, each with a prompt of its own and for an answer of the same length,
+greedily and without drafts. Told are tokens a second of all together, from the first request to the
+last token; seconds to the first token (median and 95th percentile); milliseconds between two tokens
+of a stream (95th percentile); and how much memory the process grew by, at most.
+
+The weights in 4 bits are rounded to nearest, in groups of 64, with a head in 8 bits: their speed is
+that of any. llama.cpp (pip install llama-cpp-python, built for this processor) reads the same model
+from a GGUF file, which it converts to bfloat16 and to Q4_0; it is driven as its own server does:
+each pass has the next token of every stream that writes, and prompts up to 512 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.request import Event, Finished, GenerationRequest, NewPieces
+from backend.decoding.target_model import TargetModel
+from backend.models.loading import LoadedModel, load
+from backend.text.slices import evaluation_slice
+from benchmarks.decoding import quantized
+from benchmarks.peers import llama
+from benchmarks.shared import memory
+
+CACHES = 2**32  # bytes, more than is needed
+Prompts = Sequence[Sequence[int]]
+Stamps = list[list[float]]  # of each stream, seconds from the request to each of its tokens
+
+
+class Server(Protocol):
+    """Answers many at once. One that is reached by HTTP is a further class like this."""
+
+    def serve(self, prompts: Prompts, new: int) -> Stamps:
+        """Answer all prompts with `new` tokens each."""
+
+    def close(self) -> None: ...
+
+
+class OwnEngine:
+    """`backend.decoding.serving`, called directly."""
+
+    def __init__(self, target: TargetModel, loaded: LoadedModel, threads: int) -> None:
+        self._engine = ServingEngine(
+            target, loaded.tokenizer, memory=CACHES, threads=lambda: threads
+        )
+
+    def serve(self, prompts: Prompts, new: int) -> Stamps:
+        start, ended = time.perf_counter(), SimpleQueue[Finished]()
+        stamps: Stamps = [[] for _ in prompts]
+
+        def receiver(own: list[float]) -> Callable[[Event], None]:
+            def receive(event: Event) -> None:
+                if isinstance(event, NewPieces):
+                    own.extend([time.perf_counter() - start] * len(event.pieces))
+                elif isinstance(event, Finished):
+                    ended.put(event)
+
+            return receive
+
+        for number, (prompt, own) in enumerate(zip(prompts, stamps, strict=True)):
+            request = GenerationRequest(tuple(prompt), new, person=str(number))
+            self._engine.submit(request, receiver(own))
+        for _ in prompts:
+            if error := ended.get().error:
+                raise error
+        return stamps
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--threads", default=2, type=int)
+    parser.add_argument("--streams", default=[1, 8, 32, 64], type=int, nargs="*")
+    parser.add_argument("--prompt", default=200, type=int, help="tokens of a prompt")
+    parser.add_argument("--new", default=128, type=int, help="tokens of an answer")
+    parser.add_argument("--gguf", type=Path, help="of the same model, for llama.cpp")
+    parser.add_argument("--only", nargs="*", default=[], help="servers, by how their names begin")
+    return parser.parse_args()
+
+
+def openers(chosen: argparse.Namespace, scratch: Path) -> dict[str, Callable[[], Server]]:
+    """Name -> what opens a server."""
+
+    def ours(packed: bool) -> Server:
+        loaded = load(chosen.model, dtype=torch.float32 if packed else torch.bfloat16)
+        model = quantized(loaded.model, 4) if packed else loaded.model
+        return OwnEngine(TargetModel(model), loaded, chosen.threads)
+
+    found: dict[str, Callable[[], Server]] = {
+        "engine, bf16": lambda: ours(packed=False),
+        "engine, 4 bits": lambda: ours(packed=True),
+    }
+    if chosen.gguf:
+        room = max(chosen.streams) * (chosen.prompt + chosen.new)
+        for name, path in llama.formats(chosen.gguf, scratch, chosen.threads):
+            found[f"llama.cpp, {name}"] = lambda path=path: llama.LlamaStreams(
+                path, max(chosen.streams), room, chosen.threads
+            )
+    wanted = tuple(chosen.only) or ("",)
+    return {name: opened for name, opened in found.items() if name.startswith(wanted)}
+
+
+def prompts_of(chosen: argparse.Namespace) -> dict[int, Prompts]:
+    """By the number of streams, prompts of which no two begin alike."""
+    loaded = load(chosen.model, dtype=torch.bfloat16)
+    count = sum(chosen.streams)
+    text = evaluation_slice(loaded.facts.default_text, loaded.tokenizer, count, chosen.prompt)
+    rows = iter([[100 + n, *row[1:]] for n, row in enumerate(text.input_ids.tolist())])
+    return {streams: [next(rows) for _ in range(streams)] for streams in chosen.streams}
+
+
+def figures(stamps: Stamps, grown: int) -> dict[str, float]:
+    first = [own[0] for own in stamps]
+    between = [b - a for own in stamps for a, b in pairwise(own)]
+    return {
+        "tokens_s": sum(map(len, stamps)) / max(own[-1] for own in stamps),
+        "first_p50": median(first), "first_p95": _p95(first),
+        "between_ms_p95": 1e3 * _p95(between), "mb": grown / 2**20,
+    }  # fmt: skip
+
+
+def _p95(values: Sequence[float]) -> float:
+    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+
+
+def main() -> None:
+    chosen = arguments()
+    torch.set_num_threads(chosen.threads)
+    prompts, rows = prompts_of(chosen), list[dict[str, object]]()
+    table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), prompts of {chosen.prompt}, "
+                        f"answers of {chosen.new}")  # fmt: skip
+    for head in ("server", "streams", "tokens/s", "× one", "first p50 s", "p95 s",
+                 "between p95 ms", "MB"):  # fmt: skip
+        table.add_column(head, justify="left" if head == "server" else "right")
+    with TemporaryDirectory() as scratch:
+        for name, opened in openers(chosen, Path(scratch)).items():
+            server, one = opened(), float("nan")
+            server.serve([[5, 6, 7]], 8)  # warms up
+            for streams in chosen.streams:
+                memory.forget_peak()
+                before = memory.held()
+                found = figures(server.serve(prompts[streams], chosen.new), memory.peak() - before)
+                one = found["tokens_s"] if streams == 1 else one
+                rows.append({"server": name, "streams": streams, **found})
+                print(json.dumps(rows[-1]), file=sys.stderr)
+                table.add_row(
+                    name, str(streams), f"{found['tokens_s']:.0f}",
+                    f"{found['tokens_s'] / one:.1f}", f"{found['first_p50']:.2f}",
+                    f"{found['first_p95']:.2f}", f"{found['between_ms_p95']:.0f}",
+                    f"{found['mb']:.0f}",
+                )  # fmt: skip
+            server.close()
+    Console(width=120).print(table)
+    print(json.dumps({"threads": chosen.threads, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A text is the same to the last token alone and beside any others, whatever is drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.decoding.acceptance import Sampling
+from backend.decoding.cost_model import CostModel
+from backend.decoding.draft_tree import Tree, chain
+from backend.decoding.native.model import NativeModel, Segment
+from backend.decoding.proposers import DraftTokens
+from backend.decoding.serving.engine import ServingEngine
+from backend.decoding.serving.request import GenerationRequest
+from backend.decoding.serving.speculation import Drafts, Speculation
+from backend.drafters.tree_proposer import TreeProposer
+from tests.decoding.native.test_decoder import FAMILIES, VARIANTS, built, tokens
+from tests.decoding.serving.conftest import MODELS, alone, ask, prompt_of, target_of
+from tests.drafters.toys import drafter_of
+
+TREE = Tree([(0,), (1,), (0, 0), (1, 0), (1, 1), (1, 0, 0)])
+SAMPLINGS = (
+    Sampling(),
+    Sampling(0.9, seed=1),
+    Sampling(1.0, top_k=20, top_p=0.8, repetition_penalty=1.3, seed=2),
+    Sampling(repetition_penalty=1.2),
+)
+
+
+class Knowing:
+    """Drafts a tree whose second branch is right; it must be given the states of all tokens."""
+
+    nodes = len(TREE)
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self._text = text
+
+    def start(self, first: int, capacity: int) -> None:
+        self._seen = 1
+
+    def propose(self, hidden: Tensor, tokens: Sequence[int]) -> DraftTokens:
+        assert len(hidden) == len(tokens) and [*self._text[self._seen :][: len(tokens)]] == tokens
+        self._seen += len(tokens)
+        a, b, c = [*self._text[self._seen : self._seen + 3], 5, 6, 7][:3]
+        return DraftTokens([(a + 1) % 200, a, 7, b, (b + 3) % 200, c], TREE)
+
+
+@pytest.mark.parametrize("name", ["toy", *MODELS])
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
+def test_beside_any_number_of_others(
+    opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    """Prompts of any length, all ways to choose a token, drafters, lookup; some join later, and
+    some leave in the middle."""
+    chance, target, engine = Random(count), target_of(name), opened(name)
+    monkeypatch.setattr(Speculation, "pays", lambda *_: chance.random() < 0.8)
+    drafter = drafter_of(target, scale=0.3, heads=3) if "PyTorch" not in name else None
+    texts, answers = [], []
+    for n in range(count):
+        prompt = prompt_of(chance.choice([1, 2, 15, 16, 17, 40, 70]), n % 5)
+        sampling, limit = SAMPLINGS[n % len(SAMPLINGS)], chance.choice([1, 5, 30])
+        texts.append([*prompt, *alone(target, prompt, limit, sampling)])
+        kinds = [None, Knowing(texts[-1]), drafter and TreeProposer(drafter, target, TREE)]
+        answers.append(
+            ask(engine, prompt, limit, sampling=sampling, drafter=kinds[n % 3], lookup=n % 4 < 2,
+                echo=n % 5 == 0, person=str(n % 3), logprobs=n % 6 or None)
+        )  # fmt: skip
+        leaves = ask(engine, prompt, 40)
+        if chance.random() < 0.7:
+            (answers[-1] if chance.random() < 0.5 else leaves).wait()
+        leaves.ticket.cancel()
+    for n, (answer, text) in enumerate(zip(answers, texts, strict=True)):
+        answer.wait()
+        assert (answer.end.reason, answer.end.error) == ("length", None)
+        assert answer.tokens == text[0 if n % 5 == 0 else answer.end.prompt_tokens :]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@torch.inference_mode()
+def test_rows_of_a_pass_do_not_depend_on_each_other(variant: str, name: str) -> None:
+    """A token, a tree, and parts of prompts, each with other logits wanted: to the last bit."""
+    model = built(FAMILIES[name])
+    native, ids = NativeModel(model, VARIANTS[variant]), tokens(model, 60)
+    kinds = [(3, 1, None, 1), (20, 7, TREE, 7), (0, 17, None, 0), (31, 4, chain(3), 4),
+             (17, 9, None, 1), (1, 2, None, 2)]  # fmt: skip
+
+    def segments() -> list[Segment]:
+        made = []
+        for begun, number, tree, read_out in kinds:
+            cache = native.new_cache(64)
+            native.read(ids[:begun], cache)
+            made.append(Segment(cache, ids[begun : begun + number].tolist(), tree, read_out))
+        return made
+
+    expected = [native.forward_segments([segment]) for segment in segments()]
+    for order in ([0, 1, 2, 3, 4, 5], [5, 2, 0, 4, 1, 3], [1, 5]):
+        together = segments()
+        hidden, logits = native.forward_segments([together[n] for n in order])
+        assert torch.equal(hidden, torch.cat([expected[n][0] for n in order]))
+        assert torch.equal(logits, torch.cat([expected[n][1] for n in order]))
+        for n in order:
+            assert together[n].cache.length == sum(kinds[n][:2])
+
+
+def test_drafts_end_as_the_batch_grows() -> None:
+    """By measured costs: rows are almost free up to eight, then each costs as much as the first."""
+    speculation = Speculation(target_of("toy"))
+    speculation.costs = CostModel({1: 1.0, 8: 1.2, 16: 2.4, 64: 9.6}, 0.0)
+
+    def pays(sequences: int, gain: float, rows: float = 4.0, seconds: float = 0.0) -> bool:
+        drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
+        drafts.gain, drafts.rows, drafts.seconds = gain, rows, seconds
+        return speculation.pays(drafts, sequences, sequences)
+
+    assert [pays(n, 1.0) for n in (1, 2, 4, 8, 16, 32)] == [True] * 3 + [False] * 3
+    assert not pays(1, 0.01) and not pays(1, 1.0, seconds=2.0)
+    assert pays(16, 5.0) and pays(60, 1.0, 0.0)  # all right; nothing found, nothing lost
+
+
+def test_what_is_drafted_in_vain_is_drafted_no_more_for_a_while() -> None:
+    drafts = Drafts(GenerationRequest((1,), 8, lookup=True), 64)
+    for _ in range(40):
+        drafts.judge(0)
+    assert drafts.gain < 0.02
+    for _ in range(100):
+        drafts.rest()
+    assert drafts.gain > 0.5

@@ -1,0 +1,54 @@
+/* Two answers on Home, replayed at the pace they were written, once they are seen. People who asked
+   for less motion see both whole. */
+(() => {
+  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  function race(figure) {
+    const lanes = JSON.parse(figure.dataset.race).map((lane, place) => {
+      let at = 0;
+      const steps = lane.steps.map(([ms, text]) => ({ at: (at += ms), text }));
+      const shown = figure.querySelectorAll(".race-lanes > div")[place];
+      return { steps, text: shown.querySelector(".race-text"), meter: shown.querySelector(".race-meter") };
+    });
+    let frame = 0;
+
+    function draw(time) {
+      for (const lane of lanes) {
+        const done = lane.steps.filter((step) => step.at <= time);
+        const words = done.map((step) => step.text).join("");
+        if (lane.text.textContent !== words) lane.text.textContent = words;
+        const over = done.length === lane.steps.length, end = lane.steps.at(-1)?.at ?? 0;
+        lane.meter.textContent = `${(Math.min(time, end) / 1000).toFixed(1)} s${over ? ", done" : ""}`;
+      }
+      return lanes.every((lane) => (lane.steps.at(-1)?.at ?? 0) <= time);
+    }
+
+    function start() {
+      cancelAnimationFrame(frame);
+      if (still()) return void draw(Infinity);
+      const begin = performance.now();
+      const step = (now) => {
+        if (!draw(now - begin) && figure.isConnected) frame = requestAnimationFrame(step);
+      };
+      frame = requestAnimationFrame(step);
+    }
+
+    figure.querySelector(".race-again").onclick = start;
+    new IntersectionObserver((seen, observer) => {
+      if (!seen.some((each) => each.isIntersecting)) return;
+      observer.disconnect();
+      start();
+    }, { threshold: 0.5 }).observe(figure);
+  }
+
+  function races() {
+    for (const figure of document.querySelectorAll("figure[data-race]")) {
+      if (figure.drawn === figure.dataset.race) continue;
+      figure.drawn = figure.dataset.race;
+      race(figure);
+    }
+  }
+
+  new MutationObserver(races).observe(document.documentElement, { childList: true, subtree: true });
+  races();
+})();

@@ -1,0 +1,69 @@
+/* What is looked at: one state that drives every panel and the address, which holds only what differs
+   from the default. */
+
+/** @typedef {{run: string, vs: string, stage: string, tensor: string, view: string, brush: string, stat: string,
+    against: string, show: string, curve: string, y: string, side: string, measure: string, order: string, cells: string,
+    flow: string, spot: string}} State
+    `brush`: "0.01~0.03", the magnitudes that are looked for; `show`: stages of the histogram, with commas. */
+
+const OPTIONS = { vs: "", view: "ridges", brush: "", against: "", show: "", curve: "histogram", y: "linear", side: "row",
+                  measure: "norm", order: "size", cells: "mean", flow: "inputs", spot: "" };
+const NAMES = ["run", "stage", "tensor", "stat", ...Object.keys(OPTIONS)];
+const OLDER = ["at", "layers", "topic", "group", "start", "look"]; // names of earlier addresses
+const CURVES = { difference: "difference", cumulative: "cumulative" }; // views that are curves now
+const REST_MS = 150;
+const DRAWN = ["ridges", "magnitudes", "matrix", "joint", "channels", "spectrum", "inputs", "statistics"];
+
+/** What an address asks for; that of today, or of the pages before. @returns {State} */
+export function asked(search) {
+  const query = new URLSearchParams(search);
+  const state = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? OPTIONS[name] ?? ""]));
+  state.curve = CURVES[state.view] ?? state.curve;
+  state.stage ||= query.get("at") ?? (query.get("view") === "story" ? "dense" : ""); // a story began there
+  state.view = [query.get("view")?.replace(/^magnitude$/, "magnitudes"), query.get("topic"),
+    query.get("layers")].find((view) => DRAWN.includes(view)) ?? "ridges";
+  return state;
+}
+
+export class Selection {
+  #told = []; #rest = 0;
+  /** @param {State} state */
+  constructor(state) { this.now = state; this.defaults = {}; }
+
+  /** Takes the defaults of a run, and them where the state asks for what the run does not have. */
+  settle(data) {
+    const { now } = this, known = { stage: data.stages, tensor: data.tensors, stat: data.statistics };
+    this.defaults = { ...OPTIONS, ...data.defaults };
+    now.run = data.run;
+    for (const [name, items] of Object.entries(known))
+      if (!items.some((each) => each.name === now[name])) now[name] = this.defaults[name];
+    if (now.vs === now.run || (now.against === "run" && !now.vs)) now.against = "";
+    if (now.vs === now.run) now.vs = "";
+    now.show = now.show.split(",").filter((name) => data.stage(name) >= 0).join(",");
+    if (!range(now.brush)) now.brush = "";
+  }
+
+  /** @param {(changed: Set<string>) => void} listener */
+  listen(listener) { this.#told.push(listener); }
+
+  /** @param {Partial<State>} parts */
+  set(parts) {
+    const changed = new Set(Object.keys(parts).filter((name) => parts[name] !== this.now[name]));
+    if (!changed.size) return;
+    Object.assign(this.now, parts);
+    for (const listener of this.#told) listener(changed);
+    clearTimeout(this.#rest); // browsers allow few changes of an address in a second
+    this.#rest = setTimeout(() => this.write(), REST_MS);
+  }
+
+  write() {
+    const short = NAMES.map((name) => [name, name !== "run" && this.now[name] === this.defaults[name] ? "" : this.now[name]]);
+    window.slimscope.address(Object.fromEntries([...short, ...OLDER.map((name) => [name, ""])]));
+  }
+}
+
+/** The two magnitudes of a brush; null where it is none. */
+export function range(brush) {
+  const [low, high] = brush.split("~").map(Number);
+  return brush && low >= 0 && high > low ? [low, high] : null;
+}

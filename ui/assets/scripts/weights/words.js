@@ -1,0 +1,97 @@
+/* Findings: what the charts show on this data, as sentences by rule. */
+import { lower, number, share } from "./canvas.js";
+
+const PROMINENCE = 0.12, SURE = 4; // of a peak's height; times the root of a bin's count
+const STEADY = 0.02; // a relative change below that is none
+const NEAR_CENTRE = 0.06; // of the axis
+
+/** Counts in at most 128 bins, each averaged with its neighbours. */
+function smooth(counts) {
+  const bins = Math.min(128, counts.length), by = counts.length / bins;
+  const wide = Array.from({ length: bins }, (_, i) => { let sum = 0; for (let j = 0; j < by; j++) sum += counts[i * by + j]; return sum; });
+  return wide.map((value, i) => 0.25 * (wide[i - 1] ?? value) + 0.5 * value + 0.25 * (wide[i + 1] ?? value));
+}
+
+/** Places of the peaks of a histogram that stand out from chance and from a plateau, on the smoothed heights. */
+export function peaks(counts) {
+  const heights = smooth(counts);
+  const saddle = (top, step) => {
+    let low = heights[top];
+    for (let i = top; i >= 0 && i < heights.length; i += step) {
+      if (heights[i] > heights[top]) return low;
+      low = Math.min(low, heights[i]);
+    }
+    return 0;
+  };
+  const places = heights.flatMap((height, i) => {
+    if (!height || height < (heights[i - 1] ?? 0) || height < (heights[i + 1] ?? 0)) return [];
+    const prominence = height - Math.max(saddle(i, -1), saddle(i, 1));
+    return prominence > Math.max(PROMINENCE * height, SURE * Math.sqrt(height)) ? [i] : [];
+  });
+  return { heights, places };
+}
+
+/** The shape of a histogram: its peaks and the dip between them. */
+export function shape(counts) {
+  const { heights, places } = peaks(counts), names = ["no peak", "one peak", "two peaks", "three peaks"];
+  let words = names[places.length] ?? `${places.length} peaks`;
+  if (places.length === 2) {
+    const dip = Math.min(...heights.slice(places[0], places[1] + 1)) / Math.min(heights[places[0]], heights[places[1]]);
+    words += dip ? ` with a dip to ${share(dip, 0)} of their height` : " with a gap between them";
+  }
+  if (places.length === 3 && Math.abs(places[1] - (heights.length - 1) / 2) < NEAR_CENTRE * heights.length) words += ", the middle one at zero";
+  return words;
+}
+
+/** Of one tensor at a stage: "Re-dense: three peaks, the middle one at zero; 14.2 % exact zeros". */
+export function ofHistogram(data, t, s) {
+  const { label } = data.stages[s];
+  if (!data.has(t, s)) return `${label}: not recorded for ${data.tensors[t].label}`;
+  const zeros = data.tail(t, s).share;
+  return `${label}: ${shape(data.counts(t, s))}; ${zeros >= 0.001 ? share(zeros) : "no"} exact zeros`;
+}
+
+/** Of values by cell, [tensor index, value]: where it is largest. */
+export function ofMap(data, label, unit, cells) {
+  const known = cells.filter(([, value]) => Number.isFinite(value));
+  if (!known.length) return `${label}: not measured at this stage`;
+  const [t, value] = known.reduce((best, each) => (Math.abs(each[1]) > Math.abs(best[1]) ? each : best));
+  const { block, module } = data.tensors[t];
+  return `${label} ${label.includes("|") ? "are most" : "is largest"} in block ${block}, ${module.split(".").pop()}: ${number(value)}${unit}`;
+}
+
+/** Of the spread of one module by block, [block, value]. */
+export function ofDepth(module, spreads) {
+  if (spreads.length < 2) return `${module}: one block`;
+  const [low, high] = [Math.min,
+    Math.max].map((pick) => { const v = pick(...spreads.map((each) => each[1])); return spreads.find((each) => each[1] === v); });
+  if (high[1] - low[1] <= STEADY * high[1]) return `Spread of ${module} is the same in all blocks`;
+  return `Spread of ${module} is largest in block ${high[0]}, ${number(high[1])}, and smallest in block ${low[0]}, ${number(low[1])}`;
+}
+
+/** The four statistics that say most, as [name, value, sentence]. */
+export function tiles(data, t, s) {
+  const value = (name, stage = s) => data.value(name, t, stage);
+  const [first] = data.main, base = data.stages[first].label, own = data.stages[s].label, bySize = value("by_size"),
+    overlap = value("mask_overlap");
+  const earlier = data.main.find((each) => each < s && Number.isFinite(value("relative_error", each))) ?? -1;
+  const wider = value("std") / value("std", first) - 1, kept = (2 * overlap) / (1 + overlap);
+  const rest = [["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
+    ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`]];
+  const found = [
+    ["Exact zeros", share(data.tail(t, s).share),
+      Number.isFinite(bySize) ? `${share(bySize)} of them among the smallest weights of ${lower(base)}`
+      : `${base}: ${share(data.tail(t, first).share)}`],
+    ["Spread", number(value("std")),
+      s === first ? "Standard deviation" : Math.abs(wider) < 0.005 ? `As wide as ${lower(base)}`
+      : `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${lower(base)}`],
+  ];
+  if (Number.isFinite(value("relative_error"))) {
+    const before = earlier >= 0 ? `${data.stages[earlier].label}: ${share(value("relative_error", earlier), 2)}`
+      : "Of the output of the layer, on calibration text";
+    found.push(["Relative output error", share(value("relative_error"), 2), before]);
+  }
+  if (overlap < 1) found.push(["Mask kept", share(kept),
+    `${own} keeps these of the weights the first pruning kept (IoU ${share(overlap)})`]);
+  return [...found, ...rest].slice(0, 4);
+}

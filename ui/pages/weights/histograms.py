@@ -1,0 +1,273 @@
+"""What the page's scripts draw, as binaries: all histograms and statistics of a run, which travel
+once, and on demand some profiles of a tensor, or the saved weights around a place of it.
+
+    4 bytes   length of the header, little-endian
+    header    JSON, padded with spaces to a multiple of 8 together with the length
+    arrays    little-endian, each at a multiple of 8; `arrays` of the header has for each name its
+              type, where it begins after the header, and its shape
+
+Of a run:
+
+    counts    [tensors, stages, bins]       weights in each bin, from `edges`
+    tails     [tensors, stages, 4]          all weights, exact zeros, weights below and above
+    edges     [tensors, 2]                  where the bins of a tensor begin and end, at all stages
+    values    [statistics, tensors, stages] as stored, NaN where not measured
+
+A browser that has it asks with its ETag, a hash of all of that, and is told that nothing changed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from backend.errors import ModelError
+from backend.statistics.names import (
+    INPUT_ENERGY,
+    JOINT,
+    MAGNITUDES,
+    MAPS,
+    MEASURES,
+    SIDES,
+    SINGULAR_VALUES,
+    channel_profile,
+    map_profile,
+)
+from backend.statistics.regions import Region, read_region
+from backend.statistics.tensors import BINS
+from backend.store import queries, tensors
+from jobs.metrics import PERPLEXITY
+from ui.charts.heatmap import in_order
+from ui.charts.statistics import STATISTICS, available, with_largest
+from ui.format import href
+from ui.pages.weights.selection import WeightsSelection, default_stages, is_main
+from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
+from ui.theme import stage_style
+from ui.widgets.explorer import RunReader, empty_state
+
+PATH = "/slimscope/weights"
+MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
+MIN_BINS = 16
+DRAWN_ONLY = ("cutoff", "alpha_start", "dense_std")  # not listed: places on axes of charts
+CODES = "codes"  # profile of a quantised tensor: how often each is used
+PROFILES = {  # that are sent by name
+    *(channel_profile(side, measure) for side in SIDES for measure in MEASURES),
+    *map(map_profile, MAPS), JOINT, MAGNITUDES, SINGULAR_VALUES, INPUT_ENERGY,
+}  # fmt: skip
+SPOT = re.compile(r"(\d{1,6}),(\d{1,6})")  # output, input
+ZOOM = 48  # rows and columns of single weights
+NO_RUN = "No run has stored weight statistics yet. Inspect a model below, or start a run."
+TOO_LARGE = (
+    "The histograms of {} matrices at {} stages are too large for a page: at most {} MB are sent. "
+    "slimscope tensors writes their statistics."
+)
+
+
+@dataclass(frozen=True)
+class PackedRun:
+    """A binary, plain and compressed, with its ETag."""
+
+    plain: bytes
+    packed: bytes
+    etag: str
+
+    @classmethod
+    def of(cls, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> PackedRun:
+        places, offset = {}, 0
+        for name, array in arrays.items():
+            places[name] = [array.dtype.str[1:], offset, array.shape]
+            offset += -(-array.nbytes // 8) * 8
+        text = json.dumps(header | {"arrays": places}, allow_nan=False).encode()
+        text += b" " * (-(len(text) + 4) % 8)
+        parts = [len(text).to_bytes(4, "little"), text]
+        for array in arrays.values():
+            parts += [array.tobytes(), bytes(-array.nbytes % 8)]
+        plain = b"".join(parts)
+        tag = sha256(plain).hexdigest()[:32]
+        return cls(plain, gzip.compress(plain, 5, mtime=0), f'"{tag}"')
+
+    def answer(self, request: Request) -> Response:
+        headers = {
+            "ETag": self.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding",
+        }  # fmt: skip
+        if self.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        content = self.plain
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            content, headers["Content-Encoding"] = self.packed, "gzip"
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+# all histograms of a run --------------------------------------------------------------------------
+
+
+def packed_run(run: str) -> PackedRun | None:
+    """Of a run with statistics; None where they are too large."""
+    weights = weights_of(run)
+    assert weights is not None, "the reader asks only about runs with statistics"
+    bins = BINS
+    while 4 * len(weights.tensors) * len(weights.stages) * bins > MAX_BYTES:
+        bins //= 2
+    if bins < MIN_BINS:
+        return None
+    arrays = _histograms(weights, bins) | {"values": _values(weights)}
+    return PackedRun.of(_header(weights) | {"bins": bins, "merged": BINS // bins}, arrays)
+
+
+def _mark(run: str) -> tuple[Any, ...] | None:
+    """What changes with the binary: the run's statistics and results, what it kept, the list."""
+    mark = queries.weights_mark(run)
+    if mark is None:
+        return None
+    choices = run_choices(queries.runs_with_weights(), run)
+    return (*mark, queries.job(run).kept_stage, tuple(choices))
+
+
+packed_of = RunReader(packed_run, _mark, size=4)
+
+
+def _histograms(weights: RunWeights, bins: int) -> dict[str, np.ndarray]:
+    place = {name: n for n, name in enumerate(weights.tensors)}
+    stages = {stage: n for n, stage in enumerate(weights.stages)}
+    counts = np.zeros((len(place), len(stages), bins), "<u4")
+    tails = np.zeros((len(place), len(stages), 4), "<f8")
+    edges = np.full((len(place), 2), np.nan)
+    for one in tensors.run_snapshots(weights.job.id):  # later steps take the place of earlier ones
+        if one.tensor not in place or one.stage not in stages or len(one.counts) % bins:
+            continue
+        t, s = place[one.tensor], stages[one.stage]
+        if np.isnan(edges[t, 0]):
+            edges[t] = one.lo, one.hi
+        if (one.lo, one.hi) == tuple(edges[t]):
+            counts[t, s] = one.counts.reshape(bins, -1).sum(1)
+            tails[t, s] = one.n, one.zeros, one.below, one.above
+    small = counts.max(initial=0) < 2**16
+    return {"counts": counts.astype("<u2") if small else counts, "tails": tails, "edges": edges}
+
+
+def _values(weights: RunWeights) -> np.ndarray:
+    """Statistics [statistics, tensors, stages], those that are drawn only last."""
+    table = with_largest(weights.table)
+    names = [*available(table), *_drawn_only(weights)]
+    return np.stack([
+        table.pivot(index="tensor", columns="stage", values=name)
+        .reindex(index=[*weights.tensors], columns=weights.stages)
+        .to_numpy("<f8")
+        for name in names
+    ])  # fmt: skip
+
+
+def _drawn_only(weights: RunWeights) -> list[str]:
+    return [name for name in DRAWN_ONLY if name in weights.table]
+
+
+def _header(weights: RunWeights) -> dict[str, Any]:
+    job, settled = weights.job, WeightsSelection().settled(weights)
+    perplexity = {
+        r.stage: r.value
+        for r in queries.results([job.id])
+        if r.metric == PERPLEXITY and np.isfinite(r.value)
+    }
+    stages = [
+        {"name": s, "label": weights.labels[s], "main": is_main(s),
+         "colour": stage_style(s).colour, "dash": stage_style(s).dash,
+         "perplexity": perplexity.get(s)}
+        for s in weights.stages
+    ]  # fmt: skip
+    statistics = [
+        {"name": name, "label": STATISTICS[name].label, "question": STATISTICS[name].question,
+         "percent": STATISTICS[name].percent}
+        for name in available(weights.table)
+    ]  # fmt: skip
+    return {
+        "run": job.run, "model": weights.model, "kept": kept_stage(weights, weights.stages),
+        "runs": run_choices(queries.runs_with_weights(), job.run), "stages": stages,
+        "modules": in_order([*{module: None for _, module in weights.places.values()}]),
+        "tensors": [
+            [name, label, *weights.places[name]] for name, label in weights.tensors.items()
+        ],
+        "statistics": statistics, "unlisted": _drawn_only(weights),
+        "groups": bool(tensors.profiles(job.id, settled.tensor, CODES)),
+        "defaults": {"stage": settled.stage, "stat": settled.stat, "tensor": settled.tensor},
+        "overlaid": default_stages(weights, two_runs=False),
+    }  # fmt: skip
+
+
+# one tensor ---------------------------------------------------------------------------------------
+
+
+def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) -> PackedRun:
+    """Profiles of a tensor, or with `blocks` of its module in every block, by block, stage, name:
+    "3/dense/row_norm"; with `spot`, weights by stage. An unknown tensor or name has none."""
+    if tensor not in weights.tensors:
+        return PackedRun.of({}, {})
+    if spot := SPOT.fullmatch(query.get("spot", "")):
+        return _saved_weights(weights, tensor, int(spot[1]), int(spot[2]))
+    names, run = PROFILES & {*query.get("names", "").split(",")}, weights.job.id
+    module = weights.places[tensor][1]
+    found = [
+        profile
+        for name in sorted(names)
+        for profile in (
+            tensors.module_profiles(run, module, name)
+            if query.get("blocks")
+            else tensors.profiles(run, tensor, name)
+        )
+    ]
+    return PackedRun.of({}, {f"{p.block}/{p.stage}/{p.name}": p.values for p in found})
+
+
+def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedRun:
+    """The weights around a place at the stages whose files are there, [rows, columns]; the header
+    says where they lie."""
+    sides = [
+        next((len(p.values) for p in tensors.profiles(weights.job.id, tensor, name)), 0)
+        for name in (channel_profile(side, "norm") for side in SIDES)
+    ]
+    if output >= sides[0] or input >= sides[1]:
+        return PackedRun.of({}, {})
+    region, arrays = Region.around(output, input, (sides[0], sides[1]), ZOOM), {}
+    for stage, folder in saved_folders(weights.job).items():
+        try:
+            values = read_region(folder, tensor, region)
+        except ModelError:
+            continue
+        if values is not None and stage in weights.labels:
+            arrays[stage] = values.astype("<f4")
+    return PackedRun.of({"first": [region.rows[0], region.columns[0]]}, arrays)
+
+
+# the answer ---------------------------------------------------------------------------------------
+
+
+def histograms(request: Request) -> Response:
+    """Answer to `?run=sds-0042`, without it of the newest run, and to `&tensor=NAME&names=LIST`."""
+    query = request.query_params
+    run = query.get("run", "") or next((job.run for job in queries.runs_with_weights()[:1]), "")
+    if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
+        return packed_profiles(weights, tensor, query).answer(request)
+    mark = _mark(run) if run else None
+    if mark is None or not mark[1]:
+        later = "They appear here block by block."
+        return _nothing(
+            empty_state(run, NO_RUN, "stored no weight statistics", later, href("new")), 404
+        )
+    if (found := packed_of(run)) is not None:
+        return found.answer(request)
+    weights = weights_of(run)
+    numbers = (len(weights.tensors), len(weights.stages)) if weights else (0, 0)
+    return _nothing(Markup.escape(TOO_LARGE.format(*numbers, MAX_BYTES // 1_000_000)), 413)
+
+
+def _nothing(why: Markup, status: int) -> Response:
+    return JSONResponse({"what": why.striptags(), "html": why}, status)

@@ -1,1 +1,0 @@
-"""One tensor: its histograms, magnitudes and channels; the matrix itself, and its spectrum."""
