@@ -9,11 +9,9 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import psutil
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -98,7 +96,7 @@ def healthz(_: Request) -> Response:
 def metrics(request: Request) -> Response:
     """Gauges in Prometheus's text format. Guests get what pages show them, a host the state of the
     machine, too: Prometheus sends the token as `Authorization: Bearer`."""
-    gauges: dict[str, float | Mapping[str, float]] = {"database_up": 0}
+    gauges: dict[str, float] = {"database_up": 0}
     try:
         status, _, seconds = READER.read()
     except DatabaseAwayError:
@@ -107,22 +105,19 @@ def metrics(request: Request) -> Response:
         gauges = {
             "database_up": 1,
             "database_seconds": seconds,  # to read the state of the queue
-            "runs": {f'{{state="{state}"}}': n for state, n in queries.count_by_state().items()},
+            "runs_queued": len(status.queued),
+            "runs_live": len(status.live),
+            "runs_ended": status.finished,
+            "runs_failed_or_lost": status.needs_attention,
             "answers_waiting": status.answers,
             "supervisor_up": status.supervisor_alive,
             "engine_up": status.silent_since is None,
         }
     if current_user(request).role == "host":
-        process = psutil.Process()
-        gauges |= {
-            "connections": len(GuardedProtocol.limits),
-            "disk_free_bytes": shutil.disk_usage(settings().root).free,
-            "memory_bytes": process.memory_info().rss,
-            "open_files": process.num_fds(),
-        }
-    lines = []
-    for name, value in gauges.items():
-        lines.append(f"# TYPE slimscope_{name} gauge\n")
-        samples = value if isinstance(value, Mapping) else {"": value}
-        lines += [f"slimscope_{name}{labels} {float(n):.12g}\n" for labels, n in samples.items()]
+        gauges["connections"] = len(GuardedProtocol.limits)
+        gauges["disk_free_bytes"] = shutil.disk_usage(settings().root).free
+    lines = [
+        f"# TYPE slimscope_{name} gauge\nslimscope_{name} {float(value):.12g}\n"
+        for name, value in gauges.items()
+    ]
     return Response("".join(lines), headers={"content-type": "text/plain; version=0.0.4"})

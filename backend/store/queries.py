@@ -264,13 +264,6 @@ def all_run_names() -> set[str]:
         }
 
 
-def count_by_state() -> dict[str, int]:
-    """How many runs are in each state that any run is in."""
-    with reading() as session:
-        counted = select(Job.state, func.count()).where(SHOWN).group_by(Job.state)
-        return dict(session.execute(counted).tuples().all())
-
-
 def unmeasured(limit: int) -> list[Job]:
     """Runs that have ended and whose disk space is not known, newest first."""
     query = select(Job).where(Job.state.not_in([*ACTIVE]), Job.disk_bytes.is_(None))

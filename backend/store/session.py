@@ -82,8 +82,7 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def one_view() -> Iterator[None]:
-    """All that is read inside by this thread is of one state of the database, and asks a server on
-    another machine for fewer answers."""
+    """All that is read inside by this thread is one transaction, and asks a server less often."""
     with reading() as session:
         token = _joined.set(session)
         try:

@@ -107,31 +107,24 @@ def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
     assert (tmp_path / "there" / "a").read_text() == "3"
 
 
-def cut_off(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
+@pytest.mark.parametrize("part", ["a", MANIFEST])
 def test_what_a_store_keeps_in_part_is_not_taken_for_stored(
-    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     folder, really = checkpoint(tmp_path, "one", a="12"), MemoryFileSystem.pipe_file
-    for part in ("a", MANIFEST):
 
-        def keep(self: object, path: str, value: bytes, part: str = part, **more: object) -> None:
-            really(self, path, cut_off(value) if path.endswith(f"/{part}") else value)
+    def keep(self: object, path: str, value: bytes, **_: object) -> None:
+        really(self, path, value[:1] if path.endswith(f"/{part}") else value)
 
-        def put(self: object, here: str, path: str, keep: Any = keep, **more: object) -> None:
-            keep(self, path, Path(here).read_bytes())
-
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored as a whole"):
-            patch.setattr(MemoryFileSystem, "pipe_file", keep)
-            patch.setattr(MemoryFileSystem, "put_file", put)
-            kept.put_folder(folder, "run/one")
-        assert not (kept.manifest("run/one") and kept.get_folder("run/one", tmp_path / "there"))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored as a whole"):
+        patch.setattr(MemoryFileSystem, "pipe_file", keep)
+        patch.setattr(MemoryFileSystem, "put_file", lambda *a, **_: keep(a[0], a[2], b"12"))
+        kept.put_folder(folder, "run/one")
+    assert not kept.get_folder("run/one", tmp_path / "there")
     assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, TRIES])
 def test_what_comes_in_part_is_asked_for_again(
     kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
@@ -141,7 +134,7 @@ def test_what_comes_in_part_is_asked_for_again(
     def get(key: str, file: Path) -> None:
         really(key, file)
         if next(cuts, None) is not None:
-            file.write_bytes(cut_off(file.read_bytes()))
+            file.write_bytes(b"1")
 
     monkeypatch.setattr(kept, "get_file", get)
     assert kept.get_folder("run/one", tmp_path / "there") == (times < TRIES)
@@ -149,23 +142,21 @@ def test_what_comes_in_part_is_asked_for_again(
 
 
 def test_a_store_that_answers_503_holds_a_run_up_and_ends_none(
-    stored: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    class SlowDownError(Exception):
-        """As botocore raises, which is no `OSError`."""
+    job, failing = submit("count", {"steps": 3, "pause": 0}, HOST), iter(range(3))
+    SupervisorLoop(ScriptedEngine(slots=1)).turn()
 
-    job = submit("count", {"steps": 3, "pause": 0}, HOST)
-    loop, failing = SupervisorLoop(ScriptedEngine(slots=1)), iter(range(3))
-    loop.turn()
-    for name in ("names", "put_file"):
-        really = getattr(ArtifactStore, name)
-
-        def answer(self: ArtifactStore, *given: Any, really: Any = really) -> Any:
+    def answers(really: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*given: Any) -> Any:
             if next(failing, None) is not None:
-                raise SlowDownError("503")
-            return really(self, *given)
+                raise RuntimeError("503")  # as botocore's, which are no `OSError`
+            return really(*given)
 
-        monkeypatch.setattr(ArtifactStore, name, answer)
+        return answer
+
+    for name in ("names", "put_file"):
+        monkeypatch.setattr(ArtifactStore, name, answers(getattr(ArtifactStore, name)))
     monkeypatch.setattr(runtime, "STORE_AGAIN_S", 0.01)
     monkeypatch.setattr(uploads, "FIRST_S", 0.01)
     context = claim(queries.attempts(job.id)[-1].id)

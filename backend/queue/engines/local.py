@@ -144,10 +144,8 @@ def boot() -> str:
     it, but do not see each other's processes, so it also names the numbering of those."""
     if not BOOT.exists():
         return ""
-    with contextlib.suppress(OSError):
-        if (numbering := str(PIDS.readlink())) != OUTERMOST:
-            return f"{BOOT.read_text().strip()} {numbering}"
-    return BOOT.read_text().strip()
+    numbering = str(PIDS.readlink()) if PIDS.is_symlink() else OUTERMOST
+    return BOOT.read_text().strip() + f" {numbering}" * (numbering != OUTERMOST)
 
 
 def identity(pid: int) -> str:
