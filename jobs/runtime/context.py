@@ -31,7 +31,7 @@ from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
 from backend.store.session import change, database_ms, locked, now_ms, reading, writing
-from backend.store.states import Exit
+from backend.store.states import Exit, Lane
 from backend.store.tables import (
     KEPT_REASON,
     Artifact,
@@ -73,7 +73,8 @@ class JobContext:
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
-        self._is_shared = "host" in (attempt.engine_ref or {}) or self._is_elsewhere
+        alone = attempt.engine == Lane.PLAYGROUND or "host" not in (attempt.engine_ref or {})
+        self._is_shared = self._is_elsewhere or not alone  # with other machines
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
