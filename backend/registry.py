@@ -23,7 +23,8 @@ from typing import Any, Generic, TypeVar
 
 from backend.settings import settings
 
-Entry, Made = TypeVar("Entry"), TypeVar("Made")
+Entry = TypeVar("Entry")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)

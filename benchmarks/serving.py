@@ -5,8 +5,9 @@
 
 All streams ask at once, each with a prompt of its own and for an answer of the same length,
 greedily and without drafts. Told are tokens a second of all together, from the first request to the
-last token; seconds to the first token (median and 95th percentile); milliseconds between two tokens
-of a stream (95th percentile); and how much memory the process grew by, at most.
+last token, and a second of processor time, which other programs disturb less; seconds to the first
+token (median and 95th percentile); milliseconds between two tokens of a stream (95th percentile);
+and how much memory the process grew by, at most.
 
 The weights in 4 bits are rounded to nearest, in groups of 64, with a head in 8 bits: their speed is
 that of any. llama.cpp (pip install llama-cpp-python, built for this processor) reads the same model
@@ -131,13 +132,17 @@ def prompts_of(chosen: argparse.Namespace) -> dict[int, Prompts]:
     return {streams: [next(rows) for _ in range(streams)] for streams in chosen.streams}
 
 
-def figures(stamps: Stamps, grown: int) -> dict[str, float]:
+def measured(server: Server, prompts: Prompts, new: int) -> dict[str, float]:
+    memory.forget_peak()
+    before, processor = memory.held(), time.process_time()
+    stamps = server.serve(prompts, new)
+    processor, tokens = time.process_time() - processor, sum(map(len, stamps))
     first = [own[0] for own in stamps]
     between = [b - a for own in stamps for a, b in pairwise(own)]
     return {
-        "tokens_s": sum(map(len, stamps)) / max(own[-1] for own in stamps),
+        "tokens_s": tokens / max(own[-1] for own in stamps), "tokens_cpu_s": tokens / processor,
         "first_p50": median(first), "first_p95": _p95(first),
-        "between_ms_p95": 1e3 * _p95(between), "mb": grown / 2**20,
+        "between_ms_p95": 1e3 * _p95(between), "mb": (memory.peak() - before) / 2**20,
     }  # fmt: skip
 
 
@@ -151,7 +156,7 @@ def main() -> None:
     prompts, rows = prompts_of(chosen), list[dict[str, object]]()
     table = Table(title=f"{chosen.model}, {chosen.threads} thread(s), prompts of {chosen.prompt}, "
                         f"answers of {chosen.new}")  # fmt: skip
-    for head in ("server", "streams", "tokens/s", "× one", "first p50 s", "p95 s",
+    for head in ("server", "streams", "tokens/s", "of CPU", "× one", "first p50 s", "p95 s",
                  "between p95 ms", "MB"):  # fmt: skip
         table.add_column(head, justify="left" if head == "server" else "right")
     with TemporaryDirectory() as scratch:
@@ -159,15 +164,13 @@ def main() -> None:
             server, one = opened(), float("nan")
             server.serve([[5, 6, 7]], 8)  # warms up
             for streams in chosen.streams:
-                memory.forget_peak()
-                before = memory.held()
-                found = figures(server.serve(prompts[streams], chosen.new), memory.peak() - before)
-                one = found["tokens_s"] if streams == 1 else one
+                found = measured(server, prompts[streams], chosen.new)
+                one = found["tokens_cpu_s"] if streams == 1 else one
                 rows.append({"server": name, "streams": streams, **found})
                 print(json.dumps(rows[-1]), file=sys.stderr)
                 table.add_row(
-                    name, str(streams), f"{found['tokens_s']:.0f}",
-                    f"{found['tokens_s'] / one:.1f}", f"{found['first_p50']:.2f}",
+                    name, str(streams), f"{found['tokens_s']:.0f}", f"{found['tokens_cpu_s']:.0f}",
+                    f"{found['tokens_cpu_s'] / one:.1f}", f"{found['first_p50']:.2f}",
                     f"{found['first_p95']:.2f}", f"{found['between_ms_p95']:.0f}",
                     f"{found['mb']:.0f}",
                 )  # fmt: skip

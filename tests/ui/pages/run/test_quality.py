@@ -9,7 +9,7 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.tables import Result
 from jobs.evaluation.config import DENSE, MODEL
-from jobs.evaluation.report import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
+from jobs.metrics import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
 from ui.pages.run.quality import format_sizes, sparse_products

@@ -97,7 +97,7 @@ export class Histograms {
 async function fetched(query) {
   const answer = await fetch(`slimscope/weights?${new URLSearchParams(query)}`, { cache: "no-cache" });
   if (!answer.ok) {
-    const { what, html } = await answer.json();
+    const { what, html } = await answer.json().catch(() => ({ what: `The server answered ${answer.status}.` }));
     throw Object.assign(new Error(what), { html });
   }
   const buffer = await answer.arrayBuffer(), length = new DataView(buffer).getUint32(0, true);

@@ -36,7 +36,8 @@ export function start(element, opened) {
 const written = (state) => Object.fromEntries(Object.entries(state).filter(([, value]) => value));
 
 class Page {
-  data = null; other = null; hovered = -1; asked = 0; plot = null;
+  data = null; other = null; hovered = -1; plot = null;
+  asked = 0; opening = 0; // of views and of runs: the newest wish counts
 
   constructor(element, opened) {
     const part = (id) => element.querySelector(`#weights-${id}`), canvas = (id) => part(id).querySelector("canvas");
@@ -82,9 +83,10 @@ class Page {
 
   /** Shows a run that is being loaded, or why there is none. */
   async show(coming) {
-    const notice = this.part("notice"), all = this.element.querySelector(".weights-all");
+    const notice = this.part("notice"), all = this.element.querySelector(".weights-all"), mine = ++this.opening;
     try {
       const data = await coming;
+      if (mine !== this.opening) return;
       this.data = data;
       this.hovered = -1;
       this.state.settle(data);
@@ -96,7 +98,11 @@ class Page {
       this.draw();
       this.opened();
     } catch (error) {
-      if (!("html" in error)) { notice.textContent = `The histograms could not be loaded: ${error.message}`; if (!(error instanceof TypeError)) throw error; return; }
+      if (!("html" in error)) {
+        notice.textContent = `The histograms could not be shown: ${error.message}`;
+        console.error(error);
+      }
+      if (!("html" in error) || mine !== this.opening) return;
       all.hidden = true;
       if (error.html) notice.innerHTML = error.html; // escaped by the server
       else notice.textContent = error.message;
