@@ -27,7 +27,7 @@ from backend.store.integrity import last_check
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
-from ui.health import READER, DatabaseAwayError, Snapshot
+from ui.health import READER
 from ui.keyboard import shortcuts
 from ui.security.auth import current_user as current_user
 from ui.templates import fragments
@@ -157,18 +157,13 @@ def query(
 
 def pulse(request: Request) -> Response:
     """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
-    user = current_user(request)
-    away = None
-    try:
-        found: Snapshot | None = READER.read()
-    except DatabaseAwayError as error:  # pages stay as they are, and ask again soon
-        found, away = READER.last, error
+    (found, away), user = READER.read(), current_user(request)
     status = found.status if found else None
     content: dict[str, Any] = {
         "cursor": found.cursor if found else "",
         "live": bool(away or (status and (status.live or status.queued or status.answers))),
         "runs": [job.run for job in status.live] if status else [],
-        "html": HTML.away(str(away)) if away else HTML.status(status),
+        "html": HTML.away(away) if away else HTML.status(status),
     }
     if (checked := last_check()) and checked.problems:
         warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")

@@ -38,22 +38,18 @@ class Snapshot(NamedTuple):
     seconds: float
 
 
-class DatabaseAwayError(Exception):
-    """The database does not answer."""
-
-
 class StatusReader:
-    """The newest `Snapshot`, at most a second old. `last`: the one before the database was away."""
+    """The newest `Snapshot`, at most a second old where the database answers."""
 
     def __init__(self) -> None:
         self._thread, self._lock = ThreadPoolExecutor(1, "status"), threading.Lock()
         self._asked: Future[Snapshot] | None = None
         self._asked_at, self._url = -math.inf, ""
         self._is_away, self._answered_at = False, now_ms()
-        self.last: Snapshot | None = None
+        self._last: Snapshot | None = None
 
-    def read(self) -> Snapshot:
-        """Raises `DatabaseAwayError` where the database does not answer in time."""
+    def read(self) -> tuple[Snapshot | None, str]:
+        """What was read last, and what to say where the database does not answer: else ""."""
         with self._lock:
             now, url, asked = time.monotonic(), settings().url, self._asked
             is_old = asked is not None and asked.done() and now - self._asked_at >= FRESH_S
@@ -61,15 +57,15 @@ class StatusReader:
                 self._asked = asked = self._thread.submit(_look)
                 self._asked_at, self._url = now, url
         try:
-            found = asked.result(KNOWN_AWAY_S if self._is_away else PATIENCE_S)
+            self._last = asked.result(KNOWN_AWAY_S if self._is_away else PATIENCE_S)
         except CONCERNS_ALL_ROWS as error:
-            what = f"The database does not answer since {moment(self._answered_at)}"
+            away = f"The database does not answer since {moment(self._answered_at)}; runs go on."
             if not self._is_away:
-                log.error(what, exc_info=error)
+                log.error(away, exc_info=error)
             self._is_away = True
-            raise DatabaseAwayError(what) from error
-        self._is_away, self._answered_at, self.last = False, now_ms(), found
-        return found
+            return self._last, away
+        self._is_away, self._answered_at = False, now_ms()
+        return self._last, ""
 
 
 def _look() -> Snapshot:
@@ -84,27 +80,21 @@ READER = StatusReader()
 
 def healthz(_: Request) -> Response:
     """200 where the queue works; else 503 and a sentence."""
-    try:
-        stalled = READER.read().status.stalled
-    except DatabaseAwayError as error:
-        return PlainTextResponse(f"{error}; runs go on.\n", 503)
-    if stalled:
-        return PlainTextResponse("Runs wait, and the supervisor is not running.\n", 503)
-    return PlainTextResponse("ok\n")
+    found, problem = READER.read()
+    if found and not problem and found.status.stalled:
+        problem = "Runs wait, and the supervisor is not running."
+    return PlainTextResponse(f"{problem or 'ok'}\n", 503 if problem else 200)
 
 
 def metrics(request: Request) -> Response:
     """Gauges in Prometheus's text format. Guests get what pages show them, a host the state of the
     machine, too: Prometheus sends the token as `Authorization: Bearer`."""
-    gauges: dict[str, float] = {"database_up": 0}
-    try:
-        status, _, seconds = READER.read()
-    except DatabaseAwayError:
-        pass
-    else:
-        gauges = {
-            "database_up": 1,
-            "database_seconds": seconds,  # to read the state of the queue
+    found, away = READER.read()
+    gauges: dict[str, float] = {"database_up": not away}
+    if found and not away:
+        status = found.status
+        gauges |= {
+            "database_seconds": found.seconds,  # to read the state of the queue
             "runs_queued": len(status.queued),
             "runs_live": len(status.live),
             "runs_ended": status.finished,
