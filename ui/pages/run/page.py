@@ -182,10 +182,12 @@ def stages_chart(job: Job, results: RunResults) -> Chart:
 def weights_chart(job: Job) -> Chart:
     """One layer, dense and at the stage that is kept."""
     weights = weights_of(job.run)
-    if not weights or DENSE not in weights.stages:
+    if not weights:
         return Chart(NO_WEIGHT_STATISTICS)
     tensor = weights.typical
     stored = {s.stage: s for s in tensors.tensor_snapshots(job.id, tensor)}
+    if DENSE not in stored:  # it was not measured, or cannot be read
+        return Chart(NO_WEIGHT_STATISTICS)
     kept = kept_stage(weights, stored)
     drawn = [
         Series(stored[stage], weights.labels[stage], stage_style(stage))

@@ -6,17 +6,36 @@ const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38,
                  [110, 206, 88], [181, 222, 43], [253, 231, 37]];
 const COLD = [0, 114, 178], WARM = [213, 94, 0];
 
-/** Colours of the page by name, and `stage(hex)`, that of a stage in this mode. */
+/* Looking at styles and widths makes the browser lay out the page anew, which takes longer than to draw. */
+let known = { mode: null, widths: new WeakMap() };
+
+/** Looks again where the page has another size. */
+export function measureAgain() { known = { mode: null, widths: new WeakMap() }; }
+
+/** Colours of the page by name, `stage(hex)`, that of a stage in this mode, and the size of its type. */
 export function inks() {
-  const css = getComputedStyle(document.body);
-  const ink = (name) => css.getPropertyValue(`--${name}`).trim();
+  const mode = document.body.className;
+  if (known.mode === mode) return known.inks;
+  const css = getComputedStyle(document.body), ink = (name) => css.getPropertyValue(`--${name}`).trim();
   const named = Object.fromEntries(["text", "muted", "line", "paper", "panel", "accent", "blue"].map((name) => [name, ink(name)]));
-  return { ...named, stage: (hex) => (INKS[hex] ? named[INKS[hex]] : hex) };
+  const size = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  Object.assign(known, { mode, inks: { ...named, size, stage: (hex) => (INKS[hex] ? named[INKS[hex]] : hex) } });
+  return known.inks;
+}
+
+/** The width of the place of a canvas. */
+export function widthOf(canvas) {
+  if (!known.widths.has(canvas)) {
+    const width = canvas.parentElement.clientWidth;
+    if (!width) return 600; // not shown
+    known.widths.set(canvas, width);
+  }
+  return known.widths.get(canvas);
 }
 
 /** The drawing context of a canvas as wide as its place, cleared. */
 export function surface(canvas, height) {
-  const width = canvas.parentElement.clientWidth || 600, ratio = devicePixelRatio || 1;
+  const width = widthOf(canvas), ratio = devicePixelRatio || 1, { size } = inks();
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
     Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
@@ -24,9 +43,8 @@ export function surface(canvas, height) {
   const pen = canvas.getContext("2d");
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  const root = parseFloat(getComputedStyle(document.documentElement).fontSize);
-  pen.font = `${Math.round(0.75 * root)}px "IBM Plex Sans", system-ui, sans-serif`;
-  return { pen, width, height, line: Math.round(root) };
+  pen.font = `${Math.round(0.75 * size)}px "IBM Plex Sans", system-ui, sans-serif`;
+  return { pen, width, height, line: Math.round(size) };
 }
 
 const mix = (a, b, part) => a.map((value, i) => value + (b[i] - value) * part);

@@ -1,6 +1,6 @@
 /* The weights of one tensor: histograms of the stages over each other, their difference to the dense one, or
    added up. A drag marks the magnitudes that are looked for. */
-import { bottomAxis, inks, number, share, stroke, surface, ticks, tween } from "./canvas.js";
+import { bottomAxis, inks, number, share, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
 
 const LEFT = 44, RIGHT = 12, TOP = 8, BOTTOM = 36, HEIGHT = 316;
 const PEAK_WIDTH = 0.06, PEAK_RATIO = 1.6, ROOM = 1.25; // a tall narrow peak at zero is cut off
@@ -93,7 +93,7 @@ export class HistogramChart {
     const bin = (w) => Math.floor(((w - range[0]) / (range[1] - range[0])) * bins);
     const index = (w) => (added ? Math.round((Math.abs(w) / reach) * (POINTS - 1)) : Math.max(0, Math.min(bins - 1, bin(w))));
     this.#shown = { ...asked, found, range, bins, reach, top, low, index, added, cutoff: data.value("cutoff", t, s),
-      width: this.canvas.parentElement.clientWidth };
+      width: widthOf(this.canvas) };
     this.#stop();
     const before = this.#before, fits = (heights, each) => (moves && heights?.length === each.heights.length ? heights : null);
     this.#before = new Map(found.map((each) => [each.name + each.dash, each.heights]));

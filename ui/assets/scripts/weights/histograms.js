@@ -15,6 +15,8 @@ export class Histograms {
     /** @type {Tensor[]} */
     this.tensors = head.tensors.map(([name, label, block, module]) => ({ name, label, block, module }));
     this.blocks = [...new Set(this.tensors.map((each) => each.block))].sort((a, b) => a - b);
+    this.places = new Map([...this.statistics.map((each) => each.name), ...head.unlisted].map((name, k) => [name, k]));
+    this.percent = new Set(this.statistics.filter((each) => each.percent).map((each) => each.name));
     this.cells = new Map(this.tensors.map((each, t) => [`${each.block} ${each.module}`, t]));
     this.main = this.stages.flatMap((each, s) => (each.main ? [s] : []));
     if (this.main.length < 2) this.main = this.stages.map((_, s) => s);
@@ -40,11 +42,11 @@ export class Histograms {
 
   /** A stored statistic, NaN where not measured; `shown` in its unit, such as %. */
   value(name, t, s) {
-    const place = [...this.statistics.map((each) => each.name), ...this.unlisted].indexOf(name);
+    const place = this.places.get(name) ?? -1;
     return place < 0 ? NaN : this.values[(place * this.tensors.length + t) * this.stages.length + s];
   }
   shown(name, t, s) {
-    return this.value(name, t, s) * (this.statistics.find((each) => each.name === name)?.percent ? 100 : 1);
+    return this.value(name, t, s) * (this.percent.has(name) ? 100 : 1);
   }
 
   /** Share of all weights in each bin, %, in fewer bins where they hold too few weights to have a

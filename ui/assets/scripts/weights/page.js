@@ -1,5 +1,5 @@
 /* The Weights page: the toolbar and the panels, all of which draw one state. */
-import { inks, lower, number, picture, surface } from "./canvas.js";
+import { inks, lower, measureAgain, number, picture, surface } from "./canvas.js";
 import { VIEWS } from "./views.js";
 import { HistogramChart } from "./histogram.js";
 import { load } from "./histograms.js";
@@ -52,7 +52,7 @@ class Page {
     this.ridges = new Ridges(canvas("ridges"), { stage: (s) => this.state.set({ stage: this.data.stages[s].name }) });
     this.state.listen((changed) => this.#changed(changed));
     this.#wire();
-    new ResizeObserver(() => this.data && this.draw(new Set(["size"]))).observe(element);
+    new ResizeObserver(() => { measureAgain(); if (this.data) this.draw(new Set(["size"])); }).observe(element);
     new MutationObserver(() => this.data && this.draw(new Set(["mode"]))).observe(document.body, { attributeFilter: ["class"] });
   }
 
@@ -156,9 +156,9 @@ class Page {
 
   /** Draws what a change touches; all without one. */
   draw(changed = new Set(["all"])) {
-    const { data, state: { now }, t, s } = this, hover = changed.has("hover"),
+    const { data, state: { now }, t, s } = this, hover = changed.has("hover"), light = hover || changed.has("brush"),
       moves = ["stage", "tensor", "curve", "y", "show"].some((name) => changed.has(name));
-    this.#controls();
+    if (!hover) this.#controls();
     this.#map(t, s);
     const brush = range(now.brush), other = this.twin(t, s);
     this.histogram.draw({ data, t, s, shown: this.shown, other: other?.t >= 0 && other.s >= 0 ? other : null, curve: now.curve,
@@ -166,12 +166,12 @@ class Page {
     const missing = now.vs && !(other?.t >= 0 && other.s >= 0) ? ` ${now.vs} has not recorded this tensor at this stage.` : "";
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
     this.#said("overlay", `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`, `${this.histogram.note()}${missing}${model}`);
-    if (!changed.has("brush")) { this.#tiles(t, s); this.#legend(); this.#strip(t); }
-    if (!hover && now.view === "ridges") {
+    if (!changed.has("brush")) { this.#tiles(t, s); this.#legend(hover); this.#strip(t); }
+    if (!light && now.view === "ridges") {
       this.ridges.draw({ data, t, s }, moves);
       this.#said("ridges", ofDepth(data.tensors[t].module.split(".").pop(), this.ridges.spreads()), this.ridges.note());
     }
-    if (!hover && now.view === "statistics") this.#statistics(t);
+    if (!light && now.view === "statistics") this.#statistics(t);
     if (VIEWS[now.view] && OF_VIEWS.some((name) => changed.has(name))) this.#more(t, s);
     if (!hover) for (const open of this.element.querySelectorAll(".weights-panel details.card-data[open]")) this.#table(open);
   }
@@ -266,7 +266,12 @@ class Page {
     }));
   }
 
-  #legend() {
+  #legend(hover) {
+    if (hover) { // only the numbers of zeros change
+      const entries = this.part("overlay").querySelectorAll(".weights-entry");
+      this.histogram.legend().forEach(({ words }, i) => { if (entries[i]) entries[i].textContent = words; });
+      return;
+    }
     const shown = this.shown.map((s) => this.data.stages[s].name), { stage } = this.state.now;
     const others = this.data.stages.filter(({ name }) => !shown.includes(name) && name !== stage);
     const more = Object.assign(document.createElement("select"), { ariaLabel: "Add or remove a stage" });

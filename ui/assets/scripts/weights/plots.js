@@ -1,5 +1,5 @@
 /* Plots that several views share: grids of cells, and lines. Each returns what reads it under the pointer. */
-import { diverging, inks, number, sequential, stroke, surface, ticks } from "./canvas.js";
+import { diverging, inks, number, sequential, stroke, surface, ticks, widthOf } from "./canvas.js";
 import { limits } from "./map.js";
 
 const LEFT = 52, RIGHT = 12, TOP = 36, BOTTOM = 36, GAP = 44;
@@ -11,7 +11,7 @@ const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 /** Panels of cells side by side, on the same colours. `log`: colours on a log scale, zeros stay empty; `dashed`: a
     line on which nothing has changed; `upwards`: rows from the bottom. */
 export function grid(canvas, { panels, even, log, unit, names, height = 340, upwards, dashed }) {
-  const place = canvas.parentElement.clientWidth, across = place < 560 ? 1 : Math.min(panels.length, 4),
+  const place = widthOf(canvas), across = place < 560 ? 1 : Math.min(panels.length, 4),
     down = Math.ceil(panels.length / across);
   const { pen, width, line } = surface(canvas, down * height), ink = inks();
   const values = panels.flatMap(({ data }) => Array.from(data, (value) => (log ? (value > 0 ? Math.log10(value) : NaN) : value)));
