@@ -1,7 +1,7 @@
 """How long a live model takes to change, and to be measured.
 
-    make bench-screen.live
-    make bench-screen.live ARGS="--model toy --rounds 3"
+    make bench-live
+    make bench-live ARGS="--model toy --rounds 3"
 
 Medians of the wall time in milliseconds, of changes to all layers of the blocks or to one, with
 their layout for the decoder, which is also told alone; and the loss on 256 tokens, which a change
