@@ -235,12 +235,12 @@ class TensorSnapshotRow(StoredRow):
 
 class TensorProfileRow(StoredRow):
     table: Literal["tensor_profiles"] = "tensor_profiles"
-    tensor: Name
+    tensor: Part  # empty where the profile is of the whole model
     stage: Name
     step: Small
     name: Name
     block: Annotated[int, Field(ge=-1, lt=100_000)]
-    module: Name
+    module: Part
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=3)]
     values: bytes
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 from backend.backup.examples import FOLDER, PACKED, example_name
 from backend.statistics.names import SENSITIVITY
+from backend.statistics.paired import WINDOW_LOSSES
 from backend.store.tables import run_name
 from benchmarks.screen.runs import carry_out
 
@@ -124,8 +125,8 @@ def write_examples(data: Path, trimmed: Path) -> None:
 
 def trim(copy: sqlite3.Connection, runs: dict[str, str]) -> None:
     """Delete what an example does not keep from the copy of the database."""
-    whole = f"name != '{SENSITIVITY}'"  # of every layer, as its pages need
-    copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS} AND {whole}")
+    others = f"name NOT IN ('{SENSITIVITY}', '{WINDOW_LOSSES}')"  # those are kept whole
+    copy.execute(f"DELETE FROM tensor_profiles WHERE block NOT IN {BLOCKS} AND {others}")
     copy.execute(f"DELETE FROM tensor_profiles WHERE block != {MIDDLE} AND name IN {GROUPS}")
     copy.execute(f"DELETE FROM artifacts WHERE kind IN {WEIGHTS}")
     for file, run in runs.items():

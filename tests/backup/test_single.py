@@ -26,6 +26,7 @@ from backend.queue.folders import log_file, run_folder
 from backend.queue.launcher import child_environment, launch_request
 from backend.queue.service import enqueue
 from backend.settings import settings
+from backend.statistics.paired import WINDOW_LOSSES
 from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
 from backend.store.migrate import newest_revision, upgrade
@@ -64,6 +65,7 @@ def ended(queue: Path) -> Job:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("content")
     profile = TensorProfile("a.weight", 0, "a", "dense", "energy", np.arange(4.0))
+    windows = TensorProfile("", -1, "", "dense", WINDOW_LOSSES, np.arange(3.0))
     key = asdict(MetricKey("count"))
     points = [key | {"step": n, "at": n, "value": n / 2} for n in range(3)]
     named = {"stage": "run", "family": "total", "series": ""}
@@ -71,7 +73,8 @@ def ended(queue: Path) -> Job:
     with writing() as session:
         rows = [(MetricPoint, {"job_id": job.id, **point}) for point in points]
         rows += [(Result, {"job_id": job.id, "stderr": None, "n": 3, **figure})]
-        upsert(session.connection(), [*rows, profile_row(job.id, profile)])
+        rows += [profile_row(job.id, each) for each in (windows, profile)]
+        upsert(session.connection(), rows)
         session.add(
             Artifact(job_id=job.id, kind="model", path=f"{job.run}/model", bytes=14, created_at=1)
         )
@@ -113,6 +116,7 @@ def test_a_run_is_the_same_elsewhere(ended: Job, tmp_path: Path, move_to: Move) 
     }
     assert frames.curves(job.run).equals(curves)
     assert np.array_equal(tensors.profiles(job.run, "a.weight")[0].values, profile)
+    assert tensors.profiles(job.run, "")[0].values.tolist() == [0, 1, 2]  # of the whole model
     assert log_file(job.run, 1).read_text() == log
     assert [x.path for x in queries.artifacts(job.run)] == [f"{job.run}/model"]
     files = sorted(x.name for x in run_folder(job.run).rglob("*") if x.is_file())
