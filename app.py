@@ -64,7 +64,7 @@ def keep_supervised() -> None:
     while True:
         try:
             status = scheduling.status()
-            if status.live or status.queued or status.answers:
+            if status.live or status.queued:
                 SUPERVISOR.wake()
         except Exception as error:  # a busy database, a full disk: look again
             print(f"Could not look after the supervisor: {error}", flush=True)

@@ -66,17 +66,17 @@ class Settings(BaseSettings):
     guest_runs: int = Field(0, ge=0, le=100)  # queued or at work
     guest_seconds: float = Field(300.0, gt=0)
     guest_gb: float = Field(4.0, gt=0)
-    guest_answers: int = Field(4, ge=0, le=100)  # in the playground, queued or at work
+    guest_answers: int = Field(64, ge=0, le=1000)  # at the same time
 
     # runs
     slots: int = Field(1, ge=1, le=64)  # runs at the same time
     threads: int = Field(0, ge=0)  # of a run; 0: all available, on a cluster 1
-    job_gb: float = Field(0.0, ge=0)  # a run may take, or the models of the playground; 0: any
+    job_gb: float = Field(0.0, ge=0)  # a run may take, or the models that answer; 0: any
     job_hours: float = Field(0.0, ge=0)  # an attempt may take; 0: any
     native: bool = True  # decode on a CPU with compiled C++ where possible
     stop_grace: float = Field(20.0, ge=0)  # seconds a run has to stop by itself
     offline_s: float = Field(1800.0, ge=0)  # a run goes on while the database does not answer
-    idle_exit: float = Field(60.0, ge=0)  # until a supervisor ends; the playground: ten times
+    idle_exit: float = Field(60.0, ge=0)  # until a supervisor ends; what answers: ten times
     keep_checkpoints_days: float = Field(30.0, ge=0)  # of ended runs; 0: for ever
     backups: int = Field(7, ge=0, le=1000)  # daily copies of the database
 

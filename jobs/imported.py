@@ -17,6 +17,7 @@ from backend.backup.run_rows import (
 )
 from backend.metric_key import MetricKey
 from backend.plan import Plan
+from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.report import SAMPLED
 from jobs.kind import JobConfig, kind_named
@@ -86,7 +87,7 @@ def check_row(kind: str, row: StoredRow) -> None:
             config = validated(kind, row.config)
             row.config = config.model_dump(mode="json")
             row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
-            row.lane = kind_named(kind).lane
+            row.lane = Lane.SLOTS
         case ResultRow():
             check_details(MetricKey(row.family, series=row.series), row.details)
         case DecoderReportRow():

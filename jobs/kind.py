@@ -24,7 +24,6 @@ from backend.plan import Plan
 from backend.printable import printable
 from backend.registry import source_file
 from backend.settings import settings
-from backend.store.states import Lane
 from jobs.comparison import StageComparison
 from jobs.metrics import PERPLEXITY
 
@@ -85,7 +84,6 @@ class Requirements:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
-        letters, tokens: length of the prompt and of the answer, where people wait for one.
         sizes: bytes of the files it works on (0: not known), and of the one it saves.
         field_warnings: field -> a risk that does not forbid the run, told beside it.
     """
@@ -100,8 +98,6 @@ class Requirements:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
-    letters: int = 0
-    tokens: int = 0
     sizes: tuple[int, int] | None = None
     field_warnings: Mapping[str, str] = field(default_factory=dict)
 
@@ -191,7 +187,6 @@ class Kind:
         has_models: whether its stages are whole models, with a perplexity, a size and a speed each.
         saves: what its runs save for others to work on, such as "model"; empty: nothing.
         packs: whether the model they save has packed weights.
-        lane: who carries its runs out: a process of each run's own, or that of the playground.
     """
 
     name: str
@@ -221,7 +216,6 @@ class Kind:
     has_models: bool = True
     saves: str = ""
     packs: bool = False
-    lane: Lane = Lane.SLOTS
 
     def preset(self, names: str) -> Mapping[str, Any]:
         """The field values of a recipe, a preset, or both: "ALPS, quick look"; none for "".

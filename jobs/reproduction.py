@@ -44,14 +44,14 @@ def reproduce(run: str | int, actor: Actor) -> Job:
         ConfigError: the config is none any more.
     """
     old = queries.job(run)
-    permissions.require_adding(actor, kind_named(old.kind).lane)
+    permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
     return service.enqueue(
         old.kind, stored, actor, name=old.name, parent=old, cost=_cost(old.kind, config),
-        lane=kind_named(old.kind).lane, needs=needed_runs(stored), plan=queries.plan(old.id),
+        needs=needed_runs(stored), plan=queries.plan(old.id),
     )  # fmt: skip
 
 

@@ -123,13 +123,12 @@ def submit(
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: the config cannot be carried out; `field` says where it is wrong.
     """
-    lane = kind_named(kind).lane
-    permissions.require_adding(actor, lane)
+    permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
     stored = config.model_dump(mode="json")
     return service.enqueue(
-        kind, stored, actor, name=name, priority=priority, cost=cost, lane=lane,
+        kind, stored, actor, name=name, priority=priority, cost=cost,
         needs=[*needed_runs(stored), *after], plan=stored_plan(cost), sizes=cost.sizes,
     )  # fmt: skip
 

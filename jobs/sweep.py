@@ -172,13 +172,12 @@ def queue(
         ForbiddenError, RateLimitError: the actor may not, or not so often.
         SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
     """
-    lane = kind_named(kind).lane
-    permissions.require_adding(actor, lane)
+    permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
     configs = [config.model_dump(mode="json") for config in made.configs]
     return service.enqueue_all(
-        kind, configs, actor, name=name, priority=priority, cost=made.estimate, lane=lane,
+        kind, configs, actor, name=name, priority=priority, cost=made.estimate,
         needs=[*map(needed_runs, configs)], plans=made.plans, sizes=made.sizes,
     )  # fmt: skip
 

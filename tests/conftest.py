@@ -24,7 +24,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and files of tests run side by side
 
 from backend.queue import service
-from backend.queue.launcher import PLAYGROUND
+from backend.queue.launcher import SERVING
 from backend.settings import Settings, settings
 from backend.store import migrate
 from backend.store.copies import has_file
@@ -91,7 +91,7 @@ def no_supervisor() -> Iterator[None]:
     """Changing the queue starts no process; a test that wants a supervisor wakes it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "wake_supervisor", lambda: None)
-        patch.setattr(PLAYGROUND, "wake", lambda: None)
+        patch.setattr(SERVING, "wake", lambda: None)
         yield
 
 

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api, presentation
+from ui import api, openai_api, presentation
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, navigation, pulse
@@ -35,7 +35,7 @@ from ui.gradio_patches import (
 )
 from ui.health import healthz, metrics
 from ui.pages import pages
-from ui.pages.playground.answers import answers
+from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
 from ui.search import search
 from ui.security import auth
@@ -125,7 +125,8 @@ def routes() -> list[BaseRoute]:
         Route("/metrics", metrics),
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
-        Route("/slimscope/answers", answers),
+        Route("/slimscope/answer", answer, methods=["POST"]),
+        *openai_api.routes(),
         Route(histograms.PATH, histograms.histograms),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),

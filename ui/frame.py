@@ -20,7 +20,7 @@ from gradio.events import Dependency
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.queue.permissions import may_not_add, may_not_vote
+from backend.queue.permissions import may_not_add, may_not_ask
 from backend.settings import settings
 from backend.store.copies import repair_advice
 from backend.store.integrity import last_check
@@ -161,7 +161,7 @@ def pulse(request: Request) -> Response:
     status = found.status if found else None
     content: dict[str, Any] = {
         "cursor": found.cursor if found else "",
-        "live": bool(away or (status and (status.live or status.queued or status.answers))),
+        "live": bool(away or (status and (status.live or status.queued))),
         "runs": [job.run for job in status.live] if status else [],
         "html": HTML.away(away) if away else HTML.status(status),
     }
@@ -169,7 +169,7 @@ def pulse(request: Request) -> Response:
         warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
-        looks_only = bool(may_not_add(user) and may_not_vote(user))
+        looks_only = bool(may_not_add(user) and may_not_ask(user))
         content["html"] += HTML.guest(user.name, looks_only, settings().shared)
     elif settings().shared:
         content["html"] += HTML.host()

@@ -99,7 +99,6 @@ def metrics(request: Request) -> Response:
             "runs_live": len(status.live),
             "runs_ended": status.finished,
             "runs_failed_or_lost": status.needs_attention,
-            "answers_waiting": status.answers,
             "supervisor_up": status.supervisor_alive,
             "engine_up": status.silent_since is None,
         }

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Text, inspect, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from backend.errors import BackupError
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR
+from backend.queue.launcher import SERVING, SUPERVISOR
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
@@ -55,7 +55,7 @@ def move_database(url: str, told: Told = lambda table, rows: None) -> int:
 def _frozen(source: Engine) -> Iterator[Connection]:
     """A connection to a database that nobody else writes to."""
     with ExitStack() as held:
-        for process in (SUPERVISOR, PLAYGROUND):
+        for process in (SUPERVISOR, SERVING):
             if (lock := process.try_lock()) is None:
                 why = f"The {process.name} of this data folder is at work."
                 raise BackupError(NOT_MOVED, why, "Stop the dashboard, and wait for its runs.")

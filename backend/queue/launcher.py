@@ -114,7 +114,7 @@ def started(module: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 SUPERVISOR = FolderProcess("supervisor", "backend.queue.supervisor")
-PLAYGROUND = FolderProcess("playground", "jobs.playground.main")
+SERVING = FolderProcess("serving", "jobs.serving.main")
 
 
 def child_environment() -> dict[str, str]:

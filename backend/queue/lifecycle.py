@@ -14,9 +14,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import SlimscopeError
 from backend.printable import printable
-from backend.queue.actor import GUEST
 from backend.queue.dependencies import waiting
-from backend.queue.engines.base import Ref
 from backend.queue.scheduling import launch_order
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import change, database_ms, locked, writing
@@ -140,31 +138,6 @@ def start_attempt(
 def _first(order: Select[Job], now: int) -> Select[Job]:
     """The first of these jobs that may start, and that nobody else is taking."""
     return order.where(_due(now)).limit(1).with_for_update(of=Job, skip_locked=True)
-
-
-def _next_answer(now: int, guests: bool) -> Select[Job]:
-    """The jobs of the playground's lane in the order they start; `guests`: also theirs."""
-    order = launch_order(now, Lane.PLAYGROUND).where(_due(now))
-    return order if guests else order.where(Job.owner.not_like(f"{GUEST}%"))
-
-
-def answer_waits(session: Session, guests: bool) -> bool:
-    """Whether a job of the playground's lane may start; `guests`: also one of theirs."""
-    order = _next_answer(database_ms(session), guests)
-    return session.scalars(order.limit(1)).first() is not None
-
-
-def start_answer(session: Session, ref: Ref, guests: bool) -> Attempt | None:
-    """Claim the next job of the playground's lane for the process with this reference, which starts
-    it at once; None if none is queued. `guests`: whether a job of a guest may start."""
-    now = database_ms(session)
-    job = session.scalars(_first(_next_answer(now, guests), now)).first()
-    attempt = _new_attempt(session, job, Lane.PLAYGROUND) if job else None
-    if attempt is not None:
-        attempt.engine_ref, attempt.started_at, attempt.beat_at = ref, now, now
-        session.flush()
-        mark_running(session, attempt)
-    return attempt
 
 
 def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:

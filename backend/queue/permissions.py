@@ -9,11 +9,11 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ForbiddenError
 from backend.queue.actor import GUEST, Actor, guest_of, network_of, reject
-from backend.queue.rate_limit import count_answer, count_change
+from backend.queue.rate_limit import count_change
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.session import alone
-from backend.store.states import ACTIVE, TAKES, Lane
+from backend.store.states import ACTIVE
 from backend.store.tables import Job
 
 GUEST_PRIORITY = -1000  # priorities rise by 1 per hour of waiting
@@ -32,10 +32,6 @@ class Cost(Protocol):
     def bytes(self) -> int: ...
     @property
     def open_ended(self) -> bool: ...
-    @property
-    def letters(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
 
 
 def may_not_change(actor: Actor) -> str:
@@ -43,26 +39,24 @@ def may_not_change(actor: Actor) -> str:
     return "" if actor.role == "host" else READ_ONLY
 
 
-def may_not_add(actor: Actor, lane: Lane = Lane.SLOTS) -> str:
-    """The same for adding a run to that lane."""
-    known = actor.name.startswith(GUEST) and _guests_at_once(lane) > 0
+def may_not_add(actor: Actor) -> str:
+    """The same for adding a run."""
+    return _may_not(actor, settings().guest_runs)
+
+
+def may_not_ask(actor: Actor) -> str:
+    """The same for asking models, and for voting on their answers."""
+    return _may_not(actor, settings().guest_answers)
+
+
+def _may_not(actor: Actor, guests: int) -> str:
+    known = actor.name.startswith(GUEST) and guests > 0
     return "" if actor.role == "host" or known else READ_ONLY
-
-
-def may_not_vote(actor: Actor) -> str:
-    """The same for voting on an answer."""
-    return may_not_add(actor, Lane.PLAYGROUND)
-
-
-def _guests_at_once(lane: Lane) -> int:
-    """How many runs guests may have in a lane."""
-    limits = settings()
-    return limits.guest_answers if lane == Lane.PLAYGROUND else limits.guest_runs
 
 
 def gives_names() -> bool:
     """Whether guests may do anything, so that each needs a name."""
-    return any(map(_guests_at_once, Lane))
+    return bool(settings().guest_runs or settings().guest_answers)
 
 
 def may_not_cancel(actor: Actor, owner: str) -> str:
@@ -78,14 +72,14 @@ def require_host(actor: Actor, action: str) -> None:
     count_change(actor)
 
 
-def require_adding(actor: Actor, lane: Lane = Lane.SLOTS) -> None:
-    """Raise `ForbiddenError` unless the actor may add runs to that lane."""
-    require(actor, "add a run", may_not_add(actor, lane))
+def require_adding(actor: Actor) -> None:
+    """Raise `ForbiddenError` unless the actor may add runs."""
+    require(actor, "add a run", may_not_add(actor))
 
 
 def require_voting(actor: Actor) -> None:
     """Raise `ForbiddenError` unless the actor may vote, `RateLimitError` at too many requests."""
-    require(actor, "vote", may_not_vote(actor))
+    require(actor, "vote", may_not_ask(actor))
     count_change(actor)
 
 
@@ -123,44 +117,42 @@ def require_small(actor: Actor, cost: Cost | None, runs: int = 1) -> None:
         raise _forbidden(actor, action, why, "Choose a smaller model or fewer segments.")
 
 
-def require_short(actor: Actor, cost: Cost | None) -> None:
-    """Raise `ForbiddenError` if a guest asks for more than a short answer to a short prompt."""
-    if actor.role == "host" or cost is None:
-        return
+def require_asking(actor: Actor, letters: int, tokens: int) -> None:
+    """Raise `ForbiddenError` unless the actor may ask for an answer of up to `tokens` tokens to a
+    prompt of so many `letters`: a guest for a short answer to a short prompt."""
     action = "ask for this answer"
-    if cost.tokens > GUEST_TOKENS:
-        why = f"It may have {cost.tokens} tokens; the limit for guests is {GUEST_TOKENS}."
+    require(actor, action, may_not_ask(actor))
+    if actor.role == "host":
+        return
+    if tokens > GUEST_TOKENS:
+        why = f"It may have {tokens} tokens; the limit for guests is {GUEST_TOKENS}."
         raise _forbidden(actor, action, why, "Choose fewer tokens.")
-    if cost.letters > GUEST_LETTERS:
-        why = f"The prompt has {cost.letters} characters; guests may send {GUEST_LETTERS}."
+    if letters > GUEST_LETTERS:
+        why = f"The prompt has {letters} characters; guests may send {GUEST_LETTERS}."
         raise _forbidden(actor, action, why, "Shorten the prompt, or begin a new chat.")
 
 
-def require_free(session: Session, actor: Actor, lane: Lane = Lane.SLOTS) -> None:
+def require_free(session: Session, actor: Actor) -> None:
     """The last check of a run that is added, and its count: whether there is room for it. Inside
     the transaction that adds it, so that only one of two concurrent requests succeeds."""
-    _require_room(session, actor, lane)
-    if actor.role != "host" and lane == Lane.PLAYGROUND:
-        count_answer(actor)
+    _require_room(session, actor)
     count_change(actor)
 
 
-def _require_room(session: Session, actor: Actor, lane: Lane) -> None:
+def _require_room(session: Session, actor: Actor) -> None:
     """Raise `ForbiddenError` if the guest already has an active run, or guests have reached their
     limit, or those at the same address half of it (rounded up): who drops the cookie is another
     guest."""
     if actor.role == "host":
         return
     alone(session, NamedLock.GUESTS)
-    owners_query = select(Job.owner).where(
-        Job.state.in_([*ACTIVE]), Job.lane.in_(TAKES[lane]), Job.owner.startswith(GUEST)
-    )
+    owners_query = select(Job.owner).where(Job.state.in_([*ACTIVE]), Job.owner.startswith(GUEST))
     owners, action = session.scalars(owners_query).all(), "add another run"
     if actor.name in map(guest_of, owners):
         raise _forbidden(
             actor, action, "You already have an active run.", "Wait until it has ended."
         )
-    every = _guests_at_once(lane)
+    every = settings().guest_runs
     network, most = network_of(actor.name), (every + 1) // 2
     if network and len([owner for owner in owners if network_of(owner) == network]) >= most:
         why = f"Guests at your network address have {most} of {every} runs."

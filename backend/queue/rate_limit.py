@@ -77,9 +77,11 @@ def count_preview(actor: Actor) -> None:
     _count(actor, previews, PREVIEWS_PER_MINUTE)
 
 
-def count_answer(actor: Actor) -> None:
-    """Raise `RateLimitError` if a guest asks for too many answers over the network."""
-    _count(actor, answers, ANSWERS_PER_MINUTE)
+def count_answer(actor: Actor, *, spend: bool = True) -> None:
+    """Raise `RateLimitError` if a guest asks for too many answers over the network. `spend`: False:
+    only look."""
+    if actor.role != "host":
+        _count(actor, answers, ANSWERS_PER_MINUTE, spend=spend)
 
 
 def _count(actor: Actor, limiter: RateLimiter, most: int, *, spend: bool = True) -> None:

@@ -50,7 +50,6 @@ class QueueStatus:
     """Current status of the queue, shared by header, tables and pages.
 
     Attributes:
-        answers: queued for the playground, which takes them at once.
         at: when it was read, by the clock of the database.
         silent_since: when a cluster last answered the supervisor, if it does not now.
     """
@@ -60,7 +59,6 @@ class QueueStatus:
     finished: int
     needs_attention: int
     supervisor_alive: bool
-    answers: int = 0
     at: int = 0
     silent_since: int | None = None
 
@@ -96,8 +94,7 @@ def status() -> QueueStatus:
     answered = beats.pop(CLUSTER, now)
     alive = abs(now - max(beats.values(), default=0)) < ALIVE_MS
     silent = answered if alive and now - answered > SILENT_MS else None
-    answers = len(waits_for(Lane.PLAYGROUND))
-    return QueueStatus(live, waiting, finished, attention_count, alive, answers, now, silent)
+    return QueueStatus(live, waiting, finished, attention_count, alive, now, silent)
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:

@@ -15,7 +15,7 @@ from backend.queue import permissions, scheduling
 from backend.queue.actor import Actor
 from backend.queue.dependencies import awaited
 from backend.queue.labels import RUN_NAME_LETTERS
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR, VARIABLES, submission_variables
+from backend.queue.launcher import SUPERVISOR, VARIABLES, submission_variables
 from backend.queue.lifecycle import first_number, move, note
 from backend.queue.permissions import Cost, require_host
 from backend.settings import settings
@@ -37,12 +37,10 @@ RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", 
 
 
 @contextmanager
-def _queue_change(lane: Lane = Lane.SLOTS) -> Iterator[Session]:
-    """A durable transaction on the queue, followed by waking who carries its jobs out."""
+def _queue_change() -> Iterator[Session]:
+    """A durable transaction on the queue, followed by waking the supervisor."""
     with writing(durable=True) as session:
         yield session
-    if lane == Lane.PLAYGROUND:
-        PLAYGROUND.wake()  # the supervisor would, too, but later
     wake_supervisor()
 
 
@@ -53,7 +51,6 @@ class EnqueueOptions(TypedDict, total=False):
     priority: int
     parent: Job | None
     cost: Cost | None
-    lane: Lane
 
 
 def enqueue(
@@ -80,7 +77,6 @@ def enqueue_all(
     priority: int = 0,
     parent: Job | None = None,
     cost: Cost | None = None,
-    lane: Lane = Lane.SLOTS,
     needs: Sequence[Iterable[int]] = (),
     plans: Sequence[dict[str, Any] | None] = (),
     sizes: Sequence[tuple[int, int] | None] = (),
@@ -91,7 +87,6 @@ def enqueue_all(
     Args:
         parent: the run they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
-        lane: who carries them out; a host's job of seconds is put into its own.
         needs: for each, ids of the runs that must have succeeded before it starts.
         plans: for each, what it does to each layer, where its kind has plans.
         sizes: for each, bytes of the files it works on and of those it will save.
@@ -99,22 +94,20 @@ def enqueue_all(
     Raises:
         ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
     """
-    permissions.require_adding(actor, lane)
+    permissions.require_adding(actor)
     permissions.require_small(actor, cost, len(configs))
-    if lane == Lane.PLAYGROUND:
-        permissions.require_short(actor, cost)
-    carried_by = _lane(lane, cost, len(configs))
+    lane = _lane(cost, len(configs))
     if actor.role != "host":  # whose runs come behind all others
-        priority, carried_by = permissions.GUEST_PRIORITY, lane
+        priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     jobs = [_new_job(kind, each, actor, name, parent, cost, len(configs)) for each in configs]
-    with _queue_change(lane) as session:
-        permissions.require_free(session, actor, lane)
+    with _queue_change() as session:
+        permissions.require_free(session, actor)
         number = first_number(session)
         for place, job in enumerate(jobs):
-            job.priority, job.lane = priority, carried_by
+            job.priority, job.lane = priority, lane
             job.plan = plans[place] if plans else None
             if size := sizes[place] if sizes else None:
                 named = dict(zip((SOURCE_BYTES, PREDICTED_BYTES), size, strict=True))
@@ -161,11 +154,11 @@ def _estimated(cost: Cost, number: int) -> dict[str, float]:
     return seconds | {ESTIMATED_BYTES: int(cost.bytes)}
 
 
-def _lane(lane: Lane, cost: Cost | None, jobs: int) -> Lane:
+def _lane(cost: Cost | None, jobs: int) -> Lane:
     """The lane of a new job: one of seconds has a lane that others do not stop."""
-    if lane != Lane.SLOTS or jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
-        return lane
-    return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else lane
+    if jobs > 1 or cost is None or cost.seconds is None or cost.open_ended:
+        return Lane.SLOTS
+    return Lane.QUICK if cost.seconds < QUICK_S and cost.bytes < QUICK_BYTES else Lane.SLOTS
 
 
 def _inputs(config: dict[str, Any]) -> dict[str, str]:

@@ -22,9 +22,9 @@ from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
 from backend.queue.engines.choose import engine_of
-from backend.queue.engines.local import LOCAL, LocalEngine
+from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import delete_folder, work_folder
-from backend.queue.launcher import PLAYGROUND, SUPERVISOR, launch_request
+from backend.queue.launcher import SUPERVISOR, launch_request
 from backend.queue.service import cancel
 from backend.queue.upkeep import upkeep
 from backend.settings import settings
@@ -40,7 +40,6 @@ TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
 UNEXPECTED_S = 5.0  # between turns that end in an error of our own
-SERVE_S = 1.0  # a playground that dies at its start is not started in every iteration
 LENIENCE = 3  # a guest's run is cancelled after this multiple of `guest_seconds`
 OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
@@ -61,7 +60,7 @@ class SupervisorLoop:
         self._room, self._slots = Room(0, known=False), 0
         self._lanes = (Lane.SLOTS,) if engine.remote else (Lane.SLOTS, Lane.QUICK)
         self.host = platform.node()
-        self._beat_at = self._shrunk_at = self._served_at = -math.inf
+        self._beat_at = self._shrunk_at = -math.inf
         self._asked: dict[int, float] = {}  # attempt -> time its stop request was first seen
         self._began: dict[int, float] = {}  # attempt -> time its process began
         self._make_room()
@@ -83,10 +82,6 @@ class SupervisorLoop:
         for lane in self._lanes:
             while self._launch_next(lane):
                 pass
-        now = time.monotonic()  # the playground's process takes answers by itself, while it lives
-        if now - self._served_at > SERVE_S and scheduling.waits_for(Lane.PLAYGROUND, limit=1):
-            self._served_at = now
-            PLAYGROUND.wake()
         return self.busy()
 
     def _make_room(self) -> None:
@@ -129,7 +124,7 @@ class SupervisorLoop:
         """The engine of an attempt; None if it is not there any more."""
         if attempt.engine == self.engine.name:
             return self.engine
-        return self._local if attempt.engine in LOCAL else None
+        return self._local if attempt.engine == LocalEngine.name else None
 
     def _reconcile_all(self, live: list[tuple[Attempt, Job]]) -> None:
         """Update all attempts from the status of their processes: each engine is asked once."""
@@ -170,13 +165,13 @@ class SupervisorLoop:
             # The engine has never heard of it: its supervisor died before the launch, or the launch
             # did not get through. On this machine there is no reference before the launch.
             unborn = attempt.started_at is None and poll.code is None and not poll.why
-            fence = NEVER if unborn and attempt.engine not in LOCAL else ""
+            fence = NEVER if unborn and attempt.engine != LocalEngine.name else ""
             self._end(attempt, poll.code, fence)
         elif poll.state == "unknown" and _is_silent(attempt):
             self._end(attempt, None)
         elif attempt.outcome and _is_silent(attempt):  # its process is there for no reason
             engine = self._engine_of(attempt)
-            if engine is None or attempt.engine == Lane.PLAYGROUND:  # which goes on by itself
+            if engine is None:
                 return
             engine.kill(attempt.engine_ref or {})
             if engine.remote:  # it may believe for ever that the process runs
@@ -224,10 +219,9 @@ class SupervisorLoop:
                 lifecycle.move(session, job, State.CANCELLING)
         now = time.monotonic()
         waited = now - self._asked.setdefault(attempt.id, now) - settings().stop_grace
-        alone = job.lane != Lane.PLAYGROUND  # else its process has other answers to finish
-        if (alone and job.desired == "kill") or waited > KILL_AFTER_S:
+        if job.desired == "kill" or waited > KILL_AFTER_S:
             engine.kill(attempt.engine_ref)
-        elif alone and waited > 0:
+        elif waited > 0:
             engine.stop(attempt.engine_ref)
 
     def _is_overdue(self, attempt: Attempt, job: Job) -> bool:

@@ -22,6 +22,7 @@ from backend.store.tables import (
     DecoderRow,
     Event,
     Job,
+    MessageRow,
     MetricPoint,
     ProfileRow,
     Result,
@@ -137,8 +138,10 @@ def cursor() -> tuple[Any, ...]:
     active = select(Job).where(Job.state.in_([*ACTIVE])).order_by(Job.id).subquery()
     states = func.aggregate_strings(active.c.state, ",")
     moved = select(func.sum(active.c.done), states).select_from(active)
+    said = select(func.count(), func.max(MessageRow.id)).select_from(MessageRow)
     with reading() as session:
-        return (*session.execute(progress).one(), *(session.execute(moved).first() or ()))
+        rows = (session.execute(query).first() or () for query in (progress, moved, said))
+        return tuple(value for row in rows for value in row)
 
 
 def attempts(run: str | int) -> list[Attempt]:

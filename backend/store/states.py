@@ -18,18 +18,16 @@ class State(StrEnum):
 
 
 class Lane(StrEnum):
-    """Who carries a job out: a process of its own in a free slot; for a job of seconds also one
-    beside the slots, at low priority for the processor; or the playground's warm one."""
+    """Where a job starts: a process of its own in a free slot; for a job of seconds also one
+    beside the slots, at low priority for the processor."""
 
     SLOTS = "slots"
     QUICK = "quick"
-    PLAYGROUND = "playground"
 
 
 TAKES: dict[Lane, tuple[Lane, ...]] = {  # of which lanes a place takes jobs
     Lane.SLOTS: (Lane.SLOTS, Lane.QUICK),
     Lane.QUICK: (Lane.QUICK,),
-    Lane.PLAYGROUND: (Lane.PLAYGROUND,),
 }
 QUICK_SLOT = 1_000  # number of the slot beside the others, of which there are at most 64
 

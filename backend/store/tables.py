@@ -303,8 +303,51 @@ class Event(Table):
     text: Mapped[str] = mapped_column(default="")
 
 
+class Conversation(Table):
+    """A chat with one to four models; its messages form a tree."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    sides: Mapped[list[str]]  # models and drafters, in the order they were chosen
+    blind: Mapped[bool]
+    created_at: Mapped[int]
+
+
+class MessageRow(Table):
+    """A prompt, which follows the prompt `parent`, or an answer to the prompt `parent`."""
+
+    __tablename__ = "messages"
+    __table_args__ = (UniqueConstraint("parent", "side"),)  # one answer of each side
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    conversation_id: Mapped[int] = mapped_column(
+        ForeignKey("conversations.id", ondelete="CASCADE"), index=True
+    )
+    parent: Mapped[int | None] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"))
+    side: Mapped[int | None]  # whose answer it is, from 1; none: a prompt, of which one has many
+    author: Mapped[str]
+    text: Mapped[str]
+    at: Mapped[int]
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # of a prompt
+    transcript: Mapped[list[Any]] = mapped_column(default=list, deferred=True)  # of an answer
+    votes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # voter -> [choice, blind]
+
+
+class ApiKey(Table):
+    """A key with which programs use `/v1` as a host does; only its hash is stored."""
+
+    __tablename__ = "api_keys"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[int]
+    revoked_at: Mapped[int | None]
+
+
 class Vote(Table):
-    """What one person thinks of the answers of a run."""
+    """What one person thought of the answers of a run, before chats were conversations."""
 
     __tablename__ = "votes"
     __table_args__ = ({"sqlite_with_rowid": False},)

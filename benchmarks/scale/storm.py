@@ -102,7 +102,7 @@ class Storm:
             "job, SIGKILL": lambda: self._kill("jobs.runtime.main"),
             "job, SIGSTOP": self._stop,
             "supervisor, SIGKILL": lambda: self._kill("backend.queue.supervisor"),
-            "playground, SIGKILL": lambda: self._kill("jobs.playground.main"),
+            "serving, SIGKILL": lambda: self._kill("jobs.serving.main"),
             "dashboard, SIGKILL": self._restart,
         }
 

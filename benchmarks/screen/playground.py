@@ -1,17 +1,17 @@
-"""The playground: how long the first token takes, and how fast several answers are written at once.
+"""The process that answers: how long the first token takes, and how fast several texts are written.
 
     make bench-screen.playground
     make bench-screen.playground ARGS="--model toy --repeats 3"
 
-In a scratch folder, through the queue as a page would ask, on this machine: the time from sending a
-prompt to its first token, with no process and no model there (cold), with both (warm), and warm
-going on with a conversation and while a job trains; and the tokens per second of 1, 2 and 4 answers
-of one run. Other work on the machine makes all of it slower.
+In a scratch folder, through the socket as the dashboard asks, on this machine: the time from
+sending a prompt to its first token, with no process and no model there (cold), with both (warm),
+going on with a conversation, while a job trains, and for 4, 8 and 30 people at once; and the tokens
+per second of each and of all. Other work on the machine makes all of it slower.
 """
 
-from __future__ import annotations
-
 import argparse
+import asyncio
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -30,37 +30,55 @@ from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
-from jobs.generate.transcript import file_of, read_transcript
+from jobs.serving.client import sent
 from jobs.submit import submit
 
 HOST = Actor("benchmark", "host")
 PROMPT = "Explain in three sentences why the sky is blue."
 TRAINING = {"model": "toy", "steps": 100_000}
-LOOK_S, TOKENS = 0.005, 48
+TOKENS = 96
 NUMBERS = count()
 
-
-def ask(model: str, sides: int = 1, follows: str = "") -> tuple[float, list[float], str]:
-    """Seconds to the first token of the side that is last, tokens per second of each side, and the
-    run."""
-    began, number = time.perf_counter(), next(NUMBERS)
-    config = {"sides": ", ".join([model] * sides), "max_new_tokens": TOKENS, "follows": follows}
-    prompt = f"{number}. {PROMPT}"  # of which nothing has been read before
-    job = submit("generate", {**config, "prompt": prompt}, HOST)
-    every = range(1, sides + 1)
-    while not all(has_begun(job, side) for side in every):
-        assert queries.job(job.id).state in ACTIVE, queries.job(job.id).error_text
-        time.sleep(LOOK_S)
-    first = time.perf_counter() - began
-    while queries.job(job.id).state in ACTIVE:
-        time.sleep(0.05)
-    return first, [read_transcript(job.run, side).speed or 0.0 for side in every], job.run
+Measured = tuple[float, float]  # seconds to the first token, tokens per second behind it
 
 
-def has_begun(job: Job, side: int) -> bool:
-    """Whether a side has written its first token."""
-    file = file_of(job.run, side)
-    return file.exists() and '"tokens"' in file.read_text("utf-8")
+async def ask(model: str, said: list[dict[str, str]]) -> tuple[Measured, str]:
+    """What one answer took, and its text."""
+    began = first = time.perf_counter()
+    body = {
+        "model": model,
+        "messages": said,
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    text, tokens = "", 0
+    person = Actor(f"person {next(NUMBERS)}", "host")
+    async with sent("/v1/chat/completions", json.dumps(body).encode(), person) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {") and (choices := json.loads(line[6:])["choices"]):
+                text += choices[0]["delta"].get("content", "")
+                tokens += choices[0]["finish_reason"] is None
+                first = time.perf_counter() if tokens == 2 else first  # the first is the role
+    return (first - began, (tokens - 2) / (time.perf_counter() - first)), text
+
+
+def said(before: str = "") -> list[dict[str, str]]:
+    """A prompt of which nothing has been read before, or one that goes on with an answer."""
+    if before:
+        return [*said(), {"role": "assistant", "content": before}, *said()]
+    return [{"role": "user", "content": f"{next(NUMBERS)}. {PROMPT}"}]
+
+
+def people(model: str, number: int) -> list[Measured]:
+    """What so many people measure who ask at once."""
+
+    async def together() -> list[Measured]:
+        return [
+            each for each, _ in await asyncio.gather(*(ask(model, said()) for _ in range(number)))
+        ]
+
+    return asyncio.run(together())
 
 
 @contextmanager
@@ -81,34 +99,35 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    table = Table("what", "first token, s", "tokens/s of each answer", "in all")
+    table = Table("what", "first token, s", "slowest", "tokens/s of each answer", "in all")
     with TemporaryDirectory() as folder:
-        os.environ |= {
-            "SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_IDLE_EXIT": "5",
-        }  # fmt: skip
+        os.environ |= {"SLIMSCOPE_DATA_DIR": folder, "SLIMSCOPE_IDLE_EXIT": "5"}
         settings.cache_clear()
         upgrade()
-        add(table, "cold", [ask(given.model)])
-        for sides in (1, 2, 4):
-            name = f"warm, {sides} at once" if sides > 1 else "warm"
-            add(table, name, [ask(given.model, sides) for _ in range(given.repeats)])
-        found = [ask(given.model)]
-        for _ in range(given.repeats):
-            found.append(ask(given.model, follows=found[-1][2]))
-        add(table, "warm, goes on with a conversation", found[1:])
+        add(table, "cold", people(given.model, 1))
+        add(table, "warm", [each for _ in range(given.repeats) for each in people(given.model, 1)])
+        text = asyncio.run(ask(given.model, said()))[1]
+        more = [asyncio.run(ask(given.model, said(text)))[0] for _ in range(given.repeats)]
+        add(table, "warm, goes on with a conversation", more)
+        for number in (4, 8, 30):
+            add(table, f"{number} at once", people(given.model, number), number)
         with training():
-            found = [ask(given.model) for _ in range(given.repeats)]
-            add(table, "warm, while a job trains", found)
+            alone = [each for _ in range(given.repeats) for each in people(given.model, 1)]
+            add(table, "warm, while a job trains", alone)
     Console().print(table)
 
 
-def add(table: Table, name: str, found: list[tuple[float, list[float], str]]) -> None:
+def add(table: Table, name: str, found: list[Measured], together: int = 1) -> None:
     """A line of medians."""
-    first = median(seconds for seconds, _, _ in found)
-    each = median(sum(speeds) / len(speeds) for _, speeds, _ in found)
-    every = median(sum(speeds) for _, speeds, _ in found)
-    print(name, f"{first:.2f} s, {each:.1f} tokens/s", flush=True)
-    table.add_row(name, f"{first:.2f}", f"{each:.1f}", f"{every:.1f}")
+    first, speed = median(f for f, _ in found), median(s for _, s in found)
+    row = (
+        f"{first:.2f}",
+        f"{max(f for f, _ in found):.2f}",
+        f"{speed:.1f}",
+        f"{speed * together:.1f}",
+    )
+    print(name, *row, flush=True)
+    table.add_row(name, *row)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from jobs.benchmark import config as benchmark
 from jobs.benchmark.kind import KIND as BENCHMARK
 from jobs.benchmark.report import decoder_reports, verdicts
 from jobs.cli.console import exit_of, follow, write
+from jobs.fields.sides import read_sides
 from jobs.generate import config as generate
-from jobs.generate.transcript import read_transcript
 from jobs.operations.changes import cancel_runs
 from jobs.operations.registry import Record, operation
 from jobs.operations.text import table
 from jobs.record import record
+from jobs.serving.transcript import read_transcript
 from jobs.submit import submit
 
 WATCH_S = 0.1  # between looks at a text that grows
@@ -90,7 +91,7 @@ def generate_text(
     }  # fmt: skip
     job = submit(generate.NAME, values, actor)
     try:
-        for number, side in enumerate(generate.read_sides(job.config["sides"]), 1):
+        for number, side in enumerate(read_sides(job.config["sides"]), 1):
             _watch(job.run, number, side.name)
     except KeyboardInterrupt:
         cancel_runs([job.run], actor)

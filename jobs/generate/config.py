@@ -1,20 +1,10 @@
 """The config of a generation run."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-
 from pydantic import Field
 
 from backend.decoding.limits import MIN_PENALTY, Temperature
-from backend.errors import ConfigError
-from backend.models.layer_names import read_names
-from jobs.fields.drafters import DRAFTER_KIND, drafter_folder, drafter_run
-from jobs.fields.model import DEFAULT_MODEL, absolute
-from jobs.fields.saved_models import is_run
+from jobs.fields.model import DEFAULT_MODEL
 from jobs.fields.types import NewTokens, Precision, TreeSize
-from jobs.generate.transcript import MAX_SIDES
 from jobs.kind import JobConfig
 
 NAME = "generate"
@@ -40,26 +30,12 @@ class GenerateJob(JobConfig):
         description="1–4 models, compressed runs or Amphista drafters.",
         json_schema_extra={"many": True},
     )
-    follows: str = Field(
-        "",
-        max_length=40,
-        title="Follows",
-        description="An answer to go on from, such as generate-0007: each model sees the prompts "
-        "before and its own answers. Empty: a new conversation.",
-        json_schema_extra={"advanced": True},
-    )
     system: str = Field(
         "",
         max_length=4000,
         title="System prompt",
         description="Tells the models how to answer.",
         json_schema_extra={"lines": 3},
-    )
-    blind: bool = Field(
-        False,
-        title="Blind",
-        description="Hides the names of the models and shuffles the columns until you have voted.",
-        json_schema_extra={"advanced": True},
     )
     max_new_tokens: NewTokens = Field(96, ge=1, le=4096)
     temperature: Temperature = Field(
@@ -110,34 +86,3 @@ class GenerateJob(JobConfig):
         "the drafter.",
     )
     precision: Precision = "auto"
-
-
-@dataclass(frozen=True)
-class GenerationSide:
-    """One of the models or drafters that are compared: its name as given, its base, its drafter."""
-
-    name: str
-    model: str
-    drafter: Path | None = None
-
-
-def read_sides(text: str) -> list[GenerationSide]:
-    """The models and drafters of a list.
-
-    Raises:
-        ConfigError: too many, none, or a run that holds neither model nor drafter.
-    """
-    names = read_names(text)
-    if not 1 <= len(names) <= MAX_SIDES:
-        raise ConfigError(
-            f"{len(names)} models are selected.", f"1 to {MAX_SIDES} can be compared.",
-            "Separate them by commas.", "sides",
-        )  # fmt: skip
-    return [_side(name) for name in names]
-
-
-def _side(name: str) -> GenerationSide:
-    if is_run(name) and name.startswith(f"{DRAFTER_KIND}-"):
-        job = drafter_run(name, "sides")
-        return GenerationSide(job.run, str(job.config["model"]), drafter_folder(job))
-    return GenerationSide(name, absolute(name))

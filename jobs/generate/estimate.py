@@ -1,7 +1,5 @@
 """What a generation run needs before it starts: FLOPs, memory, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from backend.errors import ConfigError, SlimscopeError, for_field
@@ -9,8 +7,8 @@ from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from jobs.fields.base_model import decodable_model
 from jobs.fields.saved_models import saved_config
-from jobs.generate.config import GenerateJob, GenerationSide, read_sides
-from jobs.generate.conversation import require_chain, turns
+from jobs.fields.sides import GenerationSide, read_sides
+from jobs.generate.config import GenerateJob
 from jobs.kind import Requirements
 from jobs.limits import require_context
 from jobs.runtime.duration import DECODE_COST
@@ -20,22 +18,15 @@ MODEL_MARGIN = 1.3  # memory of a drafter and its cache beside the weights
 
 def requirements(config: GenerateJob) -> Requirements:
     sides = read_sides(config.sides)
-    before = require_chain(config.follows, [side.name for side in sides])
     models = [side_facts(side, config) for side in sides]
     shortest = min(models, key=lambda facts: facts.context)
     require_context(config.max_new_tokens, shortest, "Responses", "max_new_tokens", prompt=True)
     largest = max(models, key=weight_memory)
-    histories = [
-        sum(len(turn.prompt) + len(turn.answer) for turn in turns(before, number))
-        for number in range(1, len(sides) + 1)
-    ]
     return Requirements(
         model=config.sides,
         title=largest.title,
         flops=flops_by_phase(config, models),
         memory={"runtime": RUNTIME, "model": int(MODEL_MARGIN * weight_memory(largest))},
-        letters=len(config.system) + len(config.prompt) + max(histories),
-        tokens=config.max_new_tokens,
     )
 
 

@@ -1,11 +1,8 @@
 """Text generation as a kind of job."""
 
-from __future__ import annotations
-
-from backend.store.states import Lane
+from jobs.fields.sides import MAX_SIDES
 from jobs.generate.config import NAME, GenerateJob
 from jobs.generate.estimate import requirements
-from jobs.generate.transcript import MAX_SIDES
 from jobs.kind import Kind
 
 KIND = Kind(
@@ -18,6 +15,5 @@ KIND = Kind(
     order=50,
     main_fields=("prompt", "sides", "max_new_tokens"),
     has_models=False,
-    lane=Lane.PLAYGROUND,
     stages={f"side-{n}": f"Side {n}" for n in range(1, MAX_SIDES + 1)},
 )

@@ -1,30 +1,51 @@
-"""Operations on the answers of the playground."""
+"""Operations on the answers of the playground, and on the keys of programs."""
 
 from dataclasses import asdict
 from typing import Annotated
 
+import typer
 from pydantic import Field
 
+from backend.errors import ConflictError
+from backend.models.layer_names import read_names
+from backend.queue import conversations
 from backend.queue.actor import Actor
 from backend.store import queries
-from jobs.generate import arena
-from jobs.generate.transcript import read_transcript
+from jobs.chat import arena
 from jobs.operations.registry import Record, Run, operation
+from jobs.operations.text import table
+from jobs.serving import keys
+from jobs.serving.transcript import Transcript, read_transcript, transcript_of
 
+Number = Annotated[int, Field(description="A prompt, by the number in the address of its page.")]
 Choice = Annotated[int, Field(description="The better answer, from 1; 0: a tie; -1: all bad.")]
+
+
+def _record(model: str, text: Transcript) -> Record:
+    return {"model": model, "text": text.text, "tokens": len(text.tokens), "end": text.end,
+            "tokens_per_second": text.speed, "tokens_per_step": text.accepted}  # fmt: skip
 
 
 @operation("answers")
 def run_answers(run: Run) -> list[Record]:
-    """The texts of a run of the playground, one for each model: text, tokens, tokens per second,
-    accepted tokens per step, and how it ended ("" while it is written)."""
+    """The texts of a recorded run of the kind generate, one for each model: text, tokens, tokens
+    per second, accepted tokens per step, and how it ended ("" while it is written)."""
     job = queries.job(run)
-    written = [(name, read_transcript(job.run, n)) for n, name in enumerate(arena.names_of(job), 1)]
+    names = enumerate(read_names(str(job.config.get("sides", ""))), 1)
+    return [_record(name, read_transcript(job.run, n)) for n, name in names]
+
+
+@operation("chat", path="/chats/{number}", tool="")
+def chat_answers(number: Number, actor: Actor) -> list[Record]:
+    """The answers to a prompt of the playground, one for each model, as `answers` has them."""
+    turns = conversations.turns_to(number)
+    if arena.is_hidden(turns, actor.name):
+        why = "Who votes blind must not know which model wrote what."
+        raise ConflictError("The answers are hidden.", why, "Vote on the page of the playground.")
     return [
-        {"model": name, "text": text.text, "tokens": len(text.tokens), "end": text.end,
-         "tokens_per_second": text.speed, "tokens_per_step": text.accepted}
-        for name, text in written
-    ]  # fmt: skip
+        _record(turns[-1].names[side - 1], transcript_of(answer.transcript))
+        for side, answer in sorted(turns[-1].answers.items())
+    ]
 
 
 @operation("leaderboard", tool="")
@@ -33,8 +54,31 @@ def show_leaderboard() -> Record:
     return asdict(arena.leaderboard())
 
 
-@operation("vote", writes=True, who="guest", tool="")
-def vote(run: Run, choice: Choice, actor: Actor) -> list[Record]:
-    """Vote for an answer of a run of the playground. Answers with the texts and their models."""
-    arena.vote(queries.job(run), choice, actor)
-    return run_answers(run)
+@operation("vote", path="/chats/{number}/vote", writes=True, who="guest", tool="")
+def vote(number: Number, choice: Choice, actor: Actor) -> list[Record]:
+    """Vote for an answer to a prompt of the playground. Answers with the texts and their models."""
+    arena.vote(number, choice, actor)
+    return chat_answers(number, actor)
+
+
+def _tokens_text(found: Record) -> str:
+    if "key" in found:
+        return f"{found['key']}\nIt is shown this once. Programs send it as their API key to /v1."
+    rows = ((k["name"], "revoked" if k["revoked_at"] else "valid") for k in found["keys"])
+    return table(("key", "state"), rows)
+
+
+@operation("token", path="", tool="", writes=True, said=_tokens_text)
+def api_token(
+    actor: Actor,
+    name: Annotated[str, typer.Argument(help="Of a new key; empty: list all.")] = "",
+    revoke: Annotated[bool, Field(description="Revoke the key of that name.")] = False,
+) -> Record:
+    """Make an API key, with which a program uses /v1 as a host; revoke one, or list them."""
+    made = {}
+    if revoke:
+        keys.revoke_key(name, actor)
+    elif name:
+        made = {"key": keys.create_key(name, actor)}
+    known = ("name", "created_at", "revoked_at")
+    return made | {"keys": [{k: getattr(each, k) for k in known} for each in keys.all_keys()]}

@@ -24,14 +24,14 @@ from backend.metric_key import MetricKey
 from backend.queue.artifacts.copies import fetch_work
 from backend.queue.artifacts.disk import folder_bytes
 from backend.queue.artifacts.store import store
-from backend.queue.engines.local import LOCAL, reference
+from backend.queue.engines.local import LocalEngine, reference
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
 from backend.store.session import change, database_ms, locked, now_ms, reading, writing
-from backend.store.states import Exit, Lane
+from backend.store.states import Exit
 from backend.store.tables import (
     KEPT_REASON,
     Artifact,
@@ -72,9 +72,9 @@ class JobContext:
         self.checkpoints = Checkpoints(self.work, self.settle, attempt.n, self._uploads.add)
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
-        self._is_elsewhere = attempt.engine not in LOCAL  # than where pages are shown
-        alone = attempt.engine == Lane.PLAYGROUND or "host" not in (attempt.engine_ref or {})
-        self._is_shared = self._is_elsewhere or not alone  # with other machines
+        self._is_elsewhere = attempt.engine != LocalEngine.name  # than where pages are shown
+        # the database is also that of other machines
+        self._is_shared = self._is_elsewhere or "host" in (attempt.engine_ref or {})
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),

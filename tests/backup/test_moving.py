@@ -24,11 +24,14 @@ from backend.store.migrate import upgrade
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import State
 from backend.store.tables import (
+    ApiKey,
     Artifact,
     Attempt,
+    Conversation,
     DecoderRow,
     Event,
     Job,
+    MessageRow,
     MetricPoint,
     Need,
     ProfileRow,
@@ -83,6 +86,11 @@ def rows() -> Iterator[Table]:
     yield Slot(host="here", number=0)
     yield Supervisor(host="here", beat_at=1)
     yield Event(id=7, job_id=1, at=1, type="queued", actor="mira", text=ODD)
+    yield Conversation(id=1, owner="mira", sides=["toy", ODD], blind=True, created_at=1)
+    said = {"conversation_id": 1, "author": "mira", "text": ODD, "at": 1}
+    yield MessageRow(id=1, settings={"of": ODD}, votes={"mira": [1, True]}, **said)
+    yield MessageRow(id=2, parent=1, side=1, transcript=[{"end": ODD}], **said)
+    yield ApiKey(name="lab", sha256="a", created_at=1)
     yield Vote(job_id=1, voter="mira", choice=-1, blind=True, at=1)
     for step, value in enumerate((0.1, 1 / 3, 1e-300, -0.0)):
         yield MetricPoint(job_id=1, **asdict(MetricKey("loss")), step=step, at=2**41, value=value)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from backend.queue import service
-from backend.queue.votes import votes_of
+from backend.queue import conversations, service
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.states import State
@@ -173,15 +172,16 @@ def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) 
         guest.locator("#playground-name").locator("input, textarea").fill(f"Ada {EVIL}"[:40])
         ask(guest, "One day")
         expect(guest.get_by_role("button", name="B is better")).to_be_visible()
-        (run,) = queries.jobs(kind="generate")
-        assert run.owner.startswith("guest-") and " Ada " in run.owner
+        (asked,) = conversations.newest_conversations(9)
+        author, number = asked.newest.author, asked.newest.id
+        assert author.startswith("guest-") and " Ada " in author
         guest.get_by_role("button", name="B is better").click()
         expect(guest.get_by_test_id("vote")).to_contain_text("Your vote: toy is better")
     with warm_tab(another, url) as other:
-        other.goto(f"{url}/playground?run={run.run}")
+        other.goto(f"{url}/playground?chat={number}")
         other.get_by_role("button", name="Tie").click()
         expect(other.get_by_test_id("vote")).to_contain_text("All votes")
-    votes = votes_of(run.run)
+    votes = conversations.turn(number).votes
     assert len(votes) == 2 and all(voter.startswith("guest-") for voter in votes)
 
 

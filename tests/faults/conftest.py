@@ -16,11 +16,7 @@ from backend.queue.folders import run_folder
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.states import Lane
 from backend.store.tables import Attempt
-from jobs.playground.context import claim_answer
-from jobs.playground.pool import ModelPool
-from jobs.playground.share import CpuShare, MainThread
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
@@ -45,9 +41,6 @@ def claim_here(loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     def added(kind: str = "count", **config: object) -> JobContext:
         job = submit(kind, config, HOST)
-        if job.lane == Lane.PLAYGROUND:
-            contexts.append(claim_answer(ModelPool(), CpuShare(), MainThread(), guests=False))
-            return contexts[-1]
         with monkeypatch.context() as patch:
             patch.setattr(loop.engine, "launch", lambda _: reference(os.getpid()))
             loop.turn()

@@ -107,7 +107,7 @@ FULL = {  # kind -> its config, and where it finds the disk full
     "amphista": (test_amphista.SMALL, CHECKPOINT, full),
     "benchmark": (test_benchmark_kind.SMALL, CHECKPOINT, full),
     "statistics": ({"model": "toy"}, CHECKPOINT, full),
-    "generate": (test_generate.SMALL, "jobs.generate.transcript.TranscriptWriter.add", full),
+    "generate": (test_generate.SMALL, "jobs.serving.transcript.TranscriptWriter.add", full),
     "evaluation": ({"model": "toy"}, "jobs.runtime.context.JobContext._write", full_database),
     "gguf": ({"model": "toy"}, CHECKPOINT, full),
     "profile": (test_profile.SMALL, CHECKPOINT, full),

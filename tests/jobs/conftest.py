@@ -7,9 +7,9 @@ import pytest
 
 from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR
+from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from tests.fork_engine import ForkEngine
-from tests.jobs.playground.answering import AnsweringLoop
 from tests.queue.conftest import queue as counting_queue
 from tests.queue.conftest import wait
 
@@ -29,17 +29,14 @@ def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def loop(queue: Path, request: pytest.FixtureRequest) -> Iterator[AnsweringLoop]:
-    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production.
-    Answers are given by this process."""
+def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
+    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production."""
     fresh = request.node.get_closest_marker("fresh_process")
-    loop = AnsweringLoop(LocalEngine(1) if fresh else ForkEngine(1))
-    yield loop
-    loop.playground.close()
+    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
 
 
 @pytest.fixture
-def supervised(loop: AnsweringLoop) -> Iterator[AnsweringLoop]:
+def supervised(loop: SupervisorLoop) -> Iterator[SupervisorLoop]:
     """The loop, for commands that wait: it has the lock, so they wake no supervisor."""
     lock = SUPERVISOR.try_lock()
     assert lock is not None

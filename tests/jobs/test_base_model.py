@@ -24,8 +24,8 @@ from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Artifact, Job
 from jobs.fields.base_model import resolve_model
-from jobs.generate.transcript import read_transcript
 from jobs.runtime.loading import load_decoding, load_whole
+from jobs.serving.transcript import read_transcript
 from jobs.submit import checked, submit
 from tests.models.sources.test_quantized import packed_toy
 from tests.queue.conftest import HOST, Wait, succeeded

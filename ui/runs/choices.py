@@ -37,6 +37,13 @@ def saved() -> Choices:
     return [*((f"{job.run} {job.name}".strip(), job.run) for job in there), *models()]
 
 
+def answering() -> Choices:
+    """All that can answer a prompt."""
+    known = {name for _, name in models()}
+    compressed = [(label, name) for label, name in saved() if name not in known]
+    return [*models(), *trained_drafters(), *compressed]
+
+
 def trained_drafters() -> Choices:
     return [
         (f"{job.run} for {job.config['model']}: {', '.join(setting_summary(job))}", job.run)

@@ -6,7 +6,7 @@ other people can reach it (another address, or a token was set), the host is who
 as `Authorization: Bearer TOKEN`, or by the cookie of a session that they start with it on the page
 `/slimscope/host`. The link to that page carries the token behind a "#", which browsers send to
 nobody, so the token is never logged. Everybody else is a guest; where guests may add runs, each
-gets a name in a signed cookie.
+gets a name in a signed cookie. For `/v1` alone, an API key also makes a host (`jobs.serving.keys`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ PROXY_HEADERS = re.compile(
     "x-proxy.*|proxy-.*|x-nginx-.*|x-envoy-.*|x-remote-.*|remote-.*|x-arr-.*|x-azure-.*|x-amzn-.*|"
     "x-appengine-.*|cf-.*|cdn-.*|cloudfront-.*|fastly-.*|fly-.*|akamai-.*|tailscale-.*|x-vercel-.*"
 )
+KEY = "slimscope.key"  # in a scope: the name of the API key that was shown
 logins = RateLimiter()
 sessions = SessionStore()
 
@@ -57,6 +58,8 @@ def current_user(request: gr.Request | HTTPConnection | None) -> Actor:
         return Actor("local", "host", client)
     if _is_token(bearer(headers)) or sessions.use(_read_cookie(headers, "host"), _origin(request)):
         return Actor("host", "host", client)
+    if isinstance(request, HTTPConnection) and (key := request.scope.get(KEY)):
+        return Actor(f"key {key}", "host", client)
     return Actor(_read_cookie(headers, "guest") or UNNAMED_GUEST, "guest", client)
 
 

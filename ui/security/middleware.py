@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import (
@@ -31,13 +31,17 @@ from backend.errors import (
 from backend.queue.actor import Actor, reject
 from backend.queue.permissions import ASK, gives_names
 from backend.settings import is_loopback, settings, space_host
+from jobs.serving.keys import key_name
+from jobs.serving.openai_format import error_body, error_headers
 from ui.api_errors import API_PATH, error_response
 from ui.security import auth, csrf
 from ui.security.admission import Admission
 from ui.security.payload import json_problem
 
 MAX_BODY_BYTES = 1_000_000  # the largest a page sends is the end of a log, 65 kB
+OPENAI_PATH = "/v1/"
 FORM = "application/x-www-form-urlencoded"  # of the login
+TURN = "slimscope.turn"  # in a scope; whoever waits for another process closes it
 GRADIO = "/gradio_api/"
 OPEN_ROUTES = re.compile(
     r"(queue/(join|data)|run/predict|heartbeat/\w+|cancel|reset|app_id|startup-events)/?"
@@ -81,6 +85,7 @@ class SecurityMiddleware:
         response, request = SecuredSend(send, self.hashes), Request(scope, receive)
         try:
             check(request)
+            await check_bearer(request)
             await self._answer(request, response)
         except RequestRejectedError as rejection:
             client = request.client.host if request.client else ""
@@ -98,6 +103,7 @@ class SecurityMiddleware:
                 if body and request.headers.get("content-type", "").partition(";")[0] != FORM:
                     await run_in_threadpool(_check_json, body)
                 scope = _with_guest_name(request.scope, user, response)
+                scope = {**scope, TURN: response.turn}
                 await self.app(scope, _received(body, request.receive), response)
         except RateLimitError as error:
             raise RequestRejectedError(429, error) from error
@@ -123,6 +129,9 @@ class RequestRejectedError(Exception):
         """JSON for programs, a sentence for people."""
         if path.startswith(API_PATH):
             return error_response(self.error, self.status)
+        if path.startswith(OPENAI_PATH):
+            status, content = error_body(self.error, self.status)
+            return JSONResponse(content, status, error_headers(self.error))
         return PlainTextResponse(str(self.error), self.status)
 
 
@@ -142,7 +151,14 @@ def check(request: Request) -> None:
         raise RequestRejectedError(
             413, ForbiddenError("The request is too large.", f"At most {MAX_BODY_BYTES} bytes.")
         )
-    if text := auth.bearer(headers):
+
+
+async def check_bearer(request: Request) -> None:
+    """Raises `RequestRejectedError` for a token that is not the host's, nor a key of the API."""
+    text = auth.bearer(request.headers)
+    if text and request.url.path.startswith(OPENAI_PATH):
+        request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
+    if text and not request.scope.get(auth.KEY):
         _check_token(text, request)
 
 

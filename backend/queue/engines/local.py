@@ -16,9 +16,7 @@ from backend.queue.engines.base import LaunchRequest, PollResult, Ref, Room
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
-from backend.store.states import Lane
 
-LOCAL = ("local", Lane.PLAYGROUND)  # engines of attempts that are processes of a machine
 DEVICES = Path("/dev")  # where the driver lists the GPUs as nvidia0, nvidia1, …
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
-from jobs.generate.transcript import read_transcript
+from jobs.serving.transcript import read_transcript
 from tests.shell import slimscope
 
 

@@ -43,7 +43,7 @@ def install() -> None:
 def test_no_list_of_models_offers_one() -> None:
     store(job(1), model_folder(1, 100))
     shutil.rmtree(run_folder("sds-0001"))  # as if imported without its weights
-    offered = [*choices.CHOICES["saved"](), *choices.CHOICES["drafters"](), *playground.sides()]
+    offered = [*choices.CHOICES["saved"](), *choices.CHOICES["drafters"](), *choices.answering()]
     names = {name for _, name in offered}
     assert "toy" in names and not names & {*bundled(), "sds-0001"}
 

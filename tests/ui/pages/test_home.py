@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from backend.metric_key import MetricKey
 from backend.settings import Settings
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES, TensorSnapshot
-from jobs.generate.transcript import transcript_writer
 from jobs.metrics import metric
 from jobs.runtime.rows import tensor_row
+from jobs.serving.transcript import transcript_writer
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview

@@ -1,69 +1,90 @@
-"""The Playground page: conversations, growing answers, the token strip, votes, the leaderboard."""
-
-from __future__ import annotations
+"""The Playground page: conversations, streamed answers, the token strip, votes, the leaderboard."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
-from starlette.requests import Request
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.queue.votes import votes_of
+from backend.errors import OverloadError, SlimscopeError
+from backend.queue import conversations
+from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Job
-from jobs.generate.arena import display_order, is_hidden
+from jobs.chat.arena import display_order, is_hidden
 from jobs.generate.config import GenerateJob
-from jobs.generate.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
+from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript_writer
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
+from ui import openai_api
 from ui.api import build
-from ui.pages.playground import board, page
-from ui.pages.playground.actions import generate_run
-from ui.pages.playground.answers import answers, facts
-from ui.runs.token_strip import tints, token_spans
+from ui.pages.playground import answers, board, page
+from ui.pages.playground.actions import recorded
+from ui.pages.playground.answers import facts
+from ui.pages.playground.token_strip import tints, token_spans
+from ui.runs.choices import answering
 from ui.widgets.config_form import ConfigForm
 from ui.widgets.html import WIDGETS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-CONFIG = {"prompt": f"Tell me. {HOSTILE}", "sides": "toy, amphista-0002"}
+ME = Actor("local", "host")
+FIRST = [
+    {"ms": 30.0, "tokens": [["A", 0]], "rejected": []},
+    {"ms": 10.0, "tokens": [[" cat", 0]], "rejected": []},
+    {"end": "limit", "rest": ""},
+]
+SECOND = [
+    {"ms": 30.0, "tokens": [["A", 0]], "rejected": []},
+    {"ms": 10.0, "tokens": [[f" {HOSTILE}", 1], [" dog", 0]], "rejected": [" sat"]},
+    {"end": "end", "rest": ""},
+]
 
 
-def generated(number: int, **values: Any) -> Job:
-    row = {"kind": "generate", "config": CONFIG, "name": "", "lane": "playground"}
-    return job(number, **{**row, **values})
+def prompted(blind: bool = False, after: int | None = None, **settings: Any) -> int:
+    """A prompt to two sides."""
+    with writing() as session:
+        if after is None:
+            begun = conversations.begin(["toy", "amphista-0002"], blind, ME, session).id
+        else:
+            begun = conversations.turn(after).conversation.id
+        text = f"Tell me. {HOSTILE}"
+        return conversations.add_prompt(session, begun, after, text, settings, "local").id
+
+
+def answer_both(number: int, *rows: list[dict[str, Any]]) -> int:
+    with writing() as session:
+        for side, transcript in enumerate(rows or (FIRST, SECOND), 1):
+            prompt = conversations.turn(number).prompt
+            conversations.save_answer(prompt, side, "A cat", transcript, session)
+    return number
 
 
 @pytest.fixture
 def answered(tables: Settings) -> str:
-    """A finished run of two sides whose texts part at the second token."""
-    store(generated(1))
-    write_answers("generate-0001")
-    return "generate-0001"
+    """A prompt that two sides have answered; their texts part at the second token."""
+    return str(answer_both(prompted()))
 
 
-def write_answers(run: str) -> None:
-    with transcript_writer(run, 1) as writer:
-        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
-        writer.add(ms=10.0, tokens=[[" cat", 0]], rejected=[])
-        writer.add(end="limit", rest="")
-    with transcript_writer(run, 2) as writer:
-        writer.add(ms=30.0, tokens=[["A", 0]], rejected=[])
-        writer.add(ms=10.0, tokens=[[f" {HOSTILE}", 1], [" dog", 0]], rejected=[" sat"])
-        writer.add(end="end", rest="")
+@pytest.fixture
+def blind(tables: Settings) -> str:
+    return str(answer_both(prompted(blind=True)))
 
 
 def draw(who: Any = HOST, **query: str) -> str:
     return page.draw(asked(who, **query))["board"]
 
 
-def press(do: str, run: str, who: Any = HOST) -> str:
+def press(do: str, number: str, who: Any = HOST) -> str:
     """What is said when a button is pressed."""
-    said, _ = page.act("", asked(who), pressed(do, run))
+    said, _ = page.act("", asked(who), pressed(do, number))
     return str(said["value"])
 
 
@@ -76,15 +97,15 @@ def legend(sources: set[int]) -> str:
 
 
 def test_answers_stand_side_by_side(answered: str) -> None:
-    html = draw(run=answered)
+    html = draw(chat=answered)
     assert html.count('data-testid="answer-') == 2
     assert HOSTILE not in html and "&lt;img" in html
     assert 'class="head-1"' in html and "<s title=" in html and "head 1" in html
     assert "tokens/s" not in html and "2.00 tokens per step" in html  # too few for a speed
     assert "first difference from A at character 3" in html and ENDS["end"] in html
-    assert "data-live" not in html and 'data-do="again"' not in html
+    assert "data-begin" not in html and 'data-do="again"' not in html
     assert "At temperature 0 the answer would be the same." in html
-    earlier = page.draw(asked(run=answered))["earlier"]
+    earlier = page.draw(asked(chat=answered))["earlier"]
     assert HOSTILE not in earlier and 'aria-current="true"' in earlier
 
 
@@ -105,39 +126,37 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
 
 
-def test_nothing_asked_yet_and_who_waits_is_told_for_what(tables: Settings) -> None:
-    assert draw() == draw(run="generate-0099")
+def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:
+    assert draw() == draw(chat="99") == draw(chat="x") == draw(run="sds-0001")
     assert draw().count("data-example=") == 3 and "None yet" in page.draw(asked())["earlier"]
-    store(generated(2, state="queued", started_at=None, finished_at=None))
-    html = draw(run="generate-0002")
-    assert "Waiting for its turn" in html and 'data-live="generate-0002"' in html  # since 1970
-    assert 'data-do="stop"' in html
-    store(generated(3, state="running", finished_at=None))
-    with transcript_writer("generate-0003", 1) as writer:
-        writer.add(waits="Loading Toy", about=4.2, at=1000)
-    html = draw(run="generate-0003")
-    assert "Loading Toy (about 4 s)" in html and 'data-since="1000"' in html
-    assert "Reading the prompt" in html  # the other side
+    number = str(prompted())
+    html = draw(chat=number)
+    assert html.count(f'data-begin="prompt={number}&amp;side=') == 2 and 'data-do="stop"' in html
+    html = draw(GUEST, chat=number)
+    assert "data-begin" not in html and html.count("Being answered") == 2
+
+
+def test_what_runs_have_recorded_is_shown(tables: Settings) -> None:
+    config = {"prompt": HOSTILE, "sides": "toy, amphista-0002"}
+    store(job(1, kind="generate", config=config))
+    for side, rows in enumerate((FIRST, SECOND), 1):
+        with transcript_writer("generate-0001", side) as writer:
+            for row in rows:
+                writer.add(**row)
+    html = draw(run="generate-0001")
+    assert "Recorded by" in html and "amphista-0002" in html and 'class="head-1"' in html
+    assert HOSTILE not in html and "data-do" not in html
+    store(job(2, kind="amphista", config={"model": "toy"}))
+    assert recorded("amphista-0002") is None  # not one of these
 
 
 def test_drafters_can_be_chosen(tables: Settings) -> None:
     config = {"model": "toy", "minutes": 12.5, "answers": 2000, "ablation": "adaptation only"}
     store(job(2, kind="amphista", state=State.SUCCEEDED, config=config))
     told = "amphista-0002 for toy: Staged adaptation only, 12.5 min, 2,000 answers"
-    assert (told, "amphista-0002") not in page.sides()  # nothing of it is here
+    assert (told, "amphista-0002") not in answering()  # nothing of it is here
     saved_folder("amphista-0002", "drafter")
-    assert (told, "amphista-0002") in page.sides()
-    assert generate_run("amphista-0002") is None  # not one of these
-
-
-def test_a_conversation_whose_beginning_is_gone_shows_the_rest(answered: str) -> None:
-    store(generated(4, config={**CONFIG, "follows": "generate-0099"}))
-    write_answers("generate-0004")
-    assert draw(run="generate-0004").count('<article class="turn"') == 1
-    store(generated(5, config={**CONFIG, "follows": answered}))
-    with writing() as session:
-        session.get_one(Job, 1).removed_at = 1
-    assert draw(run="generate-0005").count('<article class="turn"') == 1
+    assert (told, "amphista-0002") in answering()
 
 
 # asking -------------------------------------------------------------------------------------------
@@ -149,109 +168,168 @@ class Form:
     def __init__(self) -> None:
         with gr.Blocks():
             self.form = ConfigForm(GenerateJob, {}, "playground-", without=page.ELSEWHERE)
-            self.prompt, self.run, self.message = gr.Textbox(), gr.Textbox(), gr.HTML()
-        self.ask = page._ask(self.form, self.prompt, self.run, self.message)
+            self.prompt, self.chat, self.message = gr.Textbox(), gr.Textbox(), gr.HTML()
+        self.ask = page._ask(self.form, self.prompt, self.chat, self.message)
         self.values = [field.info.default for field in self.form.fields.values()]
 
     def send(self, text: str, names: list[str], **query: str) -> tuple[str, Any]:
-        """The run, and what is said."""
+        """The number of the prompt, and what is said."""
         found = self.ask(asked(**query), text, names, False, "", *self.values)
-        return found[self.run], found[self.message]["value"]
+        return found[self.chat], found[self.message]["value"]
 
 
 @pytest.fixture
-def form(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Form:
+def form(tables: Settings) -> Form:
     return Form()
 
 
 def test_a_prompt_begins_a_conversation_and_the_next_goes_on_with_it(form: Form) -> None:
     names = ["toy", "toy"]
-    assert form.send("One day", names) == ("generate-0001", "")
-    first = queries.job("generate-0001")
-    assert first.lane == "playground" and first.config["follows"] == ""
-    kept, said = form.send("And then?", names, run="generate-0001")
-    assert kept == "generate-0001" and "still being answered" in said
-    store(generated(5, config={**CONFIG, "sides": "toy, toy"}))
-    write_answers("generate-0005")
-    run, _ = form.send("And then?", names, run="generate-0005")
-    assert queries.job(run).config["follows"] == "generate-0005"
-    html = draw(run=run)
+    first, said = form.send("One day", names)
+    assert said == "" and queries.jobs() == []
+    kept, said = form.send("And then?", names, chat=first)
+    assert kept == first and "still being answered" in said
+    answer_both(int(first))
+    number, _ = form.send("And then?", names, chat=first)
+    html = draw(chat=number)
     assert html.count('<article class="turn"') == 2 and "And then?" in html
-    other, _ = form.send("And then?", ["toy"], run="generate-0005")
-    assert queries.job(other).config["follows"] == ""  # with other models it is another one
-    earlier = page.draw(asked(run=run))["earlier"]
-    assert "2 prompts" in earlier and earlier.count('class="earlier"') == 3
+    earlier = page.draw(asked(chat=number))["earlier"]
+    assert "2 prompts" in earlier and earlier.count('class="earlier"') == 1
+    press("delete", number)
+    assert draw(chat=number) == draw() and "None yet" in page.draw(asked())["earlier"]
 
 
 def test_what_cannot_be_asked_is_said_and_the_prompt_is_kept(form: Form) -> None:
     found = form.ask(asked(), " ", ["toy"], False, "", *form.values)
     assert "Prompt was not accepted" in found[form.message]["value"]
-    assert "value" not in found[form.prompt] and queries.jobs() == []
+    assert "value" not in found[form.prompt] and conversations.newest_conversations(9) == []
     assert "No model is selected" in str(form.send("Why?", [])[1])
 
 
-def test_the_same_prompt_again_has_another_seed_and_an_answer_is_stopped(answered: str) -> None:
-    assert "would be the same" in press("again", answered)
-    sampled = {**CONFIG, "sides": "toy", "prompt": "One day", "temperature": 0.7, "seed": 4}
-    store(generated(7, config=sampled))
-    _, run = page.act("", asked(), pressed("again", "generate-0007"))
-    assert queries.job(run).config | {"seed": 4} == queries.job(run).config | sampled
-    assert queries.job(run).config["seed"] == 5
-    store(generated(2, state="running", finished_at=None))
-    assert press("stop", "generate-0002") == "" and queries.job(2).desired == "stop"
+# the stream ---------------------------------------------------------------------------------------
 
 
-# while they grow ----------------------------------------------------------------------------------
+class Answers:
+    """What the process of the models answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[dict[str, Any]] = [*SECOND]
+        self.status, self.fails = 200, None
+        monkeypatch.setattr(openai_api, "sent", self.sent)
+        routes = [Route("/slimscope/answer", answers.answer, methods=["POST"])]
+        self.app = Starlette(routes=routes)
+
+    @asynccontextmanager
+    async def sent(self, *_: Any) -> AsyncIterator[httpx.Response]:
+        if self.fails:
+            raise self.fails
+        if self.status != 200:
+            error = {"error": {"message": "The context is full."}}
+            yield httpx.Response(self.status, json=error, headers={"retry-after": "3"})
+            return
+        lines = [': {"waits": "Loading Toy", "about": 4.2}', ': {"unused": true}']
+        lines += [f"data: {json.dumps({'slimscope': row})}" for row in self.rows]
+        yield httpx.Response(200, content="\n\n".join([*lines, "data: [DONE]", ""]).encode())
+
+    def ask(self, number: int | str, side: int | str = 1, client: str = "127.0.0.1") -> Any:
+        visitor = TestClient(self.app, base_url="http://localhost", client=(client, 1))
+        return visitor.post(f"/slimscope/answer?prompt={number}&side={side}")
 
 
-def streamed(run: str, at: str = "", client: str = "127.0.0.1") -> dict[str, Any]:
-    scope = {
-        "type": "http", "method": "GET", "path": "/", "client": (client, 1),
-        "headers": [(b"host", b"localhost")], "query_string": f"run={run}&at={at}".encode(),
-    }  # fmt: skip
-    return json.loads(answers(Request(scope)).body)
+@pytest.fixture
+def process(tables: Settings, monkeypatch: pytest.MonkeyPatch) -> Answers:
+    return Answers(monkeypatch)
 
 
-def test_a_page_gets_the_tokens_it_has_not_drawn(answered: str) -> None:
-    found = streamed(answered, "1,2")
-    assert found["over"] and [side["after"] for side in found["sides"]] == [1, 2]
-    one, other = found["sides"]
-    assert one["html"] == '<span title="chosen by the base model, step 1, 10.0 ms"> cat</span>'
-    assert other["html"] == "" and other["passes"] == 2 and "3 tokens" in other["facts"]
-    assert HOSTILE not in json.dumps(streamed(answered))
-    assert streamed("generate-0099")["over"] and streamed("<x>")["over"]
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    return [json.loads(part[6:]) for part in answer.text.split("\n\n") if part]
 
 
-@pytest.mark.parametrize("at", ["", "x,-1", "1", "0,0,0,0,0,0", "99,99"])
-def test_what_a_page_says_it_has_is_not_believed(answered: str, at: str) -> None:
-    found = streamed(answered, at)
-    assert [side["passes"] for side in found["sides"]] == [2, 2]
-    assert found["sides"][1]["html"] and found["sides"][1]["after"] == 0
+def test_an_answer_is_streamed_and_stored_at_its_end(process: Answers) -> None:
+    number = prompted()
+    told = rows_of(process.ask(number, 2))
+    assert told == [{"waits": "Loading Toy", "about": 4.2}, {"unused": True}, *SECOND]
+    stored = conversations.turn(number).answers[2]
+    assert stored.text == f"A {HOSTILE} dog" and stored.transcript == [{"unused": True}, *SECOND]
+    assert process.ask(number, 2).status_code == 409  # once
+
+
+def test_blind_answers_tell_nothing_of_their_author(process: Answers) -> None:
+    text = process.ask(prompted(blind=True), 2).text
+    assert "Loading a model" in text and "Toy" not in text and "unused" not in text
+    assert all(row["ms"] == 0 and row["rejected"] == [] for row in rows_of(process.ask(
+        prompted(blind=True), 2)) if "tokens" in row)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fails", "status", "code", "end"),
+    [
+        (None, 400, 400, "error"),
+        (None, 429, 429, ""),
+        (OverloadError("3 are before you.", retry_after_s=4, before=3), 200, 429, ""),
+        (SlimscopeError("It does not start."), 200, 500, "error"),
+    ],
+)
+def test_a_refusal_is_kept_unless_time_mends_it(
+    process: Answers, fails: Any, status: int, code: int, end: str
+) -> None:
+    process.fails, process.status = fails, status
+    number = prompted()
+    refused = process.ask(number)
+    assert refused.status_code == code
+    assert bool(refused.headers.get("retry-after")) == (code in (429, 400))
+    stored = conversations.turn(number).answers
+    assert [each.transcript[-1]["end"] for each in stored.values()] == ([end] if end else [])
+    html = draw(chat=str(number))
+    assert ("problem" in html) == bool(end) and html.count("data-begin") == (1 if end else 2)
+
+
+def test_a_stream_that_breaks_off_is_an_error(process: Answers) -> None:
+    process.rows = SECOND[:1]
+    number = prompted()
+    process.ask(number)
+    last = conversations.turn(number).answers[1].transcript[-1]
+    assert last["end"] == "error" and "ended early" in last["error"]
+
+
+@pytest.mark.parametrize(
+    ("number", "side", "code"),
+    [("", 1, 422), ("x", 1, 422), (1, "", 422), (99, 1, 404), (1, 0, 409), (1, 3, 409)],
+)
+def test_what_the_browser_asks_for_is_checked(
+    process: Answers, number: int | str, side: int | str, code: int
+) -> None:
+    prompted()
+    assert process.ask(number, side).status_code == code
+    assert process.ask(1, 1, client="10.0.0.7").status_code == 403  # somebody else
+    assert conversations.turn(1).answers == {}
 
 
 # votes --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def blind(answered: str) -> str:
-    store(generated(3, config={**CONFIG, "blind": True}))
-    write_answers("generate-0003")
-    return "generate-0003"
-
-
 def test_names_are_hidden_until_the_vote(blind: str) -> None:
-    html = draw(run=blind)
+    html = draw(chat=blind)
     assert "amphista-0002" not in html and "tokens/s" not in html and "head-1" not in html
     assert "A is better" in html and "Both are bad" in html
-    assert "amphista" not in json.dumps(streamed(blind)) and "head-" not in str(streamed(blind))
-    assert sorted(display_order(queries.job(blind))) == [1, 2]
-    store(generated(4, config={**CONFIG, "blind": True, "follows": blind}))
-    after = queries.job("generate-0004")
-    assert is_hidden(after, "local") and display_order(after) == display_order(queries.job(blind))
+    assert sorted(display_order(conversations.turn(int(blind)))) == [1, 2]
+    after = answer_both(prompted(after=int(blind)))
+    turns = conversations.turns_to(after)
+    assert is_hidden(turns, "local") and display_order(turns[0]) == display_order(turns[1])
     press("vote-1", blind)
-    assert "amphista-0002" in draw(run=blind) and "both are bad" in draw(run=blind)
-    assert not is_hidden(after, "local") and is_hidden(after, "guest-a")
-    assert "amphista-0002" in page.draw(asked())["earlier"]  # of the run that was never blind
+    assert "amphista-0002" in draw(chat=blind) and "both are bad" in draw(chat=blind)
+    assert "amphista-0002" in page.draw(asked())["earlier"]
+    turns = conversations.turns_to(after)
+    assert not is_hidden(turns, "local") and is_hidden(turns, "guest-a")
+
+
+def test_there_is_no_vote_on_what_failed_or_was_stopped(tables: Settings) -> None:
+    for end in ("error", "cancelled"):
+        number = answer_both(prompted(blind=True), FIRST, [{"end": end, "rest": ""}])
+        assert "amphista-0002" in draw(chat=str(number)) and 'data-do="vote' not in draw(
+            chat=str(number)
+        )
+        assert "not finished" in press("vote1", str(number))
 
 
 def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
@@ -263,39 +341,39 @@ def test_the_leaderboard_counts_blind_votes(blind: str, answered: str) -> None:
     assert html.index("amphista-0002") < html.index("toy") and "1 blind vote: too few" in html
 
 
-def test_programs_read_answers_and_vote(blind: str) -> None:
+def test_programs_read_answers_and_vote(blind: str, answered: str) -> None:
     api = TestClient(build(), base_url="http://localhost", client=("127.0.0.1", 1))
-    texts = api.get(f"/runs/{blind}/answers").json()
+    texts = api.get(f"/chats/{answered}").json()
     assert [each["text"] for each in texts] == ["A cat", f"A {HOSTILE} dog"]
     assert texts[1]["tokens_per_step"] == 2.0 and texts[0]["end"] == "limit"
-    assert texts[1]["tokens_per_second"] is None
-    assert api.post(f"/runs/{blind}/vote?choice=1").status_code == 200
-    assert votes_of(blind) == {"local": 1}
-    assert api.post(f"/runs/{blind}/vote?choice=0").status_code == 409
-    assert api.post(f"/runs/{blind}/vote?choice=7").status_code == 422
+    assert api.get(f"/chats/{blind}").status_code == 409  # it would tell who wrote what
+    assert api.post(f"/chats/{blind}/vote?choice=1").status_code == 200
+    assert conversations.turn(int(blind)).votes == {"local": 1}
+    assert api.post(f"/chats/{blind}/vote?choice=0").status_code == 409
+    assert api.post(f"/chats/{answered}/vote?choice=7").status_code == 422
     board = api.get("/leaderboard").json()
     assert board["votes"] == 1 and board["ratings"][0]["name"] == "toy"
     guest = TestClient(build(), base_url="http://localhost", client=("10.0.0.7", 1))
-    assert guest.post(f"/runs/{blind}/vote?choice=1").status_code == 403
+    assert guest.post(f"/chats/{answered}/vote?choice=1").status_code == 403
 
 
 @pytest.mark.parametrize("deed", ["vote9", "vote-2", "vote1; drop", "vote", "explode", ""])
 def test_what_the_browser_sends_is_checked(answered: str, deed: str) -> None:
-    assert "problem" in press(deed, answered) and votes_of(answered) == {}
-    assert "problem" in press("vote1", "sds-0001")
+    assert "problem" in press(deed, answered)
+    assert conversations.turn(int(answered)).votes == {}
+    assert "problem" in press("vote1", "sds-0001") and "problem" in press("delete", answered, GUEST)
 
 
 def test_a_vote_is_kept_and_shown_and_none_of_guests_without_a_name(answered: str) -> None:
-    assert "disabled" in draw(GUEST, run=answered)
-    assert "may not vote" in press("vote0", answered, GUEST) and votes_of(answered) == {}
-    html = draw(run=answered)
+    assert "disabled" in draw(GUEST, chat=answered)
+    assert "may not vote" in press("vote0", answered, GUEST)
+    html = draw(chat=answered)
     assert 'data-do="vote1"' in html and 'data-do="vote0"' in html and 'data-do="vote-1"' in html
     assert press("vote2", answered) == ""
-    assert votes_of(answered) == {"local": 2}
-    html = draw(run=answered)
+    html = draw(chat=answered)
     assert "Your vote: amphista-0002 is better" in html and 'data-do="vote' not in html
-    assert "voted on generate-0001 before" in press("vote0", answered)
-    assert votes_of(answered) == {"local": 2}
+    assert "voted on these answers before" in press("vote0", answered)
+    assert conversations.turn(int(answered)).votes == {"local": 2}
 
 
 # the strip ----------------------------------------------------------------------------------------

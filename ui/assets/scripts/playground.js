@@ -1,63 +1,111 @@
-/* The playground: answers grow while they are written, an example is sent by a click. The server
-   draws the conversation; this adds the new tokens, and asks for another drawing at the end. */
+/* The playground: answers stream in token by token, an example is sent by a click. The server draws
+   the conversation; a section with `data-begin` is one this page has answered. */
 (() => {
-  const EVERY = 120; // ms
-  let followed = null;
+  const writing = new Map(); // query of an answer -> its strip, what it waits for, how to stop it
 
   const board = () => document.getElementById("playground-board");
-  const turns = () => board()?.querySelector("[data-live]");
-  const sections = (run) =>
-    [...(board()?.querySelectorAll(`[data-testid="turn-${run}"] section[data-side]`) || [])]
-      .sort((one, other) => one.dataset.side - other.dataset.side);
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
   /* Whether the end of the page is in sight, so that it should stay there. */
   const atEnd = () => window.innerHeight + window.scrollY > document.body.scrollHeight - 200;
 
-  function show(section, side, now) {
-    const status = section.querySelector(".waits");
-    if (status.dataset.html !== side.status) {
-      status.innerHTML = status.dataset.html = side.status;
+  function tint(head) {
+    return head === 0 ? "" : head < 0 ? "head-looked" : `head-${Math.min(head, 6)}`;
+  }
+
+  function add(answer, row) {
+    const end = atEnd();
+    for (const [text, head] of row.tokens) {
+      const span = document.createElement("span");
+      span.textContent = text;
+      if (head) span.className = tint(head);
+      answer.strip.append(span);
     }
-    const bar = status.querySelector("progress");
-    if (bar) bar.value = Math.min(0.97, (now - bar.dataset.since) / 1000 / bar.dataset.about);
-    section.querySelector(".facts-line").textContent = side.facts;
+    answer.tokens += row.tokens.length;
+    if (row.rejected[0]?.trim()) {
+      const vain = document.createElement("s");
+      vain.textContent = row.rejected[0];
+      vain.ariaHidden = "true";
+      answer.strip.append(vain);
+    }
+    answer.waits = null;
+    if (end) window.scrollTo({ top: document.body.scrollHeight });
+  }
+
+  function wait(answer, what, about) {
+    answer.waits = { what, about, since: performance.now() };
+  }
+
+  /* Puts what has come into the section, which may have been drawn anew. */
+  function show(query, answer) {
+    const section = board()?.querySelector(`[data-begin="${query}"]`);
+    if (!section) return;
     const strip = section.querySelector(".strip");
-    if (side.after === 0 && section.dataset.passes !== "0") strip.textContent = "";
-    else if (String(side.after) !== section.dataset.passes) return; // drawn anew meanwhile
-    if (side.html) strip.insertAdjacentHTML("beforeend", side.html);
-    section.dataset.passes = side.passes;
+    if (strip !== answer.strip) strip.replaceWith(answer.strip);
+    section.querySelector(".facts-line").textContent = answer.tokens ? `${answer.tokens} tokens` : "";
+    const place = section.querySelector(".waits"), { what, about, since } = answer.waits || {};
+    const said = what && `${what}${about ? ` (about ${Math.max(1, Math.round(about))} s)` : "…"}`;
+    if (place.dataset.said !== (said || "")) {
+      place.dataset.said = said || "";
+      place.replaceChildren();
+      if (!said) return;
+      const line = Object.assign(document.createElement("p"), { className: "quiet", role: "status" });
+      line.append(said);
+      if (about) line.append(Object.assign(document.createElement("progress"), { max: 1 }));
+      place.append(line);
+    }
+    const bar = place.querySelector("progress");
+    if (bar) bar.value = Math.min(0.97, (performance.now() - since) / 1000 / about);
   }
 
-  async function follow(run) {
-    while (turns()?.dataset.live === run) {
-      const at = sections(run).map((each) => each.dataset.passes).join(",");
-      const answer = await (await fetch(`slimscope/answers?run=${run}&at=${at}`, { cache: "no-store" })).json();
-      const end = atEnd();
-      for (const section of sections(run)) {
-        const side = answer.sides?.find((each) => each.side === Number(section.dataset.side));
-        if (side) show(section, side, answer.now);
+  async function read(response, answer) {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = ""; ;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines.filter((each) => each.startsWith("data: "))) {
+        const row = JSON.parse(line.slice(6));
+        if (row.tokens) add(answer, row);
+        else if (row.waits) wait(answer, row.waits, row.about);
       }
-      if (end) window.scrollTo({ top: document.body.scrollHeight });
-      if (answer.over) {
-        board().querySelector(".redraw")?.click();
-        return pause(1000);
-      }
-      await pause(document.hidden ? 2000 : EVERY);
     }
   }
 
-  async function look() {
-    const run = turns()?.dataset.live;
-    if (!run || run === followed) return;
-    followed = run;
+  /* Has it answered; who is refused because others are before waits, and asks again. */
+  async function begin(query) {
+    const stop = new AbortController();
+    const answer = { strip: document.createElement("p"), tokens: 0, waits: null, stop };
+    answer.strip.className = "strip";
+    writing.set(query, answer);
+    wait(answer, "Starting", 0);
     try {
-      await follow(run);
-    } catch {
-      await pause(2000); // the status strip says that the server does not answer
-    } finally {
-      followed = null;
+      for (;;) {
+        const response = await fetch(`slimscope/answer?${query}`, { method: "POST", signal: stop.signal });
+        if (response.status === 429) {
+          const { error } = await response.json(), seconds = Number(response.headers.get("retry-after")) || 5;
+          wait(answer, error.message, seconds);
+          await pause(1000 * seconds);
+          if (!stop.signal.aborted) continue;
+        } else if (response.ok) await read(response, answer);
+        break;
+      }
+    } catch { /* stopped, or the server has gone, as the status strip says */ }
+    await pause(stop.signal.aborted ? 400 : 0); // until it is stored
+    answer.over = true;
+    if ([...writing.values()].every((each) => each.over)) {
+      board()?.querySelector(".redraw")?.click();
+      await pause(1500);
+      writing.clear();
     }
+  }
+
+  function look() {
+    for (const section of board()?.querySelectorAll("[data-begin]") || []) {
+      if (!writing.has(section.dataset.begin)) begin(section.dataset.begin);
+    }
+    for (const [query, answer] of writing) show(query, answer);
   }
 
   /* As if a person had written it. */
@@ -67,6 +115,9 @@
   }
 
   document.addEventListener("click", (event) => {
+    if (event.target.closest?.('#playground-board [data-do="stop"]')) {
+      for (const answer of writing.values()) answer.stop.abort();
+    }
     const example = event.target.closest?.("[data-example]");
     const box = example && document.querySelector("#playground-prompt textarea");
     if (!box) return;

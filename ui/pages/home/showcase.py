@@ -17,9 +17,9 @@ from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
-from jobs.generate.transcript import Transcript, read_transcript
 from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric
+from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share, size
 from ui.runs.pairs import stage_comparison
 from ui.runs.results import RunResults, find_job, kind_of, speed_conditions

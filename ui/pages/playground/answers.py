@@ -1,106 +1,117 @@
-"""Answers of one run as the page shows them, and their new tokens while they are being written."""
+"""Answers to one prompt as the page shows them, and the stream of those that are being written."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.errors import SlimscopeError
-from backend.store import queries
-from backend.store.session import now_ms
-from backend.store.states import ACTIVE, State
-from backend.store.tables import Job
-from jobs.generate.arena import display_order, is_hidden, names_of
-from jobs.generate.transcript import ENDS, Transcript, first_difference, read_transcript
+from backend.errors import ConflictError, SlimscopeError
+from backend.queue import conversations
+from backend.queue.actor import Actor, guest_of
+from backend.queue.conversations import Turn
+from backend.queue.permissions import require
+from backend.store.session import writing
+from jobs.chat.arena import display_order, is_hidden
+from jobs.chat.asking import body_of
+from jobs.serving.client import ended
+from jobs.serving.disconnect import EventStream
+from jobs.serving.openai_format import error_headers, event
+from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
+from ui.openai_api import GONE, answered, failure, rows
+from ui.pages.playground.token_strip import BASE, Span, token_spans
 from ui.runs.html import model_name
-from ui.runs.token_strip import BASE, Span, token_spans
 from ui.security.auth import current_user
 from ui.templates import fragments
-from ui.widgets.html import WIDGETS
 
 HTML = fragments("pages/playground/page.html")
 LETTERS = "ABCD"
-START_S = 6.0  # of the playground's process
-PATIENCE_MS = 20_000
-DIGITS = 9  # of a number of passes
 MIN_GAIN = 0.05  # tokens per step beyond the one without drafting
+_written: dict[tuple[int, int], "_Writing"] = {}  # by prompt and side, while they last
 
 
 @dataclass(frozen=True)
 class Answer:
     """One column: `side` of the config, from 1, and its letter ("" if alone); `model` is None where
-    hidden; `spans` shows so many `passes`; `text` is that of a finished answer, else ""."""
+    hidden; `status` says what it waits for; `begins`: the page is to ask for it; `text` is that of
+    a finished answer, else ""."""
 
     side: int
     letter: str
     model: Markup | None
-    status: Markup
+    status: str
+    begins: bool
     facts: list[str]
     spans: list[Span]
-    passes: int
     text: str
 
 
-def answers_of(job: Job, voter: str) -> list[Answer]:
-    """Columns as `voter` may see them, compared with the first."""
-    hidden, sides = is_hidden(job, voter), display_order(job)
-    texts = {side: read_transcript(job.run, side) for side in sides}
-    return [
-        _answer(job, side, letter if len(sides) > 1 else "", texts[side], hidden,
-                texts[sides[0]] if side != sides[0] else None)
-        for side, letter in zip(sides, LETTERS, strict=False)
-    ]  # fmt: skip
+def answers_of(
+    names: Sequence[str], order: Sequence[int], hidden: bool, texts: dict[int, Transcript],
+    status: str = "", begins: bool = False,
+) -> list[Answer]:  # fmt: skip
+    """Columns of these texts, in this order, compared with the first; `status` and `begins` of
+    those that have no text."""
+    first = texts.get(order[0])
+    shown = []
+    for side, letter in zip(order, LETTERS, strict=False):
+        text = texts.get(side)
+        found = text or Transcript()
+        other = first if text and side != order[0] else None
+        differs = first_difference(other.text, found.text) if other else None
+        shown.append(Answer(
+            side, letter if len(order) > 1 else "",
+            None if hidden else model_name(names[side - 1]),
+            "" if text else status, begins and not text,
+            [*facts(found, hidden), *_difference(other, found, differs)],
+            spans_of(found, hidden, differs or None), found.text if found.complete else "",
+        ))  # fmt: skip
+    return shown
 
 
-def _answer(
-    job: Job, side: int, letter: str, transcript: Transcript, hidden: bool, first: Transcript | None
-) -> Answer:
-    ended = job.state not in ACTIVE
-    differs = first_difference(first.text, transcript.text) if first and ended else None
-    return Answer(
-        side,
-        letter,
-        None if hidden else model_name(names_of(job)[side - 1]),
-        status(job, transcript, hidden),
-        [*facts(transcript, hidden), *(_difference(first, transcript, differs) if ended else [])],
-        spans_of(transcript, hidden, differs or None),
-        len(transcript.passes),
-        transcript.text if transcript.complete else "",
-    )
+def chat_answers(turns: Sequence[Turn], actor: Actor) -> list[Answer]:
+    """Those of the last of these turns, as `actor` may see them. Who asked has them written, as
+    soon as they see the page; also again, where their process ended before it did."""
+    turn = turns[-1]
+    texts = {side: transcript_of(each.transcript) for side, each in turn.answers.items()}
+    begins = not may_not_begin(turn, actor)
+    status = "Starting" if begins else "Being answered"
+    hidden = is_hidden(turns, actor.name)
+    return answers_of(turn.names, display_order(turn), hidden, texts, status, begins)
 
 
-def spans_of(
-    transcript: Transcript, hidden: bool, differs: int | None = None, after: int = 0
-) -> list[Span]:
-    if hidden:
-        passes = transcript.passes[after:]
-        return [Span("".join(text for step in passes for text, _ in step.tokens) + transcript.rest)]
-    return token_spans(transcript, differs, after)
+def may_not_begin(turn: Turn, actor: Actor) -> str:
+    """Why an actor may not have a prompt answered; "" if they may."""
+    own = actor.role == "host" or guest_of(turn.prompt.author) == actor.name
+    return "" if own else "Somebody else has asked."
 
 
-def status(job: Job, transcript: Transcript, hidden: bool) -> Markup:
-    if job.state not in ACTIVE or transcript.passes or transcript.end:
-        return Markup()
-    if job.desired != "run":
-        return HTML.status("Stopping")
-    if transcript.waits:
-        text = "Loading a model" if hidden and transcript.about else transcript.waits
-        return HTML.status(text, transcript.about, transcript.since)
-    if job.state != State.QUEUED:
-        return HTML.status("Reading the prompt")
-    if now_ms() - job.queued_at < PATIENCE_MS:  # a process that is there takes it at once
-        return HTML.status("Starting", START_S, job.queued_at)
-    return HTML.status("Waiting for its turn")
+def is_written(turn: Turn) -> bool:
+    """Whether an answer to a prompt is being written now."""
+    return any((turn.number, side) in _written for side in turn.unanswered)
+
+
+def stop(turn: Turn) -> None:
+    """End the answers to a prompt at their next token."""
+    for side in turn.unanswered:
+        if writing_now := _written.get((turn.number, side)):
+            writing_now.stopped = True
+
+
+def spans_of(transcript: Transcript, hidden: bool, differs: int | None = None) -> list[Span]:
+    return [Span(transcript.text)] if hidden else token_spans(transcript, differs)
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:
+    ended = [ENDS[transcript.end]] if transcript.end in ENDS else []
     if not transcript.passes:
-        return []
+        return ended
     known = [f"{len(transcript.tokens)} tokens"]
     accepted = transcript.accepted or 1.0
     rejected = any(each.rejected for each in transcript.passes)
@@ -111,7 +122,7 @@ def facts(transcript: Transcript, hidden: bool) -> list[str]:
             known.append("drafter unused: no draft tree is faster on this machine")
         elif transcript.speed and rejected and accepted < 1 + MIN_GAIN:
             known.append("almost no draft token accepted")
-    return [*known, *([ENDS[transcript.end]] if transcript.end else [])]
+    return [*known, *ended]
 
 
 def _difference(first: Transcript | None, transcript: Transcript, differs: int | None) -> list[str]:
@@ -125,48 +136,96 @@ def _difference(first: Transcript | None, transcript: Transcript, differs: int |
     return [f"first difference from A at character {place + 1}"]
 
 
-def heads_of(jobs: Sequence[Job], voter: str) -> set[int]:
-    """Heads that drafted tokens of these runs, where the voter may know."""
-    return {
-        head
-        for job in jobs
-        if not is_hidden(job, voter)
-        for side in range(1, len(names_of(job)) + 1)
-        for _, head in read_transcript(job.run, side).tokens
-    } - {BASE}
+def heads_of(texts: Sequence[Transcript]) -> set[int]:
+    """Heads that drafted tokens of these texts."""
+    return {head for text in texts for _, head in text.tokens} - {BASE}
 
 
-def answers(request: Request) -> Response:
-    """State of a run, and the text of each side after the passes the page already has:
-    `?run=generate-0007&at=12,9`, in the order of the config."""
+# the stream ---------------------------------------------------------------------------------------
+
+
+async def answer(request: Request) -> Response:
+    """POST `?prompt=57&side=1`: has this side answer the prompt, and streams the rows of its
+    transcript as server-sent events. The answer is stored when it ends, also where the client goes
+    away before."""
+    actor = current_user(request)
     try:
-        job = queries.job(request.query_params.get("run", ""))
+        number, side = (int(request.query_params.get(n, "")[:9]) for n in ("prompt", "side"))
+        turns = await run_in_threadpool(conversations.turns_to, number)
+        require(actor, "have this answered", may_not_begin(turns[-1], actor))
+        if side not in turns[-1].unanswered or (number, side) in _written:
+            raise ConflictError("This is answered already, or being answered.")
+    except ValueError:
+        return failure(ConflictError("A prompt and a side are missing."), 422)
     except SlimscopeError as error:
-        return JSONResponse({"over": True, "error": error.what}, 404)
-    shown = request.query_params.get("at", "").split(",")
-    sides = len(names_of(job))
-    drawn = [int(text[:DIGITS]) if text.isdecimal() else 0 for text in shown[:sides]]
-    drawn += [0] * (sides - len(drawn))
-    hidden = is_hidden(job, current_user(request).name)
-    content = {
-        "over": job.state not in ACTIVE,
-        "now": now_ms(),
-        "sides": [_side(job, side, after, hidden) for side, after in enumerate(drawn, 1)],
-    }
-    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+        return failure(error)
+    return await _Writing(turns, side, actor).begin(request)
 
 
-def _side(job: Job, side: int, after: int, hidden: bool) -> dict[str, Any]:
-    transcript = read_transcript(job.run, side)
-    passes = len(transcript.passes)
-    if passes < after:  # written anew by another attempt
-        after = 0
-    new = spans_of(transcript, hidden, after=after) if passes > after else []
-    return {
-        "side": side,
-        "after": after,
-        "passes": passes,
-        "html": WIDGETS.tokens_html(new),
-        "facts": " · ".join(facts(transcript, hidden)),
-        "status": status(job, transcript, hidden),
-    }
+class _Writing:
+    """One answer that is being written, and is stored at its end, whatever ends it; but for a
+    refusal that time mends: the page asks again."""
+
+    def __init__(self, turns: Sequence[Turn], side: int, actor: Actor) -> None:
+        self.turns, self.side, self.actor = turns, side, actor
+        self.rows: list[dict[str, Any]] = []
+        self.refused = self.stopped = False
+
+    async def begin(self, request: Request) -> Response:
+        """The stream; where it cannot begin, the reason."""
+        _written[self.turns[-1].number, self.side] = self
+        async with AsyncExitStack() as opened:
+            opened.push_async_callback(self._end)
+            try:
+                body = body_of(self.turns, self.side)
+                response = await opened.enter_async_context(answered(request, self.actor, body))
+                if response is None:
+                    return GONE
+                if response.status_code != 200:
+                    content = json.loads(await response.aread())
+                    self._failed(content["error"]["message"], response.status_code == 429)
+                    wait = {"retry-after": response.headers.get("retry-after", "5")}
+                    return JSONResponse(content, response.status_code, wait)
+            except SlimscopeError as error:
+                self._failed(str(error), bool(error_headers(error)))
+                return failure(error)
+            return EventStream(self._stream(rows(response)), opened.pop_all())
+
+    async def _stream(self, found: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+        hidden = is_hidden(self.turns, self.actor.name)
+        async for row in found:
+            if "waits" not in row:
+                self.rows.append(row)
+            yield event(_without_author(row) if hidden else row)
+            if self.stopped:
+                return
+        if not self.rows or "end" not in self.rows[-1]:
+            self._failed(str(ended()), False)
+
+    def _failed(self, why: str, refused: bool) -> None:
+        self.rows.append({"end": "error", "rest": "", "error": why})
+        self.refused = refused
+
+    async def _end(self) -> None:
+        if not self.rows or "end" not in self.rows[-1]:  # whoever goes away has stopped it
+            self.rows.append({"end": "cancelled", "rest": ""})
+        try:
+            with anyio.CancelScope(shield=True):
+                if not self.refused:
+                    await run_in_threadpool(self._store)
+        finally:
+            del _written[self.turns[-1].number, self.side]
+
+    def _store(self) -> None:
+        text, prompt = transcript_of(self.rows).text, self.turns[-1].prompt
+        with writing(durable=True) as session:
+            conversations.save_answer(prompt, self.side, text, self.rows, session)
+
+
+def _without_author(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that does not tell which model wrote it."""
+    if "tokens" in row:
+        return {"ms": 0, "tokens": [[text, BASE] for text, _ in row["tokens"]], "rejected": []}
+    if "waits" in row and row["waits"].startswith("Loading"):
+        return row | {"waits": "Loading a model"}
+    return {name: row[name] for name in ("waits", "about", "end", "rest") if name in row}

@@ -1,25 +1,33 @@
 """A conversation, the votes for its answers, and the conversations before it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from backend.models.layer_names import read_names
 from backend.queue import permissions
 from backend.queue.actor import Actor
-from backend.queue.votes import BAD, TIE, votes_of
+from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from backend.store import queries
-from backend.store.states import ACTIVE, Lane, State
 from backend.store.tables import Job
-from jobs.generate.arena import MIN_VOTES, display_order, is_hidden, leaderboard, names_of
-from jobs.generate.conversation import conversations, turns_to
-from ui.pages.playground.answers import HTML, LETTERS, Answer, answers_of, heads_of
-from ui.runs.html import error_of, model_name
+from jobs.chat.arena import MIN_VOTES, display_order, is_hidden, leaderboard
+from jobs.chat.asking import would_repeat
+from jobs.serving.transcript import read_transcript, transcript_of
+from ui.pages.playground.answers import (
+    HTML,
+    LETTERS,
+    Answer,
+    answers_of,
+    chat_answers,
+    heads_of,
+    is_written,
+    may_not_begin,
+)
+from ui.pages.playground.token_strip import tints
+from ui.runs.html import model_name
 from ui.runs.results import speed_conditions
-from ui.runs.token_strip import tints
 
 VOTE = "vote"  # leads the action of a button that votes; the choice follows
 MAX_EARLIER = 30
@@ -33,45 +41,54 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class ShownTurn:
-    job: Job
+    number: int  # of the prompt; 0 of a recorded run
+    prompt: str
     answers: list[Answer]
-    error: Markup
+    problems: list[str]  # why sides failed
     votes: Markup
-    buttons: Markup
+    foot: Markup
 
 
-def conversation(job: Job, actor: Actor) -> Markup:
-    jobs = turns_to(job)
-    live = job.run if job.state in ACTIVE else ""
-    heads, together = heads_of(jobs, actor.name), len(names_of(job)) > 1
+def conversation(turns: Sequence[Turn], actor: Actor) -> Markup:
+    shown, heads, decoders = [], set[int](), dict[str, None]()
+    for n, turn in enumerate(turns, 1):
+        texts = [transcript_of(each.transcript) for each in turn.answers.values()]
+        if not is_hidden(turns[:n], actor.name):
+            heads |= heads_of(texts)
+            decoders |= {text.decoder: None for text in texts if text.speed and text.decoder}
+        last = n == len(turns)
+        below = _foot(turn, actor) if last else Markup()
+        problems = [text.error for text in texts if text.error]
+        answers = chat_answers(turns[:n], actor)
+        votes = _votes(turn, actor, last)
+        shown.append(ShownTurn(turn.number, turn.prompt.text, answers, problems, votes, below))
+    how = f"Speeds: {', '.join(decoders)} decoder, prefill excluded." if decoders else ""
+    legend = HTML.legend(tints(heads) if heads else [], len(turns[-1].names) > 1, how)
+    return HTML.conversation(shown, legend)
+
+
+def recorded_run(job: Job) -> Markup:
+    """The answers that a run recorded, as a conversation that is over."""
+    names = read_names(str(job.config.get("sides", "")))
+    texts = {n: read_transcript(job.run, n) for n in range(1, len(names) + 1)}
+    answers = answers_of(names, [*texts], False, texts)
+    heads = heads_of([*texts.values()])
+    prompt, foot = str(job.config.get("prompt", "")), HTML.recorded(job)
+    shown = ShownTurn(0, prompt, answers, [], Markup(), foot)
     conditions = speed_conditions(job, queries.results([job.id]))
-    legend = HTML.legend(tints(heads) if heads else [], together, conditions)
-    shown = [each for each in jobs if each.removed_at is None]
-    turns = [_turn(each, actor, last=each.run == job.run) for each in shown]
-    return HTML.conversation(turns, live, legend)
+    return HTML.conversation([shown], HTML.legend(tints(heads) if heads else [], False, conditions))
 
 
-def _turn(job: Job, actor: Actor, last: bool) -> ShownTurn:
-    answers = answers_of(job, actor.name)
-    below = Markup()
-    if last:
-        below = HTML.turn_buttons(
-            job.run,
-            job.state in ACTIVE,
-            permissions.may_not_cancel(actor, job.owner),
-            permissions.may_not_add(actor, Lane.PLAYGROUND),
-            would_repeat(job),
-        )
-    return ShownTurn(job, answers, error_of(job), _votes(job, actor, last), below)
+def _foot(turn: Turn, actor: Actor) -> Markup:
+    return HTML.turn_foot(
+        turn.number, bool(turn.unanswered) and (is_written(turn) or not may_not_begin(turn, actor)),
+        permissions.may_not_cancel(actor, turn.prompt.author), permissions.may_not_ask(actor),
+        would_repeat(turn), actor.role == "host",
+    )  # fmt: skip
 
 
-def would_repeat(job: Job) -> bool:
-    """True where the same prompt gives the same texts: at temperature 0 the seed has no effect."""
-    return job.state == State.SUCCEEDED and not job.config.get("temperature")
-
-
-def choices(job: Job) -> dict[int, str]:
-    sides, two = display_order(job), len(names_of(job)) == 2
+def choices(turn: Turn) -> dict[int, str]:
+    sides, two = display_order(turn), len(turn.names) == 2
     better = "better" if two else "best"
     letters = zip(sides, LETTERS, strict=False)
     first, *others = [(side, f"{letter} is {better}") for side, letter in letters]
@@ -79,34 +96,37 @@ def choices(job: Job) -> dict[int, str]:
     return dict([first, *both, *others] if two else [first, *others, *both])
 
 
-def _votes(job: Job, actor: Actor, last: bool) -> Markup:
-    if len(names_of(job)) < 2 or job.state != State.SUCCEEDED:
+def _votes(turn: Turn, actor: Actor, last: bool) -> Markup:
+    if len(turn.names) < 2 or not turn.finished:
         return Markup()
-    votes = votes_of(job.id)
+    votes = turn.votes
     if actor.name not in votes:
         if not last:
             return Markup()
-        return HTML.vote_buttons(job.run, [*choices(job).items()], permissions.may_not_vote(actor))
+        may_not = permissions.may_not_ask(actor)
+        return HTML.vote_buttons(turn.number, [*choices(turn).items()], may_not)
     counted = Counter(votes.values())
-    tally = [(_said(job, choice), count) for choice, count in counted.most_common()]
-    return HTML.voted(_said(job, votes[actor.name]), tally if len(votes) > 1 else [])
+    tally = [(_said(turn, choice), count) for choice, count in counted.most_common()]
+    return HTML.voted(_said(turn, votes[actor.name]), tally if len(votes) > 1 else [])
 
 
-def _said(job: Job, choice: int) -> str:
-    names = names_of(job)
+def _said(turn: Turn, choice: int) -> str:
+    names = turn.names
     if not 1 <= choice <= len(names):
-        return choices(job).get(choice, "").lower()
+        return choices(turn).get(choice, "").lower()
     return f"{names[choice - 1]} is {'better' if len(names) == 2 else 'best'}"
 
 
-def history(jobs: Sequence[Job], current: Job | None, voter: str, now: int) -> Markup:
-    shown = {each.run for each in turns_to(current)} if current else set()
+def history(past: Sequence[PastConversation], current: int, voter: str, now: int) -> Markup:
+    """`current`: number of the conversation that is shown, 0 for none."""
     entries = []
-    for each in conversations(jobs)[:MAX_EARLIER]:
-        models = ["blind"] if is_hidden(each.newest, voter) else names_of(each.newest)
+    for each in past:
+        blind = each.conversation.blind and voter not in each.voters
+        models = ["blind"] if blind else each.conversation.sides
+        here = each.conversation.id == current
         named = [*map(model_name, models)]
-        entries.append((each.newest, _short(each.prompt), each.prompts, named))
-    return HTML.history(entries, shown, now)
+        entries.append((each.newest, here, _short(each.first), each.prompts, named))
+    return HTML.history(entries, now)
 
 
 def _short(prompt: str) -> str:

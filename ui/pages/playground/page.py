@@ -1,7 +1,5 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -12,29 +10,26 @@ from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
 from backend.queue import permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
-from backend.store import queries
+from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
-from backend.store.states import Lane
 from backend.store.tables import EXAMPLE
+from jobs.chat import asking
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.fields.saved_models import NO_WEIGHTS
-from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
-from jobs.submit import submit
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
-from ui.pages.playground.actions import absent, carry_out, follows, generate_run
+from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
 from ui.pages.playground.answers import HTML
-from ui.runs.choices import models, saved, trained_drafters
+from ui.runs.choices import answering
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-ELSEWHERE = ("prompt", "sides", "blind", "follows")  # asked for outside of the settings
-RECENT = 200  # runs, among which the conversations in the list are
+ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without effect here
 
 
 def build() -> None:
@@ -67,25 +62,28 @@ def build() -> None:
         one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
     on_load(_tab, None, tabs)
 
-    run = gr.Textbox(visible=False)
+    shown = gr.Textbox(visible=False)
     asked = prompt.submit(
-        _ask(form, prompt, run, message),
+        _ask(form, prompt, shown, message),
         [prompt, sides, blind, alias, *form.inputs],
-        [prompt, run, message, *form.folds.values(), *form.messages],
+        [prompt, shown, message, *form.folds.values(), *form.messages],
         **PRIVATE_EVENT,
     )
-    acted = board.act(act, alias, [message, run], **PRIVATE_EVENT)
+    acted = board.act(act, alias, [message, shown], **PRIVATE_EVENT)
     for event in (asked, acted):
-        url_sync(event, run=run).then(*show, **SILENT_EVENT)
+        url_sync(event, chat=shown).then(*show, **SILENT_EVENT)
 
 
 def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
     fields = GenerateJob.model_fields
     with gr.Row(elem_id="playground-top", equal_height=True):
-        chosen = component("sides", fields["sides"], sides(), "playground-")
-        blind = component("blind", fields["blind"], (), "playground-")
+        chosen = component("sides", fields["sides"], answering(), "playground-")
+        blind = gr.Checkbox(
+            label="Blind", elem_id="playground-field-blind", elem_classes="form-field",
+            info="Hides the names of the models and shuffles the columns until you have voted.",
+        )  # fmt: skip
         plain(HTML.new_chat(), elem_id="playground-anew")
-    assert isinstance(chosen, gr.Dropdown) and isinstance(blind, gr.Checkbox)
+    assert isinstance(chosen, gr.Dropdown)
     return chosen, blind
 
 
@@ -122,12 +120,6 @@ def _alias() -> gr.Textbox:
     )  # fmt: skip
 
 
-def sides() -> Choices:
-    known = {name for _, name in models()}
-    compressed = [(label, name) for label, name in saved() if name not in known]
-    return [*models(), *trained_drafters(), *compressed]
-
-
 def _arrive(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
@@ -135,12 +127,11 @@ def _arrive(
     prompts are not allowed."""
 
     def arrive(request: gr.Request) -> dict[Any, Any]:
-        job = generate_run(query(request, "from") or query(request, "run"))
-        config = job.config if job else address_values(request, GenerateJob)
-        updates = form.arrival(config or None) | {chosen: gr.update(choices=sides())}
+        config = _shown_config(request) or address_values(request, GenerateJob)
+        updates = form.arrival(config or None) | {chosen: gr.update(choices=answering())}
         if config:
-            updates |= _chosen(config, chosen, blind, message, sides())
-        if reason := permissions.may_not_add(current_user(request), Lane.PLAYGROUND):
+            updates |= _chosen(config, chosen, blind, message, answering())
+        if reason := permissions.may_not_ask(current_user(request)):
             updates[message] = show_html(HTML.may_not(reason))
         return updates
 
@@ -151,12 +142,21 @@ def _settings_of_the_run(
     form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
 ) -> Callable[..., Any]:
     def show(request: gr.Request) -> Any:
-        job = generate_run(query(request, "run"))
-        if job is None:
-            return gr.skip()
-        return form.show(job.config) | _chosen(job.config, chosen, blind, message)
+        if config := _shown_config(request):
+            return form.show(config) | _chosen(config, chosen, blind, message)
+        return gr.skip()
 
     return show
+
+
+def _shown_config(request: gr.Request) -> dict[str, Any]:
+    """The settings of the conversation or the recorded run that is shown; empty without one."""
+    if turns := shown_turns(query(request, "chat")):
+        last = turns[-1]
+        about = {"sides": ", ".join(last.names), "blind": last.conversation.blind}
+        return last.prompt.settings | about
+    job = recorded(query(request, "from") or query(request, "run"))
+    return job.config if job else {}
 
 
 def _chosen(
@@ -180,7 +180,7 @@ def _chosen(
 
 def _may_have_alias(request: gr.Request) -> Any:
     actor = current_user(request)
-    return gr.update(visible=actor.role != "host" and not permissions.may_not_vote(actor))
+    return gr.update(visible=actor.role != "host" and not permissions.may_not_ask(actor))
 
 
 def _actor(request: gr.Request, alias: str) -> Actor:
@@ -192,42 +192,41 @@ def _tab(request: gr.Request) -> Any:
 
 
 def _ask(
-    form: ConfigForm, prompt: gr.Textbox, run: gr.Textbox, message: gr.HTML
+    form: ConfigForm, prompt: gr.Textbox, chat: gr.Textbox, message: gr.HTML
 ) -> Callable[..., Any]:
     def ask(
         request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
     ) -> Any:
-        here, actor = query(request, "run"), _actor(request, alias)
+        here, actor = query(request, "chat"), _actor(request, alias)
         try:
             sides = ", ".join(map(str, names or []))
             if not sides:
                 raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
-            before = follows(generate_run(here), sides)
-            config = form.values(values) | {
-                "prompt": text.strip(), "sides": sides, "blind": bool(hide), "follows": before,
-            }  # fmt: skip
-            job = submit(generate.NAME, config, actor)
+            config = form.values(values) | {"prompt": text.strip(), "sides": sides}
+            before = shown_turns(here)
+            number = asking.ask(config, bool(hide), actor, before[-1].number if before else None)
         except SlimscopeError as error:
             shown = form.show_errors(error)
-            return {**shown, prompt: gr.skip(), run: here, message: show_error(error)}
-        return {**form.show_errors(None), prompt: "", run: job.run, message: show_html()}
+            return {**shown, prompt: gr.skip(), chat: here, message: show_error(error)}
+        return {**form.show_errors(None), prompt: "", chat: str(number), message: show_html()}
 
     return ask
 
 
 def draw(request: gr.Request) -> Updates:
-    runs = queries.jobs(kind=generate.NAME, limit=RECENT)
-    job = generate_run(query(request, "run"))
-    known = [each for each in runs if not each.damaged]
-    actor = current_user(request)
-    return {
-        "board": boards.conversation(job, actor) if job else HTML.nothing(boards.EXAMPLES),
-        "earlier": boards.history(known, job, actor.name, now_ms()),
-    }
+    actor, turns = current_user(request), shown_turns(query(request, "chat"))
+    board = HTML.nothing(boards.EXAMPLES)
+    if turns:
+        board = boards.conversation(turns, actor)
+    elif job := recorded(query(request, "run")):
+        board = boards.recorded_run(job)
+    here = turns[-1].conversation.id if turns else 0
+    past = newest_conversations(boards.MAX_EARLIER)
+    return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}
 
 
 def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]:
-    data, here = event_data(event), query(request, "run")
+    data, here = event_data(event), query(request, "chat")
     try:
         actor = _actor(request, alias)
         added = carry_out(str(data.get("do", "")), str(data.get("run", "")), actor)

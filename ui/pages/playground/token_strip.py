@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from backend.decoding.limits import LOOKUP_HEAD
-from jobs.generate.transcript import Transcript, TranscriptStep
+from jobs.serving.transcript import Transcript, TranscriptStep
 
 MAX_TINTED = 512  # tokens; the rest is plain
 MAX_TINTS = 6  # further heads share the last

@@ -1,20 +1,17 @@
-"""The texts of a generate job, as they are being written: for each side a file of JSON lines in the
-run's folder. A side without its last line is written anew by the next attempt.
+"""Answers token by token, as rows of JSON: of a recorded run a file of lines for each side in its
+folder, of a chat a list with each message. A side without its last row is written anew by the next
+attempt.
 
-    {"waits": "Loading SmolLM2 135M", "about": 4.1, "at": 1764225000000}
-    {"unused": true}
+    {"decoder": "native (AVX2)", "unused": true}
     {"ms": 41.2, "tokens": [["Hello", 0], [" there", 1]], "rejected": [" you"]}
     {"end": "limit", "rest": ""}
 
-A side waits `about` so many seconds (0: unknown) from `at`, UTC milliseconds. A drafter is unused
-where no draft tree pays. The number beside a token is the head that guessed it, 0 the base, -1:
-looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
+A drafter is unused where no draft tree pays. The number beside a token is the head that guessed it,
+0 the base, -1: looked up. An end is a key of `ENDS`; `rest` was held back until it was certain.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +19,10 @@ from typing import Any, TextIO
 
 from backend.queue.folders import run_folder
 
-MAX_SIDES = 4
 MIN_TIMED_TOKENS = 32  # behind the first pass; the speed of fewer is that of milliseconds
 ENDS = {
     "limit": "max tokens reached", "end": "ended by the model", "stop": "stop string reached",
-    "error": "failed",
+    "error": "failed", "cancelled": "stopped",
 }  # fmt: skip
 
 
@@ -45,17 +41,16 @@ class Transcript:
 
     Attributes:
         end: a key of `ENDS`; empty while it goes on.
-        waits: what it waits for before there are tokens, `about` so many seconds; `since`: UTC ms.
         unused: its drafter drafts nothing, because no tree pays on this machine.
+        error: why it failed; `decoder`: what computed it, in words.
     """
 
     passes: list[TranscriptStep] = field(default_factory=list)
     end: str = ""
     rest: str = ""
-    waits: str = ""
-    about: float = 0.0
-    since: int = 0
     unused: bool = False
+    error: str = ""
+    decoder: str = ""
 
     @property
     def complete(self) -> bool:
@@ -89,29 +84,37 @@ def file_of(run: str, side: int) -> Path:
 
 
 def read_transcript(run: str, side: int) -> Transcript:
-    """What a side has written so far; nothing before it began."""
-    transcript, file = Transcript(), file_of(run, side)
+    """What a side of a run has written so far; nothing before it began."""
+    file = file_of(run, side)
     lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []  # the last: not whole
     try:
-        for line in lines:
-            _add(transcript, json.loads(line))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        transcript.end = "error"  # the file was damaged, or came with an imported run
+        return transcript_of([json.loads(line) for line in lines])
+    except (ValueError, RecursionError):  # damaged, or came with an imported run
+        return Transcript(end="error")
+
+
+def transcript_of(rows: Iterable[Any]) -> Transcript:
+    """What these rows say; one that is damaged has failed there."""
+    transcript = Transcript()
+    try:
+        for row in rows:
+            _add(transcript, row)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        transcript.end = "error"
     return transcript
 
 
 def _add(transcript: Transcript, row: dict[str, Any]) -> None:
     if "end" in row:
         transcript.end, transcript.rest = str(row["end"]), str(row["rest"])
-    elif "waits" in row:
-        transcript.waits, transcript.about = str(row["waits"]), float(row["about"])
-        transcript.since = int(row["at"])
-    elif "unused" in row:
-        transcript.unused = bool(row["unused"])
-    else:
+        transcript.error = str(row.get("error", ""))
+    elif "tokens" in row:
         tokens = [(str(text), int(head)) for text, head in row["tokens"]]
         rejected = [str(text) for text in row["rejected"]]
         transcript.passes.append(TranscriptStep(tokens, rejected, float(row["ms"])))
+    else:
+        transcript.unused = transcript.unused or bool(row.get("unused"))
+        transcript.decoder = str(row.get("decoder", transcript.decoder))
 
 
 class TranscriptWriter:

@@ -1,6 +1,4 @@
-"""The graphics cards, which the playground shares with jobs."""
-
-from __future__ import annotations
+"""The graphics cards, which answers share with jobs."""
 
 import torch
 

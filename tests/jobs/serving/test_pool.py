@@ -1,27 +1,21 @@
 """Which models stay in memory, and who waits for room."""
 
-from __future__ import annotations
-
-import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from backend.errors import CancelledError, ModelError
 from backend.models.loading import LoadedModel, load
-from backend.reporter import SilentReporter
 from backend.settings import settings
 from jobs.fields.base_model import resolve_model
-from jobs.playground import pool as pools
-from jobs.playground import warm_model
-from jobs.playground.pool import ModelPool, size_of
-from jobs.playground.share import GUEST_NICE, CpuShare
-from jobs.playground.warm_model import version_of
+from jobs.serving import pool as pools
+from jobs.serving import warm_model
+from jobs.serving.pool import ModelPool, key_of, size_of
+from jobs.serving.share import CpuShare
+from jobs.serving.warm_model import version_of
 
 TOY = size_of(resolve_model("toy"), "cpu", "float32")
 
@@ -30,7 +24,7 @@ class Asking:
     """Uses models of a pool, and notes what was loaded and said."""
 
     def __init__(self, budget: int = 10 * TOY) -> None:
-        self.pool = ModelPool(budget)
+        self.pool = ModelPool(lambda: 1, budget)
         self.loaded: list[str] = []
         self.said: list[str] = []
         self.stopped = False
@@ -43,10 +37,10 @@ class Asking:
             self.loaded.append(name)
             return load("toy", device)
 
-        reporter = SilentReporter()
-        reporter.should_stop = lambda: self.stopped
+        base = resolve_model("toy")
+        key = key_of(name, base, "cpu", "float32")
         with self.pool.using(
-            name, "cpu", "float32", loading, lambda what, _: self.said.append(what), reporter
+            base, key, loading, lambda what, _: self.said.append(what), lambda: self.stopped
         ) as model:
             yield model
 
@@ -57,8 +51,7 @@ class Asking:
 
 
 @pytest.fixture
-def asking(current: object, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asking]:
-    monkeypatch.setattr(pools, "resolve_model", lambda _: resolve_model("toy"))
+def asking(current: object) -> Callable[..., Asking]:
     return Asking
 
 
@@ -119,72 +112,13 @@ def test_files_that_changed_are_another_model(tmp_path: Path) -> None:
     assert version_of(tmp_path) > 0
 
 
-def test_threads_are_divided_and_half_left_to_jobs(
-    current: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_of_the_threads_are_left_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIMSCOPE_THREADS", "8")
     settings.cache_clear()
     share = CpuShare()
-    assert (share.threads(), share.threads(2)) == (8, 2)
+    assert share.threads() == 8
     share.jobs = True
     assert share.threads() == 4
-
-    def both() -> None:  # the priority of a thread is lowered
-        with share.one_more(False), share.one_more(True):
-            assert share.threads() == 2
-            share.jobs = False
-            assert share.threads() == 4
-
-    thread = threading.Thread(target=both)
-    thread.start()
-    thread.join()
-    assert share.threads() == 8  # nothing is written
-
-
-# what one guest was the first to need -------------------------------------------------------------
-
-
-def priority() -> int:
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-
-def as_guest(do: Callable[[], None]) -> int:
-    """The priority of a guest's thread that does this."""
-    noted: list[int] = []
-
-    def give() -> None:
-        with CpuShare().one_more(guest=True):
-            do()
-            noted.append(priority())
-
-    thread = threading.Thread(target=give)
-    thread.start()
-    thread.join()
-    return noted[0]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="one priority for all threads")
-def test_a_guest_who_is_first_loads_and_measures_with_the_priority_of_a_host(
-    asking: Callable[..., Asking], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    seen: list[int] = []
-
-    def noted(*_: object, **__: object) -> object:
-        seen.append(priority())
-        return SimpleNamespace(lookup_length=4)
-
-    monkeypatch.setattr(warm_model, "make_proposer", noted)
-    monkeypatch.setattr(warm_model, "measure_costs", noted)
-    monkeypatch.setattr(warm_model.Amphista, "load", noted)
-    monkeypatch.setattr(warm_model, "TargetModel", noted)
-    those = asking()
-
-    def first() -> None:
-        with those.using("a") as model, model.proposer(tmp_path, 3):
-            assert model.lookup_length() == 4
-
-    assert as_guest(first) == GUEST_NICE
-    assert len(seen) == 4 and max(seen) < GUEST_NICE
 
 
 def test_a_drafter_is_measured_once_even_if_the_first_text_was_stopped(

@@ -1,8 +1,6 @@
 """Models that stay in memory between answers: those used last, within a budget. A model in use is
 never dropped: who needs room for another waits."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import time
@@ -11,19 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.native.model import decoding_dtype
+from backend.decoding.serving.engine import EngineStatus
+from backend.errors import CancelledError
+from backend.models.loading import load_tokenizer
 from backend.models.memory import memory_available, weight_memory
+from backend.models.sources.materialise import materialise
 from backend.printable import readable_bytes
-from backend.reporter import Reporter, stop_if_asked
 from backend.settings import settings
-from jobs.fields.base_model import ResolvedModel, resolve_model
-from jobs.playground.cards import choose_card, free_memory
-from jobs.playground.share import HostPriority
-from jobs.playground.warm_model import Load, WarmModel, version_of
+from jobs.fields.base_model import ResolvedModel
+from jobs.serving.cards import choose_card, free_memory
+from jobs.serving.warm_model import Load, WarmModel, version_of
 
 MODELS_KEPT = 2  # beside those in use
+TOKENIZERS_KEPT = 16
 SHARE = 0.5  # of the free memory at the start, for models
+CACHES = 0.25  # of the budget, for keys and values of each model
 LAYOUTS = 2  # the native decoder keeps the weights in a layout of its own, beside PyTorch's
 LOAD_S, BYTES_PER_S = 1.5, 400e6  # of the first model; then what was measured
 WAIT_S = 0.3
@@ -32,48 +35,71 @@ Say = Callable[[str, float], None]  # what takes time, and about how many second
 Key = tuple[str, str, str, int]  # spec, device as asked for, precision, version of its files
 
 
+def key_of(spec: str, base: ResolvedModel, device: str, precision: str) -> Key:
+    return spec, device, precision, version_of(Path(base.source))
+
+
 class ModelPool:
     """The models of a process, on the CPU within `budget` bytes (None: half of what is free)."""
 
-    def __init__(self, budget: int | None = None) -> None:
+    def __init__(self, threads: Callable[[], int], budget: int | None = None) -> None:
         free = int(SHARE * memory_available())
         self.budget = budget or min(int(settings().job_gb * 1e9) or free, free)
         self._models: dict[Key, WarmModel] = {}  # the one used last comes last
         self._changed = threading.Condition()
         self._pace = BYTES_PER_S
-        self._priority = HostPriority()
+        self._tokenizers: dict[Key, PreTrainedTokenizerBase] = {}
+        self._threads = threads
 
     def __len__(self) -> int:
         return len(self._models)
 
+    def status(self) -> dict[str, EngineStatus]:
+        """What the engine of each model does."""
+        with self._changed:
+            there = [(key[0], model) for key, model in self._models.items() if model.is_open]
+        return {name: model.engine.status() for name, model in there}
+
+    def tokenizer(self, base: ResolvedModel, key: Key, say: Say) -> PreTrainedTokenizerBase:
+        """The tokenizer of a model, which need not be loaded; fetches the model if it is not here.
+        Raises ModelError: it cannot be had."""
+        if key not in self._tokenizers:
+            folder = materialise(base.source, lambda text: say(text.capitalize(), 0.0))
+            while len(self._tokenizers) >= TOKENIZERS_KEPT:
+                self._tokenizers.pop(next(iter(self._tokenizers)), None)
+            self._tokenizers[key] = found = load_tokenizer(folder, base.facts)
+            return found
+        return self._tokenizers[key]
+
     @contextmanager
     def using(
-        self, spec: str, device: str, precision: str, load: Load, say: Say, reporter: Reporter
+        self, base: ResolvedModel, key: Key, load: Load, say: Say, stopped: Callable[[], bool]
     ) -> Iterator[WarmModel]:
         """The model while the body uses it, loaded with `load` unless it is here already.
 
         Raises:
-            CancelledError: the reporter was asked to stop while there was no room.
+            CancelledError: it was `stopped` while there was no room.
             SlimscopeError: it cannot be loaded.
         """
-        base = resolve_model(spec)
-        key = spec, device, precision, version_of(Path(base.source))
-        model = self._enter(key, base, say, reporter)
+        model = self._enter(key, base, say, stopped)
         try:
+            if not model.is_open:
+                say(f"Loading {base.facts.title}", LOAD_S + model.bytes / self._pace)
             with model.opening:
                 if not model.is_open:
-                    self._open(model, base, load, say)
+                    self._open(model, load)
             yield model
         finally:
             self._leave(key, model)
 
-    def _open(self, model: WarmModel, base: ResolvedModel, load: Load, say: Say) -> None:
-        say(f"Loading {base.facts.title}", LOAD_S + model.bytes / self._pace)
+    def _open(self, model: WarmModel, load: Load) -> None:
         began = time.monotonic()
-        model.open(load)
+        model.open(load, int(CACHES * self.budget), self._threads)
         self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
 
-    def _enter(self, key: Key, base: ResolvedModel, say: Say, reporter: Reporter) -> WarmModel:
+    def _enter(
+        self, key: Key, base: ResolvedModel, say: Say, stopped: Callable[[], bool]
+    ) -> WarmModel:
         with self._changed:
             while key not in self._models:
                 card = choose_card(key[1]) if not base.packed else "cpu"
@@ -83,11 +109,12 @@ class ModelPool:
                     self._drop_idle(0)
                     short = self._shortage(size, card)
                 if not short:
-                    self._models[key] = WarmModel(size, card, self._priority)
+                    self._models[key] = WarmModel(size, card)
                     return self._models[key]
                 say(short, 0.0)
                 self._changed.wait(WAIT_S)
-                stop_if_asked(reporter)
+                if stopped():
+                    raise CancelledError
             model = self._models[key] = self._models.pop(key)
             model.users += 1
             return model
@@ -117,7 +144,7 @@ class ModelPool:
         idle = [key for key, model in self._models.items() if not model.users]
         dropped = idle[: max(0, len(self._models) - most)]
         for key in dropped:
-            del self._models[key]
+            self._models.pop(key).close()
         if dropped:
             gc.collect()
             if torch.cuda.is_available():

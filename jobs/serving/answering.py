@@ -1,0 +1,222 @@
+"""One request of the API, from its body to the events of its choices. It waits for its model in a
+thread of its own; the engine writes all choices at once."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from backend.decoding.acceptance import Sampling
+from backend.decoding.proposers import Proposer
+from backend.decoding.serving.engine import Ticket
+from backend.decoding.serving.request import Finished, GenerationRequest, NewPieces, Waiting
+from backend.drafters.tree_proposer import tree_words
+from backend.errors import (
+    CancelledError,
+    ComputeError,
+    ConfigError,
+    NotFoundError,
+    SlimscopeError,
+)
+from backend.models.loading import LoadedModel
+from backend.text.prompt_ids import chat_ids, end_ids
+from jobs.fields.base_model import ResolvedModel, decodable_model
+from jobs.fields.sides import read_side
+from jobs.runtime.loading import load_model
+from jobs.runtime.rank import Rank, RunContext
+from jobs.serving.pool import ModelPool, key_of
+from jobs.serving.requests import Body, ChatBody, CompletionBody
+from jobs.serving.warm_model import WarmModel
+
+SEEDS = 2**63
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a request waits for, about so many `seconds` (0: unknown)."""
+
+    what: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Began:
+    """The model is there; `unused`: its drafter drafts nothing, as no tree pays on this machine;
+    `decoder`, `tree`: what computes and what drafts, in words."""
+
+    tokenizer: PreTrainedTokenizerBase
+    decoder: str
+    tree: str
+    unused: bool
+
+
+Happened = Told | Began | Waiting | NewPieces | Finished | SlimscopeError
+
+
+class Answering:
+    """A request that is answered for `person`. `events` yields (choice, event) until all choices
+    have finished, or an error; leaving it ends the choices that have not."""
+
+    def __init__(
+        self, body: Body, person: str, pool: ModelPool, device: str = "auto",
+        context: RunContext | None = None,
+    ) -> None:  # fmt: skip
+        self.body, self.person, self.pool = body, person, pool
+        self._device, self._context = device, context or Unrecorded()
+        self._stopped = threading.Event()
+        self._left = len(body.prompts) * body.n
+        self._done = threading.Event()
+
+    async def events(self) -> AsyncGenerator[tuple[int, Happened]]:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Happened] | None] = asyncio.Queue()
+        threading.Thread(target=self._work, name=self.person, daemon=True).start()
+        try:
+            while (happened := await self._events.get()) is not None:
+                yield happened
+        finally:
+            self._stopped.set()
+            self._done.set()
+
+    def _put(self, happened: tuple[int, Happened] | None) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
+
+    def _say(self, what: str, seconds: float) -> None:
+        self._put((0, Told(what, seconds)))
+
+    def _in_main_thread(self, function: Callable[[], T]) -> T:
+        """The limits of templates are signals, which only the main thread can handle."""
+
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+
+    def _work(self) -> None:
+        try:
+            self._answer()
+        except CancelledError:
+            pass
+        except SlimscopeError as error:
+            self._put((0, error))
+        except Exception as error:  # a fault of ours must not leave the client waiting
+            why = f"{type(error).__name__}: {error}"
+            self._put((0, ComputeError("The answer could not be given.", why)))
+        finally:
+            self._put(None)
+
+    def _answer(self) -> None:
+        body = self.body
+        try:
+            side = read_side(body.model)
+            base = decodable_model(side.model, body.precision)
+        except SlimscopeError as error:
+            raise NotFoundError(error.what, error.why, error.do, "model") from error
+        key = key_of(side.model, base, self._device, body.precision)
+        tokenizer = self.pool.tokenizer(base, key, self._say)
+        prompts = [self._ids(prompt, tokenizer) for prompt in body.prompts]
+        limits = [_limit(body, len(ids), base) for ids in prompts]  # before anything is loaded
+        load = partial(load_model, side.model, precision=body.precision, context=self._context)
+        with (
+            self.pool.using(base, key, load, self._say, self._stopped.is_set) as model,
+            ExitStack() as drafters,
+        ):
+            requests = []
+            for number in range(self._left):
+                prompt, nth = divmod(number, body.n)
+                proposer = drafters.enter_context(self._proposer(model, side.drafter))
+                requests.append(
+                    self._request(prompts[prompt], limits[prompt], nth, proposer, model.loaded)
+                )
+            unused = bool(side.drafter) and requests[0].drafter is None
+            drafter = requests[0].drafter
+            tree = tree_words(drafter) if drafter else "without a drafter"
+            self._put((0, Began(model.loaded.tokenizer, model.decoder, tree, unused)))
+            self._carry_out(model, requests)
+
+    def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        if isinstance(self.body, ChatBody):
+            given = partial(chat_ids, prompt, tokenizer, self.body.chat_template)
+            return tuple(self._in_main_thread(given))
+        if isinstance(prompt, str):
+            return tuple(tokenizer(prompt).input_ids)
+        if prompt and max(prompt) >= len(tokenizer):
+            why = f"It holds token {max(prompt)}; the tokenizer has {len(tokenizer)}."
+            raise ConfigError("The prompt was not accepted.", why, "", "prompt")
+        return tuple(prompt)
+
+    @contextmanager
+    def _proposer(self, model: WarmModel, drafter: Path | None) -> Iterator[Proposer | None]:
+        if drafter is None:
+            yield None
+            return
+        if not model.knows(drafter, self.body.nodes):
+            self._say("Measuring the drafter", 0.0)
+        with model.proposer(drafter, self.body.nodes) as proposer:
+            yield proposer if proposer.nodes > 1 else None
+
+    def _request(
+        self, ids: tuple[int, ...], limit: int, nth: int, drafter: Proposer | None,
+        loaded: LoadedModel,
+    ) -> GenerationRequest:  # fmt: skip
+        body = self.body
+        seed = ((body.seed or 0) + nth) % SEEDS
+        sampling = Sampling(body.temperature, body.top_k, body.top_p, body.repetition_penalty, seed)
+        return GenerationRequest(
+            prompt=ids, max_tokens=limit, sampling=sampling, stop=body.stops, person=self.person,
+            ends=end_ids(loaded.tokenizer, loaded.model.generation_config),
+            logprobs=body.likeliest, echo=isinstance(body, CompletionBody) and body.echo,
+            drafter=drafter, lookup=body.lookup,
+        )  # fmt: skip
+
+    def _carry_out(self, model: WarmModel, requests: list[GenerationRequest]) -> None:
+        tickets: list[Ticket] = []
+        try:
+            for number, request in enumerate(requests):
+                tickets.append(model.engine.submit(request, partial(self._deliver, number)))
+            self._done.wait()
+        finally:  # all of them end before their model and drafters are left to others
+            for ticket in tickets:
+                ticket.cancel()
+            while not all(ticket.done for ticket in tickets):
+                self._stopped.wait(0.01)
+
+    def _deliver(self, number: int, event: Waiting | NewPieces | Finished) -> None:
+        """Called by the engine's thread."""
+        self._put((number, event))
+        if isinstance(event, Finished):
+            self._left -= 1
+            if not self._left:
+                self._done.set()
+
+
+class Unrecorded:
+    """What loading needs of a run, where there is none."""
+
+    rank: Rank | None = None
+
+    def log(self, text: str) -> None:
+        print(text, flush=True)
+
+    def environment(self, **facts: Any) -> None:
+        """Nothing is recorded."""
+
+
+def _limit(body: Body, prompt: int, base: ResolvedModel) -> int:
+    """How many tokens an answer may have; `ConfigError` if they do not fit."""
+    room, limit = base.facts.context - prompt, body.limit
+    if not prompt or room < (limit or 0) or (limit is None and room < 1):
+        why = f"The prompt has {prompt} tokens, and the context of {base.facts.title} holds "
+        why += f"{base.facts.context}."
+        field = "messages" if isinstance(body, ChatBody) else "prompt"
+        do = "Shorten the prompt, or ask for fewer tokens." if prompt else "Write a prompt."
+        raise ConfigError("The request does not fit into the context.", why, do, field)
+    return min(room, body.usual_tokens) if limit is None else limit

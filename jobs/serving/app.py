@@ -1,0 +1,99 @@
+"""The OpenAI API over HTTP, for the dashboard, which knows who asks (`ui.openai_api`)."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from backend.errors import OverloadError, SlimscopeError
+from jobs.serving.answering import Answering, Began, Happened
+from jobs.serving.client import PERSON
+from jobs.serving.disconnect import EventStream, unless_gone
+from jobs.serving.one_answer import Events, OneAnswer
+from jobs.serving.openai_format import error_body, error_headers
+from jobs.serving.pool import ModelPool
+from jobs.serving.requests import ENDPOINTS, read_body
+
+MAX_REQUESTS = 256  # answered or waiting at the same time
+GONE = Response(status_code=499)  # nobody reads it
+
+
+class ServingApp:
+    """Answers requests with the models of a pool; `active`: how many now."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.pool, self.active, self._used_at = pool, 0, time.monotonic()
+        routes = [Route(path, self.generate, methods=["POST"]) for path in ENDPOINTS]
+        self.asgi = Starlette(routes=[*routes, Route("/status", self.status)])
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since it was last used; 0 while it answers."""
+        return 0.0 if self.active else time.monotonic() - self._used_at
+
+    def status(self, _: Request) -> Response:
+        engines = {name: asdict(status) for name, status in self.pool.status().items()}
+        return JSONResponse({"requests": self.active, "models": engines})
+
+    async def generate(self, request: Request) -> Response:
+        """The headers of the answer are those of its first event: one that is refused, as the queue
+        is full or the prompt too long, has the status that says so."""
+        try:
+            body = read_body(request.url.path, await request.body())
+            if self.active >= MAX_REQUESTS:
+                why = f"{self.active} are before you."
+                raise OverloadError(
+                    "Too many requests wait.", why, retry_after_s=10, before=self.active
+                )
+            person = unquote(request.headers.get(PERSON, ""))
+            events = self._counted(Answering(body, person, self.pool))
+            first = await unless_gone(request, _beginning(events))
+            if first is None:
+                return GONE
+            answer = OneAnswer(body, _chained(first, events))
+            if body.stream:
+                opened = AsyncExitStack()
+                opened.push_async_callback(events.aclose)
+                return EventStream(answer.stream(), opened)
+            whole = await unless_gone(request, answer.whole())
+            return GONE if whole is None else JSONResponse(whole)
+        except SlimscopeError as error:
+            status, content = error_body(error)
+            return JSONResponse(content, status, error_headers(error))
+
+    async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
+        self.active += 1
+        try:
+            async with aclosing(answering.events()) as events:
+                async for happened in events:
+                    yield happened
+        finally:
+            self.active -= 1
+            self._used_at = time.monotonic()
+
+
+async def _beginning(events: Events) -> list[tuple[int, Happened]]:
+    """The events up to the first that tells that it is answered or waits; raises a refusal."""
+    first: list[tuple[int, Happened]] = []
+    async for happened in events:
+        first.append(happened)
+        if isinstance(happened[1], SlimscopeError):
+            raise happened[1]
+        if not isinstance(happened[1], Began):
+            break
+    return first
+
+
+async def _chained(
+    first: Sequence[tuple[int, Happened]], rest: Events
+) -> AsyncIterator[tuple[int, Happened]]:
+    for happened in first:
+        yield happened
+    async for happened in rest:
+        yield happened

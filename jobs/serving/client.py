@@ -1,0 +1,116 @@
+"""How other processes reach the serving process of a data folder: over a Unix socket in it, which
+only this user may open; where there are none, or the path is too long for one, over a port of the
+loopback address, with a token that a file in the data folder holds."""
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import httpx
+
+from backend.errors import SlimscopeError
+from backend.queue.actor import Actor
+from backend.queue.launcher import SERVING
+
+PERSON = "x-slimscope-person"  # header: who asks
+MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
+START_S, TRY_S = 40.0, 0.2  # a new process imports torch
+STATUS_S = 2.0
+
+
+def socket_path() -> Path:
+    return SERVING.lock_path().with_suffix(".sock")
+
+
+def address_path() -> Path:
+    """The file with port and token, where no Unix socket is used."""
+    return SERVING.lock_path().with_suffix(".json")
+
+
+def listen() -> tuple[socket.socket, str]:
+    """The socket the process listens on, and the token that requests have to show; "" for none."""
+    path = socket_path()
+    if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= MAX_PATH:
+        path.unlink(missing_ok=True)
+        bound = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        try:
+            bound.bind(str(path))
+        finally:
+            os.umask(before)
+        return bound, ""
+    bound, token = socket.socket(), secrets.token_urlsafe(32)
+    bound.bind(("127.0.0.1", 0))
+    file = os.open(address_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(file, "w", encoding="utf-8") as written:  # noqa: PTH123 - a descriptor
+        json.dump({"port": bound.getsockname()[1], "token": token}, written)
+    return bound, token
+
+
+def _client() -> httpx.AsyncClient:
+    """A client of the process; OSError where it has not begun to listen."""
+    options: dict[str, Any] = {"timeout": httpx.Timeout(None, connect=5.0), "trust_env": False}
+    if socket_path().exists():
+        transport = httpx.AsyncHTTPTransport(uds=str(socket_path()), verify=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://serving", **options)
+    about = json.loads(address_path().read_text("utf-8"))
+    headers = {"authorization": f"Bearer {about['token']}"}
+    base = f"http://127.0.0.1:{int(about['port'])}"
+    return httpx.AsyncClient(base_url=base, headers=headers, verify=False, **options)
+
+
+@asynccontextmanager
+async def sent(path: str, body: bytes, actor: Actor) -> AsyncIterator[httpx.Response]:
+    """The response to a request, of which only the headers have been read. The process is started
+    if it does not run; leaving the block ends the request.
+
+    Raises:
+        SlimscopeError: it cannot be started, or ended before it answered.
+    """
+    headers = {PERSON: quote(actor.name), "content-type": "application/json"}
+    async with AsyncExitStack() as opened:
+        yield await _begun(path, body, headers, opened)
+
+
+async def _begun(
+    path: str, body: bytes, headers: dict[str, str], opened: AsyncExitStack
+) -> httpx.Response:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        try:
+            client = await opened.enter_async_context(_client())
+            request = client.build_request("POST", path, content=body, headers=headers)
+            response = await client.send(request, stream=True)
+            opened.push_async_callback(response.aclose)
+            return response
+        except (OSError, ValueError, KeyError, httpx.ConnectError):
+            await anyio.to_thread.run_sync(SERVING.wake)
+            await anyio.sleep(TRY_S)
+        except httpx.TransportError as error:
+            raise ended() from error
+    log = SERVING.lock_path().with_suffix(".log")
+    what, why = "The models cannot be reached.", "Their process did not start."
+    raise SlimscopeError(what, why, f"See its log: {log}.")
+
+
+async def serving_status() -> dict[str, Any]:
+    """What the process does; empty where there is none."""
+    try:
+        async with _client() as client:
+            found: dict[str, Any] = (await client.get("/status", timeout=STATUS_S)).json()
+            return found
+    except (OSError, ValueError, KeyError, httpx.TransportError):
+        return {}
+
+
+def ended() -> SlimscopeError:
+    what = "The answer ended early."
+    return SlimscopeError(what, "The process of the models has ended.", "Ask again.")

@@ -1,0 +1,71 @@
+"""The web server of the serving process, and how long it lives."""
+
+import asyncio
+import hmac
+from contextlib import suppress
+
+import uvicorn
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from backend.settings import settings
+from backend.store.session import reading
+from backend.store.states import LIVE
+from backend.store.tables import Job
+from jobs.serving.app import ServingApp
+from jobs.serving.client import listen
+from jobs.serving.pool import ModelPool
+from jobs.serving.share import CpuShare, lower_priority
+
+IDLE_FACTOR = 10  # times as long as an idle supervisor
+LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still asks
+
+
+def serve() -> None:
+    """Answer until nobody asks, the process is asked to end, or has no data folder."""
+    lower_priority()
+    share = CpuShare()
+    app = ServingApp(ModelPool(share.threads))
+    bound, token = listen()
+    options = uvicorn.Config(
+        with_token(app.asgi, token), log_level="warning", access_log=False, ws="none",
+        lifespan="off", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    server = uvicorn.Server(options)
+
+    async def watch() -> None:
+        while settings().root.is_dir():
+            if app.idle_s > IDLE_FACTOR * settings().idle_exit:
+                break
+            with suppress(SQLAlchemyError):
+                share.jobs = await asyncio.to_thread(_a_job_runs)
+            await asyncio.sleep(LOOK_S)
+        server.should_exit = True
+
+    async def work() -> None:
+        watching = asyncio.create_task(watch())
+        await server.serve(sockets=[bound])
+        watching.cancel()
+
+    asyncio.run(work())
+
+
+def _a_job_runs() -> bool:
+    with reading() as session:
+        return session.scalar(select(Job.id).where(Job.state.in_([*LIVE])).limit(1)) is not None
+
+
+def with_token(app: ASGIApp, token: str) -> ASGIApp:
+    """The application, which answers only requests that show the token, where there is one."""
+    expected = f"Bearer {token}".encode()
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        shown = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if not token or hmac.compare_digest(shown, expected):
+            await app(scope, receive, send)
+        else:
+            await Response(status_code=401)(scope, receive, send)
+
+    return checked

@@ -1,0 +1,145 @@
+"""Guests in the playground: what they may ask for, and how often."""
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimitError
+from backend.queue import conversations, permissions, rate_limit
+from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
+from backend.queue.rate_limit import RateLimiter
+from backend.settings import settings
+from backend.store import queries
+from backend.store.session import writing
+from jobs.chat.asking import ask, ask_again, body_of
+from jobs.submit import submit
+from tests.queue.conftest import HOST
+
+ADA, BOB, EVE = (Actor(guest_name(f"aa{n}", "1234"), "guest", f"10.0.0.{n}") for n in range(3))
+SHORT = {"prompt": "One day", "sides": "toy", "max_new_tokens": 8}
+
+
+@pytest.fixture(autouse=True)
+def playground(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("answers", "changes"):
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
+    for name, value in values.items():
+        monkeypatch.setattr(rate_limit if "MINUTE" in name else permissions, name, value)
+
+
+def asks(who: Actor, **values: object) -> int:
+    return ask({**SHORT, **values}, False, who)
+
+
+def answered(number: int, end: str = "limit", text: str = "there was") -> int:
+    turn = conversations.turn(number)
+    with writing() as session:
+        for side in turn.unanswered:
+            rows = [{"ms": 1, "tokens": [[text, 0]], "rejected": []}, {"end": end, "rest": ""}]
+            conversations.save_answer(turn.prompt, side, text, rows, session)
+    return number
+
+
+def test_a_guest_asks_by_default_and_adds_no_run() -> None:
+    assert conversations.turn(asks(ADA)).prompt.author == ADA.name and queries.jobs() == []
+    for kind, config in (("count", {"steps": 1}), ("generate", SHORT)):
+        with pytest.raises(ForbiddenError, match="read-only"):
+            submit(kind, config, ADA)
+    with pytest.raises(ForbiddenError, match="read-only"):
+        asks(Actor("guest"))  # one without a name
+
+
+def test_the_host_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIMSCOPE_GUEST_ANSWERS", "0")
+    settings.cache_clear()
+    with pytest.raises(ForbiddenError, match="read-only"):
+        asks(ADA)
+    assert permissions.may_not_ask(ADA) and not permissions.gives_names()
+    assert conversations.newest_conversations(9) == []
+
+
+def test_answers_for_guests_are_short_to_short_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, GUEST_LETTERS=100, GUEST_TOKENS=16)
+    with pytest.raises(ForbiddenError, match="limit for guests is 16"):
+        asks(ADA, max_new_tokens=17)
+    with pytest.raises(ForbiddenError, match="guests may send 100"):
+        asks(ADA, prompt="x" * 60, system="y" * 41)
+    first = answered(asks(ADA, max_new_tokens=16, prompt="x" * 60, system="y" * 20))
+    with pytest.raises(ForbiddenError, match="guests may send 100"):  # with what was said before
+        ask({**SHORT, "prompt": "x" * 32}, False, ADA, first)
+    asks(HOST, max_new_tokens=60, prompt="x" * 200)
+
+
+def test_they_ask_a_few_times_a_minute_and_what_is_refused_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit(monkeypatch, ANSWERS_PER_MINUTE=2, GUEST_TOKENS=16)
+    monkeypatch.setattr(rate_limit, "CHANGES_PER_MINUTE", 3)
+    for _ in range(5):
+        with pytest.raises(ForbiddenError, match="limit for guests"):
+            asks(ADA, max_new_tokens=17)
+        with pytest.raises(ConfigError):
+            asks(ADA, sides="no/such-model-here", prompt="")
+    for _ in range(2):
+        asks(ADA)
+    with pytest.raises(RateLimitError, match="2 requests per minute"):
+        asks(ADA)
+    asks(BOB)
+
+
+def test_a_class_behind_one_address_shares_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, ANSWERS_PER_MINUTE=1)
+    monkeypatch.setattr(rate_limit, "SHARED", 8)
+    people = [Actor(guest_name("school", f"{n}"), "guest", "10.0.0.1") for n in range(9)]
+    for person in people[:8]:
+        asks(person)
+    with pytest.raises(RateLimitError, match="1 requests per minute"):
+        asks(people[0])
+    with pytest.raises(RateLimitError, match="8 requests per minute"):
+        asks(people[8])  # as if somebody dropped the cookie again and again
+    asks(EVE)
+
+
+# conversations ------------------------------------------------------------------------------------
+
+
+def test_a_prompt_goes_on_with_what_each_side_has_said() -> None:
+    two = {**SHORT, "sides": "toy, toy", "system": "Be short.", "stop": "zebra|ox"}
+    first = ask(two, False, HOST)
+    with pytest.raises(ConflictError, match="still being answered"):
+        ask(two, False, HOST, first)
+    second = ask({**two, "prompt": "And then?"}, False, HOST, answered(first))
+    turns = conversations.turns_to(second)
+    body = body_of(turns, 2)
+    assert [m.role for m in body.messages] == ["system", "user", "assistant", "user"]
+    assert body.messages[2].content == "there was" and body.messages[3].content == "And then?"
+    assert body.max_tokens == 8 and body.stops == ("zebra", "ox") and body.details
+    answered(second, "error")  # the next takes its place
+    third = conversations.turn(ask(two, False, HOST, second))
+    assert third.prompt.parent == first and third.conversation.id == turns[0].conversation.id
+    for values, blind in ((SHORT, False), (two, True)):
+        begun = conversations.turn(ask(values, blind, HOST, first))
+        assert begun.prompt.parent is None and begun.conversation.id != turns[0].conversation.id
+
+
+def test_the_same_prompt_again_has_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = answered(asks(HOST))
+    with pytest.raises(ConflictError, match="would be the same"):
+        ask_again(number, HOST)
+    sampled = answered(asks(HOST, temperature=0.7, seed=4))
+    again = conversations.turn(ask_again(sampled, HOST)).prompt
+    assert again.settings == conversations.turn(sampled).prompt.settings | {"seed": 5}
+    assert again.text == "One day" and again.parent is None
+
+
+def test_the_name_a_guest_gives_stands_behind_theirs() -> None:
+    named = with_alias(ADA, f"Ada\n\u202eLovelace\0 {'x' * 60}")
+    assert named.alias.startswith("Ada Lovelace xxx") and len(named.alias) == ALIAS_LETTERS
+    author = conversations.turn(asks(named)).prompt.author
+    assert author == f"{ADA.name} {named.alias}"
+    assert not permissions.may_not_cancel(ADA, author)  # whatever they call themselves now
+    assert permissions.may_not_cancel(with_alias(BOB, ADA.name), author)
+    assert with_alias(HOST, "Ada") == HOST and with_alias(Actor("guest"), "Ada").alias == ""

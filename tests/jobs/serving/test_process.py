@@ -1,0 +1,209 @@
+"""The serving process: who reaches it, when it ends, and what a kill, a client that goes away and
+one that never reads leave behind."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backend.decoding.serving.engine import ServingEngine
+from backend.errors import SlimscopeError
+from backend.models.sources.spec import TOY_FOLDER
+from backend.queue.launcher import SERVING
+from backend.settings import settings
+from jobs.serving import client, main
+from jobs.serving.client import address_path, sent, serving_status, socket_path
+from tests.fork_server import FORKS, begin_anew
+from tests.queue.conftest import HOST
+from tests.waiting import until
+
+PATIENCE_S = 60
+PASS_S = 0.02  # of a slow answer
+CHAT = "/v1/chat/completions"
+
+
+def live(environment: dict[str, str], log: Path, slow: bool, unix: bool) -> None:
+    """The life of the forked process."""
+    begin_anew(environment, log, log)
+    quick = ServingEngine._step
+
+    def slowly(engine: ServingEngine) -> None:
+        time.sleep(PASS_S)
+        quick(engine)
+
+    if slow:
+        ServingEngine._step = slowly  # type: ignore[method-assign]
+    client.MAX_PATH = 10_000 if unix else 0
+    main.main()
+
+
+Start = Callable[..., ForkServerProcess]
+
+
+@pytest.fixture
+def start(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts the process; so does a request, where it does not live."""
+    begun: list[ForkServerProcess] = []
+
+    def once(idle: float = 60.0, slow: bool = False, unix: bool = True) -> ForkServerProcess:
+        environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": str(idle / 10)}
+        arguments = (environment, queue / "log.txt", slow, unix)
+        begun.append(FORKS.Process(target=live, args=arguments))
+        begun[-1].start()
+        return begun[-1]
+
+    monkeypatch.setattr(SERVING, "wake", lambda: None if SERVING.is_alive() else once())
+    yield once
+    for process in begun:
+        process.kill()
+        process.join()
+
+
+def body(**values: Any) -> bytes:
+    said = [{"role": "user", "content": "One day"}]
+    return json.dumps({"model": "toy", "messages": said, "temperature": 0, **values}).encode()
+
+
+async def ask(**values: Any) -> tuple[int, Any]:
+    async with sent(CHAT, body(**values), HOST) as response:
+        return response.status_code, json.loads(await response.aread())
+
+
+def asked(**values: Any) -> tuple[int, Any]:
+    return asyncio.run(ask(**values))
+
+
+def at_work() -> tuple[int, int, int]:
+    """Requests of the process; sequences that its engine writes, and that wait."""
+    if not (status := asyncio.run(serving_status())):
+        return -1, -1, -1  # it has no time to say so
+    engine = status["models"]["toy"]
+    return status["requests"], engine["running"], engine["waiting"]
+
+
+async def begun(response: httpx.Response) -> Any:
+    """The lines of a stream that has written something."""
+    lines = response.aiter_lines()
+    async for line in lines:
+        if '"delta": {"content"' in line and '"content": ""' not in line:
+            return lines
+    raise AssertionError("Nothing was written.")
+
+
+@pytest.mark.parametrize("unix", [True, False])
+def test_it_answers_its_user_alone_and_ends_when_idle(start: Start, unix: bool) -> None:
+    process = start(idle=0.5, unix=unix)
+    status, found = asked(max_tokens=5)
+    assert status == 200 and found["usage"]["completion_tokens"] == 5
+    file = socket_path() if unix else address_path()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and socket_path().exists() == unix
+    if not unix:
+        about = json.loads(file.read_text())
+        for token in ("", "Bearer wrong"):
+            url = f"http://127.0.0.1:{about['port']}/status"
+            assert httpx.get(url, headers={"authorization": token}).status_code == 401
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0 and not SERVING.is_alive()
+    assert asyncio.run(serving_status()) == {}
+
+
+def test_the_second_of_two_ends_at_once(start: Start) -> None:
+    start()
+    asked(max_tokens=1)
+    second = start()
+    second.join(PATIENCE_S)
+    assert second.exitcode == 0 and asked(max_tokens=1)[0] == 200
+
+
+def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start) -> None:
+    process = start(slow=True)
+
+    async def killed() -> None:
+        async with sent(CHAT, body(max_tokens=200, stream=True), HOST) as response:
+            lines = await begun(response)
+            process.kill()
+            async for _ in lines:
+                pass
+
+    with pytest.raises(httpx.TransportError):
+        asyncio.run(killed())
+    process.join()
+    assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
+
+
+def test_a_process_that_does_not_start_is_told(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "START_S", 0.5)
+    with pytest.raises(SlimscopeError, match="did not start"):
+        asked()
+
+
+def test_who_goes_away_frees_the_place(start: Start) -> None:
+    start(slow=True)
+
+    async def leave(stream: bool) -> None:
+        async with sent(CHAT, body(max_tokens=200, stream=stream), HOST) as response:
+            await begun(response)
+
+    async def impatient() -> None:
+        async with asyncio.timeout(0.3):
+            await ask(max_tokens=200)
+
+    asyncio.run(leave(True))
+    with pytest.raises(TimeoutError):
+        asyncio.run(impatient())
+    until(lambda: at_work() == (0, 0, 0))
+
+
+def test_fifty_who_never_read_hold_nobody_up(start: Start) -> None:
+    start()
+    asked(max_tokens=1)
+    content = body(max_tokens=200, stream=True, n=2)
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+    silent = []
+    for _ in range(50):
+        silent.append(socket.socket(socket.AF_UNIX))
+        silent[-1].connect(str(socket_path()))
+        silent[-1].sendall(head + content)
+    began = time.monotonic()
+    assert asked(max_tokens=20)[0] == 200 and time.monotonic() - began < PATIENCE_S / 2
+    for each in silent:
+        each.close()
+    until(lambda: at_work() == (0, 0, 0))
+
+
+def test_a_model_that_is_deleted_while_it_answers_answers_to_the_end(start: Start) -> None:
+    folder = settings().root / "models" / "mine"
+    shutil.copytree(TOY_FOLDER, folder)
+    start(slow=True)
+
+    async def deleted() -> int:
+        async with sent(CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST) as found:
+            lines = await begun(found)
+            shutil.rmtree(folder)
+            return [line async for line in lines][-2:].count("data: [DONE]")
+
+    assert asyncio.run(deleted()) == 1
+    status, found = asked(model=str(folder))
+    assert status == 404 and found["error"]["param"] == "model"
+
+
+def test_choices_with_seeds_and_prompts_beyond_the_context(start: Start) -> None:
+    start()
+    _, two = asked(n=2, seed=5, temperature=0.9, max_tokens=12)
+    _, other = asked(seed=6, temperature=0.9, max_tokens=12)
+    texts = [choice["message"]["content"] for choice in two["choices"]]
+    assert texts[0] != texts[1] == other["choices"][0]["message"]["content"]
+    status, found = asked(max_tokens=10_000)
+    assert status == 400 and "context of Toy" in found["error"]["message"]

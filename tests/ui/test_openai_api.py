@@ -1,0 +1,144 @@
+"""`/v1` of the dashboard: who may ask, how much, and what passes through."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from backend.queue import permissions, rate_limit
+from backend.queue.rate_limit import RateLimiter
+from jobs.serving import client, keys
+from jobs.serving.requests import ENDPOINTS
+from tests.queue.conftest import HOST
+from tests.ui.visits import OTHER, TOKEN, Visit, set_up
+
+CHAT, TEXT = ENDPOINTS
+SAID = {"model": "toy", "messages": [{"role": "user", "content": "Why?"}]}
+
+
+class Double:
+    """In place of the process: answers with what it was asked; `status`: of its answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.status = 200
+        self.app = Starlette(
+            routes=[Route(path, self.answer, methods=["POST"]) for path in ENDPOINTS]
+        )
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.json()
+        self.asked.append((request.headers[client.PERSON], body))
+        if body.get("stream"):
+            return Response(b": {}\n\ndata: [DONE]\n\n", media_type="text/event-stream")
+        return JSONResponse({"id": 1}, self.status, {"retry-after": "7"})
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://double")
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Double:
+    for name in ("answers", "changes"):
+        monkeypatch.setattr(rate_limit, name, RateLimiter())
+    double = Double()
+    monkeypatch.setattr(client, "_client", double.client)
+    return double
+
+
+def error_of(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_models_are_listed_and_found(visit: Visit) -> None:
+    here = visit()
+    names = [each["id"] for each in here.get("/v1/models").json()["data"]]
+    assert {"toy", "smollm2-135m"} <= {*names}
+    assert here.get("/v1/models/toy").json()["object"] == "model"
+    assert error_of(here.get("/v1/models/nobody/none")) == (404, "model_not_found")
+    assert error_of(here.get("/v1/embeddings")) == (404, "model_not_found")
+
+
+def test_the_host_of_this_machine_asks_and_streams(visit: Visit, double: Double) -> None:
+    here = visit()
+    assert here.post(CHAT, json=SAID).json() == {"id": 1}
+    streamed = here.post(TEXT, json={"model": "toy", "prompt": [1, 2], "stream": True})
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert [person for person, _ in double.asked] == ["local", "local"]
+    assert double.asked[1][1] == {"model": "toy", "prompt": [1, 2], "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"x" * 10_000_000, (413, "invalid_request")),
+        (b'{"model": ' + b"[" * 100_000, (422, "invalid_request")),
+        (b'{"metadata": ' + b"[" * 70 + b"]" * 70 + b"}", (422, "invalid_request")),
+        (b'{"model": "\\u0000"}', (422, "invalid_request")),
+        (json.dumps({**SAID, "n": 1000}).encode(), (400, "invalid_value")),
+        (json.dumps({**SAID, "stop": ["x"] * 1000}).encode(), (400, "invalid_value")),
+        (b"[]", (400, "invalid_value")),
+        (b"", (400, "invalid_value")),
+    ],
+)  # fmt: skip
+def test_bad_bodies_reach_nobody(
+    visit: Visit, double: Double, content: bytes, found: tuple[int, str]
+) -> None:
+    kind = {"content-type": "application/json"}
+    assert error_of(visit().post(CHAT, content=content, headers=kind)) == found
+    assert double.asked == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}]
+)
+def test_other_sites_ask_for_nothing(visit: Visit, double: Double, headers: dict[str, str]) -> None:
+    refused = visit().post(CHAT, json=SAID, headers=headers)
+    assert error_of(refused) == (403, "forbidden") and double.asked == []
+
+
+def test_a_key_makes_a_host_of_v1_alone_until_it_is_revoked(shared: Visit, double: Double) -> None:
+    key = keys.create_key("lab", HOST)
+    (stored,) = keys.all_keys()
+    assert key not in vars(stored).values() and len(stored.sha256) == 64
+    there = shared(OTHER, authorization=f"Bearer {key}")
+    assert there.post(CHAT, json=SAID).status_code == 200 and double.asked[0][0] == "key%20lab"
+    assert there.get("/slimscope/api/kinds").status_code == 401
+    assert shared(OTHER, authorization=f"Bearer {TOKEN}").post(CHAT, json=SAID).status_code == 200
+    keys.revoke_key("lab", HOST)
+    for wrong in (key, "slim-", "sk-x", key + "x"):
+        answer = shared(OTHER, authorization=f"Bearer {wrong}").post(CHAT, json=SAID)
+        assert error_of(answer) == (401, "invalid_api_key")
+    assert len(double.asked) == 2
+
+
+def test_guests_ask_within_their_limits(
+    shared: Visit, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert error_of(shared(OTHER).post(CHAT, json=SAID)) == (403, "forbidden")
+    set_up(monkeypatch, GUEST_ANSWERS="8")
+    monkeypatch.setattr(permissions, "GUEST_LETTERS", 50)
+    monkeypatch.setattr(rate_limit, "ANSWERS_PER_MINUTE", 2)
+    guest = shared(OTHER)
+    for path, more in (
+        (CHAT, {**SAID, "max_tokens": 257}), (CHAT, {**SAID, "max_tokens": 129, "n": 2}),
+        (TEXT, {"model": "toy", "prompt": "x" * 51}),
+    ):  # fmt: skip
+        assert error_of(guest.post(path, json=more)) == (403, "forbidden")
+    double.status = 429  # what the process refuses does not count either
+    refused = guest.post(CHAT, json=SAID)
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "7"
+    double.status = 200
+    for _ in range(2):
+        assert guest.post(CHAT, json=SAID).status_code == 200
+    assert double.asked[-1][1]["usual_tokens"] == 256 and double.asked[-1][0].startswith("guest-")
+    late = guest.post(CHAT, json=SAID)
+    assert error_of(late) == (429, "rate_limit_exceeded") and late.headers["retry-after"]
+    set_up(monkeypatch, GUEST_ANSWERS="0")
+    assert error_of(guest.post(CHAT, json=SAID)) == (403, "forbidden")

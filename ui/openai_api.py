@@ -1,0 +1,162 @@
+"""The OpenAI API of the dashboard, `/v1`: who may ask, how much, and the way to the process that
+answers. What streams passes through piece by piece, as fast as the client reads."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from backend.errors import NotFoundError, OverloadError, SlimscopeError
+from backend.queue.actor import Actor
+from backend.queue.permissions import GUEST_TOKENS, require_asking
+from backend.queue.rate_limit import count_answer
+from backend.settings import settings
+from jobs.serving.client import ended, sent
+from jobs.serving.disconnect import EventStream, unless_gone
+from jobs.serving.openai_format import error_body, error_headers, event, model_list
+from jobs.serving.requests import ENDPOINTS, Body, read_body
+from ui.runs.choices import answering
+from ui.security.auth import current_user
+from ui.security.middleware import TURN
+
+OF_A_GUEST = 4  # answers at the same time
+GONE = Response(status_code=499)  # nobody reads it
+_guests: Counter[str] = Counter()  # answers that guests are given now, by their names
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        *(Route(path, generate, methods=["POST"]) for path in ENDPOINTS),
+        Route("/v1/{path:path}", nothing, methods=["GET", "POST", "PUT", "DELETE"]),
+    ]
+
+
+def models(_: Request) -> Response:
+    return JSONResponse(model_list([name for _, name in answering()]))
+
+
+def model(request: Request) -> Response:
+    name = request.path_params["name"]
+    found = [each for each in model_list([n for _, n in answering()])["data"] if each["id"] == name]
+    if found:
+        return JSONResponse(found[0])
+    return failure(NotFoundError(f"There is no model {name[:80]!r}.", "", "", "model"))
+
+
+def nothing(request: Request) -> Response:
+    there = f"There are {', '.join(ENDPOINTS)} and /v1/models."
+    path = str(request.path_params["path"])[:80]
+    return failure(NotFoundError(f"/v1/{path} is not served here.", "", there))
+
+
+def failure(error: SlimscopeError, status: int = 0) -> Response:
+    """An error in the shape of the API."""
+    found, content = error_body(error, status)
+    return JSONResponse(content, found, error_headers(error))
+
+
+async def generate(request: Request) -> Response:
+    actor = current_user(request)
+    try:
+        body = read_body(request.url.path, await request.body())
+        if actor.role != "host":
+            body.usual_tokens = GUEST_TOKENS
+        tokens = body.usual_tokens if body.limit is None else body.limit
+        require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
+        count_answer(actor, spend=False)
+        return await forwarded(request, actor, body)
+    except SlimscopeError as error:
+        return failure(error)
+
+
+async def forwarded(request: Request, actor: Actor, body: Body) -> Response:
+    """The response of the process, passed on as it comes."""
+    async with AsyncExitStack() as opened:
+        response = await opened.enter_async_context(answered(request, actor, body))
+        if response is None:
+            return GONE
+        kept = {n: v for n, v in response.headers.items() if n in ("content-type", "retry-after")}
+        if response.status_code != 200 or not body.stream:
+            try:
+                content = await unless_gone(request, response.aread())
+            except httpx.TransportError as error:
+                raise ended() from error
+            if response.status_code == 200:
+                count_answer(actor)
+            return GONE if content is None else Response(content, response.status_code, kept)
+        count_answer(actor)
+        return EventStream(_passed_on(response), opened.pop_all())
+
+
+@asynccontextmanager
+async def answered(
+    request: Request, actor: Actor, body: Body
+) -> AsyncIterator[httpx.Response | None]:
+    """The response of the process, of which the headers have come; None where the client has gone
+    meanwhile. Its turn among the requests at work is over: the answer takes none of this process.
+
+    Raises:
+        OverloadError: guests have as many answers as they may.
+        SlimscopeError: the process does not answer.
+    """
+    if turn := request.scope.get(TURN):
+        await turn.aclose()
+    path = next(path for path, kind in ENDPOINTS.items() if isinstance(body, kind))
+    content = body.model_dump_json(exclude_unset=True).encode()
+    with _place(actor):
+        async with AsyncExitStack() as opened:
+            begun = opened.enter_async_context(sent(path, content, actor))
+            yield await unless_gone(request, begun)
+
+
+@contextmanager
+def _place(actor: Actor) -> Iterator[None]:
+    if actor.role == "host":
+        yield
+        return
+    most, every = settings().guest_answers, _guests.total()
+    if every >= most or _guests[actor.name] >= OF_A_GUEST:
+        why = f"Guests are given {every} answers now, you {_guests[actor.name]} of them."
+        raise OverloadError("It is not your turn.", why, retry_after_s=5, before=every)
+    _guests[actor.name] += 1
+    try:
+        yield
+    finally:
+        _guests[actor.name] -= 1
+
+
+async def _passed_on(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for piece in response.aiter_raw():
+            yield piece
+    except httpx.TransportError:
+        yield event(error_body(ended())[1])
+
+
+# what the playground reads ------------------------------------------------------------------------
+
+
+async def rows(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The rows of the transcript in a stream with `details` of one choice, and what it waits for;
+    the last has an `end`, also where it failed."""
+    try:
+        async for line in response.aiter_lines():
+            if line.startswith(": {"):
+                yield json.loads(line[2:])
+            elif line.startswith("data: {"):
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    yield {"end": "error", "rest": "", "error": chunk["error"]["message"]}
+                    return
+                if "slimscope" in chunk:
+                    yield chunk["slimscope"]
+    except httpx.TransportError:
+        yield {"end": "error", "rest": "", "error": str(ended())}
