@@ -73,8 +73,8 @@ class JobContext:
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine != LocalEngine.name  # than where pages are shown
-        # the database is also that of other machines
-        self._is_shared = self._is_elsewhere or "host" in (attempt.engine_ref or {})
+        named = "host" in (attempt.engine_ref or {})
+        self._is_shared = self._is_elsewhere or named  # with other machines
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
