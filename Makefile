@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-postgres test-ray test-slurm run-cluster stop-cluster lint bench examples screenshots setup constraints chromium clean
+.PHONY: help run test test-postgres test-ray test-slurm test-hosts run-cluster stop-cluster lint bench examples screenshots setup constraints chromium clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test-ray: setup ## Run the tests of runs on a Ray cluster made for them (Linux, 
 test-slurm: setup ## Run the tests of runs on the Slurm cluster that `sbatch` reaches
 	@SLIMSCOPE_TEST_SLURM=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
 	  tests/cluster/test_slurm.py $(ARGS)
+
+test-hosts: setup ## Run the tests of two machines and a network between them (Linux, root, minutes)
+	@SLIMSCOPE_TEST_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster/hosts $(ARGS)
 
 run-cluster: setup ## Try several machines on this one: PostgreSQL, a Ray cluster, the dashboard
 	@PORT=$(PORT) $(BIN)/python -m tests.cluster.trial start

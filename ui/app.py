@@ -33,6 +33,7 @@ from ui.gradio_patches import (
     without_files,
     without_startup_check,
 )
+from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
@@ -120,6 +121,8 @@ def launch_options() -> dict[str, Any]:
 def routes() -> list[BaseRoute]:
     return [
         *moved_routes(pages()),
+        Route("/healthz", healthz),
+        Route("/metrics", metrics),
         Route("/slimscope/pulse", pulse),
         Route("/slimscope/search", search),
         Route("/slimscope/answer", answer, methods=["POST"]),

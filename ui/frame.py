@@ -8,12 +8,10 @@ only when the cursor in the answer differs from the last one does `live` run a G
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -22,15 +20,14 @@ from gradio.events import Dependency
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.queue import scheduling
 from backend.queue.permissions import may_not_add, may_not_ask
 from backend.settings import settings
-from backend.store import queries
 from backend.store.copies import repair_advice
 from backend.store.integrity import last_check
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.gradio_patches import current_blocks
+from ui.health import READER
 from ui.keyboard import shortcuts
 from ui.security.auth import current_user as current_user
 from ui.templates import fragments
@@ -160,9 +157,16 @@ def query(
 
 def pulse(request: Request) -> Response:
     """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
-    content, user = dict(_pulse(settings().url, int(time.monotonic()))), current_user(request)
-    if problem := content.pop("problem"):
-        warning = HTML.damaged(problem, repair_advice(), user.role == "host")
+    (found, away), user = READER.read(), current_user(request)
+    status = found.status if found else None
+    content: dict[str, Any] = {
+        "cursor": found.cursor if found else "",
+        "live": bool(away or (status and (status.live or status.queued))),
+        "runs": [job.run for job in status.live] if status else [],
+        "html": HTML.away(away) if away else HTML.status(status),
+    }
+    if (checked := last_check()) and checked.problems:
+        warning = HTML.damaged(checked.problems[0], repair_advice(), user.role == "host")
         content["html"] = warning + content["html"]
     if user.role != "host":
         looks_only = bool(may_not_add(user) and may_not_ask(user))
@@ -170,16 +174,3 @@ def pulse(request: Request) -> Response:
     elif settings().shared:
         content["html"] += HTML.host()
     return JSONResponse(content, headers={"Cache-Control": "no-store"})
-
-
-@lru_cache(maxsize=1)
-def _pulse(_url: str, _second: int) -> dict[str, Any]:
-    """State of the database, read at most once a second for all open pages."""
-    status, checked = scheduling.status(), last_check()
-    return {
-        "problem": checked.problems[0] if checked and checked.problems else "",
-        "cursor": "|".join(map(str, queries.cursor())),
-        "live": bool(status.live or status.queued),
-        "runs": [job.run for job in status.live],
-        "html": HTML.status(status),
-    }

@@ -100,12 +100,17 @@ def _batcher(count: int) -> list[tuple[int, int]]:
 
 def _by_rank(planes: Tensor, keep: int) -> Tensor:
     """`top_of_planes` by pairwise comparison, which breaks ties."""
-    beaten = torch.zeros_like(planes, dtype=torch.int8)  # by how many others of the group
+    return (beaten(planes) < keep).to(planes.dtype)
+
+
+def beaten(planes: Tensor) -> Tensor:
+    """By how many others along the first dimension, of at most 127, each is beaten; int8."""
+    found = torch.zeros_like(planes, dtype=torch.int8)
     for j in range(1, len(planes)):
         wins = planes[j] > planes[:j]  # a later one must be strictly higher
-        beaten[:j] += wins
-        beaten[j] += j - wins.sum(0, dtype=torch.int8)
-    return (beaten < keep).to(planes.dtype)
+        found[:j] += wins
+        found[j] += j - wins.sum(0, dtype=torch.int8)
+    return found
 
 
 def top_per_group(scores: Tensor, keep: int, group: int) -> Tensor:

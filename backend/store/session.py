@@ -20,7 +20,7 @@ from backend.store.tables import Attempt, Job, Report, read_json, write_json
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
 Fetched = TypeVar("Fetched")
-_joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`
+_joined = ContextVar[Session | None]("joined", default=None)  # see `one_transaction`, `one_view`
 NOW = "now"  # in what a session remembers
 NOT_ACCEPTED = "The database URL was not accepted."
 EXAMPLES = (
@@ -78,6 +78,17 @@ def reading() -> Iterator[Session]:
     engine = engine_for(settings().url)
     with Session(dialect_of(engine).for_reading(engine)) as session:
         yield session
+
+
+@contextmanager
+def one_view() -> Iterator[None]:
+    """All that is read inside by this thread is one transaction, and asks a server less often."""
+    with reading() as session:
+        token = _joined.set(session)
+        try:
+            yield
+        finally:
+            _joined.reset(token)
 
 
 def fetched(query: Select[Fetched]) -> list[Fetched]:

@@ -41,7 +41,7 @@ RUNS = (
      "--rounds=2"),
     ("generate", "--sides=toy, amphista-0008", "--prompt=Once upon a time"),
 )  # fmt: skip
-AT_REST = """() => document.querySelector('#frame-status-line')?.textContent.trim()
+AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image, .parcoords')
     || one.querySelector('.plot-empty:not([hidden])'))

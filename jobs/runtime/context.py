@@ -54,6 +54,7 @@ from jobs.runtime.usage import UsageSampler
 
 SPOOL = ".figures.jsonl"  # in the folder of the checkpoints
 STORE_AGAIN_S = 10.0
+OVERDUE_S = 20.0  # for a run to stop by itself; well before another machine takes it over
 LEAVING_S = 20.0  # for a run to store what is left; less than its silence is taken for its end
 
 
@@ -72,6 +73,8 @@ class JobContext:
         self.resumed_from: str | None = None
         self.rank: Rank | None = None  # of this process, where the run has several
         self._is_elsewhere = attempt.engine != LocalEngine.name  # than where pages are shown
+        named = "host" in (attempt.engine_ref or {})
+        self._is_shared = self._is_elsewhere or named  # with other machines
         self._held: HeldFolder | None = None
         self._figures = FigureBuffer(
             lambda rows, durable: self._write(rows, durable), FigureSpool(self.work / SPOOL),
@@ -350,7 +353,11 @@ class JobContext:
 
     def _look(self) -> None:
         """Reads what people want, and samples what the run takes of the machine. Whatever fails, a
-        run that does not beat cannot be stopped."""
+        run that does not beat cannot be stopped. One that cannot, and has not stopped by itself, is
+        about to be taken over by another machine: it ends before that."""
+        if self._is_shared and self._figures.silence_s() > settings().offline_s + OVERDUE_S:
+            self.log("The database is away for so long that another machine may take the run over.")
+            os._exit(Exit.AWAY)
         with suppress(Exception), reading() as session:
             if self._usage:
                 self._usage.sample()

@@ -45,6 +45,7 @@ class FigureBuffer:
         # how often somebody has waited for all rows, and which of them were looked at, and served
         self._asked = self._taken = self._served = 0
         self._away_since: float | None = None
+        self._answered_at = time.monotonic()
         self._failure: Exception | None = None
         self._is_served = self._is_lost = False  # by a thread; to another attempt
 
@@ -119,6 +120,10 @@ class FigureBuffer:
         since = self._away_since
         return since is not None and time.monotonic() - since >= settings().offline_s
 
+    def silence_s(self) -> float:
+        """Seconds since the database has taken a beat: it was away before anybody noticed."""
+        return time.monotonic() - self._answered_at
+
     def _note_away(self, why: str) -> None:
         with self._turn:
             is_new, now = self._away_since is None, time.monotonic()
@@ -130,6 +135,7 @@ class FigureBuffer:
     def _note_back(self) -> None:
         with self._turn:
             was_away, self._away_since = self._away_since is not None, None
+            self._answered_at = time.monotonic()
         if was_away:
             self._log("The database takes figures again.")
 

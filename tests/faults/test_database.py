@@ -26,6 +26,7 @@ from backend.store import frames, queries, tensors
 from backend.store.database_lock import DatabaseLock
 from backend.store.dialects import sqlite
 from backend.store.dialects.base import NamedLock
+from backend.store.dialects.postgresql import CONNECT_S, GONE_S
 from backend.store.session import engine_for, reading, writing
 from backend.store.states import Exit, State
 from backend.store.tables import Attempt, Job, MetricPoint
@@ -257,6 +258,22 @@ def test_a_run_stops_when_the_database_is_away_for_too_long(
     other.rollback()
     judged = verdict(None, Exit.AWAY, "run", 0)
     assert judged.state == State.QUEUED and not judged.spend_retry and judged.delay_ms
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_that_is_cut_off_ends_before_another_machine_takes_it_over(
+    claim_here: ClaimHere, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Where other machines use the database, too."""
+    context, left = claim_here("count"), list[int]()
+    limit = settings().offline_s + contexts.OVERDUE_S
+    assert supervisor.LEAVING_MS / 1000 > contexts.OVERDUE_S + GONE_S + 3 * CONNECT_S
+    monkeypatch.setattr(context, "_is_shared", shared)
+    monkeypatch.setattr(contexts.os, "_exit", left.append)
+    for seconds in (limit - 1, limit + 1):
+        monkeypatch.setattr(context._figures, "_answered_at", time.monotonic() - seconds)
+        context._look()
+    assert left == [Exit.AWAY] * shared
 
 
 @LOCKED

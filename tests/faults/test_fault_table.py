@@ -11,6 +11,7 @@ from backend.queue.supervisor import KILL_AFTER_S, LEAVING_MS, SAID_MS
 from backend.settings import Settings
 from backend.store.dialects.postgresql import ASK_AGAIN_S, ASK_TIMES, SILENT_S
 from backend.text.chat_template import RENDER_S
+from jobs.runtime.context import OVERDUE_S
 from jobs.runtime.figures import BEAT_S, TURN_S
 from jobs.runtime.uploads import LONGEST_S
 from tests.named_tests import existing_tests, named_tests, rows_of
@@ -36,6 +37,7 @@ GRACE_S = Settings.model_fields["stop_grace"].default
     ("fault", "times"),
     [
         ("A machine is gone with its runs", [LEAVING_MS / 1000]),
+        ("A machine is cut off for longer", [OVERDUE_S]),
         ("The head does not answer", [SILENT_MS / 1000, SAID_MS / 1000, ANSWER_S + PAUSE_S]),
         ("Machines come and go", [ROOM_S]),
         ("The controller does not answer", [SILENT_MS / 1000, JOBS_S]),

@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -12,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from backend.checkpoints import MANIFEST, Checkpoints, is_whole
 from backend.queue import lifecycle, service
 from backend.queue.artifacts import copies
-from backend.queue.artifacts.store import ArtifactStore, store
+from backend.queue.artifacts.store import TRIES, ArtifactStore, store
 from backend.queue.folders import log_file, read_log, run_folder, work_folder
 from backend.queue.launcher import child_environment
 from backend.queue.removal import purge, remove
@@ -24,6 +25,7 @@ from backend.store.session import writing
 from backend.store.states import Exit, State
 from backend.store.tables import Artifact
 from jobs.fields.saved_models import saved_model
+from jobs.runtime import context as runtime
 from jobs.runtime import main as process
 from jobs.runtime import uploads
 from jobs.runtime.context import SPOOL, claim
@@ -103,6 +105,65 @@ def test_the_manifest_comes_last_and_an_upload_that_stops_leaves_none(
     assert kept.manifest("run/one") is None and kept.size("run/one/a") == 1
     assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
     assert (tmp_path / "there" / "a").read_text() == "3"
+
+
+@pytest.mark.parametrize("part", ["a", MANIFEST])
+def test_what_a_store_keeps_in_part_is_not_taken_for_stored(
+    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    folder, really = checkpoint(tmp_path, "one", a="12"), MemoryFileSystem.pipe_file
+
+    def keep(self: object, path: str, value: bytes, **_: object) -> None:
+        really(self, path, value[:1] if path.endswith(f"/{part}") else value)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not stored as a whole"):
+        patch.setattr(MemoryFileSystem, "pipe_file", keep)
+        patch.setattr(MemoryFileSystem, "put_file", lambda *a, **_: keep(a[0], a[2], b"12"))
+        kept.put_folder(folder, "run/one")
+    assert not kept.get_folder("run/one", tmp_path / "there")
+    assert kept.put_folder(folder, "run/one") and kept.get_folder("run/one", tmp_path / "there")
+
+
+@pytest.mark.parametrize("times", [1, TRIES])
+def test_what_comes_in_part_is_asked_for_again(
+    kept: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    assert kept.put_folder(checkpoint(tmp_path, "one", a="12"), "run/one")
+    cuts, really = iter(range(times)), kept.get_file
+
+    def get(key: str, file: Path) -> None:
+        really(key, file)
+        if next(cuts, None) is not None:
+            file.write_bytes(b"1")
+
+    monkeypatch.setattr(kept, "get_file", get)
+    assert kept.get_folder("run/one", tmp_path / "there") == (times < TRIES)
+    assert (tmp_path / "there").exists() == (times < TRIES)
+
+
+def test_a_store_that_answers_503_holds_a_run_up_and_ends_none(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    job, failing = submit("count", {"steps": 3, "pause": 0}, HOST), iter(range(3))
+    SupervisorLoop(ScriptedEngine(slots=1)).turn()
+
+    def answers(really: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*given: Any) -> Any:
+            if next(failing, None) is not None:
+                raise RuntimeError("503")  # as botocore's, which are no `OSError`
+            return really(*given)
+
+        return answer
+
+    for name in ("names", "put_file"):
+        monkeypatch.setattr(ArtifactStore, name, answers(getattr(ArtifactStore, name)))
+    monkeypatch.setattr(runtime, "STORE_AGAIN_S", 0.01)
+    monkeypatch.setattr(uploads, "FIRST_S", 0.01)
+    context = claim(queries.attempts(job.id)[-1].id)
+    assert process.execute(context) == Exit.DONE
+    context.end_storing(has_succeeded=True)
+    assert (stored / job.run / "work" / "step-2" / MANIFEST).exists()
+    assert "The artefact store does not answer" in capfd.readouterr().out
 
 
 def test_a_folder_that_is_replaced_during_its_upload_is_not_taken_for_whole(

@@ -1,6 +1,7 @@
 """Real processes that do what they should. What happens when they do not is in tests/faults. Two of
 them are started as in production, the others forked from a warm process."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from backend.errors import ConfigError, ConflictError, ForbiddenError
 from backend.queue import scheduling, service, supervisor
 from backend.queue.actor import Actor
+from backend.queue.engines import local
+from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
@@ -125,3 +128,17 @@ def test_settings_travel_with_the_job(
     home = str(Path.home() / "models")
     assert job.environment["settings"]["SLIMSCOPE_MODEL_DIRS"] == f'["{home}"]'
     assert wait(job.id, State.SUCCEEDED) == State.SUCCEEDED
+
+
+def test_a_container_knows_its_own_processes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another container of the same machine have the same boot, and other numbers."""
+    engine, here = LocalEngine(1), local.reference(os.getpid())
+    there = here | {"host": "another name"}
+    assert [poll.state for poll in engine.poll([here, there])] == ["running", "running"]
+    (tmp_path / "pid").symlink_to("pid:[4026532000]")
+    monkeypatch.setattr(local, "PIDS", tmp_path / "pid")
+    own = local.reference(os.getpid())
+    states = [poll.state for poll in engine.poll([own, there])]
+    assert states == ["running", "unknown"] and own["identity"] != here["identity"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -51,6 +52,8 @@ class GuardedProtocol(H11Protocol):
         self.transport.set_write_buffer_limits(high=0)  # `pause_writing` at the first unread byte
         self._watch()
         self.limits.admit(self)
+        if (connection := transport.get_extra_info("socket")) is not None:
+            _notice_end(connection, self.request_seconds)
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -102,6 +105,15 @@ class GuardedProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def _notice_end(connection: socket.socket, seconds: float) -> None:
+    """Close a connection, such as an endless stream, whose other end is gone without a word: the
+    kernel would send again for a quarter of an hour."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in {"TCP_KEEPIDLE": seconds, "TCP_USER_TIMEOUT": 1000 * seconds}.items():
+        if hasattr(socket, name):  # not on macOS
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
 
 
 def in_pieces(app: ASGIApp) -> ASGIApp:

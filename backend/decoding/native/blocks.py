@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
@@ -27,6 +28,7 @@ from backend.decoding.native.families import (
     window_of,
 )
 from backend.decoding.native.weights import WeightLayout
+from backend.quantization.grid import QuantizedWeight
 
 MOST_ROWS = 2**24  # of a cache
 
@@ -158,15 +160,45 @@ class NativeBlocks:
         self.call("slimscope_forward", task)
         return hidden
 
+    def relay(
+        self, index: int, block: Any, changed: Collection[nn.Module],
+        codes: Mapping[nn.Module, QuantizedWeight],
+    ) -> int:  # fmt: skip
+        """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
+        and tell how many; no pass may run meanwhile. `codes`: of linears of the block; those that
+        lie below each other are read as codes where all of them have some.
+
+        Raises:
+            ValueError: a weight has another shape than before.
+        """
+        layer, count = self._layers[index], 0
+        for name, (outputs, inputs, linears) in self._matrices(block).items():
+            if any(linear in changed for linear in linears):
+                known = [codes[x] for x in linears if x in codes]
+                old = c.Matrix.from_buffer_copy(getattr(layer, name.split()[0]))
+                made = self.matrix(
+                    outputs, inputs, *linears, codes=known if len(known) == len(linears) else ()
+                )
+                self._set(layer, name, made)
+                self.layout.release_matrix(old)
+                count += 1
+        return count
+
+    @contextmanager
+    def borrowing(self, other: NativeBlocks, index: int) -> Iterator[None]:
+        """With block number `index` of another model of the same shapes for its own; no pass of
+        another thread may run meanwhile."""
+        own = c.Layer.from_buffer_copy(self._layers[index])
+        self._layers[index] = other._layers[index]
+        try:
+            yield
+        finally:
+            self._layers[index] = own
+
     def _layer(self, block: Any) -> c.Layer:
-        attention, mlp, s = block.self_attn, block.mlp, self.structure
-        mixed, rows = s.heads * s.head, (s.heads + 2 * s.kv_heads) * s.head
-        split = not hasattr(attention, "qkv_proj")
-        names = ("q_proj", "k_proj", "v_proj") if split else ("qkv_proj",)
-        qkv = self.matrix(rows, s.width, *(getattr(attention, name) for name in names))
-        layer = c.Layer(qkv, self.matrix(s.width, mixed, attention.o_proj))
-        layer.gate, layer.up = self._gate_and_up(mlp)
-        layer.down = self.matrix(s.width, s.inner, mlp.down_proj)
+        attention, s, layer = block.self_attn, self.structure, c.Layer()
+        for name, (outputs, inputs, linears) in self._matrices(block).items():
+            self._set(layer, name, self.matrix(outputs, inputs, *linears))
         layer.attention_norm = self.norm(block.input_layernorm, s.width)
         between: Any = getattr(block, "pre_feedforward_layernorm", None)
         if between is None:
@@ -182,17 +214,33 @@ class NativeBlocks:
         layer.rotary = self._types.index(attention.layer_type) if len(self._types) > 1 else 0
         return layer
 
-    def _gate_and_up(self, mlp: Any) -> tuple[c.Matrix, c.Matrix]:
-        """Two matrices, or the halves of one."""
-        inner, width = self.structure.inner, self.width
-        if hasattr(mlp, "gate_proj"):
-            return self.matrix(inner, width, mlp.gate_proj), self.matrix(inner, width, mlp.up_proj)
-        both = self.matrix(2 * inner, width, mlp.gate_up_proj)
-        return self.layout.rows(both, 0, inner), self.layout.rows(both, inner, inner)
+    def _matrices(self, block: Any) -> dict[str, tuple[int, int, list[nn.Module]]]:
+        """Field of a layer, or two that are halves of one matrix -> outputs, inputs, linears."""
+        attention, mlp, s = block.self_attn, block.mlp, self.structure
+        split = not hasattr(attention, "qkv_proj")
+        names = ("q_proj", "k_proj", "v_proj") if split else ("qkv_proj",)
+        rows, mixed = (s.heads + 2 * s.kv_heads) * s.head, s.heads * s.head
+        matrices = {
+            "qkv": (rows, s.width, [getattr(attention, name) for name in names]),
+            "out": (s.width, mixed, [attention.o_proj]),
+            "down": (s.width, s.inner, [mlp.down_proj]),
+        }
+        if not hasattr(mlp, "gate_proj"):
+            return matrices | {"gate up": (2 * s.inner, s.width, [mlp.gate_up_proj])}
+        gate, up = ((s.inner, s.width, [x]) for x in (mlp.gate_proj, mlp.up_proj))
+        return matrices | {"gate": gate, "up": up}
 
-    def matrix(self, outputs: int, inputs: int, *linears: nn.Module) -> c.Matrix:
+    def _set(self, layer: c.Layer, name: str, matrix: c.Matrix) -> None:
+        first, *second = name.split()
+        half = matrix.outputs // (1 + len(second))
+        for number, field in enumerate((first, *second)):
+            setattr(layer, field, self.layout.rows(matrix, number * half, half))
+
+    def matrix(
+        self, outputs: int, inputs: int, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()
+    ) -> c.Matrix:
         """Linears one below the other, [outputs, inputs] together."""
-        matrix = self.layout.matrix(*linears)
+        matrix = self.layout.matrix(*linears, codes=codes)
         self.require((matrix.outputs, matrix.inputs), (outputs, inputs))
         return matrix
 

@@ -6,14 +6,14 @@ quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree
@@ -26,6 +26,7 @@ from backend.decoding.native.weights import HEAD_GROUP
 from backend.models.blocks import decoder_blocks
 from backend.models.families.logits import LogitTransform
 from backend.models.precision import resolve_dtype
+from backend.quantization.grid import QuantizedWeight
 from backend.quantization.packed_linear import has_codes
 
 PREFILL = 64  # tokens in one pass over a prompt, or over the prompts of a batch
@@ -81,6 +82,21 @@ class NativeModel(NativeBlocks):
         self._outputs = -(-self.vocabulary // LANES) * LANES
         found = self.structure.read_out.outputs, self.structure.read_out.inputs
         self.require(found, (self._outputs, self.width))
+
+    def relay_outside(
+        self, model: PreTrainedModel, codes: Mapping[nn.Module, QuantizedWeight]
+    ) -> None:
+        """Read embedding and head anew, the head as its `codes` where it has some; see `relay`."""
+        source: Any = model.get_input_embeddings()
+        head, s = model.get_output_embeddings(), self.structure
+        table: Tensor = source.weight.detach().bfloat16().contiguous()
+        old, read_out = s.embedding, c.Matrix.from_buffer_copy(s.read_out)
+        self.require(table.shape, (self.vocabulary, self.width))
+        s.read_out = self.layout.matrix(head, codes=[codes[head]] if head in codes else ())
+        s.embedding = self.layout.own(table)
+        self.layout.release_matrix(read_out)
+        if s.embedding != old:
+            self.layout.release(old)
 
     def forward(
         self, ids: Tensor, cache: NativeCache,

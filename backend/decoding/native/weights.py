@@ -33,20 +33,26 @@ class WeightLayout:
         rounded: linears that are not packed are rounded to 8 bits.
         sparse: the zeros of pruned linears are left out.
 
-    Attributes:
-        size: bytes of the matrices, masks and scales included: what a pass reads.
     """
 
     def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
         self._library, self._rounded, self._sparse = library, rounded, sparse
-        self._kept: list[Tensor] = []
-        self.size = 0
+        self._kept: dict[int, Tensor] = {}  # by address
+        self._parts: set[int] = set()  # addresses of the parts of matrices
         library.slimscope_acquire_threads()
         weakref.finalize(self, library.slimscope_release_threads)
 
-    def matrix(self, *linears: nn.Module) -> c.Matrix:
+    @property
+    def size(self) -> int:
+        """Bytes of the matrices, masks and scales included: what a pass reads."""
+        return sum(self._kept[address].nbytes for address in self._parts)
+
+    def matrix(self, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
         their bits and groups differ, the widest and the smallest are those of all.
+
+        Args:
+            codes: of the linears, where they are at hand.
 
         Raises:
             ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
@@ -55,8 +61,8 @@ class WeightLayout:
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
-        if all(map(has_codes, linears)):
-            return self._codes([codes_of(linear) for linear in linears], linears)
+        if codes or all(map(has_codes, linears)):
+            return self._codes([*codes] or [codes_of(linear) for linear in linears], linears)
         fits = not min(inputs) % HEAD_GROUP
         return self.int8(*linears) if self._rounded and fits else self._dense(linears)
 
@@ -173,13 +179,26 @@ class WeightLayout:
 
     def _part(self, tensor: Tensor) -> int:
         """Address of a part of a matrix, which is kept."""
-        self.size += tensor.nbytes
-        return self.own(tensor)
+        address = self.own(tensor)
+        self._parts.add(address)
+        return address
 
     def own(self, tensor: Tensor) -> int:
-        """Its address; it is kept as long as this object."""
-        self._kept.append(tensor)
+        """Its address; it is kept as long as this object, or until it is released."""
+        self._kept[tensor.data_ptr()] = tensor
         return tensor.data_ptr()
+
+    def release(self, *addresses: int | None) -> None:
+        """Forget what lies there: no structure may point to it any more, and no pass read it."""
+        for address in addresses:
+            if address is not None:
+                self._parts.discard(address)
+                self._kept.pop(address, None)
+
+    def release_matrix(self, matrix: c.Matrix) -> None:
+        """Forget all parts of a matrix, of which `rows` may be in use no longer, either."""
+        parts = ("weights", "masks", "starts", "scales", "zeros", "bias")
+        self.release(*(getattr(matrix, part) for part in parts))
 
 
 def _inputs(linear: Any) -> int:

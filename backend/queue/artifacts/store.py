@@ -15,6 +15,8 @@ from uuid import uuid4
 from backend.checkpoints import MANIFEST, is_whole
 from backend.settings import settings
 
+TRIES = 3  # of copying a folder here
+
 
 @contextmanager
 def reaching() -> Iterator[None]:
@@ -52,12 +54,17 @@ class ArtifactStore:
         if (folder / MANIFEST).read_bytes() != manifest:
             return False
         self.write(f"{key}/{MANIFEST}", manifest)
+        if self.manifest(key) != manifest:
+            raise OSError(f"{key} was not stored as a whole.")
         return True
 
     def put_file(self, file: Path, key: str) -> None:
-        """Store a file."""
+        """Store a file; `OSError` if the store has kept less than was there."""
         self._make_parent(key)
+        size = file.stat().st_size  # a log grows
         self._system.put_file(str(file), self._at(key))
+        if (self.size(key) or 0) < size:
+            raise OSError(f"{key} was not stored as a whole.")
 
     def write(self, key: str, content: bytes) -> None:
         """Store what becomes a file."""
@@ -68,8 +75,12 @@ class ArtifactStore:
         self._system.makedirs(self._at(key).rpartition("/")[0], exist_ok=True)
 
     def manifest(self, key: str) -> bytes | None:
-        """The manifest of a folder that is complete; None without one."""
-        return self.read(f"{key}/{MANIFEST}")
+        """The manifest of a folder that is complete; None without one, or with a part of one."""
+        found = self.read(f"{key}/{MANIFEST}")
+        try:
+            return found if found and json.loads(found) is not None else None
+        except ValueError:
+            return None
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a file; None if there is none."""
@@ -87,11 +98,14 @@ class ArtifactStore:
             return True
         draft = folder.with_name(f".get-{uuid4().hex[:8]}-{folder.name}")
         try:
-            for name in json.loads(manifest):
-                self.get_file(f"{key}/{name}", draft / name)
-            draft.mkdir(parents=True, exist_ok=True)
-            (draft / MANIFEST).write_bytes(manifest)
-            if not is_whole(draft):  # it was replaced meanwhile
+            for _ in range(TRIES):  # what came may have been cut off
+                for name in json.loads(manifest):
+                    self.get_file(f"{key}/{name}", draft / name)
+                draft.mkdir(parents=True, exist_ok=True)
+                (draft / MANIFEST).write_bytes(manifest)
+                if is_whole(draft):
+                    break
+            else:  # it was replaced meanwhile, or is damaged there
                 return False
             with suppress(NotImplementedError):  # the newest is told by its time
                 moment = self._system.modified(self._at(f"{key}/{MANIFEST}")).timestamp()

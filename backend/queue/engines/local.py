@@ -134,11 +134,16 @@ def _is_elsewhere(ref: Ref) -> bool:
 
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+PIDS, OUTERMOST = Path("/proc/self/ns/pid"), "pid:[4026531836]"  # linux/proc_ns.h
 
 
 def boot() -> str:
-    """The id of the current boot; empty if the platform has none."""
-    return BOOT.read_text().strip() if BOOT.exists() else ""
+    """The id of the current boot; empty if the platform has none. Containers of one machine share
+    it, but do not see each other's processes, so it also names the numbering of those."""
+    if not BOOT.exists():
+        return ""
+    numbering = str(PIDS.readlink()) if PIDS.is_symlink() else OUTERMOST
+    return BOOT.read_text().strip() + f" {numbering}" * (numbering != OUTERMOST)
 
 
 def identity(pid: int) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -18,20 +19,16 @@ from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, reading
-from backend.store.states import State
-from backend.store.tables import Attempt
+from backend.store.states import TERMINAL
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests import postgres
-from tests.cluster.hosts.network import NAMES, Host, Network, missing
+from tests.cluster.hosts.network import Host, Network, missing
 from tests.queue.conftest import HOST
+from tests.waiting import until
 
 ASKED = "SLIMSCOPE_TEST_HOSTS"
-DATABASE, PORT = "slimscope", 7860
-OFFLINE_S, LEAVING_S = 5, 5  # instead of 30 min and 60 s
-SUPERVISE = (
-    f"from backend.queue import supervisor as s; s.LEAVING_MS = {1000 * LEAVING_S}; s.main()"
-)
+OFFLINE_S, PORT = 5, 7860  # instead of 30 min
 LEADER = (
     "SELECT host(client_addr) FROM pg_locks JOIN pg_stat_activity USING (pid)"
     " WHERE locktype = 'advisory' AND granted AND client_addr IS NOT NULL"
@@ -43,32 +40,39 @@ class Lab:
     """What a test breaks and watches."""
 
     network: Network
-    server: postgres.Server
     db: Host
     a: Host
     b: Host
 
     def supervise(self, host: Host, **told: str) -> None:
         """Start the supervisor of a host."""
-        host.start("-c", SUPERVISE, **told)
+        host.start("-m", "backend.queue.supervisor", **told)
 
     def leader(self) -> str:
         """The address whose supervisor works, as the server knows it."""
         with reading() as session:
             return str(session.scalar(text(LEADER)) or "")
 
-    def count(self, **config: object) -> int:
-        """Add a run that counts."""
-        return submit("count", config, HOST).id
+    def visit(self, path: str) -> httpx.Response:
+        """What the dashboard of `a` answers a guest on `b`; 599 for no answer."""
+        with self.b.inside():
+            try:
+                address = f"http://{self.a.address}:{PORT}{path}"
+                return httpx.get(address, timeout=20, trust_env=False)
+            except httpx.HTTPError:
+                return httpx.Response(599)
 
 
-def until(holds: object, within_s: float) -> float:
-    """Wait until it holds, and fail after that time; the seconds that took."""
+def took(holds: Callable[[], object], within_s: float) -> float:
+    """The seconds until it holds."""
     began = time.monotonic()
-    while not holds():  # type: ignore[operator]
-        assert time.monotonic() - began < within_s, f"it did not come to be within {within_s:g} s"
-        time.sleep(0.1)
+    until(holds, within_s)
     return time.monotonic() - began
+
+
+def count(**config: object) -> int:
+    """Add a run that counts."""
+    return submit("count", config, HOST).id
 
 
 def steps(run: int) -> int:
@@ -82,67 +86,55 @@ def counted(run: int) -> list[float]:
     return sorted(curves[curves["family"] == "count"]["value"])
 
 
-def attempts(run: int) -> list[Attempt]:
-    return queries.attempts(run)
-
-
-def is_in(run: int, *states: State) -> bool:
-    return queries.job(run).state in states
+def has_ended(run: int) -> bool:
+    return queries.job(run).state in TERMINAL
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Lab]:
     """Two machines with a boot of their own, or, where a test asks for it, containers of one."""
     if ASKED not in os.environ:
         pytest.skip("takes minutes: make test-hosts")
     if why := missing() or ("" if postgres.programs() else "PostgreSQL is not installed"):
         pytest.skip(why)
     boots = getattr(request, "param", ("boot-a", "boot-b"))
-    shared = {
-        "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.{NAMES}/{DATABASE}",
+    told = {
         "SLIMSCOPE_ARTIFACTS": str(tmp_path / "artifacts"),
         "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind"]',
-        "SLIMSCOPE_IDLE_EXIT": "600",
         "SLIMSCOPE_OFFLINE_S": str(OFFLINE_S),
+        "SLIMSCOPE_IDLE_EXIT": "600",
+    }
+    more = {
+        "SLIMSCOPE_DATABASE_URL": f"postgresql+psycopg://{postgres.ADMIN}@db.lab/slimscope",
         "SLIMSCOPE_EXAMPLES": "false",
         "SLIMSCOPE_HOST": "0.0.0.0",
-        "SLIMSCOPE_HOST_TOKEN": "the token of the lab",
-        "SLIMSCOPE_CACHE_DIR": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
-    network = Network()
-    made = [Host(network, "db", 1, tmp_path / "db")]
-    for number, (name, boot) in enumerate(zip("ab", boots, strict=True), 2):
-        own = {"SLIMSCOPE_DATA_DIR": str(tmp_path / name / "data")}
-        made.append(Host(network, name, number, tmp_path / name, boot, shared | own))
-        made[-1].knows(made[0])
-    db, a, b = made
-    listens = f"listen_addresses={db.address}"
     with ExitStack() as stack:
+        network = Network(stack)
+        db = Host(network, "db", 1, tmp_path / "db")
+        machines = [
+            Host(network, name, n, tmp_path / name, boot, told | more)
+            for n, (name, boot) in enumerate(zip("ab", boots, strict=True), 2)
+        ]
+        for host in machines:
+            host.knows(db)
         with db.inside():
+            listens = f"listen_addresses={db.address}"
             server = stack.enter_context(postgres.server((*postgres.QUICK, listens)))
         with (server.folder / "data" / "pg_hba.conf").open("a") as trusted:
             trusted.write("host all all 10.77.0.0/24 trust\n")
-        server.execute("SELECT pg_reload_conf()", f"CREATE DATABASE {DATABASE}")
-        monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", server.url.format(DATABASE))
-        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "test"))
-        for name in ("SLIMSCOPE_ARTIFACTS", "SLIMSCOPE_PLUGINS", "SLIMSCOPE_OFFLINE_S"):
-            monkeypatch.setenv(name, shared[name])
+        server.execute("SELECT pg_reload_conf()", "CREATE DATABASE slimscope")
+        told |= {"SLIMSCOPE_DATABASE_URL": server.url.format("slimscope")}
+        for name, value in (told | {"SLIMSCOPE_DATA_DIR": str(tmp_path / "test")}).items():
+            monkeypatch.setenv(name, value)
         settings.cache_clear(), kinds.cache_clear()
         upgrade()
-        yield Lab(network, server, db, a, b)
-        for host in made:
-            host.lose()
+        yield Lab(network, db, *machines)
         engine_for(settings().url).dispose()
-        engine_for.cache_clear(), settings.cache_clear(), kinds.cache_clear()
-    network.close()
-
-
-@pytest.fixture(autouse=True)
-def _logs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """What the hosts have said stands below the report of a test that failed."""
-    yield
-    for log in sorted(tmp_path.glob("[ab]/log")):
-        print(f"--- {log.parent.name}\n{log.read_text()[-3000:]}")
-
+    for cached in (engine_for, settings, kinds):
+        cached.cache_clear()
+    for log in tmp_path.glob("[ab]/log"):  # stands below the report of a test that fails
+        print(f"--- {log.parent.name}\n{log.read_text()[-2000:]}")

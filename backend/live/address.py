@@ -1,0 +1,86 @@
+"""A state of a live model as a short text, of letters, digits and . _ ~. Does not import torch.
+
+    3fa9c2d1e0b4~sparsegpt~gptq~50p_2of4andint4-g64~0x30_1x180_0
+    model        pruner    quantizer  formats     layers in order: number of a format, times
+
+Formats are spelled as everywhere, but for % (p), : (of) and + (and)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NoReturn
+
+from backend.errors import ConfigError
+from backend.pruning.pruners import DECLARED_PRUNERS
+from backend.quantization import DECLARED_QUANTIZERS
+from backend.sensitivity.formats import Format
+
+LONGEST = 20_000  # letters
+SPELLING = {"%": "p", ":": "of", "+": "and"}
+RUN = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """The formats of all layers, in order, and the methods that a run would make them with."""
+
+    formats: Mapping[str, Format]
+    pruner: str
+    quantizer: str
+
+
+def address_of(state: LiveState, identity: str) -> str:
+    """The address of a state of the model of that identity."""
+    known = list(dict.fromkeys(state.formats.values()))
+    runs = []
+    for number, same in groupby(map(known.index, state.formats.values())):
+        times = len([*same])
+        runs.append(f"{number}x{times}" if times > 1 else str(number))
+    spelled = "_".join(map(str, known))
+    for sign, letters in SPELLING.items():
+        spelled = spelled.replace(sign, letters)
+    return "~".join((identity, state.pruner, state.quantizer, spelled, "_".join(runs)))
+
+
+def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
+    """The state at an address.
+
+    Args:
+        identity, layers: of the model it should belong to.
+
+    Raises:
+        ConfigError: it is no address, belongs to another model, or names methods or formats that
+            are not there.
+    """
+    parts = address.split("~") if len(address) <= LONGEST else []
+    if len(parts) != 5:
+        _refuse("It is no address of a state.")
+    if parts[0] != identity:
+        _refuse("It belongs to another model, or another version of this one.")
+    if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
+        _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")
+    spelled = parts[3]
+    for sign, letters in SPELLING.items():
+        spelled = spelled.replace(letters, sign)
+    try:
+        known = [Format.parse(text) for text in spelled.split("_")]
+    except ValueError as error:
+        _refuse(str(error))
+    chosen, strange = list[Format](), "Its layers are not those of this model."
+    for run in parts[4].split("_"):
+        found = RUN.fullmatch(run)
+        if not found or int(found[1]) >= len(known) or len(chosen) > len(layers):
+            _refuse(strange)
+        chosen += [known[int(found[1])]] * int(found[2] or 1)
+    if len(chosen) != len(layers):
+        _refuse(strange)
+    return LiveState(dict(zip(layers, chosen, strict=True)), parts[1], parts[2])
+
+
+def _refuse(why: str) -> NoReturn:
+    raise ConfigError(
+        "The state cannot be opened.", why, "Begin with the dense model.", field="address"
+    )

@@ -1,0 +1,212 @@
+"""The dense model, and tables of it from which the layers of any format are made at once.
+
+    percentage, n:m     magnitude, or Wanda by the energies of the dense model's inputs; `ranks`
+    bits                rounded to nearest on a min-max grid, the ranges of its groups stored
+    both                pruned, then rounded
+    embedding, head     rounded as runs do
+
+The first stage of a run is the same bit for bit where it needs no inputs: magnitude, RTN. What a
+run does on the inputs that the layers before leave is made by `refinement`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.calibration.second_moments import StatisticsLevel
+from backend.decoding.target_model import fingerprint
+from backend.errors import ConfigError, ModelError
+from backend.live.kept_tables import KeptTables
+from backend.live.ranks import LARGEST_GROUP, WeightScores, rank_mask, rank_table
+from backend.live.running import LiveWeight, RunningModel, layers_of
+from backend.live.walk import CalibrationWalk
+from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.precision import resolve_dtype
+from backend.pruning.config import SDSConfig
+from backend.pruning.masks import keep_mask, masked
+from backend.pruning.pattern import Pattern
+from backend.quantization.config import DLQATConfig
+from backend.quantization.embedding import quantize_embedding
+from backend.quantization.grid import QuantGrid, QuantizedWeight, group_scales
+from backend.quantization.packed_linear import has_codes
+from backend.quantization.plan import QuantSettings, embedding_search
+from backend.reporter import at_block
+from backend.sensitivity.formats import Format
+
+ROOM = 2**30  # bytes of tables
+IDENTITY = 12  # letters
+
+Progress: TypeAlias = tuple[float, float, str]  # done, of how many, the activity
+Score: TypeAlias = Literal["magnitude", "wanda"]
+
+
+class DenseModel:
+    """A model that is never changed; live models share its weights and tables, and its lock.
+
+    Args:
+        model: in the dtype of its files, on the device to work on.
+        calibration: token ids [segments, L]; None: nothing that needs inputs can be made.
+        sds, dlqat: settings of a run, for all but patterns, widths and methods.
+        room: bytes that tables may take.
+
+    Raises:
+        ModelError: it has no layers that can be changed.
+
+    Attributes:
+        layers: full name -> layer, those of the blocks in order, then embedding and head.
+        outside: names of the embedding, and of a head that is not tied to it.
+        identity: of its weights, in hexadecimal.
+        lock: held while anything is computed.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, calibration: Tensor | None = None,
+        sds: SDSConfig | None = None, dlqat: DLQATConfig | None = None, room: int = ROOM,
+    ) -> None:  # fmt: skip
+        self.model, self.calibration = model.requires_grad_(False), calibration
+        self.sds, self.dlqat = sds or SDSConfig(), dlqat or DLQATConfig()
+        self.blocks, self.lock = len(decoder_blocks(model)), threading.RLock()
+        self.layers = layers_of(model)
+        self.outside = [name for name, x in self.layers.items() if x.block < 0]
+        if len(self.outside) == len(self.layers) or any(map(has_codes, model.modules())):
+            why, do = "Its layers are quantised already, or no linear ones.", "Choose a dense one."
+            raise ModelError("The model cannot be changed live.", why, do, "model")
+        self.identity = fingerprint(model)[:IDENTITY]
+        self.tables = KeptTables(room)
+        self._energies: dict[str, Tensor] = {}  # of the dense model's inputs
+        self._references: dict[torch.dtype, RunningModel] = {}
+
+    @property
+    def in_blocks(self) -> list[str]:
+        """Names of the layers of the blocks."""
+        return [name for name, x in self.layers.items() if x.block >= 0]
+
+    @property
+    def nbytes(self) -> int:
+        """Of weights, tables and references."""
+        references = sum(x.nbytes for x in self._references.values())
+        return sum(p.nbytes for p in self.model.parameters()) + self.tables.nbytes + references
+
+    def reference(self, dtype: torch.dtype) -> RunningModel:
+        """The dense model as live ones run, to compare with."""
+        with self.lock:
+            if dtype not in self._references:
+                self._references[dtype] = RunningModel(self.model, dtype)
+            return self._references[dtype]
+
+    def weight(self, name: str) -> Tensor:
+        """The weights [out, in] in the dtype of the model; not to be changed."""
+        layer = self.layers[name]
+        return layer.as_stored(layer.layer.get_parameter("weight").detach())
+
+    def refuse(self, name: str, form: Format | str) -> Format:
+        """The format, if a layer can have it.
+
+        Raises:
+            ConfigError: there is no such layer or format, or the layer cannot be stored so.
+        """
+        if name not in self.layers:
+            what, do = f"{name[:80]} is no layer of this model.", "Choose one of its layers."
+            raise ConfigError(what, f"{next(iter(self.layers))} is one.", do, "formats")
+        try:
+            read = Format.parse(str(form))
+        except ValueError as error:
+            what, do = f"{str(form)[:40]!r} is not a format.", "Write 50%, 2:4 or int4-g64."
+            raise ConfigError(what, str(error), do, "formats") from error
+        columns, why = self.layers[name].columns, ""
+        if not read.fits(columns):
+            why = f"It does not divide its {columns} inputs."
+        elif read.pattern and name in self.outside:
+            why = "Embedding and head are rounded only, as in a run."
+        if why:
+            what, do = f"{name} cannot be stored as {read}.", "Choose another format for it."
+            raise ConfigError(what, why, do, "formats")
+        return read
+
+    def score_of(self, pruner: str) -> Score:
+        """By what layers are pruned at once, where a run would use `pruner`."""
+        if pruner == "magnitude" or (pruner != "wanda" and self.calibration is None):
+            return "magnitude"
+        return "wanda"
+
+    @torch.no_grad()
+    def made(self, name: str, form: Format, score: Score) -> LiveWeight:
+        """A layer in a format: in the dtype of the model, or codes."""
+        W, width = self.weight(name), form.width
+        if width and name in self.outside:
+            space = embedding_search(width.bits)
+            settings = QuantSettings(width.bits, width.group, "symmetric", space)
+            return quantize_embedding(W, settings, self.scales)
+        if form.pattern:
+            W = masked(W, self._mask(name, form.pattern, score))
+        if width is None:
+            return W
+        ranges = self.tables.find(key := ("ranges", name, width.group))
+        if ranges is None or form.pattern:
+            grouped = W.float().reshape(len(W), -1, width.group or W.shape[1])
+            ranges = torch.stack([grouped.amin(-1), grouped.amax(-1)])
+            if not form.pattern:
+                self.tables.put(key, ranges)
+        low, high = ranges
+        return self.quantized(W.float(), group_scales(low, high, width.bits, self.dlqat.grid))
+
+    def quantized(self, V: Tensor, grid: QuantGrid) -> QuantizedWeight:
+        """`V` [out, in] on a grid, of which the stored precision is kept."""
+        return QuantizedWeight(grid.stored(self.scales, self.dlqat.grid), grid.codes(V).byte())
+
+    @property
+    def scales(self) -> torch.dtype:
+        """Of scales, and in a quantization run of all that is not quantized."""
+        dtype: torch.dtype = getattr(torch, self.dlqat.stored)
+        return dtype
+
+    def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
+        root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
+        scores = WeightScores(self.weight(name), root)
+        if group > LARGEST_GROUP:
+            return keep_mask(scores.all(), pattern).bool()
+        key = ("ranks", name, score, group)
+        return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
+
+    def energy(self, name: str) -> Tensor:
+        """Mean square [in] of a layer's inputs in the dense model; all are measured when the first
+        is asked for."""
+        if name not in self._energies:
+            for _ in self.measure_inputs():
+                pass
+        return self._energies[name]
+
+    def measure_inputs(self) -> Iterator[Progress]:
+        """One pass over the calibration text, for the energies of all inputs. Raises ConfigError:
+        there is none."""
+        walk = self.walk(self.sds.batch, self.sds.precision)
+        for block in range(self.blocks):
+            with self.lock:
+                linears = block_linears(self.model, block)
+                weights = {module: x.read() for module, x in linears.items()}
+                inputs = walk.inputs(block, weights, linears, StatisticsLevel.ENERGY)
+                self._energies |= {linears[m].name: found.energy for m, found in inputs.items()}
+                walk.advance(block, weights)
+            yield block + 1, self.blocks, at_block(block, self.blocks, "Inputs")
+
+    def require_text(self) -> Tensor:
+        """The calibration text. Raises ConfigError: there is none."""
+        if self.calibration is None:
+            what, why = "There is no calibration text.", "This method needs the inputs of layers."
+            raise ConfigError(what, why, "Choose magnitude and RTN, or a text.", "calibration")
+        return self.calibration
+
+    def walk(
+        self, batch: int, precision: str, rest: torch.dtype | None = None,
+        stop: Callable[[], None] = lambda: None,
+    ) -> CalibrationWalk:  # fmt: skip
+        """A pass over the calibration text."""
+        calibration = self.require_text()
+        dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
+        with self.lock:
+            return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)

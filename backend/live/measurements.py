@@ -1,0 +1,172 @@
+"""What the formats of a live model do: loss, divergence, bytes, distributions; which blocks lose
+which tokens.
+
+    loss         of windows, one after the other, beside the dense model's on the same
+    divergence   KL = mean_t sum_v p_tv (log p_tv - log q_tv),   p dense, q live
+    trace        the loss at each token with one block restored to dense, less the loss as it is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from backend.errors import ConfigError
+from backend.evaluation.divergence import summed_kl
+from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
+from backend.live.model import DENSE, LiveModel
+from backend.statistics.magnitudes import ascending
+from backend.statistics.paired import PairedRatio, paired_ratio
+from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
+from backend.statistics.tensors import TensorSnapshot
+
+LONGEST_TRACE = 128  # tokens
+
+
+@dataclass(frozen=True)
+class LiveLoss:
+    """The losses on some windows so far, nats a predicted token.
+
+    Attributes:
+        windows, dense: mean loss of each window, of the live and of the dense model.
+        divergence: KL from the dense model on each, nats; empty where it was not asked for.
+    """
+
+    windows: tuple[float, ...] = ()
+    dense: tuple[float, ...] = ()
+    divergence: tuple[float, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        return fmean(self.windows)
+
+    @property
+    def ratio(self) -> PairedRatio | None:
+        """Perplexity over the dense model's, with its 95 % interval; None of too few windows."""
+        return paired_ratio(self.windows, self.dense)
+
+
+@dataclass(frozen=True)
+class LiveSizes:
+    """Bytes of a state.
+
+    Attributes:
+        file: the layers in their formats, the rest in 16 bits.
+        read: of the matrices, by the decoder for a token; None where PyTorch computes.
+        linears: of the blocks, were they stored sparse in 16 bits.
+    """
+
+    file: float
+    read: int | None
+    linears: LinearSizes
+
+
+def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
+    """The losses after each of `windows` [n, L], token ids.
+
+    Raises:
+        ConfigError: the text is too short or too long, or has other tokens.
+        CancelledError: there was a newer change.
+    """
+    _refuse_text(live, windows, live.dense.model.config.get_text_config().max_position_embeddings)
+    stop, found = live.safe_point(), LiveLoss()
+    for ids in windows:
+        with live.dense.lock:
+            stop()
+            logits = live.running.logits(ids, stop)
+            loss, dense = token_losses(logits, ids).mean().item(), _dense_loss(live, ids)
+            kl = (_divergence(live, ids, logits),) if divergence else ()
+        found = LiveLoss((*found.windows, loss), (*found.dense, dense), (*found.divergence, *kl))
+        yield found
+
+
+def traced_losses(live: LiveModel, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each block, and how the loss at each predicted token of `ids` [L] changes when this block
+    alone is restored to dense [L - 1], nats; see `losses`."""
+    _refuse_text(live, ids[None], LONGEST_TRACE)
+    stop, layers = live.safe_point(), live.dense.layers.values()
+    with live.dense.lock:
+        now = token_losses(live.running.logits(ids, stop), ids)
+    for block in range(live.dense.blocks):
+        difference = torch.zeros_like(now)
+        if any(live.formats[x.name] != DENSE for x in layers if x.block == block):
+            with live.dense.lock:
+                stop()
+                with live.running.with_block_of(live.dense.reference(live.dtype), block):
+                    logits = live.running.logits(ids, stop)
+            difference = token_losses(logits, ids) - now
+        yield block, difference
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p of each token but the first [L - 1], of logits [L, V] and ids [L]."""
+    return cross_entropy(logits[:-1], ids[1:].to(logits.device), reduction="none")
+
+
+def live_sizes(live: LiveModel) -> LiveSizes:
+    """The bytes of the state."""
+    layers = live.dense.layers
+    inside = sum(live.formats[name].nbytes(*x.shape) for name, x in layers.items())
+    whole = sum(p.numel() for p in live.dense.model.parameters())
+    rest = whole - sum(x.shape[0] * x.columns for x in layers.values())
+    with live.dense.lock:
+        linears = sizes(live.weight(name) for name in live.dense.in_blocks)
+        return LiveSizes(inside + VALUE_BYTES * rest, live.running.read_bytes, linears)
+
+
+def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
+    """Histogram and statistics of a layer as it is now, on the scale of its dense weights."""
+    with live.dense.lock:
+        live.dense.refuse(name, DENSE)
+        key, layer = ("ordered", name), live.dense.layers[name]
+        reference = live.dense.tables.get(
+            key, lambda: ascending(live.dense.weight(name).float().flatten())
+        )
+        scale, ordered = scale_of(reference), ascending(live.weight(name).flatten())
+        counts, zeros, below, above = histogram(ordered, scale.edge)
+        return TensorSnapshot(
+            f"{name}.weight", layer.block, layer.module, live.made[name], len(ordered), zeros,
+            below, above, -scale.edge, scale.edge, counts.numpy(),
+            tensor_statistics(ordered, scale.std), quantiles(ordered),
+        )  # fmt: skip
+
+
+def _dense_loss(live: LiveModel, ids: Tensor) -> float:
+    """Of one window; not to be cancelled, as it serves the next change, too."""
+
+    def measured() -> Tensor:
+        return token_losses(_dense_logits(live, ids), ids).mean()
+
+    return live.dense.tables.get(("loss", *_key(live, ids)), measured).item()
+
+
+def _divergence(live: LiveModel, ids: Tensor, logits: Tensor) -> float:
+    p = live.dense.tables.get(("logits", *_key(live, ids)), lambda: _dense_logits(live, ids))
+    p, q = (x[:-1].log_softmax(-1)[None] for x in (p, logits))
+    return summed_kl(p, q).item() / (len(ids) - 1)
+
+
+def _dense_logits(live: LiveModel, ids: Tensor) -> Tensor:
+    return live.dense.reference(live.dtype).logits(ids, lambda: None)
+
+
+def _key(live: LiveModel, ids: Tensor) -> tuple[torch.dtype, bytes]:
+    return live.dtype, ids.numpy().tobytes()
+
+
+def _refuse_text(live: LiveModel, windows: Tensor, most: int) -> None:
+    """Raise `ConfigError` for ids [n, L] that cannot be measured on."""
+    rows, why = live.dense.model.get_input_embeddings().get_parameter("weight").shape[0], ""
+    if windows.dim() != 2 or not len(windows) or windows.shape[1] < 2:
+        why = f"It is {[*windows.shape]} tokens; a window takes two."
+    elif windows.shape[1] > most:
+        why = f"A window has {windows.shape[1]} tokens, of at most {most}."
+    elif int(windows.min()) < 0 or int(windows.max()) >= rows:
+        why = f"Its tokens are not those of the model, 0 to {rows - 1}."
+    if why:
+        raise ConfigError("The text cannot be measured on.", why, "Choose another text.", "text")

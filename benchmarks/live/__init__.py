@@ -1,0 +1,1 @@
+"""How long a live model takes to change, and to be measured."""

@@ -1,0 +1,81 @@
+"""States as texts: there and back, and what others write there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import ConfigError
+from backend.live.address import LONGEST, LiveState, address_of, state_at
+from backend.live.dense import DenseModel
+from backend.live.model import LiveModel
+from backend.sensitivity.formats import Format
+
+LAYERS = [f"model.layers.{n}.mlp.down_proj" for n in range(12)]
+PATTERNS = ["", "2:4", "4:8", "50%", "33.3333%", "0.0000000001%", "99.9%", "1:2"]
+WIDTHS = ["", *(f"int{bits}{group}" for bits in range(2, 9) for group in ("", "-g32", "-g128"))]
+FORMATS = st.builds(
+    lambda *parts: Format.parse("+".join(filter(None, parts)) or "dense"),
+    st.sampled_from(PATTERNS), st.sampled_from(WIDTHS),
+)  # fmt: skip
+LISTS = st.lists(FORMATS, min_size=len(LAYERS), max_size=len(LAYERS))
+STATES = st.builds(
+    LiveState, LISTS.map(lambda each: dict(zip(LAYERS, each, strict=True))),
+    st.sampled_from(["magnitude", "wanda", "sparsegpt", "alps"]),
+    st.sampled_from(["rtn", "gptq", "hqq"]),
+)  # fmt: skip
+
+
+@given(STATES)
+def test_there_and_back(state: LiveState) -> None:
+    address = address_of(state, "abc")
+    assert re.fullmatch(r"[\w.~-]+", address, re.ASCII) and len(address) < 1000
+    assert state_at(address, "abc", LAYERS) == state
+
+
+@given(STATES, st.data())
+def test_what_was_changed_is_another_state_or_refused(
+    state: LiveState, data: st.DataObject
+) -> None:
+    address = address_of(state, "abc")
+    place = data.draw(st.integers(0, len(address)))
+    changed = address[:place] + data.draw(st.text(max_size=4)) + address[place + 1 :]
+    try:
+        found = state_at(changed, "abc", LAYERS)
+    except ConfigError as error:
+        assert error.field == "address"
+    else:
+        assert [*found.formats] == LAYERS
+
+
+@given(st.text() | st.from_regex(r"[0-9a-z~_.x]{0,60}"))
+def test_any_text_is_refused_in_words(text: str) -> None:
+    with pytest.raises(ConfigError):
+        state_at(text, "abc", LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("", "no address"), ("~" * LONGEST * 2, "no address"),
+     ("abd~alps~gptq~50p~0x12", "another model"), ("abc~magic~gptq~50p~0x12", "no method 'magic'"),
+     ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
+     ("abc~alps~gptq~100p~0x12", "not between 0 and 100"), ("abc~alps~gptq~50p~1x12", "layers"),
+     ("abc~alps~gptq~50p~0x13", "layers"), ("abc~alps~gptq~50p~0x11", "layers"),
+     ("abc~alps~gptq~50p~0x0_0x12_x", "layers"), ("abc~alps~gptq~50p~٠x12", "layers")],
+)  # fmt: skip
+def test_the_reason_is_told(address: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        state_at(address, "abc", LAYERS)
+
+
+def test_a_state_is_opened_again(dense: DenseModel) -> None:
+    live = LiveModel(dense)
+    live.apply(dict.fromkeys(dense.in_blocks, "2:4+int4-g32"), "sparsegpt", "gptq")
+    live.apply({dense.in_blocks[3]: "dense", dense.outside[0]: "int8-g32"})
+    again = LiveModel.at(dense, live.address)
+    assert again.address == live.address and again.formats == live.formats
+    with pytest.raises(ConfigError, match="rounded only"):
+        LiveModel.at(dense, f"{dense.identity}~alps~gptq~50p~0x{len(dense.layers)}")

@@ -1,0 +1,222 @@
+"""Changing a live model, and measuring what it has become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.calibration.heldout import window_nll
+from backend.decoding.native.model import NativeModel
+from backend.errors import CancelledError, ConfigError, ModelError
+from backend.live.dense import DenseModel
+from backend.live.measurements import (
+    live_sizes,
+    live_snapshot,
+    losses,
+    token_losses,
+    traced_losses,
+)
+from backend.live.model import LiveModel
+from backend.live.running import layers_of
+
+MIX = ("50%", "2:4", "int4-g32", "dense", "62.5%", "2:4+int3-g32", "int8")
+
+
+def mixed(dense: DenseModel) -> dict[str, str]:
+    names = dense.in_blocks
+    return {name: MIX[n % len(MIX)] for n, name in enumerate(names)} | {
+        dense.outside[0]: "int8-g32"
+    }
+
+
+@pytest.fixture
+def live(dense: DenseModel) -> LiveModel:
+    return LiveModel(dense)
+
+
+def plain(live: LiveModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with the live weights, made the plain way."""
+    model = deepcopy(live.dense.model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, layer in layers_of(model).items():
+        layer.write(live.weight(name))
+    return model
+
+
+def test_the_loss_is_that_of_a_model_made_the_plain_way(live: LiveModel, unseen: Tensor) -> None:
+    live.apply(dict.fromkeys(live.dense.in_blocks, "50%") | {live.dense.in_blocks[2]: "2:4"})
+    native, ids = NativeModel(plain(live, torch.bfloat16)), unseen[0]
+    assert live.running.decoder.startswith("native")
+    cache, logits = native.new_cache(len(ids)), []
+    for part in ids.split(64):
+        logits.append(native.forward(part, cache, read_out=len(part))[1])
+    (found,) = losses(live, ids[None])
+    assert found.loss == pytest.approx(token_losses(torch.cat(logits), ids).mean().item(), rel=1e-7)
+
+
+def test_so_it_is_in_pytorch(dense: DenseModel, unseen: Tensor) -> None:
+    live = LiveModel(dense, torch.float32)
+    live.apply(mixed(dense))
+    *_, found = losses(live, unseen[:6], divergence=True)
+    logits = plain(live, torch.float32)(input_ids=unseen[:6]).logits
+    assert found.windows == pytest.approx(window_nll(logits, unseen[:6]).tolist(), rel=1e-5)
+    p = plain(LiveModel(dense, torch.float32), torch.float32)(input_ids=unseen[:6]).logits
+    p, q = (x[:, :-1].log_softmax(-1) for x in (p, logits))
+    kl = (p.exp() * (p - q)).sum(-1).mean(1).tolist()
+    assert found.divergence == pytest.approx(kl, rel=1e-3)
+    assert found.ratio and found.ratio.low < found.ratio.value < found.ratio.high
+
+
+def test_the_native_decoder_reads_the_codes(dense: DenseModel, unseen: Tensor) -> None:
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        live = LiveModel(dense, dtype)
+        live.apply(mixed(dense) | dict.fromkeys(dense.in_blocks[-7:], "int4-g32"))
+        *_, each = losses(live, unseen[:4])
+        found.append(each.loss)
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+def test_only_what_changed_is_made_and_laid_out(live: LiveModel, unseen: Tensor) -> None:
+    names, running = live.dense.in_blocks, live.running
+    down, query = (next(n for n in names if n.endswith(x)) for x in ("down_proj", "q_proj"))
+
+    def laid(formats: dict[str, str]) -> tuple[int, int]:
+        before = running.laid
+        return len(live.apply(formats)), running.laid - before
+
+    assert laid({down: "50%"}) == (1, 1)
+    assert laid({down: "50%", query: "dense"}) == (0, 0)
+    assert laid({query: "2:4"}) == (1, 1)  # its matrix holds keys and values, too
+    assert laid({live.dense.outside[0]: "int6-g32"}) == (1, 1)
+    assert laid(dict.fromkeys(names, "int4-g32")) == (21, 15)
+    small = live_sizes(live)
+    assert laid(dict.fromkeys(live.dense.layers, "dense")) == (22, 16)
+    size, whole = live_sizes(live), sum(p.numel() for p in live.dense.model.parameters())
+    assert size.file == 2 * whole and size.linears.nonzero <= size.linears.weights
+    assert small.read and size.read and small.read < 0.4 * size.read and small.file < size.file
+    *_, found = losses(live, unseen[:2])
+    assert found.windows == found.dense  # nothing is left of what it was
+
+
+@pytest.mark.parametrize(
+    ("formats", "pruner", "why"),
+    [({0: "int0"}, "", "0 bits are not offered"), ({0: "100%"}, "", "not between 0 and 100"),
+     ({0: "0%"}, "", "not between"), ({0: "int4-g48"}, "", "does not divide"),
+     ({0: "3:7"}, "", "does not divide"), ({0: "what"}, "", "not a pattern"),
+     ({"model.layers.9.mlp": "50%"}, "", "no layer of this model"),
+     ({"model.embed_tokens": "50%"}, "", "rounded only"), ({}, "magic", "no method 'magic'"),
+     ({}, "wanda", "no calibration text")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    make: Callable[..., DenseModel], formats: dict[str | int, str], pruner: str, why: str
+) -> None:
+    live = LiveModel(make(text=False))
+    names = live.dense.in_blocks
+    live.apply({names[1]: "50%"})
+    before = live.address
+    asked = {names[n] if isinstance(n, int) else n: form for n, form in formats.items()}
+    with pytest.raises(ConfigError, match=why):
+        live.apply({names[1]: "2:4", **asked}, pruner)
+    assert live.address == before
+    with pytest.raises(ConfigError, match="no calibration text"):
+        live.apply({}, "alps")
+        next(live.refine())
+    with pytest.raises(ConfigError, match="made by runs only"):
+        live.apply({names[0]: "int4"}, quantizer="awq")
+        next(live.refine())
+
+
+def test_text_that_cannot_be_measured_on_is_refused(live: LiveModel, unseen: Tensor) -> None:
+    for windows, why in (
+        (unseen[:, :1], "takes two"), (unseen[:0], "takes two"), (unseen + 512, "0 to 511"),
+        (unseen.reshape(4, -1), "at most 256"), (-unseen - 1, "0 to 511"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=why):
+            next(losses(live, windows))
+    with pytest.raises(ConfigError, match="at most 128"):
+        next(traced_losses(live, unseen[:2].flatten()[:129]))
+
+
+def test_a_quantized_model_is_refused(dense: DenseModel) -> None:
+    model = deepcopy(dense.model)
+    model.model.layers[0].mlp.up_proj.quant_grid = None
+    with pytest.raises(ModelError, match="quantised already"):
+        DenseModel(model)
+
+
+def test_a_newer_change_cancels_what_is_older(live: LiveModel, unseen: Tensor) -> None:
+    names = live.dense.in_blocks
+    live.apply(dict.fromkeys(names, "50%"), "sparsegpt")
+    measured, traced = losses(live, unseen), traced_losses(live, unseen[0])
+    next(measured), next(traced)
+    refined = live.refine()
+    next(refined)  # changes the model, as a person does
+    for older in (measured, traced):
+        with pytest.raises(CancelledError):
+            next(older)
+    assert [live.made[name] for name in names] == ["refined"] * 7 + ["instant"] * 14
+    live.apply({names[0]: "2:4"})
+    with pytest.raises(CancelledError):
+        next(refined)
+    assert live.made[names[0]] == "instant" and live.made[names[1]] == "refined"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_pass_is_cancelled_before_its_end(
+    dense: DenseModel, unseen: Tensor, dtype: torch.dtype
+) -> None:
+    live, asked = LiveModel(dense, dtype), list[int]()
+
+    def stop() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        live.running.logits(unseen[0], stop)
+    live.running.logits(unseen[0], lambda: None)
+    assert len(asked) == 2  # no hook is left
+
+
+def test_what_is_dropped_comes_back(live: LiveModel, unseen: Tensor) -> None:
+    live.apply(mixed(live.dense))
+    *_, before = losses(live, unseen[:2])
+    assert live.nbytes > 0 and live.dense.nbytes > 0
+    live.drop()
+    assert live.nbytes == 0
+    *_, after = losses(live, unseen[:2])
+    assert after == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tokens_by_blocks(dense: DenseModel, unseen: Tensor, dtype: torch.dtype) -> None:
+    live, ids = LiveModel(dense, dtype), unseen[0, :48]
+    live.apply(dict.fromkeys(dense.in_blocks[7:14], "2:4"))
+    now, whole = (
+        token_losses(x.logits(ids, lambda: None), ids)
+        for x in (live.running, dense.reference(dtype))
+    )
+    found = dict(traced_losses(live, ids))
+    assert [*found] == [0, 1, 2] and not found[0].any() and not found[2].any()
+    assert torch.equal(now + found[1], now + (whole - now)) and found[1].any()
+    assert torch.equal(token_losses(live.running.logits(ids, lambda: None), ids), now)
+
+
+def test_the_histogram_is_on_the_scale_of_the_dense_tensor(live: LiveModel) -> None:
+    name = live.dense.in_blocks[4]
+    dense = live_snapshot(live, name)
+    live.apply({name: "50%"})
+    found = live_snapshot(live, name)
+    assert (found.lo, found.hi, found.n) == (dense.lo, dense.hi, dense.n)
+    assert found.zeros == int((live.weight(name) == 0).sum()) >= found.n // 2
+    assert found.zeros + found.below + found.above + found.counts.sum() == found.n
+    assert found.stage == "refined" and dense.stage == "dense"
+    with pytest.raises(ConfigError):
+        live_snapshot(live, "model.norm")
