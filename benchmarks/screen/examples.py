@@ -51,7 +51,7 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
     "generate": (
         (f"--prompt={PROMPT}", "--sides=smollm2-135m,{dlqat},{sds}",
-         "--max-new-tokens=120"),
+         "--max-new-tokens=120", "--repetition-penalty=1.15"),
         "One prompt, three models",
     ),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from backend.queue import scheduling, service, supervisor
 from backend.queue.engines.base import PollResult
-from backend.queue.engines.local import LOCAL
+from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import node_environment, submission_variables
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
@@ -195,14 +195,14 @@ def test_a_run_of_a_cluster_kills_itself_and_one_of_this_machine_is_killed(
 ) -> None:
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(runtime.os, "killpg", lambda *given: killed.append(given))
-    for name in ("scripted", LOCAL[0]):
+    for name in ("scripted", LocalEngine.name):
         job = service.enqueue("count", {}, HOST)
         SupervisorLoop(engine).turn()
         change(newest(job), engine=name)
         context = claim(newest(job).id)
         service.cancel(job.id, HOST)
         context._look()
-        assert context.should_stop() and len(killed) == (name == LOCAL[0])
+        assert context.should_stop() and len(killed) == (name == LocalEngine.name)
         service.cancel(job.id, HOST)
         context._look()
         context.finish("stopped")

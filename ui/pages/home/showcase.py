@@ -18,7 +18,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import PERPLEXITY, SPEED_UP, TOKENS_PER_SECOND, metric
+from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share, size
 from ui.runs.pairs import stage_comparison
@@ -90,15 +90,17 @@ def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | 
 
 
 def _changes(results: RunResults, job: Job) -> list[tuple[str, str, str]]:
-    """Size of the files, decoding speed and perplexity, as far as they were measured."""
+    """Size of the files, decoding speed and perplexity, as far as they were measured. Of speeds the
+    ratio: those of two runs seldom agree."""
     rows = []
     source, saved = (job.environment or {}).get(SOURCE_BYTES), results.saved_bytes
     if source and saved:
         rows.append(("Size", size(source), size(saved)))
-    for key, what in ((TOKENS_PER_SECOND, "Tokens per second"), (PERPLEXITY, "Perplexity")):
-        before, after = (results.value(stage, key) for stage in (DENSE, results.kept))
-        if before is not None and after is not None:
-            rows.append((what, number(before, 3), number(after, 3)))
+    if faster := results.value(results.kept, SPEED_UP):
+        rows.append(("Speed", "1 ×", f"{number(faster, 3)} ×"))
+    before, after = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
+    if before is not None and after is not None:
+        rows.append(("Perplexity", number(before, 3), number(after, 3)))
     return rows
 
 
