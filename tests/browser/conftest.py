@@ -394,7 +394,7 @@ def opened(page: Page, url: str) -> None:
     """Goes there and waits until the page has drawn what it knows."""
     page.goto(url)
     expect(page.locator("h1")).to_have_count(1)
-    expect(page.locator("#frame-status-line a, #frame-status-line span").first).to_be_visible()
+    expect(page.locator("#frame-status-line[data-heard]")).to_have_count(1)
     page.wait_for_function(
         "![...document.querySelectorAll('.skeleton')].some((one) => one.offsetParent)"
     )

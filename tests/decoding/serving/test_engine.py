@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,11 +141,11 @@ def test_memory_for_one_serves_all_one_after_the_other(opened: Open, blocks: int
 
 
 def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
-    engine, events = opened(), Counter[str]()
+    engine, ends = opened(), list[str]()
     stays = ask(engine, prompt_of(20, 1), 200)
 
     def count(event: Event) -> None:
-        events[getattr(event, "reason", "")] += 1
+        ends.append(getattr(event, "reason", ""))  # two threads do
 
     request = GenerationRequest(prompt_of(30, 2), 100, person="x")
     for n in range(10_000):
@@ -156,7 +156,9 @@ def test_ten_thousand_who_leave_take_no_memory(opened: Open) -> None:
                 pass
     assert stays.wait().tokens == alone(target_of("toy"), prompt_of(20, 1), 200)
     ask(engine, [5], 1).wait()
-    assert events["cancelled"] == 10_000 and engine.status().running == 0
+    while engine.status().running:  # it is told of an end before the engine has let it go
+        time.sleep(0.001)
+    assert ends.count("cancelled") == 10_000
     engine.close()
     assert engine.status().memory == 0
 

@@ -59,6 +59,8 @@ ELSEWHERE = {
     "vote",
     "answers",
     "budget",
+    "chat",
+    "token",
 }  # need more than a run that was cancelled
 EMPTY = {"artifacts", "curves", "results", "tensors"}  # of a run that did nothing
 FILE_ONLY = pytest.mark.sqlite("backups are of a file")

@@ -70,7 +70,7 @@ def test_its_conversation_goes_on_as_a_new_one_with_the_model_that_is_there() ->
     there = arrived(run="generate-example")
     assert there["sides"] == ["smollm2-135m"]
     text = re.sub("<[^>]*>", "", there["said"])
-    assert all(run in text for run in WEIGHTLESS)
+    assert all(run in text for run in WEIGHTLESS[:2])
     assert text.startswith("Examples ship without weights. ")
     assert "your prompt begins a new chat with smollm2-135m." in text
     assert 'href="playground?sides=smollm2-135m"' in there["said"]

@@ -67,6 +67,7 @@ window.slimscope = (() => {
       try {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         last = new Date();
+        line.dataset.heard = "true";
         wait = answer.live && !document.hidden ? 2000 : 10000;
         if (line.innerHTML !== answer.html.trim()) line.innerHTML = answer.html.trim();
         if (cursor !== null && cursor !== answer.cursor) changed();
