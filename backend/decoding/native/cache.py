@@ -129,12 +129,5 @@ class NativeCache:
         """The blocks that the first `length` tokens fill, to be shared."""
         return self._held[: min(length, self.length) // BLOCK]
 
-    def beginning(self, length: int, capacity: int) -> NativeCache:
-        """A cache for `capacity` tokens that shares the first `length` rows of this one."""
-        if not 0 <= length <= min(self.length, capacity):
-            raise ValueError(f"{length} of {self.length} rows do not fit into {capacity}")
-        held = self._held[: blocks_for(length)]
-        return NativeCache(self.call, self._blocks, capacity, held, length)
-
 
 DecodingCache: TypeAlias = PreallocatedCache | NativeCache

@@ -77,7 +77,6 @@ PASSES: dict[str, Callable[[NativeModel], object]] = {
     "a row of states": lambda m: NativeBlocks.__call__(m, torch.zeros(64), m.new_cache(8)),
     "rows not read": lambda m: m.new_cache(8).rewind(3),
     "rows before the first": lambda m: m.new_cache(8).rewind(-1),
-    "a longer beginning": lambda m: m.new_cache(8).beginning(4, 8),
     "a mask of a batch": lambda m: m._pass(
         IDS, [3, 3], [m.new_cache(8), m.new_cache(8)], None, [torch.ones(6, 6).bool(), None], [0, 0]
     ),
