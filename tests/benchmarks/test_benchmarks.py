@@ -14,7 +14,6 @@ from backend.drafters.config import ARMS
 from backend.errors import SlimscopeError
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
-from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.session import writing
 from backend.store.tables import Job, Result, TensorRow
@@ -95,12 +94,8 @@ TRICKY = {  # family -> columns that are refused, and a word of the reason
 
 
 @pytest.mark.parametrize("family", TRICKY)
-def test_a_family_works_or_is_refused_before_queueing(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path))
-    settings.cache_clear()
-    found = examine([family], tmp_path)
+def test_a_family_works_or_is_refused_before_queueing(family: str, data_dir: Path) -> None:
+    found = examine([family], data_dir)
     for column in METHODS:
         if reason := TRICKY[family].get(column):
             assert reason in found[family][column]
@@ -118,15 +113,11 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("family", SETTINGS)
-def test_a_setting_that_a_family_does_not_support_is_refused(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path))
-    settings.cache_clear()
-    write_tiny(family, tmp_path / "models" / "tiny")
+def test_a_setting_that_a_family_does_not_support_is_refused(family: str, data_dir: Path) -> None:
+    write_tiny(family, data_dir / "models" / "tiny")
     kind, more, why, field = SETTINGS[family]
     fields = {column[0]: column[1] for column in METHODS.values()}.get(kind, {"max_new_tokens": 8})
-    model = {"sides" if kind == "generate" else "model": str(tmp_path / "models" / "tiny")}
+    model = {"sides" if kind == "generate" else "model": str(data_dir / "models" / "tiny")}
     with pytest.raises(SlimscopeError, match=why) as refused:
         kinds()[kind].requirements(kinds()[kind].config(**{**fields, **model, **more}))
     assert refused.value.field == field

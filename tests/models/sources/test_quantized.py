@@ -17,7 +17,6 @@ from backend.models.sources.catalogue import inspect
 from backend.models.sources.quantized import packing_of, unpacked
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
-from backend.settings import settings
 
 LAYOUTS = [
     Layout("compressed-tensors", 3, 32, "symmetric"),
@@ -29,10 +28,8 @@ LAYOUTS = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path))
-    settings.cache_clear()
-    return tmp_path / "models" / "packed"
+def folder(data_dir: Path) -> Path:
+    return data_dir / "models" / "packed"
 
 
 def packed_toy(folder: Path, layout: Layout) -> dict[str, QuantizedWeight]:
