@@ -2,8 +2,6 @@
 limits, validation and estimates are those of the queue. `ui.api_errors` says what an error looks
 like."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

@@ -11,8 +11,6 @@ model's own forward along each path. Where the native decoder fails, the model's
 model that fails as well is rejected, so wrong text is never generated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from typing import Any, Protocol

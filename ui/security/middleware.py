@@ -6,8 +6,6 @@ uploads, URL fetching, direct calls), large bodies, what cannot be stored, and w
 request is worked on once it is whole, in its turn (see `ui.security.admission`).
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import ipaddress
@@ -94,7 +92,7 @@ class SecurityMiddleware:
         except ClientDisconnect:
             return  # nobody waits for the answer
 
-    async def _answer(self, request: Request, response: SecuredSend) -> None:
+    async def _answer(self, request: Request, response: "SecuredSend") -> None:
         """Lets the application answer when the request is whole and its turn has come. The turn
         ends when the answer begins, as that may take as long as its client likes."""
         body, user = await request.body(), auth.current_user(request)
@@ -205,7 +203,7 @@ def _closed(path: str) -> bool:
     return path.startswith(CLOSED_ROUTES)
 
 
-def _with_guest_name(scope: Scope, user: Actor, response: SecuredSend) -> Scope:
+def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scope:
     """The request with a new guest's cookie where guests may do something; the response sets it."""
     if user.name != auth.UNNAMED_GUEST or not gives_names():
         return scope

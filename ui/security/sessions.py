@@ -1,7 +1,5 @@
 """Sessions of hosts who logged in with the token. They are kept in memory: a restart ends them."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the native decoder knows of families: how they differ, and what it does not run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The most likely tokens of rows of logits, computed by `cpp/decoder.cpp`."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,8 +1,6 @@
 """Decoders side by side: how fast they are, where the time of a decoding step goes, how many tokens
 a step yields, and what the size of the tree does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any

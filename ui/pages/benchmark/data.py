@@ -1,7 +1,5 @@
 """What the Speed page reads: one benchmark, and what is known of its drafters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Speed: is decoding with draft tokens faster on this machine, and what limits it?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """Perplexity of the stages of several runs, in the colours of the comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pandas as pd

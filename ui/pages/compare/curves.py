@@ -1,7 +1,5 @@
 """One curve of several runs over each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -1,8 +1,6 @@
 """Compare: two to six runs against a baseline: results, stages, curves, weights, settings that
 differ."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The weights of one tensor, as each of several runs left them, over each other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Home: what compression did to a model, what runs, what is best so far, what needs a look."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is best so far: runs that can be compared with one another, and their Pareto front."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -2,8 +2,6 @@
 model on the same text. On the Pareto front are runs that no other beats in one without losing in
 the other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

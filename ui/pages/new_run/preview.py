@@ -1,7 +1,5 @@
 """What a form would queue and what that costs, and queueing it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A pipeline: written as YAML and queued; and what each of its steps gives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

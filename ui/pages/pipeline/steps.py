@@ -1,7 +1,5 @@
 """The steps of a pipeline: the chain of models, and a table of what each step gives."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from backend.errors import SlimscopeError

@@ -1,8 +1,6 @@
 """The integers a matrix is stored as, around one group, and what became of the zeros of a pruned
 model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

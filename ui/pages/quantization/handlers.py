@@ -1,7 +1,5 @@
 """What happens on the Quant page: each event, and the outputs it changes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

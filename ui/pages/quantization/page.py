@@ -1,7 +1,5 @@
 """Quantisation: the grid, what training moved inside of it, and where rounding hurts."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """What can be looked at of a run that trained inside a quantisation grid, and what is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,7 +65,7 @@ class QuantSelection(Selection):
     step: str = ""
     group: str = ""
 
-    def settled(self, quant: QuantRun) -> QuantSelection:
+    def settled(self, quant: QuantRun) -> "QuantSelection":
         """Selection with unknown fields replaced by defaults."""
         kind = kind_of(quant.job)
         wanted = (quant.job.kept_stage, kind.default_stage if kind else "")
@@ -92,11 +90,11 @@ class QuantView:
     quant: QuantRun
 
     @classmethod
-    def at(cls, selection: QuantSelection) -> QuantView | None:
+    def at(cls, selection: QuantSelection) -> "QuantView | None":
         quant = quant_of(selection.run)
         return cls(selection.settled(quant), quant) if quant else None
 
-    def select(self, **fields: str) -> QuantView:
+    def select(self, **fields: str) -> "QuantView":
         return QuantView(replace(self.selection, **fields), self.quant)
 
     def by_step(self, figure: str) -> dict[int, np.ndarray]:
@@ -203,6 +201,6 @@ class QuantView:
         codes = len(next(iter(self.codes.values())))
         return GroupWeights(dense, quantized, np.sort(scale * (np.arange(codes) - zero)))
 
-    def moved(self, by: int) -> QuantView:
+    def moved(self, by: int) -> "QuantView":
         row, group = neighbour(self.worst_first, self.group, by)
         return self.select(group=f"{row},{group}")

@@ -1,8 +1,6 @@
 """What a run left, as HTML: its disk space, folders and files, how a model is loaded, what can be
 downloaded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """What is known of a run besides its figures, as HTML: settings, texts, environment, attempts,
 reproductions. Whatever is missing is left out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

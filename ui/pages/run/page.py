@@ -1,7 +1,5 @@
 """One run: its settings, its results, its curves, its log, and what it left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

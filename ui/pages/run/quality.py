@@ -1,8 +1,6 @@
 """What a run's model is worth beside the dense one: quality, size and speed in words and charts,
 and what both write. Measured by an evaluation, of which the run is the subject or which it is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile

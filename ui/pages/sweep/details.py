@@ -1,7 +1,5 @@
 """What the page of a sweep shows as HTML: its head, its runs, and the means over seeds."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """One sweep: which setting does best, and is the difference larger than that between seeds?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import gradio as gr
