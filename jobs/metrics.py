@@ -321,5 +321,4 @@ def ordered(keys: Iterable[MetricKey]) -> list[MetricKey]:
 
 
 def axis_title(axis: str) -> str:
-    """The title of the axis a curve is drawn over."""
     return AXES.get(axis, axis.capitalize())

@@ -97,7 +97,6 @@ def docs(_: Request) -> HTMLResponse:
 
 
 def docs_html() -> str:
-    """The page, which takes a while to make."""
     requests = [
         {
             "line": f"{method.upper()} {path}",

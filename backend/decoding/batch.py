@@ -26,7 +26,6 @@ class Batch(Protocol):
 
 
 def new_batch(target: TargetModel, rows: int, capacity: int) -> Batch:
-    """A batch of `rows` empty sequences of at most `capacity` tokens."""
     if target.native:
         return NativeBatch(target.native, rows, capacity)
     return TorchBatch(target, capacity)

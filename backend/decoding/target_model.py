@@ -141,7 +141,6 @@ class TargetModel:
         return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
     def verifier(self, cache: DecodingCache) -> Verifier:
-        """A verifier of trees on top of a cache of this model."""
         if isinstance(cache, NativeCache):
             assert self.native is not None
             return NativeVerifier(self.native, cache, self.context)

@@ -24,7 +24,6 @@ class CurveSpan:
 
 
 def spans(job_id: int) -> dict[MetricKey, CurveSpan]:
-    """Span of every curve of a run."""
     key = [getattr(MetricPoint, name) for name in KEY_COLUMNS]
     columns = (func.count(), func.min(MetricPoint.step), func.max(MetricPoint.step))
     query = select(*key, *columns).where(MetricPoint.job_id == job_id)

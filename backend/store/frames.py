@@ -34,7 +34,6 @@ def shown_curves(run: str | int, most: int = MOST_POINTS) -> pd.DataFrame:
 
 
 def by_key(points: pd.DataFrame) -> dict[MetricKey, pd.DataFrame]:
-    """The points of each curve."""
     return {MetricKey(*key): rows for key, rows in points.groupby([*KEY_COLUMNS], sort=False)}
 
 

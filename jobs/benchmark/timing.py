@@ -79,7 +79,6 @@ class DecodingBenchmark:
         self.phases = Phases(context, {"compare": config.count, TREES: trees * TREE_PROMPTS / 2})
 
     def compare(self) -> None:
-        """Time all decoders on all prompts, and record each."""
         decoders, phase = self._decoders(), self.phases.phase("compare")
         answers = self._answers("prompt", decoders, self.prompts, self.config.rounds, phase)
         tasks = [prompt.task for prompt, _ in self.prompts]

@@ -153,7 +153,6 @@ class ConnectionLimits:
             _drop_oldest_waiting(self._open)
 
     def release(self, connection: GuardedProtocol) -> None:
-        """Forget a connection that is closed."""
         self._open.pop(connection, None)
 
     def __len__(self) -> int:

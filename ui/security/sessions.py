@@ -52,5 +52,4 @@ class SessionStore:
         return True
 
     def end(self, session_id: str) -> None:
-        """End a session, if there is one of that id."""
         self._sessions.pop(session_id, None)

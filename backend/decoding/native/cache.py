@@ -80,7 +80,6 @@ class NativeCache:
 
     @property
     def length(self) -> int:
-        """Number of cached tokens."""
         return int(self.structure.length)
 
     def missing(self, tokens: int) -> int:

@@ -63,7 +63,6 @@ def stable_context(config: PreTrainedConfig) -> int:
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Width of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

@@ -10,7 +10,6 @@ from backend.decoding.native.compiler import NATIVE, CompilerError, library
 
 @lru_cache
 def has_library() -> bool:
-    """Whether `top_k` can be called."""
     try:
         return bool(library())
     except CompilerError:

@@ -249,7 +249,6 @@ class DrafterTrainer(Trainer):
         return bool(steps) and self.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
-        """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for key, value in accuracy.figures().items():
             self.reporter.metric(key, value, self.step)

@@ -142,7 +142,6 @@ def head(shown: Benchmark) -> Markup:
 
 
 def conditions(job: Job) -> dict[str, object]:
-    """Conditions under which the speeds were measured."""
     here, config = job.environment, job.config
     prompts = (here.get("text") or {}).get("prompts", {})
     return {

@@ -45,7 +45,6 @@ def curve_chart(
     log_y: bool,
     smoothing: str | None,
 ) -> Chart:
-    """One curve of every run that has it."""
     drawn = {run: lines[key] for run, lines in found.items() if key in lines}
     x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(

@@ -162,7 +162,6 @@ def _compared(runs: ComparableRuns) -> list[MetricKey]:
 
 
 def tradeoff_chart(runs: ComparableRuns, key: MetricKey) -> Chart:
-    """Quality against one cost."""
     points = runs.points(key)
     note = _note(points, len(runs.rows) - len(points))
     return tradeoff(points, metric(key), runs.dense, note)
