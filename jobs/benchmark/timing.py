@@ -153,7 +153,8 @@ class DecodingBenchmark:
             chosen = sizes.get(name, config.nodes)
             tree = DynamicTree(**chosen) if isinstance(chosen, dict) else chosen
             proposer = make_proposer(target, drafter, tree, least=2)
-            sizes[name] = _size(proposer)
+            policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+            sizes[name] = asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
             self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
             proposers[name] = proposer
             if isinstance(proposer, TreeProposer):
@@ -265,12 +266,6 @@ class DecodingBenchmark:
             low, high = report.ranges.get(str(metric), (None, None))
             spread = {} if low is None else {"lowest": low, "highest": high}
             self.context.result(report.name, metric, value, n=n, **spread)
-
-
-def _size(proposer: Proposer) -> int | dict[str, Any]:
-    """What a tree is made again from."""
-    policy = proposer.policy if isinstance(proposer, TreeProposer) else None
-    return asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
 
 
 def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:

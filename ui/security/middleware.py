@@ -157,7 +157,12 @@ async def check_bearer(request: Request) -> None:
     if text and request.url.path.startswith(OPENAI_PATH):
         request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
     if text and not request.scope.get(auth.KEY):
-        _check_token(text, request)
+        try:
+            auth.check_token(text, auth.peer(request))
+        except RateLimitError as error:
+            raise RequestRejectedError(429, error) from error
+        except ForbiddenError as error:
+            raise RequestRejectedError(401, error) from error
 
 
 def _check_json(body: bytes) -> None:
@@ -170,15 +175,6 @@ def _check_host(name: str) -> None:
         why = f"The dashboard does not answer to {name[:80]!r}."
         do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
         raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
-
-
-def _check_token(text: str, request: Request) -> None:
-    try:
-        auth.check_token(text, auth.peer(request))
-    except RateLimitError as error:
-        raise RequestRejectedError(429, error) from error
-    except ForbiddenError as error:
-        raise RequestRejectedError(401, error) from error
 
 
 def _allowed_host(name: str) -> bool:
