@@ -63,7 +63,7 @@ def next_step(view: QuantView) -> Updates:
 
 def choose_group(view: QuantView) -> Updates:
     row, group = view.group
-    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS, panels.CODES))
+    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS))
 
 
 def move_group(view: QuantView, by: int) -> Updates:
