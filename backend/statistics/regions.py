@@ -39,31 +39,40 @@ class Region:
 def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
     """The values [rows, columns] in float32; None where the folder has no such plain matrix. Raises
     ModelError: a file is missing or damaged."""
+    whole = _stored(folder, tensor, FLOATS)
+    if whole is None:
+        return None
+    values = np.array(whole[slice(*region.rows), slice(*region.columns)])
+    if values.dtype.kind == "u":  # bfloat16: the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _stored(folder: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]) -> np.ndarray | None:
+    """A matrix as it lies in the file; None where there is none of these dtypes."""
     for path in weight_files(folder):
         try:
-            if (found := _find(path, tensor)) is None:
-                continue
-            dtype, shape, start = found
-            whole = np.memmap(path, dtype, "r", start, shape)
+            found = _find(path, tensor, dtypes)
+            if found is not None:
+                dtype, shape, start = found
+                return np.memmap(path, dtype, "r", start, shape)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"{tensor} cannot be read.", f"{path.name} is damaged: {error}.", "Save it again."
             ) from error
-        values = np.array(whole[slice(*region.rows), slice(*region.columns)])
-        if values.dtype.kind == "u":  # bfloat16: the upper half of a float32
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
     return None
 
 
-def _find(path: Path, tensor: str) -> tuple[np.dtype[Any], tuple[int, int], int] | None:
+def _find(
+    path: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]
+) -> tuple[np.dtype[Any], tuple[int, int], int] | None:
     """Dtype, shape, and place in the file of a matrix; None where it is not there."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise ValueError("its header is too long")
         entry = json.loads(file.read(length)).get(tensor)
-    if entry is None or entry["dtype"] not in FLOATS or len(entry["shape"]) != 2:
+    if entry is None or entry["dtype"] not in dtypes or len(entry["shape"]) != 2:
         return None
     outputs, inputs = map(int, entry["shape"])
-    return FLOATS[entry["dtype"]], (outputs, inputs), 8 + length + int(entry["data_offsets"][0])
+    return dtypes[entry["dtype"]], (outputs, inputs), 8 + length + int(entry["data_offsets"][0])
