@@ -221,7 +221,7 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
     shown = page.choose_tensor(view(tensor=TENSORS[2], group="0,0"))
     assert shown["group"] == "5,1" and "magnitudes_chart" not in shown
     names = {name.partition("_")[0] for name in page.choose_group(view(group="2,3"))}
-    assert names == {"group", "weights", "codes"}
+    assert names == {"group", "weights"}
 
 
 def test_magnitudes_of_all_groups_are_a_fan_of_the_chosen_stage() -> None:
