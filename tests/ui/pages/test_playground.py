@@ -27,8 +27,8 @@ from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui import openai_api
 from ui.api import build
 from ui.pages.playground import answers, board, page
-from ui.pages.playground.actions import recorded
 from ui.pages.playground.answers import facts
+from ui.pages.playground.page import recorded
 from ui.pages.playground.token_strip import tints, token_spans
 from ui.runs.choices import answering
 from ui.widgets.config_form import ConfigForm

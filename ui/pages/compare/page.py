@@ -13,11 +13,19 @@ from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
-from ui.pages.compare.charts import stage_dots
+from ui.pages.compare.charts import (
+    SMOOTHING,
+    chosen_curve,
+    curve_chart,
+    curve_label,
+    curves_of,
+    stage_dots,
+    tensor_chart,
+    tensors_of,
+    weights_by_run,
+)
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.curves import SMOOTHING, chosen_curve, curve_chart, curve_label, curves_of
 from ui.pages.compare.texts import texts_card, texts_chart
-from ui.pages.compare.weights import tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen

@@ -1,28 +1,30 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import ConfigError, SlimscopeError
+from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue import permissions
+from backend.queue import conversations, permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
-from backend.queue.conversations import newest_conversations
+from backend.queue.conversations import Turn, newest_conversations
 from backend.store.session import now_ms
-from backend.store.tables import EXAMPLE
-from jobs.chat import asking
+from backend.store.tables import EXAMPLE, Job
+from jobs.chat import arena, asking
 from jobs.fields.model import DEFAULT_MODEL
-from jobs.fields.saved_models import NO_WEIGHTS
+from jobs.fields.saved_models import NO_WEIGHTS, has_saved
+from jobs.generate import config as generate
 from jobs.generate.config import GenerateJob
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
+from ui.pages.playground import board
 from ui.pages.playground import board as boards
-from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
-from ui.pages.playground.answers import HTML
+from ui.pages.playground.answers import HTML, stop
 from ui.runs.choices import answering
+from ui.runs.results import find_job, kind_of
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -233,6 +235,47 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
         return show_html(), added or here
     except SlimscopeError as error:
         return show_error(error), here
+
+
+def shown_turns(text: str) -> list[Turn]:
+    """The turns up to the prompt of this number; none where there is no such prompt."""
+    try:
+        return conversations.turns_to(int(text[:9])) if text.isdecimal() else []
+    except SlimscopeError:
+        return []
+
+
+def recorded(run: str) -> Job | None:
+    """A run of the kind generate, which recorded answers."""
+    job = find_job(run)
+    return job if job and job.kind == generate.NAME and not job.damaged else None
+
+
+def absent(names: Sequence[str]) -> list[str]:
+    """Those of these models that are runs without weights on this machine."""
+    found = {name: job for name in names if (job := find_job(name))}
+    kinds = {name: kind_of(job) for name, job in found.items()}
+    return [n for n, kind in kinds.items() if kind and not has_saved(found[n], kind.saves)]
+
+
+def carry_out(action: str, number: str, actor: Actor) -> str:
+    """Does it; the number of the prompt that is to be shown then, "" for the same."""
+    turns = shown_turns(number)
+    if not turns:
+        raise NotFoundError("Nothing was done.", "There are no such answers.")
+    turn = turns[-1]
+    if action == "again":
+        return str(asking.ask_again(turn.number, actor))
+    if action == "stop":
+        permissions.require_cancelling(actor, [turn.prompt.author])
+        stop(turn)
+    elif action == "delete":
+        conversations.remove(turn.number, actor)
+    elif (choice := action.removeprefix(board.VOTE)) in map(str, board.choices(turn)):
+        arena.vote(turn.number, int(choice), actor)
+    else:
+        raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
+    return ""
 
 
 PAGE = Page(
