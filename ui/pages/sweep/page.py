@@ -93,7 +93,8 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
-    rows = stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
+    figures = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    rows = [row for row in figures if row.stage != RUN]
     keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
     key = key if key in keys else next(iter(keys), NO_METRIC)
     return keys, [row for row in rows if row.metric == key], metric(key)
@@ -133,10 +134,6 @@ def _jobs(run: str) -> list[Job]:
         return queries.sweep(run)
     except SlimscopeError:
         return []
-
-
-def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    return [row for row in rows if row.stage != RUN]
 
 
 def head(jobs: Sequence[Job], actor: Actor) -> Markup:
