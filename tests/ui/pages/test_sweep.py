@@ -142,4 +142,4 @@ def test_a_run_leads_to_its_sweep_and_one_of_none_to_the_list(swept: list[Job]) 
     assert f'href="sweep?id={swept[1].run}"' in run.head_html(queries.job(swept[1].id), who)
     assert "sweep?id" not in run.head_html(queries.job(1), who)
     assert draw(id=swept[0].run)["settings"]["visible"] is False  # a single setting
-    assert page.LINES.parts[0] in draw(id=swept[0].run)
+    assert page.IMPORTANCE.parts[0] in draw(id=swept[0].run)
