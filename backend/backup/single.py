@@ -81,7 +81,6 @@ def _values(row: tables.Table) -> dict[str, Any]:
 
 
 def _rows(session: Session, table: type[tables.Table], job_id: int) -> Iterator[dict[str, Any]]:
-    """The rows of a table that belong to a run."""
     columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
     query = select(*columns).where(inspect(table).columns["job_id"] == job_id)
     for rows in session.execute(query).mappings().partitions(BATCH):

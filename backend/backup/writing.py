@@ -235,7 +235,6 @@ class HashingReader:
         self.file, self.advance, self.digest = file, advance, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`."""
         data = self.file.read(size)
         self.digest.update(data)
         self.advance(len(data))

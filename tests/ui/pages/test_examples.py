@@ -24,8 +24,8 @@ from ui.pages.run import quality
 from ui.runs import choices
 from ui.runs.actions.action import carry_out, offered
 from ui.runs.actions.single import next_links
+from ui.runs.job_log import part
 from ui.widgets.config_form import ConfigForm
-from ui.widgets.log_view import part
 
 HOST = Actor("mira", "host")
 WEIGHTLESS = ("sds-example", "dlqat-example", "amphista-example")
