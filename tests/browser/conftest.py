@@ -2,8 +2,6 @@
 from one that has imported everything, and so are those it starts; `test_no_external` starts one as
 people do."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,8 +1,6 @@
 """The Weights page: one state that every panel and the address show, by mouse, keyboard and slider;
 its modules; saved files."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Sampling with a drafter: the distribution is the base's own; what is lossy says so."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """The decoding loop: greedy text is that of plain `generate`, whatever is guessed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

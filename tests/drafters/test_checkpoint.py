@@ -1,7 +1,5 @@
 """A drafter in a folder: what is stored, and the bases it refuses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

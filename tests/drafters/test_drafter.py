@@ -1,7 +1,5 @@
 """The drafter's module: what may see what, where it starts, what it adds, what its parts take."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

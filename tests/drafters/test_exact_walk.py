@@ -1,7 +1,5 @@
 """Walks over cached answers equal decoding; trees that follow confidence lose nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """A saved drafter is what docs/drafter-format.md says: fields, tensors, shapes, dtypes."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A data folder with runs whose statistics were measured on the toy model, pruned by magnitude."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

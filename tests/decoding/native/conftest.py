@@ -1,8 +1,6 @@
 """With `SLIMSCOPE_TEST_SANITIZERS` these tests use a decoder built under sanitizers; see
 `test_sanitizers.py`."""
 
-from __future__ import annotations
-
 import os
 
 from backend.decoding.native import compiler

@@ -1,7 +1,5 @@
 """Quantisation: errors beside the inputs they meet, and the codes of a saved model as an image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
