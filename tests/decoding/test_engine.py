@@ -118,13 +118,6 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
     assert found == plain(target, prompt, 38, [])
 
 
-def test_lookup_writes_the_same_text() -> None:
-    target, prompt = base(), toy_prompts()[2]
-    expected = plain(target, prompt, 60, [END])
-    for proposer in (NoDraft(), PromptLookup()):
-        assert ours(target, proposer, prompt, 60, [END])[0] == expected
-
-
 def test_a_drafter_goes_on_where_nothing_was_found() -> None:
     """The text is the base's, and heads guess what they guess when they are asked every time."""
     target, limit = base("grouped"), 60

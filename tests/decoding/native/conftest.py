@@ -7,7 +7,7 @@ from backend.decoding.native import compiler
 
 SANITIZERS = "SLIMSCOPE_TEST_SANITIZERS"
 FLAGS = (
-    "-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread",
+    "-std=c++17", "-O0", "-g1", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread",
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
 )  # fmt: skip
 
