@@ -62,7 +62,7 @@ def export_run(
             do = "Restore a daily copy of the database, or run it again."
             raise BackupError(NOT_EXPORTED, f"A row is damaged: {_fault(error)}.", do) from error
         whole = SourceFile(ROWS, rows, rows.stat().st_size)
-        files = [whole, *files_of(job.run, weights, checkpoints=False)]
+        files = [whole, *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 

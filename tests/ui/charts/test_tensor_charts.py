@@ -1,7 +1,5 @@
 """The charts of one tensor, and of many side by side, draw what is stored."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any

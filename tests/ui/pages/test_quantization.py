@@ -1,7 +1,5 @@
 """The Quant page: what each event shows, and its charts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Quantisation: errors beside the inputs they meet."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,30 +1,29 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
-from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.models.layer_names import read_names
-from backend.queue import conversations, permissions
+from backend.queue import permissions
 from backend.queue.actor import ALIAS_LETTERS, Actor, with_alias
-from backend.queue.conversations import Turn, newest_conversations
+from backend.queue.conversations import newest_conversations
 from backend.store.session import now_ms
-from backend.store.tables import EXAMPLE, Job
-from jobs.chat import arena, asking
+from backend.store.tables import EXAMPLE
+from jobs.chat import asking
 from jobs.fields.model import DEFAULT_MODEL
-from jobs.fields.saved_models import NO_WEIGHTS, has_saved
-from jobs.generate import config as generate
+from jobs.fields.saved_models import NO_WEIGHTS
 from jobs.generate.config import GenerateJob
 from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, live, on_load, query, url_sync
 from ui.gradio_patches import event_data
-from ui.pages.playground import board
 from ui.pages.playground import board as boards
-from ui.pages.playground.answers import HTML, stop
+from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
+from ui.pages.playground.answers import HTML
+from ui.pages.playground.room import EVERY_S, draw_room
 from ui.runs.choices import answering
-from ui.runs.results import find_job, kind_of
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -37,6 +36,9 @@ ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without ef
 def build() -> None:
     with gr.Tabs(elem_id="playground-tabs") as tabs:
         chat, ranks = gr.Tab("Chat", id="chat"), gr.Tab("Leaderboard", id="leaderboard")
+        room = gr.Tab("Room", id="room")
+    with room:
+        projected, clock = plain(elem_id="playground-room"), gr.Timer(EVERY_S, active=False)
     with ranks:
         ranking = plain(elem_id="playground-ranking")
     with chat, gr.Row(elem_id="playground", equal_height=False):
@@ -60,9 +62,12 @@ def build() -> None:
     )  # fmt: skip
     on_load(_arrive(form, sides, blind, message), None, [message, sides, blind, *form.inputs])
     on_load(_may_have_alias, None, alias)
-    for name, one in (("", chat), ("leaderboard", ranks)):
-        one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
-    on_load(_tab, None, tabs)
+    clock.tick(draw_room, None, projected, **SILENT_EVENT)
+    for name, one in (("", chat), ("leaderboard", ranks), ("room", room)):
+        one.select(_clock(one is room), None, clock, **SILENT_EVENT).then(
+            None, None, None, js=f"() => slimscope.tab('{name}')"
+        )
+    on_load(_tab, None, [tabs, clock])
 
     shown = gr.Textbox(visible=False)
     asked = prompt.submit(
@@ -190,7 +195,12 @@ def _actor(request: gr.Request, alias: str) -> Actor:
 
 
 def _tab(request: gr.Request) -> Any:
-    return gr.update(selected=query(request, "tab", "chat", ("chat", "leaderboard")))
+    tab = query(request, "tab", "chat", ("chat", "leaderboard", "room"))
+    return gr.update(selected=tab), gr.Timer(active=tab == "room")
+
+
+def _clock(runs: bool) -> Callable[[], gr.Timer]:
+    return lambda: gr.Timer(active=runs)
 
 
 def _ask(
@@ -235,47 +245,6 @@ def act(alias: str, request: gr.Request, event: gr.EventData) -> tuple[Any, str]
         return show_html(), added or here
     except SlimscopeError as error:
         return show_error(error), here
-
-
-def shown_turns(text: str) -> list[Turn]:
-    """The turns up to the prompt of this number; none where there is no such prompt."""
-    try:
-        return conversations.turns_to(int(text[:9])) if text.isdecimal() else []
-    except SlimscopeError:
-        return []
-
-
-def recorded(run: str) -> Job | None:
-    """A run of the kind generate, which recorded answers."""
-    job = find_job(run)
-    return job if job and job.kind == generate.NAME and not job.damaged else None
-
-
-def absent(names: Sequence[str]) -> list[str]:
-    """Those of these models that are runs without weights on this machine."""
-    found = {name: job for name in names if (job := find_job(name))}
-    kinds = {name: kind_of(job) for name, job in found.items()}
-    return [n for n, kind in kinds.items() if kind and not has_saved(found[n], kind.saves)]
-
-
-def carry_out(action: str, number: str, actor: Actor) -> str:
-    """Does it; the number of the prompt that is to be shown then, "" for the same."""
-    turns = shown_turns(number)
-    if not turns:
-        raise NotFoundError("Nothing was done.", "There are no such answers.")
-    turn = turns[-1]
-    if action == "again":
-        return str(asking.ask_again(turn.number, actor))
-    if action == "stop":
-        permissions.require_cancelling(actor, [turn.prompt.author])
-        stop(turn)
-    elif action == "delete":
-        conversations.remove(turn.number, actor)
-    elif (choice := action.removeprefix(board.VOTE)) in map(str, board.choices(turn)):
-        arena.vote(turn.number, int(choice), actor)
-    else:
-        raise NotFoundError("Nothing was done.", f"There is nothing called {action[:40]!r}.")
-    return ""
 
 
 PAGE = Page(
