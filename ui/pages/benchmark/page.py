@@ -20,10 +20,9 @@ from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
-from ui.widgets.chart import nothing
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
+from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")

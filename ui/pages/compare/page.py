@@ -26,7 +26,7 @@ from ui.pages.compare.charts import (
 )
 from ui.pages.compare.comparison import HTML, RunComparison
 from ui.pages.compare.texts import texts_card, texts_chart
-from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
+from ui.runs.actions.action import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list

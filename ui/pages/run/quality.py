@@ -22,8 +22,7 @@ from ui.charts.chart import Chart
 from ui.charts.template import axis, category_axis, layout
 from ui.format import href, share, size
 from ui.runs.actions.single import next_links
-from ui.runs.pairs import stage_comparison
-from ui.runs.results import RunResults, kind_of
+from ui.runs.results import RunResults, kind_of, stage_comparison
 from ui.templates import fragments
 from ui.theme import BLUE, stage_style
 from ui.widgets.notice import plain

@@ -15,8 +15,7 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import lower
 from ui.charts.template import axis, category_axis, layout
 from ui.format import share
-from ui.runs.pairs import WINDOW_METRICS, window_losses
-from ui.runs.results import format_value
+from ui.runs.results import WINDOW_METRICS, format_value, window_losses
 from ui.theme import BLUE, LIGHT
 
 
