@@ -2,8 +2,8 @@
 as the data table and saved as CSV. A page declares its panels, builds their cards, and updates
 them.
 
-The plot keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a `gr.HTML`, as
-`gr.Plot` replaces its node on every change and has no click event."""
+The plot keeps its zoom, follows dark mode, and reports selections: `Plotly.react` in a `gr.HTML`,
+as `gr.Plot` replaces its node on every change and has no click event."""
 
 import json
 import math

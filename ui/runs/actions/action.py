@@ -1,5 +1,5 @@
-"""Buttons of operations, and of changes of the view: which there are for some runs, and what pressing
-one does."""
+"""Buttons of operations, and of changes of the view: which there are for some runs, and what
+pressing one does."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
