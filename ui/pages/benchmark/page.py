@@ -71,13 +71,12 @@ def build() -> None:
     )
     page["head"] = HtmlPanel(elem_id="benchmark-head", min_height=120)
     controls = {TASKS: page["by"], TREE: page["drafter"]}
-    with gr.Column(elem_id="benchmark-charts", visible=False) as page["charts"]:
-        with gr.Row(elem_classes="curve-wall"):
-            for panel in PANELS:
-                with gr.Column(min_width=320) as page[panel.name]:
-                    own = [[controls[panel]]] if panel in controls else ()
-                    page |= panel.build("benchmark", own)
-        page["inside"] = HtmlPanel(elem_id="benchmark-inside")
+    page["charts"] = gr.Column(elem_id="benchmark-charts", visible=False)
+    with page["charts"], gr.Row(elem_classes="curve-wall"):
+        for panel in PANELS:
+            with gr.Column(min_width=320) as page[panel.name]:
+                own = [[controls[panel]]] if panel in controls else ()
+                page |= panel.build("benchmark", own)
     chosen = [page[name] for name in CONTROLS]
     show = page.named(draw)
     live(show, chosen, page.components)
@@ -110,15 +109,7 @@ def draw(run: str | None, by: str | None, drafter: str | None, request: gr.Reque
         panel.show(chart, shown.job.run) | {panel.name: gr.update(visible=chart.frame is not None)}
         for panel, chart in drawn.items()
     ]
-    return updates(controls, {"head": head(shown), "inside": inside(shown)}, *panels)
-
-
-def inside(shown: Benchmark) -> Markup:
-    if not shown.complete:
-        return Markup()
-    alone = [d for d in shown.decoders if d.kind and not d.combined]
-    drawn = [(d, *data.inside(d.run, shown.drafters[d.name].milliseconds)) for d in alone]
-    return HTML.inside([each for each in drawn if each[1]])
+    return updates(controls, {"head": head(shown)}, *panels)
 
 
 def head(shown: Benchmark) -> Markup:
