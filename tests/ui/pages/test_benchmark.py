@@ -87,7 +87,6 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
     assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
     assert len(shown["sizes_chart"].data) == 3
-    assert list(shown["costs_chart"].data[0].y) == [1.0, 1.3]
     for name in CHARTS:
         assert shown[name], name
     assert 'data-value="1.5"' in shown["bars_table"]

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from backend.metric_key import MetricKey
 from jobs.benchmark.report import DecoderReport
-from jobs.metrics import COST, TREE
+from jobs.metrics import TREE
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
@@ -245,20 +245,3 @@ def tree_sizes(curves: Lines, decoders: Sequence[DecoderReport]) -> Chart:
         columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
     )  # fmt: skip
     return Chart(figure, frame)
-
-
-def verification_cost(curves: Lines, note: str) -> Chart:
-    """Time of a forward pass over n tokens, relative to one over a single token."""
-    key = MetricKey(COST, series="verify", axis="nodes")
-    rows = curves.get(key, pd.DataFrame(columns=["step", "value"]))
-    title = "Time, relative to one token"
-    frame = pd.DataFrame({"Tokens": rows["step"].astype(int), title: rows["value"].astype(float)})
-    line = go.Scatter(
-        x=frame["Tokens"], y=frame[title], mode="lines+markers", line={"color": BLUE},
-        marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
-        cliponaxis=False,
-    )  # fmt: skip
-    x = axis("Tokens verified at once", log=True, **NODE_TICKS)
-    y = axis(title, rangemode="tozero")
-    figure = go.Figure(line, layout(view="costs", xaxis=x, yaxis=y))
-    return Chart(figure if len(frame) else None, frame, note)

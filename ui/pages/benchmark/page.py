@@ -51,16 +51,12 @@ SIZES = Panel(
     "Where is the optimum? A larger tree yields more tokens per step (solid), but has to yield "
     "more before it pays off (dotted).", 360,
 )  # fmt: skip
-COSTS = Panel(
-    "costs", "Verification cost",
-    "What does verifying several tokens at once cost on this machine? Flat is good.", 360,
-)  # fmt: skip
 TREE = Panel(
     "tree", "Draft tree",
     "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
     400,
 )  # fmt: skip
-PANELS = (SPEED, GAIN, TASKS, TIME, COSTS, SIZES, TREE)  # those with data are shown
+PANELS = (SPEED, GAIN, TASKS, TIME, SIZES, TREE)  # those with data are shown
 
 
 def build() -> None:
@@ -164,7 +160,6 @@ def _charts(shown: Benchmark, by: str, tree: DecoderReport | None) -> dict[Panel
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
         SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
-        COSTS: charts.verification_cost(points, "Fastest of 5."),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
     }
 
