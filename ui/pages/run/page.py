@@ -319,5 +319,5 @@ PAGE = Page(
     charts=page_charts("run", {
         STAGES: of_run(_stages), WEIGHTS: of_run(weights_chart),
         **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
-    }, "id") | page_charts("measures", {p: of_run(d) for p, d in quality.CHARTS.items()}, "id"),
+    }, "id"),
 )  # fmt: skip
