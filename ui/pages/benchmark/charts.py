@@ -167,8 +167,8 @@ def _bar_layout(
     )
 
 
-def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
-    """One row a task, one dot a decoder: speed-up with its range, or tokens per step."""
+def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
+    """One row a task, one dot a decoder: speed-up with its range."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
         [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
@@ -182,23 +182,21 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
         up = rows["Speed-up, ×"]
         shift = JITTER * ((place + 0.5) / len(drafters) - 0.5)
         figure.add_scatter(
-            x=rows["Tokens per step"] if tokens else up,
+            x=up,
             y=[tasks.index(task) + shift for task in rows["Task"]],
             name=esc(decoder.label), mode="markers", cliponaxis=False,
             marker={"size": 9, "color": paint[decoder.name]},
-            error_x=None if tokens else _range(up, rows["Lowest"], rows["Highest"],
-                                               paint[decoder.name]),
+            error_x=_range(up, rows["Lowest"], rows["Highest"], paint[decoder.name]),
             customdata=[*map(esc, rows["Task"])],
             hovertemplate="<b>%{customdata}</b><br>%{fullData.name}: %{x:.2f}<extra></extra>",
         )  # fmt: skip
-    title = "Tokens per step (vanilla: 1)" if tokens else "Speed-up over vanilla, ×"
     rows_axis = axis(
         tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
         range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
     )  # fmt: skip
-    looks = _with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis)
+    looks = _with_legend("tasks", drafters, axis("Speed-up over vanilla, ×"), rows_axis)
     figure.update_layout(looks, shapes=[reference_line(x=1)])
-    return Chart(figure, frame, "" if tokens else note)
+    return Chart(figure, frame, note)
 
 
 def _with_legend(
