@@ -7,7 +7,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.metric_key import MetricKey
-from backend.models.sources import catalogue
 from backend.queue import scheduling
 from backend.queue.actor import Actor
 from backend.queue.scheduling import QueueStatus
@@ -45,7 +44,6 @@ NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
 FIGURES = 4  # columns of the latest results
 COMPARED = 3
 LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took", "age"}
-MODEL = "smollm2-135m"
 TRADEOFF = Panel("tradeoff", "Perplexity vs. cost", "Which runs are on the Pareto front?", 400)
 TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`; }"
 
@@ -65,7 +63,7 @@ def build() -> None:
             with gr.Column(elem_id="home-best") as best["column"]:
                 best |= TRADEOFF.build("home", [[group, x]])
         with gr.Column(scale=3, min_width=320):
-            side = HtmlPanel(elem_id="home-side", min_height=92)
+            side = HtmlPanel(elem_id="home-side")
 
     page = Outputs(running=running, latest=latest, side=side)
     show = page.named(draw), None, page.components
@@ -93,7 +91,7 @@ def draw(request: gr.Request) -> Updates:
     return {
         "running": HTML.running(live_runs, launch_address()) if live_runs else "",
         "latest": latest_html(),
-        "side": side_html(status, actor),
+        "side": side_html(status, actor) if status.queued or status.needs_attention else "",
     }
 
 
@@ -120,12 +118,9 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
-    models = catalogue.entries()
-    waits = any(model.name == MODEL and not model.ready for model in models)
-    setup = f"slimscope setup {MODEL}" if waits else ""
     return HTML.side(
         queued, len(status.queued), problems if status.needs_attention else [],
-        status.needs_attention, now_ms(), models, setup,
+        status.needs_attention, now_ms(),
     )  # fmt: skip
 
 
