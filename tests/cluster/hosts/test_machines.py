@@ -25,7 +25,7 @@ def lost(lab: Lab) -> None:
 def second_waits(lab: Lab) -> None:
     """The supervisor of `b` asks for the place of that of `a`."""
     lab.supervise(lab.b)
-    until((lab.b.folder / "data" / ".slimscope" / "supervisor.lock").exists)
+    until(lab.b.data(".slimscope", "supervisor.lock").exists)
 
 
 @pytest.mark.parametrize("fails", [lost, both_ways, answers_lost])
