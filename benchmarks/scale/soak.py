@@ -2,15 +2,15 @@
 
     make bench-scale.soak
     make bench-scale.soak ARGS="--minutes 60"
-    make bench-scale.soak ARGS="--minutes 5 --runs 100000"
+    make bench-scale.soak ARGS="--minutes 2 --browsers 2 --runs 100000"
 
 On the toy model in a scratch folder: ten browsers stay open on the pages that follow the queue; two
 guests a minute come, look at pages, ask the model, and leave; a run is added every two minutes, and
 every five something is killed in turn: a run, the supervisor, the process that answers. Every ten
 seconds each process is asked for its memory, open files and threads, the database for its rows,
 the folder for its size, and pages for their time. `--runs`: so many simulated ones are there from
-the beginning, copies of one real run. Beginning and end are medians of a tenth of the time, and at
-least three samples.
+the beginning, copies of one real run; what reads all of them is timed once at the end. Beginning
+and end are medians of a tenth of the time, and at least three samples.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,19 +35,23 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import func, select
 
+from backend.queue import scheduling
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import folder_bytes
+from backend.queue.artifacts.disk import folder_bytes, free_expired
+from backend.queue.engines.local import LocalEngine
+from backend.queue.supervisor import SupervisorLoop
 from backend.store import queries
 from backend.store.session import reading
 from backend.store.states import State
 from backend.store.tables import Table as Rows
-from benchmarks.dashboard import FOLLOWED
+from benchmarks.dashboard import FOLLOWED, TABLE, drawn, filtered, visitor
 from benchmarks.scale.storm import running
 from benchmarks.screen.load import many_runs
 from benchmarks.screen.runs import SDS, carry_out
 from benchmarks.screen.server import Dashboard, chromium, dashboard, reads
 from jobs.submit import submit
 
+COMMAND = [sys.executable, "-m", "jobs"]
 ME = Actor("soak", "host")
 RUN = {"model": "toy", "segments": 4, "context": 64, "windows": 4, "threads": 1}
 PARTS = {"jobs.runtime.main": "run", "backend.queue.supervisor": "supervisor",
@@ -161,6 +167,29 @@ def ends(samples: list[Sample]) -> dict[str, tuple[float, float]]:
     return {name: (median(of[:part]), median(of[-part:])) for name, of in taken.items()}
 
 
+def many(shown: Dashboard) -> Sample:
+    """Seconds of what reads all runs."""
+    with chromium() as browser, visitor(browser) as page:
+        found = {"Runs, a new browser": drawn(page, shown.url, TABLE)}
+        found["Runs, again"] = drawn(page, shown.url, TABLE)
+        found["a filter typed on Runs"] = median(filtered(page, shown.url)) / 1000
+    acts: dict[str, Callable[[], object]] = {
+        name: lambda words=words: subprocess.run(
+            [*COMMAND, *words], check=True, stdout=subprocess.DEVNULL
+        )
+        for name, words in {"slimscope list": ["list"], "slimscope disk": ["disk"]}.items()
+    }
+    acts["state of the queue"] = scheduling.status
+    acts["start of a supervisor"] = SupervisorLoop(LocalEngine(1)).clear
+    acts["deleting expired checkpoints"] = free_expired
+    acts["search in the header"] = lambda: httpx.get(f"{shown.url}/slimscope/search?q=copy+5")
+    for name, act in acts.items():
+        began = time.monotonic()
+        act()
+        found[name] = time.monotonic() - began
+    return found
+
+
 def main() -> None:
     asked, out = arguments(), Console()
     with TemporaryDirectory(prefix="slimscope-soak-") as folder, reads(Path(folder)):
@@ -173,6 +202,7 @@ def main() -> None:
             day = Day(shown, data)
             with looked_at(shown, asked.browsers) as wait:
                 day.live(asked.minutes, wait)
+            all_runs = many(shown) if asked.runs else {}
         for process in [each for module in PARTS for each in running(data, module)]:
             process.kill()
     found = ends(day.samples[1:])  # the first came before every page was loaded
@@ -184,7 +214,11 @@ def main() -> None:
     killed: Any = ", ".join(day.killed) or "nothing"
     out.print(f"{len(states)} runs, {len({*states})} states: {states}; killed: {killed}")
     out.print(f"{next(day.guests)} guests got {day.tokens} tokens")
-    print(json.dumps({name: [round(v, 1) for v in pair] for name, pair in found.items()}))
+    for name, seconds in all_runs.items():
+        out.print(f"{name}: {seconds:.2f} s")
+    print(
+        json.dumps({name: [round(v, 1) for v in pair] for name, pair in found.items()} | all_runs)
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ the loopback interface. Ray listens on all interfaces all the same, so it always
 Ray is installed in an environment of its own, which is made when it is first needed.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import signal

@@ -8,8 +8,6 @@ drafter, one that has failed, one at work with its checkpoints, one that waits; 
 the same on PostgreSQL.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -18,15 +16,15 @@ import tempfile
 from pathlib import Path
 
 import psutil
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from backend.queue.actor import Actor
 from backend.queue.folders import work_folder
-from backend.queue.launcher import started
 from backend.queue.supervisor import shrink_log
 from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
+from backend.store.session import engine_for
 from backend.store.states import TERMINAL
 from jobs.submit import submit
 from tests import postgres
@@ -37,6 +35,7 @@ RUNS = (
     ("amphista", {
         "model": "toy", "answers": 24, "heldout": 8, "answer_tokens": 16, "minutes": 0, "steps": 8,
         "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 64,
+        "architecture": "medusa", "heads": 2,
     }),
     ("count", {"steps": 4, "pause": 0, "fails_at": 2}),
     ("count", {"steps": 12, "pause": 1}),
@@ -51,12 +50,17 @@ def work() -> None:
     upgrade()
     ids = [submit(kind, config, Actor("mira", "host")).id for kind, config in RUNS]
     run = ids[AT_WORK]
-    supervisor = started("backend.queue.supervisor", settings().root / "supervisor.log")
     until(lambda: (work_folder(queries.job(run).run) / f"step-{STEPS - 1}").exists(), 300)
-    supervisor.kill()
     (attempt,) = queries.attempts(run)
-    psutil.Process((attempt.engine_ref or {})["pid"]).kill()
+    process = psutil.Process((attempt.engine_ref or {})["pid"])
+    for each in (process.parent(), process):  # the supervisor first
+        each.kill()
     assert all(queries.job(n).state in TERMINAL for n in ids[:AT_WORK])
+    with engine_for(settings().url).connect() as connection:
+        for table in ("tensor_profiles", "tensor_snapshots"):  # of one layer: the file is kept
+            connection.execute(text(f"DELETE FROM {table} WHERE tensor NOT LIKE '%.0.%q_proj%'"))
+        connection.commit()
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM"))
     shrink_log()
 
 

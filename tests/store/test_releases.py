@@ -1,8 +1,6 @@
 """Upgrades: what each release has left behind goes on with this version, and a version to come
 takes over from this one while runs work. `releases/` holds the former: see `release.py`."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -18,7 +16,7 @@ from sqlalchemy import create_engine
 from backend.backup.restoring import restore_backup
 from backend.backup.writing import write_backup
 from backend.checkpoints import is_whole
-from backend.drafters.amphista import Amphista
+from backend.drafters.checkpoint import Amphista
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import run_folder

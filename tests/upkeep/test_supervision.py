@@ -1,7 +1,5 @@
 """The files that start the dashboard as a service, and what it says to those who collect logs."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

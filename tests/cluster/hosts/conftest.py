@@ -1,8 +1,6 @@
 """A lab: a server of PostgreSQL and two machines, each on its host. The test itself looks at the
 database through the server's socket, so that no fault of the network hides anything from it."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

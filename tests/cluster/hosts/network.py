@@ -6,8 +6,6 @@ The network is a router of our own between a TUN device in each host. It does to
 netem` and `nft` do, where the kernel and the machine have neither.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import fcntl
@@ -86,7 +84,7 @@ class Network:
         with suppress(OSError, KeyError):  # nobody has this address any more, or ever had
             os.write(self._devices[address], packet)
 
-    def part(self, one: Host, other: Host) -> None:
+    def part(self, one: "Host", other: "Host") -> None:
         """Lose what these two send each other."""
         self.cut |= {(one.address, other.address), (other.address, one.address)}
 
@@ -128,7 +126,7 @@ class Host:
         self.pid = child.pid
         network.connect(self.pid, self.address)
 
-    def knows(self, *others: Host) -> None:
+    def knows(self, *others: "Host") -> None:
         """Let it find itself and these by their names, and nobody else."""
         names = [f"{host.address} {host.name}.lab {host.name}\n" for host in (self, *others)]
         (self.folder / "hosts").write_text("".join(["127.0.0.1 localhost\n", *names]))
@@ -166,7 +164,7 @@ class Host:
                 found += [process] if inside and part in " ".join(process.cmdline()) else []
         return found
 
-    def connections(self, port: int, other: Host) -> int:
+    def connections(self, port: int, other: "Host") -> int:
         """How many connections to a port of this host another one has, as this one believes."""
         far = "".join(f"{int(part):02X}" for part in reversed(other.address.split(".")))
         rows = [line.split() for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()]

@@ -2,8 +2,6 @@
 says: "503", or "cut", where half of every object is kept or sent. It is installed in a folder of
 its own (`python -m tests.cluster.hosts.s3 install`), which all hosts import from."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 apt install slurmctld slurmd slurm-client munge
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import time

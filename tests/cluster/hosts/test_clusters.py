@@ -1,8 +1,6 @@
 """A cluster of Ray or of Slurm: the head, two nodes, the database and the dashboard, each on its
 host."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import tempfile
@@ -24,7 +22,8 @@ from tests.cluster.hosts.network import ROOT, Host
 from tests.cluster.nodes import RayCluster
 from tests.waiting import until
 
-NOTICED_S, SLACK_S = slurm.NODE_TIMEOUT_S + 15, 15.0  # a node is gone; a run starts elsewhere
+NOTICED_S = {"ray": 75, "slurm": slurm.NODE_TIMEOUT_S + 15}  # a node is gone
+STEPS, SLACK_S = 240, 15.0  # half a second each; to start elsewhere
 RUN = "jobs.runtime.main"
 TOLD = ("DATABASE_URL", "DATA_DIR", "ARTIFACTS", "PLUGINS", "PYTHON")
 
@@ -49,6 +48,7 @@ class Site:
     lab: Lab
     head: Host
     front: Host
+    engine: str
 
     def start_ray(self, folder: Path, told: dict[str, str]) -> dict[str, str]:
         """Start Ray; return what the supervisor has to know."""
@@ -73,7 +73,7 @@ def site(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Site]:
     without_ray = "" if nodes.installed() else "Ray is not installed: make test-hosts does it"
     if why := without_ray if request.param == "ray" else slurm.missing():
         pytest.skip(why)
-    made = Site(lab, lab.add("head", 5), lab.add("front", 6))
+    made = Site(lab, lab.add("head", 5), lab.add("front", 6), request.param)
     hosts = (lab.db, lab.a, lab.b, made.head, made.front)
     for host in hosts:
         host.knows(*hosts)
@@ -108,14 +108,14 @@ def from_head_and_database(site: Site, node: Host) -> None:
 def test_a_run_of_a_node_that_the_cluster_does_not_reach_goes_on_on_another(
     site: Site, fails: Callable[[Site, Host], None]
 ) -> None:
-    run, lab = count(steps=120, pause=0.5), site.lab
+    run, lab = count(steps=STEPS, pause=0.5), site.lab
     until(lambda: steps(run) > 3)
     (node,) = [host for host in (lab.a, lab.b) if host.processes(RUN)]
     fails(site, node)
     began = time.monotonic()
     again = took(
         lambda: len(made := queries.attempts(run)) == 2 and made[1].started_at,
-        NOTICED_S + SLACK_S,
+        NOTICED_S[site.engine] + SLACK_S,
     )
     if fails is not lost:  # until then it makes the same checkpoints
         until(lambda: not node.processes(RUN), OFFLINE_S + 25)
@@ -123,7 +123,7 @@ def test_a_run_of_a_node_that_the_cluster_does_not_reach_goes_on_on_another(
     print(f"works elsewhere after {again:.0f} s, the process before had ended after {ended:.0f} s")
     until(lambda: has_ended(run), 120)
     assert queries.job(run).state == State.SUCCEEDED and len(queries.attempts(run)) == 2
-    assert counted(run) == [*range(120)] and queries.attempts(run)[1].resumed_from
+    assert counted(run) == [*range(STEPS)] and queries.attempts(run)[1].resumed_from
 
 
 def test_nothing_changes_while_the_dashboard_is_cut_off_from_the_head(site: Site) -> None:

@@ -1,8 +1,6 @@
 """The folder of the artefacts is on its own host, and mounted by both machines. It stands for NFS,
 which takes a kernel that has it: files travel as SFTP, and a mount waits as a hard one does."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The store of the artefacts is an S3 server on its own host, and two machines share no disk."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
