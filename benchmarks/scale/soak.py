@@ -22,12 +22,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 import psutil
@@ -122,6 +122,7 @@ class Day:
 
     def _look(self) -> None:
         self.samples.append(sample(self.shown, self.data))
+        print(json.dumps(self.samples[-1]), file=sys.stderr, flush=True)
 
     def _ask(self) -> None:
         self.tokens += guest(self.shown.url, next(self.guests))
@@ -205,14 +206,12 @@ def main() -> None:
             all_runs = many(shown) if asked.runs else {}
         for process in [each for module in PARTS for each in running(data, module)]:
             process.kill()
+        states = Counter(str(queries.job(run).state) for run in day.runs)
     found = ends(day.samples[1:])  # the first came before every page was loaded
     table = Table("figure", "at the beginning", "at the end", "more")
     for name, (first, last) in found.items():
         table.add_row(name, f"{first:.0f}", f"{last:.0f}", f"{last - first:+.0f}")
-    states = [str(queries.job(run).state) for run in day.runs]
-    out.print(table)
-    killed: Any = ", ".join(day.killed) or "nothing"
-    out.print(f"{len(states)} runs, {len({*states})} states: {states}; killed: {killed}")
+    out.print(table, f"{len(day.runs)} runs: {dict(states)}; killed: {', '.join(day.killed)}")
     out.print(f"{next(day.guests)} guests got {day.tokens} tokens")
     for name, seconds in all_runs.items():
         out.print(f"{name}: {seconds:.2f} s")

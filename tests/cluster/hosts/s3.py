@@ -14,8 +14,7 @@ PACKAGES = Path(os.environ.get("SLIMSCOPE_TEST_S3", ROOT / ".cluster" / "s3"))
 NEEDED = ("moto[server]", "s3fs")
 PORT, BUCKET, ACCOUNT, LIST = 9000, "slimscope", "123456789012", "/stored"
 CLIENT = {
-    "AWS_ENDPOINT_URL": f"http://store.lab:{PORT}", "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
     "SLIMSCOPE_ARTIFACTS": f"s3://{BUCKET}",
 }  # fmt: skip
 

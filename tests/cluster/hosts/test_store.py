@@ -30,9 +30,9 @@ def store(lab: Lab) -> Host:
     host = lab.add("store", 4)
     imported = {"PYTHONPATH": f"{s3.ROOT}:{HERE}:{s3.PACKAGES}"}
     host.start("-m", "tests.cluster.hosts.s3", **imported)
+    at = f"http://{host.address}:{s3.PORT}"  # moto takes the first part of a name for a bucket
     for machine in (lab.a, lab.b):
-        machine.knows(lab.db, host)
-        machine.told |= imported | s3.CLIENT
+        machine.told |= imported | s3.CLIENT | {"AWS_ENDPOINT_URL": at}
     until(lambda: stored(host) is not None)
     return host
 
