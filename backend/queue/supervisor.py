@@ -245,6 +245,8 @@ class SupervisorLoop:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
+        if other_version():  # whose process would not begin
+            return False
         with lifecycle.failing_alone():
             claimed = self._claim_next(lane)
             if claimed is None:
@@ -320,12 +322,14 @@ def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
     """Run the loop until idle, and while this is the supervisor that works. After an error, such as
     a full disk or a locked database, it retries; jobs continue. Where the data folder is gone, so
     is its work; after an upgrade, it is that of the new version."""
-    busy_at = time.monotonic()
+    busy_at, looked_at = time.monotonic(), -math.inf
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
-            if why := other_version():
-                log.warning(why)
-                return
+            if time.monotonic() - looked_at > BEAT_S:
+                looked_at = time.monotonic()
+                if why := other_version():
+                    log.warning(why)
+                    return
             if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
         except Exception as error:

@@ -47,12 +47,13 @@ class Network:
 
     Attributes:
         cut: pairs (from, to) of addresses between which every packet is lost; nobody is told.
-        delay_s, loss: of each packet, one way; the share of packets that are lost.
+        delay_s, loss, late: of each packet, one way; the share of packets that are lost, and of
+            those that take twice as long, so that others overtake them.
     """
 
     def __init__(self, stack: ExitStack) -> None:
         self.cut: set[tuple[str, str]] = set()
-        self.delay_s, self.loss = 0.0, 0.0
+        self.delay_s, self.loss, self.late = 0.0, 0.0, 0.0
         self.stack, self._devices = stack, dict[str, int]()
         self._chance, self._loop = random.Random(0), asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -78,7 +79,8 @@ class Network:
         if packet[0] >> 4 == 4:
             pair = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
             if pair not in self.cut and self._chance.random() >= self.loss:
-                self._loop.call_later(self.delay_s, self._deliver, pair[1], packet)
+                times = 2 if self._chance.random() < self.late else 1
+                self._loop.call_later(times * self.delay_s, self._deliver, pair[1], packet)
 
     def _deliver(self, address: str, packet: bytes) -> None:
         with suppress(OSError, KeyError):  # nobody has this address any more, or ever had
@@ -90,7 +92,7 @@ class Network:
 
     def heal(self) -> None:
         """Lose and delay nothing more."""
-        self.cut, self.delay_s, self.loss = set(), 0.0, 0.0
+        self.cut, self.delay_s, self.loss, self.late = set(), 0.0, 0.0, 0.0
 
 
 class Host:

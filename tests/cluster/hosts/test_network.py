@@ -98,10 +98,10 @@ def test_pages_say_that_the_database_does_not_answer_and_browsers_may_vanish(lab
 
 
 def test_a_network_that_is_slow_and_lossy_only_takes_time(lab: Lab) -> None:
-    """200 ms there and back, and 2 % of the packets lost."""
+    """200 ms there and back, 2 % of the packets lost, and 5 % out of order."""
     lab.supervise(lab.a, SLIMSCOPE_OFFLINE_S="600")
     until(lambda: lab.leader() == lab.a.address)
-    lab.network.delay_s, lab.network.loss = 0.1, 0.02
+    lab.network.delay_s, lab.network.loss, lab.network.late = 0.1, 0.02, 0.05
     run = count(steps=12, pause=0.5)
     begun, began = took(lambda: steps(run) > 1, 60), time.monotonic()
     while not has_ended(run):
