@@ -9,10 +9,12 @@ the same on PostgreSQL.
 """
 
 import os
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -35,7 +37,6 @@ RUNS = (
     ("amphista", {
         "model": "toy", "answers": 24, "heldout": 8, "answer_tokens": 16, "minutes": 0, "steps": 8,
         "batch": 4, "threads": 1, "precision": "float32", "draft_vocabulary": 64,
-        "architecture": "medusa", "heads": 2,
     }),
     ("count", {"steps": 4, "pause": 0, "fails_at": 2}),
     ("count", {"steps": 12, "pause": 1}),
@@ -56,11 +57,9 @@ def work() -> None:
     for each in (process.parent(), process):  # the supervisor first
         each.kill()
     assert all(queries.job(n).state in TERMINAL for n in ids[:AT_WORK])
-    with engine_for(settings().url).connect() as connection:
+    with engine_for(settings().url).begin() as connection:
         for table in ("tensor_profiles", "tensor_snapshots"):  # of one layer: the file is kept
             connection.execute(text(f"DELETE FROM {table} WHERE tensor NOT LIKE '%.0.%q_proj%'"))
-        connection.commit()
-        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM"))
     shrink_log()
 
 
@@ -75,6 +74,8 @@ def main(file: Path) -> None:
             own = {"SLIMSCOPE_DATA_DIR": str(data), "SLIMSCOPE_DATABASE_URL": place}
             told = {**os.environ, **own, "SLIMSCOPE_PLUGINS": '["tests.plugins.job_kind"]'}
             subprocess.run([sys.executable, "-m", __spec__.name], env=told, check=True)
+        with closing(sqlite3.connect(root / "file" / "results.db")) as database:
+            database.execute("VACUUM")
         at = make_url(url)
         line = ["pg_dump", "--no-owner", "--inserts", "--host", str(at.query["host"])]
         dump = subprocess.run(

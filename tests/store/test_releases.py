@@ -78,7 +78,7 @@ def test_what_a_release_has_left_goes_on(left: None) -> None:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
     pruned, drafter, failed, at_work, waiting = ids = [*range(1, len(RUNS) + 1)]
     said = {run: [r.value for r in queries.results([run])] for run in ids}
-    assert [(j.id, j.kind) for j in queries.jobs()][::-1] == [*zip(ids, dict(RUNS), strict=False)]
+    assert [job.kind for job in queries.jobs()][::-1] == [kind for kind, _ in RUNS]
     service.resume(failed, HOST)
     loop = SupervisorLoop(LocalEngine(1))
     until(lambda: loop.turn() is False, 60)
