@@ -66,6 +66,7 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
     assert answer["bits"] <= 3.25
     assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
+    assert answer["command"].endswith("'budget:3.25bits' --overrides 0.mlp.down_proj=int4-g64")
     assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
     assert budget("toy", sparsity="40%")["sparsity"] >= 0.4
     small = budget("toy", size="150KB")
