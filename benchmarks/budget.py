@@ -21,8 +21,8 @@ Allocations:
 Budgets of quality, --loss, have no uniform mix.
 
 --random N builds N mixes at random around the budget: prediction beside measurement. --kquants:
-llama.cpp's files with an importance matrix of the same calibration text, dequantized and measured
-by the same passes, beside mixes of as many bytes (pip install llama-cpp-python). Rows are added to
+llama.cpp's files with an importance matrix of the same calibration text, measured by llama.cpp,
+beside mixes of as many bytes (pip install llama-cpp-python). Rows are added to
 the file of --rows one by one, and those that it has are not made again.
 """
 
@@ -46,7 +46,6 @@ from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -59,8 +58,6 @@ from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
 from backend.models.precision import resolve_dtype
-from backend.models.sources.gguf.conversion import convert
-from backend.models.sources.headers import weight_files
 from backend.models.sources.materialise import materialise
 from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
@@ -74,6 +71,7 @@ from backend.sensitivity.search import MixedModel, MixSearch
 from backend.sensitivity.walk import CandidateWalk, rounded_embedding
 from backend.statistics.paired import paired_ratio
 from backend.text.slices import calibration_slices, evaluation_slice
+from benchmarks.exports.__main__ import by_llama
 from benchmarks.peers import llama
 from jobs.fields.base_model import resolve_model
 from jobs.profile.config import EMBEDDING_FORMATS, parsed
@@ -222,15 +220,8 @@ class Trial:
         return found
 
     def of_file(self, path: Path) -> Tensor:
-        """Losses of the weights in a GGUF file, dequantized."""
-        with TemporaryDirectory() as folder, torch.no_grad():
-            convert(path, Path(folder))
-            read = {k: v for x in weight_files(Path(folder)) for k, v in load_file(x).items()}
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(read[name])
-        losses = self.losses()
-        self.restore()
-        return losses
+        """Losses of a GGUF file in llama.cpp."""
+        return by_llama(path, self.test.tolist())[0]
 
 
 Row = dict[str, Any]
@@ -350,7 +341,11 @@ class Comparison:
         threads = torch.get_num_threads()
         for name, path in llama.formats(source, folder, threads, types, trial.importance()):
             nbytes = sum(int(x.n_bytes) for x in GGUFReader(path).tensors)
-            self.row(f"{name}, llama.cpp", partial(trial.of_file, path), MB=round(nbytes / 1e6, 3))
+            self.row(
+                f"{name}, llama.cpp",
+                partial(trial.of_file, path),
+                MB=round(nbytes / 1e6, 3),
+            )
             self.compare(Budget("size", nbytes), name)
 
 
