@@ -9,12 +9,13 @@ dense                weights at grid values, in the dtype of the base model: for
                      gain in size
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from backend.errors import ConfigError, ModelError
+from backend.models.families.stored import together
 from backend.models.sources.headers import read_config
 from backend.models.sources.quantized import EMBEDDINGS_AND_HEADS, PackedGroup, packing_of
 from backend.quantization import GridType
@@ -67,7 +68,7 @@ class ExportRequirements:
         stored: dtype of the scales.
         in_out: the architecture stores weights as [in, out] (GPT-2's Conv1D).
         whole: all linears of the blocks are quantised; shapes: (out, in) of those.
-        experts: some are experts of a mixture, which models load as one tensor.
+        experts: of those; see `experts_of`.
         embedding: bits of a quantised embedding; alike: it is quantised as the linears are.
         head: bits of a quantised head that is not tied to it.
     """
@@ -78,11 +79,27 @@ class ExportRequirements:
     in_out: bool
     whole: bool
     shapes: frozenset[tuple[int, int]]
-    experts: bool = False
+    experts: Literal["", "alike", "unlike", "fused"] = ""
     architecture: str = ""
     embedding: int = 0
     alike: bool = False
     head: int = 0
+
+
+def experts_of(
+    separate: bool, linears: Collection[str], most: Collection[str], others: Collection[str]
+) -> Literal["", "alike", "unlike", "fused"]:
+    """Whether experts of a mixture are quantised ("" if none is), all of a block alike, and whether
+    a checkpoint can hold each by itself (`separate`). `linears`: names of all matrices of the
+    blocks; `most`, `others`: of those with the settings of most layers, and with their own."""
+    experts = {name for name in linears if together(name) != name}
+    if experts.isdisjoint({*most, *others}):
+        return ""
+    if not separate:
+        return "fused"
+    packed = {together(name) for name in experts.intersection(most)}
+    rest = {together(name) for name in experts.difference(most)}
+    return "alike" if experts.isdisjoint(others) and packed.isdisjoint(rest) else "unlike"
 
 
 def read_layout(folder: Path) -> Layout:
@@ -124,13 +141,19 @@ def unreadable(folder: Path, why: str) -> ModelError:
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
     """The reason why `format` cannot store `choice`; empty if it can."""
-    if choice.experts and format != "dense":
+    if format == "dense":
+        return _embedding_obstacle(format, choice)
+    if choice.experts == "fused":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
-    if (choice.embedding or choice.head) and (why := _embedding_obstacle(format, choice)):
+    if choice.experts == "unlike":
+        return "the experts of a block are unpacked together, and these are not quantised alike"
+    if choice.experts and format == "compressed-tensors" and choice.grid != "symmetric":
+        return "transformers unpacks experts without their zero-points"
+    if why := _embedding_obstacle(format, choice):
         return why
-    if format != "dense" and choice.architecture.startswith(UNPACKABLE):
+    if choice.architecture.startswith(UNPACKABLE):
         return "transformers cannot load packed weights of this architecture"
-    if choice.grid == "offset" and format not in ("slimscope", "dense"):
+    if choice.grid == "offset" and format != "slimscope":
         return "its zero-points are whole numbers, and those of this grid are real"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
@@ -152,6 +175,8 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
 
 def _embedding_obstacle(format: Format, choice: ExportRequirements) -> str:
     """The reason why a format cannot store a quantised embedding or head; empty if it can."""
+    if not choice.embedding and not choice.head:
+        return ""
     if format == "dense":
         return "it stores every weight in 16 or 32 bits, the embedding too"
     if format in ("gptq", "gptq_v2"):

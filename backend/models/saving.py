@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
 from backend.models.families.experts import fused
+from backend.models.families.stored import loaded_shapes
 from backend.models.sources.headers import INDEX, OPTIONS, read_headers
 
 SHARD = 2**30  # bytes per saved file
@@ -99,7 +100,8 @@ def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) ->
             del stored[name]
         if packed:
             stored[f"{module}.weight"] = shape
-    architecture, expected = _expected_tensors(folder)
+    architecture, family, expected = _expected_tensors(folder)
+    stored = loaded_shapes(family, stored)
     for names, shape in expected:
         present = {name: stored.pop(name) for name in names if name in stored}
         if not present:
@@ -111,9 +113,9 @@ def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) ->
         raise _mismatch(f"{architecture} has no parameter {min(stored)}.")
 
 
-def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]:
-    """The class plain transformers builds for the folder's config, and the names and the shape of
-    each of its tensors."""
+def _expected_tensors(folder: Path) -> tuple[str, str, list[tuple[list[str], Shape]]]:
+    """The class plain transformers builds for the folder's config, its family, and the names and
+    the shape of each of its tensors."""
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -122,7 +124,7 @@ def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]
         model = auto.from_config(config, trust_remote_code=False)
     model.tie_weights()
     tensors = [(names, tuple(tensor.shape)) for names, tensor in tied_names(model)]
-    return type(model).__name__, tensors
+    return type(model).__name__, config.model_type, tensors
 
 
 def _mismatch(why: str) -> ModelError:

@@ -12,8 +12,8 @@ layer before them can take over. Heads that share a value share t of their colum
 
 Ours: e_j is the root mean square of the input rather than the mean of its magnitude, the error is
 that of each layer, relative to its output, rather than of the attention or MLP as a whole, and
-o_proj is scaled where heads share values, which the authors leave out. Their clipping of ranges by the output error is here the
-range search of the run.
+o_proj is scaled where heads share values, which the authors leave out. Their clipping of ranges by
+the output error is here the range search of the run.
 """
 
 from collections.abc import Sequence

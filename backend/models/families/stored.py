@@ -6,6 +6,8 @@ block; here every expert has its own matrices, as in `experts`:
     ...experts.3.w1, w3 | gate_proj, up_proj  [out, in]   ->  ...experts.3.gate_up_proj  [2 out, in]
     ...experts.gate_up_proj  [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
     ...input_linear          [experts, 2 out, in]         ->  ...experts.0.gate_up_proj, ...
+
+Packed weights are stored in the first way alone, which transformers unpacks on loading.
 """
 
 import re
@@ -20,8 +22,18 @@ BASE_PREFIX = {"h.": "transformer.", "decoder.": "model.", "layers.": "model."}
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 EXPERTS = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)")
 PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # as Mixtral names them
+ONE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_up_proj|down_proj)")
+SEPARATE = {  # families whose checkpoints hold experts one by one -> gate, up and down projection
+    **dict.fromkeys(("mixtral", "phimoe", "minimax", "lfm2_moe"), ("w1", "w3", "w2")),
+    **dict.fromkeys(
+        ("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3",
+         "dots1", "ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe", "jamba"),
+        ("gate_proj", "up_proj", "down_proj"),
+    ),
+}  # fmt: skip
 RENAMED = {  # family -> names in a checkpoint, and in the loaded model
-    **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "phimoe", "minimax")},
+    **{family: {".block_sparse_moe.": ".mlp."} for family in ("mixtral", "minimax")},
+    "phimoe": {".block_sparse_moe.": ".mlp.", ".mlp.gate.": ".mlp.router."},
     **{
         family: {
             ".block_sparse_moe.input_linear.weight": ".block_sparse_moe.experts.gate_up_proj",
@@ -42,6 +54,67 @@ def full_name(name: str) -> str:
     return next((p + name for start, p in BASE_PREFIX.items() if name.startswith(start)), name)
 
 
+def loaded_name(family: str, name: str) -> str:
+    """The name in the loaded model of a tensor of a checkpoint, but for experts stored alone."""
+    for stored, loaded in RENAMED.get(family, {}).items():
+        name = name.replace(stored, loaded)
+    return name
+
+
+def stored_name(family: str, name: str) -> str:
+    """The inverse of `loaded_name`, for a family of `SEPARATE`."""
+    for stored, loaded in reversed(RENAMED.get(family, {}).items()):
+        name = name.replace(loaded, stored)
+    return name
+
+
+def stored_modules(family: str, module: str) -> tuple[str, ...]:
+    """The modules of a checkpoint that a matrix of the loaded model is stacked of along `out`."""
+    one = ONE_EXPERT.fullmatch(module)
+    if not one or family not in SEPARATE:
+        return (module,)
+    gate, up, down = SEPARATE[family]
+    parts = (gate, up) if is_gate_up(module) else (down,)
+    return tuple(stored_name(family, f"{one[1]}.{one[2]}.{part}") for part in parts)
+
+
+def expert_place(family: str, module: str) -> tuple[str, int]:
+    """The inverse of `stored_modules`: a matrix of the loaded model, and the place in it."""
+    one = EXPERT.fullmatch(loaded_name(family, f"{module}.weight"))
+    if not one or family not in SEPARATE:
+        return module, 0
+    part = PARTS.get(one[3], one[3])
+    joined = part if part == "down_proj" else "gate_up_proj"
+    return f"{one[1]}.{one[2]}.{joined}", int(part == "up_proj")
+
+
+def is_gate_up(module: str) -> bool:
+    """Whether a matrix of the loaded model is gate and up projection of an expert."""
+    one = ONE_EXPERT.fullmatch(module)
+    return one is not None and one[3] == "gate_up_proj"
+
+
+def together(module: str) -> str:
+    """The tensor of all experts that a matrix of one of them is a part of when loaded."""
+    return ONE_EXPERT.sub(r"\1.\3", module)
+
+
+def loaded_shapes(family: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Tensors of a checkpoint and their shapes, as transformers loads them."""
+    found, experts = dict[str, tuple[int, ...]](), dict[str, list[tuple[str, tuple[int, ...]]]]()
+    for name, shape in shapes.items() if family in SEPARATE else ():
+        module, _, end = name.rpartition(".")
+        loaded, _ = expert_place(family, module)
+        if end != "weight" or not (one := ONE_EXPERT.fullmatch(loaded)):
+            found[loaded_name(family, name)] = shape
+        else:
+            experts.setdefault(together(loaded), []).append((one[2], shape))
+    for name, parts in experts.items():
+        count, rows = len({number for number, _ in parts}), sum(shape[0] for _, shape in parts)
+        found[name] = (count, rows // count, *parts[0][1][1:])
+    return found or dict(shapes)
+
+
 def compressed(module: str) -> bool:
     """Whether a matrix of a block is compressed: attention and MLP are, routers, state-space
     layers, convolutions and the like stay dense. `module`: its name inside the block."""
@@ -59,9 +132,7 @@ def block_matrices(family: str, tensors: Mapping[str, TensorHeader]) -> tuple[Li
 
 def _matrices(family: str, name: str, tensors: Mapping[str, TensorHeader]) -> Iterator[LinearShape]:
     """The matrices of the loaded model that begin in the tensor `name`."""
-    shape, full = tensors[name].shape, full_name(name)
-    for stored, loaded in RENAMED.get(family, {}).items():
-        full = full.replace(stored, loaded)
+    shape, full = tensors[name].shape, loaded_name(family, full_name(name))
     if not tensors[name].elements:
         return
     if len(shape) == 3 and EXPERTS.fullmatch(full):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import ModelError
+from backend.models.families.stored import SEPARATE
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MIXTURES = (  # families whose experts can be compressed one by one
@@ -51,6 +52,7 @@ class ModelSupport:
     clone: str = ""  # its layers, as the adaptation layers of a drafter
     stream: str = ""  # block by block from its files
     mixture: bool = False  # whether it has experts
+    separate: bool = False  # whether a checkpoint can hold each by itself, and so packed
 
 
 def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
@@ -66,8 +68,9 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
     stream = PACKED if packed else EXPERTS if mixture else ""
     return ModelSupport(
-        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture
-    )
+        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture,
+        family in SEPARATE,
+    )  # fmt: skip
 
 
 def _compress(family: str, mixture: bool, linears: int) -> str:
