@@ -25,8 +25,8 @@ from backend.models.families.stored import (
     EXPERTS,
     SEPARATE,
     expert_place,
-    is_gate_up,
     loaded_name,
+    stored_modules,
 )
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
@@ -84,12 +84,10 @@ def _as_loaded(
     found = dict[str, QuantizedWeight]()
     for name, by_place in parts.items():
         halves = [by_place[place] for place in sorted(by_place)]
-        if (
-            len(halves) != 1 + is_gate_up(name)
-            or len({(*x.codes.shape, x.group_size) for x in halves}) > 1
-        ):
+        sizes = {(*x.codes.shape, x.group_size) for x in halves}
+        if len(halves) != len(stored_modules(family, name)) or len(sizes) > 1:
             raise unreadable(folder, f"The parts of {name} are missing or differ.")
-        found[name] = joined(halves) if len(halves) > 1 else halves[0]
+        found[name] = joined(halves)
     tensors = dict[str, Tensor]()
     for stored, tensor in rest.items():
         name = loaded_name(family, stored)

@@ -1,6 +1,7 @@
 """Write a folder with a quantised model: weights, config, tokenizer, model card."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from backend.export.formats import ExportRequirements, Layout, check_format, exp
 from backend.export.gptq_layout import gptq_config, gptq_tensors
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.families.experts import fused
-from backend.models.families.stored import SEPARATE, stored_modules, stored_name, together
+from backend.models.families.stored import SEPARATE, stored_modules, together
 from backend.models.patching import swap_weights
 from backend.models.saving import SHARD, check_saved, save, save_around
 from backend.quantization.grid import QuantizedWeight
@@ -61,29 +62,22 @@ def export(
     with fused(model):
         for name, tensor in _state(model).items():
             if name not in packed:
+                module, _, part = name.rpartition(".")
                 kept = tensor.to(stored) if tensor.is_floating_point() else tensor
-                tensors[stored_name(family, name) if needed.experts else name] = kept
-    shapes = dict[str, tuple[int, ...]]()
+                tensors[f"{stored_modules(family, module)[0]}.{part}"] = kept
+    loaded, alike = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
     for module, layer in layers.items():
-        for name, part in _as_stored(family, module, layer):
-            shapes[name] = (*part.codes.shape,)
-            for suffix, value in layer_tensors(part, layout.of(module), stored).items():
+        whole, shape = together(module), (*layer.codes.shape,)
+        place = (f"{module}.weight", shape) if whole == module else (whole, (alike[whole], *shape))
+        names = stored_modules(family, module)
+        for name, own in zip(names, layer.split(len(names)), strict=True):
+            loaded[name] = place
+            for suffix, value in layer_tensors(own, layout.of(module), stored).items():
                 tensors[f"{name}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     quantization = quantization_config(model, layers, layout)
     save_around(model, tokenizer, folder, card, stored, quantization)
-    check_saved(folder, shapes)
-
-
-def _as_stored(
-    family: str, module: str, layer: QuantizedWeight
-) -> Iterator[tuple[str, QuantizedWeight]]:
-    """The modules of a checkpoint that hold a layer: two of an expert's gate and up."""
-    names = stored_modules(family, module)
-    rows = len(layer.codes) // len(names)
-    for number, name in enumerate(names):
-        own = slice(number * rows, (number + 1) * rows)
-        yield name, layer.by_rows(lambda part, own=own: part[own]) if len(names) > 1 else layer
+    check_saved(folder, loaded)
 
 
 def requirements_of(
@@ -98,7 +92,7 @@ def requirements_of(
     embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
     heads = [n for n in layers if n not in inside and n not in embeddings]
     family, own = str(model.config.model_type), {n for x in layout.others for n in x.layers}
-    parts = (part for name, x in layers.items() for _, part in _as_stored(family, name, x))
+    sizes = ((*x.codes.shape, len(stored_modules(family, n))) for n, x in layers.items())
     return ExportRequirements(
         bits=layout.bits,
         grid=layout.grid,
@@ -106,7 +100,7 @@ def requirements_of(
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
         experts=experts_of(family in SEPARATE, inside, layers.keys() - own, own),
         whole=inside <= layers.keys(),
-        shapes=frozenset((*part.codes.shape,) for part in parts),
+        shapes=frozenset((rows // parts, columns) for rows, columns, parts in sizes),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
         alike=all(layout.of(n) == layout.linears[0] for n in embeddings),

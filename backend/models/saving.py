@@ -18,12 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
 from backend.models.families.experts import fused
-from backend.models.families.stored import loaded_shapes
+from backend.models.families.stored import loaded_name
 from backend.models.sources.headers import INDEX, OPTIONS, read_headers
 
 SHARD = 2**30  # bytes per saved file
 Shape = tuple[int, ...]
-NOT_QUANTIZED: Mapping[str, Shape] = MappingProxyType({})
+NOT_QUANTIZED: Mapping[str, tuple[str, Shape]] = MappingProxyType({})
 
 
 def save(
@@ -88,20 +88,20 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) -> None:
+def check_saved(folder: Path, quantized: Mapping[str, tuple[str, Shape]] = NOT_QUANTIZED) -> None:
     """Check that the tensors in a saved folder are those of the model its config describes: none
     missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
-    `quantized`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
-    plain transformers would load another model."""
+    `quantized`: module stored as packed codes -> the tensor they are loaded as, or into, and its
+    shape. Raises ModelError: plain transformers would load another model."""
     stored = {name: header.shape for name, header in read_headers(folder).items()}
-    for module, shape in quantized.items():
+    for module, (loaded, shape) in quantized.items():
         packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]
         for name in packed:
             del stored[name]
         if packed:
-            stored[f"{module}.weight"] = shape
+            stored[loaded] = shape
     architecture, family, expected = _expected_tensors(folder)
-    stored = loaded_shapes(family, stored)
+    stored = {loaded_name(family, name): shape for name, shape in stored.items()}
     for names, shape in expected:
         present = {name: stored.pop(name) for name in names if name in stored}
         if not present:

@@ -180,6 +180,10 @@ class QuantizedWeight:
         scale, zero, codes = map(change, (self.grid.scale, self.grid.zero, self.codes))
         return QuantizedWeight(QuantGrid(self.grid.bits, scale, zero), codes)
 
+    def split(self, count: int) -> "list[QuantizedWeight]":
+        """The layer in so many parts of as many rows."""
+        return [self.by_rows(lambda rows, n=n: rows.chunk(count)[n]) for n in range(count)]
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; see `quantized_from`."""
         zero = self.grid.zero.to(torch.uint8)

@@ -8,7 +8,7 @@ from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.shapes import LinearShape
-from backend.models.families.stored import is_gate_up
+from backend.models.families.stored import GATE_UP, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
@@ -375,6 +375,7 @@ def export_requirements(
 ) -> ExportRequirements:
     """What the export format has to hold."""
     layers, most = planned_layers(planned, facts), max(planned.groups, key=lambda x: len(x.layers))
+    joined = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
     experts = experts_of(
         facts.support.separate, {x.name for x in facts.linears}, {*most.layers},
         {x.name for x in layers}.difference(most.layers),
@@ -386,6 +387,6 @@ def export_requirements(
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
         experts=experts,
         whole=len(layers) == len(facts.linears),
-        shapes=frozenset((x.rows // (1 + is_gate_up(x.name)), x.columns) for x in layers),
+        shapes=frozenset((x.rows // (2 if x.name in joined else 1), x.columns) for x in layers),
         architecture=facts.architecture,
     )

@@ -27,11 +27,11 @@ from backend.export.reading import StoredLinears, read_layers
 from backend.models.block_offload import check_finite
 from backend.models.facts import DTYPES
 from backend.models.families.stored import (
+    GATE_UP,
     IN_BLOCK,
     ONE_EXPERT,
     block_matrices,
     compressed,
-    is_gate_up,
     together,
 )
 from backend.models.sources.headers import read_config, read_headers, weight_files
@@ -194,20 +194,20 @@ def _experts_together(sources: Iterable[GGUFSource], count: int) -> Iterator[GGU
                 "Choose a complete model, all of whose experts are quantised, or none.",
                 "model",
             )
-        two, (rows, columns) = is_gate_up(alike[0].name.removesuffix(".weight")), alike[0].shape
-        rows, stem = rows // (1 + two), name.rpartition(".")[0]
-        parts = {"gate_proj": 0, "up_proj": rows} if two else {"down_proj": 0}
-        for part, first in parts.items():
-            place = partial(_stack, alike, slice(first, first + rows))
-            yield GGUFSource(f"{stem}.{part}.weight", (count, rows, columns), alike[0].dtype, place)
+        stem, _, joint = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if joint == GATE_UP else (joint,)
+        shape = count, alike[0].shape[0] // len(parts), alike[0].shape[1]
+        for number, part in enumerate(parts):
+            place = partial(_stack, alike, len(parts), number)
+            yield GGUFSource(f"{stem}.{part}.weight", shape, alike[0].dtype, place)
 
 
-def _stack(experts: Sequence[GGUFSource], rows: slice) -> Tensor | QuantizedWeight:
-    """These rows of all experts, one after the other."""
+def _stack(experts: Sequence[GGUFSource], parts: int, number: int) -> Tensor | QuantizedWeight:
+    """One of so many parts of all experts, one after the other."""
     values = [each.read() for each in experts]
     if layers := [each for each in values if isinstance(each, QuantizedWeight)]:
-        return joined([each.by_rows(lambda part: part[rows]) for each in layers])
-    return torch.cat([each[rows] for each in values if isinstance(each, Tensor)])
+        return joined([each.split(parts)[number] for each in layers])
+    return torch.cat([each.chunk(parts)[number] for each in values if isinstance(each, Tensor)])
 
 
 def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
