@@ -203,6 +203,7 @@ def test_gguf_holds_all_experts_of_a_block_as_one(
         ("olmoe", {"clip_qkv": 8.0}, "clips"),
         ("qwen2_moe", {"mlp_only_layers": [1]}, "no experts"),
         ("qwen2_moe", {"tie_word_embeddings": True}, "Its head"),
+        ("olmoe", {"tie_word_embeddings": True}, "Its head"),
         ("qwen3_moe", {"attention_bias": True}, "biases"),
         ("mixtral", {"sliding_window": 16}, "sliding window"),
     ],

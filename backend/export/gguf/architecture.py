@@ -174,13 +174,14 @@ def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield "Some of its layers have no experts."
     if config.get("clip_qkv"):
         yield "It clips queries, keys and values."
-    if name == "qwen2moe" and _tied(config):
+    if name in ("qwen2moe", "olmoe") and _tied(config):
         yield "Its head is its embedding, which llama.cpp's has apart."
     heads = config["num_attention_heads"]
     if name == "olmoe" and (config.get("num_key_value_heads") or heads) != heads:
         yield "Its heads share keys and values, which those of llama.cpp's do not."
-    biases = config.get("qkv_bias", True) if name == "qwen2moe" else False
-    if name in NORMALISED and (config.get("attention_bias") or biases != (name == "qwen2moe")):
+    wanted = name == "qwen2moe"
+    biases = config.get("qkv_bias", True) if wanted else config.get("attention_bias", False)
+    if name in ("qwen3", *NORMALISED) and biases != wanted:
         yield "Its attention has biases where llama.cpp's has none, or none where it has."
 
 
