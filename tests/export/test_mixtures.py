@@ -1,7 +1,7 @@
 """Mixtures of experts: packed one by one, read again by us and by transformers, and as GGUF."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -26,7 +26,6 @@ from backend.models.sources.headers import read_headers
 from backend.quantization.grid import QuantizedWeight
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
-from backend.settings import settings
 from benchmarks.shared.tiny_models import FAMILIES
 
 IDS = torch.arange(16).view(2, 8) * 7 + 3
@@ -65,11 +64,9 @@ def quantized(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", json.dumps([str(tmp_path)]))
-    settings.cache_clear()
-    yield tmp_path / "model"
-    settings.cache_clear()
+def folder(current) -> Path:
+    (current.root / "models").mkdir(parents=True)
+    return current.root / "models" / "mixture"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
+from backend.models.sources.gguf.config import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
@@ -24,8 +25,6 @@ ARCHITECTURES = {
 NORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
 INTERLEAVED = "llama"
 GEMMA = ("gemma", "gemma2", "gemma3")
-PERIODS = {"gemma2": 2, "gemma3": 6}  # every so many layers the last one has no window
-DIVIDED_SCALE = {"gemma2": 46, "gemma3": 62}  # blocks of the model that scales by width / heads
 SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 

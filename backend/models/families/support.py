@@ -12,10 +12,7 @@ from backend.models.families.stored import SEPARATE
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MIXTURES = (  # families whose experts can be compressed one by one
-    "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "olmoe", "phimoe",
-    "granitemoe", "granitemoeshared", "granitemoehybrid", "deepseek_v2", "deepseek_v3", "gpt_oss",
-    "jamba", "minimax", "glm4_moe", "ernie4_5_moe", "dots1", "lfm2_moe", "flex_olmo",
-    "hunyuan_v1_moe",
+    *SEPARATE, "granitemoe", "granitemoeshared", "granitemoehybrid", "gpt_oss", "qwen3_5_moe_text",
 )  # fmt: skip
 SEQUENTIAL = "Its hidden states are changed between its blocks"
 NOT_BY_BLOCK = {
