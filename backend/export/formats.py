@@ -12,52 +12,21 @@ dense                weights at grid values, in the dtype of the base model: for
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from backend.errors import ConfigError, ModelError
 from backend.models.families.stored import together
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import EMBEDDINGS_AND_HEADS, PackedGroup, packing_of
+from backend.models.sources.quantized import Format, Layout, PackedGroup, layout_in
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
-Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
 UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
 VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row.
-    `others`: of layers that have their own."""
-
-    format: Format | Literal["awq"]
-    bits: int
-    group_size: int
-    grid: GridType
-    others: tuple[PackedGroup, ...] = ()
-
-    def of(self, layer: str) -> "Layout":
-        """The settings of one layer."""
-        group = next((group for group in self.others if layer in group.layers), None)
-        return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
-
-    @property
-    def linears(self) -> "tuple[Layout, ...]":
-        """The settings that there are of layers of the blocks, those of most layers first."""
-        inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
-        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
-        return (replace(self, others=()), *others)
-
-    @property
-    def width(self) -> str:
-        """Bits of the linear layers in words: "4 bits", "2 to 6 bits"."""
-        bits = [each.bits for each in self.linears]
-        return f"{min(bits)} to {max(bits)} bits" if len({*bits}) > 1 else f"{bits[0]} bits"
 
 
 @dataclass(frozen=True)
@@ -104,11 +73,9 @@ def experts_of(
 
 def read_layout(folder: Path) -> Layout:
     """The quantization settings in the folder's config.json; `ModelError` without any of ours."""
-    packing = packing_of(str(folder), read_config(folder))
-    if packing is None:
-        raise unreadable(folder, "Its config.json has no quantization_config.")
-    format: Any = packing.version or packing.method
-    return Layout(format, packing.bits, packing.group_size, packing.grid, packing.others)
+    if layout := layout_in(str(folder), read_config(folder)):
+        return layout
+    raise unreadable(folder, "Its config.json has no quantization_config.")
 
 
 def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
