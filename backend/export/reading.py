@@ -19,7 +19,7 @@ from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite, tied_names
 from backend.models.facts import ModelFacts, text_config
-from backend.models.families.experts import split_experts
+from backend.models.families.experts import ExpertList, split_experts
 from backend.models.families.shapes import LinearShape
 from backend.models.families.stored import (
     EXPERTS,
@@ -147,6 +147,10 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     not finite."""
     model, layers = _opened(folder, torch.bfloat16)
     dense = pack_model(model, layers)
+    for module in model.modules():
+        if isinstance(module, ExpertList):  # what is dense still is a view that keeps its storage
+            for parameter in module.fused[0].parameters():
+                parameter.data = parameter.data.new_empty(0)
     for why in dict.fromkeys(dense.values()):
         count = sum(each == why for each in dense.values())
         say(f"{count} of {len(layers)} layers run dense: {why}.")

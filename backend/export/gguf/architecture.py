@@ -180,7 +180,7 @@ def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         yield "Its heads share keys and values, which those of llama.cpp's do not."
     wanted = name == "qwen2moe"
     biases = config.get("qkv_bias", True) if wanted else config.get("attention_bias", False)
-    if name in ("qwen3", *NORMALISED) and biases != wanted:
+    if name in ("qwen3", *NORMALISED) and bool(biases) != wanted:
         yield "Its attention has biases where llama.cpp's has none, or none where it has."
 
 
