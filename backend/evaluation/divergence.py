@@ -6,8 +6,9 @@ dense model and q that of the compressed model:
     KL_t = sum_v p_v (log p_v - log q_v)    in nats,    agreement_t = [argmax p = argmax q]
 
 averaged over all positions; standard errors are those of the per-window means. The output of the
-dense model's last block is stored rather than its logits, and the final norm and head are applied
-to it again: parameters outside the blocks must be the same in both; compare `outside_blocks`."""
+dense model's last block (of the native decoder, its final norm) is stored rather than its logits,
+and what is left, norm and head, is applied to it again: parameters outside the blocks must be the
+same in both; compare `outside_blocks`."""
 
 import hashlib
 import math
@@ -22,8 +23,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
+from backend.evaluation.native_text import NativeText, TextModel, logits_of
 from backend.evaluation.perplexity import Observe
-from backend.models.block_forward import after_blocks
 from backend.models.blocks import decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 
@@ -73,10 +74,14 @@ class DenseOutputs:
         self._new = new
 
     @contextmanager
-    def recording(self, model: PreTrainedModel) -> Iterator[Observe]:
+    def recording(self, model: TextModel) -> Iterator[Observe]:
         """Yield an observer for `perplexity` that records the forward passes of `model`."""
         latest: list[Tensor] = []
-        self.states, self.outside = self._new(), outside_blocks(model)
+        whole = model.model if isinstance(model, NativeText) else model
+        self.states, self.outside = self._new(), outside_blocks(whole)
+        if isinstance(model, NativeText):
+            yield lambda rows, logits: self.states.append(model.hidden)
+            return
 
         def record(_block: Any, _args: Any, output: Tensor) -> None:
             latest[:] = [output]
@@ -96,7 +101,7 @@ class DivergenceObserver:
         reference: recorded on the same token ids in the same batches.
     """
 
-    def __init__(self, model: PreTrainedModel, reference: DenseOutputs) -> None:
+    def __init__(self, model: TextModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)
         self._kl: list[Tensor] = []
         self._same: list[Tensor] = []
@@ -113,7 +118,7 @@ class DivergenceObserver:
         kl, same = torch.zeros(2, len(rows), dtype=torch.float64)
         for start in range(0, last, POSITIONS):
             part = slice(start, min(start + POSITIONS, last))
-            dense = after_blocks(self._model, rows[:, part].to(logits.device), hidden[:, part])
+            dense = logits_of(self._model, rows[:, part].to(logits.device), hidden[:, part])
             p, q = (x.float().log_softmax(-1) for x in (dense, logits[:, part]))
             kl += summed_kl(p, q)
             same += (p.argmax(-1) == q.argmax(-1)).double().sum(1).cpu()
