@@ -198,7 +198,7 @@ class Quality:
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
         tokens = self._config.sample_tokens
-        texts = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
+        texts = write_samples(self._read(), self._loaded.tokenizer, prompts, tokens, reporter)
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])

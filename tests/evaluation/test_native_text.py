@@ -1,5 +1,7 @@
 """Texts that the native decoder reads, against PyTorch in float32."""
 
+from itertools import takewhile
+
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +61,22 @@ def test_it_reads_the_weights_the_model_has_now(rows: Tensor) -> None:
         linear.write(linear.read() * 0)
     assert (losses(reading(model), rows) - losses(model, rows)).abs().max() < 0.05
     assert (losses(reading(model), rows) - dense).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_it_writes_the_likeliest_tokens_of_several_texts_in_turn() -> None:
+    model, prompts = built("llama"), [[5, 9, 2], [7], [8, 8]]
+    alone = [[*reading(model).greedy([prompt], (), 9)] for prompt in prompts]
+    texts = [[token for _, token in each] for each in alone]
+    for prompt, text in zip(prompts, texts, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(text)[:, None])[:, 0]
+        assert len(text) == 9 and (logits.amax(1) - chosen).max() < 0.5  # as good as likeliest
+    ends = {texts[1][4]}
+    whole = [[*takewhile(lambda token: token not in ends, text)] for text in texts]
+    together = [*reading(model).greedy(prompts, ends, 9)]
+    assert [[x for n, x in together if n == k] for k in range(3)] == whole
+    assert [n for n, _ in together[:3]] == [0, 1, 2] or not all(whole)
 
 
 def test_a_request_to_stop_is_obeyed_between_windows(rows: Tensor) -> None:
