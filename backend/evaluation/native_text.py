@@ -104,7 +104,7 @@ def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[Tex
     try:
         native = NativeText(model, length)
         return native, f"native, bfloat16 ({native.instructions})"
-    except (CompilerError, ValueError) as error:
+    except (CompilerError, ValueError, MemoryError) as error:
         return model, f"{own}; the native decoder does not run here: {error}"
 
 
