@@ -66,22 +66,22 @@ class DenseOutputs:
 
     Attributes:
         outside: `outside_blocks` of the dense model; empty before the first recording.
+        native: whether the native decoder read it, as it then has to read what is compared.
     """
 
     def __init__(self, new: NewBatches = list) -> None:
         self.states: HiddenStates = new()
-        self.outside = ""
+        self.outside, self.native = "", False
         self._new = new
 
     @contextmanager
     def recording(self, model: TextModel) -> Iterator[Observe]:
         """Yield an observer for `perplexity` that records the forward passes of `model`."""
         latest: list[Tensor] = []
-        whole = model.model if isinstance(model, NativeText) else model
-        self.states, self.outside = self._new(), outside_blocks(whole)
+        self.states, self.native = self._new(), isinstance(model, NativeText)
+        self.outside = outside_blocks(model.model if isinstance(model, NativeText) else model)
         if isinstance(model, NativeText):
-            yield lambda rows, logits: self.states.append(model.hidden)
-            return
+            return (yield lambda rows, logits: self.states.append(model.hidden))
 
         def record(_block: Any, _args: Any, output: Tensor) -> None:
             latest[:] = [output]
@@ -103,6 +103,7 @@ class DivergenceObserver:
 
     def __init__(self, model: TextModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)
+        self._alike = reference.native == isinstance(model, NativeText)
         self._kl: list[Tensor] = []
         self._same: list[Tensor] = []
         self._positions = 0
@@ -112,8 +113,8 @@ class DivergenceObserver:
         """Add one forward pass: ids [b, L] and logits [b, L, V]. Raises ValueError: the reference
         was recorded with other batches."""
         hidden = next(self._states, None)
-        if hidden is None or hidden.shape[:2] != rows.shape:
-            raise ValueError("the reference was recorded with other batches")
+        if hidden is None or hidden.shape[:2] != rows.shape or not self._alike:
+            raise ValueError("the reference was recorded with other batches, or otherwise")
         last = rows.shape[1] - 1
         kl, same = torch.zeros(2, len(rows), dtype=torch.float64)
         for start in range(0, last, POSITIONS):

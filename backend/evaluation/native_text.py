@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.families import stable_context, unsupported
@@ -42,12 +42,9 @@ class NativeText:
         if why := _refusal(model, length):
             raise ValueError(why)
         self.model, self._native = model, NativeModel(model, sparse=False)
+        self.config, self.generation_config = model.config, model.generation_config
         self.instructions = self._native.instructions
         self.hidden = torch.empty(1, 0, self._native.width, dtype=torch.bfloat16)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.model.config
 
     def logits(self, ids: Tensor) -> Tensor:
         """Of token ids [L], each after those before it: [1, L, V] float32."""
@@ -109,9 +106,8 @@ def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[Tex
 
 
 def passes(
-    model: TextModel, input_ids: Tensor, batch: int, new: NewBatches,
-    tick: Callable[[float], None],
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    model: TextModel, input_ids: Tensor, batch: int, new: NewBatches, tick: Callable[[float], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Token ids [b, L] and their logits [b, L, V], pass by pass, of `input_ids` [N, L]; see
     `each_logits`. The native decoder reads one row at a time, whatever the batch."""
     if isinstance(model, NativeText):
@@ -128,8 +124,7 @@ def written(
 ) -> Iterator[tuple[int, int]]:
     """See `NativeText.greedy`; PyTorch writes one text after the other."""
     if isinstance(model, NativeText):
-        yield from model.greedy(prompts, ends, limit)
-        return
+        return (yield from model.greedy(prompts, ends, limit))
     for number, prompt in enumerate(prompts):
         tokens = takewhile(lambda token: token not in ends, greedy(model, prompt))
         yield from ((number, token) for token in islice(tokens, limit))

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from backend.evaluation.native_text import NativeText, TextModel, written
+from backend.evaluation.native_text import TextModel, written
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, prompt_ids
 from backend.text.prompts import Prompt
@@ -36,10 +36,9 @@ def write_samples(
 ) -> list[GreedySample]:
     """Generate greedy texts of at most `tokens` tokens each. Raises CancelledError: cancellation
     was requested."""
-    generation = (model.model if isinstance(model, NativeText) else model).generation_config
-    texts = [list[int]() for _ in prompts]
+    texts, ends = [list[int]() for _ in prompts], end_ids(tokenizer, model.generation_config)
     asked = [prompt_ids(prompt.text, tokenizer) for prompt in prompts]
-    for number, token in written(model, asked, end_ids(tokenizer, generation), tokens):
+    for number, token in written(model, asked, ends, tokens):
         stop_if_asked(reporter)
         texts[number].append(token)
         reporter.progress(sum(map(len, texts)) / tokens, len(prompts), "Writing samples")

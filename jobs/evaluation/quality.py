@@ -13,7 +13,7 @@ import numpy as np
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
-from backend.evaluation.native_text import TextModel, text_model
+from backend.evaluation.native_text import NativeText, TextModel, text_model
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
@@ -152,7 +152,8 @@ class Quality:
         return all(r.metric != KL_TO_DENSE for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
-        model, compared = self._read(), role == "kept" and self._comparable()
+        model = self._read()
+        compared = role == "kept" and self._comparable(model)
         comparison = DivergenceObserver(model, self._reference) if compared else None
         with self._observer(model, role, comparison) as observe:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
@@ -173,9 +174,12 @@ class Quality:
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
 
-    def _comparable(self) -> bool:
+    def _comparable(self, model: TextModel) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
         if not self._divergence:
+            return False
+        if isinstance(model, NativeText) != self._reference.native:
+            self._context.log("The divergence is not measured: the dense model was read otherwise.")
             return False
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same

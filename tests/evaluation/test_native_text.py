@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from backend.decoding.native.compiler import CompilerError
 from backend.errors import CancelledError
 from backend.evaluation import native_text as room
+from backend.evaluation.divergence import DenseOutputs, DivergenceObserver
 from backend.evaluation.native_text import NativeText, text_model
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.blocks import block_linears
@@ -85,6 +86,15 @@ def test_a_request_to_stop_is_obeyed_between_windows(rows: Tensor) -> None:
     with pytest.raises(CancelledError):
         perplexity(model, text_of(rows), 4, Impatient(2), observe=lambda x, _: seen.append(x))
     assert len(seen) == 2
+
+
+def test_what_was_read_otherwise_is_not_compared(rows: Tensor) -> None:
+    model, reference = built("llama"), DenseOutputs()
+    reader = reading(model)
+    with reference.recording(reader) as observe:
+        perplexity(reader, text_of(rows), 1, observe=observe)
+    with pytest.raises(ValueError, match="otherwise"):
+        perplexity(model, text_of(rows), 1, observe=DivergenceObserver(model, reference))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])

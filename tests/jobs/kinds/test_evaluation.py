@@ -272,7 +272,7 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
     made._new, made._reference = list, None  # type: ignore[assignment]
     made._decoder = ""
     monkeypatch.setattr(made, "_read", lambda: None)
-    monkeypatch.setattr(made, "_comparable", lambda: True)
+    monkeypatch.setattr(made, "_comparable", lambda _: True)
     monkeypatch.setattr(made, "_observer", lambda *_: pytest.MonkeyPatch.context())
     return made
 
