@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api, openai_api, presentation
+from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, navigation, pulse
@@ -127,6 +127,7 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/search", search),
         Route("/slimscope/answer", answer, methods=["POST"]),
         *openai_api.routes(),
+        *live_api.routes(),
         Route(histograms.PATH, histograms.histograms),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),

@@ -62,6 +62,23 @@ class LiveModel:
         live.apply(state.formats, state.pruner, state.quantizer)
         return live
 
+    def checked(
+        self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
+    ) -> LiveState:
+        """A state that it can have, of these layers.
+
+        Raises:
+            ConfigError: there is no such layer, format or method, or they do not fit each other.
+        """
+        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
+        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
+            if method not in there:
+                what = f"There is no method {method[:40]!r}."
+                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
+        if pruner == "wanda":
+            self.dense.require_text()
+        return LiveState(asked, pruner, quantizer)
+
     @property
     def address(self) -> str:
         """The state as a text, for `at`; what is refined is made at once there."""
@@ -120,31 +137,24 @@ class LiveModel:
         anew.
 
         Raises:
-            ConfigError: nothing was changed; there is no such layer, format or method, or they do
-                not fit each other.
+            ConfigError: nothing was changed; see `checked`.
         """
-        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
-        pruner, quantizer = pruner or self.pruner, quantizer or self.quantizer
-        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
-            if method not in there:
-                what = f"There is no method {method[:40]!r}."
-                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
-        if pruner == "wanda":
-            self.dense.require_text()
+        state = self.checked(formats, pruner or self.pruner, quantizer or self.quantizer)
+        asked, pruner, quantizer = state.formats, state.pruner, state.quantizer
         self.cancel()
         with self.dense.lock:
-            formats, score = self.formats | asked, self.dense.score_of(pruner)
+            now, score = {**self.formats, **asked}, self.dense.score_of(pruner)
             changed = {name for name, form in asked.items() if form != self.formats[name]}
             if pruner != self.pruner:
                 same = score == self.dense.score_of(self.pruner)
                 pruned = {name for name, form in self.formats.items() if form.pattern}
                 changed |= pruned & self._refined if same else pruned
             if quantizer != self.quantizer:
-                changed |= {name for name in self._refined if formats[name].width}
-            ordered = [name for name in formats if name in changed]
+                changed |= {name for name in self._refined if now[name].width}
+            ordered = [name for name in now if name in changed]
             if self._running:
-                self._make(self._running, {name: formats[name] for name in ordered}, score)
-            self.formats, self.pruner, self.quantizer = formats, pruner, quantizer
+                self._make(self._running, {name: now[name] for name in ordered}, score)
+            self.formats, self.pruner, self.quantizer = now, pruner, quantizer
             self._refined -= changed
             return ordered
 
