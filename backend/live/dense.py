@@ -89,7 +89,7 @@ class DenseModel:
     @property
     def nbytes(self) -> int:
         """Of weights, tables and references."""
-        references = sum(x.nbytes for x in self._references.values())
+        references = sum(x.nbytes for x in [*self._references.values()])
         return sum(p.nbytes for p in self.model.parameters()) + self.tables.nbytes + references
 
     def reference(self, dtype: torch.dtype) -> RunningModel:

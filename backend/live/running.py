@@ -61,7 +61,7 @@ class RunningModel:
     def nbytes(self) -> int:
         """Bytes in memory beside the dense model's, the native layout included."""
         own = [p for p in self.model.parameters() if p.data_ptr() not in self._dense]
-        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in self._codes.values())
+        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in [*self._codes.values()])
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property

@@ -13,6 +13,7 @@ done, cancelled, error    the last one
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from math import isfinite, nan
 from statistics import median
 from typing import Any
 
@@ -43,6 +44,7 @@ class LiveAnswering(ThreadedEvents[Event]):
     def __init__(self, body: LiveBody, person: str, guest: bool, pool: LivePool) -> None:
         super().__init__(person)
         self.body, self.guest, self.pool = body, guest, pool
+        self._number = next(pool.numbers)
         self._state: BrowserState | None = None
 
     def failed(self, error: SlimscopeError) -> Event:
@@ -72,20 +74,19 @@ class LiveAnswering(ThreadedEvents[Event]):
             self.pool.using(self.body.model, self._say) as opened,
             self.pool.state(opened, self.person, self.body.browser) as state,
         ):
-            newest = state.begin()
-
-            def stop() -> None:
-                newest()
-                if self._stopped.is_set():
-                    raise CancelledError
-
-            self._newest, self._check, self._state = newest, stop, state
             try:
+                self._newest, self._state = state.begin(self._number), state
                 with self.pool.turn(self.guest):
                     self._answer(opened, state)
                 self._tell("done")
             except CancelledError:
                 self._tell("cancelled")
+
+    def _check(self) -> None:
+        """Raises `CancelledError` where nobody waits for the rest."""
+        self._newest()
+        if self._stopped.is_set():
+            raise CancelledError
 
     def _answer(self, opened: OpenedModel, state: BrowserState) -> None:
         live = state.live
@@ -107,9 +108,10 @@ class LiveAnswering(ThreadedEvents[Event]):
             memory=self.pool.nbytes, budget=self.pool.budget,
         )  # fmt: skip
         with opened.preparing:
+            self.pool.share()
             for done, of, what in dense.prepare(asked.formats, dense.score_of(asked.pruner)):
                 self._say(f"{what}: {done:.0f} of {of:.0f}", 0.0)
-                self._step()
+                self._check()
         with state.changing:
             self._check()
             began = time.perf_counter()
@@ -160,13 +162,14 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def _loss(self, loss: LiveLoss, length: int, of: int) -> None:
         ratio, n = loss.ratio, len(loss.windows)
-        low, high = (ratio.low, ratio.high) if ratio else (None, None)
-        dense = sum(loss.dense) / n
-        self._tell(
-            "loss", tokens=n * length, of=of, loss=loss.loss, dense=dense,
-            ratio=_finite(torch.tensor(loss.loss - dense).exp().item()), low=low, high=high,
-            kl=sum(loss.divergence) / n,
-        )  # fmt: skip
+        dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
+        figures = {
+            "loss": loss.loss, "dense": dense, "kl": kl,
+            "ratio": torch.tensor(loss.loss - dense).exp().item(),
+            "low": ratio.low if ratio else nan, "high": ratio.high if ratio else nan,
+        }  # fmt: skip
+        finite = {name: _finite(value) for name, value in figures.items()}
+        self._tell("loss", tokens=n * length, of=of, **finite)
 
     # texts ----------------------------------------------------------------------------------------
 
@@ -248,4 +251,4 @@ class LiveAnswering(ThreadedEvents[Event]):
 
 def _finite(value: float) -> float | None:
     """JSON has no other numbers."""
-    return value if -1e300 < value < 1e300 else None
+    return value if isfinite(value) else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -41,17 +42,17 @@ class BrowserState:
         self.live, self.users, self._asked = live, 0, 0
         self.changing = threading.Lock()
 
-    def begin(self) -> Callable[[], None]:
-        """A newer request: ends the older one. To be called where this one may end: raises
-        `CancelledError` once there is a newer one."""
-        self._asked += 1
-        mine = self._asked
-        self.live.cancel()
+    def begin(self, number: int) -> Callable[[], None]:
+        """A request, of which later ones have higher numbers: ends those before. To be called where
+        it may end: raises `CancelledError` once there is a newer one."""
 
         def stop() -> None:
-            if self._asked != mine:
+            if self._asked > number:
                 raise CancelledError
 
+        stop()
+        self._asked = number
+        self.live.cancel()
         return stop
 
 
@@ -96,6 +97,7 @@ class LivePool:
         self._threads, self._budget = threads, budget
         self._opened: dict[Key, OpenedModel] = {}  # the one used last comes last
         self._lock, self._loading, self._hosts = threading.Lock(), threading.Lock(), 0
+        self.numbers = count(1)  # of requests, as they come
 
     @property
     def nbytes(self) -> int:
@@ -197,8 +199,8 @@ class LivePool:
                 self._hosts -= not guest
 
     def step(self, guest: bool, say: Say, stop: Callable[[], None]) -> None:
-        """Before each step of a request: with as many threads as there are now, and a guest behind
-        hosts, of whom there may always be one: it waits some seconds at most."""
+        """Before each step of a request. A guest waits for hosts, some seconds at most, as there
+        may always be one; it must hold nothing that others wait for."""
         until = time.monotonic() + GUEST_WAITS_S
         if guest and self._hosts:
             say("The host's model is measured first", GUEST_WAITS_S)
@@ -206,6 +208,10 @@ class LivePool:
             stop()
             time.sleep(WAIT_S)
         stop()
+        self.share()
+
+    def share(self) -> None:
+        """Let this thread compute with as many threads as there are for it now."""
         if (threads := self._threads()) != torch.get_num_threads():
             torch.set_num_threads(threads)
 
