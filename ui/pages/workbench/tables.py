@@ -27,6 +27,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.budgets import Method, solver_of
 from ui.api_errors import error_response
+from ui.charts.heatmap import in_order
 from ui.runs.choices import models, texts
 from ui.runs.sensitivity.profiles import profile_at
 from ui.widgets.explorer import cached_by
@@ -66,6 +67,7 @@ def _start(model: str) -> dict[str, Any]:
     return {
         "model": model, "title": facts.title, "models": offered,
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
+        "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
         "rest": 2 * (facts.parameters - sum(x.weights for x in layers)),
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
         "groups": GROUPS, "patterns": PATTERNS,

@@ -1,7 +1,7 @@
 /* What a profile predicts for any state, and the best mixes under a budget; `slimscope/workbench/profile`. Between the
    sparsities it has tried, losses are interpolated on a log scale; a format it cannot tell of has no prediction. */
 import { fetched } from "../weights/histograms.js";
-import { DENSE, bitsPerWeight, combined, format } from "./formats.js";
+import { DENSE, bitsPerWeight, format } from "./formats.js";
 
 /** @typedef {{loss: number, unknown: number, nbytes: number, read: number, zeros: number}} Totals
     `loss`: nats a token; `unknown` layers are not in it; `read`: bytes a token; `zeros`: share of the layers of the blocks. */
@@ -72,15 +72,16 @@ export class Predictions {
     });
   }
 
-  /** The best mix within a budget, as its formats: the last point that `keeps` says is within it, else the nearest. */
-  solve(front, formats, pinned, keeps) {
-    const points = this.fronts.get(front);
-    let low = 0, high = points.length - 1; // both costs are monotonous
+  /** The formats of the best mix that is `within` a budget, which the first points of a front are, or where it is a
+      budget of loss the last ones; the nearest to it where none is. */
+  solve(front, formats, pinned, within, isLoss) {
+    const points = this.fronts.get(front), fits = (at) => within(this.totals(this.mix(points[at], formats, pinned))) !== isLoss;
+    let low = -1, high = points.length - 1; // the last of the first ones
     while (low < high) {
       const middle = Math.ceil((low + high) / 2);
-      if (keeps(this.totals(this.mix(points[middle], formats, pinned)))) low = middle; else high = middle - 1;
+      if (fits(middle)) low = middle; else high = middle - 1;
     }
-    return this.mix(points[low], formats, pinned);
+    return this.mix(points[Math.max(0, Math.min(points.length - 1, low + isLoss))], formats, pinned);
   }
 
   /** What the neighbours of a format would cost this layer: the next cheaper and the next dearer of its kind in the profile. */
@@ -94,4 +95,3 @@ export class Predictions {
 
 /** The profile of a run; null without one. */
 export const profile = (run) => (run ? fetched({ run }, "workbench/profile") : null);
-export { combined };

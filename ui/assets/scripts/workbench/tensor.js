@@ -4,56 +4,66 @@ import { Histograms, fetched } from "../weights/histograms.js";
 import { DENSE, format } from "./formats.js";
 
 const BINS = 256, HEADROOM = 1.5, TAIL = 0.001; // the edges of `backend/statistics/snapshots.py`
+const COLUMNS = BINS + 3, PLACES = 2 ** 21; // of a table; of a score in a number of 53 bits
 const KEPT = 12; // layers in memory, the last used ones
 
 export class DenseTensor {
-  #ranks = new Map(); #made = { key: "" };
+  #tables = new Map(); #made = { key: "" };
 
   constructor({ head, arrays: { weights, energy } }) {
     const [rows, columns] = weights.shape;
-    Object.assign(this, { name: head.name, rows, columns, share: rows / head.rows, w: weights.data, energy: energy?.data ?? null });
+    Object.assign(this, { name: head.name, rows, columns, w: weights.data, root: energy ? energy.data.map(Math.sqrt) : null });
     const ordered = this.w.slice().sort(), at = (part) => ordered[Math.round(part * (ordered.length - 1))];
     this.edge = HEADROOM * Math.max(Math.abs(at(TAIL)), Math.abs(at(1 - TAIL))) || 1;
   }
 
-  /** How many weights of each row rank below each, or of all where nothing is known of the inputs. */
-  #ranked(score) {
-    const { w, rows, columns, energy } = this, byRow = score === "wanda";
-    if (this.#ranks.has(byRow)) return this.#ranks.get(byRow);
-    const n = byRow ? columns : rows * columns, ranks = new Float32Array(w.length), order = new Float64Array(n);
-    const root = energy && byRow ? energy.map(Math.sqrt) : null;
+  /** By a score: the whole percentage at which each weight is dropped first, and how many of each bin are at each; then a
+      slider adds rows of one table, and looks at no weight. */
+  prepare(score) {
+    if (this.#tables.has(score)) return this.#tables.get(score);
+    const { w, rows, columns } = this, root = score === "wanda" ? this.root : null, n = score === "wanda" ? columns : rows * columns;
+    const first = new Uint8Array(w.length), joint = new Uint32Array(101 * COLUMNS), order = new Float64Array(n), number = new Float32Array(1),
+      bits = new Uint32Array(number.buffer);
     for (let start = 0; start < w.length; start += n) {
-      // a score of 32 bits and a place in one number, sorted as numbers: far quicker than with a comparison
-      const bits = new Float32Array(1), whole = new Uint32Array(bits.buffer);
-      for (let i = 0; i < n; i++) {
-        bits[0] = Math.abs(w[start + i]) * (root ? root[i] : 1);
-        order[i] = whole[0] * 2 ** 21 + (n - 1 - i);
+      for (let i = 0; i < n; i++) { // a score and a place in one number are sorted far quicker than by a comparison; of equal ones the later is dropped
+        number[0] = Math.abs(w[start + i]) * (root ? root[i] : 1);
+        order[i] = bits[0] * PLACES + (n - 1 - i);
       }
       order.sort();
-      for (let rank = 0; rank < n; rank++) ranks[start + n - 1 - (order[rank] % 2 ** 21)] = rank / n;
+      for (let rank = 0, percent = 1; rank < n; rank++) {
+        while (rank >= Math.floor((n * percent) / 100 + 1e-6)) percent++;
+        const i = start + n - 1 - (order[rank] % PLACES);
+        first[i] = percent;
+        joint[percent * COLUMNS + this.#bin(w[i])]++;
+      }
     }
-    this.#ranks.set(byRow, ranks);
-    return ranks;
+    this.#tables.set(score, { first, joint });
+    return this.#tables.get(score);
   }
 
-  /** The weights in a format, in one array that the next call overwrites. */
-  values(text, score) {
-    const { w, rows, columns } = this, form = format(text), out = (this.out ??= new Float32Array(w.length));
-    out.set(w);
-    if (form.of) this.#groups(out, form, score);
-    else if (form.drop) {
-      const ranks = this.#ranked(score), n = score === "wanda" ? columns : rows * columns,
-        least = Math.floor(n * form.drop + 1e-6) / n - 0.5 / n;
-      for (let i = 0; i < w.length; i++) if (ranks[i] < least) out[i] = 0;
+  /** A bin from -edge to edge, or that of exact zeros, of what lies below, or above. */
+  #bin(value) {
+    if (value === 0) return BINS;
+    const at = ((value + this.edge) * BINS) / (2 * this.edge);
+    return at < 0 ? BINS + 1 : at > BINS ? BINS + 2 : Math.min(at | 0, BINS - 1);
+  }
+
+  /** The weights in a format. */
+  values({ of, drop, width, bits, group, keep }, score) {
+    const out = this.w.slice();
+    if (of) this.#groups(out, keep, of, score === "wanda" ? this.root : null);
+    else if (drop) {
+      const { first } = this.prepare(score), percent = Math.round(100 * drop);
+      for (let i = 0; i < out.length; i++) if (first[i] <= percent) out[i] = 0;
     }
-    if (form.width) round(out, form.bits, form.group || columns);
+    if (width) round(out, bits, group || this.columns);
     return out;
   }
 
-  #groups(out, { keep, of }, score) {
-    const { columns, energy } = this, scores = new Float32Array(of);
+  #groups(out, keep, of, root) {
+    const scores = new Float32Array(of);
     for (let start = 0; start < out.length; start += of) {
-      for (let i = 0; i < of; i++) scores[i] = Math.abs(out[start + i]) * (energy && score === "wanda" ? Math.sqrt(energy[(start + i) % columns]) : 1);
+      for (let i = 0; i < of; i++) scores[i] = Math.abs(out[start + i]) * (root ? root[(start + i) % this.columns] : 1);
       for (let i = 0; i < of; i++) {
         let beaten = 0;
         for (let j = 0; j < of; j++) if (scores[j] > scores[i] || (scores[j] === scores[i] && j < i)) beaten++;
@@ -62,20 +72,15 @@ export class DenseTensor {
     }
   }
 
-  /** Counts in bins from -edge to edge, and what is in none. */
+  /** Counts in bins from -edge to edge, and all weights, exact zeros, those below and above. */
   histogram(text, score) {
-    const key = `${text} ${score}`;
+    const key = `${text} ${score}`, form = format(text), sums = new Uint32Array(COLUMNS);
     if (this.#made.key === key) return this.#made;
-    const values = text === DENSE ? this.w : this.values(text, score), counts = new Uint32Array(BINS), by = BINS / (2 * this.edge);
-    let zeros = 0, below = 0, above = 0;
-    for (let i = 0; i < values.length; i++) {
-      const at = (values[i] + this.edge) * by;
-      if (values[i] === 0) zeros++;
-      else if (at < 0) below++;
-      else if (at > BINS) above++;
-      else counts[Math.min(at | 0, BINS - 1)]++;
-    }
-    return (this.#made = { key, counts, tails: [values.length, zeros, below, above] });
+    if (form.drop && !form.of && !form.width) {
+      const { joint } = this.prepare(score), percent = Math.round(100 * form.drop);
+      for (let at = COLUMNS; at < joint.length; at++) sums[at < (percent + 1) * COLUMNS ? BINS : at % COLUMNS] += joint[at];
+    } else for (const value of text === DENSE ? this.w : this.values(form, score)) sums[this.#bin(value)]++;
+    return (this.#made = { key, counts: sums.subarray(0, BINS), tails: [this.w.length, ...sums.subarray(BINS)] });
   }
 }
 
