@@ -27,7 +27,7 @@ export class LayerMap {
       if (t !== this.#hovered) on.hover(this.#hovered = t);
     };
     canvas.onpointerleave = () => { if (this.#hovered >= 0) on.hover(this.#hovered = -1); };
-    canvas.onpointerdown = (event) => { this.#from = on.choose && !event.button ? this.#place(event) : null; };
+    canvas.onpointerdown = (event) => { this.#from = on.choose && this.#shown && !event.button ? this.#place(event) : null; };
     canvas.onclick = (event) => {
       const t = this.#at(event), line = on.choose ? this.#line(event) : [];
       if (line.length) on.choose(line, event.shiftKey);
