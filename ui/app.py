@@ -37,6 +37,7 @@ from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
+from ui.pages.workbench import tables, weights
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
@@ -129,6 +130,9 @@ def routes() -> list[BaseRoute]:
         *openai_api.routes(),
         *live_api.routes(),
         Route(histograms.PATH, histograms.histograms),
+        Route(tables.START, tables.start),
+        Route(tables.PROFILE, tables.profile),
+        Route(weights.PATH, weights.weights),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),

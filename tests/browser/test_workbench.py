@@ -1,0 +1,183 @@
+"""The Workbench on the toy model: knobs, map and address are one state, by mouse and keyboard; what
+is predicted is what Python says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from backend.live.address import state_at
+from backend.sensitivity.formats import Format
+from jobs.fields.base_model import resolve_model
+from jobs.profile.budgets import solver_of
+from jobs.profile.profiles import profile_of_run
+from tests.browser.conftest import PHONE, Dashboard, opened
+
+FACTS = resolve_model("toy", reads=False).facts
+LAYERS = [x.name for x in (*FACTS.linears, *FACTS.embeddings)]
+MODULE = "(name) => slimscope.module(`workbench/${name}`)"
+LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
+
+
+def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
+    page.emulate_media(reduced_motion="reduce")
+    opened(page, f"{lab.url}/workbench?model=toy&{query}")
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("Block")
+
+
+def state_of(page: Page) -> dict[str, str]:
+    """The formats that the address holds."""
+    found: str = page.evaluate("new URLSearchParams(location.search).get('state')")
+    return {name: str(form) for name, form in state_at(found, "", LAYERS).formats.items()}
+
+
+def gauge(page: Page, name: str) -> Any:
+    return page.locator(f"[data-gauge='{name}']")
+
+
+def cell(page: Page, block: int, module: int) -> tuple[float, float]:
+    """The middle of a cell of the map, of three blocks, seven modules and the embedding."""
+    box = page.locator("#workbench-map canvas").bounding_box()
+    assert box is not None
+    across, down = (box["width"] - LEFT - RIGHT) / 3, (box["height"] - TOP - BOTTOM) / 8
+    return box["x"] + LEFT + (block + 0.5) * across, box["y"] + TOP + (module + 0.5) * down
+
+
+def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    slider = visitor.locator("#workbench-sparsity")
+    expect(visitor.get_by_role("button", name="Undo")).to_be_disabled()
+    slider.fill("50")
+    visitor.wait_for_url(re.compile("state="))
+    assert set(state_of(visitor).values()) == {"50%", "dense"}
+    profile = profile_of_run("profile-0008")
+    mix = solver_of(profile, "pruned").uniform(Format.parse("50%"))
+    shown = gauge(visitor, "ratio").locator("dd").first.inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text(re.compile("predicted|measured"))
+    shown = gauge(visitor, "size").locator("dd").first.inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50.0\u00a0% zeros")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+    visitor.get_by_role("button", name="4", exact=True).click()
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%, 4 bits")
+    for title in ("50\u00a0% zeros", "16 bits"):
+        visitor.keyboard.press("Control+z")
+        expect(visitor.locator("#workbench-map h2")).not_to_contain_text("4 bits")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+    visitor.keyboard.press("Control+Shift+z")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0%")
+    visitor.locator("#workbench-map canvas").focus()
+    visitor.keyboard.down(" ")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+    visitor.keyboard.up(" ")
+    visitor.reload()
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+
+
+def test_cells_rows_and_rectangles_are_chosen_by_mouse_and_keyboard(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    chosen = visitor.locator("#workbench-knobs h2")
+    expect(chosen).to_have_text("21 layers")
+    visitor.mouse.click(*cell(visitor, 1, 0))
+    expect(chosen).to_have_text("Block 1, q_proj")
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("Block 1, q_proj")
+    visitor.keyboard.press("Shift+ArrowDown")
+    expect(chosen).to_have_text("2 layers")
+    visitor.get_by_role("button", name="2:4", exact=True).click()
+    visitor.wait_for_url(re.compile("state="))
+    changed = {name for name, form in state_of(visitor).items() if form == "2:4"}
+    assert changed == {f"model.layers.1.self_attn.{x}_proj" for x in "qk"}
+    x, y = cell(visitor, 0, 6)
+    visitor.mouse.click(x - 1e3 if x > 1e3 else visitor.locator("#workbench-map canvas").bounding_box()["x"] + 20, y)  # fmt: skip
+    expect(chosen).to_have_text("3 layers")
+    expect(visitor.locator("#workbench-choice-scope")).to_have_value("mlp.down_proj")
+    visitor.mouse.move(*cell(visitor, 0, 0))
+    visitor.mouse.down()
+    visitor.mouse.move(*cell(visitor, 1, 3))
+    visitor.mouse.up()
+    expect(chosen).to_have_text("8 layers")
+    visitor.locator("#workbench-map canvas").focus()
+    visitor.keyboard.press("a")
+    expect(chosen).to_have_text("21 layers")
+
+
+def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab)
+    visitor.mouse.click(*cell(visitor, 0, 6))
+    visitor.get_by_role("button", name="Pin", exact=True).click()
+    visitor.locator("#workbench-choice-scope").select_option("all")
+    visitor.locator("#workbench-budget").fill("0")
+    visitor.wait_for_url(re.compile("state="))
+    state = state_of(visitor)
+    assert state.pop("model.layers.0.mlp.down_proj") == "dense"
+    assert {form for name, form in state.items() if "layers" in name} == {"int3-g64"}
+    expect(visitor.locator(".workbench-why")).to_contain_text("Pinned")
+    visitor.get_by_role("button", name="Keep").click()
+    kept = visitor.get_by_role("button", name="Open state 1")
+    expect(kept).to_be_visible()
+    visitor.keyboard.press("Control+z")
+    kept.click()
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("20 × 3 bits")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("~magnitude~rtn~int9-g64~0x22", "int9-g64 is no format"),
+        ("~magnitude~rtn~dense~0x99", "Its layers are not those of this model"),
+        ("~magnitude~rtn~int4-g7~0x22", "cannot be stored as int4-g7"),
+        ("~magnitude~rtn~50p~0x22", "cannot be stored as 50%"),
+        ("<img src=x>", "It is no address of a state"),
+    ],
+)
+def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
+    visitor: Page, lab: Dashboard, state: str, said: str
+) -> None:
+    opened_workbench(visitor, lab, f"state={state}")
+    expect(visitor.locator("#workbench-notice")).to_contain_text(said)
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+
+
+def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab)
+    texts = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8"]
+    found: list[list[Any]] = visitor.evaluate(
+        f"""async texts => {{ const m = await ({MODULE})('formats');
+        return texts.map((each) => [m.bitsPerWeight(m.format(each), 576), m.label(m.format(each))]); }}""",
+        texts,
+    )
+    for text, (bits, words) in zip(texts, found, strict=True):
+        assert bits == pytest.approx(Format.parse(text).bits_per_weight(576))
+        assert words.replace("\u00a0", "") == Format.parse(text).label
+
+
+def test_a_model_without_a_profile_says_how_to_get_one(
+    warm_context: BrowserContext, lab: Dashboard
+) -> None:
+    page = warm_context.new_page()
+    page.goto(f"{lab.url}/workbench?model=smollm2-135m")
+    expect(page.locator("#workbench-notice")).to_contain_text("has no profile")
+    expect(page.get_by_role("button", name="Queue a profile")).to_be_visible()
+    expect(gauge(page, "ratio").locator("dd").last).to_have_text("A profile predicts it")
+    page.goto(f"{lab.url}/workbench?model=nowhere")
+    expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
+    page.locator("#workbench-choice-model").select_option("toy")
+    expect(page.locator("#workbench-map h2")).to_contain_text("16 bits")
+    page.close()
+
+
+def test_one_screen_shows_all_and_a_phone_is_not_wider(visitor: Page, lab: Dashboard) -> None:
+    visitor.set_viewport_size({"width": 1440, "height": 900})
+    opened_workbench(visitor, lab, "state=~magnitude~rtn~50p_dense~0x21_1")
+    root = "document.documentElement"
+    assert visitor.evaluate(f"{root}.scrollHeight - innerHeight") <= 0
+    visitor.set_viewport_size(PHONE)
+    assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
