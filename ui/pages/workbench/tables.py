@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.models.facts import ModelFacts
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.widths import MAX_BITS, MIN_BITS
+from backend.queue.actor import Actor
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
@@ -28,8 +28,10 @@ from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.budgets import Method, solver_of
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
+from ui.live_api import live_parts
 from ui.runs.choices import models, texts
 from ui.runs.sensitivity.profiles import profile_at
+from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
 from ui.widgets.packed import PackedArrays
 
@@ -50,12 +52,12 @@ def profiles_of(model: str) -> list[Job]:
 def start(request: Request) -> Response:
     """Answer to `?model=smollm2-135m`; without it, of the model that was profiled last."""
     try:
-        return JSONResponse(_start(request.query_params.get("model", "")))
+        return JSONResponse(_start(request.query_params.get("model", ""), current_user(request)))
     except SlimscopeError as error:
         return error_response(error, 404)
 
 
-def _start(model: str) -> dict[str, Any]:
+def _start(model: str, actor: Actor) -> dict[str, Any]:
     found = profiles_of(model)
     model = model or (str(found[0].config["model"]) if found else models()[0][1])
     facts = resolve_model(model, reads=False).facts
@@ -75,7 +77,7 @@ def _start(model: str) -> dict[str, Any]:
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
         "texts": texts("evaluation"), "profile": run.run if run else "",
         "partial": bool(run) and run.state != State.SUCCEEDED,
-        "perplexity": _perplexity(run), "live": live_parts(facts),
+        "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
     }  # fmt: skip
 
 
@@ -88,11 +90,6 @@ def _perplexity(run: Job | None) -> float | None:
     found = queries.results([run.id]) if run else []
     losses = [each.value for each in found if each.metric == HELDOUT_LOSS]
     return exp(losses[-1]) if losses else None
-
-
-def live_parts(facts: ModelFacts) -> dict[str, Any]:
-    """Why a model cannot be changed live, "" if it can."""
-    return {"why": f"{facts.title} is not opened here.", "do": "", "about_s": 0, "bytes": 0}
 
 
 # the profile of a run -----------------------------------------------------------------------------
