@@ -29,7 +29,7 @@ from jobs.profile.budgets import Method, solver_of
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
-from ui.runs.choices import models, texts
+from ui.runs.choices import models
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
@@ -75,7 +75,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
-        "texts": texts("evaluation"), "profile": run.run if run else "",
+        "profile": run.run if run else "",
         "partial": bool(run) and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
     }  # fmt: skip

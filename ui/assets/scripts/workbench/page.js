@@ -225,7 +225,7 @@ class Page extends Panels {
     if (this.model.live.why) return;
     const want = this.texts.view === "why" ? ["loss", "speed", "why", "refine"] : ["loss", "text", "speed", "refine"];
     this.measured.begin(this.address);
-    this.texts.begin(this.address);
+    this.texts.begin();
     this.stream.ask({ model: this.model.model, state: this.address, want, prompt: this.texts.prompt, text: this.texts.whole, tokens: 48 }, at_once);
   }
 
