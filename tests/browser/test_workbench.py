@@ -10,6 +10,10 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.live.address import state_at
+from backend.live.dense import DenseModel
+from backend.live.measurements import live_snapshot
+from backend.live.model import LiveModel
+from backend.models.loading import load
 from backend.sensitivity.formats import Format
 from jobs.fields.base_model import resolve_model
 from jobs.profile.budgets import solver_of
@@ -161,6 +165,33 @@ def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashbo
         assert words.replace("\u00a0", "") == Format.parse(text).label
 
 
+def test_the_browser_makes_the_layer_that_the_live_model_makes(
+    visitor: Page, lab: Dashboard
+) -> None:
+    """Bin by bin where it is pruned; rounded, scales are stored in 16 bits there."""
+    opened_workbench(visitor, lab)
+    live, name = LiveModel(DenseModel(load("toy").model)), "model.layers.1.mlp.down_proj"
+    for form, near in (
+        ("50%", 0),
+        ("7%", 0),
+        ("2:4", 0),
+        ("int3-g64", 0.01),
+        ("2:4+int4-g64", 0.01),
+    ):
+        live.apply({name: form})
+        stored = live_snapshot(live, name)
+        made = visitor.evaluate(
+            f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
+            const made = (await dense('toy', name)).histogram(form, 'magnitude');
+            return [[...made.counts], made.tails]; }}""",
+            [name, form],
+        )
+        differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts.tolist(), strict=True))
+        assert differ <= near * stored.n, form
+        assert made[1][1] == pytest.approx(stored.zeros, abs=near * stored.n)
+        assert made[1][0] == stored.n
+
+
 def test_a_model_without_a_profile_says_how_to_get_one(
     warm_context: BrowserContext, lab: Dashboard
 ) -> None:
@@ -183,3 +214,34 @@ def test_one_screen_shows_all_and_a_phone_is_not_wider(visitor: Page, lab: Dashb
     assert visitor.evaluate(f"{root}.scrollHeight - innerHeight") <= 0
     visitor.set_viewport_size(PHONE)
     assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
+
+
+def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab, "prompt=Once upon a time")
+    texts = visitor.locator(".workbench-texts p")
+    visitor.get_by_role("button", name="Write").click()
+    expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
+    expect(texts.last).to_have_text(texts.first.inner_text())
+    expect(gauge(visitor, "speed").locator("i")).to_have_text("measured")
+    visitor.locator("#workbench-sparsity").fill("80")
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text("predicted")
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
+    ratio = gauge(visitor, "ratio").locator("dd").first.inner_text()
+    assert float(ratio.split()[0]) > 1.2
+    expect(texts.last.locator("mark").first).to_be_visible()
+    visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
+    visitor.get_by_role("button", name="Why does it break?").click()
+    expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d breaks"))
+    visitor.wait_for_url("**view=why**")
+    box = visitor.locator("#workbench-words canvas").bounding_box()
+    assert box is not None
+    visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 80\u00a0%")
+
+
+def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab, "state=123456789abc~magnitude~rtn~50p_dense~0x21_1")
+    expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")

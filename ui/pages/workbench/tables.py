@@ -30,6 +30,7 @@ from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.runs.choices import models
+from ui.runs.sensitivity.measured import measured_runs, quantized_bytes
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
@@ -66,11 +67,13 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
     profiled = {str(job.config["model"]) for job in profiles_of("")}
     offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
+    rest = 2 * (facts.parameters - sum(x.weights for x in layers))
+    runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
         "model": model, "title": facts.title, "models": offered,
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
-        "rest": 2 * (facts.parameters - sum(x.weights for x in layers)),
+        "rest": rest, "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],

@@ -1,6 +1,6 @@
 /* The Workbench: a format for every layer, turned by knobs. What it does is predicted here at once, and measured by the
    live model behind the page as soon as nothing moves. */
-import { measureAgain, still } from "../weights/canvas.js";
+import { measureAgain, number, still } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
 import { DENSE, addressOf, combined, fits, format, stateAt } from "./formats.js";
@@ -127,6 +127,7 @@ class Page extends Panels {
       }
     }
     if (model.live.why) line(`Nothing is measured live: ${model.live.why} ${model.live.do ?? ""}`);
+    this.texts.empty = model.live.why ? `No text: ${model.live.why}` : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(model.live.bytes / 1e9, 2)} GB of memory.`;
     this.part("notice").append(box);
     if (!box.textContent) box.remove();
   }

@@ -150,6 +150,7 @@ export class Panels {
     const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)), said = (nbytes, value, how) => `${megabytes(nbytes)}, ${number(value)} × dense, ${how}`;
     this.front.draw({ lines, height: this.height("front"), measured: Boolean(known?.ratio), dense: { nbytes: dense, ratio: 1, words: `Dense, ${megabytes(dense)}` },
       now: { nbytes: totals.nbytes, ratio: own, words: said(totals.nbytes, own, known?.ratio ? "measured" : "predicted") },
+      runs: this.model.runs.map(([run, name, nbytes, value]) => ({ run, nbytes, ratio: value, words: `${run}, ${name}: ${said(nbytes, value, "measured")}` })),
       kept: this.kept.map((each, place) => ({ ...each, words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}` })) });
     const box = this.element.querySelector(".workbench-kept"), key = JSON.stringify(this.kept);
     if (box.dataset.key === key) return;

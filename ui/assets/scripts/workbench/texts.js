@@ -24,6 +24,9 @@ export class TextCard {
   /** The text whose tokens are traced. */
   get whole() { return this.prompt + (this.#dense.prompt === this.prompt ? this.#dense.text : ""); }
 
+  /** What stands where nothing is written yet. */
+  set empty(words) { this.places.dense.dataset.empty = words; }
+
   get view() { return this.#view; }
   set view(name) {
     this.#view = name;
