@@ -75,7 +75,7 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     visitor.keyboard.press("Control+z")
     expect(visitor.locator("#workbench-map h2")).not_to_contain_text("4 bits")
     visitor.keyboard.press("Control+z")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
     visitor.keyboard.press("Control+Shift+z")
     expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0%")
     visitor.locator("#workbench-map canvas").focus()
@@ -148,7 +148,7 @@ def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
 ) -> None:
     opened_workbench(visitor, lab, f"state={state}")
     expect(visitor.locator("#workbench-notice")).to_contain_text(said)
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
 
 
 def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashboard) -> None:
@@ -203,7 +203,7 @@ def test_a_model_without_a_profile_says_how_to_get_one(
     page.goto(f"{lab.url}/workbench?model=nowhere")
     expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
     page.locator("#workbench-choice-model").select_option("toy")
-    expect(page.locator("#workbench-map h2")).to_contain_text("16 bits")
+    expect(page.locator("#workbench-map h2")).to_contain_text("Alone at 3 bits")
     page.close()
 
 

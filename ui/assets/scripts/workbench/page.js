@@ -41,7 +41,7 @@ class Page extends Panels {
     super();
     const part = (id) => element.querySelector(`#workbench-${id}`), canvas = (id) => part(id).querySelector("canvas");
     Object.assign(this, { element, part, undone: [], done: [], chosen: new Set(), pinned: new Set(), kept: [], exact: null,
-      colour: "format", focus: 0, settings: { unit: "size", front: "" }, measured: new Measured(element),
+      colour: "", focus: 0, settings: { unit: "size", front: "" }, measured: new Measured(element),
       stream: new LiveStream((event) => this.take(event)) });
     this.map = new LayerMap(canvas("map"), { hover: (t) => { this.hovered = t; this.draw("hover"); }, pick: (t, keeps) => this.pick(t, keeps),
       choose: (tensors, adds) => this.choose(new Set(adds ? [...this.chosen, ...tensors] : tensors)) });
@@ -99,6 +99,7 @@ class Page extends Panels {
   #read(query) {
     const i = this.layers.findIndex(({ name }) => name === query.focus);
     this.focus = i >= 0 ? i : Math.max(0, this.layers.findIndex(({ block, module }) => block === this.data.blocks[this.data.blocks.length >> 1] && module.endsWith("down_proj")));
+    this.colour = "";
     if (query.colour && this.element.querySelector(`[data-knob="colour"] [value="${CSS.escape(query.colour)}"]`)) this.colour = query.colour;
     this.texts.view = query.view === "why" ? "why" : "text";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
@@ -202,7 +203,7 @@ class Page extends Panels {
   write() {
     clearTimeout(this.#rest); // browsers allow few changes of an address in a second
     this.#rest = setTimeout(() => window.slimscope.address({ model: this.model.model, state: this.isDense ? "" : this.address, focus: this.layers[this.focus].name,
-      colour: this.colour === "format" ? "" : this.colour, view: this.texts.view === "text" ? "" : this.texts.view, prompt: this.texts.own }), REST_MS);
+      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, prompt: this.texts.own }), REST_MS);
   }
 
   pick(t, keeps = false) {
@@ -232,7 +233,7 @@ class Page extends Panels {
 
   /** An event of the live model. */
   take(event) {
-    if (event.event === "opened") Object.assign(this.now, { identity: event.identity });
+    if (event.event === "opened" && this.now.identity !== event.identity) { this.now.identity = event.identity; this.write(); }
     if (event.event === "applied") this.#exactly(event);
     this.measured.take(event);
     this.texts.take(event, this.address);
@@ -280,7 +281,7 @@ class Page extends Panels {
     this.options("model", model.models.map(([title, name, profiled]) => [profiled ? title : `${title} (no profile)`, name]), model.model);
     this.options("pruner", methods(model.pruners), this.now.pruner);
     this.options("quantizer", methods(model.quantizers), this.now.quantizer);
-    this.options("colour", [...this.element.querySelectorAll('[data-knob="colour"] option')].map((each) => [each.textContent, each.value]), this.colour);
+    this.options("colour", [...this.element.querySelectorAll('[data-knob="colour"] option')].map((each) => [each.textContent, each.value]), this.colouring);
     this.options("front", [...this.predictions.fronts.keys()].map((name) => [name === "pruned" ? "by sparsity" : "by bits", name]), this.settings.front);
     this.button("play").disabled = false;
   }

@@ -14,6 +14,8 @@ export class Panels {
   /** What is shown: the state, or dense while that is held. */
   get formats() { return this.holding ? this.dense : this.now.formats; }
   get address() { return addressOf(this.now); }
+  /** By what the map is coloured: as somebody has chosen; else by format, and by what could be lost before anything is changed. */
+  get colouring() { return this.colour || (this.isDense && this.predictions.run ? "sensitivity" : "format"); }
   get isDense() { return this.now.formats.every((text) => text === DENSE); }
 
   scope(name) {
@@ -48,7 +50,7 @@ export class Panels {
   height(id) { return Math.max(120, this.part(id).querySelector(".workbench-canvas").clientHeight); }
 
   #map() {
-    const { data, predictions, formats, colour: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
+    const { data, predictions, formats, colouring: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
     const reference = this.#reference();
     const figures = { predicted: ["Predicted loss, nats a token", (text, i) => predictions.figure("predicted", i, text)],
       sensitivity: [`Alone at ${label(format(reference))}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
@@ -62,6 +64,7 @@ export class Panels {
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
     const title = colours ? (used.length === 1 ? `All ${plural(formats.length, "layer")}: ${label(format(used[0]))}` : used.map((text) => `${many(text)} × ${label(format(text))}`).join(", "))
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
+    this.element.querySelector('[data-knob="colour"]').value = by;
     this.part("map").querySelector("h2").textContent = title;
     this.part("map").querySelector("canvas").dataset.words = title;
     const t = this.hovered, place = this.part("map").querySelector("output");
