@@ -185,10 +185,13 @@ class Page extends Panels {
 
   open(address) { this.set(stateAt(address, this.layers.length)); }
 
-  /** Changes the format of every layer that is chosen, where that fits it. */
+  /** Changes the format of every layer that is chosen, where that fits it. Embedding and head are rounded only, in the groups
+      that were profiled. */
   turn(change, key) {
     const to = (text, i) => {
-      const { pattern, width } = change(format(text)), wanted = combined(this.layers[i].block < 0 ? "" : pattern, width);
+      const { pattern, width } = change(format(text)), outside = this.layers[i].block < 0;
+      const known = outside && width && this.predictions.formats.find((each) => format(each).bits === format(width).bits && this.predictions.figure("predicted", i, each) >= 0);
+      const wanted = known || combined(outside ? "" : pattern, width);
       return fits(format(wanted), this.layers[i].columns) ? wanted : text;
     };
     this.set({ formats: this.now.formats.map((text, i) => (this.chosen.has(i) ? to(text, i) : text)) }, key);
