@@ -79,7 +79,8 @@ def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> None:
     events = door.ask(address("50p"), "loss", "text", "speed", prompt="One day", tokens=9)
     told = [each["event"] for each in events if each["event"] != "waits"]
-    assert told[:3] == ["opened", "applied", "loss"] and told[-1] == "done"
+    assert told[:3] == ["opened", "applied", "text"] and told[-1] == "done"
+    assert told.index("loss") < len(told) - told[::-1].index("text")  # between words
     (applied,) = of(events, "applied")
     assert applied["zeros"] == 0.5 and applied["exactly"] and applied["changed"] == N
     losses = of(events, "loss")
