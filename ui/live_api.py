@@ -23,9 +23,9 @@ from jobs.serving.live.requests import (
     LiveBody,
     TensorBody,
     live_memory,
-    read_live,
     require_live,
 )
+from jobs.serving.requests import read_fields
 from ui.api_errors import error_response
 from ui.openai_api import GONE, answered, passed_on
 from ui.security.auth import current_user
@@ -80,7 +80,7 @@ def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response
 
 async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
-    body = read_live(LiveBody, await request.body())
+    body = read_fields(LiveBody, await request.body())
     _require_opened(actor, body.model)
     require_asking(actor, body.letters, body.tokens)
     return await _forwarded(request, actor, "answer", body)
@@ -88,7 +88,7 @@ async def live(request: Request, actor: Actor) -> Response:
 
 async def tensor(request: Request, actor: Actor) -> Response:
     """Histogram and statistics of one layer in a state."""
-    body = read_live(TensorBody, dict(request.query_params))
+    body = read_fields(TensorBody, dict(request.query_params))
     _require_opened(actor, body.model)
     return await _forwarded(request, actor, "tensor", body)
 
@@ -96,7 +96,7 @@ async def tensor(request: Request, actor: Actor) -> Response:
 async def export(request: Request, actor: Actor) -> Response:
     """Writes a state as a model of the data folder."""
     require_host(actor, "export a model")
-    return await _forwarded(request, actor, "export", read_live(ExportBody, await request.body()))
+    return await _forwarded(request, actor, "export", read_fields(ExportBody, await request.body()))
 
 
 async def _forwarded(

@@ -11,8 +11,9 @@ done, cancelled, error    the last one
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from math import isfinite, nan
 from statistics import median
 from typing import Any
@@ -34,6 +35,7 @@ from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedM
 from jobs.serving.live.requests import LiveBody
 
 FIRST = 256  # tokens of the first loss that is told; then twice as many each time
+WORDS = 3  # pieces of text before it
 
 Event = dict[str, Any]
 
@@ -134,13 +136,11 @@ class LiveAnswering(ThreadedEvents[Event]):
         return (made != "instant" for made in live.made.values())
 
     def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
-        """What is wanted: the quickest first, more of the loss behind the text."""
-        want = self.body.want
-        more = self._losses(opened, live) if "loss" in want else iter(())
-        next(more, None)
-        if {"text", "speed"} & {*want}:
-            self._texts(opened, live)
-        for _ in more:
+        """What is wanted: the first words, the first loss, and then the rest of both."""
+        want, nothing = {*self.body.want}, iter(())
+        text = self._texts(opened, live) if want & {"text", "speed"} else nothing
+        loss = self._losses(opened, live) if "loss" in want else nothing
+        for _ in chain(islice(text, WORDS), islice(loss, 1), text, loss):
             pass
         if "why" in want:
             self._why(opened, live)
@@ -173,8 +173,9 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     # texts ----------------------------------------------------------------------------------------
 
-    def _texts(self, opened: OpenedModel, live: LiveModel) -> None:
-        """The live model's text, then the dense one's, which is kept."""
+    def _texts(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
+        """Tells the live model's text, then the dense one's, which is kept; pauses after each
+        piece."""
         reference = opened.dense.reference(live.dtype)
         if live.running.target is None or reference.target is None:
             self._tell("missing", of="text", why=live.running.decoder)
@@ -184,10 +185,10 @@ class LiveAnswering(ThreadedEvents[Event]):
         kept = opened.texts.get((prompt, body.tokens))
         if kept:
             self._piece("dense", "".join(kept[0]))
-        speed = self._written("live", opened, live.running, prompt, [])
+        speed = yield from self._written("live", opened, live.running, prompt, [])
         if not kept:
             pieces: list[str] = []
-            kept = pieces, self._written("dense", opened, reference, prompt, pieces)
+            kept = pieces, (yield from self._written("dense", opened, reference, prompt, pieces))
             while len(opened.texts) >= TEXTS_KEPT:
                 opened.texts.pop(next(iter(opened.texts)), None)
             opened.texts[prompt, body.tokens] = kept
@@ -203,7 +204,7 @@ class LiveAnswering(ThreadedEvents[Event]):
     def _written(
         self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
         pieces: list[str],
-    ) -> float | None:  # fmt: skip
+    ) -> Generator[None, None, float | None]:  # fmt: skip
         """Writes a text into `pieces` as it comes; tokens a second behind the prompt."""
         assert running.target is not None
         text, seconds = Detokenizer(opened.tokenizer), list[float]()
@@ -222,6 +223,7 @@ class LiveAnswering(ThreadedEvents[Event]):
                 break
             pieces.append("".join(map(text.add, step.tokens)))
             self._piece(side, pieces[-1])
+            yield
         pieces.append(text.rest())
         self._piece(side, pieces[-1])
         return 1 / median(seconds[1:-1]) if len(seconds) > 2 else None

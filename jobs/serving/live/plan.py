@@ -66,26 +66,13 @@ def _embedding(facts: ModelFacts, state: LiveState) -> dict[str, str]:
 
 
 def _named(formats: Mapping[LinearShape, F], facts: ModelFacts) -> tuple[F, dict[str, str]]:
-    """The format that most layers have, and the fields that name the others: those that differ,
-    the kinds of matrices first, and those that stay dense."""
+    """The format most layers have, and the fields that name those that differ or stay dense."""
     most = Counter(formats.values()).most_common(1)[0][0]
-    by_module: dict[str, list[LinearShape]] = {}
-    for layer in facts.linears:
-        by_module.setdefault(layer.module, []).append(layer)
-    kinds, single, dense = list[str](), list[str](), list[str]()
-    for module, layers in by_module.items():
-        found = Counter(form for x in layers if (form := formats.get(x)))
-        if not found:
-            dense.append(module)
-            continue
-        usual = found.most_common(1)[0][0]
-        if usual != most:
-            kinds.append(f"{module}={usual}")
-        for layer in layers:
-            form, name = formats.get(layer), f"{layer.block}.{module}"
-            if form is None:
-                dense.append(name)
-            elif form != usual:
-                single.append(f"{name}={form}")
-    fields = {"overrides": ", ".join(kinds + single), "exclude": ", ".join(dense)}
+    others = [f"{_name(x)}={form}" for x, form in formats.items() if form != most]
+    dense = [_name(x) for x in facts.linears if x not in formats]
+    fields = {"overrides": ", ".join(others), "exclude": ", ".join(dense)}
     return most, {name: text for name, text in fields.items() if text}
+
+
+def _name(layer: LinearShape) -> str:
+    return f"{layer.block}.{layer.module}"

@@ -1,8 +1,8 @@
 """What the process is asked about live models. Does not import torch."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.errors import ConfigError
 from backend.live.address import LONGEST
@@ -64,23 +64,6 @@ class ExportBody(BaseModel):
     browser: Browser
     format: Literal["compressed-tensors", "slimscope", "dense", "gguf"] = "compressed-tensors"
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-
-
-B = TypeVar("B", bound=BaseModel)
-
-
-def read_live(kind: type[B], text: bytes | dict[str, Any]) -> B:
-    """The body in a JSON text, or of the parameters of an address; raises `ConfigError` with the
-    field that is wrong."""
-    try:
-        if isinstance(text, bytes):
-            return kind.model_validate_json(text)
-        return kind.model_validate(text, strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else None
-        what = f"{field} was not accepted." if field else "The request was not accepted."
-        raise ConfigError(what, f"{first['msg']}.", "Correct it.", field) from error
 
 
 def live_memory(facts: ModelFacts) -> dict[str, int]:

@@ -18,8 +18,9 @@ from jobs.serving.disconnect import EventStream
 from jobs.serving.live.answering import LiveAnswering
 from jobs.serving.live.export import write_live
 from jobs.serving.live.models import BrowserState, LivePool, OpenedModel
-from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody, read_live
+from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody
 from jobs.serving.openai_format import error_body, error_headers, event
+from jobs.serving.requests import read_fields
 
 SNAPSHOT = ("lo", "hi", "n", "zeros", "below", "above", "stats")
 AtWork = Callable[[], AbstractContextManager[None]]
@@ -39,7 +40,7 @@ class LiveRoutes:
     async def answer(self, request: Request) -> Response:
         """The events of a state."""
         try:
-            body = read_live(LiveBody, await request.body())
+            body = read_fields(LiveBody, await request.body())
         except SlimscopeError as error:
             return refused(error)
         person, guest = _person(request)
@@ -77,7 +78,7 @@ class LiveRoutes:
                 return work(body, opened, state)
 
         try:
-            body = read_live(kind, await request.body())
+            body = read_fields(kind, await request.body())
             with self._at_work():
                 return await run_in_threadpool(done, body)
         except SlimscopeError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder
+from backend.settings import settings
 from jobs.fields.base_model import resolve_model
 from jobs.operations.registry import OPERATIONS
 from jobs.serving.client import PERSON, ROLE
@@ -78,7 +79,8 @@ def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> None:
     events = door.ask(address("50p"), "loss", "text", "speed", prompt="One day", tokens=9)
     told = [each["event"] for each in events if each["event"] != "waits"]
-    assert told[:3] == ["opened", "applied", "loss"] and told[-1] == "done"
+    assert told[:3] == ["opened", "applied", "text"] and told[-1] == "done"
+    assert told.index("loss") < len(told) - told[::-1].index("text")  # between words
     (applied,) = of(events, "applied")
     assert applied["zeros"] == 0.5 and applied["exactly"] and applied["changed"] == N
     losses = of(events, "loss")
@@ -183,6 +185,18 @@ def test_a_guest_waits_for_the_host_but_not_for_ever(
     assert events[-1]["event"] == "done"
 
 
+def test_without_a_compiler_pytorch_computes(monkeypatch: pytest.MonkeyPatch, door: Door) -> None:
+    """The native decoder is left out, as where it cannot be built."""
+    monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
+    settings.cache_clear()
+    events = Door().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
+    settings.cache_clear()
+    assert "PyTorch" in of(events, "opened")[0]["decoder"] and of(events, "text")
+    assert of(events, "applied")[0]["read_bytes"] is None
+    fast = of(door.ask(address("50p"), "loss"), "loss")[-1]
+    assert of(events, "loss")[-1]["ratio"] == pytest.approx(fast["ratio"], rel=0.02)
+
+
 def test_states_are_dropped_and_made_anew(door: Door) -> None:
     small = Door(budget=1)
     (before,) = of(small.ask(address("40p"), "loss"), "loss")[-1:]
@@ -196,16 +210,23 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-@pytest.mark.parametrize(("form", "pruner"), [("50p", "magnitude"), ("2of4", "sparsegpt")])
+@pytest.mark.parametrize(
+    ("state", "format"),
+    [
+        (address("50p"), "dense"),
+        (address("2of4", "sparsegpt"), "dense"),
+        (address("int4-g32", "wanda", "gptq"), "compressed-tensors"),
+    ],
+)
 def test_a_run_of_the_plan_makes_the_same_weights(
-    queue: Path, wait: Wait, form: str, pruner: str
+    queue: Path, wait: Wait, state: str, format: str
 ) -> None:
-    door, state = Door(), address(form, pruner)
+    door = Door()
     events = door.ask(state, "refine")
     assert of(events, "applied")[-1]["exactly"]
     (step,) = OPERATIONS["plan-state"].function(model="toy", state=state, effort="one-shot")
     job = succeeded(wait, step["kind"], step["config"])
-    answer = door.post("export", state=state, format="dense", name="mine")
+    answer = door.post("export", state=state, format=format, name="mine")
     assert answer.status_code == 200
     live, run = weights_of(Path(answer.json()["folder"])), weights_of(run_folder(job.run) / "model")
     assert live.keys() == run.keys() and all(torch.equal(live[k], run[k]) for k in run)
