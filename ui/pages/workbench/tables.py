@@ -26,6 +26,7 @@ from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.budgets import Method, solver_of
+from jobs.profile.config import ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
@@ -39,7 +40,7 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-AT_ONCE = ("magnitude", "rtn")  # what a knob shows is what a run makes
+INSTANT = {"pruner": "magnitude", "quantizer": "rtn"}  # what a knob shows is what a run makes
 METHODS: Mapping[Method, str] = {"quantized": "size", "pruned": "sparsity"}  # budgets of the fronts
 POINTS, DENSE_CODE = 160, 255
 
@@ -78,6 +79,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
+        "made": INSTANT | ({"pruner": _pruner(run), "quantizer": "gptq"} if run else {}),
         "profile": run.run if run else "",
         "partial": bool(run) and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
@@ -85,7 +87,12 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
 
 
 def _method(name: str) -> dict[str, Any]:
-    return {"name": name, "label": name, "instant": name in AT_ONCE}
+    return {"name": name, "label": name, "instant": name in INSTANT.values()}
+
+
+def _pruner(run: Job) -> str:
+    """That of the pruned candidates of a profile."""
+    return str(run.config.get("pruner", ProfileJob.model_fields["pruner"].default))
 
 
 def _perplexity(run: Job | None) -> float | None:

@@ -1,5 +1,5 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, inks, number, stroke, surface } from "../weights/canvas.js";
+import { bottomAxis, inks, number, stroke, surface, ticks } from "../weights/canvas.js";
 
 const LEFT = 44, RIGHT = 14, TOP = 10, BOTTOM = 36, REACH = 14;
 const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
@@ -37,10 +37,8 @@ export class FrontChart {
       pen.fillText(`${number(tick)} ×`, LEFT - 5, y(tick), LEFT - 6);
       stroke(pen, LEFT, y(tick), width - RIGHT, y(tick));
     }
-    const step = [5e6, 1e7, 2e7, 5e7, 1e8, 2e8, 5e8, 1e9, 2e9, 5e9].find((each) => (most - low) / each < 6) ?? 1e10, marks = [];
-    for (let at = Math.ceil(low / step) * step; at < most; at += step) marks.push(at);
-    if (marks.length < 2) marks.splice(0, 9, low, most);
-    bottomAxis(area, ink, marks.map((at) => Number((at / 1e6).toPrecision(3))), Object.assign((at) => x(at * 1e6), { middle: x.middle }), "Size, MB");
+    const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
+    bottomAxis(area, ink, marks, Object.assign((at) => x(at * 1e6), { middle: x.middle }), "Size, MB");
     for (const { colour, points } of lines) {
       Object.assign(pen, { strokeStyle: ink.stage(colour), lineWidth: 1.75 });
       pen.beginPath();

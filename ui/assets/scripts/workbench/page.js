@@ -72,7 +72,7 @@ class Page extends Panels {
         at: (block, module) => cells.get(`${outside.includes(module) ? "" : block} ${module}`) ?? -1 };
       this.predictions = new Predictions(this.layers, start.rest, tables);
       this.settings.front = [...this.predictions.fronts.keys()][0] ?? "";
-      this.now = { identity: "", pruner: "magnitude", quantizer: "rtn", formats: this.layers.map(() => DENSE) };
+      this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
       Object.assign(this, { undone: [], done: [], pinned: new Set(), opened: false });
       this.dense = this.now.formats;
       this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
@@ -228,7 +228,7 @@ class Page extends Panels {
   /** Asks the live model about the state. */
   measure(at_once = false) {
     if (this.model.live.why) return;
-    const want = this.texts.view === "why" ? ["loss", "speed", "why", "refine"] : ["loss", "text", "speed", "refine"];
+    const want = this.texts.view === "text" ? ["loss", "text", "speed", "refine"] : this.texts.whole ? ["loss", "why", "refine"] : ["text"];
     this.measured.begin(this.address);
     this.texts.begin();
     this.stream.ask({ model: this.model.model, state: this.address, want, prompt: this.texts.prompt, text: this.texts.whole, tokens: 48 }, at_once);

@@ -21,8 +21,8 @@ export class TextCard {
   get own() { return this.field.value.trim(); }
   get prompt() { return this.own || USUAL; }
   set prompt(words) { this.field.value = words; }
-  /** The text whose tokens are traced. */
-  get whole() { return this.prompt + (this.#dense.prompt === this.prompt ? this.#dense.text : ""); }
+  /** The text whose tokens are traced; "" where the dense model has not gone on with the prompt yet. */
+  get whole() { return this.#dense.prompt === this.prompt ? this.prompt + this.#dense.text : ""; }
 
   /** What stands where nothing is written yet. */
   set empty(words) { this.places.dense.dataset.empty = words; }
@@ -48,7 +48,11 @@ export class TextCard {
   }
 
   #add({ side, delta, done }) {
-    if (done) { this.#fresh.add(side); return; }
+    if (done) {
+      this.#fresh.add(side);
+      if (side === "dense" && this.#view === "why") this.on.write(); // now there is a text to trace
+      return;
+    }
     const before = this.#fresh.delete(side) ? "" : side === "live" ? this.#live : this.#dense.text;
     if (side === "live") this.#live = before + delta;
     else this.places.dense.textContent = (this.#dense = { prompt: this.prompt, text: before + delta }).text;
@@ -67,7 +71,7 @@ export class TextCard {
     const blocks = this.#losses.length, columns = this.#tokens.length - 1, canvas = this.canvas, box = canvas.parentElement;
     const data = this.#losses.flatMap((row) => (row ?? Array(columns).fill(NaN)).map((each) => each ?? NaN));
     const words = (i, j) => `block ${i} restored, “${this.#tokens[j + 1]?.trim()}”`;
-    this.#plot = grid(canvas, { panels: [{ label: "Blue: better with this block dense", rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(160, box.clientHeight) });
+    this.#plot = grid(canvas, { panels: [{ label: "Blue: better with this block dense", rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, box.clientHeight) });
     const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
     const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
     this.card.querySelector(".workbench-said").textContent = worst.length
