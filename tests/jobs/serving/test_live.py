@@ -237,9 +237,11 @@ def test_a_run_of_the_plan_makes_the_same_weights(
     [
         ("50p", "dense", "compressed-tensors", ""),
         ("int4-g32", "dense", "compressed-tensors", "4 bits"),
-     ("2of4andint3-g32", "int8-g32", "slimscope", "3 bits, model.embed_tokens 8"), ("int4-g32", "int8-g32", "gguf", None),
-     ("50p", "dense", "gguf", None)],
-)  # fmt: skip
+        ("2of4andint3-g32", "int8-g32", "slimscope", "3 bits, model.embed_tokens 8"),
+        ("int4-g32", "int8-g32", "gguf", None),
+        ("50p", "dense", "gguf", None),
+    ],
+)
 def test_the_model_is_written_as_it_is(
     queue: Path, door: Door, form: str, rest: str, format: str, found: str | None
 ) -> None:
