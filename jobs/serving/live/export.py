@@ -42,9 +42,9 @@ def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[s
         raise ConflictError(what, why, "Choose another name.", "name")
     with files.write(body.name) as draft:
         if body.format == "gguf":
-            with tempfile.TemporaryDirectory(dir=root, prefix=".tmp-") as source:
+            with tempfile.TemporaryDirectory(dir=settings().root) as source:
                 _write_folder("slimscope", Path(source), opened, live, body.name)
-                _write_gguf(Path(source), draft, body.name)
+                _write_gguf(Path(source), draft, body.name, opened.base.facts.dtype)
         else:
             _write_folder(body.format, draft, opened, live, body.name)
         copy_terms(origin_of(opened.base.source), draft)
@@ -99,11 +99,11 @@ def _layout(format: Any, codes: dict[str, QuantizedWeight]) -> Layout:
     return Layout(format, *first, "symmetric", tuple(packed))
 
 
-def _write_gguf(source: Path, folder: Path, title: str) -> None:
+def _write_gguf(source: Path, folder: Path, title: str, dtype: str) -> None:
     packed = "quantization_config" in (source / "config.json").read_text("utf-8")
     layout = read_layout(source) if packed else None
     try:
-        type = types.choose_type("auto", layout, "float16")
+        type = types.choose_type("auto", layout, dtype)
     except ConfigError as error:
         raise ConfigError(error.what, error.why, error.do, "format") from error
     file = folder / f"{title}-{type}.gguf"
