@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import NotFoundError, SlimscopeError
+from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.widths import MAX_BITS, MIN_BITS
@@ -26,7 +27,7 @@ from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.budgets import Method, solver_of
-from jobs.profile.config import ProfileJob
+from jobs.profile.config import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
@@ -40,7 +41,6 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-INSTANT = {"pruner": "magnitude", "quantizer": "rtn"}  # what a knob shows is what a run makes
 METHODS: Mapping[Method, str] = {"quantized": "size", "pruned": "sparsity"}  # budgets of the fronts
 POINTS, DENSE_CODE = 160, 255
 
@@ -79,7 +79,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
-        "made": INSTANT | ({"pruner": _pruner(run), "quantizer": "gptq"} if run else {}),
+        "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": bool(run) and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
@@ -87,7 +87,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
 
 
 def _method(name: str) -> dict[str, Any]:
-    return {"name": name, "label": name, "instant": name in INSTANT.values()}
+    return {"name": name, "label": name, "instant": name in AT_ONCE.values()}
 
 
 def _pruner(run: Job) -> str:

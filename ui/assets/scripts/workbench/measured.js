@@ -57,7 +57,7 @@ export class Measured {
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
     const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, against, tokens] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
+    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : "", tokens, against] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
     this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
     this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)}`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
