@@ -140,6 +140,7 @@ def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashbo
         ("~magnitude~rtn~dense~0x99", "Its layers are not those of this model"),
         ("~magnitude~rtn~int4-g7~0x22", "cannot be stored as int4-g7"),
         ("~magnitude~rtn~50p~0x22", "cannot be stored as 50%"),
+        ("~none~rtn~dense~0x22", "There is no pruner none"),
         ("<img src=x>", "It is no address of a state"),
     ],
 )

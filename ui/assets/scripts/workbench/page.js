@@ -8,7 +8,7 @@ import { FrontChart } from "./front.js";
 import { LiveStream } from "./live.js";
 import { Measured } from "./measured.js";
 import { Panels } from "./panels.js";
-import { fillMenu } from "./plans.js";
+import { fillMenu, queueProfile } from "./plans.js";
 import { Predictions, profile } from "./predictions.js";
 import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
@@ -21,7 +21,7 @@ const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 async function load(model) {
   const answer = await fetch(`slimscope/workbench/start?${new URLSearchParams(model ? { model } : {})}`), start = await answer.json();
   if (!answer.ok) throw Object.assign(new Error([start.what, start.why].filter(Boolean).join(" ")), { start });
-  return { start, tables: await profile(start.profile) };
+  return { start, tables: await profile(start.profile)?.catch(() => null) };
 }
 
 export function ahead() { early ??= load(asked().model); early.catch(() => {}); }
@@ -35,7 +35,7 @@ export function start(element) {
 }
 
 class Page extends Panels {
-  hovered = -1; holding = false; playing = 0; tensor = null; opened = false; #key = ""; #rest = 0;
+  hovered = -1; holding = false; playing = 0; tensor = null; #key = ""; #rest = 0;
 
   constructor(element) {
     super();
@@ -73,7 +73,7 @@ class Page extends Panels {
       this.predictions = new Predictions(this.layers, start.rest, tables);
       this.settings.front = [...this.predictions.fronts.keys()][0] ?? "";
       this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
-      Object.assign(this, { undone: [], done: [], pinned: new Set(), opened: false });
+      Object.assign(this, { undone: [], done: [], pinned: new Set() });
       this.dense = this.now.formats;
       this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
       this.chosen = this.scope("all");
@@ -108,6 +108,8 @@ class Page extends Panels {
       const state = stateAt(query.state, this.layers.length);
       const unknown = state.formats.findIndex((text, at) => !fits(format(text), this.layers[at].columns) || (format(text).pattern && this.layers[at].block < 0));
       if (unknown >= 0) throw new Error(`${this.layers[unknown].label} cannot be stored as ${state.formats[unknown]}.`);
+      for (const knob of ["pruner", "quantizer"])
+        if (!this.model[`${knob}s`].some(({ name }) => name === state[knob])) throw new Error(`There is no ${knob} ${state[knob].slice(0, 40)}.`);
       this.now = state;
     } catch (error) {
       this.part("notice").textContent = `The state of the address cannot be opened: ${error.message} The dense model is shown.`;
@@ -123,7 +125,7 @@ class Page extends Panels {
         : `${model.title} has no profile: nothing can be predicted, and a budget not be solved.`);
       if (!model.partial) {
         const button = Object.assign(document.createElement("button"), { type: "button", className: "small-button", textContent: "Queue a profile" });
-        button.onclick = () => this.#profile(button);
+        button.onclick = () => queueProfile(model.model, button);
         box.append(button, " ");
       }
     }
@@ -131,14 +133,6 @@ class Page extends Panels {
     this.texts.empty = model.live.why ? `No text: ${model.live.why}` : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(model.live.bytes / 1e9, 2)} GB of memory.`;
     this.part("notice").append(box);
     if (!box.textContent) box.remove();
-  }
-
-  async #profile(button) {
-    button.disabled = true;
-    const answer = await fetch("slimscope/api/submit/profile?preset=default", { method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ model: this.model.model }) }), row = await answer.json();
-    const said = answer.ok ? Object.assign(document.createElement("a"), { href: `run?id=${row.run}`, textContent: `${row.run} is queued` }) : `${row.what} ${row.why}`;
-    button.replaceWith(said);
   }
 
   /** A profile that has moved on. */
@@ -183,7 +177,10 @@ class Page extends Panels {
     this.write();
   }
 
-  open(address) { this.set(stateAt(address, this.layers.length)); }
+  /** A state that was kept; of a model that has changed since, the process says so. */
+  open(address) {
+    try { this.set(stateAt(address, this.layers.length)); } catch (error) { this.measured.say(error.message, true); }
+  }
 
   /** Changes the format of every layer that is chosen, where that fits it. Embedding and head are rounded only, in the groups
       that were profiled. */
@@ -220,6 +217,10 @@ class Page extends Panels {
 
   choose(tensors) {
     this.chosen = tensors;
+    if (!tensors.has(this.focus)) { // a knob should move the histogram that is shown
+      this.focus = [...tensors][0];
+      this.look();
+    }
     this.draw();
   }
 

@@ -3,7 +3,7 @@ import { number, share } from "../weights/canvas.js";
 import { DENSE, addressOf, bitsPerWeight, colour, combined, format, label } from "./formats.js";
 import { stages } from "./tensor.js";
 
-const NONE = "#9AA4B2", COLUMNS = 4096; // the colour of dense; inputs of the layer formats are ordered by
+const NONE = "#9AA4B2", COLUMNS = 4096, FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
 const MADE = { pruner: "pruned", quantizer: "rounded" }, STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
 
 export const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
@@ -64,13 +64,23 @@ export class Panels {
     const colours = by === "format" ? formats.map(shade) : null, key = [...counts.values()];
     this.map.draw({ ...shown, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
-    const title = colours ? key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(", ")
+    const title = colours ? (key.length > FEW ? this.#spared(bits) : key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(" · "))
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
     this.element.querySelector('[data-knob="colour"]').value = by;
     this.part("map").querySelector("h2").textContent = title;
     this.part("map").querySelector("canvas").dataset.words = title;
     const t = this.hovered, place = this.part("map").querySelector("output");
     place.textContent = t < 0 ? "" : `${this.layers[t].label}: ${label(format(formats[t]))}${colours ? "" : ` · ${number(values[t])}`}`;
+  }
+
+  /** Which kind of matrix keeps most and least bits a weight. */
+  #spared(bits) {
+    const mean = (name) => {
+      const own = this.layers.flatMap(({ module }, i) => (module === name ? [bits(this.formats[i])] : []));
+      return own.reduce((sum, each) => sum + each, 0) / own.length;
+    };
+    const [most, ...others] = this.model.modules.map((name) => [name.split(".").pop(), mean(name)]).sort((a, b) => b[1] - a[1]), least = others.at(-1) ?? most;
+    return `${most[0]} is spared most, ${number(most[1])} bits a weight; ${least[0]} least, ${number(least[1])}`;
   }
 
   /** The format that sensitivities are of: that of most layers, else one in the middle of the profile. */
