@@ -161,16 +161,25 @@ def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
         assert refused.status_code == 400 and words in refused.text
 
 
-def test_a_newer_request_of_a_browser_ends_the_older(door: Door) -> None:
+def test_a_newer_request_of_a_browser_ends_the_older(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And leaves those of other browsers, and of other people, alone."""
+    step, began = door.pool.step, threading.Event()
+
+    def slow(*given: Any) -> None:
+        began.set()
+        time.sleep(0.02)
+        step(*given)
 
     async def both(browser: str, person: str) -> tuple[str, str]:
-        state, long = address("33p"), {"tokens": 200, "prompt": "One"}
-        first = asyncio.create_task(door.events(state, "loss", "text", **long))
-        await asyncio.sleep(0.3)
-        second = await door.events(address("44p"), "loss", browser=browser, person=person)
+        began.clear()
+        first = asyncio.create_task(door.events(address("33p"), "loss", "text", prompt="One"))
+        await asyncio.to_thread(began.wait, 60)
+        second = await door.events(address("44p"), browser=browser, person=person)
         return (await first)[-1]["event"], second[-1]["event"]
 
+    monkeypatch.setattr(door.pool, "step", slow)
     assert asyncio.run(both("b", "mira")) == ("cancelled", "done")
     assert asyncio.run(both("c", "mira")) == asyncio.run(both("b", "max")) == ("done", "done")
 
