@@ -3,6 +3,8 @@ runs make of the same state."""
 
 import asyncio
 import json
+import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
