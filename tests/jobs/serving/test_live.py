@@ -5,6 +5,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from starlette.applications import Starlette
 from torch import Tensor
 
+from backend.decoding.native import compiler
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder
 from backend.settings import settings
@@ -29,6 +31,7 @@ from tests.queue.conftest import Wait, succeeded
 
 FACTS = inspect("toy")
 N, OUTSIDE = len(FACTS.linears), len(FACTS.embeddings)
+TIMES = f"x{OUTSIDE}" if OUTSIDE > 1 else ""
 FIRST = FACTS.linears[0].name
 LAST = ("done", "cancelled", "error")
 
@@ -36,7 +39,7 @@ LAST = ("done", "cancelled", "error")
 def address(
     form: str, pruner: str = "magnitude", quantizer: str = "rtn", rest: str = "dense"
 ) -> str:
-    return f"~{pruner}~{quantizer}~{form}_{rest}~0x{N}_1x{OUTSIDE}"
+    return f"~{pruner}~{quantizer}~{form}_{rest}~0x{N}_1{TIMES}"
 
 
 class Door:
@@ -196,16 +199,23 @@ def test_a_guest_waits_for_the_host_but_not_for_ever(
     assert events[-1]["event"] == "done"
 
 
-def test_without_a_compiler_pytorch_computes(monkeypatch: pytest.MonkeyPatch, door: Door) -> None:
-    """The native decoder is left out, as where it cannot be built."""
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where it cannot be built."""
     monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
     settings.cache_clear()
-    events = Door().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
+    compiler.library.cache_clear()
+    yield
+    monkeypatch.undo()
     settings.cache_clear()
-    assert "PyTorch" in of(events, "opened")[0]["decoder"] and of(events, "text")
-    assert of(events, "applied")[0]["read_bytes"] is None
-    fast = of(door.ask(address("50p"), "loss"), "loss")[-1]
-    assert of(events, "loss")[-1]["ratio"] == pytest.approx(fast["ratio"], rel=0.02)
+    compiler.library.cache_clear()
+
+
+def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:
+    events = Door().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
+    (opened,), (applied,) = of(events, "opened"), of(events, "applied")
+    assert "PyTorch" in opened["decoder"] and applied["read_bytes"] is None
+    assert 1 < of(events, "loss")[-1]["ratio"] < 1.1 and of(events, "text")
 
 
 def test_states_are_dropped_and_made_anew(door: Door) -> None:
