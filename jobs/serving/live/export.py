@@ -3,6 +3,7 @@ how it was made."""
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from backend.live.model import LiveModel
 from backend.models.saving import save
 from backend.models.sources.quantized import PackedGroup
 from backend.quantization.grid import QuantizedWeight
+from backend.quantization.widths import Width
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from jobs.serving.live.models import OpenedModel
@@ -69,7 +71,8 @@ def _write_folder(
         save(model, opened.tokenizer, folder, card, live.dense.model.dtype)
         return
     stored = live.dense.model.dtype if format == "dense" else live.dense.scales
-    layout = _layout(format, codes)
+    widths = {name: width for name in codes if (width := live.formats[name].width)}
+    layout = _layout(format, widths)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(stored)
     export(model, opened.tokenizer, codes, layout, stored, folder, card)
@@ -88,15 +91,14 @@ def _with_weights(live: LiveModel, weights: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _layout(format: Any, codes: dict[str, QuantizedWeight]) -> Layout:
+def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
     """The settings that most layers have, and those of others."""
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, made in codes.items():
-        size = made.group_size if made.grid.groups > 1 else 0
-        groups.setdefault((made.grid.bits, size), []).append(name)
+    groups: dict[Width, list[str]] = {}
+    for name, width in widths.items():
+        groups.setdefault(width, []).append(name)
     (first, _), *others = sorted(groups.items(), key=lambda pair: -len(pair[1]))
-    packed = (PackedGroup(tuple(names), *settings) for settings, names in others)
-    return Layout(format, *first, "symmetric", tuple(packed))
+    packed = (PackedGroup(tuple(names), x.bits, x.group) for x, names in others)
+    return Layout(format, first.bits, first.group, "symmetric", tuple(packed))
 
 
 def _write_gguf(source: Path, folder: Path, title: str, dtype: str) -> None:
