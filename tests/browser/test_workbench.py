@@ -35,7 +35,8 @@ def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
 def state_of(page: Page) -> dict[str, str]:
     """The formats that the address holds."""
     found: str = page.evaluate("new URLSearchParams(location.search).get('state')")
-    return {name: str(form) for name, form in state_at(found, "", LAYERS).formats.items()}
+    state = state_at(found, found.partition("~")[0], LAYERS)
+    return {name: str(form) for name, form in state.formats.items()}
 
 
 def gauge(page: Page, name: str) -> Any:

@@ -276,7 +276,7 @@ class Page extends Panels {
 
   keep() {
     const totals = this.predictions.totals(this.now.formats), known = this.measured.of(this.address);
-    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? Math.exp(totals.loss), how: known?.ratio ? "measured" : "predicted" };
+    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss)), how: known?.ratio ? "measured" : "predicted" };
     this.keepOnly([...this.kept.filter(({ address }) => address !== this.address), state].slice(-MOST_KEPT));
   }
 
