@@ -1,5 +1,6 @@
 """Figures, and the sentences above them, say what the tables say."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -150,7 +151,10 @@ def test_a_log_span_shows_every_value(values: list[float]) -> None:
 
 
 def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    """Relative luminance of "#RRGGBB" or "rgb(r, g, b)", as WCAG defines it."""
+    parts = [int(x, 16) / 255 for x in re.findall("[0-9A-Fa-f]{2}", colour)]
+    if colour[0] != "#":
+        parts = [float(x) / 255 for x in re.findall(r"[\d.]+", colour)[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
