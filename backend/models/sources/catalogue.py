@@ -142,7 +142,8 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
         configs = [
             path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")
         ]
-        folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
+        whole = (x.parent for x in configs if not x.parent.name.startswith("."))  # no drafts
+        folders = {folder for folder in whole if any(folder.glob("*.safetensors"))}
         found = (path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf"))
         files = [path for path in found if path.is_file()]  # and no link to nothing
         for path in sorted(folders) + sorted(files):
