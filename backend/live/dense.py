@@ -11,7 +11,7 @@ run does on the inputs that the layers before leave is made by `refinement`."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -89,7 +89,7 @@ class DenseModel:
     @property
     def nbytes(self) -> int:
         """Of weights, tables and references."""
-        references = sum(x.nbytes for x in self._references.values())
+        references = sum(x.nbytes for x in [*self._references.values()])
         return sum(p.nbytes for p in self.model.parameters()) + self.tables.nbytes + references
 
     def reference(self, dtype: torch.dtype) -> RunningModel:
@@ -165,12 +165,26 @@ class DenseModel:
         dtype: torch.dtype = getattr(torch, self.dlqat.stored)
         return dtype
 
+    def prepare(self, formats: Mapping[str, Format], score: Score) -> Iterator[Progress]:
+        """Make what these formats need and is not there yet: energies, ranks. The lock is free
+        after each step, and what is done stays."""
+        pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
+        if pruned and score == "wanda" and not self._energies:
+            yield from self.measure_inputs()
+        for done, (name, pattern) in enumerate(pruned.items(), 1):
+            if pattern.group <= LARGEST_GROUP:
+                with self.lock:
+                    if self.tables.find(_ranks(name, pattern, score)) is not None:
+                        continue
+                    self._mask(name, pattern, score)
+                yield done, len(pruned), "Ranks of weights"
+
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
         scores = WeightScores(self.weight(name), root)
         if group > LARGEST_GROUP:
             return keep_mask(scores.all(), pattern).bool()
-        key = ("ranks", name, score, group)
+        key = _ranks(name, pattern, score)
         return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
 
     def energy(self, name: str) -> Tensor:
@@ -210,3 +224,8 @@ class DenseModel:
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
             return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)
+
+
+def _ranks(name: str, pattern: Pattern, score: Score) -> Hashable:
+    """The key of a table."""
+    return "ranks", name, score, pattern.group

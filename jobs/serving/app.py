@@ -1,8 +1,8 @@
 """The OpenAI API over HTTP, for the dashboard, which knows who asks (`ui.openai_api`)."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import asdict
 from urllib.parse import unquote
 
@@ -15,6 +15,8 @@ from backend.errors import OverloadError, SlimscopeError
 from jobs.serving.answering import Answering, Began, Happened
 from jobs.serving.client import PERSON
 from jobs.serving.disconnect import EventStream, unless_gone
+from jobs.serving.live.models import LivePool
+from jobs.serving.live.routes import LiveRoutes
 from jobs.serving.one_answer import Events, OneAnswer
 from jobs.serving.openai_format import error_body, error_headers
 from jobs.serving.pool import ModelPool
@@ -25,11 +27,12 @@ GONE = Response(status_code=499)  # nobody reads it
 
 
 class ServingApp:
-    """Answers requests with the models of a pool; `active`: how many now."""
+    """Answers requests with the models of two pools; `active`: how many now."""
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, live: LivePool) -> None:
         self.pool, self.active, self._used_at = pool, 0, time.monotonic()
         routes = [Route(path, self.generate, methods=["POST"]) for path in ENDPOINTS]
+        routes += LiveRoutes(live, self._at_work).routes
         self.asgi = Starlette(routes=[*routes, Route("/status", self.status)])
 
     @property
@@ -68,11 +71,16 @@ class ServingApp:
             return JSONResponse(content, status, error_headers(error))
 
     async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
-        self.active += 1
-        try:
+        with self._at_work():
             async with aclosing(answering.events()) as events:
                 async for happened in events:
                     yield happened
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self.active += 1
+        try:
+            yield
         finally:
             self.active -= 1
             self._used_at = time.monotonic()

@@ -26,7 +26,7 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.lines import Line, line_chart, smoothed, thinned
+from ui.charts.lines import thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
@@ -134,17 +134,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note([]) == ""
 
 
-@given(st.floats(-100, 100), st.integers(1, 50), st.floats(0, 0.99))
-def test_smoothing_leaves_a_constant_as_it_is(value: float, n: int, weight: float) -> None:
-    assert smoothed(np.full(n, value), weight) == pytest.approx(np.full(n, value))
-
-
-def test_a_smoothed_line_is_drawn_over_its_faint_raw_values() -> None:
-    points = pd.DataFrame({"step": [0, 1, 2], "value": [1.0, 3.0, 1.0]})
-    line = Line("one", points, stage_style("sds"))
-    raw, smooth = line_chart([line], view="", x_title="", y_title="", smoothing=0.5).data
-    assert (raw.opacity, raw.showlegend, list(raw.y)) == (0.25, False, [1.0, 3.0, 1.0])
-    assert smooth.opacity == 1 and max(smooth.y) < 3
+def test_long_lines_keep_their_peaks() -> None:
     y = np.sin(np.arange(50_000.0))
     y[12_345] = 7.0
     x, drawn_y = thinned(np.arange(50_000), y)

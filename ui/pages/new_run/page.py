@@ -292,12 +292,12 @@ def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any
 def preset_info(kind: Kind, values: Mapping[str, Any]) -> str:
     """What a recipe or preset of these `values` sets."""
     fields = kind.config.model_fields
-    sets = [f"{title(name, fields[name])} = {_on_off(value)}" for name, value in values.items()]
+    said = {True: "on", False: "off"}
+    sets = [
+        f"{title(name, fields[name])} = {said[v] if isinstance(v, bool) else v}"
+        for name, v in values.items()
+    ]
     return f"Sets {'; '.join(sets)}." if sets else ""
-
-
-def _on_off(value: Any) -> str:
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 # arrival ------------------------------------------------------------------------------------------
