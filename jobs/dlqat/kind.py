@@ -104,7 +104,7 @@ KIND = Kind(
         "DL-QAT": {"stages": "dlqat"},
         "DL-QAT distilled": {"stages": "dlqat-kd"},
         "GPTQ": {"stages": "gptq"},
-        "GPTQ by layer": {"stages": "gptq", "allocation": "budget:4.25bits"},
+        "GPTQ by layer": {"stages": "gptq", "allocation": "budget:loss 3%"},
         "AWQ": {"stages": "awq", "format": "dense"},
         "HQQ": {"stages": "hqq"},
         "Block-wise": {"stages": "block-wise"},
