@@ -116,6 +116,8 @@ class LivePool:
         """
         base = resolve_model(model)
         key = key_of(model, base, "auto", "auto")
+        if self._loading.locked():
+            say("Loading a model", 0.0)
         with self._loading:
             opened = self._opened.get(key)
             if opened is None:
