@@ -20,6 +20,7 @@ from backend.quantization import DECLARED_QUANTIZERS
 from backend.sensitivity.formats import Format
 
 LONGEST = 20_000  # letters
+AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too
 SPELLING = {"%": "p", ":": "of", "+": "and"}
 RUN = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import LiveState, address_of, state_at
+from backend.live.address import AT_ONCE, LiveState, address_of, state_at
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -47,7 +47,7 @@ class LiveModel:
 
     def __init__(self, dense: DenseModel, dtype: torch.dtype | None = None) -> None:
         self.dense, self.formats = dense, dict.fromkeys(dense.layers, DENSE)
-        self.pruner, self.quantizer = "magnitude", "rtn"
+        self.pruner, self.quantizer = AT_ONCE.values()
         name = decoding_dtype("auto", dense.model.device, type(dense.model).__name__)
         self.dtype: torch.dtype = dtype or getattr(torch, name)
         self._made: dict[str, LiveWeight] = {}  # of the layers that are not dense
@@ -210,6 +210,6 @@ class LiveModel:
     def _is_final(self, name: str) -> bool:
         """Whether a run would make a layer just so."""
         form = self.formats[name]
-        pruned = form.pattern is None or self.pruner == "magnitude"
-        quantized = form.width is None or self.quantizer == "rtn"
+        pruned = form.pattern is None or self.pruner == AT_ONCE["pruner"]
+        quantized = form.width is None or self.quantizer == AT_ONCE["quantizer"]
         return name in self._refined or name in self.dense.outside or (pruned and quantized)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from backend.errors import NotFoundError, SlimscopeError
+from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.widths import MAX_BITS, MIN_BITS
@@ -26,10 +27,12 @@ from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import HELDOUT_LOSS
 from jobs.profile.budgets import Method, solver_of
+from jobs.profile.config import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
-from ui.runs.choices import models, texts
+from ui.runs.choices import models
+from ui.runs.sensitivity.measured import measured_runs, quantized_bytes
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
@@ -38,7 +41,6 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-AT_ONCE = ("magnitude", "rtn")  # what a knob shows is what a run makes
 METHODS: Mapping[Method, str] = {"quantized": "size", "pruned": "sparsity"}  # budgets of the fronts
 POINTS, DENSE_CODE = 160, 255
 
@@ -66,23 +68,31 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
     profiled = {str(job.config["model"]) for job in profiles_of("")}
     offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
+    rest = 2 * (facts.parameters - sum(x.weights for x in layers))
+    runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
         "model": model, "title": facts.title, "models": offered,
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
-        "rest": 2 * (facts.parameters - sum(x.weights for x in layers)),
+        "rest": rest, "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
-        "texts": texts("evaluation"), "profile": run.run if run else "",
+        "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
+        "profile": run.run if run else "",
         "partial": bool(run) and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
     }  # fmt: skip
 
 
 def _method(name: str) -> dict[str, Any]:
-    return {"name": name, "label": name, "instant": name in AT_ONCE}
+    return {"name": name, "label": name, "instant": name in AT_ONCE.values()}
+
+
+def _pruner(run: Job) -> str:
+    """That of the pruned candidates of a profile."""
+    return str(run.config.get("pruner", ProfileJob.model_fields["pruner"].default))
 
 
 def _perplexity(run: Job | None) -> float | None:

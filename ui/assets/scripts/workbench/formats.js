@@ -29,9 +29,9 @@ export const combined = (pattern, width) => [pattern, width].filter(Boolean).joi
 
 export function fits({ group, of }, columns) { return (!group || columns % group === 0) && (!of || columns % of === 0); }
 
-/** In words: "2:4, 4 bits in groups of 64". */
-export function label({ pattern, width, bits, group }) {
-  const words = [pattern.replace("%", "\u00a0%"), width && `${bits} bits${group ? ` in groups of ${group}` : ""}`];
+/** In words: "2:4, 4 bits in groups of 64", or in short without the groups. */
+export function label({ pattern, width, bits, group }, short = false) {
+  const words = [pattern.replace("%", "\u00a0%"), width && `${bits} bits${group && !short ? ` in groups of ${group}` : ""}`];
   return words.filter(Boolean).join(", ") || "16 bits";
 }
 

@@ -1,20 +1,20 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, inks, number, stroke, surface } from "../weights/canvas.js";
+import { bottomAxis, inks, number, stroke, surface, ticks } from "../weights/canvas.js";
 
 const LEFT = 44, RIGHT = 14, TOP = 10, BOTTOM = 36, REACH = 14;
 const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
 
-/** @typedef {{nbytes: number, ratio: number, words: string, state?: number}} Point */
+/** @typedef {{nbytes: number, ratio: number, words: string, state?: number, run?: string}} Point */
 
 export class FrontChart {
   #points = [];
 
-  /** @param {{hover: (words: string) => void, pick: (place: number) => void}} on `place`: of a state that is kept */
+  /** @param {{hover: (words: string) => void, pick: (place: number) => void}} on `place`: of a state that is kept; a click on a run opens its page */
   constructor(canvas, on) {
     this.canvas = canvas;
-    canvas.onpointermove = (event) => { const near = this.#near(event); on.hover(near?.words ?? ""); canvas.style.cursor = near?.state >= 0 ? "pointer" : "default"; };
+    canvas.onpointermove = (event) => { const near = this.#near(event); on.hover(near?.words ?? ""); canvas.style.cursor = near?.state >= 0 || near?.run ? "pointer" : "default"; };
     canvas.onpointerleave = () => on.hover("");
-    canvas.onclick = (event) => { const near = this.#near(event); if (near?.state >= 0) on.pick(near.state); };
+    canvas.onclick = (event) => { const near = this.#near(event); if (near?.state >= 0) on.pick(near.state); else if (near?.run) location.href = `run?id=${near.run}`; };
   }
 
   #near({ offsetX, offsetY }) {
@@ -23,10 +23,10 @@ export class FrontChart {
     return near && far(near) < REACH ? near : null;
   }
 
-  /** @param {{lines: {colour: string, points: Point[]}[], dense: Point, now: Point, kept: Point[], measured: boolean, height: number}} shown */
-  draw({ lines, dense, now, kept, measured, height: tall }) {
+  /** @param {{lines: {colour: string, points: Point[]}[], dense: Point, now: Point, kept: Point[], runs: Point[], measured: boolean, height: number}} shown */
+  draw({ lines, dense, now, kept, runs, measured, height: tall }) {
     const area = surface(this.canvas, tall), { pen, width, height } = area, ink = inks(), floor = height - BOTTOM;
-    const all = [dense, now, ...kept].filter(({ ratio }) => Number.isFinite(ratio)), every = [...all, ...lines.flatMap((each) => each.points)];
+    const all = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio)), every = [...all, ...lines.flatMap((each) => each.points)];
     const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...every.map(({ ratio }) => ratio)));
     const most = 1.03 * Math.max(...all.map(({ nbytes }) => nbytes)), least = Math.min(...every.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes)),
       low = Math.max(0, least - 0.05 * (most - least));
@@ -37,21 +37,19 @@ export class FrontChart {
       pen.fillText(`${number(tick)} ×`, LEFT - 5, y(tick), LEFT - 6);
       stroke(pen, LEFT, y(tick), width - RIGHT, y(tick));
     }
-    const step = [5e6, 1e7, 2e7, 5e7, 1e8, 2e8, 5e8, 1e9, 2e9, 5e9].find((each) => (most - low) / each < 6) ?? 1e10, marks = [];
-    for (let at = Math.ceil(low / step) * step; at < most; at += step) marks.push(at);
-    if (marks.length < 2) marks.splice(0, 9, low, most);
-    bottomAxis(area, ink, marks.map((at) => Number((at / 1e6).toPrecision(3))), Object.assign((at) => x(at * 1e6), { middle: x.middle }), "Size, MB");
+    const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
+    bottomAxis(area, ink, marks, Object.assign((at) => x(at * 1e6), { middle: x.middle }), "Size, MB");
     for (const { colour, points } of lines) {
       Object.assign(pen, { strokeStyle: ink.stage(colour), lineWidth: 1.75 });
       pen.beginPath();
       for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
       pen.stroke();
     }
-    this.#points = [{ ...dense, filled: true }, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
+    this.#points = [...runs, dense, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
       .filter(({ ratio }) => Number.isFinite(ratio)).map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
-    for (const { x: px, y: py, state, own } of this.#points) {
+    for (const { x: px, y: py, state, own, run } of this.#points) {
       pen.beginPath();
-      pen.arc(px, py, own ? 7 : 6, 0, 7);
+      if (run) pen.rect(px - 5, py - 5, 10, 10); else pen.arc(px, py, own ? 7 : 6, 0, 7);
       Object.assign(pen, { fillStyle: own && measured ? ink.accent : ink.paper, strokeStyle: own ? ink.accent : ink.text, lineWidth: own ? 3 : 1.5 });
       pen.fill();
       pen.stroke();

@@ -14,7 +14,10 @@ export class Measured {
     this.tiles = Object.fromEntries([...element.querySelectorAll("[data-gauge]")].map((each) => [each.dataset.gauge, each]));
   }
 
-  begin(address) { this.#now = key(address); }
+  begin(address) {
+    this.#now = key(address);
+    this.say("Asking the live model …");
+  }
 
   /** @returns {Known | undefined} */
   of(address) { return this.#known.get(key(address)); }
@@ -49,13 +52,14 @@ export class Measured {
   /** @param {import("./predictions.js").Totals} totals */
   gauges(totals, known = {}, page) {
     const perplexity = this.#perplexity ?? page.model.perplexity, whole = page.predictions.totals(page.dense), measured = known.ratio !== undefined;
-    const predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
+    const how = known.exactly ? "measured" : "measured at once", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
+    const { made } = page.model, other = (made.pruner !== page.now.pruner && totals.zeros) || (made.quantizer !== page.now.quantizer && totals.rounded);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
     const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, against, tokens] : [against || unknown], measured ? "measured" : "predicted");
+    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : "", tokens, against] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
-    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? "measured" : "predicted");
+    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
     this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)}`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
     const read = known.read ?? totals.read;
     this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}`], known.read ? "measured" : "counted");
@@ -66,7 +70,7 @@ export class Measured {
 
   #show(name, value, details, how) {
     const tile = this.tiles[name], [term, first, second] = tile.children;
-    tile.dataset.known = value === "–" ? "" : how;
+    tile.dataset.known = value === "–" ? "" : how.split(" ")[0];
     term.querySelector("i").textContent = value === "–" ? "" : how;
     first.textContent = value;
     second.textContent = second.title = details.filter(Boolean).join(" · ");

@@ -1,6 +1,6 @@
 /* The Workbench: a format for every layer, turned by knobs. What it does is predicted here at once, and measured by the
    live model behind the page as soon as nothing moves. */
-import { measureAgain, still } from "../weights/canvas.js";
+import { measureAgain, number, still } from "../weights/canvas.js";
 import { HistogramChart } from "../weights/histogram.js";
 import { LayerMap } from "../weights/map.js";
 import { DENSE, addressOf, combined, fits, format, stateAt } from "./formats.js";
@@ -8,7 +8,7 @@ import { FrontChart } from "./front.js";
 import { LiveStream } from "./live.js";
 import { Measured } from "./measured.js";
 import { Panels } from "./panels.js";
-import { fillMenu } from "./plans.js";
+import { fillMenu, queueProfile } from "./plans.js";
 import { Predictions, profile } from "./predictions.js";
 import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
@@ -21,7 +21,7 @@ const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 async function load(model) {
   const answer = await fetch(`slimscope/workbench/start?${new URLSearchParams(model ? { model } : {})}`), start = await answer.json();
   if (!answer.ok) throw Object.assign(new Error([start.what, start.why].filter(Boolean).join(" ")), { start });
-  return { start, tables: await profile(start.profile) };
+  return { start, tables: await profile(start.profile)?.catch(() => null) };
 }
 
 export function ahead() { early ??= load(asked().model); early.catch(() => {}); }
@@ -35,13 +35,13 @@ export function start(element) {
 }
 
 class Page extends Panels {
-  hovered = -1; holding = false; playing = 0; tensor = null; opened = false; #key = ""; #rest = 0;
+  hovered = -1; holding = false; playing = 0; tensor = null; #key = ""; #rest = 0;
 
   constructor(element) {
     super();
     const part = (id) => element.querySelector(`#workbench-${id}`), canvas = (id) => part(id).querySelector("canvas");
     Object.assign(this, { element, part, undone: [], done: [], chosen: new Set(), pinned: new Set(), kept: [], exact: null,
-      colour: "format", focus: 0, settings: { unit: "size", front: "" }, measured: new Measured(element),
+      colour: "", focus: 0, settings: { unit: "size", front: "" }, measured: new Measured(element),
       stream: new LiveStream((event) => this.take(event)) });
     this.map = new LayerMap(canvas("map"), { hover: (t) => { this.hovered = t; this.draw("hover"); }, pick: (t, keeps) => this.pick(t, keeps),
       choose: (tensors, adds) => this.choose(new Set(adds ? [...this.chosen, ...tensors] : tensors)) });
@@ -72,8 +72,8 @@ class Page extends Panels {
         at: (block, module) => cells.get(`${outside.includes(module) ? "" : block} ${module}`) ?? -1 };
       this.predictions = new Predictions(this.layers, start.rest, tables);
       this.settings.front = [...this.predictions.fronts.keys()][0] ?? "";
-      this.now = { identity: "", pruner: "magnitude", quantizer: "rtn", formats: this.layers.map(() => DENSE) };
-      Object.assign(this, { undone: [], done: [], pinned: new Set(), opened: false });
+      this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
+      Object.assign(this, { undone: [], done: [], pinned: new Set() });
       this.dense = this.now.formats;
       this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
       this.chosen = this.scope("all");
@@ -99,6 +99,7 @@ class Page extends Panels {
   #read(query) {
     const i = this.layers.findIndex(({ name }) => name === query.focus);
     this.focus = i >= 0 ? i : Math.max(0, this.layers.findIndex(({ block, module }) => block === this.data.blocks[this.data.blocks.length >> 1] && module.endsWith("down_proj")));
+    this.colour = "";
     if (query.colour && this.element.querySelector(`[data-knob="colour"] [value="${CSS.escape(query.colour)}"]`)) this.colour = query.colour;
     this.texts.view = query.view === "why" ? "why" : "text";
     if (query.prompt) this.texts.prompt = query.prompt.slice(0, 400);
@@ -107,6 +108,8 @@ class Page extends Panels {
       const state = stateAt(query.state, this.layers.length);
       const unknown = state.formats.findIndex((text, at) => !fits(format(text), this.layers[at].columns) || (format(text).pattern && this.layers[at].block < 0));
       if (unknown >= 0) throw new Error(`${this.layers[unknown].label} cannot be stored as ${state.formats[unknown]}.`);
+      for (const knob of ["pruner", "quantizer"])
+        if (!this.model[`${knob}s`].some(({ name }) => name === state[knob])) throw new Error(`There is no ${knob} ${state[knob].slice(0, 40)}.`);
       this.now = state;
     } catch (error) {
       this.part("notice").textContent = `The state of the address cannot be opened: ${error.message} The dense model is shown.`;
@@ -122,21 +125,14 @@ class Page extends Panels {
         : `${model.title} has no profile: nothing can be predicted, and a budget not be solved.`);
       if (!model.partial) {
         const button = Object.assign(document.createElement("button"), { type: "button", className: "small-button", textContent: "Queue a profile" });
-        button.onclick = () => this.#profile(button);
+        button.onclick = () => queueProfile(model.model, button);
         box.append(button, " ");
       }
     }
     if (model.live.why) line(`Nothing is measured live: ${model.live.why} ${model.live.do ?? ""}`);
+    this.texts.empty = model.live.why ? `No text: ${model.live.why}` : `Write, or turn a knob: ${model.title} is opened then, in at most ${number(model.live.bytes / 1e9, 2)} GB of memory.`;
     this.part("notice").append(box);
     if (!box.textContent) box.remove();
-  }
-
-  async #profile(button) {
-    button.disabled = true;
-    const answer = await fetch("slimscope/api/submit/profile?preset=default", { method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ model: this.model.model }) }), row = await answer.json();
-    const said = answer.ok ? Object.assign(document.createElement("a"), { href: `run?id=${row.run}`, textContent: `${row.run} is queued` }) : `${row.what} ${row.why}`;
-    button.replaceWith(said);
   }
 
   /** A profile that has moved on. */
@@ -181,12 +177,18 @@ class Page extends Panels {
     this.write();
   }
 
-  open(address) { this.set(stateAt(address, this.layers.length)); }
+  /** A state that was kept; of a model that has changed since, the process says so. */
+  open(address) {
+    try { this.set(stateAt(address, this.layers.length)); } catch (error) { this.measured.say(error.message, true); }
+  }
 
-  /** Changes the format of every layer that is chosen, where that fits it. */
+  /** Changes the format of every layer that is chosen, where that fits it. Embedding and head are rounded only, in the groups
+      that were profiled. */
   turn(change, key) {
     const to = (text, i) => {
-      const { pattern, width } = change(format(text)), wanted = combined(this.layers[i].block < 0 ? "" : pattern, width);
+      const { pattern, width } = change(format(text)), outside = this.layers[i].block < 0;
+      const known = outside && width && this.predictions.formats.find((each) => format(each).bits === format(width).bits && this.predictions.figure("predicted", i, each) >= 0);
+      const wanted = known || combined(outside ? "" : pattern, width);
       return fits(format(wanted), this.layers[i].columns) ? wanted : text;
     };
     this.set({ formats: this.now.formats.map((text, i) => (this.chosen.has(i) ? to(text, i) : text)) }, key);
@@ -201,7 +203,7 @@ class Page extends Panels {
   write() {
     clearTimeout(this.#rest); // browsers allow few changes of an address in a second
     this.#rest = setTimeout(() => window.slimscope.address({ model: this.model.model, state: this.isDense ? "" : this.address, focus: this.layers[this.focus].name,
-      colour: this.colour === "format" ? "" : this.colour, view: this.texts.view === "text" ? "" : this.texts.view, prompt: this.texts.own }), REST_MS);
+      colour: this.colour, view: this.texts.view === "text" ? "" : this.texts.view, prompt: this.texts.own }), REST_MS);
   }
 
   pick(t, keeps = false) {
@@ -215,6 +217,10 @@ class Page extends Panels {
 
   choose(tensors) {
     this.chosen = tensors;
+    if (!tensors.has(this.focus)) { // a knob should move the histogram that is shown
+      this.focus = [...tensors][0];
+      this.look();
+    }
     this.draw();
   }
 
@@ -223,15 +229,15 @@ class Page extends Panels {
   /** Asks the live model about the state. */
   measure(at_once = false) {
     if (this.model.live.why) return;
-    const want = this.texts.view === "why" ? ["loss", "speed", "why", "refine"] : ["loss", "text", "speed", "refine"];
+    const want = this.texts.view === "text" ? ["loss", "text", "speed", "refine"] : this.texts.whole ? ["loss", "why", "refine"] : ["text"];
     this.measured.begin(this.address);
-    this.texts.begin(this.address);
+    this.texts.begin();
     this.stream.ask({ model: this.model.model, state: this.address, want, prompt: this.texts.prompt, text: this.texts.whole, tokens: 48 }, at_once);
   }
 
   /** An event of the live model. */
   take(event) {
-    if (event.event === "opened") Object.assign(this.now, { identity: event.identity });
+    if (event.event === "opened" && this.now.identity !== event.identity) { this.now.identity = event.identity; this.write(); }
     if (event.event === "applied") this.#exactly(event);
     this.measured.take(event);
     this.texts.take(event, this.address);
@@ -279,7 +285,7 @@ class Page extends Panels {
     this.options("model", model.models.map(([title, name, profiled]) => [profiled ? title : `${title} (no profile)`, name]), model.model);
     this.options("pruner", methods(model.pruners), this.now.pruner);
     this.options("quantizer", methods(model.quantizers), this.now.quantizer);
-    this.options("colour", [...this.element.querySelectorAll('[data-knob="colour"] option')].map((each) => [each.textContent, each.value]), this.colour);
+    this.options("colour", [...this.element.querySelectorAll('[data-knob="colour"] option')].map((each) => [each.textContent, each.value]), this.colouring);
     this.options("front", [...this.predictions.fronts.keys()].map((name) => [name === "pruned" ? "by sparsity" : "by bits", name]), this.settings.front);
     this.button("play").disabled = false;
   }

@@ -1,9 +1,9 @@
 /* The panels of the Workbench: each draws the state that the page holds, and says in its title what it shows. */
 import { number, share } from "../weights/canvas.js";
-import { DENSE, addressOf, colour, combined, format, label } from "./formats.js";
+import { DENSE, addressOf, bitsPerWeight, colour, combined, format, label } from "./formats.js";
 import { stages } from "./tensor.js";
 
-const NONE = "#9AA4B2"; // the colour of dense
+const NONE = "#9AA4B2", COLUMNS = 4096, FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
 const MADE = { pruner: "pruned", quantizer: "rounded" }, STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
 
 export const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
@@ -14,6 +14,8 @@ export class Panels {
   /** What is shown: the state, or dense while that is held. */
   get formats() { return this.holding ? this.dense : this.now.formats; }
   get address() { return addressOf(this.now); }
+  /** By what the map is coloured: as somebody has chosen; else by format, and by what could be lost before anything is changed. */
+  get colouring() { return this.colour || (this.isDense && this.predictions.run ? "sensitivity" : "format"); }
   get isDense() { return this.now.formats.every((text) => text === DENSE); }
 
   scope(name) {
@@ -48,24 +50,37 @@ export class Panels {
   height(id) { return Math.max(120, this.part(id).querySelector(".workbench-canvas").clientHeight); }
 
   #map() {
-    const { data, predictions, formats, colour: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
+    const { data, predictions, formats, colouring: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
     const reference = this.#reference();
     const figures = { predicted: ["Predicted loss, nats a token", (text, i) => predictions.figure("predicted", i, text)],
       sensitivity: [`Alone at ${label(format(reference))}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
       error: ["Output error, %", (text, i) => 100 * predictions.figure("error", i, text)], bytes: ["MB", (text, i) => predictions.nbytes(i, text) / 1e6] };
-    const used = [...new Set(formats)].sort((a, b) => predictions.nbytes(0, b) - predictions.nbytes(0, a));
+    const counts = new Map(), bits = (text) => bitsPerWeight(format(text), COLUMNS), shade = (text) => colour(format(text)) ?? NONE;
+    for (const text of formats.toSorted((a, b) => bits(b) - bits(a))) {
+      const short = label(format(text), true), many = counts.get(short)?.many ?? 0;
+      counts.set(short, { many: many + 1, colour: shade(text), words: short });
+    }
     const [words, value] = figures[by] ?? ["", () => NaN], values = formats.map(value), chosen = this.chosen.size < this.scope("all").size ? this.chosen : null;
-    const colours = by === "format" ? formats.map((text) => colour(format(text)) ?? NONE) : null;
-    this.map.draw({ ...shown, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned,
-      key: colours && used.map((text) => ({ words: label(format(text)), colour: colour(format(text)) ?? NONE })) });
-    const many = (text) => formats.filter((each) => each === text).length;
+    const colours = by === "format" ? formats.map(shade) : null, key = [...counts.values()];
+    this.map.draw({ ...shown, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
-    const title = colours ? (used.length === 1 ? `All ${plural(formats.length, "layer")}: ${label(format(used[0]))}` : used.map((text) => `${many(text)} × ${label(format(text))}`).join(", "))
+    const title = colours ? (key.length > FEW ? this.#spared(bits) : key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(" · "))
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
+    this.element.querySelector('[data-knob="colour"]').value = by;
     this.part("map").querySelector("h2").textContent = title;
     this.part("map").querySelector("canvas").dataset.words = title;
     const t = this.hovered, place = this.part("map").querySelector("output");
     place.textContent = t < 0 ? "" : `${this.layers[t].label}: ${label(format(formats[t]))}${colours ? "" : ` · ${number(values[t])}`}`;
+  }
+
+  /** Which kind of matrix keeps most and least bits a weight. */
+  #spared(bits) {
+    const mean = (name) => {
+      const own = this.layers.flatMap(({ module }, i) => (module === name ? [bits(this.formats[i])] : []));
+      return own.reduce((sum, each) => sum + each, 0) / own.length;
+    };
+    const [most, ...others] = this.model.modules.map((name) => [name.split(".").pop(), mean(name)]).sort((a, b) => b[1] - a[1]), least = others.at(-1) ?? most;
+    return `${most[0]} is spared most, ${number(most[1])} bits a weight; ${least[0]} least, ${number(least[1])}`;
   }
 
   /** The format that sensitivities are of: that of most layers, else one in the middle of the profile. */
@@ -138,7 +153,7 @@ export class Panels {
     this.histogram.height = this.height("histogram");
     const found = stages(tensor, layer, made, live), moves = !STEADY.includes(why);
     this.histogram.draw({ data: found, t: 0, s: text === DENSE ? 0 : 1, shown: [0], other: null, curve: "histogram", log: false, brush: null }, moves);
-    const zeros = made.tails[1] / made.tails[0];
+    const zeros = format(text).width ? made.tails[1] / made.tails[0] : 0; // of a pattern, it says so itself
     title.textContent = `${layer.label}: ${label(format(text))}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
     canvas.dataset.words = title.textContent;
   }
@@ -150,7 +165,9 @@ export class Panels {
     const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)), said = (nbytes, value, how) => `${megabytes(nbytes)}, ${number(value)} × dense, ${how}`;
     this.front.draw({ lines, height: this.height("front"), measured: Boolean(known?.ratio), dense: { nbytes: dense, ratio: 1, words: `Dense, ${megabytes(dense)}` },
       now: { nbytes: totals.nbytes, ratio: own, words: said(totals.nbytes, own, known?.ratio ? "measured" : "predicted") },
+      runs: this.model.runs.map(([run, name, nbytes, value]) => ({ run, nbytes, ratio: value, words: `${run}, ${name}: ${said(nbytes, value, "measured")}` })),
       kept: this.kept.map((each, place) => ({ ...each, words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}` })) });
+    this.part("front").querySelector(".weights-legend").hidden = !predictions.fronts.size;
     const box = this.element.querySelector(".workbench-kept"), key = JSON.stringify(this.kept);
     if (box.dataset.key === key) return;
     box.dataset.key = key;

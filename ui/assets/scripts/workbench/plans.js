@@ -15,6 +15,13 @@ async function json(address, body) {
   return found;
 }
 
+/** Queues a profile of a model; the button becomes a link to it, or why there is none. */
+export async function queueProfile(model, button) {
+  button.disabled = true;
+  await json("api/submit/profile?preset=default", { model })
+    .then(({ run }) => button.replaceWith(link(`run?id=${run}`, `${run} is queued`)), (error) => button.replaceWith(error.message));
+}
+
 /** Fills the menu that was opened: `queue` or `export`. */
 export function fillMenu(menu, { model, address, stream }) {
   const box = menu.lastElementChild, queues = menu.dataset.menu === "queue", said = line();

@@ -3,8 +3,8 @@
 import { fetched } from "../weights/histograms.js";
 import { DENSE, bitsPerWeight, format } from "./formats.js";
 
-/** @typedef {{loss: number, unknown: number, nbytes: number, read: number, zeros: number}} Totals
-    `loss`: nats a token; `unknown` layers are not in it; `read`: bytes a token; `zeros`: share of the layers of the blocks. */
+/** @typedef {{loss: number, unknown: number, nbytes: number, read: number, zeros: number, rounded: number}} Totals
+    `loss`: nats a token; `unknown` layers are not in it; `read`: bytes a token; `zeros`: share of the layers of the blocks; `rounded`: how many layers are. */
 
 export class Predictions {
   #sparsities = [];
@@ -45,12 +45,13 @@ export class Predictions {
 
   /** @returns {Totals} */
   totals(formats) {
-    const found = { loss: 0, unknown: 0, nbytes: this.rest, read: 0, zeros: 0 }, outside = this.layers.filter(({ block }) => block < 0).length;
+    const found = { loss: 0, unknown: 0, nbytes: this.rest, read: 0, zeros: 0, rounded: 0 }, outside = this.layers.filter(({ block }) => block < 0).length;
     formats.forEach((text, i) => {
       const { block, rows, columns, module } = this.layers[i], loss = text === DENSE ? 0 : this.figure("predicted", i, text), nbytes = this.nbytes(i, text);
       if (Number.isFinite(loss)) found.loss += loss; else found.unknown++;
       found.nbytes += nbytes;
       if (block >= 0 || outside === 1 || !module.includes("embed")) found.read += nbytes; // of an embedding alone, one row
+      if (format(text).width) found.rounded++;
       if (block >= 0) found.zeros += (format(text).drop * rows * columns) / this.inBlocks;
     });
     return found;

@@ -5,7 +5,7 @@ import { number } from "../weights/canvas.js";
 const USUAL = "The capital of France is", MOST_SAID = 3;
 
 export class TextCard {
-  #dense = { prompt: "", text: "" }; #live = ""; #view = "text"; #tokens = []; #losses = []; #plot = null;
+  #dense = { prompt: "", text: "" }; #live = ""; #fresh = new Set(); #view = "text"; #tokens = []; #losses = []; #plot = null;
 
   /** @param {{write: () => void, restore: (block: number) => void}} on */
   constructor(card, on) {
@@ -21,8 +21,11 @@ export class TextCard {
   get own() { return this.field.value.trim(); }
   get prompt() { return this.own || USUAL; }
   set prompt(words) { this.field.value = words; }
-  /** The text whose tokens are traced. */
-  get whole() { return this.prompt + (this.#dense.prompt === this.prompt ? this.#dense.text : ""); }
+  /** The text whose tokens are traced; "" where the dense model has not gone on with the prompt yet. */
+  get whole() { return this.#dense.prompt === this.prompt ? this.prompt + this.#dense.text : ""; }
+
+  /** What stands where nothing is written yet. */
+  set empty(words) { this.places.dense.dataset.empty = words; }
 
   get view() { return this.#view; }
   set view(name) {
@@ -33,7 +36,7 @@ export class TextCard {
   }
 
   begin() {
-    this.fresh = true; // what was written stays until there is something newer
+    this.#fresh = new Set(["live", "dense"]); // what was written stays until there is something newer
     this.#losses = [];
   }
 
@@ -41,18 +44,18 @@ export class TextCard {
     if (event.event === "text") this.#add(event);
     else if (event.event === "tokens") this.#tokens = event.tokens;
     else if (event.event === "why") { this.#losses[event.block] = event.losses; this.#trace(); }
-    else if (event.event === "error" && this.fresh) this.places.live.textContent = "";
+    else if (event.of === "text") this.places.live.textContent = event.why;
   }
 
-  #add({ side, delta }) {
-    if (side === "dense") {
-      if (this.#dense.prompt !== this.prompt) this.#dense = { prompt: this.prompt, text: "" };
-      this.#dense.text += delta;
-      this.places.dense.textContent = this.#dense.text;
-    } else {
-      this.#live = this.fresh ? delta : this.#live + delta;
-      this.fresh = false;
+  #add({ side, delta, done }) {
+    if (done) {
+      this.#fresh.add(side);
+      if (side === "dense" && this.#view === "why") this.on.write(); // now there is a text to trace
+      return;
     }
+    const before = this.#fresh.delete(side) ? "" : side === "live" ? this.#live : this.#dense.text;
+    if (side === "live") this.#live = before + delta;
+    else this.places.dense.textContent = (this.#dense = { prompt: this.prompt, text: before + delta }).text;
     this.#compare();
   }
 
@@ -66,9 +69,9 @@ export class TextCard {
 
   #trace() {
     const blocks = this.#losses.length, columns = this.#tokens.length - 1, canvas = this.canvas, box = canvas.parentElement;
-    const data = this.#losses.flatMap((row) => [...(row ?? Array(columns).fill(NaN))]);
+    const data = this.#losses.flatMap((row) => (row ?? Array(columns).fill(NaN)).map((each) => each ?? NaN));
     const words = (i, j) => `block ${i} restored, “${this.#tokens[j + 1]?.trim()}”`;
-    this.#plot = grid(canvas, { panels: [{ label: "Blue: better with this block dense", rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(160, box.clientHeight) });
+    this.#plot = grid(canvas, { panels: [{ label: "Blue: better with this block dense", rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, box.clientHeight) });
     const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
     const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
     this.card.querySelector(".workbench-said").textContent = worst.length
