@@ -141,12 +141,12 @@ def measured(server: Server, prompts: Prompts, new: int) -> dict[str, float]:
     between = [b - a for own in stamps for a, b in pairwise(own)]
     return {
         "tokens_s": tokens / max(own[-1] for own in stamps), "tokens_cpu_s": tokens / processor,
-        "first_p50": median(first), "first_p95": _p95(first),
-        "between_ms_p95": 1e3 * _p95(between), "mb": (memory.peak() - before) / 2**20,
+        "first_p50": median(first), "first_p95": p95(first),
+        "between_ms_p95": 1e3 * p95(between), "mb": (memory.peak() - before) / 2**20,
     }  # fmt: skip
 
 
-def _p95(values: Sequence[float]) -> float:
+def p95(values: Sequence[float]) -> float:
     return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 

@@ -21,11 +21,7 @@ from backend.store.states import Lane
 from jobs.benchmark.report import DecoderReport
 from jobs.evaluation.report import SAMPLED
 from jobs.kind import JobConfig, kind_named
-from jobs.metrics import PRODUCT_SPEED_UP
 from jobs.submit import validated
-
-Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
-Curve = Annotated[list[Number], Field(min_length=1, max_length=1000)]
 
 
 class Sample(BaseModel):
@@ -60,16 +56,10 @@ class ResultDetails(BaseModel):
     task: Text = ""
     figure: Text = ""
     of: Text = ""
-    shape: Shape = [1, 1]
-    own: Number = 0.0
-    break_even: Number | None = None
-    zeros: Curve = [0.0]
-    speed_up: Curve = [1.0]
     samples: Annotated[list[Sample], Field(max_length=1000)] = []
 
 
 NEEDED = {  # notes without which a page cannot show a metric
-    PRODUCT_SPEED_UP: ("shape", "own", "break_even", "zeros", "speed_up"),
     SAMPLED: ("samples",),
 }
 REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport).items()}
@@ -115,11 +105,9 @@ def checked_plan(
 
 def check_details(metric: MetricKey, details: dict[str, Any]) -> None:
     """Raise `ValueError` for notes of a figure that pages cannot show."""
-    found = ResultDetails.model_validate(details)
+    ResultDetails.model_validate(details)
     if missing := set(NEEDED.get(metric, ())) - details.keys():
         raise ValueError(f"{metric} comes without {min(missing)}")
-    if metric == PRODUCT_SPEED_UP and len(found.zeros) != len(found.speed_up):
-        raise ValueError(f"the curve of {metric} is not whole")
 
 
 def check_report(report: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ RANK_CORRELATION = MetricKey("rank_correlation")
 PARAMETERS, PARAMETER_SHARE = MetricKey("parameters"), MetricKey("parameter_share")
 TOKENS_PER_SECOND, SPEED_UP = MetricKey("tokens_per_second"), MetricKey("speed_up")
 BYTES_PER_TOKEN, PASS_MS = MetricKey("bytes_per_token"), MetricKey("pass_ms")
-PRODUCT_SPEED_UP, BREAK_EVEN = MetricKey("product_speed_up"), MetricKey("break_even")
+BREAK_EVEN = MetricKey("break_even")
 ACCEPTED_LENGTH, SAME_TEXT = MetricKey("accepted_length"), MetricKey("same_text")
 PREDICTED_LENGTH, DRAFT_MS = MetricKey("predicted_length"), MetricKey("draft_ms")
 PREDICTED_SPEED_UP, DRAFT_COST = MetricKey("predicted_speed_up"), MetricKey("draft_cost")
@@ -158,12 +158,6 @@ _ALL = (
         SPEED_UP, "Speed-up",
         "Tokens per second over those of what it is compared with in the same run: the same base "
         "without a drafter (Speed), or the dense model (Evaluation, DL-QAT).",
-        "higher", unit="×", timed=True,
-    ),
-    Metric(
-        PRODUCT_SPEED_UP, "Sparse product",
-        "Time of a dense matrix times a vector over that with the zeros left out, "
-        "for the model's largest linear layer, on the machine the run names; below 1 it is slower.",
         "higher", unit="×", timed=True,
     ),
     Metric(
@@ -321,5 +315,4 @@ def ordered(keys: Iterable[MetricKey]) -> list[MetricKey]:
 
 
 def axis_title(axis: str) -> str:
-    """The title of the axis a curve is drawn over."""
     return AXES.get(axis, axis.capitalize())

@@ -14,7 +14,6 @@ ATTEMPT_FIELDS = ("n", "outcome", "exit_code", "resumed_from")
 
 
 def record(run: str | int) -> dict[str, Any]:
-    """Everything that is known of a run."""
     job = queries.job(run)
     timings: dict[str, Any] = {t.step: t.seconds for t in queries.step_times([run])}
     repeats = reproduced(job)

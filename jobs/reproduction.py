@@ -99,7 +99,6 @@ class Reproduction:
         return [*weights, *self.texts, *self.results, *self.config, *self.environment]
 
     def __str__(self) -> str:
-        """What was found, in words."""
         both = f"{self.first} and {self.second}"
         if self.outcome == "open":
             return f"{both} can be compared once both have succeeded."
@@ -123,7 +122,6 @@ class Reproduction:
         return f"What differs around it: {named}{more}."
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
         return asdict(self) | {"text": str(self)}
 
 

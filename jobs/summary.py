@@ -36,7 +36,6 @@ def cost_text(job: Job) -> str:
 
 
 def results(run: str | int) -> list[dict[str, Any]]:
-    """The figures a run ended with."""
     return [
         {"stage": r.stage, "metric": str(r.metric), "value": r.value, "stderr": r.stderr, "n": r.n}
         | r.details

@@ -5,8 +5,6 @@ It lives in a temporary folder, listens on a Unix socket in it and on no network
 disk. A server does not run as root: then it belongs to nobody.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

@@ -9,13 +9,14 @@ from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 
 from jobs.cli.app import main
+from tests.fork_engine import fork_all
 from tests.fork_server import FORKS, begin_anew
 
 
 def slimscope(
     *words: str, timeout: float = 280, meanwhile: Callable[[], object] | None = None
 ) -> CompletedProcess[str]:
-    """Runs `slimscope WORDS` in a forked process. What it starts itself are fresh ones.
+    """Runs `slimscope WORDS` in a forked process; a supervisor that it wakes is one, too.
 
     Args:
         meanwhile: called again and again until it has ended.
@@ -37,5 +38,6 @@ def slimscope(
 def run(words: tuple[str, ...], environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:
     """The life of the forked process."""
     begin_anew(environment, stdout, stderr)
+    fork_all()
     sys.argv = ["slimscope", *words]
     main()

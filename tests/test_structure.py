@@ -23,16 +23,8 @@ ROOMS = ("backend", "jobs", "ui")
 MOST_FILES = 15
 # Packages that are extras, or take a second to load and few callers need; imported where used.
 LATE = {
-    "alembic",
-    "datasets",
-    "fsspec",
-    "gguf",
-    "llama_cpp",
-    "lm_eval",
-    "mcp",
-    "torch",
-    "transformers",
-}
+    "alembic", "datasets", "fsspec", "gguf", "llama_cpp", "lm_eval", "mcp", "torch", "transformers",
+}  # fmt: skip
 # Plotly reads these few tags in the text of a chart; they are no HTML of a page.
 CHART_TAGS = re.compile(r"</?(b|br|i|sub|sup|extra)>|<extra></extra>")
 TAG = re.compile(r"</?[a-z]+[ >]")  # but not b"<script", where the server adds a nonce

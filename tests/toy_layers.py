@@ -1,7 +1,5 @@
 """A toy model, text it knows, and layers whose inputs are correlated as real ones are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -62,7 +60,7 @@ class Recorder(SilentReporter):
     axes: dict[str, str] = field(default_factory=dict)  # curve -> what its steps count
     snapshots: list[TensorSnapshot] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    stop: Callable[[Recorder], bool] = lambda _: False
+    stop: "Callable[[Recorder], bool]" = lambda _: False
 
     def progress(self, done: float, total: float, stage: str) -> None:
         self.progressed.append((done, total, stage))

@@ -1,7 +1,5 @@
 """The dashboard. It replaces internals of Gradio; another release of it is refused at once."""
 
-from __future__ import annotations
-
 import sys
 from importlib.metadata import version
 

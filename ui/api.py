@@ -2,8 +2,6 @@
 limits, validation and estimates are those of the queue. `ui.api_errors` says what an error looks
 like."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any
@@ -99,7 +97,6 @@ def docs(_: Request) -> HTMLResponse:
 
 
 def docs_html() -> str:
-    """The page, which takes a while to make."""
     requests = [
         {
             "line": f"{method.upper()} {path}",

@@ -4,8 +4,6 @@
 503 the database cannot be used at present.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

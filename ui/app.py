@@ -1,7 +1,5 @@
 """The pages put together, and the web server that shows them."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterable

@@ -1,8 +1,6 @@
 """Numbers, times and links as text: pure functions for pages, charts and templates. Text of persons
 or files goes through `esc` before it is put into a chart; templates escape by themselves."""
 
-from __future__ import annotations
-
 import html
 import math
 from datetime import UTC, datetime

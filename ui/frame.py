@@ -5,8 +5,6 @@ for each open page: every 2 s while something runs, else every 10 s, and not in 
 only when the cursor in the answer differs from the last one does `live` run a Gradio event.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Everything that relies on Gradio's internals, in one place. Checked with Gradio 6.31."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,8 +2,6 @@
 Prometheus (`/metrics`). One thread reads the state of the database for all who ask, so that nobody
 waits long for one that does not answer."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

@@ -1,8 +1,6 @@
 """Keyboard shortcuts: for the browser, for the list that `?` opens, and for Help. None changes
 anything, and none works while a text field has the focus."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -2,8 +2,6 @@
 phones that follow it under a code of six letters. Only a host presents; what is presented is in
 memory."""
 
-from __future__ import annotations
-
 import re
 import secrets
 import socket

@@ -1,8 +1,6 @@
 """Results of the search box in the frame: terms and metrics of Help, and runs by id, name, model,
 kind, state or tag."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from starlette.requests import Request

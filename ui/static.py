@@ -2,8 +2,6 @@
 installed Python package, compressed once. Browsers cache the latter two for a year under an address
 that contains their version."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import threading

@@ -1,7 +1,5 @@
 """Every colour and the Gradio theme. Stages, states and runs have one colour each, everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple

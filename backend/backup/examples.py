@@ -41,7 +41,6 @@ def install_examples(check: Check) -> list[Job]:
 
 
 def remove_examples(actor: Actor) -> list[Job]:
-    """Delete the examples."""
     return removal.remove([run for run in bundled() if _known(run)], actor)
 
 

@@ -103,7 +103,10 @@ def _emptied(target: Engine) -> Iterator[Connection]:
 
 
 def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> int:
-    raw = _as_text(table)
+    columns = (
+        (c.name, Text() if isinstance(c.type, JsonColumn) else c.type) for c in table.columns
+    )
+    raw = sa.table(table.name, *(sa.column(name, kind) for name, kind in columns))
     read = here.execution_options(yield_per=BATCH)
     count = digest = 0
     try:
@@ -124,14 +127,6 @@ def _move(here: Connection, there: Connection, table: sa.Table, told: Told) -> i
         raise BackupError(NOT_MOVED, f"The copy of {table.name} differs.", "Try again.")
     told(table.name, count)
     return count
-
-
-def _as_text(table: sa.Table) -> sa.TableClause:
-    """The table with its JSON as the text that is stored."""
-    columns = (
-        (c.name, Text() if isinstance(c.type, JsonColumn) else c.type) for c in table.columns
-    )
-    return sa.table(table.name, *(sa.column(name, kind) for name, kind in columns))
 
 
 def _all(table: sa.Table) -> sa.Select[Any]:

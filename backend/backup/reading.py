@@ -54,7 +54,6 @@ class ArchiveReader:
         self._check_contents()
 
     def damaged(self, why: str) -> BackupError:
-        """The error for a damaged archive."""
         return _damaged(self._refused, why)
 
     def _listed(self) -> dict[str, tarfile.TarInfo]:

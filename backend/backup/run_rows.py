@@ -64,7 +64,6 @@ class StoredRow(Checked):
     table: str
 
     def columns(self) -> dict[str, Any]:
-        """What is stored of it."""
         return self.model_dump(exclude={"table"}, exclude_unset=True)
 
 

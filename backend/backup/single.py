@@ -62,7 +62,7 @@ def export_run(
             do = "Restore a daily copy of the database, or run it again."
             raise BackupError(NOT_EXPORTED, f"A row is damaged: {_fault(error)}.", do) from error
         whole = SourceFile(ROWS, rows, rows.stat().st_size)
-        files = [whole, *files_of(job.run, weights, checkpoints=False)]
+        files = [whole, *files_of(job.run, weights)]
         return write_archive(target, files, progress, weights=weights, checkpoints=False)
 
 
@@ -81,7 +81,6 @@ def _values(row: tables.Table) -> dict[str, Any]:
 
 
 def _rows(session: Session, table: type[tables.Table], job_id: int) -> Iterator[dict[str, Any]]:
-    """The rows of a table that belong to a run."""
     columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
     query = select(*columns).where(inspect(table).columns["job_id"] == job_id)
     for rows in session.execute(query).mappings().partitions(BATCH):

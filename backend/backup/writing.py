@@ -1,6 +1,7 @@
-"""Writing a backup while jobs run. The database is copied first; results are written to it before
-the files that depend on them, and a folder appears only when it is complete: whatever the copy
-knows of is on disk. In the copy, live runs have been interrupted as by a power failure."""
+"""Writing a backup while jobs run, whose copy of the database holds live runs as interrupted by a
+power failure. A run writes figures before the checkpoint behind them, and a result after its files.
+So checkpoints are held first, then the database is copied, then the other files: no checkpoint is
+ahead of the figures, and every file that the copy knows of is there."""
 
 import hashlib
 import os
@@ -65,13 +66,38 @@ def write_backup(
         why, do = "Checkpoints consist of weights.", "Choose one of the two options."
         raise BackupError(NOT_WRITTEN, why, do)
     check_new(target)
-    with TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder:
+    settings().artifacts.mkdir(exist_ok=True)
+    with (
+        TemporaryDirectory(dir=target.parent, prefix=".slimscope-") as folder,
+        TemporaryDirectory(dir=settings().artifacts, prefix=".held-") as held,
+    ):
         database = Path(folder, DATABASE)
         check_room(target.parent, database_file().stat().st_size, NOT_WRITTEN, LESS)
+        if checkpoints:
+            _hold_checkpoints(Path(held))
         copy_database(database)
         runs = interrupt_live_runs(database)
-        files = [*_files(database, runs, weights, checkpoints)]
+        files = [*_files(database, runs, weights, Path(held))]
         return write_archive(target, files, progress, weights=weights, checkpoints=checkpoints)
+
+
+def _hold_checkpoints(held: Path) -> None:
+    """Link the checkpoints that there are, so that they stay as they are; one that is replaced
+    meanwhile is left out."""
+    for checkpoint in settings().artifacts.glob("*/work/[!.]*"):
+        target = held / checkpoint.relative_to(settings().artifacts)
+        try:
+            if checkpoint.is_dir() and not checkpoint.is_symlink():
+                shutil.copytree(checkpoint, target, symlinks=True, copy_function=_link)
+        except (shutil.Error, OSError):
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except PermissionError:  # of file systems without links
+        shutil.copy2(source, target)
 
 
 def write_archive(
@@ -127,23 +153,23 @@ def interrupt_live_runs(database: Path) -> list[str]:
             return [run_name(*row) for row in session.execute(select(Job.kind, Job.id))]
 
 
-def _files(
-    database: Path, runs: list[str], weights: bool, checkpoints: bool
-) -> Iterator[SourceFile]:
+def _files(database: Path, runs: list[str], weights: bool, held: Path) -> Iterator[SourceFile]:
     yield SourceFile(DATABASE, database, database.stat().st_size)
     for run in runs:
-        yield from files_of(run, weights, checkpoints)
+        yield from files_of(run, weights)
+        for path, size in _below(held / run):
+            yield SourceFile(_named(ARTIFACTS, path, held), path, size)
     if weights:
         models = settings().root / MODELS
         for path, size in _below(models):
             yield SourceFile(_named(MODELS, path, models), path, size)
 
 
-def files_of(run: str, weights: bool, checkpoints: bool) -> Iterator[SourceFile]:
-    """The files in the folder of a run."""
+def files_of(run: str, weights: bool) -> Iterator[SourceFile]:
+    """The files in the folder of a run, without its checkpoints."""
     for path, size in _below(run_folder(run)):
         within = path.is_relative_to(work_folder(run))
-        if (checkpoints or not within) and (weights or path.suffix not in WEIGHTS):
+        if not within and (weights or path.suffix not in WEIGHTS):
             yield SourceFile(_named(ARTIFACTS, path, settings().artifacts), path, size)
 
 
@@ -209,7 +235,6 @@ class HashingReader:
         self.file, self.advance, self.digest = file, advance, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`."""
         data = self.file.read(size)
         self.digest.update(data)
         self.advance(len(data))

@@ -10,8 +10,6 @@ Temperature, top-k and top-p act on the row of each node. A repetition penalty d
 so far, so it gets the prefix of each node, including the path to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random

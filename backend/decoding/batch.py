@@ -1,8 +1,6 @@
 """Several sequences decoded side by side. A pass reads the weights once for all of them, so up to
 the point where arithmetic limits it, a batch takes little longer than one sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -28,7 +26,6 @@ class Batch(Protocol):
 
 
 def new_batch(target: TargetModel, rows: int, capacity: int) -> Batch:
-    """A batch of `rows` empty sequences of at most `capacity` tokens."""
     if target.native:
         return NativeBatch(target.native, rows, capacity)
     return TorchBatch(target, capacity)

@@ -13,8 +13,6 @@ Medians and ranges are over rounds. Accepted lengths and texts are the same in e
 decoding is greedy.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -143,7 +141,7 @@ class MedianRange:
     highest: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> MedianRange:
+    def of(cls, values: Sequence[float]) -> "MedianRange":
         return cls(median(values), min(values), max(values))
 
 

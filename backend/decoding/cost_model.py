@@ -8,8 +8,6 @@ break-even of a size is the tau at which the speed-up is 1, the denominator. A t
 alone needs no draft and breaks even at 1: where drafting does not pay, nothing is drafted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

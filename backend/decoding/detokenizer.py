@@ -1,7 +1,5 @@
 """Text of tokens, as it becomes certain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer

@@ -26,8 +26,6 @@ of the tree of n nodes that was grown on one half of the answers, walked over th
 ways. The value of the nth node of a growth is tau(n + 1) - tau(n).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ Accepted length: tokens committed per verification pass, including the bonus tok
 without a drafter has 1.00 (as in Spec-Bench). It equals len(path) unless generation ends inside it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field

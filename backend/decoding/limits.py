@@ -1,7 +1,5 @@
 """Limits of sampling, and the number that marks a token of prompt lookup. Does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator

@@ -1,8 +1,6 @@
 """llama.cpp as a decoder: what a user would run instead, timed on the same prompts. It is optional
 and should be built for this processor (CMAKE_ARGS=-DGGML_NATIVE=ON). Decodes greedily."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager

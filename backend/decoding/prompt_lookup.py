@@ -1,7 +1,5 @@
 """Prompt lookup: draft tokens copied from an earlier place in the same text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain as flattened
 

@@ -2,8 +2,6 @@
 measures the drafts: prompt lookup, the heads of a drafter (`backend.drafters.tree_proposer`), or
 nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -11,8 +11,6 @@ model's own forward along each path. Where the native decoder fails, the model's
 model that fails as well is rejected, so wrong text is never generated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 from typing import Any, Protocol
@@ -143,7 +141,6 @@ class TargetModel:
         return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
     def verifier(self, cache: DecodingCache) -> Verifier:
-        """A verifier of trees on top of a cache of this model."""
         if isinstance(cache, NativeCache):
             assert self.native is not None
             return NativeVerifier(self.native, cache, self.context)

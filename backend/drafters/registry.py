@@ -163,6 +163,5 @@ def build_drafter(
     vocabulary: Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Drafter:
-    """An untrained drafter of the architecture the config names."""
     drafter = DRAFTERS[config.architecture](config, target, vocabulary, dtype)
     return drafter.requires_grad_().to(target.device)

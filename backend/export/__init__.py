@@ -6,6 +6,5 @@ bit_packing         codes packed into 32-bit words
 compressed_tensors  the tensors of one layer in that layout, and back; also our own, with offsets
 gptq_layout         the same for GPTQ, and reading of AWQ
 writing             write a model folder: weights, config, tokenizer, model card
-code_tiles          the codes of a part of one matrix, read without the rest (no torch)
 reading             read and check such a folder: as codes, or as a model on packed weights
 """

@@ -29,7 +29,6 @@ class Turn:
 
     @property
     def number(self) -> int:
-        """By which it is found."""
         return self.prompt.id
 
     @property
@@ -50,7 +49,6 @@ class Turn:
 
     @property
     def unanswered(self) -> list[int]:
-        """The sides that have not answered."""
         return [n for n in range(1, len(self.names) + 1) if n not in self.answers]
 
 

@@ -16,12 +16,10 @@ TAIL_BYTES = 64_000
 
 
 def run_folder(run: str) -> Path:
-    """The folder of run "sds-0042"."""
     return settings().artifacts / run
 
 
 def log_file(run: str, attempt: int) -> Path:
-    """The log file of attempt `attempt`."""
     return run_folder(run) / f"a{attempt}" / "log.txt"
 
 

@@ -108,7 +108,6 @@ def save_view(name: str, query: str, actor: Actor) -> None:
 
 
 def delete_view(name: str, actor: Actor) -> None:
-    """Delete a saved view."""
     require_host(actor, "delete a view")
     with writing() as session:
         session.execute(delete(SavedView).where(SavedView.name == name))

@@ -94,7 +94,6 @@ def create_report(title: str, actor: Actor) -> int:
 
 
 def rename_report(number: int, title: str, actor: Actor) -> None:
-    """Give a report another title."""
     require_host(actor, "write a report")
     with writing() as session:
         row = _locked(session, number)
@@ -149,7 +148,6 @@ def move_block(number: int, block: int, by: int, actor: Actor) -> None:
 
 
 def remove_block(number: int, block: int, actor: Actor) -> None:
-    """Take a block out."""
     _change(number, actor, lambda blocks: [b for b in blocks if b.id != block])
 
 

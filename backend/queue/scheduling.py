@@ -79,7 +79,6 @@ class QueueStatus:
 
 
 def status() -> QueueStatus:
-    """Read the current status of the queue."""
     waiting = queued()
     attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
     with reading() as session:

@@ -95,7 +95,6 @@ class SupervisorLoop:
             self._slots = self._room.places
 
     def busy(self) -> bool:
-        """Whether any job is queued or running."""
         with reading() as session:
             active = select(Job.id).where(Job.state.in_([*ACTIVE])).limit(1)
             return session.scalar(active) is not None

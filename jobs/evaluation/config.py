@@ -24,7 +24,7 @@ class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
     batch: int = option(4, "Batch size", ge=1, le=256, unit="windows", advanced=True)
     """Windows per forward pass. More are faster on a GPU and need more memory."""
     speed: bool = option(True, "Measure speed")
-    """Time decoding with both models in turn, and sparse matrix products."""
+    """Time decoding with both models in turn."""
 
 
 def measured_models(config: EvaluationJob) -> dict[str, str]:

@@ -10,8 +10,6 @@ from jobs.fields.quality import DECODED_TOKEN_COST, check_quality, ending_flops,
 from jobs.fields.text import check_evaluation_text, context_length
 from jobs.kind import Requirements
 
-SPARSE_PRODUCT_FLOPS = 2e10  # that take about as long as timing the sparse products
-
 
 def requirements(config: EvaluationJob) -> Requirements:
     facts = {
@@ -74,5 +72,4 @@ def flops_by_phase(config: EvaluationJob, facts: ModelFacts, stages: list[str]) 
         phases["decode"] = (
             2.0 * weights * DECODED_TOKEN_COST * TIMED_TOKENS * (1 + REPEATS) * len(stages)
         )
-        phases["products"] = SPARSE_PRODUCT_FLOPS
     return phases

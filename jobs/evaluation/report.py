@@ -1,5 +1,5 @@
-"""Findings of an evaluation in sentences: size, decoding and sparse products of a saved model
-beside its dense one. A speed-up within the noise of its measurement is not reported as one."""
+"""Findings of an evaluation in sentences: size and decoding of a saved model beside its
+dense one. A speed-up within the noise of its measurement is not reported as one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,6 @@ from jobs.evaluation.config import DENSE, MODEL, NAME
 
 SAMPLED = metrics.GREEDY_AGREEMENT  # the figure that comes with texts
 TIMED_TOKENS, REPEATS = 48, 5  # decoded at a time, and how often
-PRUNED_FROM = 0.005  # share of zeros; what has fewer is no pruned model
 MIN_GAIN, MIN_STANDARD_ERRORS = 0.05, 2.0  # below either, a speed-up is not reported as one
 
 Rows = Mapping[tuple[str, MetricKey], StoredResult]  # (stage, metric) -> row
@@ -21,7 +20,7 @@ Rows = Mapping[tuple[str, MetricKey], StoredResult]  # (stage, metric) -> row
 
 def verdicts(rows: Rows) -> list[str]:
     """The findings in sentences; empty before anything was measured."""
-    return [text for text in (_size(rows), _decoding(rows), _product(rows)) if text]
+    return [text for text in (_size(rows), _decoding(rows)) if text]
 
 
 def format_bytes(rows: Rows) -> dict[str, float]:
@@ -73,20 +72,6 @@ def _rate(row: StoredResult) -> str:
     """The median, and what the repeats lie between."""
     lowest, highest = row.details["lowest"], row.details["highest"]
     return f"{row.value:.3g} tokens/s ({lowest:.3g} to {highest:.3g})"
-
-
-def _product(rows: Rows) -> str:
-    row = rows.get((MODEL, metrics.PRODUCT_SPEED_UP))
-    if row is None:
-        return ""
-    zeros, even = row.details["own"], row.details["break_even"]
-    pays = f"it does not pay up to {_share(max(row.details['zeros']))} zeros"
-    if even is not None:
-        pays = f"it pays from {_share(even)} zeros on"
-    now = (
-        f"{row.value:.2f} × dense at this model's {_share(zeros)}; " if zeros >= PRUNED_FROM else ""
-    )
-    return f"Leaving out the zeros (bit mask), the largest layer: {now}{pays}."
 
 
 def evaluations(run: str) -> list[Job]:

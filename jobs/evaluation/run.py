@@ -8,13 +8,13 @@ from backend.models.loading import LoadedModel, free_memory
 from backend.reporter import REPLAY
 from backend.store import queries
 from backend.text.slices import TextSlice
-from jobs.evaluation.acceleration import prompt_for, record_decoding, record_products, record_sizes
+from jobs.evaluation.acceleration import prompt_for, record_decoding, record_sizes
 from jobs.evaluation.config import DENSE, LABELS, MODEL, EvaluationJob, measured_models
 from jobs.evaluation.estimate import flops_by_phase, memory_bytes
 from jobs.evaluation.quality import Quality, Role, hidden_state_store
 from jobs.evaluation.report import verdicts
 from jobs.fields.base_model import ResolvedModel, resolve_model
-from jobs.metrics import TOKENS_PER_SECOND, ZERO_SHARE
+from jobs.metrics import TOKENS_PER_SECOND
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_decoding, load_evaluation_text, load_whole
@@ -47,10 +47,6 @@ def run(config: EvaluationJob, context: JobContext) -> None:
         measure_decoding(bases, prompt, device, dtype, phases.phase("decode"), context)
     elif config.speed:
         context.log("Decoding is not timed: every token would read the model from disk.")
-    if config.speed:
-        zeros = {r.metric: r.value for r in queries.results([context.run]) if r.stage == MODEL}
-        products = phases.phase("products")
-        record_products(facts[MODEL], zeros[ZERO_SHARE], device, context, products)
     context.outcome(kept_stage=MODEL, flops=sum(flops.values()))
     for sentence in verdicts({(r.stage, r.metric): r for r in queries.results([context.run])}):
         context.log(sentence)

@@ -80,7 +80,6 @@ def _packed(base: ResolvedModel, layout: Layout | None) -> Collection[str]:
 
 
 def require_llama_cpp(field: str) -> None:
-    """Refuse where the package is missing."""
     if find_spec(LLAMA_CPP) is None:
         raise ConfigError(
             "llama.cpp is not installed.",

@@ -67,12 +67,10 @@ def check_quality(config: QualityConfig, context: int) -> tuple[str, ...]:
 
 
 def sample_flops(config: QualityConfig, facts: ModelFacts) -> float:
-    """Floating-point operations of the samples of one model."""
     tokens = SAMPLE_PROMPTS * config.sample_tokens
     return 2.0 * facts.weights_per_token * DECODED_TOKEN_COST * tokens
 
 
 def ending_flops(config: QualityConfig, facts: ModelFacts, windows: int, context: int) -> float:
-    """Floating-point operations of one model's choices of endings."""
     asked = question_count(windows, context, config.task_limit) if config.asks_endings else 0
     return 2.0 * facts.weights_per_token * asked * CHOICES * PART

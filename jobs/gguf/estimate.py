@@ -13,7 +13,6 @@ COPIES = 6  # of the largest matrix: as stored, float32, and what rounding makes
 
 
 def requirements(config: GGUFJob) -> Requirements:
-    """See `Kind.requirements`."""
     base = resolve_model(config.model)
     check_source(base.source)
     type = exported_type(config.type, base)
@@ -47,5 +46,4 @@ def larger(
 
 
 def flops_by_phase(base: ResolvedModel) -> dict[str, float]:
-    """Floating-point operations of the only phase."""
     return {"write": WRITE_FLOPS * base.facts.parameters}

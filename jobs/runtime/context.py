@@ -172,7 +172,6 @@ class JobContext:
         self.settle()
 
     def decoder(self, name: str, report: dict[str, Any]) -> None:
-        """Record what was measured of one decoder."""
         self._add(DecoderRow, {"job_id": self.job_id, "decoder": name, "report": report})
         self.settle()
 
@@ -270,7 +269,6 @@ class JobContext:
     # life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to beat."""
         began = select(func.min(Attempt.started_at)).where(Attempt.job_id == self.job_id)
         with reading() as session:
             self._usage = UsageSampler(session.scalar(began) or now_ms(), self.metric)

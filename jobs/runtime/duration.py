@@ -104,7 +104,6 @@ def _class_in(environment: Mapping[str, Any]) -> str:
 
 @lru_cache
 def processor() -> str:
-    """The name of the processor."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -52,7 +52,6 @@ class FigureBuffer:
     # rows ---------------------------------------------------------------------------------------
 
     def add(self, row: Row) -> None:
-        """Add a row."""
         with self._lock:
             self._rows.append(row)
 

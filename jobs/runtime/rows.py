@@ -18,7 +18,6 @@ Row = tuple[type[Table], Values]
 
 
 def tensor_row(job_id: int, snapshot: TensorSnapshot) -> Row:
-    """The database row of a snapshot."""
     return TensorRow, {
         "job_id": job_id, "tensor": snapshot.tensor, "stage": snapshot.stage, "step": snapshot.step,
         "block": snapshot.block, "module": snapshot.module, "n": snapshot.n,
@@ -30,7 +29,6 @@ def tensor_row(job_id: int, snapshot: TensorSnapshot) -> Row:
 
 
 def profile_row(job_id: int, profile: TensorProfile) -> Row:
-    """The database row of a profile."""
     return ProfileRow, {
         "job_id": job_id, "tensor": profile.tensor, "stage": profile.stage, "step": profile.step,
         "name": profile.name, "block": profile.block, "module": profile.module,

@@ -37,7 +37,6 @@ class Uploads:
         self._thread = threading.Thread(target=self._carry, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Begin to store."""
         if self._store is not None:
             self._thread.start()
 

@@ -11,7 +11,6 @@ MATRIX_COPIES = 6  # of the largest one: as stored, float32, sorted, and what is
 
 
 def requirements(config: StatisticsJob) -> Requirements:
-    """See `Kind.requirements`."""
     facts = resolve_model(config.model, reads=False).facts
     largest = max(x.weights for x in facts.matrices)
     return Requirements(

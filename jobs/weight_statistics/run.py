@@ -18,7 +18,6 @@ from jobs.weight_statistics.estimate import flops_by_phase
 
 
 def run(config: StatisticsJob, context: JobContext) -> None:
-    """Measures block after block; a block that an earlier attempt has measured is not read."""
     device = prepare(config, context)
     source = resolve_model(config.model, reads=False).source
     folder = materialise(source, context.log)

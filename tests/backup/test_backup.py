@@ -67,6 +67,28 @@ def test_a_run_goes_on_from_a_backup_taken_while_it_ran(
     assert made[0] == made[1] == 1 and made[5] == 2  # what was finished was not repeated
 
 
+def test_no_checkpoint_is_ahead_of_the_figures(
+    queue: Path, tmp_path: Path, move_to: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = live_job().run
+    put(run, "work/training/step.txt", "1")
+    copy = writing.copy_database
+
+    def copy_late(target: Path) -> None:
+        copy(target)
+        shutil.rmtree(work_folder(run) / "training")
+        put(run, "work/training/step.txt", "2")
+        put(run, "work/next/step.txt")
+
+    monkeypatch.setattr(writing, "copy_database", copy_late)
+    write_backup(tmp_path / "it.tar", checkpoints=True)
+    assert [*settings().artifacts.iterdir()] == [run_folder(run)]
+    move_to(tmp_path / "other")
+    restore_backup(tmp_path / "it.tar")
+    assert [file.name for file in work_folder(run).iterdir()] == ["training"]
+    assert (work_folder(run) / "training/step.txt").read_text() == "1"
+
+
 def test_a_restored_run_is_not_taken_for_the_process_that_still_runs(
     queue: Path, tmp_path: Path, move_to: Move
 ) -> None:

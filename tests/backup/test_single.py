@@ -43,14 +43,8 @@ from tests.queue.conftest import HOST
 Move = Callable[[Path], None]
 Line = dict[str, Any]
 OWN = (
-    "id",
-    "owner",
-    "artifacts",
-    "disk_bytes",
-    "finished_at",
-    "environment",
-    "queued_at",
-)  # of where it is
+    "id", "owner", "artifacts", "disk_bytes", "finished_at", "environment", "queued_at",
+)  # of where it is  # fmt: skip
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 from one that has imported everything, and so are those it starts; `test_no_external` starts one as
 people do."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -12,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partialmethod
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -42,6 +41,8 @@ from tests.fork_server import FORKS, begin_anew
 
 PATIENCE_MS = 180_000  # upper bounds, for machines with more to do
 expect.set_options(timeout=PATIENCE_MS)
+# Else a page is drawn anew sixty times a second for as long as something is waited for.
+Page.wait_for_function = partialmethod(Page.wait_for_function, polling=50)  # type: ignore
 ROOT = Path(__file__).resolve().parents[2]
 VIOLATIONS = """
 window.violations = [];

@@ -28,7 +28,6 @@ from tests.browser.conftest import (
     Dashboard,
     end_runs,
     forget_settings,
-    free_port,
     opened,
     wait_for,
     warm_tab,
@@ -123,9 +122,10 @@ def test_hostile_text_and_hostile_sites_get_nothing(
 
 
 @pytest.fixture
-def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+def shared(
+    data_dir: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, list[str]]]:
     """A dashboard other machines can reach, started as people do, and what it has printed."""
-    port = free_port()
     values = {"PORT": str(port), "HOST": "0.0.0.0", "EXAMPLES": "false",
               "IDLE_EXIT": "1", "PLUGINS": PLUGIN}  # fmt: skip
     for name, value in values.items():
@@ -150,15 +150,13 @@ def shared(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 
 def test_guests_ask_and_vote_and_the_printed_link_makes_a_host_and_leaves_no_trace(
-    browser: Browser,
-    warm_context: BrowserContext,
-    other_context: BrowserContext,
-    shared: tuple[str, list[str]],
+    warm_context: BrowserContext, other_context: BrowserContext, shared: tuple[str, list[str]]
 ) -> None:
     url, printed = shared
     guests_ask_and_vote(warm_context, other_context, url)
     link = next(word for line in printed for word in line.split() if "/slimscope/host#" in word)
-    the_link_makes_a_host(browser, url, link)
+    with warm_tab(other_context, url) as page:
+        the_link_makes_a_host(page, url, link)
     token = link.partition("#")[2]
     assert sum(token in line for line in printed) == 1  # once, at the start
     assert begun("count-0001") == State.RUNNING  # no process of it was forked
@@ -185,10 +183,8 @@ def guests_ask_and_vote(one: BrowserContext, another: BrowserContext, url: str) 
     assert len(votes) == 2 and all(voter.startswith("guest-") for voter in votes)
 
 
-def the_link_makes_a_host(browser: Browser, url: str, link: str) -> None:
+def the_link_makes_a_host(page: Page, url: str, link: str) -> None:
     token = link.partition("#")[2]
-    context = browser.new_context()
-    page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda r: asked.append(f"{r.method} {r.url} {r.headers.get('referer')}"))
     page.goto(f"{url}/queue")
@@ -204,9 +200,8 @@ def the_link_makes_a_host(browser: Browser, url: str, link: str) -> None:
     expect(page.locator("[data-do]").first).to_be_enabled()
     assert token not in " ".join(asked)  # it went in a body alone
     assert page.evaluate("document.cookie") == "" and token not in page.content()
-    (cookie,) = [each for each in context.cookies() if "-host-" in each["name"]]
+    (cookie,) = [each for each in page.context.cookies() if "-host-" in each["name"]]
     assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and token not in cookie["value"]
-    context.close()
 
 
 def begun(run: str) -> State:

@@ -1,7 +1,5 @@
 """The Quantisation page, on a run that has really trained: with the keyboard alone."""
 
-from __future__ import annotations
-
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Dashboard, opened

@@ -1,8 +1,6 @@
 """The Weights page: one state that every panel and the address show, by mouse, keyboard and slider;
 its modules; saved files."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any
@@ -218,13 +216,8 @@ def test_charts_are_saved_as_pictures_and_figures_and_everything_exactly(
     bins = rows_of(saved(visitor, "overlay", "csv", tmp_path))
     taken = {s.stage: s for s in tensors.tensor_snapshots(1, FIRST_TENSOR)}
     assert [*bins[0]] == [
-        "From",
-        "To",
-        "Dense",
-        "First pruning",
-        "Re-dense",
-        "Second pruning (SDS)",
-    ]
+        "From", "To", "Dense", "First pruning", "Re-dense", "Second pruning (SDS)",
+    ]  # fmt: skip
     for label, stage in (("Dense", "dense"), ("Re-dense", "redense")):
         assert sum(int(row[label]) for row in bins) == taken[stage].counts.sum()
     ridges = rows_of(saved(visitor, "ridges", "csv", tmp_path))

@@ -1,7 +1,5 @@
 """Sampling with a drafter: the distribution is the base's own; what is lossy says so."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter
@@ -205,12 +203,10 @@ def test_the_same_seed_writes_the_same_text_with_and_without_a_tree(sampling: Sa
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"temperature": -1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
     ],
-)
+)  # fmt: skip
 def test_sampling_out_of_range_is_refused(fields: dict, name: str) -> None:
     with pytest.raises(ConfigError) as refused:
         Sampling(**fields)

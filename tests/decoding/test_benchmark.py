@@ -1,7 +1,5 @@
 """Timing of several proposers: fair turns, exact counts, and figures by their definitions."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Trees: topology, growth from ranks, and that a tree's logits are those of its paths."""
 
-from __future__ import annotations
-
 from functools import wraps
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """The decoding loop: greedy text is that of plain `generate`, whatever is guessed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -118,13 +116,6 @@ def test_up_to_the_last_position_of_learned_positions() -> None:
     prompt = random_ids(target, 10).tolist()
     found, _ = ours(target, TreeProposer(drafter, target, TREES[16]), prompt, 38)
     assert found == plain(target, prompt, 38, [])
-
-
-def test_lookup_writes_the_same_text() -> None:
-    target, prompt = base(), toy_prompts()[2]
-    expected = plain(target, prompt, 60, [END])
-    for proposer in (NoDraft(), PromptLookup()):
-        assert ours(target, proposer, prompt, 60, [END])[0] == expected
 
 
 def test_a_drafter_goes_on_where_nothing_was_found() -> None:

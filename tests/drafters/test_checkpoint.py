@@ -1,7 +1,5 @@
 """A drafter in a folder: what is stored, and the bases it refuses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -57,13 +55,11 @@ def test_the_folder_holds_the_drafter_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ("qwen2", "architecture LlamaForCausalLM"),
-        ("wide", "width 32; this one has 64"),
-        ("words", "vocabulary 128; this one has 256"),
-        ("deep", "layers 3; this one has 4"),
+        ("qwen2", "architecture LlamaForCausalLM"), ("wide", "width 32; this one has 64"),
+        ("words", "vocabulary 128; this one has 256"), ("deep", "layers 3; this one has 4"),
         ("trained", "sha256"),
     ],
-)
+)  # fmt: skip
 def test_another_base_is_refused(tmp_path: Path, other: str, said: str) -> None:
     saved, grouped = stored(tmp_path), ARCHITECTURES["grouped"].to_dict()
     changes = {"wide": {"hidden_size": 64, "head_dim": 16}, "words": {"vocab_size": 256},

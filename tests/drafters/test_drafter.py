@@ -1,7 +1,5 @@
 """The drafter's module: what may see what, where it starts, what it adds, what its parts take."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -229,12 +227,10 @@ ALWAYS = {LM_HEAD, REST, "norm"}
 @pytest.mark.parametrize(
     ("arm", "parts"),
     [
-        ("Amphista", {"fusions", "layers", "heads", "encoder"}),
-        ("Medusa", {"heads"}),
-        ("Hydra", {"fusions", "layers", "heads"}),
-        ("EAGLE", {"fusions", "layers"}),
+        ("Amphista", {"fusions", "layers", "heads", "encoder"}), ("Medusa", {"heads"}),
+        ("Hydra", {"fusions", "layers", "heads"}), ("EAGLE", {"fusions", "layers"}),
     ],
-)
+)  # fmt: skip
 def test_every_part_that_is_called_is_timed(arm: str, parts: set[str]) -> None:
     target, ids = base("grouped"), random_ids(base("grouped"), 12)
     proposer = TreeProposer(drafter_of(target, **ARMS[arm]), target, TREE)

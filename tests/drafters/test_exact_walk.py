@@ -1,7 +1,5 @@
 """Walks over cached answers equal decoding; trees that follow confidence lose nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -37,14 +35,11 @@ def confident(architecture: str, least: float = 0.05) -> TreeProposer:
 
 
 PROPOSERS: dict[str, Callable[[], Proposer]] = {
-    "none": NoDraft,
-    "lookup": PromptLookup,
-    "parallel": lambda: drafted("amphista"),
-    "sequential": lambda: drafted("eagle"),
-    "parallel, confident": lambda: confident("amphista"),
+    "none": NoDraft, "lookup": PromptLookup, "parallel": lambda: drafted("amphista"),
+    "sequential": lambda: drafted("eagle"), "parallel, confident": lambda: confident("amphista"),
     "sequential, confident": lambda: confident("eagle"),
     "lookup first": lambda: PromptLookupFirst(drafted("amphista")),
-}
+}  # fmt: skip
 
 
 @lru_cache

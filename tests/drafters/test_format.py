@@ -1,7 +1,5 @@
 """A saved drafter is what docs/drafter-format.md says: fields, tensors, shapes, dtypes."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -17,11 +15,9 @@ from tests.drafters.toys import base, drafter_of
 PAGE = Path(__file__).parents[2] / "docs" / "drafter-format.md"
 HEADS, LAYERS = 3, 2
 SHAPES = {
-    "whole": {},
-    "encoder only": {"ablation": "encoder only"},
-    "no sampled token": {"ablation": "no sampled token"},
-    "Medusa": {"architecture": "medusa"},
-}
+    "whole": {}, "encoder only": {"ablation": "encoder only"},
+    "no sampled token": {"ablation": "no sampled token"}, "Medusa": {"architecture": "medusa"},
+}  # fmt: skip
 
 
 def rows(head: str) -> list[list[str]]:
@@ -39,13 +35,11 @@ def expected(config: DrafterConfig, width: int, vocabulary: int) -> dict[str, li
     sizes = {"v": vocabulary, "d": width, "K": config.heads, "R": 1}
     token = config.ablation != "no sampled token"
     holds = {
-        "always": True,
-        "N < S": config.adaptation_layers > 0,
-        "S > 0": config.adaptation_layers > 0,
-        "sampled token": token,
+        "always": True, "N < S": config.adaptation_layers > 0,
+        "S > 0": config.adaptation_layers > 0, "sampled token": token,
         "no sampled token": not token,
         "block": config.architecture == "amphista" and config.ablation != "adaptation only",
-    }
+    }  # fmt: skip
     found = {}
     for name, shape, there, _ in rows("tensor"):
         if not all(holds[each.strip()] for each in there.split(",")) or "*" in name:

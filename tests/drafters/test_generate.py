@@ -1,7 +1,5 @@
 """The way in for Python, text as it comes, and the tree that suits a machine."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import PreTrainedModel

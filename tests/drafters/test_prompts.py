@@ -1,7 +1,5 @@
 """Prompts to learn from: what the base asks itself, and how sets are mixed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

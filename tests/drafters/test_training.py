@@ -1,7 +1,5 @@
 """Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from statistics import mean, stdev

@@ -1,7 +1,5 @@
 """Small bases and drafters for the tests of speculative decoding; each is made once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache

@@ -69,17 +69,14 @@ def test_a_late_process_of_a_given_up_attempt_is_fenced(wait: Wait) -> None:
     wait(job.id, State.SUCCEEDED)
     late = subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "jobs.runtime.main",
-            "--attempt",
+            sys.executable, "-m", "jobs.runtime.main", "--attempt",
             f"{queries.attempts(job.id)[0].id}",
         ],
         env={**os.environ, "SLIMSCOPE_DATA_DIR": str(settings().root)},
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert late.returncode == 76 and "Another attempt" in late.stdout
 
 

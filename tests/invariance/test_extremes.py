@@ -1,7 +1,5 @@
 """Models and texts at the edge of what there is: a method works on them, or says why not."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

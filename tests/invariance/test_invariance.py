@@ -4,8 +4,6 @@ Factors are powers of two: where nothing may differ, not a bit does. What cannot
 bound in `DIFFERENT`; docs/results/invariance.md says why.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache

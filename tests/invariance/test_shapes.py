@@ -1,7 +1,5 @@
 """Methods on tiny models of many shapes, trained for seconds: none ends worse than it began."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from functools import lru_cache

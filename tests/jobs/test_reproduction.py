@@ -75,12 +75,9 @@ def test_what_differs_is_told_in_words(queue: Path) -> None:
     found = compare(1, 2)
     assert found.outcome == "different" and found.compared == 1  # clocks do not count
     assert [(d.what, d.first, d.second) for d in found.differences] == [
-        ("sha256 of the weights", "aa", "bb"),
-        ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
-        ("pattern", "2:4", "50%"),
-        ("threads", 1, 2),
-        ("torch", "2.9", "2.10"),
-    ]
+        ("sha256 of the weights", "aa", "bb"), ("Perplexity, Second pruning (SDS)", 10.0, 11.0),
+        ("pattern", "2:4", "50%"), ("threads", 1, 2), ("torch", "2.9", "2.10"),
+    ]  # fmt: skip
     assert "threads 1 → 2; torch 2.9 → 2.10" in str(found)
 
 

@@ -22,17 +22,10 @@ from transformers import (
 
 LENGTH, WINDOW = 24, 8
 SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 OPT_SIZES = {
     **{k: v for k, v in SIZES.items() if k not in ("intermediate_size", "num_key_value_heads")},

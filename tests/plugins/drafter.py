@@ -1,7 +1,5 @@
 """A drafter architecture in one file: a linear map per head on the hidden state (no cache)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Kinds of job that do nothing but behave: on time, badly, or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

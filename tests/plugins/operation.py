@@ -1,7 +1,5 @@
 """Operations in one file: one for hosts that changes a run, and one that anybody may ask."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import Field

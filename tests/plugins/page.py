@@ -1,7 +1,5 @@
 """A page in one file: how many runs there are, as a sentence and as a chart with its data."""
 
-from __future__ import annotations
-
 import pandas as pd
 import plotly.graph_objects as go
 

@@ -1,7 +1,5 @@
 """A pruner in one file: keeps the weights with the lowest column index."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

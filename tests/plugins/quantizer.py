@@ -1,7 +1,5 @@
 """A range search and a quantizer in one file: rounding to nine tenths of each range."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from backend.calibration.second_moments import InputStatistics

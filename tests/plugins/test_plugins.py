@@ -3,8 +3,6 @@
 They run in a process of their own, as SLIMSCOPE_PLUGINS is read when Slimscope starts.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

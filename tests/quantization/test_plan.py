@@ -116,13 +116,11 @@ def test_stages_come_once_in_order_with_those_they_build_on() -> None:
 @pytest.mark.parametrize(
     ("stage", "fields", "trains"),
     [
-        ("dlqat", {}, (True, True)),
-        ("dlqat", {"rank": 0}, (False, True)),
-        ("m-only", {}, (False, True)),
-        ("lora-only", {}, (True, False)),
+        ("dlqat", {}, (True, True)), ("dlqat", {"rank": 0}, (False, True)),
+        ("m-only", {}, (False, True)), ("lora-only", {}, (True, False)),
         ("lora", {}, (True, False)),
     ],
-)
+)  # fmt: skip
 def test_what_a_stage_trains(stage: str, fields: dict, trains: tuple[bool, bool]) -> None:
     assert config(**fields).trains(stage) == trains
 

@@ -1,5 +1,6 @@
 """A model folder of a stranger, and what is said against it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def folder(current: Settings) -> Path:
     target = current.root / "models" / "mine"
     shutil.copytree(TOY_FOLDER, target)
     return target
+
+
+def configure(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def refusal(spec: str | Path) -> ModelError:

@@ -14,7 +14,7 @@ from backend.models.loading import load
 from backend.models.saving import save
 from backend.models.sources import hub
 from backend.models.sources.catalogue import inspect, require_tokenizer
-from tests.security.conftest import refusal
+from tests.security.conftest import configure, refusal
 
 # adapters -----------------------------------------------------------------------------------------
 
@@ -71,16 +71,16 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
 # configs ------------------------------------------------------------------------------------------
 
 
-def configure(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"architectures": [1]}, "architecture in its config is 1"),
         ({"architectures": {"a": 1}}, "not a causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal language model"),
+        ({"architectures": None}, "not a causal language model"),
+        ({"num_labels": 2**31}, "num_labels"),
+        ({"num_labels": []}, "num_labels"),
         ({"text_config": "llama"}, "text_config"),
         ({"model_type": ["llama"], "num_hidden_layers": 4}, "specifies 4 blocks"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
@@ -89,6 +89,7 @@ def configure(folder: Path, **changes: object) -> None:
         ({"head_dim": 0}, "head_dim"),
         ({"hidden_size": True}, "no hidden_size"),
         ({"vocab_size": 10**400}, "vocab_size"),
+        ({"vocab_size": "many"}, "no vocab_size"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused(folder: Path, changes: dict, reason: str) -> None:

@@ -23,7 +23,7 @@ from tests.security.conftest import refusal
 @pytest.mark.parametrize(
     "name",
     ["../other/model.safetensors", "/etc/passwd", "..\\model.safetensors", "..", "config.json",
-     "", "a\0.safetensors", 7],
+     "", "a\0.safetensors", 7, ["shard.safetensors"]],
 )  # fmt: skip
 def test_an_index_names_files_of_the_folder_alone(folder: Path, name: object) -> None:
     """Those of the other folder exist, and the last part of the name in this one, too."""
@@ -53,6 +53,8 @@ def test_a_snapshot_of_the_hub_links_to_its_blobs(current: Settings) -> None:
     for blob in (repository / "blobs").glob("*.*"):
         (snapshot / blob.name).symlink_to(Path("..", "..", "blobs", blob.name))
     assert load(str(snapshot)).facts.parameters == inspect("toy").parameters
+    other = shutil.copytree(repository, repository.with_name("mine"), symlinks=True)  # of no hub
+    assert "is a link" in refusal(other / "snapshots" / "abc").why
     (snapshot / "config.json").unlink()
     shutil.copy(TOY_FOLDER / "config.json", repository.parent / "config.json")
     (snapshot / "config.json").symlink_to(repository.parent / "config.json")

@@ -18,7 +18,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from backend.metric_key import MetricKey
 from backend.settings import Settings, settings
 from backend.statistics.tensors import TensorProfile
-from backend.store import curves, frames, queries, tensors
+from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
 from backend.store.migrate import MIGRATIONS, current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, writing
@@ -171,9 +171,9 @@ def values(tables: Settings) -> np.ndarray:
 def test_each_range_keeps_its_lowest_and_highest_point_and_the_curve_its_ends(
     values: np.ndarray,
 ) -> None:
-    span = curves.spans(1)[LOSS]
+    span = frames.spans(1)[LOSS]
     assert (span.points, span.first, span.last) == (POINTS, 7, 7 + 3 * (POINTS - 1))
-    outline = curves.outline(1, LOSS, span, 100)
+    outline = frames.outline(1, LOSS, span, 100)
     width = -(-(span.last - span.first + 1) // 100)
     ranges = np.arange(POINTS) * 3 // width
     expected = {

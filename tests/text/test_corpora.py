@@ -23,15 +23,11 @@ def test_what_is_listed(text_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("wikitext2", "hub"),
-        ("c4", "hub"),
-        ("wikipedia", "slimscope setup"),
-        ("nothing", "Choose one of: toystories"),
-        ("file:", "SLIMSCOPE_TEXT_DIR"),
-        ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"),
-        ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
+        ("wikitext2", "hub"), ("c4", "hub"), ("wikipedia", "slimscope setup"),
+        ("nothing", "Choose one of: toystories"), ("file:", "SLIMSCOPE_TEXT_DIR"),
+        ("file:../secret.txt", "SLIMSCOPE_TEXT_DIR"), ("../secret.txt", "SLIMSCOPE_TEXT_DIR"),
     ],
-)
+)  # fmt: skip
 def test_refusals_name_the_field_and_the_way_out(
     text_dir: Path, name: str, says: str, field: str
 ) -> None:

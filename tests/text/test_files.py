@@ -74,13 +74,6 @@ def test_a_link_in_a_circle_hides_only_itself(text_dir: Path) -> None:
             require_corpus(f"file:{name}", "evaluation_text")
 
 
-@pytest.mark.parametrize("row", [None, 3, {"a": 1}])
-def test_a_line_without_a_text_is_an_error(text_dir: Path, row: object) -> None:
-    write_lines(text_dir / "a.jsonl", [row])
-    with pytest.raises(ValueError, match=r"a\.jsonl"):
-        read("a.jsonl")
-
-
 def test_preprocessing_is_named_and_holds_for_all_files(text_dir: Path) -> None:
     folder = text_dir / "wiki"
     folder.mkdir()

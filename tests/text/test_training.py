@@ -104,9 +104,3 @@ def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> No
     corpus = write(text_dir, [{"text": "short"}], "short.jsonl")
     with pytest.raises(DatasetError, match="gives 0 rows"):
         training_set(corpus, tokenizer, 10, 96, seed=0)
-
-
-def test_a_file_that_is_no_json_is_refused(tokenizer, text_dir: Path) -> None:
-    (text_dir / "bad.jsonl").write_text('{"instruction": \n')
-    with pytest.raises(DatasetError, match="bad"):
-        training_set("file:bad.jsonl", tokenizer, 1, 32, seed=0)

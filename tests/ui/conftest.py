@@ -1,7 +1,5 @@
 """A data folder with runs whose statistics were measured on the toy model, pruned by magnitude."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,13 +27,8 @@ from ui import app
 __all__ = ["blocks", "open_to_guests", "shared", "visit", "web"]  # fixtures
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=document.body.dataset.x=2>{{value}}"
 PERPLEXITIES = {
-    "dense": 4.9,
-    "first": 8.2,
-    "control": 6.1,
-    "redense": 5.6,
-    "second": 7.0,
-    "sds": 5.9,
-}
+    "dense": 4.9, "first": 8.2, "control": 6.1, "redense": 5.6, "second": 7.0, "sds": 5.9,
+}  # fmt: skip
 TOY = Path(backend.models.sources.toy.__file__).parent / "model.safetensors"
 FILLED: dict[Callable[[], object], Path] = {}  # what stores runs -> a folder with them
 MEASURED: dict[tuple[str, bytes], list[TensorMeasurement]] = {}  # name, weights -> its stages
@@ -54,13 +47,9 @@ def stages_of(dense: Tensor) -> dict[str, Tensor]:
     redense = first + 0.4 * (dense - first)
     second = keep_2_of_4(redense)
     return {
-        "dense": dense,
-        "first": first,
-        "control": first * 1.02,
-        "redense": redense,
-        "second": second,
-        "sds": second * 1.05,
-    }
+        "dense": dense, "first": first, "control": first * 1.02, "redense": redense,
+        "second": second, "sds": second * 1.05,
+    }  # fmt: skip
 
 
 def mapped(row: Row) -> Table:

@@ -1,7 +1,5 @@
 """Rows for the tests of tables, comparisons and pictures of several runs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any

@@ -157,12 +157,9 @@ def test_a_guest_reads_and_a_host_changes(shared: Visit) -> None:
     refused = guest.post(f"{API}/runs/sds-0003/cancel")
     assert refused.status_code == 403
     assert refused.json() == {
-        "what": "guest may not cancel this run.",
-        "why": "Guests have read-only access.",
-        "do": "Ask the person who started Slimscope.",
-        "field": None,
-        "others": [],
-    }
+        "what": "guest may not cancel this run.", "why": "Guests have read-only access.",
+        "do": "Ask the person who started Slimscope.", "field": None, "others": [],
+    }  # fmt: skip
     assert guest.post(f"{API}/runs/sds-0003/next").status_code == 403
     assert host.post(f"{API}/runs/sds-0003/cancel").status_code == 200
     assert queries.job("sds-0003").state == "cancelled"

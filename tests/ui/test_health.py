@@ -1,7 +1,5 @@
 """What programs that watch the dashboard are told, and what it costs the database."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

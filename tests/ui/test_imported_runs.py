@@ -102,10 +102,8 @@ def mutated(lines: list[dict[str, Any]], chance: Random) -> list[Any]:
     number = chance.choice([n for n, line in enumerate(lines) if line["table"] == table])
     place = chance.choice([*places(lines[number])])
     return [
-        *lines[:number],
-        changed(lines[number], place, chance.choice(ODD)),
-        *lines[number + 1 :],
-    ]
+        *lines[:number], changed(lines[number], place, chance.choice(ODD)), *lines[number + 1 :],
+    ]  # fmt: skip
 
 
 def drawn_everywhere(job: Job) -> None:

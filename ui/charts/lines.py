@@ -28,7 +28,6 @@ class Line(NamedTuple):
 
 
 def y_title(key: MetricKey) -> str:
-    """The title of the axis of values of a curve."""
     described = metric(key)
     return f"{described.title}, mean over {described.over}" if described.over else described.title
 

@@ -134,14 +134,12 @@ def reach(series: Sequence[Series]) -> list[float] | None:
     return [-far, far] if far else None
 
 
-def series_note(series: Sequence[Series], whole: bool = False) -> str:
-    """In words: how many weights and bins there are, what lies beyond the bins or, unless the axis
-    shows the `whole` of them, beyond the axis."""
+def series_note(series: Sequence[Series]) -> str:
+    """In words: how many weights and bins there are, and what lies beyond the bins."""
     if not series:
         return ""
     first = series[0].snapshot
-    words = [f"n = {count(first.n)} weights, {len(first.counts)} bins"]
-    words += [] if whole else ["middle 99.8 % shown"]
+    words = [f"n = {count(first.n)} weights, {len(first.counts)} bins", "middle 99.8 % shown"]
     beyond = [s.snapshot.below + s.snapshot.above for s in series]
     if any(beyond):
         words.append(f"{extent(beyond, '{:,}'.format)} lie beyond ±{number(first.hi, 3)}")

@@ -1,7 +1,5 @@
 """One package a page, found by its folder: `page.py` in it holds the `PAGE`."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from functools import lru_cache

@@ -1,24 +1,80 @@
-"""The log and the history of the job in the address, as Jobs and the page of a run show them."""
+"""The log and the history of the job in the address, as Jobs and the page of a run show them.
 
-from typing import Any
+Of a log only new bytes travel. The browser keeps the cursor `{"source", "end"}`; the server answers
+with what follows, `{"source", "start", "end", "text"}`. A lost answer is repeated."""
+
+from typing import Any, TypedDict
 
 import gradio as gr
 from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
-from backend.queue.folders import whole_log
+from backend.queue.folders import TAIL_BYTES, read_log, whole_log
 from backend.store import queries
 from backend.store.tables import Job
+from jobs.fields.saved_models import NO_WEIGHTS, ships_without
 from ui.frame import SILENT_EVENT, live, query
 from ui.runs.results import find_job
 from ui.templates import fragments
 from ui.widgets.download import AT_MOST, Download, file_payload
-from ui.widgets.log_view import LogView, part
 from ui.widgets.notice import show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-HTML = fragments("runs/runs.html")
+HTML, LOG = fragments("runs/runs.html"), fragments("widgets/log_view.html")
 LOG_EVERY = 2.0  # seconds
+
+
+class LogPart(TypedDict):
+    """Bytes `start` to `end` of the log `source`, shown as `title`."""
+
+    source: str
+    title: str
+    start: int
+    end: int
+    text: str
+
+
+class LogView(gr.HTML):
+    """Newest part of a log, scrolled to its end while `Follow` is ticked. Input: cursor, output: a
+    `LogPart`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            None,
+            html_template=LOG.log(),
+            js_on_load="slimscope.logView(element, props, watch)",
+            apply_default_css=False,
+            **options,
+        )
+
+
+def without_overprint(text: str) -> str:
+    """Final state of overwritten lines, such as progress bars."""
+    *lines, last = text.split("\n")
+    bodies = [line.removesuffix("\r") for line in lines]
+    ended = [_newest(body) + line[len(body) :] for line, body in zip(lines, bodies, strict=True)]
+    return "\n".join([*ended, _newest(last)])
+
+
+def _newest(line: str) -> str:
+    return line.rpartition("\r")[2]
+
+
+def part(job: Job, cursor: Any) -> LogPart | None:
+    """Part of the newest attempt's log after the browser's cursor; None: nothing new."""
+    n = job.attempts_made
+    source = f"{job.run}/{n}"
+    known = isinstance(cursor, dict) and cursor.get("source") == source
+    after = cursor.get("end") if known else None
+    after = after if isinstance(after, int) else None
+    text, start, end = read_log(job.run, n, after, TAIL_BYTES)
+    if after is not None and not text:
+        return None
+    if after is not None and start > after:
+        start = 0  # so much was written meanwhile that the page begins anew
+    title = f"Attempt {n}" if n else "Nothing is logged before the run starts."
+    title += f". {NO_WEIGHTS}" if ships_without(job) else ""  # whatever it says was saved
+    return LogPart(source=source, title=title, start=start, end=end, text=without_overprint(text))
 
 
 def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:

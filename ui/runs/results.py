@@ -163,7 +163,6 @@ class RunResults:
 
     @property
     def saved_bytes(self) -> float | None:
-        """Size of the model that was saved."""
         saved = (row.value for (_, key), row in self.rows.items() if key.family == BYTES)
         return max(saved, default=None)
 
@@ -221,7 +220,6 @@ class RunResults:
         return only[0] if len(only) == 1 else None
 
     def final(self, key: MetricKey = PERPLEXITY) -> float | None:
-        """The value of `final_row`."""
         row = self.final_row(key)
         return row.value if row else None
 

@@ -4,8 +4,6 @@ requests at work, and the others wait in line. A visitor is a session of one add
 one are one visitor; where guests get no session, they share what their address has.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 

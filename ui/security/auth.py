@@ -9,8 +9,6 @@ nobody, so the token is never logged. Everybody else is a guest; where guests ma
 gets a name in a signed cookie. For `/v1` alone, an API key also makes a host (`jobs.serving.keys`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import re

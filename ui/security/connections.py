@@ -9,8 +9,6 @@ closed; so those who send whole requests are served while others hold connection
 an answer may take as long as it needs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import socket
@@ -39,7 +37,7 @@ class GuardedProtocol(H11Protocol):
     """
 
     request_seconds: ClassVar[float] = 30.0
-    limits: ClassVar[ConnectionLimits]
+    limits: "ClassVar[ConnectionLimits]"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -155,7 +153,6 @@ class ConnectionLimits:
             _drop_oldest_waiting(self._open)
 
     def release(self, connection: GuardedProtocol) -> None:
-        """Forget a connection that is closed."""
         self._open.pop(connection, None)
 
     def __len__(self) -> int:

@@ -2,8 +2,6 @@
 request, and host sessions are bound to the address they came from (`ui.security.sessions`).
 """
 
-from __future__ import annotations
-
 from starlette.requests import Request
 
 

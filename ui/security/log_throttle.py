@@ -1,7 +1,5 @@
 """Messages that an attacker can cause at will must not fill the disk."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -6,8 +6,6 @@ uploads, URL fetching, direct calls), large bodies, what cannot be stored, and w
 request is worked on once it is whole, in its turn (see `ui.security.admission`).
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import ipaddress
@@ -94,7 +92,7 @@ class SecurityMiddleware:
         except ClientDisconnect:
             return  # nobody waits for the answer
 
-    async def _answer(self, request: Request, response: SecuredSend) -> None:
+    async def _answer(self, request: Request, response: "SecuredSend") -> None:
         """Lets the application answer when the request is whole and its turn has come. The turn
         ends when the answer begins, as that may take as long as its client likes."""
         body, user = await request.body(), auth.current_user(request)
@@ -159,7 +157,12 @@ async def check_bearer(request: Request) -> None:
     if text and request.url.path.startswith(OPENAI_PATH):
         request.scope[auth.KEY] = await run_in_threadpool(key_name, text)
     if text and not request.scope.get(auth.KEY):
-        _check_token(text, request)
+        try:
+            auth.check_token(text, auth.peer(request))
+        except RateLimitError as error:
+            raise RequestRejectedError(429, error) from error
+        except ForbiddenError as error:
+            raise RequestRejectedError(401, error) from error
 
 
 def _check_json(body: bytes) -> None:
@@ -172,15 +175,6 @@ def _check_host(name: str) -> None:
         why = f"The dashboard does not answer to {name[:80]!r}."
         do = "Use its IP address, or add the name to SLIMSCOPE_NAMES."
         raise RequestRejectedError(421, ForbiddenError("Unknown host name.", why, do))
-
-
-def _check_token(text: str, request: Request) -> None:
-    try:
-        auth.check_token(text, auth.peer(request))
-    except RateLimitError as error:
-        raise RequestRejectedError(429, error) from error
-    except ForbiddenError as error:
-        raise RequestRejectedError(401, error) from error
 
 
 def _allowed_host(name: str) -> bool:
@@ -205,7 +199,7 @@ def _closed(path: str) -> bool:
     return path.startswith(CLOSED_ROUTES)
 
 
-def _with_guest_name(scope: Scope, user: Actor, response: SecuredSend) -> Scope:
+def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scope:
     """The request with a new guest's cookie where guests may do something; the response sets it."""
     if user.name != auth.UNNAMED_GUEST or not gives_names():
         return scope

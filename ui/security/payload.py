@@ -1,7 +1,5 @@
 """What a request must not hold, whoever sends it: nothing of ours sends or could store it."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

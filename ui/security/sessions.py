@@ -1,7 +1,5 @@
 """Sessions of hosts who logged in with the token. They are kept in memory: a restart ends them."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from dataclasses import dataclass
@@ -54,5 +52,4 @@ class SessionStore:
         return True
 
     def end(self, session_id: str) -> None:
-        """End a session, if there is one of that id."""
         self._sessions.pop(session_id, None)

@@ -10,8 +10,6 @@ A Python value that is HTML already is a `Markup`; only `fragments` and `href` m
 A template lies beside the page that uses it; what several pages use lies in this folder.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Decoder blocks in the layout of `cpp/decoder.cpp`, and passes through them."""
 
-from __future__ import annotations
-
 import ctypes
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -185,7 +183,7 @@ class NativeBlocks:
         return count
 
     @contextmanager
-    def borrowing(self, other: NativeBlocks, index: int) -> Iterator[None]:
+    def borrowing(self, other: "NativeBlocks", index: int) -> Iterator[None]:
         """With block number `index` of another model of the same shapes for its own; no pass of
         another thread may run meanwhile."""
         own = c.Layer.from_buffer_copy(self._layers[index])

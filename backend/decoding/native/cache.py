@@ -1,8 +1,6 @@
 """Keys and values in blocks of `BLOCK` tokens, which the caches of sequences with the same
 beginning share."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -82,7 +80,6 @@ class NativeCache:
 
     @property
     def length(self) -> int:
-        """Number of cached tokens."""
         return int(self.structure.length)
 
     def missing(self, tokens: int) -> int:

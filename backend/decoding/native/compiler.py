@@ -1,7 +1,5 @@
 """Build `cpp/decoder.cpp` for the processor at hand, once, with the compiler the system has."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

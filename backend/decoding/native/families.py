@@ -1,7 +1,5 @@
 """What the native decoder knows of families: how they differ, and what it does not run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -65,7 +63,6 @@ def stable_context(config: PreTrainedConfig) -> int:
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Width of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

@@ -1,7 +1,5 @@
 """Linear layers whose products `cpp/products.h` computes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Where the blocks are packed, the inputs of products are rounded to 8 bits, and a
 quantised is, too (ours, as llama.cpp does); see docs/decoding.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

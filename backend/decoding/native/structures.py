@@ -1,7 +1,5 @@
 """The C structures and functions of `cpp/`; shapes are there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p, sizeof
 from typing import Any

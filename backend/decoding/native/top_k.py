@@ -1,7 +1,5 @@
 """The most likely tokens of rows of logits, computed by `cpp/decoder.cpp`."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch
@@ -12,7 +10,6 @@ from backend.decoding.native.compiler import NATIVE, CompilerError, library
 
 @lru_cache
 def has_library() -> bool:
-    """Whether `top_k` can be called."""
     try:
         return bool(library())
     except CompilerError:

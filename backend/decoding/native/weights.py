@@ -1,7 +1,5 @@
 """Weights in the layout of `cpp/matrix.h`."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import weakref

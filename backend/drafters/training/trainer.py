@@ -249,7 +249,6 @@ class DrafterTrainer(Trainer):
         return bool(steps) and self.step % max(1, steps // EVALUATIONS) == 0
 
     def evaluate(self) -> HeadAccuracy:
-        """Measure the accuracy of the heads on held-out sequences and report it."""
         accuracy = measure_heads(self.drafter, self.target, self.heldout, self.reporter)
         for key, value in accuracy.figures().items():
             self.reporter.metric(key, value, self.step)
@@ -281,13 +280,8 @@ def _optimizer(drafter: Drafter, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": [p for p in drafter.parameters() if id(p) not in known], "lr": config.rate}
     ]
     for parameter in copied:  # as if it were trained in units of its size
-        size = _size(parameter)
+        size = parameter.detach().float().square().mean().sqrt().item() or 1.0
         scaled = {"lr": config.rate * size, "eps": EPSILON / size, "weight_decay": DECAY / size}
         groups.append({"params": [parameter], "size": size, **scaled})
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=EPSILON, weight_decay=DECAY, fused=True)
-
-
-def _size(parameter: Tensor) -> float:
-    """Its root mean square; 1 of zeros."""
-    return parameter.detach().float().square().mean().sqrt().item() or 1.0

@@ -67,7 +67,6 @@ class ArtifactStore:
             raise OSError(f"{key} was not stored as a whole.")
 
     def write(self, key: str, content: bytes) -> None:
-        """Store what becomes a file."""
         self._make_parent(key)
         self._system.pipe_file(self._at(key), content)
 
@@ -83,7 +82,6 @@ class ArtifactStore:
             return None
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a file; None if there is none."""
         try:
             return bytes(self._system.cat_file(self._at(key)))
         except FileNotFoundError:
@@ -117,12 +115,10 @@ class ArtifactStore:
         return True
 
     def get_file(self, key: str, file: Path) -> None:
-        """Copy a file to this machine."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self._system.get_file(self._at(key), str(file))
 
     def size(self, key: str) -> int | None:
-        """The bytes of a file; None if there is none."""
         try:
             return int(self._system.info(self._at(key))["size"])
         except FileNotFoundError:

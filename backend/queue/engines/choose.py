@@ -10,7 +10,6 @@ CLUSTERS = {"ray": "backend.queue.engines.ray", "slurm": "backend.queue.engines.
 
 
 def engine_of(here: Settings) -> Engine:
-    """The engine that starts runs."""
     if here.engine == LocalEngine.name:
         return LocalEngine(here.slots)
     engine: Engine = import_module(CLUSTERS[here.engine]).made(here)

@@ -65,7 +65,6 @@ class RayHead:
             raise RayHeadError("The answer is not that of a Ray head.") from error
 
     def version(self) -> str:
-        """The version of Ray."""
         return str(self.ask("GET", "/api/version")["ray_version"])
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -207,7 +206,6 @@ def _path(ref: Ref) -> str:
 
 
 def head_of(here: Settings) -> RayHead:
-    """The head that is set."""
     return RayHead(here.ray_address, here.ray_token.get_secret_value())
 
 
@@ -219,5 +217,4 @@ def described(here: Settings) -> str:
 
 
 def made(here: Settings) -> RayEngine:
-    """The engine that is set."""
     return RayEngine(head_of(here), here.threads or 1, here.job_gpus, here.stop_grace)

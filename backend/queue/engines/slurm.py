@@ -157,5 +157,4 @@ def described(here: Settings) -> str:
 
 
 def made(here: Settings) -> SlurmEngine:
-    """The engine that is set."""
     return SlurmEngine(here.slots, here.threads or 1, here.job_gpus, shlex.split(here.slurm_args))

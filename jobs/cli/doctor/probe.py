@@ -45,7 +45,11 @@ def send(engine: Engine) -> HealthCheck:
             return _judged(told, time.monotonic() - began)
         return _silent(last)
     finally:
-        _clear(engine, ref, key)
+        with suppress(OSError):
+            if engine.poll([ref])[0].state != "exited":
+                engine.kill(ref)
+            engine.forget(ref)
+            node.remove(key)
 
 
 def _request(key: str) -> LaunchRequest:
@@ -91,11 +95,3 @@ def _silent(last: PollResult) -> HealthCheck:
         text = f"the job failed (exit code {last.code}) {last.why}".strip()
         return HealthCheck("probe", False, text, INSTALL)
     return HealthCheck("probe", False, "the job has ended, but its file is not seen here", SHARE)
-
-
-def _clear(engine: Engine, ref: Ref, key: str) -> None:
-    with suppress(OSError):
-        if engine.poll([ref])[0].state != "exited":
-            engine.kill(ref)
-        engine.forget(ref)
-        node.remove(key)

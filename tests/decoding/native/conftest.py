@@ -1,15 +1,13 @@
 """With `SLIMSCOPE_TEST_SANITIZERS` these tests use a decoder built under sanitizers; see
 `test_sanitizers.py`."""
 
-from __future__ import annotations
-
 import os
 
 from backend.decoding.native import compiler
 
 SANITIZERS = "SLIMSCOPE_TEST_SANITIZERS"
 FLAGS = (
-    "-std=c++17", "-O1", "-g1", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread",
+    "-std=c++17", "-O0", "-g1", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread",
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
 )  # fmt: skip
 

@@ -1,8 +1,6 @@
 """The native decoder: the same logits as transformers, on every instruction set this machine has,
 and PyTorch where it cannot be used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy

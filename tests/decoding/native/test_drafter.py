@@ -1,7 +1,5 @@
 """A drafter on the native kernels drafts what it drafts in PyTorch."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest

@@ -1,8 +1,6 @@
 """Random models of the families that the native decoder runs: the logits of transformers in
 float32, of a prompt, token by token beyond the windows, and over a tree under mask and windows."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import Any

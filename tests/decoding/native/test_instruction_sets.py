@@ -1,7 +1,5 @@
 """Products of integer weights in each instruction set this machine can run: the same numbers."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

@@ -1,8 +1,6 @@
 """What is out of range is refused before the native decoder reads it, and NaN stays a number like
 others."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

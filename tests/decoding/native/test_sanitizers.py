@@ -1,8 +1,6 @@
 """The tests of the native decoder once more, with the address and the undefined-behaviour sanitizer
 in the decoder: they end the process at the first byte that is read or written elsewhere."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The decoder without Python: on NEON, in an emulator, and under the sanitizer of threads."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The threads of passes: kept from pass to pass, of the priority of whoever decodes, ended with the
 last model, and not missed by a fork."""
 
-from __future__ import annotations
-
 import gc
 import os
 import threading

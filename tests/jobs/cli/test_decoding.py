@@ -1,7 +1,5 @@
 """`slimscope benchmark` and `slimscope generate`, in processes of their own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,11 +1,13 @@
 """The doctor finds what is wrong, and names what to do about it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from backend.decoding.native.compiler import library
 from backend.models.sources.cache import prepare_once
 from backend.queue.engines import local
 from backend.queue.launcher import SUPERVISOR
@@ -52,6 +54,8 @@ def wrong(found: HealthCheck, *parts: str) -> bool:
 
 
 def test_a_new_data_folder_is_in_order(queue: Path, given: Set, tmp_path: Path) -> None:
+    library()  # the decoder is built once for all tests
+    shutil.copytree(settings().cache_dir / "native", tmp_path / "cache" / "native")
     given(CACHE_DIR=str(tmp_path / "cache"))
     found = examine()
     assert [each.name for each in found if not each.ok] == []

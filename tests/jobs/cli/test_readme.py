@@ -20,12 +20,10 @@ AMPHISTA = (
     "--draft-vocabulary 256"
 )
 SMALL = {  # what makes the walk short: added at the end of a line, where it counts
-    ("submit", "sds"): SDS,
-    ("submit", "dlqat"): DLQAT,
-    ("submit", "amphista"): AMPHISTA,
+    ("submit", "sds"): SDS, ("submit", "dlqat"): DLQAT, ("submit", "amphista"): AMPHISTA,
     ("benchmark", "amphista-0003"): "--preset 'quick look'",
     ("generate", "--drafter"): "--max-new-tokens 8",
-}
+}  # fmt: skip
 WAITS = {"--wait", "benchmark", "generate"}
 
 

@@ -11,12 +11,9 @@ from tests.jobs.kinds import test_amphista, test_benchmark_kind, test_dlqat, tes
 from tests.queue.conftest import HOST
 
 CONFIGS = {
-    "sds": test_sds.SMALL,
-    "dlqat": test_dlqat.SMALL,
-    "amphista": test_amphista.SMALL,
-    "benchmark": test_benchmark_kind.SMALL,
-    "generate": test_generate.SMALL,
-}
+    "sds": test_sds.SMALL, "dlqat": test_dlqat.SMALL, "amphista": test_amphista.SMALL,
+    "benchmark": test_benchmark_kind.SMALL, "generate": test_generate.SMALL,
+}  # fmt: skip
 REFUSED = [  # kind, changed values, error, the field it names, and what it says
     ("sds", {"pattern": "3:5"}, ConfigError, "pattern", ""),
     ("sds", {"pattern": "two"}, ConfigError, "pattern", ""),

@@ -120,13 +120,10 @@ def test_a_run_without_a_plan_says_so(wait: Wait) -> None:
 @pytest.mark.parametrize(
     ("available", "values", "streamed"),
     [
-        (10**10, {}, False),
-        (10**10, {"weights": "streamed"}, True),
-        (LITTLE, {}, True),
-        (LITTLE, {"weights": "memory"}, False),
-        (LITTLE, {"calibration_text": "self"}, False),
+        (10**10, {}, False), (10**10, {"weights": "streamed"}, True), (LITTLE, {}, True),
+        (LITTLE, {"weights": "memory"}, False), (LITTLE, {"calibration_text": "self"}, False),
     ],
-)
+)  # fmt: skip
 def test_a_model_is_streamed_when_it_would_not_fit(
     available: int, values: dict, streamed: bool
 ) -> None:

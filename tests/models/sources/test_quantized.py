@@ -20,11 +20,9 @@ from backend.quantization.range_search import search_range
 
 LAYOUTS = [
     Layout("compressed-tensors", 3, 32, "symmetric"),
-    Layout("compressed-tensors", 4, 0, "symmetric"),
-    Layout("gptq", 4, 32, "symmetric"),
-    Layout("gptq_v2", 4, 32, "zero-point"),
-    Layout("slimscope", 3, 32, "offset"),
-]
+    Layout("compressed-tensors", 4, 0, "symmetric"), Layout("gptq", 4, 32, "symmetric"),
+    Layout("gptq_v2", 4, 32, "zero-point"), Layout("slimscope", 3, 32, "offset"),
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -145,12 +145,10 @@ def test_more_passes_a_step_are_one_larger_batch(start) -> None:
 @pytest.mark.parametrize(
     ("fields", "codes", "scales"),
     [
-        ({"stages": "m-only"}, False, True),
-        ({"stages": "lora-only"}, True, False),
-        ({}, True, True),
-        ({"rank": 0}, False, True),
+        ({"stages": "m-only"}, False, True), ({"stages": "lora-only"}, True, False),
+        ({}, True, True), ({"rank": 0}, False, True),
     ],
-)
+)  # fmt: skip
 def test_each_ablation_moves_what_it_says(start, fields: dict, codes: bool, scales: bool) -> None:
     qat = start(rate=1e-2, **fields)
     after = made(qat, stage=qat.stages[0])

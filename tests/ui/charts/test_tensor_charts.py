@@ -1,7 +1,5 @@
 """The charts of one tensor, and of many side by side, draw what is stored."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any
@@ -18,7 +16,6 @@ from backend.statistics.tensors import TensorSnapshot
 from backend.store import tensors
 from ui.charts.histograms import overlay
 from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
-from ui.pages.compare.small_multiples import BINS, small_multiples
 from ui.static import SCRIPTS
 from ui.theme import LIGHT, stage_style, stage_styles
 
@@ -121,32 +118,9 @@ def test_another_runs_bins_are_redrawn_in_ours_and_lose_nothing() -> None:
     assert (now.lo, now.hi) == (-1.0, 1.0)
     assert now.counts.sum() == pytest.approx(12_800), "half of its weights lie within ours"
     assert now.below == now.above == 6400
-    said = series_note([made([5] * 64, below=3, above=4)], whole=True)
+    said = series_note([made([5] * 64, below=3, above=4)])
     assert "n = 327 weights, 64 bins" in said and "7 lie beyond ±1.00" in said
-    assert "beyond" not in series_note([made([5] * 64)], whole=True)
-
-
-@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (7, 3), (12, 4)])
-def test_few_panels_fill_the_space_of_many(series: list[Series], count: int, rows: int) -> None:
-    figure = small_multiples({f"{n}": (f"Block {n}", series[:1]) for n in range(count)})
-    spans = {figure.layout[f"yaxis{n or ''}"].domain for n in (0, *range(2, count + 1))}
-    assert len(spans) == rows
-    assert min(low for low, _ in spans) == pytest.approx(0)
-    assert max(high for _, high in spans) == pytest.approx(1)
-
-
-def test_small_multiples_have_one_axis_and_lose_no_weight(series: list[Series]) -> None:
-    figure = small_multiples(
-        {TENSOR: ("Block 1", series[:2]), "b": ("Block 2", series[2:])}, TENSOR
-    )
-    assert len(figure.data) == 4 and {trace.yaxis for trace in figure.data} == {"y", "y2"}
-    assert figure.layout.yaxis.range == figure.layout.yaxis2.range
-    assert figure.layout.xaxis2.matches == "x"
-    for one, trace in zip(series, figure.data, strict=True):
-        assert len(trace.y) == BINS
-        assert sum(trace.y) == pytest.approx(sum(one.heights))
-    assert "▸ Block 1" in figure.layout.annotations[0].text
-    assert {*figure.data[0].customdata} == {TENSOR}
+    assert "beyond" not in series_note([made([5] * 64)])
 
 
 # looks --------------------------------------------------------------------------------------------
@@ -157,8 +131,4 @@ def test_the_browser_knows_the_dark_twin_of_every_grey(series: list[Series]) -> 
     twins = dict(re.findall(r'"(#[0-9A-F]{6})": "--(\w+)"', script))
     assert twins and all(getattr(LIGHT, name) == colour for colour, name in twins.items())
     coloured = {*twins, *(stage_style(stage).colour for stage in stage_styles())}
-    for figure in (
-        overlay(series),
-        small_multiples({TENSOR: ("Block 1", series)}),
-    ):
-        assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', figure.to_json())} <= coloured
+    assert {*re.findall(r'"(#[0-9A-Fa-f]{6})"', overlay(series).to_json())} <= coloured

@@ -86,7 +86,7 @@ def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
     assert compare.draw_curves(None, None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
-    assert compare.draw_weights(None, None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
+    assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
 def test_runs_without_a_perplexity_to_compare_are_not_offered() -> None:
@@ -200,7 +200,7 @@ def test_the_address_says_which_curve_is_open() -> None:
 
 
 def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
-    shown = compare.draw_weights(None, None, asked(**WHOLE))
+    shown = compare.draw_weights(None, asked(**WHOLE))
     choice, figure = shown["tensor"], shown["weights_chart"]
     note, table = shown["weights_note"], shown["weights_table"]
     labels = [trace.name.split(" · ")[:2] for trace in figure.data]
@@ -221,28 +221,12 @@ def test_a_tensor_is_shown_as_each_run_left_it_over_the_dense_one() -> None:
         drawn = sum(trace.customdata)
         assert drawn + snapshot.zeros + snapshot.below + snapshot.above == snapshot.n
     assert "sds-0001 · Second pruning (SDS)" in table
-    shown = compare.draw_weights(None, None, asked(ids="sds-0003,sds-0004"))
+    shown = compare.draw_weights(None, asked(ids="sds-0003,sds-0004"))
     assert shown["weights_chart"] == compare.NO_WEIGHTS
     name = "model.layers.2.mlp.down_proj.weight"
-    assert compare.draw_weights(None, None, asked(**TWO, tensor=name))["tensor"]["value"] == name
-    odd = compare.draw_weights("nonsense", "nonsense", asked(**TWO))
+    assert compare.draw_weights(None, asked(**TWO, tensor=name))["tensor"]["value"] == name
+    odd = compare.draw_weights("nonsense", asked(**TWO))
     assert odd["tensor"]["value"].endswith("q_proj.weight")
-
-
-def test_side_by_side_each_run_has_a_panel_on_linked_axes() -> None:
-    shown = compare.draw_weights(None, "side", asked(**TWO))
-    figure = shown["weights_chart"]
-    assert shown["view"] == "side"
-    assert [trace.name.split(" · ")[0] for trace in figure.data] == [
-        "As the run left it", "Dense", "As the run left it", "Dense"
-    ]  # fmt: skip
-    titles = [each.text for each in figure.layout.annotations]
-    assert titles == ["sds-0001", "sds-0002"]
-    assert {axis.matches for axis in figure.select_xaxes()} - {None} == {"x"}
-    assert compare.draw_weights(None, None, asked(**TWO, view="side"))["view"] == "side"
-
-
-# texts --------------------------------------------------------------------------------------------
 
 
 def samples(number: int, stage: str, texts: dict[str, str]) -> Result:
@@ -302,7 +286,7 @@ def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
         compare.draw_curves(None, None, None, request)["lines_chart"],
-        compare.draw_weights(None, None, request)["weights_chart"],
+        compare.draw_weights(None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))
         assert (line.color, line.dash) == (LIGHT.muted, "dash")

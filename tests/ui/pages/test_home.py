@@ -17,7 +17,7 @@ from jobs.serving.transcript import transcript_writer
 from tests.ui.lab import GUEST, OTHER, asked, job, measured, model_folder, pressed, result, store
 from ui.pages.home import exhibits, pareto, showcase
 from ui.pages.home import page as overview
-from ui.pages.home.pareto_chart import ParetoPoint, pareto_front, tradeoff
+from ui.pages.home.pareto import ParetoPoint, pareto_front, tradeoff
 from ui.runs import queue_eta
 from ui.runs.rows import all_rows
 

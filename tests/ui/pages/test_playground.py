@@ -1,5 +1,6 @@
 """The Playground page: conversations, streamed answers, the token strip, votes, the leaderboard."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from jobs.serving.transcript import ENDS, Transcript, TranscriptStep, transcript
 from tests.ui.lab import GUEST, HOST, asked, job, pressed, saved_folder, store
 from ui import openai_api
 from ui.api import build
-from ui.pages.playground import answers, board, page
+from ui.pages.playground import answers, board, page, room
 from ui.pages.playground.actions import recorded
 from ui.pages.playground.answers import facts
 from ui.pages.playground.token_strip import tints, token_spans
@@ -124,6 +125,26 @@ def test_a_drafter_that_is_good_for_nothing_is_told(
     written = Transcript([TranscriptStep([("A", 0)], [], 30.0), *steps], unused=unused)
     assert " · ".join(facts(written, hidden=False)).startswith(told)
     assert facts(written, hidden=True) == [told.split(" · ")[0]]
+
+
+def test_the_room_sees_letters_until_whoever_shows_it_has_voted(
+    blind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def status() -> dict[str, Any]:
+        return {"requests": 3, "models": {HOSTILE: dict.fromkeys(numbers, 2) | {"decoder": "C++"}}}
+
+    numbers = ("running", "waiting", "batch", "tokens_per_s", "per_sequence", "accepted")
+    monkeypatch.setattr(room, "serving_status", status)
+
+    def shown(**query: str) -> str:
+        return asyncio.run(room.draw_room(asked(HOST, **query)))
+
+    html = shown(chat=blind)
+    assert HOSTILE not in html and f"chat%3D{blind}" in html and "<dt>Requests</dt><dd>3" in html
+    assert "<dt>A is better</dt>" in html and "toy" not in html and "0 votes" in html
+    press("vote1", blind)
+    assert "toy is better" in shown(chat=blind) and "1 vote." in shown(chat=blind)
+    assert "No vote is open" in shown() and "No vote is open" in shown(chat=str(prompted()))
 
 
 def test_who_asked_has_it_answered_and_others_wait(tables: Settings) -> None:

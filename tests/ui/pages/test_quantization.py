@@ -1,7 +1,5 @@
 """The Quant page: what each event shows, and its charts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -135,7 +133,7 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
         "3 bits · groups of 16 · symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
     )
     assert "perplexity 1.520, dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
-    more = {panels.ENERGY: panels.NO_INPUTS, panels.CODES: "Codes are read from the saved model"}
+    more = {panels.ENERGY: panels.NO_INPUTS}
     for panel in panels.CHARTS:
         figure = shown[panel.parts[0]]
         drawn = isinstance(figure, go.Figure)
@@ -221,7 +219,7 @@ def test_another_tensor_or_group_redraws_what_it_changes() -> None:
     shown = page.choose_tensor(view(tensor=TENSORS[2], group="0,0"))
     assert shown["group"] == "5,1" and "magnitudes_chart" not in shown
     names = {name.partition("_")[0] for name in page.choose_group(view(group="2,3"))}
-    assert names == {"group", "weights", "codes"}
+    assert names == {"group", "weights"}
 
 
 def test_magnitudes_of_all_groups_are_a_fan_of_the_chosen_stage() -> None:

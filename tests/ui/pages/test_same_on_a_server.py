@@ -14,7 +14,7 @@ from backend.backup.moving import move_database
 from backend.metric_key import MetricKey
 from backend.queue import scheduling
 from backend.settings import settings
-from backend.store import curves, frames, queries, tensors
+from backend.store import frames, queries, tensors
 from backend.store.dialects.postgresql import PostgreSQL
 from backend.store.session import engine_for
 from backend.store.tables import Job
@@ -55,12 +55,12 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
             f"{name} page": run.draw(asking), f"{name} measures": run.draw_measures(asking),
             f"{name} curves": run.draw_curves(asking), f"{name} record": record(name),
             f"{name} points": frames.curves(name).to_csv(),
-            f"{name} spans": curves.spans(int(name[-1])),
+            f"{name} spans": frames.spans(int(name[-1])),
             f"{name} tensors": frames.tensor_table(name).to_csv(),
             f"{name} profiles": frames.profile_names(name).to_csv(),
         }  # fmt: skip
     first = queries.tensor_rows(1)[0]["tensor"]
-    found["outline"] = curves.outline(2, ERROR, curves.spans(2)[ERROR], 2)
+    found["outline"] = frames.outline(2, ERROR, frames.spans(2)[ERROR], 2)
     found["histograms"] = [str(vars(each)) for each in tensors.tensor_snapshots(1, first)]
     found["values"] = [each.values.tolist() for each in tensors.profiles(1, first)]
     return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in found.items()}

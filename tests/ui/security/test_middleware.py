@@ -50,12 +50,8 @@ def test_no_file_of_the_machine_can_be_fetched(visit: Visit, seeded: Settings) -
     log.write_text("secret of the log")
     code = Path(app.__file__)
     targets = [
-        seeded.root / "results.db",
-        log,
-        code,
-        Path("/proc/self/environ"),
-        Path("/etc/passwd"),
-    ]
+        seeded.root / "results.db", log, code, Path("/proc/self/environ"), Path("/etc/passwd"),
+    ]  # fmt: skip
     client = visit()
     for target in targets:
         assert target.exists()

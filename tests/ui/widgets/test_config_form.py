@@ -130,14 +130,12 @@ def test_the_defaults_of_the_inputs_make_the_default_config(form: ConfigForm) ->
     st.fixed_dictionaries(
         {},
         optional={
-            "segments": st.integers(1, 4096),
-            "holdout": st.floats(0, 0.5),
-            "control": st.booleans(),
-            "pattern": st.sampled_from(["2:4", "50%"]),
+            "segments": st.integers(1, 4096), "holdout": st.floats(0, 0.5),
+            "control": st.booleans(), "pattern": st.sampled_from(["2:4", "50%"]),
             "adjust": st.sampled_from(["soft", "fixed", "off"]),
         },
     )
-)
+)  # fmt: skip
 def test_values_that_are_shown_are_read_back(form: ConfigForm, values: dict[str, Any]) -> None:
     updates = form.show(values)
     read = form.values(updates[component]["value"] for component in form.inputs)

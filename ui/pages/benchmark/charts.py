@@ -1,8 +1,6 @@
 """Decoders side by side: how fast they are, where the time of a decoding step goes, how many tokens
 a step yields, and what the size of the tree does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -201,36 +199,6 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
     looks = _with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis)
     figure.update_layout(looks, shapes=[reference_line(x=1)])
     return Chart(figure, frame, "" if tokens else note)
-
-
-def reached(decoder: DecoderReport) -> dict[int, float]:
-    """Share of steps with at least k accepted draft tokens, by k."""
-    deepest, steps = max(decoder.lengths, default=1), sum(decoder.lengths.values()) or 1
-    return {
-        k: sum(n for length, n in decoder.lengths.items() if length > k) / steps
-        for k in range(1, deepest)
-    }
-
-
-def acceptance_rate(decoders: Sequence[DecoderReport], note: str) -> Chart:
-    drafters, paint, figure = drafting(decoders), colours(decoders), go.Figure()
-    title = "Share of steps, %"
-    frame = pd.DataFrame(
-        [(d.label, k, 100 * share) for d in drafters for k, share in reached(d).items()],
-        columns=["Decoder", "Accepted in a row, at least", title],
-    )
-    for decoder in drafters:
-        rows = frame[frame["Decoder"] == decoder.label]
-        figure.add_scatter(
-            x=rows.iloc[:, 1], y=rows.iloc[:, 2], name=esc(decoder.label), mode="lines+markers",
-            line={"color": paint[decoder.name]}, marker={"size": 8}, cliponaxis=False,
-            hovertemplate="<b>%{fullData.name}</b><br>%{x} or more accepted: %{y:.1f} % of steps; "
-            f"mean {decoder.accepted:.2f} tokens<extra></extra>",
-        )  # fmt: skip
-    x = axis("Draft tokens accepted in a row, at least", dtick=1, showgrid=False)
-    y = axis(title, rangemode="tozero")
-    figure.update_layout(_with_legend("accepted", drafters, x, y))
-    return Chart(figure, frame, note)
 
 
 def _with_legend(

@@ -1,30 +1,22 @@
 """What the Speed page reads: one benchmark, and what is known of its drafters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
-import pandas as pd
-
-from backend.drafters.config import head_stage
-from backend.metric_key import MetricKey
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.tables import Job
 from jobs.amphista.config import PART
-from jobs.amphista.kind import KIND as AMPHISTA
 from jobs.amphista.kind import PART_LABELS
 from jobs.benchmark.config import NAME
 from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.metrics import CHAINED, DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, STEPS, TOP1
-from ui.runs.results import display_units, find_job
+from jobs.metrics import DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, STEPS
+from ui.runs.results import find_job
 
 Path = tuple[int, ...]
-ALL_RIGHT = ", all before right"
 WAYS: Mapping[str, str] = MappingProxyType(  # of an architecture, how a draft is made
     {
         "amphista": "Once through: all heads draft together.",
@@ -124,20 +116,3 @@ def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
     job = find_job(run)
     architecture = str(job.config.get("architecture", "")) if job else ""
     return parts, WAYS.get(architecture, "")
-
-
-def head_curves(run: str) -> dict[str, pd.DataFrame]:
-    """Top-1 accuracy of each head during training, %, and that where all heads before it were
-    right: title ("Head 2", "Head 2, all before right") -> points."""
-    lines = frames.by_key(display_units(frames.shown_curves(run)))
-    titles = {key: _head_title(key) for key in lines}
-    return {title: lines[key] for key, title in titles.items() if title}
-
-
-def _head_title(key: MetricKey) -> str:
-    """The title of a curve of a head; empty for one that is not drawn."""
-    head = AMPHISTA.stages.get(key.stage, key.stage)
-    if key.family == TOP1.family:
-        return head
-    chained = key.family == CHAINED.family and key.stage != head_stage(1)
-    return head + ALL_RIGHT if chained else ""

@@ -1,7 +1,5 @@
 """The tree of draft tokens that a step verifies, with how often each of them was accepted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import pandas as pd

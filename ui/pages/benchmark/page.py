@@ -1,7 +1,5 @@
 """Speed: is decoding with draft tokens faster on this machine, and what limits it?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import gradio as gr
@@ -13,7 +11,6 @@ from backend.store.tables import Job
 from jobs.benchmark import config as benchmark
 from jobs.benchmark.report import DecoderReport
 from ui.charts.chart import Chart
-from ui.charts.lines import Line, curves_frame, line_chart
 from ui.frame import Page, live, query, url_sync
 from ui.pages.benchmark import charts, data
 from ui.pages.benchmark.data import Benchmark
@@ -23,7 +20,6 @@ from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
-from ui.theme import LineStyle, stage_style
 from ui.widgets.chart import nothing
 from ui.widgets.dropdown import dropdown, segmented
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -34,7 +30,6 @@ NOT_TRIED = nothing("This run tried no other tree sizes. The preset â€œthoroughâ
 NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
-NO_HEADS = nothing("The run that trained this drafter left no curves.")
 CONTROLS = ("run", "by", "drafter")
 SPEED_UP, TOKENS = "speed-up", "tokens"
 BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens per step"}
@@ -52,7 +47,6 @@ TIME = Panel(
     "time", "Where is the time spent?",
     "Drafting pays off when the accepted length exceeds the relative cost of a step.",
 )  # fmt: skip
-RIGHT = Panel("right", "Acceptance rate", "How far ahead are draft tokens accepted?")
 SIZES = Panel(
     "sizes", "Tree size",
     "Where is the optimum? A larger tree yields more tokens per step (solid), but has to yield "
@@ -67,12 +61,7 @@ TREE = Panel(
     "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
     400,
 )  # fmt: skip
-HEADS = Panel(
-    "heads", "Head accuracy",
-    "What has each head learned? Top-1 accuracy on held-out answers; dotted: where all heads "
-    "before it are right, so that its guess counts.", 400,
-)  # fmt: skip
-PANELS = (SPEED, GAIN, TASKS, TIME, RIGHT, COSTS, SIZES, TREE, HEADS)  # those with data are shown
+PANELS = (SPEED, GAIN, TASKS, TIME, COSTS, SIZES, TREE)  # those with data are shown
 
 
 def build() -> None:
@@ -144,7 +133,6 @@ def head(shown: Benchmark) -> Markup:
 
 
 def conditions(job: Job) -> dict[str, object]:
-    """Conditions under which the speeds were measured."""
     here, config = job.environment, job.config
     prompts = (here.get("text") or {}).get("prompts", {})
     return {
@@ -175,41 +163,20 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
 def _charts(shown: Benchmark, by: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
     drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
-    prompts, steps = decoders[0].prompts, sum(sum(d.lengths.values()) for d in decoders[1:])
+    prompts = decoders[0].prompts
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
-    means, counted = f"Means over {prompts} prompts.", f"n = {steps:,} steps."
-    several = len(decoders) > 1
-    tasks = several and len(decoders[0].tasks) > 1
+    means = f"Means over {prompts} prompts."
+    tasks = len(decoders) > 1 and len(decoders[0].tasks) > 1
     tried = any(charts.sizes_of(points, d.name) for d in decoders)
     return {
         SPEED: charts.speed_up(decoders, timed),
         GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
         TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
-        RIGHT: charts.acceptance_rate(decoders, counted) if several else Chart(NO_TREE),
         SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
         COSTS: charts.verification_cost(points, "Fastest of 5."),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
-        HEADS: heads(tree) if tree else Chart(NO_TREE),
     }
-
-
-def heads(decoder: DecoderReport) -> Chart:
-    points = data.head_curves(decoder.run)
-    names = sorted(points)
-    if not names:
-        return Chart(NO_HEADS)
-    heads = [name for name in names if not name.endswith(data.ALL_RIGHT)]
-    lines = [
-        Line(name, points[name], LineStyle(stage_style("", place).colour, dash))
-        for place, head in enumerate(heads)
-        for name, dash in ((head, "solid"), (head + data.ALL_RIGHT, "dot"))
-        if name in points
-    ]
-    figure = line_chart(lines, view="|".join(names), x_title="Step", y_title="Top-1 accuracy, %")
-    for trace in figure.data:
-        trace.showlegend = trace.name in heads
-    return Chart(figure, curves_frame({f"{name}, %": points[name] for name in names}, "Step"))
 
 
 PAGE = Page(

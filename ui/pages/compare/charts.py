@@ -1,21 +1,33 @@
-"""Perplexity of the stages of several runs, in the colours of the comparison."""
-
-from __future__ import annotations
+"""Several runs in the colours of the comparison: perplexity of their stages, one curve over each
+other, and the weights of one tensor as each left them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from jobs.metrics import PERPLEXITY
+from backend.metric_key import MetricKey
+from backend.store import frames, tensors
+from jobs.metrics import ERROR, PERPLEXITY, axis_title, metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
+from ui.charts.histograms import overlay_chart
+from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
+from ui.charts.series import Series
 from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
-from ui.runs.results import RunResults
-from ui.theme import LineStyle
+from ui.pages.compare.comparison import RunComparison
+from ui.runs.results import RunResults, display_units, stages_of
+from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
+from ui.theme import LineStyle, stage_style
 
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+MAX_ROWS = 2000  # of the table
+SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
+
+
+Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
 
 
 def stage_dots(
@@ -50,3 +62,88 @@ def _dots(
         for row, value in zip(rows, values, strict=True)
     ]
     return dots(values.tolist(), rows, stroke.colour, symbol(stroke, shape), hover, name=run)
+
+
+def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
+    """The points of every run; the curves of more than a single point that one or more of them has
+    recorded, by name."""
+    found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
+    keys = (key for lines in found.values() for key, points in lines.items() if len(points) > 1)
+    return found, {str(key): key for key in keys}
+
+
+def chosen_curve(
+    comparison: RunComparison, offered: Mapping[str, MetricKey], wanted: str | None
+) -> MetricKey:
+    """The wanted curve, else the error of the stage the baseline kept, else the first."""
+    kept = str(replace(ERROR, stage=comparison.base.figures.kept or ""))
+    first = next(iter(offered))
+    return offered[next(name for name in (wanted, kept, first) if name and name in offered)]
+
+
+def curve_chart(
+    comparison: RunComparison,
+    found: Points,
+    key: MetricKey,
+    *,
+    log_y: bool,
+    smoothing: str | None,
+) -> Chart:
+    drawn = {run: lines[key] for run, lines in found.items() if key in lines}
+    x_title, strokes = axis_title(key.axis), comparison.strokes
+    figure = line_chart(
+        [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
+        x_title=x_title, y_title=y_title(key), log_y=log_y,
+        smoothing=SMOOTHING.get(smoothing or "", 0.0),
+    )  # fmt: skip
+    figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
+    frame = curves_frame(drawn, x_title).head(MAX_ROWS)
+    lengths = ", ".join(f"{run} {len(points):,}" for run, points in drawn.items())
+    left_out = sum(int((points["value"] <= 0).sum()) for points in drawn.values()) if log_y else 0
+    hidden = f" Not shown on a log axis: {left_out:,} values of 0 or less." if left_out else ""
+    reduced = next(filter(None, map(reduced_note, drawn.values())), "")
+    return Chart(figure, frame, f"n = {lengths} points.{hidden}{reduced}")
+
+
+def curve_label(key: MetricKey, comparison: RunComparison) -> str:
+    """What a curve is called: "Relative output error · Second pruning (SDS)"."""
+    stages = {
+        s: row.figures.label(s)
+        for row in comparison.rows
+        for s in stages_of(row.job) or row.figures.stages
+    }
+    parts = (metric(replace(key, series="")).title, stages.get(key.stage, key.stage), key.series)
+    return " · ".join(filter(None, parts))
+
+
+def weights_by_run(comparison: RunComparison) -> dict[str, RunWeights]:
+    by_run = {run: weights_of(run) for run in comparison.runs}
+    return {run: weights for run, weights in by_run.items() if weights}
+
+
+def tensors_of(by_run: Mapping[str, RunWeights]) -> dict[str, str]:
+    return {name: label for w in reversed([*by_run.values()]) for name, label in w.tensors.items()}
+
+
+def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str) -> Chart:
+    series = _series(comparison, by_run, tensor)
+    missing = ", ".join(run for run in comparison.runs if run not in series)
+    lacking = f"Not stored by {missing}." if missing else ""
+    return overlay_chart([*series.values()], lacking)
+
+
+def _series(
+    comparison: RunComparison, by_run: Mapping[str, RunWeights], tensor: str
+) -> dict[str, Series]:
+    drawn: dict[str, Series] = {}
+    for row in sorted(comparison.rows, key=lambda row: row is not comparison.base):
+        run = row.job.run
+        if run not in by_run or tensor not in by_run[run].tensors:
+            continue
+        by_stage = {s.stage: s for s in tensors.tensor_snapshots(row.job.id, tensor)}
+        if not drawn and DENSE in by_stage:
+            drawn[DENSE] = Series(by_stage[DENSE], "Dense", stage_style(DENSE))
+        stage = kept_stage(by_run[run], by_stage)
+        label = f"{run} · {by_run[run].labels.get(stage, stage)}"
+        drawn[run] = Series(by_stage[stage], label, comparison.strokes[run])
+    return drawn

@@ -1,7 +1,5 @@
 """Runs side by side against one baseline: settings that differ, and results."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Compare: two to six runs against a baseline: results, stages, curves, weights, settings that
 differ."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,17 +13,25 @@ from ui.charts.headlines import lower
 from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
-from ui.pages.compare.charts import stage_dots
+from ui.pages.compare.charts import (
+    SMOOTHING,
+    chosen_curve,
+    curve_chart,
+    curve_label,
+    curves_of,
+    stage_dots,
+    tensor_chart,
+    tensors_of,
+    weights_by_run,
+)
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.curves import SMOOTHING, chosen_curve, curve_chart, curve_label, curves_of
 from ui.pages.compare.texts import texts_card, texts_chart
-from ui.pages.compare.weights import VIEWS, tensor_chart, tensors_of, weights_by_run
 from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
 from ui.widgets.download import Download, file_payload
-from ui.widgets.dropdown import choices, dropdown, segmented
+from ui.widgets.dropdown import choices, dropdown
 from ui.widgets.explorer import known_or_first
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
@@ -60,12 +66,10 @@ def build() -> None:
         choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
         scale=0, min_width=160,
     )  # fmt: skip
-    side = segmented(VIEWS, "View", "compare-view")
     page = Outputs(head=head)
     with gr.Column(elem_id="compare-body", visible=False) as page["body"]:
         with gr.Row(equal_height=False):
-            weights = Outputs(tensor=tensor, view=side)
-            weights |= WEIGHTS.build("compare", [[side, tensor]], scale=3)
+            weights = Outputs(tensor=tensor, **WEIGHTS.build("compare", [[tensor]], scale=3))
             with gr.Column(scale=2, min_width=320):
                 page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
@@ -77,7 +81,7 @@ def build() -> None:
 
     show = page.named(draw), None, page.components
     show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
-    show_weights = weights.named(draw_weights), [tensor, side], weights.components
+    show_weights = weights.named(draw_weights), tensor, weights.components
     live(*show)
     on_load(lines.named(open_curves), None, lines.components)
     on_change(*show_curves)
@@ -87,8 +91,7 @@ def build() -> None:
     head.act(export, None, file, **SILENT_EVENT)
     for changed in (curve.input, scale.input, smooth.input):
         url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
-    for changed in (tensor.input, side.input):
-        url_sync(changed(*show_weights, **LATEST), tensor=tensor, view=side)
+    url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
 
 
 def compared(request: gr.Request) -> RunComparison | None:
@@ -152,7 +155,7 @@ def draw_curves(
     return {"curve": gr.update(choices=labels, value=str(key)), **shown}
 
 
-def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> Updates:
+def draw_weights(tensor: str | None, request: gr.Request) -> Updates:
     runs = compared(request)
     by_run = weights_by_run(runs) if runs else {}
     if runs is None or not by_run:
@@ -160,9 +163,8 @@ def draw_weights(tensor: str | None, view: str | None, request: gr.Request) -> U
     tensors = tensors_of(by_run)
     wanted = tensor or query(request, "tensor")
     name = wanted if wanted in tensors else next(iter(tensors))
-    view = known_or_first(view or query(request, "view"), VIEWS)
-    shown = WEIGHTS.show(tensor_chart(runs, by_run, name, view), name)
-    return {"tensor": gr.update(choices=choices(tensors), value=name), "view": view, **shown}
+    shown = WEIGHTS.show(tensor_chart(runs, by_run, name), name)
+    return {"tensor": gr.update(choices=choices(tensors), value=name), **shown}
 
 
 def export(event: gr.EventData, request: gr.Request) -> Any:
@@ -196,8 +198,7 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
         return Chart(NO_WEIGHTS)
     tensors = tensors_of(by_run)
     name = known_or_first(query(request, "tensor"), tensors)
-    view = known_or_first(query(request, "view"), VIEWS)
-    chart = tensor_chart(runs, by_run, name, view)
+    chart = tensor_chart(runs, by_run, name)
     return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 
 

@@ -1,7 +1,5 @@
 """What the runs write after the same prompts, word by word against the baseline."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

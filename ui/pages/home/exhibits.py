@@ -1,7 +1,5 @@
 """What a visitor sees first, as HTML, and its buttons: the toy and the examples."""
 
-from __future__ import annotations
-
 from math import ceil, isfinite
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Home: what compression did to a model, what runs, what is best so far, what needs a look."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +19,7 @@ from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, on_change, query, url_sync
 from ui.pages.home import pareto
 from ui.pages.home.exhibits import draw_exhibits, draw_toy, home_act, launch_address
-from ui.pages.home.pareto import ComparableRuns
-from ui.pages.home.pareto_chart import QUALITY, ParetoPoint, tradeoff
+from ui.pages.home.pareto import QUALITY, ComparableRuns, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions.single import buttons
@@ -164,7 +161,6 @@ def _compared(runs: ComparableRuns) -> list[MetricKey]:
 
 
 def tradeoff_chart(runs: ComparableRuns, key: MetricKey) -> Chart:
-    """Quality against one cost."""
     points = runs.points(key)
     note = _note(points, len(runs.rows) - len(points))
     return tradeoff(points, metric(key), runs.dense, note)

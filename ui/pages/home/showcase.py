@@ -1,8 +1,6 @@
 """Key figures, changes and moving histogram of the newest successful run of each method; until
 there are any, of the bundled examples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter

@@ -1,7 +1,5 @@
 """New run: configure a run, see what it will cost, and add it to the queue."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

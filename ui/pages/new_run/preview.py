@@ -1,7 +1,5 @@
 """What a form would queue and what that costs, and queueing it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +42,6 @@ def preview_for(user: Actor, kind: Kind, values: Mapping[str, Any], pairs: Pairs
 
 
 def preview_of(kind: Kind, values: Mapping[str, Any], pairs: Pairs = ()) -> Preview:
-    """What will be queued and what it costs."""
     swept: dict[str, list[str]] = {}
     try:
         swept = sweep.read(kind.name, pairs)
@@ -127,7 +124,6 @@ def enqueue(
 
 
 def added(jobs: Sequence[Job]) -> Markup:
-    """Confirms that the runs were added, and leads to them."""
     first, number = jobs[0], len(jobs)
     if number == 1:
         title, page = "The run was added.", (href("run", id=first.run), "Open the run")

@@ -1,7 +1,5 @@
 """The form of a sweep: fields of a config with several values each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -106,11 +106,11 @@ def _votes(turn: Turn, actor: Actor, last: bool) -> Markup:
         may_not = permissions.may_not_ask(actor)
         return HTML.vote_buttons(turn.number, [*choices(turn).items()], may_not)
     counted = Counter(votes.values())
-    tally = [(_said(turn, choice), count) for choice, count in counted.most_common()]
-    return HTML.voted(_said(turn, votes[actor.name]), tally if len(votes) > 1 else [])
+    tally = [(said(turn, choice), count) for choice, count in counted.most_common()]
+    return HTML.voted(said(turn, votes[actor.name]), tally if len(votes) > 1 else [])
 
 
-def _said(turn: Turn, choice: int) -> str:
+def said(turn: Turn, choice: int) -> str:
     names = turn.names
     if not 1 <= choice <= len(names):
         return choices(turn).get(choice, "").lower()

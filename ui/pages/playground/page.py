@@ -22,6 +22,7 @@ from ui.gradio_patches import event_data
 from ui.pages.playground import board as boards
 from ui.pages.playground.actions import absent, carry_out, recorded, shown_turns
 from ui.pages.playground.answers import HTML
+from ui.pages.playground.room import EVERY_S, draw_room
 from ui.runs.choices import answering
 from ui.widgets.config_form import ConfigForm, address_values, component
 from ui.widgets.dropdown import Choices
@@ -35,6 +36,9 @@ ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without ef
 def build() -> None:
     with gr.Tabs(elem_id="playground-tabs") as tabs:
         chat, ranks = gr.Tab("Chat", id="chat"), gr.Tab("Leaderboard", id="leaderboard")
+        room = gr.Tab("Room", id="room")
+    with room:
+        projected, clock = plain(elem_id="playground-room"), gr.Timer(EVERY_S, active=False)
     with ranks:
         ranking = plain(elem_id="playground-ranking")
     with chat, gr.Row(elem_id="playground", equal_height=False):
@@ -58,9 +62,12 @@ def build() -> None:
     )  # fmt: skip
     on_load(_arrive(form, sides, blind, message), None, [message, sides, blind, *form.inputs])
     on_load(_may_have_alias, None, alias)
-    for name, one in (("", chat), ("leaderboard", ranks)):
-        one.select(None, None, None, js=f"() => slimscope.tab('{name}')")
-    on_load(_tab, None, tabs)
+    clock.tick(draw_room, None, projected, **SILENT_EVENT)
+    for name, one in (("", chat), ("leaderboard", ranks), ("room", room)):
+        one.select(_clock(one is room), None, clock, **SILENT_EVENT).then(
+            None, None, None, js=f"() => slimscope.tab('{name}')"
+        )
+    on_load(_tab, None, [tabs, clock])
 
     shown = gr.Textbox(visible=False)
     asked = prompt.submit(
@@ -188,7 +195,12 @@ def _actor(request: gr.Request, alias: str) -> Actor:
 
 
 def _tab(request: gr.Request) -> Any:
-    return gr.update(selected=query(request, "tab", "chat", ("chat", "leaderboard")))
+    tab = query(request, "tab", "chat", ("chat", "leaderboard", "room"))
+    return gr.update(selected=tab), gr.Timer(active=tab == "room")
+
+
+def _clock(runs: bool) -> Callable[[], gr.Timer]:
+    return lambda: gr.Timer(active=runs)
 
 
 def _ask(

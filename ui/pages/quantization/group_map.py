@@ -1,7 +1,5 @@
 """A map of one figure of every group of one tensor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +122,7 @@ class GroupMap:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> GroupMap:
+    def of(cls, values: np.ndarray, name: str, among: np.ndarray) -> "GroupMap":
         """Map of a key of `FIGURES`; colour limits come from `among`, the last step [rows, groups],
         so that one colour means the same at every step."""
         figure = FIGURES[name]

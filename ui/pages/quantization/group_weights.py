@@ -1,7 +1,5 @@
 """One group weight by weight: dense values, and how far the grid moved them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

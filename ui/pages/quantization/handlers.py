@@ -1,7 +1,5 @@
 """What happens on the Quant page: each event, and the outputs it changes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +63,7 @@ def next_step(view: QuantView) -> Updates:
 
 def choose_group(view: QuantView) -> Updates:
     row, group = view.group
-    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS, panels.CODES))
+    return updates({"group": f"{row},{group}"}, _draw(view, panels.WEIGHTS))
 
 
 def move_group(view: QuantView, by: int) -> Updates:

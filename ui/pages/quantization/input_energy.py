@@ -10,8 +10,6 @@ the last is its share of the expected output error if inputs were uncorrelated (
 Hessian that GPTQ uses, Frantar et al. 2022).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +36,7 @@ class InputGroups:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, tensor: str, block: int, energy: np.ndarray, error: np.ndarray) -> InputGroups:
+    def of(cls, tensor: str, block: int, energy: np.ndarray, error: np.ndarray) -> "InputGroups":
         groups = error.shape[1]
         inputs = np.sqrt(energy.astype(float).reshape(groups, -1).mean(1))
         return cls(tensor, block, inputs, np.sqrt((error.astype(float) ** 2).mean(0)))

@@ -1,7 +1,5 @@
 """Quantisation: the grid, what training moved inside of it, and where rounding hurts."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import gradio as gr
@@ -10,7 +8,6 @@ from ui.frame import Page
 from ui.pages.quantization import handlers
 from ui.pages.quantization.panels import (
     CHARTS,
-    CODES,
     ENERGY,
     HTML,
     MAGNITUDES,
@@ -57,9 +54,7 @@ def build() -> None:
             page |= MAP.build("quant", [[page["tensor"], page["figure"]], steps])
             page |= MAGNITUDES.build("quant")
         plain(HTML.part("Where it hurts"))
-        with gr.Row(equal_height=True):
-            page |= ENERGY.build("quant")
-            page |= CODES.build("quant")
+        page |= ENERGY.build("quant")
     page["group"].render()
     page["seen"] = page_state()
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)

@@ -1,14 +1,11 @@
 """The charts of the Quant page: of a view each makes a figure, a note and a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pandas as pd
 from markupsafe import Markup
 
-from backend.errors import ModelError
 from backend.quantization import GRID_NAMES
 from backend.statistics.names import FAN
 from backend.store import frames, queries
@@ -17,7 +14,6 @@ from jobs.metrics import BITS_PER_WEIGHT, BYTES, PERPLEXITY, SPEED_UP
 from ui.charts.chart import Chart
 from ui.charts.lines import reduced_note
 from ui.format import NONE, count, href, number, share, size
-from ui.pages.quantization.code_image import PRUNED, code_image_chart
 from ui.pages.quantization.group_map import FIGURES, GroupMap, group_map, group_map_note
 from ui.pages.quantization.group_weights import group_weights, group_weights_note
 from ui.pages.quantization.input_energy import input_energy_chart
@@ -36,16 +32,12 @@ HTML = fragments("pages/quantization/page.html")
 HEIGHT = 400
 NO_BANDS = "{} has recorded no magnitudes over its training."
 NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
-NO_CODES = (
-    "Codes are read from the saved model: only of the stage that was kept ({}), in a packed "
-    "format, and only while the file is on this machine."
-)
-ZEROS_QUESTION = "Are the zeros of the pruned model still zero? Grey: yes. Cross: not any more."
 NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
 GAIN = 1.8  # of packed decoding over dense, where reading weights takes the time
 OVERHEAD = "in a model this small, reading weights is not the bottleneck"
 LISTED = 500  # groups in a table
 LAST_STEP = 10**9  # step: behind all others
+PRUNED = 0.01  # share of zeros in the weights before that makes them pruned
 
 
 THEORY = {
@@ -58,8 +50,6 @@ THEORY = {
     "usage": "The entropy of the codes says how few bits each could take (Shannon 1948).",
     "energy": "GPTQ protects weights that meet large inputs by compensation (Frantar et al. 2022), "
     "AWQ by scaling them up (Lin et al. 2023).",
-    "codes": "A grid that holds 0 costs pruned weights no error, so pruning and quantisation add "
-    "up (SparseGPT, Frantar and Alistarh 2023).",
 }
 
 
@@ -80,10 +70,6 @@ USAGE = _panel("usage", "Codes of the tensor", "Are all codes used, and evenly?"
 ENERGY = _panel(
     "energy", "Errors and inputs", "Do groups that meet large inputs have small errors? Rounding "
     "hurts towards the upper right.",
-)  # fmt: skip
-CODES = _panel(
-    "codes", "Codes around the group", "Which integers are stored? Rows and groups with few colours"
-    " use few of the codes.",
 )  # fmt: skip
 
 
@@ -216,19 +202,7 @@ def energy_chart(view: QuantView) -> Chart:
     return replace(chart, name=f"{selection.run}-{selection.tensor}-inputs")
 
 
-def codes_chart(view: QuantView) -> Chart:
-    try:
-        image = view.code_image()
-    except ModelError as error:
-        return Chart(str(error))
-    if image is None:
-        kept = view.quant.labels.get(str(view.quant.job.kept_stage), NONE)
-        return Chart(NO_CODES.format(kept))
-    question = CODES.question if image.zeros is None else ZEROS_QUESTION
-    return replace(code_image_chart(image), question=question, name=f"{_group_name(view)}-codes")
-
-
 CHARTS: dict[Panel, Callable[[QuantView], Chart]] = {
     MAP: map_chart, WEIGHTS: weights_chart, MAGNITUDES: magnitudes_chart, USAGE: usage_chart,
-    ENERGY: energy_chart, CODES: codes_chart,
+    ENERGY: energy_chart,
 }  # fmt: skip

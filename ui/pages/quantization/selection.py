@@ -1,24 +1,19 @@
 """What can be looked at of a run that trained inside a quantisation grid, and what is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from backend.export.code_tiles import read_codes
 from backend.statistics.names import INPUT_ENERGY
-from backend.statistics.regions import Region, read_region
 from backend.store import frames, queries, tensors
 from backend.store.tables import Job
-from ui.pages.quantization.code_image import COLUMNS, ROWS, CodeImage
 from ui.pages.quantization.group_map import FIGURES, Group
 from ui.pages.quantization.group_weights import GroupWeights
 from ui.pages.quantization.input_energy import InputGroups
 from ui.runs.results import kind_of
-from ui.runs.weights import DENSE, saved_folders, stage_labels, tensor_names
+from ui.runs.weights import stage_labels, tensor_names
 from ui.widgets.explorer import Selection, cached_by, known_or_first, neighbour
 
 MAGNITUDE, SCALE, ERROR, CODES, WORST = "magnitude", "scale", "error", "codes", "worst"  # profiles
@@ -67,7 +62,7 @@ class QuantSelection(Selection):
     step: str = ""
     group: str = ""
 
-    def settled(self, quant: QuantRun) -> QuantSelection:
+    def settled(self, quant: QuantRun) -> "QuantSelection":
         """Selection with unknown fields replaced by defaults."""
         kind = kind_of(quant.job)
         wanted = (quant.job.kept_stage, kind.default_stage if kind else "")
@@ -92,11 +87,11 @@ class QuantView:
     quant: QuantRun
 
     @classmethod
-    def at(cls, selection: QuantSelection) -> QuantView | None:
+    def at(cls, selection: QuantSelection) -> "QuantView | None":
         quant = quant_of(selection.run)
         return cls(selection.settled(quant), quant) if quant else None
 
-    def select(self, **fields: str) -> QuantView:
+    def select(self, **fields: str) -> "QuantView":
         return QuantView(replace(self.selection, **fields), self.quant)
 
     def by_step(self, figure: str) -> dict[int, np.ndarray]:
@@ -163,24 +158,6 @@ class QuantView:
             if error.block in energies
         ]
 
-    def code_image(self) -> CodeImage | None:
-        """Codes around the chosen group from the saved model; None for another stage or a file
-        without codes. Raises `ModelError` for a damaged file."""
-        job, selection = self.quant.job, self.selection
-        folders = saved_folders(job)
-        if selection.stage != job.kept_stage or selection.stage not in folders:
-            return None
-        row, group = self.group
-        rows = Region.around(row, 0, (self.errors.shape[0], 1), ROWS).rows  # outputs around its own
-        first = group * self.group_size
-        region = Region(rows, (first, first + min(self.group_size, COLUMNS)))
-        tile = read_codes(folders[selection.stage], selection.tensor, region)
-        if tile is None:
-            return None
-        source = folders.get(DENSE)
-        before = read_region(source, selection.tensor, tile.region) if source else None
-        return CodeImage(tile, before)
-
     @property
     def group_size(self) -> int:
         """Number of weights in a group; 0 where unknown."""
@@ -203,6 +180,6 @@ class QuantView:
         codes = len(next(iter(self.codes.values())))
         return GroupWeights(dense, quantized, np.sort(scale * (np.arange(codes) - zero)))
 
-    def moved(self, by: int) -> QuantView:
+    def moved(self, by: int) -> "QuantView":
         row, group = neighbour(self.worst_first, self.group, by)
         return self.select(group=f"{row},{group}")

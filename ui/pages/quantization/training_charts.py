@@ -1,7 +1,5 @@
 """Training inside the grid: magnitudes of all groups, of one group, and the use of codes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

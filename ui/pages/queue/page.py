@@ -1,7 +1,5 @@
 """Jobs: the queue, its progress and its logs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import gradio as gr

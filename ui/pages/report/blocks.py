@@ -1,7 +1,5 @@
 """What a report shows: each block drawn anew from what is stored now."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Mapping

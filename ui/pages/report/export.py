@@ -1,7 +1,5 @@
 """A report as one HTML file that needs no network: figures, tables and the script that draws."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

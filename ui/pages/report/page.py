@@ -1,7 +1,5 @@
 """Reports: charts of up to six runs with texts and notes, kept, shared by link, and exported."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a run's model came from, and what was made of it: model, pruned, quantised, drafted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

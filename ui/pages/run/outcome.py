@@ -1,7 +1,5 @@
 """What a run measured, as HTML: figures of the run, of each stage, and the time of each step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """One run: its settings, its results, its curves, its log, and what it left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,7 +29,7 @@ from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
 from ui.gradio_patches import event_data
 from ui.pages.run import details, quality
-from ui.pages.run.artefacts import artefacts, disk_card
+from ui.pages.run.details import artefacts, disk_card
 from ui.pages.run.lineage import lineage_card
 from ui.pages.run.outcome import outcome, paired_table, sentence_case, stage_tables, times
 from ui.runs.actions.single import (

@@ -1,10 +1,7 @@
 """What a run's model is worth beside the dense one: quality, size and speed in words and charts,
 and what both write. Measured by an evaluation, of which the run is the subject or which it is."""
 
-from __future__ import annotations
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -20,9 +17,9 @@ from jobs.evaluation import report
 from jobs.evaluation.config import MODEL, NAME
 from jobs.evaluation.report import Rows, evaluations, samples_of
 from jobs.fields.saved_models import has_saved, ships_without
-from jobs.metrics import PERPLEXITY, PRODUCT_SPEED_UP, SPEED_UP, ZERO_SHARE
+from jobs.metrics import PERPLEXITY, ZERO_SHARE
 from ui.charts.chart import Chart
-from ui.charts.template import axis, category_axis, layout, log_axis, reference_line
+from ui.charts.template import axis, category_axis, layout
 from ui.format import href, share, size
 from ui.runs.actions.single import next_links
 from ui.runs.pairs import stage_comparison
@@ -34,10 +31,6 @@ from ui.widgets.panel import Outputs, Panel, Updates, updates
 
 HTML = fragments("pages/run/quality.html")
 SIZES = Panel("size", "Size of the linear layers", "How small can the layers be stored?", 280)
-PRODUCTS = Panel(
-    "product", "Sparse product",
-    "At what sparsity does leaving out zeros beat dense on this machine?", 280,
-)  # fmt: skip
 MEGA = 1e6
 DENSE = "dense"
 Sample = Mapping[str, Any]
@@ -45,8 +38,8 @@ Sample = Mapping[str, Any]
 
 def build() -> Outputs:
     page = Outputs(findings=plain(elem_id="measures-said"))
-    with gr.Row(equal_height=False, visible=False) as page["charts"]:
-        page |= SIZES.build("measures") | PRODUCTS.build("measures")
+    with gr.Column(visible=False) as page["charts"]:
+        page |= SIZES.build("measures")
     page["samples"] = plain(elem_id="measures-samples")
     return page
 
@@ -55,7 +48,7 @@ def update(job: Job | None) -> Updates:
     """Findings, charts and samples; charts only for evaluated runs whose stages are models."""
     if job is None:
         blank = {"findings": "", "samples": "", "charts": gr.update(visible=False)}
-        return updates(blank, SIZES.clear(), PRODUCTS.clear())
+        return updates(blank, SIZES.clear())
     evaluation = _evaluation(job)
     rows = _rows(evaluation)
     kind = kind_of(job)
@@ -64,8 +57,7 @@ def update(job: Job | None) -> Updates:
         "findings": findings(job, evaluation, rows),
         "samples": samples(evaluation if evaluation and rows else job),
     }
-    panels = [SIZES.show(_sizes(rows), job.run), PRODUCTS.show(_products(rows), job.run)]
-    return updates(html, *panels)
+    return updates(html, SIZES.show(_sizes(rows), job.run))
 
 
 def _rows(evaluation: Job | None) -> Rows:
@@ -114,24 +106,8 @@ def _sizes(rows: Rows) -> Chart:
     return format_sizes(sizes, note)
 
 
-def _products(rows: Rows) -> Chart:
-    row = rows.get((MODEL, PRODUCT_SPEED_UP))
-    if row is None:
-        return Chart(
-            "The curve appears here once it is measured, where the native decoder leaves out zeros."
-        )
-    details = row.details
-    out, inputs = details["shape"]
-    note = (
-        f"Largest layer, {out:,} × {inputs:,}, one vector, one thread, native decoder, bfloat16; "
-        "random zeros."
-    )
-    return sparse_products(details["zeros"], details[SPEED_UP.family], details["own"], note)
-
-
 CHARTS: dict[Panel, Callable[[Job], Chart]] = {
     SIZES: lambda job: _sizes(_rows(_evaluation(job))),
-    PRODUCTS: lambda job: _products(_rows(_evaluation(job))),
 }
 
 
@@ -175,33 +151,3 @@ def format_sizes(sizes: Mapping[str, float], note: str = "") -> Chart:
     told = f"As {smallest} the linear layers take {part}"
     headline = told if smallest != DENSE else "Too few zeros for a sparse format to be smaller"
     return Chart(go.Figure(bars, looks), frame, note, headline=headline)
-
-
-def sparse_products(
-    zeros: Sequence[float], speed_up: Sequence[float], own: float, note: str = ""
-) -> Chart:
-    """Speed-up of a sparse over the dense product, by sparsity (`zeros`, ascending); the model's
-    `own` sparsity is marked unless 0."""
-    frame = pd.DataFrame({"Zeros, %": [100 * z for z in zeros], "Speed-up, ×": [*speed_up]})
-    line = go.Scatter(
-        x=frame["Zeros, %"], y=frame["Speed-up, ×"], mode="lines+markers",
-        line={"color": BLUE}, marker={"size": 7}, cliponaxis=False,
-        hovertemplate="%{x:.4g} % zeros: %{y:.3g} × the dense speed<extra></extra>",
-    )  # fmt: skip
-    ends = [math.log10(min(*speed_up, 1.0) / 1.15), math.log10(max(*speed_up, 1.0) * 1.15)]
-    above = {"yanchor": "bottom"}  # `y` of a label on a log axis is a logarithm
-    even = {"text": "as fast as dense", "xref": "paper", "x": 1, "xanchor": "right", "y": 0}
-    shapes, labels, places = [reference_line(y=1)], [even | above], range(len(zeros))
-    at = max(places, key=speed_up.__getitem__)
-    if own >= report.PRUNED_FROM:
-        at = min(places, key=lambda i: abs(zeros[i] - own))
-        here = {"text": f"this model, {share(own, 0)}", "x": 100 * own, "yref": "paper", "y": 1}
-        shapes.append(reference_line(x=100 * own, dash="dot"))
-        labels.append(here | above)
-    looks = layout(
-        view="products", top=24, shapes=shapes, annotations=labels,
-        xaxis=axis("Zeros, %", showgrid=False), yaxis=log_axis("Speed-up over dense", ends, " ×"),
-    )  # fmt: skip
-    times = f"{speed_up[at]:.2f} times as fast as dense"
-    headline = f"At {share(zeros[at], 0)} zeros, a product without them is {times}"
-    return Chart(go.Figure(line, looks), frame, note, headline=headline)

@@ -1,7 +1,5 @@
 """Runs: filter, sort and select runs, compare them with a baseline, tag and export them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

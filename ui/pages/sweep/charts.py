@@ -1,7 +1,5 @@
 """A sweep: one row a combination, one dot a stage, the spread over seeds as a bar through it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -1,27 +1,34 @@
 """One sweep: which setting does best, and is the difference larger than that between seeds?"""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import gradio as gr
+from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
+from backend.queue import permissions
+from backend.queue.actor import Actor
 from backend.store import queries
+from backend.store.session import now_ms
+from backend.store.states import ACTIVE, LIVE, RESUMABLE
 from backend.store.tables import Job
 from jobs import sweep
 from jobs.metrics import Metric, metric, ordered
 from jobs.sweep import SweepRow
+from jobs.wording import extent
 from ui.charts.chart import Chart
+from ui.format import NONE, number, runs
 from ui.frame import Page, current_user, live, query, url_sync
-from ui.pages.sweep import details
-from ui.pages.sweep.charts import HEIGHT, sweep_means
+from ui.pages.sweep.charts import HEIGHT, SPREAD, sweep_means
 from ui.pages.sweep.settings import headline, importance_chart, last_stage, parallel_chart, ties
 from ui.runs.actions.single import act
-from ui.runs.html import unknown
-from ui.runs.results import setting_title, stages_of
+from ui.runs.html import model_name, progress, run_link, took, unknown
+from ui.runs.results import RUN, format_value, kind_title, setting_title, stages_of
+from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
+from ui.widgets.html import WIDGETS, badge
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
@@ -40,6 +47,7 @@ IMPORTANCE = Panel(
 NO_METRIC = MetricKey("")
 GONE = "There is no such sweep any more."
 WAITING = "Results appear here as the runs measure them."
+HTML = fragments("pages/sweep/page.html")
 
 
 def build() -> None:
@@ -70,13 +78,13 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     drawn, nothing = _charts(jobs, rows, shown), Chart(None)
     lines, importance = drawn[LINES], drawn[IMPORTANCE]
     html = {
-        "head": details.head(jobs, current_user(request)),
+        "head": head(jobs, current_user(request)),
         "metric": gr.update(
             choices=[(m.title, m.name) for m in map(metric, keys)],
             value=shown.name,
             visible=bool(keys),
         ),
-        "body": details.body(jobs, rows, shown, stages_of(jobs[0])),
+        "body": body(jobs, rows, shown, stages_of(jobs[0])),
         "settings": gr.update(visible=bool(lines and importance)),
     }
     means = MEANS.show(drawn[MEANS] or nothing, f"{jobs[0].run}-{shown.name}")
@@ -85,7 +93,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
-    rows = details.stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
+    rows = stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
     keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
     key = key if key in keys else next(iter(keys), NO_METRIC)
     return keys, [row for row in rows if row.metric == key], metric(key)
@@ -125,6 +133,70 @@ def _jobs(run: str) -> list[Job]:
         return queries.sweep(run)
     except SlimscopeError:
         return []
+
+
+def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    return [row for row in rows if row.stage != RUN]
+
+
+def head(jobs: Sequence[Job], actor: Actor) -> Markup:
+    first = jobs[0]
+    model = [model_name(first.config["model"])] if "model" in first.config else []
+    going = sum(job.state in ACTIVE and job.desired == "run" for job in jobs)
+    ended = sum(job.state in RESUMABLE for job in jobs)
+    question = f"Cancel {runs(going)}? Running ones stop at the next safe point."
+    actions = [("cancel-sweep", f"Cancel {runs(going)}", question)] if going else []
+    actions += [("resume-sweep", f"Resume {runs(ended)}", "")] if ended else []
+    return HTML.head(
+        first, Counter(job.state for job in jobs), actions, permissions.may_not_change(actor),
+        [kind_title(first), *model, f"{len(jobs)} runs"],
+        [setting_title(first.kind, field) for field in sweep.varied(jobs)],
+    )  # fmt: skip
+
+
+def means_table(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
+) -> Markup:
+    if not rows:
+        return Markup()
+    stages = [*dict.fromkeys(row.stage for row in rows)]
+    by_combination: dict[str, dict[str, SweepRow]] = {}
+    for row in rows:
+        by_combination.setdefault(repr(row.values), {})[row.stage] = row
+    settings = [setting_title(jobs[0].kind, field) for field in rows[0].values]
+    heads = [*settings, *(labels.get(stage, stage) for stage in stages), "n"]
+    means = [_means(by_stage, stages, shown) for by_stage in by_combination.values()]
+    return WIDGETS.table(heads, means, range(len(settings), len(heads)))
+
+
+def _means(by_stage: Mapping[str, SweepRow], stages: Sequence[str], shown: Metric) -> list[object]:
+    values = next(iter(by_stage.values())).values.values()
+    means = (_mean(by_stage.get(stage), shown) for stage in stages)
+    return [*values, *means, extent([row.n for row in by_stage.values()], str, "–")]
+
+
+def _mean(row: SweepRow | None, shown: Metric) -> str | Markup:
+    if row is None:
+        return NONE
+    scale = shown.scale
+    spread = "" if row.spread is None else number(scale * row.spread, 2)
+    return HTML.mean(format_value(shown, row.mean), spread)
+
+
+def body(
+    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric, labels: Mapping[str, str]
+) -> Markup:
+    fields, now = sweep.varied(jobs), now_ms()
+    live = any(job.state in LIVE for job in jobs)
+    heads = ["Run", *(setting_title(jobs[0].kind, field) for field in fields), "State"]
+    heads += ["Progress", "Duration"] if live else ["Duration"]
+    run_rows = [
+        [run_link(job), *(job.config.get(field) for field in fields), badge(job.state),
+         *([progress(job)] if live else []), took(job, now)]
+        for job in jobs
+    ]  # fmt: skip
+    means = means_table(jobs, rows, shown, labels)
+    return HTML.body(shown.title, means, SPREAD, heads, run_rows)
 
 
 PAGE = Page(

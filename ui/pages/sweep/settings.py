@@ -1,8 +1,6 @@
 """Which settings matter in a sweep: every combination as a line, and the share of the differences
 each setting explains."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

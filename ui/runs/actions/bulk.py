@@ -9,7 +9,6 @@ MIN_COMPARED, MAX_COMPARED = 2, 6  # runs side by side
 
 
 def bulk_actions(table: TableResult, user: Actor) -> list[Action]:
-    """What can be done to the selected runs."""
     jobs = [row.job for row in table.selected]
     if not jobs:
         return []

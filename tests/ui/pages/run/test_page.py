@@ -25,14 +25,13 @@ from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
 from tests.ui.lab import asked, point, pressed, result, store
 from ui.pages.run import page as run
-from ui.pages.run.artefacts import disk_card
-from ui.pages.run.details import config_card, environment_card, plan_card, texts_card
+from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
 from ui.pages.run.outcome import outcome, times
 from ui.runs import job_log
 from ui.runs.actions import single as actions
+from ui.runs.job_log import part, without_overprint
 from ui.runs.results import RunResults, kind_of
 from ui.widgets import download as saver
-from ui.widgets.log_view import part, without_overprint
 
 
 def download(name: str, file: str) -> Any:

@@ -9,13 +9,10 @@ from backend.settings import Settings
 from backend.store import queries
 from backend.store.tables import Result
 from jobs.evaluation.config import DENSE, MODEL
-from jobs.metrics import LINEAR_BYTES, PRODUCT_SPEED_UP, SPEED_UP, TOKENS_PER_SECOND
+from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
-from ui.pages.run.quality import format_sizes, sparse_products
-
-PRODUCTS = {"zeros": [0.5, 0.9], "speed_up": [0.4, 1.6], "own": 0.5, "shape": [8, 16],
-            "break_even": 0.78}  # fmt: skip
+from ui.pages.run.quality import format_sizes
 
 
 def sample(text: str) -> list[dict[str, Any]]:
@@ -34,7 +31,6 @@ def evaluated(number: int) -> list[Result]:
         result(number, DENSE, TOKENS_PER_SECOND, 20.0, lowest=19.0, highest=21.0),
         result(number, MODEL, TOKENS_PER_SECOND, 20.5, lowest=19.5, highest=21.5),
         result(number, MODEL, SPEED_UP, 1.02),
-        result(number, MODEL, PRODUCT_SPEED_UP, 0.4, **PRODUCTS),
         result(number, DENSE, "greedy_agreement", 1.0, samples=sample("the cat sat")),
         result(number, MODEL, "greedy_agreement", 0.5, samples=sample("the cat ran")),
     ]
@@ -57,12 +53,9 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
         words, texts = shown["findings"], shown["samples"]
         assert "Perplexity is 25.0 % higher than the dense one." in words
         assert "as 2:4 the linear layers take 56 % of dense" in words
-        assert "no speed-up here" in words and "pays from 78 % zeros on" in words
-        for chart in ("size_chart", "product_chart"):
-            assert isinstance(shown[chart], go.Figure)
-        assert "50.0 % zeros" in shown["size_note"] and "8 × 16" in shown["product_note"]
+        assert "no speed-up here" in words and isinstance(shown["size_chart"], go.Figure)
+        assert "50.0 % zeros" in shown["size_note"]
         assert 'data-value="1.125"' in shown["size_table"]  # MB
-        assert 'data-value="0.4"' in shown["product_table"]
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
     assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
@@ -85,7 +78,7 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     assert measuring["charts"]["visible"] is True
 
 
-def test_sizes_are_told_as_shares_and_speeds_beside_the_models_own_zeros() -> None:
+def test_sizes_are_told_as_shares() -> None:
     chart = format_sizes({"dense": 4e6, "2:4": 2.3e6})
     assert chart.headline == "As 2:4 the linear layers take 57 % of the dense size"
     assert "Too few zeros" in format_sizes({"dense": 4e6, "bitmask": 4.2e6}).headline
@@ -94,15 +87,3 @@ def test_sizes_are_told_as_shares_and_speeds_beside_the_models_own_zeros() -> No
     assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
     assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
     assert bars.marker.color[0] != bars.marker.color[1]
-    chart = sparse_products([0.5, 0.9], [0.4, 1.6], 0.5)
-    told = "zeros, a product without them is {} times as fast as dense"
-    assert chart.headline == f"At 50 % {told.format('0.40')}"
-    assert sparse_products([0.5, 0.9], [0.4, 1.6], 0.4998).headline == chart.headline
-    figure: Any = chart.figure
-    assert [*figure.data[0].x] == [50.0, 90.0] and figure.layout.yaxis.type == "log"
-    assert {(s.y0, s.y1) for s in figure.layout.shapes} == {(1, 1), (0, 1)}
-    assert any("this model, 50 %" in a.text for a in figure.layout.annotations)
-    unowned = sparse_products([0.5, 0.9], [0.4, 1.6], 0.0)
-    assert unowned.headline == f"At 90 % {told.format('1.60')}"
-    unmarked: Any = unowned.figure
-    assert len(unmarked.layout.shapes) == 1

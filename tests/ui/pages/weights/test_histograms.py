@@ -1,7 +1,5 @@
 """What the scripts of Weights are sent: every number as it is stored, once, to whom it belongs."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Weights page: what reports draw of it, older addresses, and models without a run."""
 
-from __future__ import annotations
-
 import gradio as gr
 import plotly.graph_objects as go
 import pytest
