@@ -17,6 +17,7 @@ from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.widths import MAX_BITS, MIN_BITS
 from backend.queue.actor import Actor
+from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
@@ -54,9 +55,11 @@ def profiles_of(model: str) -> list[Job]:
 def start(request: Request) -> Response:
     """Answer to `?model=smollm2-135m`; without it, of the model that was profiled last."""
     try:
-        return JSONResponse(_start(request.query_params.get("model", ""), current_user(request)))
+        actor = current_user(request)
+        count_preview(actor)  # a model may be looked up on the Hub
+        return JSONResponse(_start(request.query_params.get("model", ""), actor))
     except SlimscopeError as error:
-        return error_response(error, 404)
+        return error_response(error)
 
 
 def _start(model: str, actor: Actor) -> dict[str, Any]:
