@@ -43,7 +43,7 @@ RUNS = (
 )  # fmt: skip
 AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
-    || one.querySelector('.main-svg .trace, .heatmaplayer image, .parcoords')
+    || one.querySelector('.main-svg .trace, .heatmaplayer image')
     || one.querySelector('.plot-empty:not([hidden])'))
   && [...document.querySelectorAll('#weights-overlay h2, #workbench-histogram h2')]
     .every(one => one.textContent)"""
