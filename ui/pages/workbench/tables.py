@@ -56,7 +56,8 @@ def start(request: Request) -> Response:
     """Answer to `?model=smollm2-135m`; without it, of the model that was profiled last."""
     try:
         actor = current_user(request)
-        count_preview(actor)  # a model may be looked up on the Hub
+        if actor.role != "host":
+            count_preview(actor)  # a model may be looked up on the Hub
         return JSONResponse(_start(request.query_params.get("model", ""), actor))
     except SlimscopeError as error:
         return error_response(error)
