@@ -11,6 +11,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from backend.budget import BudgetKind
 from backend.errors import NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -42,7 +43,8 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-METHODS: Mapping[Method, str] = {"quantized": "size", "pruned": "sparsity"}  # budgets of the fronts
+# the fronts there are, and the budgets they are of
+METHODS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
 POINTS, DENSE_CODE = 160, 255
 
 
@@ -85,7 +87,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
         "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
-        "partial": bool(run) and run.state != State.SUCCEEDED,
+        "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
     }  # fmt: skip
 
