@@ -1,20 +1,29 @@
 """Mixes of formats that a profile allocates, against the same format everywhere, at equal bytes.
 
     slimscope submit profile --model smollm2-135m --wait
-    make bench-budget ARGS="--profile profile-0001 --bits 2.25 3.25 4.25 --sparsity 50"
-    make bench-budget ARGS="--profile profile-0001 --random 30 --bits 3.25"
+    make bench-budget ARGS="--profile profile-0001 --bits 2.75 3.25 4.25 --sparsity 50"
+    make bench-budget ARGS="--profile profile-0001 --bits 3.25 --random 30 --candidates folder"
+    make bench-budget ARGS="--profile profile-0001 --kquants Q2_K Q3_K_M"
 
-Every mix is built alike, block after block on the inputs that the blocks before it, compressed,
-give: GPTQ in groups of 64 on symmetric grids, or SparseGPT. Ratios are of perplexities on the same
-test windows, with the 95 % interval of a paired bootstrap. Allocations:
+Every mix is built alike, by GPTQ in groups of 64 on symmetric grids or by SparseGPT: block after
+block on the inputs that the blocks before it, compressed, give, as runs do; with --candidates from
+layers that are made once, in that folder, on the inputs of the dense model: rougher and faster.
+Ratios are of perplexities on the same test windows, with the 95 % interval of a paired bootstrap.
+Allocations:
 
-    uniform      one format
+    uniform      one format, or two by turns of the blocks
     error        by the output error of a layer alone, relative
     fisher       by the Fisher estimate
-    measured     by the measured divergence, others scaled to it: what runs use
-    owl          sparsity by OWL's shares of outliers
+    measured     by the measured divergence, others scaled to it
+    search       what a search from the Fisher estimate's mix finds (with --candidates)
+    owl          sparsity by OWL's shares of outliers (without)
 
---random N builds N mixes at random around the budget: prediction beside measurement.
+Budgets of quality, --loss, have no uniform mix.
+
+--random N builds N mixes at random around the budget: prediction beside measurement. --kquants:
+llama.cpp's files with an importance matrix of the same calibration text, measured by llama.cpp,
+beside mixes of as many bytes (pip install llama-cpp-python). Rows are added to
+the file of --rows one by one, and those that it has are not made again.
 """
 
 from __future__ import annotations
@@ -22,40 +31,57 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from backend.budget import Budget
+from backend.calibration.heldout import window_nll
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
-from backend.evaluation.perplexity import window_nlls
-from backend.models.block_forward import open_stream, run_block
+from backend.export.gguf.writing import write_gguf
+from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
+from backend.models.precision import resolve_dtype
+from backend.models.sources.materialise import materialise
 from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.reporter import SilentReporter
-from backend.sensitivity.budget import BudgetSolver
+from backend.sensitivity.budget import BudgetSolver, Mix, layer_cost
 from backend.sensitivity.candidates import Solvers, candidates
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman
+from backend.sensitivity.search import MixedModel, MixSearch
+from backend.sensitivity.walk import CandidateWalk, rounded_embedding
 from backend.statistics.paired import paired_ratio
-from backend.text.slices import calibration_slice, evaluation_slice
+from backend.text.slices import calibration_slices, evaluation_slice
+from benchmarks.exports.__main__ import by_llama
+from benchmarks.peers import llama
 from jobs.fields.base_model import resolve_model
+from jobs.profile.config import EMBEDDING_FORMATS, parsed
 from jobs.profile.profiles import profile_of_run
 
 Formats = Mapping[str, Format]
-BATCH, SOLVERS, SILENT = 4, Solvers(space="weighted"), SilentReporter()
+BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(space="weighted"), SilentReporter()
+FORMATS = (
+    "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 20%, 30%, 40%, 50%, 60%, 70%, 80%"
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -63,9 +89,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", required=True, help="a run")
     parser.add_argument("--bits", nargs="*", type=float, default=[], help="scales included")
     parser.add_argument("--sparsity", nargs="*", type=float, default=[], help="per cent")
-    parser.add_argument("--only", nargs="*", default=["uniform", "error", "fisher", "measured"])
-    parser.add_argument("--widths", nargs="*", type=int, help="of the codes in a mix")
+    parser.add_argument("--loss", nargs="*", type=float, default=[], help="of quality, per cent")
+    parser.add_argument("--kquants", nargs="*", default=[], help="such as Q3_K_M")
+    parser.add_argument("--only", nargs="*", default=["uniform", "error", "fisher"])
+    parser.add_argument("--formats", type=parsed, default=parsed(FORMATS), help="in a mix")
     parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5, help="of a search")
+    parser.add_argument("--candidates", type=Path, help="folder of layers that are made once")
+    parser.add_argument("--rows", type=Path, default=Path("budget.jsonl"))
     parser.add_argument("--calibration", default="auto")
     parser.add_argument("--text", default="auto", help="that is measured on")
     parser.add_argument("--segments", type=int, default=16)
@@ -80,36 +111,66 @@ class Trial:
 
     def __init__(self, given: argparse.Namespace, model: str) -> None:
         base = resolve_model(model)
-        self.given = given
+        self.given, self.dtype = given, getattr(torch, resolve_dtype("auto", torch.device("cpu")))
         loaded = load(base.source, "cpu", torch.float32)
         self.model: PreTrainedModel = loaded.model.requires_grad_(False)
         names = [
             base.facts.default_text if x == "auto" else x for x in (given.calibration, given.text)
         ]
         sizes = (given.context, given.seed)
-        self.calibration = calibration_slice(
-            names[0], loaded.tokenizer, given.segments, *sizes, shared=names[0] == names[1]
-        ).input_ids
+        calibration, heldout = calibration_slices(
+            names[0], loaded.tokenizer, given.segments, *sizes, HELDOUT
+        )
+        self.calibration, self.heldout = calibration.input_ids, heldout.input_ids
         self.test = evaluation_slice(
             names[1], loaded.tokenizer, given.windows, given.context
         ).input_ids
         self.dense = {name: p.clone() for name, p in self.model.named_parameters()}
+        self.embeddings = [x.name for x in base.facts.embeddings]
+        self.weights, self.source = base.facts.linear_weights, base.source
 
+    @torch.no_grad()
     def losses(self) -> Tensor:
-        """Mean loss of each test window of the model as it is."""
-        with torch.no_grad():
-            return window_nlls(self.model, self.test, 1, SILENT)
+        """Mean loss of each test window of the model as it is: blocks in the dtype of passes, the
+        head in float32."""
+        stream = open_stream(self.model, self.test, BATCH, self.dtype)
+        for block in range(len(decoder_blocks(self.model))):
+            stream.advance(run_block(self.model, stream, block, stream.hidden))
+        found = [
+            window_nll(after_blocks(self.model, row, states.float()[None]), row)
+            for batch, hidden in zip(self.test.split(BATCH), stream.hidden, strict=True)
+            for row, states in zip(batch.split(1), hidden, strict=True)
+        ]
+        return torch.cat(found)
 
     def restore(self) -> None:
+        self.__dict__.pop("assembled", None)  # which knows what it has written
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(self.dense[name])
 
-    @torch.no_grad()
-    def quantized(self, formats: Formats) -> Tensor:
-        """Losses of the model with these formats."""
+    @cached_property
+    def assembled(self) -> MixedModel:
+        """Its layers take what was made once on the inputs that the dense model gives."""
         self.restore()
-        stream = open_stream(self.model, self.calibration, BATCH)
+        checkpoints = Checkpoints(self.given.candidates)
+        CandidateWalk(
+            self.model, self.calibration, self.dtype, self.given.formats, SOLVERS, checkpoints,
+            SILENT, "",
+        ).run()  # fmt: skip
+        return MixedModel(self.model, checkpoints, self.embeddings)
+
+    @torch.no_grad()
+    def mixed(self, formats: Formats) -> Tensor:
+        """Losses of the model with these formats."""
+        if self.given.candidates:
+            self.assembled.take(formats)
+            return self.losses()
+        self.restore()
+        for name in self.embeddings:
+            weight = self.model.get_submodule(name).get_parameter("weight")
+            weight.copy_(rounded_embedding(self.dense[f"{name}.weight"], formats[name]))
+        stream = open_stream(self.model, self.calibration, BATCH, self.dtype)
         for block in range(len(decoder_blocks(self.model))):
             linears = block_linears(self.model, block)
             with InputCollector(linears, StatisticsLevel.GRAM) as collector:
@@ -123,113 +184,222 @@ class Trial:
             stream.advance(run_block(self.model, stream, block, stream.hidden))
         return self.losses()
 
-    def pruned(self, formats: Formats | None, allocation: str, pattern: str) -> Tensor:
-        """Losses of the model that a run with SparseGPT makes."""
+    def by_owl(self, pattern: str) -> Tensor:
+        """Losses of the model that a run with SparseGPT and OWL's percentages makes."""
         self.restore()
         config = SDSConfig.model_validate(
             {"base": "sparsegpt", "until": "first", "control": False, "pattern": pattern,
-             "allocation": allocation}
+             "allocation": "owl"}
         )  # fmt: skip
-        mix = {name: form.pattern for name, form in (formats or {}).items() if form.pattern}
         linears = [
             x for b in range(len(decoder_blocks(self.model)))
             for x in block_linears(self.model, b).values()
         ]  # fmt: skip
-        plan = pruning_plan(config, linears, mix)
+        plan = pruning_plan(config, linears, {})
         with TemporaryDirectory() as folder:
             run_sds(self.model, self.calibration, config, plan, Checkpoints(Path(folder)), SILENT)
         return self.losses()
 
+    def formats(self, pruned: bool) -> list[Format]:
+        """The candidates of a method."""
+        return [x for x in self.given.formats if bool(x.pattern) == pruned != x.quantized]
 
-def solver(
-    profile: SensitivityProfile, by: str, pruned: bool, widths: list[int] | None
-) -> BudgetSolver:
-    """The mixes by one of the estimates."""
-    formats = frozenset(
-        x for x in profile.formats
-        if (x.pattern is not None and x.width is None) == pruned
-        and (x.width is None or not widths or x.width.bits in widths)
-    )  # fmt: skip
-    loss = profile.predicted if by == "measured" else profile.figure(by)
-    return BudgetSolver(profile, formats=formats, loss=np.where(np.isnan(loss), np.inf, loss))
+    @torch.no_grad()
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        """The mean squares of each layer's inputs [in], by the names of GGUF."""
+        self.restore()
+        names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(decoder_blocks(self.model)))
+        stream, found = open_stream(self.model, self.calibration, BATCH, self.dtype), {}
+        for block in range(len(decoder_blocks(self.model))):
+            linears = block_linears(self.model, block)
+            with InputCollector(linears, StatisticsLevel.ENERGY) as collector:
+                stream.advance(run_block(self.model, stream, block, stream.hidden))
+                inputs = collector.finish()
+            for module, x in linears.items():
+                found[f"{names.get_name(x.name)}.weight"] = inputs[module].energy.numpy()
+        return found
+
+    def of_file(self, path: Path) -> Tensor:
+        """Losses of a GGUF file in llama.cpp."""
+        return by_llama(path, self.test.tolist())[0]
 
 
-def quantized_trials(
-    trial: Trial, profile: SensitivityProfile
-) -> Iterator[tuple[str, float, Tensor]]:
-    """Name, predicted loss and losses of each mix under each budget of bits."""
-    given, uniforms = trial.given, [x for x in profile.formats if x.width and not x.pattern]
-    for bits in given.bits:
-        for by in given.only:
+Row = dict[str, Any]
+
+
+@dataclass
+class Comparison:
+    """Mixes under budgets, a row each; rows that the file has already are not made again."""
+
+    trial: Trial
+    profile: SensitivityProfile
+    rows: list[Row] = field(default_factory=list)
+
+    def row(self, mix: str, losses: Callable[[], Tensor], **said: Any) -> None:
+        given = self.trial.given
+        said |= {"mix": mix, "seed": given.seed, "once": bool(given.candidates)}
+        found = next((x for x in self.rows if said.items() <= x.items()), None)
+        if not found:
+            start = time.process_time()
+            found = said | {"losses": losses().tolist(), "seconds": time.process_time() - start}
+            self.rows.append(found)
+            with given.rows.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        print(f"{mix}: {math.exp(np.mean(found['losses'])):.3f}", flush=True)
+
+    def solver(self, by: str, formats: Iterable[Format]) -> BudgetSolver:
+        """The mixes by one of the estimates; embedding and head by what was measured."""
+        profile, loss = self.profile, self.profile.predicted
+        if by != "measured":
+            outside = np.array([[x.block < 0] for x in profile.layers])
+            loss = np.where(outside, loss, profile.figure(by))
+        return BudgetSolver(profile, 0, frozenset(formats), np.where(np.isnan(loss), np.inf, loss))
+
+    def compare(self, budget: Budget, label: str) -> None:
+        """One row for each allocation."""
+        trial, formats = self.trial, self.trial.formats(budget.kind == "sparsity")
+        judge = self.solver("fisher", self.profile.formats)
+        once, kind = bool(trial.given.candidates), budget.kind
+        fits = {"uniform": kind != "loss", "search": once and kind != "loss",
+                "owl": kind == "sparsity" and not once}  # fmt: skip
+        for by in (x for x in trial.given.only if fits.get(x, True)):
+            if by == "owl":
+                self.row(f"{label}, owl", partial(trial.by_owl, f"{100 * budget.value:g}%"))
+                continue
             if by == "uniform":
-                same = [x for x in uniforms if abs(x.bits_per_weight(64) - bits) < 0.01]
-                if not same:
-                    continue
-                formats = dict.fromkeys((x.name for x in profile.layers), same[0])
-                mix = solver(profile, "measured", False, None).mix(formats)
+                mix = judge.mix(self.uniform(formats, budget))
+            elif by == "search":
+                mix = self.search(budget, formats)
             else:
-                mix = solver(profile, by, False, given.widths).solve(Budget("bits", bits))
-            yield f"{bits:g} bits, {by}", mix.loss, trial.quantized(mix.formats)
-        for number in range(given.random):
-            formats = random_mix(profile, uniforms, bits, Random(number))
-            mix = solver(profile, "measured", False, None).mix(formats)
-            yield f"{mix.bits:.2f} bits, random {number}", mix.loss, trial.quantized(formats)
+                mix = self.solver(by, (*formats, *EMBEDDING_FORMATS)).solve(budget)
+            self.build(f"{label}, {by}", mix, judge)
+        for number in range(trial.given.random if kind == "bits" else 0):
+            random = Random(number)
+            near = [x for x in formats if abs(x.bits_per_weight(64) - budget.value) < 1.5]
+            drawn = {
+                x.name: random.choice(near) if x.block >= 0 else Format()
+                for x in self.profile.layers
+            }
+            self.build(f"{label}, random {number}", judge.mix(drawn), judge)
+
+    def build(self, label: str, mix: Mix, judge: BudgetSolver) -> None:
+        predicted = judge.mix(mix.formats)
+        measured = self.solver("measured", self.profile.formats).mix(mix.formats)
+        self.row(
+            label, partial(self.trial.mixed, mix.formats), bits=round(mix.bits, 4),
+            MB=round(mix.nbytes / 1e6, 3), sparsity=round(mix.sparsity, 4),
+            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6),
+        )  # fmt: skip
+
+    def uniform(self, formats: Sequence[Format], budget: Budget) -> Formats:
+        """One format, or two that alternate by blocks so that the budget is kept; of a file, with
+        an embedding in 8 bits."""
+        outside = EMBEDDING_FORMATS[0] if budget.kind == "size" else Format()
+        layers, weights = self.profile.layers, self.trial.weights
+        fixed = sum(outside.nbytes(x.rows, x.columns) for x in layers if x.block < 0)
+        limit = 8 * (budget.value - fixed) / weights if budget.kind == "size" else budget.value
+
+        def spent(form: Format) -> float:
+            return form.sparsity if budget.kind == "sparsity" else form.bits_per_weight(64)
+
+        ladder = sorted(formats, key=spent)
+        low = max((x for x in ladder if spent(x) < limit + 1e-6), key=spent)
+        high = next((x for x in ladder if spent(x) > spent(low)), low)
+        share = (limit - spent(low)) / max(spent(high) - spent(low), 1e-9)
+
+        def chosen(block: int) -> Format:
+            more = math.floor((block + 1) * share + 1e-6) > math.floor(block * share + 1e-6)
+            return high if more else low
+
+        return {x.name: chosen(x.block) if x.block >= 0 else outside for x in layers}
+
+    def search(self, budget: Budget, formats: Sequence[Format]) -> Mix:
+        """What a search from the Fisher estimate's mix finds on held-out windows."""
+        trial, solver = self.trial, self.solver("fisher", (*formats, *EMBEDDING_FORMATS))
+        layers, mixed = {x.name: x for x in solver.profile.layers}, trial.assembled
+        mixed.take(dict.fromkeys(layers, Format()))
+        with torch.no_grad():
+            dense = [
+                trial.model(input_ids=row).logits[0].log_softmax(-1).half()
+                for row in trial.heldout.split(1)
+            ]
+        found = MixSearch(
+            mixed, solver, lambda name, form: layer_cost(budget.kind, layers[name], form),
+            solver.limit(budget), trial.heldout, dense.__getitem__, 8, trial.given.seed,
+            Checkpoints(trial.given.candidates / str(budget)), SILENT,
+            dict(solver.solve(budget).formats),
+        )  # fmt: skip
+        mix = found.run(60 * trial.given.minutes)
+        print(f"{found.generation} generations, {found.taken} improvements", flush=True)
+        return mix
+
+    def llama(self, folder: Path) -> None:
+        """llama.cpp's files of the model, and mixes of the same bytes."""
+        trial, source = self.trial, folder / "model.gguf"
+        write_gguf(materialise(trial.source), source, "F32", False, "", SILENT)
+        types = {name: llama.MIXES[name] for name in trial.given.kquants}
+        threads = torch.get_num_threads()
+        for name, path in llama.formats(source, folder, threads, types, trial.importance()):
+            nbytes = sum(int(x.n_bytes) for x in GGUFReader(path).tensors)
+            self.row(
+                f"{name}, llama.cpp",
+                partial(trial.of_file, path),
+                MB=round(nbytes / 1e6, 3),
+            )
+            self.compare(Budget("size", nbytes), name)
 
 
-def random_mix(
-    profile: SensitivityProfile, widths: list[Format], bits: float, random: Random
-) -> dict[str, Format]:
-    """Widths drawn for each layer so that their mean is about `bits`, give or take half a bit."""
-    near = [x for x in widths if x.width and abs(x.bits_per_weight(64) - bits) < 1.5]
-    return {x.name: random.choice(near) for x in profile.layers}
-
-
-def pruned_trials(trial: Trial, profile: SensitivityProfile) -> Iterator[tuple[str, float, Tensor]]:
-    """The same of budgets of sparsity."""
-    for share in trial.given.sparsity:
-        pattern = f"{share:g}%"
-        for by in (*trial.given.only, "owl"):
-            name, predicted = f"{pattern}, {by}", math.nan
-            if by in ("uniform", "owl"):
-                yield name, predicted, trial.pruned(None, by, pattern)
-            else:
-                mix = solver(profile, by, True, None).solve(Budget("sparsity", share / 100))
-                yield name, mix.loss, trial.pruned(mix.formats, f"budget:{pattern}", pattern)
+def table(rows: Sequence[Row]) -> Table:
+    """Rows beside the dense model and the uniform one of the same budget."""
+    made = Table("mix", "bits", "MB", "perplexity", "÷ uniform", "÷ dense", "predicted")
+    dense = rows[0]["losses"]
+    for row in rows:
+        label = f"{row['mix'].rpartition(', ')[0]}, uniform"
+        of_uniform = next((x["losses"] for x in rows if x["mix"] == label), None)
+        beside = of_uniform and row["mix"] != label and paired_ratio(row["losses"], of_uniform)
+        made.add_row(
+            row["mix"],
+            *(f"{row[x]:g}" if x in row else "" for x in ("bits", "MB")),
+            f"{math.exp(np.mean(row['losses'])):.2f}",
+            f"{beside.value:.3f} ({beside.low:.3f} to {beside.high:.3f})" if beside else "",
+            f"{math.exp(np.mean(row['losses']) - np.mean(dense)):.3f}",
+            f"{math.exp(row['fisher']):.3f}" if "fisher" in row else "",
+        )
+    return made
 
 
 def main() -> None:
     given = arguments()
     profile = profile_of_run(given.profile)
-    trial = Trial(given, profile.model)
-    dense = trial.losses()
-    table = Table("mix", "perplexity", "of dense", "of uniform", "predicted", title=profile.model)
-    rows = [{"mix": "dense", "perplexity": math.exp(dense.mean())}]
-    table.add_row("dense", f"{rows[0]['perplexity']:.2f}")
-    uniform, measured = None, []
-    for trials in (quantized_trials(trial, profile), pruned_trials(trial, profile)):
-        for name, predicted, losses in trials:
-            uniform = losses if name.endswith("uniform") else uniform
-            ratio, beside = paired_ratio(losses, dense), None
-            if uniform is not None and losses is not uniform:
-                beside = paired_ratio(losses, uniform)
-            assert ratio is not None
-            measured.append((predicted, math.log(ratio.value)))
-            said = f"{beside.value:.3f} ({beside.low:.3f} to {beside.high:.3f})" if beside else ""
-            row = [
-                f"{math.exp(losses.mean()):.2f}",
-                f"{ratio.value:.3f}",
-                said,
-                f"{math.exp(predicted):.3f}",
-            ]
-            table.add_row(name, *row)
-            print(name, *row, flush=True)
-            rows.append({"mix": name, "losses": losses.tolist(), "predicted": predicted})
-    Console(width=120).print(table)
-    if given.random:
-        both = np.array(measured)
-        print(f"rank correlation {spearman(both[:, 0], both[:, 1]):.3f}")
-        print(f"measured over predicted loss {np.median(both[:, 1] / both[:, 0]):.3f} (median)")
-    print(json.dumps(rows))
+    stored = (
+        [json.loads(x) for x in given.rows.read_text().splitlines()] if given.rows.exists() else []
+    )
+    comparison = Comparison(Trial(given, profile.model), profile, stored)
+    comparison.row("dense", comparison.trial.losses)
+    for bits in given.bits:
+        comparison.compare(Budget("bits", bits), f"{bits:g} bits")
+    for share in given.sparsity:
+        comparison.compare(Budget("sparsity", share / 100), f"{share:g} %")
+    for share in given.loss:
+        comparison.compare(Budget("loss", share / 100), f"{share:g} % lost")
+    if given.kquants:
+        with TemporaryDirectory() as folder:
+            comparison.llama(Path(folder))
+    alike = [
+        x
+        for x in comparison.rows
+        if x["seed"] == given.seed and x["once"] == bool(given.candidates)
+    ]
+    Console(width=130).print(table(alike))
+    if random := [x for x in alike if ", random " in x["mix"]]:
+        measured = np.array([np.mean(x["losses"]) - np.mean(alike[0]["losses"]) for x in random])
+        for estimate in ("fisher", "measured"):
+            predicted = np.array([x[estimate] for x in random])
+            agreement, bias = spearman(predicted, measured), np.median(measured / predicted)
+            print(
+                f"{estimate}: rank correlation {agreement:.3f}, measured over predicted {bias:.3f}"
+            )
+    print(json.dumps(alike))
 
 
 if __name__ == "__main__":

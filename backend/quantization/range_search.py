@@ -57,15 +57,15 @@ def clipped(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
     low, high = V.amin(-1), V.amax(-1)
     best = group_scales(low, high, bits, grid)
     least, kept = _error(V, best, weight), torch.ones_like(low)
-    for ratios in (COARSE, FINE):
-        centre = kept.clone() if ratios is FINE else 0.0
-        for ratio in ratios:
-            tried = torch.as_tensor(centre + ratio).clamp(max=1.0).expand_as(low)
-            shrunk = group_scales(low, high, bits, grid, tried)
-            error = _error(V, shrunk, weight)
-            better = error < least
-            best, kept = where(better, shrunk, best), torch.where(better, tried, kept)
-            least = torch.minimum(error, least)
+    for ratios in (COARSE, FINE):  # all of them at once: [ratios, rows, groups]
+        centre = kept if ratios is FINE else torch.zeros_like(kept)
+        tried = (centre + V.new_tensor(ratios).view(-1, 1, 1)).clamp_(max=1.0)
+        shrunk = group_scales(low, high, bits, grid, tried)
+        error, at = _error(V, shrunk, weight).min(0, keepdim=True)
+        scale, zero, ratio = (x.gather(0, at)[0] for x in (shrunk.scale, shrunk.zero, tried))
+        better = error[0] < least
+        best = where(better, QuantGrid(bits, scale, zero), best)
+        kept, least = torch.where(better, ratio, kept), torch.minimum(error[0], least)
     return best
 
 
@@ -76,8 +76,9 @@ def lsq(V: Tensor, bits: int, grid: GridType, weight: Tensor) -> QuantGrid:
 
 
 def _error(V: Tensor, grid: QuantGrid, weight: Tensor) -> Tensor:
-    """E of each group [rows, groups]."""
-    D = unclipped_codes_(V.clone(), grid.scale, grid.zero).clamp_(0, grid.top)
+    """E of each group [.., rows, groups]; grids may be several."""
+    D = V.expand(*grid.scale.shape, -1).clone()
+    unclipped_codes_(D, grid.scale, grid.zero).clamp_(0, grid.top)
     D.sub_(grid.zero.unsqueeze(-1)).mul_(grid.scale.unsqueeze(-1)).sub_(V).square_().mul_(weight)
     return group_sums(D)
 

@@ -109,23 +109,33 @@ class BudgetSolver:
         return limits[budget.kind] + 1e-9 * weights
 
     def _require_within(self, budget: Budget, choices: Choices) -> None:
-        least, weights = choices.front.cost[0], self._linears
-        nearest = {
-            "size": Budget("size", np.ceil((least + self.fixed) / 1e4) * 1e4),
-            "bits": Budget("bits", np.ceil(800 * least / weights) / 100),
-            "sparsity": Budget("sparsity", np.floor(-1000 * least / weights + 1e-6) / 1000),
-        }[budget.kind]
-        beyond = budget.value < nearest.value * (1 - 1e-9)  # which is read back with an error
-        if budget.kind == "sparsity":
-            beyond = budget.value > nearest.value * (1 + 1e-9)
+        front, weights, pruned = choices.front, self._linears, budget.kind == "sparsity"
+        least, most = (
+            {
+                "size": Budget("size", np.ceil((cost + self.fixed) / 1e4) * 1e4),
+                "bits": Budget("bits", np.ceil(800 * cost / weights) / 100),
+                "sparsity": Budget("sparsity", np.floor(-1000 * cost / weights + 1e-6) / 1000),
+            }[budget.kind]
+            for cost in (front.cost[0], front.cost[-1])
+        )
+        beyond = budget.value < least.value * (1 - 1e-9)  # which is read back with an error
+        if pruned:
+            beyond = budget.value > least.value * (1 + 1e-9)
         if beyond:
             raise ConfigError(
                 f"A budget of {budget} cannot be kept.",
-                f"The cheapest mix of the profile's formats takes {nearest}.",
-                f"Choose {nearest} or more, or profile cheaper formats."
-                if budget.kind != "sparsity" else f"Choose {nearest} or less.",
+                f"The cheapest mix of the profile's formats takes {least}.",
+                f"Choose {least} or more, or profile cheaper formats."
+                if not pruned else f"Choose {least} or less.",
                 field="allocation",
             )  # fmt: skip
+        if not pruned and budget.value > most.value * (1 + 1e-9):
+            raise ConfigError(
+                f"A budget of {budget} is more than the model takes.",
+                f"Its best mix takes {most}, and nothing is gained beyond.",
+                f"Choose {most} or less.",
+                field="allocation",
+            )
 
     def _mix(self, allocation: Allocation) -> Mix:
         formats = {

@@ -17,6 +17,7 @@ from backend.quantization.gptq import gptq_widths
 from backend.quantization.plan import QuantSettings
 from backend.sensitivity.formats import Format
 
+PANEL = 192  # inputs whose products are taken at a time
 FAILURE = ("measured", "Use more calibration text, or raise the damping.")
 
 
@@ -83,12 +84,23 @@ def _made(
     return dict(zip(forms, values, strict=True))
 
 
-def output_error(D: Tensor, W: Tensor, H: Tensor, fisher: Tensor) -> OutputError:
-    """The error that D [out, in] makes; `fisher` F [out]."""
-    lost = torch.linalg.vecdot(D @ H, D).clamp_(min=0)
-    whole = torch.linalg.vecdot(W @ H, W).sum().item()
-    relative = lost.sum().item() / whole if whole > 0 else 0.0
+def output_error(D: Tensor, energy: float, H: Tensor, fisher: Tensor) -> OutputError:
+    """The error that D [out, in] makes of outputs of that energy; `fisher` F [out]."""
+    lost = energies(D, H).clamp_(min=0)
+    relative = lost.sum().item() / energy if energy > 0 else 0.0
     return OutputError(relative, 0.5 * torch.dot(fisher.to(lost), lost).item())
+
+
+def energies(D: Tensor, H: Tensor) -> Tensor:
+    """The diagonal of D H D^T [out], D [out, in]; of the symmetric H one half is read, which is
+    counted twice."""
+    total = D.new_zeros(len(D))
+    for a in range(0, len(H), PANEL):
+        here = D[:, a : a + PANEL]
+        products = here @ H[a : a + PANEL, a:]
+        products[:, PANEL:] *= 2
+        total += torch.linalg.vecdot(products, D[:, a:])
+    return total
 
 
 def fitting(formats: Sequence[Format], columns: int) -> list[Format]:

@@ -25,7 +25,7 @@ from backend.models.patching import swap_weights
 from backend.quantization.embedding import quantize_embedding
 from backend.quantization.plan import QuantSettings, embedding_search
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.sensitivity.candidates import Solvers, candidates, fitting, output_error
+from backend.sensitivity.candidates import Solvers, candidates, energies, fitting, output_error
 from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.profile import FIGURES
@@ -136,9 +136,10 @@ class SensitivityWalk(DenseWalk):
     def layer(self, linear: LinearWeight, inputs: InputStatistics) -> None:
         W, found = linear.read(), np.full((len(FIGURES), len(self.columns)), np.nan, np.float32)
         trials: dict[int, Tensor] = {}
+        energy = energies(W, inputs.gram).sum().item()
         for form, V in self.made(linear, W, inputs).items():
             at = self.columns.index(form)
-            error = output_error(V - W, W, inputs.gram, self.fisher[linear.name])
+            error = output_error(V - W, energy, inputs.gram, self.fisher[linear.name])
             found[:2, at] = error.relative, error.fisher
             if form in self.measured:
                 trials[at] = V

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from backend.decoding.llama_cpp import quiet
 from backend.evaluation.perplexity import perplexity
@@ -79,7 +80,8 @@ def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
             type = exported_type(wanted, base)
             file = Path(scratch) / f"{type}.gguf"
             write_gguf(folder, file, type, base.packed, spec, SilentReporter())
-            found, tokens = by_llama(file, text.input_ids.tolist())
+            losses, tokens = by_llama(file, text.input_ids.tolist())
+            found = math.exp(losses.mean())
             rows.append(
                 {
                     "model": spec, "type": type, "MB": file.stat().st_size / 1e6,
@@ -112,8 +114,8 @@ def measured(spec: str) -> tuple[TextSlice, float]:
     return text, perplexity(loaded.model, text, 4).value
 
 
-def by_llama(file: Path, windows: list[list[int]]) -> tuple[float, list[int]]:
-    """llama.cpp's perplexity on the windows, and its tokens of the sample."""
+def by_llama(file: Path, windows: list[list[int]]) -> tuple[Tensor, list[int]]:
+    """Mean loss of each window in llama.cpp, and its tokens of the sample."""
     import llama_cpp
 
     size = len(windows[0])
@@ -126,7 +128,7 @@ def by_llama(file: Path, windows: list[list[int]]) -> tuple[float, list[int]]:
         chances = torch.from_numpy(llama.scores[: size - 1]).double().log_softmax(-1)
         losses.append(-chances.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).mean().item())
     tokens = llama.tokenize(SAMPLE.encode(), add_bos=False, special=False)
-    return math.exp(sum(losses) / len(losses)), list(tokens)
+    return torch.tensor(losses, dtype=torch.float64), list(tokens)
 
 
 def by_vllm(run: str, python: str) -> dict[str, Any]:

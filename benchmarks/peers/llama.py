@@ -5,26 +5,44 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.decoding.llama_cpp import quiet
 
 FORMATS = {"BF16": 32, "Q8_0": 7, "Q4_1": 3, "Q4_0": 2}  # the numbers of its file types
+MIXES = {
+    "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18,
+    "IQ3_XXS": 23, "IQ3_M": 27, "IQ2_M": 29, "IQ4_XS": 30,
+}  # fmt: skip
 
 
-def formats(gguf: Path, folder: Path, threads: int) -> Iterator[tuple[str, Path]]:
-    """The model in llama.cpp's formats, converted by itself: first to bfloat16, then from that."""
+def formats(
+    gguf: Path, folder: Path, threads: int, types: Mapping[str, int] = FORMATS,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Iterator[tuple[str, Path]]:  # fmt: skip
+    """The model in llama.cpp's formats, converted by itself: first to bfloat16, then from that.
+
+    Args:
+        importance: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix.
+    """
     import llama_cpp
 
-    source = gguf
-    for name, number in FORMATS.items():
+    source, entries = gguf, importance or {}
+    matrix = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))()  # the last has no name
+    for entry, (name, values) in zip(matrix, entries.items(), strict=False):
+        entry.name, entry.size = name.encode(), len(values)
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    for name, number in types.items():
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype, settings.nthread, settings.allow_requantize = number, threads, True
+        if entries:
+            settings.imatrix = matrix
         target = folder / f"{name}.gguf"
         with quiet():
             failed = llama_cpp.llama_model_quantize(
@@ -32,7 +50,7 @@ def formats(gguf: Path, folder: Path, threads: int) -> Iterator[tuple[str, Path]
             )
         if failed:
             sys.exit(f"llama.cpp could not convert {source.name} to {name}.")
-        source = folder / "BF16.gguf"
+        source = folder / "BF16.gguf" if (folder / "BF16.gguf").exists() else source
         yield name, target
 
 

@@ -1,6 +1,7 @@
 """Operations that answer what mix of formats is best under a budget."""
 
 from collections import Counter
+from shlex import quote
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -53,7 +54,10 @@ def budget(
     method: Method = only or method_of(asked, "quantized")
     mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
     facts = resolve_model(model, reads=False).facts
-    return record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+    told = record(profile, mix, asked, method) | {"dense_bytes": 2 * facts.parameters}
+    if pin:
+        told["command"] += f" --overrides {quote(pin)}"
+    return told
 
 
 def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:

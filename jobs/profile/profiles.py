@@ -1,15 +1,20 @@
 """Sensitivity profiles that runs have stored, and the choices they leave. Does not import torch."""
 
 from backend.errors import ConfigError, NotFoundError
+from backend.fingerprint import fingerprint
+from backend.models.sources.catalogue import local_folder
+from backend.models.sources.headers import weight_files
 from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profile_of
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import check_intact
 from backend.store.tensors import named_profiles
-from jobs.fields.base_model import resolve_model
+from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.profile.config import NAME, ProfileJob
 from jobs.submit import validated
+
+WEIGHTS_MARK = "weights_mark"  # in the environment of a profile
 
 
 def profile_of_run(run: str) -> SensitivityProfile:
@@ -41,14 +46,26 @@ def profile_of_run(run: str) -> SensitivityProfile:
     return profile
 
 
+def mark_of(base: ResolvedModel) -> str:
+    """The fingerprint of a model's weights; empty where they are not on this machine."""
+    folder = local_folder(base.source)
+    return fingerprint(weight_files(folder)) if folder else ""
+
+
 def newest_profile(model: str) -> SensitivityProfile:
     """The newest finished profile of a model.
 
     Raises:
         NotFoundError: there is none.
+        ConfigError: the model's weights are others than it has measured.
     """
     for job in queries.jobs([State.SUCCEEDED], NAME, 500):
         if job.config.get("model") == model:
+            measured = job.environment.get(WEIGHTS_MARK)
+            if measured and mark_of(resolve_model(model, reads=False)) not in ("", measured):
+                what, why = f"{model[:80]} has changed.", f"{job.run} has measured other weights."
+                again = f"Profile it again: slimscope submit profile --model {model[:80]}"
+                raise ConfigError(what, why, again, field="model")
             return profile_of_run(job.run)
     raise NotFoundError(
         f"There is no sensitivity profile of {model[:80]}.",

@@ -22,7 +22,7 @@ from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
 from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
 from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
-from jobs.profile.profiles import profile_of_run
+from jobs.profile.profiles import WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
@@ -45,7 +45,7 @@ def run(config: ProfileJob, context: JobContext) -> None:
         corpus, loaded.tokenizer, config.segments, length, config.seed, config.heldout_windows
     )
     record_texts({"calibration": calibration, "held-out": heldout}, context)
-    context.environment(precision=dtype)
+    context.environment(precision=dtype, **{WEIGHTS_MARK: mark_of(base)})
     passes = getattr(torch, dtype)
     dense = trace(loaded.model, heldout.input_ids, passes, phases.phase("dense"))
     walk.load_fisher(dense, context.checkpoints, config.seed, phases.phase("gradients"))

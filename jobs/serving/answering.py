@@ -3,6 +3,7 @@ thread of its own; the engine writes all choices at once."""
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ class Answering(ThreadedEvents[tuple[int, Happened]]):
             for ticket in tickets:
                 ticket.cancel()
             while not all(ticket.done for ticket in tickets):
-                self._stopped.wait(0.01)
+                time.sleep(0.01)  # they end in the engine's thread, which needs the interpreter
 
     def _deliver(self, number: int, event: Waiting | NewPieces | Finished) -> None:
         """Called by the engine's thread."""

@@ -35,7 +35,8 @@ def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
 def state_of(page: Page) -> dict[str, str]:
     """The formats that the address holds."""
     found: str = page.evaluate("new URLSearchParams(location.search).get('state')")
-    return {name: str(form) for name, form in state_at(found, "", LAYERS).formats.items()}
+    state = state_at(found, found.partition("~")[0], LAYERS)
+    return {name: str(form) for name, form in state.formats.items()}
 
 
 def gauge(page: Page, name: str) -> Any:
@@ -176,8 +177,8 @@ def test_the_browser_makes_the_layer_that_the_live_model_makes(
         ("50%", 0),
         ("7%", 0),
         ("2:4", 0),
-        ("int3-g64", 0.01),
-        ("2:4+int4-g64", 0.01),
+        ("int3-g64", 0.04),
+        ("2:4+int4-g64", 0.04),
     ):
         live.apply({name: form})
         stored = live_snapshot(live, name)
@@ -189,7 +190,7 @@ def test_the_browser_makes_the_layer_that_the_live_model_makes(
         )
         differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts.tolist(), strict=True))
         assert differ <= near * stored.n, form
-        assert made[1][1] == pytest.approx(stored.zeros, abs=near * stored.n)
+        assert made[1][1] == pytest.approx(stored.zeros, abs=near * 100)
         assert made[1][0] == stored.n
 
 
@@ -227,11 +228,10 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
     expect(texts.last).to_have_text(texts.first.inner_text())
     expect(gauge(visitor, "speed").locator("i")).to_have_text("measured")
-    visitor.locator("#workbench-sparsity").fill("80")
-    expect(gauge(visitor, "ratio").locator("i")).to_have_text("predicted")
-    expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
-    ratio = gauge(visitor, "ratio").locator("dd").first.inner_text()
-    assert float(ratio.split()[0]) > 1.2
+    visitor.locator("#workbench-sparsity").fill("90")
+    ratio = gauge(visitor, "ratio")
+    expect(ratio.locator("dd").first).to_have_text(re.compile(r"^([2-9]|\d\d)"))
+    expect(ratio.locator("i")).to_have_text("measured")  # when it is as a run makes it
     expect(texts.last.locator("mark").first).to_be_visible()
     visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
     visitor.get_by_role("button", name="Why does it break?").click()
@@ -240,7 +240,7 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     box = visitor.locator("#workbench-words canvas").bounding_box()
     assert box is not None
     visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 80\u00a0%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 90\u00a0%")
 
 
 def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:

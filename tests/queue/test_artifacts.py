@@ -312,7 +312,7 @@ def test_a_folder_of_artefacts_that_all_machines_share(
 
 
 def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    stored: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class EndpointError(Exception):
         pass
@@ -326,4 +326,4 @@ def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
         with pytest.raises(OSError, match="no route"):
             act()
     copies.remove_stored(run_folder("sds-0001"))
-    assert "sds-0001 stays in the store" in capsys.readouterr().out
+    assert "sds-0001 stays in the store" in caplog.text

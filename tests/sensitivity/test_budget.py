@@ -95,6 +95,8 @@ def test_a_sparsity_is_reached_and_a_pin_is_held(profile: SensitivityProfile) ->
         (Budget("size", 1000), "Choose 0.06MB or more"),
         (Budget("bits", 2), "Choose 2.25bits or more"),
         (Budget("sparsity", 0.8), "Choose 70% or less"),
+        (Budget("size", 1e9), "Choose 0.4MB or less"),
+        (Budget("bits", 16.1), "Choose 16bits or less"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_with_the_nearest_that_can(

@@ -14,7 +14,7 @@ from backend.models.loading import LoadedModel, load
 from backend.quantization.gptq import gptq, gptq_widths
 from backend.quantization.plan import QuantSettings
 from backend.reporter import SilentReporter
-from backend.sensitivity.candidates import Solvers, candidates, output_error
+from backend.sensitivity.candidates import Solvers, candidates, energies, output_error
 from backend.sensitivity.formats import Format
 from backend.sensitivity.measured import SensitivityMeter
 from backend.sensitivity.trace import DenseTrace, measure_fisher, trace
@@ -106,7 +106,8 @@ def test_more_bits_and_fewer_zeros_cost_less(
         errors = []
         formats = [*map(Format.parse, falling)]
         for form, V in candidates(W, inputs, formats, Solvers(), name, print).items():
-            errors.append(output_error(V - W, W, inputs.gram, dense.fisher[name]))
+            energy = energies(W, inputs.gram).sum().item()
+            errors.append(output_error(V - W, energy, inputs.gram, dense.fisher[name]))
             assert form.pattern is None or (V == 0).float().mean() >= form.sparsity - 0.01
         assert [e.fisher for e in errors] == sorted((e.fisher for e in errors), reverse=True)
         assert errors[-1].relative < 0.05

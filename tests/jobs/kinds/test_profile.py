@@ -5,13 +5,15 @@ import pytest
 
 from backend.errors import ConfigError, NotFoundError, SlimscopeError
 from backend.export.formats import read_layout
+from backend.fingerprint import fingerprint
+from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.folders import run_folder
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.budget import budget
-from jobs.profile.profiles import newest_profile, profile_of_run
+from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, profile_of_run
 from jobs.submit import submit
 from tests.queue.conftest import HOST, Wait
 
@@ -50,6 +52,9 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     profile = newest_profile("toy")
     assert profile.run == job.run and len(profile.layers) == 22  # and the embedding
+    assert queries.job(job.id).environment[WEIGHTS_MARK] == fingerprint(
+        TOY_FOLDER.glob("*.safetensors")
+    )
     kl, error = profile.figure("kl"), profile.figure("error")
     layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
     assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
@@ -61,6 +66,7 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
     assert answer["bits"] <= 3.25
     assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
+    assert answer["command"].endswith("'budget:3.25bits' --overrides 0.mlp.down_proj=int4-g64")
     assert {*answer["formats"]} <= {"int2-g64", "int4-g64", "dense"}
     assert budget("toy", sparsity="40%")["sparsity"] >= 0.4
     small = budget("toy", size="150KB")
@@ -68,6 +74,10 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     for wrong in ({}, {"bits": "3", "size": "1MB"}, {"bits": "x"}, {"bits": "3", "pin": "no=50%"}):
         with pytest.raises(ConfigError):
             budget("toy", **wrong)
+    with writing() as session:
+        session.get_one(Job, job.id).environment = {WEIGHTS_MARK: "of other weights"}
+    with pytest.raises(ConfigError, match=f"toy has changed.*{job.run} has measured other"):
+        budget("toy", bits="3.25")
 
 
 def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:

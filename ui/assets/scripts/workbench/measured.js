@@ -32,7 +32,11 @@ export class Measured {
     switch (event.event) {
       case "waits": this.say(`${event.what}${event.about_s ? `, about ${Math.max(1, Math.round(event.about_s))} s` : " …"}`); return;
       case "opened": this.say(`Live, ${event.decoder}`); return;
-      case "applied": Object.assign(now, { read: event.read_bytes, exactly: event.exactly }); this.say(`Applied in ${Math.round(event.ms)} ms`); break;
+      case "applied":
+        if (event.exactly && now.exactly === false) Object.assign(now, { ratio: undefined, low: undefined, high: undefined, tokens: undefined }); // of the instant answer
+        Object.assign(now, { read: event.read_bytes, exactly: event.exactly });
+        this.say(event.changed ? `${event.changed} layers changed in ${Math.round(event.ms)} ms` : "Live");
+        break;
       case "loss": {
         const { ratio, low, high, kl, loss, dense, tokens, of } = event;
         Object.assign(now, { ratio: ratio ?? Math.exp(loss - dense), low, high, kl, loss, tokens });

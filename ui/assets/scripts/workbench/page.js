@@ -247,7 +247,7 @@ class Page extends Panels {
   /** The live weights of the layer that is looked at, where they are not what a knob shows at once. */
   async #exactly({ exactly }) {
     const text = this.now.formats[this.focus];
-    if (!exactly || (this.now.pruner === "magnitude" && this.now.quantizer === "rtn") || text === DENSE) return;
+    if (!exactly || (this.isInstant("pruner") && this.isInstant("quantizer")) || text === DENSE) return;
     this.exact = await this.stream.tensor(this.model.model, this.address, this.layers[this.focus].name).catch(() => null);
     this.draw("measured");
   }
@@ -257,6 +257,7 @@ class Page extends Panels {
     const { name } = this.layers[this.focus];
     this.tensor = await dense(this.model.model, name).catch((error) => error.message);
     if (name === this.layers[this.focus].name) this.draw("tensor");
+    this.#exactly(this.measured.of(this.address) ?? {});
     if (typeof this.tensor !== "string") setTimeout(() => this.tensor.prepare?.(this.score)); // before a slider moves
   }
 
@@ -276,7 +277,7 @@ class Page extends Panels {
 
   keep() {
     const totals = this.predictions.totals(this.now.formats), known = this.measured.of(this.address);
-    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? Math.exp(totals.loss), how: known?.ratio ? "measured" : "predicted" };
+    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss)), how: known?.ratio ? "measured" : "predicted" };
     this.keepOnly([...this.kept.filter(({ address }) => address !== this.address), state].slice(-MOST_KEPT));
   }
 

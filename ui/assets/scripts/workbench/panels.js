@@ -4,7 +4,7 @@ import { DENSE, addressOf, bitsPerWeight, colour, combined, format, label } from
 import { stages } from "./tensor.js";
 
 const NONE = "#9AA4B2", COLUMNS = 4096, FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
-const MADE = { pruner: "pruned", quantizer: "rounded" }, STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
+const STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
 
 export const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
 const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
@@ -32,7 +32,7 @@ export class Panels {
   }
 
   /** What layers are pruned by at once; by Wanda's score what is computed block by block later, too. */
-  get score() { return this.now.pruner === "magnitude" ? "magnitude" : "wanda"; }
+  get score() { return this.isInstant("pruner") ? "magnitude" : "wanda"; }
 
   draw(why = "all") {
     const totals = this.predictions.totals(this.formats);
@@ -108,9 +108,8 @@ export class Panels {
     this.pressed("bits", one(({ bits }) => String(bits)), [["16", "16"], ...model.widths.toReversed().map((bits) => [String(bits), String(bits)])]);
     this.options("group", [...model.groups.map((each) => [`Groups of ${each}`, String(each)]), ["Whole rows", "0"]], String(one(({ group, width }) => (width ? group : this.group)) ?? this.group));
     for (const knob of ["pruner", "quantizer"]) this.element.querySelector(`[data-knob="${knob}"]`).value = this.now[knob];
-    const slow = ["pruner", "quantizer"].map((knob) => [knob, model[`${knob}s`].find(({ name }) => name === this.now[knob])]).filter(([, each]) => each && !each.instant);
-    this.element.querySelector(".workbench-made").textContent = slow.length
-      ? `${slow.map(([knob, each]) => `${each.label} ${MADE[knob]}`).join(", ")}: at once by its score, as a run makes it block by block` : "At once as a run makes it";
+    const slow = ["pruner", "quantizer"].filter((knob) => !this.isInstant(knob));
+    this.element.querySelector(".workbench-made").textContent = slow.length ? `${slow.map((knob) => this.now[knob]).join(" and ")} come block by block behind a quick answer` : "At once as a run makes it";
     for (const [name, off] of [["undo", !this.done.length], ["redo", !this.undone.length], ["keep", this.isDense]]) this.button(name).disabled = off;
     this.button("pin").textContent = chosen.size && [...chosen].every((i) => this.pinned.has(i)) ? "Unpin" : "Pin";
     this.#budget(totals);
@@ -156,7 +155,13 @@ export class Panels {
     const zeros = format(text).width ? made.tails[1] / made.tails[0] : 0; // of a pattern, it says so itself
     title.textContent = `${layer.label}: ${label(format(text))}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
     canvas.dataset.words = title.textContent;
+    const [prunes, rounds] = [["pruner", "pattern"], ["quantizer", "width"]].map(([knob, part]) => format(text)[part] && !this.isInstant(knob));
+    part("histogram").querySelector(".weights-legend").textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
+      : rounds ? "at once, rounded to nearest" : "";
   }
+
+  /** Whether what a knob shows at once is what a run makes. */
+  isInstant(knob) { return this.model[`${knob}s`].find(({ name }) => name === this.now[knob])?.instant; }
 
   #front(totals, known) {
     const { predictions } = this, dense = predictions.totals(this.dense).nbytes, ratio = (loss) => Math.exp(loss);

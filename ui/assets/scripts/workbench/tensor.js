@@ -13,7 +13,10 @@ export class DenseTensor {
   constructor({ head, arrays: { weights, energy } }) {
     const [rows, columns] = weights.shape;
     Object.assign(this, { name: head.name, rows, columns, w: weights.data, root: energy ? energy.data.map(Math.sqrt) : null });
-    const ordered = this.w.slice().sort(), at = (part) => ordered[Math.round(part * (ordered.length - 1))];
+    const ordered = this.w.slice().sort(), at = (part) => {
+      const place = part * (ordered.length - 1), low = Math.floor(place), high = Math.ceil(place);
+      return ordered[low] + (ordered[high] - ordered[low]) * (place - low);
+    };
     this.edge = HEADROOM * Math.max(Math.abs(at(TAIL)), Math.abs(at(1 - TAIL))) || 1;
   }
 
