@@ -89,7 +89,8 @@ def test_work_goes_on_without_the_store_and_a_run_ends_when_it_has_everything(
     seconds = took(lambda: has_ended(run), AGAIN_S)
     print(f"ended {seconds:.0f} s after the store was there again")
     assert queries.job(run).state == State.SUCCEEDED and len(queries.attempts(run)) == 1
-    assert "The artefact store takes nothing" in log_of(lab.a, run)
+    if how:  # a connection that hangs is told when its client gives it up, after a minute
+        assert "The artefact store takes nothing" in log_of(lab.a, run)
 
 
 def test_a_run_that_waits_for_a_store_it_is_cut_off_from_is_cancelled_in_time(
