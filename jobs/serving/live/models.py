@@ -23,6 +23,7 @@ from backend.live.address import LiveState, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.models.memory import memory_available
+from backend.models.precision import resolve_dtype
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
 from jobs.dlqat.config import DLQATJob
@@ -57,7 +58,7 @@ class BrowserState:
                 raise CancelledError
 
         stop()
-        self._asked = number
+        self._asked = max(self._asked, number)
         self.live.cancel()
         return stop
 
@@ -114,7 +115,8 @@ class OpenedModel:
     def _energies(self) -> Path:
         """The file of what the inputs of this model are on this text, which takes a minute."""
         digest = sha256(self.dense.require_text().numpy().tobytes()).hexdigest()[:16]
-        name = f"{self.dense.identity}-{digest}.safetensors"
+        dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
+        name = f"{self.dense.identity}-{digest}-{dtype}.safetensors"
         return settings().cache_dir.expanduser() / "live" / name
 
     @property
