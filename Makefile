@@ -41,7 +41,9 @@ test-slurm: setup ## Run the tests of runs on the Slurm cluster that `sbatch` re
 	@SLIMSCOPE_TEST_SLURM=1 $(BIN)/python -m tests.postgres $(BIN)/python -m pytest -s \
 	  tests/cluster/test_slurm.py $(ARGS)
 
-test-hosts: setup ## Run the tests of two machines and a network between them (Linux, root, minutes)
+test-hosts: setup ## Run the tests of several machines and a network between them (Linux, root, an hour)
+	@$(BIN)/python -m tests.cluster.nodes
+	@$(BIN)/python -m tests.cluster.hosts.s3 install
 	@SLIMSCOPE_TEST_HOSTS=1 $(BIN)/python -m pytest -s tests/cluster/hosts $(ARGS)
 
 run-cluster: setup ## Try several machines on this one: PostgreSQL, a Ray cluster, the dashboard

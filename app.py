@@ -9,12 +9,15 @@ import sys
 import threading
 import time
 
+from uvicorn.config import LOGGING_CONFIG
+
 from backend.backup.examples import install_examples
+from backend.logs import JsonFormatter, start_logging
 from backend.queue import scheduling
 from backend.queue.launcher import HOST_TOKEN, SUPERVISOR
 from backend.settings import settings, unknown_variables
 from backend.store.file_modes import restrict_access
-from backend.store.migrate import upgrade
+from backend.store.migrate import other_version, upgrade
 from jobs.cli.console import in_one_line
 from jobs.imported import check_row
 from ui.app import serve
@@ -22,12 +25,15 @@ from ui.security.auth import host_link
 from ui.security.connections import raise_file_limit
 from ui.security.log_throttle import throttle_logs
 
+log = logging.getLogger("slimscope")
+UVICORN_FORMATS = ("default", "access")
 LOOK_S = 5.0
 
 
 def main() -> None:
     """Opens the dashboard on `SLIMSCOPE_HOST`:`SLIMSCOPE_PORT`."""
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    if start_logging():
+        LOGGING_CONFIG["formatters"] = {key: {"()": JsonFormatter} for key in UVICORN_FORMATS}
     throttle_logs()
     raise_file_limit()
     with in_one_line():
@@ -64,10 +70,10 @@ def keep_supervised() -> None:
     while True:
         try:
             status = scheduling.status()
-            if status.live or status.queued:
+            if (status.live or status.queued) and not other_version():
                 SUPERVISOR.wake()
         except Exception as error:  # a busy database, a full disk: look again
-            print(f"Could not look after the supervisor: {error}", flush=True)
+            log.warning("could not look after the supervisor: %s", error)
         time.sleep(LOOK_S)
 
 

@@ -1,7 +1,7 @@
 """Stages of a run compared in words: what is said to be below another lies below it by more than
 the choice of the text explains.
 
-Does not import numpy: `ui.runs.pairs` makes a comparison of what a run has stored.
+Does not import numpy: `ui.runs.results` makes a comparison of what a run has stored.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,7 +21,7 @@ TOKENS_PER_SECOND, SPEED_UP = MetricKey("tokens_per_second"), MetricKey("speed_u
 BYTES_PER_TOKEN, PASS_MS = MetricKey("bytes_per_token"), MetricKey("pass_ms")
 BREAK_EVEN = MetricKey("break_even")
 ACCEPTED_LENGTH, SAME_TEXT = MetricKey("accepted_length"), MetricKey("same_text")
-PREDICTED_LENGTH, DRAFT_MS = MetricKey("predicted_length"), MetricKey("draft_ms")
+PREDICTED_LENGTH = MetricKey("predicted_length")
 PREDICTED_SPEED_UP, DRAFT_COST = MetricKey("predicted_speed_up"), MetricKey("draft_cost")
 TOP1, CHAINED, STEPS = MetricKey("top1"), MetricKey("chained"), MetricKey("steps")
 SIZE, DISK, TOOK, PEAK = (MetricKey(name) for name in ("size", "disk", "took", "peak"))
@@ -187,11 +187,6 @@ _ALL = (
         "Tokens per pass with the trees that are the default, which depend on the costs measured "
         "on this machine, by an exact walk over held-out answers.",
         "higher", unit="tokens per pass", timed=True,
-    ),
-    Metric(
-        DRAFT_MS, "Draft",
-        "Milliseconds of one draft in this part of the drafter, median of 15.",
-        "lower", unit="ms", timed=True,
     ),
     Metric(
         DRAFT_COST, "Draft cost",

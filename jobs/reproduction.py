@@ -18,11 +18,10 @@ from backend.store import queries
 from backend.store.states import State
 from backend.store.tables import KEPT_REASON, Job, check_intact
 from jobs.benchmark.report import decoder_reports
-from jobs.estimate import estimate
 from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels
 from jobs.metrics import metric
-from jobs.submit import validated
+from jobs.submit import estimate, validated
 
 Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"

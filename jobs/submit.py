@@ -11,12 +11,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from backend.errors import ConfigError, SlimscopeError
+from backend.models import memory
 from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.store.tables import Job
-from jobs.estimate import estimate
+from jobs.fields.processes import ProcessesConfig
 from jobs.fields.saved_models import needed_runs
-from jobs.kind import Estimate, JobConfig, kind_named
+from jobs.kind import Estimate, JobConfig, Kind, kind_named
+from jobs.limits import gpu_count, require_device, require_disk
+from jobs.runtime.duration import estimate_seconds
 
 MODEL = "model"  # the field most others are checked against
 WORDS = {  # type of a validator's error -> what it says
@@ -37,6 +40,27 @@ WORDS = {  # type of a validator's error -> what it says
     "extra_forbidden": "There is no such setting",
 }
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+
+def estimate(kind: Kind, config: JobConfig) -> Estimate:
+    """Check a config and estimate its run.
+
+    Raises:
+        SlimscopeError: the run cannot work, or needs more memory or disk than there is.
+    """
+    if config.device.startswith("cuda"):
+        require_device(config.device, gpu_count())
+    needs = kind.requirements(config)
+    memory.check_memory(needs.memory, memory.memory_available(), needs.title)
+    if needs.disk:
+        require_disk(needs.disk)
+    flops = sum(needs.flops.values())
+    processes = config.processes if isinstance(config, ProcessesConfig) else 1
+    seconds, basis = estimate_seconds(
+        kind.name, needs.model, flops, needs.timed_seconds, config.device, processes
+    )
+    needed = sum(needs.memory.values())
+    return Estimate(**vars(needs), seconds=seconds, bytes=needed, basis=basis)
 
 
 def validated(kind: str, values: Mapping[str, Any]) -> JobConfig:

@@ -14,17 +14,21 @@ from tests.fork_server import FORKS, begin_anew
 
 
 def slimscope(
-    *words: str, timeout: float = 280, meanwhile: Callable[[], object] | None = None
+    *words: str,
+    timeout: float = 280,
+    meanwhile: Callable[[], object] | None = None,
+    forks: bool = False,
 ) -> CompletedProcess[str]:
-    """Runs `slimscope WORDS` in a forked process; a supervisor that it wakes is one, too.
+    """Runs `slimscope WORDS` in a forked process. What it starts itself are fresh ones.
 
     Args:
         meanwhile: called again and again until it has ended.
+        forks: what it starts are forks, too, whose end it waits for.
     """
     with TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         environment = {**os.environ, "SLIMSCOPE_IDLE_EXIT": "1"}
-        process = FORKS.Process(target=run, args=(words, environment, stdout, stderr))
+        process = FORKS.Process(target=run, args=(words, environment, stdout, stderr, forks))
         process.start()
         deadline = time.monotonic() + timeout
         while meanwhile and process.is_alive() and time.monotonic() < deadline:
@@ -35,9 +39,12 @@ def slimscope(
         return CompletedProcess(words, process.exitcode, stdout.read_text(), stderr.read_text())
 
 
-def run(words: tuple[str, ...], environment: Mapping[str, str], stdout: Path, stderr: Path) -> None:
+def run(
+    words: tuple[str, ...], environment: Mapping[str, str], stdout: Path, stderr: Path, forks: bool
+) -> None:
     """The life of the forked process."""
     begin_anew(environment, stdout, stderr)
-    fork_all()
+    if forks:
+        fork_all()
     sys.argv = ["slimscope", *words]
     main()

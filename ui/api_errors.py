@@ -73,10 +73,11 @@ def add_error_handlers(api: FastAPI) -> None:
         api.add_exception_handler(kind, _database_error)
 
 
-def error_response(error: SlimscopeError, status: int) -> JSONResponse:
-    """An error as JSON, with the other errors of the same config."""
+def error_response(error: SlimscopeError, status: int = 0) -> JSONResponse:
+    """An error as JSON, with the other errors of the same config; `status`: 0: the usual one."""
+    usual = next(status for kind, status in STATUS if isinstance(error, kind))
     content = _fields(error) | {"others": [_fields(other) for other in error.others]}
-    return JSONResponse(content, status)
+    return JSONResponse(content, status or usual)
 
 
 def _fields(error: SlimscopeError) -> dict[str, str | None]:
@@ -84,8 +85,7 @@ def _fields(error: SlimscopeError) -> dict[str, str | None]:
 
 
 def _slimscope_error(_: Request, error: Any) -> JSONResponse:
-    status = next(status for kind, status in STATUS if isinstance(error, kind))
-    return error_response(error, status)
+    return error_response(error)
 
 
 def _invalid_request(_: Request, error: Any) -> JSONResponse:

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount, Route
 
 from backend.settings import Settings, settings
-from ui import api, openai_api, presentation
+from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
 from ui.frame import Page, frame, navigation, pulse
@@ -35,6 +35,7 @@ from ui.health import healthz, metrics
 from ui.pages import pages
 from ui.pages.playground.answers import answer
 from ui.pages.weights import histograms
+from ui.pages.workbench import tables, weights
 from ui.search import search
 from ui.security import auth
 from ui.security.connections import server_options
@@ -125,7 +126,11 @@ def routes() -> list[BaseRoute]:
         Route("/slimscope/search", search),
         Route("/slimscope/answer", answer, methods=["POST"]),
         *openai_api.routes(),
+        *live_api.routes(),
         Route(histograms.PATH, histograms.histograms),
+        Route(tables.START, tables.start),
+        Route(tables.PROFILE, tables.profile),
+        Route(weights.PATH, weights.weights),
         *presentation.routes(),
         Route("/slimscope/host", auth.host_page, methods=["GET", "POST"]),
         Route("/slimscope/leave", auth.leave, methods=["POST"]),

@@ -2,12 +2,14 @@
 Prometheus (`/metrics`). One thread reads the state of the database for all who ask, so that nobody
 waits long for one that does not answer."""
 
+import asyncio
 import logging
 import math
 import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -18,10 +20,14 @@ from backend.queue.lifecycle import CONCERNS_ALL_ROWS
 from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
 from backend.store import queries
+from backend.store.migrate import other_version
 from backend.store.session import now_ms, one_view
+from backend.store.states import State
+from jobs.serving.client import serving_status
 from ui.format import moment
 from ui.security.auth import current_user
 from ui.security.connections import GuardedProtocol
+from ui.security.middleware import TIMES
 
 log = logging.getLogger("slimscope.database")
 FRESH_S = 1.0
@@ -29,11 +35,16 @@ PATIENCE_S, KNOWN_AWAY_S = 5.0, 0.5  # the latter where it did not answer when l
 
 
 class Snapshot(NamedTuple):
-    """What pages show of the database, and the seconds it took to read that."""
+    """What pages show of the database, and the seconds it took to read that.
+
+    Attributes:
+        outdated: what to say where this process is of another version; else "".
+    """
 
     status: QueueStatus
     cursor: str
     seconds: float
+    outdated: str
 
 
 class StatusReader:
@@ -47,7 +58,8 @@ class StatusReader:
         self._last: Snapshot | None = None
 
     def read(self) -> tuple[Snapshot | None, str]:
-        """What was read last, and what to say where the database does not answer: else ""."""
+        """What was read last, and what to say where the database does not answer, or is of another
+        version: else ""."""
         with self._lock:
             now, url, asked = time.monotonic(), settings().url, self._asked
             is_old = asked is not None and asked.done() and now - self._asked_at >= FRESH_S
@@ -63,14 +75,14 @@ class StatusReader:
             self._is_away = True
             return self._last, away
         self._is_away, self._answered_at = False, now_ms()
-        return self._last, ""
+        return self._last, self._last.outdated
 
 
 def _look() -> Snapshot:
     began = time.monotonic()
     with one_view():
         status, cursor = scheduling.status(), "|".join(map(str, queries.cursor()))
-    return Snapshot(status, cursor, time.monotonic() - began)
+    return Snapshot(status, cursor, time.monotonic() - began, other_version())
 
 
 READER = StatusReader()
@@ -85,11 +97,12 @@ def healthz(_: Request) -> Response:
 
 
 def metrics(request: Request) -> Response:
-    """Gauges in Prometheus's text format. Guests get what pages show them, a host the state of the
+    """Figures in Prometheus's text format. Guests get what pages show them, a host the state of the
     machine, too: Prometheus sends the token as `Authorization: Bearer`."""
     found, away = READER.read()
-    gauges: dict[str, float] = {"database_up": not away}
-    if found and not away:
+    is_up = found is not None and away in ("", found.outdated)
+    gauges: dict[str, float] = {"database_up": is_up}
+    if found and is_up:
         status = found.status
         gauges |= {
             "database_seconds": found.seconds,  # to read the state of the queue
@@ -97,14 +110,19 @@ def metrics(request: Request) -> Response:
             "runs_live": len(status.live),
             "runs_ended": status.finished,
             "runs_failed_or_lost": status.needs_attention,
+            **{f'runs{{state="{state}"}}': status.states.get(state, 0) for state in State},
             "supervisor_up": status.supervisor_alive,
             "engine_up": status.silent_since is None,
         }
     if current_user(request).role == "host":
         gauges["connections"] = len(GuardedProtocol.limits)
         gauges["disk_free_bytes"] = shutil.disk_usage(settings().root).free
-    lines = [
-        f"# TYPE slimscope_{name} gauge\nslimscope_{name} {float(value):.12g}\n"
-        for name, value in gauges.items()
-    ]
+        gauges["answers"] = asyncio.run(serving_status()).get("requests", 0)  # being written
+        gauges["requests_total"] = TIMES.number
+        gauges["request_seconds_total"] = TIMES.seconds  # until their answers began
+    lines = list[str]()
+    for family, members in groupby(gauges.items(), key=lambda each: each[0].partition("{")[0]):
+        kind = "counter" if family.endswith("_total") else "gauge"
+        lines.append(f"# TYPE slimscope_{family} {kind}\n")
+        lines += [f"slimscope_{name} {float(value):.12g}\n" for name, value in members]
     return Response("".join(lines), headers={"content-type": "text/plain; version=0.0.4"})

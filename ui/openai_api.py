@@ -19,7 +19,7 @@ from backend.queue.rate_limit import count_answer
 from backend.settings import settings
 from jobs.serving.client import ended, sent
 from jobs.serving.disconnect import EventStream, unless_gone
-from jobs.serving.openai_format import error_body, error_headers, event, model_list
+from jobs.serving.openai_format import Row, error_body, error_headers, event, model_list
 from jobs.serving.requests import ENDPOINTS, Body, read_body
 from ui.runs.choices import answering
 from ui.security.auth import current_user
@@ -80,7 +80,7 @@ async def generate(request: Request) -> Response:
 async def forwarded(request: Request, actor: Actor, body: Body) -> Response:
     """The response of the process, passed on as it comes."""
     async with AsyncExitStack() as opened:
-        response = await opened.enter_async_context(answered(request, actor, body))
+        response = await opened.enter_async_context(answered(request, actor, *sendable(body)))
         if response is None:
             return GONE
         kept = {n: v for n, v in response.headers.items() if n in ("content-type", "retry-after")}
@@ -93,12 +93,18 @@ async def forwarded(request: Request, actor: Actor, body: Body) -> Response:
                 count_answer(actor)
             return GONE if content is None else Response(content, response.status_code, kept)
         count_answer(actor)
-        return EventStream(_passed_on(response), opened.pop_all())
+        return EventStream(passed_on(response, error_body(ended())[1]), opened.pop_all())
+
+
+def sendable(body: Body) -> tuple[str, bytes]:
+    """Where a request is sent, and its content."""
+    path = next(path for path, kind in ENDPOINTS.items() if isinstance(body, kind))
+    return path, body.model_dump_json(exclude_unset=True).encode()
 
 
 @asynccontextmanager
 async def answered(
-    request: Request, actor: Actor, body: Body
+    request: Request, actor: Actor, path: str, content: bytes
 ) -> AsyncIterator[httpx.Response | None]:
     """The response of the process, of which the headers have come; None where the client has gone
     meanwhile. Its turn among the requests at work is over: the answer takes none of this process.
@@ -109,8 +115,6 @@ async def answered(
     """
     if turn := request.scope.get(TURN):
         await turn.aclose()
-    path = next(path for path, kind in ENDPOINTS.items() if isinstance(body, kind))
-    content = body.model_dump_json(exclude_unset=True).encode()
     with _place(actor):
         async with AsyncExitStack() as opened:
             begun = opened.enter_async_context(sent(path, content, actor))
@@ -133,12 +137,13 @@ def _place(actor: Actor) -> Iterator[None]:
         _guests[actor.name] -= 1
 
 
-async def _passed_on(response: httpx.Response) -> AsyncIterator[bytes]:
+async def passed_on(response: httpx.Response, last: Row) -> AsyncIterator[bytes]:
+    """What comes, and `last` where the process ends meanwhile."""
     try:
         async for piece in response.aiter_raw():
             yield piece
     except httpx.TransportError:
-        yield event(error_body(ended())[1])
+        yield event(last)
 
 
 # what the playground reads ------------------------------------------------------------------------

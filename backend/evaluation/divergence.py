@@ -6,8 +6,9 @@ dense model and q that of the compressed model:
     KL_t = sum_v p_v (log p_v - log q_v)    in nats,    agreement_t = [argmax p = argmax q]
 
 averaged over all positions; standard errors are those of the per-window means. The output of the
-dense model's last block is stored rather than its logits, and the final norm and head are applied
-to it again: parameters outside the blocks must be the same in both; compare `outside_blocks`."""
+dense model's last block (of the native decoder, its final norm) is stored rather than its logits,
+and what is left, norm and head, is applied to it again: parameters outside the blocks must be the
+same in both; compare `outside_blocks`."""
 
 import hashlib
 import math
@@ -22,8 +23,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
+from backend.evaluation.native_text import NativeText, TextModel, logits_of
 from backend.evaluation.perplexity import Observe
-from backend.models.block_forward import after_blocks
 from backend.models.blocks import decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 
@@ -65,18 +66,22 @@ class DenseOutputs:
 
     Attributes:
         outside: `outside_blocks` of the dense model; empty before the first recording.
+        native: whether the native decoder read it, as it then has to read what is compared.
     """
 
     def __init__(self, new: NewBatches = list) -> None:
         self.states: HiddenStates = new()
-        self.outside = ""
+        self.outside, self.native = "", False
         self._new = new
 
     @contextmanager
-    def recording(self, model: PreTrainedModel) -> Iterator[Observe]:
+    def recording(self, model: TextModel) -> Iterator[Observe]:
         """Yield an observer for `perplexity` that records the forward passes of `model`."""
         latest: list[Tensor] = []
-        self.states, self.outside = self._new(), outside_blocks(model)
+        self.states, self.native = self._new(), isinstance(model, NativeText)
+        self.outside = outside_blocks(model.model if isinstance(model, NativeText) else model)
+        if isinstance(model, NativeText):
+            return (yield lambda rows, logits: self.states.append(model.hidden))
 
         def record(_block: Any, _args: Any, output: Tensor) -> None:
             latest[:] = [output]
@@ -96,8 +101,9 @@ class DivergenceObserver:
         reference: recorded on the same token ids in the same batches.
     """
 
-    def __init__(self, model: PreTrainedModel, reference: DenseOutputs) -> None:
+    def __init__(self, model: TextModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)
+        self._alike = reference.native == isinstance(model, NativeText)
         self._kl: list[Tensor] = []
         self._same: list[Tensor] = []
         self._positions = 0
@@ -107,13 +113,13 @@ class DivergenceObserver:
         """Add one forward pass: ids [b, L] and logits [b, L, V]. Raises ValueError: the reference
         was recorded with other batches."""
         hidden = next(self._states, None)
-        if hidden is None or hidden.shape[:2] != rows.shape:
-            raise ValueError("the reference was recorded with other batches")
+        if hidden is None or hidden.shape[:2] != rows.shape or not self._alike:
+            raise ValueError("the reference was recorded with other batches, or otherwise")
         last = rows.shape[1] - 1
         kl, same = torch.zeros(2, len(rows), dtype=torch.float64)
         for start in range(0, last, POSITIONS):
             part = slice(start, min(start + POSITIONS, last))
-            dense = after_blocks(self._model, rows[:, part].to(logits.device), hidden[:, part])
+            dense = logits_of(self._model, rows[:, part].to(logits.device), hidden[:, part])
             p, q = (x.float().log_softmax(-1) for x in (dense, logits[:, part]))
             kl += summed_kl(p, q)
             same += (p.argmax(-1) == q.argmax(-1)).double().sum(1).cpu()

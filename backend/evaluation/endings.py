@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from backend.evaluation.native_text import TextModel, passes
 from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
-from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, stop_if_asked
@@ -57,7 +56,7 @@ def questions(text: TextSlice, limit: int = 0) -> Tensor:
 
 @torch.no_grad()
 def score_endings(
-    model: PreTrainedModel, asked: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
+    model: TextModel, asked: Tensor, batch: int, reporter: Reporter, new: NewBatches = list
 ) -> EndingScore:
     """The answers of `model`, which should be in eval mode, to `questions`.
 
@@ -75,9 +74,8 @@ def score_endings(
             reporter.progress(done + more * share, len(asked), "Choosing endings")
 
         rows = some.flatten(0, 1)
-        passes = each_logits(model, rows, batch * CHOICES, new, tick)
         found = []  # log p of the endings, [b] float64 of each batch
-        for part, logits in zip(rows.split(batch * CHOICES), passes, strict=True):
+        for part, logits in passes(model, rows, batch * CHOICES, new, tick):
             chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
             ending = part[:, -ENDING:, None].to(logits.device)
             found.append(chances.gather(-1, ending).squeeze(-1).double().sum(1).cpu())

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from backend.calibration.heldout import window_nll
 from backend.errors import ComputeError
-from backend.models.block_forward import each_logits
+from backend.evaluation.native_text import TextModel, passes
 from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
@@ -42,7 +41,7 @@ class Perplexity:
 
 @torch.no_grad()
 def window_nlls(
-    model: PreTrainedModel,
+    model: TextModel,
     input_ids: Tensor,
     batch: int,
     reporter: Reporter,
@@ -64,8 +63,7 @@ def window_nlls(
         reporter.progress(count * share, count, "Measuring perplexity")
 
     nlls: list[Tensor] = []
-    rows = input_ids.split(batch)
-    for part, logits in zip(rows, each_logits(model, input_ids, batch, new, tick), strict=True):
+    for part, logits in passes(model, input_ids, batch, new, tick):
         nlls.append(window_nll(logits, part))
         observe(part, logits)
         if not nlls[-1].isfinite().all():
@@ -76,7 +74,7 @@ def window_nlls(
 
 
 def perplexity(
-    model: PreTrainedModel,
+    model: TextModel,
     text: TextSlice,
     batch: int,
     reporter: Reporter | None = None,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from backend.models.greedy import greedy
+from backend.evaluation.native_text import TextModel, written
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, prompt_ids
 from backend.text.prompts import Prompt
@@ -28,7 +28,7 @@ class GreedySample:
 
 
 def write_samples(
-    model: PreTrainedModel,
+    model: TextModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     tokens: int,
@@ -36,22 +36,16 @@ def write_samples(
 ) -> list[GreedySample]:
     """Generate greedy texts of at most `tokens` tokens each. Raises CancelledError: cancellation
     was requested."""
-    ends = end_ids(tokenizer, model.generation_config)
-    samples: list[GreedySample] = []
-    for number, prompt in enumerate(prompts):
-        written: list[int] = []
-        for token in greedy(model, prompt_ids(prompt.text, tokenizer)):
-            stop_if_asked(reporter)
-            if token in ends:
-                break
-            written.append(token)
-            done = number + len(written) / tokens
-            reporter.progress(done, len(prompts), "Writing samples")
-            if len(written) == tokens:
-                break
-        text = str(tokenizer.decode(written))
-        samples.append(GreedySample(prompt.text, tuple(written), text))
-    return samples
+    texts, ends = [list[int]() for _ in prompts], end_ids(tokenizer, model.generation_config)
+    asked = [prompt_ids(prompt.text, tokenizer) for prompt in prompts]
+    for number, token in written(model, asked, ends, tokens):
+        stop_if_asked(reporter)
+        texts[number].append(token)
+        reporter.progress(sum(map(len, texts)) / tokens, len(prompts), "Writing samples")
+    return [
+        GreedySample(prompt.text, tuple(text), str(tokenizer.decode(text)))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
 
 
 def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:

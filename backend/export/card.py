@@ -170,3 +170,30 @@ Perplexity on the evaluation text of the run:
 DL-QAT stages were trained on the training text below. Part of their gain over untrained baselines
 is adaptation to that text: compare with the LoRA control, the same training without quantization.
 {_appendix(config, text)}"""
+
+
+def live_card(
+    title: str, base: str, origin: ModelOrigin, note: str, formats: Mapping[str, int],
+    made: Mapping[str, int], methods: tuple[str, str], address: str,
+) -> str:  # fmt: skip
+    """The text of README.md of a live model. `formats`, `made`: how many layers are stored, and
+    were made, so; `methods`: the pruner and the quantizer chosen."""
+    warning = f"\nNote on the base model: {note}\n" if note else ""
+    stored = "".join(f"| {form} | {count} |\n" for form, count in formats.items())
+    ways = ", ".join(f"{count} {way}" for way, count in made.items())
+    return f"""{front_matter(origin, ["slimscope", "workbench"], "quantized")}
+# {title}
+
+{base}, written by Slimscope's workbench as it was on the screen. No run has made, trained or
+evaluated it. Layers: {ways}. Instant ones are made without the inputs that the layers before leave:
+queue the same state as a run for the better model. {licence_note(origin)}
+{warning}
+| format | layers |
+|---|---|
+{stored}
+Pruner: {methods[0]}. Quantizer: {methods[1]}. State:
+
+```
+{address}
+```
+"""

@@ -9,54 +9,26 @@ dense                weights at grid values, in the dtype of the base model: for
                      gain in size
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from backend.errors import ConfigError, ModelError
+from backend.models.families.stored import together
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import EMBEDDINGS_AND_HEADS, PackedGroup, packing_of
+from backend.models.sources.quantized import Format as Format
+from backend.models.sources.quantized import Layout as Layout
+from backend.models.sources.quantized import PackedGroup, layout_in
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 
-Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 GPTQ_BITS = (2, 3, 4, 8)
 UNPACKABLE = ("GPTBigCode",)  # transformers touches weights that packed layers do not have
 VLLM_BITS = (4, 8)
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 WORD = 32  # both dimensions of a GPTQ weight are multiples of it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row.
-    `others`: of layers that have their own."""
-
-    format: Format | Literal["awq"]
-    bits: int
-    group_size: int
-    grid: GridType
-    others: tuple[PackedGroup, ...] = ()
-
-    def of(self, layer: str) -> "Layout":
-        """The settings of one layer."""
-        group = next((group for group in self.others if layer in group.layers), None)
-        return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
-
-    @property
-    def linears(self) -> "tuple[Layout, ...]":
-        """The settings that there are of layers of the blocks, those of most layers first."""
-        inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
-        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
-        return (replace(self, others=()), *others)
-
-    @property
-    def width(self) -> str:
-        """Bits of the linear layers in words: "4 bits", "2 to 6 bits"."""
-        bits = [each.bits for each in self.linears]
-        return f"{min(bits)} to {max(bits)} bits" if len({*bits}) > 1 else f"{bits[0]} bits"
 
 
 @dataclass(frozen=True)
@@ -67,7 +39,7 @@ class ExportRequirements:
         stored: dtype of the scales.
         in_out: the architecture stores weights as [in, out] (GPT-2's Conv1D).
         whole: all linears of the blocks are quantised; shapes: (out, in) of those.
-        experts: some are experts of a mixture, which models load as one tensor.
+        experts: of those; see `experts_of`.
         embedding: bits of a quantised embedding; alike: it is quantised as the linears are.
         head: bits of a quantised head that is not tied to it.
     """
@@ -78,20 +50,34 @@ class ExportRequirements:
     in_out: bool
     whole: bool
     shapes: frozenset[tuple[int, int]]
-    experts: bool = False
+    experts: Literal["", "alike", "unlike", "fused"] = ""
     architecture: str = ""
     embedding: int = 0
     alike: bool = False
     head: int = 0
 
 
+def experts_of(
+    separate: bool, linears: Collection[str], most: Collection[str], others: Collection[str]
+) -> Literal["", "alike", "unlike", "fused"]:
+    """Whether experts of a mixture are quantised ("" if none is), all of a block alike, and whether
+    a checkpoint can hold each by itself (`separate`). `linears`: names of all matrices of the
+    blocks; `most`, `others`: of those with the settings of most layers, and with their own."""
+    experts = {name for name in linears if together(name) != name}
+    if experts.isdisjoint({*most, *others}):
+        return ""
+    if not separate:
+        return "fused"
+    packed = {together(name) for name in experts.intersection(most)}
+    rest = {together(name) for name in experts.difference(most)}
+    return "alike" if experts.isdisjoint(others) and packed.isdisjoint(rest) else "unlike"
+
+
 def read_layout(folder: Path) -> Layout:
     """The quantization settings in the folder's config.json; `ModelError` without any of ours."""
-    packing = packing_of(str(folder), read_config(folder))
-    if packing is None:
-        raise unreadable(folder, "Its config.json has no quantization_config.")
-    format: Any = packing.version or packing.method
-    return Layout(format, packing.bits, packing.group_size, packing.grid, packing.others)
+    if layout := layout_in(str(folder), read_config(folder)):
+        return layout
+    raise unreadable(folder, "Its config.json has no quantization_config.")
 
 
 def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
@@ -124,13 +110,19 @@ def unreadable(folder: Path, why: str) -> ModelError:
 
 def obstacle(format: Format, choice: ExportRequirements) -> str:
     """The reason why `format` cannot store `choice`; empty if it can."""
-    if choice.experts and format != "dense":
+    if format == "dense":
+        return _embedding_obstacle(format, choice)
+    if choice.experts == "fused":
         return "transformers loads all experts of a block as one tensor, which it cannot unpack"
-    if (choice.embedding or choice.head) and (why := _embedding_obstacle(format, choice)):
+    if choice.experts == "unlike":
+        return "the experts of a block are unpacked together, and these are not quantised alike"
+    if choice.experts and format == "compressed-tensors" and choice.grid != "symmetric":
+        return "transformers unpacks experts without their zero-points"
+    if why := _embedding_obstacle(format, choice):
         return why
-    if format != "dense" and choice.architecture.startswith(UNPACKABLE):
+    if choice.architecture.startswith(UNPACKABLE):
         return "transformers cannot load packed weights of this architecture"
-    if choice.grid == "offset" and format not in ("slimscope", "dense"):
+    if choice.grid == "offset" and format != "slimscope":
         return "its zero-points are whole numbers, and those of this grid are real"
     if format == "compressed-tensors" and choice.in_out:
         return "it supports nn.Linear only, and this architecture has transposed layers"
@@ -152,6 +144,8 @@ def obstacle(format: Format, choice: ExportRequirements) -> str:
 
 def _embedding_obstacle(format: Format, choice: ExportRequirements) -> str:
     """The reason why a format cannot store a quantised embedding or head; empty if it can."""
+    if not choice.embedding and not choice.head:
+        return ""
     if format == "dense":
         return "it stores every weight in 16 or 32 bits, the embedding too"
     if format in ("gptq", "gptq_v2"):

@@ -18,12 +18,20 @@ from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite, tied_names
-from backend.models.facts import ModelFacts
+from backend.models.facts import ModelFacts, text_config
+from backend.models.families.experts import ExpertList, split_experts
 from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import (
+    EXPERTS,
+    SEPARATE,
+    expert_place,
+    loaded_name,
+    stored_modules,
+)
 from backend.models.sources.cache import Say, silent
 from backend.models.sources.folder import check_unchanged
-from backend.models.sources.headers import OPTIONS, weight_files
-from backend.quantization.grid import QuantizedWeight, quantized_from
+from backend.models.sources.headers import OPTIONS, read_config, weight_files
+from backend.quantization.grid import QuantizedWeight, joined, quantized_from
 from backend.quantization.packed_linear import pack_model
 
 WEIGHT_SUFFIX = {
@@ -60,7 +68,35 @@ def read_layers(folder: Path) -> tuple[dict[str, QuantizedWeight], dict[str, Ten
         for suffix in parts:
             if suffix != "bias":
                 del rest[f"{prefix}{suffix}"]
-    return layers, rest
+    family = str(text_config(read_config(folder)).get("model_type"))
+    return _as_loaded(folder, family, layers, rest) if family in SEPARATE else (layers, rest)
+
+
+def _as_loaded(
+    folder: Path, family: str, layers: Mapping[str, QuantizedWeight], rest: Mapping[str, Tensor]
+) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
+    """Layers and other tensors by the names of the loaded model, gate and up projection of an
+    expert as one; `ModelError` if one is missing or does not fit the other."""
+    parts = dict[str, dict[int, QuantizedWeight]]()
+    for name, layer in layers.items():
+        loaded, place = expert_place(family, name)
+        parts.setdefault(loaded, {})[place] = layer
+    found = dict[str, QuantizedWeight]()
+    for name, by_place in parts.items():
+        halves = [by_place[place] for place in sorted(by_place)]
+        sizes = {(*x.codes.shape, x.group_size) for x in halves}
+        if len(halves) != len(stored_modules(family, name)) or len(sizes) > 1:
+            raise unreadable(folder, f"The parts of {name} are missing or differ.")
+        found[name] = joined(halves)
+    tensors = dict[str, Tensor]()
+    for stored, tensor in rest.items():
+        name = loaded_name(family, stored)
+        if fused := EXPERTS.fullmatch(name):
+            for number, one in enumerate(tensor):
+                tensors[f"{fused[1]}.{number}.{fused[2]}.weight"] = one
+        else:
+            tensors[name] = tensor
+    return found, tensors
 
 
 def layer_from(name: str, tensors: Mapping[str, Tensor], layout: Layout) -> QuantizedWeight:
@@ -111,6 +147,10 @@ def load_packed(folder: Path, say: Say = silent) -> PreTrainedModel:
     not finite."""
     model, layers = _opened(folder, torch.bfloat16)
     dense = pack_model(model, layers)
+    for module in model.modules():
+        if isinstance(module, ExpertList):  # what is dense still is a view that keeps its storage
+            for parameter in module.fused[0].parameters():
+                parameter.data = parameter.data.new_empty(0)
     for why in dict.fromkeys(dense.values()):
         count = sum(each == why for each in dense.values())
         say(f"{count} of {len(layers)} layers run dense: {why}.")
@@ -145,9 +185,10 @@ class StoredLinears:
         """The weights [out, in] of one decoder block in float32."""
         for linear in self._linears:
             if linear.block == index:
-                yield linear, self._read(linear, device)
+                yield linear, self.read(linear, device)
 
-    def _read(self, linear: LinearShape, device: str) -> Tensor:
+    def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
+        """One of the matrices [out, in]."""
         at, parts = linear.stored, []
         for name in at.names:
             with safe_open(self._files[name], framework="pt", device=device) as file:
@@ -164,10 +205,11 @@ class DequantizedLinears(StoredLinears):
         self._layers, self._rest = read_layers(folder)
         self._linears = linears
 
-    def _read(self, linear: LinearShape, device: str) -> Tensor:
+    def read(self, linear: LinearShape, device: str = "cpu") -> Tensor:
         if layer := self._layers.get(linear.name):
             return layer.dense().to(device)
-        weight = self._rest[linear.stored.names[0]].float()
+        names = (f"{linear.name}.weight", *linear.stored.names)
+        weight = next(self._rest[name] for name in names if name in self._rest).float()
         return (weight.T.contiguous() if linear.stored.transposed else weight).to(device)
 
 
@@ -189,6 +231,7 @@ def _opened(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str
     del config.quantization_config
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    split_experts(model)
     _fill(model, rest, layers, folder, dtype)
     if (folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, **OPTIONS)

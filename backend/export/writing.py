@@ -1,5 +1,6 @@
 """Write a folder with a quantised model: weights, config, tokenizer, model card."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
-from backend.export.formats import ExportRequirements, Layout, check_format
+from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
 from backend.export.gptq_layout import gptq_config, gptq_tensors
 from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.families.experts import fused
+from backend.models.families.stored import SEPARATE, stored_modules, together
 from backend.models.patching import swap_weights
 from backend.models.saving import SHARD, check_saved, save, save_around
 from backend.quantization.grid import QuantizedWeight
@@ -54,18 +57,27 @@ def export(
         with swap_weights(dense):
             save(model, tokenizer, folder, card, stored)
         return
-    tensors = dict[str, Tensor]()
-    for name, tensor in _state(model).items():
-        module, _, part = name.rpartition(".")
-        if module not in layers or part != "weight":
-            tensors[name] = tensor.to(stored) if tensor.is_floating_point() else tensor
-            continue
-        for suffix, value in layer_tensors(layers[module], layout.of(module), stored).items():
-            tensors[f"{module}.{suffix}"] = value.contiguous().cpu()
+    family, tensors = str(model.config.model_type), dict[str, Tensor]()
+    packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
+    with fused(model):
+        for name, tensor in _state(model).items():
+            if name not in packed:
+                module, _, part = name.rpartition(".")
+                kept = tensor.to(stored) if tensor.is_floating_point() else tensor
+                tensors[f"{stored_modules(family, module)[0]}.{part}"] = kept
+    loaded, alike = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
+    for module, layer in layers.items():
+        whole, shape = together(module), (*layer.codes.shape,)
+        place = (f"{module}.weight", shape) if whole == module else (whole, (alike[whole], *shape))
+        names = stored_modules(family, module)
+        for name, own in zip(names, layer.split(len(names)), strict=True):
+            loaded[name] = place
+            for suffix, value in layer_tensors(own, layout.of(module), stored).items():
+                tensors[f"{name}.{suffix}"] = value.contiguous().cpu()
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
     quantization = quantization_config(model, layers, layout)
     save_around(model, tokenizer, folder, card, stored, quantization)
-    check_saved(folder, {name: (*layer.codes.shape,) for name, layer in layers.items()})
+    check_saved(folder, loaded)
 
 
 def requirements_of(
@@ -79,14 +91,16 @@ def requirements_of(
     inside = {x.name for block in blocks for x in block_linears(model, block).values()}
     embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
     heads = [n for n in layers if n not in inside and n not in embeddings]
+    family, own = str(model.config.model_type), {n for x in layout.others for n in x.layers}
+    sizes = ((*x.codes.shape, len(stored_modules(family, n))) for n, x in layers.items())
     return ExportRequirements(
         bits=layout.bits,
         grid=layout.grid,
         stored=str(stored).split(".")[1],
         in_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
-        experts=any(".experts." in name for name in layers),
+        experts=experts_of(family in SEPARATE, inside, layers.keys() - own, own),
         whole=inside <= layers.keys(),
-        shapes=frozenset((*layer.codes.shape,) for layer in layers.values()),
+        shapes=frozenset((rows // parts, columns) for rows, columns, parts in sizes),
         architecture=type(model).__name__,
         embedding=sum(layout.of(n).bits for n in embeddings),
         alike=all(layout.of(n) == layout.linears[0] for n in embeddings),

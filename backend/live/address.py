@@ -3,7 +3,8 @@
     3fa9c2d1e0b4~sparsegpt~gptq~50p_2of4andint4-g64~0x30_1x180_0
     model        pruner    quantizer  formats     layers in order: number of a format, times
 
-Formats are spelled as everywhere, but for % (p), : (of) and + (and)."""
+The model may be left out: then it is the one there is. Formats are spelled as everywhere, but for
+% (p), : (of) and + (and)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from backend.quantization import DECLARED_QUANTIZERS
 from backend.sensitivity.formats import Format
 
 LONGEST = 20_000  # letters
+AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too
 SPELLING = {"%": "p", ":": "of", "+": "and"}
 RUN = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
 
@@ -58,7 +60,7 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
     parts = address.split("~") if len(address) <= LONGEST else []
     if len(parts) != 5:
         _refuse("It is no address of a state.")
-    if parts[0] != identity:
+    if parts[0] not in ("", identity):
         _refuse("It belongs to another model, or another version of this one.")
     if parts[1] not in DECLARED_PRUNERS or parts[2] not in DECLARED_QUANTIZERS:
         _refuse(f"There is no method {parts[1][:40]!r} or {parts[2][:40]!r}.")

@@ -11,7 +11,7 @@ run does on the inputs that the layers before leave is made by `refinement`."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -89,7 +89,7 @@ class DenseModel:
     @property
     def nbytes(self) -> int:
         """Of weights, tables and references."""
-        references = sum(x.nbytes for x in self._references.values())
+        references = sum(x.nbytes for x in [*self._references.values()])
         return sum(p.nbytes for p in self.model.parameters()) + self.tables.nbytes + references
 
     def reference(self, dtype: torch.dtype) -> RunningModel:
@@ -165,13 +165,40 @@ class DenseModel:
         dtype: torch.dtype = getattr(torch, self.dlqat.stored)
         return dtype
 
+    def prepare(self, formats: Mapping[str, Format], score: Score) -> Iterator[Progress]:
+        """Make what these formats need and is not there yet: energies, ranks. The lock is free
+        after each step, and what is done stays."""
+        pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
+        if pruned and score == "wanda" and not self.energies:
+            yield from self.measure_inputs()
+        for done, (name, pattern) in enumerate(pruned.items(), 1):
+            if pattern.group <= LARGEST_GROUP:
+                with self.lock:
+                    if self.tables.find(_ranks(name, pattern, score)) is not None:
+                        continue
+                    self._mask(name, pattern, score)
+                yield done, len(pruned), "Ranks of weights"
+
     def _mask(self, name: str, pattern: Pattern, score: Score) -> Tensor:
         root, group = self.energy(name).sqrt() if score == "wanda" else None, pattern.group
         scores = WeightScores(self.weight(name), root)
         if group > LARGEST_GROUP:
             return keep_mask(scores.all(), pattern).bool()
-        key = ("ranks", name, score, group)
+        key = _ranks(name, pattern, score)
         return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
+
+    @property
+    def energies(self) -> Mapping[str, Tensor]:
+        """Mean squares [in] of the inputs of each layer of the blocks; empty until all are
+        measured."""
+        return self._energies if len(self._energies) == len(self.in_blocks) else {}
+
+    def know(self, energies: Mapping[str, Tensor]) -> None:
+        """Take energies that were measured before, on the same text; others are not taken."""
+        shapes = {name: (self.layers[name].columns,) for name in self.in_blocks}
+        if {name: (*found.shape,) for name, found in energies.items()} == shapes:
+            device = self.model.device
+            self._energies = {name: found.to(device) for name, found in energies.items()}
 
     def energy(self, name: str) -> Tensor:
         """Mean square [in] of a layer's inputs in the dense model; all are measured when the first
@@ -210,3 +237,8 @@ class DenseModel:
         dtype: torch.dtype = getattr(torch, resolve_dtype(precision, self.model.device))
         with self.lock:
             return CalibrationWalk(self.model, calibration, batch, dtype, rest, stop)
+
+
+def _ranks(name: str, pattern: Pattern, score: Score) -> Hashable:
+    """The key of a table."""
+    return "ranks", name, score, pattern.group

@@ -19,7 +19,10 @@ from torch.nn.functional import cross_entropy
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
 from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
-from backend.live.model import DENSE, LiveModel
+from backend.live.dense import DenseModel
+from backend.live.model import DENSE, LiveModel, Making
+from backend.live.running import LiveWeight
+from backend.quantization.grid import QuantizedWeight
 from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
@@ -110,30 +113,39 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
 
 def live_sizes(live: LiveModel) -> LiveSizes:
     """The bytes of the state."""
+    with live.dense.lock:
+        linears = sizes(live.weight(name) for name in live.dense.in_blocks)
+        return LiveSizes(file_bytes(live), live.running.read_bytes, linears)
+
+
+def file_bytes(live: LiveModel) -> float:
+    """Bytes of the layers in their formats, and of the rest in 16 bits."""
     layers = live.dense.layers
     inside = sum(live.formats[name].nbytes(*x.shape) for name, x in layers.items())
     whole = sum(p.numel() for p in live.dense.model.parameters())
     rest = whole - sum(x.shape[0] * x.columns for x in layers.values())
-    with live.dense.lock:
-        linears = sizes(live.weight(name) for name in live.dense.in_blocks)
-        return LiveSizes(inside + VALUE_BYTES * rest, live.running.read_bytes, linears)
+    return inside + VALUE_BYTES * rest
 
 
 def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
     """Histogram and statistics of a layer as it is now, on the scale of its dense weights."""
     with live.dense.lock:
         live.dense.refuse(name, DENSE)
-        key, layer = ("ordered", name), live.dense.layers[name]
-        reference = live.dense.tables.get(
-            key, lambda: ascending(live.dense.weight(name).float().flatten())
-        )
-        scale, ordered = scale_of(reference), ascending(live.weight(name).flatten())
-        counts, zeros, below, above = histogram(ordered, scale.edge)
-        return TensorSnapshot(
-            f"{name}.weight", layer.block, layer.module, live.made[name], len(ordered), zeros,
-            below, above, -scale.edge, scale.edge, counts.numpy(),
-            tensor_statistics(ordered, scale.std), quantiles(ordered),
-        )  # fmt: skip
+        return snapshot(live.dense, name, live.stored(name), live.made[name])
+
+
+def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> TensorSnapshot:
+    """The same of a layer that was made so."""
+    key, layer = ("ordered", name), dense.layers[name]
+    reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
+    W = made.dense() if isinstance(made, QuantizedWeight) else made
+    scale, ordered = scale_of(reference), ascending(W.float().flatten())
+    counts, zeros, below, above = histogram(ordered, scale.edge)
+    return TensorSnapshot(
+        f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,
+        -scale.edge, scale.edge, counts.numpy(), tensor_statistics(ordered, scale.std),
+        quantiles(ordered),
+    )  # fmt: skip
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:

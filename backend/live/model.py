@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import LiveState, address_of, state_at
+from backend.live.address import AT_ONCE, LiveState, address_of, state_at
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -47,7 +47,7 @@ class LiveModel:
 
     def __init__(self, dense: DenseModel, dtype: torch.dtype | None = None) -> None:
         self.dense, self.formats = dense, dict.fromkeys(dense.layers, DENSE)
-        self.pruner, self.quantizer = "magnitude", "rtn"
+        self.pruner, self.quantizer = AT_ONCE.values()
         name = decoding_dtype("auto", dense.model.device, type(dense.model).__name__)
         self.dtype: torch.dtype = dtype or getattr(torch, name)
         self._made: dict[str, LiveWeight] = {}  # of the layers that are not dense
@@ -61,6 +61,23 @@ class LiveModel:
         live, state = cls(dense, dtype), state_at(address, dense.identity, [*dense.layers])
         live.apply(state.formats, state.pruner, state.quantizer)
         return live
+
+    def checked(
+        self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
+    ) -> LiveState:
+        """A state that it can have, of these layers.
+
+        Raises:
+            ConfigError: there is no such layer, format or method, or they do not fit each other.
+        """
+        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
+        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
+            if method not in there:
+                what = f"There is no method {method[:40]!r}."
+                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
+        if pruner == "wanda":
+            self.dense.require_text()
+        return LiveState(asked, pruner, quantizer)
 
     @property
     def address(self) -> str:
@@ -120,31 +137,24 @@ class LiveModel:
         anew.
 
         Raises:
-            ConfigError: nothing was changed; there is no such layer, format or method, or they do
-                not fit each other.
+            ConfigError: nothing was changed; see `checked`.
         """
-        asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
-        pruner, quantizer = pruner or self.pruner, quantizer or self.quantizer
-        for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
-            if method not in there:
-                what = f"There is no method {method[:40]!r}."
-                raise ConfigError(what, f"Those are {', '.join(there)}.", "Choose one.", "method")
-        if pruner == "wanda":
-            self.dense.require_text()
+        state = self.checked(formats, pruner or self.pruner, quantizer or self.quantizer)
+        asked, pruner, quantizer = state.formats, state.pruner, state.quantizer
         self.cancel()
         with self.dense.lock:
-            formats, score = self.formats | asked, self.dense.score_of(pruner)
+            now, score = {**self.formats, **asked}, self.dense.score_of(pruner)
             changed = {name for name, form in asked.items() if form != self.formats[name]}
             if pruner != self.pruner:
                 same = score == self.dense.score_of(self.pruner)
                 pruned = {name for name, form in self.formats.items() if form.pattern}
                 changed |= pruned & self._refined if same else pruned
             if quantizer != self.quantizer:
-                changed |= {name for name in self._refined if formats[name].width}
-            ordered = [name for name in formats if name in changed]
+                changed |= {name for name in self._refined if now[name].width}
+            ordered = [name for name in now if name in changed]
             if self._running:
-                self._make(self._running, {name: formats[name] for name in ordered}, score)
-            self.formats, self.pruner, self.quantizer = formats, pruner, quantizer
+                self._make(self._running, {name: now[name] for name in ordered}, score)
+            self.formats, self.pruner, self.quantizer = now, pruner, quantizer
             self._refined -= changed
             return ordered
 
@@ -200,6 +210,6 @@ class LiveModel:
     def _is_final(self, name: str) -> bool:
         """Whether a run would make a layer just so."""
         form = self.formats[name]
-        pruned = form.pattern is None or self.pruner == "magnitude"
-        quantized = form.width is None or self.quantizer == "rtn"
+        pruned = form.pattern is None or self.pruner == AT_ONCE["pruner"]
+        quantized = form.width is None or self.quantizer == AT_ONCE["quantizer"]
         return name in self._refined or name in self.dense.outside or (pruned and quantized)

@@ -61,7 +61,7 @@ class RunningModel:
     def nbytes(self) -> int:
         """Bytes in memory beside the dense model's, the native layout included."""
         own = [p for p in self.model.parameters() if p.data_ptr() not in self._dense]
-        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in self._codes.values())
+        codes = sum(x.codes.nbytes + 2 * x.grid.scale.nbytes for x in [*self._codes.values()])
         return sum(p.nbytes for p in own) + codes + (self.read_bytes or 0)
 
     @property
@@ -125,9 +125,13 @@ class RunningModel:
 
 
 def layers_of(model: PreTrainedModel) -> dict[str, LinearWeight]:
-    """Full name -> layer: those of the blocks in order, embedding, and a head that is not tied."""
-    blocks = range(len(decoder_blocks(model)))
-    found = {x.name: x for block in blocks for x in block_linears(model, block).values()}
+    """Full name -> layer, in the order of `ModelFacts`: those of the blocks, embedding, and a head
+    that is not tied to it."""
+    found = {
+        x.name: x
+        for block in range(len(decoder_blocks(model)))
+        for _, x in sorted(block_linears(model, block).items())
+    }
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is None or head.get_parameter("weight") is embedding.get_parameter("weight")
     for name, module in model.named_modules():

@@ -119,8 +119,8 @@ def facts_from(
     blocks = _blocks(spec, text, matrices)
     linears = tuple(linear for linear in matrices if compressed(linear.module))
     support = support_of(text, len(linears), bool(quantized))
-    if quantized and support.mixture:
-        raise refused(spec, "It is a mixture of experts with packed weights, which is not read.")
+    if quantized and support.mixture and not support.separate:
+        raise refused(spec, "Its experts are packed as one tensor, which is not read.")
     weights: Counter[str] = Counter()
     for tensor in tensors.values():
         weights[tensor.dtype] += tensor.elements

@@ -18,11 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from backend.errors import ModelError
 from backend.models.block_offload import each_parameter, tied_names
 from backend.models.families.experts import fused
+from backend.models.families.stored import loaded_name
 from backend.models.sources.headers import INDEX, OPTIONS, read_headers
 
 SHARD = 2**30  # bytes per saved file
 Shape = tuple[int, ...]
-NOT_QUANTIZED: Mapping[str, Shape] = MappingProxyType({})
+NOT_QUANTIZED: Mapping[str, tuple[str, Shape]] = MappingProxyType({})
 
 
 def save(
@@ -87,19 +88,20 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
         (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) -> None:
+def check_saved(folder: Path, quantized: Mapping[str, tuple[str, Shape]] = NOT_QUANTIZED) -> None:
     """Check that the tensors in a saved folder are those of the model its config describes: none
     missing, none unknown, all of the right shape. A tied tensor is stored under one of its names.
-    `quantized`: module -> shape [out, in] of the layers stored as packed codes. Raises ModelError:
-    plain transformers would load another model."""
+    `quantized`: module stored as packed codes -> the tensor they are loaded as, or into, and its
+    shape. Raises ModelError: plain transformers would load another model."""
     stored = {name: header.shape for name, header in read_headers(folder).items()}
-    for module, shape in quantized.items():
+    for module, (loaded, shape) in quantized.items():
         packed = [n for n in stored if n.rpartition(".")[0] == module and n != f"{module}.bias"]
         for name in packed:
             del stored[name]
         if packed:
-            stored[f"{module}.weight"] = shape
-    architecture, expected = _expected_tensors(folder)
+            stored[loaded] = shape
+    architecture, family, expected = _expected_tensors(folder)
+    stored = {loaded_name(family, name): shape for name, shape in stored.items()}
     for names, shape in expected:
         present = {name: stored.pop(name) for name in names if name in stored}
         if not present:
@@ -111,9 +113,9 @@ def check_saved(folder: Path, quantized: Mapping[str, Shape] = NOT_QUANTIZED) ->
         raise _mismatch(f"{architecture} has no parameter {min(stored)}.")
 
 
-def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]:
-    """The class plain transformers builds for the folder's config, and the names and the shape of
-    each of its tensors."""
+def _expected_tensors(folder: Path) -> tuple[str, str, list[tuple[list[str], Shape]]]:
+    """The class plain transformers builds for the folder's config, its family, and the names and
+    the shape of each of its tensors."""
     config = AutoConfig.from_pretrained(folder, **OPTIONS)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -122,7 +124,7 @@ def _expected_tensors(folder: Path) -> tuple[str, list[tuple[list[str], Shape]]]
         model = auto.from_config(config, trust_remote_code=False)
     model.tie_weights()
     tensors = [(names, tuple(tensor.shape)) for names, tensor in tied_names(model)]
-    return type(model).__name__, tensors
+    return type(model).__name__, config.model_type, tensors
 
 
 def _mismatch(why: str) -> ModelError:

@@ -4,15 +4,16 @@ Weights of strong inputs matter most. Multiplied by t > 1 before rounding, and t
 divided by it, they are rounded more finely:
 
     t_j = e_j^a,   e_j the magnitude of input j,   normalised to sqrt(max t * min t) = 1
-    a in 0, 0.05 .. 0.95 with the smallest  sum of tr(D H D^T),   D = Q(W diag(t)) diag(t)^-1 - W
+    a in 0, 0.05 .. 0.95 with the smallest  sum of tr(D H D^T) / tr(W H W^T),
+    D = Q(W diag(t)) diag(t)^-1 - W
 
 The sum goes over the layers that share the inputs, so that they share t, which the norm or the
 layer before them can take over. Heads that share a value share t of their columns of o_proj.
 
 Ours: e_j is the root mean square of the input rather than the mean of its magnitude, the error is
-that of each layer rather than of the attention or MLP as a whole, and o_proj is scaled where heads
-share values, which the authors leave out. Their clipping of ranges by the output error is here the
-range search of the run.
+that of each layer, relative to its output, rather than of the attention or MLP as a whole, and
+o_proj is scaled where heads share values, which the authors leave out. Their clipping of ranges by
+the output error is here the range search of the run.
 """
 
 from collections.abc import Sequence
@@ -63,9 +64,11 @@ def best_scale(
 ) -> Basis:
     """The scale with the least output error of `weights` [out, in], of the same inputs."""
     least, best = torch.inf, PLAIN
+    outputs = [_output_energy(W, H) for W in weights]
     for power in POWERS:
         basis = Basis(_scale(energy, power)) if power else PLAIN
-        error = sum(_error(W, basis, H, of) for W, of in zip(weights, settings, strict=True))
+        parts = zip(weights, settings, outputs, strict=True)
+        error = sum(_error(W, basis, H, of) / energy for W, of, energy in parts if energy > 0)
         if error < least:
             least, best = error, basis
     return best
@@ -81,8 +84,12 @@ def _error(W: Tensor, basis: Basis, H: Tensor, settings: QuantSettings) -> float
     """tr(D H D^T) of rounding to the nearest point of a min-max grid."""
     scaled = basis.into(W)
     grid = search_range(scaled, settings.bits, settings.group_size, settings.grid, "minmax")
-    D = basis.back(grid.nearest(scaled)) - W
-    return torch.linalg.vecdot(D @ H, D).sum().item()
+    return _output_energy(basis.back(grid.nearest(scaled)) - W, H)
+
+
+def _output_energy(W: Tensor, H: Tensor) -> float:
+    """tr(W H W^T)"""
+    return torch.linalg.vecdot(W @ H, W).sum().item()
 
 
 @quantizer(

@@ -34,7 +34,7 @@ STRIP = 16  # columns rounded before the rest of their block is updated
 FindGrid = Callable[[Tensor, slice], QuantGrid]  # one group [out, size], its columns -> its grid
 
 
-@quantizer("gptq", label="GPTQ", needs="gram", flops=50.0, export_rank=30)
+@quantizer("gptq", label="GPTQ", needs="gram", flops=50.0, export_rank=30, by_rows=True)
 def gptq(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float
 ) -> tuple[Tensor, QuantGrid]:
@@ -55,6 +55,7 @@ def gptq(
     flops=150.0,
     export_rank=32,
     sequential=True,
+    by_rows=True,
 )
 def gptq_order(
     W: Tensor, inputs: InputStatistics, settings: QuantSettings, damping: float

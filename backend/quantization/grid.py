@@ -13,7 +13,7 @@ On the first two, the weight 0 is a point of the grid. Whole zero-points are add
 real ones before: z = i + f, i whole, and q = clamp( round(w / s + f) + i ).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,12 +175,32 @@ class QuantizedWeight:
         values = self.grid.values(self.codes)
         return values if self.basis.plain else self.basis.back(values)
 
+    def by_rows(self, change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        """The layer with the rows that `change` makes of those of its tensors."""
+        scale, zero, codes = map(change, (self.grid.scale, self.grid.zero, self.codes))
+        return QuantizedWeight(QuantGrid(self.grid.bits, scale, zero), codes)
+
+    def split(self, count: int) -> "list[QuantizedWeight]":
+        """The layer in so many parts of as many rows."""
+        tensors = (self.grid.scale, self.grid.zero, self.codes)
+        parts = zip(*(each.chunk(count) for each in tensors), strict=True)
+        return [QuantizedWeight(QuantGrid(self.grid.bits, s, z), codes) for s, z, codes in parts]
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; see `quantized_from`."""
         zero = self.grid.zero.to(torch.uint8)
         zero = zero if torch.equal(zero.float(), self.grid.zero) else self.grid.zero
         parts = {"codes": self.codes, "scale": self.grid.scale, "zero": zero}
         return parts | self.basis.tensors()
+
+
+def joined(layers: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Layers of the same bits and groups as one, along `out`."""
+    codes = torch.cat([layer.codes for layer in layers])
+    scale, zero = (
+        torch.cat([getattr(layer.grid, part) for layer in layers]) for part in ("scale", "zero")
+    )
+    return QuantizedWeight(QuantGrid(layers[0].grid.bits, scale, zero), codes)
 
 
 def quantized_from(name: str, bits: int, tensors: Mapping[str, Tensor]) -> QuantizedWeight:

@@ -65,12 +65,15 @@ class Quantizer:
     Attributes:
         sequential: whether layers of a block see the inputs that those before them, quantized,
             give; else those of the dense ones.
+        by_rows: whether the result for a row of weights does not depend on the others: layers with
+            the same inputs, settings and basis are then quantized as one, in less time.
     """
 
     quantize: Quantize
     needs: Needs
     bases: FindBases = plain_bases
     sequential: bool = False
+    by_rows: bool = False
 
 
 RANGE_SEARCHES: Registry[RangeSearch] = Registry(DECLARED_RANGE_SEARCHES)
@@ -94,6 +97,7 @@ def quantizer(
     bases: FindBases = plain_bases,
     llama_only: bool = False,
     sequential: bool = False,
+    by_rows: bool = False,
     keeps_zeros: bool = True,
     saved: bool = True,
 ) -> Callable[[Quantize], Quantize]:
@@ -109,10 +113,10 @@ def quantizer(
             this order.
         bases: what the layers of a block are rounded in; weights and inputs come in it.
         llama_only: whether they know the blocks of LLaMA alone; others are then refused beforehand.
-        sequential: see `Quantizer`.
+        sequential, by_rows: see `Quantizer`.
         keeps_zeros: whether weights that are 0 can stay 0.
         saved: whether formats of packed weights can hold the result; they know no bases.
     """
     return QUANTIZERS.registering(
-        name, lambda quantize: Quantizer(quantize, needs, bases, sequential)
+        name, lambda quantize: Quantizer(quantize, needs, bases, sequential, by_rows)
     )

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from backend.errors import SlimscopeError
 from backend.printable import printable
 from backend.queue.dependencies import waiting
+from backend.queue.engines.local import LocalEngine
 from backend.queue.scheduling import launch_order
 from backend.store.dialects.choice import dialect_of
 from backend.store.session import change, database_ms, locked, writing
@@ -181,13 +182,14 @@ class AttemptOutcome:
 
 
 def verdict(
-    outcome: str | None, code: int | None, desired: str, retries_left: int
+    outcome: str | None, code: int | None, desired: str, retries_left: int, here: bool = False
 ) -> AttemptOutcome:
     """The next state of a job whose process has ended.
 
     Args:
         outcome: recorded by the process before it exited; None if it did not.
         code: exit code, negative for a signal, None if unknown.
+        here: on the machine of the supervisor, which a new version will replace.
     """
     how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
     match outcome:
@@ -204,6 +206,9 @@ def verdict(
     if code in (Exit.NO_SPACE, Exit.AWAY):
         why = "the disk is full" if code == Exit.NO_SPACE else "the database was away"
         text = f"{why}; tried again every minute, from the last checkpoint"
+        return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
+    if code == Exit.OTHER_VERSION and here:
+        text = "another version of Slimscope has been installed; waits for the dashboard's restart"
         return AttemptOutcome(State.QUEUED, text, delay_ms=AGAIN_DELAY_MS)
     if code == Exit.OTHER_VERSION:
         return AttemptOutcome(State.FAILED, "it met another version of Slimscope")
@@ -228,7 +233,8 @@ def end_attempt(session: Session, attempt: Attempt, code: int | None, fence: str
     session.execute(update(Slot).where(Slot.attempt_id == attempt.id).values(attempt_id=None))
     session.refresh(row)
     (job,) = locked(session, Job, [attempt.job_id])
-    judged = verdict(row.outcome, code, job.desired, job.retries_left)
+    here = row.engine == LocalEngine.name
+    judged = verdict(row.outcome, code, job.desired, job.retries_left, here)
     values: dict[str, object] = {"finished_at": now}
     if judged.state == State.QUEUED:
         left, start = job.retries_left - judged.spend_retry, now + judged.delay_ms

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 
 from backend.queue.dependencies import waiting
 from backend.store.queries import SHOWN
@@ -50,14 +50,14 @@ class QueueStatus:
     """Current status of the queue, shared by header, tables and pages.
 
     Attributes:
+        states: how many runs are in each state; what is deleted or archived is not counted.
         at: when it was read, by the clock of the database.
         silent_since: when a cluster last answered the supervisor, if it does not now.
     """
 
     live: list[Job]
     queued: list[Job]
-    finished: int
-    needs_attention: int
+    states: dict[str, int]
     supervisor_alive: bool
     at: int = 0
     silent_since: int | None = None
@@ -65,6 +65,14 @@ class QueueStatus:
     @cached_property
     def _positions(self) -> dict[int, int]:
         return {job.id: place for place, job in enumerate(self.queued, 1)}
+
+    @property
+    def finished(self) -> int:
+        return sum(number for state, number in self.states.items() if state not in ACTIVE)
+
+    @property
+    def needs_attention(self) -> int:
+        return self.states.get(State.FAILED, 0) + self.states.get(State.LOST, 0)
 
     @property
     def stalled(self) -> bool:
@@ -80,20 +88,16 @@ class QueueStatus:
 
 def status() -> QueueStatus:
     waiting = queued()
-    attention = case((Job.state.in_([State.FAILED, State.LOST]), 1), else_=0)
     with reading() as session:
         live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
-        finished, attention_count = session.execute(
-            select(func.count(), func.coalesce(func.sum(attention), 0)).where(
-                SHOWN, Job.state.not_in([*ACTIVE])
-            )
-        ).one()
+        counted = select(Job.state, func.count()).where(SHOWN).group_by(Job.state)
+        states = dict(session.execute(counted).tuples().all())
         beats = dict(session.execute(select(Supervisor.host, Supervisor.beat_at)).all())
         now = database_ms(session)
     answered = beats.pop(CLUSTER, now)
     alive = abs(now - max(beats.values(), default=0)) < ALIVE_MS
     silent = answered if alive and now - answered > SILENT_MS else None
-    return QueueStatus(live, waiting, finished, attention_count, alive, now, silent)
+    return QueueStatus(live, waiting, states, alive, now, silent)
 
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:

@@ -9,6 +9,7 @@ iteration:
 """
 
 import contextlib
+import logging
 import math
 import platform
 import sqlite3
@@ -18,6 +19,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import ConflictError, is_disk_full
+from backend.logs import start_logging
 from backend.queue import lifecycle, scheduling
 from backend.queue.actor import GUEST, Actor
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref, Room
@@ -31,11 +33,12 @@ from backend.settings import settings
 from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
-from backend.store.migrate import upgrade
+from backend.store.migrate import other_version, upgrade
 from backend.store.session import database_ms, engine_for, reading, writing
 from backend.store.states import ACTIVE, QUICK_SLOT, Exit, Lane, State
 from backend.store.tables import CLUSTER, Attempt, Job, Slot, Supervisor, run_name
 
+log = logging.getLogger("slimscope.supervisor")
 TICK_S = 0.25
 BEAT_S = 2.0
 SHRINK_LOG_S = 5.0
@@ -241,6 +244,8 @@ class SupervisorLoop:
         """Start the next queued job if there is one and a slot is free."""
         if not self._room.known or not scheduling.waits_for(lane, limit=1):
             return False  # most end here, without the write lock
+        if other_version():  # whose process would not begin
+            return False
         with lifecycle.failing_alone():
             claimed = self._claim_next(lane)
             if claimed is None:
@@ -308,29 +313,34 @@ def main() -> None:
         shrink_log()
         lead.release()
         lock.release()
-        if not loop.busy():  # else a job was added just before the lock was released
+        if not loop.busy() or other_version():  # else a job was added just before the release
             return
 
 
 def run_until_idle(loop: SupervisorLoop, lead: DatabaseLock) -> None:
     """Run the loop until idle, and while this is the supervisor that works. After an error, such as
     a full disk or a locked database, it retries; jobs continue. Where the data folder is gone, so
-    is its work."""
-    busy_at = time.monotonic()
+    is its work; after an upgrade, it is that of the new version."""
+    busy_at, looked_at = time.monotonic(), -math.inf
     while time.monotonic() - busy_at < settings().idle_exit:
         try:
+            if time.monotonic() - looked_at > BEAT_S:
+                looked_at = time.monotonic()
+                if why := other_version():
+                    log.warning(why)
+                    return
             if loop.turn() if lead.is_held() else loop.busy():
                 busy_at = time.monotonic()
         except Exception as error:
             if not settings().data_dir.is_dir():
                 return
             busy_at = time.monotonic()
-            with contextlib.suppress(OSError):
-                print(f"{time.strftime('%F %T')} {type(error).__name__}: {error}", flush=True)
+            log.warning("%s: %s", type(error).__name__, error)
             if not isinstance(error, OperationalError | sqlite3.Error | OSError):
                 time.sleep(UNEXPECTED_S)  # it will be there in the next turn, too
         time.sleep(TICK_S)
 
 
 if __name__ == "__main__":
+    start_logging()
     main()

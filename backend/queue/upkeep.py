@@ -2,6 +2,7 @@
 ended, purge runs deleted a day ago; once a day check the database, copy it, and delete expired
 checkpoints."""
 
+import logging
 import math
 import sqlite3
 import threading
@@ -28,6 +29,7 @@ from backend.store.session import change, now_ms, writing
 from backend.store.states import LIVE, TERMINAL, State
 from backend.store.tables import Job
 
+log = logging.getLogger("slimscope.upkeep")
 TURN_S = 5.0
 DAY_S = DAY_MS / 1000
 BATCH = 100  # runs measured in one turn
@@ -61,7 +63,7 @@ def _turns(stop: threading.Event, lead: DatabaseLock) -> None:
                 daily_at = time.monotonic()
                 daily()
         except (SQLAlchemyError, SlimscopeError, sqlite3.Error, OSError) as error:
-            print(f"{time.strftime('%F %T')} upkeep: {error}", flush=True)
+            log.warning(error)
 
 
 def fetch_logs() -> None:

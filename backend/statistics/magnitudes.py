@@ -4,19 +4,49 @@
 
 Magnitude pruning of a whole tensor to sparsity p removes the weights below cut-off(p)."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from backend.statistics.names import magnitude_edges
 
+PATTERNS = 2**16  # of a number of 16 bits
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def ascending(values: Tensor) -> Tensor:
     """`values` [..., n] sorted along the last dimension, smallest first. numpy is some twenty times
-    faster than torch for float32 on a CPU."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))
-    return values.detach().sort(dim=-1).values
+    faster than torch for float32 on a CPU, and numbers of 16 bits are only counted."""
+    values = values.detach()
+    if values.device.type != "cpu":
+        return values.sort(dim=-1).values
+    if values.dim() == 1 and len(values) > PATTERNS and values.dtype == torch.float32:
+        for half in map(values.to, HALVES):
+            if torch.equal(half.float(), values):  # no NaN, either
+                return _counted(half)
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+
+
+def _counted(half: Tensor) -> Tensor:
+    """Numbers of 16 bits [n] sorted, in float32."""
+    counts = torch.bincount(half.view(torch.int16).int().add_(PATTERNS // 2), minlength=PATTERNS)
+    return _patterns(half.dtype).repeat_interleave(_negative_first(counts), output_size=len(half))
+
+
+@lru_cache
+def _patterns(dtype: torch.dtype) -> Tensor:
+    """All numbers of a dtype of 16 bits, sorted."""
+    bits = torch.arange(-PATTERNS // 2, PATTERNS // 2, dtype=torch.int16)
+    return _negative_first(bits.view(dtype).float())
+
+
+def _negative_first(by_bits: Tensor) -> Tensor:
+    """In the order of the numbers, what is in that of their bits as integers: the larger those of a
+    negative number, the smaller it is."""
+    negative, positive = by_bits.chunk(2)
+    return torch.cat([negative.flip(0), positive])
 
 
 def smallest(values: Tensor, place: int) -> Tensor:

@@ -36,13 +36,15 @@ class Region:
         return cls(spans[0], spans[1])
 
 
-def read_region(folder: Path, tensor: str, region: Region) -> np.ndarray | None:
-    """The values [rows, columns] in float32; None where the folder has no such plain matrix. Raises
-    ModelError: a file is missing or damaged."""
+def read_region(
+    folder: Path, tensor: str, region: Region, steps: tuple[int, int] = (1, 1)
+) -> np.ndarray | None:
+    """The values [rows, columns] in float32, or each of some steps; None where the folder has no
+    such plain matrix. Raises ModelError: a file is missing or damaged."""
     whole = _stored(folder, tensor, FLOATS)
     if whole is None:
         return None
-    values = np.array(whole[slice(*region.rows), slice(*region.columns)])
+    values = np.array(whole[slice(*region.rows, steps[0]), slice(*region.columns, steps[1])])
     if values.dtype.kind == "u":  # bfloat16: the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)

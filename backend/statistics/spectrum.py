@@ -25,6 +25,7 @@ from backend.statistics.names import SINGULAR_VALUES
 MAX_SIDE = 2048  # of the smaller side: the time grows with its cube
 NULL_THRESHOLD = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
 ROUNDING_TOLERANCE = 1e-5  # a relative difference that is rounding
+TAILS = 32  # fitted at once
 MIN_EIGENVALUES = 10  # eigenvalues a power law is fitted to
 
 
@@ -54,20 +55,25 @@ def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:
     x = np.sort(eigenvalues.astype(np.float64))
     if len(x) < MIN_EIGENVALUES or x[-1] - x[0] <= ROUNDING_TOLERANCE * x[-1]:
         return None
-    best = None
-    logs = np.log(x)
-    tails = logs[::-1].cumsum()[::-1]  # sum of ln(x) from i on
-    for i in range(len(x) - 1):
-        n = len(x) - i
-        spread = tails[i] - n * logs[i]
-        if spread <= 0:
-            continue
-        alpha = 1 + n / spread
-        fitted = 1 - np.exp((1 - alpha) * (logs[i:] - logs[i]))
-        distance = float(np.abs(fitted - np.arange(n) / n).max())
-        if best is None or distance < best.distance:
-            best = PowerLaw(float(alpha), float(x[i]), distance)
-    return best
+    logs, n = np.log(x), np.arange(len(x), 0, -1)  # of the tail from i on
+    spread = logs[::-1].cumsum()[::-1] - n * logs  # sum of ln(lambda / lambda_i) over it
+    starts = np.flatnonzero(spread[:-1] > 0)
+    alpha = 1 + n[starts] / spread[starts]
+    parts = [slice(i, i + TAILS) for i in range(0, len(starts), TAILS)]
+    if not parts:
+        return None
+    distance = np.concatenate([_distances(logs, starts[p], alpha[p]) for p in parts])
+    best = distance.argmin()
+    return PowerLaw(float(alpha[best]), float(x[starts[best]]), float(distance[best]))
+
+
+def _distances(logs: np.ndarray, starts: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Of the tails from `starts` (ascending) on, each fitted with its `alpha`."""
+    places, first = np.arange(starts[0], len(logs)), starts[:, None]
+    fitted = 1 - np.exp((1 - alpha[:, None]) * np.maximum(logs[places] - logs[first], 0))
+    empirical = np.maximum(places - first, 0) / (len(logs) - first)  # 0, as `fitted`, before a tail
+    distances: np.ndarray = np.abs(fitted - empirical).max(1)
+    return distances
 
 
 def spectrum(weight: Tensor) -> tuple[dict[str, float], dict[str, np.ndarray]]:

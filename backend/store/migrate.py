@@ -28,6 +28,21 @@ def current_revision() -> str | None:
         return revision
 
 
+OWN = newest_revision()  # of the code that this process has loaded
+RESTART = (
+    "Another version of Slimscope {}: restart the dashboard. Runs at work go on, no other starts."
+)
+
+
+def other_version() -> str:
+    """What to say where the database, or the code that processes load now, is of another version
+    than this process; else ""."""
+    if newest_revision() != OWN:
+        return RESTART.format("has been installed")
+    is_migrated = current_revision() not in (OWN, None)
+    return RESTART.format("has migrated the database") if is_migrated else ""
+
+
 def upgrade() -> None:
     """Create the data folder and its tables, or migrate them to the newest revision."""
     settings().root.mkdir(parents=True, exist_ok=True)

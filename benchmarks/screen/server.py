@@ -37,9 +37,8 @@ class Dashboard:
 def environment(data: Path) -> dict[str, str]:
     """The variables of a process that works on this data folder, and ends with its work."""
     url = DATABASES.get(data, "")
-    own = {"DATA_DIR": str(data), "DATABASE_URL": url, "IDLE_EXIT": "1"}
-    named = {f"SLIMSCOPE_{name}": value for name, value in own.items()}
-    return os.environ | named | {"BROWSER": "true"}  # which opens nothing
+    named = {"SLIMSCOPE_DATA_DIR": str(data), "SLIMSCOPE_DATABASE_URL": url, "BROWSER": "true"}
+    return {"SLIMSCOPE_IDLE_EXIT": "1", **os.environ, **named}  # a browser that opens nothing
 
 
 @contextmanager

@@ -15,8 +15,6 @@ from jobs.kind import JobConfig
 NAME = DRAFTER_KIND
 DRAFTER = DRAFTER_FOLDER  # the stage that is the whole drafter, and the folder it is saved in
 
-PART = "part"  # prefix of the stages that are the parts of a drafter
-
 
 class DataConfig(PromptConfig):
     """What the drafter is trained on."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backend.drafters.config import ARMS, SHAPE, arm_of, head_stage
-from jobs.amphista.config import DRAFTER, NAME, PART, AmphistaJob
+from jobs.amphista.config import DRAFTER, NAME, AmphistaJob
 from jobs.amphista.estimate import requirements
 from jobs.kind import Kind, Values
 from jobs.metrics import DRAFT_COST, PREDICTED_SPEED_UP
@@ -33,15 +33,6 @@ def forecast(values: Values) -> str:
     )
 
 
-PART_LABELS = {
-    "fusions": "Fusion of state and token",
-    "layers": "Cloned layers",
-    "heads": "Residual blocks",
-    "encoder": "Auto-embedding block",
-    "norm": "Final norm",
-    "lm_head": "LM head, draft vocabulary",
-    "rest": "Candidates and tree",
-}
 NOTES = {
     "Amphista": "Heads that see each other, behind adaptation layers.",
     "Medusa": "Independent heads.",
@@ -61,11 +52,7 @@ KIND = Kind(
     main_fields=("minutes", "heads"),
     compresses=True,
     saves="drafter",
-    stages={
-        DRAFTER: "Drafter",
-        **{head_stage(k): f"Head {k}" for k in range(1, 11)},
-        **{f"{PART}-{name}": label for name, label in PART_LABELS.items()},
-    },
+    stages={DRAFTER: "Drafter", **{head_stage(k): f"Head {k}" for k in range(1, 11)}},
     headline=headline,
     headline_fields=frozenset({*SHAPE, "minutes", "steps", "answers", "data"}),
     has_models=False,

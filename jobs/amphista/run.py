@@ -23,7 +23,6 @@ from backend.drafters.data.hidden_state_cache import (
     stored,
 )
 from backend.drafters.data.prompts import PromptRequest, prompts_for
-from backend.drafters.draft_time import time_parts
 from backend.drafters.exact_walk import walk_answers
 from backend.drafters.layers.initialization import FIT_TOKENS
 from backend.drafters.registry import Drafter, build_drafter
@@ -38,7 +37,7 @@ from backend.text.prompts import BUILT_IN, has_pages
 from backend.text.slices import calibration_slice
 from backend.training import distributed
 from jobs import metrics
-from jobs.amphista.config import DRAFTER, PART, AmphistaJob
+from jobs.amphista.config import DRAFTER, AmphistaJob
 from jobs.amphista.estimate import corpus_name, flops_by_phase, prompt_sets, untimed_flops
 from jobs.fields.prompts import prompt_facts
 from jobs.runtime.context import JobContext
@@ -218,9 +217,6 @@ def record_economy(
         f"On held-out answers {walk.accepted_length:.2f} tokens a pass with {tree_words(chosen)}: "
         f"{predicted:.2f} times the speed of plain decoding here."
     )
-    read = heldout[max(range(len(heldout)), key=heldout.lengths.__getitem__)]
-    for part, seconds in time_parts(chosen, read.hidden[:-1], read.ids[1:].tolist()).items():
-        context.result(f"{PART}-{part}", metrics.DRAFT_MS, 1000 * seconds)
 
 
 def config_part(config: BaseModel, kind: type[BaseModel]) -> Any:

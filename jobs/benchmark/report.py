@@ -72,8 +72,8 @@ class DecoderReport:
     tree: str = ""
 
     def record(self) -> dict[str, Any]:
-        """As JSON data: paths of the tree become text."""
-        hits = {path_name(path): share for path, share in self.hits.items()}
+        """As JSON data: paths of the tree become text, the ranks of their tokens, from 0: "0.2"."""
+        hits = {".".join(map(str, path)): share for path, share in self.hits.items()}
         return asdict(self) | {"hits": hits}
 
     @classmethod
@@ -136,11 +136,6 @@ class DecoderReport:
     def combined(self) -> bool:
         """Whether its drafter is the fallback of prompt lookup."""
         return self.name.endswith(COMBINED)
-
-
-def path_name(path: tuple[int, ...]) -> str:
-    """A node of a tree by the ranks of its draft tokens, from 0: "0.2"."""
-    return ".".join(map(str, path))
 
 
 def decoder_reports(run: str | int) -> list[DecoderReport]:

@@ -117,7 +117,8 @@ def _flag(name: str, *flags: str, **about: str) -> inspect.Parameter:
 
 def _parameter(each: inspect.Parameter) -> inspect.Parameter:
     """A parameter as typer reads it; one that has typer's own annotation stays."""
-    kind, *notes = get_args(each.annotation) if _is_annotated(each) else [each.annotation]
+    annotated = get_origin(each.annotation) is Annotated
+    kind, *notes = get_args(each.annotation) if annotated else [each.annotation]
     if any(isinstance(note, ParameterInfo) for note in notes):
         return each.replace(kind=KEYWORD)
     info = next((note for note in notes if isinstance(note, FieldInfo)), FieldInfo())
@@ -132,7 +133,3 @@ def _parameter(each: inspect.Parameter) -> inspect.Parameter:
     else:
         option = typer.Option(*([f"--{each.name}"] if kind is bool else ()), **about)
     return each.replace(kind=KEYWORD, annotation=Annotated[kind, option])
-
-
-def _is_annotated(each: inspect.Parameter) -> bool:
-    return get_origin(each.annotation) is Annotated

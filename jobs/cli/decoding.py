@@ -63,11 +63,10 @@ def benchmark_drafters(
     return record(follow(job.run).run)
 
 
-def _generate_code(texts: list[Record]) -> int:
-    return exit_of(queries.job(texts[0]["run"]).state)
-
-
-@operation("generate", path="", tool="", said=lambda _: "", exit_code=_generate_code)
+@operation(
+    "generate", path="", tool="", said=lambda _: "",
+    exit_code=lambda texts: exit_of(queries.job(texts[0]["run"]).state),
+)  # fmt: skip
 def generate_text(
     actor: Actor,
     prompt: Annotated[str, typer.Argument(help="The prompt.")],

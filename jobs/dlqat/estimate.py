@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from backend.errors import ConfigError
-from backend.export.formats import ExportRequirements, check_format, vllm_hint
+from backend.export.formats import ExportRequirements, check_format, experts_of, vllm_hint
 from backend.export.sizes import growth, quantized_bytes
 from backend.models import memory
 from backend.models.facts import HEADS, ModelFacts
 from backend.models.families.shapes import LinearShape
+from backend.models.families.stored import GATE_UP, together
 from backend.printable import readable_bytes
 from backend.quantization import DECLARED_QUANTIZERS, DECLARED_RANGE_SEARCHES
 from backend.quantization.config import (
@@ -75,7 +76,7 @@ def requirements(config: DLQATJob) -> Requirements:
         require_text(config.training_text, "calibration_text", "training_text")
     require_kept(config)
     for group in planned.groups:
-        needed_format = export_requirements(config, group, layers, facts)
+        needed_format = export_requirements(config, group, planned, facts)
         check_format(config.format, with_embedding(needed_format, planned, group))
     needed = memory_bytes(config, planned, facts)
     require_training_memory(needed, facts)
@@ -370,16 +371,22 @@ def require_kept(config: DLQATJob) -> None:
 
 
 def export_requirements(
-    config: DLQATJob, group: QuantSettings, layers: list[LinearShape], facts: ModelFacts
+    config: DLQATJob, group: QuantSettings, planned: QuantizationPlan, facts: ModelFacts
 ) -> ExportRequirements:
     """What the export format has to hold."""
+    layers, most = planned_layers(planned, facts), max(planned.groups, key=lambda x: len(x.layers))
+    joined = {x.name for x in layers if together(x.name).endswith(f"experts.{GATE_UP}")}
+    experts = experts_of(
+        facts.support.separate, {x.name for x in facts.linears}, {*most.layers},
+        {x.name for x in layers}.difference(most.layers),
+    )  # fmt: skip
     return ExportRequirements(
         bits=group.bits,
         grid=group.grid,
         stored=config.stored,
         in_out=any(x.stored.transposed and x.stored.expert is None for x in layers),
-        experts=any(".experts." in x.name for x in layers),
+        experts=experts,
         whole=len(layers) == len(facts.linears),
-        shapes=frozenset((x.rows, x.columns) for x in layers),
+        shapes=frozenset((x.rows // (2 if x.name in joined else 1), x.columns) for x in layers),
         architecture=facts.architecture,
     )

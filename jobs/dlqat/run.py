@@ -55,8 +55,9 @@ def run(config: DLQATJob, context: JobContext) -> None:
     qat = method(config, loaded, rows, context)
     distributed.broadcast(tuple(each.cpu() for each in rows))
     quality = Quality(
-        config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS
-    )
+        config, loaded, evaluation, context, batch=CALIBRATION_BATCH, labels=STAGE_LABELS,
+        precision=config.evaluation_precision,
+    )  # fmt: skip
     quality.measure(DLQATStage.DENSE, phases.phase("dense"), "dense")
     losses: dict[str, list[float]] = {}
     for stage in qat.prepare(phases.phase("prepare")):

@@ -13,6 +13,7 @@ import numpy as np
 
 from backend.evaluation.divergence import DenseOutputs, DivergenceObserver, outside_blocks
 from backend.evaluation.endings import questions, score_endings
+from backend.evaluation.native_text import NativeText, TextModel, text_model
 from backend.evaluation.perplexity import Observe, perplexity
 from backend.evaluation.samples import agreement, write_samples
 from backend.evaluation.zero_shot import load_tasks, zero_shot
@@ -77,11 +78,14 @@ class Quality:
         labels: Mapping[str, str],
         new: NewBatches = list,
         divergence: bool = True,
+        precision: str = "auto",
     ) -> None:
         self._config, self._loaded, self._text = config, loaded, evaluation
         self._context, self._batch, self._labels, self._new = context, batch, labels, new
         self._prompt_set = default_prompts(loaded.facts)  # of the dense model, for all
         self._reference, self._divergence = DenseOutputs(new), divergence
+        self._precision, self._decoder = precision, ""
+        self._reader: TextModel | None = None  # of the stage that is being measured
         names = config.harness_tasks
         self._tasks = load_tasks(names, settings().text_dir) if names else {}
         self._writes = config.sample_tokens > 0 and not is_streamed(loaded.model)
@@ -105,8 +109,22 @@ class Quality:
             return
         self._context.log(f"Measuring: {self._labels.get(stage, stage)}.")
         missing = [*self._missing(stage, role)]
-        for number, measurement in enumerate(missing):
-            measurement(reporter.part(number, len(missing)))
+        try:
+            for number, measurement in enumerate(missing):
+                measurement(reporter.part(number, len(missing)))
+        finally:
+            self._reader = None
+
+    def _read(self) -> TextModel:
+        """What reads texts by the model as it is now."""
+        if self._reader is None:
+            length = self._text.context
+            self._reader, how = text_model(self._loaded.model, self._precision, length)
+            if how != self._decoder:
+                self._context.log(f"Texts are read by {how}.")
+                self._context.environment(evaluation=how)
+                self._decoder = how
+        return self._reader
 
     def _missing(self, stage: str, role: Role) -> Iterator[Callable[[Phase], None]]:
         if self._text_missing(stage, role):
@@ -134,11 +152,12 @@ class Quality:
         return all(r.metric != KL_TO_DENSE for r in queries.results([self._context.run]))
 
     def _measure_text(self, stage: str, role: Role, reporter: Phase) -> None:
-        model, compared = self._loaded.model, role == "kept" and self._comparable()
+        model = self._read()
+        compared = role == "kept" and self._comparable(model)
         comparison = DivergenceObserver(model, self._reference) if compared else None
-        with self._observer(role, comparison) as observe:
+        with self._observer(model, role, comparison) as observe:
             measured = perplexity(model, self._text, self._batch, reporter, self._new, observe)
-        about = text_facts(self._text)
+        about = text_facts(self._text) | {"decoder": self._decoder}
         result, n = self._context.result, measured.tokens
         divergence = comparison.result() if comparison else None
         # what `_text_missing` looks for comes last: a resumed run takes the rest for granted then
@@ -155,9 +174,12 @@ class Quality:
         label = self._labels.get(stage, stage)
         self._context.log(f"{label}: perplexity {measured.value:.3f}{spread}.")
 
-    def _comparable(self) -> bool:
+    def _comparable(self, model: TextModel) -> bool:
         """Whether the predictions are to be compared with those of the dense model, and can be."""
         if not self._divergence:
+            return False
+        if isinstance(model, NativeText) != self._reference.native:
+            self._context.log("The divergence is not measured: the dense model was read otherwise.")
             return False
         if same := outside_blocks(self._loaded.model) == self._reference.outside:
             return same
@@ -168,11 +190,11 @@ class Quality:
         return False
 
     def _observer(
-        self, role: Role, comparison: DivergenceObserver | None
+        self, model: TextModel, role: Role, comparison: DivergenceObserver | None
     ) -> AbstractContextManager[Observe]:
         """What looks on at the passes: the dense model's are recorded, the kept one's compared."""
         if role == "dense" and self._divergence:
-            return self._reference.recording(self._loaded.model)
+            return self._reference.recording(model)
         return nullcontext(comparison or (lambda rows, logits: None))
 
     # what it writes and answers --------------------------------------------------------------
@@ -180,7 +202,7 @@ class Quality:
     def _write_samples(self, stage: str, reporter: Phase) -> None:
         prompts = benchmark_prompts(self._prompt_set, SAMPLE_PROMPTS)
         tokens = self._config.sample_tokens
-        texts = write_samples(self._loaded.model, self._loaded.tokenizer, prompts, tokens, reporter)
+        texts = write_samples(self._read(), self._loaded.tokenizer, prompts, tokens, reporter)
         samples = [vars(sample) | {"tokens": list(sample.tokens)} for sample in texts]
         dense = samples_of(self._context.run) or samples
         same = agreement([s["tokens"] for s in dense], [s["tokens"] for s in samples])
@@ -188,7 +210,7 @@ class Quality:
 
     def _choose_endings(self, stage: str, reporter: Phase) -> None:
         asked = questions(self._text, self._config.task_limit)
-        score = score_endings(self._loaded.model, asked, self._batch, reporter, self._new)
+        score = score_endings(self._read(), asked, self._batch, reporter, self._new)
         self._context.result(
             stage, ENDINGS_ACCURACY, score.accuracy, stderr=score.stderr, n=len(score.right),
             task=ENDINGS, figure="accuracy", **text_facts(self._text),

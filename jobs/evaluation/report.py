@@ -32,10 +32,6 @@ def format_bytes(rows: Rows) -> dict[str, float]:
     return dict(sorted(sizes.items(), key=lambda item: item[0] != DENSE))
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %"
-
-
 def _size(rows: Rows) -> str:
     sizes = format_bytes(rows)
     dense = sizes.pop(DENSE, None)
@@ -46,8 +42,8 @@ def _size(rows: Rows) -> str:
     if part >= 1:
         return "Size: too few zeros for a sparse format; each would be larger than dense 16-bit."
     return (
-        f"Size: as {smallest} the linear layers take {_share(part)} of dense 16-bit values. The "
-        "saved file stores zeros as ordinary numbers and is not smaller."
+        f"Size: as {smallest} the linear layers take {100 * part:.0f} % of dense 16-bit values. "
+        "The saved file stores zeros as ordinary numbers and is not smaller."
     )
 
 

@@ -65,6 +65,7 @@ def measure(
     quality = Quality(
         config, first, text, context, batch=config.batch, labels=LABELS,
         new=hidden_state_store("auto", first.facts, text, context), divergence=not alone,
+        precision=config.evaluation_precision,
     )  # fmt: skip
     for stage, loaded in models.items():
         role: Role = "dense" if alone or stage == DENSE else "kept"

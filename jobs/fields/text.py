@@ -1,5 +1,7 @@
 """The texts of a job: fields shared by every kind that calibrates and evaluates."""
 
+from typing import Literal
+
 from backend.errors import ConfigError, DatasetError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.sources.catalogue import require_tokenizer
@@ -26,6 +28,11 @@ class EvaluationText(ContextLength):
     """Perplexity is measured on it. auto: the corpus that suits the model."""
     windows: int = option(16, "Evaluation windows", ge=1, le=4096, unit="windows")
     """Non-overlapping windows, spread evenly over the text."""
+    evaluation_precision: Literal["auto", "float32"] = option(
+        "auto", "Evaluation precision", advanced=True
+    )
+    """auto: bfloat16 where the native decoder runs the model, which takes half the time, at all
+    stages; else as float32: in PyTorch, on a GPU in the model's own precision."""
 
 
 class CalibrationText(ContextLength):

@@ -1,6 +1,9 @@
 """What an export needs before it starts, and what is refused."""
 
+from collections import Counter
+
 from backend.export.sizes import GGUF_BITS, gguf_bytes, growth
+from backend.models.families.stored import together as alike
 from backend.models.memory import RUNTIME
 from backend.printable import readable_bytes
 from jobs.fields.base_model import ResolvedModel, resolve_model
@@ -17,7 +20,10 @@ def requirements(config: GGUFJob) -> Requirements:
     check_source(base.source)
     type = exported_type(config.type, base)
     embedding = exported_embedding(config.embedding, type, base)
-    largest = max(x.weights for x in (*base.facts.linears, *base.facts.embeddings))
+    together = Counter[str]()  # all experts of a block are written at once
+    for x in (*base.facts.linears, *base.facts.embeddings):
+        together[alike(x.name)] += x.weights
+    largest = max(together.values())
     sizes = base.facts.bytes, gguf_bytes(base.facts, type, embedding, base.layout)
     held = 2 * base.facts.parameters if base.packed else 0
     return Requirements(

@@ -49,10 +49,6 @@ def is_stoppable(job: Job) -> bool:
     return job.state in ACTIVE and job.desired == "run"
 
 
-def _is_stopping(job: Job) -> bool:
-    return job.state in LIVE and job.desired == "stop"
-
-
 def _cancel_question(jobs: Sequence[Job]) -> str:
     if len(jobs) > 1:
         return f"Cancel {_names(jobs)}? Finished work is kept."
@@ -79,7 +75,8 @@ def _cancelled(records: Records) -> str:
     said=_cancelled, buttons=(
         Button("cancel", "Cancel run", is_stoppable, _cancel_question, values={"once": True},
                group="queue"),
-        Button("kill", "Kill now", _is_stopping, group="queue", several=False,
+        Button("kill", "Kill now", lambda job: job.state in LIVE and job.desired == "stop",
+               group="queue", several=False,
                question=lambda jobs: f"Kill {jobs[0].run} now? Work since its last checkpoint is "
                "lost."),
     ),
@@ -247,10 +244,6 @@ def _delete_question(jobs: Sequence[Job]) -> str:
     return f"Delete {_names(jobs)}? {freed}"
 
 
-def _purge_question(jobs: Sequence[Job]) -> str:
-    return f"Delete files and figures of {_names(jobs)} now? This cannot be undone."
-
-
 def _deleted(records: Records) -> str:
     size = readable_bytes(sum(run["disk_bytes"] for run in records))
     names = " ".join(run["id"] for run in records)
@@ -265,7 +258,8 @@ def _deleted(records: Records) -> str:
         Button("delete", "Delete", lambda job: _is_own(job) and job.state in TERMINAL,
                _delete_question),
         Button("purge", "Free the space now", lambda job: bool(job.removed_at) and not job.purged,
-               _purge_question, values={"now": True}),
+               lambda jobs: f"Delete files and figures of {_names(jobs)} now? This cannot be "
+               "undone.", values={"now": True}),
     ),
 )  # fmt: skip
 def delete_runs(

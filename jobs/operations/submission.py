@@ -74,17 +74,11 @@ def submit_pipeline(
     return [summary(job) for job in jobs]
 
 
-def _may_not_add(actor: Actor, _: str) -> str:
-    return permissions.may_not_add(actor)
-
-
-def _reproduction_text(run: Record) -> str:
-    return f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}."
-
-
 @operation(
     "reproduce", writes=True, who="guest", tool="reproduce_run", waits=True,
-    may_not=_may_not_add, said=_reproduction_text, buttons=(
+    may_not=lambda actor, _: permissions.may_not_add(actor),
+    said=lambda run: f"{run['id']} is queued; it repeats {queries.job(run['parent']).run}.",
+    buttons=(
         Button("retry", "Retry", is_resumable, group="queue", several=False),
         Button("reproduce", "Reproduce", group="queue", several=False,
                fits=lambda job: job.state == State.SUCCEEDED and not job.removed_at),

@@ -15,6 +15,7 @@ NAME, DENSE = "profile", "dense"
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 30%, 40%, 50%, 60%, 70%, 80%, 2:4"
 )
+QUANTIZER = "gptq"  # makes the quantized candidates
 EMBEDDING_FORMATS = tuple(map(Format.parse, ("int8-g32", "int6-g32", "int4-g32")))
 MAX_FORMATS = 64
 

@@ -39,6 +39,7 @@ def run(config: SDSJob, context: JobContext) -> None:
     quality = Quality(
         TEXT_ALONE, loaded, evaluation, context, batch=config.batch, labels=STAGE_LABELS,
         new=hidden_state_store(config.activations, loaded.facts, evaluation, context),
+        precision=config.evaluation_precision,
     )  # fmt: skip
     quality.measure(SDSStage.DENSE, phases.phase("dense"))
     result = run_sds(

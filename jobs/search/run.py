@@ -40,7 +40,10 @@ def run(config: SearchJob, context: JobContext) -> None:
     phases = Phases(context, dense_and_candidates | timed | {"measure": flops["measure"]})
     evaluation = load_evaluation_text(config, config.model, context)
     texts = load_texts(config, loaded, evaluation, config.seed, context)
-    quality = Quality(TEXT_ALONE, loaded, evaluation, context, batch=4, labels=LABELS)
+    quality = Quality(
+        TEXT_ALONE, loaded, evaluation, context, batch=4, labels=LABELS,
+        precision=config.evaluation_precision,
+    )  # fmt: skip
     quality.measure(DENSE, phases.phase("dense"))
     dtype = getattr(torch, resolve_dtype("auto", torch.device(device)))
     dense = trace(loaded.model, texts.heldout.input_ids, dtype, phases.phase("candidates", 0, 2))

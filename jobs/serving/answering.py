@@ -3,12 +3,13 @@ thread of its own; the engine writes all choices at once."""
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,7 +62,52 @@ class Began:
 Happened = Told | Began | Waiting | NewPieces | Finished | SlimscopeError
 
 
-class Answering:
+class ThreadedEvents(Generic[T]):
+    """What a thread of its own does for `person`, as events; leaving them `stop`s it."""
+
+    def __init__(self, person: str) -> None:
+        self.person, self._stopped = person, threading.Event()
+
+    async def events(self) -> AsyncGenerator[T]:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[T | None] = asyncio.Queue()
+        threading.Thread(target=self._work, name=self.person, daemon=True).start()
+        try:
+            while (happened := await self._events.get()) is not None:
+                yield happened
+        finally:
+            self._stopped.set()
+            self.stop()
+
+    def stop(self) -> None:
+        """Called when nobody reads on."""
+
+    def answer(self) -> None:
+        """The work, in the thread."""
+        raise NotImplementedError
+
+    def failed(self, error: SlimscopeError) -> T:
+        """The event of an error."""
+        raise NotImplementedError
+
+    def put(self, happened: T | None) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
+
+    def _work(self) -> None:
+        try:
+            self.answer()
+        except CancelledError:
+            pass
+        except SlimscopeError as error:
+            self.put(self.failed(error))
+        except Exception as error:  # a fault of ours must not leave the client waiting
+            why = f"{type(error).__name__}: {error}"
+            self.put(self.failed(ComputeError("The answer could not be given.", why)))
+        finally:
+            self.put(None)
+
+
+class Answering(ThreadedEvents[tuple[int, Happened]]):
     """A request that is answered for `person`. `events` yields (choice, event) until all choices
     have finished, or an error; leaving it ends the choices that have not."""
 
@@ -69,28 +115,20 @@ class Answering:
         self, body: Body, person: str, pool: ModelPool, device: str = "auto",
         context: RunContext | None = None,
     ) -> None:  # fmt: skip
-        self.body, self.person, self.pool = body, person, pool
+        super().__init__(person)
+        self.body, self.pool = body, pool
         self._device, self._context = device, context or Unrecorded()
-        self._stopped = threading.Event()
         self._left = len(body.prompts) * body.n
         self._done = threading.Event()
 
-    async def events(self) -> AsyncGenerator[tuple[int, Happened]]:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Happened] | None] = asyncio.Queue()
-        threading.Thread(target=self._work, name=self.person, daemon=True).start()
-        try:
-            while (happened := await self._events.get()) is not None:
-                yield happened
-        finally:
-            self._stopped.set()
-            self._done.set()
+    def stop(self) -> None:
+        self._done.set()
 
-    def _put(self, happened: tuple[int, Happened] | None) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, happened)
+    def failed(self, error: SlimscopeError) -> tuple[int, Happened]:
+        return 0, error
 
     def _say(self, what: str, seconds: float) -> None:
-        self._put((0, Told(what, seconds)))
+        self.put((0, Told(what, seconds)))
 
     def _in_main_thread(self, function: Callable[[], T]) -> T:
         """The limits of templates are signals, which only the main thread can handle."""
@@ -100,20 +138,7 @@ class Answering:
 
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
-    def _work(self) -> None:
-        try:
-            self._answer()
-        except CancelledError:
-            pass
-        except SlimscopeError as error:
-            self._put((0, error))
-        except Exception as error:  # a fault of ours must not leave the client waiting
-            why = f"{type(error).__name__}: {error}"
-            self._put((0, ComputeError("The answer could not be given.", why)))
-        finally:
-            self._put(None)
-
-    def _answer(self) -> None:
+    def answer(self) -> None:
         body = self.body
         try:
             side = read_side(body.model)
@@ -139,7 +164,7 @@ class Answering:
             unused = bool(side.drafter) and requests[0].drafter is None
             drafter = requests[0].drafter
             tree = tree_words(drafter) if drafter else "without a drafter"
-            self._put((0, Began(model.loaded.tokenizer, model.decoder, tree, unused)))
+            self.put((0, Began(model.loaded.tokenizer, model.decoder, tree, unused)))
             self._carry_out(model, requests)
 
     def _ids(self, prompt: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -187,11 +212,11 @@ class Answering:
             for ticket in tickets:
                 ticket.cancel()
             while not all(ticket.done for ticket in tickets):
-                self._stopped.wait(0.01)
+                time.sleep(0.01)  # they end in the engine's thread, which needs the interpreter
 
     def _deliver(self, number: int, event: Waiting | NewPieces | Finished) -> None:
         """Called by the engine's thread."""
-        self._put((number, event))
+        self.put((number, event))
         if isinstance(event, Finished):
             self._left -= 1
             if not self._left:

@@ -1,8 +1,8 @@
 """The OpenAI API over HTTP, for the dashboard, which knows who asks (`ui.openai_api`)."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import asdict
 from urllib.parse import unquote
 
@@ -15,6 +15,8 @@ from backend.errors import OverloadError, SlimscopeError
 from jobs.serving.answering import Answering, Began, Happened
 from jobs.serving.client import PERSON
 from jobs.serving.disconnect import EventStream, unless_gone
+from jobs.serving.live.models import LivePool
+from jobs.serving.live.routes import LiveRoutes
 from jobs.serving.one_answer import Events, OneAnswer
 from jobs.serving.openai_format import error_body, error_headers
 from jobs.serving.pool import ModelPool
@@ -25,11 +27,12 @@ GONE = Response(status_code=499)  # nobody reads it
 
 
 class ServingApp:
-    """Answers requests with the models of a pool; `active`: how many now."""
+    """Answers requests with the models of two pools; `active`: how many now."""
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, live: LivePool) -> None:
         self.pool, self.active, self._used_at = pool, 0, time.monotonic()
         routes = [Route(path, self.generate, methods=["POST"]) for path in ENDPOINTS]
+        routes += LiveRoutes(live, self._at_work).routes
         self.asgi = Starlette(routes=[*routes, Route("/status", self.status)])
 
     @property
@@ -52,27 +55,32 @@ class ServingApp:
                     "Too many requests wait.", why, retry_after_s=10, before=self.active
                 )
             person = unquote(request.headers.get(PERSON, ""))
-            events = self._counted(Answering(body, person, self.pool))
-            first = await unless_gone(request, _beginning(events))
-            if first is None:
-                return GONE
-            answer = OneAnswer(body, _chained(first, events))
-            if body.stream:
-                opened = AsyncExitStack()
-                opened.push_async_callback(events.aclose)
-                return EventStream(answer.stream(), opened)
-            whole = await unless_gone(request, answer.whole())
-            return GONE if whole is None else JSONResponse(whole)
+            async with AsyncExitStack() as opened:
+                events = self._counted(Answering(body, person, self.pool))
+                opened.push_async_callback(events.aclose)  # also of what is refused
+                first = await unless_gone(request, _beginning(events))
+                if first is None:
+                    return GONE
+                answer = OneAnswer(body, _chained(first, events))
+                if body.stream:
+                    return EventStream(answer.stream(), opened.pop_all())
+                whole = await unless_gone(request, answer.whole())
+                return GONE if whole is None else JSONResponse(whole)
         except SlimscopeError as error:
             status, content = error_body(error)
             return JSONResponse(content, status, error_headers(error))
 
     async def _counted(self, answering: Answering) -> AsyncGenerator[tuple[int, Happened]]:
-        self.active += 1
-        try:
+        with self._at_work():
             async with aclosing(answering.events()) as events:
                 async for happened in events:
                     yield happened
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self.active += 1
+        try:
+            yield
         finally:
             self.active -= 1
             self._used_at = time.monotonic()

@@ -20,7 +20,7 @@ from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 
-PERSON = "x-slimscope-person"  # header: who asks
+PERSON, ROLE = "x-slimscope-person", "x-slimscope-role"  # headers: who asks
 MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
 START_S, TRY_S = 40.0, 0.2  # a new process imports torch
 STATUS_S = 2.0
@@ -75,7 +75,7 @@ async def sent(path: str, body: bytes, actor: Actor) -> AsyncIterator[httpx.Resp
     Raises:
         SlimscopeError: it cannot be started, or ended before it answered.
     """
-    headers = {PERSON: quote(actor.name), "content-type": "application/json"}
+    headers = {PERSON: quote(actor.name), ROLE: actor.role, "content-type": "application/json"}
     async with AsyncExitStack() as opened:
         yield await _begun(path, body, headers, opened)
 

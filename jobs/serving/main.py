@@ -4,6 +4,7 @@ next request starts another."""
 
 import importlib
 
+from backend.logs import start_logging
 from backend.queue.launcher import SERVING
 from backend.store.migrate import current_revision, newest_revision
 
@@ -11,6 +12,7 @@ from backend.store.migrate import current_revision, newest_revision
 def main() -> None:
     """Serve, if no other process does. The lock is taken before torch, which is slow, is
     imported."""
+    start_logging()
     if current_revision() != newest_revision():
         print("The database is of another version of Slimscope; restart the dashboard.", flush=True)
     elif (lock := SERVING.hold()) is not None:

@@ -24,6 +24,7 @@ NO_EFFECT: Mapping[str, tuple[Any, ...]] = MappingProxyType(  # field -> values 
 ABOUT = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")  # not read
 
 R = TypeVar("R", bound="GenerationBody")
+M = TypeVar("M", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 Text = Annotated[str, Field(max_length=MAX_LETTERS)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -157,9 +158,17 @@ ENDPOINTS: Mapping[str, type[Body]] = MappingProxyType(
 
 
 def read_body(path: str, text: bytes) -> Body:
-    """The request in a JSON text; raises `ConfigError` with the field that is wrong."""
+    """The request in a JSON text; see `read_fields`."""
+    return read_fields(ENDPOINTS[path], text)
+
+
+def read_fields(kind: type[M], given: bytes | Mapping[str, str]) -> M:
+    """The request in a JSON text, or in the query of an address; raises `ConfigError` with the
+    field that is wrong."""
     try:
-        return ENDPOINTS[path].model_validate_json(text)
+        if isinstance(given, bytes):
+            return kind.model_validate_json(given)
+        return kind.model_validate(given)
     except ValidationError as error:
         found = error.errors()
         first = next((each for each in found if not each["type"].endswith("_type")), found[0])

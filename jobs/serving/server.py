@@ -16,6 +16,7 @@ from backend.store.states import LIVE
 from backend.store.tables import Job
 from jobs.serving.app import ServingApp
 from jobs.serving.client import listen
+from jobs.serving.live.models import LivePool
 from jobs.serving.pool import ModelPool
 from jobs.serving.share import CpuShare, lower_priority
 
@@ -27,7 +28,7 @@ def serve() -> None:
     """Answer until nobody asks, the process is asked to end, or has no data folder."""
     lower_priority()
     share = CpuShare()
-    app = ServingApp(ModelPool(share.threads))
+    app = ServingApp(ModelPool(share.threads), LivePool(share.threads))
     bound, token = listen()
     options = uvicorn.Config(
         with_token(app.asgi, token), log_level="warning", access_log=False, ws="none",

@@ -2,7 +2,6 @@
 fault axe can find in light or dark, nothing wider than a phone, no other host asked and no rule of
 the policy broken."""
 
-import re
 import time
 
 import pytest
@@ -19,6 +18,7 @@ from tests.browser.conftest import (
     tab,
     warm_tab,
 )
+from tests.ui.charts.test_charts import contrast
 from ui.frame import Page as OwnPage
 from ui.pages import pages
 
@@ -103,24 +103,6 @@ COLOURS = """() => {
   return [paint('.ytick text', 'fill'), chart._fullLayout.paper_bgcolor,
           paint('.gridlayer path', 'stroke')];
 }"""
-
-
-def rgb(colour: str) -> list[float]:
-    """Of "#RRGGBB" or "rgb(r, g, b)": red, green and blue, from 0 to 1."""
-    if colour.startswith("#"):
-        return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    return [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance as WCAG defines it."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a: str, b: str) -> float:
-    low, high = sorted((luminance(a), luminance(b)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_text_paper_and_grid_of_a_chart_follow_the_theme_without_a_reload(

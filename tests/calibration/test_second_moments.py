@@ -145,6 +145,15 @@ def test_the_objective_is_the_error_of_the_outputs() -> None:
     )
 
 
+def test_of_inputs_in_16_bits_the_error_is_as_good_as_exact() -> None:
+    random = torch.Generator().manual_seed(0)
+    X = (torch.randn(4, 300, 64, generator=random) * torch.randn(64, generator=random)).bfloat16()
+    dense, W = torch.randn(2, 96, 64, generator=random)
+    reference, exact = DenseReference(dense, collected(X)), X.double().view(-1, 64)
+    found = [((V.double() @ exact.T) ** 2).sum() for V in (W - dense, dense)]
+    assert reference.relative_error(W) == pytest.approx((found[0] / found[1]).item(), rel=1e-3)
+
+
 def test_a_layer_that_is_never_reached_by_anything_has_no_error() -> None:
     inputs = collected(torch.zeros(2, 3, 8))
     assert DenseReference(torch.ones(4, 8), inputs).relative_error(torch.zeros(4, 8)) == 0

@@ -4,8 +4,6 @@ the loopback interface. Ray listens on all interfaces all the same, so it always
 Ray is installed in an environment of its own, which is made when it is first needed.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import signal
@@ -70,7 +68,15 @@ class RayCluster:
     @property
     def address(self) -> str:
         """Of the HTTP interface of the head."""
-        return f"http://{HEAD_IP}:{self.dashboard}"
+        return f"http://{self.ip('head')}:{self.dashboard}"
+
+    def ip(self, name: str) -> str:
+        """The address of a machine."""
+        return HEAD_IP if name == "head" else NODE_IP.format(name)
+
+    def entered(self, name: str) -> list[str]:
+        """The beginning of a command line that is carried out on a machine."""
+        return []
 
     @property
     def head(self) -> RayHead:
@@ -80,7 +86,7 @@ class RayCluster:
         """Start the head, and wait until it answers."""
         self._start(
             "head", "--head", "--num-cpus=0", f"--port={self.port}",
-            f"--node-ip-address={HEAD_IP}", f"--dashboard-host={HEAD_IP}",
+            f"--node-ip-address={self.ip('head')}", f"--dashboard-host={self.ip('head')}",
             f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}",
         )  # fmt: skip
         deadline = time.monotonic() + START_S
@@ -96,8 +102,8 @@ class RayCluster:
     def start_node(self, number: int) -> None:
         """Start a machine with one processor."""
         self._start(
-            str(number), f"--address={HEAD_IP}:{self.port}", "--num-cpus=1",
-            f"--node-ip-address={NODE_IP.format(number)}",
+            str(number), f"--address={self.ip('head')}:{self.port}", "--num-cpus=1",
+            f"--node-ip-address={self.ip(str(number))}",
         )  # fmt: skip
 
     def _start(self, name: str, *given: str) -> None:
@@ -107,7 +113,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "RAY_JOB_START_TIMEOUT_SECONDS": "31536000",  # else what waits fails
         }  # fmt: skip
-        line = [str(install()), "start", "--disable-usage-stats", *given]
+        line = [*self.entered(name), str(install()), "start", "--disable-usage-stats", *given]
         with (self.folder / f"{name}.log").open("ab") as log:
             started = subprocess.Popen(
                 line, env=environment, stdout=log, stderr=log, start_new_session=True, cwd="/"

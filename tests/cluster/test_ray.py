@@ -1,7 +1,5 @@
 """Runs on a real Ray cluster, with a real PostgreSQL: `make test-ray`. Not part of `make test`."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

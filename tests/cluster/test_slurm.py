@@ -1,8 +1,6 @@
 """Runs on a real Slurm cluster, whose commands are on the path, with a real PostgreSQL that its
 nodes reach: `make test-slurm`. Not part of `make test`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

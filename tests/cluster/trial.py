@@ -4,8 +4,6 @@ dashboard. `python -m tests.cluster.trial start` (`make run-cluster`), and `stop
 What was started is written down in `.cluster/trial.json`; runs and database stay for the next time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

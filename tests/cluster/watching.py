@@ -1,7 +1,5 @@
 """Watching runs on a cluster."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

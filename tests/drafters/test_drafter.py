@@ -7,7 +7,6 @@ from backend.decoding.draft_tree import Tree
 from backend.decoding.target_model import TargetModel, fingerprint
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, DrafterConfig
-from backend.drafters.draft_time import LM_HEAD, REST, time_parts
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
 from backend.drafters.layers.initialization import ridge
 from backend.drafters.registry import build_drafter
@@ -218,32 +217,3 @@ def test_a_layer_that_cannot_be_cloned_is_refused(monkeypatch: pytest.MonkeyPatc
         build_drafter(DrafterConfig(), target, torch.arange(8))
     assert refused.value.field == "architecture" and "medusa" in refused.value.do
     build_drafter(DrafterConfig(**ARMS["Medusa"]), target, torch.arange(8))
-
-
-TREE = Tree([(0,), (1,), (0, 0), (0, 0, 0)])
-ALWAYS = {LM_HEAD, REST, "norm"}
-
-
-@pytest.mark.parametrize(
-    ("arm", "parts"),
-    [
-        ("Amphista", {"fusions", "layers", "heads", "encoder"}), ("Medusa", {"heads"}),
-        ("Hydra", {"fusions", "layers", "heads"}), ("EAGLE", {"fusions", "layers"}),
-    ],
-)  # fmt: skip
-def test_every_part_that_is_called_is_timed(arm: str, parts: set[str]) -> None:
-    target, ids = base("grouped"), random_ids(base("grouped"), 12)
-    proposer = TreeProposer(drafter_of(target, **ARMS[arm]), target, TREE)
-    hidden, tokens = target.hidden(ids[None])[0, :-1], ids[1:].tolist()
-    found = time_parts(proposer, hidden, tokens, repeats=3)
-    assert found.keys() == ALWAYS | parts
-    assert all(seconds > 0 for seconds in found.values())
-    assert "head" not in vars(proposer.drafter)  # as it was
-    assert not any(m._forward_hooks for m in proposer.drafter.modules())
-
-
-def test_states_up_to_the_end_of_the_context_leave_room_for_drafts() -> None:
-    target = base("gpt2")
-    proposer = TreeProposer(drafter_of(target, **ARMS["Amphista"]), target, TREE)
-    states = torch.randn(target.context, target.width)
-    assert time_parts(proposer, states, [1] * len(states), repeats=3)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import LoadedModel, load
@@ -43,14 +44,18 @@ def toy() -> LoadedModel:
 
 @pytest.fixture
 def quantized(toy: LoadedModel) -> Callable[..., dict[str, QuantizedWeight]]:
-    """Rounds every linear of the toy's blocks; the model holds the result too."""
+    """Rounds every linear of the blocks of a model (the toy) whose name does not hold `left`; the
+    model holds the result too."""
 
     def make(
-        bits: int = 4, group_size: int = 32, grid_type: str = "symmetric"
-    ) -> dict[str, QuantizedWeight]:
+        bits: int = 4, group_size: int = 32, grid_type: str = "symmetric",
+        model: PreTrainedModel = toy.model, left: str = "none",
+    ) -> dict[str, QuantizedWeight]:  # fmt: skip
         layers = {}
-        for block in range(len(decoder_blocks(toy.model))):
-            for linear in block_linears(toy.model, block).values():
+        for block in range(len(decoder_blocks(model))):
+            for linear in block_linears(model, block).values():
+                if left in linear.name:
+                    continue
                 W = linear.read()
                 grid = search_range(W, bits, group_size, grid_type, "mse")
                 codes = grid.codes(W).to(torch.uint8)

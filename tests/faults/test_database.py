@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from backend.metric_key import MetricKey
@@ -37,9 +36,8 @@ from jobs.runtime.context import SPOOL, JobContext
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 from jobs.runtime.spool import FigureSpool
-from jobs.submit import submit
 from tests.faults.conftest import ClaimHere
-from tests.queue.conftest import HOST, Wait, running
+from tests.queue.conftest import HOST
 
 ROWS = 200  # in one transaction
 WRITER = f"""
@@ -314,17 +312,3 @@ def test_a_supervisor_whose_data_folder_is_gone_has_nothing_left_to_do(
     monkeypatch.setattr(supervisor, "settings", lambda: gone)
     supervisor.run_until_idle(loop, held)  # and does not try for ever
     assert turns == 1
-
-
-def test_a_run_outlives_a_migration(wait: Wait) -> None:
-    """Of a version to come, which adds what the process of the run does not know."""
-    job = submit("count", {"steps": 8, "pause": 0.2}, HOST)
-    wait(job.id, when=running(job.id, 1))
-    with engine_for(settings().url).begin() as connection:
-        connection.execute(text("ALTER TABLE jobs ADD COLUMN later INTEGER"))
-        connection.execute(text("CREATE INDEX ix_jobs_later ON jobs (later)"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
-    assert queries.job(job.id).attempts_made == 1
-    counted = frames.curves(job.id)
-    assert counted[counted["family"] == "count"]["value"].tolist() == [*range(8)]

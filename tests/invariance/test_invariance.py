@@ -41,8 +41,7 @@ DIFFERENT: dict[str, dict[str, Bound | None]] = {
     "rtn": channelwise(None),
     "hqq": channelwise(None),
     "rotated": {"pairs": None},
-    # it adds the errors of layers that share inputs in the units of each
-    "awq": channelwise((0.6, 0.05), layers=(0.6, 0.05), **IN_ORDER),
+    "awq": channelwise((0.6, 0.05), **IN_ORDER),
     "rotated-gptq": {"pairs": None, **IN_ORDER},
     "gptq": channelwise(None, **IN_ORDER),
     "gptq-order": channelwise(None, **IN_ORDER),  # of columns of nearly equal energy

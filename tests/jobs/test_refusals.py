@@ -35,7 +35,7 @@ def values(kind: str, model: str) -> dict[str, object]:
 def test_a_gpu_that_is_not_there(
     queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gpus: int
 ) -> None:
-    monkeypatch.setattr("jobs.estimate.gpu_count", lambda: gpus)
+    monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
     with pytest.raises(ConfigError, match="no device cuda:99") as refused:
         submit(kind, {**values(kind, "toy"), "device": "cuda:99"}, HOST)
     assert refused.value.field == "device" and f"sees {gpus} GPUs" in refused.value.why
@@ -93,7 +93,7 @@ def test_processes_that_have_no_room_or_nothing_to_share(
     monkeypatch.setattr(processes, "available_threads", lambda: 8)
     monkeypatch.setattr(processes, "installed_gpus", lambda: [*range(gpus)])
     monkeypatch.setattr(processes, "gpu_count", lambda: gpus)
-    monkeypatch.setattr("jobs.estimate.gpu_count", lambda: gpus)
+    monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
     monkeypatch.setenv("SLIMSCOPE_SLOTS", str(slots))
     settings.cache_clear()
     if refused is None:

@@ -108,7 +108,7 @@ def test_only_what_changed_is_made_and_laid_out(live: LiveModel, unseen: Tensor)
 @pytest.mark.parametrize(
     ("formats", "pruner", "why"),
     [({0: "int0"}, "", "0 bits are not offered"), ({0: "100%"}, "", "not between 0 and 100"),
-     ({0: "0%"}, "", "not between"), ({0: "int4-g48"}, "", "does not divide"),
+     ({0: "0%"}, "", "not between"), ({0: "int4-g40"}, "", "does not divide"),
      ({0: "3:7"}, "", "does not divide"), ({0: "what"}, "", "not a pattern"),
      ({"model.layers.9.mlp": "50%"}, "", "no layer of this model"),
      ({"model.embed_tokens": "50%"}, "", "rounded only"), ({}, "magic", "no method 'magic'"),

@@ -144,7 +144,7 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
         folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
         base, pattern = name.split()
         chosen = config(base=base, pattern=pattern)
-        result = prune(model, ids[:96], chosen, folder)
+        result = prune(model, ids[:48], chosen, folder)
         perplexity = {}
         for stage in MADE:
             install(model, Checkpoints(folder), stage)
@@ -245,7 +245,7 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     for precision in ("float32", "bfloat16"):
         model = toy()
         chosen = config(precision=precision)
-        prune(model, calibration, chosen, tmp_path / precision)
+        prune(model, calibration[:32], chosen, tmp_path / precision)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         losses[precision] = fmean(heldout_losses(model, unseen, torch.float32))
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)

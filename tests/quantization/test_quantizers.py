@@ -35,6 +35,15 @@ def quantized(name: str, W: Tensor, inputs: InputStatistics, settings: QuantSett
     return grid.nearest(V)
 
 
+@pytest.mark.parametrize("name", [name for name, each in QUANTIZERS.items() if each.by_rows])
+@pytest.mark.parametrize("space", ["minmax", "weighted"])
+def test_a_row_does_not_depend_on_the_others(layer, name: str, space: str) -> None:
+    settings = QuantSettings(3, SIZE, "offset", space)
+    whole = quantized(name, layer.W, layer.inputs, settings)
+    parts = [quantized(name, rows, layer.inputs, settings) for rows in layer.W.split((5, 7))]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
+
+
 # act-order ----------------------------------------------------------------------------------------
 
 

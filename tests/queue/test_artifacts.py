@@ -213,7 +213,10 @@ def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_it
     checkpoint(folder, "model", weights="w")
     ours.add_saved(folder, but=work)
     asked = iter([False, True])
-    assert not ours.wait(lambda: next(asked)) and is_whole(work / "two")
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "SLOW_S", 0.0)
+        assert not ours.wait(lambda: next(asked)) and is_whole(work / "two")
+    assert said.pop().startswith("The run waits for the artefact store")
     full.clear()
     assert ours.wait(lambda: False)
     ours.close(10)
@@ -312,7 +315,7 @@ def test_a_folder_of_artefacts_that_all_machines_share(
 
 
 def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    stored: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class EndpointError(Exception):
         pass
@@ -326,4 +329,4 @@ def test_whatever_a_store_raises_ends_no_thread_of_the_supervisor(
         with pytest.raises(OSError, match="no route"):
             act()
     copies.remove_stored(run_folder("sds-0001"))
-    assert "sds-0001 stays in the store" in capsys.readouterr().out
+    assert "sds-0001 stays in the store" in caplog.text

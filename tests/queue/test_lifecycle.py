@@ -31,6 +31,7 @@ from tests.queue.conftest import HOST
         (None, 79, "run", 0, State.QUEUED),  # nor does a database that was away
         (None, 78, "run", 1, State.QUEUED),
         (None, 78, "run", 0, State.LOST),
+        (None, 80, "run", 0, State.FAILED),
         ("never started", None, "run", 0, State.QUEUED),
         ("never started", None, "stop", 0, State.CANCELLED),
     ],
@@ -39,6 +40,11 @@ def test_verdicts(
     outcome: str | None, code: int | None, desired: str, left: int, state: State
 ) -> None:
     assert verdict(outcome, code, desired, left).state == state
+
+
+def test_a_run_waits_on_this_machine_for_the_restart_after_an_upgrade() -> None:
+    judged = verdict(None, 80, "run", 0, here=True)
+    assert judged.state == State.QUEUED and judged.delay_ms and not judged.spend_retry
 
 
 def test_the_longest_waiting_rises(queue: object) -> None:

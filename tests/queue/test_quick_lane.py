@@ -87,5 +87,5 @@ def test_its_start_is_told_truly(queue: Path) -> None:
             (3, "queued", Lane.SLOTS, None),
         )
     )
-    status = scheduling.QueueStatus([long], [quick, waiting], 0, 0, True)
+    status = scheduling.QueueStatus([long], [quick, waiting], {}, True)
     assert start_times(status) == {2: 0.0, 3: 3600.0}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.magnitudes import ascending, cutoff, magnitude_counts
+from backend.statistics.magnitudes import HALVES, PATTERNS, ascending, cutoff, magnitude_counts
 from backend.statistics.names import magnitude_edges
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.snapshots import NEAR_ZERO, histogram, tensor_statistics
@@ -107,6 +107,17 @@ def test_stages_share_edges_and_nearly_all_dense_values_fit() -> None:
 def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
     found = ascending(torch.from_numpy(values))
     assert torch.equal(found, torch.from_numpy(values).sort(dim=-1).values)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_numbers_of_16_bits_are_sorted_by_counting(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(PATTERNS + 1, generator=random).to(dtype).float()
+    values[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-7]).to(dtype).float()
+    for each in (values, values[:-1], torch.nextafter(values, torch.zeros(()))):
+        assert torch.equal(ascending(each), each.sort().values)
+    values[0] = torch.nan
+    assert ascending(values)[-1].isnan() and not ascending(values)[:-1].isnan().any()
 
 
 VALUES = arrays(

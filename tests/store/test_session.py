@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from filelock import FileLock
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -55,18 +55,6 @@ def test_a_new_database_has_the_tables_the_code_declares(store: Path) -> None:
     assert current_revision() == newest_revision()
     with engine_for(settings().url).connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
-
-
-def test_a_database_of_before_gets_conversations(store: Path) -> None:
-    new_job(kind="generate", lane="playground")
-    with engine_for(settings().url).begin() as connection:
-        for name in ("messages", "conversations", "api_keys"):
-            connection.execute(text(f"DROP TABLE {name}"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    upgrade()
-    with engine_for(settings().url).connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
-    assert queries.jobs()[0].lane == "slots"  # still a run, with what it wrote
 
 
 def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:

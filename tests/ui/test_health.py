@@ -8,6 +8,7 @@ from sqlalchemy.exc import OperationalError
 from tests.ui.visits import OTHER, TOKEN, Visit
 from ui import health
 from ui.health import READER, Snapshot
+from ui.pages.help.glossary import OPERATIONS
 
 
 @pytest.mark.parametrize("is_silent", [True, False])
@@ -50,4 +51,15 @@ def test_guests_get_no_more_metrics_than_pages_show(shared: Visit) -> None:
         {line.split()[2] for line in answer.text.splitlines() if line.startswith("# TYPE")}
         for answer in (guest, host)
     )
-    assert of_host - of_guest == {"slimscope_connections", "slimscope_disk_free_bytes"}
+    of_all = (
+        "connections",
+        "disk_free_bytes",
+        "answers",
+        "requests_total",
+        "request_seconds_total",
+    )
+    assert of_host - of_guest == {f"slimscope_{name}" for name in of_all}
+    watched = {name for name in OPERATIONS if name.startswith("slimscope_")}
+    assert watched <= of_host  # what Help says to watch
+    assert 'slimscope_runs{state="queued"} 1' in guest.text.splitlines()
+    assert guest.text.count("# TYPE slimscope_runs gauge") == 1

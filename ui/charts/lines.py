@@ -45,23 +45,19 @@ def curves(
     *,
     x_title: str = "Step",
     y_title: str = "",
-    log_y: bool = False,
 ) -> go.Figure:
     """One line a curve, in the colour of its series or stage."""
     drawn = [
         Line(labels[key], points, stage_style(key.series or key.stage, place))
         for place, (key, points) in enumerate(lines.items())
     ]
-    view = "|".join(map(str, lines)) + str(log_y)
-    return line_chart(drawn, view=view, x_title=x_title, y_title=y_title, log_y=log_y)
+    return line_chart(drawn, view="|".join(map(str, lines)), x_title=x_title, y_title=y_title)
 
 
 def line_chart(
-    lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False,
-    smoothing: float = 0.0,
-) -> go.Figure:  # fmt: skip
-    """All lines on one pair of axes; smoothed ones keep the raw values as a faint line. `view`: see
-    `template.layout`; `smoothing`: weight of the past in the moving average, 0 to 0.99."""
+    lines: Sequence[Line], *, view: str, x_title: str, y_title: str, log_y: bool = False
+) -> go.Figure:
+    """All lines on one pair of axes. `view`: see `template.layout`."""
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < MAX_LABELLED_STEPS else {}
     scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
@@ -72,7 +68,7 @@ def line_chart(
         hovermode="x unified",
         **legend_row() | {"showlegend": len(lines) > 1},
     )
-    return go.Figure([trace for line in lines for trace in _traces(line, smoothing)], looks)
+    return go.Figure([*map(_trace, lines)], looks)
 
 
 def curves_frame(lines: Mapping[str, pd.DataFrame], x_title: str) -> pd.DataFrame:
@@ -81,22 +77,11 @@ def curves_frame(lines: Mapping[str, pd.DataFrame], x_title: str) -> pd.DataFram
     return pd.DataFrame(columns).sort_index().rename_axis(x_title).reset_index()
 
 
-def _traces(line: Line, smoothing: float) -> list[go.Scatter]:
-    """The line; a smoothed one on top of its raw values."""
+def _trace(line: Line) -> go.Scatter:
     step, value = line.points["step"].to_numpy(), line.points["value"].to_numpy(dtype=float)
-    if not smoothing:
-        return [_trace(line, step, value)]
-    raw = _trace(line, step, value).update(
-        opacity=0.25, mode="lines", line_width=1, showlegend=False, hoverinfo="skip",
-        hovertemplate=None,
-    )  # fmt: skip
-    return [raw, _trace(line, step, smoothed(value, smoothing))]
-
-
-def _trace(line: Line, step: np.ndarray, value: np.ndarray) -> go.Scatter:
     x, y = thinned(step, value)
     return go.Scatter(
-        x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label, opacity=1.0,
+        x=x.tolist(), y=y.tolist(), name=line.label, legendgroup=line.label,
         mode="lines+markers" if len(x) <= MARKED else "lines", marker={"size": 5},
         line=line_look(line.stroke),
         hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
@@ -111,15 +96,3 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     stretches = [np.arange(a, b) for a, b in pairwise(edges)]
     kept = np.unique([i for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])])
     return x[kept], y[kept]
-
-
-def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average with the bias of its start corrected:
-
-    s_t = w s_{t-1} + (1 - w) y_t,    shown: s_t / (1 - w^t)
-    """
-    average, state = np.empty_like(y), 0.0
-    for t, value in enumerate(y, 1):
-        state = weight * state + (1 - weight) * value
-        average[t - 1] = state / (1 - weight**t)
-    return average

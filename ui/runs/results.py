@@ -1,19 +1,31 @@
-"""The results of a run, by stage and metric, whatever its kind."""
+"""The results of a run, by stage and metric, whatever its kind; and its stages compared on the same
+windows of text."""
 
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 
+import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
-from backend.store import queries
+from backend.statistics.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
+from backend.store import queries, tensors
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import config as benchmark
+from jobs.comparison import StageComparison
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
-from jobs.metrics import BYTES, PERPLEXITY, TOKENS_PER_SECOND, Metric, metric, ordered
+from jobs.metrics import (
+    BITS_PER_BYTE,
+    BYTES,
+    PERPLEXITY,
+    TOKENS_PER_SECOND,
+    Metric,
+    metric,
+    ordered,
+)
 from ui.format import NONE, duration, number, size
 from ui.widgets.config_form import advanced, extra, owner, title
 
@@ -28,6 +40,7 @@ WRITE: dict[str, Callable[[float | None], str]] = {
     "seconds": duration,
     "count": lambda value: NONE if value is None else f"{value:,.0f}",
 }
+WINDOW_METRICS = (PERPLEXITY, BITS_PER_BYTE)  # figures of the losses that are compared in pairs
 
 
 def format_value(metric: Metric, value: float | None) -> str:
@@ -245,3 +258,18 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
     return f"Speeds: {', '.join(filter(None, parts))}."
+
+
+def window_losses(job: Job) -> dict[str, np.ndarray]:
+    """Loss of each window [windows], by stage."""
+    return {p.stage: p.values for p in tensors.profiles(job.id, "", WINDOW_LOSSES)}
+
+
+def stage_comparison(job: Job, perplexity: Mapping[str, float]) -> StageComparison:
+    return StageComparison(perplexity, partial(_ratio, window_losses(job)))
+
+
+def _ratio(losses: Mapping[str, np.ndarray], stage: str, rival: str) -> PairedRatio | None:
+    if stage not in losses or rival not in losses:
+        return None
+    return paired_ratio(losses[stage], losses[rival])

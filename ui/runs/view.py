@@ -1,20 +1,25 @@
-"""The table of runs as the address describes it: filter, order, columns, baseline, selection."""
+"""The table of runs as the address describes it: filter, order, columns, baseline, selection; and
+its rows as files, CSV and JSON."""
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+import pandas as pd
 
 from backend.store.tables import RUN_NAME
+from ui.format import iso
 from ui.runs import columns as run_columns
 from ui.runs import filter as run_filter
-from ui.runs.columns import GROUPS, NEWEST, RUN_COLUMN, Column
+from ui.runs.columns import AGE, GROUPS, NEWEST, RUN_COLUMN, Column
 from ui.runs.filter import RunFilter
 from ui.runs.rows import RunRow, all_rows, chosen
-from ui.runs.table import sorted_rows
 
 PAGE_ROWS = 50
 MAX_PINS = 5
@@ -22,6 +27,49 @@ MAX_RUNS = 100
 MAX_LENGTH = 300  # characters of a text in the address
 SAVED_FIELDS = ("q", "sort", "dir", "cols", "base", "pins")  # the fields a saved view keeps
 Address = dict[str, str]  # fields of the address a button writes
+
+
+def sorted_rows(rows: Sequence[RunRow], by: Column, descending: bool) -> list[RunRow]:
+    def key(value: Any) -> tuple[bool, Any]:  # numbers before words: a setting may be either
+        return (True, value.lower()) if isinstance(value, str) else (False, value)
+
+    values = [(by.value(row), row) for row in rows]
+    keyed = [(key(value), row) for value, row in values if not _missing(value)]
+    keyed.sort(key=itemgetter(0), reverse=descending)
+    return [row for _, row in keyed] + [row for value, row in values if _missing(value)]
+
+
+def _missing(value: Any) -> bool:
+    return value in (None, "") or (isinstance(value, float) and math.isnan(value))
+
+
+def to_csv(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
+    """CSV for programs: names with units, values with full precision, age as a time in UTC."""
+    heads = [c.field or c.key for c in columns]
+    return csv_text([[_exported(row, c) for c in columns] for row in rows], heads)
+
+
+def csv_text(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
+    """CSV without spreadsheet formulas; None is an empty cell."""
+    cells = [[safe(value) for value in row] for row in rows]
+    return pd.DataFrame(cells, columns=[*heads], dtype=object).to_csv(
+        index=False, lineterminator="\n"
+    )
+
+
+def to_json(rows: Sequence[RunRow], columns: Sequence[Column]) -> str:
+    objects = [{"added" if c is AGE else c.key: _exported(row, c) for c in columns} for row in rows]
+    return json.dumps(objects, indent=1, ensure_ascii=False)
+
+
+def safe(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+def _exported(row: RunRow, column: Column) -> Any:
+    if column is RUN_COLUMN:
+        return row.job.run
+    return iso(row.job.created_at) if column is AGE else column.value(row)
 
 
 def query_text(request: gr.Request, name: str) -> str:

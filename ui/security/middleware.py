@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import re
 import secrets
+import time
 from contextlib import AsyncExitStack
 
 from starlette.concurrency import run_in_threadpool
@@ -212,19 +213,32 @@ def _with_guest_name(scope: Scope, user: Actor, response: "SecuredSend") -> Scop
     return {**scope, "headers": headers.raw}
 
 
+class RequestTimes:
+    """How many requests were answered, and the seconds until their answers began."""
+
+    number, seconds = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        self.number, self.seconds = self.number + 1, self.seconds + seconds
+
+
+TIMES = RequestTimes()
+
+
 class SecuredSend:
     """`send` that adds the headers and, to a page, the nonce of its scripts."""
 
     def __init__(self, send: Send, hashes: str) -> None:
         self.send, self.hashes, self.cookie = send, hashes, ""
         self.nonce = secrets.token_urlsafe(16)
-        self.turn = AsyncExitStack()
+        self.turn, self._began = AsyncExitStack(), time.monotonic()
         self._page: Message | None = None
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             await self.turn.aclose()
+            TIMES.add(time.monotonic() - self._began)
             self._add_headers(message)
             if Headers(scope=message).get("content-type", "").startswith("text/html"):
                 self._page = message

@@ -38,6 +38,7 @@ class NativeBlocks:
         model: supported by the decoder (`families.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
         rounded: weights that are not packed are rounded to 8 bits.
+        sparse: zeros are left out where that pays for a few tokens; it does not for many.
 
     Raises:
         CompilerError: the decoder cannot be built here.
@@ -46,11 +47,11 @@ class NativeBlocks:
 
     def __init__(
         self, model: PreTrainedModel, blocks: Iterable[nn.Module],
-        target: tuple[str, ...] = NATIVE, rounded: bool = False,
+        target: tuple[str, ...] = NATIVE, rounded: bool = False, sparse: bool = True,
     ) -> None:  # fmt: skip
         self._library = library(target)
         self.instructions = instructions(target)
-        self.layout = WeightLayout(self._library, rounded)
+        self.layout = WeightLayout(self._library, rounded, sparse)
         self._tabulating = threading.Lock()
         inner: Any = model.base_model
         self._rotary: nn.Module = inner.rotary_emb

@@ -23,15 +23,16 @@ FIXED_ROTARY = ("default", "linear", "llama3", "yarn", LONG)  # up to `stable_co
 PARTIAL = "phi3"  # rotates a part of each head, where its config says so
 
 
-def unsupported(model: PreTrainedModel) -> str:
-    """Reason for which the decoder does not run this model; "" if it does."""
+def unsupported(model: PreTrainedModel, dtype: torch.dtype | None = None) -> str:
+    """Reason for which the decoder does not run this model; "" if it does. `dtype`: that its
+    weights are going to be rounded to, if they are."""
     config = model.config.get_text_config()
     if config.model_type not in FAMILIES:
         return f"it decodes {', '.join(FAMILIES)} models, not {config.model_type}"
     if model.device.type != "cpu":
         return "it runs on the CPU only"
-    if model.dtype != torch.bfloat16:
-        return f"it computes in bfloat16, not {str(model.dtype).removeprefix('torch.')}"
+    if (dtype := dtype or model.dtype) != torch.bfloat16:
+        return f"it computes in bfloat16, not {str(dtype).removeprefix('torch.')}"
     for rope in rotaries(config):
         if (kind := rope.get("rope_type", "default")) not in FIXED_ROTARY:
             return f"its rotary positions ({kind}) change with the length"

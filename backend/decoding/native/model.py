@@ -61,8 +61,10 @@ class NativeModel(NativeBlocks):
         model: for which `families.unsupported` is empty; its embeddings are read in place.
     """
 
-    def __init__(self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE) -> None:
-        super().__init__(model, decoder_blocks(model), target)
+    def __init__(
+        self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE, sparse: bool = True
+    ) -> None:
+        super().__init__(model, decoder_blocks(model), target, sparse=sparse)
         inner: Any = model.base_model
         source: Any = inner.get_input_embeddings()
         self.structure.embedding_scale = embedding_scale(source)
@@ -141,6 +143,17 @@ class NativeModel(NativeBlocks):
         task.logits = logits.data_ptr()
         hidden = self._run(task, lengths, caches, positions, visible)
         return hidden.bfloat16(), logits[:, : self.vocabulary]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocabulary] in float32 of hidden states [n, width], as a pass computes them
+        from its own."""
+        states, s = hidden.float().contiguous(), self.structure
+        self.require(states.shape, (len(states), self.width))
+        raw = torch.empty(len(states), self._outputs)
+        places = s.read_out, states.data_ptr(), raw.data_ptr(), len(states)
+        if self._library.slimscope_linear(*places, torch.get_num_threads()):
+            raise MemoryError("The native decoder ran out of memory or threads.")
+        return LogitTransform(s.logit_scale, s.logit_cap)(raw[:, : self.vocabulary])
 
     def read(self, ids: Tensor, cache: NativeCache) -> Tensor:
         """Append a prompt [n] to the cache; returns its hidden states [n, width]."""

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError
+from backend.models.sources.gguf.config import DIVIDED_SCALE, PERIODS
 
 ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
     "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi3",
+    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "olmoe": "olmoe",
 }  # fmt: skip
+NORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}  # weights of chosen experts
 INTERLEAVED = "llama"
 GEMMA = ("gemma", "gemma2", "gemma3")
-PERIODS = {"gemma2": 2, "gemma3": 6}  # every so many layers the last one has no window
-DIVIDED_SCALE = {"gemma2": 46, "gemma3": 62}  # blocks of the model that scales by width / heads
 SCALINGS = {"llama": ("default", "linear", "llama3"), "phi3": ("default", "longrope")}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -36,6 +37,7 @@ class GGUFArchitecture:
         rotated: values of a head that have rotary positions.
         rows: end of a parameter's module -> heads whose rows change places.
         norm_shift: what is added to the weights of norms.
+        experts: of each block; 0: it is no mixture.
         keys: of this architecture alone, without its name.
         factors: further tensors, those of rotary frequencies.
     """
@@ -53,6 +55,7 @@ class GGUFArchitecture:
     norm_epsilon: float
     vocabulary: int
     tied: bool
+    experts: int = 0
     keys: Mapping[str, int | float | str] = field(default_factory=dict)
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -94,6 +97,7 @@ def architecture_of(config: Mapping[str, Any]) -> GGUFArchitecture:
         norm_epsilon=config["rms_norm_eps"],
         vocabulary=config["vocab_size"],
         tied=_tied(config),
+        experts=_experts(config),
         keys=dict(_keys(name, config, ropes)),
         factors=_factors(config, rope, rotated),
     )
@@ -131,6 +135,7 @@ def _obstacles(
     if used != usual:
         yield f"Its activation is {used}, and llama.cpp's for {name} is {usual}."
     yield from _window_obstacles(name, config)
+    yield from _mixture_obstacles(name, config)
     if name in GEMMA:
         yield from _gemma_obstacles(name, config)
     width = config["num_attention_heads"] * (config.get("head_dim") or 0)
@@ -153,10 +158,34 @@ def _window_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"llama.cpp has a layer without a sliding window every {period} layers."
         return
     window = config.get("sliding_window")
-    used = config.get("use_sliding_window", config["model_type"] in ("mistral", "phi3"))
+    used = config.get("use_sliding_window", config["model_type"] in ("mistral", "mixtral", "phi3"))
     short = used and window and window < config["max_position_embeddings"]
     if short or LOCAL in (config.get("layer_types") or ()):
         yield "Some of its layers attend to a sliding window only."
+
+
+def _mixture_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    usual = NORMALISED.get(name)
+    if usual is not None and bool(config.get("norm_topk_prob")) != usual:
+        does = "normalises" if usual else "does not normalise"
+        yield f"llama.cpp {does} the weights of the chosen experts."
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        yield "Some of its layers have no experts."
+    if config.get("clip_qkv"):
+        yield "It clips queries, keys and values."
+    if name in ("qwen2moe", "olmoe") and _tied(config):
+        yield "Its head is its embedding, which llama.cpp's has apart."
+    heads = config["num_attention_heads"]
+    if name == "olmoe" and (config.get("num_key_value_heads") or heads) != heads:
+        yield "Its heads share keys and values, which those of llama.cpp's do not."
+    wanted = name == "qwen2moe"
+    biases = config.get("qkv_bias", True) if wanted else config.get("attention_bias", False)
+    if name in ("qwen3", *NORMALISED) and bool(biases) != wanted:
+        yield "Its attention has biases where llama.cpp's has none, or none where it has."
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_local_experts") or config.get("num_experts") or 0)
 
 
 def _gemma_obstacles(name: str, config: Mapping[str, Any]) -> Iterator[str]:
@@ -192,6 +221,12 @@ def _keys(
     rope = ropes[GLOBAL]
     if rope["rope_type"] == "linear":
         yield from (("rope.scaling.type", "linear"), ("rope.scaling.factor", float(rope["factor"])))
+    if experts := _experts(config):
+        yield from (("expert_count", experts), ("expert_used_count", config["num_experts_per_tok"]))
+    if name in ("qwen2moe", "qwen3moe"):
+        yield "expert_feed_forward_length", config["moe_intermediate_size"]
+    if name == "qwen2moe":
+        yield "expert_shared_feed_forward_length", config["shared_expert_intermediate_size"]
     if name in PERIODS:
         yield "attention.sliding_window", config["sliding_window"]
     if name == "gemma2":

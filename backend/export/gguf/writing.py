@@ -1,8 +1,8 @@
 """Write a saved model as one GGUF file, tensor by tensor."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,19 @@ from backend.export.gguf import types
 from backend.export.gguf.architecture import GGUFArchitecture, architecture_of
 from backend.export.gguf.blocks import carried, holds_shared_scales, rounded
 from backend.export.gguf.tokenizer import vocabulary_of
-from backend.export.reading import read_layers
+from backend.export.reading import StoredLinears, read_layers
 from backend.models.block_offload import check_finite
-from backend.models.sources.headers import weight_files
-from backend.quantization.grid import QuantGrid, QuantizedWeight
+from backend.models.facts import DTYPES
+from backend.models.families.stored import (
+    GATE_UP,
+    IN_BLOCK,
+    ONE_EXPERT,
+    block_matrices,
+    compressed,
+    together,
+)
+from backend.models.sources.headers import read_config, read_headers, weight_files
+from backend.quantization.grid import QuantizedWeight, joined
 from backend.reporter import Reporter, stop_if_asked
 
 EXACT = {torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}  # a dtype as it is; else F32
@@ -36,13 +45,13 @@ WRITING = "Writing tensors"
 
 @dataclass(frozen=True)
 class GGUFSource:
-    """A parameter to write, in a file or in memory. `heads`: whose rows change places; `shift` is
-    added."""
+    """A parameter to write, in a file, in memory or to be read by a function. `heads`: whose rows
+    change places; `shift` is added."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    place: Path | Tensor | QuantizedWeight
+    place: Path | Tensor | QuantizedWeight | Callable[[], Tensor | QuantizedWeight]
     heads: int = 0
     shift: float = 0.0
 
@@ -52,17 +61,15 @@ class GGUFSource:
         if isinstance(place, Path):
             with safe_open(place, "pt") as stored:
                 place = stored.get_tensor(self.name)
+        elif not isinstance(place, Tensor | QuantizedWeight):
+            place = place()
         if isinstance(place, Tensor) and self.shift:
             return place.float() + self.shift
         if not self.heads:
             return place
         if isinstance(place, Tensor):
             return interleaved(place, self.heads)
-        scale, zero, codes = (
-            interleaved(part, self.heads)
-            for part in (place.grid.scale, place.grid.zero, place.codes)
-        )
-        return QuantizedWeight(QuantGrid(place.grid.bits, scale, zero), codes)
+        return place.by_rows(lambda rows: interleaved(rows, self.heads))
 
 
 def interleaved(rows: Tensor, heads: int) -> Tensor:
@@ -88,7 +95,7 @@ def write_gguf(
         ConfigError: model, tokenizer or weights have no counterpart in GGUF.
         ModelError: the folder is damaged.
     """
-    sizes = architecture_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)
     _add_sizes(writer, sizes)
     _add_vocabulary(writer, folder, sizes)
@@ -158,7 +165,8 @@ def _add_vocabulary(writer: GGUFWriter, folder: Path, sizes: GGUFArchitecture) -
 
 def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GGUFSource]:
     """What is written, in the order of the files; a tied head is stored once."""
-    for source in _packed_sources(folder) if packed else _plain_sources(folder):
+    sources = _packed_sources(folder) if packed else _plain_sources(folder)
+    for source in _experts_together(sources, sizes.experts):
         module = source.name.rpartition(".")[0]
         if sizes.tied and module == "lm_head":
             continue
@@ -169,10 +177,51 @@ def _sources(folder: Path, packed: bool, sizes: GGUFArchitecture) -> Iterator[GG
         yield GGUFSource(name, (len(factors),), torch.float32, torch.tensor(factors))
 
 
+def _experts_together(sources: Iterable[GGUFSource], count: int) -> Iterator[GGUFSource]:
+    """The sources, but for all experts of a block one [experts, out, in] for each projection."""
+    experts = dict[str, dict[int, GGUFSource]]()
+    for source in sources:
+        if one := ONE_EXPERT.fullmatch(source.name.removesuffix(".weight")):
+            experts.setdefault(f"{one[1]}.{one[3]}", {})[int(one[2])] = source
+        else:
+            yield source
+    for name, by_number in experts.items():
+        alike = [by_number[number] for number in sorted(by_number)]
+        if len(alike) != count or len({(each.shape, each.dtype) for each in alike}) > 1:
+            raise ConfigError(
+                "This model cannot be written as GGUF.",
+                f"The {len(alike)} experts of {name} are not {count} that are alike.",
+                "Choose a complete model, all of whose experts are quantised, or none.",
+                "model",
+            )
+        stem, _, joint = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if joint == GATE_UP else (joint,)
+        shape = count, alike[0].shape[0] // len(parts), alike[0].shape[1]
+        for number, part in enumerate(parts):
+            place = partial(_stack, alike, len(parts), number)
+            yield GGUFSource(f"{stem}.{part}.weight", shape, alike[0].dtype, place)
+
+
+def _stack(experts: Sequence[GGUFSource], parts: int, number: int) -> Tensor | QuantizedWeight:
+    """One of so many parts of all experts, one after the other."""
+    values = [each.read() for each in experts]
+    if layers := [each for each in values if isinstance(each, QuantizedWeight)]:
+        return joined([each.split(parts)[number] for each in layers])
+    return torch.cat([each.chunk(parts)[number] for each in values if isinstance(each, Tensor)])
+
+
 def _plain_sources(folder: Path) -> Iterator[GGUFSource]:
+    family, headers = str(read_config(folder)["model_type"]), read_headers(folder)
+    matrices = block_matrices(family, headers)
+    experts = [x for x in matrices if together(x.name) != x.name]
+    reader, inside = StoredLinears(folder, experts), {n for x in experts for n in x.stored.names}
+    for x in experts:
+        dtype = DTYPES[headers[x.stored.names[0]].dtype]
+        place = partial(reader.read, x)
+        yield GGUFSource(f"{x.name}.weight", (x.rows, x.columns), getattr(torch, dtype), place)
     for file in weight_files(folder):
         with safe_open(file, "pt") as stored:
-            for name in stored.keys():  # noqa: SIM118  (it is no dict)
+            for name in sorted({*stored.keys()} - inside):
                 tensor = stored.get_slice(name)
                 yield GGUFSource(name, tuple(tensor.get_shape()), tensor[:0].dtype, file)
 
@@ -192,12 +241,15 @@ def _kind(
     blocks do not divide are float16."""
     if len(source.shape) == 1:
         return Kind.F32
-    inside, columns, place = ".layers." in source.name, source.shape[-1], source.place
-    if layout and isinstance(place, QuantizedWeight):
+    inside, columns, place = IN_BLOCK.fullmatch(source.name), source.shape[-1], source.place
+    if inside and not compressed(inside[2]):
+        return Kind.F32
+    if layout and source.dtype == torch.uint8:
         if inside and len(layout.linears) == 1:
             return Kind[linears]
         kind = types.carried_type(linears, layout.of(source.name.removesuffix(".weight")), columns)
-        return Kind["Q8_0" if kind == "Q6_K" and not holds_shared_scales(place) else kind]
+        shared = isinstance(place, QuantizedWeight) and holds_shared_scales(place)
+        return Kind["Q8_0" if kind == "Q6_K" and not shared else kind]
     if inside:
         return (
             EXACT.get(source.dtype, Kind.F32) if layout else Kind[types.fitting(linears, columns)]

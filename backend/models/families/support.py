@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import ModelError
+from backend.models.families.stored import SEPARATE
 
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MIXTURES = (  # families whose experts can be compressed one by one
-    "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "olmoe", "phimoe",
-    "granitemoe", "granitemoeshared", "granitemoehybrid", "deepseek_v2", "deepseek_v3", "gpt_oss",
-    "jamba", "minimax", "glm4_moe", "ernie4_5_moe", "dots1", "lfm2_moe", "flex_olmo",
-    "hunyuan_v1_moe",
+    *SEPARATE, "granitemoe", "granitemoeshared", "granitemoehybrid", "gpt_oss", "qwen3_5_moe_text",
 )  # fmt: skip
 SEQUENTIAL = "Its hidden states are changed between its blocks"
 NOT_BY_BLOCK = {
@@ -51,6 +49,7 @@ class ModelSupport:
     clone: str = ""  # its layers, as the adaptation layers of a drafter
     stream: str = ""  # block by block from its files
     mixture: bool = False  # whether it has experts
+    separate: bool = False  # whether a checkpoint can hold each by itself, and so packed
 
 
 def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) -> ModelSupport:
@@ -66,8 +65,9 @@ def support_of(config: Mapping[str, Any], linears: int, packed: bool = False) ->
         clone = f"Its blocks are {hidden} wide, its embedding and head {outer}."
     stream = PACKED if packed else EXPERTS if mixture else ""
     return ModelSupport(
-        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture
-    )
+        _compress(family, mixture, linears), _decode(family, config), clone, stream, mixture,
+        family in SEPARATE,
+    )  # fmt: skip
 
 
 def _compress(family: str, mixture: bool, linears: int) -> str:

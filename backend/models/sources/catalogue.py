@@ -15,7 +15,7 @@ from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
 from backend.models.sources.gguf.conversion import read_gguf
 from backend.models.sources.headers import read_config, read_headers, read_shapes
-from backend.models.sources.quantized import NO_SHAPES, packing_of, rounded_share, unpacked
+from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share, unpacked
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
@@ -123,7 +123,7 @@ def _facts(
 ) -> ModelFacts:
     """The facts of a model, packed or not."""
     size = sum(header.bytes for header in headers.values())
-    if (packing := packing_of(spec, config)) is None:
+    if (packing := layout_in(spec, config)) is None:
         return replace(facts_from(spec, config, headers, title, note), bytes=size)
     dense = unpacked(spec, packing, config, headers, shapes)
     share = rounded_share(headers, dense)
@@ -142,7 +142,8 @@ def _disk_entries() -> Iterator[CatalogueEntry]:
         configs = [
             path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}config.json")
         ]
-        folders = {path.parent for path in configs if any(path.parent.glob("*.safetensors"))}
+        whole = (x.parent for x in configs if not x.parent.name.startswith("."))  # no drafts
+        folders = {folder for folder in whole if any(folder.glob("*.safetensors"))}
         found = (path for depth in ("", "*/") for path in root.glob(f"{depth}*.gguf"))
         files = [path for path in found if path.is_file()]  # and no link to nothing
         for path in sorted(folders) + sorted(files):

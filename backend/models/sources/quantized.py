@@ -10,7 +10,7 @@ import torch.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,7 @@ LAYER_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 REMEDY = "Choose the original model, or one packed by GPTQ, AWQ or compressed-tensors."
 
+Format = Literal["compressed-tensors", "gptq", "gptq_v2", "slimscope", "dense"]
 StoredGrid: TypeAlias = Literal["symmetric", "zero-point", "offset"]
 
 
@@ -56,30 +57,46 @@ class PackedGroup:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How the weights of a model are packed."""
+class Layout:
+    """Quantization settings of all layers of a model. `group_size`: 0 for one group per row.
+    `others`: of layers that have their own."""
 
-    method: str  # gptq, awq or compressed-tensors
+    format: Format | Literal["awq"]
     bits: int
-    group_size: int  # 0 for one group per row
+    group_size: int
     grid: StoredGrid
-    version: str = ""  # the GPTQ format: gptq stores z - 1, gptq_v2 z
     others: tuple[PackedGroup, ...] = ()
 
+    def of(self, layer: str) -> "Layout":
+        """The settings of one layer."""
+        group = next((group for group in self.others if layer in group.layers), None)
+        return Layout(self.format, group.bits, group.group_size, group.grid) if group else self
+
+    @property
+    def linears(self) -> "tuple[Layout, ...]":
+        """The settings that there are of layers of the blocks, those of most layers first."""
+        inside = (x for x in self.others if not EMBEDDINGS_AND_HEADS.issuperset(x.layers))
+        others = (Layout(self.format, x.bits, x.group_size, x.grid) for x in inside)
+        return (replace(self, others=()), *others)
+
+    @property
+    def width(self) -> str:
+        """Bits of the linear layers in words: "4 bits", "2 to 6 bits"."""
+        bits = [each.bits for each in self.linears]
+        return f"{min(bits)} to {max(bits)} bits" if len({*bits}) > 1 else f"{bits[0]} bits"
+
+    @property
+    def method(self) -> str:
+        """As a quantization_config names it, without the version of the format."""
+        return "gptq" if self.format == "gptq_v2" else self.format
+
     def __str__(self) -> str:
-        widths = {self.bits, *(group.bits for group in self.others)}
-        if {*chain(*(group.layers for group in self.others))} <= EMBEDDINGS_AND_HEADS:
-            more = (f", {' and '.join(x.layers)} {x.bits}" for x in self.others)
-            return f"{self.method}, {self.bits} bits{''.join(more)}"
-        return f"{self.method}, {min(widths)} to {max(widths)} bits"
-
-    def of(self, layer: str) -> "Packing":
-        """How one layer is packed."""
-        x = next((group for group in self.others if layer in group.layers), None)
-        return Packing(self.method, x.bits, x.group_size, x.grid, self.version) if x else self
+        outside = (x for x in self.others if EMBEDDINGS_AND_HEADS.issuperset(x.layers))
+        more = (f", {' and '.join(x.layers)} {x.bits}" for x in outside)
+        return f"{self.method}, {self.width}{''.join(more)}"
 
 
-def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
+def layout_in(spec: str, config: Mapping[str, Any]) -> Layout | None:
     """How a model with this config.json is packed; None if it is not. Raises ModelError: in a way
     that cannot be read."""
     settings = config.get("quantization_config")
@@ -105,7 +122,7 @@ def packing_of(spec: str, config: Mapping[str, Any]) -> Packing | None:
     return found
 
 
-def _ours(settings: Mapping[str, Any]) -> Packing:
+def _ours(settings: Mapping[str, Any]) -> Layout:
     grid: StoredGrid = settings.get("grid", "offset")
     if grid not in get_args(StoredGrid):
         raise ValueError(f"grid {grid}")
@@ -117,7 +134,7 @@ def _ours(settings: Mapping[str, Any]) -> Packing:
         )
         for group in settings.get("groups", ())
     ]  # fmt: skip
-    return Packing("slimscope", *sizes, grid, "", _apart(others))
+    return Layout("slimscope", *sizes, grid, _apart(others))
 
 
 def _apart(groups: Sequence[PackedGroup]) -> tuple[PackedGroup, ...]:
@@ -133,19 +150,19 @@ def _apart(groups: Sequence[PackedGroup]) -> tuple[PackedGroup, ...]:
     return tuple(groups)
 
 
-def _gptq(settings: Mapping[str, Any], method: str) -> Packing:
+def _gptq(settings: Mapping[str, Any], method: str) -> Layout:
     bits = int(settings["bits"] if "bits" in settings else settings["w_bit"])
     size = int(settings["group_size"] if "group_size" in settings else settings["q_group_size"])
     if method == "awq" and str(settings.get("version", "gemm")).lower() != "gemm":
         raise ValueError(f"version {settings['version']}")
-    version = str(settings.get("checkpoint_format", "gptq")) if method == "gptq" else ""
-    if version not in ("", "gptq", "gptq_v2"):
-        raise ValueError(f"checkpoint_format {version}")
+    format: Any = settings.get("checkpoint_format", "gptq") if method == "gptq" else method
+    if format not in ("awq", "gptq", "gptq_v2"):
+        raise ValueError(f"checkpoint_format {format}")
     grid: StoredGrid = "symmetric" if settings.get("sym") else "zero-point"
-    return Packing(method, bits, 0 if size == -1 else size, grid, version)
+    return Layout(format, bits, 0 if size == -1 else size, grid)
 
 
-def _compressed(settings: Mapping[str, Any]) -> Packing:
+def _compressed(settings: Mapping[str, Any]) -> Layout:
     groups = [*settings["config_groups"].values()]
     formats = {settings.get("format"), *(group.get("format") for group in groups)} - {None}
     types = {group["weights"].get("type", "int") for group in groups}
@@ -153,7 +170,7 @@ def _compressed(settings: Mapping[str, Any]) -> Packing:
         raise ValueError(f"format {sorted(map(str, formats))}")
     first, *rest = (_group(group) for group in groups)
     sizes = first.bits, first.group_size, first.grid
-    return Packing("compressed-tensors", *sizes, "", _apart(rest))
+    return Layout("compressed-tensors", *sizes, _apart(rest))
 
 
 def _group(settings: Mapping[str, Any]) -> PackedGroup:
@@ -169,7 +186,7 @@ def _sizes(weights: Mapping[str, Any]) -> tuple[int, int]:
 
 def unpacked(
     spec: str,
-    packing: Packing,
+    packing: Layout,
     config: Mapping[str, Any],
     tensors: Mapping[str, TensorHeader],
     shapes: Mapping[str, tuple[int, ...]] = NO_SHAPES,
@@ -210,7 +227,7 @@ def rounded_share(tensors: Mapping[str, TensorHeader], dense: Mapping[str, Tenso
 
 
 def _dense_shape(
-    spec: str, layer: str, packing: Packing, tensors: Mapping[str, TensorHeader]
+    spec: str, layer: str, packing: Layout, tensors: Mapping[str, TensorHeader]
 ) -> tuple[int, int]:
     """[out, in] of a packed layer."""
     codes = tensors[f"{layer}.{PARTS[packing.method][0]}"].shape

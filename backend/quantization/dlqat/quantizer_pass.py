@@ -9,17 +9,18 @@ them give. Layers may be rounded in another basis (`backend.quantization.bases`)
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from backend.calibration.damping_search import search_damping
 from backend.calibration.second_moments import InputStatistics, StatisticsLevel
 from backend.models.blocks import LinearWeight, decoder_blocks
-from backend.quantization.bases import Basis
+from backend.quantization.bases import PLAIN, Basis
 from backend.quantization.config import STAGE_LABELS, DLQATStage
 from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.stage_store import Start
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.registry import QUANTIZERS, BlockLayers
 from backend.reporter import Reporter, stop_if_asked
 
@@ -90,16 +91,26 @@ class QuantizerPass(RunPass):
         settings = run.settings(step)
         bases = self.quantizer.bases(BlockLayers(whole, of_step, inputs, settings))
         seen = InputsInBasis()
+
+        def is_alike(one: str, other: str) -> bool:
+            parts = ((part[one], part[other]) for part in (inputs, bases))
+            return all(a is b for a, b in parts) and settings[one] == settings[other]
+
         for linear in self.layers(block, step):
-            basis = bases[linear.module]
+            name, basis = linear.module, bases[linear.module]
+            if name in starts:
+                continue
+            together = self.quantizer.by_rows and basis is PLAIN
+            alike = [each for each in step if is_alike(name, each)] if together else [name]
+            W = torch.cat([basis.into(weights[each]) for each in alike])
             quantize = partial(
-                self.quantizer.quantize,
-                basis.into(weights[linear.module]),
-                seen.of(inputs[linear.module], basis),
-                settings[linear.module],
+                self.quantizer.quantize, W, seen.of(inputs[name], basis), settings[name]
             )
-            found = search_damping(quantize, DAMPING, self.reporter.log, linear.name, FAILURE)
-            starts[linear.module] = (*found, basis)
+            V, grid = search_damping(quantize, DAMPING, self.reporter.log, linear.name, FAILURE)
+            rows = [len(weights[each]) for each in alike]
+            parts = (V.split(rows), grid.scale.split(rows), grid.zero.split(rows))
+            for each, W, scale, zero in zip(alike, *parts, strict=True):
+                starts[each] = (W, QuantGrid(grid.bits, scale, zero), basis)
         return starts
 
     def replay(self, block: int) -> None:

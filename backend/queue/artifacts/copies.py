@@ -1,6 +1,6 @@
 """Copies on this machine of what is in the store."""
 
-import time
+import logging
 from pathlib import Path
 
 from backend.checkpoints import MANIFEST
@@ -8,6 +8,7 @@ from backend.queue.artifacts.store import ArtifactStore, reaching, store
 from backend.queue.folders import log_file, run_folder, work_folder
 from backend.settings import settings
 
+log = logging.getLogger("slimscope.store")
 WORKED_HERE = ".attempt"  # number of the last attempt on this machine, beside its checkpoints
 
 
@@ -83,4 +84,4 @@ def remove_stored(path: Path) -> None:
         with reaching():
             kept.remove(key_of(path))
     except OSError as error:
-        print(f"{time.strftime('%F %T')} {key_of(path)} stays in the store: {error}", flush=True)
+        log.warning("%s stays in the store: %s", key_of(path), error)

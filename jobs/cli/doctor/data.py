@@ -35,14 +35,11 @@ def privacy() -> HealthCheck:
     here = settings()
     if not here.shared:
         return HealthCheck("privacy", True, "not shared: permissions are those of your user")
-    open_paths = [path for path in (here.root, *database_files(here.url)) if _is_open(path)]
+    paths = (here.root, *database_files(here.url))
+    open_paths = [path for path in paths if path.stat().st_mode & OTHERS]
     text = f"other users can read {_some(open_paths)}" if open_paths else "private to your user"
     fix = f"chmod -R go= '{here.root}'"
     return check("privacy", not open_paths, text, fix)
-
-
-def _is_open(path: Path) -> bool:
-    return bool(path.stat().st_mode & OTHERS)
 
 
 def _some(paths: list[Path]) -> str:

@@ -1,8 +1,6 @@
 """A lab: a server of PostgreSQL and two machines, each on its host. The test itself looks at the
 database through the server's socket, so that no fault of the network hides anything from it."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,9 +38,17 @@ class Lab:
     """What a test breaks and watches."""
 
     network: Network
+    folder: Path
+    told: dict[str, str]  # to every machine
     db: Host
     a: Host
     b: Host
+
+    def add(self, name: str, number: int) -> Host:
+        """Another machine, which knows the server."""
+        host = Host(self.network, name, number, self.folder / name, f"boot-{name}", self.told)
+        host.knows(self.db)
+        return host
 
     def supervise(self, host: Host, **told: str) -> None:
         """Start the supervisor of a host."""
@@ -132,7 +138,7 @@ def lab(
             monkeypatch.setenv(name, value)
         settings.cache_clear(), kinds.cache_clear()
         upgrade()
-        yield Lab(network, db, *machines)
+        yield Lab(network, tmp_path, told | more, db, *machines)
         engine_for(settings().url).dispose()
     for cached in (engine_for, settings, kinds):
         cached.cache_clear()

@@ -1,7 +1,6 @@
 """A machine is lost, or cut off from the database, and another one is there."""
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,7 +24,7 @@ def lost(lab: Lab) -> None:
 def second_waits(lab: Lab) -> None:
     """The supervisor of `b` asks for the place of that of `a`."""
     lab.supervise(lab.b)
-    until((lab.b.folder / "data" / ".slimscope" / "supervisor.lock").exists)
+    until(lab.b.data(".slimscope", "supervisor.lock").exists)
 
 
 @pytest.mark.parametrize("fails", [lost, both_ways, answers_lost])
@@ -75,3 +74,17 @@ def test_a_run_of_another_machine_or_container_is_not_taken_for_dead(lab: Lab) -
     until(lambda: lab.leader() == lab.b.address)
     until(lambda: has_ended(run))
     assert len(queries.attempts(run)) == 1 and counted(run) == [*range(50)]
+
+
+def test_two_machines_act_on_one_queue(lab: Lab) -> None:
+    """Each adds runs, and cancels those of the other, at the same time."""
+    lab.supervise(lab.a), lab.supervise(lab.b)
+    runs = [count(steps=400, pause=0.2), count(steps=5)]
+    until(lambda: steps(runs[0]) > 1)
+    names = [queries.job(run).run for run in runs]
+    line = (sys.executable, "-m", "jobs", "cancel", *names)
+    both = [host.execute(*line) for host in (lab.a, lab.b)]
+    assert {each.wait(60) for each in both} <= {0, 2}  # the second may find it ended
+    until(lambda: has_ended(runs[0]) and has_ended(runs[1]))
+    assert [queries.job(run).state for run in runs] == [State.CANCELLED] * 2
+    assert [len(queries.attempts(run)) for run in runs] == [1, 0]

@@ -1,7 +1,6 @@
 """The network between a machine and the database fails while a run works."""
 
-from __future__ import annotations
-
+import os
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from tests.queue.conftest import HOST
 from tests.waiting import until
 
 NOTICED_S, BACK_S = 10.0, 15.0  # until a run goes on without the database; until states are true
+AWAY_S = float(os.environ.get("SLIMSCOPE_TEST_AWAY_S", "24"))  # longer than connections live
 END_ALL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
 
 
@@ -40,19 +40,35 @@ def no_names(lab: Lab) -> None:
 def test_a_run_goes_on_without_the_database_and_states_are_true_soon_after(
     lab: Lab, fails: Callable[[Lab], None]
 ) -> None:
-    lab.supervise(lab.a, SLIMSCOPE_OFFLINE_S="600")
-    run = count(steps=100, pause=0.2)
+    lab.supervise(lab.a, SLIMSCOPE_OFFLINE_S=str(AWAY_S + 600))
+    total = int(100 * AWAY_S / 24)
+    run = count(steps=total, pause=0.2)
     until(lambda: steps(run) > 1)
     fails(lab)
     before, told = steps(run), len(counted(run))
     time.sleep(NOTICED_S + 4)
     assert steps(run) >= before + 4, "it stood still"
-    time.sleep(10)  # longer than any connection lives without its other end
+    time.sleep(AWAY_S - NOTICED_S - 4)
     lab.network.heal()
     lab.a.knows(lab.db)
     print(f"true after {took(lambda: len(counted(run)) > told + 10, BACK_S):.1f} s")
+    until(lambda: has_ended(run), 60 + AWAY_S)
+    assert len(queries.attempts(run)) == 1 and counted(run) == [*range(total)]
+
+
+def test_a_run_that_dies_while_it_is_cut_off_loses_no_figure(lab: Lab) -> None:
+    lab.supervise(lab.a, SLIMSCOPE_OFFLINE_S="600")
+    run = count(steps=60, pause=0.3)
+    until(lambda: steps(run) > 1)
+    both_ways(lab)
+    time.sleep(NOTICED_S + 4)
+    (process,) = lab.a.processes("jobs.runtime.main")
+    process.kill()
+    lab.network.heal()
+    seconds = took(lambda: len(queries.attempts(run)) == 2, BACK_S + 15)
+    print(f"goes on after {seconds:.0f} s")
     until(lambda: has_ended(run))
-    assert len(queries.attempts(run)) == 1 and counted(run) == [*range(100)]
+    assert queries.attempts(run)[1].resumed_from and counted(run) == [*range(60)]
 
 
 def test_pages_say_that_the_database_does_not_answer_and_browsers_may_vanish(lab: Lab) -> None:
@@ -82,10 +98,10 @@ def test_pages_say_that_the_database_does_not_answer_and_browsers_may_vanish(lab
 
 
 def test_a_network_that_is_slow_and_lossy_only_takes_time(lab: Lab) -> None:
-    """200 ms there and back, and 2 % of the packets lost."""
+    """200 ms there and back, 2 % of the packets lost, and 5 % out of order."""
     lab.supervise(lab.a, SLIMSCOPE_OFFLINE_S="600")
     until(lambda: lab.leader() == lab.a.address)
-    lab.network.delay_s, lab.network.loss = 0.1, 0.02
+    lab.network.delay_s, lab.network.loss, lab.network.late = 0.1, 0.02, 0.05
     run = count(steps=12, pause=0.5)
     begun, began = took(lambda: steps(run) > 1, 60), time.monotonic()
     while not has_ended(run):

@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_submit_wait_show_and_logs(queue: Path) -> None:
-    done = slimscope("submit", "count", "--steps", "2", "--name", "two", "--wait", "--json")
+    words = ("submit", "count", "--steps", "2", "--name", "two", "--wait", "--json")
+    done = slimscope(*words, forks=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["state"], found["name"], found["config"]["steps"]) == ("succeeded", "two", 2)

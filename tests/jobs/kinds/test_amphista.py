@@ -57,10 +57,6 @@ def test_a_run_leaves_a_drafter_that_decodes(wait: Wait) -> None:
     assert 1 > top[0] > 0.1 and top[0] == max(top)
     assert found["head-1", "chained"].value == top[0]
     assert found["drafter", "predicted_length"].value >= 1
-    parts = {stage: r.value for (stage, name), r in found.items() if name == "draft_ms"}
-    known = ("fusions", "layers", "heads", "encoder", "norm", "lm_head", "rest")
-    assert parts.keys() == {f"part-{name}" for name in known}
-    assert all(taken > 0 for taken in parts.values())
     assert found["drafter", "steps"].value == 24
     (training,) = queries.step_times([job.id])
     assert training.step == "training" and training.seconds > 0

@@ -34,6 +34,7 @@ from tests.queue.conftest import HOST, Wait, succeeded
 SMALL = {
     "model": "toy", "segments": 4, "context": 64, "windows": 4, "group_size": 32, "rank": 4,
     "steps": 4, "batch": 2, "length": 32, "threads": 1, "precision": "float32",
+    "evaluation_precision": "float32",
     "sample_tokens": 4, "stages": ["rtn", "gptq", "dlqat"], "packed": False,
 }  # fmt: skip
 

@@ -75,6 +75,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
         expected = theirs[stage, PERPLEXITY].value
         assert rows[mine, PERPLEXITY].value == pytest.approx(expected, rel=1e-4)
+        assert rows[mine, PERPLEXITY].details["decoder"].startswith("native, bfloat16")
     assert rows[MODEL, ZERO_SHARE].value == pytest.approx(0.5)
     assert queries.job(job.id).environment["base"] == "toy"
     sizes = format_bytes(rows)
@@ -269,7 +270,9 @@ def quality(context: Recorder, monkeypatch: pytest.MonkeyPatch) -> Quality:
     made._loaded, made._text = SimpleNamespace(model=None), None  # type: ignore[assignment]
     made._context, made._batch, made._labels = context, 1, {}  # type: ignore[assignment]
     made._new, made._reference = list, None  # type: ignore[assignment]
-    monkeypatch.setattr(made, "_comparable", lambda: True)
+    made._decoder = ""
+    monkeypatch.setattr(made, "_read", lambda: None)
+    monkeypatch.setattr(made, "_comparable", lambda _: True)
     monkeypatch.setattr(made, "_observer", lambda *_: pytest.MonkeyPatch.context())
     return made
 

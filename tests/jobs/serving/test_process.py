@@ -9,6 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from backend.decoding.serving.engine import ServingEngine
 from backend.errors import SlimscopeError
+from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
 from backend.settings import settings
@@ -145,6 +147,29 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
+def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
+    """After the process was killed in the middle of its stream."""
+    process, shape = start(slow=True), inspect("toy")
+
+    async def changed(state: str, killed: bool) -> list[dict[str, Any]]:
+        asks = {"model": "toy", "state": state, "browser": "b", "want": ["loss"]}
+        told = list[dict[str, Any]]()
+        async with sent("/live/answer", json.dumps(asks).encode(), HOST) as response:
+            with suppress(httpx.TransportError):
+                async for line in response.aiter_lines():
+                    told += [json.loads(line[6:])] if line else []
+                    if killed and told[-1]["event"] == "applied":
+                        process.kill()
+        return [each for each in told if each["event"] in ("applied", "loss", "done")]
+
+    layers = f"0x{len(shape.linears)}_1x{len(shape.embeddings)}"
+    (before, *_) = asyncio.run(changed(f"~magnitude~rtn~2of4_dense~{layers}", True))
+    process.join()
+    after = asyncio.run(changed(before["address"], False))
+    assert after[0]["address"] == before["address"] and after[0]["zeros"] == 0.5
+    assert after[-2]["event"] == "loss" and after[-1] == {"event": "done"}
+
+
 def test_a_process_that_does_not_start_is_told(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,3 +236,4 @@ def test_choices_with_seeds_and_prompts_beyond_the_context(start: Start) -> None
     assert texts[0] != texts[1] == other["choices"][0]["message"]["content"]
     status, found = asked(max_tokens=10_000)
     assert status == 400 and "context of Toy" in found["error"]["message"]
+    assert at_work() == (0, 0, 0)  # what was refused is no longer counted

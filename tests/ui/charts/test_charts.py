@@ -1,5 +1,6 @@
 """Figures, and the sentences above them, say what the tables say."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from ui.charts.heatmap import (
     layer_heatmap,
     title_of,
 )
-from ui.charts.lines import Line, line_chart, smoothed, thinned
+from ui.charts.lines import thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
@@ -133,17 +134,7 @@ def test_perplexities_in_the_order_of_the_stages(seeded: Settings) -> None:
     assert perplexity_note([]) == ""
 
 
-@given(st.floats(-100, 100), st.integers(1, 50), st.floats(0, 0.99))
-def test_smoothing_leaves_a_constant_as_it_is(value: float, n: int, weight: float) -> None:
-    assert smoothed(np.full(n, value), weight) == pytest.approx(np.full(n, value))
-
-
-def test_a_smoothed_line_is_drawn_over_its_faint_raw_values() -> None:
-    points = pd.DataFrame({"step": [0, 1, 2], "value": [1.0, 3.0, 1.0]})
-    line = Line("one", points, stage_style("sds"))
-    raw, smooth = line_chart([line], view="", x_title="", y_title="", smoothing=0.5).data
-    assert (raw.opacity, raw.showlegend, list(raw.y)) == (0.25, False, [1.0, 3.0, 1.0])
-    assert smooth.opacity == 1 and max(smooth.y) < 3
+def test_long_lines_keep_their_peaks() -> None:
     y = np.sin(np.arange(50_000.0))
     y[12_345] = 7.0
     x, drawn_y = thinned(np.arange(50_000), y)
@@ -160,7 +151,10 @@ def test_a_log_span_shows_every_value(values: list[float]) -> None:
 
 
 def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    """Relative luminance of "#RRGGBB" or "rgb(r, g, b)", as WCAG defines it."""
+    parts = [int(x, 16) / 255 for x in re.findall("[0-9A-Fa-f]{2}", colour)]
+    if colour[0] != "#":
+        parts = [float(x) / 255 for x in re.findall(r"[\d.]+", colour)[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 

@@ -73,8 +73,8 @@ def cells(html: str, row: str) -> list[str]:
     return [re.sub(r"<[^>]+>", " ", c).strip() for c in re.findall(r"<td.*?</td>", found[0])]
 
 
-def curves(curve: str | None = None, scale: str = "linear", smooth: str = "none") -> dict[str, Any]:
-    return compare.draw_curves(curve, scale, smooth, asked(**WHOLE))
+def curves(curve: str | None = None) -> dict[str, Any]:
+    return compare.draw_curves(curve, "linear", asked(**WHOLE))
 
 
 # which runs ---------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_fewer_than_two_runs_lead_to_the_table(ids: str) -> None:
     page = drawn(ids=ids)
     assert 'href="runs"' in page["head"] and page["body"]["visible"] is False
     assert "compare?ids=sds-0001%2Csds-0002%2Csds-0003" in page["head"]
-    assert compare.draw_curves(None, None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
+    assert compare.draw_curves(None, None, asked(ids=ids))["lines_chart"] == compare.NO_CURVES
     assert compare.draw_weights(None, asked(ids=ids))["weights_chart"] == compare.NO_WEIGHTS
 
 
@@ -183,16 +183,16 @@ def test_every_run_that_drew_a_curve_is_in_it_and_single_points_are_none() -> No
     assert "sds-0001 3, sds-0002 3" in shown["lines_note"]
     assert shown["lines_table"].count("<tr>") == 4
     assert [trace.name for trace in curves("loss")["lines_chart"].data] == ["sds-0002", "sds-0004"]
-    shown = compare.draw_curves(None, None, None, asked(ids="sds-0003,sds-0004"))
+    shown = compare.draw_curves(None, None, asked(ids="sds-0003,sds-0004"))
     assert shown["lines_chart"] == compare.NO_CURVES
 
 
 def test_the_address_says_which_curve_is_open() -> None:
-    opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log", smooth="some"))
-    assert (opened["y"], opened["smooth"]) == ("log", "some")
+    opened = compare.open_curves(asked(**WHOLE, curve="loss", y="log"))
+    assert opened["y"] == "log" and opened["lines_chart"].layout.yaxis.type == "log"
     assert opened["curve"]["value"] == "loss"
-    odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways", smooth="9"))
-    assert (odd["y"], odd["smooth"]) == ("linear", "none")
+    odd = compare.open_curves(asked(**WHOLE, curve="<b>", y="sideways"))
+    assert odd["y"] == "linear"
     assert odd["curve"]["value"] == "error@sds"
 
 
@@ -285,7 +285,7 @@ def test_a_csv_and_json_hold_both_tables_with_full_precision() -> None:
 def test_the_baseline_is_grey_and_dashed_in_every_picture() -> None:
     request = asked(**TWO, base="sds-0002")
     for figure in (
-        compare.draw_curves(None, None, None, request)["lines_chart"],
+        compare.draw_curves(None, None, request)["lines_chart"],
         compare.draw_weights(None, request)["weights_chart"],
     ):
         (line,) = (trace.line for trace in figure.data if trace.name.startswith("sds-0002"))

@@ -20,7 +20,7 @@ from ui.pages import pages
 from ui.pages.report import page as report_page
 from ui.pages.report.blocks import drawn, paragraphs, sources
 from ui.pages.report.page import act, add_chart, draw, drawn_blocks, known_charts
-from ui.widgets.chart import PlotlyView
+from ui.widgets.panel import PlotlyView
 
 HOST = Actor("mira", "host")
 TENSOR = "model.layers.1.mlp.up_proj.weight"

@@ -21,7 +21,7 @@ from tests.ui.conftest import HOSTILE, mapped
 from tests.ui.lab import GUEST, asked, pressed
 from ui.pages.run import page as run
 from ui.pages.sweep import page
-from ui.pages.sweep.settings import importance_chart, parallel_chart, ties
+from ui.pages.sweep.settings import headline, importance_chart, ties
 from ui.runs.actions.single import act
 
 TOY: dict[str, Any] = {"model": "toy", "segments": 4, "context": 64, "windows": 2}
@@ -88,13 +88,9 @@ def test_what_each_setting_explains_adds_up() -> None:
     chart = importance_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
     assert chart is not None and chart.headline == "Pattern explains 98 % of the differences"
     assert importance(rows[:2]) == {} == importance(rows_of(dict.fromkeys([("a", 1), ("b", 2)], 3)))
-    rows = rows_of({("2:4", 8): 18.0, ("2:4", 16): 14.0, ("50%", 8): 36.0, ("50%", 16): 36.0})
-    chart = parallel_chart(rows, metric(MetricKey("perplexity")), {"pattern": "Pattern"})
-    assert chart is not None and chart.headline == "Best: 2:4 · 16, perplexity 14.00"
-    pattern, segments, values = chart.figure.data[0].dimensions
-    assert pattern.ticktext == ("2:4", "50%") and pattern.values == (0, 0, 1, 1)
-    assert segments.values == (8, 16, 8, 16) and values.values == (18, 14, 36, 36)
-    assert parallel_chart([], metric(MetricKey("perplexity")), {}) is None
+    assert headline(rows_of({("a", 1): 3.0, ("b", 2): 2.0}), metric(PERPLEXITY)) == (
+        "Best: b · 2, perplexity 2.000"
+    )
 
 
 def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it(
@@ -108,9 +104,8 @@ def test_combinations_that_no_windows_tell_apart_from_the_best_are_named_with_it
     (tied,) = ties(swept, rows, metric(MetricKey("perplexity")))
     assert tied.values == {"pattern": "70%"}
     two = rows_of({("2:4", 8): 18.0, ("70%", 8): 19.0})
-    chart = parallel_chart(two, metric(MetricKey("perplexity")), {}, two[1:])
-    assert chart is not None
-    assert chart.headline == "Best: 2:4 · 8, perplexity 18.00; not significantly different: 70% · 8"
+    told = headline(two, metric(PERPLEXITY), two[1:])
+    assert told == "Best: 2:4 · 8, perplexity 18.00; not significantly different: 70% · 8"
     assert ties(swept, rows, metric(MetricKey("top1_agreement"))) == []
 
 
@@ -147,4 +142,4 @@ def test_a_run_leads_to_its_sweep_and_one_of_none_to_the_list(swept: list[Job]) 
     assert f'href="sweep?id={swept[1].run}"' in run.head_html(queries.job(swept[1].id), who)
     assert "sweep?id" not in run.head_html(queries.job(1), who)
     assert draw(id=swept[0].run)["settings"]["visible"] is False  # a single setting
-    assert page.LINES.parts[0] in draw(id=swept[0].run)
+    assert page.IMPORTANCE.parts[0] in draw(id=swept[0].run)

@@ -14,7 +14,7 @@ COUNT = {"kind": "sds", "state": "queued"}
 def standing(*left: float | None, waits: int = 3) -> QueueStatus:
     """So many seconds left of each running job, and three jobs that wait."""
     live = [job(i, state="running", eta_s=eta) for i, eta in enumerate(left, 1)]
-    return QueueStatus(live, [job(10 + i, **COUNT) for i in range(waits)], 0, 0, True)
+    return QueueStatus(live, [job(10 + i, **COUNT) for i in range(waits)], {}, True)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from backend.store.tables import Event, Job
 from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
-from ui.runs import table
+from ui.runs import view as table
 from ui.runs.columns import AGE, Column, columns, visible_columns
 from ui.runs.filter import RunFilter
 from ui.runs.results import format_stderr, format_value, setting_summary

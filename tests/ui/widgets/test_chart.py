@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import pytest
 
 from ui.static import SCRIPT_URL, SCRIPTS
-from ui.widgets.chart import PlotlyView
 from ui.widgets.html import WIDGETS
+from ui.widgets.panel import PlotlyView
 
 HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
 

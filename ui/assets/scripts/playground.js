@@ -58,21 +58,6 @@
     if (bar) bar.value = Math.min(0.97, (performance.now() - since) / 1000 / about);
   }
 
-  async function read(response, answer) {
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let rest = ""; ;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const lines = (rest + value).split("\n");
-      rest = lines.pop();
-      for (const line of lines.filter((each) => each.startsWith("data: "))) {
-        const row = JSON.parse(line.slice(6));
-        if (row.tokens) add(answer, row);
-        else if (row.waits) wait(answer, row.waits, row.about);
-      }
-    }
-  }
-
   /* Has it answered; who is refused because others are before waits, and asks again. */
   async function begin(query) {
     const stop = new AbortController();
@@ -88,7 +73,10 @@
           wait(answer, error.message, seconds);
           await pause(1000 * seconds);
           if (!stop.signal.aborted) continue;
-        } else if (response.ok) await read(response, answer);
+        } else if (response.ok) await window.slimscope.events(response, (row) => {
+          if (row.tokens) add(answer, row);
+          else if (row.waits) wait(answer, row.waits, row.about);
+        });
         break;
       }
     } catch { /* stopped, or the server has gone, as the status strip says */ }

@@ -256,12 +256,25 @@ window.slimscope = (() => {
     });
   }
 
-  /* Modules of pages are loaded where they are used, that of Weights already while Gradio starts. */
+  /* Modules of pages are loaded where they are used, those that draw all of a page already while Gradio starts. */
   function modules(folder) {
     api.module = (name) => import(`${folder}/${name}.js`);
-    if (location.pathname.endsWith("/weights")) api.module("weights/page").then((page) => page.ahead());
+    const page = location.pathname.split("/").pop();
+    if (["weights", "workbench"].includes(page)) api.module(`${page}/page`).then((each) => each.ahead());
   }
 
-  const api = { header, pulse, address, tab, plot, table, saveTable, modules, picked: null, templates: {} };
+  /* Takes each row of JSON that a response streams as server-sent events. */
+  async function events(response, take) {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let rest = ""; ;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) if (line.startsWith("data: ")) take(JSON.parse(line.slice(6)));
+    }
+  }
+
+  const api = { header, pulse, address, tab, plot, table, saveTable, modules, events, picked: null, templates: {} };
   return api;
 })();

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from backend.metric_key import MetricKey
 from jobs.benchmark.report import DecoderReport
-from jobs.metrics import COST, TREE
+from jobs.metrics import TREE
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
@@ -167,8 +167,8 @@ def _bar_layout(
     )
 
 
-def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart:
-    """One row a task, one dot a decoder: speed-up with its range, or tokens per step."""
+def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
+    """One row a task, one dot a decoder: speed-up with its range."""
     drafters = drafting(decoders)
     frame = pd.DataFrame(
         [(d.label, name.replace("_", " "), up, *d.speed_up_range(name), n)
@@ -182,23 +182,21 @@ def by_task(decoders: Sequence[DecoderReport], tokens: bool, note: str) -> Chart
         up = rows["Speed-up, ×"]
         shift = JITTER * ((place + 0.5) / len(drafters) - 0.5)
         figure.add_scatter(
-            x=rows["Tokens per step"] if tokens else up,
+            x=up,
             y=[tasks.index(task) + shift for task in rows["Task"]],
             name=esc(decoder.label), mode="markers", cliponaxis=False,
             marker={"size": 9, "color": paint[decoder.name]},
-            error_x=None if tokens else _range(up, rows["Lowest"], rows["Highest"],
-                                               paint[decoder.name]),
+            error_x=_range(up, rows["Lowest"], rows["Highest"], paint[decoder.name]),
             customdata=[*map(esc, rows["Task"])],
             hovertemplate="<b>%{customdata}</b><br>%{fullData.name}: %{x:.2f}<extra></extra>",
         )  # fmt: skip
-    title = "Tokens per step (vanilla: 1)" if tokens else "Speed-up over vanilla, ×"
     rows_axis = axis(
         tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
         range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
     )  # fmt: skip
-    looks = _with_legend(f"tasks {tokens}", drafters, axis(title), rows_axis)
+    looks = _with_legend("tasks", drafters, axis("Speed-up over vanilla, ×"), rows_axis)
     figure.update_layout(looks, shapes=[reference_line(x=1)])
-    return Chart(figure, frame, "" if tokens else note)
+    return Chart(figure, frame, note)
 
 
 def _with_legend(
@@ -245,20 +243,3 @@ def tree_sizes(curves: Lines, decoders: Sequence[DecoderReport]) -> Chart:
         columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
     )  # fmt: skip
     return Chart(figure, frame)
-
-
-def verification_cost(curves: Lines, note: str) -> Chart:
-    """Time of a forward pass over n tokens, relative to one over a single token."""
-    key = MetricKey(COST, series="verify", axis="nodes")
-    rows = curves.get(key, pd.DataFrame(columns=["step", "value"]))
-    title = "Time, relative to one token"
-    frame = pd.DataFrame({"Tokens": rows["step"].astype(int), title: rows["value"].astype(float)})
-    line = go.Scatter(
-        x=frame["Tokens"], y=frame[title], mode="lines+markers", line={"color": BLUE},
-        marker={"size": 8}, hovertemplate="%{x} tokens: %{y:.2f} passes<extra></extra>",
-        cliponaxis=False,
-    )  # fmt: skip
-    x = axis("Tokens verified at once", log=True, **NODE_TICKS)
-    y = axis(title, rangemode="tozero")
-    figure = go.Figure(line, layout(view="costs", xaxis=x, yaxis=y))
-    return Chart(figure if len(frame) else None, frame, note)

@@ -3,48 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
-from typing import NamedTuple
 
 from backend.store import queries
 from backend.store.tables import Job
-from jobs.amphista.config import PART
-from jobs.amphista.kind import PART_LABELS
 from jobs.benchmark.config import NAME
 from jobs.benchmark.report import DecoderReport, decoder_reports, verdicts
 from jobs.fields.drafters import DRAFTER_FOLDER, expected_hits
-from jobs.metrics import DRAFT_MS, PARAMETERS, PREDICTED_LENGTH, STEPS
+from jobs.metrics import PARAMETERS, PREDICTED_LENGTH, STEPS
 from ui.runs.results import find_job
 
 Path = tuple[int, ...]
-WAYS: Mapping[str, str] = MappingProxyType(  # of an architecture, how a draft is made
-    {
-        "amphista": "Once through: all heads draft together.",
-        "hydra": "Residual block and LM head once for every depth of the tree.",
-        "eagle": "All of it once for every depth of the tree.",
-    }
-)
-
-
-class Part(NamedTuple):
-    """Part of a drafter with its milliseconds and share of a draft."""
-
-    label: str
-    milliseconds: float
-    share: float
 
 
 @dataclass(frozen=True)
 class DrafterInfo:
     """Facts of a drafter from the run that trained it: `hits` (path of a draft token -> its
-    contribution to the accepted length on held-out answers), `predicted` accepted length with
-    the default trees, and `milliseconds` by part in the order of a draft."""
+    contribution to the accepted length on held-out answers), and `predicted` accepted length with
+    the default trees."""
 
     hits: Mapping[Path, float] = field(default_factory=dict)
     predicted: float | None = None
     parameters: float | None = None
     steps: float | None = None
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
 
     def expected(self, decoder: DecoderReport, default: bool) -> float | None:
         """Tokens per step on held-out answers with the decoder's trees; `default`: those that
@@ -94,25 +74,9 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 def drafter_of(run: str) -> DrafterInfo:
     results = queries.results([run])
     rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
-    taken = {row.stage: row.value for row in results if row.metric == DRAFT_MS}
     return DrafterInfo(
         expected_hits(run),
         rows.get(PREDICTED_LENGTH),
         rows.get(PARAMETERS),
         rows.get(STEPS),
-        taken,
     )
-
-
-def inside(run: str, taken: Mapping[str, float]) -> tuple[list[Part], str]:
-    """Parts of the run's drafter in the order of a draft (empty where not timed), and a description
-    of a draft's way through them."""
-    whole = sum(taken.values())
-    parts = [
-        Part(label, taken[stage], taken[stage] / whole)
-        for name, label in PART_LABELS.items()
-        if (stage := f"{PART}-{name}") in taken
-    ]
-    job = find_job(run)
-    architecture = str(job.config.get("architecture", "")) if job else ""
-    return parts, WAYS.get(architecture, "")

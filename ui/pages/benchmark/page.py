@@ -20,19 +20,16 @@ from ui.runs.html import error_of, model_name, progress
 from ui.runs.results import find_job
 from ui.runs.weights import run_choices
 from ui.templates import fragments
-from ui.widgets.chart import nothing
-from ui.widgets.dropdown import dropdown, segmented
+from ui.widgets.dropdown import dropdown
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
+from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
 NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
 NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
-CONTROLS = ("run", "by", "drafter")
-SPEED_UP, TOKENS = "speed-up", "tokens"
-BY = {SPEED_UP: "Speed-up", TOKENS: "Tokens per step"}
+CONTROLS = ("run", "drafter")
 SPEED = Panel(
     "bars", "Speed-up", "Is it faster on this machine? Dashed: vanilla decoding in the same run.",
     300,
@@ -52,33 +49,26 @@ SIZES = Panel(
     "Where is the optimum? A larger tree yields more tokens per step (solid), but has to yield "
     "more before it pays off (dotted).", 360,
 )  # fmt: skip
-COSTS = Panel(
-    "costs", "Verification cost",
-    "What does verifying several tokens at once cost on this machine? Flat is good.", 360,
-)  # fmt: skip
 TREE = Panel(
     "tree", "Draft tree",
     "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
     400,
 )  # fmt: skip
-PANELS = (SPEED, GAIN, TASKS, TIME, COSTS, SIZES, TREE)  # those with data are shown
+PANELS = (SPEED, GAIN, TASKS, TIME, SIZES, TREE)  # those with data are shown
 
 
 def build() -> None:
     page = Outputs(
         run=dropdown("Benchmark", "benchmark-run", min_width=240, visible=False).render(),
-        by=segmented(BY, "Figure", "benchmark-by"),
         drafter=dropdown("Drafter", "benchmark-drafter"),
     )
     page["head"] = HtmlPanel(elem_id="benchmark-head", min_height=120)
-    controls = {TASKS: page["by"], TREE: page["drafter"]}
-    with gr.Column(elem_id="benchmark-charts", visible=False) as page["charts"]:
-        with gr.Row(elem_classes="curve-wall"):
-            for panel in PANELS:
-                with gr.Column(min_width=320) as page[panel.name]:
-                    own = [[controls[panel]]] if panel in controls else ()
-                    page |= panel.build("benchmark", own)
-        page["inside"] = HtmlPanel(elem_id="benchmark-inside")
+    page["charts"] = gr.Column(elem_id="benchmark-charts", visible=False)
+    with page["charts"], gr.Row(elem_classes="curve-wall"):
+        for panel in PANELS:
+            with gr.Column(min_width=320) as page[panel.name]:
+                own = [[page["drafter"]]] if panel is TREE else ()
+                page |= panel.build("benchmark", own)
     chosen = [page[name] for name in CONTROLS]
     show = page.named(draw)
     live(show, chosen, page.components)
@@ -86,7 +76,7 @@ def build() -> None:
         url_sync(control.input(show, chosen, page.components, **LATEST), **{name: control})
 
 
-def draw(run: str | None, by: str | None, drafter: str | None, request: gr.Request) -> Updates:
+def draw(run: str | None, drafter: str | None, request: gr.Request) -> Updates:
     runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
     named = run or query(request, "run")
     shown = data.benchmark(runs, named)
@@ -96,30 +86,20 @@ def draw(run: str | None, by: str | None, drafter: str | None, request: gr.Reque
         missing = bool(named and runs)
         why = HTML.no_benchmark(find_job(named), named) if missing else HTML.nothing()
         return {"run": other, "drafter": hidden, "charts": hidden, "head": why}
-    by = by or query(request, "by", SPEED_UP, BY)
     tree = shown.tree(drafter or query(request, "drafter"))
     controls = {
         "run": gr.update(choices=run_choices(runs, shown.job.run), value=shown.job.run,
                          visible=True),
-        "by": by,
         "drafter": gr.update(choices=[(d.label, d.name) for d in shown.trees],
                              value=tree and tree.name, visible=len(shown.trees) > 1),
         "charts": gr.update(visible=shown.complete),
     }  # fmt: skip
-    drawn = _charts(shown, by, tree) if shown.complete else {}
+    drawn = _charts(shown, tree) if shown.complete else {}
     panels = [
         panel.show(chart, shown.job.run) | {panel.name: gr.update(visible=chart.frame is not None)}
         for panel, chart in drawn.items()
     ]
-    return updates(controls, {"head": head(shown), "inside": inside(shown)}, *panels)
-
-
-def inside(shown: Benchmark) -> Markup:
-    if not shown.complete:
-        return Markup()
-    alone = [d for d in shown.decoders if d.kind and not d.combined]
-    drawn = [(d, *data.inside(d.run, shown.drafters[d.name].milliseconds)) for d in alone]
-    return HTML.inside([each for each in drawn if each[1]])
+    return updates(controls, {"head": head(shown)}, *panels)
 
 
 def head(shown: Benchmark) -> Markup:
@@ -154,13 +134,12 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
         shown = data.benchmark(runs, query(request, "run"))
         if shown is None or not shown.complete:
             return Chart(NO_BENCHMARK)
-        by = query(request, "by", SPEED_UP, BY)
-        return _charts(shown, by, shown.tree(query(request, "drafter")))[panel]
+        return _charts(shown, shown.tree(query(request, "drafter")))[panel]
 
     return drawn
 
 
-def _charts(shown: Benchmark, by: str, tree: DecoderReport | None) -> dict[Panel, Chart]:
+def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
     drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
     prompts = decoders[0].prompts
@@ -171,10 +150,9 @@ def _charts(shown: Benchmark, by: str, tree: DecoderReport | None) -> dict[Panel
     return {
         SPEED: charts.speed_up(decoders, timed),
         GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
-        TASKS: charts.by_task(decoders, by == TOKENS, timed) if tasks else Chart(NO_TASKS),
+        TASKS: charts.by_task(decoders, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
         SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
-        COSTS: charts.verification_cost(points, "Fastest of 5."),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
     }
 

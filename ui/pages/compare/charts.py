@@ -24,7 +24,6 @@ from ui.theme import LineStyle, stage_style
 
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 MAX_ROWS = 2000  # of the table
-SMOOTHING = {"none": 0.0, "some": 0.6, "strong": 0.9}
 
 
 Points = dict[str, dict[MetricKey, pd.DataFrame]]  # run -> curve -> its points
@@ -81,20 +80,12 @@ def chosen_curve(
     return offered[next(name for name in (wanted, kept, first) if name and name in offered)]
 
 
-def curve_chart(
-    comparison: RunComparison,
-    found: Points,
-    key: MetricKey,
-    *,
-    log_y: bool,
-    smoothing: str | None,
-) -> Chart:
+def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log_y: bool) -> Chart:
     drawn = {run: lines[key] for run, lines in found.items() if key in lines}
     x_title, strokes = axis_title(key.axis), comparison.strokes
     figure = line_chart(
         [Line(run, points, strokes[run]) for run, points in drawn.items()], view=f"{key}{log_y}",
         x_title=x_title, y_title=y_title(key), log_y=log_y,
-        smoothing=SMOOTHING.get(smoothing or "", 0.0),
     )  # fmt: skip
     figure.update_layout(showlegend=True)  # a single line, too, has to say whose it is
     frame = curves_frame(drawn, x_title).head(MAX_ROWS)

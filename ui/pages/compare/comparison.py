@@ -17,10 +17,16 @@ from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
 from ui.runs.html import elapsed, model_and_settings
-from ui.runs.pairs import WINDOW_METRICS, window_losses
-from ui.runs.results import format_stderr, format_value, kind_title, setting_title
+from ui.runs.results import (
+    WINDOW_METRICS,
+    format_stderr,
+    format_value,
+    kind_title,
+    setting_title,
+    window_losses,
+)
 from ui.runs.rows import RunRow
-from ui.runs.table import csv_text
+from ui.runs.view import csv_text
 from ui.templates import fragments
 from ui.theme import LIGHT, OKABE_ITO, YELLOW, LineStyle
 

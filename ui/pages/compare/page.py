@@ -14,7 +14,6 @@ from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, qu
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
-    SMOOTHING,
     chosen_curve,
     curve_chart,
     curve_label,
@@ -26,7 +25,7 @@ from ui.pages.compare.charts import (
 )
 from ui.pages.compare.comparison import HTML, RunComparison
 from ui.pages.compare.texts import texts_card, texts_chart
-from ui.runs.actions.bulk import MAX_COMPARED, MIN_COMPARED
+from ui.runs.actions.action import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
 from ui.runs.view import query_list
@@ -58,10 +57,6 @@ def build() -> None:
     file = Download()
     curve = dropdown("Curve", "compare-curve", min_width=200)
     tensor = dropdown("Tensor", "compare-tensor", min_width=240)
-    smooth = dropdown(
-        "Smoothing", "compare-smooth", min_width=120,
-        choices=[(name.capitalize(), name) for name in SMOOTHING], value="none",
-    )  # fmt: skip
     scale = gr.Radio(
         choices(SCALES), value="linear", label="Y axis", elem_id="compare-y", render=False,
         scale=0, min_width=160,
@@ -74,13 +69,13 @@ def build() -> None:
                 page["results"] = plain(elem_id="compare-figures")
         with gr.Row(equal_height=True):
             page |= STAGES.build("compare")
-            lines = Outputs(curve=curve, y=scale, smooth=smooth)
-            lines |= LINES.build("compare", [[curve, smooth, scale]])
+            lines = Outputs(curve=curve, y=scale)
+            lines |= LINES.build("compare", [[curve, scale]])
         page["texts"] = plain(elem_id="compare-texts")
         page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
-    show_curves = lines.named(draw_curves), [curve, scale, smooth], lines.components
+    show_curves = lines.named(draw_curves), [curve, scale], lines.components
     show_weights = weights.named(draw_weights), tensor, weights.components
     live(*show)
     on_load(lines.named(open_curves), None, lines.components)
@@ -89,8 +84,8 @@ def build() -> None:
     again = head.view(*show, **LATEST)
     again.then(*show_curves, **SILENT_EVENT).then(*show_weights, **SILENT_EVENT)
     head.act(export, None, file, **SILENT_EVENT)
-    for changed in (curve.input, scale.input, smooth.input):
-        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale, smooth=smooth)
+    for changed in (curve.input, scale.input):
+        url_sync(changed(*show_curves, **LATEST), curve=curve, y=scale)
     url_sync(tensor.input(*show_weights, **LATEST), tensor=tensor)
 
 
@@ -136,20 +131,16 @@ def stages_chart(runs: RunComparison) -> Chart:
 
 def open_curves(request: gr.Request) -> Updates:
     scale = query(request, "y", "linear", SCALES)
-    smoothing = query(request, "smooth", "none", SMOOTHING)
-    chart = draw_curves(query(request, "curve"), scale, smoothing, request)
-    return {"y": scale, "smooth": smoothing, **chart}
+    return {"y": scale, **draw_curves(query(request, "curve"), scale, request)}
 
 
-def draw_curves(
-    curve: str | None, scale: str | None, smoothing: str | None, request: gr.Request
-) -> Updates:
+def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Updates:
     runs = compared(request)
     points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
         return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
     key = chosen_curve(runs, offered, curve)
-    chart = curve_chart(runs, points, key, log_y=scale == "log", smoothing=smoothing)
+    chart = curve_chart(runs, points, key, log_y=scale == "log")
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
     shown = LINES.show(chart, str(key).replace("/", "-"))
     return {"curve": gr.update(choices=labels, value=str(key)), **shown}
@@ -187,8 +178,7 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
     if not offered:
         return Chart(NO_CURVES)
     key = chosen_curve(runs, offered, query(request, "curve"))
-    smoothing, log_y = query(request, "smooth", "none", SMOOTHING), query(request, "y") == "log"
-    chart = curve_chart(runs, points, key, log_y=log_y, smoothing=smoothing)
+    chart = curve_chart(runs, points, key, log_y=query(request, "y") == "log")
     return replace(chart, headline=curve_label(key, runs))
 
 

@@ -130,6 +130,23 @@ REQUESTS = {
     "POST /runs/sds-0001/cancel": "Cancel a run",
 }
 
+OPERATIONS = {
+    "/healthz": "200, or 503 and a sentence: whether to send people here",
+    "slimscope_database_up": "0: the database does not answer. Runs go on for half an hour",
+    "slimscope_supervisor_up": "0 while runs wait: nobody starts them. See "
+    ".slimscope/supervisor.log in the data folder",
+    "slimscope_engine_up": "0: the cluster does not answer. Nothing starts, and states stay",
+    "slimscope_runs_failed_or_lost": "Rises: filter Runs by state:failed and state:lost",
+    "slimscope_disk_free_bytes": "Below 10 GB: slimscope disk says what takes space, slimscope "
+    "free RUN deletes checkpoints",
+    "slimscope_request_seconds_total": "Divided by slimscope_requests_total: seconds until an "
+    "answer begins",
+    "slimscope_answers": "Texts that are being written",
+    "Logs": "JSON, one object a line: the dashboard's on standard error, others' in .slimscope/",
+    "Restart": "Runs go on. After an upgrade all pages ask for one, and no run starts before it",
+    "Backup": "slimscope backup FILE; with PostgreSQL pg_dump, then the folder artifacts",
+}
+
 PYTHON = """\
 from backend.store import frames, queries
 

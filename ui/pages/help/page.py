@@ -14,7 +14,15 @@ from ui.api_errors import API_PATH
 from ui.frame import Page
 from ui.keyboard import Shortcut, shortcuts
 from ui.pages import pages
-from ui.pages.help.glossary import COMMANDS, FILTERS, GLOSSARY, PYTHON, QUESTIONS, REQUESTS
+from ui.pages.help.glossary import (
+    COMMANDS,
+    FILTERS,
+    GLOSSARY,
+    OPERATIONS,
+    PYTHON,
+    QUESTIONS,
+    REQUESTS,
+)
 from ui.templates import fragments
 from ui.widgets.html_panel import HtmlPanel
 
@@ -25,7 +33,7 @@ Source = catalogue.CatalogueEntry | corpora.CorpusInfo
 
 def build() -> None:
     words = HTML.words(QUESTIONS, [m for m in METRICS.values() if m.definition], GLOSSARY)
-    use = HTML.use(keys(), FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, sources())
+    use = HTML.use(keys(), FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS, sources())
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):
             gr.HTML(words, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-words")

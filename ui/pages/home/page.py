@@ -7,7 +7,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from backend.metric_key import MetricKey
-from backend.models.sources import catalogue
 from backend.queue import scheduling
 from backend.queue.actor import Actor
 from backend.queue.scheduling import QueueStatus
@@ -19,7 +18,7 @@ from ui.charts.chart import Chart
 from ui.frame import Page, current_user, live, on_change, query, url_sync
 from ui.pages.home import pareto
 from ui.pages.home.exhibits import draw_exhibits, draw_toy, home_act, launch_address
-from ui.pages.home.pareto import QUALITY, ComparableRuns, ParetoPoint, tradeoff
+from ui.pages.home.pareto import ComparableRuns, ParetoPoint, tradeoff
 from ui.runs import columns as run_columns
 from ui.runs import rows as run_rows
 from ui.runs.actions.single import buttons
@@ -32,21 +31,19 @@ from ui.runs.html import (
     time_left,
     took,
 )
-from ui.runs.results import format_value
 from ui.templates import fragments
 from ui.widgets.dropdown import dropdown
 from ui.widgets.explorer import page_state
 from ui.widgets.html import skeleton
 from ui.widgets.html_panel import LATEST, HtmlPanel
-from ui.widgets.notice import notice, plain, show_html
+from ui.widgets.notice import notice
 from ui.widgets.panel import Outputs, Panel, Updates, page_charts, updates
 
 HTML = fragments("pages/home/page.html")
 NEWEST, NEXT, PROBLEMS = 8, 3, 3  # rows of a card
 FIGURES = 4  # columns of the latest results
-COMPARED, FRONT_ROWS = 3, 6
+COMPARED = 3
 LEFT_OUT = {"run", "name", "kind", "model", "choices", "state", "tags", "took", "age"}
-MODEL = "smollm2-135m"
 TRADEOFF = Panel("tradeoff", "Perplexity vs. cost", "Which runs are on the Pareto front?", 400)
 TO_RUN = "() => { window.location.href = `run?id=${slimscope.picked.customdata}`; }"
 
@@ -66,8 +63,7 @@ def build() -> None:
             with gr.Column(elem_id="home-best") as best["column"]:
                 best |= TRADEOFF.build("home", [[group, x]])
         with gr.Column(scale=3, min_width=320):
-            best["front"] = plain(elem_id="home-front")
-            side = HtmlPanel(elem_id="home-side", min_height=92)
+            side = HtmlPanel(elem_id="home-side")
 
     page = Outputs(running=running, latest=latest, side=side)
     show = page.named(draw), None, page.components
@@ -95,7 +91,7 @@ def draw(request: gr.Request) -> Updates:
     return {
         "running": HTML.running(live_runs, launch_address()) if live_runs else "",
         "latest": latest_html(),
-        "side": side_html(status, actor),
+        "side": side_html(status, actor) if status.queued or status.needs_attention else "",
     }
 
 
@@ -122,12 +118,9 @@ def side_html(status: QueueStatus, actor: Actor) -> Markup:
     queued = [(job, described(job)) for job in status.queued[:NEXT]]
     failed = queries.jobs([State.FAILED, State.LOST], limit=PROBLEMS)
     problems = [(job, buttons(job, actor), error_of(job)) for job in failed]
-    models = catalogue.entries()
-    waits = any(model.name == MODEL and not model.ready for model in models)
-    setup = f"slimscope setup {MODEL}" if waits else ""
     return HTML.side(
         queued, len(status.queued), problems if status.needs_attention else [],
-        status.needs_attention, now_ms(), models, setup,
+        status.needs_attention, now_ms(),
     )  # fmt: skip
 
 
@@ -145,12 +138,11 @@ def redraw_best(group: str | None, x: str | None, mark: Any = None) -> Updates:
     visible = gr.update(visible=bool(compared))
     drawn = {"mark": list(mark or queries.figures_mark()), "column": visible}
     if runs is None or not runs.axes:
-        return {**drawn, **TRADEOFF.clear(), "front": show_html()}
+        return {**drawn, **TRADEOFF.clear()}
     key = _known_axis(x, [*compared, *runs.axes])
     controls = {
         "of": gr.update(choices=[(g.label, g.key) for g in options], value=runs.key),
         "x": gr.update(choices=[(m.title, m.name) for m in map(metric, runs.axes)], value=str(key)),
-        "front": show_html(front_html(runs, runs.points(key), key)),
     }
     return updates(drawn, controls, TRADEOFF.show(tradeoff_chart(runs, key)))
 
@@ -186,15 +178,6 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
         f"n = {len(points)} runs{lacking if missing else ''}; filled: on the Pareto front."
         f"{sized} Click a dot to open its run."
     )
-
-
-def front_html(runs: ComparableRuns, points: Sequence[ParetoPoint], key: MetricKey) -> Markup:
-    """The runs on the Pareto front, best quality first."""
-    rows = [
-        (p, format_value(QUALITY, p.y), format_value(metric(key), p.x))
-        for p in runs.front(points, key)[:FRONT_ROWS]
-    ]
-    return HTML.front(rows, metric(key).title, len(points))
 
 
 PAGE = Page(

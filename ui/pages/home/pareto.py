@@ -104,14 +104,8 @@ class ComparableRuns:
     def points(self, key: MetricKey) -> list[ParetoPoint]:
         """The runs that have this cost, the newest first."""
         points = [point for row in self.rows if (point := _point(row, key))]
-        best = {p.run for p in self.front(points, key)}
+        best = {p.run for p in pareto_front(points, metric(key).better == "higher")}
         return [p for i, p in enumerate(points) if i < MAX_POINTS or p.run in best]
-
-    @staticmethod
-    def front(points: Sequence[ParetoPoint], key: MetricKey) -> list[ParetoPoint]:
-        """Those on the Pareto front, the lowest perplexity first."""
-        front = pareto_front(points, metric(key).better == "higher")
-        return sorted(front, key=lambda point: point.y)
 
 
 def _point(row: RunRow, key: MetricKey) -> ParetoPoint | None:

@@ -19,8 +19,7 @@ from jobs.kind import KeyFigure, Kind, kinds
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share, size
-from ui.runs.pairs import stage_comparison
-from ui.runs.results import RunResults, find_job, kind_of, speed_conditions
+from ui.runs.results import RunResults, find_job, kind_of, speed_conditions, stage_comparison
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 

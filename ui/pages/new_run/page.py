@@ -10,7 +10,7 @@ from gradio.events import Dependency
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import permissions
 from jobs.kind import Kind, kinds
-from ui.frame import SILENT_EVENT, Page, current_user, on_load, query, url_sync
+from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, query, url_sync
 from ui.pages.new_run.preview import HTML, Pairs, enqueue, preview_for, price
 from ui.pages.new_run.sweep_form import SweepForm
 from ui.runs.choices import CHOICES
@@ -225,10 +225,8 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dep
     kind.input(preview, [kind, *every], outputs, **LATEST)
     arrival.then(preview, [kind, *every], outputs, **SILENT_EVENT)
     shown = [c for form in forms.values() for c in (*form.messages, *form.form.folds.values())]
-    controls.add.click(
-        add, [kind, controls.name, *every], [*shown, controls.message],
-        show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
+    said = [*shown, controls.message]
+    controls.add.click(add, [kind, controls.name, *every], said, **PRIVATE_EVENT)
 
 
 def _inputs_of(kind: str, forms: Mapping[str, KindForm], given: Sequence[Any]) -> Sequence[Any]:
@@ -294,12 +292,12 @@ def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any
 def preset_info(kind: Kind, values: Mapping[str, Any]) -> str:
     """What a recipe or preset of these `values` sets."""
     fields = kind.config.model_fields
-    sets = [f"{title(name, fields[name])} = {_on_off(value)}" for name, value in values.items()]
+    said = {True: "on", False: "off"}
+    sets = [
+        f"{title(name, fields[name])} = {said[v] if isinstance(v, bool) else v}"
+        for name, v in values.items()
+    ]
     return f"Sets {'; '.join(sets)}." if sets else ""
-
-
-def _on_off(value: Any) -> str:
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 # arrival ------------------------------------------------------------------------------------------

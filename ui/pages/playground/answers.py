@@ -24,7 +24,7 @@ from jobs.serving.client import ended
 from jobs.serving.disconnect import EventStream
 from jobs.serving.openai_format import error_headers, event
 from jobs.serving.transcript import ENDS, Transcript, first_difference, transcript_of
-from ui.openai_api import GONE, answered, failure, rows
+from ui.openai_api import GONE, answered, failure, rows, sendable
 from ui.pages.playground.token_strip import BASE, Span, token_spans
 from ui.runs.html import model_name
 from ui.security.auth import current_user
@@ -178,7 +178,9 @@ class _Writing:
             opened.push_async_callback(self._end)
             try:
                 body = body_of(self.turns, self.side)
-                response = await opened.enter_async_context(answered(request, self.actor, body))
+                response = await opened.enter_async_context(
+                    answered(request, self.actor, *sendable(body))
+                )
                 if response is None:
                     return GONE
                 if response.status_code != 200:

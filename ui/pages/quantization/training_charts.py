@@ -1,7 +1,6 @@
 """Training inside the grid: magnitudes of all groups, of one group, and the use of codes."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -29,7 +28,12 @@ def magnitude_bands(quantiles: Mapping[str, Mapping[int, float]], stage: str) ->
             line={"color": colour}, hovertemplate="Median %{y:.5f}<extra></extra>",
         )
     )  # fmt: skip
-    return go.Figure(lines, _magnitude_layout(f"{stage}/fan"))
+    looks = layout(
+        view=f"{stage}/fan", hovermode="x unified", xaxis=axis("Step", showgrid=False),
+        yaxis=axis("Magnitude m", nticks=6), shapes=[reference_line(y=1, layer="below")],
+        **legend_row(),
+    )  # fmt: skip
+    return go.Figure(lines, looks)
 
 
 def _edge(
@@ -39,14 +43,6 @@ def _edge(
         x=steps, y=values, name=name, legendgroup=name, mode="lines", fill=fill,
         showlegend=fill is not None, fillcolor=tint(colour, 0.18),
         line={"width": 0, "color": colour}, hovertemplate="%{y:.5f}<extra>" + name + "</extra>",
-    )  # fmt: skip
-
-
-def _magnitude_layout(view: str) -> dict[str, Any]:
-    return layout(
-        view=view, hovermode="x unified", xaxis=axis("Step", showgrid=False),
-        yaxis=axis("Magnitude m", nticks=6), shapes=[reference_line(y=1, layer="below")],
-        **legend_row(),
     )  # fmt: skip
 
 

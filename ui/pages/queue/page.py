@@ -113,12 +113,11 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
         columns["Took"] = lambda job: took(job, now)
         columns["Ended"] = lambda job: time_tag(job.finished_at, now)
 
-    def movable(id: int) -> int | None:
-        return None if id in waiting else place(id)
-
     columns["By"] = lambda job: job.owner
     columns["Actions"] = lambda job: HTML.actions(
-        job.run, job.id == open_id, buttons(job, user, movable(job.id))
+        job.run,
+        job.id == open_id,
+        buttons(job, user, None if job.id in waiting else place(job.id)),
     )
     return columns
 

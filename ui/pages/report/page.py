@@ -20,7 +20,7 @@ from ui.frame import PRIVATE_EVENT, SILENT_EVENT, Page, current_user, on_load, q
 from ui.gradio_patches import event_data
 from ui.pages.report.blocks import ADD, ChartSource, DrawnBlock, drawn, query_of, sources
 from ui.pages.report.export import exported, height_of
-from ui.runs.actions.bulk import MAX_COMPARED
+from ui.runs.actions.action import MAX_COMPARED
 from ui.runs.rows import all_rows
 from ui.runs.weights import run_choices
 from ui.static import SCRIPT_URL

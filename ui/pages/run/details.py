@@ -128,7 +128,7 @@ def disk_card(job: Job, user: Actor) -> Markup:
     if not use:
         return Markup()
     total = {"Total": size(sum(use.values()))} if len(use) > 1 else {}
-    parts = {_title(part): size(length) for part, length in use.items()}
+    parts = {sentence_case(part): size(length) for part, length in use.items()}
     return HTML.disk(parts | total, free_button(job, use, user))
 
 
@@ -136,14 +136,10 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
     return Markup().join(_artefact(run, row) for row in rows)
 
 
-def _title(name: str) -> str:
-    return name[:1].upper() + name[1:]
-
-
 def _artefact(run: str, row: Artifact) -> Markup:
     path = settings().artifacts / row.path
     return HTML.artefact(
-        _title(row.kind),
+        sentence_case(row.kind),
         str(path),
         size(row.bytes),
         row.sha256,

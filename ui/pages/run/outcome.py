@@ -18,8 +18,15 @@ from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
-from ui.runs.pairs import stage_comparison, window_losses
-from ui.runs.results import RunResults, format_stderr, format_value, kind_of, speed_conditions
+from ui.runs.results import (
+    RunResults,
+    format_stderr,
+    format_value,
+    kind_of,
+    speed_conditions,
+    stage_comparison,
+    window_losses,
+)
 from ui.templates import fragments
 from ui.theme import name_colours
 

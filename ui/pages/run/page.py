@@ -236,7 +236,10 @@ def draw_curves(request: gr.Request) -> Updates:
         return {"waiting": show_html(empty(NO_CURVES)), **hidden}
     shown = [
         {panel.name: gr.update(visible=any(len(points) > 1 for points in lines.values()))}
-        | panel.show(curve_chart(job, card, lines), f"{job.run}-{_file_name(card)}")
+        | panel.show(
+            curve_chart(job, card, lines),
+            "-".join(filter(None, (job.run, card.family, card.stage))),
+        )
         for panel, (card, lines) in zip(CURVES, cards.items(), strict=False)
     ]
     others = {panel.name: gr.update(visible=False) for panel in CURVES[len(cards) :]}
@@ -275,10 +278,6 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     told = (of_blocks if by_block else of_curves)(frame, quantity, main)
     return Chart(figure, frame, note, question, headline=told or quantity)
-
-
-def _file_name(card: MetricKey) -> str:
-    return "-".join(filter(None, (card.family, card.stage)))
 
 
 def _label(name: str, stages: Mapping[str, str]) -> str:
@@ -320,5 +319,5 @@ PAGE = Page(
     charts=page_charts("run", {
         STAGES: of_run(_stages), WEIGHTS: of_run(weights_chart),
         **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
-    }, "id") | page_charts("measures", {p: of_run(d) for p, d in quality.CHARTS.items()}, "id"),
+    }, "id"),
 )  # fmt: skip

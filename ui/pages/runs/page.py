@@ -9,10 +9,8 @@ from backend.queue import labels, permissions
 from backend.store import queries
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load
 from ui.gradio_patches import event_data
-from ui.runs.actions.action import carry_out
-from ui.runs.actions.bulk import bulk_actions
-from ui.runs.table import to_csv, to_json
-from ui.runs.view import TableQuery, query_runs, query_text, saved_query
+from ui.runs.actions.action import bulk_actions, carry_out
+from ui.runs.view import TableQuery, query_runs, query_text, saved_query, to_csv, to_json
 from ui.templates import fragments
 from ui.widgets.download import Download, file_payload
 from ui.widgets.html import skeleton

@@ -22,7 +22,7 @@ from ui.charts.chart import Chart
 from ui.format import NONE, number, runs
 from ui.frame import Page, current_user, live, query, url_sync
 from ui.pages.sweep.charts import HEIGHT, SPREAD, sweep_means
-from ui.pages.sweep.settings import headline, importance_chart, last_stage, parallel_chart, ties
+from ui.pages.sweep.settings import headline, importance_chart, last_stage, ties
 from ui.runs.actions.single import act
 from ui.runs.html import model_name, progress, run_link, took, unknown
 from ui.runs.results import RUN, format_value, kind_title, setting_title, stages_of
@@ -37,9 +37,6 @@ MEANS = Panel(
     "chart", "Mean and spread over seeds", "Which setting is best, by more than seeds differ?",
     HEIGHT,
 )  # fmt: skip
-LINES = Panel(
-    "lines", "Every combination", "Which combinations of settings lead to which result?", 320
-)
 IMPORTANCE = Panel(
     "importance", "What matters", "How much of the differences does each setting explain alone?",
     320,
@@ -55,8 +52,7 @@ def build() -> None:
     message = notice("sweep-said")
     shown = dropdown("Metric", "sweep-metric", visible=False)
     page = Outputs(head=head, metric=shown, **MEANS.build("sweep", [[shown]]))
-    with gr.Row(equal_height=True, visible=False) as page["settings"]:
-        page |= LINES.build("sweep")
+    with gr.Column(visible=False) as page["settings"]:
         page |= IMPORTANCE.build("sweep")
     page["body"] = plain(elem_id="sweep-runs")
 
@@ -72,11 +68,11 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
     if not jobs:
         what = f"{run} is not part of a sweep." if run else "No sweep is chosen."
         hidden = {"head": unknown("Sweep", what), "metric": gr.update(visible=False)}
-        empty = [panel.show(Chart(None)) for panel in (MEANS, LINES, IMPORTANCE)]
+        empty = [panel.show(Chart(None)) for panel in (MEANS, IMPORTANCE)]
         return updates(hidden, *empty, {"settings": gr.update(visible=False), "body": ""})
     keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))
     drawn, nothing = _charts(jobs, rows, shown), Chart(None)
-    lines, importance = drawn[LINES], drawn[IMPORTANCE]
+    importance = drawn[IMPORTANCE]
     html = {
         "head": head(jobs, current_user(request)),
         "metric": gr.update(
@@ -85,15 +81,15 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
             visible=bool(keys),
         ),
         "body": body(jobs, rows, shown, stages_of(jobs[0])),
-        "settings": gr.update(visible=bool(lines and importance)),
+        "settings": gr.update(visible=importance is not None),
     }
     means = MEANS.show(drawn[MEANS] or nothing, f"{jobs[0].run}-{shown.name}")
-    settings = LINES.show(lines or nothing), IMPORTANCE.show(importance or nothing)
-    return updates(html, means, *settings)
+    return updates(html, means, IMPORTANCE.show(importance or nothing))
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
-    rows = stage_rows(sweep.table(jobs, queries.results([job.id for job in jobs])))
+    figures = sweep.table(jobs, queries.results([job.id for job in jobs]))
+    rows = [row for row in figures if row.stage != RUN]
     keys, key = ordered(row.metric for row in rows), MetricKey.parse(wanted)
     key = key if key in keys else next(iter(keys), NO_METRIC)
     return keys, [row for row in rows if row.metric == key], metric(key)
@@ -102,17 +98,13 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[S
 def _charts(
     jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric
 ) -> dict[Panel, Chart | None]:
-    """Charts of one metric; None where there are too few runs. The headline of the means names the
-    best value where a single setting varies."""
+    """Charts of one metric; None where there are too few runs."""
     labels = stages_of(jobs[0])
     last = last_stage(rows, labels)
     titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
-    tied = ties(jobs, last, shown)
-    alone = len(last) > 1 and len(last[0].values) == 1
-    told = headline(last, shown, tied) if alone else ""
+    told = headline(last, shown, ties(jobs, last, shown)) if len(last) > 1 else ""
     return {
         MEANS: sweep_means(rows, shown, labels, told) if rows else Chart(WAITING),
-        LINES: parallel_chart(last, shown, titles, tied),
         IMPORTANCE: importance_chart(last, shown, titles),
     }
 
@@ -133,10 +125,6 @@ def _jobs(run: str) -> list[Job]:
         return queries.sweep(run)
     except SlimscopeError:
         return []
-
-
-def stage_rows(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    return [row for row in rows if row.stage != RUN]
 
 
 def head(jobs: Sequence[Job], actor: Actor) -> Markup:
@@ -201,5 +189,5 @@ def body(
 
 PAGE = Page(
     "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
-    charts=page_charts("sweep", {panel: chart_of(panel) for panel in (MEANS, LINES, IMPORTANCE)}),
+    charts=page_charts("sweep", {panel: chart_of(panel) for panel in (MEANS, IMPORTANCE)}),
 )  # fmt: skip

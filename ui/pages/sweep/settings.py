@@ -1,8 +1,7 @@
-"""Which settings matter in a sweep: every combination as a line, and the share of the differences
-each setting explains."""
+"""Which settings matter in a sweep: the best combination, and the share of the differences each
+setting explains."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,11 +15,8 @@ from ui.charts.chart import Chart
 from ui.charts.headlines import lower
 from ui.charts.template import axis, category_axis, layout
 from ui.format import share
-from ui.runs.pairs import WINDOW_METRICS, window_losses
-from ui.runs.results import format_value
+from ui.runs.results import WINDOW_METRICS, format_value, window_losses
 from ui.theme import BLUE, LIGHT
-
-FADING = [[0.0, BLUE], [1.0, "#B8BEC6"]]  # from the best to the worst
 
 
 def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[SweepRow]:
@@ -58,53 +54,6 @@ def importance_chart(
         f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself.",
         headline=f"{explained} of the differences",
     )
-
-
-def parallel_chart(
-    rows: Sequence[SweepRow],
-    shown: Metric,
-    titles: Mapping[str, str],
-    tied: Sequence[SweepRow] = (),
-) -> Chart | None:
-    """Parallel coordinates, an axis a setting, the metric last; None for fewer than two. `tied`
-    combinations do not differ significantly from the best."""
-    fields = [*rows[0].values] if rows else []
-    if len(fields) < 2:
-        return None
-    scale = shown.scale
-    results = [scale * row.mean for row in rows]
-    axes = [_axis(titles.get(f, f), [row.values.get(f) for row in rows]) for f in fields]
-    axes.append({"label": shown.title, "values": results})
-    lines = go.Parcoords(
-        dimensions=axes, labelangle=-15, unselected={"line": {"opacity": 0.08}},
-        line={
-            "color": results, "colorscale": FADING, "reversescale": shown.better == "higher",
-        },
-        labelfont={"color": LIGHT.text, "size": 12}, tickfont={"color": LIGHT.muted, "size": 12},
-    )  # fmt: skip
-    frame = pd.DataFrame(
-        [[*(str(row.values.get(f)) for f in fields), scale * row.mean] for row in rows],
-        columns=[*(titles.get(f, f) for f in fields), shown.title],
-    )
-    looks = layout(view=f"parallel/{shown.name}") | {"margin": {"t": 64, "l": 48, "r": 48, "b": 28}}
-    return Chart(
-        go.Figure(lines, looks),
-        frame,
-        f"n = {len(rows)} combinations. Drag along an axis to choose some of them.",
-        headline=headline(rows, shown, tied),
-    )
-
-
-def _axis(title: str, values: Sequence[Any]) -> dict[str, Any]:
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        ticks = sorted(set(values))
-        return {"label": title, "values": [*values], "tickvals": ticks}
-    texts = [str(v) for v in values]
-    names = [*dict.fromkeys(texts)]
-    return {
-        "label": title, "values": [names.index(t) for t in texts],
-        "tickvals": [*range(len(names))], "ticktext": names,
-    }  # fmt: skip
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:

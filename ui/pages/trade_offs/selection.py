@@ -18,8 +18,9 @@ from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.budgets import Method, method_of, solver_of
 from jobs.profile.profiles import newest_profile
 from ui.charts.formats import ordered
-from ui.runs.results import find_job, setting_summary
-from ui.runs.rows import RunRow, all_rows
+from ui.runs.results import find_job
+from ui.runs.rows import RunRow
+from ui.runs.sensitivity.measured import MeasuredRun, measured_runs, quantized_bytes
 from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection, cached_by
 
@@ -28,7 +29,6 @@ KIND: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"} 
 USUAL = Budget("loss", 0.1)
 POINTS = 80  # of a front
 LEAST = 0.01  # share of zeros that makes a run pruned
-MOST = 100  # runs drawn
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,6 @@ def fronts_of(run: str) -> dict[Method, MixFront]:
         uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
         fronts[method] = MixFront(solver, solver.front(POINTS, KIND[method]), uniform)
     return fronts
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """A finished run of the same model: place on the horizontal axis, perplexity over dense."""
-
-    run: str
-    label: str
-    x: float
-    ratio: float
 
 
 @dataclass(frozen=True)
@@ -156,24 +146,15 @@ class TradeoffView:
     @cached_property
     def measured(self) -> list[MeasuredRun]:
         """Finished runs of the same model with the figure of the axis, the newest first."""
-        points = []
-        for row in all_rows():
-            same = row.job.config.get("model") == self.profile.model
-            change = row.figures.change() if row.job.state == State.SUCCEEDED and same else None
-            if change is not None and (x := self._x_of_run(row)) is not None:
-                label = " · ".join(setting_summary(row.job)) or row.job.name
-                points.append(MeasuredRun(row.job.run, label, x, 1 + change))
-        return points[:MOST]
+        return measured_runs(self.profile.model, self._x_of_run)
 
     def _x_of_run(self, row: RunRow) -> float | None:
-        """Of a quantised run the bytes its bits come to, as those of a mix are counted."""
-        bits, zeros = row.figures.final(BITS_PER_WEIGHT), row.figures.final(ZERO_SHARE)
-        if self.pruned:
-            return 100 * zeros if bits is None and zeros and zeros > LEAST else None
-        if bits is None:
-            return None
-        sizes = (x.weights * (bits if x.block >= 0 else 16) / 8 for x in self.profile.layers)
-        return (sum(sizes) + self.front.solver.fixed) / 1e6
+        if not self.pruned:
+            nbytes = quantized_bytes(row, self.profile.layers, self.front.solver.fixed)
+            return nbytes and nbytes / 1e6
+        zeros = row.figures.final(ZERO_SHARE)
+        pruned = row.figures.final(BITS_PER_WEIGHT) is None and zeros and zeros > LEAST
+        return 100 * zeros if zeros and pruned else None
 
 
 def read_budget(text: str) -> Budget | ConfigError:

@@ -1,29 +1,18 @@
 """What the page's scripts draw, as binaries: all histograms and statistics of a run, which travel
 once, and on demand some profiles of a tensor, or the saved weights around a place of it.
 
-    4 bytes   length of the header, little-endian
-    header    JSON, padded with spaces to a multiple of 8 together with the length
-    arrays    little-endian, each at a multiple of 8; `arrays` of the header has for each name its
-              type, where it begins after the header, and its shape
-
-Of a run:
+Of a run (`ui.widgets.packed`):
 
     counts    [tensors, stages, bins]       weights in each bin, from `edges`
     tails     [tensors, stages, 4]          all weights, exact zeros, weights below and above
     edges     [tensors, 2]                  where the bins of a tensor begin and end, at all stages
     values    [statistics, tensors, stages] as stored, NaN where not measured
-
-A browser that has it asks with its ETag, a hash of all of that, and is told that nothing changed.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -54,6 +43,7 @@ from ui.pages.weights.selection import WeightsSelection, default_stages, is_main
 from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import stage_style
 from ui.widgets.explorer import RunReader, empty_state
+from ui.widgets.packed import PackedArrays
 
 PATH = "/slimscope/weights"
 MAX_BYTES = 16_000_000  # of the histograms; where they need more, bins are merged
@@ -73,45 +63,10 @@ TOO_LARGE = (
 )
 
 
-@dataclass(frozen=True)
-class PackedRun:
-    """A binary, plain and compressed, with its ETag."""
-
-    plain: bytes
-    packed: bytes
-    etag: str
-
-    @classmethod
-    def of(cls, header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> PackedRun:
-        places, offset = {}, 0
-        for name, array in arrays.items():
-            places[name] = [array.dtype.str[1:], offset, array.shape]
-            offset += -(-array.nbytes // 8) * 8
-        text = json.dumps(header | {"arrays": places}, allow_nan=False).encode()
-        text += b" " * (-(len(text) + 4) % 8)
-        parts = [len(text).to_bytes(4, "little"), text]
-        for array in arrays.values():
-            parts += [array.tobytes(), bytes(-array.nbytes % 8)]
-        plain = b"".join(parts)
-        tag = sha256(plain).hexdigest()[:32]
-        return cls(plain, gzip.compress(plain, 5, mtime=0), f'"{tag}"')
-
-    def answer(self, request: Request) -> Response:
-        headers = {
-            "ETag": self.etag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding",
-        }  # fmt: skip
-        if self.etag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        content = self.plain
-        if "gzip" in request.headers.get("accept-encoding", ""):
-            content, headers["Content-Encoding"] = self.packed, "gzip"
-        return Response(content, media_type="application/octet-stream", headers=headers)
-
-
 # all histograms of a run --------------------------------------------------------------------------
 
 
-def packed_run(run: str) -> PackedRun | None:
+def packed_run(run: str) -> PackedArrays | None:
     """Of a run with statistics; None where they are too large."""
     weights = weights_of(run)
     assert weights is not None, "the reader asks only about runs with statistics"
@@ -121,7 +76,7 @@ def packed_run(run: str) -> PackedRun | None:
     if bins < MIN_BINS:
         return None
     arrays = _histograms(weights, bins) | {"values": _values(weights)}
-    return PackedRun.of(_header(weights) | {"bins": bins, "merged": BINS // bins}, arrays)
+    return PackedArrays.of(_header(weights) | {"bins": bins, "merged": BINS // bins}, arrays)
 
 
 def _mark(run: str) -> tuple[Any, ...] | None:
@@ -206,11 +161,11 @@ def _header(weights: RunWeights) -> dict[str, Any]:
 # one tensor ---------------------------------------------------------------------------------------
 
 
-def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) -> PackedRun:
+def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) -> PackedArrays:
     """Profiles of a tensor, or with `blocks` of its module in every block, by block, stage, name:
     "3/dense/row_norm"; with `spot`, weights by stage. An unknown tensor or name has none."""
     if tensor not in weights.tensors:
-        return PackedRun.of({}, {})
+        return PackedArrays.of({}, {})
     if spot := SPOT.fullmatch(query.get("spot", "")):
         return _saved_weights(weights, tensor, int(spot[1]), int(spot[2]))
     names, run = PROFILES & {*query.get("names", "").split(",")}, weights.job.id
@@ -224,10 +179,10 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
             else tensors.profiles(run, tensor, name)
         )
     ]
-    return PackedRun.of({}, {f"{p.block}/{p.stage}/{p.name}": p.values for p in found})
+    return PackedArrays.of({}, {f"{p.block}/{p.stage}/{p.name}": p.values for p in found})
 
 
-def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedRun:
+def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedArrays:
     """The weights around a place at the stages whose files are there, [rows, columns]; the header
     says where they lie."""
     sides = [
@@ -235,7 +190,7 @@ def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) ->
         for name in (channel_profile(side, "norm") for side in SIDES)
     ]
     if output >= sides[0] or input >= sides[1]:
-        return PackedRun.of({}, {})
+        return PackedArrays.of({}, {})
     region, arrays = Region.around(output, input, (sides[0], sides[1]), ZOOM), {}
     for stage, folder in saved_folders(weights.job).items():
         try:
@@ -244,7 +199,7 @@ def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) ->
             continue
         if values is not None and stage in weights.labels:
             arrays[stage] = values.astype("<f4")
-    return PackedRun.of({"first": [region.rows[0], region.columns[0]]}, arrays)
+    return PackedArrays.of({"first": [region.rows[0], region.columns[0]]}, arrays)
 
 
 # the answer ---------------------------------------------------------------------------------------

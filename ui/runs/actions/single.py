@@ -76,24 +76,20 @@ def next_links(job: Job) -> Markup:
     ended, base = job.state == State.SUCCEEDED, job.config.get("model", "")
     mark = queries.weights_mark(job.run)
     try_it = href("playground", sides=job.run)
+    decodes = any(has_saved(job, what) for what in ("model", drafters.DRAFTER_FOLDER))
     offers = [
         (
             ended and has_saved(job, drafters.DRAFTER_FOLDER),
             href("new", kind=benchmark.NAME, model=base, drafters=job.run),
             "Measure its speed",
         ),
-        (ended and _decodes(job), try_it, "Generate with it"),
+        (ended and decodes, try_it, "Generate with it"),
         (job.kind == benchmark.NAME, href("benchmark", run=job.run), "See its charts"),
         (job.kind == generate.NAME, href("playground", run=job.run), "See its answers"),
         (job.kind == dlqat.NAME, href("quantization", run=job.run), "See its groups"),
         (mark is not None and mark[1] > 0, href("weights", run=job.run), "See its weights"),
     ]
     return HTML.links([(address, text) for fits, address, text in offers if fits])
-
-
-def _decodes(job: Job) -> bool:
-    """Whether the model or the drafter that the run saved is there."""
-    return any(has_saved(job, what) for what in ("model", drafters.DRAFTER_FOLDER))
 
 
 def act(event: gr.EventData, request: gr.Request) -> Any:

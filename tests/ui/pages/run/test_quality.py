@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 
 from backend.settings import Settings
@@ -12,7 +11,6 @@ from jobs.evaluation.config import DENSE, MODEL
 from jobs.metrics import LINEAR_BYTES, SPEED_UP, TOKENS_PER_SECOND
 from tests.ui.lab import job, measured, model_folder, result, store
 from ui.pages.run import quality
-from ui.pages.run.quality import format_sizes
 
 
 def sample(text: str) -> list[dict[str, Any]]:
@@ -53,9 +51,7 @@ def test_a_run_shows_what_its_evaluation_found(lab: Settings) -> None:
         words, texts = shown["findings"], shown["samples"]
         assert "Perplexity is 25.0 % higher than the dense one." in words
         assert "as 2:4 the linear layers take 56 % of dense" in words
-        assert "no speed-up here" in words and isinstance(shown["size_chart"], go.Figure)
-        assert "50.0 % zeros" in shown["size_note"]
-        assert 'data-value="1.125"' in shown["size_table"]  # MB
+        assert "no speed-up here" in words
         assert "the cat <mark>sat</mark>" in texts and "the cat <mark>ran</mark>" in texts
     assert "evaluation-0002" in quality.update(queries.job(1))["findings"]
 
@@ -65,25 +61,11 @@ def test_what_was_not_measured_can_be_asked_for_where_there_is_a_model(lab: Sett
     shown = quality.update(queries.job(1))
     words, texts = shown["findings"], shown["samples"]
     assert 'href="new?kind=evaluation&amp;model=sds-0001"' in words
-    assert isinstance(shown["size_chart"], str) and texts == ""
+    assert texts == ""
     assert "saved no model" in quality.update(queries.job(2))["findings"]
     assert 'href="new' not in quality.update(queries.job(2))["findings"]
-    assert "Size, speed and generated text" in words and shown["charts"]["visible"] is False
-    cleared = quality.update(None)
-    assert cleared.pop("charts")["visible"] is False
-    assert {text for name, text in cleared.items() if not name.endswith("_title")} == {""}
+    assert "Size, speed and generated text" in words
+    assert {*quality.update(None).values()} == {""}
     store(evaluation(3, "sds-0001", state="running"))
     measuring = quality.update(queries.job(1))
     assert "as they are measured" in measuring["findings"]
-    assert measuring["charts"]["visible"] is True
-
-
-def test_sizes_are_told_as_shares() -> None:
-    chart = format_sizes({"dense": 4e6, "2:4": 2.3e6})
-    assert chart.headline == "As 2:4 the linear layers take 57 % of the dense size"
-    assert "Too few zeros" in format_sizes({"dense": 4e6, "bitmask": 4.2e6}).headline
-    figure: Any = chart.figure
-    (bars,) = figure.data
-    assert [*bars.x] == [4.0, 2.3] and [*bars.hovertext] == ["dense", "2:4"]
-    assert bars.y[1] == "<b>2:4</b><br>2.3 MB, 57 %"
-    assert bars.marker.color[0] != bars.marker.color[1]

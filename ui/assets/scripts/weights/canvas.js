@@ -4,6 +4,8 @@ export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matche
 const INKS = { "#5B6472": "muted", "#0072B2": "blue" }; // of stages, lighter in the dark mode
 const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137], [53, 183, 121],
                  [110, 206, 88], [181, 222, 43], [253, 231, 37]];
+const PLASMA = [[13, 8, 135], [70, 3, 159], [114, 1, 168], [156, 23, 158], [189, 55, 134], [216, 87, 107], [237, 121, 83],
+                [251, 159, 58], [253, 202, 38], [240, 249, 33]];
 const COLD = [0, 114, 178], WARM = [213, 94, 0];
 
 /* Looking at styles and widths makes the browser lay out the page anew, which takes longer than to draw. */
@@ -50,11 +52,14 @@ export function surface(canvas, height) {
 const mix = (a, b, part) => a.map((value, i) => value + (b[i] - value) * part);
 const rgb = (parts) => `rgb(${parts.map(Math.round).join(",")})`;
 
-/** A colour of the sequential scale, from 0 to 1. */
-export function sequential(part) {
-  const at = Math.max(0, Math.min(1, part)) * (VIRIDIS.length - 1), i = Math.min(at | 0, VIRIDIS.length - 2);
-  return rgb(mix(VIRIDIS[i], VIRIDIS[i + 1], at - i));
+function between(scale, part) {
+  const at = Math.max(0, Math.min(1, part)) * (scale.length - 1), i = Math.min(at | 0, scale.length - 2);
+  return rgb(mix(scale[i], scale[i + 1], at - i));
 }
+
+/** A colour of the sequential scale, from 0 to 1; one of the scale of formats. */
+export const sequential = (part) => between(VIRIDIS, part);
+export const plasma = (part) => between(PLASMA, part);
 
 /** A colour of the diverging scale, from -1 over `middle` at 0 to 1. */
 export const diverging = (part, middle) => rgb(mix(middle, part < 0 ? COLD : WARM, Math.min(1, Math.abs(part))));

@@ -2,7 +2,7 @@
    added up. A drag marks the magnitudes that are looked for. */
 import { bottomAxis, inks, number, share, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
 
-const LEFT = 44, RIGHT = 12, TOP = 8, BOTTOM = 36, HEIGHT = 316;
+const LEFT = 44, RIGHT = 12, TOP = 8, BOTTOM = 36;
 const PEAK_WIDTH = 0.06, PEAK_RATIO = 1.6, ROOM = 1.25; // a tall narrow peak at zero is cut off
 const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] }, POINTS = 129;
 
@@ -56,8 +56,8 @@ export class HistogramChart {
   #shown = null; #stop = () => {}; #before = new Map(); #drag = null; #place = null;
 
   /** @param {{brush: (low: number, high: number) => void, clear: () => void}} on */
-  constructor(canvas, output, on) {
-    Object.assign(this, { canvas, output, on });
+  constructor(canvas, output, on, height = 316) {
+    Object.assign(this, { canvas, output, on, height });
     canvas.onpointerdown = (event) => { if (event.button) return; this.#drag = this.#weight(event); canvas.setPointerCapture(event.pointerId); };
     canvas.onpointermove = (event) => {
       const at = this.#weight(event);
@@ -106,7 +106,7 @@ export class HistogramChart {
   #paint(part, from = []) {
     if (!this.#shown) return;
     const { found, range, bins, reach, top, low, added, curve, log, brush, cutoff } = this.#shown, ink = inks();
-    const area = surface(this.canvas, HEIGHT), { pen, width, height, line } = area, floor = height - BOTTOM,
+    const area = surface(this.canvas, this.height), { pen, width, height, line } = area, floor = height - BOTTOM,
       signed = curve === "difference";
     const x = Object.assign((w) => LEFT + ((w - low) / (reach - low)) * (width - LEFT - RIGHT), { middle: (LEFT + width - RIGHT) / 2 });
     const least = Math.max(1e-4, top / 1e5), logs = log && !signed && !added;

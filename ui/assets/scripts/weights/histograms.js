@@ -1,10 +1,10 @@
-/* What a run has recorded, as `ui/pages/weights/histograms.py` packs it. */
+/* What a run has recorded, as `ui/widgets/packed.py` packs it. */
 
 /** @typedef {{name: string, label: string, main: boolean, colour: string, dash: string, perplexity: number | null}} Stage */
 /** @typedef {{name: string, label: string, question: string, percent: boolean}} Statistic */
 /** @typedef {{name: string, label: string, block: number, module: string}} Tensor */
 
-const TYPES = { u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
+const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 const MIN_BINS = 64, FULL = 100; // weights a bin should hold on average
 
 export class Histograms {
@@ -96,11 +96,11 @@ export class Histograms {
 
 /** A binary as its header and its arrays by name, each with its shape. Throws an Error whose `html` says
     why there is none. The browser keeps it and asks only whether it is still the same. */
-async function fetched(query) {
-  const answer = await fetch(`slimscope/weights?${new URLSearchParams(query)}`, { cache: "no-cache" });
+export async function fetched(query, path = "weights") {
+  const answer = await fetch(`slimscope/${path}?${new URLSearchParams(query)}`, { cache: "no-cache" });
   if (!answer.ok) {
-    const { what, html } = await answer.json().catch(() => ({ what: `The server answered ${answer.status}.` }));
-    throw Object.assign(new Error(what), { html });
+    const { what, why, html } = await answer.json().catch(() => ({ what: `The server answered ${answer.status}.` }));
+    throw Object.assign(new Error([what, why].filter(Boolean).join(" ")), { html });
   }
   const buffer = await answer.arrayBuffer(), length = new DataView(buffer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));

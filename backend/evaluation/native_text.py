@@ -1,0 +1,137 @@
+"""A model that reads and writes texts by the native decoder, in bfloat16; and what computes the
+passes of an evaluation, this one or the model itself in PyTorch.
+
+On a CPU it takes half the time of PyTorch in float32, and less to write several texts. Weights and
+what enters a product are rounded to bfloat16, sums are float32."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice, takewhile
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.decoding.native.compiler import CompilerError
+from backend.decoding.native.families import stable_context, unsupported
+from backend.decoding.native.model import NativeModel, Segment
+from backend.models.block_forward import after_blocks, each_logits
+from backend.models.block_offload import is_streamed
+from backend.models.greedy import greedy
+from backend.models.hidden_states import NewBatches
+from backend.models.memory import memory_available
+
+WIDTH = 2  # bytes of a weight
+TOKENS = 256  # in one pass: with fewer, the weights are read more often
+
+
+class NativeText:
+    """The weights of `model` as they are now, laid out for the native decoder, for texts of at most
+    `length` tokens.
+
+    Raises:
+        CompilerError: the decoder cannot be built here.
+        ValueError: the decoder does not run the model.
+
+    Attributes:
+        hidden: states [1, L, d] behind the final norm, in bfloat16, of the text read last.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        if why := _refusal(model, length):
+            raise ValueError(why)
+        self.model, self._native = model, NativeModel(model, sparse=False)
+        self.config, self.generation_config = model.config, model.generation_config
+        self.instructions = self._native.instructions
+        self.hidden = torch.empty(1, 0, self._native.width, dtype=torch.bfloat16)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Of token ids [L], each after those before it: [1, L, V] float32."""
+        cache = self._native.new_cache(len(ids))
+        passes = [self._native.forward(x, cache, read_out=len(x)) for x in ids.split(TOKENS)]
+        hidden, logits = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        self.hidden = hidden[None]
+        return logits[None]
+
+    def greedy(
+        self, prompts: Sequence[Sequence[int]], ends: Collection[int], limit: int
+    ) -> Iterator[tuple[int, int]]:
+        """The likeliest tokens behind each of `prompts` up to one of `ends`: number of the prompt
+        and token, in turn, as one pass reads the weights for all."""
+        caches = {n: self._native.new_cache(len(ids) + limit) for n, ids in enumerate(prompts)}
+        given = [*map(list, prompts)]
+        for _ in range(limit):
+            if not caches:
+                return
+            segments = [Segment(cache, given[n], read_out=1) for n, cache in caches.items()]
+            likeliest = self._native.forward_segments(segments)[1].argmax(-1).tolist()
+            for n, token in zip([*caches], likeliest, strict=True):
+                given[n] = [token]
+                if token in ends:
+                    del caches[n]
+                else:
+                    yield n, token
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The logits [1, n, V] of `hidden` [1, n, d]: those of the pass they come from."""
+        return self._native.logits(hidden[0])[None]
+
+
+TextModel: TypeAlias = PreTrainedModel | NativeText
+
+
+def _refusal(model: PreTrainedModel, length: int) -> str:
+    """Why the native decoder does not read such texts by this model; "" if it does."""
+    if is_streamed(model):
+        return "the blocks are read from disk"
+    if length > (stable := stable_context(model.config.get_text_config())):
+        return f"rotary frequencies change after {stable} tokens"
+    if 2 * WIDTH * sum(p.numel() for p in model.parameters()) > memory_available():  # to be safe
+        return "there is no memory for the weights in its layout"
+    return unsupported(model, torch.bfloat16)
+
+
+def text_model(model: PreTrainedModel, precision: str, length: int) -> tuple[TextModel, str]:
+    """What reads texts of `length` tokens by `model` as it is now, and how, in words. `precision`:
+    float32 for the model itself; auto for the native decoder where it runs the model."""
+    own = f"PyTorch, {str(model.dtype).removeprefix('torch.')}"
+    if precision != "auto":
+        return model, own
+    try:
+        native = NativeText(model, length)
+        return native, f"native, bfloat16 ({native.instructions})"
+    except (CompilerError, ValueError, MemoryError) as error:
+        return model, f"{own}; the native decoder does not run here: {error}"
+
+
+def passes(
+    model: TextModel, input_ids: Tensor, batch: int, new: NewBatches, tick: Callable[[float], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Token ids [b, L] and their logits [b, L, V], pass by pass, of `input_ids` [N, L]; see
+    `each_logits`. The native decoder reads one row at a time, whatever the batch."""
+    if isinstance(model, NativeText):
+        for done, ids in enumerate(input_ids):
+            tick(done / len(input_ids))
+            yield ids[None], model.logits(ids)
+        return tick(1.0)
+    logits = each_logits(model, input_ids, batch, new, tick)
+    yield from zip(input_ids.split(batch), logits, strict=True)
+
+
+def written(
+    model: TextModel, prompts: Sequence[Sequence[int]], ends: Collection[int], limit: int
+) -> Iterator[tuple[int, int]]:
+    """See `NativeText.greedy`; PyTorch writes one text after the other."""
+    if isinstance(model, NativeText):
+        return (yield from model.greedy(prompts, ends, limit))
+    for number, prompt in enumerate(prompts):
+        tokens = takewhile(lambda token: token not in ends, greedy(model, prompt))
+        yield from ((number, token) for token in islice(tokens, limit))
+
+
+def logits_of(model: TextModel, rows: Tensor, hidden: Tensor) -> Tensor:
+    """Logits [b, n, V] of token ids [b, n], given what `passes` have left behind the blocks."""
+    if isinstance(model, NativeText):
+        return model.head(hidden)
+    return after_blocks(model, rows, hidden)

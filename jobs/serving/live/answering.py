@@ -1,0 +1,257 @@
+"""One request about a live model, from its body to events.
+
+waits       what it waits for, at any time
+opened      the model, once
+applied     its state was made: at once, or as a run would make it
+loss        on 256 tokens, and later on more
+text, speed greedy text of the live model, and of the dense one beside it
+tokens, why of a text: what each token's loss becomes with one block restored
+refined     layers as a run makes them, block by block; then what was wanted, again
+done, cancelled, error    the last one
+"""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, islice
+from math import isfinite, nan
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.detokenizer import Detokenizer
+from backend.decoding.engine import decode, refuse_prompt
+from backend.decoding.proposers import NoDraft
+from backend.errors import CancelledError, ConfigError, SlimscopeError
+from backend.live.measurements import LONGEST_TRACE, LiveLoss, file_bytes, losses, traced_losses
+from backend.live.model import LiveModel
+from backend.live.running import RunningModel
+from backend.text.prompt_ids import end_ids
+from jobs.serving.answering import ThreadedEvents
+from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedModel
+from jobs.serving.live.requests import LiveBody
+
+FIRST = 256  # tokens of the first loss that is told; then twice as many each time
+WORDS = 3  # pieces of text before it
+
+Event = dict[str, Any]
+
+
+class LiveAnswering(ThreadedEvents[Event]):
+    """A request that is answered for `person`."""
+
+    def __init__(self, body: LiveBody, person: str, guest: bool, pool: LivePool) -> None:
+        super().__init__(person)
+        self.body, self.guest, self.pool = body, guest, pool
+        self._number = next(pool.numbers)
+        self._state: BrowserState | None = None
+
+    def failed(self, error: SlimscopeError) -> Event:
+        return {
+            "event": "error", "what": error.what, "why": error.why, "do": error.do,
+            "field": error.field,
+        }  # fmt: skip
+
+    def stop(self) -> None:
+        """Ends what is measured, unless a newer request of its browser has taken its place."""
+        if self._state:
+            with suppress(CancelledError):
+                self._newest()
+                self._state.live.cancel()
+
+    def _step(self) -> None:
+        self.pool.step(self.guest, self._say, self._check)
+
+    def _say(self, what: str, seconds: float) -> None:
+        self.put({"event": "waits", "what": what, "about_s": seconds})
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        self.put({"event": event, **facts})
+
+    def answer(self) -> None:
+        with (
+            self.pool.using(self.body.model, self._say) as opened,
+            self.pool.state(opened, self.person, self.body.browser) as state,
+        ):
+            try:
+                self._newest, self._state = state.begin(self._number), state
+                with self.pool.turn(self.guest):
+                    self._answer(opened, state)
+                self._tell("done")
+            except CancelledError:
+                self._tell("cancelled")
+
+    def _check(self) -> None:
+        """Raises `CancelledError` where nobody waits for the rest."""
+        self._newest()
+        if self._stopped.is_set():
+            raise CancelledError
+
+    def _answer(self, opened: OpenedModel, state: BrowserState) -> None:
+        live = state.live
+        self._step()
+        self._apply(opened, state)
+        self._measure(opened, live)
+        if "refine" in self.body.want and not all(self._exactly(live)):
+            for done, of, what in live.refine():
+                self._tell("refined", done=done, of=of, what=what)
+                self._step()
+            self._applied(live, 0, 0.0)
+            self._measure(opened, live)
+
+    def _apply(self, opened: OpenedModel, state: BrowserState) -> None:
+        dense, live = opened.dense, state.live
+        asked = opened.asked(live, self.body.state)
+        self._tell(
+            "opened", identity=dense.identity, decoder=dense.reference(live.dtype).decoder,
+            memory=self.pool.nbytes, budget=self.pool.budget,
+        )  # fmt: skip
+        with opened.preparing:
+            self.pool.share()
+            for done, of, what in dense.prepare(asked.formats, dense.score_of(asked.pruner)):
+                self._say(f"{what}: {done:.0f} of {of:.0f}", 0.0)
+                self._check()
+            opened.remember()
+        with state.changing:
+            self._check()
+            began = time.perf_counter()
+            changed = live.apply(asked.formats, asked.pruner, asked.quantizer)
+            _ = live.running
+        self._applied(live, len(changed), time.perf_counter() - began)
+
+    def _applied(self, live: LiveModel, changed: int, seconds: float) -> None:
+        weights = {name: x.shape[0] * x.columns for name, x in live.dense.layers.items()}
+        inside = live.dense.in_blocks
+        zeros = sum(weights[name] * live.formats[name].sparsity for name in inside)
+        self._tell(
+            "applied", ms=1000 * seconds, changed=changed, exactly=all(self._exactly(live)),
+            address=live.address, read_bytes=live.running.read_bytes, file_bytes=file_bytes(live),
+            zeros=zeros / sum(weights[name] for name in inside),
+        )  # fmt: skip
+
+    @staticmethod
+    def _exactly(live: LiveModel) -> Iterator[bool]:
+        return (made != "instant" for made in live.made.values())
+
+    def _measure(self, opened: OpenedModel, live: LiveModel) -> None:
+        """What is wanted: the first words, the first loss, and then the rest of both."""
+        want, nothing = {*self.body.want}, iter(())
+        text = self._texts(opened, live) if want & {"text", "speed"} else nothing
+        loss = self._losses(opened, live) if "loss" in want else nothing
+        for _ in chain(islice(text, WORDS), islice(loss, 1), text, loss):
+            pass
+        if "why" in want:
+            self._why(opened, live)
+
+    def _losses(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
+        """Tells the loss on 256 tokens, then on twice as many, and pauses after each."""
+        if opened.windows is None:
+            assert opened.no_text
+            self._tell("missing", of="loss", why=str(opened.no_text))
+            return
+        self._step()
+        length, told = opened.windows.shape[1], FIRST
+        for number, loss in enumerate(losses(live, opened.windows, divergence=True), 1):
+            if number * length >= told or number == len(opened.windows):
+                told *= 2
+                self._loss(loss, length, opened.windows.numel())
+                yield
+            self._step()
+
+    def _loss(self, loss: LiveLoss, length: int, of: int) -> None:
+        ratio, n = loss.ratio, len(loss.windows)
+        dense, kl = (sum(x) / n for x in (loss.dense, loss.divergence))
+        figures = {
+            "loss": loss.loss, "dense": dense, "kl": kl,
+            "ratio": torch.tensor(loss.loss - dense).exp().item(),
+            "low": ratio.low if ratio else nan, "high": ratio.high if ratio else nan,
+        }  # fmt: skip
+        finite = {name: _finite(value) for name, value in figures.items()}
+        self._tell("loss", tokens=n * length, of=of, **finite)
+
+    # texts ----------------------------------------------------------------------------------------
+
+    def _texts(self, opened: OpenedModel, live: LiveModel) -> Iterator[None]:
+        """Tells the live model's text, then the dense one's, which is kept; pauses after each
+        piece."""
+        reference = opened.dense.reference(live.dtype)
+        if live.running.target is None or reference.target is None:
+            self._tell("missing", of="text", why=live.running.decoder)
+            return
+        body, prompt = self.body, tuple(opened.tokenizer(self.body.prompt).input_ids)
+        refuse_prompt(reference.target, prompt, body.tokens)
+        kept = opened.texts.get((prompt, body.tokens))
+        if kept:
+            self._piece("dense", "".join(kept[0]))
+        speed = yield from self._written("live", opened, live.running, prompt, [])
+        if not kept:
+            pieces: list[str] = []
+            kept = pieces, (yield from self._written("dense", opened, reference, prompt, pieces))
+            while len(opened.texts) >= TEXTS_KEPT:
+                opened.texts.pop(next(iter(opened.texts)), None)
+            opened.texts[prompt, body.tokens] = kept
+        for side in ("live", "dense"):
+            self._piece(side, "", done=True)
+        if "speed" in body.want:
+            read = live.running.read_bytes
+            self._tell(
+                "speed", tokens_per_s=speed, dense_tokens_per_s=kept[1],
+                mb_per_token=None if read is None else read / 1e6,
+            )  # fmt: skip
+
+    def _written(
+        self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
+        pieces: list[str],
+    ) -> Generator[None, None, float | None]:  # fmt: skip
+        """Writes a text into `pieces` as it comes; tokens a second behind the prompt."""
+        assert running.target is not None
+        text, seconds = Detokenizer(opened.tokenizer), list[float]()
+        ends = end_ids(opened.tokenizer, opened.dense.model.generation_config)
+        steps = decode(
+            running.target, NoDraft(), prompt, Acceptance(Sampling()), self.body.tokens, ends
+        )
+        while True:
+            self._step()
+            with opened.dense.lock:
+                self._check()
+                began = time.perf_counter()
+                step = next(steps, None)
+                seconds.append(time.perf_counter() - began)
+            if step is None:
+                break
+            pieces.append("".join(map(text.add, step.tokens)))
+            self._piece(side, pieces[-1])
+            yield
+        pieces.append(text.rest())
+        self._piece(side, pieces[-1])
+        return 1 / median(seconds[1:-1]) if len(seconds) > 2 else None
+
+    def _piece(self, side: str, delta: str, done: bool = False) -> None:
+        if "text" in self.body.want and (delta or done):
+            self._tell("text", side=side, delta=delta, done=done)
+
+    # which blocks lose which tokens ---------------------------------------------------------------
+
+    def _why(self, opened: OpenedModel, live: LiveModel) -> None:
+        ids = self._ids(opened)
+        self._tell("tokens", tokens=[opened.tokenizer.decode([token]) for token in ids.tolist()])
+        self._step()
+        for block, differences in traced_losses(live, ids):
+            self._tell("why", block=block, losses=[_finite(x) for x in differences.tolist()])
+            self._step()
+
+    def _ids(self, opened: OpenedModel) -> Tensor:
+        ids = opened.tokenizer(self.body.text).input_ids
+        if not 2 <= len(ids) <= LONGEST_TRACE:
+            why = f"It has {len(ids)} tokens; 2 to {LONGEST_TRACE} are possible."
+            do = "Shorten it." if ids else "Write a text."
+            raise ConfigError("The text cannot be traced.", why, do, "text")
+        return torch.tensor(ids)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if isfinite(value) else None

@@ -1,0 +1,123 @@
+"""Live models over HTTP, for the dashboard, which knows who asks (`ui.workbench_api`)."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing
+from typing import TypeVar
+from urllib.parse import unquote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from backend.errors import SlimscopeError
+from backend.live.measurements import live_snapshot, snapshot
+from backend.live.model import DENSE
+from jobs.serving.client import PERSON, ROLE
+from jobs.serving.disconnect import EventStream
+from jobs.serving.live.answering import LiveAnswering
+from jobs.serving.live.export import write_live
+from jobs.serving.live.models import BrowserState, LivePool, OpenedModel
+from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody
+from jobs.serving.openai_format import error_body, error_headers, event
+from jobs.serving.requests import read_fields
+
+SNAPSHOT = ("lo", "hi", "n", "zeros", "below", "above", "stats")
+AtWork = Callable[[], AbstractContextManager[None]]
+B = TypeVar("B", TensorBody, ExportBody)
+
+
+class LiveRoutes:
+    """The routes of a pool; `at_work`: counts a request."""
+
+    def __init__(self, pool: LivePool, at_work: AtWork) -> None:
+        self.pool, self._at_work = pool, at_work
+        asked = {"answer": self.answer, "tensor": self.tensor, "export": self.export}
+        self.routes = [
+            Route(f"{PREFIX}/{name}", done, methods=["POST"]) for name, done in asked.items()
+        ]
+
+    async def answer(self, request: Request) -> Response:
+        """The events of a state."""
+        try:
+            body = read_fields(LiveBody, await request.body())
+        except SlimscopeError as error:
+            return refused(error)
+        person, guest = _person(request)
+
+        async def events() -> AsyncGenerator[bytes]:
+            with self._at_work():
+                async with aclosing(LiveAnswering(body, person, guest, self.pool).events()) as told:
+                    async for happened in told:
+                        yield event(happened)
+
+        stream, opened = events(), AsyncExitStack()
+        opened.push_async_callback(stream.aclose)
+        return EventStream(stream, opened)
+
+    async def tensor(self, request: Request) -> Response:
+        """Histogram and statistics of a layer as it is in a state."""
+        return await self._done(request, TensorBody, _tensor)
+
+    async def export(self, request: Request) -> Response:
+        return await self._done(request, ExportBody, _exported)
+
+    async def _done(
+        self, request: Request, kind: type[B],
+        work: Callable[[B, OpenedModel, BrowserState], Response],
+    ) -> Response:  # fmt: skip
+        """What a short request comes to, in a thread."""
+        person, guest = _person(request)
+
+        def done(body: B) -> Response:
+            with (
+                self.pool.using(body.model, lambda *_: None) as opened,
+                self.pool.state(opened, person, body.browser) as state,
+            ):
+                self.pool.step(guest, lambda *_: None, lambda: None)
+                return work(body, opened, state)
+
+        try:
+            body = read_fields(kind, await request.body())
+            with self._at_work():
+                return await run_in_threadpool(done, body)
+        except SlimscopeError as error:
+            return refused(error)
+
+
+def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Response:
+    dense, live = opened.dense, state.live
+    asked = opened.asked(live, body.state)
+    form = asked.formats.get(body.name) or dense.refuse(body.name, DENSE)  # which refuses the name
+    with dense.lock:
+        if (live.formats[body.name], live.pruner, live.quantizer) == (
+            form, asked.pruner, asked.quantizer,
+        ):  # fmt: skip
+            found = live_snapshot(live, body.name)
+        else:
+            made = dense.made(body.name, form, dense.score_of(asked.pruner))
+            found = snapshot(dense, body.name, made, "instant")
+    facts = {name: getattr(found, name) for name in SNAPSHOT}
+    counts = found.counts.tolist()
+    return JSONResponse({"name": body.name, "made": found.stage, **facts, "counts": counts})
+
+
+def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:
+    asked, live = opened.asked(state.live, body.state), state.live
+    with state.changing:
+        if (asked.formats, asked.pruner, asked.quantizer) != (
+            live.formats, live.pruner, live.quantizer,
+        ):  # fmt: skip
+            live.apply(asked.formats, asked.pruner, asked.quantizer)
+        return JSONResponse(write_live(body, opened, live))
+
+
+def _person(request: Request) -> tuple[str, bool]:
+    return unquote(request.headers.get(PERSON, "")), request.headers.get(ROLE) != "host"
+
+
+def refused(error: SlimscopeError) -> Response:
+    """An error as the JSON API reports it."""
+    parts = {"what": error.what, "why": error.why, "do": error.do, "field": error.field}
+    status, _ = error_body(error)
+    return JSONResponse({**parts, "others": []}, status, error_headers(error))

@@ -1,0 +1,248 @@
+"""The Workbench on the toy model: knobs, map and address are one state, by mouse and keyboard; what
+is predicted is what Python says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from backend.live.address import state_at
+from backend.live.dense import DenseModel
+from backend.live.measurements import live_snapshot
+from backend.live.model import LiveModel
+from backend.models.loading import load
+from backend.sensitivity.formats import Format
+from jobs.fields.base_model import resolve_model
+from jobs.profile.budgets import solver_of
+from jobs.profile.profiles import profile_of_run
+from tests.browser.conftest import PHONE, Dashboard, opened
+
+FACTS = resolve_model("toy", reads=False).facts
+LAYERS = [x.name for x in (*FACTS.linears, *FACTS.embeddings)]
+MODULE = "(name) => slimscope.module(`workbench/${name}`)"
+LEFT, TOP, RIGHT, BOTTOM = 76, 34, 4, 36  # of the map
+
+
+def opened_workbench(page: Page, lab: Dashboard, query: str = "") -> None:
+    page.emulate_media(reduced_motion="reduce")
+    opened(page, f"{lab.url}/workbench?model=toy&{query}")
+    expect(page.locator("#workbench-histogram h2")).to_contain_text("Block")
+
+
+def state_of(page: Page) -> dict[str, str]:
+    """The formats that the address holds."""
+    found: str = page.evaluate("new URLSearchParams(location.search).get('state')")
+    state = state_at(found, found.partition("~")[0], LAYERS)
+    return {name: str(form) for name, form in state.formats.items()}
+
+
+def gauge(page: Page, name: str) -> Any:
+    return page.locator(f"[data-gauge='{name}']")
+
+
+def cell(page: Page, block: int, module: int) -> tuple[float, float]:
+    """The middle of a cell of the map, of three blocks, seven modules and the embedding; of block
+    -1 the name of the row."""
+    box = page.locator("#workbench-map canvas").bounding_box()
+    assert box is not None
+    across, down = (box["width"] - LEFT - RIGHT) / 3, (box["height"] - TOP - BOTTOM) / 8
+    x = LEFT + (block + 0.5) * across if block >= 0 else LEFT / 2
+    return box["x"] + x, box["y"] + TOP + (module + 0.5) * down
+
+
+def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    slider = visitor.locator("#workbench-sparsity")
+    expect(visitor.get_by_role("button", name="Undo")).to_be_disabled()
+    slider.fill("50")
+    visitor.wait_for_url(re.compile("state="))
+    assert set(state_of(visitor).values()) == {"50%", "dense"}
+    profile = profile_of_run("profile-0008")
+    mix = solver_of(profile, "pruned").uniform(Format.parse("50%"))
+    shown = gauge(visitor, "ratio").locator("dd").first.inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.ratio, rel=0.006)
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text(re.compile("predicted|measured"))
+    shown = gauge(visitor, "size").locator("dd").first.inner_text()
+    assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+    visitor.get_by_role("button", name="4", exact=True).click()
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%, 4 bits")
+    visitor.keyboard.press("Control+z")
+    expect(visitor.locator("#workbench-map h2")).not_to_contain_text("4 bits")
+    visitor.keyboard.press("Control+z")
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
+    visitor.keyboard.press("Control+Shift+z")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0%")
+    visitor.locator("#workbench-map canvas").focus()
+    visitor.keyboard.down(" ")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
+    visitor.keyboard.up(" ")
+    visitor.reload()
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+
+
+def test_cells_rows_and_rectangles_are_chosen_by_mouse_and_keyboard(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    chosen = visitor.locator("#workbench-knobs h2")
+    expect(chosen).to_have_text("21 layers")
+    visitor.mouse.click(*cell(visitor, 1, 0))
+    expect(chosen).to_have_text("Block 1, q_proj")
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("Block 1, q_proj")
+    visitor.keyboard.press("Shift+ArrowDown")
+    expect(chosen).to_have_text("2 layers")
+    visitor.get_by_role("button", name="2:4", exact=True).click()
+    visitor.wait_for_url(re.compile("state="))
+    changed = {name for name, form in state_of(visitor).items() if form == "2:4"}
+    assert changed == {f"model.layers.1.self_attn.{x}_proj" for x in "qk"}
+    visitor.mouse.click(*cell(visitor, -1, 6))
+    expect(chosen).to_have_text("3 layers")
+    expect(visitor.locator("#workbench-choice-scope")).to_have_value("mlp.down_proj")
+    visitor.mouse.move(*cell(visitor, 0, 0))
+    visitor.mouse.down()
+    visitor.mouse.move(*cell(visitor, 1, 3))
+    visitor.mouse.up()
+    expect(chosen).to_have_text("8 layers")
+    visitor.locator("#workbench-map canvas").focus()
+    visitor.keyboard.press("a")
+    expect(chosen).to_have_text("21 layers")
+
+
+def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab)
+    visitor.mouse.click(*cell(visitor, 0, 6))
+    visitor.get_by_role("button", name="Pin", exact=True).click()
+    visitor.locator("#workbench-choice-scope").select_option("all")
+    visitor.locator("#workbench-budget").fill("0")
+    visitor.wait_for_url(re.compile("state="))
+    state = state_of(visitor)
+    assert state.pop("model.layers.0.mlp.down_proj") == "dense"
+    assert {form for name, form in state.items() if "layers" in name} == {"int3-g64"}
+    expect(visitor.locator(".workbench-why")).to_contain_text("Pinned")
+    visitor.get_by_role("button", name="Keep").click()
+    kept = visitor.get_by_role("button", name="Open state 1")
+    expect(kept).to_be_visible()
+    visitor.keyboard.press("Control+z")
+    kept.click()
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("20 × 3 bits")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("~magnitude~rtn~int9-g64~0x22", "int9-g64 is no format"),
+        ("~magnitude~rtn~dense~0x99", "Its layers are not those of this model"),
+        ("~magnitude~rtn~int4-g7~0x22", "cannot be stored as int4-g7"),
+        ("~magnitude~rtn~50p~0x22", "cannot be stored as 50%"),
+        ("~none~rtn~dense~0x22", "There is no pruner none"),
+        ("<img src=x>", "It is no address of a state"),
+    ],
+)
+def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
+    visitor: Page, lab: Dashboard, state: str, said: str
+) -> None:
+    opened_workbench(visitor, lab, f"state={state}")
+    expect(visitor.locator("#workbench-notice")).to_contain_text(said)
+    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
+
+
+def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab)
+    texts = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8"]
+    found: list[list[Any]] = visitor.evaluate(
+        f"""async texts => {{ const m = await ({MODULE})('formats');
+        const all = texts.map(m.format);
+        return all.map((each) => [m.bitsPerWeight(each, 576), m.label(each)]); }}""",
+        texts,
+    )
+    for text, (bits, words) in zip(texts, found, strict=True):
+        assert bits == pytest.approx(Format.parse(text).bits_per_weight(576))
+        assert words.replace("\u00a0", "") == Format.parse(text).label
+
+
+def test_the_browser_makes_the_layer_that_the_live_model_makes(
+    visitor: Page, lab: Dashboard
+) -> None:
+    """Bin by bin where it is pruned; rounded, scales are stored in 16 bits there."""
+    opened_workbench(visitor, lab)
+    live, name = LiveModel(DenseModel(load("toy").model)), "model.layers.1.mlp.down_proj"
+    for form, near in (
+        ("50%", 0),
+        ("7%", 0),
+        ("2:4", 0),
+        ("int3-g64", 0.04),
+        ("2:4+int4-g64", 0.04),
+    ):
+        live.apply({name: form})
+        stored = live_snapshot(live, name)
+        made = visitor.evaluate(
+            f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
+            const made = (await dense('toy', name)).histogram(form, 'magnitude');
+            return [[...made.counts], made.tails]; }}""",
+            [name, form],
+        )
+        differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts.tolist(), strict=True))
+        assert differ <= near * stored.n, form
+        assert made[1][1] == pytest.approx(stored.zeros, abs=near * 100)
+        assert made[1][0] == stored.n
+
+
+def test_a_model_without_a_profile_says_how_to_get_one(
+    warm_context: BrowserContext, lab: Dashboard
+) -> None:
+    page = warm_context.new_page()
+    page.goto(f"{lab.url}/workbench?model=smollm2-135m")
+    expect(page.locator("#workbench-notice")).to_contain_text("has no profile")
+    expect(page.get_by_role("button", name="Queue a profile")).to_be_visible()
+    expect(gauge(page, "ratio").locator("dd").last).to_have_text("A profile predicts it")
+    page.goto(f"{lab.url}/workbench?model=nowhere")
+    expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
+    page.locator("#workbench-choice-model").select_option("toy")
+    expect(page.locator("#workbench-map h2")).to_contain_text("Alone at 3 bits")
+    page.close()
+
+
+def test_one_screen_shows_all_and_a_phone_is_not_wider(visitor: Page, lab: Dashboard) -> None:
+    visitor.set_viewport_size({"width": 1440, "height": 900})
+    opened_workbench(visitor, lab, "state=~magnitude~rtn~50p_dense~0x21_1")
+    root = "document.documentElement"
+    assert visitor.evaluate(f"{root}.scrollHeight - innerHeight") <= 0
+    visitor.set_viewport_size(PHONE)
+    assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
+
+
+def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab, "prompt=Once upon a time")
+    texts = visitor.locator(".workbench-texts p")
+    visitor.get_by_role("button", name="Write").click()
+    expect(texts.first).to_contain_text(re.compile(r"\w+ \w+"))
+    expect(gauge(visitor, "ratio").locator("i")).to_have_text("measured")
+    expect(texts.last).to_have_text(texts.first.inner_text())
+    expect(gauge(visitor, "speed").locator("i")).to_have_text("measured")
+    visitor.locator("#workbench-sparsity").fill("90")
+    ratio = gauge(visitor, "ratio")
+    expect(ratio.locator("dd").first).to_have_text(re.compile(r"^([2-9]|\d\d)"))
+    expect(ratio.locator("i")).to_have_text("measured")  # when it is as a run makes it
+    expect(texts.last.locator("mark").first).to_be_visible()
+    visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
+    visitor.get_by_role("button", name="Why does it break?").click()
+    expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d breaks"))
+    visitor.wait_for_url("**view=why**")
+    box = visitor.locator("#workbench-words canvas").bounding_box()
+    assert box is not None
+    visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 90\u00a0%")
+
+
+def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:
+    opened_workbench(visitor, lab, "state=123456789abc~magnitude~rtn~50p_dense~0x21_1")
+    expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")

@@ -1,0 +1,346 @@
+"""Live models through the door of the process: events, what is refused, people, and the models that
+runs make of the same state."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+from starlette.applications import Starlette
+from torch import Tensor
+
+from backend.decoding.native import compiler
+from backend.models.sources.catalogue import inspect
+from backend.queue.folders import run_folder
+from backend.settings import settings
+from jobs.fields.base_model import resolve_model
+from jobs.operations.registry import OPERATIONS
+from jobs.serving.client import PERSON, ROLE
+from jobs.serving.live import models
+from jobs.serving.live.models import LivePool, OpenedModel
+from jobs.serving.live.routes import LiveRoutes
+from tests.queue.conftest import Wait, succeeded
+
+FACTS = inspect("toy")
+N, OUTSIDE = len(FACTS.linears), len(FACTS.embeddings)
+TIMES = f"x{OUTSIDE}" if OUTSIDE > 1 else ""
+FIRST = FACTS.linears[0].name
+LAST = ("done", "cancelled", "error")
+
+
+def address(
+    form: str, pruner: str = "magnitude", quantizer: str = "rtn", rest: str = "dense"
+) -> str:
+    return f"~{pruner}~{quantizer}~{form}_{rest}~0x{N}_1{TIMES}"
+
+
+class Door:
+    """The routes of a pool, without a network."""
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.pool = LivePool(lambda: 1, budget)
+        routes = LiveRoutes(self.pool, nullcontext).routes
+        self.transport = httpx.ASGITransport(Starlette(routes=routes))
+
+    async def posted(
+        self, path: str, person: str = "mira", role: str = "host", **body: Any
+    ) -> httpx.Response:
+        content = json.dumps({"model": "toy", "browser": "b", **body})
+        headers = {PERSON: person, ROLE: role}
+        async with httpx.AsyncClient(
+            transport=self.transport, base_url="http://x", timeout=60
+        ) as sender:
+            return await sender.post(f"/live/{path}", content=content, headers=headers)
+
+    async def events(self, state: str, *want: str, **more: Any) -> list[dict[str, Any]]:
+        answer = await self.posted("answer", state=state, want=want, **more)
+        assert answer.status_code == 200, answer.text
+        return [json.loads(line[6:]) for line in answer.text.splitlines() if line]
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return asyncio.run(self.posted(path, **body))
+
+    def ask(self, state: str, *want: str, **more: Any) -> list[dict[str, Any]]:
+        return asyncio.run(self.events(state, *want, **more))
+
+
+@pytest.fixture(scope="module")
+def door() -> Door:
+    return Door()
+
+
+def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [each for each in events if each["event"] == name]
+
+
+def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> None:
+    events = door.ask(address("50p"), "loss", "text", "speed", prompt="One day", tokens=9)
+    told = [each["event"] for each in events if each["event"] != "waits"]
+    assert told[:3] == ["opened", "applied", "text"] and told[-1] == "done"
+    assert told.index("loss") < len(told) - told[::-1].index("text")  # between words
+    (applied,) = of(events, "applied")
+    assert applied["zeros"] == 0.5 and applied["exactly"] and applied["changed"] == N
+    losses = of(events, "loss")
+    assert [x["tokens"] for x in losses] == [256, 512, 1024, 2048] and losses[-1]["of"] == 2048
+    assert losses[-1]["low"] < losses[-1]["ratio"] < losses[-1]["high"] and losses[-1]["kl"] > 0
+    texts = {s: "".join(x["delta"] for x in of(events, "text") if x["side"] == s)
+             for s in ("live", "dense")}  # fmt: skip
+    assert texts["live"] and texts["dense"] and of(events, "speed")[0]["tokens_per_s"] > 0
+    again = door.ask(applied["address"], "loss", "text", prompt="One day", tokens=9)
+    assert of(again, "applied")[0]["changed"] == 0 and of(again, "loss") == losses
+    assert of(again, "text")[0] == {"event": "text", "side": "dense", "delta": texts["dense"],
+                                    "done": False}  # fmt: skip
+    dense = door.ask(address("dense"), "loss")
+    assert of(dense, "loss")[-1]["ratio"] == 1.0 and of(dense, "loss")[-1]["kl"] == 0
+
+
+def test_why_tells_each_block(door: Door) -> None:
+    events = door.ask(address("2of4"), "why", text="One day a girl went to the park.")
+    tokens = of(events, "tokens")[0]["tokens"]
+    assert "".join(tokens).endswith("park.")
+    found = of(events, "why")
+    assert [x["block"] for x in found] == [*range(FACTS.blocks)]
+    assert all(len(x["losses"]) == len(tokens) - 1 for x in found)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"state": address("50p").replace("~", "123456789abc~", 1)}, "another version"),
+        ({"state": address("0p")}, "between 0 and 100"), ({"state": address("100p")}, "0 and 100"),
+        ({"state": address("int1-g64")}, "2 to 8"), ({"state": address("int4-g7")}, "divide"),
+        ({"state": address("int4-g32", rest="50p")}, "rounded only"),
+        ({"state": address("50p", pruner="x")}, "no method"), ({"state": ""}, "no address"),
+        ({"state": f"~wanda~rtn~dense~0x{N}"}, "layers are not those"),
+        ({"model": "toy2", "state": address("50p")}, "not a model"),
+        ({"state": address("50p"), "want": ["text"]}, "prompt is empty"),
+        ({"state": address("50p"), "want": ["text"], "prompt": "a " * 2000}, "context"),
+        ({"state": address("50p"), "want": ["why"], "text": "a " * 400}, "2 to 128"),
+        ({"state": address("50p"), "want": ["why"]}, "2 to 128"),
+        ({"state": address("50p", quantizer="awq"), "want": ["refine"]}, "done"),
+        ({"state": address("int4-g32", quantizer="awq"), "want": ["refine"]}, "runs only"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) -> None:
+    events = (
+        door.ask(**{"state": "", **body})
+        if "want" not in body
+        else door.ask(
+            body["state"],
+            *body["want"],
+            **{k: v for k, v in body.items() if k not in ("state", "want")},
+        )
+    )
+    assert [each["event"] for each in events if each["event"] in LAST] == [events[-1]["event"]]
+    assert words in " ".join(map(str, events[-1].values()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"state": 5}, {"browser": ""}, {"browser": "x" * 41}, {"browser": "a b"}, {"tokens": 0},
+     {"tokens": 257}, {"want": ["all"]}, {"want": "loss"}, {"strange": 1}, {"prompt": "x" * 20_001},
+     {"state": "x" * 20_001}, {"model": ""}],
+)  # fmt: skip
+def test_bad_bodies_are_refused_with_their_field(door: Door, body: dict[str, Any]) -> None:
+    refused = door.post("answer", **{"state": address("50p"), **body})
+    assert refused.status_code == 400 and refused.json()["field"] == next(iter(body))
+    assert door.post("answer").json()["field"] == "state"
+
+
+def test_a_tensor_is_seen_in_any_state(door: Door) -> None:
+    door.ask(address("2of4"))
+    for state, made in ((address("2of4"), "refined"), (address("2of4", "wanda"), "instant")):
+        found = door.post("tensor", state=state, name=FIRST).json()
+        assert found["made"] == made and sum(found["counts"]) + found["zeros"] <= found["n"]
+        assert found["zeros"] == found["n"] / 2
+    for name, state, words in (("x", address("2of4"), "no layer"), (FIRST, "x", "no address")):
+        refused = door.post("tensor", state=state, name=name)
+        assert refused.status_code == 400 and words in refused.text
+
+
+def test_a_newer_request_of_a_browser_ends_the_older(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves those of other browsers, and of other people, alone."""
+    step, began = door.pool.step, threading.Event()
+
+    def slow(*given: Any) -> None:
+        began.set()
+        time.sleep(0.02)
+        step(*given)
+
+    async def both(browser: str, person: str) -> tuple[str, str]:
+        began.clear()
+        first = asyncio.create_task(door.events(address("33p"), "loss", "text", prompt="One"))
+        await asyncio.to_thread(began.wait, 60)
+        second = await door.events(address("44p"), browser=browser, person=person)
+        return (await first)[-1]["event"], second[-1]["event"]
+
+    monkeypatch.setattr(door.pool, "step", slow)
+    assert asyncio.run(both("b", "mira")) == ("cancelled", "done")
+    assert asyncio.run(both("c", "mira")) == asyncio.run(both("b", "max")) == ("done", "done")
+
+
+def test_a_guest_waits_for_the_host_but_not_for_ever(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "GUEST_WAITS_S", 0.02)
+    with door.pool.turn(guest=False):
+        events = door.ask(address("20p"), "loss", role="guest", person="guest-1")
+    assert any("host" in each["what"] for each in of(events, "waits"))
+    assert events[-1]["event"] == "done"
+
+
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where it cannot be built."""
+    monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
+    settings.cache_clear()
+    compiler.library.cache_clear()
+    yield
+    monkeypatch.undo()
+    settings.cache_clear()
+    compiler.library.cache_clear()
+
+
+def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:
+    events = Door().ask(address("50p"), "loss", "text", prompt="One day", tokens=4)
+    (opened,), (applied,) = of(events, "opened"), of(events, "applied")
+    assert "PyTorch" in opened["decoder"] and applied["read_bytes"] is None
+    assert 1 < of(events, "loss")[-1]["ratio"] < 1.1 and of(events, "text")
+
+
+def test_inputs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where what was kept is damaged."""
+    kept = tmp_path / "live" / "energies"
+    monkeypatch.setattr(OpenedModel, "_energies", kept)
+
+    def asked() -> tuple[bool, float]:
+        events = Door().ask(address("2of4", "wanda"), "loss")
+        measured = any("Inputs" in each["what"] for each in of(events, "waits"))
+        return measured, of(events, "loss")[-1]["loss"]
+
+    first = asked()
+    assert first[0] and asked() == (False, first[1])
+    kept.write_bytes(b"x")
+    assert asked() == first and asked()[0] is False
+
+
+def test_states_are_dropped_and_made_anew(door: Door) -> None:
+    small = Door(budget=1)
+    (before,) = of(small.ask(address("40p"), "loss"), "loss")[-1:]
+    small.ask(address("50p"), browser="other")
+    (opened,) = small.pool._opened.values()
+    assert opened.states["mira", "b"].live.nbytes == 0
+    assert of(small.ask(address("40p"), "loss"), "loss")[-1] == before
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "format"),
+    [
+        (address("50p"), "dense"),
+        (address("2of4", "sparsegpt"), "dense"),
+        (address("int4-g32", "wanda", "gptq"), "compressed-tensors"),
+    ],
+)
+def test_a_run_of_the_plan_makes_the_same_weights(
+    queue: Path, wait: Wait, state: str, format: str
+) -> None:
+    door = Door()
+    events = door.ask(state, "refine")
+    assert of(events, "applied")[-1]["exactly"]
+    (step,) = OPERATIONS["plan-state"].function(model="toy", state=state, effort="one-shot")
+    job = succeeded(wait, step["kind"], step["config"])
+    answer = door.post("export", state=state, format=format, name="mine")
+    assert answer.status_code == 200
+    live, run = weights_of(Path(answer.json()["folder"])), weights_of(run_folder(job.run) / "model")
+    assert live.keys() == run.keys() and all(torch.equal(live[k], run[k]) for k in run)
+
+
+@pytest.mark.parametrize(
+    ("form", "rest", "format", "found"),
+    [
+        ("50p", "dense", "compressed-tensors", ""),
+        ("int4-g32", "dense", "compressed-tensors", "4 bits"),
+        ("2of4andint3-g32", "int8-g32", "slimscope", "3 bits, model.embed_tokens 8"),
+        ("int4-g32", "int8-g32", "gguf", None),
+        ("50p", "dense", "gguf", None),
+    ],
+)
+def test_the_model_is_written_as_it_is(
+    queue: Path, door: Door, form: str, rest: str, format: str, found: str | None
+) -> None:
+    answer = door.post("export", state=address(form, rest=rest), format=format, name="mine")
+    assert answer.status_code == 200, answer.text
+    written = answer.json()
+    card = Path(written["folder"], written["card"]).read_text()
+    assert address(form, rest=rest) in card and "No run has made" in card
+    if found is None:
+        (file,) = (x["name"] for x in written["files"] if x["name"].endswith(".gguf"))
+        assert resolve_model(f"{written['folder']}/{file}").facts.blocks == FACTS.blocks
+    else:
+        packed = resolve_model(written["folder"]).facts.quantized
+        assert found in packed and bool(found) == bool(packed)
+    again = door.post("export", state=address(form), format=format, name="mine")
+    assert again.status_code == 409 and "mine" in again.text
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "x" * 81, "a b"])
+def test_exports_stay_in_their_folder(door: Door, name: str) -> None:
+    refused = door.post("export", state=address("50p"), name=name)
+    assert refused.status_code == 400 and refused.json()["field"] == "name"
+
+
+def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(queue: Path, door: Door) -> None:
+    state = address("int3-g32", rest="int8-g32")
+    refused = door.post("export", state=state, format="compressed-tensors", name="mine")
+    assert refused.status_code == 400 and "slimscope" in refused.json()["do"]
+    assert not [*(queue / "models").iterdir()]
+
+
+def plan(state: str, effort: str = "full") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = OPERATIONS["plan-state"].function(
+        model="toy", state=state, effort=effort
+    )
+    return found
+
+
+def test_a_state_becomes_configs(queue: Path) -> None:
+    (sds,), (gptq,) = (
+        plan(address("60p", "wanda")),
+        plan(address("int4-g32", "wanda", "gptq"), "one-shot"),
+    )
+    assert (sds["kind"], sds["config"]) == (
+        "sds",
+        {"model": "toy", "pattern": "60%", "base": "wanda"},
+    )
+    assert gptq["config"] == {
+        "model": "toy",
+        "bits": 4,
+        "group_size": 32,
+        "stages": "gptq",
+        "embedding": "stored",
+    }
+    first, second = plan(address("2of4andint4-g32", "wanda", "rtn", "int8-g32"))
+    assert first["kind"] == "sds" and second["config"]["keep_zeros"]
+    assert (second["config"]["embedding"], second["config"]["format"]) == ("8", "slimscope")
+    mixed = f"~wanda~rtn~50p_2of4_dense~0x{N - 2}_1_2x{1 + OUTSIDE}"
+    (step,) = plan(mixed)
+    one, two = (f"{x.block}.{x.module}" for x in FACTS.linears[-2:])
+    assert step["config"]["overrides"] == f"{one}=2:4" and step["config"]["exclude"] == two
+    for state, words in ((address("dense"), "nothing to run"), ("x", "no address"),
+                         (address("int4-g32", rest="int3-g32"), "embedding")):  # fmt: skip
+        with pytest.raises(Exception, match=words):
+            plan(state)

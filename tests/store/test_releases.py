@@ -1,0 +1,143 @@
+"""Upgrades: what each release has left behind goes on with this version, and a version to come
+takes over from this one while runs work. `releases/` holds the former: see `release.py`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from backend.backup.restoring import restore_backup
+from backend.backup.writing import write_backup
+from backend.checkpoints import is_whole
+from backend.drafters.checkpoint import Amphista
+from backend.queue import service
+from backend.queue.engines.local import LocalEngine
+from backend.queue.folders import run_folder
+from backend.queue.launcher import child_environment, started
+from backend.queue.supervisor import SupervisorLoop
+from backend.settings import settings
+from backend.store import frames, queries
+from backend.store.migrate import other_version, upgrade
+from backend.store.session import engine_for
+from backend.store.states import State
+from backend.store.tables import Table
+from jobs.kind import kinds
+from jobs.submit import submit
+from tests.queue.conftest import HOST, queue, running
+from tests.shell import slimscope
+from tests.store.release import RUNS, STEPS
+from tests.waiting import until
+from ui.health import StatusReader
+
+__all__ = ["queue"]
+ROOT, RELEASES = Path(__file__).parents[2], Path(__file__).with_name("releases")
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "9999", "{before}", None, None
+def upgrade():
+    op.add_column("jobs", sa.Column("later", sa.Integer(), nullable=True))
+"""
+
+
+def counted(run: int) -> list[float]:
+    curves = frames.curves(run)
+    return sorted(curves[curves["family"] == "count"]["value"])
+
+
+@pytest.fixture(params=sorted(file.name for file in RELEASES.glob("*.tar.xz")))
+def left(
+    request: pytest.FixtureRequest, data_dir: Path, database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The data folder that a release has left; where there is a server, its tables are there."""
+    data_dir.mkdir()
+    with tarfile.open(RELEASES / request.param) as archive:
+        archive.extractall(data_dir, filter="data")
+    if database_url:
+        lines = (data_dir / "dump.sql").read_text().splitlines(keepends=True)
+        with create_engine(database_url).connect() as connection:
+            raw = connection.connection.driver_connection
+            raw.execute("".join(line for line in lines if line[0] != "\\"))
+            raw.commit()
+    monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.plugins.job_kind"]')
+    settings.cache_clear(), kinds.cache_clear()
+
+
+@pytest.mark.no_tables
+def test_what_a_release_has_left_goes_on(left: None) -> None:
+    upgrade()
+    with engine_for(settings().url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+    pruned, drafter, failed, at_work, waiting = ids = [*range(1, len(RUNS) + 1)]
+    said = {run: [r.value for r in queries.results([run])] for run in ids}
+    assert [job.kind for job in queries.jobs()][::-1] == [kind for kind, _ in RUNS]
+    service.resume(failed, HOST)
+    loop = SupervisorLoop(LocalEngine(1))
+    until(lambda: loop.turn() is False, 60)
+    assert {queries.job(run).state for run in ids} == {State.SUCCEEDED}
+    for run in (failed, at_work, waiting):
+        assert counted(run) == [*range(int(RUNS[run - 1][1]["steps"]))]
+    assert [len(queries.attempts(run)) for run in ids] == [1, 1, 2, 2, 1]
+    resumed = queries.attempts(at_work)[1].resumed_from
+    assert resumed and int(resumed.removeprefix("step-")) >= STEPS - 1
+    for run in (pruned, drafter):
+        assert [r.value for r in queries.results([run])] == said[run] != []
+    folder = run_folder(queries.job(pruned).run) / "model"
+    assert is_whole(folder)
+    Amphista.load(run_folder(queries.job(drafter).run) / "drafter")
+
+
+@pytest.fixture
+def next_version(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process of the next version, which has one more column."""
+    there, unneeded = tmp_path / "next", shutil.ignore_patterns("__pycache__", "example_runs")
+    for room in ("backend", "jobs", "tests/plugins"):
+        shutil.copytree(ROOT / room, there / room, ignore=unneeded)
+    before = max(there.glob("backend/store/migrations/versions/[0-9]*")).name[:4]
+    text = NEXT.format(before=before)
+    (there / "backend/store/migrations/versions/9999_next.py").write_text(text)
+    return {**os.environ, **child_environment(), "PYTHONPATH": str(there)}
+
+
+def test_the_next_version_takes_over_while_runs_work(
+    queue: Path, next_version: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, log = settings().database_url, queue / "supervisor.log"
+    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "600")
+    ours = started("backend.queue.supervisor", log)
+    at_work = submit("count", {"steps": 60, "pause": 0.1}, HOST).id
+    until(running(at_work, 2))
+    waiting = submit("count", {"steps": 3, "pause": 0}, HOST).id
+    if not here:
+        write_backup(tmp_path / "before.tar")
+    migrate = "from backend.store.migrate import upgrade; upgrade()"
+    line = [sys.executable, "-c", migrate]
+    subprocess.run(line, env=next_version, cwd=next_version["PYTHONPATH"], check=True)
+    assert ours.wait(20) == 0 and "has migrated the database" in log.read_text()
+    assert (queries.job(at_work).state, queries.job(waiting).state) == ("running", "queued")
+    assert StatusReader().read()[1] == other_version() != ""  # on all pages, and by /healthz
+    refused = slimscope("list")
+    assert refused.returncode == 2 and "another version of Slimscope" in refused.stderr
+    line = [sys.executable, "-m", "backend.queue.supervisor"]
+    theirs = subprocess.Popen(line, env=next_version, cwd=next_version["PYTHONPATH"])
+    try:
+        until(lambda: {queries.job(run).state for run in (at_work, waiting)} == {"succeeded"})
+    finally:
+        theirs.kill()
+        theirs.wait()
+    assert [len(queries.attempts(run)) for run in (at_work, waiting)] == [1, 1]
+    assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]
+    if not here:
+        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "back"))
+        settings.cache_clear()
+        restore_backup(tmp_path / "before.tar")
+        assert not other_version()
+        assert {queries.job(run).state for run in (at_work, waiting)} == {"queued"}

@@ -1,0 +1,116 @@
+"""What the browser is told of a model: layers, knobs, profile, weights; and what it is not told."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from backend.budget import Budget
+from backend.models.loading import load
+from backend.sensitivity.formats import Format
+from backend.settings import Settings
+from jobs.profile.budgets import solver_of
+from jobs.profile.profiles import profile_of_run
+from tests.ui.lab import store
+from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
+from tests.ui.visits import Visit
+from ui.pages.workbench import tables, weights
+
+
+@pytest.fixture
+def client(seeded: Settings, visit: Visit) -> TestClient:
+    """profile-0091 has ended, profile-0092 works on its first block."""
+    parts = [profile_rows(91), profile_rows(92, blocks=1, state="running")]
+    store(*(one for one, _ in parts), *(row for _, rows in parts for row in rows))
+    return visit()
+
+
+def got(client: TestClient, path: str, **query: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and arrays of a binary."""
+    answer = client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    start = 4 + int.from_bytes(answer.content[:4], "little")
+    header = json.loads(answer.content[4:start])
+    arrays = {
+        name: np.frombuffer(answer.content, f"<{kind}", math.prod(shape), start + at).reshape(shape)
+        for name, (kind, at, shape) in header["arrays"].items()
+    }
+    return header, arrays
+
+
+def test_a_model_begins_with_its_layers_its_knobs_and_its_newest_finished_profile(
+    client: TestClient,
+) -> None:
+    start = client.get(tables.START).json()
+    assert start["model"] == "toy" and start["profile"] == "profile-0091" and not start["partial"]
+    model = load("toy").model
+    names = {f"{name}.weight" for name, *_ in start["layers"]}
+    held = {name: p for name, p in model.named_parameters() if name in names}
+    assert len(held) == len(names) == 22
+    rest = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in held.values())
+    assert start["rest"] == 2 * rest
+    assert [module.rpartition(".")[2] for module in start["modules"]][:2] == ["q_proj", "k_proj"]
+    assert {"name": "magnitude", "label": "magnitude", "instant": True} in start["pruners"]
+    assert {one["name"]: one["instant"] for one in start["quantizers"]}["gptq"] is False
+
+
+@pytest.mark.parametrize(("model", "said"), [("nowhere/none", "nowhere/none"), ("<b>", "b")])
+def test_a_model_that_is_not_there_is_refused(client: TestClient, model: str, said: str) -> None:
+    answer = client.get(tables.START, params={"model": model})
+    assert answer.status_code == 422 and said in answer.json()["what"] + answer.json()["why"]
+
+
+def test_a_profile_is_sent_as_it_is_stored_with_fronts_that_the_solver_would_find(
+    client: TestClient,
+) -> None:
+    header, arrays = got(client, tables.PROFILE, run="profile-0091")
+    known = profile_of_run("profile-0091")
+    assert header["formats"][: len(FORMATS)] == [*FORMATS] and header["fronts"] == [*tables.METHODS]
+    finite = np.isfinite(known.predicted)
+    assert np.allclose(arrays["predicted"][finite], known.predicted[finite])
+    assert np.isnan(arrays["predicted"][~finite]).all()
+    solver = solver_of(known, "quantized")
+    for point in range(20, len(arrays["quantized_loss"]), 20):
+        formats = {
+            x.name: Format() if code == tables.DENSE_CODE else known.formats[code]
+            for x, code in zip(known.layers, arrays["quantized_formats"][point], strict=True)
+        }
+        mix = solver.mix(formats)
+        assert arrays["quantized_loss"][point] == pytest.approx(mix.loss, rel=1e-5)
+        assert arrays["quantized_bytes"][point] == pytest.approx(mix.nbytes, rel=1e-5)
+        best = solver.solve(Budget("size", mix.nbytes + 1))
+        assert best.loss == pytest.approx(mix.loss, rel=1e-5)
+
+
+def test_a_profile_at_work_has_the_layers_there_are(client: TestClient) -> None:
+    header, arrays = got(client, tables.PROFILE, run="profile-0092")
+    assert {block for _, block, *_ in header["layers"]} == {0}
+    assert len(arrays["error"]) == len(header["layers"]) == 7
+    assert client.get(tables.PROFILE, params={"run": "sds-0001"}).status_code == 404
+    assert client.get(tables.PROFILE, params={"run": "<b>"}).status_code == 404
+
+
+def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    header, arrays = got(client, weights.PATH, model="toy", name=name)
+    whole = load("toy").model.get_submodule(name).get_parameter("weight").detach().float().numpy()
+    assert header["rows"] == len(whole) and np.array_equal(arrays["weights"], whole)
+    monkeypatch.setattr(weights, "MOST", whole.size // 3)
+    _, sampled = got(client, weights.PATH, model="toy", name=name)
+    assert np.array_equal(sampled["weights"], whole[::3])
+
+
+def test_no_weights_are_fetched_from_elsewhere(client: TestClient) -> None:
+    answer = client.get(weights.PATH, params={"model": "nobody/nothing", "name": "x"})
+    assert answer.status_code == 404 and "not here yet" in answer.json()["what"]
+
+
+@pytest.mark.parametrize("name", ["", "model.norm", "../../etc/passwd"])
+def test_nothing_but_layers_is_read(client: TestClient, name: str) -> None:
+    answer = client.get(weights.PATH, params={"model": "toy", "name": name})
+    assert answer.status_code == 404 and "is no layer of toy" in answer.json()["what"]

@@ -1,0 +1,82 @@
+/* What is known of each state: predicted, counted or measured; the gauges show it. */
+import { number, share } from "../weights/canvas.js";
+
+/** @typedef {{ratio?: number, low?: number, high?: number, kl?: number, loss?: number, tokens?: number, read?: number, speed?: number, exactly?: boolean}} Known */
+
+const key = (address) => address.replace(/^[^~]*/, ""); // the same of any version
+const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
+
+export class Measured {
+  #known = new Map(); #now = ""; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model
+
+  constructor(element) {
+    this.status = element.querySelector(".workbench-status");
+    this.tiles = Object.fromEntries([...element.querySelectorAll("[data-gauge]")].map((each) => [each.dataset.gauge, each]));
+  }
+
+  begin(address) {
+    this.#now = key(address);
+    this.say("Asking the live model …");
+  }
+
+  /** @returns {Known | undefined} */
+  of(address) { return this.#known.get(key(address)); }
+
+  say(words, warns = false) {
+    this.status.textContent = this.status.title = words;
+    this.status.classList.toggle("warn", warns);
+  }
+
+  take(event) {
+    const now = { ...this.#known.get(this.#now) };
+    switch (event.event) {
+      case "waits": this.say(`${event.what}${event.about_s ? `, about ${Math.max(1, Math.round(event.about_s))} s` : " …"}`); return;
+      case "opened": this.say(`Live, ${event.decoder}`); return;
+      case "applied":
+        if (event.exactly && now.exactly === false) Object.assign(now, { ratio: undefined, low: undefined, high: undefined, tokens: undefined }); // of the instant answer
+        Object.assign(now, { read: event.read_bytes, exactly: event.exactly });
+        this.say(event.changed ? `${event.changed} layers changed in ${Math.round(event.ms)} ms` : "Live");
+        break;
+      case "loss": {
+        const { ratio, low, high, kl, loss, dense, tokens, of } = event;
+        Object.assign(now, { ratio: ratio ?? Math.exp(loss - dense), low, high, kl, loss, tokens });
+        this.#perplexity = Math.exp(dense);
+        this.say(`Perplexity ${number(now.ratio)} × dense, measured on ${tokens.toLocaleString("en")} tokens${tokens < of ? " so far" : ""}`);
+        break;
+      }
+      case "speed": Object.assign(now, { speed: event.tokens_per_s, dense: event.dense_tokens_per_s }); this.#bandwidth = event.dense_tokens_per_s; break;
+      case "refined": this.say(`${event.what} (${event.done} of ${event.of})`); return;
+      case "missing": this.say(event.why, true); return;
+      case "error": this.say([event.what, event.why, event.do].filter(Boolean).join(" "), true); return;
+      default: return;
+    }
+    this.#known.set(this.#now, now);
+  }
+
+  /** @param {import("./predictions.js").Totals} totals */
+  gauges(totals, known = {}, page) {
+    const perplexity = this.#perplexity ?? page.model.perplexity, whole = page.predictions.totals(page.dense), measured = known.ratio !== undefined;
+    const how = known.exactly ? "measured" : "measured at once", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
+    const { made } = page.model, other = (made.pruner !== page.now.pruner && totals.zeros) || (made.quantizer !== page.now.quantizer && totals.rounded);
+    const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
+    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)}` : "";
+    const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
+    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : "", tokens, against] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
+    const kl = measured ? known.kl : unknown ? NaN : totals.loss;
+    this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
+    this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)}`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
+    const read = known.read ?? totals.read;
+    this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}`], known.read ? "measured" : "counted");
+    const speed = known.speed ?? (this.#bandwidth ? (this.#bandwidth * whole.read) / totals.read : NaN);
+    this.#show("speed", Number.isFinite(speed) ? `${number(speed)} tokens/s` : "–",
+      [this.#bandwidth ? `${number(speed / this.#bandwidth)} × dense` : page.model.live.why ? "Needs the live model" : "Measured with the first text"], known.speed ? "measured" : this.#bandwidth ? "predicted" : "");
+  }
+
+  #show(name, value, details, how) {
+    const tile = this.tiles[name], [term, first, second] = tile.children;
+    tile.dataset.known = value === "–" ? "" : how.split(" ")[0];
+    term.querySelector("i").textContent = value === "–" ? "" : how;
+    first.textContent = value;
+    second.textContent = second.title = details.filter(Boolean).join(" · ");
+  }
+}

@@ -1,0 +1,127 @@
+"""Live models of the Workbench: who may ask, and the way to the process that has them
+(`jobs.serving.live`)."""
+
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from backend.errors import ForbiddenError, SlimscopeError
+from backend.models.facts import ModelFacts
+from backend.queue.actor import Actor
+from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
+from backend.queue.rate_limit import count_preview
+from jobs.serving.client import ended
+from jobs.serving.disconnect import EventStream, unless_gone
+from jobs.serving.live.requests import (
+    PREFIX,
+    ExportBody,
+    LiveBody,
+    TensorBody,
+    live_memory,
+    require_live,
+)
+from jobs.serving.openai_format import error_headers
+from jobs.serving.requests import read_fields
+from ui.api_errors import error_response
+from ui.openai_api import GONE, answered, passed_on
+from ui.security.auth import current_user
+
+PATH = "/slimscope/workbench"
+NOT_OPENED = "Guests may change the models that a host has opened on this page."
+_opened: set[str] = set()  # by hosts, since the dashboard was started
+
+
+def routes() -> list[Route]:
+    return [
+        Route(f"{PATH}/live", _guarded(live), methods=["POST"]),
+        Route(f"{PATH}/tensor", _guarded(tensor)),
+        Route(f"{PATH}/export", _guarded(export), methods=["POST"]),
+    ]
+
+
+def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
+    """Why a model cannot be changed live by somebody, "" if it can, and what to do; the bytes it
+    takes."""
+    parts = {"why": "", "do": "", "bytes": sum(live_memory(facts).values())}
+    try:
+        _require_opened(actor, model)
+        require_live(facts)
+    except SlimscopeError as error:
+        parts |= {"why": f"{error.what} {error.why}".strip(), "do": error.do}
+    return parts
+
+
+def _require_opened(actor: Actor, model: str) -> None:
+    """Raise `ForbiddenError` for a guest who may not ask, or not about this model."""
+    action = "change a model live"
+    require(actor, action, may_not_ask(actor))
+    if actor.role != "host" and model not in _opened:
+        raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
+
+
+Answer = Callable[[Request, Actor], Coroutine[Any, Any, Response]]
+
+
+def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    async def guarded(request: Request) -> Response:
+        try:
+            actor = current_user(request)
+            if actor.role != "host":
+                count_preview(actor)
+            return await answer(request, actor)
+        except SlimscopeError as error:
+            response = error_response(error)
+            response.headers.update(error_headers(error))
+            return response
+
+    return guarded
+
+
+async def live(request: Request, actor: Actor) -> Response:
+    """The events of a state, as they come."""
+    body = read_fields(LiveBody, await request.body())
+    _require_opened(actor, body.model)
+    require_asking(actor, body.letters, body.tokens)
+    return await _forwarded(request, actor, "answer", body)
+
+
+async def tensor(request: Request, actor: Actor) -> Response:
+    """Histogram and statistics of one layer in a state."""
+    body = read_fields(TensorBody, dict(request.query_params))
+    _require_opened(actor, body.model)
+    return await _forwarded(request, actor, "tensor", body)
+
+
+async def export(request: Request, actor: Actor) -> Response:
+    """Writes a state as a model of the data folder."""
+    require_host(actor, "export a model")
+    return await _forwarded(request, actor, "export", read_fields(ExportBody, await request.body()))
+
+
+async def _forwarded(
+    request: Request, actor: Actor, name: str, body: LiveBody | TensorBody | ExportBody
+) -> Response:
+    """The response of the process."""
+    content = body.model_dump_json().encode()
+    async with AsyncExitStack() as opened:
+        way = answered(request, actor, f"{PREFIX}/{name}", content)
+        response = await opened.enter_async_context(way)
+        if response is None:
+            return GONE
+        kind = response.headers.get("content-type", "")
+        if response.status_code == 200 and actor.role == "host":
+            _opened.add(body.model)
+        if isinstance(body, LiveBody) and response.status_code == 200:
+            error = ended()
+            last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
+            return EventStream(passed_on(response, last), opened.pop_all())
+        try:
+            found = await unless_gone(request, response.aread())
+        except httpx.TransportError as error:
+            raise ended() from error
+        return GONE if found is None else Response(found, response.status_code, media_type=kind)

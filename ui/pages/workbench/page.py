@@ -1,0 +1,41 @@
+"""Workbench: a format for every layer, changed by knobs, and what it does at once.
+
+tables    layers, knobs, and the profile a browser predicts from
+weights   the dense weights of a layer, of which a browser makes any format
+
+All else is in the page's scripts (`assets/scripts/workbench`); measured is by the live model."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ui.frame import Page, on_change
+from ui.templates import fragments
+
+HTML = fragments("pages/workbench/page.html")
+START = "slimscope.module('workbench/page').then((page) => page.start(element))"
+COLOURS = {
+    "format": "Format", "predicted": "Predicted loss", "sensitivity": "Sensitivity",
+    "error": "Output error", "bytes": "Bytes",
+}  # fmt: skip
+UNITS = {"size": "MB of the file", "read": "MB read a token", "loss": "% perplexity lost"}
+GAUGES = {
+    "ratio": ("Perplexity", "Over that of the dense model, with its 95 % interval"),
+    "kl": ("KL divergence", "Of the next token from the dense model, nats"),
+    "size": ("File", "Layers in their formats, the rest in 16 bits"),
+    "read": ("Read a token", "Bytes of matrices that a token takes"),
+    "speed": ("Speed", "Tokens a second, one text at a time"),
+}
+
+
+def build() -> None:
+    gr.HTML(
+        html_template=HTML.workbench(COLOURS, UNITS, GAUGES),
+        js_on_load=START,
+        apply_default_css=False,
+        elem_id="workbench",
+    )
+    on_change(None, js="() => { slimscope.changed?.(); }")
+
+
+PAGE = Page("Workbench", "workbench", build, order=45, key="l", heading=False)
