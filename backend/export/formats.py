@@ -17,7 +17,9 @@ from typing import Literal, get_args
 from backend.errors import ConfigError, ModelError
 from backend.models.families.stored import together
 from backend.models.sources.headers import read_config
-from backend.models.sources.quantized import Format, Layout, PackedGroup, layout_in
+from backend.models.sources.quantized import Format as Format
+from backend.models.sources.quantized import Layout as Layout
+from backend.models.sources.quantized import PackedGroup, layout_in
 from backend.quantization import GridType
 from backend.quantization.plan import QuantizationPlan
 

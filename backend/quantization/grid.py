@@ -182,7 +182,9 @@ class QuantizedWeight:
 
     def split(self, count: int) -> "list[QuantizedWeight]":
         """The layer in so many parts of as many rows."""
-        return [self.by_rows(lambda rows, n=n: rows.chunk(count)[n]) for n in range(count)]
+        tensors = (self.grid.scale, self.grid.zero, self.codes)
+        parts = zip(*(each.chunk(count) for each in tensors), strict=True)
+        return [QuantizedWeight(QuantGrid(self.grid.bits, s, z), codes) for s, z, codes in parts]
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store; see `quantized_from`."""
