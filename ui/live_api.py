@@ -25,6 +25,7 @@ from jobs.serving.live.requests import (
     live_memory,
     require_live,
 )
+from jobs.serving.openai_format import error_headers
 from jobs.serving.requests import read_fields
 from ui.api_errors import error_response
 from ui.openai_api import GONE, answered, passed_on
@@ -70,10 +71,13 @@ def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response
     async def guarded(request: Request) -> Response:
         try:
             actor = current_user(request)
-            count_preview(actor)
+            if actor.role != "host":
+                count_preview(actor)
             return await answer(request, actor)
         except SlimscopeError as error:
-            return error_response(error)
+            response = error_response(error)
+            response.headers.update(error_headers(error))
+            return response
 
     return guarded
 

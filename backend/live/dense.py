@@ -169,7 +169,7 @@ class DenseModel:
         """Make what these formats need and is not there yet: energies, ranks. The lock is free
         after each step, and what is done stays."""
         pruned = {name: form.pattern for name, form in formats.items() if form.pattern}
-        if pruned and score == "wanda" and not self._energies:
+        if pruned and score == "wanda" and not self.energies:
             yield from self.measure_inputs()
         for done, (name, pattern) in enumerate(pruned.items(), 1):
             if pattern.group <= LARGEST_GROUP:
@@ -186,6 +186,19 @@ class DenseModel:
             return keep_mask(scores.all(), pattern).bool()
         key = _ranks(name, pattern, score)
         return rank_mask(self.tables.get(key, lambda: rank_table(scores, group)), scores, pattern)
+
+    @property
+    def energies(self) -> Mapping[str, Tensor]:
+        """Mean squares [in] of the inputs of each layer of the blocks; empty until all are
+        measured."""
+        return self._energies if len(self._energies) == len(self.in_blocks) else {}
+
+    def know(self, energies: Mapping[str, Tensor]) -> None:
+        """Take energies that were measured before, on the same text; others are not taken."""
+        shapes = {name: (self.layers[name].columns,) for name in self.in_blocks}
+        if {name: (*found.shape,) for name, found in energies.items()} == shapes:
+            device = self.model.device
+            self._energies = {name: found.to(device) for name, found in energies.items()}
 
     def energy(self, name: str) -> Tensor:
         """Mean square [in] of a layer's inputs in the dense model; all are measured when the first

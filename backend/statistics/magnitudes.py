@@ -12,7 +12,8 @@ from torch import Tensor
 
 from backend.statistics.names import magnitude_edges
 
-PATTERNS = 2**16  # of a bfloat16 number
+PATTERNS = 2**16  # of a number of 16 bits
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def ascending(values: Tensor) -> Tensor:
@@ -22,23 +23,23 @@ def ascending(values: Tensor) -> Tensor:
     if values.device.type != "cpu":
         return values.sort(dim=-1).values
     if values.dim() == 1 and len(values) > PATTERNS and values.dtype == torch.float32:
-        half = values.bfloat16()
-        if torch.equal(half.float(), values):  # no NaN, either
-            return _counted(half)
+        for half in map(values.to, HALVES):
+            if torch.equal(half.float(), values):  # no NaN, either
+                return _counted(half)
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
 def _counted(half: Tensor) -> Tensor:
-    """bfloat16 numbers [n] sorted, in float32."""
+    """Numbers of 16 bits [n] sorted, in float32."""
     counts = torch.bincount(half.view(torch.int16).int().add_(PATTERNS // 2), minlength=PATTERNS)
-    return _patterns().repeat_interleave(_negative_first(counts), output_size=len(half))
+    return _patterns(half.dtype).repeat_interleave(_negative_first(counts), output_size=len(half))
 
 
 @lru_cache
-def _patterns() -> Tensor:
-    """All numbers of 16 bits, sorted."""
+def _patterns(dtype: torch.dtype) -> Tensor:
+    """All numbers of a dtype of 16 bits, sorted."""
     bits = torch.arange(-PATTERNS // 2, PATTERNS // 2, dtype=torch.int16)
-    return _negative_first(bits.view(torch.bfloat16).float())
+    return _negative_first(bits.view(dtype).float())
 
 
 def _negative_first(by_bits: Tensor) -> Tensor:

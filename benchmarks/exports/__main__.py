@@ -118,9 +118,12 @@ def by_llama(file: Path, windows: list[list[int]]) -> tuple[Tensor, list[int]]:
     """Mean loss of each window in llama.cpp, and its tokens of the sample."""
     import llama_cpp
 
-    size = len(windows[0])
+    size, threads = len(windows[0]), torch.get_num_threads()
     with quiet():
-        llama = llama_cpp.Llama(str(file), n_ctx=size, n_batch=size, logits_all=True, verbose=False)
+        llama = llama_cpp.Llama(
+            str(file), n_ctx=size, n_batch=size, n_threads=threads, n_threads_batch=threads,
+            logits_all=True, verbose=False,
+        )  # fmt: skip
     losses = []
     for ids in windows:
         llama.reset()

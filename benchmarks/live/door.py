@@ -18,7 +18,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import cycle
 from statistics import median, quantiles
 from typing import Any
 
@@ -35,6 +34,9 @@ KNOBS = {  # what is changed -> formats of all layers that take turns
     "sparsity": ("30p", "40p", "50p", "60p"), "n:m": ("2of4", "4of8"),
     "bits": ("int4-g64", "int3-g64", "int6-g64"),
 }  # fmt: skip
+
+
+Rows = dict[str, dict[str, float]]
 
 
 class Knob:
@@ -69,41 +71,32 @@ class Knob:
         return found
 
 
-async def measured(knob: Knob, rounds: int) -> dict[str, list[float]]:
-    """What was done -> its times."""
-    rows: dict[str, list[float]] = {}
-
-    def note(what: str, found: float) -> None:
-        rows.setdefault(what, []).append(found)
-
+async def measured(knob: Knob, rounds: int) -> Rows:
+    """What was done -> its times; told as they are known."""
+    rows: Rows = {}
     text = {"prompt": "The history of the city begins", "tokens": 8}
-    note("the first: load, rank, 50 %", (await knob.ask(knob.all("50p"), "loss"))["done"])
-    await knob.ask(knob.all("2of4"), "loss", "text", **text)
+
+    def note(what: str, *found: float) -> None:
+        rows[what] = {"median": median(found), "p95": _p95(found)}
+        print(f"{what:<44} {rows[what]['median']:8.0f} {rows[what]['p95']:8.0f} ms", flush=True)
+
+    note("the first: load, rank, 50 %", (await knob.ask(knob.all("50p"), "loss"))["loss"])
+    note("the first text", (await knob.ask(knob.all("50p"), "text", **text))["text live"])
     for what, formats in KNOBS.items():
-        each = cycle(formats)
-        for _ in range(rounds):
-            found = await knob.ask(knob.all(next(each)), "loss")
-            note(f"{what} of all: applied", found["applied"])
-            note(f"{what} of all: loss on 256 tokens", found["loss"])
-            note(f"{what} of all: losses on 2,048 tokens", found["done"])
-            found = await knob.ask(knob.all(next(each)), "text", **text)
-            note(f"{what} of all: first word", found["text live"])
-    await knob.ask(knob.one("50p"), "loss")
-    for number in range(rounds):
-        found = await knob.ask(knob.one(("30p", "50p")[number % 2]), "loss")
-        note("sparsity of a block: applied", found["applied"])
-        note("sparsity of a block: loss on 256 tokens", found["loss"])
-    for _ in range(min(rounds, 3)):
-        found = await knob.ask(knob.all("50p"), "why", text=TRACED)
-        note("tokens × blocks", found["done"])
+        await knob.ask(knob.all(formats[0]))  # makes ranks and ranges
+        states = [knob.all(formats[n % len(formats)]) for n in range(1, 2 * rounds + 1)]
+        losses = [await knob.ask(state, "loss") for state in states[:rounds]]
+        words = [await knob.ask(state, "text", **text) for state in states[rounds:]]
+        note(f"{what} of all: applied", *(x["applied"] for x in losses))
+        note(f"{what} of all: loss on 256 tokens", *(x["loss"] for x in losses))
+        note(f"{what} of all: losses on 2,048 tokens", *(x["done"] for x in losses))
+        note(f"{what} of all: first word", *(x["text live"] for x in words))
+    await knob.ask(knob.one("50p"))
+    block = [await knob.ask(knob.one(("30p", "50p")[n % 2]), "loss") for n in range(rounds)]
+    note("sparsity of a block: applied", *(x["applied"] for x in block))
+    note("sparsity of a block: loss on 256 tokens", *(x["loss"] for x in block))
+    note("tokens × blocks", (await knob.ask(knob.all("50p"), "why", text=TRACED))["done"])
     return rows
-
-
-def told(rows: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    table = {what: {"median": median(x), "p95": _p95(x)} for what, x in rows.items()}
-    for what, row in table.items():
-        print(f"{what:<44} {row['median']:8.0f} {row['p95']:8.0f} ms")
-    return table
 
 
 def _p95(values: Sequence[float]) -> float:
@@ -123,7 +116,7 @@ def main() -> None:
         }  # fmt: skip
         settings.cache_clear()
         upgrade()
-        rows = told(asyncio.run(measured(Knob(chosen.model), chosen.rounds)))
+        rows = asyncio.run(measured(Knob(chosen.model), chosen.rounds))
         print(json.dumps({"threads": chosen.threads, "ms": rows}))
         while SERVING.is_alive():  # ends by itself
             time.sleep(1)

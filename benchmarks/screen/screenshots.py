@@ -45,7 +45,8 @@ AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image')
     || one.querySelector('.plot-empty:not([hidden])'))
-  && [...document.querySelectorAll('#weights-overlay h2')].every(one => one.textContent)"""
+  && [...document.querySelectorAll('#weights-overlay h2, #workbench-histogram h2')]
+    .every(one => one.textContent)"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ SHOTS = (
     Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
     Shot("weights-dark", f"weights?run={{weights}}&stage=redense&tensor={TENSOR}", dark=True),
+    Shot("workbench-light", "workbench", tallest=900),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),

@@ -2,6 +2,7 @@
 work never waits for a store that is slow or full. Only a run that has succeeded waits until its
 model is there."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from backend.queue.artifacts.copies import key_of
 from backend.queue.artifacts.store import ArtifactStore
 
 FIRST_S, LONGEST_S = 1.0, 60.0  # between tries
-LOG_S = 5.0
+LOG_S, SLOW_S = 5.0, 30.0  # between looks at the log; after which a run says that it waits
 
 
 class Uploads:
@@ -57,10 +58,14 @@ class Uploads:
 
     def wait(self, is_given_up: Callable[[], bool]) -> bool:
         """Whether everything has been stored; it waits until then, or until it is given up."""
+        slow_at = time.monotonic() + SLOW_S
         while self._store is not None:
             with self._turn:
                 if self._turn.wait_for(lambda: not self._waiting, 1.0):
                     return True
+            if time.monotonic() > slow_at:  # a connection that hangs is no error for a minute
+                slow_at = math.inf
+                self._log("The run waits for the artefact store, which is slow or does not answer.")
             if is_given_up():
                 return False
         return True

@@ -55,17 +55,17 @@ class ServingApp:
                     "Too many requests wait.", why, retry_after_s=10, before=self.active
                 )
             person = unquote(request.headers.get(PERSON, ""))
-            events = self._counted(Answering(body, person, self.pool))
-            first = await unless_gone(request, _beginning(events))
-            if first is None:
-                return GONE
-            answer = OneAnswer(body, _chained(first, events))
-            if body.stream:
-                opened = AsyncExitStack()
-                opened.push_async_callback(events.aclose)
-                return EventStream(answer.stream(), opened)
-            whole = await unless_gone(request, answer.whole())
-            return GONE if whole is None else JSONResponse(whole)
+            async with AsyncExitStack() as opened:
+                events = self._counted(Answering(body, person, self.pool))
+                opened.push_async_callback(events.aclose)  # also of what is refused
+                first = await unless_gone(request, _beginning(events))
+                if first is None:
+                    return GONE
+                answer = OneAnswer(body, _chained(first, events))
+                if body.stream:
+                    return EventStream(answer.stream(), opened.pop_all())
+                whole = await unless_gone(request, answer.whole())
+                return GONE if whole is None else JSONResponse(whole)
         except SlimscopeError as error:
             status, content = error_body(error)
             return JSONResponse(content, status, error_headers(error))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.statistics.magnitudes import PATTERNS, ascending, cutoff, magnitude_counts
+from backend.statistics.magnitudes import HALVES, PATTERNS, ascending, cutoff, magnitude_counts
 from backend.statistics.names import magnitude_edges
 from backend.statistics.reference import ReferenceTensor
 from backend.statistics.snapshots import NEAR_ZERO, histogram, tensor_statistics
@@ -109,10 +109,11 @@ def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
     assert torch.equal(found, torch.from_numpy(values).sort(dim=-1).values)
 
 
-def test_numbers_of_16_bits_are_sorted_by_counting() -> None:
+@pytest.mark.parametrize("dtype", HALVES)
+def test_numbers_of_16_bits_are_sorted_by_counting(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
-    values = torch.randn(PATTERNS + 1, generator=random).bfloat16().float()
-    values[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40]).bfloat16().float()
+    values = torch.randn(PATTERNS + 1, generator=random).to(dtype).float()
+    values[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-7, -1e-7]).to(dtype).float()
     for each in (values, values[:-1], torch.nextafter(values, torch.zeros(()))):
         assert torch.equal(ascending(each), each.sort().values)
     values[0] = torch.nan

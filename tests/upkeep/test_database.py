@@ -134,7 +134,7 @@ def test_the_check_is_made_once_a_day(queue: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_turn_that_fails_is_told_and_ends_nothing(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    queue: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     turns = iter([OSError("the disk is gone")])
 
@@ -149,7 +149,7 @@ def test_a_turn_that_fails_is_told_and_ends_nothing(
     with upkeep.upkeep(DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)):
         while not done:
             pass
-    assert "the disk is gone" in capsys.readouterr().out
+    assert "the disk is gone" in caplog.text
 
 
 # a copy in place of the database ------------------------------------------------------------------

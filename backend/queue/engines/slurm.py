@@ -65,14 +65,13 @@ class SlurmEngine:
 
     def _listed(self) -> dict[str, dict[str, Any]] | None:
         """Our jobs at work, and those that have ended lately; None while Slurm does not answer."""
-        now = self._clock()
-        if now - self._jobs_at >= JOBS_S:
-            self._jobs_at = now
+        if self._clock() - self._jobs_at >= JOBS_S:
             try:
                 listed = json.loads(run_command(["squeue", "--json", "--me", "--states=all"]))
                 self._jobs = {job["name"]: job for job in listed["jobs"]}
             except (SlurmError, ValueError, KeyError, TypeError):
                 self._jobs = None
+            self._jobs_at = self._clock()  # by now: a command that hangs takes long
         return self._jobs
 
     def reference(self, launch: LaunchRequest) -> Ref:

@@ -114,6 +114,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             for done, of, what in dense.prepare(asked.formats, dense.score_of(asked.pruner)):
                 self._say(f"{what}: {done:.0f} of {of:.0f}", 0.0)
                 self._check()
+            opened.remember()
         with state.changing:
             self._check()
             began = time.perf_counter()

@@ -2,14 +2,19 @@
 those used last within one budget of memory. What was dropped is made anew from its address."""
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import count
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +23,8 @@ from backend.live.address import LiveState, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.models.memory import memory_available
+from backend.models.precision import resolve_dtype
+from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
 from jobs.dlqat.config import DLQATJob
 from jobs.fields.base_model import ResolvedModel, resolve_model
@@ -51,7 +58,7 @@ class BrowserState:
                 raise CancelledError
 
         stop()
-        self._asked = number
+        self._asked = max(self._asked, number)
         self.live.cancel()
         return stop
 
@@ -85,6 +92,33 @@ class OpenedModel:
         wanted = state_at(address, self.dense.identity, [*self.dense.layers])
         return live.checked(wanted.formats, wanted.pruner, wanted.quantizer)
 
+    def recall(self) -> None:
+        """Take the energies of inputs that an earlier process has measured."""
+        if self.dense.calibration is None or not self._energies.exists():
+            return
+        try:
+            self.dense.know(load_file(self._energies))
+        except (OSError, SafetensorError):  # damaged: they are measured again
+            self._energies.unlink(missing_ok=True)
+
+    def remember(self) -> None:
+        """Keep the energies for processes to come."""
+        if not self.dense.energies or (file := self._energies).exists():
+            return
+        with suppress(OSError):  # a full disk: they are measured again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft = file.with_suffix(f".{os.getpid()}")
+            save_file({name: x.cpu().clone() for name, x in self.dense.energies.items()}, draft)
+            draft.replace(file)
+
+    @property
+    def _energies(self) -> Path:
+        """The file of what the inputs of this model are on this text, which takes a minute."""
+        digest = sha256(self.dense.require_text().numpy().tobytes()).hexdigest()[:16]
+        dtype = resolve_dtype(self.dense.sds.precision, self.dense.model.device)
+        name = f"{self.dense.identity}-{digest}-{dtype}.safetensors"
+        return settings().cache_dir.expanduser() / "live" / name
+
     @property
     def nbytes(self) -> int:
         return self.dense.nbytes + sum(x.live.nbytes for x in [*self.states.values()])
@@ -116,6 +150,8 @@ class LivePool:
         """
         base = resolve_model(model)
         key = key_of(model, base, "auto", "auto")
+        if self._loading.locked():
+            say("Loading a model", 0.0)
         with self._loading:
             opened = self._opened.get(key)
             if opened is None:
@@ -145,7 +181,9 @@ class LivePool:
         except DatasetError as error:
             no_text = error
         dense = DenseModel(loaded.model, calibration, pruning, rounding, ROOM)
-        return OpenedModel(dense, loaded.tokenizer, device, base, windows, no_text)
+        opened = OpenedModel(dense, loaded.tokenizer, device, base, windows, no_text)
+        opened.recall()
+        return opened
 
     @contextmanager
     def state(self, opened: OpenedModel, person: str, browser: str) -> Iterator[BrowserState]:

@@ -17,7 +17,7 @@ from tests.cluster.hosts.network import HERE, Host
 from tests.queue.conftest import HOST
 from tests.waiting import until
 
-HELD_S = 30.0  # by a fault; then the store is asked again within a minute
+HELD_S = 45.0  # by a fault; then the store is asked again within a minute
 AGAIN_S = 60.0 + 30.0  # a connection that was cut off is given up
 Fault = Callable[[Lab, Host, str], None]
 
@@ -89,7 +89,8 @@ def test_work_goes_on_without_the_store_and_a_run_ends_when_it_has_everything(
     seconds = took(lambda: has_ended(run), AGAIN_S)
     print(f"ended {seconds:.0f} s after the store was there again")
     assert queries.job(run).state == State.SUCCEEDED and len(queries.attempts(run)) == 1
-    assert "The artefact store takes nothing" in log_of(lab.a, run)
+    said = "The artefact store takes nothing" if how else "The run waits for the artefact store"
+    assert said in log_of(lab.a, run)
 
 
 def test_a_run_that_waits_for_a_store_it_is_cut_off_from_is_cancelled_in_time(

@@ -25,7 +25,7 @@ from jobs.fields.base_model import resolve_model
 from jobs.operations.registry import OPERATIONS
 from jobs.serving.client import PERSON, ROLE
 from jobs.serving.live import models
-from jobs.serving.live.models import LivePool
+from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
 from tests.queue.conftest import Wait, succeeded
 
@@ -216,6 +216,22 @@ def test_without_a_compiler_pytorch_computes(no_decoder: None) -> None:
     (opened,), (applied,) = of(events, "opened"), of(events, "applied")
     assert "PyTorch" in opened["decoder"] and applied["read_bytes"] is None
     assert 1 < of(events, "loss")[-1]["ratio"] < 1.1 and of(events, "text")
+
+
+def test_inputs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again where what was kept is damaged."""
+    kept = tmp_path / "live" / "energies"
+    monkeypatch.setattr(OpenedModel, "_energies", kept)
+
+    def asked() -> tuple[bool, float]:
+        events = Door().ask(address("2of4", "wanda"), "loss")
+        measured = any("Inputs" in each["what"] for each in of(events, "waits"))
+        return measured, of(events, "loss")[-1]["loss"]
+
+    first = asked()
+    assert first[0] and asked() == (False, first[1])
+    kept.write_bytes(b"x")
+    assert asked() == first and asked()[0] is False
 
 
 def test_states_are_dropped_and_made_anew(door: Door) -> None:

@@ -236,3 +236,4 @@ def test_choices_with_seeds_and_prompts_beyond_the_context(start: Start) -> None
     assert texts[0] != texts[1] == other["choices"][0]["message"]["content"]
     status, found = asked(max_tokens=10_000)
     assert status == 400 and "context of Toy" in found["error"]["message"]
+    assert at_work() == (0, 0, 0)  # what was refused is no longer counted

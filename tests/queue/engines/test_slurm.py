@@ -1,12 +1,13 @@
 """The engine of a Slurm cluster; see `test_contract` for what holds for all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from backend.queue.engines import slurm
 from backend.queue.engines.choose import engine_of
-from backend.queue.engines.slurm import SlurmEngine, SlurmError, run_command
+from backend.queue.engines.slurm import ANSWER_S, SlurmEngine, SlurmError, run_command
 from backend.settings import settings
 from tests.queue.engines.ray_head import Clock
 from tests.queue.engines.slurm_commands import STATES, Slurm
@@ -50,8 +51,16 @@ def test_what_slurm_says_of_a_job(cluster: Slurm, engine: SlurmEngine, name: str
 
 
 def test_a_controller_that_did_not_answer_is_not_asked_again_at_once(
-    cluster: Slurm, engine: SlurmEngine
+    cluster: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock()
+    engine = SlurmEngine(2, 1, 0, [], clock)
+
+    def hang(line: Sequence[str], given: str = "") -> str:
+        clock.seconds += ANSWER_S
+        return cluster.run(line, given)
+
+    monkeypatch.setattr(slurm, "run_command", hang)
     cluster.fails = {"squeue"}
     assert not engine.room().known
     cluster.fails = set()

@@ -18,7 +18,8 @@ from ui.charts.heatmap import block_heatmap
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import NONE, count, esc, href, number, share
 from ui.format import runs as count_runs
-from ui.pages.trade_offs.selection import MeasuredRun, TradeoffView
+from ui.pages.trade_offs.selection import TradeoffView
+from ui.runs.sensitivity.measured import MeasuredRun
 from ui.runs.sensitivity.profiles import layers_table
 from ui.theme import BLUE, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS

@@ -11,12 +11,14 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from backend.budget import BudgetKind
 from backend.errors import NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
 from backend.quantization import DECLARED_QUANTIZERS
 from backend.quantization.widths import MAX_BITS, MIN_BITS
 from backend.queue.actor import Actor
+from backend.queue.rate_limit import count_preview
 from backend.sensitivity.budget import Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
@@ -41,7 +43,8 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-METHODS: Mapping[Method, str] = {"quantized": "size", "pruned": "sparsity"}  # budgets of the fronts
+# the fronts there are, and the budgets they are of
+METHODS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
 POINTS, DENSE_CODE = 160, 255
 
 
@@ -54,9 +57,12 @@ def profiles_of(model: str) -> list[Job]:
 def start(request: Request) -> Response:
     """Answer to `?model=smollm2-135m`; without it, of the model that was profiled last."""
     try:
-        return JSONResponse(_start(request.query_params.get("model", ""), current_user(request)))
+        actor = current_user(request)
+        if actor.role != "host":
+            count_preview(actor)  # a model may be looked up on the Hub
+        return JSONResponse(_start(request.query_params.get("model", ""), actor))
     except SlimscopeError as error:
-        return error_response(error, 404)
+        return error_response(error)
 
 
 def _start(model: str, actor: Actor) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
         "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
-        "partial": bool(run) and run.state != State.SUCCEEDED,
+        "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
     }  # fmt: skip
 

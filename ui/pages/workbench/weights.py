@@ -15,12 +15,15 @@ from backend.statistics.names import INPUT_ENERGY
 from backend.statistics.regions import Region, read_region
 from backend.store import queries, tensors
 from jobs.fields.base_model import resolve_model
+from jobs.fields.saved_models import is_run
 from ui.api_errors import error_response
 from ui.runs.weights import DENSE
 from ui.widgets.packed import PackedArrays
 
 PATH = "/slimscope/workbench/weights"
 MOST = 1_000_000  # weights that are sent; of a larger matrix, rows at equal distances
+
+ELSEWHERE = ("The files of this model are not here yet.", "", "They come with its first run.")
 
 
 def weights(request: Request) -> Response:
@@ -34,6 +37,8 @@ def weights(request: Request) -> Response:
 
 
 def _packed(model: str, name: str) -> PackedArrays:
+    if not is_run(model) and local_folder(model) is None:  # nothing is looked up elsewhere
+        raise ModelError(*ELSEWHERE)
     resolved = resolve_model(model, reads=False)
     matrices = (*resolved.facts.linears, *resolved.facts.embeddings)
     shape = next((x for x in matrices if x.name == name), None)
@@ -48,8 +53,7 @@ def _rows(source: str, shape: LinearShape) -> np.ndarray:
     """At most `MOST` weights of a matrix, whole rows of it [rows, columns]."""
     folder, stored = local_folder(source), shape.stored
     if folder is None:
-        what = "The files of this model are not on this machine yet."
-        raise ModelError(what, "", "They come with its first run.")
+        raise ModelError(*ELSEWHERE)
     step = -(-shape.weights // MOST)
     tensor = stored.names[0] if stored.names else f"{shape.name}.weight"
     rows, columns, steps, found = (0, shape.rows), (0, shape.columns), (step, 1), None

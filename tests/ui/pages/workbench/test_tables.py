@@ -62,7 +62,7 @@ def test_a_model_begins_with_its_layers_its_knobs_and_its_newest_finished_profil
 @pytest.mark.parametrize(("model", "said"), [("nowhere/none", "nowhere/none"), ("<b>", "b")])
 def test_a_model_that_is_not_there_is_refused(client: TestClient, model: str, said: str) -> None:
     answer = client.get(tables.START, params={"model": model})
-    assert answer.status_code == 404 and said in answer.json()["what"] + answer.json()["why"]
+    assert answer.status_code == 422 and said in answer.json()["what"] + answer.json()["why"]
 
 
 def test_a_profile_is_sent_as_it_is_stored_with_fronts_that_the_solver_would_find(
@@ -103,6 +103,11 @@ def test_weights_are_those_of_the_files(client: TestClient, monkeypatch: Any) ->
     monkeypatch.setattr(weights, "MOST", whole.size // 3)
     _, sampled = got(client, weights.PATH, model="toy", name=name)
     assert np.array_equal(sampled["weights"], whole[::3])
+
+
+def test_no_weights_are_fetched_from_elsewhere(client: TestClient) -> None:
+    answer = client.get(weights.PATH, params={"model": "nobody/nothing", "name": "x"})
+    assert answer.status_code == 404 and "not here yet" in answer.json()["what"]
 
 
 @pytest.mark.parametrize("name", ["", "model.norm", "../../etc/passwd"])

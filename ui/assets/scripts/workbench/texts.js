@@ -55,17 +55,17 @@ export class TextCard {
     }
     const before = this.#fresh.delete(side) ? "" : side === "live" ? this.#live : this.#dense.text;
     if (side === "live") this.#live = before + delta;
-    else this.places.dense.textContent = (this.#dense = { prompt: this.prompt, text: before + delta }).text;
+    else this.places.dense.textContent = (this.#dense = { prompt: this.prompt, text: before + delta }).text.trimStart();
     this.#compare();
   }
 
   #compare() {
-    const pieces = differing(this.#live, this.#dense.text).map(({ word, differs }) => Object.assign(document.createElement(differs ? "mark" : "span"), { textContent: word }));
+    const pieces = differing(this.#live.trimStart(), this.#dense.text).map(({ word, differs }) => Object.assign(document.createElement(differs ? "mark" : "span"), { textContent: word }));
     this.places.live.replaceChildren(...pieces);
   }
 
   /** Shows the dense text in place of the live one, or that again. */
-  hold(is) { if (is) this.places.live.textContent = this.#dense.text; else this.#compare(); }
+  hold(is) { if (is) this.places.live.textContent = this.#dense.text.trimStart(); else this.#compare(); }
 
   #trace() {
     const blocks = this.#losses.length, columns = this.#tokens.length - 1, canvas = this.canvas, box = canvas.parentElement;
