@@ -106,7 +106,7 @@ def test_a_family_works_or_is_refused_before_queueing(family: str, data_dir: Pat
 
 SETTINGS = {
     "opt, as 350m": ("amphista", {}, "cannot be cloned", "architecture"),
-    "mixtral": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
+    "granitemoe": ("dlqat", {"format": "compressed-tensors"}, "one tensor", "format"),
     "qwen3_moe": ("sds", {"weights": "streamed"}, "block by block", "weights"),
     "bloom": ("generate", {}, "ALiBi", "sides"),
 }
