@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -186,21 +186,30 @@ def _row(name: str, file: str, embedding: str, predicted: int, saved: int) -> di
 
 
 def embedding_costs(spec: str) -> Iterator[dict[str, Any]]:
-    """Perplexities with the embedding and head in several grids."""
+    """Perplexities with the embedding and head in several grids: both, and each alone, for which a
+    tied head becomes one of its own."""
     loaded = load(spec, dtype=torch.float32)
     text = evaluation_slice(loaded.facts.default_text, loaded.tokenizer, WINDOWS, CONTEXT)
     dense = perplexity(loaded.model, text, 4)
     yield {
-        "embedding": "as it is",
+        "rounded": "nothing",
+        "to": "",
         "error": 0.0,
         "perplexity": dense.value,
         "ratio": 1.0,
         "95 %": "",
     }
     names = [x.name for x in loaded.facts.embeddings]
-    grids = [(8, "minmax"), (6, "minmax"), (4, "minmax"), (4, "mse"), (6, "mse"), (8, "mse")]
-    for bits, search in grids:
-        yield _cost(loaded.model, text, names, QuantSettings(bits, 32, "symmetric", search), dense)
+    head = loaded.model.get_output_embeddings()
+    alone = {"head": [n for n, module in loaded.model.named_modules() if module is head]}
+    alone["embedding"] = [names[0]]
+    for bits, search in ((8, "minmax"), (6, "minmax"), (4, "minmax"), (4, "mse"), (6, "mse")):
+        of = QuantSettings(bits, 32, "symmetric", search)
+        yield {"rounded": "both"} | _cost(loaded.model, text, names, of, dense)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    for what, bits in product(alone, (8, 6, 4)):
+        of = QuantSettings(bits, 32, "symmetric", "mse")
+        yield {"rounded": what} | _cost(loaded.model, text, alone[what], of, dense)
 
 
 def _cost(
@@ -216,7 +225,7 @@ def _cost(
     ratio = paired_ratio(found.windows, dense.windows)
     assert ratio is not None
     return {
-        "embedding": f"{of.bits} bits, {of.space}", "error": max(errors),
+        "to": f"{of.bits} bits, {of.space}", "error": max(errors),
         "perplexity": found.value, "ratio": ratio.value,
         "95 %": f"{ratio.low:.4f} to {ratio.high:.4f}",
     }  # fmt: skip

@@ -10,8 +10,6 @@ from jobs.fields.types import NewTokens, Precision, TreeSize
 from jobs.kind import JobConfig
 
 NAME = "benchmark"
-TREE_PROMPTS = 4  # on which trees of other sizes are timed
-TREE_SIZES = (2, 4, 8, 16, 32)
 
 
 class TimingConfig(Options):
@@ -34,13 +32,6 @@ class TimingConfig(Options):
     rounds: int = option(3, "Rounds", ge=1, le=100, unit="rounds")
     """Timing repetitions (order shuffled); one extra warm-up round."""
     nodes: TreeSize = 0
-    try_sizes: bool = option(
-        False,
-        "Try tree sizes",
-        advanced=True,
-        description=f"Also time each drafter with trees of {', '.join(map(str, TREE_SIZES))} "
-        f"nodes, on {TREE_PROMPTS} prompts.",
-    )
     precision: Precision = "auto"
 
     @field_validator("llama_cpp")

@@ -8,7 +8,7 @@ from backend.models.memory import RUNTIME, weight_memory
 from backend.store.states import State
 from backend.store.tables import Job
 from backend.text.prompts import require_prompts
-from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
+from jobs.benchmark.config import BenchmarkJob
 from jobs.fields.base_model import decodable_model
 from jobs.fields.drafters import drafter_bytes, drafter_config, drafters_named
 from jobs.fields.gguf import check_source, exported_type, require_llama_cpp, types_named
@@ -67,6 +67,5 @@ def flops_by_phase(config: BenchmarkJob, facts: ModelFacts, drafters: int) -> di
     others = config.pytorch + len(types_named(config.llama_cpp)) + config.lookup
     decoders = 1 + others + 2 * drafters  # each alone, and behind prompt lookup
     responses = decoders * config.count * (1 + config.rounds)
-    trees = drafters * config.try_sizes * 2 * len(TREE_SIZES) * min(TREE_PROMPTS, config.count)
     response = 2.0 * DECODE_COST * facts.parameters * config.max_new_tokens
-    return {"compare": responses * response, "trees": trees * response}
+    return {"compare": responses * response}

@@ -45,6 +45,6 @@ KIND = Kind(
     presets={
         "quick look": {"count": 6, "max_new_tokens": 32, "rounds": 2},
         "default": {},
-        "thorough": {"count": 48, "max_new_tokens": 128, "rounds": 5, "try_sizes": True},
+        "thorough": {"count": 48, "max_new_tokens": 128, "rounds": 5},
     },
 )

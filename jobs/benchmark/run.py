@@ -1,7 +1,7 @@
 """Decoding speed as a job: decoders answer the same prompts in turn, on this machine."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from heapq import nlargest
@@ -23,7 +23,7 @@ from backend.decoding.benchmark import (
 )
 from backend.decoding.cost_model import SIZES as COST_SIZES
 from backend.decoding.cost_model import measure_costs
-from backend.decoding.draft_tree import DynamicTree, StaticTree, best_tree
+from backend.decoding.draft_tree import DynamicTree, StaticTree
 from backend.decoding.draft_tree import Path as TreePath
 from backend.decoding.llama_cpp import LlamaCppDecoder
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
@@ -40,7 +40,7 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import REPLAY, SilentReporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, readable_ids
 from backend.text.prompts import Prompt, benchmark_prompts
-from jobs.benchmark.config import TREE_PROMPTS, TREE_SIZES, BenchmarkJob
+from jobs.benchmark.config import BenchmarkJob
 from jobs.benchmark.estimate import flops_by_phase
 from jobs.benchmark.report import (
     COMBINED,
@@ -65,12 +65,11 @@ from jobs.metrics import (
     SAME_TEXT,
     SPEED_UP,
     TOKENS_PER_SECOND,
-    TREE,
 )
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_model
-from jobs.runtime.progress import Phase, Phases
+from jobs.runtime.progress import Phases
 
 TREES = "trees"  # the checkpoint that holds the tree sizes that were chosen
 MAX_PATHS = 16  # of a tree that changes, shown
@@ -88,12 +87,11 @@ class DecodingBenchmark:
             job.run: Amphista.load(drafter_folder(job))
             for job in drafters_named(config.drafters, config.model, "drafters")
         }
-        trees = len(self.drafters) * config.try_sizes * len(TREE_SIZES)
-        self.phases = Phases(context, {"compare": config.count, TREES: trees * TREE_PROMPTS / 2})
+        self.phase = Phases(context, {"compare": config.count}).phase("compare")
 
     def compare(self) -> None:
-        decoders, phase = self._decoders(), self.phases.phase("compare")
-        answers = self._answers("prompt", decoders, self.prompts, self.config.rounds, phase)
+        decoders = self._decoders()
+        answers = self._answers(decoders)
         tasks = [prompt.task for prompt, _ in self.prompts]
         for name, decoder in decoders.items():
             by_task = {
@@ -102,26 +100,6 @@ class DecodingBenchmark:
             }
             report = self._report(name, decoder.proposer, summarise(name, answers), by_task)
             self._record(report, by_task)
-
-    def try_sizes(self) -> None:
-        """Time every drafter with trees of other sizes: three curves over the size."""
-        for number, (name, drafter) in enumerate(self.drafters.items()):
-            sizes = [n for n in TREE_SIZES if n <= 1 + len(drafter.growth)]
-            bound, proposers = drafter.bind(self.target), dict[str, Proposer]({VANILLA: NoDraft()})
-            for n in sizes:
-                proposers[str(n)] = TreeProposer(bound, self.target, best_tree(drafter.growth, n))
-            decoders = decoders_of(self.target, proposers)
-            phase = self.phases.phase(TREES, number, len(self.drafters))
-            answers = self._answers(name, decoders, self.prompts[:TREE_PROMPTS], 1, phase)
-            for n in sizes:
-                summary = summarise(str(n), answers)
-                figures = {
-                    "accepted": summary.accepted,
-                    "speed-up": summary.speed_up.value,
-                    "break even": summary.break_even,
-                }
-                for series, value in figures.items():
-                    self.context.metric(MetricKey(TREE, name, series, "nodes"), value, n)
 
     # decoders --------------------------------------------------------------------------------
 
@@ -196,29 +174,22 @@ class DecodingBenchmark:
 
     # answers ---------------------------------------------------------------------------------
 
-    def _answers(
-        self,
-        place: str,
-        decoders: Mapping[str, Decoder],
-        prompts: Sequence[tuple[Prompt, list[int]]],
-        rounds: int,
-        phase: Phase,
-    ) -> list[Answers]:
+    def _answers(self, decoders: Mapping[str, Decoder]) -> list[Answers]:
         """Every decoder's answers; those to one prompt are a checkpoint, for these decoders
         alone."""
-        answers = []
+        answers, phase = [], self.phase
         ends = end_ids(self.loaded.tokenizer, self.loaded.model.generation_config)
-        for number, (prompt, ids) in enumerate(prompts):
+        for number, (prompt, ids) in enumerate(self.prompts):
             stop_if_asked(phase)
             digest = sha256(f"{', '.join(decoders)} {ids}".encode()).hexdigest()
-            name = f"{place}-{number:05d}-{digest[:12]}"
+            name = f"prompt-{number:05d}-{digest[:12]}"
             folder = self.context.checkpoints.find(name)
-            step = f"Prompt {number + 1} of {len(prompts)}: {prompt.task}"
-            phase.progress(number, len(prompts), REPLAY if folder else step)
+            step = f"Prompt {number + 1} of {len(self.prompts)}: {prompt.task}"
+            phase.progress(number, len(self.prompts), REPLAY if folder else step)
             if folder:
                 answers.append(unpacked(json.loads((folder / "answers.json").read_text())))
                 continue
-            limit = self.config.max_new_tokens
+            limit, rounds = self.config.max_new_tokens, self.config.rounds
             timed = time_decoders(decoders, ids, limit, ends, rounds, phase, number)
             with self.context.checkpoints.write(name) as draft:
                 (draft / "answers.json").write_text(json.dumps(packed(timed)))
@@ -303,8 +274,6 @@ def run(config: BenchmarkJob, context: JobContext) -> None:
         context.result(VANILLA, BYTES_PER_TOKEN, target.native.layout.size)
     benchmark = DecodingBenchmark(config, loaded, target, context)
     benchmark.compare()
-    if config.try_sizes:
-        benchmark.try_sizes()
     drafters = len(drafters_named(config.drafters, config.model, "drafters"))
     context.outcome(flops=sum(flops_by_phase(config, loaded.facts, drafters).values()))
     reports = decoder_reports(context.run)

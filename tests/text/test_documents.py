@@ -45,14 +45,11 @@ def test_stories_are_others_than_the_model_learnt_from() -> None:
     assert evaluation == set(stories(999, 3000))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.txt", b"caf\xe9"), ("a.jsonl", b'{"text": \n'), ("a.jsonl", b'{"txt": "a"}\n')],
-)
-def test_unreadable_files_are_refused(text_dir: Path, name: str, content: bytes) -> None:
-    (text_dir / name).write_bytes(content)
+@pytest.mark.parametrize("line", ['{"text": ', '{"txt": "a"}', "3"])
+def test_a_line_that_is_no_text_is_told_where_it_comes(text_dir: Path, line: str) -> None:
+    (text_dir / "a.jsonl").write_text(f'{{"text": "A cat."}}\n{line}\n')
     with pytest.raises(DatasetError, match="could not be read") as refused:
-        list(documents(f"file:{name}", "evaluation"))
+        list(documents("file:a.jsonl", "evaluation"))
     assert refused.value.field == "evaluation_text" and refused.value.why
 
 

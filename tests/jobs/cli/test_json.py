@@ -32,7 +32,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {  # the last line of each is what is lo
     "submit": [["count", "--steps", "1"]],
 }  # fmt: skip
 ELSEWHERE = {
-    "restore", "move", "setup", "vote", "answers", "budget", "chat", "token",
+    "restore", "move", "setup", "vote", "answers", "budget", "chat", "token", "plan-state",
 }  # need more than a run that was cancelled  # fmt: skip
 EMPTY = {"artifacts", "curves", "results", "tensors"}  # of a run that did nothing
 FILE_ONLY = pytest.mark.sqlite("backups are of a file")

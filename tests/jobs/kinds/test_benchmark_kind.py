@@ -12,7 +12,6 @@ from backend.decoding.native.compiler import CompilerError
 from backend.decoding.native.model import decoding_dtype
 from backend.drafters.checkpoint import Amphista, BaseFingerprint, pack
 from backend.errors import ConfigError
-from backend.metric_key import MetricKey
 from backend.models import precision
 from backend.models.sources.catalogue import inspect
 from backend.store import frames, queries
@@ -55,7 +54,7 @@ def finished(wait: Wait, **values: object) -> Job:
 
 def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     one, medusa = trained(), trained(architecture="medusa")
-    job = finished(wait, drafters=f"{one.run}, {medusa.run}", try_sizes=True, nodes=4)
+    job = finished(wait, drafters=f"{one.run}, {medusa.run}", nodes=4)
     assert job.environment["decoder"].startswith("PyTorch; ")  # in float32
     arms = {arm.name: arm for arm in decoder_reports(job.id)}
     assert next(iter(arms)) == VANILLA
@@ -74,9 +73,7 @@ def test_all_are_timed_and_write_the_same_text(wait: Wait) -> None:
     assert all(set(arm.milliseconds) == {"draft", "verify", "accept", "cache"}
                for arm in arms.values())  # fmt: skip
     assert all(arm.tasks and arm.speed > 0 for arm in arms.values())
-    curves = frames.by_key(frames.curves(job.id))
-    assert {*curves[MetricKey("tree", one.run, "accepted", "nodes")]["step"]} == {2, 4}
-    assert {*map(str, curves)} >= {"cost/verify", f"tree/speed-up@{medusa.run}"}
+    assert "cost/verify" in {*map(str, frames.by_key(frames.curves(job.id)))}
     said = verdicts(decoder_reports(job.id))[:5]  # behind them, perhaps, that others worked here
     assert len(said) == 5 and all("All 4 responses match vanilla's" in text for text in said)
     whole = {str(row.metric): row for row in queries.results([job.id]) if row.stage == "run"}

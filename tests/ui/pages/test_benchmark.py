@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from backend.settings import Settings
-from backend.store.tables import DecoderRow, MetricPoint
+from backend.store.tables import DecoderRow
 from jobs.benchmark.report import (
     COMBINED,
     LABELS,
@@ -14,7 +14,7 @@ from jobs.benchmark.report import (
     decoder_label,
     decoder_reports,
 )
-from tests.ui.lab import asked, job, point, result, store
+from tests.ui.lab import asked, job, result, store
 from ui.pages.benchmark import charts, data, page
 from ui.pages.home.showcase import showcase
 from ui.theme import LIGHT, ink
@@ -48,10 +48,6 @@ def figures(name: str, up: float, lengths: dict[int, int], kind: str = "") -> De
     return DecoderRow(job_id=1, decoder=name, report=report.record())
 
 
-def points(name: str, values: dict[int, float], number: int = 1) -> list[MetricPoint]:
-    return [point(number, name, n, v, "nodes") for n, v in values.items()]
-
-
 @pytest.fixture
 def measured(tables: Settings) -> str:
     run = job(1, kind="benchmark", config=CONFIG, environment=HERE, name=HOSTILE)
@@ -60,10 +56,6 @@ def measured(tables: Settings) -> str:
         figures(VANILLA, 1.0, {1: 100}),
         figures("lookup", 1.1, {1: 80, 3: 20}),
         figures("amphista-0002", 1.5, {1: 40, 2: 40, 4: 20}, "Amphista"),
-        *points("cost/verify", {1: 1.0, 8: 1.3}),
-        *points("tree/accepted@amphista-0002", {2: 1.2, 8: 1.6}),
-        *points("tree/speed-up@amphista-0002", {2: 1.1, 8: 1.2}),
-        *points("tree/break even@amphista-0002", {2: 1.1, 8: 1.4}),
     )
     return "benchmark-0001"
 
@@ -86,7 +78,6 @@ def test_everything_is_drawn_and_told(measured: str) -> None:
     assert list(predicted.x) != [None, 1.9, None]  # its run is not there
     assert list(gain.x) == [1.0, 2.0, 1.4] and list(even.x) == [1.0, 1.1, 1.0]
     assert len(shown["time_chart"].data) == 4 and "5.9 ms/token" in str(shown["time_chart"])
-    assert len(shown["sizes_chart"].data) == 3
     for name in CHARTS:
         assert shown[name], name
     assert 'data-value="1.5"' in shown["bars_table"]

@@ -14,7 +14,7 @@ SHOWS = {  # page -> kinds of the runs it offers
     "trade-offs": {"profile"}, "benchmark": {"benchmark"},
 }  # fmt: skip
 HIDDEN = {  # panels that a page leaves out for a run that has not measured them
-    "benchmark-sizes", "sensitivity-agreement", "compare-lines",
+    "sensitivity-agreement", "compare-lines",
 }  # fmt: skip
 
 

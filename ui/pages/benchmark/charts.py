@@ -1,5 +1,5 @@
 """Decoders side by side: how fast they are, where the time of a decoding step goes, how many tokens
-a step yields, and what the size of the tree does."""
+a step yields."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -7,11 +7,8 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from backend.metric_key import MetricKey
 from jobs.benchmark.report import DecoderReport
-from jobs.metrics import TREE
 from ui.charts.chart import Chart
 from ui.charts.headlines import of_break_even, of_parts, of_speed
 from ui.charts.template import axis, category_axis, layout, legend_row, legend_rows, reference_line
@@ -30,13 +27,6 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "cache": ("Cache", PINK),
     }
 )
-ACCEPTED, SPEED_UP, EVEN = "accepted", "speed-up", "break even"
-CURVES = ((ACCEPTED, 1, "solid"), (EVEN, 1, "dot"), (SPEED_UP, 2, "solid"))
-Lines = Mapping[MetricKey, pd.DataFrame]  # the points of each curve
-NODES = [2**n for n in range(9)]
-NODE_TICKS: dict[str, Any] = {  # of a log axis
-    "tickvals": NODES, "ticktext": [*map(str, NODES)], "showgrid": False,
-}  # fmt: skip
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
@@ -204,42 +194,3 @@ def _with_legend(
 ) -> dict[str, Any]:
     rows = legend_rows(len(lines), grow=True)
     return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
-
-
-# the size of the tree -----------------------------------------------------------------------------
-
-
-def sizes_of(curves: Lines, decoder: str) -> dict[str, pd.Series]:
-    """Series -> values by tree size, of one drafter; nothing where sizes were not tried."""
-    keys = {series: MetricKey(TREE, decoder, series, "nodes") for series, *_ in CURVES}
-    rows = {series: curves[key] for series, key in keys.items() if key in curves}
-    return {series: points.set_index("step")["value"] for series, points in rows.items()}
-
-
-def tree_sizes(curves: Lines, decoders: Sequence[DecoderReport]) -> Chart:
-    """Over the size of the tree: tokens per step with its break-even, and below the speed-up."""
-    paint = colours(decoders)
-    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.08, shared_xaxes=True)
-    tried = [(d, sizes) for d in decoders if (sizes := sizes_of(curves, d.name))]
-    for decoder, sizes in tried:
-        for name, row, dash in CURVES:
-            colour, label = paint[decoder.name], esc(decoder.label)
-            figure.add_scatter(
-                x=[int(n) for n in sizes[name].index], y=[*sizes[name]], name=label,
-                mode="lines+markers", legendgroup=label, showlegend=name == ACCEPTED,
-                line={"color": colour, "dash": dash}, row=row, col=1, cliponaxis=False,
-                marker={"size": 7, "color": colour if dash == "solid" else LIGHT.paper,
-                        "line": {"color": colour, "width": 2}},
-                hovertemplate=f"<b>{label}</b><br>%{{x}} nodes, {name}: %{{y:.2f}}<extra></extra>",
-            )  # fmt: skip
-    figure.update_xaxes(type="log", **NODE_TICKS)
-    figure.update_xaxes(axis("Tree nodes", log=True), row=2, col=1)
-    figure.update_yaxes(axis("Tokens per step", nticks=5), row=1, col=1)
-    figure.update_yaxes(axis("Speed-up, ×", nticks=5), row=2, col=1)
-    figure.update_layout(layout(view="sizes", **legend_rows(len(tried), grow=True)))
-    frame = pd.DataFrame(
-        [(d.label, nodes, *(sizes[name][nodes] for name in (ACCEPTED, EVEN, SPEED_UP)))
-         for d, sizes in tried for nodes in sizes[ACCEPTED].index],
-        columns=["Decoder", "Tree nodes", "Tokens per step", "Break-even", "Speed-up, ×"],
-    )  # fmt: skip
-    return Chart(figure, frame)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import gradio as gr
 from markupsafe import Markup
 
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.states import ACTIVE
 from backend.store.tables import Job
 from jobs.benchmark import config as benchmark
@@ -25,7 +25,6 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
-NOT_TRIED = nothing("This run tried no other tree sizes. The preset “thorough” does.")
 NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
@@ -44,17 +43,12 @@ TIME = Panel(
     "time", "Where is the time spent?",
     "Drafting pays off when the accepted length exceeds the relative cost of a step.",
 )  # fmt: skip
-SIZES = Panel(
-    "sizes", "Tree size",
-    "Where is the optimum? A larger tree yields more tokens per step (solid), but has to yield "
-    "more before it pays off (dotted).", 360,
-)  # fmt: skip
 TREE = Panel(
     "tree", "Draft tree",
     "Which draft tokens are worth verifying? The larger a circle, the more often it was accepted.",
     400,
 )  # fmt: skip
-PANELS = (SPEED, GAIN, TASKS, TIME, SIZES, TREE)  # those with data are shown
+PANELS = (SPEED, GAIN, TASKS, TIME, TREE)  # those with data are shown
 
 
 def build() -> None:
@@ -141,18 +135,16 @@ def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
 
 def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
     decoders, job = shown.decoders, shown.job
-    drafters, points = shown.drafters, frames.by_key(frames.shown_curves(job.id))
+    drafters = shown.drafters
     prompts = decoders[0].prompts
     timed = f"Median of {job.config['rounds']} repetitions over {prompts} prompts; lines: range."
     means = f"Means over {prompts} prompts."
     tasks = len(decoders) > 1 and len(decoders[0].tasks) > 1
-    tried = any(charts.sizes_of(points, d.name) for d in decoders)
     return {
         SPEED: charts.speed_up(decoders, timed),
         GAIN: charts.gain(decoders, drafters, not job.config.get("nodes"), means),
         TASKS: charts.by_task(decoders, timed) if tasks else Chart(NO_TASKS),
         TIME: charts.step_time(decoders, means),
-        SIZES: charts.tree_sizes(points, decoders) if tried else Chart(NOT_TRIED),
         TREE: tree_chart(tree, drafters[tree.name].hits) if tree else Chart(NO_TREE),
     }
 
