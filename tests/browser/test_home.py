@@ -123,5 +123,5 @@ def test_an_address_without_a_page_looks_like_the_others(
     page.goto(f"{lab.url}/nothing")
     assert page.evaluate("document.fonts.load('14px \"IBM Plex Sans\"').then(f => f.length)")
     page.get_by_role("navigation").get_by_role("link", name="Explore").click()
-    expect(page.locator("h1")).to_have_text("Weights")
+    expect(page.locator("h1")).to_have_text("Workbench")
     page.close()
