@@ -100,7 +100,8 @@ async def person(url: str, chosen: argparse.Namespace, seen: Seen, until: float)
                 seen.ends[await ask(client, chosen, seen)] += 1
             except httpx.HTTPError as error:
                 seen.ends[f"lost ({type(error).__name__})"] += 1
-            await asyncio.sleep(random.expovariate(1 / chosen.think))
+            pause = random.expovariate(1 / chosen.think)
+            await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
 
 
 async def onlooker(url: str, seen: Seen, until: float) -> None:
@@ -135,6 +136,8 @@ async def measured(url: str, data: Path, chosen: argparse.Namespace) -> dict[str
     tasks.append(asyncio.create_task(onlooker(url, seen, until)))
     await asyncio.sleep(min(60.0, 30 * chosen.minutes))
     early = memory(data)
+    await asyncio.sleep(until - time.monotonic())  # then the engine may end
+    late = memory(data)
     await asyncio.gather(*tasks)
     seconds = time.monotonic() - began
     return {
@@ -143,7 +146,7 @@ async def measured(url: str, data: Path, chosen: argparse.Namespace) -> dict[str
         "first_s": [median(seen.first), p95(seen.first)],
         "between_ms": [1e3 * median(seen.between), 1e3 * p95(seen.between)],
         "pages_s": [median(seen.pages), p95(seen.pages)],
-        "memory_mb": {name: [early.get(name, 0.0), mb] for name, mb in memory(data).items()},
+        "memory_mb": {name: [early.get(name, 0.0), mb] for name, mb in late.items()},
     }  # fmt: skip
 
 
