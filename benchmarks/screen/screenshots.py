@@ -10,6 +10,7 @@ folder first. A picture whose kind of run is missing is left as it is.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from benchmarks.screen.server import chromium, dashboard, reads
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTH, TALLEST, PHONE, PHONE_HEIGHT = 1280, 1150, 390, 844
 WAIT_MS = 120_000
+FIRST_ANSWER = re.compile("/run/predict|/workbench/")
 AT_REST_MS = 2500  # after the first answer, until its charts begin to load
 RUNS = (
     ("sds", "--model=toy", "--preset=quick look", "--sweep=base=magnitude,wanda,sparsegpt",
@@ -114,12 +116,12 @@ def take(browser: Browser, url: str, shot: Shot, runs: Mapping[str, str]) -> str
     )
     context.set_default_timeout(WAIT_MS)
     page = context.new_page()
-    with page.expect_response(lambda answer: "/run/predict" in answer.url):
+    with page.expect_response(lambda answer: FIRST_ANSWER.search(answer.url) is not None):
         page.goto(address)
     page.wait_for_timeout(AT_REST_MS)
     page.wait_for_function(AT_REST)
     tall = page.evaluate("document.querySelector('footer').getBoundingClientRect().bottom")
-    clip = {"x": 0, "y": 0, "width": width, "height": min(tall + 16, height, shot.tallest)}
+    clip = {"x": 0, "y": 0, "width": width, "height": min((tall or height) + 16, height, shot.tallest)}
     page.screenshot(path=IMAGES / f"{shot.name}.png", clip=clip)
     context.close()
     return "taken"
