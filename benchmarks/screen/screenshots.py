@@ -121,7 +121,8 @@ def take(browser: Browser, url: str, shot: Shot, runs: Mapping[str, str]) -> str
     page.wait_for_timeout(AT_REST_MS)
     page.wait_for_function(AT_REST)
     tall = page.evaluate("document.querySelector('footer').getBoundingClientRect().bottom")
-    clip = {"x": 0, "y": 0, "width": width, "height": min((tall or height) + 16, height, shot.tallest)}
+    shown = min(tall + 16, height, shot.tallest) if tall else shot.tallest
+    clip = {"x": 0, "y": 0, "width": width, "height": shown}
     page.screenshot(path=IMAGES / f"{shot.name}.png", clip=clip)
     context.close()
     return "taken"
