@@ -17,8 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from backend.models.sources.catalogue import inspect
@@ -26,6 +25,7 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 from backend.settings import settings
 from backend.store.migrate import upgrade
+from benchmarks.serving import p95
 from jobs.serving.client import sent
 
 HOST = Actor("benchmark", "host")
@@ -77,7 +77,7 @@ async def measured(knob: Knob, rounds: int) -> Rows:
     text = {"prompt": "The history of the city begins", "tokens": 8}
 
     def note(what: str, *found: float) -> None:
-        rows[what] = {"median": median(found), "p95": _p95(found)}
+        rows[what] = {"median": median(found), "p95": p95(found)}
         print(f"{what:<44} {rows[what]['median']:8.0f} {rows[what]['p95']:8.0f} ms", flush=True)
 
     note("the first: load, rank, 50 %", (await knob.ask(knob.all("50p"), "loss"))["loss"])
@@ -97,10 +97,6 @@ async def measured(knob: Knob, rounds: int) -> Rows:
     note("sparsity of a block: loss on 256 tokens", *(x["loss"] for x in block))
     note("tokens × blocks", (await knob.ask(knob.all("50p"), "why", text=TRACED))["done"])
     return rows
-
-
-def _p95(values: Sequence[float]) -> float:
-    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
 def main() -> None:

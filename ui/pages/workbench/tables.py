@@ -132,10 +132,11 @@ def packed_profile(run: str) -> PackedArrays | None:
     figures["predicted"] = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
     figures["bytes"] = np.array([[f.nbytes(x.rows, x.columns) for f in formats] for x in layers])
     arrays = {name: values.astype("<f4") for name, values in figures.items()}
-    fronts = [method for method in METHODS if (mixes := _front(known, method))
-              and arrays.update(_packed_front(known, method, mixes)) is None]  # fmt: skip
+    fronts = {method: mixes for method in METHODS if (mixes := _front(known, method))}
+    for method, mixes in fronts.items():
+        arrays |= _packed_front(known, method, mixes)
     header = {
-        "run": run, "model": known.model, "formats": [*map(str, formats)], "fronts": fronts,
+        "run": run, "model": known.model, "formats": [*map(str, formats)], "fronts": [*fronts],
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
     }  # fmt: skip
     return PackedArrays.of(header, arrays)
