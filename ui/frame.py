@@ -115,7 +115,11 @@ def frame(page: Page, pages: Sequence[Page]) -> Iterator[None]:
     token = _pulse_view.set(strip)
     with gr.Column(elem_id="main", elem_classes="page-body"):
         if page.heading:
-            gr.HTML(HTML.heading(page.name), elem_id="frame-title", js_on_load=None)
+            # Where the navigation marks the page already, its name is for screen readers alone.
+            css = ["hidden"] if page.listed and navigation(page, pages)[1] else []
+            gr.HTML(
+                HTML.heading(page.name), elem_id="frame-title", elem_classes=css, js_on_load=None
+            )
         yield
     _pulse_view.reset(token)
     gr.HTML(HTML.footer(VERSION), elem_id="frame-footer", js_on_load=None)

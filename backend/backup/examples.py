@@ -1,7 +1,9 @@
 """Finished runs that come with the package, so that a first visit has something to see: exported
 without weights, packed with xz. They are named after their kind, such as sds-example and
-sds-example-2, are read-only, and can be deleted and restored like any other run."""
+sds-example-2, are read-only, and can be deleted and restored like any other run. Reports about them
+come and go with them."""
 
+import json
 import lzma
 import shutil
 from pathlib import Path
@@ -10,13 +12,14 @@ from tempfile import TemporaryDirectory
 from backend.backup.run_rows import Check
 from backend.backup.single import import_run
 from backend.errors import NotFoundError
-from backend.queue import removal
+from backend.queue import removal, reports
 from backend.queue.actor import Actor
+from backend.queue.reports import ReportBlock
 from backend.store import queries
 from backend.store.tables import EXAMPLE, Job
 
 FOLDER = Path(__file__).parent / "example_runs"
-PACKED = ".tar.xz"
+PACKED, REPORTS = ".tar.xz", "reports.json"
 PACKAGE = Actor("slimscope", "host")  # who adds them
 
 
@@ -37,11 +40,17 @@ def _stem(file: Path) -> str:
 
 def install_examples(check: Check) -> list[Job]:
     """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`."""
-    return [_install(file, check) for run, file in bundled().items() if not _known(run)]
+    added = [_install(file, check) for run, file in bundled().items() if not _known(run)]
+    if added:
+        _write_reports()
+    return added
 
 
 def remove_examples(actor: Actor) -> list[Job]:
-    return removal.remove([run for run in bundled() if _known(run)], actor)
+    removed = removal.remove([run for run in bundled() if _known(run)], actor)
+    for number in _reports().values():
+        reports.delete_report(number, actor)
+    return removed
 
 
 def restore_examples(actor: Actor, check: Check) -> list[Job]:
@@ -49,10 +58,32 @@ def restore_examples(actor: Actor, check: Check) -> list[Job]:
     known = [run for run in bundled() if _known(run)]
     purged = [run for run in known if queries.job(run).purged]
     removal.forget(purged, actor)
-    return [
-        *removal.restore([r for r in known if r not in purged], actor),
-        *install_examples(check),
-    ]
+    restored = removal.restore([r for r in known if r not in purged], actor)
+    added = install_examples(check)
+    _write_reports()
+    return [*restored, *added]
+
+
+def bundled_reports() -> dict[str, list[ReportBlock]]:
+    """Title of a report -> its blocks."""
+    stored = json.loads((FOLDER / REPORTS).read_text("utf-8"))
+    return {
+        title: [ReportBlock(place, **block) for place, block in enumerate(blocks, 1)]
+        for title, blocks in stored.items()
+    }
+
+
+def _reports() -> dict[str, int]:
+    """The bundled reports that are there: title -> number."""
+    ours = bundled_reports()
+    there = [each for each in reports.reports() if each.owner == PACKAGE.name]
+    return {each.title: each.id for each in there if each.title in ours}
+
+
+def _write_reports() -> None:
+    for title, blocks in bundled_reports().items():
+        if title not in _reports():
+            reports.create_report(title, PACKAGE, blocks)
 
 
 def _known(run: str) -> bool:

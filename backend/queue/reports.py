@@ -82,11 +82,16 @@ def reports() -> list[Report]:
     return fetched(query)
 
 
-def create_report(title: str, actor: Actor) -> int:
-    """Begin an empty report; return its number. `ConfigError` if the title is empty or too long."""
+def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) -> int:
+    """Begin a report, empty or with `blocks`; return its number. `ConfigError` if the title is empty
+    or too long, or the report too large."""
     require_host(actor, "write a report")
-    now = now_ms()
-    made = Report(title=_title(title), owner=actor.name, blocks=[], created_at=now, saved_at=now)
+    now, blocks = now_ms(), [*blocks]
+    _check(blocks)
+    made = Report(
+        title=_title(title), owner=actor.name, blocks=[asdict(block) for block in blocks],
+        created_at=now, saved_at=now,
+    )  # fmt: skip
     with writing(durable=True) as session:
         session.add(made)
         session.flush()

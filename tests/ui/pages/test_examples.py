@@ -3,11 +3,13 @@
 import plotly.graph_objects as go
 
 from backend.backup import examples
+from backend.queue import reports
 from backend.settings import Settings
 from backend.store import queries
 from jobs.imported import check_row
 from tests.ui.lab import asked
 from ui.pages import pages
+from ui.pages.report.blocks import drawn, sources
 
 SHOWS = {  # page -> kinds of the runs it offers
     "weights": {"sds", "dlqat"}, "quantization": {"dlqat"}, "sensitivity": {"profile"},
@@ -33,5 +35,14 @@ def test_no_view_of_an_example_is_empty(tables: Settings) -> None:
                 chart = each.draw(asked(**{each.runs: run}))
                 if not isinstance(chart.figure, go.Figure) and chart.frame is None:
                     empty.append((name, run, chart.figure))
+    charts = sources(pages())
+    for number in (each.id for each in reports.reports()):
+        blocks = [
+            drawn(block, charts) for block in reports.stored_blocks(reports.report(number).blocks)
+        ]
+        empty += [
+            (str(number), b.block.chart, b.sentence) for b in blocks if b.source and not b.figure
+        ]
+        assert sum(b.source is not None for b in blocks) >= 5
     assert [found for found in empty if found[0] not in HIDDEN] == []
     assert seen == {*SHOWS, "compare"}

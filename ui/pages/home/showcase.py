@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from backend.models.layer_names import read_names
-from backend.queue.service import SOURCE_BYTES
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share, size
 from ui.runs.results import RunResults, find_job, kind_of, speed_conditions, stage_comparison
@@ -81,18 +80,17 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
 
 def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | None:
     """What compression changed, of the run where most is known: (what, before, after)."""
-    found = [(each.job, _changes(each.results, each.job)) for each in shown if each.kind.compresses]
+    found = [(each.job, _changes(each.results)) for each in shown if each.kind.compresses]
     best = max(found, key=lambda pair: len(pair[1]), default=None)
     return best if best and len(best[1]) > 1 else None
 
 
-def _changes(results: RunResults, job: Job) -> list[tuple[str, str, str]]:
-    """Size of the files, decoding speed and perplexity, as far as they were measured. Of speeds the
-    ratio: those of two runs seldom agree."""
+def _changes(results: RunResults) -> list[tuple[str, str, str]]:
+    """Bits, decoding speed and perplexity, as far as they were measured. Of speeds the ratio: those
+    of two runs seldom agree. Bits, as files of the source may hold 4 or 32 of them a weight."""
     rows = []
-    source, saved = (job.environment or {}).get(SOURCE_BYTES), results.saved_bytes
-    if source and saved:
-        rows.append(("Size", size(source), size(saved)))
+    if bits := results.value(results.kept, BITS_PER_WEIGHT):
+        rows.append(("Bits per weight", "16", number(bits, 3)))
     if faster := results.value(results.kept, SPEED_UP):
         rows.append(("Speed", "1 ×", f"{number(faster, 3)} ×"))
     before, after = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
