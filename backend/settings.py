@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     idle_exit: float = Field(60.0, ge=0)  # until a supervisor ends; what answers: ten times
     keep_checkpoints_days: float = Field(30.0, ge=0)  # of ended runs; 0: for ever
     backups: int = Field(7, ge=0, le=1000)  # daily copies of the database
+    webhook: SecretStr = SecretStr("")  # URL that is told when a run has ended
 
     # cluster
     ray_address: str = "http://127.0.0.1:8265"
@@ -92,6 +93,13 @@ class Settings(BaseSettings):
     def _hard_to_guess(cls, value: SecretStr) -> SecretStr:
         if 0 < len(value.get_secret_value()) < LEAST_TOKEN:
             raise ValueError(f"must have {LEAST_TOKEN} characters or more")
+        return value
+
+    @field_validator("webhook")
+    @classmethod
+    def _over_http(cls, value: SecretStr) -> SecretStr:
+        if value and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// or http://")
         return value
 
     @field_validator("engine")

@@ -28,6 +28,7 @@ FOR_SUPERVISOR = (
     "SLIMSCOPE_RAY_ADDRESS",
     "SLIMSCOPE_RAY_TOKEN",
     "SLIMSCOPE_SLURM_ARGS",
+    "SLIMSCOPE_WEBHOOK",
 )
 CARRIED = (  # what a job finds is decided by those of its submission, not of the supervisor
     "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",

@@ -83,8 +83,8 @@ def reports() -> list[Report]:
 
 
 def create_report(title: str, actor: Actor, blocks: Iterable[ReportBlock] = ()) -> int:
-    """Begin a report, empty or with `blocks`; return its number. `ConfigError` if the title is empty
-    or too long, or the report too large."""
+    """Begin a report, empty or with `blocks`; return its number. `ConfigError` if the title is
+    empty or too long, or the report too large."""
     require_host(actor, "write a report")
     now, blocks = now_ms(), [*blocks]
     _check(blocks)

@@ -1,7 +1,8 @@
 """What the supervisor does beside its loop, in a thread: measure the disk space of runs that have
-ended, purge runs deleted a day ago; once a day check the database, copy it, and delete expired
-checkpoints."""
+ended and tell the host's webhook about them, purge runs deleted a day ago; once a day check the
+database, copy it, and delete expired checkpoints."""
 
+import html
 import logging
 import math
 import sqlite3
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,6 +23,7 @@ from backend.queue.artifacts.store import store
 from backend.queue.folders import work_folder
 from backend.queue.lifecycle import ME, note
 from backend.queue.removal import purge_expired
+from backend.settings import settings
 from backend.store import queries
 from backend.store.copies import copy_daily
 from backend.store.database_lock import DatabaseLock
@@ -33,6 +36,8 @@ log = logging.getLogger("slimscope.upkeep")
 TURN_S = 5.0
 DAY_S = DAY_MS / 1000
 BATCH = 100  # runs measured in one turn
+NEWS_MS = 3_600_000  # a run that ended longer ago, such as an imported one, is none
+WEBHOOK_S = 5.0
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def fetch_logs() -> None:
 
 
 def measure_ended() -> None:
-    """Write the disk space of runs that have ended since."""
+    """Write the disk space of runs that have ended since, and tell the webhook, each once."""
     for job in queries.unmeasured(BATCH):
         fetch_ended(job.run)
         use = disk_use(job.run)
@@ -89,6 +94,25 @@ def measure_ended() -> None:
             if change(session, ended.values(disk_bytes=size)):
                 parts = ", ".join(f"{part} {readable_bytes(n)}" for part, n in use.items())
                 note(session, job.id, "measured", ME, f"on disk: {parts or 'nothing'}")
+            else:
+                continue
+        if settings().webhook and now_ms() - (job.finished_at or 0) < NEWS_MS:
+            announce(job)
+
+
+def announce(job: Job) -> None:
+    """Tell the webhook of a run's end, once: nobody waits for one that does not answer. `text` is
+    what Slack, Mattermost and their like show, so that names must hold none of their commands."""
+    said = f"{job.run}{f' ({job.name})' if job.name else ''}: {job.state}"
+    message = {
+        "text": html.escape(said, quote=False), "run": job.run, "kind": job.kind,
+        "name": job.name, "state": job.state, "error": job.error,
+    }  # fmt: skip
+    try:
+        url = settings().webhook.get_secret_value()
+        httpx.post(url, json=message, timeout=WEBHOOK_S).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        log.warning("The webhook was not told of %s: %s", job.run, type(error).__name__)
 
 
 def daily() -> None:
