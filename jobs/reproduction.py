@@ -15,8 +15,9 @@ from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.queue.launcher import VARIABLES
 from backend.store import queries
+from backend.store.json_column import check_intact
 from backend.store.states import State
-from backend.store.tables import KEPT_REASON, Job, check_intact
+from backend.store.tables import KEPT_REASON, Job
 from jobs.benchmark.report import decoder_reports
 from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, kinds, stage_labels

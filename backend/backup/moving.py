@@ -17,10 +17,11 @@ from backend.queue.launcher import SERVING, SUPERVISOR
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
+from backend.store.json_column import JsonColumn, write_json
 from backend.store.migrate import upgrade_on
 from backend.store.session import engine_for
 from backend.store.states import LIVE
-from backend.store.tables import Job, JsonColumn, Table, write_json
+from backend.store.tables import Job, Table
 
 NOT_MOVED = "Nothing was moved."
 BATCH = 10_000  # rows read and written at a time

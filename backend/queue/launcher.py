@@ -17,8 +17,9 @@ from backend.queue.engines.base import LaunchRequest
 from backend.queue.folders import log_file
 from backend.queue.lifecycle import ME, note
 from backend.settings import FROZEN, PLACES, available_threads, settings
+from backend.store.json_column import check_intact
 from backend.store.states import QUICK_SLOT
-from backend.store.tables import Attempt, Job, Slot, check_intact
+from backend.store.tables import Attempt, Job, Slot
 
 START_S = 20.0  # start timeout: seconds a new process has to acquire the lock
 LOCK_TRIES, LOCK_WAIT_S = 10, 0.1

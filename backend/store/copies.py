@@ -15,8 +15,9 @@ from sqlalchemy import Engine, create_engine
 from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.dialects.choice import dialect_of
+from backend.store.json_column import read_json, write_json
 from backend.store.session import engine_for
-from backend.store.tables import Table, read_json, write_json
+from backend.store.tables import Table
 
 SPARE_BYTES = 10**9  # that a daily copy leaves free on the disk
 PARTIAL = ".partial.db"

@@ -12,13 +12,13 @@ from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
 from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store.dialects.choice import dialect_of
+from backend.store.json_column import DamagedJson, read_object
 from backend.store.session import fetched, reading
 from backend.store.states import ACTIVE, LIVE, State
 from backend.store.tables import (
     EXAMPLE,
     Artifact,
     Attempt,
-    DamagedJson,
     DecoderRow,
     Event,
     Job,
@@ -31,7 +31,6 @@ from backend.store.tables import (
     TensorRow,
     config_hash,
     example_number,
-    read_object,
     run_name,
 )
 

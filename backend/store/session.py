@@ -16,7 +16,8 @@ from backend.errors import ConfigError
 from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_named, dialect_of
-from backend.store.tables import Attempt, Job, Report, read_json, write_json
+from backend.store.json_column import read_json, write_json
+from backend.store.tables import Attempt, Job, Report
 
 Numbered = TypeVar("Numbered", Job, Attempt, Report)
 Fetched = TypeVar("Fetched")

@@ -4,15 +4,12 @@ process writes its progress, results and outcome."""
 
 import hashlib
 import json
-import math
 import re
 import zlib
-from sys import intern
 from types import NoneType
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
     ForeignKey,
@@ -20,15 +17,14 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    TypeDecorator,
     UniqueConstraint,
     false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from backend.errors import ConfigError
 from backend.metric_key import MetricKey
+from backend.store.json_column import DamagedJson, DamagedList, JsonColumn
 from backend.store.states import Lane, State
 
 NAMES = {  # Alembic can only change named constraints
@@ -39,7 +35,6 @@ NAMES = {  # Alembic can only change named constraints
     "pk": "pk_%(table_name)s",
 }
 JOB = "jobs.id"
-REPLACED = "\ufffd"  # what stands in for bytes that are no UTF-8
 CLUSTER = "the cluster"  # in place of a host, which has no space in its name
 EXAMPLE = "example"  # in place of a number: a run that came with the package
 KIND_NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
@@ -49,84 +44,6 @@ RUN_NAME = re.compile(
 EXAMPLE_NUMBERS = 2**31  # of the first examples of all kinds; of the second ones, and so on
 DAMAGED = "damaged"
 KEPT_REASON = "kept_reason"  # of the environment of a run
-
-
-class DamagedJson(dict[str, Any]):
-    """Stands for stored JSON that cannot be read or is of another type than its column: empty."""
-
-
-class DamagedList(list[Any]):
-    """The same where a list is stored."""
-
-
-def _shared(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, its names and texts held in memory once for all rows."""
-    return {intern(name): intern(v) if isinstance(v, str) else v for name, v in pairs}
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_shared)
-
-
-def read_json(stored: str | bytes) -> Any:
-    """The value of stored JSON; a `DamagedJson` where it is none. We store ASCII: a replacement
-    character stands for bytes that were no text."""
-    try:
-        text = stored.decode() if isinstance(stored, bytes) else stored  # as the driver has it
-        return DamagedJson() if REPLACED in text else _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        return DamagedJson()
-
-
-def read_object(stored: str | bytes) -> dict[str, Any]:
-    """The object of stored JSON; a `DamagedJson` where it is none."""
-    value = read_json(stored)
-    return value if isinstance(value, dict) else DamagedJson()
-
-
-class JsonColumn(TypeDecorator[Any]):
-    """A column of JSON values of one type, `dict` or `list` of `items`; others are damaged."""
-
-    impl = JSON
-    cache_ok = True
-
-    def __init__(
-        self, kind: type, optional: bool = False, items: tuple[type, ...] = (object,)
-    ) -> None:
-        super().__init__()
-        self.kind, self.optional, self.items = kind, optional, items
-
-    def process_result_value(self, value: Any, dialect: Any) -> Any:
-        """The stored value, or what stands in for it."""
-        if value is None and self.optional:
-            return value
-        if self.kind is dict:
-            return value if isinstance(value, dict) else DamagedJson()
-        whole = isinstance(value, list) and all(isinstance(item, self.items) for item in value)
-        return value if whole else DamagedList()
-
-
-def write_json(value: Any) -> str:
-    """A value as stored JSON, in ASCII. It has no word for a number that is not finite, which is
-    stored as none."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check_intact(stored: Any, what: str = "The config") -> None:
-    """Raise `ConfigError` for JSON that could not be read: defaults must not take its place."""
-    if isinstance(stored, DamagedJson):
-        why = "Its row in the database is damaged."
-        raise ConfigError(f"{what} of this run cannot be read.", why, "Add it anew.")
 
 
 class Table(DeclarativeBase):

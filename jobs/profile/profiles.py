@@ -7,8 +7,8 @@ from backend.models.sources.headers import weight_files
 from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profile_of
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
+from backend.store.json_column import check_intact
 from backend.store.states import State
-from backend.store.tables import check_intact
 from backend.store.tensors import named_profiles
 from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.profile.config import NAME, ProfileJob

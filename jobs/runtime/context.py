@@ -30,6 +30,7 @@ from backend.queue.service import ESTIMATED_SECONDS
 from backend.settings import settings
 from backend.statistics.tensors import TensorProfile, TensorSnapshot
 from backend.store import queries
+from backend.store.json_column import check_intact
 from backend.store.session import change, database_ms, locked, now_ms, reading, writing
 from backend.store.states import Exit
 from backend.store.tables import (
@@ -42,7 +43,6 @@ from backend.store.tables import (
     Result,
     StepTime,
     Table,
-    check_intact,
 )
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress

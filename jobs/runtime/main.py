@@ -17,9 +17,10 @@ from backend.errors import CancelledError, SlimscopeError, is_disk_full
 from backend.inputs import check_inputs
 from backend.models.memory import is_out_of_memory
 from backend.settings import settings
+from backend.store.json_column import check_intact
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
-from backend.store.tables import Job, check_intact
+from backend.store.tables import Job
 from jobs.kind import kind_named
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError

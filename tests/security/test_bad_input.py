@@ -11,9 +11,9 @@ from backend.queue.actor import Actor
 from backend.queue.service import MAX_PRIORITY
 from backend.settings import Settings
 from backend.store import queries
+from backend.store.json_column import DamagedJson, check_intact
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import DamagedJson, check_intact
 from jobs.operations.changes import cancel_runs
 from jobs.operations.runs import list_runs, run_results, runs_text
 from jobs.reproduction import reproduce

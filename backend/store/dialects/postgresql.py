@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
-from backend.store.tables import JsonColumn, write_json
+from backend.store.json_column import JsonColumn, write_json
 
 STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
 CONNECT_S = 5
