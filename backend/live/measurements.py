@@ -21,7 +21,7 @@ from backend.evaluation.divergence import summed_kl
 from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
 from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
-from backend.live.running import LiveWeight
+from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
 from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
@@ -88,20 +88,24 @@ def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterat
         yield found
 
 
-def traced_losses(live: LiveModel, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+def traced_losses(
+    live: LiveModel, ids: Tensor, other: RunningModel | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Each block, and how the loss at each predicted token of `ids` [L] changes when this block
-    alone is restored to dense [L - 1], nats; see `losses`."""
+    alone is restored to dense [L - 1], nats; see `losses`. `other`: a model of the same shapes in
+    place of the live one."""
     _refuse_text(live, ids[None], LONGEST_TRACE)
     stop, layers = live.safe_point(), live.dense.layers.values()
     with live.dense.lock:
-        now = token_losses(live.running.logits(ids, stop), ids)
+        running = other or live.running
+        now = token_losses(running.logits(ids, stop), ids)
     for block in range(live.dense.blocks):
         difference = torch.zeros_like(now)
-        if any(live.formats[x.name] != DENSE for x in layers if x.block == block):
+        if other or any(live.formats[x.name] != DENSE for x in layers if x.block == block):
             with live.dense.lock:
                 stop()
-                with live.running.with_block_of(live.dense.reference(live.dtype), block):
-                    logits = live.running.logits(ids, stop)
+                with running.with_block_of(live.dense.reference(live.dtype), block):
+                    logits = running.logits(ids, stop)
             difference = token_losses(logits, ids) - now
         yield block, difference
 

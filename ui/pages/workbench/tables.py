@@ -34,7 +34,7 @@ from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.runs.choices import models
-from ui.runs.sensitivity.measured import measured_runs, quantized_bytes
+from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
@@ -81,6 +81,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
         "rest": rest, "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
+        "queued": queued_runs(model),
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],

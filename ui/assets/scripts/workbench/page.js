@@ -75,6 +75,7 @@ class Page extends Panels {
       this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
       Object.assign(this, { undone: [], done: [], pinned: new Set() });
       this.dense = this.now.formats;
+      this.#queued();
       this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
       this.chosen = this.scope("all");
       notice.replaceChildren();
@@ -135,12 +136,21 @@ class Page extends Panels {
     if (!box.textContent) box.remove();
   }
 
-  /** A profile that has moved on. */
+  /** A profile that has moved on, or runs that were queued from a state. */
   async refresh() {
-    if (!this.model || (this.model.profile && !this.model.partial)) return;
-    const fresh = await load(this.model.model).catch(() => null);
-    if (!fresh || (fresh.start.profile === this.model.profile && fresh.start.partial === this.model.partial && fresh.tables?.etag === this.etag)) return;
-    this.show(Promise.resolve(fresh));
+    const fresh = this.model && await load(this.model.model).catch(() => null), { start, tables } = fresh ?? {};
+    if (!fresh || start.model !== this.model.model) return;
+    if (start.profile !== this.model.profile || start.partial !== this.model.partial || tables?.etag !== this.etag) { this.show(Promise.resolve(fresh)); return; }
+    Object.assign(this.model, { runs: start.runs, queued: start.queued });
+    this.#queued();
+    this.draw("measured");
+  }
+
+  /** Runs that were queued from states, with the bytes of those; not those of another version of the model. */
+  #queued() {
+    this.queued = this.model.queued.flatMap((each) => {
+      try { return [{ ...each, nbytes: this.predictions.totals(stateAt(each.state, this.layers.length).formats).nbytes }]; } catch { return []; }
+    });
   }
 
   restore() {
@@ -275,9 +285,15 @@ class Page extends Panels {
     this.draw();
   }
 
+  /** What is predicted and measured of the state, as far as it is known. */
+  known() {
+    const { loss, unknown } = this.predictions.totals(this.now.formats), { ratio: live, tokens } = this.measured.of(this.address) ?? {};
+    return { ...(this.predictions.run && !unknown ? { predicted: Math.exp(loss) } : {}), ...(live ? { live, tokens } : {}) };
+  }
+
   keep() {
-    const totals = this.predictions.totals(this.now.formats), known = this.measured.of(this.address);
-    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss)), how: known?.ratio ? "measured" : "predicted" };
+    const { predicted, live } = this.known(), { nbytes } = this.predictions.totals(this.now.formats);
+    const state = { address: this.address, nbytes, ratio: live ?? predicted ?? NaN, how: live ? "measured" : "predicted" };
     this.keepOnly([...this.kept.filter(({ address }) => address !== this.address), state].slice(-MOST_KEPT));
   }
 
