@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
-from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
+from backend.evaluation.size import VALUE_BYTES
 from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight, RunningModel
@@ -52,21 +52,6 @@ class LiveLoss:
     def ratio(self) -> PairedRatio | None:
         """Perplexity over the dense model's, with its 95 % interval; None of too few windows."""
         return paired_ratio(self.windows, self.dense)
-
-
-@dataclass(frozen=True)
-class LiveSizes:
-    """Bytes of a state.
-
-    Attributes:
-        file: the layers in their formats, the rest in 16 bits.
-        read: of the matrices, by the decoder for a token; None where PyTorch computes.
-        linears: of the blocks, were they stored sparse in 16 bits.
-    """
-
-    file: float
-    read: int | None
-    linears: LinearSizes
 
 
 def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
@@ -113,13 +98,6 @@ def traced_losses(
 def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
     """-log p of each token but the first [L - 1], of logits [L, V] and ids [L]."""
     return cross_entropy(logits[:-1], ids[1:].to(logits.device), reduction="none")
-
-
-def live_sizes(live: LiveModel) -> LiveSizes:
-    """The bytes of the state."""
-    with live.dense.lock:
-        linears = sizes(live.weight(name) for name in live.dense.in_blocks)
-        return LiveSizes(file_bytes(live), live.running.read_bytes, linears)
 
 
 def file_bytes(live: LiveModel) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import AT_ONCE, LiveState, address_of, state_at
+from backend.live.address import AT_ONCE, LiveState, address_of
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -55,13 +55,6 @@ class LiveModel:
         self._running: RunningModel | None = None
         self._changes = 0
 
-    @classmethod
-    def at(cls, dense: DenseModel, address: str, dtype: torch.dtype | None = None) -> LiveModel:
-        """The live model at an address. Raises ConfigError: see `state_at` and `apply`."""
-        live, state = cls(dense, dtype), state_at(address, dense.identity, [*dense.layers])
-        live.apply(state.formats, state.pruner, state.quantizer)
-        return live
-
     def checked(
         self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
     ) -> LiveState:
@@ -81,7 +74,7 @@ class LiveModel:
 
     @property
     def address(self) -> str:
-        """The state as a text, for `at`; what is refined is made at once there."""
+        """The state as a text; what is refined is made at once there."""
         return address_of(LiveState(self.formats, self.pruner, self.quantizer), self.dense.identity)
 
     @property

@@ -82,10 +82,9 @@ def test_a_state_is_opened_again(dense: DenseModel) -> None:
     live = LiveModel(dense)
     live.apply(dict.fromkeys(dense.in_blocks, "2:4+int4-g32"), "sparsegpt", "gptq")
     live.apply({dense.in_blocks[3]: "dense", dense.outside[0]: "int8-g32"})
-    again = LiveModel.at(dense, live.address)
-    assert again.address == live.address and again.formats == live.formats
-    with pytest.raises(ConfigError, match="rounded only"):
-        LiveModel.at(dense, f"{dense.identity}~alps~gptq~50p~0x{len(dense.layers)}")
+    found = state_at(live.address, dense.identity, [*dense.layers])
+    assert live.checked(found.formats, found.pruner, found.quantizer) == found
+    assert found == LiveState(live.formats, "sparsegpt", "gptq")
 
 
 RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "live": 2, "tokens": 9}

@@ -122,7 +122,8 @@ def trace_card(comparison: RunComparison) -> Markup:
         return Markup()
     written = texts_of(comparison.base)
     text = next((prompt + answer for prompt, answer in written.items()), USUAL_TEXT)
-    models = {first: f"{first}, dense"} | {run: run for run in saved}
+    models = {first: f"dense {first}"} | {run: run for run in saved}
+    saved.sort(key=comparison.base.job.run.__eq__)  # the baseline last
     html: Markup = HTML.trace(saved, models, text[:MOST_LETTERS].strip())
     return html
 
