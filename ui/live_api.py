@@ -97,7 +97,7 @@ def _named(body: LiveBody | TensorBody | ExportBody) -> list[str]:
 
 
 async def tensor(request: Request, actor: Actor) -> Response:
-    """Histogram and statistics of one layer in a state."""
+    """Histogram of one layer in a state."""
     body = read_fields(TensorBody, dict(request.query_params))
     _require_opened(actor, body.model)
     return await _forwarded(request, actor, "tensor", body)

@@ -1,5 +1,5 @@
-"""What the formats of a live model do: loss, divergence, bytes, distributions; which blocks lose
-which tokens.
+"""What the formats of a live model do: loss, divergence, distributions; which blocks lose which
+tokens.
 
     loss         of windows, one after the other, beside the dense model's on the same
     divergence   KL = mean_t sum_v p_tv (log p_tv - log q_tv),   p dense, q live
@@ -18,15 +18,13 @@ from torch.nn.functional import cross_entropy
 
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
-from backend.evaluation.size import VALUE_BYTES
 from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
 from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
-from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.snapshots import histogram, scale_of
 
 LONGEST_TRACE = 128  # tokens
 
@@ -100,34 +98,29 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
     return cross_entropy(logits[:-1], ids[1:].to(logits.device), reduction="none")
 
 
-def file_bytes(live: LiveModel) -> float:
-    """Bytes of the layers in their formats, and of the rest in 16 bits."""
-    layers = live.dense.layers
-    inside = sum(live.formats[name].nbytes(*x.shape) for name, x in layers.items())
-    whole = sum(p.numel() for p in live.dense.model.parameters())
-    rest = whole - sum(x.shape[0] * x.columns for x in layers.values())
-    return inside + VALUE_BYTES * rest
+@dataclass(frozen=True)
+class LayerHistogram:
+    """A layer on the scale of its dense weights: `counts` in bins, of all `n` weights the exact
+    `zeros`, and those `below` and `above` the bins; how it was `made`."""
+
+    counts: list[int]
+    n: int
+    zeros: int
+    below: int
+    above: int
+    made: Making
 
 
-def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
-    """Histogram and statistics of a layer as it is now, on the scale of its dense weights."""
-    with live.dense.lock:
-        live.dense.refuse(name, DENSE)
-        return snapshot(live.dense, name, live.stored(name), live.made[name])
-
-
-def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> TensorSnapshot:
-    """The same of a layer that was made so."""
-    key, layer = ("ordered", name), dense.layers[name]
+def layer_histogram(
+    dense: DenseModel, name: str, weights: LiveWeight, made: Making
+) -> LayerHistogram:
+    """The histogram of a layer with these weights."""
+    key = "ordered", name
     reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
-    W = made.dense() if isinstance(made, QuantizedWeight) else made
-    scale, ordered = scale_of(reference), ascending(W.float().flatten())
-    counts, zeros, below, above = histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,
-        -scale.edge, scale.edge, counts.numpy(), tensor_statistics(ordered, scale.std),
-        quantiles(ordered),
-    )  # fmt: skip
+    W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
+    ordered = ascending(W.float().flatten())
+    counts, *others = histogram(ordered, scale_of(reference).edge)
+    return LayerHistogram(counts.tolist(), len(ordered), *others, made)
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:

@@ -13,7 +13,7 @@ A newer change cancels what was begun before it, at its next safe point: between
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -156,11 +156,9 @@ class LiveModel:
         running.write(made)
         self._made |= made
 
-    def refine(
-        self, names: Collection[str] = (), log: Callable[[str], None] = lambda _: None
-    ) -> Iterator[Progress]:
-        """Make some layers, or all that are not yet, as a run would; each is exchanged when its
-        block is done.
+    def refine(self) -> Iterator[Progress]:
+        """Make all layers that are not yet as a run would; each is exchanged when its block is
+        done.
 
         Raises:
             ConfigError: there is no calibration text, or the quantizer is for runs only.
@@ -169,11 +167,10 @@ class LiveModel:
         running, stop = self.running, self.safe_point()
         chosen = {
             name: form for name, form in self.formats.items()
-            if form != DENSE and name not in self.dense.outside
-            and (name in names if names else not self._is_final(name))
+            if form != DENSE and not self._is_final(name)
         }  # fmt: skip
         refinement = Refinement(
-            self.dense, chosen, self.pruner, self.quantizer, self.weight, lambda: stop(), log
+            self.dense, chosen, self.pruner, self.quantizer, self.weight, lambda: stop()
         )
         passes = any(x.pattern for x in chosen.values()) + any(x.width for x in chosen.values())
         for done, (doing, weights) in enumerate(refinement.blocks()):

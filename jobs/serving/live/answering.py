@@ -28,7 +28,7 @@ from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.engine import decode, refuse_prompt
 from backend.decoding.proposers import NoDraft
 from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
-from backend.live.measurements import LONGEST_TRACE, LiveLoss, file_bytes, losses, traced_losses
+from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.text.prompt_ids import end_ids
@@ -150,13 +150,9 @@ class LiveAnswering(ThreadedEvents[Event]):
         self._applied(live, len(changed), time.perf_counter() - began)
 
     def _applied(self, live: LiveModel, changed: int, seconds: float) -> None:
-        weights = {name: x.shape[0] * x.columns for name, x in live.dense.layers.items()}
-        inside = live.dense.in_blocks
-        zeros = sum(weights[name] * live.formats[name].sparsity for name in inside)
         self._tell(
             "applied", ms=1000 * seconds, changed=changed, exactly=all(self._exactly(live)),
-            address=live.address, read_bytes=live.running.read_bytes, file_bytes=file_bytes(live),
-            zeros=zeros / sum(weights[name] for name in inside),
+            address=live.address, read_bytes=live.running.read_bytes,
         )  # fmt: skip
 
     @staticmethod
@@ -223,11 +219,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         for side in ("live", "dense"):
             self._piece(side, "", done=True)
         if "speed" in body.want:
-            read = live.running.read_bytes
-            self._tell(
-                "speed", tokens_per_s=speed, dense_tokens_per_s=kept[1],
-                mb_per_token=None if read is None else read / 1e6,
-            )  # fmt: skip
+            self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=kept[1])
 
     def _written(
         self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
