@@ -14,14 +14,21 @@ import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
 
 const MOST_KEPT = 9;
+const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
 const SWEEP = { to: 70, step: 2, ms: 110 }, REST_MS = 250;
 let early = null; // what the address asks for, loaded while Gradio starts
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-async function load(model) {
+async function begin(model) {
   const answer = await fetch(`slimscope/workbench/start?${new URLSearchParams(model ? { model } : {})}`), start = await answer.json();
   if (!answer.ok) throw Object.assign(new Error([start.what, start.why].filter(Boolean).join(" ")), { start });
-  return { start, tables: await profile(start.profile)?.catch(() => null) };
+  return start;
+}
+
+const tables = (start) => profile(start.profile)?.catch(() => null);
+async function load(model) {
+  const start = await begin(model);
+  return { start, tables: await tables(start) };
 }
 
 export function ahead() { early ??= load(asked().model); early.catch(() => {}); }
@@ -136,11 +143,16 @@ class Page extends Panels {
     if (!box.textContent) box.remove();
   }
 
-  /** A profile that has moved on, or runs that were queued from a state. */
-  async refresh() {
-    const fresh = this.model && await load(this.model.model).catch(() => null), { start, tables } = fresh ?? {};
-    if (!fresh || start.model !== this.model.model) return;
-    if (start.profile !== this.model.profile || start.partial !== this.model.partial || tables?.etag !== this.etag) { this.show(Promise.resolve(fresh)); return; }
+  /** A profile that has moved on, or runs of states; `now`: one was queued here. */
+  async refresh(now = false) {
+    const waits = now || this.model?.queued.some(({ at }) => ACTIVE.includes(at));
+    if (!this.model || (this.model.profile && !this.model.partial && !waits)) return;
+    const { model, profile: run, partial } = this.model, start = await begin(model).catch(() => null);
+    if (!start || model !== this.model.model) return;
+    if (start.profile !== run || partial) {
+      const fresh = { start, tables: await tables(start) };
+      if (start.profile !== run || !start.partial || fresh.tables?.etag !== this.etag) { this.show(Promise.resolve(fresh)); return; }
+    }
     Object.assign(this.model, { runs: start.runs, queued: start.queued });
     this.#queued();
     this.draw("measured");
@@ -287,8 +299,8 @@ class Page extends Panels {
 
   /** What is predicted and measured of the state, as far as it is known. */
   known() {
-    const { loss, unknown } = this.predictions.totals(this.now.formats), { ratio: live, tokens } = this.measured.of(this.address) ?? {};
-    return { ...(this.predictions.run && !unknown ? { predicted: Math.exp(loss) } : {}), ...(live ? { live, tokens } : {}) };
+    const totals = this.predictions.totals(this.now.formats), { ratio: live, tokens } = this.measured.of(this.address) ?? {};
+    return { ...(this.predictions.run && !totals.unknown && !this.madeOtherwise(totals) ? { predicted: Math.exp(totals.loss) } : {}), ...(live ? { live, tokens } : {}) };
   }
 
   keep() {

@@ -165,6 +165,12 @@ export class Panels {
   /** Whether what a knob shows at once is what a run makes. */
   isInstant(knob) { return this.model[`${knob}s`].find(({ name }) => name === this.now[knob])?.instant; }
 
+  /** Whether the profile has made what is predicted by other methods than those of the state. */
+  madeOtherwise({ zeros, rounded }) {
+    const { model: { made }, now } = this;
+    return Boolean((made.pruner !== now.pruner && zeros) || (made.quantizer !== now.quantizer && rounded));
+  }
+
   #front(totals, known) {
     const { predictions } = this, dense = predictions.totals(this.dense).nbytes, ratio = (loss) => Math.exp(loss);
     const lines = [...predictions.fronts].map(([name, points]) => ({ colour: name === "pruned" ? "#D55E00" : "#0072B2",

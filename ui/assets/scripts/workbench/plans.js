@@ -51,7 +51,7 @@ async function plan(page, state, effort) {
     const runs = await json(`api/queue-state?${new URLSearchParams({ ...asked, ...known })}`, {}).catch((error) => error);
     if (runs instanceof Error) { button.replaceWith(runs.message); return; }
     button.replaceWith("Queued: ", ...runs.flatMap(({ id }, n) => [n ? ", " : "", link(`run?id=${id}`, id)]), ".");
-    page.refresh();
+    page.refresh(true);
   };
   return [costs, button, ...(steps.length > 1 ? [] : [" ", link(`new?${new URLSearchParams({ kind: steps[0].kind, ...steps[0].config })}`, "Change it first")])];
 }
