@@ -107,7 +107,7 @@ def enqueue_all(
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     jobs = [_new_job(kind, each, actor, name, parent, cost, len(configs)) for each in configs]
     for job in jobs:
-        job.environment |= known or {}
+        job.environment = {**job.environment, **(known or {})}
     with _queue_change() as session:
         permissions.require_free(session, actor)
         number = first_number(session)

@@ -27,7 +27,7 @@ export class Trace {
     const blocks = this.#losses.length, columns = this.#tokens.length - 1, { canvas, of } = this;
     const data = this.#losses.flatMap((row) => (row ?? Array(columns).fill(NaN)).map((each) => each ?? NaN));
     const words = (i, j) => `block ${i} of ${of}, “${this.#tokens[j + 1]?.trim()}”`;
-    this.#plot = grid(canvas, { panels: [{ label: `Blue: better with this block of ${of}`, rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, canvas.parentElement.clientHeight) });
+    this.#plot = grid(canvas, { panels: [{ label: `Blue: better with this block of ${of}`, rows: blocks, columns, data, words, marks: this.#tokens.slice(1).map((each) => each.trim()) }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, canvas.parentElement.clientHeight) });
     const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
     const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
     this.card.querySelector(".workbench-said").textContent = worst.length
