@@ -38,7 +38,7 @@ def main() -> None:
         page = browser.new_page(viewport=SIZE, reduced_motion="reduce")
         page.set_default_timeout(LOADS_MS)
         page.goto(f"{shown.url}/workbench?model={asked.model}&prompt={asked.prompt}")
-        page.wait_for_function("document.querySelector('#workbench-histogram h2').textContent")
+        page.wait_for_function("document.querySelector('#workbench-histogram h2')?.textContent")
         page.locator("[data-knob=pruner]").select_option("magnitude")
         film = animated([*frames(page)])
     asked.out.write_bytes(film)

@@ -256,7 +256,8 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
         ids = self._ids(opened)
-        self._tell("tokens", tokens=[opened.tokenizer.decode([token]) for token in ids.tolist()])
+        tokens = [opened.tokenizer.decode([token]) for token in ids.tolist()]
+        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
         self._step()
         for block, differences in traced_losses(live, ids, other):
             self._tell("why", block=block, losses=[_finite(x) for x in differences.tolist()])

@@ -33,7 +33,6 @@ export class TextCard {
 
   begin() {
     this.#fresh = new Set(["live", "dense"]); // what was written stays until there is something newer
-    this.trace.begin();
   }
 
   take(event) {

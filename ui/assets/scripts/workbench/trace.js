@@ -6,7 +6,7 @@ import { LiveStream } from "./live.js";
 const MOST_SAID = 3;
 
 export class Trace {
-  #tokens = []; #losses = []; #plot = null;
+  #tokens = []; #losses = []; #plot = null; // losses: of each block that is known
 
   /** @param {{of?: string, pick?: (block: number) => void}} on `of`: whose blocks restore; `pick`: a block was clicked */
   constructor(card, { of = "dense", pick = () => {} } = {}) {
@@ -16,23 +16,21 @@ export class Trace {
       onclick: (event) => { const place = at(event); if (place) pick(place.i); } });
   }
 
-  begin() { this.#losses = []; }
-
   take(event) {
-    if (event.event === "tokens") this.#tokens = event.tokens;
+    if (event.event === "tokens") { this.#tokens = event.tokens; this.#losses = Array(event.blocks).fill(null); }
     else if (event.event === "why") { this.#losses[event.block] = event.losses; this.#draw(); }
   }
 
   #draw() {
-    const blocks = this.#losses.length, columns = this.#tokens.length - 1, { canvas, of } = this;
-    const data = this.#losses.flatMap((row) => (row ?? Array(columns).fill(NaN)).map((each) => each ?? NaN));
-    const words = (i, j) => `block ${i} of ${of}, “${this.#tokens[j + 1]?.trim()}”`;
-    this.#plot = grid(canvas, { panels: [{ label: `Blue: better with this block of ${of}`, rows: blocks, columns, data, words, marks: this.#tokens.slice(1).map((each) => each.trim()) }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, canvas.parentElement.clientHeight) });
+    const rows = this.#losses.length, columns = this.#tokens.length - 1, { canvas, of } = this;
+    const data = this.#losses.flatMap((row) => Array.from({ length: columns }, (_, j) => row?.[j] ?? NaN));
+    const words = (i, j) => `block ${i} of the ${of} model, “${this.#tokens[j + 1]?.trim()}”`;
+    this.#plot = grid(canvas, { panels: [{ label: `Blue: better with this block of the ${of} model`, rows, columns, data, words, marks: this.#tokens.slice(1).map((each) => each.trim()) }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, canvas.parentElement.clientHeight) });
     const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
     const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
     this.card.querySelector(".workbench-said").textContent = worst.length
       ? worst.map(({ loss, block, token }) => `Block ${block} breaks “${token.trim()}”: with that of the ${of} model, its loss falls by ${number(-loss, 2)} nats.`).join(" ")
-      : "No block alone makes a word of this text worse.";
+      : this.#losses.includes(null) ? "" : "No block alone makes a word of this text worse.";
   }
 }
 
