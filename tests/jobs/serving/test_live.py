@@ -110,8 +110,9 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
 
 def test_why_tells_each_block(door: Door) -> None:
     events = door.ask(address("2of4"), "why", text="One day a girl went to the park.")
-    tokens = of(events, "tokens")[0]["tokens"]
-    assert "".join(tokens).endswith("park.")
+    (told,) = of(events, "tokens")
+    tokens = told["tokens"]
+    assert "".join(tokens).endswith("park.") and told["blocks"] == FACTS.blocks
     found = of(events, "why")
     assert [x["block"] for x in found] == [*range(FACTS.blocks)]
     assert all(len(x["losses"]) == len(tokens) - 1 for x in found)

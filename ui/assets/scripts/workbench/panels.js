@@ -1,5 +1,6 @@
 /* The panels of the Workbench: each draws the state that the page holds, and says in its title what it shows. */
 import { number, share } from "../weights/canvas.js";
+import { offer } from "../weights/tables.js";
 import { DENSE, addressOf, bitsPerWeight, colour, combined, fits, format, label } from "./formats.js";
 import { stages } from "./tensor.js";
 
@@ -216,12 +217,7 @@ export class Panels {
     box.replaceChildren(name, first, others.length ? ` Instead ${others.join("; ")}.` : "", this.pinned.has(t) ? " Pinned ◆." : "");
   }
 
-  options(knob, offered, value) {
-    const select = this.element.querySelector(`[data-knob="${knob}"]`), key = JSON.stringify(offered);
-    if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([words, each]) => new Option(words, each)));
-    select.dataset.offered = key; // an open list is not taken out of a person's hand
-    select.value = value;
-  }
+  options(knob, offered, value) { offer(this.element.querySelector(`[data-knob="${knob}"]`), offered, value); }
 
   /** Buttons of which the one of that value is taken. */
   pressed(group, value, offered) {
