@@ -31,8 +31,8 @@ def _steps_text(steps: list[Record]) -> str:
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time
     and memory. They work as the steps of a pipeline."""
-    facts = resolve_model(model).facts
-    return [_step(kind, config) for kind, config in planned_steps(model, facts, state, effort)]
+    planned = planned_steps(resolve_model(model).facts, state, effort)
+    return [_step(kind, {"model": model, **config}) for kind, config in planned]
 
 
 @operation("queue-state", path="/queue-state", tool="", command=False, writes=True, who="guest",
@@ -48,17 +48,15 @@ def queue_state(
 ) -> list[Record]:
     """Add the runs that `plan-state` tells to the queue. The last one keeps the state, and what was
     predicted and measured live of it."""
-    planned = planned_steps(model, resolve_model(model).facts, state, effort)
+    planned = planned_steps(resolve_model(model).facts, state, effort)
     from_state = QueuedState(
         model=model, state=state, predicted=predicted, live=live, tokens=tokens if live else 0
     )
     known = {WORKBENCH: from_state.model_dump()}
-    if len(planned) == 1:
-        return [summary(submit(*planned[0], actor, known=known))]
-    steps = [
-        pipelines.Step(kind, "", {name: x for name, x in config.items() if name != pipelines.MODEL})
-        for kind, config in planned
-    ]
+    if len(planned) == 1:  # which guests may queue, too
+        ((kind, config),) = planned
+        return [summary(submit(kind, {"model": model, **config}, actor, known=known))]
+    steps = [pipelines.Step(kind, "", config) for kind, config in planned]
     jobs = pipelines.queue(pipelines.Pipeline("", model, steps), actor, known=known)
     return [summary(job) for job in jobs]
 

@@ -9,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ConfigError
-from backend.live.address import (
-    LONGEST,
-    WORKBENCH,
-    LiveState,
-    address_of,
-    queued_state,
-    state_at,
-)
+from backend.live.address import LONGEST, WORKBENCH, LiveState, address_of, queued_state, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.sensitivity.formats import Format

@@ -14,12 +14,7 @@ from backend.calibration.heldout import window_nll
 from backend.decoding.native.model import NativeModel
 from backend.errors import CancelledError, ConfigError, ModelError
 from backend.live.dense import DenseModel
-from backend.live.measurements import (
-    layer_histogram,
-    losses,
-    token_losses,
-    traced_losses,
-)
+from backend.live.measurements import layer_histogram, losses, token_losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
 
