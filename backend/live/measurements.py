@@ -119,8 +119,8 @@ def layer_histogram(
     reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
     ordered = ascending(W.float().flatten())
-    counts, *others = histogram(ordered, scale_of(reference).edge)
-    return LayerHistogram(counts.tolist(), len(ordered), *others, made)
+    counts, zeros, below, above = histogram(ordered, scale_of(reference).edge)
+    return LayerHistogram(counts.tolist(), len(ordered), zeros, below, above, made)
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:
