@@ -36,7 +36,7 @@ from backend.store.session import one_transaction
 from backend.store.tables import Job
 from jobs.fields.model import DEFAULT_MODEL
 from jobs.kind import Estimate, kind_named
-from jobs.submit import checked, submit
+from jobs.submit import NOTHING, checked, submit
 
 MOST_STEPS, LETTERS = 12, 20_000
 ALONE = "alone"  # the tag of runs the chain is compared with
@@ -220,8 +220,11 @@ def plan(pipeline: Pipeline) -> list[Estimate]:
     return estimates
 
 
-def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
-    """Validate all steps, then add them to the queue in one transaction, all or none.
+def queue(
+    pipeline: Pipeline, actor: Actor, *, priority: int = 0, known: Mapping[str, Any] = NOTHING
+) -> list[Job]:
+    """Validate all steps, then add them to the queue in one transaction, all or none. `known`: for
+    the environment of the last one.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not, or not so often.
@@ -230,21 +233,24 @@ def queue(pipeline: Pipeline, actor: Actor, *, priority: int = 0) -> list[Job]:
     permissions.require_host(actor, "queue a pipeline")
     plan(pipeline)  # before the transaction, which then finds models examined
     with one_transaction():
-        made = _queue_steps(pipeline, actor, priority)
+        made = _queue_steps(pipeline, actor, priority, known)
     service.wake_supervisor()  # who was woken before saw nothing yet
     return made
 
 
-def _queue_steps(pipeline: Pipeline, actor: Actor, priority: int) -> list[Job]:
+def _queue_steps(
+    pipeline: Pipeline, actor: Actor, priority: int, known: Mapping[str, Any]
+) -> list[Job]:
     made: list[Job] = []
     model, drafters = pipeline.model, list[str]()
     for step in pipeline.steps:
         if step.anew:
             model, drafters = pipeline.model, []
         values, before = step.on(model, drafters), [job.id for job in made[-1:]]
-        made.append(
-            submit(step.kind, values, actor, name=pipeline.name, priority=priority, after=before)
-        )
+        made.append(submit(
+            step.kind, values, actor, name=pipeline.name, priority=priority, after=before,
+            known=known if step is pipeline.steps[-1] else NOTHING,
+        ))  # fmt: skip
         if step.alone:
             labels.tag([made[-1].run], [ALONE], actor)
         if step.saves == MODEL:

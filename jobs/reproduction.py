@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from backend.errors import SlimscopeError
+from backend.live.address import WORKBENCH
 from backend.queue import permissions, rate_limit, service
 from backend.queue.actor import Actor
 from backend.queue.launcher import VARIABLES
@@ -29,6 +30,7 @@ WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
     "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES,
     service.SOURCE_BYTES, service.PREDICTED_BYTES, "text", "warnings", WEIGHTS, KEPT_REASON,
+    WORKBENCH,
 }  # fmt: skip
 SHOWN = 4
 

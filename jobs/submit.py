@@ -137,11 +137,13 @@ def submit(
     name: str = "",
     priority: int = 0,
     after: Sequence[int] = (),
+    known: Mapping[str, Any] = NOTHING,
 ) -> Job:
     """Validates, checks, and adds one run to the queue.
 
     Args:
         after: ids of runs it waits for, besides those whose models or drafters it works on.
+        known: beforehand, for its environment.
 
     Raises:
         ForbiddenError, RateLimitError: the actor may not, or not so often.
@@ -152,7 +154,7 @@ def submit(
     config, cost = checked(kind, values)
     stored = config.model_dump(mode="json")
     return service.enqueue(
-        kind, stored, actor, name=name, priority=priority, cost=cost,
+        kind, stored, actor, name=name, priority=priority, cost=cost, known=known,
         needs=[*needed_runs(stored), *after], plan=stored_plan(cost), sizes=cost.sizes,
     )  # fmt: skip
 

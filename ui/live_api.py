@@ -19,6 +19,7 @@ from jobs.serving.client import ended
 from jobs.serving.disconnect import EventStream, unless_gone
 from jobs.serving.live.requests import (
     PREFIX,
+    SILENT_S,
     ExportBody,
     LiveBody,
     TensorBody,
@@ -56,11 +57,11 @@ def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
     return parts
 
 
-def _require_opened(actor: Actor, model: str) -> None:
-    """Raise `ForbiddenError` for a guest who may not ask, or not about this model."""
+def _require_opened(actor: Actor, *models: str) -> None:
+    """Raise `ForbiddenError` for a guest who may not ask, or not about these models."""
     action = "change a model live"
     require(actor, action, may_not_ask(actor))
-    if actor.role != "host" and model not in _opened:
+    if actor.role != "host" and not _opened.issuperset(models):
         raise ForbiddenError(f"{actor.name} may not {action}.", NOT_OPENED, ASK)
 
 
@@ -85,13 +86,18 @@ def _guarded(answer: Answer) -> Callable[[Request], Coroutine[Any, Any, Response
 async def live(request: Request, actor: Actor) -> Response:
     """The events of a state, as they come."""
     body = read_fields(LiveBody, await request.body())
-    _require_opened(actor, body.model)
+    _require_opened(actor, *_named(body))
     require_asking(actor, body.letters, body.tokens)
     return await _forwarded(request, actor, "answer", body)
 
 
+def _named(body: LiveBody | TensorBody | ExportBody) -> list[str]:
+    """The models it is about."""
+    return [body.model, *filter(None, [getattr(body, "against", "")])]
+
+
 async def tensor(request: Request, actor: Actor) -> Response:
-    """Histogram and statistics of one layer in a state."""
+    """Histogram of one layer in a state."""
     body = read_fields(TensorBody, dict(request.query_params))
     _require_opened(actor, body.model)
     return await _forwarded(request, actor, "tensor", body)
@@ -108,14 +114,15 @@ async def _forwarded(
 ) -> Response:
     """The response of the process."""
     content = body.model_dump_json().encode()
+    silent_s = None if isinstance(body, ExportBody) else SILENT_S
     async with AsyncExitStack() as opened:
-        way = answered(request, actor, f"{PREFIX}/{name}", content)
+        way = answered(request, actor, f"{PREFIX}/{name}", content, silent_s)
         response = await opened.enter_async_context(way)
         if response is None:
             return GONE
         kind = response.headers.get("content-type", "")
         if response.status_code == 200 and actor.role == "host":
-            _opened.add(body.model)
+            _opened.update(_named(body))
         if isinstance(body, LiveBody) and response.status_code == 200:
             error = ended()
             last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}

@@ -104,10 +104,11 @@ def sendable(body: Body) -> tuple[str, bytes]:
 
 @asynccontextmanager
 async def answered(
-    request: Request, actor: Actor, path: str, content: bytes
+    request: Request, actor: Actor, path: str, content: bytes, silent_s: float | None = None
 ) -> AsyncIterator[httpx.Response | None]:
     """The response of the process, of which the headers have come; None where the client has gone
     meanwhile. Its turn among the requests at work is over: the answer takes none of this process.
+    `silent_s`: see `sent`.
 
     Raises:
         OverloadError: guests have as many answers as they may.
@@ -117,7 +118,7 @@ async def answered(
         await turn.aclose()
     with _place(actor):
         async with AsyncExitStack() as opened:
-            begun = opened.enter_async_context(sent(path, content, actor))
+            begun = opened.enter_async_context(sent(path, content, actor, silent_s))
             yield await unless_gone(request, begun)
 
 

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from backend.live.address import QueuedState
 from backend.printable import one_line, printable
 from backend.queue.labels import MOST_TAGS, NOTE_LETTERS, RUN_NAME_LETTERS, TAG
 from backend.statistics.tensors import BASE_STATISTICS, BINS, QUANTILES
@@ -90,6 +91,7 @@ class Environment(Checked):
     versions: dict[Name, Note] = {}
     text: dict[Name, TextFacts] = {}
     warnings: Annotated[list[Note], Field(max_length=1000)] = []
+    workbench: QueuedState | None = None
 
 
 class Failure(Checked):

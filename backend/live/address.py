@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from backend.errors import ConfigError
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -23,6 +25,12 @@ LONGEST = 20_000  # letters
 AT_ONCE = {"pruner": "magnitude", "quantizer": "rtn"}  # what is made at once, a run makes so, too
 SPELLING = {"%": "p", ":": "of", "+": "and"}
 RUN = re.compile(r"(\d{1,4})(?:x(\d{1,6}))?", re.ASCII)
+WORKBENCH = "workbench"  # in the environment of a run that was queued from a state
+MOST_TOKENS = 1_000_000
+PLAIN = r"^[A-Za-z0-9._~-]*$"
+
+Address = Annotated[str, StringConstraints(max_length=LONGEST, pattern=PLAIN)]
+Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,27 @@ class LiveState:
     formats: Mapping[str, Format]
     pruner: str
     quantizer: str
+
+
+class QueuedState(BaseModel):
+    """The state of a model that a run was queued from, and what was known of it then: perplexity
+    over that of the dense model, predicted, and measured live on so many tokens."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(min_length=1, max_length=300)
+    state: Address
+    predicted: Ratio | None = None
+    live: Ratio | None = None
+    tokens: int = Field(0, ge=0, le=MOST_TOKENS)
+
+
+def queued_state(environment: Mapping[str, Any]) -> QueuedState | None:
+    """What the environment of a run keeps of it; None where it was not queued from a state."""
+    try:
+        return QueuedState.model_validate(environment.get(WORKBENCH))
+    except ValidationError:
+        return None
 
 
 def address_of(state: LiveState, identity: str) -> str:
@@ -57,8 +86,8 @@ def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
         ConfigError: it is no address, belongs to another model, or names methods or formats that
             are not there.
     """
-    parts = address.split("~") if len(address) <= LONGEST else []
-    if len(parts) != 5:
+    parts = address.split("~") if re.fullmatch(PLAIN, address[: LONGEST + 1]) else []
+    if len(parts) != 5 or len(address) > LONGEST:
         _refuse("It is no address of a state.")
     if parts[0] not in ("", identity):
         _refuse("It belongs to another model, or another version of this one.")

@@ -1,5 +1,5 @@
-"""What the formats of a live model do: loss, divergence, bytes, distributions; which blocks lose
-which tokens.
+"""What the formats of a live model do: loss, divergence, distributions; which blocks lose which
+tokens.
 
     loss         of windows, one after the other, beside the dense model's on the same
     divergence   KL = mean_t sum_v p_tv (log p_tv - log q_tv),   p dense, q live
@@ -18,15 +18,13 @@ from torch.nn.functional import cross_entropy
 
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
-from backend.evaluation.size import VALUE_BYTES, LinearSizes, sizes
 from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
-from backend.live.running import LiveWeight
+from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
 from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
-from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
-from backend.statistics.tensors import TensorSnapshot
+from backend.statistics.snapshots import histogram, scale_of
 
 LONGEST_TRACE = 128  # tokens
 
@@ -54,21 +52,6 @@ class LiveLoss:
         return paired_ratio(self.windows, self.dense)
 
 
-@dataclass(frozen=True)
-class LiveSizes:
-    """Bytes of a state.
-
-    Attributes:
-        file: the layers in their formats, the rest in 16 bits.
-        read: of the matrices, by the decoder for a token; None where PyTorch computes.
-        linears: of the blocks, were they stored sparse in 16 bits.
-    """
-
-    file: float
-    read: int | None
-    linears: LinearSizes
-
-
 def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
     """The losses after each of `windows` [n, L], token ids.
 
@@ -88,20 +71,24 @@ def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterat
         yield found
 
 
-def traced_losses(live: LiveModel, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+def traced_losses(
+    live: LiveModel, ids: Tensor, other: RunningModel | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Each block, and how the loss at each predicted token of `ids` [L] changes when this block
-    alone is restored to dense [L - 1], nats; see `losses`."""
+    alone is restored to dense [L - 1], nats; see `losses`. `other`: a model of the same shapes in
+    place of the live one."""
     _refuse_text(live, ids[None], LONGEST_TRACE)
     stop, layers = live.safe_point(), live.dense.layers.values()
     with live.dense.lock:
-        now = token_losses(live.running.logits(ids, stop), ids)
+        running = other or live.running
+        now = token_losses(running.logits(ids, stop), ids)
     for block in range(live.dense.blocks):
         difference = torch.zeros_like(now)
-        if any(live.formats[x.name] != DENSE for x in layers if x.block == block):
+        if other or any(live.formats[x.name] != DENSE for x in layers if x.block == block):
             with live.dense.lock:
                 stop()
-                with live.running.with_block_of(live.dense.reference(live.dtype), block):
-                    logits = live.running.logits(ids, stop)
+                with running.with_block_of(live.dense.reference(live.dtype), block):
+                    logits = running.logits(ids, stop)
             difference = token_losses(logits, ids) - now
         yield block, difference
 
@@ -111,41 +98,29 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
     return cross_entropy(logits[:-1], ids[1:].to(logits.device), reduction="none")
 
 
-def live_sizes(live: LiveModel) -> LiveSizes:
-    """The bytes of the state."""
-    with live.dense.lock:
-        linears = sizes(live.weight(name) for name in live.dense.in_blocks)
-        return LiveSizes(file_bytes(live), live.running.read_bytes, linears)
+@dataclass(frozen=True)
+class LayerHistogram:
+    """A layer on the scale of its dense weights: `counts` in bins, of all `n` weights the exact
+    `zeros`, and those `below` and `above` the bins; how it was `made`."""
+
+    counts: list[int]
+    n: int
+    zeros: int
+    below: int
+    above: int
+    made: Making
 
 
-def file_bytes(live: LiveModel) -> float:
-    """Bytes of the layers in their formats, and of the rest in 16 bits."""
-    layers = live.dense.layers
-    inside = sum(live.formats[name].nbytes(*x.shape) for name, x in layers.items())
-    whole = sum(p.numel() for p in live.dense.model.parameters())
-    rest = whole - sum(x.shape[0] * x.columns for x in layers.values())
-    return inside + VALUE_BYTES * rest
-
-
-def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
-    """Histogram and statistics of a layer as it is now, on the scale of its dense weights."""
-    with live.dense.lock:
-        live.dense.refuse(name, DENSE)
-        return snapshot(live.dense, name, live.stored(name), live.made[name])
-
-
-def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> TensorSnapshot:
-    """The same of a layer that was made so."""
-    key, layer = ("ordered", name), dense.layers[name]
+def layer_histogram(
+    dense: DenseModel, name: str, weights: LiveWeight, made: Making
+) -> LayerHistogram:
+    """The histogram of a layer with these weights."""
+    key = "ordered", name
     reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
-    W = made.dense() if isinstance(made, QuantizedWeight) else made
-    scale, ordered = scale_of(reference), ascending(W.float().flatten())
-    counts, zeros, below, above = histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,
-        -scale.edge, scale.edge, counts.numpy(), tensor_statistics(ordered, scale.std),
-        quantiles(ordered),
-    )  # fmt: skip
+    W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
+    ordered = ascending(W.float().flatten())
+    counts, zeros, below, above = histogram(ordered, scale_of(reference).edge)
+    return LayerHistogram(counts.tolist(), len(ordered), zeros, below, above, made)
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:

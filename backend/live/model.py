@@ -13,7 +13,7 @@ A newer change cancels what was begun before it, at its next safe point: between
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend.decoding.native.model import decoding_dtype
 from backend.errors import CancelledError, ConfigError
-from backend.live.address import AT_ONCE, LiveState, address_of, state_at
+from backend.live.address import AT_ONCE, LiveState, address_of
 from backend.live.dense import DenseModel, Progress, Score
 from backend.live.refinement import Refinement
 from backend.live.running import LiveWeight, RunningModel
@@ -55,13 +55,6 @@ class LiveModel:
         self._running: RunningModel | None = None
         self._changes = 0
 
-    @classmethod
-    def at(cls, dense: DenseModel, address: str, dtype: torch.dtype | None = None) -> LiveModel:
-        """The live model at an address. Raises ConfigError: see `state_at` and `apply`."""
-        live, state = cls(dense, dtype), state_at(address, dense.identity, [*dense.layers])
-        live.apply(state.formats, state.pruner, state.quantizer)
-        return live
-
     def checked(
         self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
     ) -> LiveState:
@@ -81,7 +74,7 @@ class LiveModel:
 
     @property
     def address(self) -> str:
-        """The state as a text, for `at`; what is refined is made at once there."""
+        """The state as a text; what is refined is made at once there."""
         return address_of(LiveState(self.formats, self.pruner, self.quantizer), self.dense.identity)
 
     @property
@@ -163,11 +156,9 @@ class LiveModel:
         running.write(made)
         self._made |= made
 
-    def refine(
-        self, names: Collection[str] = (), log: Callable[[str], None] = lambda _: None
-    ) -> Iterator[Progress]:
-        """Make some layers, or all that are not yet, as a run would; each is exchanged when its
-        block is done.
+    def refine(self) -> Iterator[Progress]:
+        """Make all layers that are not yet as a run would; each is exchanged when its block is
+        done.
 
         Raises:
             ConfigError: there is no calibration text, or the quantizer is for runs only.
@@ -176,11 +167,10 @@ class LiveModel:
         running, stop = self.running, self.safe_point()
         chosen = {
             name: form for name, form in self.formats.items()
-            if form != DENSE and name not in self.dense.outside
-            and (name in names if names else not self._is_final(name))
+            if form != DENSE and not self._is_final(name)
         }  # fmt: skip
         refinement = Refinement(
-            self.dense, chosen, self.pruner, self.quantizer, self.weight, lambda: stop(), log
+            self.dense, chosen, self.pruner, self.quantizer, self.weight, lambda: stop()
         )
         passes = any(x.pattern for x in chosen.values()) + any(x.width for x in chosen.values())
         for done, (doing, weights) in enumerate(refinement.blocks()):

@@ -26,10 +26,11 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.quantization.config import CALIBRATION_BATCH, STAGE_LABELS
 from backend.quantization.plan import QuantSettings
 from backend.quantization.registry import QUANTIZERS, plain_bases
-from backend.reporter import at_block
+from backend.reporter import SilentReporter, at_block
 from backend.sensitivity.formats import Format
 
 DAMPING = 0.01  # of a quantization run
+QUIET = SilentReporter().log
 FAILURE = ("refined", "Use more calibration text, or choose Wanda and RTN.")
 Solved = tuple[Tensor, LiveWeight | None]  # what the next blocks see; the layer, if it is final
 
@@ -42,7 +43,6 @@ class Refinement:
         formats: full name of a layer of a block -> its format, of those to refine.
         weight: the weights [out, in], float32, of the others.
         stop: may raise to end a pass.
-        log: told where damping was raised.
 
     Raises:
         ConfigError: the quantizer is not one that works layer by layer on plain inputs.
@@ -54,7 +54,6 @@ class Refinement:
     quantizer: str
     weight: Callable[[str], Tensor]
     stop: Callable[[], None]
-    log: Callable[[str], None]
     _pruned: dict[str, Tensor] = field(default_factory=dict, init=False)  # to be quantized
     _final: set[str] = field(default_factory=set, init=False)
 
@@ -118,7 +117,7 @@ class Refinement:
         form, dtype = self.formats[name], self.dense.model.dtype
         assert form.pattern is not None
         prune = partial(PRUNERS[self.pruner].prune, W, inputs, form.pattern)
-        V = search_damping(prune, self.dense.sds.damping, self.log, name, FAILURE).to(dtype)
+        V = search_damping(prune, self.dense.sds.damping, QUIET, name, FAILURE).to(dtype)
         if form.width:
             self._pruned[name] = V
         return V.float(), None if form.width else V
@@ -131,5 +130,5 @@ class Refinement:
             form.width.bits, form.width.group, config.grid, config.space, zeros
         )
         quantize = partial(QUANTIZERS[self.quantizer].quantize, W, inputs, settings)
-        V, grid = search_damping(quantize, DAMPING, self.log, name, FAILURE)
+        V, grid = search_damping(quantize, DAMPING, QUIET, name, FAILURE)
         return grid.nearest(V), self.dense.quantized(V, grid)

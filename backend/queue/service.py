@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypedDict, Unpack
 
@@ -51,6 +51,7 @@ class EnqueueOptions(TypedDict, total=False):
     priority: int
     parent: Job | None
     cost: Cost | None
+    known: Mapping[str, Any]
 
 
 def enqueue(
@@ -77,6 +78,7 @@ def enqueue_all(
     priority: int = 0,
     parent: Job | None = None,
     cost: Cost | None = None,
+    known: Mapping[str, Any] | None = None,
     needs: Sequence[Iterable[int]] = (),
     plans: Sequence[dict[str, Any] | None] = (),
     sizes: Sequence[tuple[int, int] | None] = (),
@@ -87,6 +89,7 @@ def enqueue_all(
     Args:
         parent: the run they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
+        known: beforehand, for the environment of each.
         needs: for each, ids of the runs that must have succeeded before it starts.
         plans: for each, what it does to each layer, where its kind has plans.
         sizes: for each, bytes of the files it works on and of those it will save.
@@ -103,6 +106,8 @@ def enqueue_all(
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
     jobs = [_new_job(kind, each, actor, name, parent, cost, len(configs)) for each in configs]
+    for job in jobs:
+        job.environment = {**job.environment, **(known or {})}
     with _queue_change() as session:
         permissions.require_free(session, actor)
         number = first_number(session)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from backend.live.dense import DenseModel
-from backend.live.measurements import live_sizes, live_snapshot, losses, traced_losses
+from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
@@ -83,8 +83,9 @@ def measured(dense: DenseModel, ids: Tensor, rounds: int) -> tuple[dict[str, flo
     made = {name: live.stored(name) for name in names}
     timed("layout of all layers alone, 50 %", lambda: live.running.write(made))
     timed("tokens by blocks", lambda: [*traced_losses(live, ids[:TRACED])], 1)
-    timed("histogram of one layer", lambda: live_snapshot(live, some))
-    timed("sizes", lambda: live_sizes(live), 1)
+    timed(
+        "histogram of one layer", lambda: layer_histogram(dense, some, live.stored(some), "instant")
+    )
     return times, live
 
 

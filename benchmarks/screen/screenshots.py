@@ -47,8 +47,10 @@ AT_REST = """() => document.querySelector('#frame-status-line')
   && [...document.querySelectorAll('.skeleton, .plot')].every(one => !one.offsetParent
     || one.querySelector('.main-svg .trace, .heatmaplayer image')
     || one.querySelector('.plot-empty:not([hidden])'))
-  && [...document.querySelectorAll('#weights-overlay h2, #workbench-histogram h2')]
-    .every(one => one.textContent)"""
+  && [...document.querySelectorAll('#weights-overlay h2, #workbench-histogram h2, .workbench-said')]
+    .every(one => one.textContent || one.closest('[hidden]'))
+  && (!document.querySelector('.workbench-status')
+    || /measured/.test(document.querySelector('[data-gauge=ratio] i').textContent))"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Shot:
     tallest: int = TALLEST
 
 
+ONE_LAYER = (  # of SmolLM2 in 3 bits, and which tokens that breaks
+    "workbench?model=smollm2-135m&state=~magnitude~rtn~dense_int3-g64~0x77_1_0x133"
+    "&focus=model.layers.11.mlp.down_proj&view=why&prompt=Once+upon+a+time"
+)
 TENSOR = "model.layers.0.mlp.gate_proj.weight"  # of most models; the first where there is none
 SHOTS = (
     Shot("home-light", ""),
@@ -80,7 +86,9 @@ SHOTS = (
     Shot("sweep-light", "sweep?id={sweep}"),
     Shot("weights-light", f"weights?run={{weights}}&tensor={TENSOR}"),
     Shot("weights-dark", f"weights?run={{weights}}&stage=redense&tensor={TENSOR}", dark=True),
-    Shot("workbench-light", "workbench", tallest=900),
+    Shot("workbench-light", ONE_LAYER, tallest=900),
+    Shot("workbench-dark", ONE_LAYER, dark=True, tallest=900),
+    Shot("workbench-phone", ONE_LAYER, phone=True),
     Shot("quantization-light", "quantization?run={dlqat}"),
     Shot("benchmark-light", "benchmark?run={benchmark}", tallest=1010),
     Shot("playground-light", "playground?run={generate}"),
@@ -109,7 +117,7 @@ def take(browser: Browser, url: str, shot: Shot, runs: Mapping[str, str]) -> str
         address = f"{url}/{shot.page.format_map(runs)}"
     except KeyError as missing:
         return f"left as it is: there is no run for {missing}"
-    width, height = (PHONE, PHONE_HEIGHT) if shot.phone else (WIDTH, TALLEST)
+    width, height = (PHONE, PHONE_HEIGHT) if shot.phone else (WIDTH, shot.tallest)
     scheme = "dark" if shot.dark else "light"
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"

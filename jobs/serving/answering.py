@@ -73,11 +73,15 @@ class ThreadedEvents(Generic[T]):
         self._events: asyncio.Queue[T | None] = asyncio.Queue()
         threading.Thread(target=self._work, name=self.person, daemon=True).start()
         try:
-            while (happened := await self._events.get()) is not None:
+            while (happened := await self.next_event()) is not None:
                 yield happened
         finally:
             self._stopped.set()
             self.stop()
+
+    async def next_event(self) -> T | None:
+        """What happens next; None at the end."""
+        return await self._events.get()
 
     def stop(self) -> None:
         """Called when nobody reads on."""

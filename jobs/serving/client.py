@@ -68,26 +68,31 @@ def _client() -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def sent(path: str, body: bytes, actor: Actor) -> AsyncIterator[httpx.Response]:
+async def sent(
+    path: str, body: bytes, actor: Actor, silent_s: float | None = None
+) -> AsyncIterator[httpx.Response]:
     """The response to a request, of which only the headers have been read. The process is started
-    if it does not run; leaving the block ends the request.
+    if it does not run; leaving the block ends the request. `silent_s`: without a byte it ends.
 
     Raises:
         SlimscopeError: it cannot be started, or ended before it answered.
     """
     headers = {PERSON: quote(actor.name), ROLE: actor.role, "content-type": "application/json"}
     async with AsyncExitStack() as opened:
-        yield await _begun(path, body, headers, opened)
+        yield await _begun(path, body, headers, silent_s, opened)
 
 
 async def _begun(
-    path: str, body: bytes, headers: dict[str, str], opened: AsyncExitStack
+    path: str, body: bytes, headers: dict[str, str], silent_s: float | None, opened: AsyncExitStack
 ) -> httpx.Response:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         try:
             client = await opened.enter_async_context(_client())
-            request = client.build_request("POST", path, content=body, headers=headers)
+            limits = httpx.Timeout(None, connect=5.0, read=silent_s)
+            request = client.build_request(
+                "POST", path, content=body, headers=headers, timeout=limits
+            )
             response = await client.send(request, stream=True)
             opened.push_async_callback(response.aclose)
             return response
@@ -113,4 +118,4 @@ async def serving_status() -> dict[str, Any]:
 
 def ended() -> SlimscopeError:
     what = "The answer ended early."
-    return SlimscopeError(what, "The process of the models has ended.", "Ask again.")
+    return SlimscopeError(what, "The process of the models has ended, or hangs.", "Ask again.")

@@ -203,6 +203,10 @@ REFUSED: dict[str, tuple[Callable[[list[Line]], object], str]] = {
     "an environment that is a list": (setting("jobs", environment=[1]), "environment"),
     "threads that are a text": (setting("jobs", environment={"threads": "2"}), "threads"),
     "a text that is none": (setting("jobs", environment={"text": {"a": [1]}}), "text"),
+    "a state that is markup": (
+        setting("jobs", environment={"workbench": {"model": "toy", "state": "<b>"}}),
+        "state",
+    ),
     "a checksum that is none": (
         setting("jobs", environment={"text": {"a": {"sha256": 3}}}),
         "sha256",

@@ -11,14 +11,15 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from backend.live.address import state_at
 from backend.live.dense import DenseModel
-from backend.live.measurements import live_snapshot
+from backend.live.measurements import layer_histogram
 from backend.live.model import LiveModel
 from backend.models.loading import load
 from backend.sensitivity.formats import Format
+from backend.store import queries
 from jobs.fields.base_model import resolve_model
 from jobs.profile.budgets import solver_of
 from jobs.profile.profiles import profile_of_run
-from tests.browser.conftest import PHONE, Dashboard, opened
+from tests.browser.conftest import PHONE, Dashboard, opened, warm_tab
 
 FACTS = resolve_model("toy", reads=False).facts
 LAYERS = [x.name for x in (*FACTS.linears, *FACTS.embeddings)]
@@ -181,14 +182,14 @@ def test_the_browser_makes_the_layer_that_the_live_model_makes(
         ("2:4+int4-g64", 0.04),
     ):
         live.apply({name: form})
-        stored = live_snapshot(live, name)
+        stored = layer_histogram(live.dense, name, live.stored(name), live.made[name])
         made = visitor.evaluate(
             f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
             const made = (await dense('toy', name)).histogram(form, 'magnitude');
             return [[...made.counts], made.tails]; }}""",
             [name, form],
         )
-        differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts.tolist(), strict=True))
+        differ = sum(abs(a - b) for a, b in zip(made[0], stored.counts, strict=True))
         assert differ <= near * stored.n, form
         assert made[1][1] == pytest.approx(stored.zeros, abs=near * 100)
         assert made[1][0] == stored.n
@@ -246,3 +247,34 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
 def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab, "state=123456789abc~magnitude~rtn~50p_dense~0x21_1")
     expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")
+
+
+def test_a_state_is_queued_and_its_run_is_told_beside_it(
+    warm_context: BrowserContext, workshop: Dashboard
+) -> None:
+    with warm_tab(warm_context, workshop.url) as page:
+        opened_workbench(page, workshop, "state=~magnitude~rtn~50p_dense~0x21_1")
+        expect(gauge(page, "ratio").locator("dd").last).to_contain_text("2,048 tokens")
+        menu = page.locator("[data-menu='queue']")
+        menu.locator("summary").click()
+        menu.get_by_role("button", name="As it is").click()
+        menu.get_by_role("button", name="Queue it").click()
+        job = queries.job(menu.get_by_role("link", name="sds-").inner_text())
+        assert (job.config["pattern"], job.config["until"]) == ("50%", "first")
+        kept = job.environment["workbench"]
+        assert kept["predicted"] is None and kept["live"] > 1 and kept["tokens"] == 2048
+        told = re.compile(rf"{job.run} · live [\d.]+, final [\d.]+ × dense")
+        expect(page.locator(".workbench-kept")).to_contain_text(told)
+
+
+def test_compare_traces_which_block_of_a_run_breaks_which_word(
+    visitor: Page, lab: Dashboard
+) -> None:
+    opened(visitor, f"{lab.url}/compare?ids=sds-0001,sds-0002")
+    visitor.get_by_role("button", name="Trace").click()
+    said = visitor.locator(".workbench-said")
+    expect(said).to_contain_text(re.compile(r"Block \d breaks .* of the dense toy model"))
+    visitor.locator("[data-trace] [name='model']").select_option("sds-0002")
+    visitor.locator("[data-trace] [name='against']").select_option("sds-0002")
+    visitor.get_by_role("button", name="Trace").click()
+    expect(said).to_have_text("No block alone makes a word of this text worse.")

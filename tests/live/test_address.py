@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ConfigError
-from backend.live.address import LONGEST, LiveState, address_of, state_at
+from backend.live.address import LONGEST, WORKBENCH, LiveState, address_of, queued_state, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
 from backend.sensitivity.formats import Format
@@ -64,7 +64,7 @@ def test_any_text_is_refused_in_words(text: str) -> None:
      ("abc~alps~gptq~int0~0x12", "0 bits are not offered"),
      ("abc~alps~gptq~100p~0x12", "not between 0 and 100"), ("abc~alps~gptq~50p~1x12", "layers"),
      ("abc~alps~gptq~50p~0x13", "layers"), ("abc~alps~gptq~50p~0x11", "layers"),
-     ("abc~alps~gptq~50p~0x0_0x12_x", "layers"), ("abc~alps~gptq~50p~٠x12", "layers")],
+     ("abc~alps~gptq~50p~0x0_0x12_x", "layers"), ("abc~alps~gptq~50p~٠x12", "no address")],
 )  # fmt: skip
 def test_the_reason_is_told(address: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
@@ -75,7 +75,23 @@ def test_a_state_is_opened_again(dense: DenseModel) -> None:
     live = LiveModel(dense)
     live.apply(dict.fromkeys(dense.in_blocks, "2:4+int4-g32"), "sparsegpt", "gptq")
     live.apply({dense.in_blocks[3]: "dense", dense.outside[0]: "int8-g32"})
-    again = LiveModel.at(dense, live.address)
-    assert again.address == live.address and again.formats == live.formats
-    with pytest.raises(ConfigError, match="rounded only"):
-        LiveModel.at(dense, f"{dense.identity}~alps~gptq~50p~0x{len(dense.layers)}")
+    found = state_at(live.address, dense.identity, [*dense.layers])
+    assert live.checked(found.formats, found.pruner, found.quantizer) == found
+    assert found == LiveState(live.formats, "sparsegpt", "gptq")
+
+
+RECORD = {"model": "toy", "state": "~wanda~rtn~50p~0x12", "predicted": 1.2, "live": 2, "tokens": 9}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [{"state": "<img src=x>"}, {"state": "a" * (LONGEST + 1)}, {"state": None}, {"model": ""},
+     {"model": "x" * 301}, {"predicted": 0}, {"predicted": -1.0}, {"predicted": "1"},
+     {"live": float("nan")}, {"live": float("inf")}, {"live": 1e300}, {"live": True},
+     {"tokens": -1}, {"tokens": 2**70}, {"tokens": 1.5}, {"more": 1}],
+)  # fmt: skip
+def test_what_a_run_keeps_of_its_state_is_bounded(strange: dict[str, object]) -> None:
+    kept = queued_state({WORKBENCH: RECORD})
+    assert kept is not None and kept.model_dump() == RECORD
+    assert queued_state({WORKBENCH: RECORD | strange}) is None
+    assert queued_state({}) is None and queued_state({WORKBENCH: "x"}) is None

@@ -1,4 +1,5 @@
-"""One request about a live model, from its body to events.
+"""One request about a live model, from its body to events. One that comes no further ends after
+`SILENT_S`; what it has begun, such as loading the model, goes on.
 
 waits       what it waits for, at any time
 opened      the model, once
@@ -10,6 +11,7 @@ refined     layers as a run makes them, block by block; then what was wanted, ag
 done, cancelled, error    the last one
 """
 
+import asyncio
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -25,14 +27,14 @@ from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.detokenizer import Detokenizer
 from backend.decoding.engine import decode, refuse_prompt
 from backend.decoding.proposers import NoDraft
-from backend.errors import CancelledError, ConfigError, SlimscopeError
-from backend.live.measurements import LONGEST_TRACE, LiveLoss, file_bytes, losses, traced_losses
+from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeError
+from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
 from backend.text.prompt_ids import end_ids
 from jobs.serving.answering import ThreadedEvents
 from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedModel
-from jobs.serving.live.requests import LiveBody
+from jobs.serving.live.requests import PULSE_S, SILENT_S, LiveBody
 
 FIRST = 256  # tokens of the first loss that is told; then twice as many each time
 WORDS = 3  # pieces of text before it
@@ -48,12 +50,33 @@ class LiveAnswering(ThreadedEvents[Event]):
         self.body, self.guest, self.pool = body, guest, pool
         self._number = next(pool.numbers)
         self._state: BrowserState | None = None
+        self._silent, self._last = 0.0, "Asking the live model"
 
     def failed(self, error: SlimscopeError) -> Event:
         return {
             "event": "error", "what": error.what, "why": error.why, "do": error.do,
             "field": error.field,
         }  # fmt: skip
+
+    async def next_event(self) -> Event | None:
+        """What happens next; where nothing does, how long already, and at last an error."""
+        if self._silent >= SILENT_S:
+            return None
+        try:
+            happened = await asyncio.wait_for(self._events.get(), PULSE_S)
+        except TimeoutError:
+            self._silent += PULSE_S
+            return self._waited()
+        self._silent, self._last = 0.0, str((happened or {}).get("what", self._last))
+        return happened
+
+    def _waited(self) -> Event:
+        if self._silent < SILENT_S:
+            what = f"{self._last}: nothing new for {self._silent:.0f} s, of at most {SILENT_S:.0f}"
+            return {"event": "waits", "what": what, "about_s": 0.0}
+        why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
+        error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
+        return self.failed(error)
 
     def stop(self) -> None:
         """Ends what is measured, unless a newer request of its browser has taken its place."""
@@ -93,6 +116,10 @@ class LiveAnswering(ThreadedEvents[Event]):
     def _answer(self, opened: OpenedModel, state: BrowserState) -> None:
         live = state.live
         self._step()
+        if self.body.against:
+            self._say(f"Loading {self.body.against}", 0.0)
+            self._why(opened, live, opened.other(self.body.against, live.dtype))
+            return
         self._apply(opened, state)
         self._measure(opened, live)
         if "refine" in self.body.want and not all(self._exactly(live)):
@@ -123,13 +150,9 @@ class LiveAnswering(ThreadedEvents[Event]):
         self._applied(live, len(changed), time.perf_counter() - began)
 
     def _applied(self, live: LiveModel, changed: int, seconds: float) -> None:
-        weights = {name: x.shape[0] * x.columns for name, x in live.dense.layers.items()}
-        inside = live.dense.in_blocks
-        zeros = sum(weights[name] * live.formats[name].sparsity for name in inside)
         self._tell(
             "applied", ms=1000 * seconds, changed=changed, exactly=all(self._exactly(live)),
-            address=live.address, read_bytes=live.running.read_bytes, file_bytes=file_bytes(live),
-            zeros=zeros / sum(weights[name] for name in inside),
+            address=live.address, read_bytes=live.running.read_bytes,
         )  # fmt: skip
 
     @staticmethod
@@ -196,11 +219,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         for side in ("live", "dense"):
             self._piece(side, "", done=True)
         if "speed" in body.want:
-            read = live.running.read_bytes
-            self._tell(
-                "speed", tokens_per_s=speed, dense_tokens_per_s=kept[1],
-                mb_per_token=None if read is None else read / 1e6,
-            )  # fmt: skip
+            self._tell("speed", tokens_per_s=speed, dense_tokens_per_s=kept[1])
 
     def _written(
         self, side: str, opened: OpenedModel, running: RunningModel, prompt: Sequence[int],
@@ -235,11 +254,12 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     # which blocks lose which tokens ---------------------------------------------------------------
 
-    def _why(self, opened: OpenedModel, live: LiveModel) -> None:
+    def _why(self, opened: OpenedModel, live: LiveModel, other: RunningModel | None = None) -> None:
         ids = self._ids(opened)
-        self._tell("tokens", tokens=[opened.tokenizer.decode([token]) for token in ids.tolist()])
+        tokens = [opened.tokenizer.decode([token]) for token in ids.tolist()]
+        self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
         self._step()
-        for block, differences in traced_losses(live, ids):
+        for block, differences in traced_losses(live, ids, other):
             self._tell("why", block=block, losses=[_finite(x) for x in differences.tolist()])
             self._step()
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from backend.errors import CancelledError, DatasetError, SlimscopeError
+from backend.errors import CancelledError, ConfigError, DatasetError, SlimscopeError
 from backend.live.address import LiveState, state_at
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
-from backend.models.memory import memory_available
+from backend.live.running import RunningModel
+from backend.models.memory import check_memory, memory_available, weight_memory
 from backend.models.precision import resolve_dtype
 from backend.settings import settings
 from backend.text.slices import calibration_slices, evaluation_slice
@@ -71,6 +72,7 @@ class OpenedModel:
         windows: token ids [n, L] that losses are measured on; none where `no_text` says why.
         states: by person and browser, the one used last comes last.
         texts: of the dense model, by prompt and number of tokens: pieces, tokens a second.
+        others: the saved model that was last compared with this one.
         users: requests at work; preparing: held while energies or ranks are made.
     """
 
@@ -84,6 +86,7 @@ class OpenedModel:
     texts: dict[tuple[tuple[int, ...], int], tuple[list[str], float | None]] = field(
         default_factory=dict
     )
+    others: dict[Key, RunningModel] = field(default_factory=dict)
     users: int = 0
     preparing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,6 +94,27 @@ class OpenedModel:
         """The state at an address. Raises ConfigError: it cannot be opened, or made."""
         wanted = state_at(address, self.dense.identity, [*self.dense.layers])
         return live.checked(wanted.formats, wanted.pruner, wanted.quantizer)
+
+    def other(self, spec: str, dtype: torch.dtype) -> RunningModel:
+        """A saved model of the same shapes, which is kept until there is another one.
+
+        Raises:
+            SlimscopeError: there is none of that name, it has other shapes, or does not fit.
+        """
+        base = resolve_model(spec, "against")
+        shapes = [(x.linears, x.vocabulary, x.hidden) for x in (self.base.facts, base.facts)]
+        if shapes[0] != shapes[1]:
+            what = f"{spec} has no blocks that could stand for those of {self.base.facts.title}."
+            raise ConfigError(what, "Their layers differ.", "Choose another run.", "against")
+        key = key_of(spec, base, "auto", str(dtype))
+        with self.preparing:
+            if key not in self.others:
+                self.others = {}
+                needed = 2 * weight_memory(base.facts, "bfloat16")
+                check_memory(needed, memory_available(), base.facts.title)
+                loaded = load_whole(base, self.device, dtype, Unrecorded())
+                self.others = {key: RunningModel(loaded.model.requires_grad_(False), dtype)}
+            return self.others[key]
 
     def recall(self) -> None:
         """Take the energies of inputs that an earlier process has measured."""
@@ -121,7 +145,10 @@ class OpenedModel:
 
     @property
     def nbytes(self) -> int:
-        return self.dense.nbytes + sum(x.live.nbytes for x in [*self.states.values()])
+        others = [*self.others.values()]
+        saved = sum(p.nbytes for x in others for p in x.model.parameters())
+        live = sum(x.live.nbytes for x in [*self.states.values()])
+        return self.dense.nbytes + saved + sum(x.nbytes for x in others) + live
 
 
 class LivePool:
@@ -205,6 +232,8 @@ class LivePool:
         budget = self.budget
         with self._lock:
             for opened in [*self._opened.values()]:
+                if self.nbytes > budget and not opened.users:
+                    opened.others = {}
                 for key, state in [*opened.states.items()]:
                     if state.users:
                         continue

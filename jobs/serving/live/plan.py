@@ -23,9 +23,9 @@ F = TypeVar("F", Pattern, Width)
 
 
 def planned_steps(
-    model: str, facts: ModelFacts, address: str, effort: Effort
+    facts: ModelFacts, address: str, effort: Effort
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Kind and config of each run.
+    """Kind and config of each run, without its model.
 
     Raises:
         ConfigError: the address is none of this model, or the state is dense.
@@ -43,11 +43,11 @@ def planned_steps(
     if patterns:
         pattern, others = _named(patterns, facts)
         first = {} if effort == "full" else {"until": "first", "control": False}
-        pruned = {"model": model, "pattern": str(pattern), "base": state.pruner}
+        pruned = {"pattern": str(pattern), "base": state.pruner}
         steps.append(("sds", {**pruned, **others, **first}))
     if widths:
         width, others = _named(widths, facts)
-        rounded = {"model": model, "bits": width.bits, "group_size": width.group, **others}
+        rounded = {"bits": width.bits, "group_size": width.group, **others}
         alone = {"stages": state.quantizer} if effort == "one-shot" else {}
         zeros = {"keep_zeros": True} if patterns else {}
         steps.append(("dlqat", {**rounded, **alone, **zeros, **embedding}))

@@ -5,18 +5,18 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.errors import ConfigError
-from backend.live.address import LONGEST
+from backend.live.address import Address
 from backend.models.facts import ModelFacts
 from backend.models.memory import check_memory, memory_available, weight_memory
 
 PREFIX = "/live"  # of the paths of the process
 ROOM = 2**30  # bytes of tables
 MAX_TOKENS, MAX_LETTERS = 256, 20_000
+SILENT_S, PULSE_S = 180.0, 10.0  # without any event a request ends; that it still waits is told
 BODY = ConfigDict(extra="forbid", strict=True)
 
 Browser = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,40}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=300)]
-Address = Annotated[str, Field(max_length=LONGEST)]
 Wanted = Literal["loss", "text", "speed", "refine", "why"]
 
 
@@ -37,6 +37,8 @@ class LiveBody(BaseModel):
     Attributes:
         prompt, tokens: what text begins with, and how many follow.
         text: of which is asked why its tokens are lost.
+        against: a saved model of the same shapes, such as a run: its blocks are asked about then,
+            one restored at a time to those of `model`, whatever the state.
     """
 
     model_config = BODY
@@ -48,6 +50,7 @@ class LiveBody(BaseModel):
     prompt: str = Field("", max_length=MAX_LETTERS)
     tokens: int = Field(48, ge=1, le=MAX_TOKENS)
     text: str = Field("", max_length=MAX_LETTERS)
+    against: str = Field("", max_length=300)
 
     @property
     def letters(self) -> int:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from backend.errors import SlimscopeError
-from backend.live.measurements import live_snapshot, snapshot
+from backend.live.measurements import layer_histogram
 from backend.live.model import DENSE
 from jobs.serving.client import PERSON, ROLE
 from jobs.serving.disconnect import EventStream
@@ -22,7 +22,6 @@ from jobs.serving.live.requests import PREFIX, ExportBody, LiveBody, TensorBody
 from jobs.serving.openai_format import error_body, error_headers, event
 from jobs.serving.requests import read_fields
 
-SNAPSHOT = ("lo", "hi", "n", "zeros", "below", "above", "stats")
 AtWork = Callable[[], AbstractContextManager[None]]
 B = TypeVar("B", TensorBody, ExportBody)
 
@@ -56,7 +55,7 @@ class LiveRoutes:
         return EventStream(stream, opened)
 
     async def tensor(self, request: Request) -> Response:
-        """Histogram and statistics of a layer as it is in a state."""
+        """Histogram of a layer as it is in a state."""
         return await self._done(request, TensorBody, _tensor)
 
     async def export(self, request: Request) -> Response:
@@ -93,13 +92,11 @@ def _tensor(body: TensorBody, opened: OpenedModel, state: BrowserState) -> Respo
         if (live.formats[body.name], live.pruner, live.quantizer) == (
             form, asked.pruner, asked.quantizer,
         ):  # fmt: skip
-            found = live_snapshot(live, body.name)
+            found = layer_histogram(dense, body.name, live.stored(body.name), live.made[body.name])
         else:
             made = dense.made(body.name, form, dense.score_of(asked.pruner))
-            found = snapshot(dense, body.name, made, "instant")
-    facts = {name: getattr(found, name) for name in SNAPSHOT}
-    counts = found.counts.tolist()
-    return JSONResponse({"name": body.name, "made": found.stage, **facts, "counts": counts})
+            found = layer_histogram(dense, body.name, made, "instant")
+    return JSONResponse({"name": body.name, **vars(found)})
 
 
 def _exported(body: ExportBody, opened: OpenedModel, state: BrowserState) -> Response:

@@ -18,13 +18,18 @@ from starlette.applications import Starlette
 from torch import Tensor
 
 from backend.decoding.native import compiler
+from backend.errors import ConfigError, ForbiddenError
+from backend.live.address import WORKBENCH
 from backend.models.sources.catalogue import inspect
+from backend.queue.actor import Actor
 from backend.queue.folders import run_folder
 from backend.settings import settings
+from backend.store import queries
+from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.operations.registry import OPERATIONS
 from jobs.serving.client import PERSON, ROLE
-from jobs.serving.live import models
+from jobs.serving.live import answering, models
 from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
 from tests.queue.conftest import Wait, succeeded
@@ -34,6 +39,7 @@ N, OUTSIDE = len(FACTS.linears), len(FACTS.embeddings)
 TIMES = f"x{OUTSIDE}" if OUTSIDE > 1 else ""
 FIRST = FACTS.linears[0].name
 LAST = ("done", "cancelled", "error")
+TEXT = "Once upon a time there was a dog."
 
 
 def address(
@@ -87,7 +93,7 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
     assert told[:3] == ["opened", "applied", "text"] and told[-1] == "done"
     assert told.index("loss") < len(told) - told[::-1].index("text")  # between words
     (applied,) = of(events, "applied")
-    assert applied["zeros"] == 0.5 and applied["exactly"] and applied["changed"] == N
+    assert applied["exactly"] and applied["changed"] == N
     losses = of(events, "loss")
     assert [x["tokens"] for x in losses] == [256, 512, 1024, 2048] and losses[-1]["of"] == 2048
     assert losses[-1]["low"] < losses[-1]["ratio"] < losses[-1]["high"] and losses[-1]["kl"] > 0
@@ -104,8 +110,9 @@ def test_a_state_is_made_and_measured_and_kept_by_its_address(door: Door) -> Non
 
 def test_why_tells_each_block(door: Door) -> None:
     events = door.ask(address("2of4"), "why", text="One day a girl went to the park.")
-    tokens = of(events, "tokens")[0]["tokens"]
-    assert "".join(tokens).endswith("park.")
+    (told,) = of(events, "tokens")
+    tokens = told["tokens"]
+    assert "".join(tokens).endswith("park.") and told["blocks"] == FACTS.blocks
     found = of(events, "why")
     assert [x["block"] for x in found] == [*range(FACTS.blocks)]
     assert all(len(x["losses"]) == len(tokens) - 1 for x in found)
@@ -267,6 +274,9 @@ def test_a_run_of_the_plan_makes_the_same_weights(
     assert answer.status_code == 200
     live, run = weights_of(Path(answer.json()["folder"])), weights_of(run_folder(job.run) / "model")
     assert live.keys() == run.keys() and all(torch.equal(live[k], run[k]) for k in run)
+    if format == "dense":  # a run is traced as the state it was made of
+        traced = [door.ask(state, "why", text=TEXT), door.ask("", text=TEXT, against=job.run)]
+        assert of(traced[0], "why") == of(traced[1], "why") and of(traced[0], "tokens")
 
 
 @pytest.mark.parametrize(
@@ -344,3 +354,50 @@ def test_a_state_becomes_configs(queue: Path) -> None:
                          (address("int4-g32", rest="int3-g32"), "embedding")):  # fmt: skip
         with pytest.raises(Exception, match=words):
             plan(state)
+
+
+def test_a_state_is_queued_with_what_was_known_of_it(queue: Path) -> None:
+    queue_state, host = OPERATIONS["queue-state"], Actor("mira", "host")
+    known = {"predicted": 1.25, "live": 1.5, "tokens": 2048}
+
+    def queued(state: str) -> list[Job]:
+        made = queue_state.call(host, model="toy", state=state, effort="one-shot", **known)
+        return [queries.job(each["id"]) for each in made]
+
+    (alone,) = queued(pruned := address("50p"))
+    assert alone.config["until"] == "first" and alone.environment[WORKBENCH] == {
+        "model": "toy", "state": pruned, **known
+    }  # fmt: skip
+    sds, dlqat = queued(both := address("50pandint4-g32"))
+    assert WORKBENCH not in sds.environment and dlqat.config["model"] == sds.run
+    assert dlqat.environment[WORKBENCH]["state"] == both and dlqat.config["keep_zeros"]
+    for strange in ("x", address("dense"), "<img>" + address("50p")):
+        with pytest.raises(ConfigError):
+            queued(strange)
+    with pytest.raises(ForbiddenError):  # a pipeline is for hosts
+        queue_state.call(Actor("guest-1", "guest"), model="toy", state=both)
+    assert len(queries.jobs()) == 3
+
+
+@pytest.mark.parametrize("against", ["nowhere/none", "sds-9999", "<b>"])
+def test_what_cannot_be_compared_is_told(queue: Path, door: Door, against: str) -> None:
+    (*_, last) = door.ask("", text=TEXT, against=against)
+    assert last["event"] == "error" and against in last["what"] + last["why"]
+
+
+def test_a_request_that_comes_no_further_ends(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    door.ask(address("50p"))
+    monkeypatch.setattr(answering, "PULSE_S", 0.05)
+    monkeypatch.setattr(answering, "SILENT_S", 0.2)
+    (opened,) = door.pool._opened.values()
+
+    async def asked() -> list[dict[str, Any]]:
+        with opened.dense.lock:  # somebody else computes, and does not end
+            events = await door.events(address("60p"), "loss")
+        while any(thread.name == "mira" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+        return events
+
+    *waits, last = asyncio.run(asked())
+    assert "nothing new" in of(waits, "waits")[-1]["what"]
+    assert last["event"] == "error" and "takes too long" in last["what"]

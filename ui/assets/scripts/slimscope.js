@@ -263,6 +263,12 @@ window.slimscope = (() => {
     if (["weights", "workbench"].includes(page)) api.module(`${page}/page`).then((each) => each.ahead());
   }
 
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("[data-trace]")) return;
+    event.preventDefault();
+    api.module("workbench/trace").then(({ traced }) => traced(event.target));
+  });
+
   /* Takes each row of JSON that a response streams as server-sent events. */
   async function events(response, take) {
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -24,7 +24,7 @@ from ui.pages.compare.charts import (
     weights_by_run,
 )
 from ui.pages.compare.comparison import HTML, RunComparison
-from ui.pages.compare.texts import texts_card, texts_chart
+from ui.pages.compare.texts import texts_card, texts_chart, trace_card
 from ui.runs.actions.action import MAX_COMPARED, MIN_COMPARED
 from ui.runs.deltas import comparable_by
 from ui.runs.rows import all_rows, chosen
@@ -72,6 +72,7 @@ def build() -> None:
             lines = Outputs(curve=curve, y=scale)
             lines |= LINES.build("compare", [[curve, scale]])
         page["texts"] = plain(elem_id="compare-texts")
+        page["trace"] = plain(elem_id="compare-trace")
         page["config"] = plain(elem_id="compare-config")
 
     show = page.named(draw), None, page.components
@@ -114,6 +115,7 @@ def draw(request: gr.Request) -> Updates:
         "config": comparison.config_card(runs),
         "results": comparison.metrics_card(runs),
         "texts": texts_card(runs),
+        "trace": trace_card(runs),
     }
     return updates(html, STAGES.show(stages_chart(runs)))
 

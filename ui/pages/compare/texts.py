@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from backend.store.states import State
 from jobs.evaluation.report import evaluations, samples_of
+from jobs.fields.saved_models import first_model, has_saved
 from ui.charts.chart import Chart
 from ui.format import share
 from ui.pages.compare.comparison import HTML, RunComparison
@@ -18,6 +19,8 @@ from ui.runs.rows import RunRow
 
 WORD = re.compile(r"\s*\S+")  # with the space before it
 MAX_PROMPTS = 6  # prompts
+MODEL, USUAL_TEXT = "model", "The capital of France is Paris."
+MOST_LETTERS = 250  # of a text that is traced, unless somebody writes another one
 NO_TEXTS = "No two of these runs have written after the same prompts. An evaluation does that."
 Texts = dict[str, str]  # prompt -> text
 
@@ -104,6 +107,24 @@ def texts_card(comparison: RunComparison) -> Markup:
         return Markup()
     shown = prompts[:MAX_PROMPTS]
     html: Markup = HTML.texts(comparison.columns, comparison.base, headline(prompts), shown)
+    return html
+
+
+def trace_card(comparison: RunComparison) -> Markup:
+    """Asks the live model which blocks of a run lose a text; of runs that have saved what they made
+    of one model."""
+    first = first_model(comparison.base.job.run)
+    saved = [
+        row.job.run for row in comparison.rows
+        if has_saved(row.job, MODEL) and first_model(row.job.run) == first
+    ]  # fmt: skip
+    if not saved:
+        return Markup()
+    written = texts_of(comparison.base)
+    text = next((prompt + answer for prompt, answer in written.items()), USUAL_TEXT)
+    models = {first: f"dense {first}"} | {run: run for run in saved}
+    saved.sort(key=comparison.base.job.run.__eq__)  # the baseline last
+    html: Markup = HTML.trace(saved, models, text[:MOST_LETTERS].strip())
     return html
 
 

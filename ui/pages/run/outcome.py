@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from backend.live.address import QueuedState, queued_state
 from backend.queue.service import (
     ESTIMATED_BYTES,
     ESTIMATED_SECONDS,
@@ -27,6 +28,7 @@ from ui.runs.results import (
     stage_comparison,
     window_losses,
 )
+from ui.runs.sensitivity.measured import over_dense
 from ui.templates import fragments
 from ui.theme import name_colours
 
@@ -95,8 +97,16 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
         pairs["Size of the source"] = size(source)
     written = size(results.saved_bytes) if results.saved_bytes else ""
     pairs |= _beside_estimate("Size saved", written, size, known.get(PREDICTED_BYTES))
+    if state := queued_state(known):
+        pairs["Perplexity over dense"] = _beside_state(state, job.run)
     conditions = speed_conditions(job, results.rows.values())
     return HTML.outcome(pairs, job.kept_reason, _verdict(job, results), conditions)
+
+
+def _beside_state(state: QueuedState, run: str) -> Markup:
+    said = {"predicted": state.predicted, "live": state.live, "final": over_dense(run)}
+    figures = (f"{how} {number(ratio, 3)} ×" for how, ratio in said.items() if ratio)
+    return HTML.beside(state, ", ".join(figures))
 
 
 def _beside_estimate(

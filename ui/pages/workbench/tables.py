@@ -34,7 +34,7 @@ from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.runs.choices import models
-from ui.runs.sensitivity.measured import measured_runs, quantized_bytes
+from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
 from ui.widgets.explorer import cached_by
@@ -81,6 +81,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
         "modules": in_order([*dict.fromkeys(x.module for x in facts.linears)]),
         "rest": rest, "runs": [(one.run, one.label, one.x, one.ratio) for one in runs],
+        "queued": queued_runs(model),
         "widths": [bits for bits in WIDTHS if MIN_BITS <= bits <= MAX_BITS],
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
@@ -122,16 +123,14 @@ def profile(request: Request) -> Response:
 
 @cached_by(queries.profiles_mark)
 def packed_profile(run: str) -> PackedArrays | None:
-    """error, fisher, kl, loss, predicted and bytes [layers, formats], NaN where there is none; of
-    each front the format of every layer [points, layers], 255: dense, and its figures [points]."""
+    """error and predicted [layers, formats], NaN where there is none; of each front the format of
+    every layer [points, layers], 255: dense, its bytes and its loss [points]."""
     known = profile_at(run)
     if known is None:
         return None
     layers, formats = known.layers, known.formats
-    figures = {name: known.figure(name) for name in ("error", "fisher", "kl", "loss")}
-    figures["predicted"] = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
-    figures["bytes"] = np.array([[f.nbytes(x.rows, x.columns) for f in formats] for x in layers])
-    arrays = {name: values.astype("<f4") for name, values in figures.items()}
+    predicted = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
+    arrays = {"error": known.figure("error").astype("<f4"), "predicted": predicted.astype("<f4")}
     fronts = {method: mixes for method in METHODS if (mixes := _front(known, method))}
     for method, mixes in fronts.items():
         arrays |= _packed_front(known, method, mixes)
@@ -155,8 +154,8 @@ def _packed_front(
 ) -> dict[str, np.ndarray]:
     code = {form: at for at, form in enumerate(known.formats)} | {Format(): DENSE_CODE}
     chosen = [[code[mix.formats[x.name]] for x in known.layers] for mix in mixes]
-    figures = {"bytes": "nbytes", "loss": "loss", "sparsity": "sparsity", "bits": "bits"}
-    return {f"{method}_formats": np.array(chosen, "<u1")} | {
-        f"{method}_{name}": np.array([getattr(mix, field) for mix in mixes], "<f4")
-        for name, field in figures.items()
+    return {
+        f"{method}_formats": np.array(chosen, "<u1"),
+        f"{method}_bytes": np.array([mix.nbytes for mix in mixes], "<f4"),
+        f"{method}_loss": np.array([mix.loss for mix in mixes], "<f4"),
     }

@@ -79,6 +79,8 @@ def test_a_host_asks_and_what_comes_passes_through(visit: Visit, double: LiveDou
         ("live", json.dumps({**ASKED, "browser": "a b"}).encode(), 422),
         ("live", json.dumps({**ASKED, "state": 5}).encode(), 422),
         ("live", json.dumps({**ASKED, "want": ["all"]}).encode(), 422),
+        ("live", json.dumps({**ASKED, "against": "x" * 301}).encode(), 422),
+        ("live", json.dumps({**ASKED, "state": "<b>"}).encode(), 422),
         ("export", json.dumps({**ASKED, "name": "../x"}).encode(), 422),
         ("export", json.dumps(ASKED).encode(), 422),
     ],
@@ -125,7 +127,8 @@ def test_guests_change_what_a_host_has_opened_within_their_limits(
     assert host.post(f"{PATH}/live", json=ASKED).status_code == 200
     assert guest.post(f"{PATH}/live", json=ASKED).status_code == 200
     assert double.asked[-1][2] == "guest" and live_parts(inspect("toy"), "toy", GUEST)["why"] == ""
-    assert guest.post(f"{PATH}/live", json={**ASKED, "model": "other"}).status_code == 403
+    for named in ("model", "against"):
+        assert guest.post(f"{PATH}/live", json={**ASKED, named: "other"}).status_code == 403
     assert guest.post(f"{PATH}/live", json={**ASKED, "prompt": "x" * 51}).status_code == 403
     assert guest.post(f"{PATH}/export", json={**ASKED, "name": "mine"}).status_code == 403
     monkeypatch.setattr(rate_limit, "PREVIEWS_PER_MINUTE", 1)

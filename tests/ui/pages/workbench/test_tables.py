@@ -11,15 +11,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from backend.budget import Budget
+from backend.live.address import WORKBENCH
 from backend.models.loading import load
 from backend.sensitivity.formats import Format
 from backend.settings import Settings
+from backend.store import queries
 from jobs.profile.budgets import solver_of
 from jobs.profile.profiles import profile_of_run
-from tests.ui.lab import store
+from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
 from tests.ui.visits import Visit
+from ui.pages.run.outcome import outcome
 from ui.pages.workbench import tables, weights
+from ui.runs.results import RunResults
 
 
 @pytest.fixture
@@ -57,6 +61,27 @@ def test_a_model_begins_with_its_layers_its_knobs_and_its_newest_finished_profil
     assert [module.rpartition(".")[2] for module in start["modules"]][:2] == ["q_proj", "k_proj"]
     assert {"name": "magnitude", "label": "magnitude", "instant": True} in start["pruners"]
     assert {one["name"]: one["instant"] for one in start["quantizers"]}["gptq"] is False
+
+
+def test_runs_stand_beside_what_was_said_of_their_states(client: TestClient) -> None:
+    said = {"model": "toy", "state": "~wanda~rtn~50p~0x22", "predicted": 1.2, "live": 1.3}
+    kept = {WORKBENCH: said | {"tokens": 512}}
+    chained = {"model": "sds-0093", "pattern": "50%", "base": "wanda"}
+    store(
+        job(93, environment=kept), *measured(93, 11.0, dense=10.0),
+        job(94, environment=kept, config=chained), *measured(94, 12.0, dense=11.0),
+        job(95, environment={WORKBENCH: said | {"tokens": -1}}), job(96, state="queued"),
+        job(97, environment=kept, state="running"),
+    )  # fmt: skip
+    found = client.get(tables.START).json()["queued"]
+    assert [(each["run"], each["at"]) for each in found] == [
+        ("sds-0097", "running"), ("sds-0094", "succeeded"), ("sds-0093", "succeeded")
+    ]  # fmt: skip
+    finals = [each["final"] for each in found]
+    assert finals[0] is None and finals[1:] == pytest.approx([1.2, 1.1])
+    page = outcome(row := queries.job("sds-0094"), RunResults(None, [], row), 0)
+    assert "predicted 1.20 ×, live 1.30 ×, final 1.20 ×" in page and "512 tokens" in page
+    assert "state=~wanda~rtn~50p~0x22" in page
 
 
 @pytest.mark.parametrize(("model", "said"), [("nowhere/none", "nowhere/none"), ("<b>", "b")])

@@ -6,7 +6,7 @@ import { load } from "./histograms.js";
 import { LayerMap } from "./map.js";
 import { Ridges } from "./ridges.js";
 import { Selection, asked, range } from "./state.js";
-import { saveAll, table } from "./tables.js";
+import { offer, saveAll, table } from "./tables.js";
 import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
 
 const MOST_STAGES = 4, INSTEAD = "kurtosis"; // shown where a statistic is not measured
@@ -343,12 +343,7 @@ class Page {
     }));
   }
 
-  #options(field, offered, value) {
-    const select = this.element.querySelector(`[data-state="${field}"]`), key = JSON.stringify(offered);
-    if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([label, each]) => new Option(label, each)));
-    select.dataset.offered = key; // an open list is not taken out of a person's hand
-    select.value = value;
-  }
+  #options(field, offered, value) { offer(this.element.querySelector(`[data-state="${field}"]`), offered, value); }
 
   /** Shows the state in the controls. */
   #controls() {

@@ -5,8 +5,18 @@ import { limits } from "./map.js";
 const LEFT = 52, RIGHT = 12, TOP = 36, BOTTOM = 36, GAP = 44;
 const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 
-/** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[]}} Panel
-    `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are. */
+/** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[], marks?: string[]}} Panel
+    `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are; `marks`: what stands below
+    each column where there is room. */
+
+/** Text that runs upwards from a place. */
+function upright(pen, words, x, y, most) {
+  pen.save();
+  pen.translate(x, y);
+  pen.rotate(-Math.PI / 2);
+  pen.fillText(words, 0, 0, most);
+  pen.restore();
+}
 
 /** Panels of cells side by side, on the same colours. `log`: colours on a log scale, zeros stay empty; `dashed`: a
     line on which nothing has changed; `upwards`: rows from the bottom. */
@@ -43,22 +53,21 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
     pen.fillStyle = ink.muted;
     const number_of = (side, part) => (panel.axis ? panel.axis[0] + part * (panel.axis[1] - panel.axis[0])
       : (panel.first?.[side] ?? 0) + part * (panel.spans?.[side] ?? [panel.rows, panel.columns][side]));
+    const named = panel.marks && dx >= line / 2;
     for (const part of [0, 0.5, 1]) {
       const shown = (side) => (panel.axis ? number(number_of(side, part), 2) : String(Math.floor(number_of(side, part) - (part === 1))));
       pen.textAlign = part === 0 ? "left" : part === 1 ? "right" : "center";
-      pen.fillText(shown(1), left + part * wide, top + tall + line);
+      if (!named) pen.fillText(shown(1), left + part * wide, top + tall + line);
       pen.textAlign = "right";
       if (k % across === 0) pen.fillText(shown(0), left - 6, top + (upwards ? 1 - part : part) * tall + line / 3);
     }
-    pen.textAlign = "center";
-    pen.fillText(names[1], left + wide / 2, top + tall + 2 * line);
+    pen.textAlign = named ? "right" : "center";
+    if (named) panel.marks.forEach((words, j) => upright(pen, words, left + (j + 0.5) * dx + line / 4, top + tall + 3, BOTTOM - 3));
+    else pen.fillText(names[1], left + wide / 2, top + tall + 2 * line);
     return { panel, left, top, wide, tall, dx, dy, row };
   });
-  pen.save();
-  pen.translate(12, TOP + (height - TOP - BOTTOM) / 2);
-  pen.rotate(-Math.PI / 2);
-  pen.fillText(names[0], 0, 0);
-  pen.restore();
+  pen.textAlign = "center";
+  upright(pen, names[0], 12, TOP + (height - TOP - BOTTOM) / 2);
   const scale = `${number(log ? 10 ** low : low)} to ${number(log ? 10 ** high : high)}${unit}`;
   const at = ({ offsetX: x, offsetY: y }) => {
     const box = boxes.find((each) => x >= each.left && x < each.left + each.wide && y >= each.top && y < each.top + each.tall);

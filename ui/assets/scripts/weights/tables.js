@@ -35,3 +35,11 @@ export function saveAll(data) {
   const heads = ["tensor", "block", "module", "stage", "n", "zeros", "below", "above", ...names];
   window.slimscope.saveTable(table(heads, rows, "").querySelector("table"), `${data.run}-statistics`);
 }
+
+/** What a list offers: [words, value]; an open one is not taken out of a person's hand. */
+export function offer(select, offered, value) {
+  const key = JSON.stringify(offered);
+  if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([words, each]) => new Option(words, each)));
+  select.dataset.offered = key;
+  select.value = value;
+}

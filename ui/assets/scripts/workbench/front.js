@@ -23,8 +23,8 @@ export class FrontChart {
     return near && far(near) < REACH ? near : null;
   }
 
-  /** @param {{lines: {colour: string, points: Point[]}[], dense: Point, now: Point, kept: Point[], runs: Point[], measured: boolean, height: number}} shown */
-  draw({ lines, dense, now, kept, runs, measured, height: tall }) {
+  /** @param {{lines: {colour: string, points: Point[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[], runs: Point[], measured: boolean, height: number}} shown `landmarks`: uniform formats */
+  draw({ lines, landmarks, dense, now, kept, runs, measured, height: tall }) {
     const area = surface(this.canvas, tall), { pen, width, height } = area, ink = inks(), floor = height - BOTTOM;
     const all = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio)), every = [...all, ...lines.flatMap((each) => each.points)];
     const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...every.map(({ ratio }) => ratio)));
@@ -45,10 +45,16 @@ export class FrontChart {
       for (const each of points) if (each.ratio <= top) pen.lineTo(x(each.nbytes), y(each.ratio));
       pen.stroke();
     }
-    this.#points = [...runs, dense, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
+    this.#points = [...landmarks.filter(({ ratio, nbytes }) => ratio <= top && nbytes >= low), ...runs, dense, ...kept.map((each, state) => ({ ...each, state })), { ...now, own: true }]
       .filter(({ ratio }) => Number.isFinite(ratio)).map((each) => ({ ...each, x: x(each.nbytes), y: y(each.ratio) }));
-    for (const { x: px, y: py, state, own, run } of this.#points) {
+    for (const { x: px, y: py, state, own, run, colour } of this.#points) {
       pen.beginPath();
+      if (colour) {
+        Object.assign(pen, { fillStyle: colour });
+        pen.arc(px, py, 3.5, 0, 7);
+        pen.fill();
+        continue;
+      }
       if (run) pen.rect(px - 5, py - 5, 10, 10); else pen.arc(px, py, own ? 7 : 6, 0, 7);
       Object.assign(pen, { fillStyle: own && measured ? ink.accent : ink.paper, strokeStyle: own ? ink.accent : ink.text, lineWidth: own ? 3 : 1.5 });
       pen.fill();

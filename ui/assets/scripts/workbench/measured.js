@@ -57,7 +57,7 @@ export class Measured {
   gauges(totals, known = {}, page) {
     const perplexity = this.#perplexity ?? page.model.perplexity, whole = page.predictions.totals(page.dense), measured = known.ratio !== undefined;
     const how = known.exactly ? "measured" : "measured at once", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
-    const { made } = page.model, other = (made.pruner !== page.now.pruner && totals.zeros) || (made.quantizer !== page.now.quantizer && totals.rounded);
+    const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
     const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";

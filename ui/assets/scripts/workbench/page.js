@@ -14,14 +14,21 @@ import { dense } from "./tensor.js";
 import { TextCard } from "./texts.js";
 
 const MOST_KEPT = 9;
+const ACTIVE = ["queued", "starting", "running", "cancelling"]; // states of a run that has not ended
 const SWEEP = { to: 70, step: 2, ms: 110 }, REST_MS = 250;
 let early = null; // what the address asks for, loaded while Gradio starts
 const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-async function load(model) {
+async function begin(model) {
   const answer = await fetch(`slimscope/workbench/start?${new URLSearchParams(model ? { model } : {})}`), start = await answer.json();
   if (!answer.ok) throw Object.assign(new Error([start.what, start.why].filter(Boolean).join(" ")), { start });
-  return { start, tables: await profile(start.profile)?.catch(() => null) };
+  return start;
+}
+
+const tables = (start) => profile(start.profile)?.catch(() => null);
+async function load(model) {
+  const start = await begin(model);
+  return { start, tables: await tables(start) };
 }
 
 export function ahead() { early ??= load(asked().model); early.catch(() => {}); }
@@ -75,6 +82,7 @@ class Page extends Panels {
       this.now = { identity: "", ...start.made, formats: this.layers.map(() => DENSE) };
       Object.assign(this, { undone: [], done: [], pinned: new Set() });
       this.dense = this.now.formats;
+      this.#queued();
       this.kept = JSON.parse(localStorage.getItem(`slimscope-workbench-${start.model}`) ?? "[]");
       this.chosen = this.scope("all");
       notice.replaceChildren();
@@ -135,12 +143,26 @@ class Page extends Panels {
     if (!box.textContent) box.remove();
   }
 
-  /** A profile that has moved on. */
-  async refresh() {
-    if (!this.model || (this.model.profile && !this.model.partial)) return;
-    const fresh = await load(this.model.model).catch(() => null);
-    if (!fresh || (fresh.start.profile === this.model.profile && fresh.start.partial === this.model.partial && fresh.tables?.etag === this.etag)) return;
-    this.show(Promise.resolve(fresh));
+  /** A profile that has moved on, or runs of states; `now`: one was queued here. */
+  async refresh(now = false) {
+    const waits = now || this.model?.queued.some(({ at }) => ACTIVE.includes(at));
+    if (!this.model || (this.model.profile && !this.model.partial && !waits)) return;
+    const { model, profile: run, partial } = this.model, start = await begin(model).catch(() => null);
+    if (!start || model !== this.model.model) return;
+    if (start.profile !== run || partial) {
+      const fresh = { start, tables: await tables(start) };
+      if (start.profile !== run || !start.partial || fresh.tables?.etag !== this.etag) { this.show(Promise.resolve(fresh)); return; }
+    }
+    Object.assign(this.model, { runs: start.runs, queued: start.queued });
+    this.#queued();
+    this.draw("measured");
+  }
+
+  /** Runs that were queued from states, with the bytes of those; not those of another version of the model. */
+  #queued() {
+    this.queued = this.model.queued.flatMap((each) => {
+      try { return [{ ...each, nbytes: this.predictions.totals(stateAt(each.state, this.layers.length).formats).nbytes }]; } catch { return []; }
+    });
   }
 
   restore() {
@@ -275,9 +297,15 @@ class Page extends Panels {
     this.draw();
   }
 
+  /** What is predicted and measured of the state, as far as it is known. */
+  known() {
+    const totals = this.predictions.totals(this.now.formats), { ratio: live, tokens } = this.measured.of(this.address) ?? {};
+    return { ...(this.predictions.run && !totals.unknown && !this.madeOtherwise(totals) ? { predicted: Math.exp(totals.loss) } : {}), ...(live ? { live, tokens } : {}) };
+  }
+
   keep() {
-    const totals = this.predictions.totals(this.now.formats), known = this.measured.of(this.address);
-    const state = { address: this.address, nbytes: totals.nbytes, ratio: known?.ratio ?? (totals.unknown ? NaN : Math.exp(totals.loss)), how: known?.ratio ? "measured" : "predicted" };
+    const { predicted, live } = this.known(), { nbytes } = this.predictions.totals(this.now.formats);
+    const state = { address: this.address, nbytes, ratio: live ?? predicted ?? NaN, how: live ? "measured" : "predicted" };
     this.keepOnly([...this.kept.filter(({ address }) => address !== this.address), state].slice(-MOST_KEPT));
   }
 

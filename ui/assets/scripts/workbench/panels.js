@@ -1,6 +1,7 @@
 /* The panels of the Workbench: each draws the state that the page holds, and says in its title what it shows. */
 import { number, share } from "../weights/canvas.js";
-import { DENSE, addressOf, bitsPerWeight, colour, combined, format, label } from "./formats.js";
+import { offer } from "../weights/tables.js";
+import { DENSE, addressOf, bitsPerWeight, colour, combined, fits, format, label } from "./formats.js";
 import { stages } from "./tensor.js";
 
 const NONE = "#9AA4B2", COLUMNS = 4096, FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
@@ -8,6 +9,8 @@ const STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes
 
 export const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
 const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
+/** What was said of the state of a run, and what came out: "predicted 1.31, live 1.28, final 1.22 × dense"; or how far it is. */
+const became = ({ predicted, live, final, at }) => `${Object.entries({ predicted, live, final }).filter(([, ratio]) => ratio).map(([how, ratio]) => `${how} ${number(ratio, 3)}`).join(", ")} × dense${final ? "" : `, ${at}`}`;
 
 /** Of `page.js`: `now` is the state, `chosen` and `pinned` are layers, `focus` the one that is looked at, `hovered` the one under the pointer. */
 export class Panels {
@@ -163,6 +166,12 @@ export class Panels {
   /** Whether what a knob shows at once is what a run makes. */
   isInstant(knob) { return this.model[`${knob}s`].find(({ name }) => name === this.now[knob])?.instant; }
 
+  /** Whether the profile has made what is predicted by other methods than those of the state. */
+  madeOtherwise({ zeros, rounded }) {
+    const { model: { made }, now } = this;
+    return Boolean((made.pruner !== now.pruner && zeros) || (made.quantizer !== now.quantizer && rounded));
+  }
+
   #front(totals, known) {
     const { predictions } = this, dense = predictions.totals(this.dense).nbytes, ratio = (loss) => Math.exp(loss);
     const lines = [...predictions.fronts].map(([name, points]) => ({ colour: name === "pruned" ? "#D55E00" : "#0072B2",
@@ -170,16 +179,29 @@ export class Panels {
     const own = known?.ratio ?? (totals.unknown ? NaN : ratio(totals.loss)), said = (nbytes, value, how) => `${megabytes(nbytes)}, ${number(value)} × dense, ${how}`;
     this.front.draw({ lines, height: this.height("front"), measured: Boolean(known?.ratio), dense: { nbytes: dense, ratio: 1, words: `Dense, ${megabytes(dense)}` },
       now: { nbytes: totals.nbytes, ratio: own, words: said(totals.nbytes, own, known?.ratio ? "measured" : "predicted") },
-      runs: this.model.runs.map(([run, name, nbytes, value]) => ({ run, nbytes, ratio: value, words: `${run}, ${name}: ${said(nbytes, value, "measured")}` })),
+      landmarks: this.#uniform(),
+      runs: [...this.model.runs.filter(([run]) => this.queued.every((each) => each.run !== run)).map(([run, name, nbytes, value]) => ({ run, nbytes, ratio: value, words: `${run}, ${name}: ${said(nbytes, value, "measured")}` })),
+        ...this.queued.filter(({ final }) => final).map(({ run, nbytes, final, ...each }) => ({ run, nbytes, ratio: final, words: `${run}: ${megabytes(nbytes)}, ${became({ final, ...each })}` }))],
       kept: this.kept.map((each, place) => ({ ...each, words: `${place + 1}: ${said(each.nbytes, each.ratio, each.how)}` })) });
     this.part("front").querySelector(".weights-legend").hidden = !predictions.fronts.size;
-    const box = this.element.querySelector(".workbench-kept"), key = JSON.stringify(this.kept);
+    const box = this.element.querySelector(".workbench-kept"), key = JSON.stringify([this.kept, this.queued]);
     if (box.dataset.key === key) return;
     box.dataset.key = key;
     const button = (words, title, act, css = "") => Object.assign(document.createElement("button"), { type: "button", textContent: words, title, ariaLabel: title, onclick: act, className: css });
-    box.replaceChildren(...(this.kept.length ? this.kept.flatMap((each, place) => [
+    const states = [...this.kept.flatMap((each, place) => [
       button(`${place + 1} · ${megabytes(each.nbytes)} · ${number(each.ratio)} ×`, `Open state ${place + 1}`, () => this.open(each.address)),
-      button("×", `Drop state ${place + 1}`, () => this.keepOnly(this.kept.toSpliced(place, 1)), "drop")]) : ["Keep puts a state here: a point to come back to."]));
+      button("×", `Drop state ${place + 1}`, () => this.keepOnly(this.kept.toSpliced(place, 1)), "drop")]),
+    ...this.queued.map((each) => button(`${each.run} · ${became(each)}`, `Open the state of ${each.run}`, () => this.open(each.state)))];
+    box.replaceChildren(...(states.length ? states : ["Keep puts a state here: a point to come back to."]));
+  }
+
+  /** All layers of the blocks in one format: landmarks beside the best mixes. */
+  #uniform() {
+    const { predictions, layers, dense } = this;
+    return (predictions.uniform ??= predictions.formats.flatMap((text) => {
+      const { nbytes, loss, unknown } = predictions.totals(layers.map(({ block, columns }, i) => (block >= 0 && fits(format(text), columns) ? text : dense[i]))), words = label(format(text));
+      return unknown ? [] : [{ nbytes, ratio: Math.exp(loss), colour: colour(format(text)), words: `All ${words}: ${megabytes(nbytes)}, ${number(Math.exp(loss))} × dense, predicted` }];
+    }));
   }
 
   /** Why the layer under the pointer, or the one looked at, has its format: its price and that of its neighbours. */
@@ -195,12 +217,7 @@ export class Panels {
     box.replaceChildren(name, first, others.length ? ` Instead ${others.join("; ")}.` : "", this.pinned.has(t) ? " Pinned ◆." : "");
   }
 
-  options(knob, offered, value) {
-    const select = this.element.querySelector(`[data-knob="${knob}"]`), key = JSON.stringify(offered);
-    if (select.dataset.offered !== key) select.replaceChildren(...offered.map(([words, each]) => new Option(words, each)));
-    select.dataset.offered = key; // an open list is not taken out of a person's hand
-    select.value = value;
-  }
+  options(knob, offered, value) { offer(this.element.querySelector(`[data-knob="${knob}"]`), offered, value); }
 
   /** Buttons of which the one of that value is taken. */
   pressed(group, value, offered) {

@@ -23,7 +23,8 @@ export async function queueProfile(model, button) {
 }
 
 /** Fills the menu that was opened: `queue` or `export`. */
-export function fillMenu(menu, { model, address, stream }) {
+export function fillMenu(menu, page) {
+  const { model, address, stream } = page;
   const box = menu.lastElementChild, queues = menu.dataset.menu === "queue", said = line();
   const open = async (act, button) => {
     button.disabled = true;
@@ -33,23 +34,26 @@ export function fillMenu(menu, { model, address, stream }) {
   };
   const buttons = Object.entries(queues ? EFFORTS : FORMATS).map(([name, words]) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: words });
-    button.onclick = () => open(() => (queues ? plan(model.model, address, name) : files(model.model, address, name, stream)), button);
+    button.onclick = () => open(() => (queues ? plan(page, address, name) : files(model.model, address, name, stream)), button);
     return button;
   });
   box.replaceChildren(...buttons, said);
 }
 
-async function plan(model, state, effort) {
-  const steps = await json(`api/plan-state?${new URLSearchParams({ model, state, effort })}`), sum = (part) => steps.reduce((all, each) => all + (each[part] ?? 0), 0);
+/** What the runs of a state cost, and a button that queues them with what is known of it. */
+async function plan(page, state, effort) {
+  const asked = { model: page.model.model, state, effort }, known = page.known();
+  const steps = await json(`api/plan-state?${new URLSearchParams(asked)}`), sum = (part) => steps.reduce((all, each) => all + (each[part] ?? 0), 0);
   const warnings = steps.flatMap((each) => each.warnings ?? []).join(" "), costs = `${steps.map(({ kind }) => kind).join(", then ")}: about ${time(sum("seconds"))}, ${(sum("bytes") / 1e9).toFixed(1)} GB. ${warnings} `;
-  if (steps.length === 1) return [costs, link(`new?${new URLSearchParams({ kind: steps[0].kind, ...steps[0].config })}`, "Look at it and queue it")];
-  const button = Object.assign(document.createElement("button"), { type: "button", className: "small-button", textContent: "Queue both" });
+  const button = Object.assign(document.createElement("button"), { type: "button", className: "small-button", textContent: steps.length > 1 ? "Queue both" : "Queue it" });
   button.onclick = async () => {
     button.disabled = true;
-    const pipeline = { model, steps: steps.map(({ kind, config: { model: _, ...config } }) => ({ [kind]: config })) };
-    await json("api/pipelines", { pipeline }).then(() => button.replaceWith(link("queue", "They are queued")), (error) => button.replaceWith(error.message));
+    const runs = await json(`api/queue-state?${new URLSearchParams({ ...asked, ...known })}`, {}).catch((error) => error);
+    if (runs instanceof Error) { button.replaceWith(runs.message); return; }
+    button.replaceWith("Queued: ", ...runs.flatMap(({ id }, n) => [n ? ", " : "", link(`run?id=${id}`, id)]), ".");
+    page.refresh(true);
   };
-  return [costs, button];
+  return [costs, button, ...(steps.length > 1 ? [] : [" ", link(`new?${new URLSearchParams({ kind: steps[0].kind, ...steps[0].config })}`, "Change it first")])];
 }
 
 async function files(model, state, format, stream) {

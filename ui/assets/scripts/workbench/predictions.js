@@ -57,12 +57,10 @@ export class Predictions {
     return found;
   }
 
-  /** The mixes on a front, cheapest first: [formats, loss, bytes, zeros]. */
+  /** The mixes on a front, cheapest first. */
   #front(name) {
-    const [chosen, ...figures] = ["formats", "loss", "bytes", "sparsity"].map((what) => this.arrays[`${name}_${what}`]);
-    const [points, width] = chosen.shape;
-    return Array.from({ length: points }, (_, p) => ({
-      codes: chosen.data.subarray(p * width, (p + 1) * width), loss: figures[0].data[p], nbytes: figures[1].data[p], zeros: figures[2].data[p] }));
+    const [{ data, shape: [points, width] }, loss, bytes] = ["formats", "loss", "bytes"].map((what) => this.arrays[`${name}_${what}`]);
+    return Array.from({ length: points }, (_, p) => ({ codes: data.subarray(p * width, (p + 1) * width), loss: loss.data[p], nbytes: bytes.data[p] }));
   }
 
   /** The formats of a mix, but for layers that are pinned: what is best for the others at the same price. */

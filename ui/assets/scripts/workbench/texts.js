@@ -1,21 +1,17 @@
 /* What the live model writes, beside the dense one; and which blocks break which words of it. */
-import { grid } from "../weights/plots.js";
-import { number } from "../weights/canvas.js";
+import { Trace } from "./trace.js";
 
-const USUAL = "The capital of France is", MOST_SAID = 3;
+const USUAL = "The capital of France is";
 
 export class TextCard {
-  #dense = { prompt: "", text: "" }; #live = ""; #fresh = new Set(); #view = "text"; #tokens = []; #losses = []; #plot = null;
+  #dense = { prompt: "", text: "" }; #live = ""; #fresh = new Set(); #view = "text";
 
   /** @param {{write: () => void, restore: (block: number) => void}} on */
   constructor(card, on) {
     const [dense, live] = card.querySelectorAll(".workbench-texts p");
-    Object.assign(this, { card, on, places: { dense, live }, field: card.querySelector("input"), canvas: card.querySelector("canvas") });
+    Object.assign(this, { card, on, places: { dense, live }, field: card.querySelector("input"), trace: new Trace(card, { pick: (block) => on.restore(block) }) });
     this.field.placeholder = USUAL;
     card.querySelector("form").onsubmit = (event) => { event.preventDefault(); on.write(); };
-    this.canvas.onpointermove = (event) => { card.querySelector("output").textContent = this.#plot?.at(event)?.words ?? ""; };
-    this.canvas.onpointerleave = () => { card.querySelector("output").textContent = ""; };
-    this.canvas.onclick = (event) => { const place = this.#plot?.at(event); if (place) on.restore(place.i); };
   }
 
   get own() { return this.field.value.trim(); }
@@ -37,14 +33,12 @@ export class TextCard {
 
   begin() {
     this.#fresh = new Set(["live", "dense"]); // what was written stays until there is something newer
-    this.#losses = [];
   }
 
   take(event) {
     if (event.event === "text") this.#add(event);
-    else if (event.event === "tokens") this.#tokens = event.tokens;
-    else if (event.event === "why") { this.#losses[event.block] = event.losses; this.#trace(); }
     else if (event.of === "text") this.places.live.textContent = event.why;
+    else this.trace.take(event);
   }
 
   #add({ side, delta, done }) {
@@ -66,18 +60,6 @@ export class TextCard {
 
   /** Shows the dense text in place of the live one, or that again. */
   hold(is) { if (is) this.places.live.textContent = this.#dense.text.trimStart(); else this.#compare(); }
-
-  #trace() {
-    const blocks = this.#losses.length, columns = this.#tokens.length - 1, canvas = this.canvas, box = canvas.parentElement;
-    const data = this.#losses.flatMap((row) => (row ?? Array(columns).fill(NaN)).map((each) => each ?? NaN));
-    const words = (i, j) => `block ${i} restored, “${this.#tokens[j + 1]?.trim()}”`;
-    this.#plot = grid(canvas, { panels: [{ label: "Blue: better with this block dense", rows: blocks, columns, data, words }], even: true, unit: " nats", names: ["Block", "Token"], height: Math.max(120, box.clientHeight) });
-    const cells = data.map((loss, at) => ({ loss, block: Math.floor(at / columns), token: this.#tokens[(at % columns) + 1] })).filter(({ loss }) => loss < 0);
-    const worst = cells.sort((a, b) => a.loss - b.loss).slice(0, MOST_SAID);
-    this.card.querySelector(".workbench-said").textContent = worst.length
-      ? worst.map(({ loss, block, token }) => `Block ${block} breaks “${token.trim()}”: dense there, its loss falls by ${number(-loss, 2)} nats.`).join(" ")
-      : "No block alone makes a word of this text worse.";
-  }
 }
 
 /** The words of a text, and which of them another text does not have in this order (longest common subsequence). */
