@@ -9,7 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,33 @@ def test_who_goes_away_frees_the_place(start: Start) -> None:
     with pytest.raises(TimeoutError):
         asyncio.run(impatient())
     until(lambda: at_work() == (0, 0, 0))
+
+
+def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
+    """The socket becomes readable in the turn of the loop in which the read is cancelled."""
+
+    async def left() -> list[dict[str, Any]]:
+        logged, loop = list[dict[str, Any]](), asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: logged.append(context))
+        bound.listen()
+        opening = asyncio.ensure_future(opened.enter_async_context(sent(CHAT, body(), HOST)))
+        process, _ = await loop.sock_accept(bound)
+        with process:
+            process.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            reading = asyncio.ensure_future((await opening).aread())
+            await asyncio.sleep(0.05)
+            process.sendall(b"1\r\na\r\n")
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait([reading])
+            await opened.aclose()
+        assert reading.cancelled()
+        return logged
+
+    opened, (bound, _) = AsyncExitStack(), client.listen()
+    with bound:
+        bound.setblocking(False)
+        assert asyncio.run(left()) == []
 
 
 def test_fifty_who_never_read_hold_nobody_up(start: Start) -> None:
