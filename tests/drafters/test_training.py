@@ -42,7 +42,6 @@ from backend.errors import CancelledError, ComputeError, ConfigError
 from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
 
 Corpora = tuple[HiddenStateCache, HiddenStateCache]
@@ -105,22 +104,15 @@ def test_answers_of_one_token_are_nothing_to_learn_from(
 # data ---------------------------------------------------------------------------------------------
 
 
-def test_answers_in_batches_are_those_of_generate() -> None:
-    prompts = toy_prompts()[:6]
-    found = write_answers(base(), prompts, 30, [END], 0.0, 0, SilentReporter())
-    for prompt, row in zip(prompts, found, strict=True):
-        assert row["ids"].tolist() == [*prompt, *plain(base(), prompt, 30, [END])]
-
-
-def test_answers_of_the_native_decoder_are_those_it_writes_alone() -> None:
-    """To the token, in bfloat16: a batch changes no sum."""
-    target, prompts = TargetModel(load("toy", dtype=torch.bfloat16).model), toy_prompts()[:6]
-    assert target.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # PyTorch; native
+def test_answers_in_batches_are_those_written_alone(dtype: torch.dtype) -> None:
+    """To the token: in bfloat16 a batch changes no sum."""
+    target, prompts = TargetModel(load("toy", dtype=dtype).model), toy_prompts()[:6]
+    assert bool(target.native) == (dtype == torch.bfloat16)
     found = write_answers(target, prompts, 30, [END], 0.0, 0, SilentReporter())
     for prompt, row in zip(prompts, found, strict=True):
         steps = decode(target, NoDraft(), prompt, Acceptance(Sampling()), 30, [END])
-        alone = [token for step in steps for token in step.tokens]
-        assert row["ids"].tolist() == [*prompt, *alone]
+        assert row["ids"].tolist() == [*prompt, *(token for step in steps for token in step.tokens)]
 
 
 def test_what_is_kept_while_writing_is_what_reading_finds() -> None:
