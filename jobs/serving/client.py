@@ -8,8 +8,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -57,6 +57,15 @@ def listen() -> tuple[socket.socket, str]:
     return bound, token
 
 
+@contextmanager
+def raising(kind: type[httpcore.NetworkError]) -> Iterator[None]:
+    """Errors of the system as this kind."""
+    try:
+        yield
+    except OSError as error:
+        raise kind from error
+
+
 class UnixStream(httpcore.AsyncNetworkStream):
     """A connection over a Unix socket by asyncio's streams. With those of anyio, which httpx takes,
     asyncio logs an error where a client leaves just as something comes."""
@@ -65,17 +74,13 @@ class UnixStream(httpcore.AsyncNetworkStream):
         self._reader, self._writer = reader, writer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
+        with raising(httpcore.ReadError):
             return await self._reader.read(max_bytes)
-        except OSError as error:
-            raise httpcore.ReadError from error
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        try:
+        with raising(httpcore.WriteError):
             self._writer.write(buffer)
             await self._writer.drain()
-        except OSError as error:
-            raise httpcore.WriteError from error
 
     async def aclose(self) -> None:
         self._writer.close()
@@ -88,10 +93,8 @@ class UnixSockets(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> UnixStream:
-        try:
+        with raising(httpcore.ConnectError):
             return UnixStream(*await asyncio.open_unix_connection(path))
-        except OSError as error:
-            raise httpcore.ConnectError from error
 
 
 class UnixTransport(httpx.AsyncHTTPTransport):

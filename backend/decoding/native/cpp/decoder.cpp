@@ -54,7 +54,8 @@ struct Buffers {                        // shared by the threads of a pass
 class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
-      : m_(model), p_(pass), s_(shared), barrier_(barrier), rank_(rank), attention_(model) {}
+      : m_(model), p_(pass), s_(shared), barrier_(barrier), rank_(rank), attention_(model),
+        rounded_(model.head) {}
 
   void run() {
     rows([&](int i) { embed(i); });
@@ -126,19 +127,10 @@ class Worker {
         const Cache& cache = *p_.caches[s_.sequence[i]];
         const int row = cache.length + i - p_.starts[s_.sequence[i]];
         bf16* block = cache.blocks[row / BLOCK] + rows_of(value, l, (h - m_.heads) % m_.kv_heads);
-        if (value)
-          round_to(head, d, block + row % BLOCK * d);
-        else
-          put_key(head, block + row % BLOCK);
+        round_to(head, d, rounded_.data());
+        for (int k = 0; k < d; k++)
+          block[value ? row % BLOCK * d + k : k * BLOCK + row % BLOCK] = rounded_[k];
       }
-  }
-
-  void put_key(float* head, bf16* to) const {
-    bf16 rounded[LANES];
-    for (int at = 0; at < m_.head; at += LANES) {
-      round_to(head + at, LANES, rounded);
-      for (int k = 0; k < LANES; k++) to[(at + k) * BLOCK] = rounded[k];
-    }
   }
 
   // Where the keys or values of a layer and head begin in a block.
@@ -146,20 +138,13 @@ class Worker {
     return (((size_t)values * m_.layers + layer) * m_.kv_heads + kv) * BLOCK * m_.head;
   }
 
-  // Heads that share keys are computed together where there are enough others for all threads.
-  void attend(const Layer& layer, int l) {
+  // Of some heads and tokens: G heads that share keys together, where all threads have enough.
+  template <int G = 4> void attend(const Layer& layer, int l) {
     constexpr int ENOUGH = 4;
-    const int group = m_.heads / m_.kv_heads;
-    const bool many = m_.kv_heads * p_.tokens >= ENOUGH * p_.threads;
-    if (many && group % 4 == 0) return attend<4>(layer, l);
-    if (many && group % 3 == 0) return attend<3>(layer, l);
-    if (many && group % 2 == 0) return attend<2>(layer, l);
-    attend<1>(layer, l);
-  }
-
-  // Of some heads and tokens, G heads together.
-  template <int G> void attend(const Layer& layer, int l) {
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
+    if constexpr (G > 1)
+      if (m_.heads / m_.kv_heads % G || m_.kv_heads * p_.tokens < ENOUGH * p_.threads)
+        return attend<G - 1>(layer, l);
     const Share some = mine(m_.heads / G * p_.tokens);
     for (int unit = some.first; unit < some.last; unit++) {
       const int h = unit / p_.tokens * G, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
@@ -243,6 +228,7 @@ class Worker {
   Barrier& barrier_;
   const int rank_;
   Attention attention_;
+  std::vector<bf16> rounded_;
 };
 
 }  // namespace
