@@ -85,9 +85,6 @@ class UnixStream(httpcore.AsyncNetworkStream):
     async def aclose(self) -> None:
         self._writer.close()
 
-    def get_extra_info(self, info: str) -> None:
-        """Nothing: a connection is used once."""
-
 
 class UnixSockets(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
