@@ -143,7 +143,8 @@ class ServedSequence:
     def _saw(self, hidden: Tensor, logits: Tensor) -> None:
         """What was read last."""
         self.drafts.saw(hidden)
-        if self.request.observe and self.cache:
+        if self.request.observe is not None:
+            assert self.cache is not None
             self.request.observe(self.cache.length - len(hidden), hidden, logits)
 
     def _echo(self, end: int, logits: Tensor) -> list[Piece]:
