@@ -13,10 +13,12 @@ class Detokenizer:
     """Decode a stream of tokens into text, up to the first stop string.
 
     Held back until it is certain: a character split over several tokens (`DecodeStream`), and what
-    may be the beginning of a stop string."""
+    may be the beginning of a stop string. Without a tokenizer there is no text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        self._tokenizer = _backend(tokenizer)
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, stops: Sequence[str] = ()
+    ) -> None:
+        self._tokenizer = None if tokenizer is None else _backend(tokenizer)
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stops = tuple(stop for stop in stops if stop)
         self._decoded, self._emitted = "", 0
@@ -24,7 +26,9 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         """Decode one more token; return the text that has become certain, none after a stop."""
-        piece = None if self.stopped else self._stream.step(self._tokenizer, token)
+        if self.stopped or self._tokenizer is None:
+            return ""
+        piece = self._stream.step(self._tokenizer, token)
         if not piece:
             return ""
         seen = max(0, len(self._decoded) - max(map(len, self._stops), default=0))

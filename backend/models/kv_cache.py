@@ -154,12 +154,6 @@ class PreallocatedCache(Cache):
         for layer in self.rows:
             layer.length = length
 
-    def select(self, sequences: Tensor) -> None:
-        """Keep only these sequences [n] of the batch."""
-        for layer in self.rows:
-            layer.keys = layer.keys.index_select(0, sequences)
-            layer.values = layer.values.index_select(0, sequences)
-
 
 class StackedCache(Cache):
     """Several caches of one sequence each, which become parts of this one, so that one pass appends

@@ -18,13 +18,5 @@ def chat_body(
     kept = {name: value for name, value in values.items() if name in ChatBody.model_fields}
     first = [{"role": "system", "content": system}] if system.strip() else []
     stop = [*filter(None, str(settings.get("stop", "")).split(STOPS))]
-    return ChatBody.model_validate(
-        kept
-        | {
-            "model": model,
-            "messages": [*first, *said],
-            "stream": True,
-            "details": True,
-            "stop": stop,
-        }
-    )
+    about = {"model": model, "messages": [*first, *said], "stop": stop}
+    return ChatBody.model_validate(kept | about | {"stream": True, "details": True})

@@ -26,11 +26,8 @@ from jobs.serving.transcript import ENDS, TranscriptWriter, read_transcript, tra
 def run(config: GenerateJob, context: JobContext) -> None:
     """Generate each side; those an earlier attempt has finished are kept. One that fails does not
     end the others; the run fails with its error when they are done."""
-    sides, errors, pool = (
-        read_sides(config.sides),
-        list[Exception](),
-        ModelPool(torch.get_num_threads),
-    )
+    sides, errors = read_sides(config.sides), list[Exception]()
+    pool = ModelPool(torch.get_num_threads)
     for number, side in enumerate(sides, 1):
         context.progress(number - 1, len(sides), "generating")
         if not read_transcript(context.run, number).complete:

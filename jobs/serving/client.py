@@ -2,18 +2,20 @@
 only this user may open; where there are none, or the path is too long for one, over a port of the
 loopback address, with a token that a file in the data folder holds."""
 
+import asyncio
 import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import anyio
+import httpcore
 import httpx
 
 from backend.errors import SlimscopeError
@@ -55,11 +57,53 @@ def listen() -> tuple[socket.socket, str]:
     return bound, token
 
 
+@contextmanager
+def raising(kind: type[httpcore.NetworkError]) -> Iterator[None]:
+    """Errors of the system as this kind."""
+    try:
+        yield
+    except OSError as error:
+        raise kind from error
+
+
+class UnixStream(httpcore.AsyncNetworkStream):
+    """A connection over a Unix socket by asyncio's streams. With those of anyio, which httpx takes,
+    asyncio logs an error where a client leaves just as something comes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with raising(httpcore.ReadError):
+            return await self._reader.read(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with raising(httpcore.WriteError):
+            self._writer.write(buffer)
+            await self._writer.drain()
+
+    async def aclose(self) -> None:
+        self._writer.close()
+
+
+class UnixSockets(httpcore.AsyncNetworkBackend):
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> UnixStream:
+        with raising(httpcore.ConnectError):
+            return UnixStream(*await asyncio.open_unix_connection(path))
+
+
+class UnixTransport(httpx.AsyncHTTPTransport):
+    def __init__(self, path: str) -> None:
+        self._pool = httpcore.AsyncConnectionPool(uds=path, network_backend=UnixSockets())
+
+
 def _client() -> httpx.AsyncClient:
     """A client of the process; OSError where it has not begun to listen."""
     options: dict[str, Any] = {"timeout": httpx.Timeout(None, connect=5.0), "trust_env": False}
     if socket_path().exists():
-        transport = httpx.AsyncHTTPTransport(uds=str(socket_path()), verify=False)
+        transport = UnixTransport(str(socket_path()))
         return httpx.AsyncClient(transport=transport, base_url="http://serving", **options)
     about = json.loads(address_path().read_text("utf-8"))
     headers = {"authorization": f"Bearer {about['token']}"}

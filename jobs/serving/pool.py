@@ -54,6 +54,11 @@ class ModelPool:
     def __len__(self) -> int:
         return len(self._models)
 
+    def threads(self) -> int:
+        """Of each engine: half while a model is loaded, for which somebody waits."""
+        loading = not all(model.is_open for model in [*self._models.values()])
+        return max(1, self._threads() // (2 if loading else 1))
+
     def status(self) -> dict[str, EngineStatus]:
         """What the engine of each model does."""
         with self._changed:
@@ -94,7 +99,7 @@ class ModelPool:
 
     def _open(self, model: WarmModel, load: Load) -> None:
         began = time.monotonic()
-        model.open(load, int(CACHES * self.budget), self._threads)
+        model.open(load, int(CACHES * self.budget), self.threads)
         self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
 
     def _enter(

@@ -13,7 +13,7 @@ from backend.decoding.draft_tree import Tree, chain
 from backend.decoding.engine import DecodeStep, decode
 from backend.decoding.limits import LOOKUP_HEAD
 from backend.decoding.prompt_lookup import PromptLookup, PromptLookupFirst
-from backend.decoding.proposers import DraftTokens, NoDraft, Proposer
+from backend.decoding.proposers import DraftTokens, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS
@@ -243,17 +243,6 @@ def test_two_texts_from_one_object_agree() -> None:
 
 
 # refusals -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prompt", "limit", "field"),
-    [([], 5, "prompt"), ([1, 9999], 5, "prompt"), ([1] * 250, 7, "max_new_tokens"),
-     ([1], 0, "max_new_tokens")],
-)  # fmt: skip
-def test_texts_that_cannot_be_written_are_refused(prompt: list, limit: int, field: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        ours(base(), NoDraft(), prompt, limit)
-    assert refused.value.field == field
 
 
 def test_trees_beyond_the_drafter_are_refused() -> None:

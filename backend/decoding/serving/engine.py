@@ -111,12 +111,13 @@ class ServingEngine:
     """Serves requests to one model in a thread of its own, which calls back; see the module.
 
     Args:
+        tokenizer: None: of tokens no text is told, and none ends them.
         memory: bytes of all caches.
         threads: how many it may compute with; asked before every pass.
     """
 
     def __init__(
-        self, target: TargetModel, tokenizer: PreTrainedTokenizerBase, *, memory: int,
+        self, target: TargetModel, tokenizer: PreTrainedTokenizerBase | None, *, memory: int,
         threads: Callable[[], int],
     ) -> None:  # fmt: skip
         self._target, self._tokenizer, self._threads = target, tokenizer, threads

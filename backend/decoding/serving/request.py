@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from torch import Tensor
+
 from backend.decoding.acceptance import Sampling
 from backend.decoding.proposers import Proposer
 from backend.errors import SlimscopeError
 
+# The place of a part of the text, its hidden states [n, d], and the logits [n, V] after each; may
+# begin at 0 again
+Observe: TypeAlias = Callable[[int, Tensor, Tensor], None]
 Likely: TypeAlias = tuple[tuple[int, float], ...]  # tokens and their log-probabilities
 
 
@@ -26,6 +31,7 @@ class GenerationRequest:
         echo: the tokens of the prompt are told, too.
         person: whose turn it is; people take turns.
         drafter: drafts its tokens, and no others at the same time; `lookup`: so does the text.
+        observe: gets the states and logits of all tokens that are read, as they are.
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +44,7 @@ class GenerationRequest:
     person: str = ""
     drafter: Proposer | None = None
     lookup: bool = False
+    observe: Observe | None = None
 
 
 @dataclass(frozen=True)

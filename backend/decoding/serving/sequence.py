@@ -43,8 +43,8 @@ class ServedSequence:
     """
 
     def __init__(
-        self, request: GenerationRequest, deliver: Deliver, tokenizer: PreTrainedTokenizerBase,
-        drafts: Drafts,
+        self, request: GenerationRequest, deliver: Deliver,
+        tokenizer: PreTrainedTokenizerBase | None, drafts: Drafts,
     ) -> None:  # fmt: skip
         self.request, self.drafts, self._deliver = request, drafts, deliver
         self.committed = list(request.prompt)
@@ -69,8 +69,9 @@ class ServedSequence:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether those of all tokens of the prompt are told."""
-        return self.request.echo and self.request.logprobs is not None
+        """Whether those of all tokens of the prompt are wanted."""
+        told = self.request.echo and self.request.logprobs is not None
+        return told or self.request.observe is not None
 
     def open(self, cache: DecodingCache) -> None:
         """Begin to read; the cache may hold a beginning."""
@@ -85,7 +86,8 @@ class ServedSequence:
         start = self.cache.length
         ids = [*self.committed[start : start + tokens], *draft.tokens]
         read_out = int(tokens == self.unread and self.request.max_tokens > 0)
-        if draft.tokens or (self.needs_logits and self._echoed < len(self.request.prompt)):
+        scored = self.needs_logits and self._echoed < len(self.request.prompt)
+        if draft.tokens or scored or self.request.observe:
             read_out = len(ids)
         return Segment(self.cache, ids, draft.tree if draft.tokens else None, read_out)
 
@@ -95,7 +97,7 @@ class ServedSequence:
         assert self.cache is not None
         pieces = self._echo(self.cache.length, logits)
         if self.unread > 0 or not self.request.max_tokens:
-            self.drafts.saw(hidden)
+            self._saw(hidden, logits)
             if pieces:
                 self.tell(NewPieces(pieces, [], ms))
             if not self.unread:
@@ -110,7 +112,8 @@ class ServedSequence:
             if written.stopped:
                 del self.committed[len(self.committed) - len(step.tokens) + number + 1 :]
                 break
-        rejected = [str(self._tokenizer.decode([token])) for token in step.rejected]
+        decode = self._tokenizer.decode if self._tokenizer else str
+        rejected = [str(decode([token])) for token in step.rejected]
         self.tell(NewPieces(pieces, rejected, ms))
         if written.stopped:
             self.finish("stop_string")
@@ -128,14 +131,21 @@ class ServedSequence:
         if draft.tokens:
             self.cache.keep(len(self.committed) - 1, path)
             self.drafts.judge(len(path) - 1)
-            hidden = hidden[path]
-        self.drafts.saw(hidden)
+            hidden, logits = hidden[path], logits[path]
+        self._saw(hidden, logits)
         following = [*(tokens[node] for node in path[1:]), bonus]
         room = self.request.max_tokens - self.generated
         new = until_end(following, room, self.request.ends)
         self.committed += new
         heads = [LOOKUP_HEAD if draft.looked_up else tree.depths[n] for n in path[1:]] + [0]
         return DecodeStep(new, heads[: len(new)], path, tree, tokens)
+
+    def _saw(self, hidden: Tensor, logits: Tensor) -> None:
+        """What was read last."""
+        self.drafts.saw(hidden)
+        if self.request.observe is not None:
+            assert self.cache is not None
+            self.request.observe(self.cache.length - len(hidden), hidden, logits)
 
     def _echo(self, end: int, logits: Tensor) -> list[Piece]:
         """The tokens of the prompt that are known with what was read up to `end`; the last token

@@ -42,7 +42,7 @@ class CachedSequence:
     """One sequence of T tokens, whose response begins at `start` (0: the whole sequence counts).
 
     `ids` [T]; `hidden` [T, d] bfloat16; `denominator` [T] float32; `best` [T]: the teacher's first
-    choice of the *next* token."""
+    choice of the *next* token. Of the last token of a response only the id is known."""
 
     ids: Tensor
     start: int

@@ -218,7 +218,10 @@ def test_places_are_told_and_too_many_are_refused(
     engine.submit(request, lambda event: held.wait(20) and None)  # the loop stands still
     while engine.status().waiting:
         pass
-    answers = [ask(engine, [7], 2, person=person) for person in "aaaabb"]
+    answers = [ask(engine, [7], 2, person="a") for _ in range(4)]
+    with pytest.raises(OverloadError, match=r"4 requests wait already, 4 of them yours"):
+        ask(engine, [7], 2, person="a")  # who cannot fill the line alone
+    answers += [ask(engine, [7], 2, person="b") for _ in range(2)]
     with pytest.raises(OverloadError, match=r"6 requests wait already, 2 of them yours") as refused:
         ask(engine, [7], 2, person="b")
     assert refused.value.before == 6 and refused.value.retry_after_s > 0
@@ -228,21 +231,6 @@ def test_places_are_told_and_too_many_are_refused(
     places = [[e.place for e in x.events if isinstance(e, Waiting)] for x in answers]
     assert [x[0] for x in places[1:]] and all(x == sorted(x, reverse=True) for x in places)
     assert places[4] and max(places[4]) <= 1  # b waits behind one of a, not behind four
-
-
-def test_one_person_cannot_fill_the_line(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "MOST_RUNNING", 0)
-    monkeypatch.setattr(engines, "MOST_OF_A_PERSON", 4)
-    engine, held = opened(), threading.Event()
-    engine.submit(GenerationRequest((5, 6), 3), lambda event: held.wait(20) and None)
-    while engine.status().waiting:
-        pass
-    for _ in range(4):
-        ask(engine, [7], 2, person="a")
-    with pytest.raises(OverloadError):
-        ask(engine, [7], 2, person="a")
-    ask(engine, [7], 2, person="b")
-    held.set()
 
 
 @pytest.mark.parametrize(("long", "first"), [(60, "short"), (1000, "long")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 import pytest
@@ -55,11 +57,16 @@ def test_beside_any_number_of_others(
     opened: Callable[..., ServingEngine], monkeypatch: pytest.MonkeyPatch, name: str, count: int
 ) -> None:
     """Prompts of any length, all ways to choose a token, drafters, lookup; some join later, and
-    some leave in the middle."""
+    some leave in the middle. Of the greedy ones all that is read is observed."""
     chance, target, engine = Random(count), target_of(name), opened(name)
     monkeypatch.setattr(Speculation, "pays", lambda *_: chance.random() < 0.8)
     drafter = drafter_of(target, scale=0.3, heads=3) if "PyTorch" not in name else None
-    texts, answers = [], []
+    texts, answers, likeliest = [], [], defaultdict[int, dict[int, int]](dict)
+
+    def observe(n: int, start: int, hidden: Tensor, logits: Tensor) -> None:
+        assert len(hidden) == len(logits)
+        likeliest[n].update(enumerate(logits.argmax(-1).tolist(), start))
+
     for n in range(count):
         prompt = prompt_of(chance.choice([1, 2, 15, 16, 17, 40, 70]), n % 5)
         sampling, limit = SAMPLINGS[n % len(SAMPLINGS)], chance.choice([1, 5, 30])
@@ -67,7 +74,8 @@ def test_beside_any_number_of_others(
         kinds = [None, Knowing(texts[-1]), drafter and TreeProposer(drafter, target, TREE)]
         answers.append(
             ask(engine, prompt, limit, sampling=sampling, drafter=kinds[n % 3], lookup=n % 4 < 2,
-                echo=n % 5 == 0, person=str(n % 3), logprobs=n % 6 or None)
+                echo=n % 5 == 0, person=str(n % 3), logprobs=n % 6 or None,
+                observe=None if n % len(SAMPLINGS) else partial(observe, n))
         )  # fmt: skip
         leaves = ask(engine, prompt, 40)
         if chance.random() < 0.7:
@@ -76,7 +84,12 @@ def test_beside_any_number_of_others(
     for n, (answer, text) in enumerate(zip(answers, texts, strict=True)):
         answer.wait()
         assert (answer.end.reason, answer.end.error) == ("length", None)
-        assert answer.tokens == text[0 if n % 5 == 0 else answer.end.prompt_tokens :]
+        prompt = answer.end.prompt_tokens
+        assert answer.tokens == text[0 if n % 5 == 0 else prompt :]
+        if seen := likeliest[n]:
+            new = len(text) - prompt  # a draft may go on behind the end
+            assert [*seen] == [*range(len(seen))]
+            assert [*seen.values()][prompt - 1 :][:new] == text[prompt:]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

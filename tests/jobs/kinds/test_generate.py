@@ -53,14 +53,6 @@ def test_with_and_without_a_drafter_side_by_side(wait: Wait) -> None:
     assert "a tree of 4 nodes" in read_log(job.run, 1)[0]
 
 
-def test_what_was_looked_up_is_told_apart(wait: Wait) -> None:
-    prompt = load("toy").tokenizer.decode(toy_prompts()[8], skip_special_tokens=True)
-    plainly = finished(wait, prompt=prompt)
-    found = read_transcript(finished(wait, prompt=prompt, lookup=True).run, 1)
-    assert found.text == read_transcript(plainly.run, 1).text
-    assert {head for _, head in found.tokens} <= {0, LOOKUP_HEAD}
-
-
 def test_a_side_that_was_finished_is_kept_and_one_that_was_cut_is_written_anew(wait: Wait) -> None:
     job = submit("generate", {**SMALL, "sides": "toy,toy,toy"}, HOST)
     for side, rows in ((1, [{"end": "limit", "rest": "kept"}]), (2, [])):
@@ -85,10 +77,12 @@ def test_one_side_that_fails_does_not_end_the_others(wait: Wait) -> None:
 
 
 def test_sampling_and_stop_strings(wait: Wait) -> None:
-    job = finished(wait, sides="toy,toy", temperature=0.8, top_p=0.9, stop=" and |zebra")
+    sampling = {"temperature": 0.8, "top_p": 0.9, "stop": " and |zebra", "lookup": True}
+    job = finished(wait, sides="toy,toy", **sampling)
     one, other = read_transcript(job.run, 1), read_transcript(job.run, 2)
     assert one.text == other.text  # the same seed
     assert " and " not in one.text and one.end in ("stop", "limit", "end")
+    assert {head for _, head in one.tokens} <= {0, LOOKUP_HEAD}
 
 
 def test_who_answers_is_known_by_name(queue: object) -> None:

@@ -24,8 +24,9 @@ class Asking:
     """Uses models of a pool, and notes what was loaded and said."""
 
     def __init__(self, budget: int = 10 * TOY) -> None:
-        self.pool = ModelPool(lambda: 1, budget)
+        self.pool = ModelPool(lambda: 4, budget)
         self.loaded: list[str] = []
+        self.threads: list[int] = []  # of the other models, meanwhile
         self.said: list[str] = []
         self.stopped = False
 
@@ -35,6 +36,7 @@ class Asking:
             if fails:
                 raise ModelError("no", "no")
             self.loaded.append(name)
+            self.threads.append(self.pool.threads())
             return load("toy", device)
 
         base = resolve_model("toy")
@@ -64,6 +66,7 @@ def test_the_two_used_last_stay(asking: Callable[..., Asking]) -> None:
     assert those.loaded == ["a", "b", "c"] and len(those.pool) == 2
     those.use("b")
     assert those.loaded == ["a", "b", "c", "b"]
+    assert those.threads == [2] * 4 and those.pool.threads() == 4
 
 
 def test_one_model_is_kept_where_that_is_the_limit(

@@ -9,13 +9,14 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from backend.decoding.serving.engine import ServingEngine
 from backend.errors import SlimscopeError
@@ -195,13 +196,40 @@ def test_who_goes_away_frees_the_place(start: Start) -> None:
     until(lambda: at_work() == (0, 0, 0))
 
 
-def test_fifty_who_never_read_hold_nobody_up(start: Start) -> None:
+def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
+    """The socket becomes readable in the turn of the loop in which the read is cancelled."""
+
+    async def left() -> list[dict[str, Any]]:
+        logged, loop = list[dict[str, Any]](), asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: logged.append(context))
+        bound.listen()
+        opening = asyncio.ensure_future(opened.enter_async_context(sent(CHAT, body(), HOST)))
+        process, _ = await loop.sock_accept(bound)
+        with process:
+            process.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            reading = asyncio.ensure_future((await opening).aread())
+            await asyncio.sleep(0.05)
+            process.sendall(b"1\r\na\r\n")
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait([reading])
+            await opened.aclose()
+        assert reading.cancelled()
+        return logged
+
+    opened, (bound, _) = AsyncExitStack(), client.listen()
+    with bound:
+        bound.setblocking(False)
+        assert asyncio.run(left()) == []
+
+
+def test_two_hundred_who_never_read_hold_nobody_up(start: Start) -> None:
     start()
     asked(max_tokens=1)
-    content = body(max_tokens=60, stream=True, n=2)
+    content = body(max_tokens=60, stream=True)
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n".encode()
     silent = []
-    for _ in range(50):
+    for _ in range(200):
         silent.append(socket.socket(socket.AF_UNIX))
         silent[-1].connect(str(socket_path()))
         silent[-1].sendall(head + content)
@@ -212,28 +240,48 @@ def test_fifty_who_never_read_hold_nobody_up(start: Start) -> None:
     until(lambda: at_work() == (0, 0, 0))
 
 
-def test_a_model_that_is_deleted_while_it_answers_answers_to_the_end(start: Start) -> None:
+def damage(weights: Path) -> None:
+    os.truncate(weights, 5000)
+
+
+def exchange(weights: Path) -> None:
+    turned = {name: x.flip(0) for name, x in load_file(weights).items()}
+    save_file(turned, weights.with_name("new"), {"format": "pt"})
+    weights.with_name("new").rename(weights)
+
+
+@pytest.mark.parametrize("change", [lambda x: shutil.rmtree(x.parent), damage, exchange])
+def test_a_model_that_changes_while_it_answers_is_read_anew(
+    start: Start, change: Callable[[Path], None]
+) -> None:
+    """Damage may end the process, where the file is mapped into memory."""
     folder = settings().root / "models" / "mine"
     shutil.copytree(TOY_FOLDER, folder)
     start(slow=True)
 
-    async def deleted() -> int:
+    async def changed() -> int:
         async with sent(CHAT, body(model=str(folder), max_tokens=40, stream=True), HOST) as found:
             lines = await begun(found)
-            shutil.rmtree(folder)
+            change(folder / "model.safetensors")
             return [line async for line in lines][-2:].count("data: [DONE]")
 
-    assert asyncio.run(deleted()) == 1
-    status, found = asked(model=str(folder))
-    assert status == 404 and found["error"]["param"] == "model"
+    with suppress(httpx.TransportError) if change is damage else nullcontext():
+        assert asyncio.run(changed()) == 1
+    status, found = asked(model=str(folder), max_tokens=20)
+    toy = asked(max_tokens=20)[1]["choices"][0]["message"]
+    if change is exchange:
+        assert status == 200 and found["choices"][0]["message"] != toy
+    else:
+        assert status >= 400 and (folder.exists() or found["error"]["param"] == "model")
 
 
 def test_choices_with_seeds_and_prompts_beyond_the_context(start: Start) -> None:
     start()
+    status, found = asked(max_tokens=10_000)
+    assert status == 400 and "context of Toy" in found["error"]["message"]
+    assert asyncio.run(serving_status()) == {"requests": 0, "models": {}}  # nothing was loaded
     _, two = asked(n=2, seed=5, temperature=0.9, max_tokens=12)
     _, other = asked(seed=6, temperature=0.9, max_tokens=12)
     texts = [choice["message"]["content"] for choice in two["choices"]]
     assert texts[0] != texts[1] == other["choices"][0]["message"]["content"]
-    status, found = asked(max_tokens=10_000)
-    assert status == 400 and "context of Toy" in found["error"]["message"]
-    assert at_work() == (0, 0, 0)  # what was refused is no longer counted
+    assert at_work() == (0, 0, 0)

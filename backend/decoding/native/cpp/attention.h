@@ -1,4 +1,5 @@
-// Attention of one head and token: softmax(cap(q k^T scale) + mask) v.
+// Attention of some heads of a token that share keys and values:
+// softmax(cap(q k^T scale) + mask) v.
 
 #pragma once
 #include <algorithm>
@@ -10,9 +11,12 @@
 
 namespace {
 
+static_assert(BLOCK == LANES, "the keys of a block are read side by side");
+
 // The keys or values of a head of a layer, of which a token sees some: those from `first` to
 // `cached`, and those of its pass in `own`. What it does not see is left out, so that a node of a
-// tree adds up the same numbers in the same order as its path alone.
+// tree adds up the same numbers in the same order as its path alone; and a head alone as together
+// with others.
 class Attention {
  public:
   explicit Attention(const Model& model) : m_(model) {}
@@ -27,78 +31,99 @@ class Attention {
     for (int j = 0; j < (visible ? each : i + 1); j++)
       if ((!visible || visible[(size_t)i * each + j]) && near(positions[j]))
         own_.push_back(cached + j);
+    const bool any_cached = first_ < cached_ || own_.empty();
+    const int64_t place = any_cached ? first_ : positions[own_[0] - cached];
+    start_ = (any_cached ? first_ : own_[0]) / BLOCK * BLOCK, lead_ = place % BLOCK;
+    end_ = own_.empty() ? cached_ : own_.back() + 1;
+    rows_ = lead_ + cached_ - first_ + (int)own_.size(), stride_ = rows_ + 2 * LANES;
   }
 
-  // Keys and values begin in every block of the cache at these places.
-  void attend(const float* query, const Cache& cache, size_t keys, size_t values, float* to) {
-    const float total = weigh(query, cache.blocks, keys);
+  // G queries [G][head] of heads that share keys and values, which begin in every block of the
+  // cache at these places.
+  template <int G>
+  void attend(const float* queries, const Cache& cache, size_t keys, size_t values, float* to) {
+    scores_.resize((size_t)G * stride_);
+    score<G>(queries, cache.blocks, keys);
+    float totals[G];
+    for (int g = 0; g < G; g++) totals[g] = weigh(&scores_[(size_t)g * stride_]);
     int at = 0;
-    auto some = [&](auto lanes) {
-      constexpr int C = decltype(lanes)::value;
-      for (; at + C * LANES <= m_.head; at += C * LANES)
-        mean_of<C>(cache.blocks, values + at, total, to + at);
-    };
-    some(std::integral_constant<int, 8>()), some(std::integral_constant<int, 4>());
-    some(std::integral_constant<int, 1>());
+    for (; at + 4 * LANES <= m_.head; at += 4 * LANES)
+      mean_of<G, 4>(cache.blocks, values + at, totals, to + at);
+    for (; at < m_.head; at += LANES) mean_of<G, 1>(cache.blocks, values + at, totals, to + at);
   }
 
  private:
-  // Calls work(n, row) for the n-th of the rows it sees, which begin at `place` of their blocks.
-  template <class Work> void each_row(bf16* const* blocks, size_t place, Work work) const {
-    const auto row = [&](int t) {
-      return blocks[t / BLOCK] + place + (size_t)(t % BLOCK) * m_.head;
-    };
-    int n = 0;
-    for (int t = first_; t < cached_;) {
-      const int end = std::min(cached_, (t / BLOCK + 1) * BLOCK);
-      for (const bf16* here = row(t); t < end; t++, here += m_.head) work(n++, here);
+  // The scores of the rows from `first` on, then of those in `own`, behind a lead that makes them
+  // fall into the same lanes whatever was cached. Blocks are read whole: what is not seen is
+  // overwritten.
+  template <int G> void score(const float* queries, bf16* const* blocks, size_t keys) {
+    constexpr int CHAINS = 2;  // one sum would wait for itself
+    size_t own = 0;
+    for (int at = start_; at < end_; at += BLOCK) {
+      const bf16* here = blocks[at / BLOCK] + keys;
+      Floats sums[G][CHAINS] = {};
+      for (int d = 0; d < m_.head; d += CHAINS)
+        for (int c = 0; c < CHAINS; c++) {
+          const Floats key = widen(load<Halves>(here + (size_t)(d + c) * BLOCK));
+          for (int g = 0; g < G; g++)
+            sums[g][c] = fused(all(queries[g * m_.head + d + c]), key, sums[g][c]);
+        }
+      size_t next = own;
+      for (int g = 0; g < G; g++) {
+        float *scores = &scores_[(size_t)g * stride_], found[LANES];
+        store(found, (sums[g][0] + sums[g][1]) * m_.attention_scale);
+        if (at < cached_) std::copy_n(found, LANES, scores + at - start_);
+        for (next = own; next < own_.size() && own_[next] < at + BLOCK; next++)
+          scores[own_place() + next] = found[own_[next] - at];
+      }
+      own = next;
     }
-    for (const int t : own_) work(n++, row(t));
   }
 
-  // Fills the scores with e^(score - largest); returns their sum.
-  float weigh(const float* query, bf16* const* blocks, size_t keys) {
-    const int rows = cached_ - first_ + (int)own_.size();
-    scores_.resize(rows + LANES);
-    float largest = -INFINITY;
-    each_row(blocks, keys, [&](int n, const bf16* key) {
-      Floats products = {};
-      for (int at = 0; at < m_.head; at += LANES)
-        products += load<Floats>(query + at) * widen(load<Halves>(key + at));
-      scores_[n] = sum(products) * m_.attention_scale;
-      largest = std::max(largest, scores_[n]);
-    });
-    if (m_.attention_cap) largest = cap_scores(rows, largest);
-    std::fill(scores_.begin() + rows, scores_.end(), -INFINITY);
-    Floats total = {};
-    for (int t = 0; t < rows; t += LANES) {
-      const Floats weight = exponential(load<Floats>(&scores_[t]) - largest);
-      store(&scores_[t], weight);
+  // Makes e^(score - largest) of the scores; returns their sum. In one place, as compilers fuse
+  // products with sums here and there.
+  __attribute__((noinline)) float weigh(float* scores) const {
+    for (int t = 0; m_.attention_cap && t < rows_; t += LANES)
+      store(scores + t, capped(load<Floats>(scores + t), m_.attention_cap));
+    std::fill(scores, scores + lead_, -INFINITY);
+    std::fill(scores + rows_, scores + rows_ + LANES, -INFINITY);
+    Floats most = all(-INFINITY), total = {};
+    for (int t = 0; t < rows_; t += LANES) most = larger(load<Floats>(scores + t), most);
+    const float highest = largest(most);
+    for (int t = 0; t < rows_; t += LANES) {
+      const Floats weight = exponential(load<Floats>(scores + t) - highest);
+      store(scores + t, weight);
       total += weight;
     }
     return sum(total);
   }
 
-  float cap_scores(int rows, float largest) {
-    for (int t = 0; t < rows; t += LANES)
-      store(&scores_[t], capped(load<Floats>(&scores_[t]), m_.attention_cap));
-    return ::largest(capped(all(largest), m_.attention_cap));
+  // 16 C columns of the means of the values.
+  template <int G, int C>
+  void mean_of(bf16* const* blocks, size_t values, const float (&totals)[G], float* to) const {
+    Floats mean[G][C] = {};
+    const auto add = [&](int n, int t) {
+      const bf16* value = blocks[t / BLOCK] + values + (size_t)(t % BLOCK) * m_.head;
+      for (int c = 0; c < C; c++) {
+        const Floats some = widen(load<Halves>(value + c * LANES));
+        for (int g = 0; g < G; g++)
+          mean[g][c] = fused(all(scores_[(size_t)g * stride_ + n]), some, mean[g][c]);
+      }
+    };
+    for (int t = first_; t < cached_; t++) add(lead_ + t - first_, t);
+    for (size_t n = 0; n < own_.size(); n++) add(own_place() + (int)n, own_[n]);
+    for (int g = 0; g < G; g++)
+      for (int c = 0; c < C; c++) store(to + g * m_.head + c * LANES, mean[g][c] / totals[g]);
   }
 
-  // 16 C columns of the mean of the values.
-  template <int C>
-  void mean_of(bf16* const* blocks, size_t values, float total, float* to) const {
-    Floats mean[C] = {};
-    each_row(blocks, values, [&](int n, const bf16* value) {
-      for (int c = 0; c < C; c++) mean[c] += scores_[n] * widen(load<Halves>(value + c * LANES));
-    });
-    for (int c = 0; c < C; c++) store(to + c * LANES, mean[c] / total);
-  }
+  int own_place() const { return lead_ + cached_ - first_; }
 
   const Model& m_;
   int first_ = 0, cached_ = 0;
+  int start_ = 0, end_ = 0;               // of the rows of the blocks that are read
+  int lead_ = 0, rows_ = 0, stride_ = 0;  // before the scores; with them; from head to head
   std::vector<int> own_;
-  std::vector<float> scores_;  // of the rows from `first` on, then of those in `own`
+  std::vector<float> scores_;
 };
 
 }  // namespace

@@ -54,7 +54,8 @@ struct Buffers {                        // shared by the threads of a pass
 class Worker {
  public:
   Worker(const Model& model, const Pass& pass, Buffers& shared, Barrier& barrier, int rank)
-      : m_(model), p_(pass), s_(shared), barrier_(barrier), rank_(rank), attention_(model) {}
+      : m_(model), p_(pass), s_(shared), barrier_(barrier), rank_(rank), attention_(model),
+        rounded_(model.head) {}
 
   void run() {
     rows([&](int i) { embed(i); });
@@ -125,8 +126,10 @@ class Worker {
         if (query) continue;
         const Cache& cache = *p_.caches[s_.sequence[i]];
         const int row = cache.length + i - p_.starts[s_.sequence[i]];
-        const size_t place = rows_of(value, l, (h - m_.heads) % m_.kv_heads) + row % BLOCK * d;
-        round_to(head, d, cache.blocks[row / BLOCK] + place);
+        bf16* block = cache.blocks[row / BLOCK] + rows_of(value, l, (h - m_.heads) % m_.kv_heads);
+        round_to(head, d, rounded_.data());
+        for (int k = 0; k < d; k++)
+          block[value ? row % BLOCK * d + k : k * BLOCK + row % BLOCK] = rounded_[k];
       }
   }
 
@@ -135,18 +138,22 @@ class Worker {
     return (((size_t)values * m_.layers + layer) * m_.kv_heads + kv) * BLOCK * m_.head;
   }
 
-  // Of some heads and tokens.
-  void attend(const Layer& layer, int l) {
+  // Of some heads and tokens: G heads that share keys together, where all threads have enough.
+  template <int G = 4> void attend(const Layer& layer, int l) {
+    constexpr int ENOUGH = 4;
     const int d = m_.head, stride = (m_.heads + 2 * m_.kv_heads) * d;
-    const Share some = mine(m_.heads * p_.tokens);
+    if constexpr (G > 1)
+      if (m_.heads / m_.kv_heads % G || m_.kv_heads * p_.tokens < ENOUGH * p_.threads)
+        return attend<G - 1>(layer, l);
+    const Share some = mine(m_.heads / G * p_.tokens);
     for (int unit = some.first; unit < some.last; unit++) {
-      const int h = unit / p_.tokens, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
+      const int h = unit / p_.tokens * G, i = unit % p_.tokens, kv = h / (m_.heads / m_.kv_heads);
       const int sequence = s_.sequence[i], start = p_.starts[sequence];
       const Cache& cache = *p_.caches[sequence];
       attention_.look(p_.visible[sequence], p_.positions + start, p_.starts[sequence + 1] - start,
                       i - start, layer.window, cache.length);
-      attention_.attend(&s_.heads[(size_t)i * stride + h * d], cache, rows_of(false, l, kv),
-                        rows_of(true, l, kv), &s_.attended[((size_t)i * m_.heads + h) * d]);
+      attention_.attend<G>(&s_.heads[(size_t)i * stride + h * d], cache, rows_of(false, l, kv),
+                           rows_of(true, l, kv), &s_.attended[((size_t)i * m_.heads + h) * d]);
     }
   }
 
@@ -221,6 +228,7 @@ class Worker {
   Barrier& barrier_;
   const int rank_;
   Attention attention_;
+  std::vector<bf16> rounded_;
 };
 
 }  // namespace
@@ -327,13 +335,17 @@ void slimscope_top_k(const float* x, int32_t rows, int32_t columns, int32_t rank
 // Of the rows from `start` on, keeps those at start + chosen (ascending).
 void slimscope_keep(const Model* model, Cache* cache, int32_t start, const int32_t* chosen,
                     int32_t count) {
-  const size_t size = model->head, heads = 2 * (size_t)model->layers * model->kv_heads;
-  for (size_t h = 0; h < heads; h++) {
-    const auto row = [&](int t) {
-      return cache->blocks[t / BLOCK] + (h * BLOCK + t % BLOCK) * size;
-    };
-    for (int i = 0; i < count; i++)
-      if (chosen[i] != i) std::copy_n(row(start + chosen[i]), size, row(start + i));
+  const size_t size = model->head, heads = (size_t)model->layers * model->kv_heads;
+  for (int i = 0; i < count; i++) {
+    if (chosen[i] == i) continue;
+    const int from = start + chosen[i], to = start + i;
+    const bf16* source = cache->blocks[from / BLOCK];
+    bf16* target = cache->blocks[to / BLOCK];
+    for (size_t at = 0; at < heads * size; at++)
+      target[at * BLOCK + to % BLOCK] = source[at * BLOCK + from % BLOCK];
+    for (size_t h = heads; h < 2 * heads; h++)
+      std::copy_n(source + (h * BLOCK + from % BLOCK) * size, size,
+                  target + (h * BLOCK + to % BLOCK) * size);
   }
   cache->length = start + count;
 }

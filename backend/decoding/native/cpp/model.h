@@ -38,7 +38,7 @@ struct Model {
 // Of one sequence. Token t is in row t % BLOCK of block t / BLOCK; caches may share a block.
 struct Cache {
   int32_t capacity, length;
-  bf16* const* blocks;  // each [keys, values][layers][kv_heads][BLOCK][head]
+  bf16* const* blocks;  // each [layers][kv_heads][head][BLOCK] keys, [..][BLOCK][head] values
 };
 
 // n tokens, some of each sequence: those of the first come first.
