@@ -23,7 +23,7 @@ from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight
 from backend.quantization.grid import QuantizedWeight
-from backend.statistics.magnitudes import ascending
+from backend.statistics.magnitudes import ordered_values
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
 from backend.statistics.tensors import TensorSnapshot
@@ -137,9 +137,9 @@ def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
 def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> TensorSnapshot:
     """The same of a layer that was made so."""
     key, layer = ("ordered", name), dense.layers[name]
-    reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
+    reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = made.dense() if isinstance(made, QuantizedWeight) else made
-    scale, ordered = scale_of(reference), ascending(W.float().flatten())
+    scale, ordered = scale_of(reference), ordered_values(W)
     counts, zeros, below, above = histogram(ordered, scale.edge)
     return TensorSnapshot(
         f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,

@@ -138,8 +138,9 @@ def _heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> dict[SDSStage, lis
     for stage in run.plan.stages if len(run.heldout) else ():
         install(run.model, checkpoints, stage)
         losses[stage] = heldout_losses(
-            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new
-        )
+            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new,
+            run.config.batch,
+        )  # fmt: skip
         if not all(map(math.isfinite, losses[stage])):
             what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
             why = "An activation overflowed, or pruning destroyed the model."
