@@ -29,4 +29,5 @@ def beside(device: torch.device, largest: int, tell: Callable[[str], None]) -> E
     if memory_available() < COPIES * 4 * largest:
         tell("Statistics are computed in between: there is no memory to do it beside the work.")
         return AtOnce()
+    # as this thread has asked for its number of threads, that of another does not change it
     return ThreadPoolExecutor(1, "statistics", torch.set_num_threads, (1,))
