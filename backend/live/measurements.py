@@ -25,7 +25,7 @@ from backend.live.running import LiveWeight
 from backend.quantization.grid import QuantizedWeight
 from backend.statistics.magnitudes import ordered_values
 from backend.statistics.paired import PairedRatio, paired_ratio
-from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
+from backend.statistics.snapshots import scale_of, snapshot_of
 from backend.statistics.tensors import TensorSnapshot
 
 LONGEST_TRACE = 128  # tokens
@@ -139,13 +139,9 @@ def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> Ten
     key, layer = ("ordered", name), dense.layers[name]
     reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = made.dense() if isinstance(made, QuantizedWeight) else made
-    scale, ordered = scale_of(reference), ordered_values(W)
-    counts, zeros, below, above = histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,
-        -scale.edge, scale.edge, counts.numpy(), tensor_statistics(ordered, scale.std),
-        quantiles(ordered),
-    )  # fmt: skip
+    tensor = f"{name}.weight"
+    ordered, scale = ordered_values(W), scale_of(reference)
+    return snapshot_of(ordered, scale, tensor, layer.block, layer.module, how)
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:
