@@ -72,26 +72,19 @@ def descents(rows: int, columns: int, tries: int) -> dict[str, list[float]]:
     return found
 
 
-def descent_table(tries: int) -> tuple[Table, dict[str, dict[str, list[float]]]]:
-    table = Table(
-        "out × in", "step", "float32, ms", "bfloat16, ms", "÷", "error, float32", "bfloat16"
-    )
-    figures = {}
-    for rows, columns in DESCENTS:
-        found = figures[f"{rows}x{columns}"] = descents(rows, columns, tries)
-        for step, (slow, fast, *errors) in found.items():
-            ends = [f"{error:.7f}" for error in errors]
-            times = f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f}"
-            table.add_row(f"{rows} × {columns}", step, *times, *ends)
-    return table, figures
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tries", default=3, type=int)
     tries = parser.parse_args().tries
+    figures: dict[str, dict[str, list[float]]] = {}
     torch.set_num_threads(1)
-    table, figures = descent_table(tries)
+    heads = ("float32, ms", "bfloat16, ms", "÷", "error, float32", "bfloat16")
+    table = Table("out × in", "step", *heads)
+    for rows, columns in DESCENTS:
+        found = figures[f"{rows}x{columns}"] = descents(rows, columns, tries)
+        for step, (slow, fast, *errors) in found.items():
+            times = f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f}"
+            table.add_row(f"{rows} × {columns}", step, *times, *(f"{x:.7f}" for x in errors))
     Console(width=140).print(table)
     print(json.dumps(figures))
 

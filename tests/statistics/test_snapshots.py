@@ -99,13 +99,6 @@ def test_nothing_is_lost_and_bins_are_numpys(values: np.ndarray, edge: float) ->
     assert counts.tolist() == np.histogram(values[values != 0], edges)[0].tolist()
 
 
-def test_stages_share_edges_and_nearly_all_dense_values_fit() -> None:
-    dense = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
-    grown, edge = taken(dense * 1.3, dense), ReferenceTensor(dense).scale.edge
-    assert (grown.lo, grown.hi) == (-edge, edge)
-    assert grown.below + grown.above < 0.001 * grown.n
-
-
 @given(MATRICES)
 def test_ascending_sorts_the_last_dimension(values: np.ndarray) -> None:
     found = ascending(torch.from_numpy(values))
