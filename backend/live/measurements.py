@@ -23,9 +23,9 @@ from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight
 from backend.quantization.grid import QuantizedWeight
-from backend.statistics.magnitudes import ordered_values
+from backend.statistics.magnitudes import ascending
 from backend.statistics.paired import PairedRatio, paired_ratio
-from backend.statistics.snapshots import scale_of, snapshot_of
+from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
 from backend.statistics.tensors import TensorSnapshot
 
 LONGEST_TRACE = 128  # tokens
@@ -137,11 +137,15 @@ def live_snapshot(live: LiveModel, name: str) -> TensorSnapshot:
 def snapshot(dense: DenseModel, name: str, made: LiveWeight, how: Making) -> TensorSnapshot:
     """The same of a layer that was made so."""
     key, layer = ("ordered", name), dense.layers[name]
-    reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
+    reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
     W = made.dense() if isinstance(made, QuantizedWeight) else made
-    tensor = f"{name}.weight"
-    ordered, scale = ordered_values(W), scale_of(reference)
-    return snapshot_of(ordered, scale, tensor, layer.block, layer.module, how)
+    scale, ordered = scale_of(reference), ascending(W.float().flatten())
+    counts, zeros, below, above = histogram(ordered, scale.edge)
+    return TensorSnapshot(
+        f"{name}.weight", layer.block, layer.module, how, len(ordered), zeros, below, above,
+        -scale.edge, scale.edge, counts.numpy(), tensor_statistics(ordered, scale.std),
+        quantiles(ordered),
+    )  # fmt: skip
 
 
 def _dense_loss(live: LiveModel, ids: Tensor) -> float:

@@ -12,7 +12,7 @@ The dense tensor and each stage are sorted once (`ordered_values`), and what is 
 distribution is computed from these copies."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from backend.statistics.channels import channel_figures, short
 from backend.statistics.magnitudes import comparable, cutoff, magnitude_counts, ordered_values
 from backend.statistics.matrix_maps import joint_histogram, matrix_maps
 from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
-from backend.statistics.snapshots import scale_of, snapshot_of
+from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
 from backend.statistics.spectrum import spectrum
 from backend.statistics.tensors import TensorProfile, TensorRecorder, TensorSnapshot
 
@@ -72,13 +72,17 @@ class ReferenceTensor:
         """
         same = weight is self.dense
         ordered = self.ordered if same else ordered_values(weight)
-        taken = snapshot_of(ordered, self.scale, tensor, block, module, stage)
+        edge, (counts, zeros, below, above) = self.scale.edge, histogram(ordered, self.scale.edge)
+        stats = tensor_statistics(ordered, self.scale.std)
+        stats |= {} if same else self._against(weight, ordered, zeros)
         figures, values = spectrum(weight) if spectral else ({}, {})
-        against = {} if same else self._against(weight, ordered, taken.zeros)
-        taken = replace(taken, stats=taken.stats | against | figures | dict(more or {}), step=step)
+        taken = TensorSnapshot(
+            tensor, block, module, stage, len(ordered), zeros, below, above, -edge, edge,
+            counts.numpy(), stats | figures | dict(more or {}), quantiles(ordered), step,
+        )  # fmt: skip
         values |= channel_figures(weight) | matrix_maps(weight, None if same else self.dense)
         if not same:
-            values[JOINT] = joint_histogram(weight, self.dense, self.scale.edge)
+            values[JOINT] = joint_histogram(weight, self.dense, edge)
         if energy is not None and len(energy):
             values[INPUT_ENERGY] = short(energy.float().cpu().numpy())
         values[MAGNITUDES] = magnitude_counts(ordered, self.scale.std).numpy().astype(np.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.statistics.tensors import BINS, QUANTILES, TensorSnapshot
+from backend.statistics.tensors import BINS, QUANTILES
 
 NEAR_ZERO = 0.05  # in standard deviations of the dense tensor
 HEADROOM = 1.5  # weight compensation makes the remaining weights larger
@@ -100,14 +100,3 @@ def histogram(ordered: Tensor, edge: float) -> tuple[Tensor, int, int, int]:
     counts = places.diff().cpu()
     counts[BINS // 2] -= zeros
     return counts, zeros, int(places[0]), int(len(ordered) - places[-1])
-
-
-def snapshot_of(
-    ordered: Tensor, scale: HistogramScale, tensor: str, block: int, module: str, stage: str
-) -> TensorSnapshot:
-    """Statistics and histogram of the weights of a tensor at a stage, sorted [n]."""
-    edge, (counts, zeros, below, above) = scale.edge, histogram(ordered, scale.edge)
-    return TensorSnapshot(
-        tensor, block, module, stage, len(ordered), zeros, below, above, -edge, edge,
-        counts.numpy(), tensor_statistics(ordered, scale.std), quantiles(ordered),
-    )  # fmt: skip
