@@ -178,6 +178,7 @@ class Checkpoints:
                 final.rename(old)
             draft.rename(final)
             _fsync(self.root)
+            self._found[name] = _looks(final)
             shutil.rmtree(old, ignore_errors=True)
             self._committed(final)
         finally:
@@ -206,7 +207,7 @@ class Checkpoints:
 
     def find(self, name: str) -> Path | None:
         """The folder of checkpoint `name` if it exists and is complete. Files are read in full the
-        first time, and again when their size or time has changed."""
+        first time, unless they were written here, and again when their size or time has changed."""
         folder = self.root / name
         if not folder.exists():  # a process was killed just as it replaced it
             folder = self._aside(name)

@@ -5,27 +5,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from backend.models.block_forward import each_logits
 from backend.models.hidden_states import NewBatches
+from backend.models.memory import MAX_LOGITS
 from backend.models.patching import eval_mode
 
 POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a time
 
 
+def windows_at_once(config: PreTrainedConfig, length: int, batch: int) -> int:
+    """`batch` windows of `length` tokens, or fewer where their logits would exceed `MAX_LOGITS`."""
+    fitting = MAX_LOGITS // (length * config.get_text_config().vocab_size)
+    return max(1, min(batch, fitting))
+
+
 def window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
     """Mean negative log-likelihood of each window: [b, L, V], [b, L] -> [b] float64 on the CPU."""
-    logits, input_ids = logits[:, :-1], input_ids.to(logits.device)
-    total = torch.zeros(len(input_ids), dtype=torch.float64)
-    for start in range(0, logits.shape[1], POSITIONS):
-        part = logits[:, start : start + POSITIONS].float()
-        target = input_ids[:, start + 1 : start + 1 + part.shape[1]]
-        losses = cross_entropy(part.flatten(0, 1), target.flatten(), reduction="none").view_as(
-            target
-        )
-        total += losses.double().sum(1).cpu()
-    return total / logits.shape[1]
+    windows = zip(logits, input_ids.to(logits.device), strict=True)
+    return torch.stack([_mean_nll(*window) for window in windows]).cpu()
+
+
+def _mean_nll(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of one window: [L, V], [L] -> float64."""
+    parts = zip(logits[:-1].split(POSITIONS), ids[1:].split(POSITIONS), strict=True)
+    losses = [cross_entropy(part.float(), target, reduction="none") for part, target in parts]
+    return torch.cat(losses).double().mean()
 
 
 @torch.no_grad()
@@ -35,18 +41,18 @@ def heldout_losses(
     dtype: torch.dtype,
     tick: Callable[[float], None] = lambda _: None,
     new: NewBatches = list,
+    batch: int = 1,
 ) -> list[float]:
     """Mean negative log-likelihood of each of `segments` [n, L], nats per predicted token, with
-    passes in `dtype`. One at a time, as the logits of a large vocabulary are the largest tensor of
-    all."""
+    passes in `dtype` of `windows_at_once`: weights are rounded to it for each pass."""
     if not len(segments):
         return []
-    half = dtype == torch.bfloat16
+    half, batch = dtype == torch.bfloat16, windows_at_once(model.config, segments.shape[1], batch)
     # no autocast cache: it would keep a copy of every weight
     with (
         torch.autocast(model.device.type, torch.bfloat16, enabled=half, cache_enabled=False),
         eval_mode(model),
     ):
-        passes = each_logits(model, segments, 1, new, tick)
-        nlls = [window_nll(z, row) for row, z in zip(segments.split(1), passes, strict=True)]
+        passes = each_logits(model, segments, batch, new, tick)
+        nlls = [window_nll(z, rows) for rows, z in zip(segments.split(batch), passes, strict=True)]
     return torch.cat(nlls).tolist()

@@ -11,7 +11,7 @@ Layers with the same input tensor (query, key and value; gate and up) share one 
 are float32. Where the forward pass ran in bfloat16, the float32 copies are multiplied in bfloat16
 units: their values are representable, so nothing is rounded, and sums stay float32."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -155,16 +155,10 @@ class InputCollector:
     Args:
         linears: name -> linear.
         level: statistics to collect.
-        safe_point: called at the start of each batch; may raise to end the pass.
     """
 
-    def __init__(
-        self,
-        linears: Mapping[str, LinearWeight],
-        level: StatisticsLevel,
-        safe_point: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._linears, self._safe_point = linears, safe_point
+    def __init__(self, linears: Mapping[str, LinearWeight], level: StatisticsLevel) -> None:
+        self._linears = linears
         self._new_sums = partial(_Sums, level)
         self._sums: dict[str, _Sums] = {}
         self._leaders: dict[str, str] = {}
@@ -186,8 +180,6 @@ class InputCollector:
         x: Tensor = args[0]
         if name in self._batch:  # second call: a new batch has begun
             self._batch.clear()
-        if not self._batch:
-            self._safe_point()
         leader = next((one for one, tensor in self._batch.items() if tensor is x), name)
         self._leaders[name] = leader
         if leader == name:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backend.calibration.heldout import windows_at_once
 from backend.evaluation.native_text import TextModel, passes
 from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.slices import TextSlice
 
@@ -64,8 +64,7 @@ def score_endings(
     more hidden states wait than those of the text itself. `batch`: questions in one forward pass,
     or fewer where their logits would exceed `MAX_LOGITS`. `new`: creates the container for the
     hidden states of a streamed model. Raises CancelledError: cancellation was requested."""
-    vocabulary = model.config.get_text_config().vocab_size
-    batch = max(1, min(batch, MAX_LOGITS // (asked[0].numel() * vocabulary)))
+    batch = windows_at_once(model.config, asked[0].numel(), batch)
     right: list[bool] = []
     for some in asked.split(-(-len(asked) // CHOICES)):
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.calibration.heldout import window_nll
+from backend.calibration.heldout import window_nll, windows_at_once
 from backend.errors import ComputeError
 from backend.evaluation.native_text import TextModel, passes
 from backend.models.hidden_states import NewBatches
-from backend.models.memory import MAX_LOGITS
 from backend.reporter import Reporter, SilentReporter, stop_if_asked
 from backend.text.slices import TextSlice
 
@@ -55,8 +54,7 @@ def window_nlls(
     [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
     not finite. CancelledError: cancellation was requested."""
     count, length = input_ids.shape
-    fitting = MAX_LOGITS // (length * model.config.get_text_config().vocab_size)
-    batch = max(1, min(batch, fitting))
+    batch = windows_at_once(model.config, length, batch)
 
     def tick(share: float) -> None:
         stop_if_asked(reporter)

@@ -5,6 +5,7 @@ All progress, snapshots, errors and warnings of a run are reported here."""
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -34,7 +35,9 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.statistics.reference import ReferenceTensor
+from backend.statistics.beside import AtOnce
+from backend.statistics.names import RELATIVE_ERROR
+from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 
 OUT_OF_MEMORY = {  # step -> what to do when it runs out of memory, and the config field
     "inputs": ("Lower the calibration batch size or the context length.", "batch"),
@@ -89,6 +92,7 @@ class SDSRun:
         new: creates the container of the hidden states between two blocks (memory or disk).
         total, done: units of work.
         heldout: token ids [windows, L], to choose by.
+        statistics: what carries them out.
         timed: time that belongs to no single block.
     """
 
@@ -103,6 +107,7 @@ class SDSRun:
     new: NewBatches = list
     stored: torch.dtype = torch.float32
     heldout: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    statistics: Executor = field(default_factory=AtOnce)
     done: int = 0
     timed: StepTimer = field(default_factory=StepTimer)
 
@@ -170,8 +175,8 @@ class BlockWork:
         self.stages: dict[SDSStage, Weights] = defaultdict(dict)
         self.report = BlockReport(weights=sum(W.numel() for W in dense.values()))
         self.timed = StepTimer(f" of block {block + 1} of {run.blocks}")
-        with self.timed("statistics"):
-            self._references = {module: ReferenceTensor(W) for module, W in dense.items()}
+        self._references: dict[str, ReferenceTensor] = {}
+        self._measured: list[Future[TensorMeasurement]] = []
 
     def write(self, weights: Weights) -> None:
         """Write `weights` of all or some linears into the model."""
@@ -243,31 +248,47 @@ class BlockWork:
     def record(
         self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None = None
     ) -> None:
-        """Store `W` [out, in] as `module` at `stage` and report its statistics. Raises
-        ComputeError: the solver diverged."""
-        name = self.linears[module].name
+        """Store `W` [out, in] as `module` at `stage` and have it measured. Raises ComputeError: the
+        solver diverged."""
         if not all_finite(W):
-            raise _diverged(name, stage)
+            raise _diverged(self.linears[module].name, stage)
         self.stages[stage][module] = W
+        with self.timed("statistics"):
+            waits = self.run.statistics.submit(self._measure, stage, module, W, target)
+        self._measured.append(waits)
+
+    def _measure(
+        self, stage: SDSStage, module: str, W: Tensor, target: DenseReference | None
+    ) -> TensorMeasurement:
         more: dict[str, float] = {}
         if target is not None:
-            more["relative_error"] = target.relative_error(W)
-            self.report.errors.setdefault(stage, {})[module] = more["relative_error"]
+            more[RELATIVE_ERROR] = target.relative_error(W)
         if stage not in (SDSStage.DENSE, SDSStage.REDENSE):
             more["mask_overlap"] = overlap(W != 0, self.first[module] != 0)
-        with self.timed("statistics"):
-            measured = self._references[module].measure(
-                W,
-                tensor=f"{name}.weight",
-                block=self.block,
-                module=module,
-                stage=stage,
-                more=more,
-                spectral=stage not in SIDE_STAGES,
-                energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
-            )
-        self.report.zeros[stage] = self.report.zeros.get(stage, 0) + measured.snapshot.zeros
-        measured.report(self.run.reporter)
+        if module not in self._references:
+            self._references[module] = ReferenceTensor(self.dense[module])
+        return self._references[module].measure(
+            W,
+            tensor=f"{self.linears[module].name}.weight",
+            block=self.block,
+            module=module,
+            stage=stage,
+            more=more,
+            spectral=stage not in SIDE_STAGES,
+            energy=target.inputs.energy if target and stage == SDSStage.FIRST else None,
+        )
+
+    def _report_measured(self) -> None:
+        """Report what was recorded, in that order, as soon as it is measured."""
+        for waits in self._measured:
+            with self.timed("statistics"):
+                measured = waits.result()
+            found, stage = measured.snapshot, SDSStage(measured.snapshot.stage)
+            self.report.zeros[stage] = self.report.zeros.get(stage, 0) + found.zeros
+            if RELATIVE_ERROR in found.stats:
+                errors = self.report.errors.setdefault(stage, {})
+                errors[found.module] = found.stats[RELATIVE_ERROR]
+            measured.report(self.run.reporter)
 
     def warn(self, text: str) -> None:
         """Log `text` and add it to the warnings of the result."""
@@ -278,6 +299,7 @@ class BlockWork:
         """Report the block's mean errors, then store what this pass computed.
 
         In this order, because a stored block is not reported again."""
+        self._report_measured()
         for stage, errors in self.report.errors.items():
             key = MetricKey("error", stage, axis="block")
             self.run.reporter.metric(key, fmean(errors.values()), self.block)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 128  # per chunk, on a CPU
+CHUNK_ROWS = 256  # per chunk, on a CPU
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.plan import PruningPlan
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
+from backend.statistics.beside import beside
 
 __all__ = ["SDSResult", "install", "run_sds"]
 PASSES: dict[str, type[BlockPass]] = {
@@ -111,16 +112,22 @@ def run_sds(
     needed = 2 * config.streams * passing.numel() * width * dtype.itemsize
     on_disk = wait_on_disk(config.activations, needed, free_memory(model.device))
     new = batches_in(checkpoints.root if on_disk else None)
+    largest = max((linear.shape[0] * linear.columns for linear in linears), default=0)
+    statistics = beside(model.device, largest, reporter.log)
     run = SDSRun(
-        model, calibration, config, plan, dtype, store, reporter, units, new, stored, heldout
-    )
+        model, calibration, config, plan, dtype, store, reporter, units, new, stored, heldout,
+        statistics,
+    )  # fmt: skip
     warnings = _calibration_warnings(linears, calibration.numel())
     for text in warnings:
         reporter.log(text)
-    for block_pass in passes:
-        block_pass(run).walk(run.blocks)
-        if block_pass is OutlierPass:
-            _allocate(run, linears)
+    try:
+        for block_pass in passes:
+            block_pass(run).walk(run.blocks)
+            if block_pass is OutlierPass:
+                _allocate(run, linears)
+    finally:
+        statistics.shutdown(cancel_futures=True)
     with run.timed("heldout"):
         losses = _heldout_losses(run, checkpoints)
     made = [stage for stage in CANDIDATES if stage in plan.stages]
@@ -138,8 +145,9 @@ def _heldout_losses(run: SDSRun, checkpoints: Checkpoints) -> dict[SDSStage, lis
     for stage in run.plan.stages if len(run.heldout) else ():
         install(run.model, checkpoints, stage)
         losses[stage] = heldout_losses(
-            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new
-        )
+            run.model, run.heldout, run.dtype, lambda _: run.safe_point(), run.new,
+            run.config.batch,
+        )  # fmt: skip
         if not all(map(math.isfinite, losses[stage])):
             what = f"The loss of stage {STAGE_LABELS[stage]} is not finite."
             why = "An activation overflowed, or pruning destroyed the model."

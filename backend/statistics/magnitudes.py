@@ -10,43 +10,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backend.statistics.channels import DROPPED_BITS, short
 from backend.statistics.names import magnitude_edges
 
-PATTERNS = 2**16  # of a number of 16 bits
-HALVES = (torch.float16, torch.bfloat16)
+EXACT = 2**17  # values that are sorted as they are
+PATTERNS = 2 ** (32 - DROPPED_BITS)  # of a number that has been made short
 
 
 def ascending(values: Tensor) -> Tensor:
     """`values` [..., n] sorted along the last dimension, smallest first. numpy is some twenty times
-    faster than torch for float32 on a CPU, and numbers of 16 bits are only counted."""
+    faster than torch for float32 on a CPU."""
     values = values.detach()
     if values.device.type != "cpu":
         return values.sort(dim=-1).values
-    if values.dim() == 1 and len(values) > PATTERNS and values.dtype == torch.float32:
-        for half in map(values.to, HALVES):
-            if torch.equal(half.float(), values):  # no NaN, either
-                return _counted(half)
     return torch.from_numpy(np.sort(values.numpy(), axis=-1))
 
 
-def _counted(half: Tensor) -> Tensor:
-    """Numbers of 16 bits [n] sorted, in float32."""
-    counts = torch.bincount(half.view(torch.int16).int().add_(PATTERNS // 2), minlength=PATTERNS)
-    return _patterns(half.dtype).repeat_interleave(_negative_first(counts), output_size=len(half))
+def ordered_values(weight: Tensor) -> Tensor:
+    """The values of a weight tensor as its statistics take them (`comparable`), sorted, float32
+    [n]. The many of a large one are counted, which takes a tenth of the time of sorting them."""
+    values = comparable(weight)
+    if not _is_short(values):
+        return ascending(values)
+    bits = torch.from_numpy(values.numpy().view(np.int32) >> DROPPED_BITS)
+    counts = torch.bincount(bits.add_(PATTERNS // 2), minlength=PATTERNS)
+    return torch.from_numpy(np.repeat(_patterns(), _negative_first(counts.numpy())))
+
+
+def comparable(weight: Tensor) -> Tensor:
+    """The values of a weight tensor, float32 [n]; those of a large one on a CPU to a relative
+    precision of 0.025 %, of which numbers of 16 bits lose nothing."""
+    values = weight.detach().float().flatten()
+    return torch.from_numpy(short(values.numpy())) if _is_short(values) else values
+
+
+def _is_short(values: Tensor) -> bool:
+    return values.device.type == "cpu" and len(values) > EXACT
 
 
 @lru_cache
-def _patterns(dtype: torch.dtype) -> Tensor:
-    """All numbers of a dtype of 16 bits, sorted."""
-    bits = torch.arange(-PATTERNS // 2, PATTERNS // 2, dtype=torch.int16)
-    return _negative_first(bits.view(dtype).float())
+def _patterns() -> np.ndarray:
+    """All short numbers, sorted: float32."""
+    bits = np.arange(-PATTERNS // 2, PATTERNS // 2, dtype=np.int32) << DROPPED_BITS
+    return _negative_first(bits.view(np.float32))
 
 
-def _negative_first(by_bits: Tensor) -> Tensor:
+def _negative_first(by_bits: np.ndarray) -> np.ndarray:
     """In the order of the numbers, what is in that of their bits as integers: the larger those of a
     negative number, the smaller it is."""
-    negative, positive = by_bits.chunk(2)
-    return torch.cat([negative.flip(0), positive])
+    negative, positive = np.split(by_bits, 2)
+    return np.concatenate([negative[::-1], positive])
 
 
 def smallest(values: Tensor, place: int) -> Tensor:

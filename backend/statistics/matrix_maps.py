@@ -21,16 +21,12 @@ LEVELS = 63  # from 0 to the largest figure of a map
 def matrix_maps(weight: Tensor, dense: Tensor | None = None) -> dict[str, np.ndarray]:
     """Profile name -> float32 [rows, columns], at most 64 of each; in the unit of the weights.
     `weight`: [out, in]. `dense`: the same matrix before; None: there is no change to show."""
-    W = weight.detach().float()
-    size = min(W.shape[0], MAP_CELLS), min(W.shape[1], MAP_CELLS)
-    magnitude = W.abs()
-    maps = {
-        "mean": _means(magnitude, size),
-        "max": _maxima(magnitude, size),
-        "zeros": _means((magnitude == 0).float(), size),
-    }
+    magnitude = weight.detach().float().abs()
+    size = min(len(magnitude), MAP_CELLS), min(magnitude.shape[1], MAP_CELLS)
+    maps = {"mean": _means(magnitude, size), "max": _maxima(magnitude, size)}
     if dense is not None:
         maps["change"] = _means(magnitude - dense.detach().float().abs(), size)
+    maps["zeros"] = 1 - _means(magnitude.sign_(), size)
     return {map_profile(name): rounded(values) for name, values in maps.items()}
 
 
@@ -49,24 +45,23 @@ def joint_histogram(weight: Tensor, dense: Tensor, edge: float) -> np.ndarray:
 
 def _means(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Of the cells of a matrix [out, in]: `size`."""
-    if (cells := _even(values, size)) is not None:
-        return cells.mean((1, 3))
+    if _is_even(values, size):
+        rows = values.view(size[0], -1, values.shape[1]).mean(1)
+        return rows.view(*size, -1).mean(2)
     return adaptive_avg_pool2d(values[None, None], size)[0, 0]
 
 
 def _maxima(values: Tensor, size: tuple[int, int]) -> Tensor:
-    if (cells := _even(values, size)) is not None:
-        return cells.amax((1, 3))
+    if _is_even(values, size):
+        rows = values.view(size[0], -1, values.shape[1]).amax(1)
+        return rows.view(*size, -1).amax(2)
     return adaptive_max_pool2d(values[None, None], size)[0, 0]
 
 
-def _even(values: Tensor, size: tuple[int, int]) -> Tensor | None:
-    """[rows, a, columns, b] where all cells have the same size, as in most models: pooling for
-    uneven ones takes several times as long."""
-    (outputs, inputs), (rows, columns) = values.shape, size
-    if outputs % rows or inputs % columns:
-        return None
-    return values.view(rows, outputs // rows, columns, inputs // columns)
+def _is_even(values: Tensor, size: tuple[int, int]) -> bool:
+    """Whether all cells have the same size, as in most models: pooling for uneven ones takes
+    several times as long; rows are taken together first, as they lie behind each other."""
+    return not values.shape[0] % size[0] and not values.shape[1] % size[1]
 
 
 def rounded(values: Tensor) -> np.ndarray:

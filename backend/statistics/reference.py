@@ -8,7 +8,8 @@
     by_size   = the fraction of W's zeros whose W_dense is below the cut-off: 1 for magnitude
                 pruning of the whole tensor, less if inputs, rows or groups are considered
 
-The dense tensor and each stage are sorted once; all statistics are computed from these copies."""
+The dense tensor and each stage are sorted once (`ordered_values`), and what is said of their
+distribution is computed from these copies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backend.statistics.channels import channel_figures, short
-from backend.statistics.magnitudes import ascending, cutoff, magnitude_counts
+from backend.statistics.magnitudes import comparable, cutoff, magnitude_counts, ordered_values
 from backend.statistics.matrix_maps import joint_histogram, matrix_maps
 from backend.statistics.names import INPUT_ENERGY, JOINT, MAGNITUDES
 from backend.statistics.snapshots import histogram, quantiles, scale_of, tensor_statistics
@@ -45,7 +46,7 @@ class ReferenceTensor:
 
     def __init__(self, dense: Tensor) -> None:
         self.dense = dense
-        self.ordered = ascending(self.dense.float().flatten())
+        self.ordered = ordered_values(dense)
         self.scale = scale_of(self.ordered)
 
     def measure(
@@ -70,7 +71,7 @@ class ReferenceTensor:
             energy: mean square [in] of the layer's inputs, where they are known.
         """
         same = weight is self.dense
-        ordered = self.ordered if same else ascending(weight.detach().float().flatten())
+        ordered = self.ordered if same else ordered_values(weight)
         edge, (counts, zeros, below, above) = self.scale.edge, histogram(ordered, self.scale.edge)
         stats = tensor_statistics(ordered, self.scale.std)
         stats |= {} if same else self._against(weight, ordered, zeros)
@@ -102,9 +103,7 @@ class ReferenceTensor:
         }
         if zeros:
             cut = cutoff(self.ordered, zeros / len(W))
-            if W.device.type == "cpu":  # where numpy is faster
-                below = int(np.count_nonzero((np.abs(D.numpy()) <= cut) & (W.numpy() == 0)))
-            else:
-                below = int(torch.count_nonzero((D.abs() <= cut) & (W == 0)))
-            figures |= {"cutoff": cut, "by_size": below / zeros}
+            sizes, W_all = (x.cpu().numpy() for x in (comparable(D).abs(), W))
+            below = np.count_nonzero((sizes <= cut) & (W_all == 0))  # a tenth of torch's time
+            figures |= {"cutoff": cut, "by_size": int(below) / zeros}
         return figures

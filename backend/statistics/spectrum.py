@@ -26,6 +26,7 @@ MAX_SIDE = 2048  # of the smaller side: the time grows with its cube
 NULL_THRESHOLD = 1e-6  # of the largest eigenvalue; those below are zeros up to rounding
 ROUNDING_TOLERANCE = 1e-5  # a relative difference that is rounding
 TAILS = 32  # fitted at once
+PANEL = 192  # rows of W W^T per product; what lies below its diagonal is not needed
 MIN_EIGENVALUES = 10  # eigenvalues a power law is fitted to
 
 
@@ -47,7 +48,11 @@ def singular_values(weight: Tensor) -> Tensor | None:
     if len(W) > MAX_SIDE or not 0 < unit < math.inf:
         return None
     W = W / unit  # so that no square overflows
-    return torch.linalg.eigvalsh(W @ W.T).clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
+    squares = W.new_zeros(len(W), len(W))
+    for a in range(0, len(W), PANEL):
+        squares[a : a + PANEL, a:].addmm_(W[a : a + PANEL], W[a:].T)
+    eigenvalues = torch.linalg.eigvalsh(squares, UPLO="U")
+    return eigenvalues.clamp_(min=0).sqrt_().mul_(unit).flip(0).cpu()
 
 
 def power_law(eigenvalues: np.ndarray) -> PowerLaw | None:

@@ -15,6 +15,7 @@ from backend.store.tables import ProfileRow, Table, TensorRow
 
 Values = dict[str, Any]
 Row = tuple[type[Table], Values]
+LEVEL = 4  # of zlib: 4 % larger than by default, in less than half the time
 
 
 def tensor_row(job_id: int, snapshot: TensorSnapshot) -> Row:
@@ -23,7 +24,7 @@ def tensor_row(job_id: int, snapshot: TensorSnapshot) -> Row:
         "block": snapshot.block, "module": snapshot.module, "n": snapshot.n,
         "zeros": snapshot.zeros, "below": snapshot.below, "above": snapshot.above,
         "lo": snapshot.lo, "hi": snapshot.hi,
-        "counts": zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes()),
+        "counts": zlib.compress(snapshot.counts.astype(np.dtype("<u4")).tobytes(), LEVEL),
         "stats": snapshot.stats, "quantiles": list(snapshot.quantiles),
     }  # fmt: skip
 
@@ -33,7 +34,7 @@ def profile_row(job_id: int, profile: TensorProfile) -> Row:
         "job_id": job_id, "tensor": profile.tensor, "stage": profile.stage, "step": profile.step,
         "name": profile.name, "block": profile.block, "module": profile.module,
         "shape": list(profile.values.shape),
-        "values": zlib.compress(profile.values.astype(np.dtype("<f4")).tobytes()),
+        "values": zlib.compress(profile.values.astype(np.dtype("<f4")).tobytes(), LEVEL),
     }  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from backend.calibration import heldout
 from backend.errors import CancelledError, ComputeError
-from backend.evaluation import perplexity as room
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.hidden_states import batches_in
 from backend.models.loading import load
@@ -77,7 +76,7 @@ def test_the_memory_bounds_change_nothing(
 ) -> None:
     whole = perplexity(model, text_of(rows), 7)
     monkeypatch.setattr(heldout, "POSITIONS", 6)
-    monkeypatch.setattr(room, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
+    monkeypatch.setattr(heldout, "MAX_LOGITS", 2 * 40 * VOCABULARY + 1)
     sizes: list[int] = []
     model.register_forward_hook(lambda _, __, output: sizes.append(output.logits.numel()))
     bounded = perplexity(model, text_of(rows), 7)

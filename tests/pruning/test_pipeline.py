@@ -1,5 +1,6 @@
 """The whole method on the toy model: the driver, the orderings of its stages, the decision."""
 
+import threading
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
@@ -218,6 +219,22 @@ def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, rec
     assert all(0.7 < s.stats["mask_overlap"] <= 1 for s in by[SDSStage.SDS])
     edges = {(s.tensor, s.lo, s.hi) for s in told.snapshots}
     assert len(edges) == 7 * BLOCKS
+
+
+def test_statistics_beside_the_work_are_those_in_between(
+    toy, calibration: Tensor, tmp_path: Path, recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for threads, room in ((2, 2**40), (1, 2**40), (2, 0)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        monkeypatch.setattr("backend.statistics.beside.memory_available", lambda n=room: n)
+        told, folder = recorder(), tmp_path / f"{threads} {room}"
+        result = prune(toy(), calibration[:8], config(), folder, told)
+        figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in told.snapshots]
+        seen.append((figures, told.metrics, result.errors, result.zero_share))
+        assert any("computed in between" in line for line in told.lines) == (not room)
+    assert seen[0] == seen[1] == seen[2]
+    assert not any(thread.name.startswith("statistics") for thread in threading.enumerate())
 
 
 def test_progress_and_errors_are_told_as_they_come(

@@ -166,13 +166,23 @@ def test_memory_that_does_not_last_is_told_with_its_step(
         assert caught.value.why and caught.value.do
 
 
-def test_memory_that_does_not_last_for_the_held_out_losses(
-    toy, calibration: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> float:
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("place", "step", "field"),
+    [
+        ("sds.heldout_losses", "held-out losses", "context"),
+        ("block_work.ReferenceTensor.measure", "statistics of block 1 of 3", "weights"),
+    ],
+)
+def test_memory_that_does_not_last_elsewhere_is_told_so(
+    place: str, step: str, field: str, threads: int, toy, calibration: Tensor, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object, **__: object) -> float:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("backend.pruning.sds.heldout_losses", fail)
-    with pytest.raises(ComputeError, match="held-out losses") as caught:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(f"backend.pruning.{place}", fail)
+    with pytest.raises(ComputeError, match=step) as caught:
         prune(toy(), calibration[:8], config(), tmp_path)
-    assert caught.value.field == "context"
+    assert caught.value.field == field

@@ -53,8 +53,9 @@ class DLQATRun:
     def heldout_losses(self, reporter: Reporter) -> list[float]:
         """The losses on the held-out windows of the model as it is now, nats per token."""
         return heldout_losses(
-            self.model, self.heldout, self.dtype, lambda _: stop_if_asked(reporter)
-        )
+            self.model, self.heldout, self.dtype, lambda _: stop_if_asked(reporter),
+            batch=self.config.batch,
+        )  # fmt: skip
 
     @property
     def blocks(self) -> int:

@@ -109,6 +109,16 @@ def test_rtn_is_plain_rounding_of_the_dense_weights(start) -> None:
         assert torch.equal(layer.grid.scale, grid.scale.half().float())
 
 
+def test_statistics_beside_the_work_are_those_in_between(start, recorder, monkeypatch) -> None:
+    seen = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        told = recorder()
+        run(start(f"{threads}", stages="rtn"), told)
+        seen.append([(x.tensor, x.stage, x.stats) for x in told.snapshots])
+    assert seen[0] == seen[1] and len(seen[0]) == 2 * 7 * 3
+
+
 def test_a_stage_is_the_model_as_it_was_trained(start, unseen: Tensor, monkeypatch) -> None:
     seen = {}
 
