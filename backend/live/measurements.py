@@ -22,7 +22,7 @@ from backend.live.dense import DenseModel
 from backend.live.model import DENSE, LiveModel, Making
 from backend.live.running import LiveWeight, RunningModel
 from backend.quantization.grid import QuantizedWeight
-from backend.statistics.magnitudes import ascending
+from backend.statistics.magnitudes import ordered_values
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.statistics.snapshots import histogram, scale_of
 
@@ -116,9 +116,9 @@ def layer_histogram(
 ) -> LayerHistogram:
     """The histogram of a layer with these weights."""
     key = "ordered", name
-    reference = dense.tables.get(key, lambda: ascending(dense.weight(name).float().flatten()))
+    reference = dense.tables.get(key, lambda: ordered_values(dense.weight(name)))
     W = weights.dense() if isinstance(weights, QuantizedWeight) else weights
-    ordered = ascending(W.float().flatten())
+    ordered = ordered_values(W)
     counts, zeros, below, above = histogram(ordered, scale_of(reference).edge)
     return LayerHistogram(counts.tolist(), len(ordered), zeros, below, above, made)
 
