@@ -1,15 +1,16 @@
 """All runs with their results, for table, filter, comparison and home. They are read once for all
-open pages, and again only where a run is live or has had an event since."""
+open pages, and again only where a run is live or has had an event since; their figures when the
+first of a batch is asked for: most pages show those of a few runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from threading import Lock
 
 from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store import queries
-from backend.store.queries import StoredResult
+from backend.store.queries import Places, StoredResult
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
@@ -37,13 +38,28 @@ class RunShape:
 _shape = lru_cache(maxsize=4096)(RunShape)
 
 
+@lru_cache(maxsize=4096)
+def _figures(places: Places) -> frozenset[tuple[MetricKey, bool]]:
+    return frozenset((key, stage == RUN) for stage, key in places)
+
+
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    """One run, its results, and the size of the saved model in bytes."""
+    """One run, its results, and the size of the saved model in bytes.
+
+    Attributes:
+        places: stage and metric of its results.
+        stored: reads the results of this run and of others, by job id.
+    """
 
     job: Job
-    figures: RunResults
+    places: Places
+    stored: Callable[[], Mapping[int, Sequence[StoredResult]]]
     size: int | None = None
+
+    @cached_property
+    def figures(self) -> RunResults:
+        return RunResults(kind_of(self.job), self.stored().get(self.job.id, ()), self.job)
 
     @property
     def now(self) -> int:
@@ -56,8 +72,7 @@ class RunRow:
             (name, isinstance(value, (int, float)) and not isinstance(value, bool))
             for name, value in config.items()
         )
-        figures = {(key, stage == RUN) for stage, key in self.figures.rows}
-        return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
+        return _shape(self.job.kind, tuple(settings), _figures(self.places), bool(self.job.tags))
 
     @cached_property
     def text(self) -> str:
@@ -72,11 +87,16 @@ class RunRow:
 def rows(
     jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
 ) -> list[RunRow]:
-    stored, sizes = by_job(results), sizes or {}
-    return [
-        RunRow(job, RunResults(kind_of(job), stored.get(job.id, ()), job), sizes.get(job.id))
-        for job in jobs
-    ]
+    stored = by_job(results)
+    places = {job: frozenset((r.stage, r.metric) for r in of) for job, of in stored.items()}
+    return _rows(jobs, places, lambda: stored, sizes or {})
+
+
+def _rows(
+    jobs: Iterable[Job], places: Mapping[int, Places],
+    stored: Callable[[], Mapping[int, Sequence[StoredResult]]], sizes: Mapping[int, int],
+) -> list[RunRow]:  # fmt: skip
+    return [RunRow(job, places.get(job.id, frozenset()), stored, sizes.get(job.id)) for job in jobs]
 
 
 def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
@@ -108,14 +128,19 @@ class RunCache:
         self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
         self._live = set()
-        for numbers in queries.batched(changed, BATCH):  # what is read needs memory, too
-            jobs = queries.jobs_by_id(numbers)
-            read = rows(jobs, queries.results(numbers), queries.model_bytes(numbers))
+        for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
+            jobs, places = queries.jobs_by_id(numbers), queries.result_places(numbers)
+            stored = cache(partial(_results, tuple(numbers)))
+            read = _rows(jobs, places, stored, queries.model_bytes(numbers))
             self._rows |= {row.job.id: row for row in read}
             for job in jobs:
                 if job.purged:
                     del self._rows[job.id]
             self._live |= {job.id for job in jobs if job.state in LIVE}
+
+
+def _results(numbers: Sequence[int]) -> dict[int, list[StoredResult]]:
+    return by_job(queries.results(numbers))
 
 
 @lru_cache(maxsize=2)
