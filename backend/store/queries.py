@@ -7,7 +7,7 @@ from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
+from sqlalchemy import Row, Text, cast, exists, func, select
 
 from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
@@ -258,15 +258,6 @@ def model_bytes(ids: Iterable[int]) -> dict[int, int]:
                 query.where(Artifact.job_id.in_(some)).group_by(Artifact.job_id)
             )
         }
-
-
-def run_names() -> list[Row[Any]]:
-    """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
-    model: ColumnElement[Any] = Job.config["model"].as_string()
-    with reading() as session:
-        model = dialect_of(session).readable(Job.config, model)  # one must not hide the others
-        columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
-        return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 
 
 def runs_from(run: str, most: int) -> list[Job]:

@@ -75,13 +75,18 @@ class RunRow:
         return _shape(self.job.kind, tuple(settings), _figures(self.places), bool(self.job.tags))
 
     @cached_property
+    def names(self) -> str:
+        """What it is known by, in lower case: for the search box."""
+        job = self.job
+        model = str(job.config.get("model", ""))
+        return " ".join([job.run, job.name, model, job.state, *(job.tags or ())]).lower()
+
+    @cached_property
     def text(self) -> str:
         """Lower-case text of the full-text search."""
         job = self.job
-        model = str(job.config.get("model", ""))
-        about = (job.run, job.name, kind_title(job), model, *setting_summary(job))
-        more = (job.state, job.owner, *(job.tags or ()), job.note or "")
-        return " ".join([*about, *more]).lower()
+        more = (kind_title(job), *setting_summary(job), job.owner, job.note or "")
+        return f"{self.names} {' '.join(more)}".lower()
 
 
 def rows(
