@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
 from backend.errors import SlimscopeError
@@ -23,6 +24,8 @@ from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
 from backend.settings import settings
+from backend.store.migrate import current_revision
+from backend.store.session import writing
 from jobs.serving import client, main
 from jobs.serving.client import address_path, sent, serving_status, socket_path
 from tests.fork_server import FORKS, begin_anew
@@ -144,6 +147,31 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     with pytest.raises(httpx.TransportError):
         asyncio.run(killed())
     process.join()
+    assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
+
+
+def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(start: Start) -> None:
+    process, before = start(slow=True), current_revision()
+
+    def of_version(number: str | None) -> None:
+        with writing() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": number})
+
+    async def upgraded() -> list[str]:
+        asks = body(max_tokens=100, stream=True, lookup=True)
+        async with sent(CHAT, asks, HOST) as response:
+            lines = await begun(response)
+            of_version("9999")
+            while socket_path().exists():
+                await asyncio.sleep(PASS_S)
+            with pytest.raises(SlimscopeError, match="restart the dashboard"):
+                await ask()
+            return [line async for line in lines]
+
+    assert asyncio.run(upgraded())[-2] == "data: [DONE]"
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+    of_version(before)
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
