@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from threading import Lock
 
-from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store import queries
 from backend.store.queries import Places, StoredResult
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from ui.runs.results import RUN, RunResults, kind_of, kind_title, setting_summary
+from ui.runs.results import RunResults, kind_of, kind_title, setting_summary
 
 BATCH = 500  # runs read at once
+NOWHERE: Places = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,21 +26,16 @@ class RunShape:
 
     Attributes:
         settings: names of the fields of the config, and whether each is a number.
-        figures: the metrics, and whether each is of the run as a whole.
+        places: stage and metric of its results.
     """
 
     kind: str
     settings: tuple[tuple[str, bool], ...]
-    figures: frozenset[tuple[MetricKey, bool]]
+    places: Places
     tagged: bool
 
 
 _shape = lru_cache(maxsize=4096)(RunShape)
-
-
-@lru_cache(maxsize=4096)
-def _figures(places: Places) -> frozenset[tuple[MetricKey, bool]]:
-    return frozenset((key, stage == RUN) for stage, key in places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +67,7 @@ class RunRow:
             (name, isinstance(value, (int, float)) and not isinstance(value, bool))
             for name, value in config.items()
         )
-        return _shape(self.job.kind, tuple(settings), _figures(self.places), bool(self.job.tags))
+        return _shape(self.job.kind, tuple(settings), self.places, bool(self.job.tags))
 
     @cached_property
     def names(self) -> str:
@@ -89,19 +84,10 @@ class RunRow:
         return f"{self.names} {' '.join(more)}".lower()
 
 
-def rows(
-    jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
-) -> list[RunRow]:
+def rows(jobs: Iterable[Job], results: Iterable[StoredResult]) -> list[RunRow]:
     stored = by_job(results)
     places = {job: frozenset((r.stage, r.metric) for r in of) for job, of in stored.items()}
-    return _rows(jobs, places, lambda: stored, sizes or {})
-
-
-def _rows(
-    jobs: Iterable[Job], places: Mapping[int, Places],
-    stored: Callable[[], Mapping[int, Sequence[StoredResult]]], sizes: Mapping[int, int],
-) -> list[RunRow]:  # fmt: skip
-    return [RunRow(job, places.get(job.id, frozenset()), stored, sizes.get(job.id)) for job in jobs]
+    return [RunRow(job, places.get(job.id, NOWHERE), lambda: stored) for job in jobs]
 
 
 def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
@@ -136,9 +122,10 @@ class RunCache:
         for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
             jobs, places = queries.jobs_by_id(numbers), queries.result_places(numbers)
             stored = cache(partial(_results, tuple(numbers)))
-            read = _rows(jobs, places, stored, queries.model_bytes(numbers))
-            self._rows |= {row.job.id: row for row in read}
+            sizes = queries.model_bytes(numbers)
             for job in jobs:
+                at = places.get(job.id, NOWHERE)
+                self._rows[job.id] = RunRow(job, at, stored, sizes.get(job.id))
                 if job.purged:
                     del self._rows[job.id]
             self._live |= {job.id for job in jobs if job.state in LIVE}
