@@ -130,9 +130,10 @@ def test_the_next_version_takes_over_while_runs_work(
         theirs.wait()
     assert [len(queries.attempts(run)) for run in (at_work, waiting)] == [1, 1]
     assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "back"))
-    with postgres.database(os.environ[postgres.SERVER]) if here else nullcontext("") as empty:
-        monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", empty)
+    place = postgres.database(os.environ[postgres.SERVER]) if here else nullcontext("")
+    with place as empty, monkeypatch.context() as back:
+        back.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "back"))
+        back.setenv("SLIMSCOPE_DATABASE_URL", empty)
         settings.cache_clear()
         if here:
             on_server("pg_restore", empty, "--no-owner", dump)
@@ -145,3 +146,4 @@ def test_the_next_version_takes_over_while_runs_work(
         assert {queries.job(run).state for run in (at_work, waiting)} == {"succeeded"}
         assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]
         engine_for(settings().url).dispose()
+    settings.cache_clear()

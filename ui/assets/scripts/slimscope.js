@@ -68,7 +68,7 @@ window.slimscope = (() => {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
         pages ??= answer.pages;
         if (pages !== answer.pages) {
-          line.innerHTML = '<span class="problem">The dashboard has changed since this page was opened.</span> <a href="">Reload the page</a>';
+          line.innerHTML = '<span class="problem">The dashboard has changed since this page was opened. <a href="">Reload the page</a></span>';
           return; // its events would be refused
         }
         last = new Date();
