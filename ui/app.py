@@ -20,11 +20,12 @@ from backend.settings import Settings, settings
 from ui import api, live_api, openai_api, presentation
 from ui.api_errors import API_PATH
 from ui.charts.template import templates
-from ui.frame import Page, frame, navigation, pulse
+from ui.frame import VERSION, Page, frame, navigation, pulse
 from ui.gradio_patches import (
     check_calls,
     keep_sessions_small,
     limit_events,
+    number_functions,
     poll_less_often,
     set_server_options,
     web_app_once,
@@ -68,6 +69,7 @@ def build(selected: tuple[Page, ...] | None = None) -> gr.Blocks:
         for page in others:
             with app.route(page.name, page.path, show_in_navbar=page.listed):
                 _fill(page, every)
+    number_functions(app, VERSION)
     keep_sessions_small()
     without_files()
     check_calls()

@@ -162,10 +162,12 @@ def query(
 
 
 def pulse(request: Request) -> Response:
-    """Answer to the poll of an open page: cursor, activity, and HTML of the status strip."""
+    """Answer to the poll of an open page: which pages there are, by a number that changes with
+    them, cursor, activity, and HTML of the status strip."""
     (found, away), user = READER.read(), current_user(request)
     status = found.status if found else None
     content: dict[str, Any] = {
+        "pages": min(request.app.get_blocks().fns),
         "cursor": found.cursor if found else "",
         "live": bool(away or (status and (status.live or status.queued))),
         "runs": [job.run for job in status.live] if status else [],

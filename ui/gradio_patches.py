@@ -1,5 +1,6 @@
 """Everything that relies on Gradio's internals, in one place. Checked with Gradio 6.31."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from backend.queue.rate_limit import client_network
 from ui.security.auth import current_user
 
 POLL_SECONDS = 0.02
+FUNCTIONS = 4096  # of all pages, at most
+CHANGED = "The dashboard has changed since the page was opened."
 find_function = route_utils.get_fn
 EVENTS_OF_A_VISITOR, EVENTS_OF_AN_ADDRESS = 8, 32  # in the queue
 SESSION = re.compile(r"[\w-]{1,64}")  # Gradio's have eleven letters
@@ -98,6 +101,30 @@ def without_files() -> None:
     processing_utils.async_move_files_to_cache = unchanged
 
 
+def number_functions(app: gr.Blocks, version: str) -> None:
+    """Numbers the functions of the pages by what they are. Gradio 6.31 counts from 0, and a page
+    that stays open would call whatever has its numbers in the next version."""
+    functions = [*app.default_config.fns.values()]
+    told = [
+        (
+            f.name,
+            [type(b) for b in f.inputs],
+            [type(b) for b in f.outputs],
+            [e for _, e in f.targets],
+        )
+        for f in functions
+    ]
+    digest = hashlib.sha256(repr([version, told]).encode()).digest()
+    first = int.from_bytes(digest[:2]) * FUNCTIONS
+    for function in functions:
+        function._id += first
+        function.cancels = [number + first for number in function.cancels]
+        if function.trigger_after is not None:
+            function.trigger_after += first
+    app.default_config.fns = {function._id: function for function in functions}
+    app.default_config.fn_id += first
+
+
 def check_calls() -> None:
     """Rejects calls that no page makes before they reach a function; Gradio 6.31 answers them with
     a server error and a trace."""
@@ -117,7 +144,7 @@ def _function_of(blocks: gr.Blocks, api_name: str | None, body: PredictBody) -> 
     try:
         function = find_function(blocks, api_name, body)
     except (KeyError, route_utils.FnIndexInferError):
-        raise ConfigError("The call was not accepted.", "There is no such function.") from None
+        raise ConfigError("The call was not accepted.", CHANGED, "Reload the page.") from None
     if function.fn is None:
         raise ConfigError("The call was not accepted.", "It is a function of the browser.")
     if len(body.data) < len(function.inputs):

@@ -1,15 +1,13 @@
 """Results of the search box in the frame: terms and metrics of Help, and runs by id, name, model,
 kind, state or tag."""
 
-from collections.abc import Iterator
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.store import queries
-from backend.store.tables import run_name
+from backend.store.tables import Job
 from ui.format import href, term_id
 from ui.pages.help.glossary import known_terms
+from ui.runs.rows import all_rows
 
 MAX_HITS, MAX_TERMS = 8, 3
 MAX_QUERY = 100  # characters
@@ -30,21 +28,18 @@ def search_terms(text: str) -> list[Hit]:
 def search_runs(text: str) -> list[Hit]:
     """Newest runs that contain every word; first those whose id contains the first word."""
     words = text.lower().split()
-    hits = [*_runs_with(words)] if words else []
-    return sorted(hits, key=lambda hit: words[0] not in hit["title"])[:MAX_HITS]
+    rows = all_rows() if words else []
+    found = [row.job for row in rows if all(word in row.names for word in words)]
+    return [_hit(job) for job in sorted(found, key=lambda job: words[0] not in job.run)[:MAX_HITS]]
 
 
-def _runs_with(words: list[str]) -> Iterator[Hit]:
-    for row in queries.run_names():
-        run, tags = run_name(row.kind, row.id), row.tags or ()
-        haystack = " ".join((run, row.name, row.model or "", row.state, *tags)).lower()
-        if all(word in haystack for word in words):
-            about = [row.state, row.name, row.model or "", *(f"#{tag}" for tag in tags)]
-            yield {
-                "title": run,
-                "about": " · ".join(filter(None, about)),
-                "to": href("run", id=run),
-            }
+def _hit(job: Job) -> Hit:
+    model, tags = str(job.config.get("model", "")), [f"#{tag}" for tag in job.tags or ()]
+    return {
+        "title": job.run,
+        "about": " · ".join(filter(None, (job.state, job.name, model, *tags))),
+        "to": href("run", id=job.run),
+    }
 
 
 def search(request: Request) -> Response:

@@ -1,6 +1,7 @@
 """Scheduling: the order in which queued jobs start, and the status of the queue."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, select
 
 from backend.queue.dependencies import waiting
-from backend.store.queries import SHOWN
 from backend.store.session import database_ms, fetched, reading
 from backend.store.states import ACTIVE, LIVE, TAKES, Lane, State
 from backend.store.tables import CLUSTER, Job, Supervisor
@@ -90,8 +90,9 @@ def status() -> QueueStatus:
     waiting = queued()
     with reading() as session:
         live = list(session.scalars(select(Job).where(Job.state.in_([*LIVE])).order_by(Job.id)))
-        counted = select(Job.state, func.count()).where(SHOWN).group_by(Job.state)
-        states = dict(session.execute(counted).tuples().all())
+        every = session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples()
+        deleted = Counter(session.scalars(select(Job.state).where(Job.removed_at > 0)))
+        states = {state: number - deleted[state] for state, number in every}  # all by an index
         beats = dict(session.execute(select(Supervisor.host, Supervisor.beat_at)).all())
         now = database_ms(session)
     answered = beats.pop(CLUSTER, now)

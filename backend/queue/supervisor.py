@@ -48,6 +48,7 @@ OVERTIME = Actor("the time limit", "host")
 NEVER = "never started"
 SAID_MS = 30_000  # after its outcome a process has nothing more to do
 LEAVING_MS = 60_000  # a process takes to leave
+CLEARED = 1000  # runs that ended last
 KILL_AFTER_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -195,16 +196,17 @@ class SupervisorLoop:
             delete_folder(work_folder(job.run))
 
     def clear(self) -> None:
-        """Delete checkpoints of succeeded jobs that a killed supervisor left behind, and fail jobs
-        that nobody carries out."""
+        """Delete checkpoints of succeeded jobs that a killed supervisor left behind, so of the last
+        ones, and fail jobs that nobody carries out."""
         with reading() as session:
             lost = select(Job.id).where(Job.state == State.QUEUED, Job.lane.not_in([*Lane]))
             nowhere = session.scalars(lost).all()
         for job_id in nowhere:
             lifecycle.fail_job(job_id, ValueError("its lane is none"))
         with reading() as session:
-            done = session.execute(select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED))
-            folders = [work_folder(run_name(kind, number)) for kind, number in done]
+            done = select(Job.kind, Job.id).where(Job.state == State.SUCCEEDED)
+            newest = session.execute(done.order_by(Job.finished_at.desc()).limit(CLEARED))
+            folders = [work_folder(run_name(kind, number)) for kind, number in newest]
         for folder in folders:
             delete_folder(folder)
 

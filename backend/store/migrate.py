@@ -1,6 +1,8 @@
 """Migrate the database to the newest revision. Safe to call concurrently, and cheap if there is
 nothing to do."""
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,14 @@ def current_revision() -> str | None:
         return revision
 
 
-OWN = newest_revision()  # of the code that this process has loaded
+def installed() -> tuple[str, str]:
+    """Version and newest revision of the code that processes load now; empty while that changes."""
+    with suppress(PackageNotFoundError, ValueError):
+        return version("slimscope"), newest_revision()
+    return "", ""
+
+
+OWN = installed()  # what this process has loaded
 RESTART = (
     "Another version of Slimscope {}: restart the dashboard. Runs at work go on, no other starts."
 )
@@ -37,9 +46,9 @@ RESTART = (
 def other_version() -> str:
     """What to say where the database, or the code that processes load now, is of another version
     than this process; else ""."""
-    if newest_revision() != OWN:
+    if installed() != OWN:
         return RESTART.format("has been installed")
-    is_migrated = current_revision() not in (OWN, None)
+    is_migrated = current_revision() not in (OWN[1], None)
     return RESTART.format("has migrated the database") if is_migrated else ""
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Text, cast, exists, func, select
+from sqlalchemy import Row, Text, cast, exists, func, select
 
 from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
@@ -184,6 +184,31 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
         ]
 
 
+Places = frozenset[tuple[str, MetricKey]]  # stage and metric of each result of a run
+PARTS, ROWS = "\x1f", "\x1e"  # between names; one that has them, in a damaged row, does not count
+
+
+def result_places(ids: Iterable[int]) -> dict[int, Places]:
+    """Job id -> where its results stand, without their values; runs without any are omitted. Runs
+    that measured the same share the object."""
+    place = Result.stage + PARTS + Result.family + PARTS + Result.series
+    query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
+    read = lru_cache(1024)(_places)
+    with reading() as session:
+        return {
+            job: read(text)
+            for some in batched(ids, MAX_VARIABLES)
+            for job, text in session.execute(
+                query.where(dialect_of(session).among(Result.job_id, some))
+            )
+        }
+
+
+def _places(text: str) -> Places:
+    rows = (row.split(PARTS) for row in text.split(ROWS) if row.count(PARTS) == 2)
+    return frozenset((stage, MetricKey(family, "", series)) for stage, family, series in rows)
+
+
 def step_times(runs: Sequence[str | int]) -> list[StepTime]:
     query = select(StepTime).where(StepTime.job_id.in_([job_id(run) for run in runs]))
     return fetched(query.order_by(StepTime.job_id, StepTime.step))
@@ -232,15 +257,6 @@ def model_bytes(ids: Iterable[int]) -> dict[int, int]:
                 query.where(Artifact.job_id.in_(some)).group_by(Artifact.job_id)
             )
         }
-
-
-def run_names() -> list[Row[Any]]:
-    """The searchable fields of runs, newest first: id, kind, name, state, tags, model."""
-    model: ColumnElement[Any] = Job.config["model"].as_string()
-    with reading() as session:
-        model = dialect_of(session).readable(Job.config, model)  # one must not hide the others
-        columns = (Job.id, Job.kind, Job.name, Job.state, Job.tags, model.label("model"))
-        return list(session.execute(select(*columns).where(SHOWN).order_by(Job.id.desc())))
 
 
 def runs_from(run: str, most: int) -> list[Job]:

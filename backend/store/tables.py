@@ -127,7 +127,7 @@ class Job(Table):
     note: Mapped[str] = mapped_column(default="", server_default="")
     lane: Mapped[str] = mapped_column(default=Lane.SLOTS, server_default=Lane.SLOTS)
     archived_at: Mapped[int | None]
-    removed_at: Mapped[int | None]  # deleted by a host; hidden
+    removed_at: Mapped[int | None] = mapped_column(index=True)  # deleted by a host; hidden
     purged: Mapped[bool] = mapped_column(default=False, server_default=false())  # and its data gone
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import BigInteger, Select, func, insert, inspect, literal, select, true
 
 from backend.metric_key import MetricKey
+from backend.store.queries import batched
 from backend.store.session import now_ms, writing
 from backend.store.tables import (
     Event,
@@ -21,6 +22,7 @@ from backend.store.tables import (
 )
 
 Rows = TypeVar("Rows", bound=Table)
+BATCH = 1000
 
 
 def many_runs(number: int) -> None:
@@ -28,15 +30,17 @@ def many_runs(number: int) -> None:
     with writing() as session:
         last = session.scalar(select(func.max(Job.id))) or 0
         first = session.scalars(select(Job).where(Job.id == 1)).one()
-        figures = session.scalars(select(Result).where(Result.job_id == 1)).all()
-        new = range(last + 1, number + 1)
-        session.add_all(
-            _copy(first, id=i, name=f"copy {i}", config=first.config | {"seed": i}) for i in new
-        )
-        session.flush()
-        session.add_all(
-            _copy(row, job_id=i, value=row.value * (1 + i / number)) for i in new for row in figures
-        )
+        row = {name: getattr(first, name) for name in _columns(Job)}
+        for some in batched(range(last + 1, number + 1), BATCH):
+            copies = [
+                row | {"id": i, "name": f"copy {i}", "config": first.config | {"seed": i}}
+                for i in some
+            ]
+            session.execute(insert(Job), copies)
+        own = {"job_id": Job.id, "value": Result.value * (1.0 + Job.id / float(number))}
+        values = [own.get(name, getattr(Result, name)) for name in _columns(Result)]
+        rows = select(*values).join_from(Job, Result, Result.job_id == 1).where(Job.id > last)
+        session.execute(insert(Result).from_select(_columns(Result), rows))
         session.add(Event(job_id=number, at=now_ms(), type="succeeded", actor="benchmark"))
 
 
@@ -53,7 +57,7 @@ def many_tensors(number: int) -> None:
 
 def many_snapshots(each: int) -> None:
     """Give every copied run `each` of the histograms of run 1."""
-    columns = [c.key for c in inspect(TensorRow).column_attrs]
+    columns = _columns(TensorRow)
     first = select(TensorRow).where(TensorRow.job_id == 1).limit(each).subquery()
     copies = [Job.id if c == "job_id" else first.c[c] for c in columns]
     with writing() as session:
@@ -85,5 +89,8 @@ def _further_down(rows: list[Any], blocks: int, times: int) -> Iterator[Any]:
 
 def _copy(row: Rows, **changed: Any) -> Rows:
     """The same row, not yet stored, with some values changed."""
-    columns = inspect(type(row)).column_attrs
-    return type(row)(**{c.key: getattr(row, c.key) for c in columns} | changed)
+    return type(row)(**{name: getattr(row, name) for name in _columns(type(row))} | changed)
+
+
+def _columns(table: type[Table]) -> list[str]:
+    return [column.key for column in inspect(table).column_attrs]

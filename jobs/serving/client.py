@@ -21,11 +21,13 @@ import httpx
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
+from backend.store.migrate import other_version
 
 PERSON, ROLE = "x-slimscope-person", "x-slimscope-role"  # headers: who asks
 MAX_PATH = 100  # bytes; the kernel takes 107, on macOS 103
 START_S, TRY_S = 40.0, 0.2  # a new process imports torch
 STATUS_S = 2.0
+UNREACHABLE = "The models cannot be reached."
 
 
 def socket_path() -> Path:
@@ -74,8 +76,13 @@ class UnixStream(httpcore.AsyncNetworkStream):
         self._reader, self._writer = reader, writer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with raising(httpcore.ReadError):
-            return await self._reader.read(max_bytes)
+        try:
+            with raising(httpcore.ReadError):
+                return await asyncio.wait_for(self._reader.read(max_bytes), timeout)
+        except httpcore.ReadError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise httpcore.ReadTimeout from error
+            raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         with raising(httpcore.WriteError):
@@ -97,6 +104,12 @@ class UnixSockets(httpcore.AsyncNetworkBackend):
 class UnixTransport(httpx.AsyncHTTPTransport):
     def __init__(self, path: str) -> None:
         self._pool = httpcore.AsyncConnectionPool(uds=path, network_backend=UnixSockets())
+
+
+def leave() -> None:
+    """Let nobody else reach the process; those who do are answered to the end."""
+    for path in (socket_path(), address_path()):
+        path.unlink(missing_ok=True)
 
 
 def _client() -> httpx.AsyncClient:
@@ -141,13 +154,14 @@ async def _begun(
             opened.push_async_callback(response.aclose)
             return response
         except (OSError, ValueError, KeyError, httpx.ConnectError):
+            if why := await anyio.to_thread.run_sync(other_version):
+                raise SlimscopeError(UNREACHABLE, why) from None
             await anyio.to_thread.run_sync(SERVING.wake)
             await anyio.sleep(TRY_S)
         except httpx.TransportError as error:
             raise ended() from error
     log = SERVING.lock_path().with_suffix(".log")
-    what, why = "The models cannot be reached.", "Their process did not start."
-    raise SlimscopeError(what, why, f"See its log: {log}.")
+    raise SlimscopeError(UNREACHABLE, "Their process did not start.", f"See its log: {log}.")
 
 
 async def serving_status() -> dict[str, Any]:

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.settings import settings
+from backend.store.migrate import other_version
 from backend.store.session import reading
 from backend.store.states import LIVE
 from backend.store.tables import Job
 from jobs.serving.app import ServingApp
-from jobs.serving.client import listen
+from jobs.serving.client import leave, listen
 from jobs.serving.live.models import LivePool
 from jobs.serving.pool import ModelPool
 from jobs.serving.share import CpuShare, lower_priority
@@ -25,7 +26,8 @@ LOOK_S = 0.5  # between two looks at whether jobs run, and whether anybody still
 
 
 def serve() -> None:
-    """Answer until nobody asks, the process is asked to end, or has no data folder."""
+    """Answer until nobody asks, the process is asked to end, has no data folder, or is of another
+    version than the database or the code on the disk."""
     lower_priority()
     share = CpuShare()
     app = ServingApp(ModelPool(share.threads), LivePool(share.threads))
@@ -41,7 +43,12 @@ def serve() -> None:
             if app.idle_s > IDLE_FACTOR * settings().idle_exit:
                 break
             with suppress(SQLAlchemyError):
-                share.jobs = await asyncio.to_thread(_a_job_runs)
+                share.jobs, is_outdated = await asyncio.to_thread(_look)
+                if is_outdated:
+                    leave()
+                    while app.active:
+                        await asyncio.sleep(LOOK_S)
+                    break
             await asyncio.sleep(LOOK_S)
         server.should_exit = True
 
@@ -53,9 +60,11 @@ def serve() -> None:
     asyncio.run(work())
 
 
-def _a_job_runs() -> bool:
+def _look() -> tuple[bool, bool]:
+    """Whether a job runs; whether it is for the process of another version to answer."""
     with reading() as session:
-        return session.scalar(select(Job.id).where(Job.state.in_([*LIVE])).limit(1)) is not None
+        live = session.scalar(select(Job.id).where(Job.state.in_([*LIVE])).limit(1))
+    return live is not None, bool(other_version())
 
 
 def with_token(app: ASGIApp, token: str) -> ASGIApp:

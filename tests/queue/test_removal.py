@@ -16,6 +16,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
+from ui.search import search_runs
 
 HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
 
@@ -58,7 +59,7 @@ def test_a_deleted_run_is_hidden_everywhere_and_comes_back_whole() -> None:
     removal.remove(["sds-0001"], HOST)
     assert [job.run for job in queries.jobs()] == ["sds-0002"]
     assert [row.job.run for row in all_rows()] == ["sds-0002"]
-    assert [row.id for row in queries.run_names()] == [2]
+    assert [hit["title"] for hit in search_runs("sds")] == ["sds-0002"]
     assert scheduling.status().finished == 1
     assert listed() == ["sds-0002"] and listed("deleted:yes") == ["sds-0001"]
     assert (run_folder("sds-0001") / "model" / "weights").exists()

@@ -2,16 +2,16 @@
 takes over from this one while runs work. `releases/` holds the former: see `release.py`."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 
 from backend.backup.restoring import restore_backup
 from backend.backup.writing import write_backup
@@ -20,7 +20,7 @@ from backend.drafters.checkpoint import Amphista
 from backend.queue import service
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import run_folder
-from backend.queue.launcher import child_environment, started
+from backend.queue.launcher import started
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries
@@ -30,21 +30,16 @@ from backend.store.states import State
 from backend.store.tables import Table
 from jobs.kind import kinds
 from jobs.submit import submit
+from tests import postgres
 from tests.queue.conftest import HOST, queue, running
 from tests.shell import slimscope
+from tests.store.next_version import next_version
 from tests.store.release import RUNS, STEPS
 from tests.waiting import until
 from ui.health import StatusReader
 
 __all__ = ["queue"]
-ROOT, RELEASES = Path(__file__).parents[2], Path(__file__).with_name("releases")
-NEXT = """
-import sqlalchemy as sa
-from alembic import op
-revision, down_revision, branch_labels, depends_on = "9999", "{before}", None, None
-def upgrade():
-    op.add_column("jobs", sa.Column("later", sa.Integer(), nullable=True))
-"""
+RELEASES = Path(__file__).with_name("releases")
 
 
 def counted(run: int) -> list[float]:
@@ -95,39 +90,39 @@ def test_what_a_release_has_left_goes_on(left: None) -> None:
     Amphista.load(run_folder(queries.job(drafter).run) / "drafter")
 
 
-@pytest.fixture
-def next_version(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process of the next version, which has one more column."""
-    there, unneeded = tmp_path / "next", shutil.ignore_patterns("__pycache__", "example_runs")
-    for room in ("backend", "jobs", "tests/plugins"):
-        shutil.copytree(ROOT / room, there / room, ignore=unneeded)
-    before = max(there.glob("backend/store/migrations/versions/[0-9]*")).name[:4]
-    text = NEXT.format(before=before)
-    (there / "backend/store/migrations/versions/9999_next.py").write_text(text)
-    return {**os.environ, **child_environment(), "PYTHONPATH": str(there)}
+def on_server(program: str, url: str, *given: str) -> None:
+    """Run a program of PostgreSQL on a database."""
+    at, folder = make_url(url), postgres.programs()
+    assert folder is not None
+    place = ["--host", str(at.query["host"]), "--username", postgres.ADMIN]
+    line = [str(folder / program), *place, f"--dbname={at.database}", *given]
+    subprocess.run(line, check=True)
 
 
 def test_the_next_version_takes_over_while_runs_work(
-    queue: Path, next_version: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told, dump = next_version(tmp_path / "next"), str(tmp_path / "before.dump")
     here, log = settings().database_url, queue / "supervisor.log"
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "600")
     ours = started("backend.queue.supervisor", log)
     at_work = submit("count", {"steps": 60, "pause": 0.1}, HOST).id
     until(running(at_work, 2))
     waiting = submit("count", {"steps": 3, "pause": 0}, HOST).id
-    if not here:
+    if here:
+        on_server("pg_dump", here, "--format=custom", f"--file={dump}")
+    else:
         write_backup(tmp_path / "before.tar")
     migrate = "from backend.store.migrate import upgrade; upgrade()"
     line = [sys.executable, "-c", migrate]
-    subprocess.run(line, env=next_version, cwd=next_version["PYTHONPATH"], check=True)
+    subprocess.run(line, env=told, cwd=told["PYTHONPATH"], check=True)
     assert ours.wait(20) == 0 and "has migrated the database" in log.read_text()
     assert (queries.job(at_work).state, queries.job(waiting).state) == ("running", "queued")
     assert StatusReader().read()[1] == other_version() != ""  # on all pages, and by /healthz
     refused = slimscope("list")
     assert refused.returncode == 2 and "another version of Slimscope" in refused.stderr
     line = [sys.executable, "-m", "backend.queue.supervisor"]
-    theirs = subprocess.Popen(line, env=next_version, cwd=next_version["PYTHONPATH"])
+    theirs = subprocess.Popen(line, env=told, cwd=told["PYTHONPATH"])
     try:
         until(lambda: {queries.job(run).state for run in (at_work, waiting)} == {"succeeded"})
     finally:
@@ -135,9 +130,20 @@ def test_the_next_version_takes_over_while_runs_work(
         theirs.wait()
     assert [len(queries.attempts(run)) for run in (at_work, waiting)] == [1, 1]
     assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]
-    if not here:
-        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "back"))
+    place = postgres.database(os.environ[postgres.SERVER]) if here else nullcontext("")
+    with place as empty, monkeypatch.context() as back:
+        back.setenv("SLIMSCOPE_DATA_DIR", str(tmp_path / "back"))
+        back.setenv("SLIMSCOPE_DATABASE_URL", empty)
         settings.cache_clear()
-        restore_backup(tmp_path / "before.tar")
+        if here:
+            on_server("pg_restore", empty, "--no-owner", dump)
+        else:
+            restore_backup(tmp_path / "before.tar")
         assert not other_version()
-        assert {queries.job(run).state for run in (at_work, waiting)} == {"queued"}
+        assert queries.job(at_work).state == ("running" if here else "queued")
+        loop = SupervisorLoop(LocalEngine(1))
+        until(lambda: loop.turn() is False, 60)
+        assert {queries.job(run).state for run in (at_work, waiting)} == {"succeeded"}
+        assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]
+        engine_for(settings().url).dispose()
+    settings.cache_clear()

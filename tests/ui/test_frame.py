@@ -56,10 +56,11 @@ def test_the_address_is_read_with_care() -> None:
 
 
 @pytest.fixture
-def client(seeded: Settings) -> Iterator[TestClient]:
+def client(seeded: Settings, built: gr.Blocks) -> Iterator[TestClient]:
     READER._asked = None
-    routes = app.launch_options()["app_kwargs"]["routes"]
-    with TestClient(Starlette(routes=routes), client=("127.0.0.1", 1)) as made:
+    shown = Starlette(routes=app.launch_options()["app_kwargs"]["routes"])
+    shown.get_blocks = lambda: built  # type: ignore[attr-defined]  # as Gradio's own has it
+    with TestClient(shown, client=("127.0.0.1", 1)) as made:
         yield made
     READER._asked = None
 

@@ -13,7 +13,7 @@ from gradio.state_holder import StateHolder
 from packaging.requirements import Requirement
 
 from ui import GRADIO
-from ui.gradio_patches import SmallSession
+from ui.gradio_patches import SmallSession, number_functions
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,26 @@ def test_a_page_view_describes_no_component(holder: StateHolder, built: gr.Block
     assert holder["one view"][place] is changed
     assert {*holder["one view"].config_values} == {place}
     assert holder["another"][place] is built.blocks[place] is not changed
+
+
+def test_functions_of_other_pages_or_of_another_version_have_other_numbers() -> None:
+    def numbers(version: str, *, more: bool = False) -> list[int]:
+        with gr.Blocks() as page:
+            box = gr.Textbox()
+            if more:
+                box.submit(len, box, box)
+            box.change(str, box, box).then(str, box, box)
+        number_functions(page, version)
+        first, *_ = page.fns
+        assert [f._id - first for f in page.fns.values()] == [*range(len(page.fns))]
+        *_, last = page.fns.values()
+        assert last.trigger_after == last._id - 1 and page.default_config.fn_id == last._id + 1
+        return [*page.fns]
+
+    assert numbers("1") == numbers("1")
+    assert not {*numbers("1")} & {*numbers("2")} and not {*numbers("1")} & {
+        *numbers("1", more=True)
+    }
 
 
 def test_a_state_is_its_own(built: gr.Blocks) -> None:

@@ -14,7 +14,7 @@ from jobs.metrics import DISK, METRICS, PEAK, PERPLEXITY, SIZE, TOOK, metric, or
 from ui.format import NONE
 from ui.runs.deltas import delta_html, percent
 from ui.runs.html import elapsed, model_name, named_link, tags_html
-from ui.runs.results import format_value, kind_title, setting_summary, setting_title
+from ui.runs.results import RUN, format_value, kind_title, setting_summary, setting_title
 from ui.runs.rows import RunRow
 from ui.templates import fragments
 from ui.widgets.html import time_tag
@@ -167,8 +167,8 @@ def columns(rows: Iterable[RunRow]) -> dict[str, Column]:
     of_run: dict[MetricKey, bool] = {}  # metric -> whether of the run as a whole
     settings: dict[str, bool] = {}  # field -> whether a number in every run
     for shape in shapes:
-        for key, whole in shape.figures:
-            of_run[key] = of_run.get(key, False) or whole
+        for stage, key in shape.places:
+            of_run[key] = of_run.get(key, False) or stage == RUN
         for name, numeric in shape.settings:
             settings[name] = settings.get(name, True) and numeric
     finals = [_final(k, _usual(k, of_run[k])) for k in ordered(of_run) if k != PERPLEXITY]

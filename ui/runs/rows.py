@@ -1,21 +1,22 @@
 """All runs with their results, for table, filter, comparison and home. They are read once for all
-open pages, and again only where a run is live or has had an event since."""
+open pages, and again only where a run is live or has had an event since; their figures when the
+first of a batch is asked for: most pages show those of a few runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from threading import Lock
 
-from backend.metric_key import MetricKey
 from backend.settings import settings
 from backend.store import queries
-from backend.store.queries import StoredResult
+from backend.store.queries import Places, StoredResult
 from backend.store.session import now_ms
 from backend.store.states import LIVE
 from backend.store.tables import Job
-from ui.runs.results import RUN, RunResults, kind_of, kind_title, setting_summary
+from ui.runs.results import RunResults, kind_of, kind_title, setting_summary
 
 BATCH = 500  # runs read at once
+NOWHERE: Places = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +26,12 @@ class RunShape:
 
     Attributes:
         settings: names of the fields of the config, and whether each is a number.
-        figures: the metrics, and whether each is of the run as a whole.
+        places: stage and metric of its results.
     """
 
     kind: str
     settings: tuple[tuple[str, bool], ...]
-    figures: frozenset[tuple[MetricKey, bool]]
+    places: Places
     tagged: bool
 
 
@@ -39,11 +40,21 @@ _shape = lru_cache(maxsize=4096)(RunShape)
 
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    """One run, its results, and the size of the saved model in bytes."""
+    """One run, its results, and the size of the saved model in bytes.
+
+    Attributes:
+        places: stage and metric of its results.
+        stored: reads the results of this run and of others, by job id.
+    """
 
     job: Job
-    figures: RunResults
+    places: Places
+    stored: Callable[[], Mapping[int, Sequence[StoredResult]]]
     size: int | None = None
+
+    @cached_property
+    def figures(self) -> RunResults:
+        return RunResults(kind_of(self.job), self.stored().get(self.job.id, ()), self.job)
 
     @property
     def now(self) -> int:
@@ -56,27 +67,27 @@ class RunRow:
             (name, isinstance(value, (int, float)) and not isinstance(value, bool))
             for name, value in config.items()
         )
-        figures = {(key, stage == RUN) for stage, key in self.figures.rows}
-        return _shape(self.job.kind, tuple(settings), frozenset(figures), bool(self.job.tags))
+        return _shape(self.job.kind, tuple(settings), self.places, bool(self.job.tags))
+
+    @cached_property
+    def names(self) -> str:
+        """What it is known by, in lower case: for the search box."""
+        job = self.job
+        model = str(job.config.get("model", ""))
+        return " ".join([job.run, job.name, model, job.state, *(job.tags or ())]).lower()
 
     @cached_property
     def text(self) -> str:
         """Lower-case text of the full-text search."""
         job = self.job
-        model = str(job.config.get("model", ""))
-        about = (job.run, job.name, kind_title(job), model, *setting_summary(job))
-        more = (job.state, job.owner, *(job.tags or ()), job.note or "")
-        return " ".join([*about, *more]).lower()
+        more = (kind_title(job), *setting_summary(job), job.owner, job.note or "")
+        return f"{self.names} {' '.join(more)}".lower()
 
 
-def rows(
-    jobs: Iterable[Job], results: Iterable[StoredResult], sizes: Mapping[int, int] | None = None
-) -> list[RunRow]:
-    stored, sizes = by_job(results), sizes or {}
-    return [
-        RunRow(job, RunResults(kind_of(job), stored.get(job.id, ()), job), sizes.get(job.id))
-        for job in jobs
-    ]
+def rows(jobs: Iterable[Job], results: Iterable[StoredResult]) -> list[RunRow]:
+    stored = by_job(results)
+    places = {job: frozenset((r.stage, r.metric) for r in of) for job, of in stored.items()}
+    return [RunRow(job, places.get(job.id, NOWHERE), lambda: stored) for job in jobs]
 
 
 def by_job(results: Iterable[StoredResult]) -> dict[int, list[StoredResult]]:
@@ -108,14 +119,20 @@ class RunCache:
         self._event, changed = queries.changed_since(self._event, max(self._rows, default=0))
         changed |= self._live
         self._live = set()
-        for numbers in queries.batched(changed, BATCH):  # what is read needs memory, too
-            jobs = queries.jobs_by_id(numbers)
-            read = rows(jobs, queries.results(numbers), queries.model_bytes(numbers))
-            self._rows |= {row.job.id: row for row in read}
+        for numbers in queries.batched(sorted(changed), BATCH):  # it needs memory, too
+            jobs, places = queries.jobs_by_id(numbers), queries.result_places(numbers)
+            stored = cache(partial(_results, tuple(numbers)))
+            sizes = queries.model_bytes(numbers)
             for job in jobs:
+                at = places.get(job.id, NOWHERE)
+                self._rows[job.id] = RunRow(job, at, stored, sizes.get(job.id))
                 if job.purged:
                     del self._rows[job.id]
             self._live |= {job.id for job in jobs if job.state in LIVE}
+
+
+def _results(numbers: Sequence[int]) -> dict[int, list[StoredResult]]:
+    return by_job(queries.results(numbers))
 
 
 @lru_cache(maxsize=2)

@@ -112,10 +112,6 @@ class Dialect(ABC):
         """Whether this connection now holds a lock, until it is closed."""
 
     @abstractmethod
-    def readable(self, document: Any, value: ColumnElement[Any]) -> ColumnElement[Any]:
-        """A value taken from a JSON column; "" where the column cannot be read."""
-
-    @abstractmethod
     def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
         """Whether a column holds one of these thousands of numbers."""
 

@@ -18,10 +18,6 @@ STALLED_MS = 60_000  # after which a server ends the transaction of a client tha
 CONNECT_S = 5
 SILENT_S, ASK_AGAIN_S, ASK_TIMES = 5, 3, 3
 GONE_S = SILENT_S + ASK_AGAIN_S * ASK_TIMES  # until a peer that is gone is noticed
-# Escapes of JSON that are no text for PostgreSQL: NUL, and halves of surrogate pairs.
-NO_TEXT = (
-    r"\\u0000|\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]"  # json.dumps writes lower case
-)
 OTHERS = (
     "SELECT pid, client_addr FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
@@ -115,10 +111,6 @@ class PostgreSQL(Dialect):
 
     def try_lock(self, connection: sa.Connection, lock: NamedLock) -> bool:
         return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(lock.number))))
-
-    def readable(self, document: Any, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        unreadable = sa.cast(document, sa.Text).regexp_match(NO_TEXT)
-        return sa.case((unreadable, ""), else_=value)
 
     def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
         """As one array: a variable for each number takes it longer than the rows."""

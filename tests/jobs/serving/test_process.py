@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from safetensors.torch import load_file, save_file
+from sqlalchemy import text
 
 from backend.decoding.serving.engine import ServingEngine
 from backend.errors import SlimscopeError
@@ -24,6 +25,8 @@ from backend.models.sources.catalogue import inspect
 from backend.models.sources.spec import TOY_FOLDER
 from backend.queue.launcher import SERVING
 from backend.settings import settings
+from backend.store.migrate import current_revision
+from backend.store.session import writing
 from jobs.serving import client, main
 from jobs.serving.client import address_path, sent, serving_status, socket_path
 from tests.fork_server import FORKS, begin_anew
@@ -148,6 +151,31 @@ def test_a_kill_ends_the_stream_and_the_next_request_starts_another(start: Start
     assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
 
 
+def test_after_an_upgrade_it_answers_to_the_end_and_makes_room_for_the_next(start: Start) -> None:
+    process, before = start(slow=True), current_revision()
+
+    def of_version(number: str | None) -> None:
+        with writing() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :n"), {"n": number})
+
+    async def upgraded() -> list[str]:
+        asks = body(max_tokens=100, stream=True, lookup=True)
+        async with sent(CHAT, asks, HOST) as response:
+            lines = await begun(response)
+            of_version("9999")
+            while socket_path().exists():
+                await asyncio.sleep(PASS_S)
+            with pytest.raises(SlimscopeError, match="restart the dashboard"):
+                await ask()
+            return [line async for line in lines]
+
+    assert asyncio.run(upgraded())[-2] == "data: [DONE]"
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+    of_version(before)
+    assert asked(max_tokens=3)[1]["usage"]["completion_tokens"] == 3
+
+
 def test_a_live_state_comes_back_from_its_address(start: Start) -> None:
     """After the process was killed in the middle of its stream."""
     process, shape = start(slow=True), inspect("toy")
@@ -221,6 +249,14 @@ def test_who_leaves_as_something_comes_is_no_error(queue: Path) -> None:
     with bound:
         bound.setblocking(False)
         assert asyncio.run(left()) == []
+
+
+def test_a_process_that_hangs_is_not_waited_for(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "STATUS_S", 0.2)
+    with client.listen()[0]:  # and never accepts
+        assert asyncio.run(asyncio.wait_for(serving_status(), 20)) == {}
 
 
 def test_two_hundred_who_never_read_hold_nobody_up(start: Start) -> None:

@@ -28,6 +28,7 @@ from ui.pages.playground import page as playground
 from ui.pages.queue import page as queue
 from ui.pages.run import page as run
 from ui.pages.runs import page as runs
+from ui.search import search_runs
 
 RUNS = ("sds-0001", "sds-0002", "sds-0003", "sds-0004", "sds-0005")
 FOLDER, URL = "SLIMSCOPE_DATA_DIR", "SLIMSCOPE_DATABASE_URL"
@@ -45,7 +46,7 @@ def shown(place: Mapping[str, str], moment: int) -> dict[str, str]:
         "compare": compare.draw(asked(runs="sds-0001,sds-0002")),
         **{f"queue {tab}": queue.draw(asked(state=tab)) for tab in ("active", "ended")},
         **{f"runs {by}": runs.draw(asked(sort=by, dir="asc")) for by in ("name", "run", "ppl")},
-        "names": queries.run_names(), "cursor": queries.cursor(), "mark": queries.figures_mark(),
+        "names": search_runs("sds"), "cursor": queries.cursor(), "mark": queries.figures_mark(),
         "queued": [job.run for job in scheduling.queued()], "with weights": with_weights(),
         "results": queries.results(RUNS), "bytes": queries.model_bytes([1, 2]),
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """The language of the filter."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from ui.runs.rows import RunRow, rows
 
 @pytest.fixture(scope="module")
 def runs() -> list[RunRow]:
-    return rows(
+    found = rows(
         [
             job(1, tags=["demo", "paper"], finished_at=600_000),
             job(2, name="half way", state="failed", owner="ben", kept_stage="sds",
@@ -25,8 +27,9 @@ def runs() -> list[RunRow]:
             *measured(1, 12.0, 0.5), *measured(2, 15.0, 0.3), *measured(3, 30.0, 0.7),
             result(5, "run", "accepted_length", 2.5),
         ],
-        {1: 500_000_000, 3: 900_000_000},
     )  # fmt: skip
+    sizes = {1: 500_000_000, 3: 900_000_000}
+    return [replace(row, size=sizes.get(row.job.id)) for row in found]
 
 
 def passed(runs: list[RunRow], text: str) -> list[int]:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from backend.metric_key import MetricKey
 from backend.settings import Settings
+from backend.store import queries
 from backend.store.session import writing
 from backend.store.tables import Event, Job
 from jobs.metrics import PERPLEXITY, metric
 from tests.ui.lab import OTHER, job, measured, model_folder, result, store
 from ui.pages.runs.page import HTML
+from ui.runs import rows as run_rows
 from ui.runs import view as table
 from ui.runs.columns import AGE, Column, columns, visible_columns
 from ui.runs.filter import RunFilter
@@ -165,6 +167,22 @@ def test_every_run_is_read_with_its_figures_and_size_and_anew_when_one_is_added(
     assert [row.job.state for row in all_rows()] == ["succeeded", "succeeded"]
     assert all_rows()[1].job.tags == []  # nothing has happened to it: it is not read again
     assert [r.job.id for r in chosen(all_rows(), ["sds-0002", "sds-9999", "sds-0002"])] == [2]
+
+
+def test_figures_are_read_when_the_first_of_a_batch_is_asked_for(
+    tables: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = result(5, "sds", "perplexity", 1.0)
+    odd.stage = "a\x1eb\x1f"  # of a damaged row: stage and name are told apart by such signs
+    store(*[job(n) for n in range(1, 6)], *measured(3, 9.0), *measured(4, 8.0), odd)
+    asked, read = list[list[int]](), queries.results
+    monkeypatch.setattr(run_rows, "BATCH", 2)
+    monkeypatch.setattr(queries, "results", lambda ids: [asked.append([*ids]), read(ids)][1])
+    every = all_rows()
+    known = columns(every)
+    assert not asked and set(columns(rows([job(4)], read([4])))) <= set(known)
+    assert every[1].figures.final() == 8.0 and every[2].figures.final() == 9.0
+    assert asked == [[3, 4]] and every[0].figures.final() is None
 
 
 def test_the_disk_space_of_runs_sorts_them() -> None:

@@ -59,13 +59,18 @@ window.slimscope = (() => {
 
   function pulse(element, changed) {
     const line = element.querySelector(".status-line");
-    let cursor = null, timer = null, last = new Date(), working = [];
+    let pages = null, cursor = null, timer = null, last = new Date(), working = [];
     async function ask() {
       clearTimeout(timer);
       if (document.hidden && !(mayNotify() && working.length)) return;
       let wait = 10000;
       try {
         const answer = await (await fetch("slimscope/pulse", { cache: "no-store" })).json();
+        pages ??= answer.pages;
+        if (pages !== answer.pages) {
+          line.innerHTML = '<span class="problem">The dashboard has changed since this page was opened. <a href="">Reload the page</a></span>';
+          return; // its events would be refused
+        }
         last = new Date();
         line.dataset.heard = "true";
         wait = answer.live && !document.hidden ? 2000 : 10000;

@@ -1,0 +1,65 @@
+"""An upgrade while people look: what their pages say, and what becomes of an answer at work."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from backend.store import queries
+from tests.browser.conftest import PATIENCE_MS, Dashboard, opened, variables, wait_for
+from tests.browser.test_playground import ENDLESS, ask
+from tests.store.next_version import NUMBER, next_version
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch decodes, which leaves time to look."""
+    monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
+
+
+@pytest.mark.usefixtures("slow")
+def test_open_pages_ask_to_be_loaded_anew_and_change_nothing(
+    warm_context: BrowserContext, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    told = next_version(tmp_path / "next") | variables(dashboard.data)
+    told |= {"SLIMSCOPE_PORT": str(urlsplit(dashboard.url).port), "BROWSER": "true"}
+    told |= {"SLIMSCOPE_EXAMPLES": "false"}
+    page, form = warm_context.new_page(), warm_context.new_page()
+    for each in (page, form):
+        each.set_default_timeout(PATIENCE_MS)
+    opened(form, f"{dashboard.url}/new")
+    page.goto(f"{dashboard.url}/playground")
+    page.get_by_role("button", name="Settings").click()
+    page.locator("#playground-field-max-new-tokens input").fill("1000")
+    page.locator("#playground-field-lookup input").check()  # drafts tokens
+    ask(page, ENDLESS)
+    page.wait_for_function("document.querySelector('.strip')?.textContent.length > 9")
+    dashboard.process.kill()
+    dashboard.process.join()
+    line = [sys.executable, "app.py"]
+    theirs = subprocess.Popen(line, env=os.environ | told, cwd=told["PYTHONPATH"])
+    try:
+        wait_for(dashboard.url, lambda: theirs.poll() is None)
+        form.bring_to_front()
+        status = form.locator("#frame-status-line")
+        expect(status).to_contain_text("has changed since this page was opened")
+        form.locator("#new-add").click()
+        expect(form.get_by_text("The call was not accepted.")).to_be_visible()
+        assert not queries.jobs()
+        status.get_by_role("link", name="Reload the page").click()
+        expect(form.locator("footer")).to_contain_text(NUMBER)
+        expect(status).not_to_contain_text("has changed")
+        page.reload()
+        expect(page.locator(".turn")).to_contain_text(ENDLESS)  # the prompt; its answer is lost
+        ask(page, "One day")  # the process that wrote it leaves, and another one answers
+        expect(page.locator(".turn")).to_have_count(2)
+        expect(page.locator(".turn").last).to_contain_text(re.compile(r"\d+ tokens"))
+    finally:
+        theirs.kill()
+        theirs.wait()
+        page.close(), form.close()
