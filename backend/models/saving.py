@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,7 +119,8 @@ def _expected_tensors(folder: Path) -> tuple[str, str, list[tuple[list[str], Sha
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     auto: Any = AutoModelForCausalLM
-    with init_empty_weights():
+    config.dtype = torch.float32  # the default, which is shared by all threads, stays as it is
+    with torch.device("meta"):  # of this thread
         model = auto.from_config(config, trust_remote_code=False)
     model.tie_weights()
     tensors = [(names, tuple(tensor.shape)) for names, tensor in tied_names(model)]

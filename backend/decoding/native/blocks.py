@@ -147,7 +147,9 @@ class NativeBlocks:
         masks = [*map(_mask, lengths, visible)]
         for length, cache in zip(lengths, caches, strict=True):
             cache.make_room(length)
-        hidden, places = torch.empty(tokens, self.width), positions.long().contiguous()
+        # its type is named: while another thread builds a model, the default is of that one
+        hidden = torch.empty(tokens, self.width, dtype=torch.float32)
+        places = positions.long().contiguous()
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         addresses = (None if mask is None else mask.data_ptr() for mask in masks)
         shown = (ctypes.c_void_p * len(masks))(*addresses)

@@ -42,7 +42,7 @@ class NativeLinear(nn.Module):
         if x.shape[-1] != self._matrix.inputs:
             raise ValueError(f"the inputs {[*x.shape]} are not {self._matrix.inputs} wide")
         rows = x.reshape(-1, self._matrix.inputs).float().contiguous()
-        y = torch.empty(len(rows), self._matrix.outputs)
+        y = torch.empty(len(rows), self._matrix.outputs, dtype=torch.float32)
         threads = torch.get_num_threads() if self._large else 1
         places = self._matrix, rows.data_ptr(), y.data_ptr()
         if self._library.slimscope_linear(*places, len(rows), threads):

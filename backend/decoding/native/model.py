@@ -138,7 +138,7 @@ class NativeModel(NativeBlocks):
         ends = zip(accumulate(lengths), read_out, strict=True)
         rows = [row for end, wanted in ends for row in range(end - wanted, end)]
         held, chosen = ids.long().contiguous(), torch.tensor(rows, dtype=torch.int32)
-        logits = torch.empty(len(rows), self._outputs)
+        logits = torch.empty(len(rows), self._outputs, dtype=torch.float32)
         task = c.Pass(ids=held.data_ptr(), read_out=len(rows), rows=chosen.data_ptr())
         task.logits = logits.data_ptr()
         hidden = self._run(task, lengths, caches, positions, visible)
@@ -149,7 +149,7 @@ class NativeModel(NativeBlocks):
         from its own."""
         states, s = hidden.float().contiguous(), self.structure
         self.require(states.shape, (len(states), self.width))
-        raw = torch.empty(len(states), self._outputs)
+        raw = torch.empty(len(states), self._outputs, dtype=torch.float32)
         places = s.read_out, states.data_ptr(), raw.data_ptr(), len(states)
         if self._library.slimscope_linear(*places, torch.get_num_threads()):
             raise MemoryError("The native decoder ran out of memory or threads.")

@@ -31,7 +31,7 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
         raise ValueError(f"{ranks} ranks cannot be taken of logits {[*logits.shape]}")
     rows, columns = logits.shape
     held = logits.float().contiguous()
-    values = torch.empty(rows, ranks)
+    values = torch.empty(rows, ranks, dtype=torch.float32)
     places, sums = torch.empty(rows, ranks, dtype=torch.int32), torch.empty(rows, 1)
     found = [x.data_ptr() for x in (values, places, sums)]
     library(target).slimscope_top_k(held.data_ptr(), rows, columns, ranks, *found)

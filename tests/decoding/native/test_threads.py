@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from backend.decoding.native.model import NativeModel
+from backend.models.loading import load
+from backend.models.saving import check_saved, save
 from tests.decoding.native.test_decoder import SIZES, built
 from tests.fork_server import elsewhere
 
@@ -114,3 +116,22 @@ def test_passes_at_the_same_time_have_threads_each() -> None:
     with ThreadPoolExecutor(6) as threads:
         found = list(threads.map(lambda n: logits(native, 1 + n % 4), range(60)))
     assert all(torch.equal(each, expected) for each in found)
+
+
+def test_a_thread_that_builds_a_model_changes_no_pass_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """transformers sets the default type of all threads meanwhile: what the library writes to must
+    be as large as before. Checking what was saved does not even set it."""
+    native = model()
+    before, default = logits(native, 2), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(logits(native, 2), before)
+    finally:
+        torch.set_default_dtype(default)
+    set_types: list[torch.dtype] = []
+    save(built(LlamaConfig(**SIZES)).bfloat16(), load("toy").tokenizer, tmp_path, "")
+    monkeypatch.setattr(torch, "set_default_dtype", set_types.append)
+    check_saved(tmp_path)
+    assert {*set_types} <= {torch.float32}
