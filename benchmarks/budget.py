@@ -63,7 +63,7 @@ from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import run_sds
 from backend.reporter import SilentReporter
-from backend.sensitivity.budget import BudgetSolver, Mix, layer_cost
+from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.candidates import Solvers, candidates
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman
@@ -316,16 +316,15 @@ class Comparison:
     def search(self, budget: Budget, formats: Sequence[Format]) -> Mix:
         """What a search from the Fisher estimate's mix finds on held-out windows."""
         trial, solver = self.trial, self.solver("fisher", (*formats, *EMBEDDING_FORMATS))
-        layers, mixed = {x.name: x for x in solver.profile.layers}, trial.assembled
-        mixed.take(dict.fromkeys(layers, Format()))
+        mixed = trial.assembled
+        mixed.take({x.name: Format() for x in solver.profile.layers})
         with torch.no_grad():
             dense = [
                 trial.model(input_ids=row).logits[0].log_softmax(-1).half()
                 for row in trial.heldout.split(1)
             ]
         found = MixSearch(
-            mixed, solver, lambda name, form: layer_cost(budget.kind, layers[name], form),
-            solver.limit(budget), trial.heldout, dense.__getitem__, 8, trial.given.seed,
+            mixed, solver, budget, trial.heldout, dense.__getitem__, 8, trial.given.seed,
             Checkpoints(trial.given.candidates / str(budget)), SILENT,
             dict(solver.solve(budget).formats),
         )  # fmt: skip

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import torch
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.evaluation.divergence import summed_kl
@@ -26,6 +28,7 @@ from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
 from backend.sensitivity.formats import Format
+from backend.sensitivity.profile import ProfiledLayer
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
 ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
@@ -99,17 +102,15 @@ class MixSearch:
     """One search, which can be interrupted and goes on where it was.
 
     Attributes:
-        solver: the prices of layers and formats, under a budget of its kind.
+        solver: the prices of layers and formats; `budget`: what they come to.
         rows: windows to select on, [n, L]; `dense`: the log-probabilities of each [L, V].
-        limit: of the sum of costs.
         best, generation, taken, spent: how far it is: the best mix, generations, improvements and
             seconds.
     """
 
     mixed: MixedModel
     solver: BudgetSolver
-    cost: Callable[[str, Format], float]
-    limit: float
+    budget: Budget
     rows: Tensor
     dense: Callable[[int], Tensor]
     offspring: int
@@ -121,17 +122,19 @@ class MixSearch:
     taken: int = 0
     spent: float = 0.0
     _random: Random = field(init=False)
+    _layers: dict[str, ProfiledLayer] = field(init=False)
     _groups: list[list[str]] = field(init=False)  # of layers that share a format
     _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
 
     def __post_init__(self) -> None:
         searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
+        self._layers = {layer.name: layer for layer in self.solver.profile.layers}
         for layer in self.solver.profile.layers:
             if layer.name in searched:
-                together[tie(layer)].append(layer.name)
+                together[tie(layer, self.budget.kind)].append(layer.name)
         self._groups = [*together.values()]
         self._ladders = {
-            name: sorted(self.solver.possible(name), key=lambda form: self.cost(name, form))
+            name: sorted(self.solver.possible(name), key=partial(self._cost, name))
             for name in searched
         }
 
@@ -161,6 +164,9 @@ class MixSearch:
             self.best, self.taken = alive[0], self.taken + 1
         self.generation += 1
 
+    def _cost(self, name: str, form: Format) -> float:
+        return self.solver.cost(self.budget.kind, self._layers[name], form)
+
     def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
         self.mixed.take(formats)
         return self.mixed.divergence(self.rows[[*windows]], [self.dense(w) for w in windows])
@@ -172,14 +178,16 @@ class MixSearch:
             if below := self._neighbour(names[0], child[names[0]], -1):
                 child |= dict.fromkeys(names, below)
                 break
-        left = self.limit - sum(self.cost(name, form) for name, form in child.items())
+        left = self.solver.limit(self.budget) - sum(
+            self._cost(name, form) for name, form in child.items()
+        )
         moves = self._random.randint(1, MOVES)
         for names in self._random.sample(groups, len(groups)):
             now = child[names[0]]
             above = self._neighbour(names[0], now, 1)
             if not moves or above is None or now != self.best[names[0]]:
                 continue
-            dearer = sum(self.cost(name, above) - self.cost(name, now) for name in names)
+            dearer = sum(self._cost(name, above) - self._cost(name, now) for name in names)
             if dearer <= left:
                 child |= dict.fromkeys(names, above)
                 left, moves = left - dearer, moves - 1

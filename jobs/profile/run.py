@@ -2,13 +2,16 @@
 format, block by block."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from backend.live.timing import DecodingClock
 from backend.models.blocks import LinearWeight
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
+from backend.reporter import stop_if_asked
 from backend.sensitivity import walk
 from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter
@@ -22,7 +25,7 @@ from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
 from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
 from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
-from jobs.profile.profiles import WEIGHTS_MARK, mark_of, profile_of_run
+from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
@@ -75,6 +78,12 @@ def run(config: ProfileJob, context: JobContext) -> None:
         record(shape, walk.profile_embedding(
             loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
         ))  # fmt: skip
+    if not streamed and device == "cpu":
+        clock = DecodingClock(loaded.model, partial(stop_if_asked, phases.phase("decoding")))
+        if clock.runs_natively:
+            context.log("Timing the formats in the native decoder.")
+            times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
+            context.environment(**{DECODING_TIMES: times.model_dump()})
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops.values()))
 
