@@ -18,7 +18,8 @@ Allocations:
     search       what a search from the Fisher estimate's mix finds (with --candidates)
     owl          sparsity by OWL's shares of outliers (without)
 
-Budgets of quality, --loss, have no uniform mix.
+Budgets of quality and time, --loss and --ms, have no uniform mix. --clock times a token of each mix
+in the native decoder, too, beside what the profile predicts.
 
 --random N builds N mixes at random around the budget: prediction beside measurement. --kquants:
 llama.cpp's files with an importance matrix of the same calibration text, measured by llama.cpp,
@@ -54,6 +55,7 @@ from backend.calibration.heldout import window_nll
 from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
+from backend.live.timing import DecodingClock
 from backend.models.block_forward import after_blocks, open_stream, run_block
 from backend.models.blocks import block_linears, decoder_blocks
 from backend.models.loading import load
@@ -90,6 +92,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", nargs="*", type=float, default=[], help="scales included")
     parser.add_argument("--sparsity", nargs="*", type=float, default=[], help="per cent")
     parser.add_argument("--loss", nargs="*", type=float, default=[], help="of quality, per cent")
+    parser.add_argument("--ms", nargs="*", type=float, default=[], help="of a token")
+    parser.add_argument("--clock", action="store_true", help="time a token of each mix")
     parser.add_argument("--kquants", nargs="*", default=[], help="such as Q3_K_M")
     parser.add_argument("--only", nargs="*", default=["uniform", "error", "fisher"])
     parser.add_argument("--formats", type=parsed, default=parsed(FORMATS), help="in a mix")
@@ -184,6 +188,17 @@ class Trial:
             stream.advance(run_block(self.model, stream, block, stream.hidden))
         return self.losses()
 
+    @cached_property
+    def clock(self) -> DecodingClock:
+        return DecodingClock(load(self.source, "cpu", torch.float32).model, lambda: None)
+
+    def milliseconds(self, formats: Formats) -> float:
+        """Of a token in the native decoder, which reads the head of a quantized model in 8 bits."""
+        rounded = any(x.quantized for x in formats.values())
+        head = EMBEDDING_FORMATS[0] if rounded else Format()
+        read = {x: head for x in self.embeddings if formats[x] == Format()}
+        return self.clock.milliseconds({**formats, **read})
+
     def by_owl(self, pattern: str) -> Tensor:
         """Losses of the model that a run with SparseGPT and OWL's percentages makes."""
         self.restore()
@@ -235,13 +250,17 @@ class Comparison:
     profile: SensitivityProfile
     rows: list[Row] = field(default_factory=list)
 
-    def row(self, mix: str, losses: Callable[[], Tensor], **said: Any) -> None:
+    def row(
+        self, mix: str, losses: Callable[[], Tensor], taken: Callable[[], float] | None = None,
+        **said: Any,
+    ) -> None:  # fmt: skip
         given = self.trial.given
         said |= {"mix": mix, "seed": given.seed, "once": bool(given.candidates)}
         found = next((x for x in self.rows if said.items() <= x.items()), None)
         if not found:
             start = time.process_time()
             found = said | {"losses": losses().tolist(), "seconds": time.process_time() - start}
+            found |= {"ms": taken()} if taken else {}
             self.rows.append(found)
             with given.rows.open("a") as file:
                 file.write(json.dumps(found) + "\n")
@@ -260,8 +279,8 @@ class Comparison:
         trial, formats = self.trial, self.trial.formats(budget.kind == "sparsity")
         judge = self.solver("fisher", self.profile.formats)
         once, kind = bool(trial.given.candidates), budget.kind
-        fits = {"uniform": kind != "loss", "search": once and kind != "loss",
-                "owl": kind == "sparsity" and not once}  # fmt: skip
+        same = kind not in ("loss", "ms")
+        fits = {"uniform": same, "search": once and same, "owl": kind == "sparsity" and not once}
         for by in (x for x in trial.given.only if fits.get(x, True)):
             if by == "owl":
                 self.row(f"{label}, owl", partial(trial.by_owl, f"{100 * budget.value:g}%"))
@@ -283,12 +302,16 @@ class Comparison:
             self.build(f"{label}, random {number}", judge.mix(drawn), judge)
 
     def build(self, label: str, mix: Mix, judge: BudgetSolver) -> None:
-        predicted = judge.mix(mix.formats)
+        predicted, trial = judge.mix(mix.formats), self.trial
+        taken, told = None, {}
+        if trial.given.clock:
+            taken = partial(trial.milliseconds, mix.formats)
+            told = {"predicted_ms": round(predicted.milliseconds or 0, 3)}
         measured = self.solver("measured", self.profile.formats).mix(mix.formats)
         self.row(
-            label, partial(self.trial.mixed, mix.formats), bits=round(mix.bits, 4),
+            label, partial(trial.mixed, mix.formats), taken, bits=round(mix.bits, 4),
             MB=round(mix.nbytes / 1e6, 3), sparsity=round(mix.sparsity, 4),
-            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6),
+            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6), **told,
         )  # fmt: skip
 
     def uniform(self, formats: Sequence[Format], budget: Budget) -> Formats:
@@ -350,7 +373,7 @@ class Comparison:
 
 def table(rows: Sequence[Row]) -> Table:
     """Rows beside the dense model and the uniform one of the same budget."""
-    made = Table("mix", "bits", "MB", "perplexity", "÷ uniform", "÷ dense", "predicted")
+    made = Table("mix", "bits", "MB", "perplexity", "÷ uniform", "÷ dense", "predicted", "ms")
     dense = rows[0]["losses"]
     for row in rows:
         label = f"{row['mix'].rpartition(', ')[0]}, uniform"
@@ -363,6 +386,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{beside.value:.3f} ({beside.low:.3f} to {beside.high:.3f})" if beside else "",
             f"{math.exp(np.mean(row['losses']) - np.mean(dense)):.3f}",
             f"{math.exp(row['fisher']):.3f}" if "fisher" in row else "",
+            f"{row['ms']:.2f}" if "ms" in row else "",
         )
     return made
 
@@ -381,6 +405,8 @@ def main() -> None:
         comparison.compare(Budget("sparsity", share / 100), f"{share:g} %")
     for share in given.loss:
         comparison.compare(Budget("loss", share / 100), f"{share:g} % lost")
+    for taken in given.ms:
+        comparison.compare(Budget("ms", taken), f"{taken:g} ms")
     if given.kquants:
         with TemporaryDirectory() as folder:
             comparison.llama(Path(folder))
