@@ -1,7 +1,7 @@
 """The mix of formats that is best under a budget (`backend.budget`). Does not import torch."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, log
@@ -71,63 +71,65 @@ class BudgetSolver:
         losses = profile.predicted if loss is None else loss
         dense = np.zeros((len(profile.layers), 1))
         self._loss = np.concatenate([dense, losses[:, kept]], 1)
-        self._columns = {form: at for at, form in enumerate(self.formats)}
+        self.rows = {x.name: row for row, x in enumerate(profile.layers)}
+        self.columns = {form: column for column, form in enumerate(self.formats)}
         self._named = {str(form): form for form in self.formats}
-
-    @cached_property
-    def _weights(self) -> tuple[int, int]:
-        """Of the layers of the blocks, and outside."""
-        inside = sum(x.weights for x in self.profile.layers if x.block >= 0)
-        return inside, sum(x.weights for x in self.profile.layers) - inside
+        self._inside = np.array([x.block >= 0 for x in profile.layers])
+        self._weights = np.array([x.weights for x in profile.layers])
+        self._linears = int(self._weights[self._inside].sum())
 
     def possible(self, name: str) -> list[Format]:
         """The formats that a layer can take."""
-        row = next(row for row, x in enumerate(self.profile.layers) if x.name == name)
-        return [form for form, loss in zip(self.formats, self._loss[row], strict=True)
+        return [x for x, loss in zip(self.formats, self._loss[self.rows[name]], strict=True)
                 if np.isfinite(loss)]  # fmt: skip
 
     def choices(self, kind: BudgetKind) -> Choices:
         """What each layer costs under a budget of that kind."""
-        layers, ties = self.profile.layers, self._ties(kind)
-        cost = np.array([[self.cost(kind, x, form) for form in self.formats] for x in layers])
-        items, costs = grouped(ties, np.where(np.isfinite(self._loss), cost, np.inf))
+        ties = self._ties(kind)
+        items, costs = grouped(ties, np.where(np.isfinite(self._loss), self.costs(kind), np.inf))
         _, losses = grouped(ties, self._loss)
         return Choices(items, tuple(map(str, self.formats)), costs, losses)
 
     def _ties(self, kind: BudgetKind) -> list[str]:
         return [tie(layer, kind) for layer in self.profile.layers]
 
-    def cost(self, kind: BudgetKind, layer: ProfiledLayer, form: Format) -> float:
-        """What a layer in a format costs: bytes, zeros (below 0), or milliseconds.
-
-        Raises:
-            ConfigError: the profile has no times.
-        """
+    def costs(self, kind: BudgetKind) -> Table:
+        """What each layer costs in each format, `rows` by `columns`: bytes, zeros (below 0), or
+        milliseconds. Raises ConfigError: the profile has no times."""
         if kind == "ms":
-            return self._milliseconds(layer, form)
+            return self._rates * self._shares[:, None]
         if kind == "sparsity":
-            return -form.sparsity * layer.weights
-        if kind == "bits" and layer.block < 0:
-            return 0.0  # counts in files alone
-        return form.nbytes(layer.rows, layer.columns)
+            return -np.outer(self._weights, [form.sparsity for form in self.formats])
+        counted = self._inside | (kind != "bits")  # what is outside counts in files alone
+        return self._bytes * counted[:, None]
 
-    def _milliseconds(self, layer: ProfiledLayer, form: Format) -> float:
+    @cached_property
+    def _bytes(self) -> Table:
+        layers = self.profile.layers
+        return np.array([[f.nbytes(x.rows, x.columns) for f in self.formats] for x in layers])
+
+    @cached_property
+    def _rates(self) -> Table:
+        """Milliseconds of a token if all layers were in that format, and of a head what it adds."""
         times = self.profile.times
         if times is None:
-            raise ConfigError(
-                f"{self.profile.run} has not timed its formats.",
-                "That is done where the native decoder runs the model on a processor, and it fits "
-                "into memory.",
-                f"Give a size, or profile again: slimscope submit profile --model "
-                f"{self.profile.model[:80]}",
-                field="allocation",
-            )
-        if layer.block >= 0:
-            return times.layers.get(str(form), np.inf) * layer.weights / self._weights[0]
-        read = str(form)
-        if form == Format() and HEAD in times.head and any(x.quantized for x in self.formats):
-            read = HEAD
-        return times.head.get(read, np.inf) * layer.weights / self._weights[1]
+            what = f"{self.profile.run} has not timed its formats."
+            why = "That takes a processor, a model the native decoder runs, and memory for it."
+            again = f"slimscope submit profile --model {self.profile.model[:80]}"
+            raise ConfigError(what, why, f"Give a size, or profile again: {again}", "allocation")
+        inside, outside = (
+            [known.get(str(form), np.inf) for form in self.formats]
+            for known in (times.layers, times.head)
+        )
+        if any(form.quantized for form in self.formats):
+            outside[0] = times.head.get(HEAD, outside[0])
+        return np.where(self._inside[:, None], inside, outside)
+
+    @cached_property
+    def _shares(self) -> Table:
+        """Of each layer, in the weights of the blocks or in those outside."""
+        outside = self._weights.sum() - self._linears
+        return self._weights / np.where(self._inside, self._linears, outside)
 
     def solve(self, budget: Budget, pins: Mapping[str, str] | None = None) -> Mix:
         """The best mix under a budget. Raises ConfigError: none is within it; says the nearest."""
@@ -142,14 +144,13 @@ class BudgetSolver:
 
     def limit(self, budget: Budget) -> float:
         """What the sum of costs may be; of budgets that are not of loss."""
-        weights = self._weights[0]
         limits = {
             "size": budget.value - self.fixed,
-            "bits": budget.value * weights / 8,
-            "sparsity": -budget.value * weights,
-            "ms": budget.value * (1 + 1e-9),
+            "bits": budget.value * self._linears / 8,
+            "sparsity": -budget.value * self._linears,
+            "ms": budget.value,
         }
-        return limits[budget.kind] + (0 if budget.kind == "ms" else 1e-9 * weights)
+        return limits[budget.kind] + 1e-9 * (1 if budget.kind == "ms" else self._linears)
 
     def _require_within(self, budget: Budget, choices: Choices) -> None:
         pruned = budget.kind == "sparsity"
@@ -187,26 +188,21 @@ class BudgetSolver:
 
     def mix(self, formats: Mapping[str, Format]) -> Mix:
         """What a map comes to."""
-        layers, weights = self.profile.layers, self._weights[0]
-        nbytes = {x: formats[x.name].nbytes(x.rows, x.columns) for x in layers}
-        bits = 8 * sum(n for x, n in nbytes.items() if x.block >= 0) / weights
-        zeros = sum(formats[x.name].sparsity * x.weights for x in layers)
-        loss = sum(self._loss[row, self._columns[formats[x.name]]] for row, x in enumerate(layers))
-        nbytes_of_all = sum(nbytes.values()) + self.fixed
-        taken = self._taken(formats)
-        return Mix(formats, nbytes_of_all, float(loss), zeros / weights, bits, taken)
+        chosen = [self.columns[formats[name]] for name in self.rows]
+        at = np.arange(len(chosen)), chosen
+        nbytes, zeros = self._bytes[at], -self.costs("sparsity")[at].sum()
+        return Mix(
+            formats, float(nbytes.sum() + self.fixed), float(self._loss[at].sum()),
+            float(zeros / self._linears), float(8 * nbytes[self._inside].sum() / self._linears),
+            self._milliseconds(chosen) if self.profile.times else None,
+        )  # fmt: skip
 
-    def _taken(self, formats: Mapping[str, Format]) -> float | None:
-        """Milliseconds of a token: what is one matrix is read in the slowest of its formats."""
-        if self.profile.times is None:
-            return None
-        together: dict[str, list[ProfiledLayer]] = {}
-        for layer, tied in zip(self.profile.layers, self._ties("ms"), strict=True):
-            together.setdefault(tied, []).append(layer)
-        taken = sum(
-            max(sum(self._milliseconds(x, formats[one.name]) for x in layers) for one in layers)
-            for layers in together.values()
-        )
+    def _milliseconds(self, chosen: Sequence[int]) -> float | None:
+        """Of a token: what is one matrix is read in the slowest of its formats."""
+        _, matrix = np.unique(self._ties("ms"), return_inverse=True)
+        slowest = np.full(len(matrix), -np.inf)
+        np.maximum.at(slowest, matrix, self._rates[np.arange(len(chosen)), chosen])
+        taken = float(self._shares @ slowest[matrix])
         return taken if np.isfinite(taken) else None
 
     def uniform(self, form: Format) -> Mix:

@@ -26,9 +26,9 @@ from backend.errors import ComputeError
 from backend.evaluation.divergence import summed_kl
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
+from backend.sensitivity.allocation import Table
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
 from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import ProfiledLayer
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
 ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
@@ -122,13 +122,13 @@ class MixSearch:
     taken: int = 0
     spent: float = 0.0
     _random: Random = field(init=False)
-    _layers: dict[str, ProfiledLayer] = field(init=False)
+    _costs: Table = field(init=False)
     _groups: list[list[str]] = field(init=False)  # of layers that share a format
     _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
 
     def __post_init__(self) -> None:
         searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
-        self._layers = {layer.name: layer for layer in self.solver.profile.layers}
+        self._costs = self.solver.costs(self.budget.kind)
         for layer in self.solver.profile.layers:
             if layer.name in searched:
                 together[tie(layer, self.budget.kind)].append(layer.name)
@@ -165,7 +165,7 @@ class MixSearch:
         self.generation += 1
 
     def _cost(self, name: str, form: Format) -> float:
-        return self.solver.cost(self.budget.kind, self._layers[name], form)
+        return float(self._costs[self.solver.rows[name], self.solver.columns[form]])
 
     def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
         self.mixed.take(formats)
