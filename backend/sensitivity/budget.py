@@ -138,9 +138,9 @@ class BudgetSolver:
         held = {tied.get(name, name): form for name, form in (pins or {}).items()}
         choices = self.choices(kind).pinned(held)
         if kind == "loss":
-            return self._mix(kind, cheapest(choices, log(1 + budget.value)).formats)
+            return self._mix(kind, cheapest(choices, log(1 + budget.value)))
         self._require_within(budget, choices)
-        return self._mix(kind, best_quality(choices, self.limit(budget)).formats)
+        return self._mix(kind, best_quality(choices, self.limit(budget)))
 
     def limit(self, budget: Budget) -> float:
         """What the sum of costs may be; of budgets that are not of loss."""
@@ -158,24 +158,16 @@ class BudgetSolver:
             self._of_front(budget.kind, choices, at).budget(budget.kind)
             for at in (0, len(choices.front.cost) - 1)
         )
-        beyond = budget.value < least.value * (1 - 1e-9)  # which is read back with an error
-        if pruned:
-            beyond = budget.value > least.value * (1 + 1e-9)
-        if beyond:
-            raise ConfigError(
-                f"A budget of {budget} cannot be kept.",
-                f"The cheapest mix of the profile's formats takes {least}.",
-                f"Choose {least} or more, or profile cheaper formats."
-                if not pruned else f"Choose {least} or less.",
-                field="allocation",
-            )  # fmt: skip
+        tight, loose = (least, budget) if pruned else (budget, least)
+        if tight.value < loose.value * (1 - 1e-9):  # which are read back with an error
+            what = f"A budget of {budget} cannot be kept."
+            why = f"The cheapest mix of the profile's formats takes {least}."
+            more = "less" if pruned else "more, or profile cheaper formats"
+            raise ConfigError(what, why, f"Choose {least} or {more}.", "allocation")
         if not pruned and budget.value > most.value * (1 + 1e-9):
-            raise ConfigError(
-                f"A budget of {budget} is more than the model takes.",
-                f"Its best mix takes {most}, and nothing is gained beyond.",
-                f"Choose {most} or less.",
-                field="allocation",
-            )
+            what = f"A budget of {budget} is more than the model takes."
+            why = f"Its best mix takes {most}, and nothing is gained beyond."
+            raise ConfigError(what, why, f"Choose {most} or less.", "allocation")
 
     def _of_front(self, kind: BudgetKind, choices: Choices, at: int) -> Mix:
         chosen = (choices.formats[form] for form in choices.front.choice(at))
