@@ -5,13 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
+from backend.errors import ModelError
 from backend.live.timing import DecodingClock
 from backend.models.blocks import LinearWeight
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
-from backend.reporter import stop_if_asked
+from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
 from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter
@@ -79,13 +81,23 @@ def run(config: ProfileJob, context: JobContext) -> None:
             loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
         ))  # fmt: skip
     if not streamed and device == "cpu":
-        clock = DecodingClock(loaded.model, partial(stop_if_asked, phases.phase("decoding")))
-        if clock.runs_natively:
-            context.log("Timing the formats in the native decoder.")
-            times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
-            context.environment(**{DECODING_TIMES: times.model_dump()})
+        _time(loaded.model, config, context, phases.phase("decoding"))
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops.values()))
+
+
+def _time(
+    model: PreTrainedModel, config: ProfileJob, context: JobContext, reporter: Reporter
+) -> None:
+    """Record how long a token takes in each format, where the native decoder runs the model."""
+    try:
+        clock = DecodingClock(model, partial(stop_if_asked, reporter))
+    except ModelError as error:
+        context.log(f"No format is timed. {error}")
+        return
+    context.log(f"Timing a token in each format; {clock.running.decoder}.")
+    times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
+    context.environment(**{DECODING_TIMES: times.model_dump()})
 
 
 def summarize(profile: SensitivityProfile, context: JobContext) -> None:
