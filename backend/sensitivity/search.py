@@ -2,10 +2,11 @@
 
     offspring    one layer takes a cheaper format, others better ones while the budget allows
     selection    divergence from the dense model on few windows; the best on more; and the parent
-                 is replaced only by one that is better on all of them
+                 is replaced only by one that is better on windows that have not selected it
 
-The windows are drawn anew in each generation, so that no mix is fitted to a few. What it gains is
-to be measured on other text."""
+The best of many on few windows looks better there than it is: deciding on the same ones, a search
+took six mixes in nine generations and ended 1.5 % above its start on other text. Windows are drawn
+anew in each generation. What it gains is to be measured on other text."""
 
 import json
 import time
@@ -31,8 +32,8 @@ from backend.sensitivity.budget import BudgetSolver, Mix, tie
 from backend.sensitivity.formats import Format
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
-ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
-SURVIVORS = (3, 1)  # of each round
+ROUNDS = ((1, 3), (2, 1))  # windows that offspring and survivors are judged on, how many stay
+DECIDING = 8  # other windows, on which the last one is compared with its parent
 MOVES = 3  # layers that change their format in one mutation, at most
 STATE = "search"
 
@@ -154,13 +155,13 @@ class MixSearch:
     def _advance(self) -> None:
         """One generation."""
         self._random = Random(f"{self.seed}/{self.generation}")
-        windows = self._random.sample(range(len(self.rows)), min(ROUNDS[-1], len(self.rows)))
+        windows = self._random.sample(range(len(self.rows)), len(self.rows))
         alive = [self._mutated() for _ in range(self.offspring)]
-        for count, survivors in zip(ROUNDS, (*SURVIVORS, 0), strict=True):
-            chosen = windows[:count]
-            if survivors:
-                alive = sorted(alive, key=lambda one: self._judge(one, chosen))[:survivors]
-        if self._judge(alive[0], windows) < self._judge(self.best, windows):
+        for count, survivors in ROUNDS:
+            selecting, windows = windows[:count], windows[count:]
+            alive = sorted(alive, key=lambda one: self._judge(one, selecting))[:survivors]
+        deciding = windows[:DECIDING]
+        if self._judge(alive[0], deciding) < self._judge(self.best, deciding):
             self.best, self.taken = alive[0], self.taken + 1
         self.generation += 1
 
