@@ -83,8 +83,9 @@ def front_chart(view: TradeoffView) -> Chart:
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
     elif view.profile.times:
-        note += f"; by the native decoder on {count(view.profile.times.threads)} threads"
-    note += f". llama.cpp's files: {source()}." if view.landmarks else "."
+        threads = view.profile.times.threads
+        note += f"; by the native decoder on {count(threads)} thread{'s' if threads > 1 else ''}"
+    note += f"; llama.cpp's files as measured by {source()}." if view.landmarks else "."
     return Chart(
         go.Figure(traces, looks), _front_frame(view, title), note,
         name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
@@ -94,7 +95,7 @@ def front_chart(view: TradeoffView) -> Chart:
 def _ranges(view: TradeoffView) -> tuple[list[float], float]:
     """Of the horizontal axis, and the worst perplexity over dense: where choices are made. Mixes
     that ruin the model, and 16 bits, would leave no room for the others."""
-    shown = [run.ratio for run in (*view.measured, *view.landmarks)]
+    shown = [run.ratio for run in view.measured] + [file.ratio for file in view.landmarks]
     if not isinstance(view.answer, SlimscopeError):
         shown.append(view.answer[1].ratio)
     every, x_of = [*view.mixes, *view.front.uniform.values()], view.across.x_of
