@@ -61,13 +61,14 @@ class DecodingClock:
 
     def times(self, inside: Sequence[Format], outside: Sequence[Format]) -> DecodingTimes:
         """With the layers of the blocks in each of `inside`, and the head in each of `outside`."""
+        narrowest_last = sorted(inside, key=lambda form: -form.bits_per_weight(CONTEXT))
         layers = self.running.layers.items()
         blocks, rest = ([k for k, x in layers if (x.block < 0) == out] for out in (False, True))
         taken = {
             str(form): self.milliseconds(
                 {name: form for name in blocks if form.fits(dict(layers)[name].columns)}
             )
-            for form in (Format(), *inside)
+            for form in (Format(), *narrowest_last)  # beside which a head weighs most
         }
         head = {
             str(form): self.milliseconds(dict.fromkeys(rest, form)) for form in (Format(), *outside)
