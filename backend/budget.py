@@ -4,6 +4,7 @@
 3.25bits      bits a weight of the layers, scales included
 50%           zeros in the layers
 loss 2%       perplexity at most 2 % higher, and then the fewest bytes
+6.5ms         a token in the native decoder, as the profile has timed it
 """
 
 import re
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-SYNTAX = "Write a size (80MB), bits a weight (3.25bits), sparsity (50%) or a loss (loss 2%)."
+SYNTAX = (
+    "Write a size (80MB), bits a weight (3.25bits), sparsity (50%), a loss (loss 2%) or the time "
+    "of a token (6.5ms)."
+)
 PREFIX, SEARCH = "budget:", re.compile(r"search-\d{1,15}")  # allocations that mix formats
 
-BudgetKind = Literal["size", "bits", "sparsity", "loss"]
+BudgetKind = Literal["size", "bits", "sparsity", "loss", "ms"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Budget:
     """What a mix may take.
 
     Attributes:
-        value: bytes, bits a weight, the share of zeros, or the rise of perplexity as a share.
+        value: bytes, bits a weight, the share of zeros, the rise of perplexity as a share, or
+            milliseconds.
     """
 
     kind: BudgetKind
@@ -30,15 +35,15 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Parse one of the four forms. Raises ValueError: it is none; the message shows them."""
+        """Parse one of the five forms. Raises ValueError: it is none; the message shows them."""
         found = re.fullmatch(
-            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|[kmg]i?b|b)", text.strip().lower()
+            r"(?:(loss)\s+)?(\d{1,15}(?:\.\d{1,9})?)\s*(%|bits|ms|[kmg]i?b|b)", text.strip().lower()
         )
         if not found or (found[1] and found[3] != "%"):
             raise ValueError(f"{text[:40]!r} is no budget. {SYNTAX}")
         loss, number, unit = found[1], float(found[2]), found[3]
-        if unit == "bits":
-            return cls("bits", number)
+        if unit in ("bits", "ms"):
+            return cls("bits" if unit == "bits" else "ms", number)
         if unit == "%":
             if not 0 < number < (1000 if loss else 100):
                 raise ValueError(f"{text[:40]!r} is out of range. {SYNTAX}")
@@ -48,8 +53,8 @@ class Budget:
     def __str__(self) -> str:
         if self.kind == "size":
             return f"{self.value / 1e6:.10g}MB"
-        if self.kind == "bits":
-            return f"{self.value:.10g}bits"
+        if self.kind in ("bits", "ms"):
+            return f"{self.value:.10g}{self.kind}"
         return f"{'loss ' if self.kind == 'loss' else ''}{100 * self.value:.10g}%"
 
 

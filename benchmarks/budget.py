@@ -18,7 +18,8 @@ Allocations:
     search       what a search from the Fisher estimate's mix finds (with --candidates)
     owl          sparsity by OWL's shares of outliers (without)
 
-Budgets of quality, --loss, have no uniform mix.
+Budgets of quality and time, --loss and --ms, have no uniform mix. --clock times a token of each mix
+in the native decoder, too, beside what the profile predicts.
 
 --random N builds N mixes at random around the budget: prediction beside measurement. --kquants:
 llama.cpp's files with an importance matrix of the same calibration text, measured by llama.cpp,
@@ -32,9 +33,9 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -42,43 +43,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
-from numpy.typing import NDArray
+from gguf import GGUFReader
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from backend.budget import Budget
-from backend.calibration.heldout import window_nll
-from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.export.gguf.writing import write_gguf
-from backend.models.block_forward import after_blocks, open_stream, run_block
-from backend.models.blocks import block_linears, decoder_blocks
-from backend.models.loading import load
-from backend.models.precision import resolve_dtype
 from backend.models.sources.materialise import materialise
-from backend.pruning.config import SDSConfig
-from backend.pruning.plan import pruning_plan
-from backend.pruning.sds import run_sds
-from backend.reporter import SilentReporter
-from backend.sensitivity.budget import BudgetSolver, Mix, layer_cost
-from backend.sensitivity.candidates import Solvers, candidates
+from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile, spearman
-from backend.sensitivity.search import MixedModel, MixSearch
-from backend.sensitivity.walk import CandidateWalk, rounded_embedding
+from backend.sensitivity.search import MixSearch
 from backend.statistics.paired import paired_ratio
-from backend.text.slices import calibration_slices, evaluation_slice
-from benchmarks.exports.__main__ import by_llama
 from benchmarks.peers import llama
-from jobs.fields.base_model import resolve_model
+from benchmarks.shared.mixes import SILENT, Formats, Trial
 from jobs.profile.config import EMBEDDING_FORMATS, parsed
 from jobs.profile.profiles import profile_of_run
 
-Formats = Mapping[str, Format]
-BATCH, HELDOUT, SOLVERS, SILENT = 4, 16, Solvers(space="weighted"), SilentReporter()
 FORMATS = (
     "int2-g64, int3-g64, int4-g64, int5-g64, int6-g64, int8-g64, 20%, 30%, 40%, 50%, 60%, 70%, 80%"
 )
@@ -90,6 +73,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", nargs="*", type=float, default=[], help="scales included")
     parser.add_argument("--sparsity", nargs="*", type=float, default=[], help="per cent")
     parser.add_argument("--loss", nargs="*", type=float, default=[], help="of quality, per cent")
+    parser.add_argument("--ms", nargs="*", type=float, default=[], help="of a token")
+    parser.add_argument("--clock", action="store_true", help="time a token of each mix")
     parser.add_argument("--kquants", nargs="*", default=[], help="such as Q3_K_M")
     parser.add_argument("--only", nargs="*", default=["uniform", "error", "fisher"])
     parser.add_argument("--formats", type=parsed, default=parsed(FORMATS), help="in a mix")
@@ -106,124 +91,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Trial:
-    """A model that is compressed again and again from the same dense weights."""
-
-    def __init__(self, given: argparse.Namespace, model: str) -> None:
-        base = resolve_model(model)
-        self.given, self.dtype = given, getattr(torch, resolve_dtype("auto", torch.device("cpu")))
-        loaded = load(base.source, "cpu", torch.float32)
-        self.model: PreTrainedModel = loaded.model.requires_grad_(False)
-        names = [
-            base.facts.default_text if x == "auto" else x for x in (given.calibration, given.text)
-        ]
-        sizes = (given.context, given.seed)
-        calibration, heldout = calibration_slices(
-            names[0], loaded.tokenizer, given.segments, *sizes, HELDOUT
-        )
-        self.calibration, self.heldout = calibration.input_ids, heldout.input_ids
-        self.test = evaluation_slice(
-            names[1], loaded.tokenizer, given.windows, given.context
-        ).input_ids
-        self.dense = {name: p.clone() for name, p in self.model.named_parameters()}
-        self.embeddings = [x.name for x in base.facts.embeddings]
-        self.weights, self.source = base.facts.linear_weights, base.source
-
-    @torch.no_grad()
-    def losses(self) -> Tensor:
-        """Mean loss of each test window of the model as it is: blocks in the dtype of passes, the
-        head in float32."""
-        stream = open_stream(self.model, self.test, BATCH, self.dtype)
-        for block in range(len(decoder_blocks(self.model))):
-            stream.advance(run_block(self.model, stream, block, stream.hidden))
-        found = [
-            window_nll(after_blocks(self.model, row, states.float()[None]), row)
-            for batch, hidden in zip(self.test.split(BATCH), stream.hidden, strict=True)
-            for row, states in zip(batch.split(1), hidden, strict=True)
-        ]
-        return torch.cat(found)
-
-    def restore(self) -> None:
-        self.__dict__.pop("assembled", None)  # which knows what it has written
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(self.dense[name])
-
-    @cached_property
-    def assembled(self) -> MixedModel:
-        """Its layers take what was made once on the inputs that the dense model gives."""
-        self.restore()
-        checkpoints = Checkpoints(self.given.candidates)
-        CandidateWalk(
-            self.model, self.calibration, self.dtype, self.given.formats, SOLVERS, checkpoints,
-            SILENT, "",
-        ).run()  # fmt: skip
-        return MixedModel(self.model, checkpoints, self.embeddings)
-
-    @torch.no_grad()
-    def mixed(self, formats: Formats) -> Tensor:
-        """Losses of the model with these formats."""
-        if self.given.candidates:
-            self.assembled.take(formats)
-            return self.losses()
-        self.restore()
-        for name in self.embeddings:
-            weight = self.model.get_submodule(name).get_parameter("weight")
-            weight.copy_(rounded_embedding(self.dense[f"{name}.weight"], formats[name]))
-        stream = open_stream(self.model, self.calibration, BATCH, self.dtype)
-        for block in range(len(decoder_blocks(self.model))):
-            linears = block_linears(self.model, block)
-            with InputCollector(linears, StatisticsLevel.GRAM) as collector:
-                run_block(self.model, stream, block, stream.hidden)
-                inputs = collector.finish()
-            for module, x in linears.items():
-                form = formats[x.name]
-                if form != Format():
-                    made = candidates(x.read(), inputs[module], [form], SOLVERS, x.name, print)
-                    x.write(made[form])
-            stream.advance(run_block(self.model, stream, block, stream.hidden))
-        return self.losses()
-
-    def by_owl(self, pattern: str) -> Tensor:
-        """Losses of the model that a run with SparseGPT and OWL's percentages makes."""
-        self.restore()
-        config = SDSConfig.model_validate(
-            {"base": "sparsegpt", "until": "first", "control": False, "pattern": pattern,
-             "allocation": "owl"}
-        )  # fmt: skip
-        linears = [
-            x for b in range(len(decoder_blocks(self.model)))
-            for x in block_linears(self.model, b).values()
-        ]  # fmt: skip
-        plan = pruning_plan(config, linears, {})
-        with TemporaryDirectory() as folder:
-            run_sds(self.model, self.calibration, config, plan, Checkpoints(Path(folder)), SILENT)
-        return self.losses()
-
-    def formats(self, pruned: bool) -> list[Format]:
-        """The candidates of a method."""
-        return [x for x in self.given.formats if bool(x.pattern) == pruned != x.quantized]
-
-    @torch.no_grad()
-    def importance(self) -> dict[str, NDArray[np.float32]]:
-        """The mean squares of each layer's inputs [in], by the names of GGUF."""
-        self.restore()
-        names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(decoder_blocks(self.model)))
-        stream, found = open_stream(self.model, self.calibration, BATCH, self.dtype), {}
-        for block in range(len(decoder_blocks(self.model))):
-            linears = block_linears(self.model, block)
-            with InputCollector(linears, StatisticsLevel.ENERGY) as collector:
-                stream.advance(run_block(self.model, stream, block, stream.hidden))
-                inputs = collector.finish()
-            for module, x in linears.items():
-                found[f"{names.get_name(x.name)}.weight"] = inputs[module].energy.numpy()
-        return found
-
-    def of_file(self, path: Path) -> Tensor:
-        """Losses of a GGUF file in llama.cpp."""
-        return by_llama(path, self.test.tolist())[0]
-
-
 Row = dict[str, Any]
 
 
@@ -235,13 +102,17 @@ class Comparison:
     profile: SensitivityProfile
     rows: list[Row] = field(default_factory=list)
 
-    def row(self, mix: str, losses: Callable[[], Tensor], **said: Any) -> None:
+    def row(
+        self, mix: str, losses: Callable[[], Tensor], taken: Callable[[], float] | None = None,
+        **said: Any,
+    ) -> None:  # fmt: skip
         given = self.trial.given
         said |= {"mix": mix, "seed": given.seed, "once": bool(given.candidates)}
         found = next((x for x in self.rows if said.items() <= x.items()), None)
         if not found:
             start = time.process_time()
             found = said | {"losses": losses().tolist(), "seconds": time.process_time() - start}
+            found |= {"ms": taken()} if taken else {}
             self.rows.append(found)
             with given.rows.open("a") as file:
                 file.write(json.dumps(found) + "\n")
@@ -260,8 +131,8 @@ class Comparison:
         trial, formats = self.trial, self.trial.formats(budget.kind == "sparsity")
         judge = self.solver("fisher", self.profile.formats)
         once, kind = bool(trial.given.candidates), budget.kind
-        fits = {"uniform": kind != "loss", "search": once and kind != "loss",
-                "owl": kind == "sparsity" and not once}  # fmt: skip
+        same = kind not in ("loss", "ms")
+        fits = {"uniform": same, "search": once and same, "owl": kind == "sparsity" and not once}
         for by in (x for x in trial.given.only if fits.get(x, True)):
             if by == "owl":
                 self.row(f"{label}, owl", partial(trial.by_owl, f"{100 * budget.value:g}%"))
@@ -283,12 +154,16 @@ class Comparison:
             self.build(f"{label}, random {number}", judge.mix(drawn), judge)
 
     def build(self, label: str, mix: Mix, judge: BudgetSolver) -> None:
-        predicted = judge.mix(mix.formats)
+        predicted, trial = judge.mix(mix.formats), self.trial
+        taken, told = None, {}
+        if trial.given.clock:
+            taken = partial(trial.milliseconds, mix.formats)
+            told = {"predicted_ms": round(predicted.milliseconds or 0, 3)}
         measured = self.solver("measured", self.profile.formats).mix(mix.formats)
         self.row(
-            label, partial(self.trial.mixed, mix.formats), bits=round(mix.bits, 4),
+            label, partial(trial.mixed, mix.formats), taken, bits=round(mix.bits, 4),
             MB=round(mix.nbytes / 1e6, 3), sparsity=round(mix.sparsity, 4),
-            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6),
+            fisher=round(predicted.loss, 6), measured=round(measured.loss, 6), **told,
         )  # fmt: skip
 
     def uniform(self, formats: Sequence[Format], budget: Budget) -> Formats:
@@ -316,16 +191,15 @@ class Comparison:
     def search(self, budget: Budget, formats: Sequence[Format]) -> Mix:
         """What a search from the Fisher estimate's mix finds on held-out windows."""
         trial, solver = self.trial, self.solver("fisher", (*formats, *EMBEDDING_FORMATS))
-        layers, mixed = {x.name: x for x in solver.profile.layers}, trial.assembled
-        mixed.take(dict.fromkeys(layers, Format()))
+        mixed = trial.assembled
+        mixed.take({x.name: Format() for x in solver.profile.layers})
         with torch.no_grad():
             dense = [
                 trial.model(input_ids=row).logits[0].log_softmax(-1).half()
                 for row in trial.heldout.split(1)
             ]
         found = MixSearch(
-            mixed, solver, lambda name, form: layer_cost(budget.kind, layers[name], form),
-            solver.limit(budget), trial.heldout, dense.__getitem__, 8, trial.given.seed,
+            mixed, solver, budget, trial.heldout, dense.__getitem__, 8, trial.given.seed,
             Checkpoints(trial.given.candidates / str(budget)), SILENT,
             dict(solver.solve(budget).formats),
         )  # fmt: skip
@@ -351,7 +225,7 @@ class Comparison:
 
 def table(rows: Sequence[Row]) -> Table:
     """Rows beside the dense model and the uniform one of the same budget."""
-    made = Table("mix", "bits", "MB", "perplexity", "÷ uniform", "÷ dense", "predicted")
+    made = Table("mix", "bits", "MB", "perplexity", "÷ uniform", "÷ dense", "predicted", "ms")
     dense = rows[0]["losses"]
     for row in rows:
         label = f"{row['mix'].rpartition(', ')[0]}, uniform"
@@ -364,6 +238,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{beside.value:.3f} ({beside.low:.3f} to {beside.high:.3f})" if beside else "",
             f"{math.exp(np.mean(row['losses']) - np.mean(dense)):.3f}",
             f"{math.exp(row['fisher']):.3f}" if "fisher" in row else "",
+            f"{row['ms']:.2f}" if "ms" in row else "",
         )
     return made
 
@@ -382,6 +257,8 @@ def main() -> None:
         comparison.compare(Budget("sparsity", share / 100), f"{share:g} %")
     for share in given.loss:
         comparison.compare(Budget("loss", share / 100), f"{share:g} % lost")
+    for taken in given.ms:
+        comparison.compare(Budget("ms", taken), f"{taken:g} ms")
     if given.kquants:
         with TemporaryDirectory() as folder:
             comparison.llama(Path(folder))

@@ -116,8 +116,8 @@ class DLQATConfig(Options):
         advanced=True,
     )
     """uniform: the same bits and groups everywhere. budget:80MB (of the file), budget:3.25bits (a
-    weight, scales included) or budget:loss 2% (of perplexity) mix formats by the model's
-    sensitivity profile, in place of both."""
+    weight, scales included), budget:6.5ms (a token in the native decoder) or budget:loss 2% (of
+    perplexity) mix formats by the model's sensitivity profile, in place of both."""
     overrides: LayerNames = option(
         "",
         "Format overrides",

@@ -2,6 +2,7 @@
 
 formats, candidates    how a layer may be stored, and its weights then
 trace, measured        Fisher information of outputs; loss with one layer changed
+times                  how long a token takes in each format
 walk, profile          the figures of all layers, block by block
 allocation, budget     a format for each layer under a budget
 search                 mixes of the same cost, tried

@@ -95,41 +95,29 @@ class Front:
         return chosen
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """A format for every item, with the sums of cost and predicted loss."""
-
-    formats: Mapping[str, str]
-    cost: float
-    loss: float
-
-
-def best_quality(choices: Choices, budget: float) -> Allocation:
-    """The least loss at a cost of at most `budget`. Raises ConfigError: not even the cheapest mix
-    is as cheap."""
+def best_quality(choices: Choices, budget: float) -> dict[str, str]:
+    """Item -> format, of the least loss at a cost of at most `budget`. Raises ConfigError: not even
+    the cheapest mix is as cheap."""
     front = choices.front
     if budget < front.cost[0]:
-        raise ConfigError(
-            "The budget is too small.",
-            f"The cheapest mix of formats takes {front.cost[0]:,.0f}, the budget is {budget:,.0f}.",
-            "Raise it, or allow cheaper formats.",
-            field="allocation",
+        why = (
+            f"The cheapest mix of formats takes {front.cost[0]:,.0f}, the budget is {budget:,.0f}."
         )
+        do = "Raise it, or allow cheaper formats."
+        raise ConfigError("The budget is too small.", why, do, "allocation")
     mix = int(np.searchsorted(front.cost, budget, side="right")) - 1
     return _exchanged(choices, choices.cost, choices.loss, front.choice(mix), budget)
 
 
-def cheapest(choices: Choices, loss: float) -> Allocation:
-    """The least cost at a predicted loss of at most `loss`. Raises ConfigError: not even the best
-    mix loses as little."""
+def cheapest(choices: Choices, loss: float) -> dict[str, str]:
+    """Item -> format, of the least cost at a predicted loss of at most `loss`. Raises ConfigError:
+    not even the best mix loses as little."""
     front = choices.front
     if loss < front.loss[-1]:
+        best = f"The best mix of formats is predicted to lose {front.loss[-1]:.4f} nats a token"
+        do = "Allow a larger loss, or better formats."
         raise ConfigError(
-            "The quality cannot be kept.",
-            f"The best mix of formats is predicted to lose {front.loss[-1]:.4f} nats a token, "
-            f"more than {loss:.4f}.",
-            "Allow a larger loss, or better formats.",
-            field="allocation",
+            "The quality cannot be kept.", f"{best}, more than {loss:.4f}.", do, "allocation"
         )
     mix = int(np.argmax(front.loss <= loss))
     return _exchanged(choices, choices.loss, choices.cost, front.choice(mix), loss)
@@ -177,7 +165,7 @@ def _above(costs: Table, losses: Table, a: int, b: int, c: int) -> bool:
 
 def _exchanged(
     choices: Choices, spent: Table, saved: Table, chosen: NDArray[np.intp], limit: float
-) -> Allocation:
+) -> dict[str, str]:
     """Spend what is left of `limit` on exchanges of formats, the one that saves most for each unit
     it spends first: cost to save loss, or loss to save cost."""
     rows = np.arange(len(chosen))
@@ -194,10 +182,7 @@ def _exchanged(
         if rate[row, column] <= 0:
             break
         chosen[row] = column
-    formats = {item: choices.formats[at] for item, at in zip(choices.items, chosen, strict=True)}
-    return Allocation(
-        formats, float(choices.cost[rows, chosen].sum()), float(choices.loss[rows, chosen].sum())
-    )
+    return {item: choices.formats[at] for item, at in zip(choices.items, chosen, strict=True)}
 
 
 def grouped(ties: Sequence[str], table: Table) -> tuple[tuple[str, ...], Table]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
+from backend.sensitivity.times import DecodingTimes
 
 FIGURES = ("error", "fisher", "kl", "loss")
 LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
@@ -46,6 +47,7 @@ class SensitivityProfile:
     Attributes:
         run: the one that measured them.
         figures: [layers, figures, formats].
+        times: of a token in each format; None where the run has not measured them.
     """
 
     run: str
@@ -53,6 +55,7 @@ class SensitivityProfile:
     layers: tuple[ProfiledLayer, ...]
     formats: tuple[Format, ...]
     figures: Table
+    times: DecodingTimes | None = None
 
     def figure(self, name: str) -> Table:
         """One of `FIGURES` [layers, formats]."""
@@ -104,10 +107,12 @@ def profile_of(
     layers: Sequence[ProfiledLayer],
     formats: Sequence[Format],
     stored: Mapping[str, NDArray[np.float32]],
+    times: object = None,
 ) -> SensitivityProfile:
-    """The profile of what is stored of each layer [figures, formats], by name. A layer that is not
-    stored yet, or is damaged, is left out."""
+    """The profile of what is stored of each layer [figures, formats], by name, and of its times. A
+    layer that is not stored yet, or is damaged, is left out; so are damaged times."""
     shape = (len(FIGURES), len(formats))
     kept = [x for x in layers if x.name in stored and stored[x.name].shape == shape]
     figures = np.array([stored[x.name] for x in kept], np.float64).reshape(-1, *shape)
-    return SensitivityProfile(run, model, tuple(kept), tuple(formats), figures)
+    timed = DecodingTimes.read(times)
+    return SensitivityProfile(run, model, tuple(kept), tuple(formats), figures, timed)

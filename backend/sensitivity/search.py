@@ -2,16 +2,18 @@
 
     offspring    one layer takes a cheaper format, others better ones while the budget allows
     selection    divergence from the dense model on few windows; the best on more; and the parent
-                 is replaced only by one that is better on all of them
+                 is replaced only by one that is better on windows that have not selected it
 
-The windows are drawn anew in each generation, so that no mix is fitted to a few. What it gains is
-to be measured on other text."""
+The best of many on few windows looks better there than it is: deciding on the same ones, a search
+took six mixes in nine generations and ended 1.5 % above its start on other text. Windows are drawn
+anew in each generation. What it gains is to be measured on other text."""
 
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import torch
@@ -19,17 +21,19 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.evaluation.divergence import summed_kl
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.reporter import Reporter, stop_if_asked
+from backend.sensitivity.allocation import Table
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
 from backend.sensitivity.formats import Format
 from backend.sensitivity.walk import CANDIDATES, block_name, rounded_embedding
 
-ROUNDS = (1, 2, 4)  # windows that offspring, survivors and the last two are judged on
-SURVIVORS = (3, 1)  # of each round
+ROUNDS = ((1, 3), (2, 1))  # windows that offspring and survivors are judged on, how many stay
+DECIDING = 8  # other windows, on which the last one is compared with its parent
 MOVES = 3  # layers that change their format in one mutation, at most
 STATE = "search"
 
@@ -99,17 +103,15 @@ class MixSearch:
     """One search, which can be interrupted and goes on where it was.
 
     Attributes:
-        solver: the prices of layers and formats, under a budget of its kind.
+        solver: the prices of layers and formats; `budget`: what they come to.
         rows: windows to select on, [n, L]; `dense`: the log-probabilities of each [L, V].
-        limit: of the sum of costs.
         best, generation, taken, spent: how far it is: the best mix, generations, improvements and
             seconds.
     """
 
     mixed: MixedModel
     solver: BudgetSolver
-    cost: Callable[[str, Format], float]
-    limit: float
+    budget: Budget
     rows: Tensor
     dense: Callable[[int], Tensor]
     offspring: int
@@ -121,17 +123,19 @@ class MixSearch:
     taken: int = 0
     spent: float = 0.0
     _random: Random = field(init=False)
+    _costs: Table = field(init=False)
     _groups: list[list[str]] = field(init=False)  # of layers that share a format
     _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
 
     def __post_init__(self) -> None:
         searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
+        self._costs = self.solver.costs(self.budget.kind)
         for layer in self.solver.profile.layers:
             if layer.name in searched:
-                together[tie(layer)].append(layer.name)
+                together[tie(layer, self.budget.kind)].append(layer.name)
         self._groups = [*together.values()]
         self._ladders = {
-            name: sorted(self.solver.possible(name), key=lambda form: self.cost(name, form))
+            name: sorted(self.solver.possible(name), key=partial(self._cost, name))
             for name in searched
         }
 
@@ -151,15 +155,18 @@ class MixSearch:
     def _advance(self) -> None:
         """One generation."""
         self._random = Random(f"{self.seed}/{self.generation}")
-        windows = self._random.sample(range(len(self.rows)), min(ROUNDS[-1], len(self.rows)))
+        windows = self._random.sample(range(len(self.rows)), len(self.rows))
         alive = [self._mutated() for _ in range(self.offspring)]
-        for count, survivors in zip(ROUNDS, (*SURVIVORS, 0), strict=True):
-            chosen = windows[:count]
-            if survivors:
-                alive = sorted(alive, key=lambda one: self._judge(one, chosen))[:survivors]
-        if self._judge(alive[0], windows) < self._judge(self.best, windows):
+        for count, survivors in ROUNDS:
+            selecting, windows = windows[:count], windows[count:]
+            alive = sorted(alive, key=lambda one: self._judge(one, selecting))[:survivors]
+        deciding = windows[:DECIDING]
+        if self._judge(alive[0], deciding) < self._judge(self.best, deciding):
             self.best, self.taken = alive[0], self.taken + 1
         self.generation += 1
+
+    def _cost(self, name: str, form: Format) -> float:
+        return float(self._costs[self.solver.rows[name], self.solver.columns[form]])
 
     def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
         self.mixed.take(formats)
@@ -172,14 +179,16 @@ class MixSearch:
             if below := self._neighbour(names[0], child[names[0]], -1):
                 child |= dict.fromkeys(names, below)
                 break
-        left = self.limit - sum(self.cost(name, form) for name, form in child.items())
+        left = self.solver.limit(self.budget) - sum(
+            self._cost(name, form) for name, form in child.items()
+        )
         moves = self._random.randint(1, MOVES)
         for names in self._random.sample(groups, len(groups)):
             now = child[names[0]]
             above = self._neighbour(names[0], now, 1)
             if not moves or above is None or now != self.best[names[0]]:
                 continue
-            dearer = sum(self.cost(name, above) - self.cost(name, now) for name in names)
+            dearer = sum(self._cost(name, above) - self._cost(name, now) for name in names)
             if dearer <= left:
                 child |= dict.fromkeys(names, above)
                 left, moves = left - dearer, moves - 1

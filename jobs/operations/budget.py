@@ -1,6 +1,7 @@
 """Operations that answer what mix of formats is best under a budget."""
 
 from collections import Counter
+from collections.abc import Sequence
 from shlex import quote
 from typing import Annotated, Literal
 
@@ -20,10 +21,12 @@ Text = Annotated[str, Field(max_length=40)]
 
 
 def budget_text(record: Record) -> str:
+    taken = record["milliseconds"]
+    time = f", {taken:.2f} ms a token in the decoder, predicted" if taken else ""
     mix = ", ".join(f"{count} x {form}" for form, count in record["formats"].items())
     lines = (
         f"{record['model']}: {record['bytes'] / 1e6:.1f} MB of {record['dense_bytes'] / 1e6:.1f}, "
-        f"{record['bits']:.2f} bits a weight, {record['sparsity']:.1%} zeros",
+        f"{record['bits']:.2f} bits a weight, {record['sparsity']:.1%} zeros{time}",
         f"Predicted perplexity: {record['perplexity_ratio']:.3f} of the dense model's",
         f"Layers: {mix}",
         "",
@@ -41,6 +44,7 @@ def budget(
     bits: Annotated[Text, Field(description="A weight of the layers, such as 3.25.")] = "",
     sparsity: Annotated[Text, Field(description="Zeros in the layers, such as 50%.")] = "",
     loss: Annotated[Text, Field(description="Rise of perplexity, such as 2%.")] = "",
+    ms: Annotated[Text, Field(description="Of a token in the native decoder, such as 6.5.")] = "",
     only: Annotated[Only, Field(description="Formats used; empty: those the budget is of.")] = "",
     pin: Annotated[
         str,
@@ -48,8 +52,9 @@ def budget(
     ] = "",
 ) -> Record:
     """The best mix of formats for a budget, layer by layer, from the newest sensitivity profile of
-    a model: predicted loss, bytes, and the command that makes it."""
-    asked = _budget(size, bits, sparsity, loss)
+    a model: predicted loss, bytes, time of a token, and the command that makes it."""
+    texts = [size, bits and f"{bits}bits", sparsity, loss and f"loss {loss}", ms and f"{ms}ms"]
+    asked = _budget([text for text in texts if text])
     profile = newest_profile(model)
     method: Method = only or method_of(asked, "quantized")
     mix = solver_of(profile, method).solve(asked, pins(profile, pin, "pin"))
@@ -60,12 +65,11 @@ def budget(
     return told
 
 
-def _budget(size: str, bits: str, sparsity: str, loss: str) -> Budget:
-    texts = [size, f"{bits}bits" if bits else "", sparsity, f"loss {loss}" if loss else ""]
-    given = [text for text in texts if text]
+def _budget(given: Sequence[str]) -> Budget:
     if len(given) != 1:
         what = f"{len(given)} budgets are given." if given else "There is no budget."
-        raise ConfigError(what, "", "Give one of size, bits, sparsity and loss.", field="size")
+        do = "Give one of size, bits, sparsity, loss and ms."
+        raise ConfigError(what, "", do, field="size")
     try:
         return Budget.parse(given[0])
     except ValueError as error:
@@ -78,7 +82,7 @@ def record(profile: SensitivityProfile, mix: Mix, asked: Budget, method: Method)
     return {
         "model": profile.model, "profile": profile.run, "budget": str(asked), "bytes": mix.nbytes,
         "bits": mix.bits, "sparsity": mix.sparsity, "loss": mix.loss,
-        "perplexity_ratio": mix.ratio,
+        "perplexity_ratio": mix.ratio, "milliseconds": mix.milliseconds,
         "formats": dict(Counter(str(form) for form in mix.formats.values()).most_common()),
         "layers": {name: str(form) for name, form in mix.formats.items()},
         "command": f"{command} --allocation 'budget:{asked}'",

@@ -49,7 +49,7 @@ def solver_of(profile: SensitivityProfile, method: Method) -> BudgetSolver:
 
 def method_of(budget: Budget, usual: Method) -> Method:
     """The formats a budget is of; `usual` where it could be either."""
-    if budget.kind == "loss":
+    if budget.kind in ("loss", "ms"):
         return usual
     return "pruned" if budget.kind == "sparsity" else "quantized"
 
@@ -86,7 +86,7 @@ def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
         ConfigError: the budget cannot be kept, or is none for pruning.
         NotFoundError: the model has no profile, or there is no such search.
     """
-    formats = _mix(config, overrides, "pruned", ("sparsity", "loss"), "budget:50%")
+    formats = _mix(config, overrides, "pruned", ("sparsity", "loss", "ms"), "budget:50%")
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
@@ -98,7 +98,7 @@ def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[
         embedding: the format they are held at; empty: the budget is for them, too.
     """
     formats = _mix(
-        config, overrides, "quantized", ("size", "bits", "loss"), "budget:3.25bits", embedding
+        config, overrides, "quantized", ("size", "bits", "loss", "ms"), "budget:3.25bits", embedding
     )
     return {name: form.width for name, form in formats.items() if form.width}
 

@@ -14,6 +14,7 @@ from jobs.runtime.duration import GRAM_SHARE
 
 COLUMN_FLOPS = 60.0  # of a weight that GPTQ or SparseGPT goes over, beside the products
 MEASURE_COPIES = 8  # of the logits of one window
+TIMED_TOKENS = 256  # to time a format, those before the passes included
 
 
 def requirements(config: ProfileJob) -> Requirements:
@@ -82,6 +83,7 @@ def flops_by_phase(config: ProfileJob, facts: ModelFacts) -> dict[str, float]:
         "dense": 2.0 * weights * config.heldout_windows * context,
         "gradients": 6.0 * (weights + head) * config.heldout_windows * context,
         "layers": made + measured,
+        "decoding": 2.0 * (weights + head) * len(config.all_formats) * TIMED_TOKENS,
     }
 
 
@@ -109,4 +111,5 @@ def memory_bytes(
     needed = memory.memory_needed(facts, **sizes) + kept + logits
     streamed = needed > memory.STREAMING_THRESHOLD * available and not facts.support.stream
     parts = memory.memory_parts(facts, streamed=streamed, **sizes)
-    return streamed, parts | {"held-out states": kept, "logits": logits}
+    decoder = {} if streamed else {"native decoder": 4 * facts.parameters}  # and what it lays out
+    return streamed, parts | decoder | {"held-out states": kept, "logits": logits}

@@ -14,7 +14,7 @@ from jobs.fields.base_model import ResolvedModel, resolve_model
 from jobs.profile.config import NAME, ProfileJob
 from jobs.submit import validated
 
-WEIGHTS_MARK = "weights_mark"  # in the environment of a profile
+WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # in a profile's environment
 
 
 def profile_of_run(run: str) -> SensitivityProfile:
@@ -39,7 +39,8 @@ def profile_of_run(run: str) -> SensitivityProfile:
     stored = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }
-    profile = profile_of(job.run, config.model, layers, config.all_formats, stored)
+    times = (job.environment or {}).get(DECODING_TIMES)
+    profile = profile_of(job.run, config.model, layers, config.all_formats, stored, times)
     if not profile.layers:
         what = f"{job.run} has measured no layer yet."
         raise ConfigError(what, f"It is {job.state}.", "Wait for its first block.")

@@ -2,13 +2,18 @@
 format, block by block."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
+from backend.errors import ModelError
+from backend.live.timing import DecodingClock
 from backend.models.blocks import LinearWeight
 from backend.models.families.shapes import LinearShape
 from backend.models.loading import free_memory
 from backend.models.precision import resolve_dtype
+from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity import walk
 from backend.sensitivity.candidates import Solvers
 from backend.sensitivity.measured import SensitivityMeter
@@ -22,7 +27,7 @@ from jobs.fields.text import context_length
 from jobs.metrics import HELDOUT_LOSS, RANK_CORRELATION
 from jobs.profile.config import DENSE, EMBEDDING_FORMATS, ProfileJob, parsed
 from jobs.profile.estimate import calibration_name, flops_by_phase, memory_bytes
-from jobs.profile.profiles import WEIGHTS_MARK, mark_of, profile_of_run
+from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of, profile_of_run
 from jobs.runtime.context import JobContext
 from jobs.runtime.environment import prepare
 from jobs.runtime.loading import load_whole, record_texts
@@ -75,8 +80,24 @@ def run(config: ProfileJob, context: JobContext) -> None:
         record(shape, walk.profile_embedding(
             loaded.model, shape, config.all_formats, EMBEDDING_FORMATS, meter
         ))  # fmt: skip
+    if not streamed and device == "cpu":
+        _time(loaded.model, config, context, phases.phase("decoding"))
     summarize(profile_of_run(context.run), context)
     context.outcome(flops=sum(flops.values()))
+
+
+def _time(
+    model: PreTrainedModel, config: ProfileJob, context: JobContext, reporter: Reporter
+) -> None:
+    """Record how long a token takes in each format, where the native decoder runs the model."""
+    try:
+        clock = DecodingClock(model, partial(stop_if_asked, reporter))
+    except ModelError as error:
+        context.log(f"No format is timed. {error}")
+        return
+    context.log(f"Timing a token in each format; {clock.running.decoder}.")
+    times = clock.times(parsed(config.formats), EMBEDDING_FORMATS)
+    context.environment(**{DECODING_TIMES: times.model_dump()})
 
 
 def summarize(profile: SensitivityProfile, context: JobContext) -> None:

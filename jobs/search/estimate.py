@@ -43,10 +43,10 @@ def solved(config: SearchJob, run: str = "") -> tuple[BudgetSolver, Mix]:
     budget = Budget.parse(config.budget)
     if budget.kind == "loss":
         what, why = (
-            "A search needs a budget of bytes or zeros.",
+            "A search needs a budget of bytes, zeros or time.",
             "Mixes of equal cost are compared.",
         )
-        raise ConfigError(what, why, "Give bits, a size or a sparsity.", field="budget")
+        raise ConfigError(what, why, "Give bits, a size, a sparsity or ms.", field="budget")
     method: Method = "pruned" if budget.kind == "sparsity" else "quantized"
     try:
         profile = profile_of_run(run) if run else newest_profile(config.model)

@@ -6,9 +6,7 @@ import torch
 from backend.budget import Budget
 from backend.models.block_forward import after_blocks
 from backend.models.precision import resolve_dtype
-from backend.sensitivity.budget import layer_cost
 from backend.sensitivity.candidates import Solvers
-from backend.sensitivity.formats import Format
 from backend.sensitivity.search import MixedModel, MixSearch
 from backend.sensitivity.trace import trace
 from backend.sensitivity.walk import CandidateWalk
@@ -30,7 +28,6 @@ def run(config: SearchJob, context: JobContext) -> None:
     # a later attempt goes on with the formats of the first, whatever has been profiled since
     solver, mix = solved(config, str(queries.job(context.run).environment.get("profile", "")))
     context.environment(profile=solver.profile.run)
-    budget = Budget.parse(config.budget)
     loaded = load_whole(base, device, torch.float32, context)
     loaded.model.requires_grad_(False)
     flops = flops_by_phase(config, solver, loaded.facts)
@@ -56,17 +53,12 @@ def run(config: SearchJob, context: JobContext) -> None:
         loaded.model, texts.calibration.input_ids, dtype, solver.formats[1:], Solvers(),
         context.checkpoints, phases.phase("candidates", 1, 2), "Candidates",
     ).run()  # fmt: skip
-    layers = {x.name: x for x in solver.profile.layers}
-    outside = [x.name for x in layers.values() if x.block < 0]
+    outside = [x.name for x in solver.profile.layers if x.block < 0]
     mixed = MixedModel(loaded.model, context.checkpoints, outside)
-
-    def cost(name: str, form: Format) -> float:
-        return layer_cost(budget.kind, layers[name], form)
-
     search = MixSearch(
-        mixed, solver, cost, solver.limit(budget), texts.heldout.input_ids, reference.__getitem__,
-        config.offspring, config.seed, context.checkpoints, phases.phase("search"),
-        dict(mix.formats),
+        mixed, solver, Budget.parse(config.budget), texts.heldout.input_ids,
+        reference.__getitem__, config.offspring, config.seed, context.checkpoints,
+        phases.phase("search"), dict(mix.formats),
     )  # fmt: skip
     found = search.run(seconds)
     context.log(f"{search.generation} generations, {search.taken} improvements.")

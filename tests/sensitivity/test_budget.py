@@ -1,5 +1,7 @@
 """Budgets: what they are written as, what they come to, what cannot be kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from backend.errors import ConfigError
 from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import FIGURES, ProfiledLayer, SensitivityProfile, profile_of
+from backend.sensitivity.times import DecodingTimes
 
 FORMATS = tuple(map(Format.parse, ("int2-g64", "int3-g64", "int4-g64", "50%", "70%")))
 MODULES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
@@ -33,6 +36,7 @@ def profile() -> SensitivityProfile:
     [
         ("80MB", "size", 80e6), ("80 mb", "size", 80e6), ("1.5GiB", "size", 1.5 * 2**30),
         ("3.25bits", "bits", 3.25), ("50%", "sparsity", 0.5), ("loss 2%", "loss", 0.02),
+        ("6.5ms", "ms", 6.5),
     ],
 )  # fmt: skip
 def test_budgets_are_read(text: str, kind: str, value: float) -> None:
@@ -43,7 +47,7 @@ def test_budgets_are_read(text: str, kind: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "1e9MB", "x" * 99]
+    "text", ["", "80", "80TB", "-1MB", "0%", "100%", "loss 3bits", "loss 3ms", "1e9MB", "x" * 99]
 )
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"budget|out of range"):
@@ -113,6 +117,59 @@ def test_the_nearest_that_can_is_kept_when_it_is_written_down(profile: Sensitivi
     with pytest.raises(ConfigError, match=r"Choose 2\.01MB or more"):
         solver.solve(Budget("size", 2e6))
     assert solver.solve(Budget.parse("2.01MB")).nbytes == 2_009_000
+
+
+@pytest.fixture
+def timed(profile: SensitivityProfile) -> SensitivityProfile:
+    """Its layers take 10 ms in 16 bits, and half a millisecond more with every bit; query and key
+    are one matrix."""
+    layers = [
+        replace(x, name=x.name.replace("mlp.experts.0.up", "self_attn.k")) for x in profile.layers
+    ]
+    taken = {"dense": 10.0} | {str(f): 1 + f.width.bits / 2 for f in FORMATS if f.width}
+    times = DecodingTimes(layers=taken, head={"dense": 0.0}, threads=1)
+    return replace(profile, layers=tuple(layers), times=times)
+
+
+def test_milliseconds_are_a_budget_that_a_matrix_keeps_as_a_whole(
+    timed: SensitivityProfile,
+) -> None:
+    solver = BudgetSolver(timed, 0, frozenset(FORMATS[:3]))
+    assert solver.uniform(FORMATS[1]).milliseconds == pytest.approx(2.5)
+    mix = solver.solve(Budget("ms", 2.5))
+    assert mix.milliseconds == pytest.approx(2.5, abs=0.02) and mix.milliseconds <= 2.5
+    assert mix.loss < solver.uniform(FORMATS[1]).loss
+    assert str(mix.budget("ms")) == "2.5ms"
+    for at in range(0, len(timed.layers), 3):  # one matrix of the decoder
+        assert len({mix.formats[x.name] for x in timed.layers[at : at + 2]}) == 1
+    parted = dict.fromkeys((x.name for x in timed.layers), FORMATS[0])
+    parted[timed.layers[0].name] = FORMATS[2]  # both are read in 4 bits
+    assert solver.mix(parted).milliseconds == pytest.approx(2 + 2 / 24)
+    for value, said in ((1.9, "Choose 2ms or more"), (11, "Choose 10ms or less")):
+        with pytest.raises(ConfigError) as refused:
+            solver.solve(Budget("ms", value))
+        assert said in refused.value.do
+
+
+@pytest.mark.parametrize("change", [
+    None, "x", [], {"threads": 0}, {"layers": {"int3-g64": -1}}, {"layers": {"int3-g64": "nan"}},
+    {"layers": {"dense": float("inf")}}, {"head": {"dense": 1e12}}, {"more": 1},
+    {"layers": dict.fromkeys(map(str, range(101)), 1.0)},
+])  # fmt: skip
+def test_times_that_are_damaged_are_none(timed: SensitivityProfile, change: object) -> None:
+    assert timed.times is not None
+    stored = timed.times.model_dump() | change if isinstance(change, dict) else change
+    profile = profile_of("p", "toy", timed.layers, FORMATS, {}, stored)
+    assert profile.times is None
+    with pytest.raises(ConfigError, match="has not timed its formats"):
+        BudgetSolver(replace(timed, times=None)).solve(Budget("ms", 5))
+
+
+def test_a_format_without_a_time_is_not_taken(timed: SensitivityProfile) -> None:
+    times = DecodingTimes(layers={"int3-g64": 2.5, "int2-g64": 2.0}, head={}, threads=1)
+    solver = BudgetSolver(replace(timed, times=times), 0, frozenset(FORMATS[:3]))
+    assert {*solver.solve(Budget("ms", 2.4)).formats.values()} <= {*FORMATS[:2]}
+    assert solver.solve(Budget("bits", 4.25)).milliseconds is None
 
 
 def test_a_layer_whose_figures_are_damaged_is_left_out() -> None:

@@ -63,6 +63,12 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     assert (error[inside, 0] > error[inside, 1]).all()  # 2 bits and 4
     told = {str(r.metric): r.value for r in queries.results([job.id])}
     assert told["rank_correlation/fisher"] > 0.6
+    assert profile.times and {*profile.times.layers} >= {"dense", "int2-g64", "int4-g64", "50%"}
+    assert profile.times.head["dense"] == 0 and min(profile.times.layers.values()) > 0
+    with pytest.raises(ConfigError, match=r"Choose [\d.]+ms or more") as refused:
+        budget("toy", ms="0.00001")
+    least = refused.value.do.partition("ms")[0].rpartition(" ")[2]
+    assert budget("toy", ms=least)["milliseconds"] <= float(least) * (1 + 1e-6)
     answer = budget("toy", bits="3.25", pin="0.mlp.down_proj=int4-g64")
     assert answer["bits"] <= 3.25
     assert answer["layers"]["model.layers.0.mlp.down_proj"] == "int4-g64"
@@ -102,6 +108,9 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     ).error
     groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
     assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
+    lines = [f"{name}=int{bits}-g64" for bits, names in groups.items() for name in names]
+    own = config | {"allocation": "uniform", "overrides": ",".join(lines)}
+    assert queries.plan(submit("dlqat", own, HOST).id) == quantized  # a map from a file
     for kind, allocation, said in (
         ("sds", "budget:3bits", "not for a method by which layers are pruned"),
         ("dlqat", "budget:50%", "not for a method by which layers are quantized"),

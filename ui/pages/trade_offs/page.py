@@ -36,8 +36,9 @@ def build() -> None:
     page = Outputs(
         run=dropdown("Run", "tradeoffs-run", min_width=240),
         method=segmented({}, "Formats", "tradeoffs-method", titled=True),
+        across=segmented({}, "Across", "tradeoffs-across", titled=True),
         budget=gr.Textbox(
-            label="Budget", info="80MB, 3.25bits, 50% of zeros, or loss 2%", max_length=40,
+            label="Budget", info="80MB, 3.25bits, 50% of zeros, 6.5ms or loss 2%", max_length=40,
             max_lines=1, elem_id="tradeoffs-budget", min_width=200, render=False,
         ),
     )  # fmt: skip
@@ -47,6 +48,7 @@ def build() -> None:
     with gr.Row(elem_classes="bar"):
         page["run"].render()
         page["method"].render()
+        page["across"].render()
     page["head"] = plain(elem_id="tradeoffs-head")
     page["notice"] = notice("tradeoffs-notice")
     with gr.Column(elem_id="tradeoffs-charts") as page["charts"], gr.Row(equal_height=True):
@@ -66,7 +68,8 @@ def build() -> None:
 def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button) -> None:
     explorer.on_load(open_page)
     explorer.on_selection(explorer.event("run"), change_run)
-    explorer.on(explorer.event("method"), draw)
+    for control in ("method", "across"):
+        explorer.on(explorer.event(control), draw)
     explorer.on(explorer.event("budget", "submit"), change_budget)
     explorer.on(solve.click, change_budget)
     explorer.on_point(FRONT.parts[0], "budget", change_budget, js=TO_MIX_OR_RUN)
@@ -105,6 +108,8 @@ def answer_of(view: TradeoffView) -> Updates:
         facts.append(f"{share(mix.sparsity)} zeros in the layers")
     else:
         facts += [f"{number(mix.nbytes / 1e6, 3)} MB", f"{number(mix.bits, 3)} bits a weight"]
+    if mix.milliseconds:
+        facts.append(f"{number(mix.milliseconds, 3)} ms a token, predicted")
     counted = Counter(map(str, mix.formats.values())).most_common()
     formats = [f"{many} × {form}" for form, many in counted]
     kind, model = KINDS[view.method], view.profile.model
@@ -119,6 +124,10 @@ def answer_of(view: TradeoffView) -> Updates:
 def offers(view: TradeoffView) -> dict[str, dict[str, Any]]:
     return {
         "method": {"choices": [(METHODS[method], method) for method in view.fronts]},
+        "across": {
+            "choices": [("Size or zeros", ""), ("Tokens/s", "ms")],
+            "visible": view.profile.times is not None,
+        },
         "budget": {},
     }
 

@@ -18,10 +18,11 @@ from ui.charts.heatmap import block_heatmap
 from ui.charts.template import axis, layout, legend_row, log_axis, reference_line
 from ui.format import NONE, count, esc, href, number, share
 from ui.format import runs as count_runs
-from ui.pages.trade_offs.selection import TradeoffView
+from ui.pages.trade_offs.landmarks import Landmark, source
+from ui.pages.trade_offs.selection import SPEED, TradeoffView
 from ui.runs.sensitivity.measured import MeasuredRun
 from ui.runs.sensitivity.profiles import layers_table
-from ui.theme import BLUE, LIGHT, VERMILLION
+from ui.theme import BLUE, GREEN, LIGHT, VERMILLION
 from ui.widgets.html import WIDGETS
 from ui.widgets.panel import Panel
 
@@ -40,36 +41,38 @@ NO_MIX = "No mix keeps this budget."
 
 def front_chart(view: TradeoffView) -> Chart:
     """Predicted front, formats alone, the mix of the budget, and measured runs."""
-    title = "Zeros in the layers, %" if view.pruned else "Size, MB"
-    mixes, uniform, runs = view.front.mixes, view.front.uniform, view.measured
+    across, mixes, uniform, runs = view.across, view.mixes, view.front.uniform, view.measured
+    title, x_of = across.title, across.x_of
     colours = format_colours([*uniform])
     alone, labels = [*uniform.values()], short_labels([*uniform])
     best = go.Scatter(
-        x=[view.x_of(mix) for mix in mixes], y=[mix.ratio for mix in mixes], name="Best mixes",
+        x=[x_of(mix) for mix in mixes], y=[mix.ratio for mix in mixes], name="Best mixes",
         mode="lines", line={"color": LIGHT.text, "width": 2},
-        customdata=[view.budget_of(mix) for mix in mixes],
+        customdata=[str(mix.budget(across.kind)) for mix in mixes],
         hovertext=[f"<b>Best mix</b><br>{_said(mix)}" for mix in mixes],
         hovertemplate="%{hovertext}<extra></extra>",
     )  # fmt: skip
     each = dots(
-        [view.x_of(mix) for mix in alone], [mix.ratio for mix in alone], [*colours.values()],
+        [x_of(mix) for mix in alone], [mix.ratio for mix in alone], [*colours.values()],
         "circle", [f"<b>{form.label}</b>, all layers<br>{_said(mix)}"
                    for form, mix in uniform.items()],
         name="One format", text=labels, textposition="top right",
-        customdata=[view.budget_of(mix) for mix in alone], textfont={"color": LIGHT.muted},
+        customdata=[str(mix.budget(across.kind)) for mix in alone], textfont={"color": LIGHT.muted},
     ).update(mode="markers+text")  # fmt: skip
     traces = [best, each]
     if runs:
         traces.append(_runs(runs, title))
+    if view.landmarks:
+        traces.append(_landmarks(view.landmarks))
     if not isinstance(view.answer, SlimscopeError):
         asked, mix = view.answer
         said = [f"<b>{esc(asked)}</b><br>{_said(mix)}"]
-        star = dots([view.x_of(mix)], [mix.ratio], VERMILLION, "star", said, 16, name="Budget")
+        star = dots([x_of(mix)], [mix.ratio], VERMILLION, "star", said, 16, name="Budget")
         traces.append(star)
-    across, top = _ranges(view)
+    limits, top = _ranges(view)
     looks = layout(
         view=f"{view.selection.run}/{view.method}", hovermode="closest",
-        xaxis=axis(title, showgrid=False, range=across),
+        xaxis=axis(title, showgrid=False, range=limits),
         yaxis=log_axis(RATIO, log_span([1.0, top]), " ×"),
         shapes=[reference_line(y=1)], **legend_row(),
     )  # fmt: skip
@@ -77,7 +80,12 @@ def front_chart(view: TradeoffView) -> Chart:
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
     note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
     measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
-    note += f"; {measured if runs else 'no run of this model has ended yet'}."
+    if across is not SPEED:
+        note += f"; {measured if runs else 'no run of this model has ended yet'}"
+    elif view.profile.times:
+        threads = view.profile.times.threads
+        note += f"; by the native decoder on {count(threads)} thread{'s' if threads > 1 else ''}"
+    note += f"; llama.cpp's files as measured by {source()}." if view.landmarks else "."
     return Chart(
         go.Figure(traces, looks), _front_frame(view, title), note,
         name=f"{view.selection.run}-{view.method}-front", headline=finding(view),
@@ -87,14 +95,14 @@ def front_chart(view: TradeoffView) -> Chart:
 def _ranges(view: TradeoffView) -> tuple[list[float], float]:
     """Of the horizontal axis, and the worst perplexity over dense: where choices are made. Mixes
     that ruin the model, and 16 bits, would leave no room for the others."""
-    shown = [run.ratio for run in view.measured]
+    shown = [run.ratio for run in view.measured] + [file.ratio for file in view.landmarks]
     if not isinstance(view.answer, SlimscopeError):
         shown.append(view.answer[1].ratio)
-    every = [*view.front.mixes, *view.front.uniform.values()]
+    every, x_of = [*view.mixes, *view.front.uniform.values()], view.across.x_of
     top = min(max([USUAL_TOP, *(ROOM * y for y in shown)]), max([1.1, *(x.ratio for x in every)]))
     widest = [*view.front.uniform.values()][-1 if view.pruned else -2]  # the last is dense
-    xs = [view.x_of(x) for x in every if x.ratio <= top and x.nbytes <= widest.nbytes]
-    xs = [run.x for run in view.measured] + (xs or [view.x_of(x) for x in every])
+    xs = [x_of(x) for x in every if x.ratio <= top and x.nbytes <= widest.nbytes]
+    xs = [run.x for run in view.measured] + (xs or [x_of(x) for x in every])
     room = 0.06 * (max(xs) - min(xs)) or 1.0
     return [min(xs) - room, max(xs) + room], top
 
@@ -111,12 +119,13 @@ def finding(view: TradeoffView) -> str:
 
 
 def _amount(view: TradeoffView, mix: Mix) -> str:
-    return f"{share(mix.sparsity)} zeros" if view.pruned else f"{number(mix.nbytes / 1e6, 3)} MB"
+    return view.across.said(view.across.x_of(mix))
 
 
 def _said(mix: Mix) -> str:
+    time = f"<br>predicted {number(mix.milliseconds, 3)} ms a token" if mix.milliseconds else ""
     return (
-        f"{number(mix.nbytes / 1e6)} MB, {number(mix.bits, 3)} bits a weight<br>"
+        f"{number(mix.nbytes / 1e6)} MB, {number(mix.bits, 3)} bits a weight{time}<br>"
         f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)} × dense"
     )
 
@@ -133,15 +142,32 @@ def _runs(runs: Sequence[MeasuredRun], title: str) -> go.Scatter:
     ).update(mode="markers+text")  # fmt: skip
 
 
+def _landmarks(files: Sequence[Landmark]) -> go.Scatter:
+    """Diamonds with their intervals."""
+    hover = [f"<b>llama.cpp's {x.file}</b><br>{number(x.megabytes)} MB<br>measured "
+             f"{number(x.ratio)} ({number(x.low)} to {number(x.high)}) × dense"
+             for x in files]  # fmt: skip
+    marks = dots(
+        [x.megabytes for x in files], [x.ratio for x in files], GREEN, "diamond", hover,
+        name="llama.cpp, measured", text=[x.file for x in files], textposition="bottom center",
+        textfont={"color": LIGHT.text},
+        error_y={"type": "data", "array": [x.high - x.ratio for x in files],
+                 "arrayminus": [x.ratio - x.low for x in files], "thickness": 1, "width": 3},
+    )  # fmt: skip
+    return marks.update(mode="markers+text")
+
+
 def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
     answer = view.answer
     mixes = [] if isinstance(answer, SlimscopeError) else [(f"Budget {answer[0]}", answer[1])]
     mixes += [(f"{form.label}, all layers", mix) for form, mix in view.front.uniform.items()]
-    mixes += [("Best mix", mix) for mix in view.front.mixes]
+    mixes += [("Best mix", mix) for mix in view.mixes]
     rows: list[tuple[object, ...]] = [
         (WIDGETS.run_link(run), run.x, run.ratio, "measured", run.label) for run in view.measured
     ]
-    rows += [(what, view.x_of(mix), mix.ratio, "predicted", NONE) for what, mix in mixes]
+    rows += [(f"llama.cpp's {x.file}", x.megabytes, x.ratio, source(), NONE)
+             for x in view.landmarks]  # fmt: skip
+    rows += [(what, view.across.x_of(mix), mix.ratio, "predicted", NONE) for what, mix in mixes]
     return pd.DataFrame(rows, columns=["Of", title, RATIO, "How known", "Setting"])
 
 

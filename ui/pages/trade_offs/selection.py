@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, floor
 
 from backend.budget import Budget, BudgetKind
-from backend.errors import ConfigError, NotFoundError, SlimscopeError
+from backend.errors import ConfigError, SlimscopeError
 from backend.sensitivity.budget import BudgetSolver, Mix
 from backend.sensitivity.formats import Format
 from backend.sensitivity.profile import SensitivityProfile
@@ -16,8 +15,10 @@ from backend.store import queries
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
 from jobs.profile.budgets import Method, method_of, solver_of
-from jobs.profile.profiles import newest_profile
+from jobs.profile.profiles import WEIGHTS_MARK, newest_profile
 from ui.charts.formats import ordered
+from ui.format import number, share
+from ui.pages.trade_offs.landmarks import Landmark, landmarks_of
 from ui.runs.results import find_job
 from ui.runs.rows import RunRow
 from ui.runs.sensitivity.measured import MeasuredRun, measured_runs, quantized_bytes
@@ -25,18 +26,40 @@ from ui.runs.sensitivity.profiles import in_blocks, profile_at
 from ui.widgets.explorer import Selection, cached_by
 
 METHODS: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
-KIND: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}  # of the front
 USUAL = Budget("loss", 0.1)
 POINTS = 80  # of a front
 LEAST = 0.01  # share of zeros that makes a run pruned
 
 
 @dataclass(frozen=True)
+class Across:
+    """What lies on the horizontal axis: a title, the kind of its budgets, the place of a mix, and
+    that place in words."""
+
+    title: str
+    kind: BudgetKind
+    x_of: Callable[[Mix], float]
+    said: Callable[[float], str]
+
+
+SIZE = Across("Size, MB", "size", lambda mix: mix.nbytes / 1e6, lambda x: f"{number(x, 3)} MB")
+ZEROS = Across(
+    "Zeros in the layers, %", "sparsity", lambda mix: 100 * mix.sparsity,
+    lambda x: f"{share(x / 100)} zeros",
+)  # fmt: skip
+SPEED = Across(
+    "Tokens a second, predicted", "ms", lambda mix: 1e3 / (mix.milliseconds or float("inf")),
+    lambda x: f"{number(x, 3)} tokens/s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MixFront:
-    """The best mixes of one method's formats, and each format alone, the fewest bits first."""
+    """The best mixes of one method's formats by the kind of budget, and each format alone, the
+    fewest bits first."""
 
     solver: BudgetSolver
-    mixes: list[Mix]
+    mixes: Mapping[BudgetKind, list[Mix]]
     uniform: dict[Format, Mix]
 
 
@@ -53,15 +76,19 @@ def fronts_of(run: str) -> dict[Method, MixFront]:
             continue
         known = {Format(), *in_blocks(profile).formats}
         uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
-        fronts[method] = MixFront(solver, solver.front(POINTS, KIND[method]), uniform)
+        kinds: list[BudgetKind] = ["sparsity" if method == "pruned" else "size"]
+        kinds += ["ms"] if profile.times else []
+        mixes = {kind: solver.front(POINTS, kind) for kind in kinds}
+        fronts[method] = MixFront(solver, mixes, uniform)
     return fronts
 
 
 @dataclass(frozen=True)
 class TradeoffSelection(Selection):
-    """A method, and a budget as it was typed."""
+    """A method, what lies across, and a budget as it was typed."""
 
     method: str = ""
+    across: str = ""
     budget: str = ""
 
 
@@ -81,7 +108,8 @@ class TradeoffView:
         fronts = fronts_of(selection.run) if profile else None
         if profile is None or not fronts:
             return None
-        selection = replace(selection, budget=selection.budget or str(USUAL))
+        across = selection.across if profile.times and selection.across == "ms" else ""
+        selection = replace(selection, across=across, budget=selection.budget or str(USUAL))
         if selection.method in fronts:
             return cls(selection, profile, fronts)
         return cls(replace(selection, method=next(iter(fronts))), profile, fronts).for_budget()
@@ -97,6 +125,24 @@ class TradeoffView:
     @property
     def pruned(self) -> bool:
         return self.method == "pruned"
+
+    @property
+    def across(self) -> Across:
+        if self.selection.across:
+            return SPEED
+        return ZEROS if self.pruned else SIZE
+
+    @property
+    def mixes(self) -> list[Mix]:
+        """The best ones along the axis."""
+        return self.front.mixes[self.across.kind]
+
+    @property
+    def landmarks(self) -> list[Landmark]:
+        """llama.cpp's files of the same weights, where the axis is their size."""
+        job = find_job(self.selection.run)
+        known = job is not None and self.across is SIZE
+        return landmarks_of(str(job.environment.get(WEIGHTS_MARK))) if job and known else []
 
     def for_budget(self) -> TradeoffView:
         """With the method that the budget is of, where the profile has its formats."""
@@ -127,21 +173,11 @@ class TradeoffView:
 
     @property
     def newest(self) -> str:
-        """The profile that a new run would take."""
+        """The profile that a new run would take; empty where it would be refused."""
         try:
             return newest_profile(self.profile.model).run
-        except NotFoundError:
+        except SlimscopeError:
             return ""
-
-    def x_of(self, mix: Mix) -> float:
-        """Its place on the horizontal axis: MB, or zeros in %."""
-        return 100 * mix.sparsity if self.pruned else mix.nbytes / 1e6
-
-    def budget_of(self, mix: Mix) -> str:
-        """The budget that asks for it, rounded so that it fits."""
-        if self.pruned:
-            return str(Budget("sparsity", floor(1000 * mix.sparsity) / 1000))
-        return str(Budget("size", ceil(mix.nbytes / 1e4) * 1e4))
 
     @cached_property
     def measured(self) -> list[MeasuredRun]:
@@ -149,6 +185,8 @@ class TradeoffView:
         return measured_runs(self.profile.model, self._x_of_run)
 
     def _x_of_run(self, row: RunRow) -> float | None:
+        if self.across is SPEED:
+            return None  # theirs is told by benchmarks, on other prompts
         if not self.pruned:
             nbytes = quantized_bytes(row, self.profile.layers, self.front.solver.fixed)
             return nbytes and nbytes / 1e6

@@ -9,14 +9,18 @@ import pytest
 
 from backend.budget import Budget
 from backend.sensitivity.budget import Mix
+from backend.store.session import writing
+from backend.store.tables import Job
 from jobs.dlqat.config import DLQATJob
+from jobs.fields.base_model import resolve_model
 from jobs.profile.budgets import KINDS
+from jobs.profile.profiles import DECODING_TIMES, WEIGHTS_MARK, mark_of
 from jobs.sds.config import SDSJob
 from jobs.sweep import plan
 from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
-from tests.ui.pages.sensitivity.profiles import profile_rows
-from ui.pages.trade_offs import page
+from tests.ui.pages.sensitivity.profiles import TIMES, profile_rows
+from ui.pages.trade_offs import landmarks, page
 from ui.pages.trade_offs.panels import NO_MIX, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
 from ui.widgets.config_form import address_values
@@ -30,7 +34,11 @@ def lab(filled: Fill) -> None:
 def store_runs() -> None:
     """profile-0001 and profile-0002 have ended, profile-0003 works; one run of each method, and one
     of another model."""
-    profiles = [profile_rows(1), profile_rows(2), profile_rows(3, blocks=1, state="running")]
+    timed = {DECODING_TIMES: TIMES, WEIGHTS_MARK: mark_of(resolve_model("toy"))}
+    profiles = [
+        profile_rows(1), profile_rows(2, environment=timed),
+        profile_rows(3, blocks=1, state="running"),
+    ]  # fmt: skip
     quantised = {"kind": "dlqat", "kept_stage": "dlqat", "name": HOSTILE}
     runs = [
         job(4, **quantised, config={"model": "toy", "bits": 3}), job(5, name=HOSTILE),
@@ -121,6 +129,41 @@ def test_what_cannot_be_kept_is_refused_beside_the_field(
     assert not shown["answer"] and shown["map_chart"] == NO_MIX
     assert "budget" not in shown  # what was typed stays
     assert bad.selection.budget == budget
+
+
+def test_speed_is_an_axis_where_the_profile_has_timed_its_formats() -> None:
+    shown = opened(across="ms", budget="4ms")
+    assert shown["across"]["visible"] and not shown["refusal"]["visible"]
+    assert "tokens/s at +" in shown["front_title"] and "ms a token" in shown["answer"]
+    drawn = front_chart(view(across="ms", budget="4ms"))
+    best, alone, star = drawn.figure.data  # no run, no file: they were not timed so
+    assert dict(zip(alone.text, alone.x, strict=True))["3"] == pytest.approx(250)
+    assert [*best.x] == sorted(best.x, reverse=True) and star.x[0] >= 250 - 1e-6
+    for budget in best.customdata:
+        assert solved(view(across="ms", budget=budget))[0].kind == "ms"
+    untimed = opened(run="profile-0001", across="ms", budget="4ms")
+    assert not untimed["across"]["visible"] and "MB at" not in untimed["front_title"]
+    assert "profile-0001 has not timed its formats." in untimed["refusal"]["value"]
+
+
+def test_files_of_others_are_landmarks_of_the_same_weights_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not view().landmarks
+    stored = landmarks._stored()
+    same = {"models": {mark_of(resolve_model("toy")): next(iter(stored["models"].values()))}}
+    monkeypatch.setattr(landmarks, "_stored", lambda: stored | same)
+    (files,) = [x for x in front_chart(view()).figure.data if x.name == "llama.cpp, measured"]
+    assert [*files.text] == ["Q2_K", "Q4_K_M"] and files.y[0] > files.y[1] > 1
+    assert "make bench-budget" in front_chart(view()).note
+    for other in ({"run": "profile-0001"}, {"method": "pruned", "budget": "50%"}):
+        assert "llama.cpp" not in front_chart(view(**other)).note
+
+
+def test_a_model_that_has_changed_is_shown_and_takes_no_new_run() -> None:
+    with writing() as session:
+        session.get_one(Job, 2).environment = {WEIGHTS_MARK: "of other weights"}
+    assert view().newest == "" and "perplexity, predicted" in opened()["answer"]
 
 
 def test_an_older_profile_says_which_one_a_new_run_takes() -> None:
