@@ -115,7 +115,7 @@ def finding(view: TradeoffView) -> str:
     mix = view.answer[1]
     form, one = min(view.front.uniform.items(), key=lambda pair: abs(pair[1].ratio - mix.ratio))
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    return f"{said}; {form} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
+    return f"{said}; {form.label} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 
 def _amount(view: TradeoffView, mix: Mix) -> str:
