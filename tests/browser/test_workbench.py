@@ -244,6 +244,30 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 90\u00a0%")
 
 
+def test_a_phone_follows_the_knobs_of_a_presented_state(
+    other_context: BrowserContext, visitor: Page, lab: Dashboard
+) -> None:
+    opened_workbench(visitor, lab)
+    visitor.keyboard.press("p")
+    visitor.wait_for_url("**/slimscope/present**")
+    shown = visitor.frame("view")
+    assert shown is not None
+    visitor.get_by_role("button", name="Follow on a phone").click()
+    expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
+    code = visitor.locator("#code i").inner_text()
+    visitor.keyboard.press("Escape")
+    with warm_tab(other_context, lab.url) as phone:
+        phone.goto(f"{lab.url}/slimscope/follow?code={code}")
+        followed = phone.frame("view")
+        assert followed is not None
+        title = followed.locator("#workbench-histogram h2")
+        expect(title).to_contain_text("16 bits")
+        followed.evaluate("window.kept = true")
+        shown.locator("#workbench-sparsity").fill("40")
+        expect(title).to_contain_text("40")
+        assert followed.evaluate("window.kept")  # without another load
+
+
 def test_a_state_of_another_model_is_refused_with_the_reason(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab, "state=123456789abc~magnitude~rtn~50p_dense~0x21_1")
     expect(visitor.locator(".workbench-status")).to_contain_text("It belongs to another model")

@@ -26,7 +26,6 @@ export function start(element, opened) {
     changed: () => page.refresh(),
     back: () => { page.restore(); return true; },
     nextStop: () => page.step(1),
-    goTo: (name) => page.goTo(name),
   });
   early ??= load(ofAddress());
   page.show(early);
@@ -138,11 +137,6 @@ class Page {
     if (next === undefined) return false;
     this.state.set({ stage: stages[next].name });
     return true;
-  }
-  goTo(name) {
-    const wanted = name || this.state.defaults.stage, there = this.data ? this.data.stage(wanted) >= 0 : false;
-    if (there) this.state.set({ stage: wanted });
-    return there;
   }
 
   #changed(changed) {
