@@ -85,7 +85,8 @@ def test_a_page_has_a_title_fits_a_phone_and_has_no_fault_in_light_or_dark(
 def fits_a_phone(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.locator("#frame-nav a").last.click(trial=True)  # nothing lies over it
-    page.locator("h1").click(trial=True)
+    if not page.locator(".hidden h1").count():  # the navigation shows it
+        page.locator("h1").click(trial=True)
 
 
 def the_navigation_is_one_row(page: Page) -> None:

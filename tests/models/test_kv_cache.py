@@ -56,16 +56,6 @@ def test_rows_that_are_kept_move_in_place() -> None:
     assert values.flatten().tolist() == [0, -1, -2, -4, -5, 7]
 
 
-def test_sequences_that_are_done_leave_the_batch() -> None:
-    model, tokens = load("toy").model, ids(9, rows=3)
-    cache = PreallocatedCache(len(model.model.layers), 12)
-    logits(model, cache, tokens[:, :8])
-    cache.select(torch.tensor([0, 2]))
-    found = logits(model, cache, tokens[[0, 2], 8:])
-    whole = model(input_ids=tokens[[0, 2]], use_cache=False).logits[:, -1:]
-    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("config", "window"),
     [

@@ -74,7 +74,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     kept = queries.job(pruned.id).kept_stage
     for mine, stage in ((DENSE, "dense"), (MODEL, kept)):  # the same text, the same figure
         expected = theirs[stage, PERPLEXITY].value
-        assert rows[mine, PERPLEXITY].value == pytest.approx(expected, rel=1e-4)
+        assert rows[mine, PERPLEXITY].value == pytest.approx(expected, rel=5e-4)  # 16 bits, 32
         assert rows[mine, PERPLEXITY].details["decoder"].startswith("native, bfloat16")
     assert rows[MODEL, ZERO_SHARE].value == pytest.approx(0.5)
     assert queries.job(job.id).environment["base"] == "toy"
