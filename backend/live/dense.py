@@ -72,6 +72,8 @@ class DenseModel:
         self.sds, self.dlqat = sds or SDSConfig(), dlqat or DLQATConfig()
         self.blocks, self.lock = len(decoder_blocks(model)), threading.RLock()
         self.layers = layers_of(model)
+        # Read at any time: while a block runs on other weights, its modules hold those.
+        self._weights = {name: x.layer.get_parameter("weight") for name, x in self.layers.items()}
         self.outside = [name for name, x in self.layers.items() if x.block < 0]
         if len(self.outside) == len(self.layers) or any(map(has_codes, model.modules())):
             why, do = "Its layers are quantised already, or no linear ones.", "Choose a dense one."
@@ -101,8 +103,7 @@ class DenseModel:
 
     def weight(self, name: str) -> Tensor:
         """The weights [out, in] in the dtype of the model; not to be changed."""
-        layer = self.layers[name]
-        return layer.as_stored(layer.layer.get_parameter("weight").detach())
+        return self.layers[name].as_stored(self._weights[name].detach())
 
     def refuse(self, name: str, form: Format | str) -> Format:
         """The format, if a layer can have it.

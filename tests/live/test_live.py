@@ -17,6 +17,7 @@ from backend.live.dense import DenseModel
 from backend.live.measurements import layer_histogram, losses, token_losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
+from backend.models.blocks import decoder_blocks
 
 MIX = ("50%", "2:4", "int4-g32", "dense", "62.5%", "2:4+int3-g32", "int8")
 
@@ -52,6 +53,18 @@ def test_the_loss_is_that_of_a_model_made_the_plain_way(live: LiveModel, unseen:
         logits.append(native.forward(part, cache, read_out=len(part))[1])
     (found,) = losses(live, ids[None])
     assert found.loss == pytest.approx(token_losses(torch.cat(logits), ids).mean().item(), rel=1e-7)
+
+
+def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) -> None:
+    """As by a histogram that is asked for while blocks are refined."""
+    dense = live.dense
+    name, read = dense.in_blocks[0], list[Tensor]()
+    before, block = dense.weight(name).clone(), decoder_blocks(dense.model)[0]
+    hook = block.register_forward_pre_hook(lambda *_: read.append(dense.weight(name).clone()))
+    live.apply(dict.fromkeys(dense.in_blocks, "50%"), "sparsegpt")
+    assert len([*live.refine()]) == dense.blocks
+    hook.remove()
+    assert read and all(weight.equal(before.to(weight.dtype)) for weight in read)
 
 
 def test_so_it_is_in_pytorch(dense: DenseModel, unseen: Tensor) -> None:
