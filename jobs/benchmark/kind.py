@@ -19,7 +19,7 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
         return KeyFigure("1.00 ×", "the speed of plain decoding", text)
     quick, slow = apart([fastest, plain], places=0)
-    label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "it"))
+    label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
     named = f"{label[0].lower()}{label[1:]}"
     return KeyFigure(
         f"{gain:.2f} ×",

@@ -33,6 +33,9 @@
       frame = requestAnimationFrame(step);
     }
 
+    draw(Infinity); // as high as the whole text: nothing below moves while it is written
+    for (const { text } of lanes) text.style.minHeight = `${text.offsetHeight}px`;
+    draw(0);
     figure.querySelector(".race-again").onclick = start;
     new IntersectionObserver((seen, observer) => {
       if (!seen.some((each) => each.isIntersecting)) return;
