@@ -118,12 +118,13 @@ def _changes(each: Shown) -> list[tuple[str, str, str]]:
         rows.append(("Bits per weight", "16", number(bits, 3)))
     trained, part = (results.value(results.kept, m) for m in (PARAMETERS, PARAMETER_SHARE))
     if trained and part and results.saved_bytes:
-        rows.append(("File", size(2 * trained / part), size(results.saved_bytes)))
+        before, after = size(2 * trained / part), size(results.saved_bytes)
+        rows.append(("File", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
         rows.append((f"Speed, {_threads(each.job)}".strip(", "), "1 ×", f"{number(faster, 3)} ×"))
-    before, after = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
-    if before is not None and after is not None:
-        rows.append(("Perplexity", number(before, 3), number(after, 3)))
+    dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
+    if dense is not None and kept is not None:
+        rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
     return rows
 
 
