@@ -15,7 +15,7 @@
     function draw(time) {
       for (const lane of lanes) {
         const done = lane.steps.filter((step) => step.at <= time);
-        const words = done.map((step) => step.text).join("").replace(/\n{2,}/g, "\n");
+        const words = done.map((step) => step.text).join("").replace(/\n{2,}/g, "\n").replace(/\s+…$/, "…");
         if (lane.text.textContent !== words) lane.text.textContent = words;
         const over = done.length === lane.steps.length, end = lane.steps.at(-1)?.at ?? 0;
         lane.meter.textContent = `${(Math.min(time, end) / 1000).toFixed(1)} s${over ? ", done" : ""}`;
