@@ -39,7 +39,7 @@ def installed() -> tuple[str, str]:
 
 OWN = installed()  # what this process has loaded
 RESTART = (
-    "Another version of Slimscope {}: restart the dashboard. Runs at work go on, no other starts."
+    "Another version of Slimscope {}: restart the dashboard. Running jobs continue; new ones wait."
 )
 
 

@@ -19,11 +19,12 @@ def key_figure(values: Values, kept: str = "") -> KeyFigure | None:
         text = f"No decoder was faster than plain decoding: {plain:.0f} tokens per second."
         return KeyFigure("1.00 ×", "the speed of plain decoding", text)
     quick, slow = apart([fastest, plain], places=0)
-    named = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "it"))
+    label = decoder_label(next((s for s, speed in speeds.items() if speed == fastest), "a drafter"))
+    named = f"{label[0].lower()}{label[1:]}"
     return KeyFigure(
         f"{gain:.2f} ×",
-        "the speed of plain decoding",
-        f"{quick} tokens per second with {named[0].lower()}{named[1:]}, {slow} without.",
+        f"with {named}",
+        f"{quick} tokens per second with {named}, {slow} without.",
     )
 
 

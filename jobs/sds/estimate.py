@@ -17,7 +17,7 @@ from jobs.profile.budgets import pruned_mix
 from jobs.runtime.duration import GRAM_SHARE
 from jobs.sds.config import SDSJob
 
-DENSE = "Zeros are stored as numbers, and weights that were packed are unpacked."
+DENSE = "Zeros are stored as numbers and packed weights are unpacked; a GGUF export shrinks it."
 BLOCK_COPIES = 6  # of the block at work: its stages, and a sorted one for statistics
 
 

@@ -109,7 +109,7 @@ STYLES = {
 KIND = Kind(
     name=NAME,
     title="SDS pruning",
-    summary="Prune, let the pruned weights grow back small, prune again: less is lost.",
+    summary="Prune, let the removed weights grow back a little, prune again. This loses less.",
     config=SDSJob,
     requirements=requirements,
     run="jobs.sds.run:run",
@@ -133,7 +133,8 @@ KIND = Kind(
         "ALPS": {"until": "first", "control": False, "base": "alps"},
     },
     notes={
-        "SDS and its control": "And one-shot with its weights adjusted: does the detour pay?",
+        "SDS and its control": "SDS, and the same without its middle step, to see if that step "
+        "pays.",
         "SDS": "Prune, make dense again, prune again.",
         "SparseGPT": "One-shot: second-order errors of the layer, column by column.",
         "Wanda": "One-shot: weights times the norms of their inputs. The fastest.",

@@ -149,8 +149,8 @@ PERPLEXITY_COLUMNS = (
             key="dense", title="Perplexity, dense", group=GROUPS[1], usual=False,
             field=f"{PERPLEXITY}_dense"),
     _final(PERPLEXITY, True),
-    Column("change", "Change", _change, lambda r: percent(_change(r)) or NONE, _change, True,
-           GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
+    Column("change", "Change to its source", _change, lambda r: percent(_change(r)) or NONE,
+           _change, True, GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
 )  # fmt: skip
 AFTER = (
     _figure(SIZE, lambda r: r.size),

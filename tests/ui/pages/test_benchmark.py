@@ -95,7 +95,7 @@ def test_decoders_have_one_colour_on_every_page(measured: str) -> None:
     assert [colour for _, colour, *_ in home.bars] == [paint[d.name] for d in home_order(found)]
     assert [label for label, *_ in home.bars] == ["Vanilla", "Prompt lookup", "amphista-0002"]
     assert decoder_label(f"amphista-0002{COMBINED}") == "Prompt lookup + amphista-0002"
-    assert home.figure.text == "75 tokens per second with it, 50 without."  # by no decoder named
+    assert home.figure.text == "75 tokens per second with a drafter, 50 without."
     assert paint[VANILLA] == LIGHT.muted and len({*paint.values()}) == len(paint)
     assert ink(LIGHT.blue) == "var(--blue)" and ink(paint["lookup"]) == paint["lookup"]
 

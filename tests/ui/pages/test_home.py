@@ -170,6 +170,27 @@ def test_a_method_is_remembered_by_its_figure(pruned: Settings) -> None:
     assert {len(each) for each in heights} == {showcase.BARS}
     assert max(max(each) for each in heights) <= 1.0
     assert "perplexity 30.00." in moving["stages"][1]["said"]
+    shorter = {"dense": 10.0, "first": 30.0, "first-blocks": 12.0}  # newer, but without SDS itself
+    store(job(2, kept_stage="first-blocks"), *(
+        result(2, stage, "perplexity", value) for stage, value in shorter.items()
+    ))  # fmt: skip
+    assert [each.job.id for each in showcase.showcase()] == [1]
+
+
+def test_the_changes_name_what_they_rest_on(tables: Settings) -> None:
+    texts = {use: {"corpus": "wikipedia"} for use in ("training", "evaluation")}
+    rests = {"threads": 1, "source": "dequantised from Q4_1", "text": texts}
+    figures = {"perplexity": 12.0, "bits_per_weight": 4.25, "speed_up": 2.19, "parameters": 5e6,
+               "parameter_share": 0.05, "bytes/compressed-tensors": 113e6}  # fmt: skip
+    store(
+        job(1, kind="dlqat", kept_stage="dlqat", environment=rests),
+        result(1, "dense", "perplexity", 10.0),
+        *(result(1, "dlqat", name, value) for name, value in figures.items()),
+    )
+    hero = exhibits.draw_exhibits(None, asked())["hero"]
+    told = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", hero))
+    assert "File 200 → 113 MB" in told and "Speed, 1 thread 1 × → 2.19 ×" in told
+    assert "Source: dequantised from Q4_1. Trained and evaluated on the same kind" in told
 
 
 @pytest.mark.parametrize(
@@ -222,7 +243,8 @@ def test_the_fastest_text_races_the_first(tables: Settings) -> None:
     found = showcase.race()
     assert found is not None and found.gain == pytest.approx(4)
     assert [lane["name"] for lane in found.lanes] == ["toy", "sds-0002"]
-    assert len(found.lanes[0]["steps"]) == 41 and found.lanes[1]["steps"][1] == [5.0, "b"]
+    assert found.lanes[0]["steps"][40:] == [[20.0, "b"], [0.0, "…"]]
+    assert found.lanes[1]["steps"][1] == [5.0, "b"]
     assert hostile not in exhibits.HTML.racing(found)
     with transcript_writer("generate-0001", 1) as writer:  # the first has not ended
         writer.add(ms=30.0, tokens=[["a", 0]], rejected=[])

@@ -57,7 +57,6 @@
     function go(to) {
       const from = [now, colour, zeros], stage = stages[to], begin = performance.now();
       place = to;
-      words();
       cancelAnimationFrame(frame);
       function step(time) {
         const part = still() ? 1 : ease(Math.min(1, Math.max(0, (time - begin) / MOVE)));
@@ -65,6 +64,7 @@
         colour = mix(from[1], rgb(stage.colour), part);
         zeros = from[2] + (stage.zeros - from[2]) * part;
         paint();
+        if (part >= 0.5) words(); // not ahead of the picture
         if (part < 1 && figure.isConnected) frame = requestAnimationFrame(step);
       }
       step(begin);

@@ -77,6 +77,7 @@
   function searchBox(box, pages) {
     const input = box.querySelector("input"), list = box.querySelector("ul");
     let options = [], active = -1, asked = 0, timer = 0;
+    if (matchMedia("(max-width: 640px)").matches) input.placeholder = "Search"; // no keys there
 
     function close() {
       list.hidden = true;

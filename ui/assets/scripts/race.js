@@ -15,7 +15,7 @@
     function draw(time) {
       for (const lane of lanes) {
         const done = lane.steps.filter((step) => step.at <= time);
-        const words = done.map((step) => step.text).join("");
+        const words = done.map((step) => step.text).join("").replace(/\n{2,}/g, "\n").replace(/\s+…$/, "…");
         if (lane.text.textContent !== words) lane.text.textContent = words;
         const over = done.length === lane.steps.length, end = lane.steps.at(-1)?.at ?? 0;
         lane.meter.textContent = `${(Math.min(time, end) / 1000).toFixed(1)} s${over ? ", done" : ""}`;
@@ -33,12 +33,15 @@
       frame = requestAnimationFrame(step);
     }
 
+    draw(Infinity); // as high as the whole text: nothing below moves while it is written
+    for (const { text } of lanes) text.style.minHeight = `${text.offsetHeight}px`;
+    draw(0);
     figure.querySelector(".race-again").onclick = start;
     new IntersectionObserver((seen, observer) => {
       if (!seen.some((each) => each.isIntersecting)) return;
       observer.disconnect();
       start();
-    }, { threshold: 0.5 }).observe(figure);
+    }, { threshold: 0.3 }).observe(figure);
   }
 
   function races() {

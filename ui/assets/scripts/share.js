@@ -21,7 +21,7 @@
   function views_said(dialog) {
     const count = views().length;
     dialog.querySelector(".views").textContent =
-      count ? `The presentation goes through ${count} chosen view${count === 1 ? "" : "s"}.` : "No view is chosen: a presentation goes through Home, Weights, Quantisation and Decoding.";
+      count ? `The presentation goes through ${count} chosen view${count === 1 ? "" : "s"}.` : "No view is chosen: a presentation goes through Home, Weights, Quantisation and Benchmark.";
     dialog.querySelector(".forget").hidden = !count;
   }
 

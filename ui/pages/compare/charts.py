@@ -65,19 +65,18 @@ def _dots(
 
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that one or more of them has
-    recorded, by name."""
+    recorded, by name: those of most runs first, of these the errors of the stage the baseline
+    kept."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
-    keys = (key for lines in found.values() for key, points in lines.items() if len(points) > 1)
+    several = [key for lines in found.values() for key, points in lines.items() if len(points) > 1]
+    kept = replace(ERROR, stage=comparison.base.figures.kept or "")
+    keys = sorted(several, key=lambda key: (-several.count(key), key != kept))
     return found, {str(key): key for key in keys}
 
 
-def chosen_curve(
-    comparison: RunComparison, offered: Mapping[str, MetricKey], wanted: str | None
-) -> MetricKey:
-    """The wanted curve, else the error of the stage the baseline kept, else the first."""
-    kept = str(replace(ERROR, stage=comparison.base.figures.kept or ""))
-    first = next(iter(offered))
-    return offered[next(name for name in (wanted, kept, first) if name and name in offered)]
+def chosen_curve(offered: Mapping[str, MetricKey], wanted: str | None) -> MetricKey:
+    """The wanted curve, else the first."""
+    return offered.get(wanted or "") or next(iter(offered.values()))
 
 
 def curve_chart(comparison: RunComparison, found: Points, key: MetricKey, *, log_y: bool) -> Chart:

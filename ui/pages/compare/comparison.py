@@ -12,7 +12,19 @@ from markupsafe import Markup
 from backend.metric_key import MetricKey
 from backend.statistics.paired import PairedRatio, paired_ratio
 from backend.store.queries import StoredResult
-from jobs.metrics import PEAK, PERPLEXITY, SIZE, TOOK, Metric, metric, ordered
+from jobs.metrics import (
+    BITS_PER_WEIGHT,
+    BYTES,
+    PEAK,
+    PERPLEXITY,
+    SIZE,
+    SPEED_UP,
+    TOOK,
+    ZERO_SHARE,
+    Metric,
+    metric,
+    ordered,
+)
 from ui.charts.chart import Chart
 from ui.format import NONE, number
 from ui.runs.deltas import delta, delta_html, difference_html, incomparable_because
@@ -35,6 +47,10 @@ PAIRED = Metric(
     MetricKey("paired_perplexity"), "Perplexity ÷ baseline",
     "Ratio of the perplexities on the same windows of text, with its 95 % interval.", "lower",
 )  # fmt: skip
+ALWAYS = {  # families shown even where only some runs have them: what compression is for
+    PAIRED.key.family, BITS_PER_WEIGHT.family, BYTES, SIZE.family, SPEED_UP.family,
+    ZERO_SHARE.family,
+}  # fmt: skip
 COLOURS = [c for c in OKABE_ITO if c != YELLOW]  # yellow cannot be seen on white
 BASELINE = LineStyle(LIGHT.muted, "dash")
 ENVIRONMENT = ("device", "cpu", "threads", "python", "versions")
@@ -127,7 +143,10 @@ def metrics_card(comparison: RunComparison) -> Markup:
     if any(ratios):
         rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
     rows += _figures_of_jobs(comparison)
-    single = [row for row in rows if row[0] is not PAIRED and NONE in (f.value for f in row[1])]
+    single = [
+        row for row in rows
+        if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])
+    ]  # fmt: skip
     shared = [row for row in rows if row not in single]
     return HTML.results(comparison.columns, comparison.base, kept, shared, single)
 

@@ -141,7 +141,7 @@ def draw_curves(curve: str | None, scale: str | None, request: gr.Request) -> Up
     points, offered = curves_of(runs) if runs else ({}, {})
     if runs is None or not offered:
         return {"curve": gr.update(choices=[]), **LINES.show(Chart(NO_CURVES))}
-    key = chosen_curve(runs, offered, curve)
+    key = chosen_curve(offered, curve)
     chart = curve_chart(runs, points, key, log_y=scale == "log")
     labels = [(curve_label(one, runs), name) for name, one in offered.items()]
     shown = LINES.show(chart, str(key).replace("/", "-"))
@@ -179,7 +179,7 @@ def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
     points, offered = curves_of(runs)
     if not offered:
         return Chart(NO_CURVES)
-    key = chosen_curve(runs, offered, query(request, "curve"))
+    key = chosen_curve(offered, query(request, "curve"))
     chart = curve_chart(runs, points, key, log_y=query(request, "y") == "log")
     return replace(chart, headline=curve_label(key, runs))
 

@@ -23,6 +23,9 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Calibration": "Text that is run through the model to collect statistics of each layer's "
         "inputs. It shares no passage with the evaluation text.",
         "Context": "Number of tokens in one window of the model.",
+        "Kurtosis": "Weight of a distribution's tails: 3 for a bell curve, more with outliers.",
+        "Spread": "Standard deviation of the weights of a tensor.",
+        "GGUF": "File format of llama.cpp. It holds packed weights and the tokenizer.",
         "Histogram": "Number of weights in each of 256 bins. All stages share the bins; exact "
         "zeros are counted separately.",
     },
@@ -31,16 +34,25 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "N:M": "At most N of M consecutive inputs of a row are non-zero. GPUs accelerate 2:4.",
         "Wanda": "Prunes by |weight| times the norm of its input.",
         "SparseGPT": "Prunes column by column and updates the remaining weights to compensate.",
+        "ALPS": "Prunes each layer by optimisation (ADMM), then solves for the remaining weights.",
+        "DSnoT": "Starts from Wanda's mask and swaps pruned for kept weights; trains nothing.",
         "First pruning": "One-shot pruning of the dense model.",
         "Re-dense": "All weights are optimised again, with penalties that make the next pruning "
         "cheap.",
         "Second pruning": "The re-dense model is pruned again.",
         "Weight adjustment": "Optimises the remaining weights so that each layer's outputs match "
         "those of the dense layer.",
+        "Block reconstruction": "Trains the remaining weights of a whole block to give the dense "
+        "block's outputs.",
         "Control": "The first pruning with weight adjustment under the same mask: the baseline "
         "that SDS has to beat.",
     },
     "Quantisation (DL-QAT)": {
+        "RTN": "Rounds each weight to the nearest point of the grid. Needs no text.",
+        "GPTQ": "Rounds column by column and updates the remaining weights to compensate.",
+        "AWQ": "Before rounding, scales up the weights of the inputs that matter most.",
+        "HQQ": "Fits scale and zero point to the weights by half-quadratic optimisation. Needs no "
+        "text.",
         "Group": "Consecutive inputs of a row that share one scale.",
         "Group magnitude": "Trained factor of a group's scale.",
         "Codes": "The integers that represent the weights on the grid.",
@@ -58,6 +70,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {
         "Anchor": "A text position at which the drafting heads predict. They are trained on a "
         "sample of all positions.",
         "Drafting head": "Predicts the token at one position ahead.",
+        "Medusa": "Independent drafting heads on the last hidden state.",
+        "Hydra": "Drafting heads that also see the tokens drafted before them.",
         "Head position": "How far ahead a head predicts: 1 is the token after the next.",
         "Prompt lookup": "Drafts the tokens that followed the last n-gram earlier in the context. "
         "Needs no training.",

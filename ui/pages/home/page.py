@@ -99,6 +99,7 @@ def latest_html() -> Markup:
     jobs = queries.jobs([State.SUCCEEDED], limit=NEWEST)
     if not jobs:
         return Markup()
+    jobs.sort(key=lambda job: -(job.finished_at or 0))  # the numbers of examples tell no order
     rows = [
         row
         for row in run_rows.rows(jobs, queries.results([job.id for job in jobs]))

@@ -1,7 +1,7 @@
 """Key figures, changes and moving histogram of the newest successful run of each method; until
 there are any, of the bundled examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -15,7 +15,14 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import (
+    BITS_PER_WEIGHT,
+    PARAMETER_SHARE,
+    PARAMETERS,
+    PERPLEXITY,
+    SPEED_UP,
+    metric,
+)
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.format import number, share, size
 from ui.runs.results import RunResults, find_job, kind_of, speed_conditions, stage_comparison
@@ -58,8 +65,14 @@ def showcase() -> list[Shown]:
 def _newest(kind: Kind) -> Shown | None:
     if kind.key_figure is None:
         return None
-    jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT)
-    return next((shown for job in jobs if (shown := _shown(kind, job))), None)
+    """One that went through the method's own stage, which the summary tells of, before others."""
+    others = []
+    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
+        if shown := _shown(kind, job):
+            if not kind.default_stage or kind.default_stage in shown.results.stages:
+                return shown
+            others.append(shown)
+    return next(iter(others), None)
 
 
 def _shown(kind: Kind, job: Job) -> Shown | None:
@@ -78,24 +91,40 @@ def _shown(kind: Kind, job: Job) -> Shown | None:
     return Shown(job, kind, figure, verdict, bars, caption, conditions, results)
 
 
-def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]]] | None:
-    """What compression changed, of the run where most is known: (what, before, after)."""
-    found = [(each.job, _changes(each.results)) for each in shown if each.kind.compresses]
+def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]], str] | None:
+    """What compression changed, of the run where most is known: (what, before, after); and what
+    its figures rest on."""
+    found = [(each.job, _changes(each)) for each in shown if each.kind.compresses]
     best = max(found, key=lambda pair: len(pair[1]), default=None)
-    return best if best and len(best[1]) > 1 else None
+    return (*best, _source(best[0])) if best and len(best[1]) > 1 else None
 
 
-def _changes(results: RunResults) -> list[tuple[str, str, str]]:
-    """Bits, decoding speed and perplexity, as far as they were measured. Of speeds the ratio: those
-    of two runs seldom agree. Bits, as files of the source may hold 4 or 32 of them a weight."""
-    rows = []
+def _source(job: Job) -> str:
+    """ "Source: dequantised from Q4_1. Trained and evaluated on the same kind of text."; empty of
+    a source that was not rounded before."""
+    source, texts = job.environment.get("source"), job.environment.get("text")
+    known = texts.items() if isinstance(texts, Mapping) else ()
+    corpora = {use: of.get("corpus") for use, of in known if isinstance(of, Mapping)}
+    alike = "training" in corpora and corpora["training"] == corpora.get("evaluation")
+    same = " Trained and evaluated on the same kind of text." if alike else ""
+    return f"Source: {source}.{same}" if source else ""
+
+
+def _changes(each: Shown) -> list[tuple[str, str, str]]:
+    """Bits, file, decoding speed and perplexity, as far as they were measured. Of speeds the ratio:
+    those of two runs seldom agree. Against 16 bits: files of the source may hold 4 or 32."""
+    results, rows = each.results, []
     if bits := results.value(results.kept, BITS_PER_WEIGHT):
         rows.append(("Bits per weight", "16", number(bits, 3)))
+    trained, part = (results.value(results.kept, m) for m in (PARAMETERS, PARAMETER_SHARE))
+    if trained and part and results.saved_bytes:
+        before, after = size(2 * trained / part), size(results.saved_bytes)
+        rows.append(("File", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
-        rows.append(("Speed", "1 ×", f"{number(faster, 3)} ×"))
-    before, after = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
-    if before is not None and after is not None:
-        rows.append(("Perplexity", number(before, 3), number(after, 3)))
+        rows.append((f"Speed, {_threads(each.job)}".strip(", "), "1 ×", f"{number(faster, 3)} ×"))
+    dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
+    if dense is not None and kept is not None:
+        rows.append(("Perplexity", number(dense, 3), number(kept, 3)))
     return rows
 
 
@@ -141,8 +170,7 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
         said = f"{share(zeros, 0)} of the weights are exactly zero"
         said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
         if len(above):
-            which = "The tallest bar is" if len(above) == 1 else f"{len(above)} bars are"
-            said += f" {which} clipped and hold {share(above.sum(), 0)} of the weights."
+            said += f" The spike is cut off: it holds {share(above.sum(), 0)} of the weights."
         shown.append(
             {
                 "name": snapshot.stage,
@@ -169,6 +197,12 @@ def _heights(snapshot: TensorSnapshot) -> np.ndarray:
     return heights
 
 
+def _threads(job: Job) -> str:
+    """ "2 threads", without which a speed says little; empty where it was not recorded."""
+    known = job.environment.get("threads")
+    return f"{known} thread{'' if known == 1 else 's'}" if known else ""
+
+
 @dataclass(frozen=True)
 class Race:
     """Two answers to one prompt, replayed as fast as they were written: that of the first model of
@@ -178,6 +212,10 @@ class Race:
     job: Job
     gain: float
     lanes: list[dict[str, Any]]
+
+    @property
+    def threads(self) -> str:
+        return _threads(self.job)
 
 
 def race() -> Race | None:
@@ -209,4 +247,6 @@ def _lane(name: str, text: Transcript, speed: float) -> dict[str, Any]:
         [round(step.ms, 1), "".join(token for token, _ in step.tokens)]
         for step in text.passes[:RACED_STEPS]
     ]
+    if text.end == "limit" or len(text.passes) > RACED_STEPS:
+        steps.append([0.0, "…"])
     return {"name": name, "said": " · ".join(said), "steps": steps}

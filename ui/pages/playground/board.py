@@ -11,9 +11,11 @@ from backend.queue import permissions
 from backend.queue.actor import Actor
 from backend.queue.conversations import BAD, TIE, PastConversation, Turn
 from backend.store import queries
+from backend.store.states import State
 from backend.store.tables import Job
 from jobs.chat.arena import MIN_VOTES, display_order, is_hidden, leaderboard
 from jobs.chat.asking import would_repeat
+from jobs.generate import config as generate
 from jobs.serving.transcript import read_transcript, transcript_of
 from ui.pages.playground.answers import (
     HTML,
@@ -126,7 +128,8 @@ def history(past: Sequence[PastConversation], current: int, voter: str, now: int
         here = each.conversation.id == current
         named = [*map(model_name, models)]
         entries.append((each.newest, here, _short(each.first), each.prompts, named))
-    return HTML.history(entries, now)
+    recorded = queries.jobs([State.SUCCEEDED], generate.NAME, limit=1)
+    return HTML.history(entries, now, recorded[0].run if recorded else "")
 
 
 def _short(prompt: str) -> str:

@@ -110,8 +110,9 @@ def answer_of(view: TradeoffView) -> Updates:
         facts += [f"{number(mix.nbytes / 1e6, 3)} MB", f"{number(mix.bits, 3)} bits a weight"]
     if mix.milliseconds:
         facts.append(f"{number(mix.milliseconds, 3)} ms a token, predicted")
-    counted = Counter(form.label for form in mix.formats.values()).most_common()
-    formats = [f"{many} × {label}" for label, many in counted]
+    (usual, most), *others = Counter(form.label for form in mix.formats.values()).most_common()
+    formats = [f"{'Mostly' if others else 'All'} {usual} ({most} of {len(mix.formats)})"]
+    formats += [f"{many} × {label}" for label, many in others]
     kind, model = KINDS[view.method], view.profile.model
     outside = [x.name for x in view.profile.layers if x.block < 0]
     packs_all = any(mix.formats[name].width for name in outside)  # no other file holds those

@@ -19,7 +19,7 @@ from ui.charts.template import axis, layout, legend_row, log_axis, reference_lin
 from ui.format import NONE, count, esc, href, number, share
 from ui.format import runs as count_runs
 from ui.pages.trade_offs.landmarks import Landmark, source
-from ui.pages.trade_offs.selection import SPEED, TradeoffView
+from ui.pages.trade_offs.selection import SIZE, SPEED, TradeoffView
 from ui.runs.sensitivity.measured import MeasuredRun
 from ui.runs.sensitivity.profiles import layers_table
 from ui.theme import BLUE, GREEN, LIGHT, VERMILLION
@@ -108,14 +108,27 @@ def _ranges(view: TradeoffView) -> tuple[list[float], float]:
 
 
 def finding(view: TradeoffView) -> str:
-    """What the best mix of the budget loses, and the one format for all layers that loses as
-    little as comes nearest to it."""
+    """What the best mix of the budget loses, and the one format for all layers that it beats most
+    clearly: the largest that loses more, or else the one that loses most nearly as much."""
     if isinstance(view.answer, SlimscopeError):
         return ""
     mix = view.answer[1]
-    form, one = min(view.front.uniform.items(), key=lambda pair: abs(pair[1].ratio - mix.ratio))
+    pairs = [*view.front.uniform.items()]
+    near = min(pairs, key=lambda pair: abs(pair[1].ratio - mix.ratio))
+    beaten = [
+        pair
+        for pair in pairs
+        if pair[1].ratio > mix.ratio and _cost(view, pair[1]) > _cost(view, mix)
+    ]
+    form, one = max(beaten, key=lambda pair: _cost(view, pair[1]), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
     return f"{said}; {form.label} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
+
+
+def _cost(view: TradeoffView, mix: Mix) -> float:
+    """What the horizontal axis shows, such that less is better."""
+    x = view.across.x_of(mix)
+    return x if view.across is SIZE else -x
 
 
 def _amount(view: TradeoffView, mix: Mix) -> str:

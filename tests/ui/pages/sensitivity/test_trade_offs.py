@@ -21,7 +21,7 @@ from tests.ui.conftest import HOSTILE, Fill
 from tests.ui.lab import asked, job, result, store
 from tests.ui.pages.sensitivity.profiles import TIMES, profile_rows
 from ui.pages.trade_offs import landmarks, page
-from ui.pages.trade_offs.panels import NO_MIX, front_chart
+from ui.pages.trade_offs.panels import NO_MIX, finding, front_chart
 from ui.pages.trade_offs.selection import TradeoffSelection, TradeoffView
 from ui.widgets.config_form import address_values
 
@@ -75,6 +75,8 @@ def test_it_opens_with_a_budget_that_can_be_kept() -> None:
     budget, mix = solved(view())
     assert str(budget) == "loss 10%" and mix.ratio <= 1.1
     assert "MB at +" in shown["front_title"] and "spared most" in shown["map_title"]
+    smaller = finding(view(budget="0.142MB"))  # 4 bits are the largest format it beats in both
+    assert "; 4 bits in groups of 64 everywhere: 0.145 MB at +134.6 %" in smaller
 
 
 @pytest.mark.parametrize(
