@@ -206,7 +206,7 @@ def test_a_model_without_a_profile_says_how_to_get_one(
     page.goto(f"{lab.url}/workbench?model=nowhere")
     expect(page.locator("#workbench-notice")).to_contain_text("nowhere")
     page.locator("#workbench-choice-model").select_option("toy")
-    expect(page.locator("#workbench-map h2")).to_contain_text("Alone at 3 bits")
+    expect(page.locator("#workbench-map h2")).to_contain_text("Rounding only")
     page.close()
 
 
