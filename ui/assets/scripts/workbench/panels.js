@@ -69,7 +69,7 @@ export class Panels {
     this.map.draw({ ...shown, data: by === "sensitivity" && rows.length ? { ...data, modules: rows } : data, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
     const title = colours ? (key.length > FEW ? this.#spared(bits) : key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(" · "))
-      : by === "sensitivity" && values[worst] ? `${format(reference).width ? "Rounding" : "Pruning"} only ${this.layers[worst].label.replace("Block", "block")}, to ${label(format(reference))} hurts most: ${number(values[worst], 2)} nats`
+      : by === "sensitivity" && values[worst] ? `${format(reference).width ? "Rounding" : "Pruning"} only ${this.layers[worst].label.replace("Block", "block")}, to ${label(format(reference), true)} hurts most: ${number(values[worst], 2)} nats`
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
     this.element.querySelector('[data-knob="colour"]').value = by;
     this.part("map").querySelector("h2").textContent = title;
