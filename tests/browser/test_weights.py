@@ -278,7 +278,7 @@ def test_a_run_without_statistics_says_so_and_another_can_be_chosen(
     page.goto(f"{lab.url}/weights?run=count-0004")
     expect(page.locator("#weights-notice")).to_contain_text("has stored no weight statistics")
     page.locator("#weights-run").select_option("sds-0002")
-    expect(page.locator("#weights-overlay h2")).to_contain_text("Block 0")
+    expect(page.locator("#weights-overlay h2")).to_contain_text("Block 1")
     page.wait_for_url("**run=sds-0002**")
     page.close()
 
