@@ -193,8 +193,8 @@ def _bottleneck(report: DecoderReport, vanilla: DecoderReport) -> str:
     }
     largest = max(extra, key=extra.__getitem__)
     text = (
-        f"A step accepts {report.accepted:.2f} tokens and costs {report.break_even:.2f} vanilla "
-        f"steps: verification {verify:.2f}, drafting {extra['drafting']:.2f}, {ACCEPTANCE} "
+        f"A step accepts {report.accepted:.2f} tokens and breaks even at {report.break_even:.2f}: "
+        f"verification {verify:.2f}, drafting {extra['drafting']:.2f}, {ACCEPTANCE} "
         f"{extra[ACCEPTANCE]:.2f}."
     )
     if report.speed_up >= 1 + MIN_GAIN:

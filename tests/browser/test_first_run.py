@@ -15,6 +15,8 @@ from jobs.submit import submit
 from tests.browser.conftest import EVIL, HOST, PATIENCE_MS, Dashboard, started
 from tests.waiting import until
 
+TENSOR = "model.layers.0.self_attn.q_proj.weight"
+
 
 def launch_on_toy(page: Page, url: str, steps: int, name: str = "") -> None:
     """Fills the form for a run on the toy model that takes some seconds, and queues it."""
@@ -57,15 +59,14 @@ def test_launch_watch_kill_resume_and_look_at_the_weights(page: Page, dashboard:
     assert page.evaluate("document.body.dataset.x") is None  # text stayed text
     assert EVIL in page.locator("body").inner_text()
 
-    page.goto(f"{dashboard.url}/weights?run=sds-0001&view=statistics")
+    page.goto(f"{dashboard.url}/weights?run=sds-0001&view=statistics&tensor={TENSOR}")
     zeros_on_screen_are_those_stored(page)
 
 
 def zeros_on_screen_are_those_stored(page: Page) -> None:
     table = page.locator("#weights-table")
     expect(table).to_contain_text("First pruning")
-    tensor = "model.layers.0.self_attn.q_proj.weight"
-    for snapshot in tensors.tensor_snapshots(1, tensor):
+    for snapshot in tensors.tensor_snapshots(1, TENSOR):
         counted = snapshot.counts.sum() + snapshot.zeros + snapshot.below + snapshot.above
         assert counted == snapshot.n
         if snapshot.stage == "first":

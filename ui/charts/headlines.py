@@ -24,6 +24,9 @@ def of_stages(values: Sequence[tuple[str, float]]) -> str:
     worst_label, worst = max(values[1:], key=lambda pair: pair[1])
     if worst_label != last_label and worst > last > first:
         back = share((worst - last) / (worst - first), 0)
+        if last_label.startswith(f"{worst_label}, "):  # one more step on the worst
+            more = last_label.removeprefix(f"{worst_label}, ")
+            return f"With {more}, {back} of the perplexity lost is won back"
         return f"{last_label} wins back {back} of the perplexity lost to {lower(worst_label)}"
     change = last / first - 1
     if abs(change) < STEADY:

@@ -14,7 +14,7 @@ from backend.statistics.tensors import TensorSnapshot
 from jobs.wording import extent
 from ui.charts.template import line_look, reference_line, tint
 from ui.format import count, number, share
-from ui.theme import LIGHT, LineStyle
+from ui.theme import LineStyle
 
 FULL = 100  # weights a bin should hold on average
 MIN_WEIGHTS_PER_BIN = 64
@@ -177,15 +177,15 @@ def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
 
 
 def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
-    """Layout: a thin line at each threshold, on both sides."""
+    """Layout: a thin line at each threshold, on both sides, named where no peak stands."""
     lines = cutoffs(series)
     shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in (-1, 1)]
     notes = [
         {
-            "x": at, "y": 1, "yref": "paper", "text": label, "yanchor": "top",
-            "yshift": -ROW * place, "bgcolor": LIGHT.paper, "xshift": 4,
+            "x": 1, "xref": "paper", "xanchor": "right", "y": 1, "yref": "paper", "yanchor": "top",
+            "text": f"dotted: {label}", "yshift": -ROW * place,
         }
-        for place, (at, label) in enumerate(lines)
+        for place, (_, label) in enumerate(lines)
     ]  # fmt: skip
     return {"shapes": shapes, "annotations": notes}
 

@@ -72,8 +72,8 @@ class LiveAnswering(ThreadedEvents[Event]):
 
     def _waited(self) -> Event:
         if self._silent < SILENT_S:
-            what = f"{self._last}: nothing new for {self._silent:.0f} s, of at most {SILENT_S:.0f}"
-            return {"event": "waits", "what": what, "about_s": 0.0}
+            pace = f"still working ({self._silent:.0f} s; gives up after {SILENT_S:.0f} s)"
+            return {"event": "waits", "what": f"{self._last}: {pace}", "about_s": 0.0}
         why = f"Nothing came for {self._silent:.0f} s: {self._last}. The machine may be busy."
         error = ComputeError("The live model takes too long.", why, "Turn a knob to ask again.")
         return self.failed(error)

@@ -185,7 +185,7 @@ def reports(
         ((0.89, 1.2, 1.05, 0.3), "The largest extra cost is drafting."),
         ((0.80, 1.01, 1.2, 0.05), "Almost no draft token is accepted."),
         ((1.01, 1.4, 1.3, 0.1), "does not differ measurably from vanilla here: 1.01×"),
-        ((1.30, 1.8, 1.2, 0.15), "accepts 1.80 tokens and costs 1.35 vanilla steps"),
+        ((1.30, 1.8, 1.2, 0.15), "accepts 1.80 tokens and breaks even at 1.35"),
         ((1.30, 1.8, 1.2, 0.15), "verification 1.20, drafting 0.15, acceptance and cache 0.00."),
         ((1.30, 1.8, 1.2, 0.15, 0.75), "9 of 12 responses match vanilla's token for token"),
     ],

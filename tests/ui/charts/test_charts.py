@@ -192,6 +192,8 @@ def test_a_log_axis_has_few_round_ticks(low: float, factor: float) -> None:
     [
         ([("Dense", 20.0), ("Pruned", 120.0), ("SDS", 70.0)],
          "SDS wins back 50 % of the perplexity lost to pruned"),
+        ([("Dense", 30.0), ("Pruned", 50.0), ("Pruned, adjusted", 40.0)],
+         "With adjusted, 50 % of the perplexity lost is won back"),
         ([("Dense", 20.0), ("SDS", 30.0)], "SDS raises perplexity from 20.00 to 30.00"),
         ([("Dense", 20.0), ("Trained", 10.0)], "Trained lowers perplexity from 20.00 to 10.00"),
         ([("Dense", 20.0), ("8 bits", 20.1)], "8 bits keeps the perplexity of 20.00"),

@@ -129,10 +129,8 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
     assert shown["stage"]["value"] == "dlqat" and shown["step"]["value"] == 20
     assert shown["group"] == "5,1" and "number 1 of 32 by error" in shown["weights_note"]
     assert "Row 5, inputs 16 to 31" in shown["weights_note"]
-    assert (
-        "3 bits · groups of 16 · symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
-    )
-    assert "perplexity 1.520, dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
+    assert "3 bits, groups of 16, symmetric" in shown["head"] and "2.0 MB in gptq" in shown["head"]
+    assert "1.520, dense 1.500" in shown["head"] and "run?id=dlqat-0001" in shown["head"]
     more = {panels.ENERGY: panels.NO_INPUTS}
     for panel in panels.CHARTS:
         figure = shown[panel.parts[0]]
@@ -145,10 +143,10 @@ def test_a_run_opens_with_its_method_and_the_worst_group() -> None:
 
 @pytest.mark.parametrize(("gain", "small"), [(2.6, False), (1.2, True)])
 def test_what_packed_decoding_gains_is_said_and_why_it_is_little(gain: float, small: bool) -> None:
-    assert "decodes packed" not in opened(run="dlqat-0001")["head"]
+    assert "Packed decoding" not in opened(run="dlqat-0001")["head"]
     store(result(1, "dlqat", "speed_up", gain))
     head = opened(run="dlqat-0001")["head"]
-    assert f"packed at {gain:.2f} ×" in head and (panels.OVERHEAD in head) is small
+    assert f"{gain:.2f} × dense bfloat16" in head and (panels.OVERHEAD in head) is small
 
 
 def test_an_address_is_taken_as_far_as_it_is_right() -> None:

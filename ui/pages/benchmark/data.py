@@ -51,7 +51,7 @@ class Benchmark:
 
     @property
     def trees(self) -> list[DecoderReport]:
-        return [d for d in self.decoders if d.hits] if self.complete else []
+        return [d for d in self.decoders if len(d.hits) > 1] if self.complete else []
 
     def tree(self, wanted: str) -> DecoderReport | None:
         """Decoder whose tree is drawn: the wanted one, or the first."""

@@ -77,15 +77,16 @@ def head_html(view: QuantView) -> Markup:
     job, results = view.quant.job, queries.results([view.quant.job.id])
     stage = view.selection.stage
     group, grid = job.config.get("group_size"), job.config.get("grid")
-    facts = [f"{job.config.get('bits', NONE)} bits"]
-    facts += [f"groups of {group}" if group else "one group per row"]
-    facts += [GRID_NAMES[grid]] if grid else []
-    facts += [*_result_facts(results, stage), *_zero_facts(view)]
+    form = [f"{job.config.get('bits', NONE)} bits"]
+    form += [f"groups of {group}" if group else "one group per row"]
+    form += [GRID_NAMES[grid]] if grid else []
+    facts = {"Format": ", ".join(form), **dict(_result_facts(results, stage))}
+    facts |= dict(_zero_facts(view))
     weights = href("weights", run=job.run, tensor=view.selection.tensor, stage=stage)
     return HTML.head(job.run, facts, weights)
 
 
-def _zero_facts(view: QuantView) -> Iterator[str]:
+def _zero_facts(view: QuantView) -> Iterator[tuple[str, str]]:
     weights = weights_of(view.quant.job.run)
     if weights is None:
         return
@@ -95,23 +96,22 @@ def _zero_facts(view: QuantView) -> Iterator[str]:
         shares[stage] = float(rows["zeros"].sum() / max(1, rows["n"].sum()))
     if shares[DENSE] >= PRUNED:
         now = share(shares[view.selection.stage])
-        yield f"{share(shares[DENSE])} zeros in the model it began with, {now} now"
+        yield "Zeros", f"{now}, {share(shares[DENSE])} in the model it began with"
 
 
-def _result_facts(results: list[StoredResult], stage: str) -> Iterator[str]:
+def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str, str]]:
     by_metric = {r.metric: r.value for r in reversed(results)}
     perplexity = {r.stage: number(r.value) for r in results if r.metric == PERPLEXITY}
     if (bits := by_metric.get(BITS_PER_WEIGHT)) is not None:
-        yield f"{number(bits)} stored bits per weight, scales included"
-    for metric, value in by_metric.items():
-        if metric.family == BYTES and metric.series:
-            yield f"whole model {size(value)} in {metric.series}"
+        yield "Stored bits per weight", f"{number(bits)}, scales included"
+    saved = [(m.series, v) for m, v in by_metric.items() if m.family == BYTES and m.series]
+    if saved:
+        yield "Whole model", ", ".join(f"{size(value)} in {series}" for series, value in saved)
     if stage in perplexity:
-        yield f"perplexity {perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
+        yield "Perplexity", f"{perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
     if (gain := by_metric.get(SPEED_UP)) is not None:
-        yield f"decodes packed at {number(gain, 3)} × the speed of dense bfloat16"
-        if gain < GAIN:
-            yield OVERHEAD
+        why = f": {OVERHEAD}" if gain < GAIN else ""
+        yield "Packed decoding", f"{number(gain, 3)} × dense bfloat16{why}"
 
 
 def _group_name(view: QuantView) -> str:
@@ -173,7 +173,9 @@ def weights_chart(view: QuantView) -> Chart:
     frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
     figure = group_weights(weights, name, view.selection.stage)
     frame = frame.rename_axis("Weight").reset_index()
-    title = f"{weights.elsewhere} of {len(weights.dense)} weights were rounded to a farther point"
+    title = (
+        f"{weights.elsewhere} of {len(weights.dense)} weights are not at their nearest grid point"
+    )
     note = f"{place} {group_weights_note(weights)}"
     return Chart(figure, frame, note, name=name, headline=title)
 

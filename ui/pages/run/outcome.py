@@ -17,6 +17,7 @@ from backend.store.queries import StoredResult
 from backend.store.tables import Job
 from jobs.metrics import PERPLEXITY, SPEED_UP, metric
 from jobs.wording import fixed
+from ui.charts.headlines import lower
 from ui.format import NONE, duration, number, size
 from ui.runs.html import took
 from ui.runs.results import (
@@ -128,7 +129,8 @@ def _verdict(job: Job, results: RunResults) -> str:
     if not results.kept:
         forecast = kind.forecast(values)
         return f"{forecast} {_measured(job)}" if forecast else ""
-    return kind.verdict(stage_comparison(job, perplexity))
+    verdict = kind.verdict(stage_comparison(job, perplexity))
+    return f"On the evaluation text, {lower(verdict)}" if verdict else ""
 
 
 def _measured(job: Job) -> str:

@@ -277,6 +277,7 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     question = f"In which blocks is {what} large?" if by_block else f"How does {what} develop?"
     main = stages.get(job.kept_stage or (kind.default_stage if kind else ""), "")
     told = (of_blocks if by_block else of_curves)(frame, quantity, main)
+    note += "" if by_block else " The title compares the means of its first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
 
 

@@ -86,9 +86,10 @@ def finding(view: SensitivityView) -> str:
     """What the most sensitive layer costs, and how many of the least sensitive cost as much."""
     rows, figure, words = view.known, view.figure, _words(view.form)
     worst = rows.iloc[0]
+    name = view.tensors[worst.tensor]
     if not figure.adds:
-        return f"{worst.tensor} {figure.verb} {figure.say(worst.value)} of its output at {words}"
-    said = f"{worst.tensor} alone {figure.verb} {figure.say(worst.value)} at {words}"
+        return f"{name} {figure.verb} {figure.say(worst.value)} of its output at {words}"
+    said = f"{name} alone {figure.verb} {figure.say(worst.value)} at {words}"
     many = int((rows["value"][::-1].cumsum() <= worst.value).sum())
     alike = f", as much as the {many} least sensitive layers together" if many > 1 else ""
     return said.replace(" a token", "") + alike

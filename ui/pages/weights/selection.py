@@ -123,7 +123,7 @@ class WeightsSelection(Selection):
             self,
             run=weights.job.run,
             vs=other.job.run if other else "",
-            tensor=known_or_first(self.tensor, weights.tensors),
+            tensor=self.tensor if self.tensor in weights.tensors else weights.typical,
             stage=asked if asked in weights.stages else last_with(stat, weights),
             stat=stat,
             against=known_or_first(self.against, AGAINST) if self.against != "run" or other else "",

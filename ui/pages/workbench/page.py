@@ -18,12 +18,12 @@ COLOURS = {
     "format": "Format", "predicted": "Predicted loss", "sensitivity": "Sensitivity",
     "error": "Output error", "bytes": "Bytes",
 }  # fmt: skip
-UNITS = {"size": "MB of the file", "read": "MB read a token", "loss": "% perplexity lost"}
+UNITS = {"size": "MB of the file", "read": "MB read per token", "loss": "% perplexity lost"}
 GAUGES = {
     "ratio": ("Perplexity", "Over that of the dense model, with its 95 % interval"),
     "kl": ("KL divergence", "Of the next token from the dense model, nats"),
     "size": ("File", "Layers in their formats, the rest in 16 bits"),
-    "read": ("Read a token", "Bytes of matrices that a token takes"),
+    "read": ("Read per token", "Bytes of matrices that a token takes"),
     "speed": ("Speed", "Tokens a second, one text at a time"),
 }
 

@@ -111,7 +111,8 @@ def test_the_finding_counts_the_layers_that_cost_as_much() -> None:
     losses = view(format="int2-g64").table["predicted"].to_numpy()
     others = int((losses[::-1].cumsum() <= losses[0]).sum())
     assert losses[0] == pytest.approx(2 * 0.2 * 40, rel=1e-5) and others == len(losses) - 1
-    said = f"{WORST} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
+    name = view().tensors[WORST]
+    said = f"{name} alone costs 16 nats at 2 bits, as much as the {others} least sensitive layers"
     assert chart(MAP, format="int2-g64").headline == f"{said} together"
     assert " at 50 %, " in chart(MAP, format="50%").headline
     assert "loses 5.00 % of its output at 3 bits" in chart(MAP, figure="error").headline

@@ -25,6 +25,9 @@ export function inks() {
   return known.inks;
 }
 
+/** Pixels of a margin that grows with the type. */
+export const em = (many) => many * inks().size;
+
 /** The width of the place of a canvas. */
 export function widthOf(canvas) {
   if (!known.widths.has(canvas)) {

@@ -1,8 +1,9 @@
 /* The weights of one tensor: histograms of the stages over each other, their difference to the dense one, or
    added up. A drag marks the magnitudes that are looked for. */
-import { bottomAxis, inks, number, share, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
+import { bottomAxis, em, inks, number, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
+import { ofZeros } from "./words.js";
 
-const LEFT = 44, RIGHT = 12, TOP = 8, BOTTOM = 36;
+const RIGHT = 12, TOP = 8, LEFT = () => em(2.75), BOTTOM = () => em(2.25);
 const PEAK_WIDTH = 0.06, PEAK_RATIO = 1.6, ROOM = 1.25; // a tall narrow peak at zero is cut off
 const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] }, POINTS = 129;
 
@@ -72,7 +73,7 @@ export class HistogramChart {
 
   #weight({ offsetX }) {
     if (!this.#shown) return null;
-    const { low, reach, width } = this.#shown, part = (offsetX - LEFT) / (width - LEFT - RIGHT);
+    const { low, reach, width } = this.#shown, part = (offsetX - LEFT()) / (width - LEFT() - RIGHT);
     return low + Math.max(0, Math.min(1, part)) * (reach - low);
   }
 
@@ -106,9 +107,9 @@ export class HistogramChart {
   #paint(part, from = []) {
     if (!this.#shown) return;
     const { found, range, bins, reach, top, low, added, curve, log, brush, cutoff } = this.#shown, ink = inks();
-    const area = surface(this.canvas, this.height), { pen, width, height, line } = area, floor = height - BOTTOM,
+    const area = surface(this.canvas, this.height), { pen, width, height, line } = area, floor = height - BOTTOM(),
       signed = curve === "difference";
-    const x = Object.assign((w) => LEFT + ((w - low) / (reach - low)) * (width - LEFT - RIGHT), { middle: (LEFT + width - RIGHT) / 2 });
+    const x = Object.assign((w) => LEFT() + ((w - low) / (reach - low)) * (width - LEFT() - RIGHT), { middle: (LEFT() + width - RIGHT) / 2 });
     const least = Math.max(1e-4, top / 1e5), logs = log && !signed && !added;
     const part_of = (h) => (logs ? Math.log(Math.max(h, least) / least) / Math.log(top / least) : signed ? (1 + h / top) / 2 : h / top);
     const y = (h) => floor - part_of(h) * (floor - TOP);
@@ -116,8 +117,8 @@ export class HistogramChart {
     const marks = logs ? Array.from({ length: 6 }, (_, i) => 10 ** (Math.floor(Math.log10(top)) - i)).filter((h) => h >= least)
       : ticks(signed ? -top : 0, top, 4);
     for (const h of marks) {
-      pen.fillText(number(h), LEFT - 6, y(h), LEFT - 6);
-      stroke(pen, LEFT, y(h), width - RIGHT, y(h));
+      pen.fillText(number(h), LEFT() - 6, y(h), LEFT() - 6);
+      stroke(pen, LEFT(), y(h), width - RIGHT, y(h));
     }
     if (brush) for (const [a, b] of added ? [brush] : [brush, [-brush[1], -brush[0]]]) {
       pen.fillStyle = ink.accent;
@@ -127,7 +128,7 @@ export class HistogramChart {
     }
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, TOP - 4, width - LEFT - RIGHT, floor - TOP + 5);
+    pen.rect(LEFT(), TOP - 4, width - LEFT() - RIGHT, floor - TOP + 5);
     pen.clip();
     found.forEach((each, place) => {
       const start = from[place], colour = ink.stage(each.colour);
@@ -186,7 +187,7 @@ export class HistogramChart {
 
   /** Entries of the legend: the label with the exact zeros, which are in no bin. */
   legend() {
-    const words = ({ label, zeros }) => `${label} · ${zeros >= 0.001 ? share(zeros) : "no"} exact zeros`;
+    const words = ({ label, zeros }) => `${label} · ${ofZeros(zeros)} exact zeros`;
     return this.#shown.found.map((each) => ({ ...each, words: words(each) }));
   }
 }

@@ -1,7 +1,7 @@
 /* The map of all layers: blocks from left to right, modules from top to bottom. */
-import { bottomAxis, diverging, inks, number, sequential, surface } from "./canvas.js";
+import { bottomAxis, diverging, em, inks, number, sequential, surface } from "./canvas.js";
 
-const LEFT = 76, TOP = 34, BOTTOM = 36, PRINTED = 12; // up to so many blocks the figures fit into the cells
+const LEFT = () => em(4.75), TOP = () => em(2.125), BOTTOM = () => em(2.25), PRINTED = 12; // up to so many blocks the figures fit into the cells
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /** The 2 % and 98 % quantile of the values, or the same to both sides of 0. */
@@ -44,7 +44,7 @@ export class LayerMap {
   /** Column and row under the pointer, also beside the cells. */
   #place({ offsetX, offsetY }) {
     const { across, down } = this.#shown;
-    return { i: Math.floor((offsetX - LEFT) / across), j: Math.floor((offsetY - TOP) / down) };
+    return { i: Math.floor((offsetX - LEFT()) / across), j: Math.floor((offsetY - TOP()) / down) };
   }
 
   /** The tensor under the pointer; -1 beside the cells. */
@@ -86,16 +86,16 @@ export class LayerMap {
       key?: {words: string, colour: string}[], chosen?: Set<number>, pinned?: Set<number>, height?: number}} shown
       A tensor outside of the blocks takes a row. `colours` in place of those of the values, explained by `key`; what is not `chosen` is paler. */
   draw({ data, values, label, unit, even, picked, log, colours, key, chosen, pinned, height: tall }) {
-    const rows = data.modules.length, area = surface(this.canvas, tall ?? TOP + BOTTOM + Math.max(30 * rows, Math.min(270, 60 * rows)));
+    const rows = data.modules.length, area = surface(this.canvas, tall ?? TOP() + BOTTOM() + Math.max(30 * rows, Math.min(270, 60 * rows)));
     const { pen, width, height, line } = area, ink = inks(), columns = data.blocks.length;
     const scaled = log ? values.map((v) => (v > 0 ? Math.log10(v) : NaN)) : values;
-    const across = (width - LEFT - 4) / columns, down = (height - TOP - BOTTOM) / rows, [low, high] = limits(scaled, even);
+    const across = (width - LEFT() - 4) / columns, down = (height - TOP() - BOTTOM()) / rows, [low, high] = limits(scaled, even);
     pen.fillStyle = ink.paper; // which the canvas writes in six digits
     const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16));
     const part = (value) => (even ? value / high : (value - low) / (high - low));
     const colour = (value) => (even ? diverging(part(value), middle) : sequential(part(value)));
     this.#shown = { data, across, down, picked };
-    const x = (block) => LEFT + Math.max(0, data.blocks.indexOf(block)) * across, y = (module) => TOP + data.modules.indexOf(module) * down,
+    const x = (block) => LEFT() + Math.max(0, data.blocks.indexOf(block)) * across, y = (module) => TOP() + data.modules.indexOf(module) * down,
       wide = (block) => (block < 0 ? columns * across : across);
     pen.textBaseline = "middle";
     data.tensors.forEach(({ block, module }, t) => {
@@ -121,31 +121,35 @@ export class LayerMap {
     }
     pen.fillStyle = ink.muted;
     pen.textAlign = "right";
-    for (const module of data.modules) pen.fillText(module.split(".").pop(), LEFT - 8, y(module) + down / 2, LEFT - 8);
-    const every = Math.ceil((columns * 2.2 * line) / (width - LEFT));
+    for (const module of data.modules) pen.fillText(module.split(".").pop(), LEFT() - 8, y(module) + down / 2, LEFT() - 8);
+    const every = Math.ceil((columns * 2.2 * line) / (width - LEFT()));
     const marks = data.blocks.filter((_, i) => i % every === 0);
-    bottomAxis(area, ink, marks, Object.assign((block) => x(block) + across / 2, { middle: LEFT + (columns * across) / 2 }), "Block");
+    bottomAxis(area, ink, marks, Object.assign((block) => x(block) + across / 2, { middle: LEFT() + (columns * across) / 2 }), "Block");
     if (key) this.#key(area, ink, key);
-    else this.#bar(area, ink, colour, low, high, `${label}${unit ? `, ${unit.trim()}` : ""}`, log ? (at) => 10 ** at : (at) => at);
+    else {
+      const known = scaled.filter(Number.isFinite), said = (value) => number(log ? 10 ** value : value);
+      const ends = [`${known.some((v) => v < low) ? "≤ " : ""}${said(low)}`, `${known.some((v) => v > high) ? "≥ " : ""}${said(high)}`];
+      this.#bar(area, ink, colour, low, high, `${label}${unit ? `, ${unit.trim()}` : ""}`, ends);
+    }
   }
 
   /** What each colour means, above the cells. */
   #key({ pen, width, line }, ink, key) {
-    let left = LEFT;
+    let left = LEFT();
     Object.assign(pen, { textAlign: "left", textBaseline: "middle" });
     for (const { words, colour } of key) {
       const long = 18 + pen.measureText(words).width;
       if (left + long > width) return;
       pen.fillStyle = colour;
-      pen.fillRect(left, TOP / 2 - 5, 10, 10);
+      pen.fillRect(left, TOP() / 2 - 5, 10, 10);
       pen.fillStyle = ink.text;
-      pen.fillText(words, left + 14, TOP / 2);
+      pen.fillText(words, left + 14, TOP() / 2);
       left += long + line;
     }
   }
 
   /** What the colours mean, above the cells. */
-  #bar({ pen, width, line }, ink, colour, low, high, label, unscaled) {
+  #bar({ pen, width, line }, ink, colour, low, high, label, ends) {
     const long = Math.min(220, width / 3), left = width - long - 4, steps = 40;
     for (let i = 0; i < steps; i++) {
       pen.fillStyle = colour(low + ((i + 0.5) / steps) * (high - low));
@@ -154,9 +158,9 @@ export class LayerMap {
     pen.fillStyle = ink.muted;
     pen.textBaseline = "top";
     pen.textAlign = "left";
-    pen.fillText(number(unscaled(low)), left, 15);
+    pen.fillText(ends[0], left, 15);
     pen.textAlign = "right";
-    pen.fillText(number(unscaled(high)), left + long, 15);
+    pen.fillText(ends[1], left + long, 15);
     pen.fillText(label, left - 12, Math.max(1, 8 - line / 2), left - 16);
   }
 }

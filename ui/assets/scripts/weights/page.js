@@ -9,7 +9,8 @@ import { Selection, asked, range } from "./state.js";
 import { offer, saveAll, table } from "./tables.js";
 import { ofDepth, ofHistogram, ofMap, tiles } from "./words.js";
 
-const MOST_STAGES = 4, INSTEAD = "kurtosis"; // shown where a statistic is not measured
+const MOST_STAGES = 4, FAR = 30, // times the median, from where on colours are on a log scale
+   INSTEAD = "kurtosis"; // shown where a statistic is not measured
 const OF_VIEWS = ["all", "size", "mode", "tensor", "stage", "view", "show", "side", "measure", "order", "cells", "flow", "spot", "y"];
 let early = null; // the run of the address, asked for while Gradio starts
 const ofAddress = () => new URLSearchParams(location.search).get("run") ?? "";
@@ -157,6 +158,8 @@ class Page {
     const brush = range(now.brush), other = this.twin(t, s);
     this.histogram.draw({ data, t, s, shown: this.shown, other: other?.t >= 0 && other.s >= 0 ? other : null, curve: now.curve,
       log: now.y === "log", brush }, moves);
+    this.part("overlay").querySelector(".theory").hidden = !(data.value("cutoff", t, s) > 0); // it speaks of the dotted lines
+    this.part("ridges").querySelector(".theory").hidden = data.stage("redense") < 0;
     const missing = now.vs && !(other?.t >= 0 && other.s >= 0) ? ` ${now.vs} has not recorded this tensor at this stage.` : "";
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
     this.#said("overlay", `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`, `${this.histogram.note()}${missing}${model}`);
@@ -191,12 +194,13 @@ class Page {
     if (open && this.plot) this.#table(open);
   }
 
+  measured(name, s) { return this.data.tensors.some((_, t) => Number.isFinite(this.data.value(name, t, s))); }
+
   /** What the map shows: a statistic, its difference, or where the marked magnitudes are. Where the statistic
       is not measured at the stage, such as an error of the dense model, another one is shown. */
   figure(s) {
     const { data, other, state: { now } } = this, brush = range(now.brush);
-    const measured = (name) => data.tensors.some((_, t) => Number.isFinite(data.value(name, t, s)));
-    const { name: stat, label, question, percent } = data.statistics.find(({ name }) => name === now.stat && measured(name))
+    const { name: stat, label, question, percent } = data.statistics.find(({ name }) => name === now.stat && this.measured(name, s))
       ?? data.statistics.find(({ name }) => name === INSTEAD) ?? data.statistics[0];
     if (brush) {
       const words = brush[0] ? `Weights with |w| from ${number(brush[0])} to ${number(brush[1])}`
@@ -210,9 +214,10 @@ class Page {
       const twin = now.against === "run" ? this.twin(t, s) : { data, t, s: data.stage("dense") };
       return twin.t >= 0 && twin.s >= 0 ? twin.data.shown(stat, twin.t, twin.s) : NaN;
     };
-    if (!even) return { label, unit: percent ? " %" : "", even, question, values, lacks: stat !== now.stat };
+    const sizes = values.filter(Number.isFinite).sort((a, b) => a - b), log = sizes[0] > 0 && sizes.at(-1) > FAR * sizes[sizes.length >> 1];
+    if (!even) return { stat, label, unit: percent ? " %" : "", even, log, question, values, lacks: stat !== now.stat };
     const base = now.against === "run" ? now.vs : "dense";
-    return { label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even,
+    return { stat, label: `Difference in ${lower(label)} to ${base}`, unit: percent ? " points" : "", even,
       question: `Where does ${lower(label)} differ from ${base}? No colour: no difference.`,
       values: values.map((value, t) => value - of(t)) };
   }
@@ -221,6 +226,10 @@ class Page {
     const { data } = this, shown = this.figure(s), picked = data.tensor(this.state.now.tensor),
       missing = shown.values.filter((value) => !Number.isFinite(value)).length;
     this.shownMap = shown;
+    const select = this.element.querySelector('[data-state="stat"]'); // says what is drawn, and offers what is measured
+    select.value = shown.stat ?? this.state.now.stat;
+    select.disabled = !shown.stat;
+    for (const option of select.options) option.disabled = !this.measured(option.value, s);
     this.map.draw({ data, ...shown, picked });
     const named = this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
     this.part("heatmap").querySelector("output").textContent = named;
@@ -320,7 +329,7 @@ class Page {
   #fill() {
     const { data, other, state: { now } } = this;
     this.#options("run", data.runs, now.run);
-    this.#options("vs", [["Nothing", ""], ...data.runs.filter(([, run]) => run !== now.run)], now.vs);
+    this.#options("vs", [["Compare with …", ""], ...data.runs.filter(([, run]) => run !== now.run)], now.vs);
     this.#options("tensor", data.tensors.map(({ name, label }) => [label, name]), now.tensor);
     this.#options("stat", data.statistics.map(({ name, label }) => [label, name]), now.stat);
     const against = [["Nothing", ""], ...(data.stage("dense") >= 0 ? [["Dense", "dense"]] : []), ...(other ? [["Other run", "run"]] : [])];

@@ -5,8 +5,8 @@ import { limits } from "./map.js";
 const LEFT = 52, RIGHT = 12, TOP = 36, BOTTOM = 36, GAP = 44;
 const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 
-/** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[], marks?: string[]}} Panel
-    `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are; `marks`: what stands below
+/** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[], named?: number[], marks?: string[]}} Panel
+    `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are; `named`: what rows are called; `marks`: what stands below
     each column where there is room. */
 
 /** Text that runs upwards from a place. */
@@ -31,8 +31,9 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
   const middle = pen.fillStyle.match(/\w\w/g).map((hex) => parseInt(hex, 16)),
     wide = Math.min((width - LEFT - RIGHT - (across - 1) * GAP) / across, upwards ? 1.5 * (height - TOP - BOTTOM) : Infinity);
   const colour = (value) => (even ? diverging(value / high, middle) : sequential((value - low) / (high - low || 1)));
+  const start = LEFT + (width - LEFT - RIGHT - across * wide - (across - 1) * GAP) / 2; // narrow panels stand in the middle
   const boxes = panels.map((panel, k) => {
-    const left = LEFT + (k % across) * (wide + GAP), top = Math.floor(k / across) * height + TOP, tall = height - TOP - BOTTOM;
+    const left = start + (k % across) * (wide + GAP), top = Math.floor(k / across) * height + TOP, tall = height - TOP - BOTTOM;
     const dx = wide / panel.columns, dy = tall / panel.rows, row = (i) => (upwards ? panel.rows - 1 - i : i);
     for (let i = 0; i < panel.rows; i++)
       for (let j = 0; j < panel.columns; j++) {
@@ -59,7 +60,8 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
       pen.textAlign = part === 0 ? "left" : part === 1 ? "right" : "center";
       if (!named) pen.fillText(shown(1), left + part * wide, top + tall + line);
       pen.textAlign = "right";
-      if (k % across === 0) pen.fillText(shown(0), left - 6, top + (upwards ? 1 - part : part) * tall + line / 3);
+      const down = panel.named ? (Math.floor(part * (panel.rows - 1)) + 0.5) / panel.rows : upwards ? 1 - part : part; // a name stands at its row
+      if (k % across === 0) pen.fillText(panel.named?.[Math.floor(part * (panel.rows - 1))] ?? shown(0), left - 6, top + down * tall + line / 3);
     }
     pen.textAlign = named ? "right" : "center";
     if (named) panel.marks.forEach((words, j) => upright(pen, words, left + (j + 0.5) * dx + line / 4, top + tall + 3, BOTTOM - 3));
@@ -67,7 +69,7 @@ export function grid(canvas, { panels, even, log, unit, names, height = 340, upw
     return { panel, left, top, wide, tall, dx, dy, row };
   });
   pen.textAlign = "center";
-  upright(pen, names[0], 12, TOP + (height - TOP - BOTTOM) / 2);
+  upright(pen, names[0], start - LEFT + 12, TOP + (height - TOP - BOTTOM) / 2);
   const scale = `${number(log ? 10 ** low : low)} to ${number(log ? 10 ** high : high)}${unit}`;
   const at = ({ offsetX: x, offsetY: y }) => {
     const box = boxes.find((each) => x >= each.left && x < each.left + each.wide && y >= each.top && y < each.top + each.tall);

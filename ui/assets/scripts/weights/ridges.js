@@ -1,9 +1,9 @@
 /* One module in every block, one histogram behind the other, through the stages: between two of them the
    blocks follow one another, like a zip. Nothing between two stages is measured. */
-import { bottomAxis, inks, number, still, surface, ticks, tween } from "./canvas.js";
+import { bottomAxis, em, inks, number, still, surface, ticks, tween } from "./canvas.js";
 import { rebinned } from "./histogram.js";
 
-const LEFT = 44, RIGHT = 12, TOP = 48, BOTTOM = 36, BINS = 128, OVERLAP = 4, MOST = 0.8, LAG = 1.2, MOVE_MS = 450, PLAY_MS = 1400,
+const LEFT = 44, RIGHT = 12, TOP = 48, BOTTOM = () => em(2.25), BINS = 128, OVERLAP = 4, MOST = 0.8, LAG = 1.2, MOVE_MS = 450, PLAY_MS = 1400,
   REST_MS = 500;
 
 export class Ridges {
@@ -89,9 +89,9 @@ export class Ridges {
 
   #paint(from, to, part) {
     const { data, cells, heights, reach, tallest, picked } = this.#shown, ink = inks(), many = cells.length;
-    const area = surface(this.canvas, TOP + BOTTOM + Math.max(180, Math.min(520, 15 * many + 60))), { pen, width, height } = area;
+    const area = surface(this.canvas, TOP + BOTTOM() + Math.max(180, Math.min(520, 15 * many + 60))), { pen, width, height } = area;
     if (this.#film) { pen.fillStyle = ink.paper; pen.fillRect(0, 0, width, height); }
-    const gap = (height - TOP - BOTTOM) / Math.max(1, many), scale = (OVERLAP * Math.max(gap, 14)) / tallest;
+    const gap = (height - TOP - BOTTOM()) / Math.max(1, many), scale = (OVERLAP * Math.max(gap, 14)) / tallest;
     const x = Object.assign((w) => LEFT + ((w + reach) / (2 * reach)) * (width - LEFT - RIGHT), { middle: (LEFT + width - RIGHT) / 2 });
     const colours = [from, to].map((s) => ink.stage(data.stages[s].colour));
     cells.forEach((t, b) => {
@@ -126,7 +126,7 @@ export class Ridges {
   spreads() { return this.#shown.cells.map((t) => [this.#shown.data.tensors[t].block, this.#shown.data.value("std", t, this.#shown.s)]); }
   note() {
     const { data, cells, module, s, reach } = this.#shown, sum = (name) => cells.reduce((all, t) => all + data.tail(t, s)[name], 0);
-    return `${module.split(".").pop()}, ${data.stages[s].label}: n = ${cells.length} blocks, one axis (±${number(reach)}) and scale, ${number((100 * sum("zeros")) / (sum("n") || 1))} % exact zeros left out, tall peaks clipped. Between two stages nothing is measured.`;
+    return `${module.split(".").pop()}, ${data.stages[s].label}: n = ${cells.length} blocks, one axis (±${number(reach)}) and scale, ${number((100 * sum("zeros")) / (sum("n") || 1))} % exact zeros left out, tall peaks clipped. Frames between stages are drawn, not measured.`;
   }
   table() {
     const { data, cells, s } = this.#shown;

@@ -136,7 +136,8 @@ async function channels(page) {
     scale = now.measure === "zeros" ? 100 : 1;
   const found = (await stored(page, [name, zeros])).filter((each, _, [first]) => each.get(name).shape[0] === first.get(name).shape[0]);
   if (!found.length) return MISSING("statistics of channels");
-  const figures = found.map((each) => Array.from(each.get(name).data, (v) => scale * v)), [first] = figures, outliers = outliersOf(first);
+  const figures = found.map((each) => Array.from(each.get(name).data, (v) => scale * v)), own = found.findLastIndex((each) => each.data === data),
+    first = figures[own], outliers = outliersOf(first); // of the stage that is looked at
   const orders = figures.map((values) => {
     const order = values.map((_, i) => i);
     return now.order === "size" ? order.sort((a, b) => values[b] - values[a]) : order;
@@ -156,8 +157,8 @@ async function channels(page) {
   });
   const named = many ? `${many === 1 ? "1 outlier (ring)" : `${many} outliers (rings)`}: ${outliers.slice(0, NAMED).join(", ")}${many > NAMED ? " …" : ""}. ${spared.join(" ")}` : `No channel lies beyond the outer fences (${FENCE} interquartile ranges).`;
   return {
-    title: median ? `${found[0].label}: ${many ? stands : `no ${kind} stands out`}; ${times}`
-      : `${found[0].label}: half of the channels have none`, plot: lines, file: `${data.tensors[t].name}-${name}`,
+    title: median ? `${found[own].label}: ${many ? stands : `no ${kind} stands out`}; ${times}`
+      : `${found[own].label}: half of the channels have none`, plot: lines, file: `${data.tensors[t].name}-${name}`,
     note: `n = ${count(first.length)} channels${first.length > MOST_POINTS ? ", the lowest and highest of each stretch drawn" : ""}. ${named}`,
     spec: { series, yLog: now.y === "log", names: [CHANNEL_FIGURES[now.measure], across] },
     table: [["Channel", ...found.map(({ label }) => label)], orders[0].map((i) => [String(i), ...figures.map((values) => values[i])])],
@@ -246,7 +247,7 @@ async function inputs({ now, data, t, s }) {
     }
   });
   const panel = { label: `${short}${now.flow === "inputs" ? "" : `, ${stage.label}`}`, rows: rows.length, columns,
-    spans: [rows.length, width], data: cells, words: (i, j) => `block ${rows[i].block}, channel ${largest[i * columns + j]}` };
+    spans: [rows.length, width], named: rows.map(({ block }) => block), data: cells, words: (i, j) => `block ${rows[i].block}, channel ${largest[i * columns + j]}` };
   return {
     title: `Channel ${most.channel} stands out in block ${most.block}: ${number(most.times)} × the median of its block`, plot: grid,
     file: `${module}-${now.flow}`,

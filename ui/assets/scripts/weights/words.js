@@ -31,24 +31,27 @@ export function peaks(counts) {
   return { heights, places };
 }
 
-/** The shape of a histogram: its peaks and the dip between them. */
-export function shape(counts) {
+/** The shape of a histogram: its peaks, and the dip between them in the bins that are `drawn`. */
+export function shape(counts, drawn = counts) {
   const { heights, places } = peaks(counts), names = ["no peak", "one peak", "two peaks", "three peaks"];
   let words = names[places.length] ?? `${places.length} peaks`;
   if (places.length === 2) {
-    const dip = Math.min(...heights.slice(places[0], places[1] + 1)) / Math.min(heights[places[0]], heights[places[1]]);
+    const [from, to] = places.map((place) => Math.round(((place + 0.5) * drawn.length) / heights.length)), low = Math.min(...drawn.slice(from, to)),
+      middle = drawn.indexOf(low, from), dip = low / Math.min(Math.max(...drawn.slice(0, middle)), Math.max(...drawn.slice(middle)));
     words += dip ? ` with a dip to ${share(dip, 0)} of their height` : " with a gap between them";
   }
   if (places.length === 3 && Math.abs(places[1] - (heights.length - 1) / 2) < NEAR_CENTRE * heights.length) words += ", the middle one at zero";
   return words;
 }
 
+/** A share of zeros, which is "no" only where there is none. */
+export const ofZeros = (part) => (part ? (part < 5e-4 ? "under 0.1 %" : share(part)) : "no");
+
 /** Of one tensor at a stage: "Re-dense: three peaks, the middle one at zero; 14.2 % exact zeros". */
 export function ofHistogram(data, t, s) {
   const { label } = data.stages[s];
   if (!data.has(t, s)) return `${label}: not recorded for ${data.tensors[t].label}`;
-  const zeros = data.tail(t, s).share;
-  return `${label}: ${shape(data.counts(t, s))}; ${zeros >= 0.001 ? share(zeros) : "no"} exact zeros`;
+  return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}; ${ofZeros(data.tail(t, s).share)} exact zeros`;
 }
 
 /** Of values by cell, [tensor index, value]: where it is largest. */
@@ -79,9 +82,9 @@ export function tiles(data, t, s) {
   const rest = [["Kurtosis", number(value("kurtosis")), "A bell curve has 3"],
     ["Largest magnitude", number(value("largest")), `${base}: ${number(value("largest", first))}`]];
   const found = [
-    ["Exact zeros", share(data.tail(t, s).share),
-      Number.isFinite(bySize) ? `${share(bySize)} of them among the smallest weights of ${lower(base)}`
-      : `${base}: ${share(data.tail(t, first).share)}`],
+    ["Exact zeros", ofZeros(data.tail(t, s).share).replace("no", "0 %"),
+      Number.isFinite(bySize) ? `${share(bySize, 0)} of these were the smallest before`
+      : `${base}: ${ofZeros(data.tail(t, first).share)}`],
     ["Spread", number(value("std")),
       s === first ? "Standard deviation" : Math.abs(wider) < 0.005 ? `As wide as ${lower(base)}`
       : `${share(Math.abs(wider))} ${wider > 0 ? "wider" : "narrower"} than ${lower(base)}`],

@@ -1,7 +1,7 @@
 /* Size against quality: the best mixes that the profile predicts, the state that is looked at, and those that are kept. */
-import { bottomAxis, inks, number, stroke, surface, ticks } from "../weights/canvas.js";
+import { bottomAxis, em, inks, number, stroke, surface, ticks } from "../weights/canvas.js";
 
-const LEFT = 44, RIGHT = 14, TOP = 10, BOTTOM = 36, REACH = 14;
+const RIGHT = 14, TOP = 10, REACH = 14, LEFT = () => em(2.75), BOTTOM = () => em(2.25);
 const TOP_RATIO = 4; // where choices are made; worse ones are drawn at the edge
 
 /** @typedef {{nbytes: number, ratio: number, words: string, state?: number, run?: string}} Point */
@@ -25,17 +25,20 @@ export class FrontChart {
 
   /** @param {{lines: {colour: string, points: Point[]}[], landmarks: Point[], dense: Point, now: Point, kept: Point[], runs: Point[], measured: boolean, height: number}} shown `landmarks`: uniform formats */
   draw({ lines, landmarks, dense, now, kept, runs, measured, height: tall }) {
-    const area = surface(this.canvas, tall), { pen, width, height } = area, ink = inks(), floor = height - BOTTOM;
+    const area = surface(this.canvas, tall), { pen, width, height, line } = area, ink = inks(), floor = height - BOTTOM();
     const all = [dense, now, ...kept, ...runs].filter(({ ratio }) => Number.isFinite(ratio)), every = [...all, ...lines.flatMap((each) => each.points)];
     const top = Math.min(TOP_RATIO, 1.1 * Math.max(1.5, ...every.map(({ ratio }) => ratio)));
     const most = 1.03 * Math.max(...all.map(({ nbytes }) => nbytes)), least = Math.min(...every.filter(({ ratio }) => ratio < top).map(({ nbytes }) => nbytes)),
       low = Math.max(0, least - 0.05 * (most - least));
-    const x = Object.assign((nbytes) => LEFT + ((nbytes - low) / (most - low)) * (width - LEFT - RIGHT), { middle: (LEFT + width - RIGHT) / 2 });
+    const x = Object.assign((nbytes) => LEFT() + ((nbytes - low) / (most - low)) * (width - LEFT() - RIGHT), { middle: (LEFT() + width - RIGHT) / 2 });
     const y = (ratio) => floor - (Math.log(Math.max(0.95, Math.min(top, ratio)) / 0.95) / Math.log(top / 0.95)) * (floor - TOP);
     Object.assign(pen, { fillStyle: ink.muted, strokeStyle: ink.line, lineWidth: 1, textAlign: "right", textBaseline: "middle" });
+    let above = Infinity; // ticks stand apart, however large the type is
     for (const tick of [1, 1.1, 1.25, 1.5, 2, 3, 4].filter((each) => each <= top)) {
-      pen.fillText(`${number(tick)} ×`, LEFT - 5, y(tick), LEFT - 6);
-      stroke(pen, LEFT, y(tick), width - RIGHT, y(tick));
+      if (above - y(tick) < 0.75 * line) continue;
+      above = y(tick);
+      pen.fillText(`${number(tick)} ×`, LEFT() - 5, y(tick), LEFT() - 6);
+      stroke(pen, LEFT(), y(tick), width - RIGHT, y(tick));
     }
     const marks = ticks(low / 1e6, (most - 0.04 * (most - low)) / 1e6, 5);
     bottomAxis(area, ink, marks, Object.assign((at) => x(at * 1e6), { middle: x.middle }), "Size, MB");

@@ -59,7 +59,7 @@ export class Measured {
     const how = known.exactly ? "measured" : "measured at once", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
     const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
-    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)}` : "";
+    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)} on ${this.#perplexity ? "the evaluation text" : "the profile's text"}` : "";
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
     this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : "", tokens, against] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;

@@ -358,7 +358,7 @@ class Page extends Panels {
 
   /** Moves the sparsity of what is chosen from 0 to 70 %. */
   play() {
-    const button = this.button("play"), stop = () => { clearInterval(this.playing); this.playing = 0; this.#key = ""; button.textContent = "Play 0 to 70 %"; };
+    const button = this.button("play"), stop = () => { clearInterval(this.playing); this.playing = 0; this.#key = ""; button.textContent = "Play sparsity 0 to 70 %"; };
     if (this.playing) return stop();
     const pace = still() ? 5 : 1;
     let at = 0;

@@ -56,7 +56,7 @@ export class Panels {
     const { data, predictions, formats, colouring: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
     const reference = this.#reference();
     const figures = { predicted: ["Predicted loss, nats a token", (text, i) => predictions.figure("predicted", i, text)],
-      sensitivity: [`Alone at ${label(format(reference))}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
+      sensitivity: [`Loss of one layer at ${label(format(reference))}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
       error: ["Output error, %", (text, i) => 100 * predictions.figure("error", i, text)], bytes: ["MB", (text, i) => predictions.nbytes(i, text) / 1e6] };
     const counts = new Map(), bits = (text) => bitsPerWeight(format(text), COLUMNS), shade = (text) => colour(format(text)) ?? NONE;
     for (const text of formats.toSorted((a, b) => bits(b) - bits(a))) {
@@ -65,9 +65,11 @@ export class Panels {
     }
     const [words, value] = figures[by] ?? ["", () => NaN], values = formats.map(value), chosen = this.chosen.size < this.scope("all").size ? this.chosen : null;
     const colours = by === "format" ? formats.map(shade) : null, key = [...counts.values()];
-    this.map.draw({ ...shown, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
+    const rows = data.modules.filter((module) => this.layers.some((each, i) => each.module === module && (Number.isFinite(values[i]) || i === this.focus)));
+    this.map.draw({ ...shown, data: by === "sensitivity" && rows.length ? { ...data, modules: rows } : data, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
     const title = colours ? (key.length > FEW ? this.#spared(bits) : key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(" · "))
+      : by === "sensitivity" && values[worst] ? `${format(reference).width ? "Rounding" : "Pruning"} only ${this.layers[worst].label.replace("Block", "block")}, to ${label(format(reference), true)} hurts most: ${number(values[worst], 2)} nats`
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
     this.element.querySelector('[data-knob="colour"]').value = by;
     this.part("map").querySelector("h2").textContent = title;
@@ -112,7 +114,7 @@ export class Panels {
     this.options("group", [...model.groups.map((each) => [`Groups of ${each}`, String(each)]), ["Whole rows", "0"]], String(one(({ group, width }) => (width ? group : this.group)) ?? this.group));
     for (const knob of ["pruner", "quantizer"]) this.element.querySelector(`[data-knob="${knob}"]`).value = this.now[knob];
     const slow = ["pruner", "quantizer"].filter((knob) => !this.isInstant(knob));
-    this.element.querySelector(".workbench-made").textContent = slow.length ? `${slow.map((knob) => this.now[knob]).join(" and ")} come block by block behind a quick answer` : "At once as a run makes it";
+    this.element.querySelector(".workbench-made").textContent = slow.length ? "A quick answer first; the exact one follows block by block" : "At once as a run makes it";
     for (const [name, off] of [["undo", !this.done.length], ["redo", !this.undone.length], ["keep", this.isDense]]) this.button(name).disabled = off;
     this.button("pin").textContent = chosen.size && [...chosen].every((i) => this.pinned.has(i)) ? "Unpin" : "Pin";
     this.#budget(totals);
@@ -192,7 +194,7 @@ export class Panels {
       button(`${place + 1} · ${megabytes(each.nbytes)} · ${number(each.ratio)} ×`, `Open state ${place + 1}`, () => this.open(each.address)),
       button("×", `Drop state ${place + 1}`, () => this.keepOnly(this.kept.toSpliced(place, 1)), "drop")]),
     ...this.queued.map((each) => button(`${each.run} · ${became(each)}`, `Open the state of ${each.run}`, () => this.open(each.state)))];
-    box.replaceChildren(...(states.length ? states : ["Keep puts a state here: a point to come back to."]));
+    box.replaceChildren(...(states.length ? states : ["Keep saves this state as a point to return to."]));
   }
 
   /** All layers of the blocks in one format: landmarks beside the best mixes. */
@@ -209,6 +211,7 @@ export class Panels {
     const { predictions } = this, t = this.hovered >= 0 ? this.hovered : this.focus, text = this.formats[t], box = this.element.querySelector(".workbench-why");
     const all = this.formats.map((each, i) => predictions.figure("predicted", i, each)), own = all[t], whole = predictions.totals(this.formats).loss;
     const name = Object.assign(document.createElement("strong"), { textContent: `${this.layers[t].label}, ${label(format(text))}` });
+    if (this.isDense && this.hovered < 0) { box.textContent = "Nothing is compressed yet."; return; }
     if (!predictions.run) { box.replaceChildren(name, ": a profile would say what this layer loses in each format."); return; }
     const rank = all.filter((each) => each > own).length + 1, others = predictions.alternatives(t, text)
       .map(({ text: each, more, loss }) => `${label(format(each))}: ${number(loss, 2)} nats, ${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`);

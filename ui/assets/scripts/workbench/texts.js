@@ -1,7 +1,7 @@
 /* What the live model writes, beside the dense one; and which blocks break which words of it. */
 import { Trace } from "./trace.js";
 
-const USUAL = "The capital of France is";
+const USUAL = "Once upon a time";
 
 export class TextCard {
   #dense = { prompt: "", text: "" }; #live = ""; #fresh = new Set(); #view = "text";
@@ -32,7 +32,8 @@ export class TextCard {
   }
 
   begin() {
-    this.#fresh = new Set(["live", "dense"]); // what was written stays until there is something newer
+    this.#fresh = new Set(["live", "dense"]); // what was written stays, paler, until there is something newer
+    this.places.live.classList.add("quiet");
   }
 
   take(event) {
@@ -47,6 +48,7 @@ export class TextCard {
       if (side === "dense" && this.#view === "why") this.on.write(); // now there is a text to trace
       return;
     }
+    this.places[side].classList.remove("quiet");
     const before = this.#fresh.delete(side) ? "" : side === "live" ? this.#live : this.#dense.text;
     if (side === "live") this.#live = before + delta;
     else this.places.dense.textContent = (this.#dense = { prompt: this.prompt, text: before + delta }).text.trimStart();
