@@ -46,7 +46,8 @@ RUNS: dict[str, tuple[tuple[str, ...], str]] = {
     "profile": ((MODEL,), "Which layers break first"),
     "sds-2": ((MODEL, "--pattern=2:4"), "2:4 by Wanda: what goes wrong"),
     "amphista": (
-        (MODEL, "--minutes=6", "--answers=320", "--heldout=32"), "4 heads, 6 minutes",
+        (MODEL, "--architecture=hydra", "--answers=640", "--heldout=32", "--minutes=0",
+         "--steps=350", "--threads=1"), "Hydra, 350 steps",
     ),
     "benchmark": ((MODEL, "--drafters={amphista}"), "Drafter against prompt lookup"),
     "generate": (
