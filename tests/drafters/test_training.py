@@ -1,8 +1,10 @@
 """Learning: the loss and its gradient, the data, better heads, and that a kill is not seen."""
 
 import json
+import time
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from backend.decoding.acceptance import Acceptance, Sampling
 from backend.decoding.draft_tree import best_tree, grow
 from backend.decoding.engine import decode
 from backend.decoding.proposers import NoDraft
+from backend.decoding.serving.engine import ServingEngine, Ticket
 from backend.decoding.target_model import TargetModel
 from backend.drafters.amphista import AmphistaDrafter
 from backend.drafters.config import ARMS, TrainingConfig
@@ -134,6 +137,23 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
         return [each["ids"].tolist() for each in found]
 
     assert written(1) == written(1) != written(2)
+
+
+def test_states_do_not_depend_on_when_each_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what is trained on them, after a kill: with PyTorch the last bits are those of a batch."""
+    target, submit = TargetModel(load("toy", dtype=torch.float32).model), ServingEngine.submit
+
+    def late(*asked: Any) -> Ticket:
+        time.sleep(0.01)
+        return submit(*asked)
+
+    prompts = [[7] * length for length in range(3, 30)]
+    made = write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter())
+    monkeypatch.setattr(ServingEngine, "submit", late)
+    for one, other in zip(
+        made, write_answers(target, prompts, 20, (), 0.9, 0, SilentReporter()), strict=True
+    ):
+        assert all(one[name].equal(other[name]) for name in one)
 
 
 def test_the_teacher_can_be_rebuilt_from_what_is_stored(corpora: Corpora) -> None:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +160,13 @@ class ServingEngine:
             self._waiting.add(sequence)
             self._changed.notify()
         return Ticket(self, sequence)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Requests submitted within begin with the same pass: which passes follow, and with PyTorch
+        the last bits of their numbers, does not depend on when each came."""
+        with self._changed:
+            yield
 
     def _refuse_overload(self, person: str) -> None:
         of_person, before = self._waiting.of(person), len(self._waiting)

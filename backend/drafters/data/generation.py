@@ -80,13 +80,14 @@ def write_answers(
 
     engine = ServingEngine(target, None, memory=sys.maxsize, threads=torch.get_num_threads)
     with closing(engine):
-        for number, (prompt, record) in enumerate(zip(prompts, records, strict=True)):
-            request = GenerationRequest(
-                tuple(prompt), min(limit, target.context - len(prompt)),
-                Sampling(temperature, seed=SEED_STEP * seed + number), frozenset(ends),
-                person=str(number), observe=partial(observe, record),
-            )  # fmt: skip
-            engine.submit(request, partial(deliver, record))
+        with engine.together():
+            for number, (prompt, record) in enumerate(zip(prompts, records, strict=True)):
+                request = GenerationRequest(
+                    tuple(prompt), min(limit, target.context - len(prompt)),
+                    Sampling(temperature, seed=SEED_STEP * seed + number), frozenset(ends),
+                    person=str(number), observe=partial(observe, record),
+                )  # fmt: skip
+                engine.submit(request, partial(deliver, record))
         for _ in prompts:
             if error := ended.get().error:
                 stop_if_asked(reporter)
