@@ -140,7 +140,7 @@ def test_sampled_answers_are_fixed_by_their_seed() -> None:
 
 
 def test_states_do_not_depend_on_when_each_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor what is trained on them, after a kill: with PyTorch the last bits are those of a batch."""
+    """Nor what is trained on them after a kill: PyTorch rounds otherwise in another batch."""
     target, submit = TargetModel(load("toy", dtype=torch.float32).model), ServingEngine.submit
 
     def late(*asked: Any) -> Ticket:
