@@ -399,5 +399,5 @@ def test_a_request_that_comes_no_further_ends(door: Door, monkeypatch: pytest.Mo
         return events
 
     *waits, last = asyncio.run(asked())
-    assert "nothing new" in of(waits, "waits")[-1]["what"]
+    assert "still working" in of(waits, "waits")[-1]["what"]
     assert last["event"] == "error" and "takes too long" in last["what"]
