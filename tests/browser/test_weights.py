@@ -256,8 +256,10 @@ def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> 
         root = "document.documentElement"
         assert visitor.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0, view
     visitor.get_by_role("button", name="Matrix", exact=True).click()
+    title = visitor.locator("#weights-more h2")
+    expect(title).to_contain_text("|weight|")  # the view before it has a canvas, too
     visitor.locator("#weights-more canvas").click(position={"x": 120, "y": 120})
-    expect(visitor.locator("#weights-more h2")).to_contain_text("these weights are exactly zero")
+    expect(title).to_contain_text("these weights are exactly zero")
     visitor.wait_for_url("**spot=**")
     visitor.locator("[data-whole]").click()
     expect(visitor.locator("#weights-more .question")).to_contain_text("outputs ×")
