@@ -4,6 +4,7 @@ people do."""
 
 import json
 import os
+import re
 import socket
 import time
 import urllib.request
@@ -399,3 +400,13 @@ def opened(page: Page, url: str) -> None:
     page.wait_for_function(
         "![...document.querySelectorAll('.skeleton')].some((one) => one.offsetParent)"
     )
+
+
+def code_to_follow(presenter: Page) -> str:
+    """The code under which a phone follows what is presented here."""
+    presenter.get_by_role("button", name="Follow on a phone").click()
+    code = presenter.locator("#code i")
+    expect(code).to_have_text(re.compile("^[A-Z]{6}$"))
+    told = code.inner_text()
+    presenter.keyboard.press("Escape")
+    return told

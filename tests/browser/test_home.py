@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.conftest import ROOT, Dashboard, opened, started, tab, warm_tab
+from tests.browser.conftest import ROOT, Dashboard, code_to_follow, opened, started, tab, warm_tab
 from ui.theme import DARK
 
 RUN = "sds-0001"
@@ -91,10 +91,7 @@ def test_a_presentation_is_slides_in_the_mode_of_the_pages_that_a_phone_follows(
     expect(shown.locator("#frame-status")).to_be_hidden()
     for picker in ("stat", "tensor", "vs", "run"):
         expect(shown.locator(f"#weights-{picker}")).to_be_hidden()
-    visitor.get_by_role("button", name="Follow on a phone").click()
-    expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
-    code = visitor.locator("#code i").inner_text()
-    visitor.keyboard.press("Escape")
+    code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")

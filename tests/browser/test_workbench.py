@@ -19,7 +19,7 @@ from backend.store import queries
 from jobs.fields.base_model import resolve_model
 from jobs.profile.budgets import solver_of
 from jobs.profile.profiles import profile_of_run
-from tests.browser.conftest import PHONE, Dashboard, opened, warm_tab
+from tests.browser.conftest import PHONE, Dashboard, code_to_follow, opened, warm_tab
 from tests.waiting import until
 
 FACTS = resolve_model("toy", reads=False).facts
@@ -254,10 +254,7 @@ def test_a_phone_follows_the_knobs_of_a_presented_state(
     visitor.wait_for_url("**/slimscope/present**")
     shown = visitor.frame("view")
     assert shown is not None
-    visitor.get_by_role("button", name="Follow on a phone").click()
-    expect(visitor.locator("#code i")).to_have_text(re.compile("^[A-Z]{6}$"))
-    code = visitor.locator("#code i").inner_text()
-    visitor.keyboard.press("Escape")
+    code = code_to_follow(visitor)
     with warm_tab(other_context, lab.url) as phone:
         phone.goto(f"{lab.url}/slimscope/follow?code={code}")
         followed = phone.frame("view")
