@@ -42,6 +42,7 @@ def address_path() -> Path:
 def listen() -> tuple[socket.socket, str]:
     """The socket the process listens on, and the token that requests have to show; "" for none."""
     path = socket_path()
+    path.parent.mkdir(parents=True, exist_ok=True)  # the database may be elsewhere
     if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= MAX_PATH:
         path.unlink(missing_ok=True)
         bound = socket.socket(socket.AF_UNIX)
