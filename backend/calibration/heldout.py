@@ -12,7 +12,7 @@ from backend.models.hidden_states import NewBatches
 from backend.models.memory import MAX_LOGITS
 from backend.models.patching import eval_mode
 
-POSITIONS = 256  # positions whose log-likelihood is computed in float32 at a time
+POSITIONS = 32  # whose log-likelihood is computed in float32 at a time: their logits fit in a cache
 
 
 def windows_at_once(config: PreTrainedConfig, length: int, batch: int) -> int:
@@ -23,15 +23,15 @@ def windows_at_once(config: PreTrainedConfig, length: int, batch: int) -> int:
 
 def window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
     """Mean negative log-likelihood of each window: [b, L, V], [b, L] -> [b] float64 on the CPU."""
-    windows = zip(logits, input_ids.to(logits.device), strict=True)
-    return torch.stack([_mean_nll(*window) for window in windows]).cpu()
+    windows = zip(logits, input_ids, strict=True)
+    return torch.stack([token_nll(*window).double().mean() for window in windows]).cpu()
 
 
-def _mean_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """Of one window: [L, V], [L] -> float64."""
-    parts = zip(logits[:-1].split(POSITIONS), ids[1:].split(POSITIONS), strict=True)
-    losses = [cross_entropy(part.float(), target, reduction="none") for part, target in parts]
-    return torch.cat(losses).double().mean()
+def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
+    """-log p of each token but the first: [L, V], [L] -> [L - 1] float32."""
+    targets = ids[1:].to(logits.device)
+    parts = zip(logits[:-1].split(POSITIONS), targets.split(POSITIONS), strict=True)
+    return torch.cat([cross_entropy(x.float(), y, reduction="none") for x, y in parts])
 
 
 @torch.no_grad()

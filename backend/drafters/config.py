@@ -22,7 +22,7 @@ SHAPE: Mapping[str, str] = MappingProxyType({"architecture": "amphista", "ablati
 GENERATION_BATCH = 64  # batch size of response generation
 MAX_PROMPT_TOKENS = 192  # generated; longer prompts have gone off topic and are dropped
 ANCHOR_SHARE = 0.5  # of the answer positions that the heads are trained at in a step
-CHUNK = 256  # anchors whose logits [CHUNK, K, v] are in memory at once
+CHUNK = 64  # anchors whose logits [CHUNK, K, v] are computed at once: they fit in a cache
 
 
 class DrafterConfig(Options):

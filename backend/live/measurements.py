@@ -14,8 +14,8 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from backend.calibration.heldout import token_nll
 from backend.errors import ConfigError
 from backend.evaluation.divergence import summed_kl
 from backend.live.dense import DenseModel
@@ -65,7 +65,7 @@ def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterat
         with live.dense.lock:
             stop()
             logits = live.running.logits(ids, stop)
-            loss, dense = token_losses(logits, ids).mean().item(), _dense_loss(live, ids)
+            loss, dense = token_nll(logits, ids).mean().item(), _dense_loss(live, ids)
             kl = (_divergence(live, ids, logits),) if divergence else ()
         found = LiveLoss((*found.windows, loss), (*found.dense, dense), (*found.divergence, *kl))
         yield found
@@ -81,7 +81,7 @@ def traced_losses(
     stop, layers = live.safe_point(), live.dense.layers.values()
     with live.dense.lock:
         running = other or live.running
-        now = token_losses(running.logits(ids, stop), ids)
+        now = token_nll(running.logits(ids, stop), ids)
     for block in range(live.dense.blocks):
         difference = torch.zeros_like(now)
         if other or any(live.formats[x.name] != DENSE for x in layers if x.block == block):
@@ -89,13 +89,8 @@ def traced_losses(
                 stop()
                 with running.with_block_of(live.dense.reference(live.dtype), block):
                     logits = running.logits(ids, stop)
-            difference = token_losses(logits, ids) - now
+            difference = token_nll(logits, ids) - now
         yield block, difference
-
-
-def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """-log p of each token but the first [L - 1], of logits [L, V] and ids [L]."""
-    return cross_entropy(logits[:-1], ids[1:].to(logits.device), reduction="none")
 
 
 @dataclass(frozen=True)
@@ -127,15 +122,14 @@ def _dense_loss(live: LiveModel, ids: Tensor) -> float:
     """Of one window; not to be cancelled, as it serves the next change, too."""
 
     def measured() -> Tensor:
-        return token_losses(_dense_logits(live, ids), ids).mean()
+        return token_nll(_dense_logits(live, ids), ids).mean()
 
     return live.dense.tables.get(("loss", *_key(live, ids)), measured).item()
 
 
 def _divergence(live: LiveModel, ids: Tensor, logits: Tensor) -> float:
     p = live.dense.tables.get(("logits", *_key(live, ids)), lambda: _dense_logits(live, ids))
-    p, q = (x[:-1].log_softmax(-1)[None] for x in (p, logits))
-    return summed_kl(p, q).item() / (len(ids) - 1)
+    return summed_kl(p[None, :-1], logits[None, :-1]).item() / (len(ids) - 1)
 
 
 def _dense_logits(live: LiveModel, ids: Tensor) -> Tensor:

@@ -40,26 +40,26 @@ class SensitivityMeter:
     def __init__(self, dense: DenseTrace, windows: int, batch: int) -> None:
         self._dense, self._windows = dense, min(windows, len(dense.ids))
         self._batch = batch if _broadcasts(dense) else 1
-        self._reference = [self._log_probabilities(w, hidden) for w, hidden in self._outputs()]
+        self._reference = [self._logits(w, hidden) for w, hidden in self._outputs()]
 
     def _outputs(self) -> list[tuple[int, Tensor]]:
         return [(w, hidden) for w, hidden in enumerate(self._dense.inputs[-1]) if w < self._windows]
 
-    def _log_probabilities(self, window: int, hidden: Tensor) -> Tensor:
+    def _logits(self, window: int, hidden: Tensor) -> Tensor:
         """[candidates, L, V]."""
         rows = self._dense.ids[window : window + 1].to(hidden.device).expand(len(hidden), -1)
         with torch.no_grad():
-            return after_blocks(self._dense.model, rows, hidden).float().log_softmax(-1)
+            return after_blocks(self._dense.model, rows, hidden)
 
     @property
     def dense_loss(self) -> float:
         """Mean loss of the dense model, nats a token."""
-        losses = [self._loss(w, p).item() for w, p in enumerate(self._reference)]
+        losses = [self._loss(w, logits).item() for w, logits in enumerate(self._reference)]
         return sum(losses) / len(losses)
 
-    def _loss(self, window: int, log_q: Tensor) -> Tensor:
-        """Mean loss of each candidate, for its log-probabilities [candidates, L, V]."""
-        return window_nll(log_q, self._dense.ids[window].expand(len(log_q), -1))
+    def _loss(self, window: int, logits: Tensor) -> Tensor:
+        """Mean loss of each candidate, for its logits [candidates, L, V]."""
+        return window_nll(logits, self._dense.ids[window].expand(len(logits), -1))
 
     @torch.no_grad()
     def measure(self, block: int, candidates: Sequence[Mapping[str, Tensor]]) -> list[Sensitivity]:
@@ -72,7 +72,7 @@ class SensitivityMeter:
                 part = slice(start, start + self._batch)
                 hidden = self._changed(block, window, states, candidates[part])
                 hidden = self._rest(block, window, hidden)
-                sums[part] += self._compared(window, self._log_probabilities(window, hidden))
+                sums[part] += self._compared(window, self._logits(window, hidden))
         return [Sensitivity(*mean) for mean in (sums / self._windows).tolist()]
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ class SensitivityMeter:
         for window in range(self._windows):
             rows = self._dense.ids[window : window + 1].to(self._dense.model.device)
             logits = self._dense.model(input_ids=rows, use_cache=False).logits
-            total += self._compared(window, logits.float().log_softmax(-1))
+            total += self._compared(window, logits)
         return Sensitivity(*(total[0] / self._windows).tolist())
 
     def _changed(
@@ -100,11 +100,11 @@ class SensitivityMeter:
                 hidden = forward({}, hidden, call)
         return hidden
 
-    def _compared(self, window: int, log_q: Tensor) -> Tensor:
-        """KL and loss [candidates, 2] of their log-probabilities [candidates, L, V]."""
-        log_p = self._reference[window]
-        kl = summed_kl(log_p.expand_as(log_q), log_q) / log_p.shape[1]
-        return torch.stack([kl, self._loss(window, log_q) - self._loss(window, log_p)], 1)
+    def _compared(self, window: int, logits: Tensor) -> Tensor:
+        """KL and loss [candidates, 2] of their logits [candidates, L, V]."""
+        dense = self._reference[window]
+        kl = summed_kl(dense.expand_as(logits), logits) / dense.shape[1]
+        return torch.stack([kl, self._loss(window, logits) - self._loss(window, dense)], 1)
 
 
 def _broadcasts(dense: DenseTrace) -> bool:

@@ -93,8 +93,7 @@ class MixedModel:
         total = 0.0
         for row, log_p in zip(rows.split(1), dense, strict=True):
             logits = self.model(input_ids=row.to(self.model.device), use_cache=False).logits[0]
-            log_q = logits.float().log_softmax(-1)
-            total += summed_kl(log_p.to(log_q)[None], log_q[None]).item() / len(log_q)
+            total += summed_kl(log_p.to(logits.device)[None], logits[None]).item() / len(logits)
         return total / len(dense)
 
 

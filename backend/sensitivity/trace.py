@@ -25,8 +25,7 @@ from backend.models import block_forward
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 from backend.reporter import Reporter, at_block, stop_if_asked
-
-POSITIONS = 256  # whose distributions are held in float32 at a time
+from backend.training.vocabulary_loss import summed_loss
 
 
 @dataclass
@@ -94,21 +93,17 @@ def measure_fisher(dense: DenseTrace, seed: int, reporter: Reporter) -> None:
 def _loss_gradients(dense: DenseTrace, seed: int) -> list[Tensor]:
     """Gradients of the summed loss by the outputs of the last block, a window each."""
     generator, gradients = torch.Generator().manual_seed(seed), []
+
+    def judge(logits: Tensor, _: slice) -> Tensor:
+        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
+        labels = drawn[:, 0].to(logits.device)
+        return functional.cross_entropy(logits, labels, reduction="sum")
+
     for rows, hidden in zip(dense.ids.split(1), dense.inputs[-1], strict=True):
         with torch.enable_grad():
             last = hidden.detach().requires_grad_()
-            logits = block_forward.after_blocks(dense.model, rows.to(hidden.device), last)[
-                0
-            ].float()
-            labels = torch.cat(
-                [
-                    torch.multinomial(part.softmax(-1).cpu(), 1, generator=generator)
-                    for part in logits.detach().split(POSITIONS)
-                ]
-            )
-            functional.cross_entropy(
-                logits, labels[:, 0].to(logits.device), reduction="sum"
-            ).backward()
+            logits = block_forward.after_blocks(dense.model, rows.to(hidden.device), last)[0]
+            summed_loss(logits, judge).backward()
         assert last.grad is not None
         gradients.append(last.grad)
     return gradients

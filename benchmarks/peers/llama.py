@@ -99,7 +99,7 @@ class LlamaStreams:
             settings = c.llama_context_default_params()
             settings.n_ctx, settings.n_batch, settings.n_seq_max = room, self.BATCH, streams
             settings.n_threads = settings.n_threads_batch = threads
-            settings.kv_unified = True
+            settings.kv_unified = False
             self._context = c.llama_init_from_model(model, settings)
         self._vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
         self._batch = c.llama_batch_init(self.BATCH, 0, 1)

@@ -43,7 +43,6 @@ SEQUENTIAL_PASSES = 3  # more through a block: behind q, k and v, behind o, behi
 FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are used
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
-LOGIT_BYTES = 14  # of one logit in training: 16 bits, float32, its gradient, a copy
 ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
 ASYMMETRIC = (
     "An asymmetric grid loads in transformers only with CompressedTensorsConfig(dequantize=True)."
@@ -320,8 +319,8 @@ def training_bytes(config: DLQATJob, planned: QuantizationPlan, facts: ModelFact
     tokens, number = config.batch * config.length, 4 if config.precision == "float32" else 2
     deep = 1 + facts.blocks / ACTIVATION_COPIES if config.checkpointing else facts.blocks
     activations = tokens * facts.hidden * ACTIVATION_COPIES * deep * number
-    models = 1 + (DLQATStage.DLQAT_KD in config.stages)
-    logits = models * LOGIT_BYTES * tokens * facts.vocabulary
+    # the logits, their gradient, and those of a teacher
+    logits = (2 + (DLQATStage.DLQAT_KD in config.stages)) * number * tokens * facts.vocabulary
     return int(ADAM_BYTES * trained + activations + logits)
 
 

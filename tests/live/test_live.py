@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.calibration.heldout import window_nll
+from backend.calibration.heldout import token_nll, window_nll
 from backend.decoding.native.model import NativeModel
 from backend.errors import CancelledError, ConfigError, ModelError
 from backend.live.dense import DenseModel
-from backend.live.measurements import layer_histogram, losses, token_losses, traced_losses
+from backend.live.measurements import layer_histogram, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import layers_of
 from backend.models.blocks import decoder_blocks
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_a_model_made_the_plain_way(live: LiveModel, unseen:
     for part in ids.split(64):
         logits.append(native.forward(part, cache, read_out=len(part))[1])
     (found,) = losses(live, ids[None])
-    assert found.loss == pytest.approx(token_losses(torch.cat(logits), ids).mean().item(), rel=1e-7)
+    assert found.loss == pytest.approx(token_nll(torch.cat(logits), ids).mean().item(), rel=1e-7)
 
 
 def test_a_layer_is_read_while_its_block_runs_on_other_weights(live: LiveModel) -> None:
@@ -205,13 +205,12 @@ def test_tokens_by_blocks(dense: DenseModel, unseen: Tensor, dtype: torch.dtype)
     live, ids = LiveModel(dense, dtype), unseen[0, :48]
     live.apply(dict.fromkeys(dense.in_blocks[7:14], "2:4"))
     now, whole = (
-        token_losses(x.logits(ids, lambda: None), ids)
-        for x in (live.running, dense.reference(dtype))
+        token_nll(x.logits(ids, lambda: None), ids) for x in (live.running, dense.reference(dtype))
     )
     found = dict(traced_losses(live, ids))
     assert [*found] == [0, 1, 2] and not found[0].any() and not found[2].any()
     assert torch.equal(now + found[1], now + (whole - now)) and found[1].any()
-    assert torch.equal(token_losses(live.running.logits(ids, lambda: None), ids), now)
+    assert torch.equal(token_nll(live.running.logits(ids, lambda: None), ids), now)
 
 
 def test_the_histogram_is_on_the_scale_of_the_dense_tensor(live: LiveModel) -> None:

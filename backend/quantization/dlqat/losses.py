@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy, kl_div, pad
 from transformers import PreTrainedModel
 
 from backend.models.patching import swap_modules
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.dlqat.run import DLQATRun
 from backend.text.training import IGNORED_LABEL
+from backend.training.vocabulary_loss import summed_loss
 
 Loss = Callable[[Tensor], Tensor]  # sequence numbers [b] -> summed loss
 
@@ -32,9 +33,13 @@ def text_loss(run: DLQATRun, model: PreTrainedModel) -> Loss:
     """Cross-entropy of next-token prediction."""
 
     def loss(rows: Tensor) -> Tensor:
-        logits = predict(run, model, rows)[:, :-1].flatten(0, 1)
-        labels = run.labels[rows][:, 1:].flatten().to(logits.device)
-        return cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED_LABEL)
+        logits = predict(run, model, rows).flatten(0, 1)
+        labels = next_labels(run, rows).to(logits.device)
+
+        def judge(q: Tensor, at: slice) -> Tensor:
+            return cross_entropy(q, labels[at], reduction="sum", ignore_index=IGNORED_LABEL)
+
+        return summed_loss(logits, judge)
 
     return loss
 
@@ -45,15 +50,20 @@ def teacher_loss(run: DLQATRun, model: PreTrainedModel, layers: Mapping[str, DLQ
 
     def loss(rows: Tensor) -> Tensor:
         with torch.no_grad(), swap_modules(model, dense):
-            teacher = predict(run, model, rows)
-        logits, total = predict(run, model, rows), torch.zeros((), device=model.device)
-        judged = (run.labels[rows][:, 1:] != IGNORED_LABEL).to(
-            model.device
-        )  # the next token counts
-        for p, q, predicted in zip(teacher, logits, judged, strict=True):  # row by row:
-            log_p, log_q = p[:-1][predicted], q[:-1][predicted]  # vocabularies are large
-            log_p, log_q = (x.float().log_softmax(-1) for x in (log_p, log_q))
-            total = total + kl_div(log_q, log_p, reduction="sum", log_target=True)
-        return total
+            teacher = predict(run, model, rows).flatten(0, 1)
+        judged = (next_labels(run, rows) != IGNORED_LABEL).to(teacher.device)
+
+        def judge(q: Tensor, at: slice) -> Tensor:
+            known = judged[at]
+            log_p, log_q = (x[known].float().log_softmax(-1) for x in (teacher[at], q))
+            return kl_div(log_q, log_p, reduction="sum", log_target=True)
+
+        return summed_loss(predict(run, model, rows).flatten(0, 1), judge)
 
     return loss
+
+
+def next_labels(run: DLQATRun, rows: Tensor) -> Tensor:
+    """The label of the token behind each of training sequences [b]: [b * length]; the last has
+    none."""
+    return pad(run.labels[rows][:, 1:], (0, 1), value=IGNORED_LABEL).flatten()
