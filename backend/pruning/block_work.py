@@ -21,6 +21,7 @@ from backend.calibration.second_moments import (
     InputStatistics,
     StatisticsLevel,
 )
+from backend.calibration.threads import AtOnce
 from backend.errors import ComputeError
 from backend.metric_key import MetricKey
 from backend.models.block_forward import BlockStream, run_block
@@ -35,7 +36,6 @@ from backend.pruning.pruners.registry import PRUNERS
 from backend.pruning.stage_store import BlockReport, SDSStageStore, Weights
 from backend.pruning.weight_adjustment import adjust
 from backend.reporter import Reporter, at_block, stop_if_asked
-from backend.statistics.beside import AtOnce
 from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 

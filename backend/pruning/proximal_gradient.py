@@ -20,14 +20,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 256  # per chunk, on a CPU
+from backend.calibration.threads import side_by_side
+
+CHUNK_ROWS = 256  # per chunk at most, on a CPU
 
 
 def by_rows(solve: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply `solve` to the tensors [out, in] in chunks of rows."""
-    rows = CHUNK_ROWS if tensors[0].device.type == "cpu" else len(tensors[0])
-    parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-    return torch.cat([solve(*part) for part in parts])
+    """Apply `solve` to the tensors [out, in] in chunks of rows, on a CPU side by side."""
+    if tensors[0].device.type != "cpu":
+        return solve(*tensors)
+    count, threads = len(tensors[0]), torch.get_num_threads()
+    chunks = -(-count // (CHUNK_ROWS * threads)) * threads  # as many for each thread
+    parts = zip(*(tensor.split(-(-count // chunks)) for tensor in tensors), strict=True)
+    return torch.cat(side_by_side(lambda part: solve(*part), [*parts]))
 
 
 def proximal_descent(

@@ -32,9 +32,10 @@ def redense(
     def soft_threshold(point: Tensor, step: float) -> Tensor:
         return softshrink(point, a1 * step) if a1 > 0 else point
 
+    H, largest = inputs.rounded_gram, inputs.largest_eigenvalue
+
     def solve_rows(sparse: Tensor, dense: Tensor) -> Tensor:
-        problem = (sparse, dense, inputs.rounded_gram, inputs.largest_eigenvalue)
-        path = proximal_descent(*problem, steps, soft_threshold)
+        path = proximal_descent(sparse, dense, H, largest, steps, soft_threshold)
         return deque(path, maxlen=1)[0][0]
 
     return by_rows(solve_rows, sparse, dense)

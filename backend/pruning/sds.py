@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from backend.calibration.heldout import heldout_losses
 from backend.calibration.kept_stage import KeptStage, choose
+from backend.calibration.threads import beside
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
@@ -43,7 +44,6 @@ from backend.pruning.pattern import Pattern
 from backend.pruning.plan import PruningPlan
 from backend.pruning.stage_store import BlockReport, SDSStageStore, install
 from backend.reporter import Reporter
-from backend.statistics.beside import beside
 
 __all__ = ["SDSResult", "install", "run_sds"]
 PASSES: dict[str, type[BlockPass]] = {

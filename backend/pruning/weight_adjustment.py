@@ -37,13 +37,14 @@ def adjust(
     H, group = inputs.rounded_gram, pattern.group if soft and pattern.group <= SMALL_GROUP else 0
     if group:
         H = _to_planes(_to_planes(H, group).T, group)
+    largest = inputs.largest_eigenvalue
 
     def solve_rows(start: Tensor, dense: Tensor) -> Tensor:
         first, goal = (
             (_to_planes(start, group), _to_planes(dense, group)) if group else (start, dense)
         )
         threshold = _threshold(first, pattern, soft)
-        path = proximal_descent(first, goal, H, inputs.largest_eigenvalue, steps, threshold)
+        path = proximal_descent(first, goal, H, largest, steps, threshold)
         best, gained = _best_of(path)
         best = best.view(len(best), group, -1).mT.reshape(best.shape) if group else best
         if H.dtype != best.dtype:

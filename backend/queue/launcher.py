@@ -41,9 +41,13 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",  # progress bars would fill the log
 }
-ALLOCATOR = {  # of glibc: a tensor's memory serves the next one; the system would clear its pages
+LIBRARIES = {  # of C
+    # a tensor's memory serves the next one; the system would clear its pages
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    # a thread that waits for another sleeps: where others need the cores, it would take the place
+    # of the one it waits for
+    "OMP_WAIT_POLICY": "passive",
 }
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 FINGERPRINT = 16  # hex digits
@@ -129,7 +133,7 @@ def child_environment() -> dict[str, str]:
     threads = str(settings().threads or max(1, available_threads() // settings().slots))
     inherited = {name: value for name, value in os.environ.items() if name.upper() != HOST_TOKEN}
     return {
-        **ALLOCATOR,
+        **LIBRARIES,
         **inherited,
         **settings().for_jobs(),
         "SLIMSCOPE_DATA_DIR": str(settings().root),
@@ -186,7 +190,7 @@ def node_environment(
     meant = _texts(frozen, [name for name in FROZEN if name not in PLACES])
     return {
         **asked,
-        **ALLOCATOR,
+        **LIBRARIES,
         **QUIET,
         "SLIMSCOPE_JOB_GB": str(here.job_gb),
         "SLIMSCOPE_OFFLINE_S": str(here.offline_s),

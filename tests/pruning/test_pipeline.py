@@ -227,7 +227,7 @@ def test_statistics_beside_the_work_are_those_in_between(
     seen = []
     for threads, room in ((2, 2**40), (1, 2**40), (2, 0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
-        monkeypatch.setattr("backend.statistics.beside.memory_available", lambda n=room: n)
+        monkeypatch.setattr("backend.calibration.threads.memory_available", lambda n=room: n)
         told, folder = recorder(), tmp_path / f"{threads} {room}"
         result = prune(toy(), calibration[:8], config(), folder, told)
         figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in told.snapshots]

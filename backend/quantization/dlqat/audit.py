@@ -8,6 +8,7 @@ from statistics import fmean
 from torch import Tensor
 
 from backend.calibration.second_moments import DenseReference, InputStatistics, StatisticsLevel
+from backend.calibration.threads import beside
 from backend.metric_key import MetricKey
 from backend.models.blocks import LinearWeight
 from backend.quantization.config import DLQATStage
@@ -15,7 +16,6 @@ from backend.quantization.dlqat.passes import RunPass
 from backend.quantization.dlqat.run import DLQATRun
 from backend.quantization.dlqat.snapshots import code_usage
 from backend.reporter import Reporter
-from backend.statistics.beside import beside
 from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.reference import ReferenceTensor, TensorMeasurement
 from backend.training.stage_store import block_name

@@ -1,0 +1,57 @@
+"""Work on the cores of a CPU side by side, each part on one.
+
+Products of a few hundred rows, and what lies between them, gain little from several threads that
+wait for each other after each; and much is lost where something else takes one of the cores."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+
+from backend.models.memory import memory_available
+
+COPIES = 12  # of the largest weight, float32: what statistics take while a solver takes as much
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    # as a thread has asked for its number of threads, that of another does not change it
+    return ThreadPoolExecutor(count, "worker", torch.set_num_threads, (1,))
+
+
+_workers = cache(_threads)  # count -> those of this process
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # threads are not inherited
+
+
+def side_by_side(work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """`work` of all `parts`, on as many cores as this thread has; gradients are not recorded."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    return [*_workers(threads).map(torch.no_grad()(work), parts)]
+
+
+class AtOnce(Executor):
+    """Carries out a call where it is made."""
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        done = Future[T]()
+        done.set_result(call(*args, **kwargs))
+        return done
+
+
+def beside(device: torch.device, largest: int, tell: Callable[[str], None]) -> Executor:
+    """What carries out statistics one after the other: beside the work on a CPU, where the run has
+    several threads and there is memory for both. `largest`: entries of the largest weight."""
+    if device.type != "cpu" or torch.get_num_threads() == 1:
+        return AtOnce()
+    if memory_available() < COPIES * 4 * largest:
+        tell("Statistics are computed in between: there is no memory to do it beside the work.")
+        return AtOnce()
+    return _threads(1)

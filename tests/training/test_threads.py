@@ -1,0 +1,40 @@
+"""Parts side by side: the same as one after the other, in a forked process, too."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from backend.calibration.threads import side_by_side
+from backend.pruning.proximal_gradient import CHUNK_ROWS, by_rows
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_rows_are_the_same_to_the_bit_on_two_threads() -> None:
+    W, H = torch.randn(2 * CHUNK_ROWS + 70, 64), torch.randn(64, 64)
+    found = by_rows(lambda rows, same: (rows @ H).relu() + same, W, W)
+    torch.set_num_threads(1)
+    assert torch.equal(found, by_rows(lambda rows, same: (rows @ H).relu() + same, W, W))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_of_a_part_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda n: 1 // n, [2, 1, 0])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_forked_process_has_workers_of_its_own() -> None:
+    assert side_by_side(lambda n: -n, [1, 2, 3]) == [-1, -2, -3]
+    if (child := os.fork()) == 0:
+        os._exit(side_by_side(lambda n: -n, [1, 2, 3]) != [-1, -2, -3])
+    assert os.waitpid(child, 0)[1] == 0
