@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.calibration.heldout import windows_at_once
+from backend.calibration.heldout import token_nll, windows_at_once
 from backend.evaluation.native_text import TextModel, passes
 from backend.evaluation.tasks import CHOICES, ENDING, PART, PASSAGE, parts_of
 from backend.models.hidden_states import NewBatches
@@ -73,11 +73,10 @@ def score_endings(
             reporter.progress(done + more * share, len(asked), "Choosing endings")
 
         rows = some.flatten(0, 1)
-        found = []  # log p of the endings, [b] float64 of each batch
+        found = []  # log p of each ending, float64
         for part, logits in passes(model, rows, batch * CHOICES, new, tick):
-            chances = logits[:, -ENDING - 1 : -1].float().log_softmax(-1)
-            ending = part[:, -ENDING:, None].to(logits.device)
-            found.append(chances.gather(-1, ending).squeeze(-1).double().sum(1).cpu())
-        chosen = torch.cat(found).view(-1, CHOICES)
+            windows = zip(logits[:, -ENDING - 1 :], part[:, -ENDING - 1 :], strict=True)
+            found += [-token_nll(*row).double().sum().cpu() for row in windows]
+        chosen = torch.stack(found).view(-1, CHOICES)
         right += (chosen[:, :1] > chosen[:, 1:]).all(1).tolist()
     return EndingScore(tuple(right))
