@@ -23,12 +23,8 @@ BudgetKind = Literal["size", "bits", "sparsity", "loss", "ms"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a mix may take.
-
-    Attributes:
-        value: bytes, bits a weight, the share of zeros, the rise of perplexity as a share, or
-            milliseconds.
-    """
+    """What a mix may take. `value`: bytes, bits a weight, the share of zeros, the rise of
+    perplexity as a share, or milliseconds."""
 
     kind: BudgetKind
     value: float
@@ -60,11 +56,7 @@ class Budget:
 
 def allocation(text: str, *others: str) -> str:
     """An allocation as it is stored: one of `others`, "budget:" and a budget, or a run that has
-    searched for a mix.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    searched for a mix. Raises ValueError: it is neither."""
     text = text.strip()
     if text in others or SEARCH.fullmatch(text):
         return text

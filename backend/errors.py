@@ -7,12 +7,8 @@ from typing import TypeVar
 
 class SlimscopeError(Exception):
     """Base of every error a person may see: one sentence each for what happened, why, and what to
-    do.
-
-    Attributes:
-        field: the config field at fault, where there is one.
-        others: further errors of the same config, a field each.
-    """
+    do. `field`: the config field at fault, where there is one. `others`: further errors of the same
+    config, a field each."""
 
     others: "tuple[SlimscopeError, ...]" = ()
 

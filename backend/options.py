@@ -58,6 +58,7 @@ def option(
     advanced: bool = False,
     choices: str = "",
     many: bool = False,
+    lines: int = 0,
     **facts: Any,
 ) -> Any:
     """An option of a config, with the `facts` of a pydantic field: limits, examples, a description
@@ -68,8 +69,11 @@ def option(
         advanced: whether forms show it on demand.
         choices: what forms suggest, of what is on this machine.
         many: whether it is a list, with commas.
+        lines: of a text that may have several.
     """
-    about = {"unit": unit, "advanced": advanced, "choices": choices, "many": many}
+    about = {
+        "unit": unit, "advanced": advanced, "choices": choices, "many": many, "lines": lines,
+    }  # fmt: skip
     if extra := {name: value for name, value in about.items() if value}:
         facts["json_schema_extra"] = extra
     if title is not None:  # else it is that of the annotated type

@@ -16,13 +16,9 @@ HAS = "has a perplexity"
 
 @dataclass(frozen=True)
 class StageComparison:
-    """The perplexities of the stages of a run.
-
-    Attributes:
-        perplexity: stage -> value.
-        ratio: of two stages; None where their losses by window were not stored, or are too few.
-            Then the values decide.
-    """
+    """The perplexities of the stages of a run. `perplexity`: stage -> value. `ratio`: of two
+    stages; None where their losses by window were not stored, or are too few. Then the values
+    decide."""
 
     perplexity: Mapping[str, float]
     ratio: Callable[[str, str], PairedRatio | None] = lambda *_: None
@@ -37,10 +33,7 @@ class StageComparison:
 
     def clause(self, stage: str, rivals: Mapping[str, str], verb: str = HAS) -> str:
         """In words, where it lies: "has a perplexity 10.5 % lower than GPTQ (8.1 to 12.7 %)".
-
-        Args:
-            rivals: stage -> its name in the sentence.
-        """
+        `rivals`: stage -> its name in the sentence."""
         parts, last = list[str](), ""
         for rival, name in rivals.items():
             said, place = self._place(stage, rival, name, verb)

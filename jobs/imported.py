@@ -66,12 +66,9 @@ REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport
 
 
 def check_row(kind: str, row: StoredRow) -> None:
-    """Check a row of an imported run, and complete its config and plan.
-
-    Raises:
-        ConfigError: there is no such kind, or it refuses the config.
-        ValueError: the plan is not that of the config, or a figure is none that pages can show.
-    """
+    """Check a row of an imported run, and complete its config and plan. Raises ConfigError: there
+    is no such kind, or it refuses the config; ValueError: the plan is not that of the config, or a
+    figure is none that pages can show."""
     match row:
         case JobRow():
             config = validated(kind, row.config)
@@ -87,11 +84,8 @@ def check_row(kind: str, row: StoredRow) -> None:
 def checked_plan(
     expected: type[Plan] | None, config: JobConfig, stored: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The plan of a run in the form in which its kind stores it.
-
-    Raises:
-        ValueError: it is missing, not of this kind, or another one than that of the config.
-    """
+    """The plan of a run in the form in which its kind stores it. Raises ValueError: it is missing,
+    not of this kind, or another one than that of the config."""
     if expected is None:
         if stored is not None:
             raise ValueError("runs of this kind have no plan")

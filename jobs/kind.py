@@ -218,11 +218,8 @@ class Kind:
     packs: bool = False
 
     def preset(self, names: str) -> Mapping[str, Any]:
-        """The field values of a recipe, a preset, or both: "ALPS, quick look"; none for "".
-
-        Raises:
-            ConfigError: there is no recipe or preset of that name.
-        """
+        """The field values of a recipe, a preset, or both: "ALPS, quick look"; none for "". Raises
+        ConfigError: there is no recipe or preset of that name."""
         options, values = {**self.recipes, **self.presets}, dict[str, Any]()
         for name in filter(None, map(str.strip, names.split(","))):
             if name not in options:

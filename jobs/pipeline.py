@@ -224,12 +224,8 @@ def queue(
     pipeline: Pipeline, actor: Actor, *, priority: int = 0, known: Mapping[str, Any] = NOTHING
 ) -> list[Job]:
     """Validate all steps, then add them to the queue in one transaction, all or none. `known`: for
-    the environment of the last one.
-
-    Raises:
-        ForbiddenError, RateLimitError: the actor may not, or not so often.
-        SlimscopeError: one of them cannot be carried out.
-    """
+    the environment of the last one. Raises ForbiddenError, RateLimitError: the actor may not, or
+    not so often; SlimscopeError: one of them cannot be carried out."""
     permissions.require_host(actor, "queue a pipeline")
     plan(pipeline)  # before the transaction, which then finds models examined
     with one_transaction():

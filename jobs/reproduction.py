@@ -39,12 +39,8 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     """Adds a new run with the frozen config, plan and settings of an old one, which stays as it is.
 
     Whether its model and texts are still there is for the run to find out: under its own settings,
-    which need not be today's.
-
-    Raises:
-        ForbiddenError, RateLimitError: the actor may not, or not so often.
-        ConfigError: the config is none any more.
-    """
+    which need not be today's. Raises ForbiddenError, RateLimitError: the actor may not, or not so
+    often; ConfigError: the config is none any more."""
     old = queries.job(run)
     permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time

@@ -43,11 +43,8 @@ NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def estimate(kind: Kind, config: JobConfig) -> Estimate:
-    """Check a config and estimate its run.
-
-    Raises:
-        SlimscopeError: the run cannot work, or needs more memory or disk than there is.
-    """
+    """Check a config and estimate its run. Raises SlimscopeError: the run cannot work, or needs
+    more memory or disk than there is."""
     if config.device.startswith("cuda"):
         require_device(config.device, gpu_count())
     needs = kind.requirements(config)
@@ -96,12 +93,8 @@ def _in_words(error: ErrorDetails, about: str) -> str:
 
 
 def checked(kind: str, values: Mapping[str, Any]) -> tuple[JobConfig, Estimate]:
-    """The config and what it will cost; refuses what cannot work.
-
-    Raises:
-        SlimscopeError: with the `others` that are found once the fields at fault have their
-            defaults.
-    """
+    """The config and what it will cost; refuses what cannot work. Raises SlimscopeError: with the
+    `others` that are found once the fields at fault have their defaults."""
     try:
         config = validated(kind, values)
         return config, estimate(kind_named(kind), config)

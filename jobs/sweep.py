@@ -166,12 +166,9 @@ def queue(
     name: str = "",
     priority: int = 0,
 ) -> list[Job]:
-    """Validates all runs, then adds them to the queue, all or none.
-
-    Raises:
-        ForbiddenError, RateLimitError: the actor may not, or not so often.
-        SlimscopeError: one of the runs cannot be carried out; `field` says where it is wrong.
-    """
+    """Validates all runs, then adds them to the queue, all or none. Raises ForbiddenError,
+    RateLimitError: the actor may not, or not so often; SlimscopeError: one of the runs cannot be
+    carried out; `field` says where it is wrong."""
     permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)

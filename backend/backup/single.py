@@ -43,12 +43,9 @@ def export_run(
     run: str | int, target: Path, *, weights: bool = False, progress: Progress = silent
 ) -> Manifest:
     """Write a run that has ended into one file: config, figures, statistics, logs, small files;
-    with `weights` also the models it saved. Checkpoints are never part of it.
-
-    Raises:
-        NotFoundError, ConflictError: there is no such run, or it has not ended.
-        BackupError: the file exists, the disk is too full, or a row of the run is damaged.
-    """
+    with `weights` also the models it saved. Checkpoints are never part of it. Raises NotFoundError,
+    ConflictError: there is no such run, or it has not ended; BackupError: the file exists, the disk
+    is too full, or a row of the run is damaged."""
     job = queries.job(run)
     if job.state not in TERMINAL:
         raise ConflictError(f"{job.run} cannot be exported.", f"It is {job.state}.", "Wait for it.")

@@ -157,11 +157,8 @@ def job_environment(
 ) -> tuple[dict[str, str], list[str]]:
     """The environment of a job's process: that of this machine, with those of the stored variables
     that a run may be told; and the names of tokens it was submitted with and cannot be given: they
-    are not stored, and this process has none or another.
-
-    Args:
-        frozen: its settings; submitted: see `submission_variables`; empty for an imported run.
-    """
+    are not stored, and this process has none or another. `frozen`: its settings; submitted: see
+    `submission_variables`; empty for an imported run."""
     environment = {**child_environment(), **_texts(frozen, FROZEN)}
     for name in FOR_SUPERVISOR:  # a run starts none
         environment.pop(name, None)

@@ -35,12 +35,9 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def spend(self, client: str, most: int, visitor: str = "", *, spend: bool = True) -> None:
-        """Count one request; `RateLimitError` if there were `most` in the last minute.
-
-        Args:
-            visitor: who of those at this address; all of them have `SHARED` times as many.
-            spend: False: only look whether one more would be too many.
-        """
+        """Count one request; `RateLimitError` if there were `most` in the last minute. `visitor`:
+        who of those at this address; all of them have `SHARED` times as many. `spend`: False: only
+        look whether one more would be too many."""
         client, now = client_network(client), time.monotonic()
         limits = {f"{client} {visitor}": most, client: most * SHARED} if visitor else {client: most}
         with self._lock:

@@ -68,11 +68,8 @@ def job(run: str | int) -> Job:
 
 
 def plan(run: str | int) -> dict[str, Any] | None:
-    """The plan of a run as it is stored; None of a kind without plans.
-
-    Raises:
-        NotFoundError: there is no such run.
-    """
+    """The plan of a run as it is stored; None of a kind without plans. Raises NotFoundError: there
+    is no such run."""
     with reading() as session:
         return session.scalar(select(Job.plan).where(Job.id == job_id(run)))
 

@@ -27,12 +27,8 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 class Commands(Mapping[str, Any]):
-    """Name -> command, made of its operation when it is asked for.
-
-    Args:
-        names: of all commands, in the order of the help.
-        operation: the operation of a name.
-    """
+    """Name -> command, made of its operation when it is asked for. `names`: of all commands, in the
+    order of the help. `operation`: the operation of a name."""
 
     def __init__(
         self, names: Callable[[], Iterable[str]], operation: Callable[[str], Operation]

@@ -29,11 +29,7 @@ class Server(Protocol):
 
 
 def build(actor: Actor) -> Server:
-    """The server, acting for `actor`.
-
-    Raises:
-        ConfigError: the package `mcp` is not installed.
-    """
+    """The server, acting for `actor`. Raises ConfigError: the package `mcp` is not installed."""
     try:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError

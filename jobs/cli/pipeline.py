@@ -56,11 +56,8 @@ def queue_pipeline(
 
 
 def _source(file: str, preset: str, model: str) -> str:
-    """The text of a preset, or of a file.
-
-    Raises:
-        ConfigError: neither, both, or a model for a file; the file cannot be read.
-    """
+    """The text of a preset, or of a file. Raises ConfigError: neither, both, or a model for a file;
+    the file cannot be read."""
     if file and (preset or model):
         what, do = "A file names its own steps and model.", "Leave out --preset and --model."
         raise ConfigError(what, "", do, "file")

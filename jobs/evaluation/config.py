@@ -28,11 +28,8 @@ class EvaluationJob(ModelConfig, EvaluationText, QualityConfig, JobConfig):
 
 
 def measured_models(config: EvaluationJob) -> dict[str, str]:
-    """Stage -> spec of the model measured at it, the dense one first if there is one.
-
-    Raises:
-        ConfigError: the run is not there, or has saved no model.
-    """
+    """Stage -> spec of the model measured at it, the dense one first if there is one. Raises
+    ConfigError: the run is not there, or has saved no model."""
     spec, dense = config.model, absolute(config.dense)
     if is_run(spec):
         dense = dense or model_before(spec)

@@ -61,11 +61,8 @@ def window_losses(stage: str, losses: Sequence[float]) -> TensorProfile:
 
 class Quality:
     """Measures the stages of one run, `batch` windows in a pass, with hidden states kept in what
-    `new` makes; `labels`: stage -> what people call it.
-
-    Raises:
-        ConfigError, DatasetError: a task is not known, or its data is not to be had.
-    """
+    `new` makes; `labels`: stage -> what people call it. Raises ConfigError, DatasetError: a task is
+    not known, or its data is not to be had."""
 
     def __init__(
         self,

@@ -22,10 +22,7 @@ ROUNDED = ("dequantised", "packed")  # how notes on weights that are rounded beg
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model to work on: the spec or folder that is loaded, and its facts, weights unpacked.
-
-    Attributes:
-        plan: of the run that has still to save it, where that has one.
-    """
+    `plan`: of the run that has still to save it, where that has one."""
 
     source: str
     facts: ModelFacts
@@ -45,12 +42,9 @@ class ResolvedModel:
 
 
 def resolve_model(spec: str, field: str = "model", reads: bool = True) -> ResolvedModel:
-    """The model `spec` names, with a tokenizer if it `reads`.
-
-    Raises:
-        ConfigError: the run does not exist, or has saved no model.
-        ModelError: there is no such model, it is not supported, or it cannot read text.
-    """
+    """The model `spec` names, with a tokenizer if it `reads`. Raises ConfigError: the run does not
+    exist, or has saved no model; ModelError: there is no such model, it is not supported, or it
+    cannot read text."""
     source = spec
     planned = planned_run(spec, "model") if is_run(spec) else None
     if planned:  # what it will save has the shapes of what it began with

@@ -17,11 +17,8 @@ DRAFTER_KIND, DRAFTER_FOLDER = "amphista", "drafter"
 
 
 def drafter_run(name: str, field: str, planned: bool = False) -> Job:
-    """The run `name` that trained a drafter, finished or, with `planned`, queued or running.
-
-    Raises:
-        ConfigError: there is none, or it has not finished.
-    """
+    """The run `name` that trained a drafter, finished or, with `planned`, queued or running. Raises
+    ConfigError: there is none, or it has not finished."""
     do = "Choose a finished run of the kind amphista."
     try:
         job = queries.job(name)

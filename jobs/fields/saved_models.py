@@ -39,11 +39,8 @@ def ships_without(job: Job) -> bool:
 
 
 def saved_model(run: str, field: str = "model") -> tuple[str, str]:
-    """The folder a run saved its model in, and the spec of the model it began with.
-
-    Raises:
-        ConfigError: the run does not exist, or has saved no model, or came without it.
-    """
+    """The folder a run saved its model in, and the spec of the model it began with. Raises
+    ConfigError: the run does not exist, or has saved no model, or came without it."""
     try:
         job = queries.job(run)
         saved = [a.path for a in queries.artifacts(run) if a.kind == "model"]

@@ -22,11 +22,8 @@ class GenerationSide:
 
 
 def read_sides(text: str) -> list[GenerationSide]:
-    """The models and drafters of a list.
-
-    Raises:
-        ConfigError: too many, none, or a run that holds neither model nor drafter.
-    """
+    """The models and drafters of a list. Raises ConfigError: too many, none, or a run that holds
+    neither model nor drafter."""
     names = read_names(text)
     if not 1 <= len(names) <= MAX_SIDES:
         raise ConfigError(

@@ -123,11 +123,8 @@ class Operation:
         return f"{text} For hosts." if self.who == "host" else text
 
     def call(self, actor: Actor, **values: Any) -> Any:
-        """Do it, for a program: with the parameters of `signature`.
-
-        Raises:
-            SlimscopeError: it is not allowed, or not possible.
-        """
+        """Do it, for a program: with the parameters of `signature`. Raises SlimscopeError: it is
+        not allowed, or not possible."""
         if "runs" not in self.parameters:
             return self.call_all(actor, **values)
         job = queries.job(values.pop("run"))

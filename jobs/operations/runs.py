@@ -111,11 +111,8 @@ def download_file(run: Run, path: str, actor: Actor) -> Path:
 
 
 def artifact_file(run: str, path: str) -> Path:
-    """One file of what a run left, by its path below the artifact folder.
-
-    Raises:
-        NotFoundError: it is not there, or belongs to no artifact of the run.
-    """
+    """One file of what a run left, by its path below the artifact folder. Raises NotFoundError: it
+    is not there, or belongs to no artifact of the run."""
     root = settings().artifacts.resolve()
     file = (root / path).resolve()
     folders = [(root / a.path).resolve() for a in queries.artifacts(run)]
@@ -127,11 +124,7 @@ def artifact_file(run: str, path: str) -> Path:
 
 
 def sweep_of(run: str) -> list[Job]:
-    """The runs of the sweep that `run` belongs to.
-
-    Raises:
-        ConfigError: it was added alone.
-    """
+    """The runs of the sweep that `run` belongs to. Raises ConfigError: it was added alone."""
     jobs = queries.sweep(run)
     if not jobs:
         what, why = f"{queries.job(run).run} is not part of a sweep.", "It was submitted alone."

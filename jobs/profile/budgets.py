@@ -55,14 +55,9 @@ def method_of(budget: Budget, usual: Method) -> Method:
 
 
 def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
-    """Full name of a layer -> format it is held at; the last match counts.
-
-    Args:
-        text: "mlp.down_proj=int4-g64, 0.*=dense"
-
-    Raises:
-        ConfigError: a name matches no layer, or what it is held at is no format of the profile.
-    """
+    """Full name of a layer -> format it is held at; the last match counts. `text`:
+    such as "mlp.down_proj=int4-g64, 0.*=dense". Raises ConfigError: a name matches no layer, or
+    what it is held at is no format of the profile."""
     held: dict[str, str] = {}
     known = {str(Format()), *map(str, profile.formats)}
     try:
@@ -80,23 +75,16 @@ def pins(profile: SensitivityProfile, text: str, field: str) -> dict[str, str]:
 
 def pruned_mix(config: Allocated, overrides: str) -> Mapping[str, Pattern]:
     """Full name -> pattern of the layers that a config's allocation prunes; empty where it is no
-    mix.
-
-    Raises:
-        ConfigError: the budget cannot be kept, or is none for pruning.
-        NotFoundError: the model has no profile, or there is no such search.
-    """
+    mix. Raises ConfigError: the budget cannot be kept, or is none for pruning; NotFoundError: the
+    model has no profile, or there is no such search."""
     formats = _mix(config, overrides, "pruned", ("sparsity", "loss", "ms"), "budget:50%")
     return {name: form.pattern for name, form in formats.items() if form.pattern}
 
 
 def quantized_mix(config: Allocated, overrides: str, embedding: str) -> Mapping[str, Width]:
     """Full name -> width of the layers that a config's allocation quantizes, and of embedding and
-    head; errors as above.
-
-    Args:
-        embedding: the format they are held at; empty: the budget is for them, too.
-    """
+    head; errors as above. `embedding`: the format they are held at; empty: the budget is for them,
+    too."""
     formats = _mix(
         config, overrides, "quantized", ("size", "bits", "loss", "ms"), "budget:3.25bits", embedding
     )

@@ -18,12 +18,8 @@ WEIGHTS_MARK, DECODING_TIMES = "weights_mark", "decoding_times"  # in a profile'
 
 
 def profile_of_run(run: str) -> SensitivityProfile:
-    """The profile of a run, as far as it is measured.
-
-    Raises:
-        NotFoundError: there is no such run.
-        ConfigError: it is no profile, or none of it is measured.
-    """
+    """The profile of a run, as far as it is measured. Raises NotFoundError: there is no such run;
+    ConfigError: it is no profile, or none of it is measured."""
     job = queries.job(run)
     if job.kind != NAME:
         what = f"{job.run} is no sensitivity profile."
@@ -54,12 +50,8 @@ def mark_of(base: ResolvedModel) -> str:
 
 
 def newest_profile(model: str) -> SensitivityProfile:
-    """The newest finished profile of a model.
-
-    Raises:
-        NotFoundError: there is none.
-        ConfigError: the model's weights are others than it has measured.
-    """
+    """The newest finished profile of a model. Raises NotFoundError: there is none; ConfigError: the
+    model's weights are others than it has measured."""
     for job in queries.jobs([State.SUCCEEDED], NAME, 500):
         if job.config.get("model") == model:
             measured = job.environment.get(WEIGHTS_MARK)

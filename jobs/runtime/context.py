@@ -88,11 +88,8 @@ class JobContext:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What the run does to each layer, as it was stored when it was submitted.
-
-        Raises:
-            ConfigError: there is no plan, or it cannot be read.
-        """
+        """What the run does to each layer, as it was stored when it was submitted. Raises
+        ConfigError: there is no plan, or it cannot be read."""
         stored = queries.plan(self.job_id)
         check_intact(stored, "The plan")
         if stored is None:
@@ -139,10 +136,7 @@ class JobContext:
         n: int | None = None, **details: Any,
     ) -> None:  # fmt: skip
         """Records one of the figures the run ends with; a later one of that metric replaces it.
-
-        Raises:
-            ComputeError: the value is not finite.
-        """
+        Raises ComputeError: the value is not finite."""
         if not math.isfinite(value):
             raise ComputeError(
                 f"{metric} of {stage} is {value}.",
@@ -246,11 +240,8 @@ class JobContext:
         self._uploads.start()
 
     def deliver(self) -> None:
-        """Returns when what the run has saved is in the store of artefacts.
-
-        Raises:
-            CancelledError: somebody has asked the run to stop meanwhile.
-        """
+        """Returns when what the run has saved is in the store of artefacts. Raises CancelledError:
+        somebody has asked the run to stop meanwhile."""
         self._uploads.add_saved(self.folder, but=self.work)
         if not self._uploads.wait(self.should_stop):
             raise CancelledError
@@ -367,11 +358,8 @@ class JobContext:
 
 
 def claim(attempt_id: int) -> JobContext:
-    """Takes an attempt for this process; only the first to ask gets it.
-
-    Raises:
-        LeaseLostError: it was claimed before, given up, or never was.
-    """
+    """Takes an attempt for this process; only the first to ask gets it. Raises LeaseLostError: it
+    was claimed before, given up, or never was."""
     mine = update(Attempt).where(
         Attempt.id == attempt_id, Attempt.started_at.is_(None), Attempt.ended_at.is_(None)
     )

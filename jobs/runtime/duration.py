@@ -66,11 +66,8 @@ def estimate_seconds(
 @dataclass(frozen=True)
 class FinishedRun:
     """A finished run: its FLOPs, the `seconds` they took, and the seconds of its time budget.
-
-    Attributes:
-        machine: the class of the machine: its GPU where it used one (`on_gpu`), else its processor.
-        processes: how many it trained on.
-    """
+    `machine`: the class of the machine: its GPU where it used one (`on_gpu`), else its processor.
+    `processes`: how many it trained on."""
 
     flops: float
     seconds: float

@@ -19,11 +19,8 @@ PACKAGES = ("slimscope", "torch", "transformers", "datasets", "numpy")
 
 def prepare(config: JobConfig, context: RunContext) -> str:
     """Seeds, sets threads and precision, records where the run takes place, and meets the other
-    processes, if it has several; returns the torch device.
-
-    Raises:
-        ConfigError: the device asked for is not there.
-    """
+    processes, if it has several; returns the torch device. Raises ConfigError: the device asked for
+    is not there."""
     torch.manual_seed(config.seed)
     rank, threads = context.rank, config.threads or settings().threads or available_threads()
     if rank:

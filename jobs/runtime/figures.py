@@ -69,11 +69,8 @@ class FigureBuffer:
         return any((v["stage"], v["family"], v["series"]) == key for v in results)
 
     def flush(self, durable: bool = False) -> None:
-        """Write all rows, at most `BATCH` at once: others wait for each commit.
-
-        Raises:
-            OperationalError: the database is away.
-        """
+        """Write all rows, at most `BATCH` at once: others wait for each commit. Raises
+        OperationalError: the database is away."""
         with self._writing:  # one writer at a time, so that a flush that returns is complete
             for _ in range(max(1, -(-len(self._rows) // BATCH))):
                 with self._lock:
@@ -97,11 +94,8 @@ class FigureBuffer:
     # a database that is away ----------------------------------------------------------------------
 
     def patiently(self, act: Callable[[], T]) -> T:
-        """Call until the database answers.
-
-        Raises:
-            OperationalError: it is away for longer than a run may go on without it.
-        """
+        """Call until the database answers. Raises OperationalError: it is away for longer than a
+        run may go on without it."""
         while True:
             try:
                 result = act()
@@ -141,11 +135,8 @@ class FigureBuffer:
     # finished work --------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Return when all rows are on a disk.
-
-        Raises:
-            LeaseLostError: another attempt holds the job now, and what is here counts no more.
-        """
+        """Return when all rows are on a disk. Raises LeaseLostError: another attempt holds the job
+        now, and what is here counts no more."""
         if not self._is_settled():
             with self._lock:
                 self._spool.append(self._rows[self._spooled :])
@@ -191,11 +182,8 @@ class FigureBuffer:
 
     def serve(self, is_closed: Callable[[], bool], look: Callable[[], None]) -> None:
         """Write what is there once a second, and at once where somebody waits for it, until it is
-        closed (`wake` lets that be asked at once); call `look` after each time.
-
-        Raises:
-            LeaseLostError: another attempt holds the job now.
-        """
+        closed (`wake` lets that be asked at once); call `look` after each time. Raises
+        LeaseLostError: another attempt holds the job now."""
         self._is_served = True
         try:
             while True:

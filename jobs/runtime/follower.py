@@ -26,12 +26,9 @@ REASON_S = 10.0  # for the first process to end because of what ends this one
 
 
 class FollowerContext(SilentReporter):
-    """A follower's view of its run: it reads the checkpoints, and reports nothing.
-
-    Attributes:
-        model: that of the run, as what loads without a database.
-        plan: what the run does to each layer, where its kind has plans.
-    """
+    """A follower's view of its run: it reads the checkpoints, and reports nothing. `model`: that of
+    the run, as what loads without a database. `plan`: what the run does to each layer, where its
+    kind has plans."""
 
     def __init__(self, task: FollowerTask) -> None:
         self.rank: Rank | None = Rank(task.number, task.world, Path(task.rendezvous))

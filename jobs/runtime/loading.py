@@ -28,11 +28,8 @@ from jobs.runtime.rank import RunContext
 def load_model(
     spec: str, device: str, precision: str, context: RunContext, *, decodes: bool = True
 ) -> LoadedModel:
-    """The model to decode with, frozen, in `precision`.
-
-    Args:
-        decodes: whether decoding is most of the work, rather than passes over whole texts.
-    """
+    """The model to decode with, frozen, in `precision`. `decodes`: whether decoding is most of the
+    work, rather than passes over whole texts."""
     base = resolve_model(spec)
     if base.packed:
         context.log(f"Loading the packed weights of {spec}; they run on the CPU in bfloat16.")

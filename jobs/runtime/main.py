@@ -63,12 +63,8 @@ def away_code(error: OperationalError) -> Exit:
 
 
 def execute(context: JobContext) -> int:
-    """Run the job of a claimed attempt; return the exit code.
-
-    Raises:
-        LeaseLostError: another attempt holds the job now.
-        OperationalError: the database takes no more.
-    """
+    """Run the job of a claimed attempt; return the exit code. Raises LeaseLostError: another
+    attempt holds the job now; OperationalError: the database takes no more."""
     try:
         kind = kind_named(context.kind)
         context.log(f"{context.run} {kind.title}, attempt {context.attempt_n}")

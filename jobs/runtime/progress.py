@@ -104,11 +104,8 @@ class JobReporter(Reporter, Protocol):
 
 
 class Phases:
-    """The reporters of a job's phases, each filling its part of the progress.
-
-    Args:
-        weights: phase -> work in any unit, in the order they run.
-    """
+    """The reporters of a job's phases, each filling its part of the progress. `weights`: phase ->
+    work in any unit, in the order they run."""
 
     def __init__(self, reporter: JobReporter, weights: Mapping[str, float]) -> None:
         self.reporter, self.weights = reporter, weights

@@ -7,12 +7,9 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Rank:
-    """The place of a process among those that train together.
-
-    Attributes:
-        number: from 0, which is the process of the attempt; world: how many there are.
-        rendezvous: the file by which they meet, on their machine.
-    """
+    """The place of a process among those that train together. `number`: from 0, which is the
+    process of the attempt; world: how many there are. `rendezvous`: the file by which they meet, on
+    their machine."""
 
     number: int
     world: int
@@ -42,11 +39,8 @@ class FollowerTask:
 
 
 class RunContext(Protocol):
-    """What loading a model needs of a run, in its first process or in another.
-
-    Attributes:
-        rank: None where the run has one process.
-    """
+    """What loading a model needs of a run, in its first process or in another. `rank`: None where
+    the run has one process."""
 
     rank: Rank | None
 

@@ -19,12 +19,8 @@ MB = 1e6
 
 class UsageSampler:
     """Samples this process, and those that train with it, the less often the longer the run takes:
-    some 400 points in an hour.
-
-    Args:
-        began: when the run began, in all its attempts, UTC milliseconds.
-        record: (key, value, seconds since the run began) -> a point of a curve.
-    """
+    some 400 points in an hour. `began`: when the run began, in all its attempts, UTC milliseconds.
+    `record`: (key, value, seconds since the run began) -> a point of a curve."""
 
     def __init__(self, began: int, record: Callable[[MetricKey, float, int], None]) -> None:
         self._began, self._record = began, record

@@ -131,10 +131,7 @@ async def sent(
 ) -> AsyncIterator[httpx.Response]:
     """The response to a request, of which only the headers have been read. The process is started
     if it does not run; leaving the block ends the request. `silent_s`: without a byte it ends.
-
-    Raises:
-        SlimscopeError: it cannot be started, or ended before it answered.
-    """
+    Raises SlimscopeError: it cannot be started, or ended before it answered."""
     headers = {PERSON: quote(actor.name), ROLE: actor.role, "content-type": "application/json"}
     async with AsyncExitStack() as opened:
         yield await _begun(path, body, headers, silent_s, opened)

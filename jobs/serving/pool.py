@@ -80,12 +80,9 @@ class ModelPool:
     def using(
         self, base: ResolvedModel, key: Key, load: Load, say: Say, stopped: Callable[[], bool]
     ) -> Iterator[WarmModel]:
-        """The model while the body uses it, loaded with `load` unless it is here already.
-
-        Raises:
-            CancelledError: it was `stopped` while there was no room.
-            SlimscopeError: it cannot be loaded.
-        """
+        """The model while the body uses it, loaded with `load` unless it is here already. Raises
+        CancelledError: it was `stopped` while there was no room; SlimscopeError: it cannot be
+        loaded."""
         model = self._enter(key, base, say, stopped)
         try:
             if not model.is_open:

@@ -38,11 +38,8 @@ class LaunchRequest:
 @dataclass(frozen=True)
 class PollResult:
     """The status of a process. "unknown" (engine not reachable) must never change a job's state.
-
-    Attributes:
-        code: the exit code if `state` is "exited" and it is known; -9 for SIGKILL.
-        why: what the engine says of an end that the process did not see.
-    """
+    `code`: the exit code if `state` is "exited" and it is known; -9 for SIGKILL. `why`: what the
+    engine says of an end that the process did not see."""
 
     state: Literal["running", "exited", "unknown"]
     code: int | None = None

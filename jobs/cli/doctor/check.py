@@ -5,11 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One thing that was looked at.
-
-    Attributes:
-        fix: what to do about it, a command or a setting; "" if there is nothing to do.
-    """
+    """One thing that was looked at. `fix`: what to do about it, a command or a setting; "" if there
+    is nothing to do."""
 
     name: str
     ok: bool

@@ -14,9 +14,5 @@ CHECKS = (
 
 def examine(probes: bool = False) -> list[HealthCheck]:
     """Look at everything a run needs. Changes nothing but the kept result of the check of the
-    database, and starts nothing.
-
-    Args:
-        probes: start a job on the cluster, too.
-    """
+    database, and starts nothing. `probes`: start a job on the cluster, too."""
     return [check() for check in (*CHECKS, *[probe] * probes)]

@@ -32,12 +32,8 @@ from jobs.serving.live.requests import ExportBody
 
 
 def write_live(body: ExportBody, opened: OpenedModel, live: LiveModel) -> dict[str, Any]:
-    """Write it; the folder and its files.
-
-    Raises:
-        ConflictError: there is a model of that name.
-        ConfigError: the format cannot hold the formats of the layers.
-    """
+    """Write it; the folder and its files. Raises ConflictError: there is a model of that name;
+    ConfigError: the format cannot hold the formats of the layers."""
     root, files = settings().root / "models", Checkpoints(settings().root / "models")
     if (root / body.name).exists():
         what, why = "The model was not written.", f"There is a model called {body.name}."

@@ -96,11 +96,8 @@ class OpenedModel:
         return live.checked(wanted.formats, wanted.pruner, wanted.quantizer)
 
     def other(self, spec: str, dtype: torch.dtype) -> RunningModel:
-        """A saved model of the same shapes, which is kept until there is another one.
-
-        Raises:
-            SlimscopeError: there is none of that name, it has other shapes, or does not fit.
-        """
+        """A saved model of the same shapes, which is kept until there is another one. Raises
+        SlimscopeError: there is none of that name, it has other shapes, or does not fit."""
         base = resolve_model(spec, "against")
         shapes = [(x.linears, x.vocabulary, x.hidden) for x in (self.base.facts, base.facts)]
         if shapes[0] != shapes[1]:
@@ -170,11 +167,8 @@ class LivePool:
 
     @contextmanager
     def using(self, model: str, say: Say) -> Iterator[OpenedModel]:
-        """The model while the body uses it; loaded where it is not there.
-
-        Raises:
-            SlimscopeError: there is no such model, or it cannot be live.
-        """
+        """The model while the body uses it; loaded where it is not there. Raises SlimscopeError:
+        there is no such model, or it cannot be live."""
         base = resolve_model(model)
         key = key_of(model, base, "auto", "auto")
         if self._loading.locked():

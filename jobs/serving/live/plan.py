@@ -25,11 +25,8 @@ F = TypeVar("F", Pattern, Width)
 def planned_steps(
     facts: ModelFacts, address: str, effort: Effort
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Kind and config of each run, without its model.
-
-    Raises:
-        ConfigError: the address is none of this model, or the state is dense.
-    """
+    """Kind and config of each run, without its model. Raises ConfigError: the address is none of
+    this model, or the state is dense."""
     layers = [*facts.linears, *facts.embeddings]
     state = state_at(address, address.partition("~")[0], [x.name for x in layers])
     forms = [(x, state.formats[x.name]) for x in facts.linears]
