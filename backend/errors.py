@@ -2,7 +2,8 @@
 show the message beside it."""
 
 import errno
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class SlimscopeError(Exception):
@@ -15,9 +16,6 @@ class SlimscopeError(Exception):
     def __init__(self, what: str, why: str = "", do: str = "", field: str | None = None) -> None:
         self.what, self.why, self.do, self.field = what, why, do, field
         super().__init__(" ".join(part for part in (what, why, do) if part))
-
-
-E = TypeVar("E", bound=SlimscopeError)
 
 
 class ConfigError(SlimscopeError):
@@ -68,9 +66,13 @@ class NotFoundError(SlimscopeError):
     """No run, tensor or artifact of that name."""
 
 
-def for_field(error: E, field: str) -> E:
-    """The same error, for another form field: a shared check does not know every config."""
-    return type(error)(error.what, error.why, error.do, field)
+@contextmanager
+def for_field(field: str, kind: type[SlimscopeError] = SlimscopeError) -> Iterator[None]:
+    """Raise errors of the body for this form field: a shared check does not know every config."""
+    try:
+        yield
+    except kind as error:
+        raise type(error)(error.what, error.why, error.do, field) from error
 
 
 class CancelledError(Exception):

@@ -1,11 +1,11 @@
 """Runs as plain data, as far as it needs no kind: what lists, the API and exports contain."""
 
-import math
 from typing import Any
 
 from backend.printable import readable_bytes, readable_seconds
 from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS
 from backend.store import queries
+from backend.store.json_column import finite
 from backend.store.tables import Job
 
 
@@ -45,8 +45,4 @@ def results(run: str | int) -> list[dict[str, Any]]:
 
 def tensors(run: str | int) -> list[dict[str, Any]]:
     """The statistics of a run's tensors; JSON has no NaN, so it becomes null."""
-    return [{key: _finite(value) for key, value in row.items()} for row in queries.tensor_rows(run)]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return [finite(row) for row in queries.tensor_rows(run)]

@@ -12,8 +12,7 @@ from sqlalchemy.orm import aliased
 
 from backend.metric_key import KEY_COLUMNS, MetricKey
 from backend.store import queries
-from backend.store.dialects.choice import dialect_of
-from backend.store.queries import MAX_VARIABLES, POINT_COLUMNS, batched
+from backend.store.queries import POINT_COLUMNS, rows_among
 from backend.store.session import reading
 from backend.store.tables import MetricPoint
 
@@ -67,12 +66,7 @@ def outline(job_id: int, key: MetricKey, span: CurveSpan, buckets: int) -> list[
         found = {step for pair in ends for step in pair if step is not None}
         steps = sorted(found | {span.first, span.last})
         query = select(*POINT_COLUMNS).where(*_of_curve(MetricPoint, job_id, key))
-        query, among = query.order_by(MetricPoint.step), dialect_of(session).among
-        return [
-            row
-            for some in batched(steps, MAX_VARIABLES)
-            for row in session.execute(query.where(among(MetricPoint.step, some)))
-        ]
+        return [*rows_among(session, query.order_by(MetricPoint.step), MetricPoint.step, steps)]
 
 
 def _of_curve(

@@ -7,7 +7,8 @@ from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Text, cast, exists, func, select
+from sqlalchemy import Row, Select, Text, cast, exists, func, select
+from sqlalchemy.orm import Session
 
 from backend.errors import NotFoundError
 from backend.metric_key import KEY_COLUMNS, MetricKey
@@ -44,6 +45,14 @@ def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
     rest = iter(ids)
     while batch := [*islice(rest, size)]:
         yield batch
+
+
+def rows_among(
+    session: Session, query: Select[Any], column: Any, ids: Iterable[int]
+) -> Iterator[Row[Any]]:
+    """The rows of a query whose column holds one of these ids, however many."""
+    for some in batched(ids, MAX_VARIABLES):
+        yield from session.execute(query.where(dialect_of(session).among(column, some)))
 
 
 def job_id(run: str | int) -> int:
@@ -172,12 +181,10 @@ def results(runs: Iterable[str | int]) -> list[StoredResult]:
     query = query.order_by(Result.job_id, Result.family, Result.series, Result.stage)
     key, details = lru_cache(1024)(MetricKey), lru_cache(read_object)
     with reading() as session:
+        rows = rows_among(session, query, Result.job_id, map(job_id, runs))
         return [
             StoredResult(job, intern(at), key(family, "", series), value, stderr, n, details(text))
-            for some in batched((job_id(run) for run in runs), MAX_VARIABLES)
-            for job, at, family, series, value, stderr, n, text in session.execute(
-                query.where(dialect_of(session).among(Result.job_id, some))
-            )
+            for job, at, family, series, value, stderr, n, text in rows
         ]
 
 
@@ -192,13 +199,7 @@ def result_places(ids: Iterable[int]) -> dict[int, Places]:
     query = select(Result.job_id, func.aggregate_strings(place, ROWS)).group_by(Result.job_id)
     read = lru_cache(1024)(_places)
     with reading() as session:
-        return {
-            job: read(text)
-            for some in batched(ids, MAX_VARIABLES)
-            for job, text in session.execute(
-                query.where(dialect_of(session).among(Result.job_id, some))
-            )
-        }
+        return {job: read(text) for job, text in rows_among(session, query, Result.job_id, ids)}
 
 
 def _places(text: str) -> Places:
@@ -229,11 +230,7 @@ def changed_since(event: int, job_id: int) -> tuple[int, set[int]]:
 def jobs_by_id(ids: Iterable[int]) -> list[Job]:
     """These jobs, in no particular order; unknown ids are omitted."""
     with reading() as session:
-        return [
-            job
-            for some in batched(ids, MAX_VARIABLES)
-            for job in session.scalars(select(Job).where(dialect_of(session).among(Job.id, some)))
-        ]
+        return [job for (job,) in rows_among(session, select(Job), Job.id, ids)]
 
 
 def figures_mark() -> tuple[int, int]:
@@ -246,14 +243,9 @@ def figures_mark() -> tuple[int, int]:
 def model_bytes(ids: Iterable[int]) -> dict[int, int]:
     """Job id -> bytes on disk of the saved model; runs without one are omitted."""
     query = select(Artifact.job_id, func.sum(Artifact.bytes)).where(Artifact.kind == "model")
+    query = query.group_by(Artifact.job_id)
     with reading() as session:
-        return {
-            row[0]: int(row[1])
-            for some in batched(ids, MAX_VARIABLES)
-            for row in session.execute(
-                query.where(Artifact.job_id.in_(some)).group_by(Artifact.job_id)
-            )
-        }
+        return {job: int(size) for job, size in rows_among(session, query, Artifact.job_id, ids)}
 
 
 def runs_from(run: str, most: int) -> list[Job]:
@@ -370,16 +362,20 @@ def runs_with_weights() -> list[Job]:
     return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
-def weights_mark(run: str | int) -> tuple[str, int, int] | None:
-    """A value that changes with new statistics or results, not with progress; None for no run."""
+def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:
+    """Name of a run, and how many rows it has in each of these tables; None for no run."""
     try:
         row = job(run)
     except NotFoundError:
         return None
-    tensors = select(func.count()).select_from(TensorRow).where(TensorRow.job_id == row.id)
-    results_count = select(func.count()).select_from(Result).where(Result.job_id == row.id)
+    counts = (select(func.count()).where(table.job_id == row.id) for table in tables)
     with reading() as session:
-        return row.run, session.scalar(tensors) or 0, session.scalar(results_count) or 0
+        return row.run, *map(session.scalar, counts)
+
+
+def weights_mark(run: str | int) -> tuple[Any, ...] | None:
+    """A value that changes with new statistics or results, not with progress; None for no run."""
+    return _mark(run, TensorRow, Result)
 
 
 def runs_with_profile(name: str) -> list[Job]:
@@ -390,12 +386,6 @@ def runs_with_profile(name: str) -> list[Job]:
     return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
 
 
-def profiles_mark(run: str | int) -> tuple[str, int] | None:
+def profiles_mark(run: str | int) -> tuple[Any, ...] | None:
     """A value that changes with new profiles; None if there is no such run."""
-    try:
-        row = job(run)
-    except NotFoundError:
-        return None
-    stored = select(func.count()).select_from(ProfileRow).where(ProfileRow.job_id == row.id)
-    with reading() as session:
-        return row.run, session.scalar(stored) or 0
+    return _mark(run, ProfileRow)

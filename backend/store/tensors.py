@@ -3,7 +3,7 @@ runs does not import numpy."""
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -68,29 +68,25 @@ def _snapshot(row: TensorRow) -> TensorSnapshot:
 
 def profiles(run: str | int, tensor: str, name: str | None = None) -> list[TensorProfile]:
     """The profiles of one tensor (None: all names), sorted by name, stage and step."""
-    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.tensor == tensor)
-    if name is not None:
-        query = query.where(ProfileRow.name == name)
-    order = (ProfileRow.name, ProfileRow.stage, ProfileRow.step)
-    with reading() as session:
-        return _readable(session.scalars(query.order_by(*order)), _profile)
+    chosen = {"tensor": tensor} if name is None else {"tensor": tensor, "name": name}
+    return _profiles(run, ("name", "stage", "step"), **chosen)
 
 
 def module_profiles(run: str | int, module: str, name: str) -> list[TensorProfile]:
     """One profile of a module in every block, at all stages, block by block."""
-    query = select(ProfileRow).where(
-        ProfileRow.job_id == job_id(run), ProfileRow.module == module, ProfileRow.name == name
-    )
-    with reading() as session:
-        rows = session.scalars(query.order_by(ProfileRow.block, ProfileRow.step))
-        return _readable(rows, _profile)
+    return _profiles(run, ("block", "step"), module=module, name=name)
 
 
 def named_profiles(run: str | int, name: str) -> list[TensorProfile]:
     """The profiles of that name of all tensors, at all stages, block by block."""
-    query = select(ProfileRow).where(ProfileRow.job_id == job_id(run), ProfileRow.name == name)
+    return _profiles(run, ("block", "module"), name=name)
+
+
+def _profiles(run: str | int, order: Sequence[str], **chosen: str) -> list[TensorProfile]:
+    """The profiles with these values in their columns, sorted by others."""
+    query = select(ProfileRow).filter_by(job_id=job_id(run), **chosen)
     with reading() as session:
-        rows = session.scalars(query.order_by(ProfileRow.block, ProfileRow.module))
+        rows = session.scalars(query.order_by(*(getattr(ProfileRow, name) for name in order)))
         return _readable(rows, _profile)
 
 

@@ -82,10 +82,8 @@ def source_note(first: str) -> str:
 def decodable_model(spec: str, precision: str, field: str = "model") -> ResolvedModel:
     """The model `spec` names, which the decoding loop can run in this precision."""
     base = resolve_model(spec, field)
-    try:
+    with for_field(field, ModelError):
         base.facts.require_decodable()
-    except ModelError as error:
-        raise for_field(error, field) from error
     if base.packed and precision == "float32":
         raise ConfigError(
             "Packed weights do not support float32.",

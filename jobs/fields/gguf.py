@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, for_field
 from backend.export.formats import Layout
 from backend.export.gguf import types
 from backend.export.gguf.architecture import ARCHITECTURES, architecture_of
@@ -46,10 +46,8 @@ def check_source(source: str) -> None:
 
 def exported_type(wanted: types.GGUFType, base: ResolvedModel, field: str = "type") -> str:
     """The type of the linear layers; ConfigError where it cannot hold the codes of the model."""
-    try:
+    with for_field(field):
         return types.choose_type(wanted, base.layout, base.facts.dtype)
-    except ConfigError as error:
-        raise ConfigError(error.what, error.why, error.do, field) from error
 
 
 def exported_embedding(wanted: types.EmbeddingType, type: str, base: ResolvedModel) -> str:

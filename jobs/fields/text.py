@@ -121,7 +121,5 @@ def check_text(config: TextConfig, facts: ModelFacts) -> tuple[str, ...]:
 
 def require_text(name: str, use: str, field: str) -> None:
     """Raise `DatasetError` for `field` where a corpus is not available for `use`."""
-    try:
+    with for_field(field, DatasetError):
         require_corpus(name, use)
-    except DatasetError as error:
-        raise for_field(error, field) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from backend.errors import ConfigError, SlimscopeError, for_field
+from backend.errors import ModelError, for_field
 from backend.models.facts import ModelFacts
 from backend.models.memory import RUNTIME, weight_memory
 from jobs.fields.base_model import decodable_model
@@ -34,12 +34,8 @@ def side_facts(side: GenerationSide, config: GenerateJob) -> ModelFacts:
     """The facts of the model that decodes for a side, whose drafter is there; names `sides`."""
     if side.drafter:
         saved_config(side.drafter, side.name, "sides")
-    try:
+    with for_field("sides", ModelError):
         return decodable_model(side.model, config.precision, "sides").facts
-    except ConfigError:
-        raise
-    except SlimscopeError as error:
-        raise for_field(error, "sides") from error
 
 
 def flops_by_phase(config: GenerateJob, models: Sequence[ModelFacts]) -> dict[str, float]:

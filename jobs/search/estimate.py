@@ -48,12 +48,10 @@ def solved(config: SearchJob, run: str = "") -> tuple[BudgetSolver, Mix]:
         )
         raise ConfigError(what, why, "Give bits, a size, a sparsity or ms.", field="budget")
     method: Method = "pruned" if budget.kind == "sparsity" else "quantized"
-    try:
+    with for_field("budget", ConfigError):
         profile = profile_of_run(run) if run else newest_profile(config.model)
         solver = solver_of(profile, method)
         return solver, solver.solve(budget)
-    except ConfigError as error:
-        raise for_field(error, "budget") from error
 
 
 def flops_by_phase(config: SearchJob, solver: BudgetSolver, facts: ModelFacts) -> dict[str, float]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
-from math import isfinite, nan
+from math import nan
 from statistics import median
 from typing import Any
 
@@ -31,6 +31,7 @@ from backend.errors import CancelledError, ComputeError, ConfigError, SlimscopeE
 from backend.live.measurements import LONGEST_TRACE, LiveLoss, losses, traced_losses
 from backend.live.model import LiveModel
 from backend.live.running import RunningModel
+from backend.store.json_column import finite
 from backend.text.prompt_ids import end_ids
 from jobs.serving.answering import ThreadedEvents
 from jobs.serving.live.models import TEXTS_KEPT, BrowserState, LivePool, OpenedModel
@@ -192,8 +193,7 @@ class LiveAnswering(ThreadedEvents[Event]):
             "ratio": torch.tensor(loss.loss - dense).exp().item(),
             "low": ratio.low if ratio else nan, "high": ratio.high if ratio else nan,
         }  # fmt: skip
-        finite = {name: _finite(value) for name, value in figures.items()}
-        self._tell("loss", tokens=n * length, of=of, **finite)
+        self._tell("loss", tokens=n * length, of=of, **finite(figures))
 
     # texts ----------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class LiveAnswering(ThreadedEvents[Event]):
         self._tell("tokens", tokens=tokens, blocks=opened.dense.blocks)
         self._step()
         for block, differences in traced_losses(live, ids, other):
-            self._tell("why", block=block, losses=[_finite(x) for x in differences.tolist()])
+            self._tell("why", block=block, losses=finite(differences.tolist()))
             self._step()
 
     def _ids(self, opened: OpenedModel) -> Tensor:
@@ -270,8 +270,3 @@ class LiveAnswering(ThreadedEvents[Event]):
             do = "Shorten it." if ids else "Write a text."
             raise ConfigError("The text cannot be traced.", why, do, "text")
         return torch.tensor(ids)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no other numbers."""
-    return value if isfinite(value) else None

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
-from backend.errors import ConfigError, ConflictError
+from backend.errors import ConflictError, for_field
 from backend.export.card import live_card
 from backend.export.formats import Layout, read_layout
 from backend.export.gguf import types
@@ -100,10 +100,8 @@ def _layout(format: Any, widths: Mapping[str, Width]) -> Layout:
 def _write_gguf(source: Path, folder: Path, title: str, dtype: str) -> None:
     packed = "quantization_config" in (source / "config.json").read_text("utf-8")
     layout = read_layout(source) if packed else None
-    try:
+    with for_field("format"):
         type = types.choose_type("auto", layout, dtype)
-    except ConfigError as error:
-        raise ConfigError(error.what, error.why, error.do, "format") from error
     file = folder / f"{title}-{type}.gguf"
     write_gguf(source, file, type, packed, title, SilentReporter(), "auto")
     (folder / CARD).write_text((source / CARD).read_text("utf-8"), "utf-8")
