@@ -228,17 +228,9 @@ class Kind:
             values |= options[name]
         return values
 
-    def load_run(self) -> Callable[[Any, Any], None]:
-        """Import the work: `run(config, context)`."""
-        return _imported(self.run)
 
-    def load_follow(self) -> Callable[[Any, Any], None]:
-        """Import the work of the other processes: `follow(config, context)`."""
-        return _imported(self.follow)
-
-
-def _imported(name: str) -> Callable[[Any, Any], None]:
-    """The function "module:function"."""
+def load_work(name: str) -> Callable[[Any, Any], None]:
+    """Import "module:function", the `run` or `follow` of a kind: `run(config, context)`."""
     module, _, function = name.partition(":")
     gc.disable()  # nothing that torch and transformers import is garbage: a second less
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
@@ -120,7 +120,8 @@ def start_attempt(
     free = select(Slot).where(Slot.host == host, Slot.attempt_id.is_(None), place)
     free = free.order_by(Slot.number).limit(1).with_for_update(skip_locked=True)
     slot, now = session.scalars(free).first(), database_ms(session)
-    job = session.scalars(_first(launch_order(now, lane), now)).first()
+    due = launch_order(now, lane).where(_due(now)).limit(1)
+    job = session.scalars(due.with_for_update(of=Job, skip_locked=True)).first()
     if slot is None or job is None:
         return None
     with rows_of(job.id):
@@ -134,11 +135,6 @@ def start_attempt(
         session.rollback()
         return None
     return attempt
-
-
-def _first(order: Select[Job], now: int) -> Select[Job]:
-    """The first of these jobs that may start, and that nobody else is taking."""
-    return order.where(_due(now)).limit(1).with_for_update(of=Job, skip_locked=True)
 
 
 def _new_attempt(session: Session, job: Job, engine: str) -> Attempt | None:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select
@@ -103,10 +103,5 @@ def status() -> QueueStatus:
 
 def waits_for(lane: Lane, limit: int | None = None) -> list[int]:
     """Ids of the queued jobs that a place of this lane takes and that wait for no other run."""
-    return fetched(_open_jobs(lane, limit))
-
-
-@lru_cache  # the supervisor asks at every turn
-def _open_jobs(lane: Lane, limit: int | None) -> Select[int]:
     open_jobs = (Job.state == State.QUEUED, Job.lane.in_(TAKES[lane]), ~waiting())
-    return select(Job.id).where(*open_jobs).limit(limit)
+    return fetched(select(Job.id).where(*open_jobs).limit(limit))

@@ -8,7 +8,7 @@ Whoever may start it has a shell on this machine, and so is a host. The package 
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 from backend.errors import ConfigError
 from backend.queue.actor import Actor
@@ -22,13 +22,7 @@ config; models and texts list what it may name. The kind gguf writes a model as 
 log = logging.getLogger("slimscope.mcp")
 
 
-class Server(Protocol):
-    """What the command line needs of the server."""
-
-    def run(self) -> None: ...
-
-
-def build(actor: Actor) -> Server:
+def build(actor: Actor) -> Any:
     """The server, acting for `actor`. Raises ConfigError: the package `mcp` is not installed."""
     try:
         from mcp.server import MCPServer
@@ -46,10 +40,7 @@ def build(actor: Actor) -> Server:
             model.model_config["extra"] = "forbid"  # a name that is none is no typing error
             model.model_rebuild(force=True)
             tools.append(tool)
-    server: Server = MCPServer(
-        "slimscope", instructions=ABOUT, version=version("slimscope"), tools=tools
-    )
-    return server
+    return MCPServer("slimscope", instructions=ABOUT, version=version("slimscope"), tools=tools)
 
 
 def _tool(operation: Operation, actor: Actor, tool_error: type[Exception]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from backend.store.tables import (
 from jobs.runtime.figures import FigureBuffer, LeaseLostError
 from jobs.runtime.progress import Progress
 from jobs.runtime.rank import Rank
-from jobs.runtime.rows import Row, Values, profile_row, tensor_row, upsert
+from jobs.runtime.rows import Row, profile_row, tensor_row, upsert
 from jobs.runtime.spool import FigureSpool
 from jobs.runtime.uploads import Uploads
 from jobs.runtime.usage import UsageSampler
@@ -108,16 +109,13 @@ class JobContext:
         if not math.isfinite(value):
             self.log(f"{key} is {value} at {key.axis} {step}; it is not drawn.")
             return
-        self._add(MetricPoint, {
-            "job_id": self.job_id, "family": key.family, "stage": key.stage, "series": key.series,
-            "axis": key.axis, "step": step, "at": now_ms(), "value": float(value),
-        })  # fmt: skip
+        self._add(MetricPoint, **asdict(key), step=step, at=now_ms(), value=float(value))
 
     def snapshot(self, snapshot: TensorSnapshot) -> None:
-        self._add(*tensor_row(self.job_id, snapshot))
+        self._figures.add(tensor_row(self.job_id, snapshot))
 
     def profile(self, profile: TensorProfile) -> None:
-        self._add(*profile_row(self.job_id, profile))
+        self._figures.add(profile_row(self.job_id, profile))
 
     def log(self, text: str) -> None:
         with suppress(OSError):  # a full disk must not end the run
@@ -143,11 +141,10 @@ class JobContext:
                 "The computation overflowed or divided by zero.",
                 "Choose float32 as forward precision, or other text.",
             )
-        self._add(Result, {
-            "job_id": self.job_id, "stage": stage, "family": metric.family,
-            "series": metric.series, "value": float(value), "stderr": stderr, "n": n,
-            "details": details,
-        })  # fmt: skip
+        self._add(
+            Result, stage=stage, family=metric.family, series=metric.series, value=float(value),
+            stderr=stderr, n=n, details=details,
+        )  # fmt: skip
         self.settle()
 
     def outcome(self, **columns: str | float) -> None:
@@ -162,11 +159,11 @@ class JobContext:
 
     def step_time(self, step: str, seconds: float) -> None:
         """Record the seconds of one step, over all attempts."""
-        self._add(StepTime, {"job_id": self.job_id, "step": step, "seconds": seconds})
+        self._add(StepTime, step=step, seconds=seconds)
         self.settle()
 
     def decoder(self, name: str, report: dict[str, Any]) -> None:
-        self._add(DecoderRow, {"job_id": self.job_id, "decoder": name, "report": report})
+        self._add(DecoderRow, decoder=name, report=report)
         self.settle()
 
     def has_result(self, stage: str, metric: MetricKey) -> bool:
@@ -283,7 +280,7 @@ class JobContext:
     def finish(self, outcome: str, **values: Any) -> None:
         """Writes everything that is left and the outcome, and stops beating."""
         self.stop_beating()
-        self._figures.patiently(partial(self.flush, durable=True))
+        self._figures.patiently(partial(self._figures.flush, durable=True))
         job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
         self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
@@ -310,10 +307,6 @@ class JobContext:
 
         self._figures.patiently(once)
 
-    def flush(self, durable: bool = False) -> None:
-        """Writes the buffered figures and the progress; keeps them when the database is away."""
-        self._figures.flush(durable)
-
     def _write(self, rows: list[Row], durable: bool) -> None:
         with writing(durable=durable) as session:
             self._fence(session)
@@ -321,8 +314,8 @@ class JobContext:
             session.execute(job.values(**self._progress.columns()))
             upsert(session.connection(), rows)
 
-    def _add(self, table: type[Table], values: Values) -> None:
-        self._figures.add((table, values))
+    def _add(self, table: type[Table], **values: Any) -> None:
+        self._figures.add((table, {"job_id": self.job_id, **values}))
 
     def _fence(self, session: Session, **values: Any) -> None:
         """Raises `LeaseLostError` unless this attempt may still write for its job."""

@@ -17,7 +17,7 @@ from backend.errors import CancelledError
 from backend.reporter import SilentReporter
 from backend.settings import settings
 from backend.store.states import Exit
-from jobs.kind import kind_named
+from jobs.kind import kind_named, load_work
 from jobs.runtime.rank import FollowerTask, Rank
 from jobs.runtime.usage import limit_memory
 
@@ -50,7 +50,7 @@ def main() -> int:
     limit_memory(settings().job_gb / task.world)
     kind = kind_named(task.kind)
     try:
-        kind.load_follow()(kind.config.model_validate(task.config), FollowerContext(task))
+        load_work(kind.follow)(kind.config.model_validate(task.config), FollowerContext(task))
     except CancelledError:
         return Exit.DONE
     except Exception:  # the same in all processes, or due to the end of another: then that counts

@@ -21,7 +21,7 @@ from backend.store.json_column import check_intact
 from backend.store.migrate import current_revision, newest_revision
 from backend.store.states import Exit
 from backend.store.tables import Job
-from jobs.kind import kind_named
+from jobs.kind import kind_named, load_work
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.followers import followers
@@ -73,7 +73,7 @@ def execute(context: JobContext) -> int:
         check_inputs(settings().inputs)
         config = kind.config.model_validate(context.config)
         with followers(kind, config, context):
-            kind.load_run()(config, context)
+            load_work(kind.run)(config, context)
         if context.folder_is_gone():  # and with it what the run leaves
             return Exit.FOLDER_GONE
         context.deliver()

@@ -180,7 +180,7 @@ def test_a_run_goes_on_while_the_database_is_locked_and_its_figures_arrive(
     assert "kept for later" in said and not context.should_stop()
     assert frames.curves(context.job_id).empty  # readers do not wait
     other.rollback()
-    context.flush()
+    context._figures.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [*range(step + 1)]
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_has_its_figures_beside_it_while_the_database_is_locked(
     context.result("dense", PERPLEXITY, 21.0)  # waits for nothing, either
     assert context.has_result("dense", PERPLEXITY) and spooled(context) == [2.0, 1.0, 21.0]
     other.rollback()
-    context.flush()
+    context._figures.flush()
     assert frames.curves(context.job_id)["value"].tolist() == [2.0, 1.0]
     assert spooled(context) == [] and context.has_result("dense", PERPLEXITY)
 
@@ -236,7 +236,7 @@ def test_the_next_attempt_writes_what_the_last_one_has_left(
     assert stored.counts.tolist() == SNAPSHOT.counts.tolist()
     assert not (context.work / SPOOL).exists()
     with pytest.raises(LeaseLostError):  # who is late writes nothing
-        context.flush()
+        context._figures.flush()
 
 
 @LOCKED

@@ -12,7 +12,7 @@ import pytest
 import jobs
 from backend.errors import ConfigError
 from backend.options import Options, option
-from jobs.kind import Kind, kind_named, kinds
+from jobs.kind import Kind, kind_named, kinds, load_work
 
 
 def test_every_folder_with_a_kind_is_found_in_its_order() -> None:
@@ -24,7 +24,7 @@ def test_every_folder_with_a_kind_is_found_in_its_order() -> None:
 
 @pytest.mark.parametrize("kind", kinds().values(), ids=lambda kind: kind.name)
 def test_the_work_of_every_kind_can_be_loaded(kind: Kind) -> None:
-    assert [*inspect.signature(kind.load_run()).parameters] == ["config", "context"]
+    assert [*inspect.signature(load_work(kind.run)).parameters] == ["config", "context"]
 
 
 def test_an_unknown_kind_or_preset_names_the_known_ones() -> None:

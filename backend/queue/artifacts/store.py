@@ -147,6 +147,11 @@ def store() -> ArtifactStore | None:
     return _opened(url) if url else None
 
 
+def store_or_folder() -> ArtifactStore:
+    """The store, or else the folder of the artefacts as one."""
+    return store() or ArtifactStore(str(settings().artifacts))
+
+
 @lru_cache(maxsize=1)
 def _opened(url: str) -> ArtifactStore:
     return ArtifactStore(url)

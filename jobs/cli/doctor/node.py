@@ -6,8 +6,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-from backend.queue.artifacts.store import store
-from backend.settings import settings
+from backend.queue.artifacts.store import store_or_folder
 
 COMPARED = ("slimscope", "torch", "transformers")  # packages
 
@@ -18,32 +17,17 @@ def versions() -> dict[str, str]:
 
 
 def write(key: str) -> None:
-    """Store what is known here as the file `key`: in the store, or else in the folder."""
+    """Store what is known here as the file `key`."""
     told = {"host": platform.node(), "versions": versions()}
-    content = json.dumps(told).encode()
-    if kept := store():
-        kept.write(key, content)
-        return
-    settings().artifacts.mkdir(parents=True, exist_ok=True)
-    (settings().artifacts / key).write_bytes(content)
+    store_or_folder().write(key, json.dumps(told).encode())
 
 
 def read(key: str) -> dict[str, object] | None:
     """What a machine has stored; None if it is not there, or not yet whole."""
     try:
-        kept = store()
-        content = kept.read(key) if kept else (settings().artifacts / key).read_bytes()
-        return dict(json.loads(content)) if content else None
-    except (FileNotFoundError, ValueError):
+        return dict(json.loads(store_or_folder().read(key) or b""))
+    except ValueError:
         return None
-
-
-def remove(key: str) -> None:
-    """Delete the file, if it is there."""
-    if kept := store():
-        kept.remove(key)
-    else:
-        (settings().artifacts / key).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

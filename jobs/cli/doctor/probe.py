@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 
+from backend.queue.artifacts.store import store_or_folder
 from backend.queue.engines.base import Engine, LaunchRequest, PollResult, Ref
 from backend.queue.engines.choose import CLUSTERS, engine_of
 from backend.queue.launcher import CODE, node_environment
@@ -49,7 +50,7 @@ def send(engine: Engine) -> HealthCheck:
             if engine.poll([ref])[0].state != "exited":
                 engine.kill(ref)
             engine.forget(ref)
-            node.remove(key)
+            store_or_folder().remove(key)
 
 
 def _request(key: str) -> LaunchRequest:
