@@ -5,16 +5,14 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-T = TypeVar("T")
 LEAST_TOKEN = 16  # characters
 PLACES = tuple(f"SLIMSCOPE_{name}" for name in ("MODEL_DIRS", "CACHE_DIR", "TEXT_DIR"))
 FROZEN = (  # what a run may be told of its submission: no other name of a stored row is a variable
@@ -29,11 +27,6 @@ def space_host() -> str:
     """The host name of the Hugging Face Space this process is in; empty elsewhere."""
     name = os.environ.get("SPACE_HOST", "").lower()
     return name if SPACE_NAME.fullmatch(name) else ""
-
-
-def _in_space(there: T, elsewhere: T) -> Callable[[], T]:
-    """A default that is another one in a Space, where a proxy forwards to any address."""
-    return lambda: there if space_host() else elsewhere
 
 
 class Settings(BaseSettings):
@@ -56,7 +49,8 @@ class Settings(BaseSettings):
     inputs: dict[str, str] = {}  # set for a run on a cluster: paths of models -> fingerprints
 
     # dashboard
-    host: str = Field(default_factory=_in_space("0.0.0.0", "127.0.0.1"))
+    # in a Space, a proxy forwards to any address
+    host: str = Field(default_factory=lambda: "0.0.0.0" if space_host() else "127.0.0.1")
     port: int = Field(7860, ge=0, le=65535)
     names: tuple[str, ...] = Field(default_factory=lambda: tuple(filter(None, [space_host()])))
     host_token: SecretStr = SecretStr("")  # made anew at each start where it is needed

@@ -59,9 +59,6 @@ class ResultDetails(BaseModel):
     samples: Annotated[list[Sample], Field(max_length=1000)] = []
 
 
-NEEDED = {  # notes without which a page cannot show a metric
-    SAMPLED: ("samples",),
-}
 REPORT = {name: TypeAdapter(kind) for name, kind in get_type_hints(DecoderReport).items()}
 
 
@@ -76,7 +73,9 @@ def check_row(kind: str, row: StoredRow) -> None:
             row.plan = checked_plan(kind_named(kind).plan, config, row.plan)
             row.lane = Lane.SLOTS
         case ResultRow():
-            check_details(MetricKey(row.family, series=row.series), row.details)
+            ResultDetails.model_validate(row.details)
+            if MetricKey(row.family, series=row.series) == SAMPLED and "samples" not in row.details:
+                raise ValueError(f"{SAMPLED} comes without samples")
         case DecoderReportRow():
             check_report(row.report)
 
@@ -95,13 +94,6 @@ def checked_plan(
     plan = expected.model_validate(stored)
     plan.check(config)
     return plan.model_dump(mode="json")
-
-
-def check_details(metric: MetricKey, details: dict[str, Any]) -> None:
-    """Raise `ValueError` for notes of a figure that pages cannot show."""
-    ResultDetails.model_validate(details)
-    if missing := set(NEEDED.get(metric, ())) - details.keys():
-        raise ValueError(f"{metric} comes without {min(missing)}")
 
 
 def check_report(report: dict[str, Any]) -> None:

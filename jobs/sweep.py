@@ -121,7 +121,10 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         try:
             config, estimate = checked(kind, {**values, **combination})
         except SlimscopeError as error:
-            raise _for_combination(error, described) from error
+            if not described:
+                raise
+            why = f"In the run with {described}: {error.why}"
+            raise type(error)(error.what, why, error.do, error.field) from error
         if (same := config.model_dump_json()) in seen:
             why = f"{described} is the same run as {seen[same]}."
             raise _bad_sweep(kind, [*sweep][-1], why, "Write each value once.")
@@ -130,14 +133,6 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         estimates.append(estimate)
     plans, sizes = [*map(stored_plan, estimates)], [each.sizes for each in estimates]
     return SweepPlan(configs, _combined(estimates), plans, sizes)
-
-
-def _for_combination(error: SlimscopeError, combination: str) -> SlimscopeError:
-    """The error, with the combination it is about."""
-    if not combination:
-        return error
-    why = f"In the run with {combination}: {error.why}"
-    return type(error)(error.what, why, error.do, error.field)
 
 
 def _combined(estimates: Sequence[Estimate]) -> Estimate:
@@ -249,17 +244,14 @@ def table(
         _, figures = groups.setdefault(repr(values), (values, {}))
         for stage, metric, value in of_job[job.id]:
             figures.setdefault((stage, metric), []).append(value)
-    stages = [*stage_labels(jobs[0].kind)] if jobs else []
+    labels = stage_labels(jobs[0].kind) if jobs else ()
+    places = {stage: place for place, stage in enumerate(labels)}
+    last = len(places)  # where the figures of the run as a whole stand
     return [
         SweepRow(values, stage, metric, fmean(x), stdev(x) if len(x) > 1 else None, len(x))
         for values, figures in groups.values()
-        for (stage, metric), x in sorted(figures.items(), key=lambda f: _place(f[0][0], stages))
+        for (stage, metric), x in sorted(figures.items(), key=lambda f: places.get(f[0][0], last))
     ]
-
-
-def _place(stage: str, stages: Sequence[str]) -> int:
-    """Where a stage stands; the figures of the run as a whole stand last."""
-    return stages.index(stage) if stage in stages else len(stages)
 
 
 def importance(rows: Sequence[SweepRow]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import insert, inspect, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session
 
 from backend.backup import run_rows
 from backend.backup.archive import ARTIFACTS, OF_ONE_RUN, ROWS, Manifest, Progress, silent
@@ -65,23 +65,13 @@ def export_run(
 
 def _lines(job: tables.Job) -> Iterator[bytes]:
     """The rows of a run, itself first."""
+    others = ((table, "job_id") for table in tables.TABLES_OF_A_RUN.values())
     with reading() as session:
-        whole = session.get_one(tables.Job, job.id, options=[undefer(tables.Job.plan)])
-        yield run_rows.line_of(tables.Job.__tablename__, _values(whole))
-        for name, table in tables.TABLES_OF_A_RUN.items():
-            for row in _rows(session, table, job.id):
-                yield run_rows.line_of(name, row)
-
-
-def _values(row: tables.Table) -> dict[str, Any]:
-    return {column.key: getattr(row, column.key) for column in inspect(type(row)).column_attrs}
-
-
-def _rows(session: Session, table: type[tables.Table], job_id: int) -> Iterator[dict[str, Any]]:
-    columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
-    query = select(*columns).where(inspect(table).columns["job_id"] == job_id)
-    for rows in session.execute(query).mappings().partitions(BATCH):
-        yield from map(dict, rows)
+        for table, key in ((tables.Job, "id"), *others):
+            columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
+            query = select(*columns).where(inspect(table).columns[key] == job.id)
+            for rows in session.execute(query).mappings().partitions(BATCH):
+                yield from (run_rows.line_of(table.__tablename__, dict(row)) for row in rows)
 
 
 def _fault(error: ValidationError) -> str:

@@ -32,28 +32,19 @@ class DatabaseLock:
         if dialect_of(self._engine).one_machine:
             return True
         if self._connection is not None:
-            return self._answers(self._connection)
-        now = time.monotonic()
-        if now - self._asked_at < ASK_S:
-            return False
-        self._asked_at = now
-        return self._acquire()
-
-    def _answers(self, connection: Connection) -> bool:
-        try:
-            connection.execute(select(1))
-        except SQLAlchemyError:
-            self.release()
-            return False
-        return True
-
-    def _acquire(self) -> bool:
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        if dialect_of(connection).try_lock(connection, self._lock):
-            self._connection = connection
-            return True
-        connection.close()
-        return False
+            try:
+                self._connection.execute(select(1))
+            except SQLAlchemyError:
+                self.release()
+            return self._connection is not None
+        if time.monotonic() - self._asked_at >= ASK_S:
+            self._asked_at = time.monotonic()
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            if dialect_of(connection).try_lock(connection, self._lock):
+                self._connection = connection
+            else:
+                connection.close()
+        return self._connection is not None
 
     def release(self) -> None:
         """Let another process have it. The connection is not used again: it would keep the lock."""

@@ -114,11 +114,10 @@ def export(
     return {"file": str(file), "bytes": file.stat().st_size}
 
 
-def _imported(run: Record) -> str:
-    return f"{run['id']}: {run['name'] or run['kind']}, {run['state']}."
-
-
-@operation("import", path="", tool="", said=_imported)
+@operation(
+    "import", path="", tool="",
+    said=lambda run: f"{run['id']}: {run['name'] or run['kind']}, {run['state']}.",
+)  # fmt: skip
 def import_file(
     file: Annotated[Path, Field(description="A file that `slimscope export` wrote.")], actor: Actor
 ) -> Record:

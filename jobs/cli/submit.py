@@ -1,7 +1,7 @@
 """`slimscope submit KIND …`: one command a kind, its options drawn from the kind's config."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -18,17 +18,15 @@ from jobs.operations.text import count
 from jobs.summary import cost_text, summary
 
 
-def _commands() -> Mapping[str, Operation]:
-    """One operation a kind, whose parameters are the fields of the kind's config."""
-    return {name: _operation(kind) for name, kind in kinds().items()}
-
-
-@operation("submit", path="", tool="", below=_commands)
+@operation("submit", path="", tool="",
+           below=lambda: {name: _operation(kind) for name, kind in kinds().items()})  # fmt: skip
 def submit() -> None:
     """Add a run to the queue."""
 
 
 def _operation(kind: Kind) -> Operation:
+    """Queues runs of a kind; its parameters are the fields of the kind's config."""
+
     def queue(**values: Any) -> Record | list[Record]:
         name, priority = values.pop("name"), values.pop("priority")
         preset = kind.preset(values.pop("preset"))

@@ -23,11 +23,8 @@ Known = Annotated[
 ]
 
 
-def _steps_text(steps: list[Record]) -> str:
-    return "\n".join(step["command"] for step in steps)
-
-
-@operation("plan-state", path="/plan-state", tool="", said=_steps_text)
+@operation("plan-state", path="/plan-state", tool="",
+           said=lambda steps: "\n".join(step["command"] for step in steps))  # fmt: skip
 def plan_state(model: Model, state: State, effort: Made = "full") -> list[Record]:
     """The runs that make the state of a live model properly, one on the other: kind, config, time
     and memory. They work as the steps of a pipeline."""

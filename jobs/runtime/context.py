@@ -279,16 +279,13 @@ class JobContext:
 
     def finish(self, outcome: str, **values: Any) -> None:
         """Writes everything that is left and the outcome, and stops beating."""
-        self.stop_beating()
-        self._figures.patiently(partial(self._figures.flush, durable=True))
-        job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
-        self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
-
-    def stop_beating(self) -> None:
         self._closed.set()
         self._figures.wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+        self._figures.patiently(partial(self._figures.flush, durable=True))
+        job = update(Job).where(Job.id == self.job_id).values(**{"eta_s": None, **values})
+        self._patiently(lambda session: session.execute(job), durable=True, outcome=outcome)
 
     def settle(self) -> None:
         """Brings the buffered figures to a disk before the checkpoint of the work they belong to:

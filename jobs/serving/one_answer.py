@@ -13,7 +13,6 @@ from jobs.serving.openai_format import (
     comment,
     error_body,
     event,
-    usage,
 )
 from jobs.serving.requests import Body
 
@@ -124,11 +123,13 @@ class OneAnswer:
     def _usage(self) -> Row:
         ended = [choice.finished for choice in self.choices if choice.finished]
         prompts = ended[:: self.body.n]  # a prompt counts once, whatever the number of its answers
-        return usage(
-            sum(each.prompt_tokens for each in prompts),
-            sum(each.shared_tokens for each in prompts),
-            sum(each.completion_tokens for each in ended),
-        )
+        prompt = sum(each.prompt_tokens for each in prompts)
+        shared = sum(each.shared_tokens for each in prompts)
+        completion = sum(each.completion_tokens for each in ended)
+        return {
+            "prompt_tokens": prompt, "completion_tokens": completion,
+            "total_tokens": prompt + completion, "prompt_tokens_details": {"cached_tokens": shared},
+        }  # fmt: skip
 
 
 # log probabilities --------------------------------------------------------------------------------

@@ -104,10 +104,3 @@ class ResponseFormat:
         part: Row = {"message": message} if self.chat else {"text": text}
         about = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason}
         return about | ({"slimscope": details} if details else {})
-
-
-def usage(prompt: int, shared: int, completion: int) -> Row:
-    return {
-        "prompt_tokens": prompt, "completion_tokens": completion,
-        "total_tokens": prompt + completion, "prompt_tokens_details": {"cached_tokens": shared},
-    }  # fmt: skip

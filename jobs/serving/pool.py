@@ -89,15 +89,12 @@ class ModelPool:
                 say(f"Loading {base.facts.title}", LOAD_S + model.bytes / self._pace)
             with model.opening:
                 if not model.is_open:
-                    self._open(model, load)
+                    began = time.monotonic()
+                    model.open(load, int(CACHES * self.budget), self.threads)
+                    self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
             yield model
         finally:
             self._leave(key, model)
-
-    def _open(self, model: WarmModel, load: Load) -> None:
-        began = time.monotonic()
-        model.open(load, int(CACHES * self.budget), self.threads)
-        self._pace = model.bytes / max(0.1, time.monotonic() - began - LOAD_S)
 
     def _enter(
         self, key: Key, base: ResolvedModel, say: Say, stopped: Callable[[], bool]

@@ -151,7 +151,8 @@ def _raw(connection: sa.Connection) -> Any:
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are started explicitly
-    connection.text_factory = _text_of
+    # one damaged value, whose bytes are no UTF-8, must not hide others
+    connection.text_factory = lambda stored: stored.decode("utf-8", "replace")
     for pragma in (
         "journal_mode=WAL",
         "synchronous=NORMAL",
@@ -161,11 +162,6 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
         "wal_autocheckpoint=0",  # only the supervisor checkpoints: bug before 3.51.3
     ):
         connection.execute(f"PRAGMA {pragma}")
-
-
-def _text_of(stored: bytes) -> str:
-    """Stored text; bytes that are no UTF-8 are replaced: one damaged value must not hide others."""
-    return stored.decode("utf-8", "replace")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
