@@ -43,6 +43,8 @@ hypothesis.settings.load_profile("untimed")
 flush_nothing()
 gc.disable()  # until the tests are collected: it is a third of what their imports cost
 
+Given = Callable[..., None]
+
 # Of the shell's own settings: the place of what was set up, and those of the tests.
 KEPT = ("SLIMSCOPE_CACHE_DIR", "SLIMSCOPE_TEST_")
 
@@ -174,6 +176,19 @@ def data_dir(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", database_url)
     settings.cache_clear()
     yield tmp_path / "data"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
+    """Sets SLIMSCOPE_ variables: `given(SLOTS="2")`."""
+
+    def change(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
+        settings.cache_clear()
+
+    yield change
     settings.cache_clear()
 
 

@@ -40,8 +40,7 @@ def _stem(file: Path) -> str:
 
 def install_examples(check: Check) -> list[Job]:
     """Add the examples that are not there; deleted ones stay deleted. `check`: see `import_run`."""
-    added = [_install(file, check) for run, file in bundled().items() if not _known(run)]
-    if added:
+    if added := _add_missing(check):
         _write_reports()
     return added
 
@@ -59,7 +58,7 @@ def restore_examples(actor: Actor, check: Check) -> list[Job]:
     purged = [run for run in known if queries.job(run).purged]
     removal.forget(purged, actor)
     restored = removal.restore([r for r in known if r not in purged], actor)
-    added = install_examples(check)
+    added = _add_missing(check)
     _write_reports()
     return [*restored, *added]
 
@@ -81,8 +80,9 @@ def _reports() -> dict[str, int]:
 
 
 def _write_reports() -> None:
+    there = _reports()
     for title, blocks in bundled_reports().items():
-        if title not in _reports():
+        if title not in there:
             reports.create_report(title, PACKAGE, blocks)
 
 
@@ -92,6 +92,10 @@ def _known(run: str) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _add_missing(check: Check) -> list[Job]:
+    return [_install(file, check) for run, file in bundled().items() if not _known(run)]
 
 
 def _install(file: Path, check: Check) -> Job:

@@ -76,7 +76,7 @@ def _exchange(copy: Path, database: Path) -> Path:
     shutil.copyfile(copy, new)
     with new.open("rb+") as opened:
         os.fsync(opened.fileno())
-    for old in reversed([*database_files(settings().url)]):  # its write-ahead log first
+    for old in reversed(database_files()):  # its write-ahead log first
         shutil.move(old, kept.with_name(kept.name + old.name.removeprefix(database.name)))
     new.rename(database)
     return kept

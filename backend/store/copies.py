@@ -14,6 +14,7 @@ from sqlalchemy import Engine, create_engine
 
 from backend.errors import BackupError
 from backend.settings import settings
+from backend.store.dialects.base import driver_connection
 from backend.store.dialects.choice import dialect_of
 from backend.store.json_column import read_json, write_json
 from backend.store.session import engine_for
@@ -39,15 +40,15 @@ def database_file() -> Path:
     return file
 
 
-def database_files(url: str) -> list[Path]:
+def database_files() -> list[Path]:
     """The files of an SQLite database that exist, and of its write-ahead log."""
-    engine = engine_for(url)
+    engine = engine_for(settings().url)
     return dialect_of(engine).files(engine.url)
 
 
 def has_database() -> bool:
     """Whether there is a database. Looking into an SQLite file that is not there creates it."""
-    return not has_file() or bool(database_files(settings().url))
+    return not has_file() or bool(database_files())
 
 
 def copy_database(target: Path) -> None:
@@ -58,9 +59,7 @@ def copy_database(target: Path) -> None:
         engine_for(settings().url).connect() as connection,
         closing(sqlite3.connect(target)) as copy,
     ):
-        source = connection.connection.driver_connection
-        assert source is not None
-        source.backup(copy)
+        driver_connection(connection).backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")  # no files beside it
     with target.open("rb+") as file:
         os.fsync(file.fileno())

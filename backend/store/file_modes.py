@@ -20,7 +20,7 @@ def restrict_access() -> None:
     os.umask(0o077)
     here.root.mkdir(parents=True, exist_ok=True)
     _restrict(here.root, 0o700)
-    for file in database_files(here.url):
+    for file in database_files():
         _restrict(file, 0o600)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backend.settings import settings
 from backend.store.copies import has_file
+from backend.store.dialects.base import driver_connection
 from backend.store.session import engine_for, now_ms
 
 MOST_PROBLEMS = 20
@@ -51,8 +52,7 @@ def _file() -> Path:
 
 def _problems() -> list[str]:
     with engine_for(settings().url).connect() as connection:
-        raw = connection.connection.driver_connection
-        assert raw is not None
+        raw = driver_connection(connection)
         try:
             rows = raw.execute(f"PRAGMA quick_check({MOST_PROBLEMS})").fetchall()
             orphans = raw.execute("PRAGMA foreign_key_check").fetchmany(MOST_PROBLEMS)

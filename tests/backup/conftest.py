@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
+from tests.conftest import Given
 from tests.fork_engine import ForkEngine
 from tests.jobs.conftest import counting_queue, queue, wait
 
@@ -19,12 +19,7 @@ def loop(queue: Path) -> SupervisorLoop:
 
 
 @pytest.fixture
-def move_to(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+def move_to(queue: Path, given: Given) -> Iterator[Callable[[Path], None]]:
     """Makes another folder the data folder, until the test ends."""
-
-    def change(folder: Path) -> None:
-        monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(folder))
-        settings.cache_clear()
-
-    yield change
-    change(queue)
+    yield lambda folder: given(DATA_DIR=str(folder))
+    given(DATA_DIR=str(queue))

@@ -47,6 +47,7 @@ from backend.store.tables import (
     example_number,
 )
 from tests import postgres
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 
 EVERY = Table.metadata.sorted_tables
@@ -54,15 +55,15 @@ ODD = 'Größe 😀 \\u0000 "q" \t\n\\N'  # as an escape, a tab and a NULL of CO
 KILLED = """
 import os, sys
 from backend.backup.moving import move_database
+from tests.conftest import Given
 move_database(sys.argv[1], lambda table, rows: table == "metric_points" and os._exit(9))
 """
 
 
 @pytest.fixture
-def folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(data_dir: Path, given: Given) -> Iterator[Path]:
     """A data folder with a row in every table of its file."""
-    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "")
-    settings.cache_clear()
+    given(DATABASE_URL="")
     upgrade()
     with writing() as session:
         for row in rows():
@@ -123,11 +124,10 @@ def there(tmp_path: Path) -> Iterator[str]:
         engine_for(url).dispose()
 
 
-def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(url: str, given: Given) -> None:
     """Makes another database that of the settings."""
     engine_for(settings().url).dispose()
-    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", url)
-    settings.cache_clear()
+    given(DATABASE_URL=url)
 
 
 def content() -> dict[str, list[tuple[object, ...]]]:
@@ -143,20 +143,20 @@ def content() -> dict[str, list[tuple[object, ...]]]:
 
 
 def test_everything_moves_and_comes_back(
-    folder: Path, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, there: str, tmp_path: Path, given: Given
 ) -> None:
     before, told = content(), dict[str, int]()
     assert all(before.values()), "a table that the test does not know"
     assert move_database(there, told.__setitem__) == sum(map(len, before.values()))
     assert told == {name: len(found) for name, found in before.items()}
     assert content() == before  # the old one is as it was
-    use(there, monkeypatch)
+    use(there, given)
     assert content() == before
     assert enqueue("sds", {}, HOST).id == 3 and queries.job("sds-example").name == ODD.strip()
     added = content()
     moved_back = f"sqlite:///{tmp_path / 'back.db'}"
     move_database(moved_back)
-    use(moved_back, monkeypatch)
+    use(moved_back, given)
     assert content() == added
 
 
@@ -199,10 +199,10 @@ def test_nothing_is_moved_while_another_process_has_the_database_open(
 
 
 def test_a_server_knows_who_uses_it(
-    on_server: str, folder: Path, there: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    on_server: str, folder: Path, there: str, given: Given, tmp_path: Path
 ) -> None:
     move_database(there)
-    use(there, monkeypatch)
+    use(there, given)
     script = "import psycopg, sys; c = psycopg.connect(sys.argv[1]); print(flush=True); input()"
     plain = there.replace("+psycopg", "")
     with subprocess.Popen(
@@ -229,12 +229,12 @@ def test_a_copy_that_differs_is_not_kept(
 
 
 def test_what_is_no_number_in_json_is_stored_as_none(
-    folder: Path, there: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, there: str, given: Given
 ) -> None:
     with writing() as session:
         session.execute(text("UPDATE results SET details = '{\"x\": [NaN, -Infinity, 1.5]}'"))
     move_database(there)
-    use(there, monkeypatch)
+    use(there, given)
     assert queries.results([1])[0].details == {"x": [None, None, 1.5]}
 
 
@@ -251,7 +251,7 @@ def test_a_value_that_the_new_database_cannot_hold_is_named(
 
 
 def test_a_dump_brings_the_tables_of_a_server_back(
-    on_server: str, folder: Path, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_server: str, folder: Path, there: str, tmp_path: Path, given: Given
 ) -> None:
     before, programs = content(), postgres.programs()
     assert programs is not None
@@ -264,6 +264,6 @@ def test_a_dump_brings_the_tables_of_a_server_back(
         ):
             done = subprocess.run([programs / line[0], *line[1:]], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-        use(empty, monkeypatch)
+        use(empty, given)
         assert content() == before and enqueue("sds", {}, HOST).id == 3
         engine_for(empty).dispose()

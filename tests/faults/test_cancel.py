@@ -8,10 +8,10 @@ import pytest
 from backend.errors import ConflictError
 from backend.queue import service, supervisor
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.faults.conftest import until_dead
 from tests.queue.conftest import HOST, Wait, beats, process_of, running
 
@@ -34,10 +34,11 @@ def test_cancel_waiting_running_and_ended(wait: Wait) -> None:
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
 
 
-def test_a_deaf_job_is_killed_after_the_grace(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deaf_job_is_killed_after_the_grace(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, given: Given
+) -> None:
     monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.2)
-    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "0.2")
-    settings.cache_clear()
+    given(STOP_GRACE="0.2")
     job = submit("count", {"steps": 1000, "deaf": True}, HOST)
     wait(job.id, when=running(job.id))
     process = process_of(job.id)

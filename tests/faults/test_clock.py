@@ -6,12 +6,12 @@ import pytest
 
 from backend.queue import lifecycle, scheduling, service, supervisor
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import queries
 from backend.store import session as session_module
 from backend.store.session import now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.queue.scripted_engine import ScriptedEngine
 
@@ -37,12 +37,11 @@ def test_a_clock_that_was_set_back_holds_no_retry_up(
 
 @pytest.mark.parametrize("set_by", [DAY_MS, -DAY_MS])
 def test_a_clock_that_is_set_ends_no_run_and_lengthens_none(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, set_by: int
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, set_by: int
 ) -> None:
     seconds = [0.0]
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: seconds[0])
-    monkeypatch.setenv("SLIMSCOPE_JOB_HOURS", "1")
-    settings.cache_clear()
+    given(JOB_HOURS="1")
     loop = SupervisorLoop(ScriptedEngine(slots=1))
     job = service.enqueue("count", {}, HOST)
     loop.turn()

@@ -36,6 +36,7 @@ from jobs.runtime.context import SPOOL, JobContext
 from jobs.runtime.figures import LeaseLostError
 from jobs.runtime.main import away_code, execute
 from jobs.runtime.spool import FigureSpool
+from tests.conftest import Given
 from tests.faults.conftest import ClaimHere
 from tests.queue.conftest import HOST
 
@@ -44,6 +45,7 @@ WRITER = f"""
 import sys
 from backend.store.session import writing, now_ms
 from backend.store.tables import MetricPoint
+from tests.conftest import Given
 for batch in range(10**6):
     with writing() as session:
         for i in range({ROWS}):
@@ -241,11 +243,10 @@ def test_the_next_attempt_writes_what_the_last_one_has_left(
 
 @LOCKED
 def test_a_run_stops_when_the_database_is_away_for_too_long(
-    claim_here: ClaimHere, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    claim_here: ClaimHere, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     context = claim_here("count", steps=1000, pause=0.01)
-    monkeypatch.setenv("SLIMSCOPE_OFFLINE_S", "0.2")
-    settings.cache_clear()
+    given(OFFLINE_S="0.2")
     monkeypatch.setattr(figures, "BEAT_S", 0.01)
     other.execute("BEGIN IMMEDIATE")
     context.start()
@@ -276,10 +277,9 @@ def test_a_run_that_is_cut_off_ends_before_another_machine_takes_it_over(
 
 @LOCKED
 def test_a_locked_database_does_not_end_the_supervisor(
-    loop: SupervisorLoop, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    loop: SupervisorLoop, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.1")
-    settings.cache_clear()
+    given(IDLE_EXIT="0.1")
     other.execute("BEGIN IMMEDIATE")
     turn, refused = loop.turn, list[OperationalError]()
 

@@ -20,6 +20,7 @@ from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Attempt
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.queue.conftest import HOST, Wait, beats, free_slots, process_of, running
 from tests.waiting import until
 
@@ -127,16 +128,14 @@ def test_a_process_that_stands_still_is_not_started_again(wait: Wait, loop: Supe
 
 
 def test_a_process_that_hangs_is_not_started_again_and_ends_with_its_time(
-    wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
+    wait: Wait, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     monkeypatch.setattr(supervisor, "KILL_AFTER_S", 0.2)
     job = submit("count", {"pause": 1000}, HOST)
     wait(job.id, State.RUNNING)
     begun = queries.attempts(job.id)[0].beat_at
     wait(job.id, when=lambda: queries.attempts(job.id)[0].beat_at != begun)  # it hangs, and beats
-    monkeypatch.setenv("SLIMSCOPE_JOB_HOURS", "1e-6")
-    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "0.2")
-    settings.cache_clear()
+    given(JOB_HOURS="1e-6", STOP_GRACE="0.2")
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert queries.job(job.id).attempts_made == 1 and free_slots() == 1
     assert "killed (signal 9)" in queries.events(job.id)[-1].text

@@ -21,6 +21,7 @@ from backend.store.states import State
 from jobs.runtime.context import SPOOL
 from jobs.submit import submit
 from tests import postgres
+from tests.conftest import Given
 from tests.queue.conftest import HOST, process_of, running
 from tests.waiting import until
 
@@ -28,14 +29,11 @@ AWAY_S = 4.0  # a run makes a dozen checkpoints meanwhile
 
 
 @pytest.fixture
-def own(
-    on_server: str, monkeypatch: pytest.MonkeyPatch, data_dir: Path
-) -> Iterator[postgres.Server]:
+def own(on_server: str, given: Given, data_dir: Path) -> Iterator[postgres.Server]:
     """A server that a test may stop, with tables."""
     with postgres.server() as server:
         server.execute("CREATE DATABASE slimscope")
-        monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", server.url.format("slimscope"))
-        settings.cache_clear()
+        given(DATABASE_URL=server.url.format("slimscope"))
         upgrade()
         yield server
         engine_for.cache_clear()
@@ -132,10 +130,9 @@ def test_a_run_goes_on_while_the_server_stands_still(
 
 
 def test_the_supervisor_waits_for_the_server_and_leads_again(
-    loop: SupervisorLoop, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
+    loop: SupervisorLoop, own: postgres.Server, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "5")
-    settings.cache_clear()
+    given(IDLE_EXIT="5")
     lead, slept = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR), list[float]()
     assert lead.is_held()
     run = submit("count", {"steps": 2, "pause": 0}, HOST).id

@@ -22,6 +22,7 @@ from backend.store.tables import Attempt, Job, Slot
 from jobs.runtime.context import claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST, Wait, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
@@ -74,11 +75,8 @@ def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
     assert second.returncode == 0
 
 
-def test_two_dashboards_on_one_folder_make_one_queue(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_DATA_DIR", str(queue / "fresh"))  # where nothing is yet
-    settings.cache_clear()
+def test_two_dashboards_on_one_folder_make_one_queue(queue: Path, given: Given) -> None:
+    given(DATA_DIR=str(queue / "fresh"))  # where nothing is yet
     both = [FORKS.Process(target=dashboard, args=(dict(os.environ), n)) for n in range(2)]
     for process in both:
         process.start()
@@ -188,7 +186,7 @@ def test_one_supervisor_is_started_however_often_it_is_asked_for(
 
 
 def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     jobs: list[int] = []
 
@@ -199,8 +197,7 @@ def test_a_job_that_comes_as_the_supervisor_leaves_is_not_forgotten(
 
     monkeypatch.setattr(supervisor, "shrink_log", late)
     monkeypatch.setattr(supervisor, "SHRINK_LOG_S", 10**9)
-    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.1")
-    settings.cache_clear()
+    given(IDLE_EXIT="0.1")
     supervisor.main()
     assert queries.job(jobs[0]).state == State.SUCCEEDED
 

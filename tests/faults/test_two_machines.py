@@ -24,6 +24,7 @@ from backend.store.dialects.base import NamedLock
 from backend.store.session import engine_for, locked, now_ms, reading, writing
 from backend.store.states import State
 from backend.store.tables import Attempt, Job
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.queue.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -39,6 +40,7 @@ from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.database_lock import DatabaseLock
 from backend.store.session import engine_for
+from tests.conftest import Given
 lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
 print(lock.is_held(), flush=True)
 input()
@@ -85,10 +87,9 @@ def test_a_machine_takes_over_when_the_supervisor_of_another_dies(lead: Database
 
 
 def test_a_supervisor_that_is_cut_off_starts_nothing_until_it_leads_again(
-    lead: DatabaseLock, monkeypatch: pytest.MonkeyPatch
+    lead: DatabaseLock, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "0.5")
-    settings.cache_clear()
+    given(IDLE_EXIT="0.5")
     job = service.enqueue("count", {}, HOST)
     other = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
     assert lead.is_held() and lead.was_held
@@ -187,10 +188,9 @@ def test_tags_that_two_people_add_at_once_are_both_there(queue: Path) -> None:
 
 
 def test_guests_have_no_more_runs_than_they_may_wherever_they_ask(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Path, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_GUEST_RUNS", "2")
-    settings.cache_clear()
+    given(GUEST_RUNS="2")
     cost = SimpleNamespace(seconds=1.0, bytes=1, open_ended=False, letters=1, tokens=1)
     guests = [Actor(f"guest-{n}{n}-{n}") for n in range(6)]
     asked = [lambda guest=guest: service.enqueue("count", {}, guest, cost=cost) for guest in guests]

@@ -9,6 +9,7 @@ from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
+from tests.conftest import Given
 from tests.fork_engine import ForkEngine
 from tests.queue.conftest import queue as counting_queue
 from tests.queue.conftest import wait
@@ -17,13 +18,12 @@ __all__ = ["counting_queue", "loop", "queue", "wait"]
 
 
 @pytest.fixture
-def queue(counting_queue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def queue(counting_queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> Path:
     """On a toy model threads wait for each other more than they compute. A job that was killed is
     started again at once."""
     monkeypatch.setattr("backend.queue.lifecycle.RETRY_DELAYS_MS", {})
     monkeypatch.setattr("backend.queue.service.QUICK_S", 0.0)  # one run after the other
-    monkeypatch.setenv("SLIMSCOPE_THREADS", "1")
-    settings.cache_clear()
+    given(THREADS="1")
     settings()  # what a test then sets is for its children only
     return counting_queue
 

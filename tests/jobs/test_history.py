@@ -8,12 +8,12 @@ import pytest
 from backend.queue.actor import Actor, guest_name
 from backend.queue.folders import work_folder
 from backend.queue.service import enqueue
-from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.operations.registry import OPERATIONS
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 
 
@@ -45,11 +45,8 @@ def test_one_event_for_each_change(queue: Path, state: State, name: str, event: 
     assert [e.type for e in queries.events(first)] == ["queued"]
 
 
-def test_a_guest_is_known_by_a_name_that_holds_no_address(
-    queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLIMSCOPE_GUEST_RUNS", "1")
-    settings.cache_clear()
+def test_a_guest_is_known_by_a_name_that_holds_no_address(queue: Path, given: Given) -> None:
+    given(GUEST_RUNS="1")
     guest = Actor(guest_name("5f3a21", "9c"), "guest", "10.0.0.7")
     cost = SimpleNamespace(seconds=1.0, bytes=1, open_ended=False)
     run = enqueue("count", {"steps": 1}, guest, cost=cost).run

@@ -19,6 +19,7 @@ from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
 from jobs.summary import cost_text, summary
+from tests.conftest import Given
 from tests.jobs.kinds.test_benchmark_kind import trained
 from tests.queue.conftest import HOST
 
@@ -54,12 +55,11 @@ def test_a_gpu_that_is_not_there(
     ],
 )  # fmt: skip
 def test_a_text_with_fewer_bytes_than_tokens_are_needed(
-    queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fields: dict,
+    queue: Path, tmp_path: Path, given: Given, kind: str, fields: dict,
     field: str,
 ) -> None:  # fmt: skip
     (tmp_path / "few.txt").write_text("word " * 100)
-    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
-    settings.cache_clear()
+    given(TEXT_DIR=str(tmp_path))
     with pytest.raises(DatasetError, match=r"few\.txt is too short") as refused:
         submit(kind, {"model": "toy", **fields}, HOST)
     assert refused.value.field == field and "500 bytes" in refused.value.why
@@ -87,15 +87,14 @@ def test_torch_is_asked_for_gpus_in_another_process(monkeypatch: pytest.MonkeyPa
 )
 @pytest.mark.parametrize("kind", ["dlqat", "amphista"])
 def test_processes_that_have_no_room_or_nothing_to_share(
-    queue: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fields: dict, gpus: int, slots: int,
-    refused: tuple[str, str] | None,
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given, kind: str, fields: dict,
+    gpus: int, slots: int, refused: tuple[str, str] | None,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(processes, "available_threads", lambda: 8)
     monkeypatch.setattr(processes, "installed_gpus", lambda: [*range(gpus)])
     monkeypatch.setattr(processes, "gpu_count", lambda: gpus)
     monkeypatch.setattr("jobs.submit.gpu_count", lambda: gpus)
-    monkeypatch.setenv("SLIMSCOPE_SLOTS", str(slots))
-    settings.cache_clear()
+    given(SLOTS=str(slots))
     if refused is None:
         alone = checked(kind, {"model": "toy", **fields, "processes": 1})[1]
         assert checked(kind, {"model": "toy", **fields})[1].bytes > 2 * alone.bytes
@@ -107,14 +106,11 @@ def test_processes_that_have_no_room_or_nothing_to_share(
 
 
 def test_on_a_cluster_a_run_has_room_for_what_it_asks_of_a_machine(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "postgresql+psycopg://nobody@nowhere/db")
-    given = {"ENGINE": "slurm", "THREADS": "8"}
+    given(DATABASE_URL="postgresql+psycopg://nobody@nowhere/db", ENGINE="slurm", THREADS="8")
     for gpus, expected in (("0", (8, 8)), ("4", (4, 8))):
-        for name, value in {**given, "JOB_GPUS": gpus}.items():
-            monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
-        settings.cache_clear()
+        given(JOB_GPUS=gpus)
         assert tuple(processes.places(each)[0] for each in ("auto", "cpu")) == expected
 
 

@@ -15,6 +15,7 @@ from backend.store.states import State
 from backend.store.tables import Job, Result
 from jobs.record import record
 from jobs.reproduction import compare, reproduce, reproduced
+from tests.conftest import Given
 from tests.jobs.kinds.test_sds import SMALL
 from tests.queue.conftest import HOST, Wait, succeeded
 from tests.shell import slimscope
@@ -38,10 +39,9 @@ def made(number: int, results: dict[str, float], **values: object) -> None:
 
 
 def test_the_same_comes_out_until_the_text_changes(
-    wait: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wait: Wait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
-    settings.cache_clear()
+    given(TEXT_DIR=str(tmp_path))
     text = tmp_path / "own.txt"
     text.write_text("\n\n".join(stories(5, 400)))
     values = {**SMALL, "calibration_text": "file:own.txt", "control": False}

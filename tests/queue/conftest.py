@@ -12,7 +12,6 @@ from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import work_folder
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
@@ -20,16 +19,15 @@ from backend.store.states import LIVE, QUICK_SLOT, State
 from backend.store.tables import Job, Slot
 from jobs.kind import kinds
 from jobs.submit import submit
+from tests.conftest import Given
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
 
 
 @pytest.fixture
-def queue(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("SLIMSCOPE_PLUGINS", '["tests.plugins.job_kind"]')
-    monkeypatch.setenv("SLIMSCOPE_STOP_GRACE", "3")
-    settings.cache_clear()
+def queue(data_dir: Path, given: Given) -> Iterator[Path]:
+    given(PLUGINS='["tests.plugins.job_kind"]', STOP_GRACE="3")
     kinds.cache_clear()
     upgrade()
     yield data_dir

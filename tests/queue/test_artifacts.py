@@ -31,6 +31,7 @@ from jobs.runtime import uploads
 from jobs.runtime.context import SPOOL, claim
 from jobs.runtime.uploads import Uploads
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.queue.conftest import HOST, Wait, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 
@@ -304,11 +305,10 @@ def test_a_model_of_a_run_is_copied_where_it_is_used(
 
 
 def test_a_folder_of_artefacts_that_all_machines_share(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", "shared")
-    settings.cache_clear()
+    given(ARTIFACTS="shared")
     assert run_folder("sds-0001") == tmp_path / "shared" / "sds-0001" and store() is None
     assert child_environment()["SLIMSCOPE_ARTIFACTS"] == str(tmp_path / "shared")
     assert os.environ["SLIMSCOPE_ARTIFACTS"] == "shared"

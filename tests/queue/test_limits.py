@@ -11,11 +11,11 @@ from backend.models.memory import is_out_of_memory
 from backend.queue import supervisor
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest
-from backend.settings import settings
 from backend.store import queries
 from backend.store.states import State
 from jobs.runtime.usage import limit_memory
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.fork_server import FORKS
 from tests.queue.conftest import HOST, Wait
 
@@ -59,24 +59,22 @@ def test_a_run_on_several_processes_sees_as_many_gpus(
     assert [each.get("CUDA_VISIBLE_DEVICES") for each in shown] == expected
 
 
-def test_each_slot_has_cores_of_its_own(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_slot_has_cores_of_its_own(
+    queue: Path, monkeypatch: pytest.MonkeyPatch, given: Given
+) -> None:
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7}, raising=False)
     first, second = (LaunchRequest(1, (), {}, "", "", slot) for slot in range(2))
     assert [local.cores_of(each, 2) for each in (first, second)] == [[0, 1], [2, 5]]
     assert local.cores_of(first, 1) == [] and local.cores_of(first, 6) == []
     assert local.cores_of(replace(first, threads=3), 2) == []  # the job asks for more than its part
-    monkeypatch.setenv("SLIMSCOPE_THREADS", "3")
-    settings.cache_clear()
+    given(THREADS="3")
     assert local.cores_of(first, 2) == []
 
 
-def test_a_run_that_takes_longer_than_the_host_allows_is_stopped(
-    wait: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_takes_longer_than_the_host_allows_is_stopped(wait: Wait, given: Given) -> None:
     job = submit("count", {"steps": 1000}, HOST)
     wait(job.id, State.RUNNING)
-    monkeypatch.setenv("SLIMSCOPE_JOB_HOURS", "1e-6")
-    settings.cache_clear()
+    given(JOB_HOURS="1e-6")
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert any(e.actor == supervisor.OVERTIME.name for e in queries.events(job.id))
 

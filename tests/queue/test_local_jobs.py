@@ -20,6 +20,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.reproduction import reproduce
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.jobs.conftest import loop
 from tests.queue.conftest import HOST, Wait, free_slots, running
 
@@ -118,10 +119,9 @@ def test_every_change_of_the_queue_wakes_the_supervisor(
 
 @pytest.mark.fresh_process
 def test_settings_travel_with_the_job(
-    queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch
+    queue: Path, wait: Wait, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
-    monkeypatch.setenv("SLIMSCOPE_MODEL_DIRS", '["~/models"]')
-    settings.cache_clear()
+    given(MODEL_DIRS='["~/models"]')
     job = submit("count", {"steps": 1}, HOST)
     monkeypatch.delenv("SLIMSCOPE_MODEL_DIRS")
     settings.cache_clear()

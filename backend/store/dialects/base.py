@@ -34,6 +34,13 @@ class NamedLock(StrEnum):
         return int.from_bytes(digest[:8], signed=True)
 
 
+def driver_connection(connection: Connection) -> Any:
+    """What the driver knows a connection by, for what it can do beyond SQL."""
+    raw = connection.connection.driver_connection
+    assert raw is not None
+    return raw
+
+
 class Dialect(ABC):
     """One kind of database.
 

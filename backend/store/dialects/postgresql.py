@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
+from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock, driver_connection
 from backend.store.json_column import JsonColumn, write_json
 
 STALLED_MS = 60_000  # after which a server ends the transaction of a client that does nothing
@@ -81,8 +81,7 @@ class PostgreSQL(Dialect):
     ) -> None:
         quote = connection.dialect.identifier_preparer.quote
         columns = ", ".join(quote(column.name) for column in table.columns)
-        raw = connection.connection.driver_connection
-        assert raw is not None
+        raw = driver_connection(connection)
         copying = f"COPY {quote(table.name)} ({columns}) FROM STDIN"
         errors = connection.dialect.loaded_dbapi.Error
         try:

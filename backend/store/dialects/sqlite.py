@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import Session
 
-from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock
+from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock, driver_connection
 
 POLL_S = 0.002
 
@@ -62,7 +62,7 @@ class SQLite(Dialect):
 
     def _synchronous(self, connection: sa.Connection, level: str) -> None:
         """Set the pragma outside transactions: SQLite ignores it inside one."""
-        _raw(connection).execute(f"PRAGMA synchronous={level}")
+        driver_connection(connection).execute(f"PRAGMA synchronous={level}")
 
     def file(self, url: sa.URL) -> Path | None:
         return Path(url.database) if url.database else None
@@ -128,7 +128,7 @@ class SQLite(Dialect):
         a database when two connections checkpoint concurrently (sqlite.org, WAL-reset bug). Does
         not wait: with active readers the log is left for later."""
         with suppress(sqlite3.Error), engine.connect() as connection:
-            raw = _raw(connection)
+            raw = driver_connection(connection)
             raw.execute("PRAGMA busy_timeout=0")
             try:
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -141,12 +141,6 @@ def _upsert(table: sa.Table) -> sqlite.Insert:
     insert = sqlite.insert(table)
     changed = {c.name: insert.excluded[c.name] for c in table.columns if not c.primary_key}
     return insert.on_conflict_do_update(index_elements=table.primary_key, set_=changed)
-
-
-def _raw(connection: sa.Connection) -> Any:
-    raw = connection.connection.driver_connection
-    assert raw is not None
-    return raw
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -35,7 +35,7 @@ def privacy() -> HealthCheck:
     here = settings()
     if not here.shared:
         return HealthCheck("privacy", True, "not shared: permissions are those of your user")
-    paths = (here.root, *database_files(here.url))
+    paths = (here.root, *database_files())
     open_paths = [path for path in paths if path.stat().st_mode & OTHERS]
     text = f"other users can read {_some(open_paths)}" if open_paths else "private to your user"
     fix = f"chmod -R go= '{here.root}'"

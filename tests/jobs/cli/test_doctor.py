@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,31 +20,10 @@ from backend.store.tables import Event, Job
 from jobs.cli.doctor import cluster, data, machine, node
 from jobs.cli.doctor.check import HealthCheck
 from jobs.cli.doctor.report import examine
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 from tests.queue.engines.ray_head import TOKEN, ray_head
 from tests.shell import slimscope
-
-Set = Callable[..., None]
-
-
-@pytest.fixture
-def given(queue: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
-    """Sets SLIMSCOPE_ variables."""
-
-    def change(**values: str) -> None:
-        for name, value in values.items():
-            monkeypatch.setenv(f"SLIMSCOPE_{name}", value)
-        settings.cache_clear()
-
-    return change
-
-
-@pytest.fixture
-def given_away(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is not there."""
-    url = "postgresql+psycopg://me:secret@127.0.0.1:1/slimscope"
-    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", url)
-    settings.cache_clear()
 
 
 def wrong(found: HealthCheck, *parts: str) -> bool:
@@ -53,7 +31,7 @@ def wrong(found: HealthCheck, *parts: str) -> bool:
     return not found.ok and all(part in f"{found.text} {found.fix}" for part in parts)
 
 
-def test_a_new_data_folder_is_in_order(queue: Path, given: Set, tmp_path: Path) -> None:
+def test_a_new_data_folder_is_in_order(queue: Path, given: Given, tmp_path: Path) -> None:
     library()  # the decoder is built once for all tests
     shutil.copytree(settings().cache_dir / "native", tmp_path / "cache" / "native")
     given(CACHE_DIR=str(tmp_path / "cache"))
@@ -71,7 +49,7 @@ def test_the_command_prints_the_fix_and_fails(queue: Path) -> None:
     assert checks["artefacts"]["fix"]
 
 
-def test_a_shared_folder_that_others_can_read(queue: Path, given: Set) -> None:
+def test_a_shared_folder_that_others_can_read(queue: Path, given: Given) -> None:
     assert data.privacy().ok
     given(HOST_TOKEN="a-token-for-the-tests")
     queue.chmod(0o755)
@@ -100,8 +78,9 @@ def test_a_server_whose_clock_is_another(
 
 
 def test_a_server_that_does_not_answer_is_named_without_its_password(
-    on_server: str, data_dir: Path, given_away: None
+    on_server: str, data_dir: Path, given: Given
 ) -> None:
+    given(DATABASE_URL="postgresql+psycopg://me:secret@127.0.0.1:1/slimscope")
     told = slimscope("doctor")
     assert told.returncode == 2 and "secret" not in told.stderr
     assert "at postgresql+psycopg://me:***@127.0.0.1:1/slimscope cannot be used" in told.stderr
@@ -125,7 +104,7 @@ def test_a_clock_that_was_set_back(queue: Path) -> None:
     assert wrong(machine.clock(), "set back", "timedatectl")
 
 
-def test_a_model_in_the_cache_that_was_cut(queue: Path, given: Set, tmp_path: Path) -> None:
+def test_a_model_in_the_cache_that_was_cut(queue: Path, given: Given, tmp_path: Path) -> None:
     given(CACHE_DIR=str(tmp_path))
 
     def fill(draft: Path) -> None:
@@ -146,7 +125,7 @@ def test_a_supervisor_that_hangs_or_sleeps(queue: Path) -> None:
     assert wrong(data.supervisor(), "waiting for it: 1 run", "dashboard")
 
 
-def test_a_cluster_that_answers_and_one_that_does_not(given: Set) -> None:
+def test_a_cluster_that_answers_and_one_that_does_not(queue: Path, given: Given) -> None:
     assert cluster.engine().text == "runs start on this machine"
     own, url = settings().database_url, "postgresql+psycopg://db.lab.org/slimscope"
     with ray_head() as (_, address):
@@ -172,7 +151,9 @@ def test_machines_with_other_versions_are_named(queue: Path) -> None:
         assert wrong(cluster.nodes(), "gpu-2 has torch 1.0") is is_other
 
 
-def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Path) -> None:
+def test_a_store_of_artefacts_gives_back_what_it_takes(
+    queue: Path, given: Given, tmp_path: Path
+) -> None:
     assert cluster.artefact_store().ok
     given(ARTIFACTS=f"file://{tmp_path}/store")
     assert cluster.artefact_store().ok and [*(tmp_path / "store").iterdir()] == []
@@ -183,6 +164,6 @@ def test_a_store_of_artefacts_gives_back_what_it_takes(given: Set, tmp_path: Pat
     assert wrong(cluster.artefact_store(), "nothing")
 
 
-def test_more_threads_than_cores(queue: Path, given: Set) -> None:
+def test_more_threads_than_cores(queue: Path, given: Given) -> None:
     given(THREADS="64", SLOTS="2")
     assert wrong(machine.threads(), "2 x 64 threads", "SLIMSCOPE_THREADS=")

@@ -13,6 +13,7 @@ from backend.queue.engines import ray
 from backend.queue.engines.ray import RayEngine, RayHead
 from backend.settings import settings
 from jobs.cli.doctor import node, probe
+from tests.conftest import Given
 from tests.queue.engines.ray_head import TOKEN, Head, ray_head
 from tests.queue.scripted_engine import ScriptedEngine
 
@@ -45,14 +46,11 @@ def engine(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[He
 
 
 @pytest.fixture(params=["folder", "store"])
-def shared(
-    request: pytest.FixtureRequest, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, str]:
+def shared(request: pytest.FixtureRequest, data_dir: Path, given: Given) -> dict[str, str]:
     """Where this machine keeps artefacts, and what tells another one the same."""
     place = str(data_dir.parent / "shared")
     place = f"file://{place}" if request.param == "store" else place
-    monkeypatch.setenv("SLIMSCOPE_ARTIFACTS", place)
-    settings.cache_clear()
+    given(ARTIFACTS=place)
     return {"SLIMSCOPE_PYTHON": sys.executable, "SLIMSCOPE_ARTIFACTS": place}
 
 

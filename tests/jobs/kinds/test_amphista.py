@@ -14,7 +14,6 @@ from backend.errors import ModelError
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue.folders import run_folder, work_folder
-from backend.settings import settings
 from backend.store import frames, queries
 from backend.store.tables import Job
 from backend.text.prompts import BUILT_IN, SELF, STORIES
@@ -31,6 +30,7 @@ from jobs.amphista.estimate import (
 from jobs.metrics import metric
 from jobs.reproduction import compare
 from jobs.submit import checked
+from tests.conftest import Given
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
 
@@ -117,10 +117,9 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
 
 
 @pytest.fixture
-def texts(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def texts(queue: Path, tmp_path: Path, given: Given) -> Path:
     """The folder of one's own prompts."""
-    monkeypatch.setenv("SLIMSCOPE_TEXT_DIR", str(tmp_path))
-    settings.cache_clear()
+    given(TEXT_DIR=str(tmp_path))
     return tmp_path
 
 

@@ -8,11 +8,11 @@ from backend.errors import ConfigError, ConflictError, ForbiddenError, RateLimit
 from backend.queue import conversations, permissions, rate_limit
 from backend.queue.actor import ALIAS_LETTERS, Actor, guest_name, with_alias
 from backend.queue.rate_limit import RateLimiter
-from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
 from jobs.chat.asking import ask, ask_again, body_of
 from jobs.submit import submit
+from tests.conftest import Given
 from tests.queue.conftest import HOST
 
 ADA, BOB, EVE = (Actor(guest_name(f"aa{n}", "1234"), "guest", f"10.0.0.{n}") for n in range(3))
@@ -52,9 +52,8 @@ def test_a_guest_asks_by_default_and_adds_no_run() -> None:
         asks(Actor("guest"))  # one without a name
 
 
-def test_the_host_may_turn_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIMSCOPE_GUEST_ANSWERS", "0")
-    settings.cache_clear()
+def test_the_host_may_turn_it_off(given: Given) -> None:
+    given(GUEST_ANSWERS="0")
     with pytest.raises(ForbiddenError, match="read-only"):
         asks(ADA)
     assert permissions.may_not_ask(ADA) and not permissions.gives_names()

@@ -32,6 +32,7 @@ from jobs.serving.client import PERSON, ROLE
 from jobs.serving.live import answering, models
 from jobs.serving.live.models import LivePool, OpenedModel
 from jobs.serving.live.routes import LiveRoutes
+from tests.conftest import Given
 from tests.queue.conftest import Wait, succeeded
 
 FACTS = inspect("toy")
@@ -207,10 +208,9 @@ def test_a_guest_waits_for_the_host_but_not_for_ever(
 
 
 @pytest.fixture
-def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_decoder(monkeypatch: pytest.MonkeyPatch, given: Given) -> Iterator[None]:
     """As where it cannot be built."""
-    monkeypatch.setenv("SLIMSCOPE_NATIVE", "false")
-    settings.cache_clear()
+    given(NATIVE="false")
     compiler.library.cache_clear()
     yield
     monkeypatch.undo()

@@ -9,13 +9,13 @@ import pytest
 
 from backend.errors import CancelledError, ModelError
 from backend.models.loading import LoadedModel, load
-from backend.settings import settings
 from jobs.fields.base_model import resolve_model
 from jobs.serving import pool as pools
 from jobs.serving import warm_model
 from jobs.serving.pool import ModelPool, key_of, size_of
 from jobs.serving.share import CpuShare
 from jobs.serving.warm_model import version_of
+from tests.conftest import Given
 
 TOY = size_of(resolve_model("toy"), "cpu", "float32")
 
@@ -115,9 +115,8 @@ def test_files_that_changed_are_another_model(tmp_path: Path) -> None:
     assert version_of(tmp_path) > 0
 
 
-def test_half_of_the_threads_are_left_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIMSCOPE_THREADS", "8")
-    settings.cache_clear()
+def test_half_of_the_threads_are_left_to_jobs(given: Given) -> None:
+    given(THREADS="8")
     share = CpuShare()
     assert share.threads() == 8
     share.jobs = True

@@ -12,6 +12,7 @@ from backend.queue.engines.choose import engine_of
 from backend.queue.engines.ray import RayEngine, RayHead
 from backend.queue.launcher import job_environment
 from backend.settings import Settings, settings
+from tests.conftest import Given
 from tests.queue.engines.ray_head import BAD, FIRST, LOST, SECOND, TOKEN, Clock, Head, ray_head
 from tests.queue.engines.test_contract import request
 
@@ -145,7 +146,7 @@ def test_all_jobs_are_asked_for_at_once_and_not_too_often(
 
 
 def test_a_cluster_needs_a_server_and_a_token(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, given: Given
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_ENGINE", "ray")
     monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "sqlite:////here/results.db")
@@ -154,7 +155,6 @@ def test_a_cluster_needs_a_server_and_a_token(
     monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "postgresql+psycopg://db.lab.org/slimscope")
     with pytest.raises(ValidationError, match="token of the cluster"):
         Settings()
-    monkeypatch.setenv("SLIMSCOPE_RAY_TOKEN", TOKEN)
-    settings.cache_clear()
+    given(RAY_TOKEN=TOKEN)
     assert isinstance(engine_of(settings()), RayEngine)
     assert TOKEN not in job_environment({}, {})[0].values()

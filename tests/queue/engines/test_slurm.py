@@ -9,6 +9,7 @@ from backend.queue.engines import slurm
 from backend.queue.engines.choose import engine_of
 from backend.queue.engines.slurm import ANSWER_S, SlurmEngine, SlurmError, run_command
 from backend.settings import settings
+from tests.conftest import Given
 from tests.queue.engines.ray_head import Clock
 from tests.queue.engines.slurm_commands import STATES, Slurm
 from tests.queue.engines.test_contract import request
@@ -91,11 +92,9 @@ def test_a_command_that_fails_hangs_or_is_missing_is_one_error(
             run_command(line)
 
 
-def test_the_arguments_of_the_site(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIMSCOPE_DATABASE_URL", "postgresql+psycopg://db.lab.org/slimscope")
-    monkeypatch.setenv("SLIMSCOPE_ENGINE", "slurm")
-    monkeypatch.setenv("SLIMSCOPE_SLURM_ARGS", "--partition=gpu --comment='two words'")
-    settings.cache_clear()
+def test_the_arguments_of_the_site(data_dir: Path, given: Given) -> None:
+    given(ENGINE="slurm", SLURM_ARGS="--partition=gpu --comment='two words'")
+    given(DATABASE_URL="postgresql+psycopg://db.lab.org/slimscope")
     engine = engine_of(settings())
     assert isinstance(engine, SlurmEngine)
     assert engine._arguments == ["--partition=gpu", "--comment=two words"]
