@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from backend.queue.supervisor import SupervisorLoop
 from tests.conftest import Given
-from tests.fork_engine import ForkEngine
+from tests.faults.conftest import loop
 from tests.jobs.conftest import counting_queue, queue, wait
 
-__all__ = ["counting_queue", "move_to", "queue", "wait"]
-
-
-@pytest.fixture
-def loop(queue: Path) -> SupervisorLoop:
-    return SupervisorLoop(ForkEngine(1, again=True))
+__all__ = ["counting_queue", "loop", "move_to", "queue", "wait"]
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from backend.checkpoints import Checkpoints, HeldFolder
 from backend.queue.folders import read_log, work_folder
 from backend.queue.supervisor import SupervisorLoop
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.states import State
 from jobs.submit import submit
 from tests.faults.conftest import until_dead
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, curve
 
 
 def write(checkpoints: Checkpoints, name: str, text: str) -> None:
@@ -136,5 +136,4 @@ def test_a_flipped_bit_in_the_last_checkpoint_costs_that_one_only(
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]))
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert queries.attempts(job.id)[1].resumed_from == "step-1"
-    curves = frames.curves(job.id)
-    assert curves[curves["family"] == "attempt"]["value"].tolist() == [1, 1, 2, 2]
+    assert curve(job.id, "attempt") == [1, 1, 2, 2]

@@ -31,7 +31,7 @@ from tests.jobs.kinds import (
     test_profile,
     test_sds,
 )
-from tests.queue.conftest import HOST, Wait, running
+from tests.queue.conftest import HOST, Wait, curve, running
 from tests.waiting import until
 
 
@@ -156,7 +156,7 @@ def test_a_run_whose_files_were_removed_while_it_waited_begins_anew(
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     said = "neither a log of attempt 1 nor a checkpoint: starting from the beginning."
     assert said in read_log(job.run, 2)[0]
-    assert attempts_of_steps(job.id) == [2, 2, 2]
+    assert curve(job.id, "attempt") == [2, 2, 2]
 
 
 def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) -> None:
@@ -166,7 +166,7 @@ def test_a_run_whose_files_were_removed_before_a_resume_begins_anew(wait: Wait) 
     service.resume(job.run, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "starting from the beginning" in read_log(job.run, 2)[0]
-    assert attempts_of_steps(job.id) == [2, 2, 2]
+    assert curve(job.id, "attempt") == [2, 2, 2]
 
 
 def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> None:
@@ -176,13 +176,7 @@ def test_a_run_whose_files_are_removed_under_it_makes_them_anew(wait: Wait) -> N
     remove_files(job.id)
     assert wait(job.id, State.SUCCEEDED, State.FAILED, State.LOST) == State.SUCCEEDED
     assert "its folder was removed; will resume" in [e.text for e in queries.events(job.id)]
-    assert attempts_of_steps(job.id) == [2] * 8
-
-
-def attempts_of_steps(run: int) -> list[int]:
-    """Which attempt did each step."""
-    curves = frames.curves(run)
-    return curves[curves["family"] == "attempt"]["value"].tolist()
+    assert curve(job.id, "attempt") == [2] * 8
 
 
 LITTLE = {

@@ -15,13 +15,13 @@ from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
 from backend.store.tables import Attempt
 from jobs.submit import submit
 from tests.conftest import Given
-from tests.queue.conftest import HOST, Wait, beats, free_slots, process_of, running
+from tests.queue.conftest import HOST, Wait, beats, curve, free_slots, process_of, running
 from tests.waiting import until
 
 
@@ -33,10 +33,9 @@ def test_a_killed_job_resumes_behind_its_last_checkpoint(wait: Wait) -> None:
     first, second = queries.attempts(job.id)
     assert first.outcome is None and second.outcome == "succeeded"
     assert int(second.resumed_from.removeprefix("step-")) >= 2
-    curves = dict(list(frames.curves(job.id).groupby("family")["value"]))
-    assert curves["count"].tolist() == list(range(8))
-    assert curves["attempt"].tolist()[:3] == [1, 1, 1]  # finished work was not done again
-    assert curves["attempt"].tolist()[-1] == 2
+    assert curve(job.id, "count") == [*range(8)]
+    made = curve(job.id, "attempt")
+    assert made[:3] == [1, 1, 1] and made[-1] == 2  # finished work was not done again
 
 
 def test_a_job_that_always_dies_is_lost_with_a_hint(wait: Wait) -> None:

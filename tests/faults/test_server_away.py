@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from backend.queue import supervisor
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.database_lock import DatabaseLock
 from backend.store.dialects.base import NamedLock
 from backend.store.migrate import upgrade
@@ -22,7 +22,7 @@ from jobs.runtime.context import SPOOL
 from jobs.submit import submit
 from tests import postgres
 from tests.conftest import Given
-from tests.queue.conftest import HOST, process_of, running
+from tests.queue.conftest import HOST, curve, process_of, running
 from tests.waiting import until
 
 AWAY_S = 4.0  # a run makes a dozen checkpoints meanwhile
@@ -65,11 +65,6 @@ def started(loop: SupervisorLoop, steps: int) -> int:
     return job.id
 
 
-def counted(run: int) -> list[float]:
-    curves = frames.curves(run)
-    return curves[curves["family"] == "count"]["value"].tolist()
-
-
 @pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGINT])
 def test_a_run_goes_on_while_the_server_is_away_and_no_figure_is_lost(
     loop: SupervisorLoop, own: postgres.Server, how: signal.Signals
@@ -87,7 +82,7 @@ def test_a_run_goes_on_while_the_server_is_away_and_no_figure_is_lost(
     assert (folder / SPOOL).exists()
     own.start()
     until_succeeded(loop, run)
-    assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
+    assert queries.job(run).attempts_made == 1 and curve(run, "count") == [*range(30)]
 
 
 def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
@@ -103,9 +98,8 @@ def test_a_run_that_dies_while_the_server_is_away_loses_no_figure(
     process.wait(60)
     own.start()
     until_succeeded(loop, run)
-    assert queries.job(run).attempts_made == 2 and counted(run) == [*range(16)]
-    attempts = frames.curves(run)
-    made = attempts[attempts["family"] == "attempt"]["value"].tolist()
+    assert queries.job(run).attempts_made == 2 and curve(run, "count") == [*range(16)]
+    made = curve(run, "attempt")
     assert made == sorted(made) and made.count(1) >= 2  # each step once, those of the first stay
 
 
@@ -126,7 +120,7 @@ def test_a_run_goes_on_while_the_server_stands_still(
         for process in frozen:
             process.resume()
     until_succeeded(loop, run)
-    assert queries.job(run).attempts_made == 1 and counted(run) == [*range(30)]
+    assert queries.job(run).attempts_made == 1 and curve(run, "count") == [*range(30)]
 
 
 def test_the_supervisor_waits_for_the_server_and_leads_again(

@@ -14,17 +14,17 @@ from backend.queue.engines import local
 from backend.queue.engines.local import LocalEngine
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
-from backend.store import frames, queries
+from backend.store import queries
 from backend.store.migrate import current_revision, newest_revision, upgrade
 from backend.store.session import engine_for, now_ms, reading, writing
 from backend.store.states import State
-from backend.store.tables import Attempt, Job, Slot
+from backend.store.tables import Attempt, Slot
 from jobs.runtime.context import claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_server import FORKS, begin_anew
-from tests.queue.conftest import HOST, Wait, process_of, running
+from tests.queue.conftest import HOST, Wait, bare_job, curve, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
 from tests.waiting import until
 
@@ -124,8 +124,7 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     until(lambda: loop.turn() is False)
     assert queries.job(job.id).state == State.SUCCEEDED
     assert int(queries.attempts(job.id)[1].resumed_from.removeprefix("step-")) >= 1
-    counted = frames.curves(job.id)
-    assert counted[counted["family"] == "count"]["value"].tolist() == [*range(8)]
+    assert curve(job.id, "count") == [*range(8)]
 
 
 @pytest.fixture
@@ -133,15 +132,12 @@ def thousand(queue: Path) -> None:
     """A thousand queued runs, and as many that have ended."""
     now = now_ms()
     rows = [
-        Job(kind="count", owner=f"user-{n % 7}", config={}, config_hash="", created_at=now,
-            queued_at=now - (n * 7919 % 1000) * scheduling.HOUR_MS // 10, priority=n * 31 % 11)
+        bare_job(owner=f"user-{n % 7}", priority=n * 31 % 11,
+                 queued_at=now - (n * 7919 % 1000) * scheduling.HOUR_MS // 10)
         for n in range(1000)
     ]  # fmt: skip
     with writing() as opened:
-        opened.add_all(rows)
-        ended = [Job(kind="count", owner="me", config={}, config_hash="", state=State.SUCCEEDED,
-                     created_at=now, queued_at=now) for _ in range(1000)]  # fmt: skip
-        opened.add_all(ended)
+        opened.add_all([*rows, *(bare_job(state=State.SUCCEEDED) for _ in range(1000))])
 
 
 def test_a_thousand_queued_jobs_are_in_order(thousand: None) -> None:

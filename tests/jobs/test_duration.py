@@ -6,10 +6,10 @@ import pytest
 
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Job
 from jobs.runtime import duration
 from jobs.runtime.duration import START_S, estimate_seconds
 from jobs.submit import checked
+from tests.queue.conftest import bare_job
 
 
 def finished(
@@ -17,14 +17,12 @@ def finished(
 ) -> None:
     """A run that took `seconds`, of which it had been given `timed`."""
     row = {
-        "id": number, "kind": "amphista", "owner": "x", "config": {"model": "toy"},
-        "config_hash": "", "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
-        "attempts_made": 1, "started_at": 1000,
-        "finished_at": 1000 + round(1000 * seconds), "flops": work,
-        "timed_seconds": timed,
+        "id": number, "kind": "amphista", "config": {"model": "toy"}, "state": State.SUCCEEDED,
+        "attempts_made": 1, "started_at": 1000, "finished_at": 1000 + round(1000 * seconds),
+        "flops": work, "timed_seconds": timed,
     }  # fmt: skip
     with writing() as session:
-        session.add(Job(**(row | values)))
+        session.add(bare_job(**(row | values)))
 
 
 def test_runs_of_the_same_size_count(queue: Path) -> None:

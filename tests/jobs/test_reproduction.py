@@ -12,24 +12,23 @@ from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
 from backend.store.states import State
-from backend.store.tables import Job, Result
+from backend.store.tables import Result
 from jobs.record import record
 from jobs.reproduction import compare, reproduce, reproduced
 from tests.conftest import Given
 from tests.jobs.kinds.test_sds import SMALL
-from tests.queue.conftest import HOST, Wait, succeeded
+from tests.queue.conftest import HOST, Wait, bare_job, succeeded
 from tests.shell import slimscope
 
 
 def made(number: int, results: dict[str, float], **values: object) -> None:
     """A run that has ended with these figures of the SDS stage."""
     row = {
-        "id": number, "kind": "sds", "owner": "x", "config": {"pattern": "2:4"}, "config_hash": "",
-        "created_at": 1, "queued_at": 1, "state": State.SUCCEEDED,
+        "id": number, "config": {"pattern": "2:4"}, "state": State.SUCCEEDED,
         "environment": {"weights_sha256": "aa", "threads": 1, "versions": {"torch": "2.9"}},
     }  # fmt: skip
     with writing() as session:
-        session.add(Job(**(row | values)))
+        session.add(bare_job(**(row | values)))
         session.flush()
         for metric, value in results.items():
             key = MetricKey.parse(metric)

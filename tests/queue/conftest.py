@@ -12,7 +12,7 @@ from backend.queue.actor import Actor
 from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import work_folder
 from backend.queue.supervisor import SupervisorLoop
-from backend.store import queries
+from backend.store import frames, queries
 from backend.store.migrate import upgrade
 from backend.store.session import engine_for, writing
 from backend.store.states import LIVE, QUICK_SLOT, State
@@ -66,6 +66,19 @@ def succeeded(wait: Wait, kind: str, values: dict[str, Any]) -> Job:
     job = submit(kind, values, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
     return queries.job(job.id)
+
+
+def curve(run: int, family: str) -> list[float]:
+    """The values of a family of curves, in the order of their steps."""
+    curves = frames.curves(run)
+    return curves[curves["family"] == family]["value"].tolist()
+
+
+def bare_job(**values: Any) -> Job:
+    """A row of a run, with what every row has."""
+    row = {"kind": "sds", "owner": "mira", "config": {}, "config_hash": "", "created_at": 1,
+           "queued_at": 1}  # fmt: skip
+    return Job(**(row | values))
 
 
 def process_of(run: int) -> psutil.Process:

@@ -34,6 +34,7 @@ from jobs.submit import submit
 from tests.conftest import Given
 from tests.queue.conftest import HOST, Wait, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -56,15 +57,6 @@ def checkpoint(root: Path, name: str, **texts: str) -> Path:
         for file, text in texts.items():
             (draft / file).write_text(text)
     return root / name
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    waited = threading.Event()
-    for _ in range(600):
-        if holds():
-            return
-        waited.wait(0.05)
-    raise AssertionError
 
 
 def test_a_folder_is_there_when_its_manifest_is(kept: ArtifactStore, tmp_path: Path) -> None:
@@ -210,7 +202,7 @@ def test_work_goes_on_while_the_store_takes_nothing_and_a_run_waits_for_it_at_it
         with checkpoints.write(name) as draft:
             (draft / "a").write_text(name)
     (work / SPOOL).write_text("a figure\n")
-    eventually(lambda: bool(said))
+    until(lambda: bool(said))
     checkpoint(folder, "model", weights="w")
     ours.add_saved(folder, but=work)
     asked = iter([False, True])
@@ -231,7 +223,7 @@ def test_a_run_goes_on_with_what_another_machine_has_stored(stored: Path, wait: 
     job = submit("count", {"steps": 12}, HOST)
     wait(job.id, when=running(job.id, 3))
     there = stored / job.run / "work"
-    eventually(lambda: (there / "step-1" / MANIFEST).exists())
+    until(lambda: (there / "step-1" / MANIFEST).exists())
     process_of(job.id).kill()
     shutil.rmtree(run_folder(job.run))  # which that machine has to itself
     wait(job.id, State.SUCCEEDED)
@@ -283,7 +275,7 @@ def test_a_log_is_shown_while_its_run_works_elsewhere(
     kept = store()
     assert kept is not None
     there = stored / job.run / "a1" / "log.txt"
-    eventually(there.exists)
+    until(there.exists)
     with there.open("a") as file:
         file.write("and more\n")
     fetch_logs()

@@ -4,24 +4,16 @@ import pytest
 
 from backend.errors import ConfigError
 from backend.queue import labels
-from backend.queue.actor import Actor
 from backend.settings import Settings
 from backend.store import queries
-from backend.store.session import now_ms, writing
-from backend.store.tables import Job
-
-HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
+from backend.store.session import writing
+from tests.queue.conftest import HOST, bare_job
 
 
 @pytest.fixture(autouse=True)
 def two_runs(tables: Settings) -> None:
-    now = now_ms()
     with writing() as session:
-        for number in (1, 2):
-            session.add(
-                Job(id=number, kind="sds", owner="mira", config={}, config_hash="",
-                    created_at=now, queued_at=now)
-            )  # fmt: skip
+        session.add_all(bare_job(id=number) for number in (1, 2))
 
 
 def tags() -> list[list[str]]:

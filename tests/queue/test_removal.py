@@ -14,20 +14,17 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for, now_ms, writing
 from backend.store.states import State
 from backend.store.tables import Job, Result, Table, example_number, run_name
+from tests.queue.conftest import HOST, bare_job
 from ui.runs.rows import all_rows
 from ui.runs.view import TableQuery, query_runs
 from ui.search import search_runs
 
-HOST, GUEST = Actor("mira", "host"), Actor("guest", "guest")
+GUEST = Actor("guest", "guest")
 
 
 def add(number: int, state: State = State.SUCCEEDED, **config: str) -> None:
-    now = now_ms()
     with writing() as session:
-        session.add(
-            Job(id=number, kind="sds", owner="mira", config=config, config_hash="", state=state,
-                created_at=now, queued_at=now, finished_at=now)
-        )  # fmt: skip
+        session.add(bare_job(id=number, config=config, state=state, finished_at=now_ms()))
         session.flush()
         note(session, number, "added", "mira")
         session.add(Result(job_id=number, stage="sds", family="perplexity", value=9.0))

@@ -21,9 +21,10 @@ from backend.statistics.tensors import TensorProfile
 from backend.store import frames, queries, tensors
 from backend.store.dialects import sqlite
 from backend.store.migrate import MIGRATIONS, current_revision, newest_revision, upgrade
-from backend.store.session import engine_for, now_ms, writing
+from backend.store.session import engine_for, writing
 from backend.store.tables import Job, MetricPoint, SavedView, Table
 from jobs.runtime.rows import profile_row, upsert
+from tests.queue.conftest import bare_job
 
 
 @pytest.fixture
@@ -32,12 +33,8 @@ def store(tables: Settings) -> Path:
 
 
 def new_job(**values: object) -> Job:
-    now = now_ms()
     with writing() as session:
-        job = Job(kind="sds", owner="me", config={}, config_hash="", created_at=now, queued_at=now)
-        for key, value in values.items():
-            setattr(job, key, value)
-        session.add(job)
+        session.add(job := bare_job(**values))
     return job
 
 
@@ -59,14 +56,10 @@ def test_a_new_database_has_the_tables_the_code_declares(store: Path) -> None:
 
 def test_an_error_inside_a_transaction_writes_nothing(store: Path) -> None:
     with pytest.raises(RuntimeError), writing() as session:
-        session.add(new_row())
+        session.add(bare_job())
         session.flush()
         raise RuntimeError
     assert queries.jobs() == []
-
-
-def new_row() -> Job:
-    return Job(kind="sds", owner="me", config={}, config_hash="", created_at=1, queued_at=1)
 
 
 def test_a_state_that_does_not_exist_is_refused(store: Path) -> None:
@@ -97,10 +90,8 @@ def test_the_cursor_moves_only_when_something_changed(store: Path) -> None:
 def test_profiles_come_back_as_they_were_stored(store: Path) -> None:
     values = np.linspace(-1, 1, 6, dtype=np.float32).reshape(3, 2)
     profile = TensorProfile("a.weight", 0, "a", "dense", "magnitude", values, step=7)
+    new_job(id=1)
     with writing() as session:
-        session.add(Job(id=1, kind="sds", owner="m", config={}, config_hash="", created_at=0,
-                        queued_at=0))  # fmt: skip
-        session.flush()
         twice = [profile_row(1, profile)] * 2  # a resumed attempt repeats itself
         upsert(session.connection(), twice)
     (found,) = tensors.profiles(1, "a.weight", "magnitude")
@@ -147,10 +138,8 @@ def values(tables: Settings) -> np.ndarray:
     points = [asdict(LOSS) | {"step": 7 + 3 * i, "value": v} for i, v in enumerate(made.tolist())]
     for other in OTHERS:
         points += [asdict(other) | {"step": step, "value": step} for step in range(3)]
+    new_job(id=1)
     with writing() as session:
-        session.add(Job(id=1, kind="sds", owner="m", config={}, config_hash="", created_at=0,
-                        queued_at=0))  # fmt: skip
-        session.flush()
         session.execute(insert(MetricPoint), [{"job_id": 1, "at": 0, **point} for point in points])
     return made
 
