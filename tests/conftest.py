@@ -101,7 +101,7 @@ def no_supervisor() -> Iterator[None]:
 def tables_made_once() -> Iterator[None]:
     """The migrations of an empty database are run once; then what they have made is copied."""
     made: dict[str, sqlite3.Connection] = {}  # revision -> a database with its tables
-    run = migrate._run_alembic
+    run = migrate.run_migrations
 
     def repeat() -> None:
         place, revision = engine_for(settings().url).url, migrate.newest_revision()
@@ -119,7 +119,7 @@ def tables_made_once() -> Iterator[None]:
         return None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(migrate, "_run_alembic", repeat)
+        patch.setattr(migrate, "run_migrations", repeat)
         yield
 
 

@@ -18,7 +18,7 @@ from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.dialects.choice import dialect_of
 from backend.store.json_column import JsonColumn, write_json
-from backend.store.migrate import upgrade_on
+from backend.store.migrate import run_migrations
 from backend.store.session import engine_for
 from backend.store.states import LIVE
 from backend.store.tables import Job, Table
@@ -46,7 +46,7 @@ def move_database(url: str, told: Told = lambda table, rows: None) -> int:
     with ExitStack() as held:
         here = held.enter_context(_frozen(source))
         there = held.enter_context(_emptied(target))
-        upgrade_on(there)
+        run_migrations(there)
         rows = sum(_move(here, there, table, told) for table in Table.metadata.sorted_tables)
         dialect_of(there).count_on(there, Table.metadata)
     return rows

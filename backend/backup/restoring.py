@@ -17,7 +17,7 @@ from backend.backup.writing import check_room, interrupt_live_runs
 from backend.errors import BackupError
 from backend.settings import settings
 from backend.store.copies import only_tables, opened
-from backend.store.migrate import upgrade_on
+from backend.store.migrate import run_migrations
 from backend.store.tables import Job, Table
 
 STAGING = ".restoring"
@@ -60,7 +60,7 @@ def _prepare(database: Path, archive: ArchiveReader) -> None:
         if not only_tables(database):
             raise archive.damaged("Its database holds more than tables.")
         with opened(database) as engine, engine.begin() as connection:
-            upgrade_on(connection)
+            run_migrations(connection)
             missing = Table.metadata.tables.keys() - {*inspect(connection).get_table_names()}
         if missing:
             raise archive.damaged(f"Its database has no table {min(missing)}.")

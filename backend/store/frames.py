@@ -112,6 +112,5 @@ def tensor_table(run: str | int) -> pd.DataFrame:
 
 
 def profile_names(run: str | int) -> pd.DataFrame:
-    """The stored profiles of a run: columns tensor, block, module, stage, name, step."""
-    columns = ["tensor", "block", "module", "stage", "name", "step"]
-    return pd.DataFrame(queries.profile_rows(run), columns=columns)
+    """The stored profiles of a run: `queries.PROFILE_COLUMNS`."""
+    return pd.DataFrame(queries.profile_rows(run), columns=[*queries.PROFILE_COLUMNS])

@@ -4,7 +4,6 @@ nothing to do."""
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from sqlalchemy import Connection, inspect, text
@@ -61,34 +60,18 @@ def upgrade() -> None:
     lock.parent.mkdir(exist_ok=True)
     with FileLock(lock):
         if current_revision() != newest_revision():
-            _run_alembic()
+            run_migrations()
 
 
-def alembic_config() -> Any:
-    """The Alembic config of the migrations. `attributes["connection"]`, where it is set, is what
-    they run on, in its transaction, in place of the database of the settings."""
-    from alembic.config import Config  # slow import, needed once per release
+def run_migrations(connection: Connection | None = None) -> None:
+    """Migrate the database of the settings; or another one, in the transaction of a connection."""
+    from alembic import command  # slow imports, needed once per release
+    from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return config
-
-
-def upgrade_on(connection: Connection) -> None:
-    """Make the tables in the transaction of a connection."""
-    config = alembic_config()
     config.attributes["connection"] = connection
-    _run(config)
-
-
-def _run_alembic() -> None:
-    _run(alembic_config())
-
-
-def _run(config: Any) -> None:
-    from alembic import command
-    from alembic.util import CommandError
-
     try:
         command.upgrade(config, "head")
     except CommandError as error:

@@ -7,7 +7,7 @@ from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, Text, cast, exists, func, select
+from sqlalchemy import ColumnElement, Row, Select, Text, cast, exists, func, select
 from sqlalchemy.orm import Session
 
 from backend.errors import NotFoundError
@@ -38,6 +38,7 @@ from backend.store.tables import (
 MAX_VARIABLES = 5_000  # in one statement
 SHOWN = Job.removed_at.is_(None)
 POINT_COLUMNS = [getattr(MetricPoint, name) for name in (*KEY_COLUMNS, "step", "value", "at")]
+PROFILE_COLUMNS = ("tensor", "block", "module", "stage", "name", "step")
 
 
 def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
@@ -133,8 +134,7 @@ def same(kind: str, configs: Iterable[dict[str, Any]]) -> list[Job]:
 
 def reproductions(run: str | int) -> list[Job]:
     """The runs that repeat this one, oldest first."""
-    query = select(Job).where(SHOWN, Job.parent == job_id(run)).order_by(Job.id)
-    return fetched(query)
+    return fetched(select(Job).where(SHOWN, Job.parent == job_id(run)).order_by(Job.id))
 
 
 def cursor() -> tuple[Any, ...]:
@@ -318,8 +318,7 @@ def curve_points(run: str | int) -> list[Row[Any]]:
 
 def curve_rows(run: str | int) -> list[dict[str, Any]]:
     """All curve points of a run: the columns of the key, step, value, at."""
-    names = [column.key for column in POINT_COLUMNS]
-    return [dict(zip(names, point, strict=True)) for point in curve_points(run)]
+    return [dict(point._mapping) for point in curve_points(run)]
 
 
 def tensor_rows(run: str | int) -> list[dict[str, Any]]:
@@ -343,10 +342,9 @@ def tensor_rows(run: str | int) -> list[dict[str, Any]]:
 
 
 def profile_rows(run: str | int) -> list[dict[str, Any]]:
-    """The stored profiles of a run: tensor, block, module, stage, name, step."""
-    columns = ("tensor", "block", "module", "stage", "name", "step")
+    """The stored profiles of a run: `PROFILE_COLUMNS`."""
     query = (
-        select(*[getattr(ProfileRow, column) for column in columns])
+        select(*[getattr(ProfileRow, column) for column in PROFILE_COLUMNS])
         .where(ProfileRow.job_id == job_id(run))
         .order_by(
             ProfileRow.block, ProfileRow.module, ProfileRow.name, ProfileRow.step, ProfileRow.stage
@@ -358,8 +356,7 @@ def profile_rows(run: str | int) -> list[dict[str, Any]]:
 
 def runs_with_weights() -> list[Job]:
     """Runs with stored weight statistics, newest first."""
-    has_rows = exists(select(TensorRow.job_id).where(TensorRow.job_id == Job.id))
-    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
+    return _runs_where(exists().where(TensorRow.job_id == Job.id))
 
 
 def _mark(run: str | int, *tables: type[TensorRow | Result | ProfileRow]) -> tuple[Any, ...] | None:
@@ -380,10 +377,11 @@ def weights_mark(run: str | int) -> tuple[Any, ...] | None:
 
 def runs_with_profile(name: str) -> list[Job]:
     """Runs with a stored profile of that name, newest first."""
-    has_rows = exists(
-        select(ProfileRow.job_id).where(ProfileRow.job_id == Job.id, ProfileRow.name == name)
-    )
-    return fetched(select(Job).where(SHOWN, has_rows).order_by(Job.id.desc()))
+    return _runs_where(exists().where(ProfileRow.job_id == Job.id, ProfileRow.name == name))
+
+
+def _runs_where(condition: ColumnElement[bool]) -> list[Job]:
+    return fetched(select(Job).where(SHOWN, condition).order_by(Job.id.desc()))
 
 
 def profiles_mark(run: str | int) -> tuple[Any, ...] | None:

@@ -4,11 +4,12 @@ SQLite: one writer at a time, who holds the write lock from the beginning of a t
 whatever reads, decides and writes in one transaction is alone. PostgreSQL: many writers. A
 transaction locks what it decides about: rows by `SELECT … FOR UPDATE` (`session.locked`, ignored by
 SQLite), what has no row by a `NamedLock`."""
+# ruff: noqa: B027
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def driver_connection(connection: Connection) -> Any:
 
 
 class Dialect(ABC):
-    """One kind of database.
+    """One kind of database. Where a method is not abstract, there is a kind that has nothing to do:
+    an SQLite file is alone while it is written; a server looks after itself.
 
     Attributes:
         title: its name, for people.
@@ -65,31 +67,32 @@ class Dialect(ABC):
     def prepare(self, engine: Engine) -> None:
         """Set up a new engine."""
 
-    @abstractmethod
     def for_reading(self, engine: Engine) -> Engine:
         """The engine of transactions that see one state of the database, and write nothing."""
+        return engine
 
-    @abstractmethod
-    def turn(self, engine: Engine) -> AbstractContextManager[None]:
+    @contextmanager
+    def turn(self, engine: Engine) -> Iterator[None]:
         """A context in which it is this process's turn to write."""
+        yield
 
-    @abstractmethod
-    def surviving_power_cuts(self, connection: Connection) -> AbstractContextManager[None]:
+    @contextmanager
+    def surviving_power_cuts(self, connection: Connection) -> Iterator[None]:
         """A context whose commits survive a power cut, too, not only a crash of this process."""
+        yield
 
-    @abstractmethod
     def file(self, url: URL) -> Path | None:
         """The file of the database; None if it is not one that this process can read."""
+        return None
 
-    @abstractmethod
     def files(self, url: URL) -> list[Path]:
         """The files that make up the database, of those that exist."""
+        return []
 
     @abstractmethod
     def users(self, engine: Engine) -> list[str]:
         """The other processes that use the database, as a person can find them."""
 
-    @abstractmethod
     def freeze(self, connection: Connection, tables: MetaData) -> None:
         """Let nobody else write to these tables until the end of the transaction, however long."""
 
@@ -106,11 +109,10 @@ class Dialect(ABC):
         """Insert rows, or replace those with the same key; of several with one key the last. Each
         has a value for every column."""
 
-    @abstractmethod
     def now_ms(self, session: Session) -> int | None:
         """The database's time, UTC milliseconds since 1970; None if it is that of this machine."""
+        return None
 
-    @abstractmethod
     def lock(self, connection: Connection, lock: NamedLock) -> None:
         """Hold a lock until the end of the transaction, waiting for it."""
 
@@ -118,11 +120,10 @@ class Dialect(ABC):
     def try_lock(self, connection: Connection, lock: NamedLock) -> bool:
         """Whether this connection now holds a lock, until it is closed."""
 
-    @abstractmethod
     def among(self, column: Any, numbers: Sequence[int]) -> ColumnElement[bool]:
         """Whether a column holds one of these thousands of numbers."""
+        return column.in_(numbers)
 
-    @abstractmethod
     def after_migration(self, connection: Connection) -> None:
         """Make tables alike that migrations make differently."""
 
@@ -134,10 +135,8 @@ class Dialect(ABC):
     def bytes(self, engine: Engine) -> int:
         """The bytes the database takes."""
 
-    @abstractmethod
     def count_on(self, connection: Connection, tables: MetaData) -> None:
         """Number the next row of each table after the largest number there is."""
 
-    @abstractmethod
     def shrink_log(self, engine: Engine) -> None:
         """Write what the log holds into the database, if that is for us to do."""

@@ -1,9 +1,8 @@
 """PostgreSQL: the tables on a server, for more than one machine."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,20 +49,6 @@ class PostgreSQL(Dialect):
 
     def for_reading(self, engine: sa.Engine) -> sa.Engine:
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-
-    @contextmanager
-    def turn(self, engine: sa.Engine) -> Iterator[None]:
-        yield
-
-    @contextmanager
-    def surviving_power_cuts(self, connection: sa.Connection) -> Iterator[None]:
-        yield
-
-    def file(self, url: sa.URL) -> None:
-        return None
-
-    def files(self, url: sa.URL) -> list[Path]:
-        return []
 
     def users(self, engine: sa.Engine) -> list[str]:
         with engine.connect() as connection:
@@ -148,9 +133,6 @@ class PostgreSQL(Dialect):
                 largest = sa.select(sa.func.max(number)).scalar_subquery()
                 following = sa.func.greatest(sa.func.coalesce(largest, 0) + 1, 1)
                 connection.execute(sa.select(sa.func.setval(sequence, following, False)))
-
-    def shrink_log(self, engine: sa.Engine) -> None:
-        """The server does."""
 
 
 def _array(column: sa.Column[Any], rows: Iterable[Mapping[str, Any]]) -> list[Any]:

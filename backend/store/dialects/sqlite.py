@@ -12,7 +12,6 @@ import psutil
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.orm import Session
 
 from backend.store.dialects.base import BUSY_MS, Dialect, NamedLock, driver_connection
 
@@ -32,9 +31,6 @@ class SQLite(Dialect):
     def prepare(self, engine: sa.Engine) -> None:
         sa.event.listen(engine, "connect", _tune_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
-
-    def for_reading(self, engine: sa.Engine) -> sa.Engine:
-        return engine
 
     @contextmanager
     def turn(self, engine: sa.Engine) -> Iterator[None]:
@@ -81,9 +77,6 @@ class SQLite(Dialect):
                     found.append(str(process.pid))
         return found
 
-    def freeze(self, connection: sa.Connection, tables: sa.MetaData) -> None:
-        """A write transaction is alone already."""
-
     def insert_all(
         self, connection: sa.Connection, table: sa.TableClause, rows: Sequence[Sequence[Any]]
     ) -> None:
@@ -98,30 +91,15 @@ class SQLite(Dialect):
         if rows:
             connection.execute(_upsert(table), rows)
 
-    def now_ms(self, session: Session) -> None:
-        return None
-
-    def lock(self, connection: sa.Connection, lock: NamedLock) -> None:
-        """A write transaction is alone already."""
-
     def try_lock(self, connection: sa.Connection, lock: NamedLock) -> bool:
         """A lock in the data folder keeps other processes away."""
         return True
-
-    def among(self, column: Any, numbers: Sequence[int]) -> sa.ColumnElement[bool]:
-        return column.in_(numbers)
-
-    def after_migration(self, connection: sa.Connection) -> None:
-        """Migrations are written for SQLite."""
 
     def version(self, engine: sa.Engine) -> str:
         return sqlite3.sqlite_version
 
     def bytes(self, engine: sa.Engine) -> int:
         return sum(file.stat().st_size for file in self.files(engine.url))
-
-    def count_on(self, connection: sa.Connection, tables: sa.MetaData) -> None:
-        """It does."""
 
     def shrink_log(self, engine: sa.Engine) -> None:
         """Checkpoint the write-ahead log, in the supervisor only: SQLite before 3.51.3 may corrupt

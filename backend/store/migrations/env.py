@@ -11,7 +11,7 @@ from backend.store.dialects.choice import dialect_of
 from backend.store.session import engine_for
 from backend.store.tables import Table
 
-given = context.config.attributes.get("connection")
+given = context.config.attributes["connection"]
 engine = engine_for(settings().url).execution_options(immediate=True)
 
 with engine.begin() if given is None else nullcontext(given) as connection:
