@@ -47,10 +47,11 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
-    return service.enqueue(
-        old.kind, stored, actor, name=old.name, parent=old, cost=_cost(old.kind, config),
-        needs=needed_runs(stored), plan=queries.plan(old.id),
-    )  # fmt: skip
+    run = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
+    (job,) = service.enqueue_all(
+        old.kind, [run], actor, name=old.name, parent=old, cost=_cost(old.kind, config)
+    )
+    return job
 
 
 def _cost(kind: str, config: JobConfig) -> Estimate | None:

@@ -145,16 +145,18 @@ def submit(
     permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
+    runs = [new_run(config, cost, after)]
+    (job,) = service.enqueue_all(
+        kind, runs, actor, name=name, priority=priority, cost=cost, known=known
+    )
+    return job
+
+
+def new_run(config: JobConfig, cost: Estimate, after: Sequence[int] = ()) -> service.NewRun:
+    """What is queued of a config and its estimate; `after`: as of `submit`."""
     stored = config.model_dump(mode="json")
-    return service.enqueue(
-        kind, stored, actor, name=name, priority=priority, cost=cost, known=known,
-        needs=[*needed_runs(stored), *after], plan=stored_plan(cost), sizes=cost.sizes,
-    )  # fmt: skip
-
-
-def stored_plan(cost: Estimate) -> dict[str, Any] | None:
-    """The plan of a run as JSON; None of a kind without plans."""
-    return cost.plan.model_dump(mode="json") if cost.plan else None
+    plan = cost.plan.model_dump(mode="json") if cost.plan else None
+    return service.NewRun(stored, [*needed_runs(stored), *after], plan, cost.sizes)
 
 
 def command_line(

@@ -27,10 +27,9 @@ from backend.queue.actor import Actor
 from backend.settings import settings
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
-from jobs.fields.saved_models import needed_runs
 from jobs.kind import Estimate, JobConfig, kind_named, stage_labels
 from jobs.metrics import SECONDS
-from jobs.submit import checked, stored_plan
+from jobs.submit import checked, new_run
 
 MOST_FIELDS = 3
 MOST_RUNS = 64
@@ -99,14 +98,11 @@ def _bad_sweep(kind: str, field: str, why: str, do: str = "") -> ConfigError:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Runs to be queued; the estimate has the time of all together, the memory of the largest;
-    `plans`: for each config, what its run does to each layer, as JSON; None without one; `sizes`:
-    see `Requirements`."""
+    """Runs to be queued, what each will cost, and all together: their time, the largest memory."""
 
     configs: list[JobConfig]
+    estimates: list[Estimate]
     estimate: Estimate
-    plans: list[dict[str, Any] | None]
-    sizes: list[tuple[int, int] | None]
 
 
 def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
@@ -131,8 +127,7 @@ def plan(kind: str, values: Mapping[str, Any], sweep: Sweep) -> SweepPlan:
         seen[same] = described
         configs.append(config)
         estimates.append(estimate)
-    plans, sizes = [*map(stored_plan, estimates)], [each.sizes for each in estimates]
-    return SweepPlan(configs, _combined(estimates), plans, sizes)
+    return SweepPlan(configs, estimates, _combined(estimates))
 
 
 def _combined(estimates: Sequence[Estimate]) -> Estimate:
@@ -167,11 +162,8 @@ def queue(
     permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     made = plan(kind, values, sweep)
-    configs = [config.model_dump(mode="json") for config in made.configs]
-    return service.enqueue_all(
-        kind, configs, actor, name=name, priority=priority, cost=made.estimate,
-        needs=[*map(needed_runs, configs)], plans=made.plans, sizes=made.sizes,
-    )  # fmt: skip
+    runs = [*map(new_run, made.configs, made.estimates)]
+    return service.enqueue_all(kind, runs, actor, name=name, priority=priority, cost=made.estimate)
 
 
 # after the work -----------------------------------------------------------------------------------

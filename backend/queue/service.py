@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
@@ -44,6 +45,23 @@ def _queue_change() -> Iterator[Session]:
     wake_supervisor()
 
 
+@dataclass(frozen=True)
+class NewRun:
+    """A run to be queued.
+
+    Attributes:
+        config: validated.
+        needs: ids of the runs that must have succeeded before it starts.
+        plan: what it does to each layer, where its kind has plans.
+        sizes: bytes of the files it works on and of those it will save, where that is known.
+    """
+
+    config: dict[str, Any]
+    needs: Iterable[int] = ()
+    plan: dict[str, Any] | None = None
+    sizes: tuple[int, int] | None = None
+
+
 class EnqueueOptions(TypedDict, total=False):
     """Keywords of `enqueue_all`."""
 
@@ -55,23 +73,15 @@ class EnqueueOptions(TypedDict, total=False):
 
 
 def enqueue(
-    kind: str,
-    config: dict[str, Any],
-    actor: Actor,
-    *,
-    needs: Iterable[int] = (),
-    plan: dict[str, Any] | None = None,
-    sizes: tuple[int, int] | None = None,
-    **options: Unpack[EnqueueOptions],
+    kind: str, config: dict[str, Any], actor: Actor, **options: Unpack[EnqueueOptions]
 ) -> Job:
-    """Enqueue one job; see `enqueue_all`."""
-    jobs = enqueue_all(kind, [config], actor, needs=[needs], plans=[plan], sizes=[sizes], **options)
-    return jobs[0]
+    """Enqueue one job that needs no other and has no plan; see `enqueue_all`."""
+    return enqueue_all(kind, [NewRun(config)], actor, **options)[0]
 
 
 def enqueue_all(
     kind: str,
-    configs: Sequence[dict[str, Any]],
+    runs: Sequence[NewRun],
     actor: Actor,
     *,
     name: str = "",
@@ -79,82 +89,65 @@ def enqueue_all(
     parent: Job | None = None,
     cost: Cost | None = None,
     known: Mapping[str, Any] | None = None,
-    needs: Sequence[Iterable[int]] = (),
-    plans: Sequence[dict[str, Any] | None] = (),
-    sizes: Sequence[tuple[int, int] | None] = (),
 ) -> list[Job]:
-    """Enqueue jobs with validated configs, all or none. Several jobs form a sweep, identified by
-    the id of its first job.
+    """Enqueue jobs, all or none. Several jobs form a sweep, identified by the id of its first job.
 
     Args:
         parent: the run they repeat; its frozen settings are reused.
         cost: total estimated cost; required for guests.
         known: beforehand, for the environment of each.
-        needs: for each, ids of the runs that must have succeeded before it starts.
-        plans: for each, what it does to each layer, where its kind has plans.
-        sizes: for each, bytes of the files it works on and of those it will save.
 
     Raises:
         ForbiddenError, ConfigError: not permitted; the priority is out of bounds.
     """
     permissions.require_adding(actor)
-    permissions.require_small(actor, cost, len(configs))
-    lane = _lane(cost, len(configs))
+    permissions.require_small(actor, cost, len(runs))
+    lane = _lane(cost, len(runs))
     if actor.role != "host":  # whose runs come behind all others
         priority, lane = permissions.GUEST_PRIORITY, Lane.SLOTS
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         why = f"It must be {-MAX_PRIORITY} to {MAX_PRIORITY}."
         raise ConfigError("The priority was not accepted.", why, "", "priority")
-    jobs = [_new_job(kind, each, actor, name, parent, cost, len(configs)) for each in configs]
-    for job in jobs:
-        job.environment = {**job.environment, **(known or {})}
+    about = {**_estimated(cost, len(runs)), **(known or {})}
+    jobs = [
+        Job(
+            kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature,
+            config=run.config, config_hash=config_hash(kind, run.config), plan=run.plan,
+            environment=_environment(run, parent) | about, retries_left=RETRIES,
+            parent=parent.id if parent else None, priority=priority, lane=lane,
+        )
+        for run in runs
+    ]  # fmt: skip
     with _queue_change() as session:
         permissions.require_free(session, actor)
-        number = first_number(session)
-        for place, job in enumerate(jobs):
-            job.priority, job.lane = priority, lane
-            job.plan = plans[place] if plans else None
-            if size := sizes[place] if sizes else None:
-                named = dict(zip((SOURCE_BYTES, PREDICTED_BYTES), size, strict=True))
-                job.environment = job.environment | named
+        if (number := first_number(session)) is not None:
+            jobs[0].id = number
+        for job, run in zip(jobs, runs, strict=True):
             job.created_at = job.queued_at = database_ms(session)
-            if place == 0 and number is not None:
-                job.id = number
             session.add(job)
             session.flush()  # individually, so that ids follow the order of the configs
             job.sweep = jobs[0].id if len(jobs) > 1 else None
-            mine = dict.fromkeys(needs[place] if needs else ())
-            session.add_all(Need(job_id=job.id, needed_id=other) for other in mine)
+            needed = dict.fromkeys(run.needs)
+            session.add_all(Need(job_id=job.id, needed_id=other) for other in needed)
             repeats = f"repeats {parent.run}" if parent else ""
             note(session, job.id, "queued", actor.signature, repeats)
     return jobs
 
 
-def _new_job(
-    kind: str,
-    config: dict[str, Any],
-    actor: Actor,
-    name: str,
-    parent: Job | None,
-    cost: Cost | None,
-    number: int,
-) -> Job:
-    """The row of a job, one of `number` of that estimated cost."""
+def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
+    """The settings and variables a run will find, and the sizes of its files."""
     frozen = parent.environment.get("settings") if parent else None
-    environment = {
-        "settings": frozen or {**settings().for_jobs(), **_inputs(config)},
-        VARIABLES: submission_variables(),
-        **(_estimated(cost, number) if cost else {}),
-    }
-    return Job(
-        kind=kind, name=one_line(name)[:RUN_NAME_LETTERS], owner=actor.signature, config=config,
-        config_hash=config_hash(kind, config), parent=parent.id if parent else None,
-        retries_left=RETRIES, environment=environment,
-    )  # fmt: skip
+    sizes = zip((SOURCE_BYTES, PREDICTED_BYTES), run.sizes or (), strict=False)
+    return {
+        "settings": frozen or {**settings().for_jobs(), **_inputs(run.config)},
+        VARIABLES: submission_variables(), **dict(sizes),
+    }  # fmt: skip
 
 
-def _estimated(cost: Cost, number: int) -> dict[str, float]:
+def _estimated(cost: Cost | None, number: int) -> dict[str, float]:
     """What is kept of the estimate of each of `number` jobs, beside what it will really take."""
+    if cost is None:
+        return {}
     seconds = {} if cost.seconds is None else {ESTIMATED_SECONDS: round(cost.seconds / number, 1)}
     return seconds | {ESTIMATED_BYTES: int(cost.bytes)}
 

@@ -318,7 +318,7 @@ def test_a_guest_cannot_sweep_nor_choose_a_priority(open_to_guests: Visit) -> No
     guest = Actor("guest-1", "guest")
     estimate = submit.checked("sds", SMALL)[1]
     with pytest.raises(ForbiddenError, match="one run at a time"):
-        service.enqueue_all("sds", [SMALL, SMALL], guest, cost=estimate)
+        service.enqueue_all("sds", [service.NewRun(SMALL)] * 2, guest, cost=estimate)
     with pytest.raises(ForbiddenError, match="cannot be estimated"):
         service.enqueue("sds", SMALL, guest)
     job = service.enqueue("sds", SMALL, guest, priority=10**6, cost=estimate)
