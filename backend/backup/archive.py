@@ -47,3 +47,15 @@ class Manifest(BaseModel):
 
 def silent(done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
+
+
+def counted(progress: Progress, total: int) -> Callable[[int], None]:
+    """What tells a `Progress` of bytes that have been done."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return advance

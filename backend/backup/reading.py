@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from backend.backup.archive import BLOCK, MANIFEST, TOPS, Manifest, Progress
+from backend.backup.archive import BLOCK, MANIFEST, TOPS, Manifest, Progress, counted
 from backend.backup.writing import HashingReader
 from backend.errors import BackupError
 from backend.settings import settings
@@ -110,13 +110,7 @@ class ArchiveReader:
 
     def unpack(self, folder: Path, progress: Progress) -> None:
         """Unpack all files into a folder, and compare them with their checksums."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(done, self.manifest.bytes)
-
+        advance = counted(progress, self.manifest.bytes)
         for name, expected in self.manifest.files.items():
             source = self._archive.extractfile(self._entries[name])
             assert source is not None  # a regular file

@@ -26,6 +26,7 @@ from backend.backup.archive import (
     ArchivedFile,
     Manifest,
     Progress,
+    counted,
     silent,
 )
 from backend.errors import BackupError
@@ -188,13 +189,7 @@ def _below(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _write(partial: Path, files: list[SourceFile], manifest: Manifest, progress: Progress) -> None:
-    total, done = sum(file.bytes for file in files), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
+    advance = counted(progress, sum(file.bytes for file in files))
     with partial.open("wb") as output, tarfile.open(fileobj=output, mode="w") as archive:
         for file in files:
             if archived := _add(archive, file, advance):

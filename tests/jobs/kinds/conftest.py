@@ -1,12 +1,14 @@
-"""The models of runs as others read them."""
+"""The models of runs as others read them, and texts of one's own."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from backend.models.loading import load
 from backend.queue.folders import run_folder
 from backend.text.slices import evaluation_slice
+from tests.conftest import Given
 
 Reload = Callable[[str, int], dict[str, float]]
 
@@ -22,3 +24,10 @@ def reloaded(plain_transformers: Callable[..., dict[str, float]]) -> Reload:
         return plain_transformers(folder=folder, ids=text.input_ids.tolist())
 
     return measured
+
+
+@pytest.fixture
+def texts(queue: Path, tmp_path: Path, given: Given) -> Path:
+    """The folder of one's own texts and prompts."""
+    given(TEXT_DIR=str(tmp_path))
+    return tmp_path

@@ -30,7 +30,6 @@ from jobs.amphista.estimate import (
 from jobs.metrics import metric
 from jobs.reproduction import compare
 from jobs.submit import checked
-from tests.conftest import Given
 from tests.drafters.toys import base, drafter_of
 from tests.queue.conftest import Wait, succeeded
 
@@ -114,13 +113,6 @@ def test_answers_that_do_not_fit_into_memory_are_refused(
     assert refused.value.field == "answer_tokens"
     facts = inspect("smollm2-135m")
     assert cached_values(facts) == facts.blocks * 2 * 192
-
-
-@pytest.fixture
-def texts(queue: Path, tmp_path: Path, given: Given) -> Path:
-    """The folder of one's own prompts."""
-    given(TEXT_DIR=str(tmp_path))
-    return tmp_path
 
 
 def test_the_memory_for_long_prompts_of_a_file_is_counted(texts: Path) -> None:

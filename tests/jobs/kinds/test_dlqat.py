@@ -27,7 +27,6 @@ from jobs.dlqat.kind import verdict
 from jobs.operations.details import _run_text
 from jobs.record import record
 from jobs.submit import checked, submit
-from tests.conftest import Given
 from tests.jobs.kinds.conftest import Reload
 from tests.queue.conftest import HOST, Wait, succeeded
 
@@ -99,12 +98,9 @@ def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait, bit
     assert figures(plain, "bytes/slimscope")["rtn"] > size
 
 
-def test_instructions_and_another_format(wait: Wait, tmp_path: Path, given: Given) -> None:
-    texts = tmp_path / "texts"
-    texts.mkdir()
+def test_instructions_and_another_format(wait: Wait, texts: Path) -> None:
     lines = [{"instruction": f"Tell of dog {n}.", "output": f"Dog {n} ran."} for n in range(80)]
     (texts / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given(TEXT_DIR=str(texts))
     job = finished(
         wait, training_text="file:asked.jsonl", format="gptq_v2", grid="zero-point",
         stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
@@ -115,11 +111,8 @@ def test_instructions_and_another_format(wait: Wait, tmp_path: Path, given: Give
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
 
 
-def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, tmp_path, given):
-    texts = tmp_path / "texts"
-    texts.mkdir()
+def test_training_text_that_is_too_short_is_said_by_the_run(wait: Wait, texts: Path) -> None:
     (texts / "short.txt").write_text("The dog ran home. " * 30)
-    given(TEXT_DIR=str(texts))
     job = submit("dlqat", {**SMALL, "training_text": "file:short.txt", "batch": 64}, HOST)
     assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.FAILED
     assert "too little text to train on" in json.dumps(queries.job(job.id).error)

@@ -15,7 +15,7 @@ from backend.store.tables import Job
 from jobs.operations.budget import budget
 from jobs.profile.profiles import WEIGHTS_MARK, newest_profile, profile_of_run
 from jobs.submit import submit
-from tests.queue.conftest import HOST, Wait
+from tests.queue.conftest import HOST, Wait, succeeded
 
 SMALL = {
     "model": "toy", "context": 32, "segments": 4,
@@ -48,13 +48,10 @@ def test_what_cannot_work_is_refused_beside_its_field(
 def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
     with pytest.raises(NotFoundError, match="no sensitivity profile of toy"):
         budget("toy", bits="3")
-    job = submit("profile", SMALL, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    job = succeeded(wait, "profile", SMALL)
     profile = newest_profile("toy")
     assert profile.run == job.run and len(profile.layers) == 22  # and the embedding
-    assert queries.job(job.id).environment[WEIGHTS_MARK] == fingerprint(
-        TOY_FOLDER.glob("*.safetensors")
-    )
+    assert job.environment[WEIGHTS_MARK] == fingerprint(TOY_FOLDER.glob("*.safetensors"))
     kl, error = profile.figure("kl"), profile.figure("error")
     layers, embedding = [True, False, True, False, *[False] * 3], [*[False] * 4, *[True] * 3]
     assert sorted(np.isfinite(kl).tolist()) == sorted([layers] * 21 + [embedding])
@@ -88,24 +85,19 @@ def test_a_profile_is_measured_once_and_answers_budgets(wait: Wait) -> None:
 
 def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     """Budget -> plan of each method; a search on the same profile -> allocation of another run."""
-    made = submit("profile", SMALL | {"measured": ""}, HOST)
-    assert wait(made.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
+    succeeded(wait, "profile", SMALL | {"measured": ""})
     pruned = queries.plan(submit("sds", {"model": "toy", "allocation": "budget:40%"}, HOST).id)
     assert pruned and {"50%", "2:4"} >= {group["pattern"] for group in pruned["groups"]}
     config = {"model": "toy", "allocation": "budget:3bits", "packed": False, "stages": "gptq",
               "overrides": "mlp.down_proj=int4-g64", "context": 32, "segments": 4, "windows": 4,
               "sample_tokens": 0}  # fmt: skip
-    job = submit("dlqat", config, HOST)
-    assert wait(job.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(job.id).error
+    job = succeeded(wait, "dlqat", config)
     quantized = queries.plan(job.id)
     assert quantized is not None
     layout = read_layout(run_folder(job.run) / "model")
     assert {layout.of(f"model.layers.{b}.mlp.down_proj").bits for b in range(3)} == {4}
     assert {each.bits for each in layout.linears} == {2, 4}
-    gguf = submit("gguf", {"model": job.run}, HOST)
-    assert wait(gguf.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(
-        gguf.id
-    ).error
+    succeeded(wait, "gguf", {"model": job.run})
     groups = {group["bits"]: group["layers"] for group in quantized["groups"]}
     assert {*groups} == {2, 4} and sum("down_proj" in name for name in groups[4]) == 3
     lines = [f"{name}=int{bits}-g64" for bits, names in groups.items() for name in names]
@@ -128,9 +120,7 @@ def test_runs_take_the_mix_of_a_budget_and_of_a_search(wait: Wait) -> None:
     )  # fmt: skip
     with pytest.raises(ConfigError, match="has found no mix yet"):
         submit("dlqat", config | {"allocation": search.run}, HOST)
-    assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED, queries.job(
-        search.id
-    ).error
+    assert wait(search.id, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     measured = {(r.stage, str(r.metric)): r.value for r in queries.results([search.id])}
     assert {"dense", "solver", "search"} == {
         stage for stage, name in measured if name == "perplexity"
