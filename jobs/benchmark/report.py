@@ -6,11 +6,14 @@ speed-up.
 up to the prefill, which is part of every response and not sped up.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 
 from backend.metric_key import MetricKey
 from backend.store import queries
@@ -40,6 +43,10 @@ def decoder_label(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def _path(name: str | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(int, name.split("."))) if isinstance(name, str) else name
+
+
 @dataclass
 class DecoderReport:
     """Measurements of one decoder.
@@ -54,6 +61,7 @@ class DecoderReport:
         nodes: of its tree at most, the root included; tree: the tree in words.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str
     kind: str = ""
     nodes: int = 1
@@ -66,7 +74,9 @@ class DecoderReport:
     first_difference: int | None = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
-    hits: dict[tuple[int, ...], float] = field(default_factory=dict)
+    hits: dict[Annotated[tuple[int, ...], BeforeValidator(_path)], float] = field(
+        default_factory=dict
+    )
     milliseconds: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
     tree: str = ""
@@ -78,19 +88,8 @@ class DecoderReport:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "DecoderReport":
-        """The report that `record` made; JSON knows neither tuples nor numbers as keys."""
-        return cls(
-            **dict(record)
-            | {
-                "ranges": {m: (low, high) for m, (low, high) in record.get("ranges", {}).items()},
-                "lengths": {int(length): n for length, n in record.get("lengths", {}).items()},
-                "hits": {
-                    tuple(map(int, name.split("."))): share
-                    for name, share in record.get("hits", {}).items()
-                },
-                "tasks": {task: (up, n) for task, (up, n) in record.get("tasks", {}).items()},
-            }
-        )
+        """The report that `record` made. Raises ValueError, TypeError: it is none."""
+        return REPORT.validate_json(json.dumps(record), strict=True)
 
     def speed_up_range(self, task: str = "") -> tuple[float, float]:
         """Lowest and highest speed-up over the rounds, of all prompts or those of a task."""
@@ -138,11 +137,14 @@ class DecoderReport:
         return self.name.endswith(COMBINED)
 
 
+REPORT = TypeAdapter(DecoderReport)
+
+
 def decoder_reports(run: str | int) -> list[DecoderReport]:
     """The decoders of a benchmark, vanilla first, then the fastest; a damaged row is none."""
     reports: list[DecoderReport] = []
     for row in queries.decoder_rows(run):
-        with suppress(TypeError, ValueError, AttributeError):
+        with suppress(TypeError, ValueError):
             reports.append(DecoderReport.from_record(row.report))
     return sorted(reports, key=lambda report: (report.name != VANILLA, -report.speed_up))
 

@@ -44,13 +44,7 @@ FLOAT32_COST = 2.0  # of float32 products over bfloat16 ones, where those are us
 FAKE_QUANT_FLOPS = 300.0  # of one weight: its code is computed again, forward and backward
 ACTIVATION_COPIES = 40  # values of hidden size that one token keeps in one block
 ROUNDED_COPIES = 12  # of a block's weights where they are rounded while they are trained
-ASYMMETRIC = (
-    "An asymmetric grid loads in transformers only with CompressedTensorsConfig(dequantize=True)."
-)
-
-PACKED_EMBEDDING = (
-    "A packed embedding loads in transformers only with CompressedTensorsConfig(dequantize=True)."
-)
+UNPACKED = "{} loads in transformers only with CompressedTensorsConfig(dequantize=True)."
 
 
 def requirements(config: DLQATJob) -> Requirements:
@@ -67,9 +61,9 @@ def requirements(config: DLQATJob) -> Requirements:
     warnings += check_quality(config, context_length(config, facts))
     packed = config.format == "compressed-tensors"
     if packed and any(group.grid == "zero-point" for group in planned.groups):
-        warnings += (ASYMMETRIC,)
+        warnings += (UNPACKED.format("An asymmetric grid"),)
     elif packed and planned.embedding and facts.embeddings[0].name in planned.embedding.layers:
-        warnings += (PACKED_EMBEDDING,)
+        warnings += (UNPACKED.format("A packed embedding"),)
     require_context(config.length, facts, "Training sequences", "length")
     if config.training_text != SAME:
         require_text(config.training_text, "calibration_text", "training_text")
