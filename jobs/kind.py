@@ -55,19 +55,12 @@ class JobConfig(Options):
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """Disk a run needs at its peak.
+    """Disk a run needs at its peak."""
 
-    Attributes:
-        bytes: an estimate from above.
-        contents: what takes it, as in "The hidden states".
-        do: what makes it smaller.
-        field: the config field that does.
-    """
-
-    bytes: float
-    contents: str
-    do: str
-    field: str
+    bytes: float  # an estimate from above
+    contents: str  # what takes it, as in "The hidden states"
+    do: str  # what makes it smaller
+    field: str  # the config field that does
 
 
 @dataclass(frozen=True)
@@ -104,32 +97,20 @@ class Requirements:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate(Requirements):
-    """What a run needs and will cost, shown before it is queued.
+    """What a run needs and will cost, shown before it is queued."""
 
-    Attributes:
-        seconds: expected duration; None when nothing is known.
-        bytes: expected peak memory.
-        basis: where the figures come from.
-    """
-
-    seconds: float | None
-    bytes: int
-    basis: str
+    seconds: float | None  # expected duration; None when nothing is known
+    bytes: int  # expected peak memory
+    basis: str  # where the figures come from
 
 
 @dataclass(frozen=True)
 class StageStyle:
-    """How charts draw a stage.
+    """How charts draw a stage."""
 
-    Attributes:
-        colour: a name of the palette of `ui.theme`, such as "blue".
-        dash: of its line, as Plotly names it; tells stages of one colour apart.
-        main: whether the method passes through it; else it is a control or a side result.
-    """
-
-    colour: str
-    dash: str = "solid"
-    main: bool = False
+    colour: str  # a name of the palette of `ui.theme`, such as "blue"
+    dash: str = "solid"  # of its line, as Plotly names it; tells stages of one colour apart
+    main: bool = False  # whether the method passes through it; else a control or a side result
 
 
 Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure a run ended with
@@ -137,17 +118,11 @@ Values = Mapping[tuple[str, MetricKey], float]  # (stage, metric) -> the figure 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """The one figure that says what a finished run achieved.
+    """The one figure that says what a finished run achieved."""
 
-    Attributes:
-        value: with its unit, such as "45 %".
-        label: what it is a figure of; continues the value.
-        text: a sentence with the figures it comes from.
-    """
-
-    value: str
-    label: str
-    text: str
+    value: str  # with its unit, such as "45 %"
+    label: str  # what it is a figure of; continues the value
+    text: str  # a sentence with the figures it comes from
 
 
 def capitalized(stage: str) -> str:

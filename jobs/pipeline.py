@@ -111,23 +111,17 @@ class PipelineFile(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """One run to be.
-
-    Attributes:
-        preset: whose values it begins with; given: those that were written.
-        anew: whether it works on the model the pipeline begins with.
-        alone: whether it is no step of the chain.
-        saves: what it leaves for later steps.
-    """
+    """One run to be."""
 
     kind: str
-    preset: str
-    given: dict[str, Any]
-    anew: bool = False
-    alone: bool = False
+    preset: str  # whose values it begins with
+    given: dict[str, Any]  # those that were written
+    anew: bool = False  # whether it works on the model the pipeline begins with
+    alone: bool = False  # whether it is no step of the chain
 
     @property
     def saves(self) -> str:
+        """What it leaves for later steps."""
         return kind_named(self.kind).saves
 
     def on(self, model: str, drafters: Sequence[str]) -> dict[str, Any]:

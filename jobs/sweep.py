@@ -174,20 +174,14 @@ Losses = Mapping[int, Mapping[str, Sequence[float]]]  # job -> stage -> loss of 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One figure of one combination, over its seeds.
+    """One figure of one combination, over its seeds."""
 
-    Attributes:
-        values: field -> value, of the fields that differ between the runs, without the seed.
-        spread: sample standard deviation; None of a single run.
-        n: runs that have this figure.
-    """
-
-    values: dict[str, Any]
+    values: dict[str, Any]  # field -> value, of those that differ between the runs, but the seed
     stage: str
     metric: MetricKey
     mean: float
-    spread: float | None
-    n: int
+    spread: float | None  # sample standard deviation; None of a single run
+    n: int  # runs that have this figure
 
     @property
     def label(self) -> str:

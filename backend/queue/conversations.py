@@ -160,17 +160,11 @@ def remove(number: int, actor: Actor) -> None:
 
 @dataclass(frozen=True)
 class StoredVote:
-    """A vote.
+    """A vote."""
 
-    Attributes:
-        choice: the best side, from 1, `TIE` or `BAD`.
-        blind: whether the voter did not see which model wrote what.
-        sides: the models, separated by commas.
-    """
-
-    choice: int
-    blind: bool
-    sides: str
+    choice: int  # the best side, from 1, `TIE` or `BAD`
+    blind: bool  # whether the voter did not see which model wrote what
+    sides: str  # the models, separated by commas
 
 
 def all_votes() -> list[StoredVote]:

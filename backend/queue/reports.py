@@ -30,19 +30,12 @@ NOT_SAVED = "The report was not saved."
 
 @dataclass(frozen=True)
 class ReportBlock:
-    """A part of a report.
+    """A part of a report."""
 
-    Attributes:
-        id: of this report alone; never used twice.
-        chart: of the registered chart; empty for a text.
-        query: the address the chart is drawn from, without page and question mark.
-        text: of the text, or the note below the chart.
-    """
-
-    id: int
-    chart: str = ""
-    query: str = ""
-    text: str = ""
+    id: int  # of this report alone; never used twice
+    chart: str = ""  # of the registered chart; empty for a text
+    query: str = ""  # the address the chart is drawn from, without page and question mark
+    text: str = ""  # of the text, or the note below the chart
 
     @property
     def runs(self) -> list[str]:

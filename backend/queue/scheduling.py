@@ -47,20 +47,14 @@ def queued() -> list[Job]:
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """Current status of the queue, shared by header, tables and pages.
-
-    Attributes:
-        states: how many runs are in each state; what is deleted or archived is not counted.
-        at: when it was read, by the clock of the database.
-        silent_since: when a cluster last answered the supervisor, if it does not now.
-    """
+    """Current status of the queue, shared by header, tables and pages."""
 
     live: list[Job]
     queued: list[Job]
-    states: dict[str, int]
+    states: dict[str, int]  # runs in each state, without those that are deleted or archived
     supervisor_alive: bool
-    at: int = 0
-    silent_since: int | None = None
+    at: int = 0  # when it was read, by the clock of the database
+    silent_since: int | None = None  # when a cluster last answered, if it does not now
 
     @cached_property
     def _positions(self) -> dict[int, int]:

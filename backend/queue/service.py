@@ -47,19 +47,12 @@ def _queue_change() -> Iterator[Session]:
 
 @dataclass(frozen=True)
 class NewRun:
-    """A run to be queued.
+    """A run to be queued."""
 
-    Attributes:
-        config: validated.
-        needs: ids of the runs that must have succeeded before it starts.
-        plan: what it does to each layer, where its kind has plans.
-        sizes: bytes of the files it works on and of those it will save, where that is known.
-    """
-
-    config: dict[str, Any]
-    needs: Iterable[int] = ()
-    plan: dict[str, Any] | None = None
-    sizes: tuple[int, int] | None = None
+    config: dict[str, Any]  # validated
+    needs: Iterable[int] = ()  # ids of the runs that must have succeeded before it starts
+    plan: dict[str, Any] | None = None  # what it does to each layer, where its kind has plans
+    sizes: tuple[int, int] | None = None  # bytes of the files it works on and of those it saves
 
 
 class EnqueueOptions(TypedDict, total=False):

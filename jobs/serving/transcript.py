@@ -37,20 +37,14 @@ class TranscriptStep:
 
 @dataclass
 class Transcript:
-    """The text of a side so far. The first pass is the prompt's.
-
-    Attributes:
-        end: a key of `ENDS`; empty while it goes on.
-        unused: its drafter drafts nothing, because no tree pays on this machine.
-        error: why it failed; `decoder`: what computed it, in words.
-    """
+    """The text of a side so far. The first pass is the prompt's."""
 
     passes: list[TranscriptStep] = field(default_factory=list)
-    end: str = ""
+    end: str = ""  # a key of `ENDS`; empty while it goes on
     rest: str = ""
-    unused: bool = False
-    error: str = ""
-    decoder: str = ""
+    unused: bool = False  # its drafter drafts nothing, because no tree pays on this machine
+    error: str = ""  # why it failed
+    decoder: str = ""  # what computed it, in words
 
     @property
     def complete(self) -> bool:
