@@ -202,12 +202,17 @@ def backup(queue: Path, tmp_path: Path, move_to: Move) -> Path:
 
 @contextmanager
 def rewritten(file: Path) -> Iterator[tuple[tarfile.TarFile, Manifest, dict[str, bytes]]]:
-    """A new archive in place of the old one, and what the old one held."""
+    """A new archive in place of the old one, with what the body leaves of the files it held, and of
+    its manifest, which comes last."""
     with tarfile.open(file) as old:
         held = {name: old.extractfile(name).read() for name in old.getnames()}
-    manifest = Manifest.model_validate_json(held.pop("manifest.json"))
+    manifest = Manifest.model_validate_json(held["manifest.json"])
     with tarfile.open(file, "w") as new:
         yield new, manifest, held
+        if "manifest.json" in held:
+            held["manifest.json"] = manifest.model_dump_json().encode()
+        for name, content in held.items():
+            add(new, name, content)
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> None:
@@ -223,36 +228,28 @@ def change_byte(file: Path) -> None:
 
 
 def newer(file: Path) -> None:
-    with rewritten(file) as (archive, manifest, held):
+    with rewritten(file) as (_, manifest, _):
         manifest.schema_revision = "9999"
-        for name, content in held.items():
-            add(archive, name, content)
-        add(archive, "manifest.json", manifest.model_dump_json().encode())
 
 
 def leave_out(file: Path) -> None:
-    with rewritten(file) as (archive, manifest, held):
-        add(archive, "results.db", held["results.db"])
-        add(archive, "manifest.json", manifest.model_dump_json().encode())
+    with rewritten(file) as (_, _, held):
+        del held["artifacts/count-0001/model/config.json"]
 
 
 def without_manifest(file: Path) -> None:
-    with rewritten(file) as (archive, _, held):
-        for name, content in held.items():
-            add(archive, name, content)
+    with rewritten(file) as (_, _, held):
+        del held["manifest.json"]
 
 
 def smuggle(name: str, kind: bytes = tarfile.REGTYPE, declared: bool = True) -> Callable[..., None]:
     """Adds an entry to the archive and to its manifest."""
 
     def change(file: Path) -> None:
-        with rewritten(file) as (archive, manifest, held):
-            for known, content in held.items():
-                add(archive, known, content)
+        with rewritten(file) as (archive, manifest, _):
             add(archive, name, b"x", kind)
             if declared:
                 manifest.files[name] = manifest.files["results.db"]
-            add(archive, "manifest.json", manifest.model_dump_json().encode())
 
     return change
 
@@ -262,7 +259,7 @@ def with_statement(statement: str) -> Callable[[Path], None]:
 
     def change(file: Path) -> None:
         database = file.with_name("changed.db")
-        with rewritten(file) as (archive, manifest, held):
+        with rewritten(file) as (_, manifest, held):
             database.write_bytes(held["results.db"])
             with closing(sqlite3.connect(database)) as opened:
                 opened.execute(statement)
@@ -270,9 +267,6 @@ def with_statement(statement: str) -> Callable[[Path], None]:
             held["results.db"] = content = database.read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             manifest.files["results.db"] = ArchivedFile(bytes=len(content), sha256=digest)
-            for name, content in held.items():
-                add(archive, name, content)
-            add(archive, "manifest.json", manifest.model_dump_json().encode())
 
     return change
 

@@ -55,7 +55,6 @@ ODD = 'Größe 😀 \\u0000 "q" \t\n\\N'  # as an escape, a tab and a NULL of CO
 KILLED = """
 import os, sys
 from backend.backup.moving import move_database
-from tests.conftest import Given
 move_database(sys.argv[1], lambda table, rows: table == "metric_points" and os._exit(9))
 """
 

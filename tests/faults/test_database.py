@@ -45,7 +45,6 @@ WRITER = f"""
 import sys
 from backend.store.session import writing, now_ms
 from backend.store.tables import MetricPoint
-from tests.conftest import Given
 for batch in range(10**6):
     with writing() as session:
         for i in range({ROWS}):

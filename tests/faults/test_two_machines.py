@@ -40,7 +40,6 @@ from backend.settings import settings
 from backend.store.dialects.base import NamedLock
 from backend.store.database_lock import DatabaseLock
 from backend.store.session import engine_for
-from tests.conftest import Given
 lock = DatabaseLock(engine_for(settings().url), NamedLock.SUPERVISOR)
 print(lock.is_held(), flush=True)
 input()
