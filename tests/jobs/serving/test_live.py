@@ -138,15 +138,8 @@ def test_why_tells_each_block(door: Door) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(door: Door, body: dict[str, Any], words: str) -> None:
-    events = (
-        door.ask(**{"state": "", **body})
-        if "want" not in body
-        else door.ask(
-            body["state"],
-            *body["want"],
-            **{k: v for k, v in body.items() if k not in ("state", "want")},
-        )
-    )
+    rest = {name: value for name, value in body.items() if name not in ("state", "want")}
+    events = door.ask(body["state"], *body.get("want", ()), **rest)
     assert [each["event"] for each in events if each["event"] in LAST] == [events[-1]["event"]]
     assert words in " ".join(map(str, events[-1].values()))
 
