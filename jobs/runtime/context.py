@@ -272,11 +272,6 @@ class JobContext:
         """Makes `should_stop` true."""
         self._stop.set()
 
-    def leave(self) -> None:
-        """Ends the process at once: another attempt holds the run."""
-        self.log("Another attempt holds this run; this process ends.")
-        os._exit(Exit.FENCED)
-
     def finish(self, outcome: str, **values: Any) -> None:
         """Writes everything that is left and the outcome, and stops beating."""
         self._closed.set()
@@ -328,7 +323,8 @@ class JobContext:
         try:
             self._figures.serve(self._closed.is_set, self._look)
         except LeaseLostError:
-            self.leave()
+            self.log("Another attempt holds this run; this process ends.")
+            os._exit(Exit.FENCED)
 
     def _look(self) -> None:
         """Reads what people want, and samples what the run takes of the machine. Whatever fails, a
