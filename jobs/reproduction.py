@@ -48,10 +48,8 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
     run = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
-    (job,) = service.enqueue_all(
-        old.kind, [run], actor, name=old.name, parent=old, cost=_cost(old.kind, config)
-    )
-    return job
+    cost = _cost(old.kind, config)
+    return service.enqueue(old.kind, run, actor, name=old.name, parent=old, cost=cost)
 
 
 def _cost(kind: str, config: JobConfig) -> Estimate | None:

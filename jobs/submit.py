@@ -145,11 +145,8 @@ def submit(
     permissions.require_adding(actor)
     rate_limit.require_changes_left(actor)  # before the config is looked into, which takes time
     config, cost = checked(kind, values)
-    runs = [new_run(config, cost, after)]
-    (job,) = service.enqueue_all(
-        kind, runs, actor, name=name, priority=priority, cost=cost, known=known
-    )
-    return job
+    run = new_run(config, cost, after)
+    return service.enqueue(kind, run, actor, name=name, priority=priority, cost=cost, known=known)
 
 
 def new_run(config: JobConfig, cost: Estimate, after: Sequence[int] = ()) -> service.NewRun:

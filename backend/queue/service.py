@@ -66,10 +66,11 @@ class EnqueueOptions(TypedDict, total=False):
 
 
 def enqueue(
-    kind: str, config: dict[str, Any], actor: Actor, **options: Unpack[EnqueueOptions]
+    kind: str, run: NewRun | dict[str, Any], actor: Actor, **options: Unpack[EnqueueOptions]
 ) -> Job:
-    """Enqueue one job that needs no other and has no plan; see `enqueue_all`."""
-    return enqueue_all(kind, [NewRun(config)], actor, **options)[0]
+    """Enqueue one run, or a config alone, which needs no other run; see `enqueue_all`."""
+    runs = [run if isinstance(run, NewRun) else NewRun(run)]
+    return enqueue_all(kind, runs, actor, **options)[0]
 
 
 def enqueue_all(
