@@ -47,9 +47,9 @@ def reproduce(run: str | int, actor: Actor) -> Job:
     check_intact(old.config)
     config = validated(old.kind, old.config)
     stored = config.model_dump(mode="json")
-    run = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
+    again = service.NewRun(stored, needed_runs(stored), queries.plan(old.id))
     cost = _cost(old.kind, config)
-    return service.enqueue(old.kind, run, actor, name=old.name, parent=old, cost=cost)
+    return service.enqueue(old.kind, again, actor, name=old.name, parent=old, cost=cost)
 
 
 def _cost(kind: str, config: JobConfig) -> Estimate | None:

@@ -65,9 +65,10 @@ def export_run(
 
 def _lines(job: tables.Job) -> Iterator[bytes]:
     """The rows of a run, itself first."""
-    others = ((table, "job_id") for table in tables.TABLES_OF_A_RUN.values())
+    keys: dict[type[tables.Table], str] = {tables.Job: "id"}
+    keys |= dict.fromkeys(tables.TABLES_OF_A_RUN.values(), "job_id")
     with reading() as session:
-        for table, key in ((tables.Job, "id"), *others):
+        for table, key in keys.items():
             columns = [getattr(table, column.key) for column in inspect(table).column_attrs]
             query = select(*columns).where(inspect(table).columns[key] == job.id)
             for rows in session.execute(query).mappings().partitions(BATCH):

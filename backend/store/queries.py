@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from sys import intern
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVarTuple
 
 from sqlalchemy import ColumnElement, Row, Select, Text, cast, exists, func, select
 from sqlalchemy.orm import Session
@@ -35,6 +35,7 @@ from backend.store.tables import (
     run_name,
 )
 
+Columns = TypeVarTuple("Columns")
 MAX_VARIABLES = 5_000  # in one statement
 SHOWN = Job.removed_at.is_(None)
 POINT_COLUMNS = [getattr(MetricPoint, name) for name in (*KEY_COLUMNS, "step", "value", "at")]
@@ -49,8 +50,8 @@ def batched(ids: Iterable[int], size: int) -> Iterator[list[int]]:
 
 
 def rows_among(
-    session: Session, query: Select[Any], column: Any, ids: Iterable[int]
-) -> Iterator[Row[Any]]:
+    session: Session, query: Select[*Columns], column: Any, ids: Iterable[int]
+) -> Iterator[Row[*Columns]]:
     """The rows of a query whose column holds one of these ids, however many."""
     for some in batched(ids, MAX_VARIABLES):
         yield from session.execute(query.where(dialect_of(session).among(column, some)))
