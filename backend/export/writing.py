@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
 from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
 from backend.export.gptq_layout import gptq_config, gptq_tensors
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE, stored_modules, together
 from backend.models.patching import swap_weights
@@ -87,8 +87,7 @@ def requirements_of(
     stored: torch.dtype,
 ) -> ExportRequirements:
     """What a format must support to store the model."""
-    blocks = range(len(decoder_blocks(model)))
-    inside = {x.name for block in blocks for x in block_linears(model, block).values()}
+    inside = {linear.name for linear in all_linears(model)}
     embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
     heads = [n for n in layers if n not in inside and n not in embeddings]
     family, own = str(model.config.model_type), {n for x in layout.others for n in x.layers}

@@ -80,3 +80,9 @@ def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]
         for module, layer in block.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and compressed(module)
     }
+
+
+def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
+    """The linears of all blocks, in order."""
+    blocks = range(len(decoder_blocks(model)))
+    return [linear for block in blocks for linear in block_linears(model, block).values()]

@@ -25,7 +25,7 @@ from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.evaluation.divergence import summed_kl
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, all_linears
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
@@ -45,6 +45,9 @@ class MixedModel:
 
     Args:
         outside: names of the embedding and a head of its own, which are rounded where they are.
+
+    Attributes:
+        linears: full name -> layer, of those whose candidates are on disk.
     """
 
     def __init__(
@@ -55,10 +58,7 @@ class MixedModel:
             name: model.get_submodule(name).get_parameter("weight").detach().clone()
             for name in outside
         }
-        blocks = range(len(decoder_blocks(model)))
-        self._linears: dict[str, LinearWeight] = {
-            x.name: x for block in blocks for x in block_linears(model, block).values()
-        }
+        self.linears = {linear.name: linear for linear in all_linears(model)}
 
     @torch.no_grad()
     def take(self, formats: Mapping[str, Format]) -> None:
@@ -70,13 +70,8 @@ class MixedModel:
                 weight = self.model.get_submodule(name).get_parameter("weight")
                 weight.copy_(rounded_embedding(self._outside[name], form))
             else:
-                self._linears[name].write(self._stored(self._linears[name], form))
+                self.linears[name].write(self._stored(self.linears[name], form))
             self._now[name] = form
-
-    @property
-    def searched(self) -> Sequence[str]:
-        """Layers whose candidates are on disk."""
-        return [*self._linears]
 
     def _stored(self, linear: LinearWeight, form: Format) -> Tensor:
         folder = self._checkpoints.find(block_name(linear.block))
@@ -127,7 +122,7 @@ class MixSearch:
     _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
 
     def __post_init__(self) -> None:
-        searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
+        searched, together = self.mixed.linears, defaultdict[str, list[str]](list)
         self._costs = self.solver.costs(self.budget.kind)
         for layer in self.solver.profile.layers:
             if layer.name in searched:

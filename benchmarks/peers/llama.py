@@ -66,7 +66,11 @@ class Llama:
                 logits_all=True, verbose=False,
             )  # fmt: skip
         self._length, self.bytes = len(context), path.stat().st_size
-        self._llama.eval(list(context))
+        if context:
+            self._llama.eval(list(context))
+
+    def tokenize(self, text: str) -> list[int]:
+        return [*self._llama.tokenize(text.encode(), add_bos=False, special=False)]
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         self._llama.eval(list(tokens))
