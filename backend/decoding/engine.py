@@ -22,7 +22,6 @@ import torch
 from backend.decoding.acceptance import Acceptance
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.native.cache import DecodingCache
 from backend.decoding.proposers import NO_TREE, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.errors import ConfigError
@@ -66,22 +65,18 @@ def decode(
     rule: Acceptance,
     limit: int,
     ends: Collection[int] = (),
-    cache: DecodingCache | None = None,
 ) -> Iterator[DecodeStep]:
     """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
-
-    `cache`: of the target, may hold the beginning of the prompt, not all of it; only for proposers
-    that need no states of the prompt.
 
     Raises:
         ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
     """
     refuse_prompt(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
-    cache = cache or target.new_cache(len(prompt) + limit + proposer.nodes)
+    cache = target.new_cache(len(prompt) + limit + proposer.nodes)
     verify = target.verifier(cache)
     proposer.start(prompt[0], cache.capacity)
-    hidden, logits = verify.prefill(committed[cache.length :])
+    hidden, logits = verify.prefill(committed)
     root = rule.walk(NO_TREE, committed[-1:], logits, committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)

@@ -5,11 +5,12 @@ the block index (0.mlp.down_proj), and the full name."""
 
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Annotated, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.models.families.stored import IN_BLOCK
 
 MAX_NAMES = 4  # layers listed in an error message
@@ -36,24 +37,15 @@ L = TypeVar("L", bound=NamedLayer)
 V = TypeVar("V")
 
 
-class LayerName(NamedTuple):
-    """A layer of which only the name is known: any group size divides its inputs."""
-
-    name: str
-    block: int
-    module: str
-    columns: int = 0
-
-
-def layer_named(name: str) -> LayerName:
-    """The layer of that full name.
+def layer_named(name: str) -> LinearShape:
+    """The layer of that full name, of which no more is known: any group size divides its inputs.
 
     Raises:
         ValueError: it is no layer of a block.
     """
     if not (match := IN_BLOCK.fullmatch(name)):
         raise ValueError(f"{name[:80]!r} is no layer of a block")
-    return LayerName(name, int(match[1]), match[2])
+    return LinearShape(name, int(match[1]), match[2], 0, 0)
 
 
 def read_names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ anew in each generation. What it gains is to be measured on other text."""
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -107,7 +107,7 @@ class MixSearch:
     solver: BudgetSolver
     budget: Budget
     rows: Tensor
-    dense: Callable[[int], Tensor]
+    dense: Sequence[Tensor]
     offspring: int
     seed: int
     checkpoints: Checkpoints
@@ -164,7 +164,7 @@ class MixSearch:
 
     def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
         self.mixed.take(formats)
-        return self.mixed.divergence(self.rows[[*windows]], [self.dense(w) for w in windows])
+        return self.mixed.divergence(self.rows[[*windows]], [self.dense[w] for w in windows])
 
     def _mutated(self) -> Chosen:
         """One group of layers cheaper, up to `MOVES` others better, within the budget."""
