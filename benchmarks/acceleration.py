@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from backend.decoding.benchmark import MedianRange
 from backend.decoding.native.linear import NativeLinear
 from backend.evaluation.size import sizes
-from backend.evaluation.speed import DecodingSpeed, decode_seconds
+from backend.evaluation.speed import decode_seconds
 from backend.models.blocks import all_linears
 from backend.models.loading import load
 from backend.pruning.pattern import Pattern
@@ -91,7 +92,8 @@ def main() -> None:
         decoders, prompt, asked.tokens, asked.repeats, SilentReporter(), process_time
     )
     speeds = {
-        name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)
+        name: MedianRange.of([asked.tokens / s for s in taken])
+        for name, taken in zip(models, seconds, strict=True)
     }
     ratios = {  # of turns that follow each other
         name: median(a / b for a, b in zip(seconds[0], s, strict=True))

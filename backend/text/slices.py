@@ -99,20 +99,6 @@ def _too_little(
     )
 
 
-def calibration_slice(
-    corpus: str,
-    tokenizer: PreTrainedTokenizerBase,
-    segments: int,
-    context: int,
-    seed: int,
-    shared: bool = True,
-) -> TextSlice:
-    """Random windows [segments, context] of the calibration split of a corpus. `shared`: whether
-    evaluation uses the same corpus; if not, corpora without published splits are used whole. Raises
-    DatasetError: no such text, not readable, or too short."""
-    return calibration_slices(corpus, tokenizer, segments, context, seed, shared=shared)[0]
-
-
 def calibration_slices(
     corpus: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -123,8 +109,10 @@ def calibration_slices(
     evaluation: TextSlice | None = None,
     shared: bool = True,
 ) -> tuple[TextSlice, TextSlice]:
-    """The calibration slice, and one of `heldout` other windows of the same text; neither shares a
-    passage with `evaluation`."""
+    """Random windows [segments, context] of the calibration split of a corpus, and `heldout` others
+    of the same text; neither shares a passage with `evaluation`. `shared`: whether evaluation uses
+    the same corpus; if not, corpora without published splits are used whole. Raises DatasetError:
+    no such text, not readable, or too short."""
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
     windows = cut_windows(texts, tokenizer, context, lambda slack: random.randint(0, slack))

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
 
+from backend.decoding.benchmark import same_start
 from backend.errors import ComputeError
 from backend.evaluation import divergence as room
 from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
 from backend.evaluation.perplexity import perplexity
-from backend.evaluation.samples import agreement, same_start, write_samples
+from backend.evaluation.samples import agreement, write_samples
 from backend.models.blocks import block_linears
 from backend.models.hidden_states import NewBatches, batches_in
 from backend.reporter import SilentReporter
