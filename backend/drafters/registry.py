@@ -50,6 +50,10 @@ class Drafter(nn.Module, ABC):
         self.read_out = target.head.weight.detach()[rows]
         self.transform = target.transform
         self.read_bias = None if bias is None else bias.detach()[rows]
+        self.build(target, dtype)
+
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        """Make the layers, once config and read-out are known."""
 
     @abstractmethod
     def anchor_slots(
