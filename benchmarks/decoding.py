@@ -85,16 +85,15 @@ class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
-        target = TargetModel(model, native=False)
+        self._target = target = TargetModel(model, native=False)
         if flags:
             target.native = NativeModel(model, tuple(flags.split()))
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
-        self._verify = target.verifier(self._cache)
-        self._verify.prefill(list(context))
+        target.prefill(context, self._cache)
         self.bytes = target.native.layout.size if target.native else _bytes(model)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        return self._verify(list(tokens), chain(len(tokens) - 1))[1]
+        return self._target.verify(tokens, chain(len(tokens) - 1), self._cache)[1]
 
     def write(self, first: int, number: int) -> list[int]:
         written = [first]

@@ -38,9 +38,8 @@ class DecodingClock:
         if target is None or target.native is None:
             raise ModelError("The native decoder does not run this model.", self.running.decoder)
         self._ids = [n % target.vocabulary for n in range(min(CONTEXT, target.context - 1))]
-        self._cache = target.new_cache(len(self._ids) + 1)
-        self._verify = target.verifier(self._cache)
-        self._verify.prefill(self._ids)
+        self._target, self._cache = target, target.new_cache(len(self._ids) + 1)
+        target.prefill(self._ids, self._cache)
 
     def milliseconds(self, formats: Mapping[str, Format]) -> float:
         """Of a token with these layers in these formats, and all others as they were."""
@@ -54,7 +53,7 @@ class DecodingClock:
     def _pass(self) -> float:
         """Seconds of a token."""
         start = time.thread_time()
-        self._verify(self._ids[:1], chain(0))
+        self._target.verify(self._ids[:1], chain(0), self._cache)
         taken = time.thread_time() - start
         self._cache.rewind(len(self._ids))
         return taken
