@@ -86,7 +86,7 @@ def _rows(path: Path) -> Iterator[str]:
     if path.suffix == ".txt":
         yield path.read_text(encoding="utf-8-sig")
         return
-    for number, row in enumerate(conversations.rows(path), 1):
+    for number, row in conversations.rows(path):
         try:
             yield conversations.text_of(row)
         except ValueError as error:

@@ -14,6 +14,7 @@ from backend.models.hidden_states import batches_in
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from backend.text.slices import TextSlice
+from tests.toy_layers import Recorder
 
 VOCABULARY = 300
 
@@ -96,26 +97,14 @@ def test_overflow_is_told(model, rows: torch.Tensor) -> None:
         perplexity(model, text_of(rows), 4)
 
 
-class Counting(SilentReporter):
-    def __init__(self, limit: int) -> None:
-        self.reports: list[tuple[float, float]] = []
-        self.limit = limit
-
-    def progress(self, done: float, total: float, stage: str) -> None:
-        self.reports.append((done, total))
-
-    def should_stop(self) -> bool:
-        return len(self.reports) >= self.limit
-
-
 def test_progress_and_stop(model, rows: torch.Tensor) -> None:
-    reporter = Counting(limit=99)
+    reporter = Recorder()
     perplexity(model, text_of(rows), 3, reporter)
-    assert reporter.reports == [(0, 7), (3, 7), (6, 7), (7, 7)]
-    reporter = Counting(limit=2)
+    assert [told[:2] for told in reporter.progressed] == [(0, 7), (3, 7), (6, 7), (7, 7)]
+    reporter = Recorder(stop=lambda told: len(told.progressed) >= 2)
     with pytest.raises(CancelledError):
         perplexity(model, text_of(rows), 3, reporter)
-    assert len(reporter.reports) == 2
+    assert len(reporter.progressed) == 2
 
 
 @pytest.mark.parametrize("batch", [2, 7])

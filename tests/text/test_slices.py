@@ -1,6 +1,5 @@
 """Slices are reproducible, of the part they should be, and apart from each other."""
 
-import json
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -29,13 +28,9 @@ from backend.text.slices import (
 from backend.text.training import training_set
 from backend.text.windows import cut_windows
 from tests.fork_server import elsewhere
+from tests.text.conftest import write
 
 MANY = 3000  # characters: about 1000 tokens
-
-
-def write(folder: Path, name: str, texts: list[str]) -> str:
-    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return f"file:{name}"
 
 
 def same(a: TextSlice, b: TextSlice) -> bool:
