@@ -37,7 +37,8 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
+def with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Give each tensor other data; afterwards restore its own."""
     own = {tensor: tensor.data for tensor in others}
     try:
         for tensor, data in others.items():
@@ -51,13 +52,13 @@ def _with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
 def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Cast the floating-point tensors of a block; afterwards restore the originals."""
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
-    return _with_data({tensor: tensor.data.to(dtype) for tensor in tensors})
+    return with_data({tensor: tensor.data.to(dtype) for tensor in tensors})
 
 
 def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
     """Replace the data of each parameter, cast to its dtype; afterwards restore the original
     tensors."""
-    return _with_data({own: other.to(own.dtype) for own, other in parameters.items()})
+    return with_data({own: other.to(own.dtype) for own, other in parameters.items()})
 
 
 @contextmanager
