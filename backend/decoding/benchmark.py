@@ -92,11 +92,8 @@ def time_decoders(
     offset: int = 0,
 ) -> Answers:
     """The answers of all arms to one prompt, of `limit` new tokens at most, in `rounds` after a
-    warm-up. `offset` shifts the order of the arms, so that each is first about as often.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    warm-up. `offset` shifts the order of the arms, so that each is first about as often. Raises
+    CancelledError: cancellation was requested."""
     names, found = list(arms), Answers()
     for turn in range(rounds + 1):
         shift = (turn + offset) % len(names)

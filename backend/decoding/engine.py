@@ -66,11 +66,8 @@ def decode(
     limit: int,
     ends: Collection[int] = (),
 ) -> Iterator[DecodeStep]:
-    """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
-
-    Raises:
-        ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
-    """
+    """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`. Raises
+    ConfigError: the prompt is empty, or prompt and response exceed the context of the model."""
     refuse_prompt(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
     cache = target.new_cache(len(prompt) + limit + proposer.nodes)

@@ -47,15 +47,13 @@ Read = tuple[Tensor, Tensor]  # hidden states and logits
 
 class TargetModel:
     """A model that verifies trees, with the native decoder where `native` and that supports it.
+    Raises ModelError: it cannot verify trees; says why.
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
         window: tokens that layers with a sliding window attend to; None where there are none.
         transform: of the logits after the head.
         decoder: what decodes, in words.
-
-    Raises:
-        ModelError: it cannot verify trees; says why.
     """
 
     def __init__(self, model: PreTrainedModel, native: bool = True) -> None:
@@ -194,10 +192,7 @@ def check_tree(target: TargetModel) -> None:
 
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
-
-    Raises:
-        ModelError: the two differ, or the model's logits are not those of its head alone.
-    """
+    Raises ModelError: the two differ, or the model's logits are not those of its head alone."""
     try:
         error, limit = _tree_error(target)
     except (TypeError, ValueError, RuntimeError) as failure:

@@ -32,16 +32,14 @@ def export(
     folder: Path,
     card: str,
 ) -> None:
-    """Write `folder`, without further rounding.
+    """Write `folder`, without further rounding. Raises ConfigError, ModelError: see `check_format`,
+    `check_saved`.
 
     Args:
         model: provides all tensors that are not in `layers`, already rounded to `stored`.
         layers: full name of a linear, of the embedding or the head -> its codes, scales and
             zero-points.
         stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
-
-    Raises:
-        ConfigError, ModelError: see `check_format`, `check_saved`.
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")

@@ -53,12 +53,8 @@ class LiveLoss:
 
 
 def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
-    """The losses after each of `windows` [n, L], token ids.
-
-    Raises:
-        ConfigError: the text is too short or too long, or has other tokens.
-        CancelledError: there was a newer change.
-    """
+    """The losses after each of `windows` [n, L], token ids. Raises ConfigError: the text is too
+    short or too long, or has other tokens. CancelledError: there was a newer change."""
     _refuse_text(live, windows, live.dense.model.config.get_text_config().max_position_embeddings)
     stop, found = live.safe_point(), LiveLoss()
     for ids in windows:

@@ -22,14 +22,8 @@ CONTEXT, PASSES = 192, 12  # tokens before the one that is timed; passes, the fa
 
 
 class DecodingClock:
-    """Times a model whose layers change their formats.
-
-    Args:
-        stop: called between formats; may raise.
-
-    Raises:
-        ModelError: the native decoder does not run it; nothing else is timed.
-    """
+    """Times a model whose layers change their formats. `stop`: called between formats; may raise.
+    Raises ModelError: the native decoder does not run it; nothing else is timed."""
 
     def __init__(self, dense: PreTrainedModel, stop: Callable[[], None]) -> None:
         self.running, self._stop = RunningModel(dense, torch.bfloat16), stop

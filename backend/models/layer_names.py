@@ -39,21 +39,14 @@ V = TypeVar("V")
 
 def layer_named(name: str) -> LinearShape:
     """The layer of that full name, of which no more is known: any group size divides its inputs.
-
-    Raises:
-        ValueError: it is no layer of a block.
-    """
+    Raises ValueError: it is no layer of a block."""
     if not (match := IN_BLOCK.fullmatch(name)):
         raise ValueError(f"{name[:80]!r} is no layer of a block")
     return LinearShape(name, int(match[1]), match[2], 0, 0)
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list.
-
-    Raises:
-        ValueError: there are more than `MAX_LISTED`.
-    """
+    """The names in a comma-separated list. Raises ValueError: there are more than `MAX_LISTED`."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if len(names) > MAX_LISTED:
         raise ValueError(f"{len(names):,} entries, of at most {MAX_LISTED:,}. * stands for many")
@@ -63,11 +56,8 @@ def read_names(text: str) -> tuple[str, ...]:
 def read_assignments(
     text: str, parse: Callable[[str], V], value: str, example: str
 ) -> tuple[tuple[str, V], ...]:
-    """The names and values of a list "name=value, ...". `value`: what a value is called.
-
-    Raises:
-        ValueError: not such a list, or `parse` refuses a value; the message shows the syntax.
-    """
+    """The names and values of a list "name=value, ...". `value`: what a value is called. Raises
+    ValueError: not such a list, or `parse` refuses a value; the message shows the syntax."""
     read = []
     for part in read_names(text):
         name, sign, written = (piece.strip() for piece in part.partition("="))

@@ -42,11 +42,8 @@ class Choices:
     loss: Table
 
     def restricted(self, allowed: NDArray[np.bool_]) -> "Choices":
-        """With the formats [items, formats] alone that are allowed.
-
-        Raises:
-            ConfigError: an item is left without any.
-        """
+        """With the formats [items, formats] alone that are allowed. Raises ConfigError: an item is
+        left without any."""
         cost = np.where(allowed, self.cost, np.inf)
         if len(barren := np.flatnonzero(~np.isfinite(cost).any(1))):
             what = f"No format is left for {self.items[barren[0]]}."

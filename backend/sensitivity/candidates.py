@@ -49,11 +49,7 @@ def candidates(
     log: Callable[[str], None],
 ) -> dict[Format, Tensor]:  # fmt: skip
     """`W` [out, in] float32 as it would be in each format; scales are rounded to 16 bits. Formats
-    that differ in bits alone are made in one pass.
-
-    Raises:
-        ComputeError: no damping helped.
-    """
+    that differ in bits alone are made in one pass. Raises ComputeError: no damping helped."""
     alike: dict[tuple[Pattern | None, int | None], list[Format]] = {}
     for form in formats:
         group = form.width.group if form.width else None

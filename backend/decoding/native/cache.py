@@ -103,11 +103,8 @@ class NativeCache:
         self._places[place] = block.rows.data_ptr()
 
     def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place.
-
-        Raises:
-            ValueError: they are not ascending, or not all cached.
-        """
+        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place. Raises
+        ValueError: they are not ascending, or not all cached."""
         places = [-1, *chosen, self.length - start]
         if start < 0 or any(one >= other for one, other in pairwise(places)):
             raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")

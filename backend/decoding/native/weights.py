@@ -47,15 +47,9 @@ class WeightLayout:
 
     def matrix(self, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
-        their bits and groups differ, the widest and the smallest are those of all.
-
-        Args:
-            codes: of the linears, where they are at hand.
-
-        Raises:
-            ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
-                other tables than their shapes say.
-        """
+        their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
+        linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
+        of `LANES`, or packed ones have other tables than their shapes say."""
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
