@@ -27,12 +27,9 @@ Embed: TypeAlias = Callable[[Tensor], Tensor]
 
 class Drafter(nn.Module, ABC):
     """A trainable drafter, in the dtype it is created in, on the device of the target model. It
-    reads out with rows of the target's own head, which stay frozen.
-
-    Attributes:
-        vocabulary: ids [v] that can be drafted, ascending.
-        read_out: [v, d], in the dtype of the target model; transform: of its logits.
-    """
+    reads out with rows of the target's own head, which stay frozen. `vocabulary`: ids [v] that can
+    be drafted, ascending. `read_out`: [v, d], in the dtype of the target model; transform: of its
+    logits."""
 
     vocabulary: Tensor
 

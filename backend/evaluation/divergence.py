@@ -66,12 +66,9 @@ def summed_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 class DenseOutputs:
-    """Outputs of the last block of the dense model, one tensor per forward pass.
-
-    Attributes:
-        outside: `outside_blocks` of the dense model; empty before the first recording.
-        native: whether the native decoder read it, as it then has to read what is compared.
-    """
+    """Outputs of the last block of the dense model, one tensor per forward pass. `outside`:
+    `outside_blocks` of the dense model; empty before the first recording. `native`: whether the
+    native decoder read it, as it then has to read what is compared."""
 
     def __init__(self, new: NewBatches = list) -> None:
         self.states: HiddenStates = new()
@@ -98,12 +95,9 @@ class DenseOutputs:
 
 
 class DivergenceObserver:
-    """Observer of `perplexity` that compares a model with the recorded dense model.
-
-    Args:
-        model: has the embeddings, final norm and head of the dense model.
-        reference: recorded on the same token ids in the same batches.
-    """
+    """Observer of `perplexity` that compares a model with the recorded dense model. `model`: has
+    the embeddings, final norm and head of the dense model. `reference`: recorded on the same token
+    ids in the same batches."""
 
     def __init__(self, model: TextModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)

@@ -57,7 +57,7 @@ def window_nlls(
     The batch is reduced where the logits of `batch` windows would exceed `MAX_LOGITS`. `new`:
     creates the container for the hidden states of a streamed model. `observe`: called with the ids
     [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
-    not finite. CancelledError: cancellation was requested."""
+    not finite; CancelledError: cancellation was requested."""
     count, length = input_ids.shape
     batch = windows_at_once(model.config, length, batch)
 

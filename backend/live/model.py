@@ -35,15 +35,9 @@ Making = Literal["dense", "instant", "refined"]  # how a layer was made
 
 
 class LiveModel:
-    """One state of a dense model, beside others.
-
-    Args:
-        dtype: of the passes; None: the one that is decoded fastest.
-
-    Attributes:
-        formats: full name of each layer -> its format.
-        pruner, quantizer: what a run would make them with.
-    """
+    """One state of a dense model, beside others. `formats`: full name of each layer -> its format.
+    `pruner`, `quantizer`: what a run would make them with. `dtype`: of the passes; None: the one
+    that is decoded fastest."""
 
     def __init__(self, dense: DenseModel, dtype: torch.dtype | None = None) -> None:
         self.dense, self.formats = dense, dict.fromkeys(dense.layers, DENSE)
@@ -151,7 +145,7 @@ class LiveModel:
 
     def refine(self) -> Iterator[Progress]:
         """Make all layers that are not yet as a run would; each is exchanged when its block is
-        done. Raises ConfigError: there is no calibration text, or the quantizer is for runs only.
+        done. Raises ConfigError: there is no calibration text, or the quantizer is for runs only;
         CancelledError: there was a newer change; blocks that are done stay."""
         running, stop = self.running, self.safe_point()
         chosen = {

@@ -20,11 +20,8 @@ Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 
 class CalibrationWalk:
     """One pass over the blocks with `ids` [segments, L], `batch` of them at a time, in `dtype`.
-
-    Args:
-        rest: what is no matrix of a block is rounded to it; None: it stays as it is.
-        stop: called before each batch; may raise to end the pass.
-    """
+    `rest`: what is no matrix of a block is rounded to it; None: it stays as it is. `stop`: called
+    before each batch; may raise to end the pass."""
 
     def __init__(
         self, model: PreTrainedModel, ids: Tensor, batch: int, dtype: torch.dtype,

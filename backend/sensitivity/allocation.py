@@ -30,11 +30,8 @@ Table = NDArray[np.float64]
 @dataclass(frozen=True)
 class Choices:
     """What each item costs and loses in each format. An item is a layer, or several that must share
-    a format, whose figures are added.
-
-    Attributes:
-        cost, loss: [items, formats]; infinite where an item cannot take a format.
-    """
+    a format, whose figures are added. `cost`, `loss`: [items, formats]; infinite where an item
+    cannot take a format."""
 
     items: tuple[str, ...]
     formats: tuple[str, ...]

@@ -33,12 +33,8 @@ class Solvers:
 
 @dataclass(frozen=True)
 class OutputError:
-    """What a change D of a layer does to its outputs on calibration text.
-
-    Attributes:
-        relative: tr(D H D^T) / tr(W H W^T).
-        fisher: 1/2 sum_o F_o (D H D^T)_oo, nats a token.
-    """
+    """What a change D of a layer does to its outputs on calibration text. `relative`: tr(D H D^T) /
+    tr(W H W^T). `fisher`: 1/2 sum_o F_o (D H D^T)_oo, nats a token."""
 
     relative: float
     fisher: float

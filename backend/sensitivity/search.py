@@ -42,13 +42,8 @@ Chosen = dict[str, Format]
 
 class MixedModel:
     """A model whose layers take their candidates from disk; a change rewrites what differs.
-
-    Args:
-        outside: names of the embedding and a head of its own, which are rounded where they are.
-
-    Attributes:
-        linears: full name -> layer, of those whose candidates are on disk.
-    """
+    `linears`: full name -> layer, of those whose candidates are on disk. `outside`: names of the
+    embedding and a head of its own, which are rounded where they are."""
 
     def __init__(
         self, model: PreTrainedModel, checkpoints: Checkpoints, outside: Sequence[str]

@@ -50,12 +50,8 @@ def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter
 
 @dataclass
 class DenseWalk(BlockWalk):
-    """One pass over the blocks of the dense model.
-
-    Attributes:
-        calibration: [segments, L].
-        doing: the activity, while blocks are solved.
-    """
+    """One pass over the blocks of the dense model. `calibration`: [segments, L]. `doing`: the
+    activity, while blocks are solved."""
 
     model: PreTrainedModel
     calibration: Tensor

@@ -33,7 +33,7 @@ MOST_ROWS = 2**24  # of a cache
 
 class NativeBlocks:
     """Some blocks of a model, of hidden states in and hidden states out. Raises CompilerError: the
-    decoder cannot be built here. ValueError: a weight has another shape than the config says.
+    decoder cannot be built here; ValueError: a weight has another shape than the config says.
 
     Args:
         model: supported by the decoder (`families.unsupported`); its rotary positions are used.
@@ -105,11 +105,8 @@ class NativeBlocks:
         positions: Tensor | None = None, visible: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Append n tokens to the cache: hidden states [n, width] -> [n, width] in float32.
-
-        Args:
-            positions: [n]; None: those that follow the cached ones.
-            visible: [n, n] bool, which tokens of the pass each sees; None: those before it.
-        """
+        `positions`: [n]; None: those that follow the cached ones. `visible`: [n, n] bool, which
+        tokens of the pass each sees; None: those before it."""
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
         inputs = states.float().contiguous()

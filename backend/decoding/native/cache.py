@@ -31,13 +31,7 @@ class CacheBlock:
 
 class CacheBlocks:
     """Makes the blocks of some caches of a model; one is freed when no cache holds it any more.
-
-    Args:
-        row: numbers that are kept for a token.
-
-    Attributes:
-        size: bytes of a block.
-    """
+    `size`: bytes of a block. `row`: numbers that are kept for a token."""
 
     def __init__(self, row: int) -> None:
         self._numbers, self.size = row * BLOCK, 2 * row * BLOCK
@@ -58,12 +52,8 @@ class CacheBlocks:
 
 
 class NativeCache:
-    """Keys and values of one sequence, of at most `capacity` tokens.
-
-    Args:
-        call: calls a function of the library on the model.
-        held: the beginning of another cache, shared with it.
-    """
+    """Keys and values of one sequence, of at most `capacity` tokens. `call`: calls a function of
+    the library on the model. `held`: the beginning of another cache, shared with it."""
 
     def __init__(
         self, call: Callable[..., None], blocks: CacheBlocks, capacity: int,

@@ -26,12 +26,8 @@ RUN = 32  # inputs whose codes lie together: a group is of one or more
 
 class WeightLayout:
     """Lays out weights, and keeps what the structures point to, and threads to multiply with.
-
-    Args:
-        rounded: linears that are not packed are rounded to 8 bits.
-        sparse: the zeros of pruned linears are left out.
-
-    """
+    `rounded`: linears that are not packed are rounded to 8 bits. `sparse`: the zeros of pruned
+    linears are left out."""
 
     def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
         self._library, self._rounded, self._sparse = library, rounded, sparse

@@ -50,7 +50,7 @@ def prompts_for(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of training and held-out prompts, from all sets. If the model generates too few,
     the other sets fill the gap. Raises DatasetError: a set is missing, or the user turn cannot be
-    found in the chat template. CancelledError: cancellation was requested."""
+    found in the chat template; CancelledError: cancellation was requested."""
     learnt: list[list[int]] = []
     heldout: list[list[int]] = []
     sets = sorted(wanted.sets, key=lambda name: name != SELF)

@@ -26,11 +26,8 @@ from backend.drafters.registry import Drafter
 class AdaptedDrafter(Drafter):
     """A drafter of cloned decoder layers, each behind a fusion, which reads out with the target's
     norm. Without the sampled token there is one fusion, and the layers follow one another directly.
-
-    Attributes:
-        hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
-            token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
-    """
+    `hidden_scale`, `stream_scale`: [d] root mean squares of h and of the residual stream;
+    token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them."""
 
     hidden_scale: Tensor
     stream_scale: Tensor

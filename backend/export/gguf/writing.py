@@ -83,7 +83,7 @@ def write_gguf(
     embedding: types.EmbeddingType = "auto",
 ) -> None:  # fmt: skip
     """Write the model in `folder` to `path`. Raises ConfigError: model, tokenizer or weights have
-    no counterpart in GGUF. ModelError: the folder is damaged.
+    no counterpart in GGUF; ModelError: the folder is damaged.
 
     Args:
         type: of the linear layers; see `types.choose_type`.
