@@ -48,11 +48,7 @@ MODELS: dict[str, tuple[int, int, list[Shape]]] = {  # blocks, width of the rate
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a method.
-
-    Attributes:
-        flops: of a layer [out, in] with so many tokens.
-    """
+    """One part of a method. `flops`: of a layer [out, in] with so many tokens."""
 
     name: str
     flops: Callable[[int, int, int], float]

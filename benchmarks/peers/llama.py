@@ -27,10 +27,7 @@ def formats(
     importance: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[tuple[str, Path]]:  # fmt: skip
     """The model in llama.cpp's formats, converted by itself: first to bfloat16, then from that.
-
-    Args:
-        importance: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix.
-    """
+    `importance`: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix."""
     import llama_cpp
 
     source, entries = gguf, importance or {}

@@ -48,10 +48,7 @@ class StepClock(SilentReporter):
 
 def measure(world: int, threads: int) -> dict[str, Any]:
     """Median milliseconds of a step, milliseconds of processor time of a step, and the losses.
-
-    Args:
-        threads: of each process.
-    """
+    `threads`: of each process."""
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "benchmarks.scale", "--work", folder, "--world", str(world)]
         line += ["--threads", str(threads)]

@@ -81,7 +81,7 @@ def step_count(config: TrainingConfig, seconds: Sequence[float]) -> int:
 
 
 class DrafterTrainer(Trainer):
-    """One training run. `seconds`: spent so far, over all attempts, evaluation and saving included."""
+    """One training run. `seconds`: spent over all attempts, evaluation and saving included."""
 
     def __init__(
         self,
