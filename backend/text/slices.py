@@ -62,12 +62,8 @@ def slice_of(
     that of the corpus."""
     digest = hashlib.sha256(repr(tuple(rows.shape)).encode())
     digest.update(rows.numpy().astype("<i8").tobytes())
-    texts = tokenizer.batch_decode(
-        rows.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    first = tokenizer.batch_decode(
-        rows[:, :1].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    texts, first = (tokenizer.batch_decode(x.tolist(), **plain) for x in (rows, rows[:, :1]))
     return TextSlice(
         input_ids=rows,
         corpus=corpus,
