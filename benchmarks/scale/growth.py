@@ -1,7 +1,7 @@
 """How the parts of SDS and DL-QAT grow with the width of a layer, on one thread.
 
-    make bench-growth
-    make bench-growth ARGS="--wide"   # and one layer of 4096 x 14336: minutes, and 2.5 GB
+    make bench-scale.growth
+    make bench-scale.growth ARGS="--wide"   # and one layer of 4096 x 14336: minutes, and 2.5 GB
 
 Square layers of 576 to 4096 inputs. For every part: processor seconds, the rate they mean, and the
 exponent of seconds over width, fitted to the three widest; of the descents the output errors they
