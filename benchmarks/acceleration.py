@@ -16,42 +16,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from time import process_time
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
-from backend.decoding.native.compiler import CompilerError, library
+from backend.decoding.benchmark import MedianRange
 from backend.decoding.native.linear import NativeLinear
-from backend.decoding.native.weights import SPARSE_BFLOAT16
 from backend.evaluation.size import sizes
-from backend.evaluation.speed import DecodingSpeed, decode_seconds
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.evaluation.speed import decode_seconds
+from backend.models.blocks import all_linears
 from backend.models.loading import load
-from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
 from backend.quantization.packed_linear import to_bfloat16
-from backend.reporter import Reporter, SilentReporter, stop_if_asked
+from backend.reporter import SilentReporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import BUILT_IN, benchmark_prompts
+from benchmarks.decoding import prune
+from benchmarks.shared.timing import timed
 from jobs.evaluation.acceleration import decoders_of
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-MIN_TIMING_S = 0.001  # shorter timings are limited by the resolution of the clock
-ROUNDS = 15
-SEED = 0
+ROUNDS, CALLS = 15, 10
 MIN_PRODUCT_WEIGHTS = 2**23  # weights of the matrix in a product at least
 
 
@@ -64,147 +55,52 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
-    """Full name and module of every linear in a block."""
-    blocks = range(len(decoder_blocks(model)))
-    found = [linear for index in blocks for linear in block_linears(model, index).values()]
-    return [(x.name, x.layer) for x in found if isinstance(x.layer, nn.Linear)]
-
-
 @torch.no_grad()
-def prune(model: PreTrainedModel, pattern: Pattern) -> None:
-    """Sets the smallest weights of every linear to zero."""
-    for _, linear in layers(model):
-        linear.weight *= keep_mask(linear.weight.abs(), pattern)
-
-
-@dataclass(frozen=True)
-class SparseProductCurve:
-    """Speed of a sparse matrix product relative to the dense product."""
-
-    shape: tuple[int, int]  # (out, in)
-    zeros: tuple[float, ...]  # sparsities, ascending
-    speed_up: tuple[float, ...]  # dense time / sparse time at each of them
-
-    @property
-    def break_even(self) -> float | None:
-        """The sparsity above which the sparse product was always faster; None if it was slower at
-        the highest. The logarithm of the speed-up is interpolated linearly."""
-        logs = [math.log(x) for x in self.speed_up]
-        slower = [i for i, log in enumerate(logs) if log < 0]
-        if not slower:
-            return self.zeros[0]
-        i = slower[-1]
-        if i == len(logs) - 1:
-            return None
-        part = -logs[i] / (logs[i + 1] - logs[i])
-        return self.zeros[i] + part * (self.zeros[i + 1] - self.zeros[i])
-
-
-@torch.no_grad()
-def sparse_product_curve(
-    rows: int, columns: int, reporter: Reporter, shares: Sequence[float] = SPARSITIES
-) -> SparseProductCurve:
-    """Time dense against sparse: a matrix of `columns` inputs with random zeros, one vector.
-    `rows`: of the layer; the matrix has a multiple of them. `columns`: `skips_zeros` holds for
-    them. Raises CancelledError: cancellation was requested."""
-    dice = torch.Generator().manual_seed(SEED)
+def product_speed_up(rows: int, columns: int, share: float) -> float:
+    """Time of a product by all weights over that of one without the zeros, `share` of them: a
+    matrix [a multiple of `rows`, columns], one vector."""
+    dice = torch.Generator().manual_seed(0)
     height = rows * -(-MIN_PRODUCT_WEIGHTS // (rows * columns))
     W = torch.randn(height, columns, generator=dice)
-    place = torch.rand(height, columns, generator=dice)
+    W *= torch.rand(height, columns, generator=dice) >= share
     x = torch.randn(1, columns, generator=dice)
-    speed_ups = []
-    with _one_thread():
-        for share in shares:
-            stop_if_asked(reporter)
-            dense, sparse = _products(W * (place >= share))
-            speed_ups.append(_ratio(partial(dense, x), partial(sparse, x)))
-    return SparseProductCurve((rows, columns), tuple(shares), tuple(speed_ups))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """What runs inside is computed by one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def skips_zeros(columns: int) -> bool:
-    """Whether the native decoder can leave out zeros of layers with so many inputs here."""
-    try:
-        return columns % 2 == 0 and bool(library().slimscope_supports(SPARSE_BFLOAT16))
-    except CompilerError:
-        return False
-
-
-Product = Callable[[Tensor], Tensor]  # x [1, in] -> W x
-
-
-def _products(W: Tensor) -> tuple[Product, Product]:
-    """By all weights [out, in], and without the zeros."""
-    linear = nn.Linear(W.shape[1], W.shape[0], bias=False, device="meta")
+    linear = nn.Linear(columns, height, bias=False, device="meta")
     linear.weight = nn.Parameter(W.bfloat16(), requires_grad=False)
-    return NativeLinear(linear, sparse=False), NativeLinear(linear)
-
-
-def _ratio(baseline: Callable[[], Tensor], candidate: Callable[[], Tensor]) -> float:
-    """Time of `baseline` / time of `candidate`: the best of `ROUNDS` alternating timings each."""
-    calls = [_calls(each) for each in (baseline, candidate)]
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for each, count, taken in zip((baseline, candidate), calls, times, strict=True):
-            taken.append(_seconds(each, count))
-    return min(times[0]) / min(times[1])
-
-
-def _calls(work: Callable[[], Tensor]) -> int:
-    """Number of calls that take at least `MIN_TIMING_S`; also warms up."""
-    count = 1
-    _seconds(work, count)
-    while (taken := _seconds(work, count) * count) < MIN_TIMING_S:
-        count *= max(2, min(10, math.ceil(MIN_TIMING_S / max(taken, 1e-9))))
-    return count
-
-
-def _seconds(work: Callable[[], Tensor], count: int) -> float:
-    """Mean seconds per call over `count` calls."""
-    begun = time.perf_counter()
-    for _ in range(count):
-        work()
-    return (time.perf_counter() - begun) / count
+    both = NativeLinear(linear, sparse=False), NativeLinear(linear)
+    if not both[1].sparse:
+        sys.exit("The native decoder leaves out no zeros on this processor.")
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1 + ROUNDS):
+        for product, seconds in zip(both, taken, strict=True):
+            seconds.append(timed(lambda of=product: [of(x) for _ in range(CALLS)]).wall)
+    return min(taken[0][1:]) / min(taken[1][1:])
 
 
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
-    quiet = SilentReporter()
     dense = load(asked.model)
     pruned = deepcopy(dense.model)
     prune(pruned, Pattern.parse(asked.pattern))
-    matrices = [linear.weight.detach() for _, linear in layers(pruned)]
-    found = sizes(matrices)
+    found = sizes(linear.read() for linear in all_linears(pruned))
     models = {"dense": dense.model, "pruned": pruned}
     prompt = prompt_ids(benchmark_prompts(BUILT_IN, 1)[0].text, dense.tokenizer)
     for model in models.values():
         to_bfloat16(model)
     decoders, decoder = decoders_of([*models.values()], asked.tokens)
-    seconds = decode_seconds(decoders, prompt, asked.tokens, asked.repeats, quiet, process_time)
+    seconds = decode_seconds(
+        decoders, prompt, asked.tokens, asked.repeats, SilentReporter(), process_time
+    )
     speeds = {
-        name: DecodingSpeed.of(s, asked.tokens) for name, s in zip(models, seconds, strict=True)
+        name: MedianRange.of([asked.tokens / s for s in taken])
+        for name, taken in zip(models, seconds, strict=True)
     }
     ratios = {  # of turns that follow each other
         name: median(a / b for a, b in zip(seconds[0], s, strict=True))
         for name, s in zip(models, seconds, strict=True)
     }
     largest = max(dense.facts.linears, key=lambda x: x.weights)
-    if not skips_zeros(largest.columns):
-        sys.exit("The native decoder leaves out no zeros on this processor.")
-    curve = sparse_product_curve(largest.rows, largest.columns, quiet)
-
+    curve = {share: product_speed_up(largest.rows, largest.columns, share) for share in SPARSITIES}
     formats = {"dense, 16 bits": found.dense, "bitmask": found.bitmask}
     if found.pattern and found.compact:
         formats["{}:{}".format(*found.pattern)] = found.compact
@@ -217,18 +113,14 @@ def main() -> None:
     for name, speed in speeds.items():
         span = f"{speed.lowest:.2f} to {speed.highest:.2f}"
         speed_table.add_row(name, f"{speed.value:.2f}", span, f"{ratios[name]:.2f} ×")
-    curve_table = Table("zeros", "bit mask, of dense", title=f"One product, {curve.shape}")
-    for zeros, speed_up in zip(curve.zeros, curve.speed_up, strict=True):
+    shape = f"{largest.rows} × {largest.columns}"
+    curve_table = Table("zeros", "bit mask, of dense", title=f"One product, {shape}")
+    for zeros, speed_up in curve.items():
         curve_table.add_row(f"{zeros:.0%}", f"{speed_up:.2f} ×")
     Console().print(bytes_table, speed_table, curve_table)
-    print(
-        json.dumps(
-            vars(asked)
-            | {"bytes": formats, "zeros": found.zero_share, "break_even": curve.break_even}
-            | {"tokens_per_cpu_second": {n: vars(s) for n, s in speeds.items()}, "of_dense": ratios}
-            | {"bitmask": dict(zip(curve.zeros, curve.speed_up, strict=True))}
-        )
-    )
+    speeds_told = {name: vars(speed) for name, speed in speeds.items()}
+    told = {"bytes": formats, "zeros": found.zero_share, "bitmask": curve, "of_dense": ratios}
+    print(json.dumps(vars(asked) | told | {"tokens_per_cpu_second": speeds_told}))
 
 
 if __name__ == "__main__":

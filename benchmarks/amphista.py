@@ -100,11 +100,8 @@ class Outcome:
 
 @dataclass
 class Corpora:
-    """The base's greedy answers: to learn from, and to be judged by.
-
-    Attributes:
-        sets: name of a prompt set -> its prompts, each with the index of its answer in `judged`.
-    """
+    """The base's greedy answers: to learn from, and to be judged by. `sets`: name of a prompt set
+    -> its prompts, each with the index of its answer in `judged`."""
 
     learnt: HiddenStateCache
     judged: HiddenStateCache

@@ -199,7 +199,7 @@ class Comparison:
                 for row in trial.heldout.split(1)
             ]
         found = MixSearch(
-            mixed, solver, budget, trial.heldout, dense.__getitem__, 8, trial.given.seed,
+            mixed, solver, budget, trial.heldout, dense, 8, trial.given.seed,
             Checkpoints(trial.given.candidates / str(budget)), SILENT,
             dict(solver.solve(budget).formats),
         )  # fmt: skip

@@ -41,6 +41,7 @@ from backend.store.states import TERMINAL
 from benchmarks.screen.load import many_runs, many_tensors
 from benchmarks.screen.runs import SDS, carry_out
 from benchmarks.screen.server import Dashboard, chromium, dashboard, reads
+from benchmarks.shared.timing import p95
 from jobs.submit import submit
 
 RUNS, TENSORS, SESSIONS, CLICKS = 1000, 315, 10, 40
@@ -67,10 +68,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", default=10.0, type=float, help="ten sessions follow a run")
     parser.add_argument("--rounds", default=3, type=int, help="of cold and warm pages")
     return parser.parse_args()
-
-
-def quantile(taken: list[float], share: float) -> float:
-    return sorted(taken)[round(share * (len(taken) - 1))]
 
 
 # pages --------------------------------------------------------------------------------------------
@@ -172,9 +169,9 @@ def loaded(browser: Browser, data: Path, rounds: int) -> Figures:
         click, answers = clicks(page, shown.url), filtered(page, shown.url)
     return found | {
         "runs_1000_filter_ms_p50": median(answers),
-        "runs_1000_filter_ms_p95": quantile(answers, 0.95),
+        "runs_1000_filter_ms_p95": p95(answers),
         "click_ms_p50": median(click),
-        "click_ms_p95": quantile(click, 0.95),
+        "click_ms_p95": p95(click),
     }
 
 
@@ -211,7 +208,7 @@ def sessions(browser: Browser, shown: Dashboard, minutes: float) -> Figures:
         "sessions_minutes": took / 60,
         "sessions_refreshes": len(answers),
         "sessions_refresh_ms_p50": median(answers),
-        "sessions_refresh_ms_p95": quantile(answers, 0.95),
+        "sessions_refresh_ms_p95": p95(answers),
         "sessions_server_share_of_a_core": (sum(process.cpu_times()[:2]) - spent) / took,
         "sessions_server_mb": process.memory_info().rss / 1e6,
         "sessions_server_grew_mb": (process.memory_info().rss - memory) / 1e6,

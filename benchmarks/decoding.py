@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from backend.decoding.draft_tree import chain
 from backend.decoding.native.compiler import NATIVE
 from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears
 from backend.models.loading import load
 from backend.pruning.masks import keep_mask
 from backend.pruning.pattern import Pattern
@@ -52,6 +51,7 @@ from backend.quantization.grid import QuantizedWeight, minmax_grid
 from backend.quantization.packed_linear import has_codes, pack_model
 from backend.text.slices import evaluation_slice
 from benchmarks.peers import llama
+from benchmarks.shared.timing import timed
 
 CONTEXT, NEW = 192, 24
 WINDOWS, WINDOW, PASS = 16, 224, 32  # tokens of a window, and of a pass over it
@@ -85,16 +85,15 @@ class Ours:
     """A `TargetModel`, native or in PyTorch."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int], flags: str = "") -> None:
-        target = TargetModel(model, native=False)
+        self._target = target = TargetModel(model, native=False)
         if flags:
             target.native = NativeModel(model, tuple(flags.split()))
         self._cache = target.new_cache(CONTEXT + NEW + max(WIDTHS) + 1)
-        self._verify = target.verifier(self._cache)
-        self._verify.prefill(list(context))
+        target.prefill(context, self._cache)
         self.bytes = target.native.layout.size if target.native else _bytes(model)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        return self._verify(list(tokens), chain(len(tokens) - 1))[1]
+        return self._target.verify(tokens, chain(len(tokens) - 1), self._cache)[1]
 
     def write(self, first: int, number: int) -> list[int]:
         written = [first]
@@ -159,11 +158,7 @@ def _bytes(model: PreTrainedModel) -> int:
 def quantized(model: PreTrainedModel, bits: int | Mapping[str, int]) -> PreTrainedModel:
     """A copy of the model on codes of so many bits, or of those of `MIX`; the native decoder reads
     a head that is not quantised in 8 bits."""
-    named = {
-        linear.name: linear.read().float()
-        for block in range(len(decoder_blocks(model)))
-        for linear in block_linears(model, block).values()
-    }
+    named = {linear.name: linear.read() for linear in all_linears(model)}
     if not isinstance(bits, int):
         named["lm_head"] = model.get_output_embeddings().weight.float()
     layers = {}
@@ -179,26 +174,18 @@ def quantized(model: PreTrainedModel, bits: int | Mapping[str, int]) -> PreTrain
 
 
 @torch.no_grad()
-def prune(model: PreTrainedModel) -> None:
-    """Set the two smallest of every four weights of the linears to 0."""
-    for block in range(len(decoder_blocks(model))):
-        for linear in block_linears(model, block).values():
-            weight = linear.layer.get_parameter("weight")
-            weight *= keep_mask(weight.abs(), Pattern.parse("2:4"))
+def prune(model: PreTrainedModel, pattern: Pattern) -> None:
+    """Set the smallest weights of all linears to 0."""
+    for linear in all_linears(model):
+        W = linear.read()
+        linear.write(W * keep_mask(W.abs(), pattern))
 
 
 def bandwidth() -> float:
     """Bytes a second of a plain sum over memory far larger than the caches."""
     memory = torch.ones(2**27, dtype=torch.float32)
-    taken = [_timed(memory.sum)[0] for _ in range(5)]
+    taken = [timed(memory.sum)[0] for _ in range(5)]
     return memory.numel() * 4 / min(taken[1:])
-
-
-def _timed(act: Callable[[], object]) -> tuple[float, float]:
-    """Wall and processor seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    act()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -> dict[str, Writer]:
@@ -206,7 +193,7 @@ def engines(chosen: argparse.Namespace, context: Sequence[int], scratch: Path) -
     model = load(chosen.model, dtype=torch.bfloat16).model
     whole = load(chosen.model, dtype=torch.float32).model
     pruned = deepcopy(whole)
-    prune(pruned)
+    prune(pruned, Pattern.parse("2:4"))
     widths: dict[str, int | Mapping[str, int]] = {f"int{bits}": bits for bits in BITS}
     builders: dict[str, Callable[[], Writer]] = {
         "transformers generate, bf16": lambda: Transformers(model, context),
@@ -246,16 +233,16 @@ def measure(found: dict[str, Writer], rounds: int) -> dict[str, Times]:
 
 def _round(engine: Writer) -> Iterator[tuple[int, tuple[float, float]]]:
     """0 and the times of NEW tokens; n and those of a pass over n."""
-    more = _timed(lambda: engine.write(7, NEW + 1))
+    more = timed(lambda: engine.write(7, NEW + 1))
     engine.rewind()
-    less = _timed(lambda: engine.write(7, 1))
+    less = timed(lambda: engine.write(7, 1))
     engine.rewind()
     yield 0, (more[0] - less[0], more[1] - less[1])
     if not isinstance(engine, Engine):
         return
     for width in (1, *WIDTHS):
         tokens = list(range(7, 7 + width))
-        yield width, _timed(lambda tokens=tokens: engine.logits(tokens))
+        yield width, timed(lambda tokens=tokens: engine.logits(tokens))
         engine.rewind()
 
 

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from statistics import median
 from time import process_time
 from typing import Any
@@ -28,13 +27,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from backend.evaluation.speed import decode_seconds
 from backend.export.formats import Format, Layout, bits_per_weight
 from backend.export.writing import layer_tensors
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import all_linears
 from backend.quantization import GRID_NAMES, GridType
 from backend.quantization.dlqat.linear import DLQATLinear
 from backend.quantization.grid import QuantizedWeight
-from backend.quantization.packed_linear import pack_model, to_bfloat16
+from backend.quantization.packed_linear import to_bfloat16
 from backend.quantization.range_search import search_range
 from backend.reporter import SilentReporter
+from benchmarks.decoding import quantized
 from benchmarks.shared import memory
 from jobs.evaluation.acceleration import decoders_of
 
@@ -74,18 +74,12 @@ def build(size: str) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def linears(model: PreTrainedModel) -> list[LinearWeight]:
-    """Every linear of the blocks."""
-    blocks = range(len(decoder_blocks(model)))
-    return [x for block in blocks for x in block_linears(model, block).values()]
-
-
 # training -----------------------------------------------------------------------------------------
 
 
 def prepared(model: PreTrainedModel, way: str, rank: int) -> nn.Module:
     """The model as it is trained that way; only what is trained requires a gradient."""
-    found = linears(model)
+    found = all_linears(model)
     if way == "DL-QAT":
         for x in found:
             grid = search_range(x.read(), 3, GROUP, "symmetric", "minmax")
@@ -164,12 +158,7 @@ def compare_training(rounds: int) -> dict[str, dict[str, float]]:
 def compare_decoding(tokens: int, rounds: int) -> dict[str, float]:
     """Tokens for each second of processor time, dense bfloat16 and packed with 4 bits."""
     dense = build("113m")
-    layers = {}
-    for x in linears(dense):
-        grid = search_range(x.read(), 4, GROUP, "symmetric", "minmax")
-        layers[x.name] = QuantizedWeight(grid, grid.codes(x.read()).to(torch.uint8))
-    packed = deepcopy(dense)
-    assert not pack_model(packed, layers), "layers run dense"
+    packed = quantized(dense, 4)
     to_bfloat16(dense)
     decoders, _ = decoders_of([dense, packed], tokens)
     seconds = decode_seconds(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.models.loading import load
-from backend.text.slices import calibration_slice
+from backend.text.slices import calibration_slices
 from benchmarks.shared.model_changes import CHANGES, Changed, change
 from benchmarks.shared.outcomes import METHODS, Outcome
 
@@ -55,7 +55,7 @@ def main() -> None:
     chosen = arguments()
     loaded = load(chosen.model, dtype=torch.float32)
     text = "toystories" if chosen.model == "toy" else "wikipedia"
-    rows = calibration_slice(text, loaded.tokenizer, SEGMENTS, LENGTH, 0).input_ids
+    rows = calibration_slices(text, loaded.tokenizer, SEGMENTS, LENGTH, 0)[0].input_ids
     if chosen.blocks:
         del loaded.model.base_model.layers[chosen.blocks :]
         loaded.model.config.num_hidden_layers = chosen.blocks

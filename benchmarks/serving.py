@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from statistics import median, quantiles
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
@@ -41,6 +41,7 @@ from backend.text.slices import evaluation_slice
 from benchmarks.decoding import quantized
 from benchmarks.peers import llama
 from benchmarks.shared import memory
+from benchmarks.shared.timing import p95
 
 CACHES = 2**32  # bytes, more than is needed
 Prompts = Sequence[Sequence[int]]
@@ -144,10 +145,6 @@ def measured(server: Server, prompts: Prompts, new: int) -> dict[str, float]:
         "first_p50": median(first), "first_p95": p95(first),
         "between_ms_p95": 1e3 * p95(between), "mb": (memory.peak() - before) / 2**20,
     }  # fmt: skip
-
-
-def p95(values: Sequence[float]) -> float:
-    return quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
 def main() -> None:

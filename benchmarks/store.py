@@ -52,6 +52,7 @@ from benchmarks.screen.load import many_points, many_runs, many_snapshots
 from benchmarks.screen.runs import SDS, carry_out
 from benchmarks.screen.server import DATABASES, ROOT, dashboard, environment, reads
 from benchmarks.shared import memory
+from benchmarks.shared.timing import timed
 from jobs.runtime import context as job_context
 from jobs.runtime.figures import BATCH
 from tests import postgres
@@ -75,13 +76,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--part", choices=[*PARTS, "writer"], help=argparse.SUPPRESS)
     parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def timed(act: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and processor seconds of a call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    act()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def middle(act: Callable[[], Any], times: int = TIMES) -> tuple[float, float]:

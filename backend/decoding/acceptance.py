@@ -30,11 +30,7 @@ Choose = Callable[[int, list[int]], int]  # node, tokens on the path to it -> th
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings; 0, 0, 1.0 and 1.0 leave the distribution alone, a temperature of 0 is
-    greedy.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
+    greedy. Raises ConfigError: a value is out of range."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -109,11 +105,8 @@ def draw(scores: Tensor, top_k: int, top_p: float, place: float) -> int:
     likely first; of the `top_k` most likely (0: all), and of the fewest that reach `top_p`.
 
     Sorting all logits takes as long as a part of a pass, so the most likely are tried first. Where
-    only the place counts, those after them need no order.
-
-    Raises:
-        ComputeError: the logits are not finite.
-    """
+    only the place counts, those after them need no order. Raises ComputeError: the logits are not
+    finite."""
     wanted = place if top_p == 1 else top_p
     for ranks in (top_k,) if top_k else (*RANKS, len(scores)):
         ranks = min(ranks, len(scores))

@@ -16,6 +16,7 @@ decoding is greedy.
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from statistics import mean, median
 from typing import Protocol
 
@@ -91,11 +92,8 @@ def time_decoders(
     offset: int = 0,
 ) -> Answers:
     """The answers of all arms to one prompt, of `limit` new tokens at most, in `rounds` after a
-    warm-up. `offset` shifts the order of the arms, so that each is first about as often.
-
-    Raises:
-        CancelledError: cancellation was requested.
-    """
+    warm-up. `offset` shifts the order of the arms, so that each is first about as often. Raises
+    CancelledError: cancellation was requested."""
     names, found = list(arms), Answers()
     for turn in range(rounds + 1):
         shift = (turn + offset) % len(names)
@@ -176,8 +174,8 @@ def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
     lengths = Counter(length for answer in mine for length in answer.lengths)
     passes = sum(lengths.values())
     parts, plain = _parts(mine), _parts(base)
-    places = [_first_difference(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
-    differing = [place for place in places if place is not None]
+    texts = [(a.tokens, b.tokens) for a, b in zip(mine, base, strict=True)]
+    differing = [same_start(a, b) for a, b in texts if a != b]
     return DecoderSummary(
         MedianRange.of(speeds),
         MedianRange.of([one / other for one, other in zip(speeds, vanilla, strict=True)]),
@@ -186,8 +184,8 @@ def summarise(name: str, answered: Sequence[Answers]) -> DecoderSummary:
         _hits(mine),
         parts,
         sum(parts.values()) / sum(plain.values()) if sum(plain.values()) else 1.0,
-        len(places) - len(differing),
-        len(places),
+        len(texts) - len(differing),
+        len(texts),
         min(differing, default=None),
     )
 
@@ -214,9 +212,6 @@ def _parts(answers: Sequence[TimedAnswer]) -> dict[str, float]:
     }
 
 
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Where two texts part, from 0; None where they are the same."""
-    if one == other:
-        return None
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def same_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix of two texts, in tokens."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

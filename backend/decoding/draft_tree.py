@@ -82,10 +82,6 @@ class Tree:
         """[n, n] bool: whether the column is the row itself or its ancestor."""
         return self._ancestors
 
-    def inner(self, node: int) -> list[int]:
-        """The children of `node` that have children."""
-        return [child for child in self.children[node] if self.children[child]]
-
     def lineage(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""
         nodes = [node]

@@ -22,8 +22,7 @@ import torch
 from backend.decoding.acceptance import Acceptance
 from backend.decoding.draft_tree import Tree
 from backend.decoding.limits import LOOKUP_HEAD
-from backend.decoding.native.cache import DecodingCache
-from backend.decoding.proposers import NO_TREE, Proposer
+from backend.decoding.proposers import NO_TREE, DraftTokens, Proposer
 from backend.decoding.target_model import TargetModel
 from backend.errors import ConfigError
 
@@ -66,22 +65,14 @@ def decode(
     rule: Acceptance,
     limit: int,
     ends: Collection[int] = (),
-    cache: DecodingCache | None = None,
 ) -> Iterator[DecodeStep]:
-    """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`.
-
-    `cache`: of the target, may hold the beginning of the prompt, not all of it; only for proposers
-    that need no states of the prompt.
-
-    Raises:
-        ConfigError: the prompt is empty, or prompt and response exceed the context of the model.
-    """
+    """Generate up to `limit` tokens after `prompt`; stop after a token of `ends`. Raises
+    ConfigError: the prompt is empty, or prompt and response exceed the context of the model."""
     refuse_prompt(target, prompt, limit)
     clock, committed = LapTimer(target.device), list(prompt)
-    cache = cache or target.new_cache(len(prompt) + limit + proposer.nodes)
-    verify = target.verifier(cache)
+    cache = target.new_cache(len(prompt) + limit + proposer.nodes)
     proposer.start(prompt[0], cache.capacity)
-    hidden, logits = verify.prefill(committed[cache.length :])
+    hidden, logits = target.prefill(committed, cache)
     root = rule.walk(NO_TREE, committed[-1:], logits, committed[:-1])[1]
     following = [*committed[1:], root]
     committed.append(root)
@@ -91,25 +82,36 @@ def decode(
         draft = proposer.propose(hidden, following)
         drafted = clock.lap()
         tokens = [committed[-1], *draft.tokens]
-        states, logits = verify(tokens, draft.tree)
+        states, logits = target.verify(tokens, draft.tree, cache)
         verified = clock.lap()
         path, bonus = rule.walk(draft.tree, tokens, logits, committed[:-1])
         accepted = clock.lap()
         cache.keep(len(committed) - 1, path)
         hidden = states if len(path) == len(tokens) else states[path]
-        following = [*(tokens[node] for node in path[1:]), bonus]
-        new = until_end(following, limit - (len(committed) - len(prompt)), ends)
-        committed += new
-        depths = draft.tree.depths
-        heads = [LOOKUP_HEAD if draft.looked_up else depths[node] for node in path[1:]] + [0]
-        parts = dict(zip(PARTS, (drafted, verified, accepted, clock.lap()), strict=True))
-        yield DecodeStep(new, heads[: len(new)], path, draft.tree, tokens, parts)
+        room = limit - (len(committed) - len(prompt))
+        step = step_along(draft, tokens, path, bonus, room, ends)
+        following = step.tokens  # where some are cut off, nothing follows
+        committed += following
+        parts = drafted, verified, accepted, clock.lap()
+        step.seconds.update(zip(PARTS, parts, strict=True))
+        yield step
 
 
-def until_end(tokens: list[int], room: int, ends: Collection[int]) -> list[int]:
-    """The tokens up to and including the first end, at most `room`."""
-    end = next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))
-    return tokens[: min(end, room)]
+def step_along(
+    draft: DraftTokens,
+    tokens: list[int],
+    path: list[int],
+    bonus: int,
+    room: int,
+    ends: Collection[int],
+) -> DecodeStep:
+    """The `tokens` of the accepted path behind the root and `bonus`, up to the first end and at
+    most `room`."""
+    depths, following = draft.tree.depths, [*(tokens[node] for node in path[1:]), bonus]
+    heads = [LOOKUP_HEAD if draft.looked_up else depths[node] for node in path[1:]] + [0]
+    end = next((n for n, token in enumerate(following, 1) if token in ends), len(following))
+    new = following[: min(end, room)]
+    return DecodeStep(new, heads[: len(new)], path, draft.tree, tokens)
 
 
 class LapTimer:

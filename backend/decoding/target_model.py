@@ -13,10 +13,12 @@ model that fails as well is rejected, so wrong text is never generated.
 
 import hashlib
 import inspect
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from backend.decoding.draft_tree import Tree, chain
@@ -40,29 +42,18 @@ COARSE_TOLERANCE = 0.5  # in 16 bits: relative to the error of ignoring the mask
 
 
 Mask = Tensor | dict[str, Tensor] | None  # of all layers, or by their type
-
-
-class Verifier(Protocol):
-    """Runs a prompt and trees on top of a cache."""
-
-    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
-        """Hidden states [P, d] of a prompt, and the logits [1, V] after it."""
-
-    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        """Hidden states [n, d] and logits [n, V] of `tokens`, for each node of `tree`."""
+Read = tuple[Tensor, Tensor]  # hidden states and logits
 
 
 class TargetModel:
     """A model that verifies trees, with the native decoder where `native` and that supports it.
+    Raises ModelError: it cannot verify trees; says why.
 
     Attributes:
         width: d; `vocabulary`: V; `context`: maximum number of tokens; `limit`: why, in words.
         window: tokens that layers with a sliding window attend to; None where there are none.
         transform: of the logits after the head.
         decoder: what decodes, in words.
-
-    Raises:
-        ModelError: it cannot verify trees; says why.
     """
 
     def __init__(self, model: PreTrainedModel, native: bool = True) -> None:
@@ -81,6 +72,7 @@ class TargetModel:
         self.transform = LogitTransform.of(config)
         self.head: nn.Linear = model.get_output_embeddings()
         self.vocabulary, self.width = self.head.weight.shape
+        self._masks: dict[Tree, Tensor] = {}
         self.native: NativeModel | None = None
         self.decoder = "PyTorch"
         if native:
@@ -140,81 +132,44 @@ class TargetModel:
         mixed = len(set(types)) > 1
         return {"full_attention": mask, "sliding_attention": near} if mixed else near
 
-    def verifier(self, cache: DecodingCache) -> Verifier:
+    def prefill(self, tokens: Sequence[int], cache: DecodingCache) -> Read:
+        """Append a prompt: its hidden states [P, d], and the logits [1, V] after it."""
+        ids = torch.tensor(tokens, device=self.device)
         if isinstance(cache, NativeCache):
             assert self.native is not None
-            return NativeVerifier(self.native, cache, self.context)
-        return TorchVerifier(self, cache)
+            before = self.native.read(ids[:-1], cache)
+            last, logits = self.native.forward(ids[-1:], cache, read_out=1)
+            return torch.cat([before, last]), logits
+        hidden = self.hidden(ids[None], cache)[0]
+        return hidden, self.logits(hidden[-1:])
 
+    def verify(self, tokens: Sequence[int], tree: Tree, cache: DecodingCache) -> Read:
+        """Append the tokens of a tree: hidden states [n, d] and logits [n, V] at its nodes."""
+        ids = torch.tensor(tokens, device=self.device)
+        places = cache.length + torch.tensor(tree.depths, device=self.device)
+        positions = places.clamp(max=self.context - 1)  # tokens beyond are never kept
+        if isinstance(cache, NativeCache):
+            assert self.native is not None
+            visible = tree.ancestors() if len(tree) > 1 else None
+            return self.native.forward(ids, cache, positions, visible, len(tree))
+        mask = self._visible(tree, places, cache.length) if len(tree) > 1 else None
+        hidden = self.hidden(ids[None], cache, positions[None], mask)[0]
+        return hidden, self.logits(hidden)
 
-class NativeVerifier:
-    """Runs trees through the native decoder."""
-
-    def __init__(self, model: NativeModel, cache: NativeCache, context: int) -> None:
-        self._model, self._cache, self._context = model, cache, context
-
-    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
-        ids = torch.tensor(tokens)
-        before = self._model.read(ids[:-1], self._cache)
-        last, logits = self._model.forward(ids[-1:], self._cache, read_out=1)
-        return torch.cat([before, last]), logits
-
-    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        positions = self._cache.length + torch.tensor(tree.depths)
-        positions.clamp_(max=self._context - 1)  # tokens beyond are never kept
-        visible = tree.ancestors() if len(tree) > 1 else None
-        ids = torch.tensor(tokens)
-        return self._model.forward(ids, self._cache, positions, visible, len(tokens))
-
-
-class TorchVerifier:
-    """Runs trees through the model's own forward; masks are built once and shifted."""
-
-    def __init__(self, target: TargetModel, cache: PreallocatedCache) -> None:
-        self.target, self.cache = target, cache
-        self._masks: dict[Tree, tuple[Tensor, Tensor]] = {}
-
-    def prefill(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
-        ids = torch.tensor([tokens], device=self.target.device)
-        hidden = self.target.hidden(ids, self.cache)[0]
-        return hidden, self.target.logits(hidden[-1:])
-
-    def __call__(self, tokens: list[int], tree: Tree) -> tuple[Tensor, Tensor]:
-        length, target = self.cache.length, self.target
-        ids = torch.tensor([tokens], device=target.device)
-        mask, depths = self._mask_of(tree)
-        positions = (length + depths).clamp_(max=target.context - 1)  # tokens beyond are never kept
-        visible: Mask = None
-        if len(tree) > 1:
-            visible = mask[..., mask.shape[-1] - len(tree) - length :]
-            if target.device.type != "cpu":
-                visible = visible.contiguous()  # GPU kernels need aligned rows
-            visible = self._windowed(visible, length + depths)
-        hidden = target.hidden(ids, self.cache, positions[None], visible)[0]
-        return hidden, target.logits(hidden)
-
-    def _windowed(self, mask: Tensor, places: Tensor) -> Mask:
-        """The mask [1, 1, n, length + n] of all layers, or by their type, for nodes at `places`
-        [n]."""
-        window, length = self.target.window, mask.shape[-1] - len(places)
-        if window is None or length + len(places) <= window:
-            return mask
-        columns = torch.cat([torch.arange(length, device=places.device), places])
-        return self.target.windowed(mask, places[:, None] - columns >= window)
-
-    def _mask_of(self, tree: Tree) -> tuple[Tensor, Tensor]:
-        """Mask [1, 1, n, capacity + n]: zeros for a full cache, then the tree's own; and depths.
-        Its last length + n columns are the mask over `length` cached tokens."""
+    def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
+        """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
+        [n] behind as many tokens, which all of them see."""
         if tree not in self._masks:
             if len(self._masks) >= MASKS:
                 self._masks.clear()
-            n, capacity = len(tree), self.cache.capacity
-            mask = torch.zeros(1, 1, n, capacity + n, dtype=self.target.dtype)
-            lowest = torch.finfo(mask.dtype).min
-            mask[..., capacity:].masked_fill_(~tree.ancestors(), lowest)
-            depths = torch.tensor(tree.depths, device=self.target.device)
-            self._masks[tree] = mask.to(self.target.device), depths
-        return self._masks[tree]
+            own = torch.zeros(1, 1, len(tree), len(tree), dtype=self.dtype)
+            own.masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
+            self._masks[tree] = own.to(self.device)
+        mask = pad(self._masks[tree], (length, 0))
+        if self.window is None or mask.shape[-1] <= self.window:
+            return mask
+        columns = torch.cat([torch.arange(length, device=self.device), places])
+        return self.windowed(mask, places[:, None] - columns >= self.window)
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
@@ -237,10 +192,7 @@ def check_tree(target: TargetModel) -> None:
 
     In 16 bits rounding may change logits by a tenth of their spread, so there the error is compared
     with that of the same tokens read as one chain, which is what ignoring the mask amounts to.
-
-    Raises:
-        ModelError: the two differ, or the model's logits are not those of its head alone.
-    """
+    Raises ModelError: the two differ, or the model's logits are not those of its head alone."""
     try:
         error, limit = _tree_error(target)
     except (TypeError, ValueError, RuntimeError) as failure:
@@ -261,11 +213,10 @@ def _tree_error(target: TargetModel) -> tuple[float, float]:
     drawn = torch.randint(target.vocabulary, (size,), generator=random).tolist()
     context, tokens = drawn[:PROBE_CONTEXT], drawn[PROBE_CONTEXT:]
     cache = target.new_cache(size)
-    verify = target.verifier(cache)
-    verify.prefill(context)
-    logits = verify(tokens, PROBE)[1]
+    target.prefill(context, cache)
+    logits = target.verify(tokens, PROBE, cache)[1]
     cache.rewind(PROBE_CONTEXT)
-    ignored = verify(tokens, chain(len(PROBE) - 1))[1]
+    ignored = target.verify(tokens, chain(len(PROBE) - 1), cache)[1]
     paths = [context + [tokens[n] for n in PROBE.lineage(node)] for node in range(len(PROBE))]
     ids = [torch.tensor([path], device=target.device) for path in paths]
     expected = torch.stack([target.model(input_ids=i, use_cache=False).logits[0, -1] for i in ids])

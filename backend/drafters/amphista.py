@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import DrafterConfig
 from backend.drafters.medusa import MedusaDrafter
 from backend.drafters.registry import drafter
 
@@ -69,19 +68,11 @@ class AutoEmbedding(nn.Module):
 class AmphistaDrafter(MedusaDrafter):
     """The drafter of the paper, whole or without one of its parts."""
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        depth, sampled_token = config.adaptation_layers, config.ablation != "no sampled token"
-        fusions = depth if sampled_token else 1
-        super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        super().build(target, dtype)
         self.encoder = None
-        if config.ablation != "adaptation only":
-            self.encoder = AutoEmbedding(target.width, config.heads, dtype)
+        if self.config.ablation != "adaptation only":
+            self.encoder = AutoEmbedding(target.width, self.config.heads, dtype)
 
     def slots(self, stages: list[Tensor]) -> Tensor:
         """The stages [n, d] -> [n, K, d]: the first half of the heads reads the first, the others

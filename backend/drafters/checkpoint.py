@@ -71,11 +71,7 @@ class Amphista:
 
     def bind(self, target: TargetModel) -> Drafter:
         """The module for `target`, in its dtype and on its device, in 8 bits where that runs
-        natively.
-
-        Raises:
-            ConfigError: it was trained for another model.
-        """
+        natively. Raises ConfigError: it was trained for another model."""
         actual = BaseFingerprint.of(target)
         for name in ("architecture", "width", "vocabulary", "layers", "sha256"):
             expected, given = getattr(self.base, name), getattr(actual, name)

@@ -52,11 +52,7 @@ def make_proposer(
 
     `nodes`: size of a static tree, including the root; 0: trees of as many nodes as pay at each
     step on this machine, measured now; or trees chosen like this before. `least`: minimum size when
-    measured.
-
-    Raises:
-        ConfigError: the drafter belongs to another model.
-    """
+    measured. Raises ConfigError: the drafter belongs to another model."""
     if drafter is None:
         return NoDraft()
     bound = drafter.bind(target)
@@ -84,17 +80,15 @@ def generate(
     """The tokens that follow `prompt` [P] or [1, P], as they are accepted.
 
     They are those of the target model alone, up to rounding in a pass over several tokens: exact in
-    float32 for all practical purposes; in 16 bits near ties may be broken differently.
+    float32 for all practical purposes; in 16 bits near ties may be broken differently. Raises
+    ConfigError: a batch, a prompt that is too long, a drafter of another model. ModelError: the
+    model cannot verify trees.
 
     Args:
         sampling: None: greedy.
         ends: end-of-sequence tokens; None: those of the model's generation config.
         nodes: see `make_proposer`.
         lookup: try prompt lookup first, with or without a drafter (see `PromptLookupFirst`).
-
-    Raises:
-        ConfigError: a batch, a prompt that is too long, a drafter of another model.
-        ModelError: the model cannot verify trees.
     """
     target = base if isinstance(base, TargetModel) else TargetModel(base)
     refuse_processors(target.model)

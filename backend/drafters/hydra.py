@@ -18,7 +18,6 @@ from torch.nn.functional import silu
 
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.sequential import InnerNodes, SequentialDrafter
 from backend.drafters.registry import drafter
 
@@ -27,16 +26,10 @@ from backend.drafters.registry import drafter
 class HydraDrafter(SequentialDrafter):
     """A sequential drafter of one residual block a head."""
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        super().build(target, dtype)
         d = target.width
-        super().__init__(config, target, vocabulary, dtype)
-        known = range(2, config.heads + 2)  # a_i, x_{i+1} and the draft tokens before
+        known = range(2, self.config.heads + 2)  # a_i, x_{i+1} and the draft tokens before
         self.heads = nn.ModuleList(nn.Linear(n * d, d, dtype=dtype) for n in known)
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)

@@ -13,7 +13,6 @@ from torch.nn.functional import silu
 
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.adapted import AdaptedDrafter
 from backend.drafters.layers.native import plain_linear
 from backend.drafters.registry import ParallelDrafter, drafter
@@ -50,17 +49,9 @@ class ResidualHeads(nn.Module):
 class MedusaDrafter(AdaptedDrafter, ParallelDrafter):
     """Residual heads, all at once; Amphista puts layers before and behind them."""
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-        fusions: int = 0,
-        sampled_token: bool = True,
-    ) -> None:
-        super().__init__(config, target, vocabulary, dtype, fusions, sampled_token)
-        layers, d = 1, target.width
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        super().build(target, dtype)
+        config, layers, d = self.config, 1, target.width
         if config.ablation == "as many parameters":  # as those of Amphista
             cloned = sum(p.numel() for p in decoder_blocks(target.model)[-2:].parameters())
             one = config.heads * (d**2 + d)

@@ -27,12 +27,9 @@ Embed: TypeAlias = Callable[[Tensor], Tensor]
 
 class Drafter(nn.Module, ABC):
     """A trainable drafter, in the dtype it is created in, on the device of the target model. It
-    reads out with rows of the target's own head, which stay frozen.
-
-    Attributes:
-        vocabulary: ids [v] that can be drafted, ascending.
-        read_out: [v, d], in the dtype of the target model; transform: of its logits.
-    """
+    reads out with rows of the target's own head, which stay frozen. `vocabulary`: ids [v] that can
+    be drafted, ascending. `read_out`: [v, d], in the dtype of the target model; transform: of its
+    logits."""
 
     vocabulary: Tensor
 
@@ -50,6 +47,10 @@ class Drafter(nn.Module, ABC):
         self.read_out = target.head.weight.detach()[rows]
         self.transform = target.transform
         self.read_bias = None if bias is None else bias.detach()[rows]
+        self.build(target, dtype)
+
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        """Make the layers, once config and read-out are known."""
 
     @abstractmethod
     def anchor_slots(

@@ -14,9 +14,7 @@ from backend.errors import ConfigError
 
 class TreeProposer:
     """The heads of a drafter, in a tree: a static one, or what a policy makes of every draft.
-
-    Raises:
-        ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
+    Raises ConfigError: the tree is deeper than the number of heads, or wider than the vocabulary.
     """
 
     def __init__(self, drafter: Drafter, target: TargetModel, tree: Tree | TreePolicy) -> None:

@@ -11,7 +11,6 @@ and what is left, norm and head, is applied to it again: parameters outside the 
 same in both; compare `outside_blocks`."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel
 
 from backend.errors import ComputeError
 from backend.evaluation.native_text import NativeText, TextModel, logits_of
-from backend.evaluation.perplexity import Observe
+from backend.evaluation.perplexity import Observe, stderr
 from backend.models.blocks import decoder_blocks
 from backend.models.hidden_states import HiddenStates, NewBatches
 
@@ -67,12 +66,9 @@ def summed_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 class DenseOutputs:
-    """Outputs of the last block of the dense model, one tensor per forward pass.
-
-    Attributes:
-        outside: `outside_blocks` of the dense model; empty before the first recording.
-        native: whether the native decoder read it, as it then has to read what is compared.
-    """
+    """Outputs of the last block of the dense model, one tensor per forward pass. `outside`:
+    `outside_blocks` of the dense model; empty before the first recording. `native`: whether the
+    native decoder read it, as it then has to read what is compared."""
 
     def __init__(self, new: NewBatches = list) -> None:
         self.states: HiddenStates = new()
@@ -99,12 +95,9 @@ class DenseOutputs:
 
 
 class DivergenceObserver:
-    """Observer of `perplexity` that compares a model with the recorded dense model.
-
-    Args:
-        model: has the embeddings, final norm and head of the dense model.
-        reference: recorded on the same token ids in the same batches.
-    """
+    """Observer of `perplexity` that compares a model with the recorded dense model. `model`: has
+    the embeddings, final norm and head of the dense model. `reference`: recorded on the same token
+    ids in the same batches."""
 
     def __init__(self, model: TextModel, reference: DenseOutputs) -> None:
         self._model, self._states = model, iter(reference.states)
@@ -141,9 +134,5 @@ class DivergenceObserver:
             why = "The model's logits overflowed, or assign a token zero probability."
             raise ComputeError(what, why, "Use a higher precision or a lower compression.")
         return Divergence(
-            kl.mean().item(), _stderr(kl), same.mean().item(), _stderr(same), self._positions
+            kl.mean().item(), stderr(kl), same.mean().item(), stderr(same), self._positions
         )
-
-
-def _stderr(means: Tensor) -> float | None:
-    return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None

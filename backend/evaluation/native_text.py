@@ -27,15 +27,9 @@ TOKENS = 256  # in one pass: with fewer, the weights are read more often
 
 class NativeText:
     """The weights of `model` as they are now, laid out for the native decoder, for texts of at most
-    `length` tokens.
-
-    Raises:
-        CompilerError: the decoder cannot be built here.
-        ValueError: the decoder does not run the model.
-
-    Attributes:
-        hidden: states [1, L, d] behind the final norm, in bfloat16, of the text read last.
-    """
+    `length` tokens. Raises CompilerError: the decoder cannot be built here; ValueError: the decoder
+    does not run the model. `hidden`: states [1, L, d] behind the final norm, in bfloat16, of the
+    text read last."""
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, length: int) -> None:

@@ -38,6 +38,11 @@ class Perplexity:
     windows: tuple[float, ...]  # nats per predicted token of each window
 
 
+def stderr(means: Tensor) -> float | None:
+    """Standard error of the mean of values [n]; None of a single one."""
+    return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
+
+
 @torch.no_grad()
 def window_nlls(
     model: TextModel,
@@ -52,7 +57,7 @@ def window_nlls(
     The batch is reduced where the logits of `batch` windows would exceed `MAX_LOGITS`. `new`:
     creates the container for the hidden states of a streamed model. `observe`: called with the ids
     [b, L] and the logits [b, L, V] of every forward pass. Raises ComputeError: a window's loss is
-    not finite. CancelledError: cancellation was requested."""
+    not finite; CancelledError: cancellation was requested."""
     count, length = input_ids.shape
     batch = windows_at_once(model.config, length, batch)
 
@@ -84,7 +89,7 @@ def perplexity(
     The model should be in eval mode. For the other arguments and errors see `window_nlls`."""
     nlls = window_nlls(model, text.input_ids, batch, reporter or SilentReporter(), new, observe)
     nll, tokens = nlls.mean().item(), len(nlls) * (text.context - 1)
-    spread = nlls.std().item() / math.sqrt(len(nlls)) if len(nlls) > 1 else None
+    spread = stderr(nlls)
     value = math.exp(min(nll, 700.0))  # exp overflows a float64 above 709
     return Perplexity(
         value=value,

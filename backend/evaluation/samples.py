@@ -7,11 +7,11 @@ prompts it is an illustration, not a basis for ranking models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
+from backend.decoding.benchmark import same_start
 from backend.evaluation.native_text import TextModel, written
 from backend.reporter import Reporter, stop_if_asked
 from backend.text.prompt_ids import end_ids, prompt_ids
@@ -55,8 +55,3 @@ def agreement(dense: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) ->
         same_start(a, b) / max(len(a), len(b), 1) if a != b else 1.0
         for a, b in zip(dense, other, strict=True)
     )
-
-
-def same_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix of two texts, in tokens."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

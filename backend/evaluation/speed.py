@@ -3,29 +3,11 @@ without the prefill."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
 
 from backend.reporter import Reporter, stop_if_asked
 
 Clock = Callable[[], float]
 Decoder = Callable[[Sequence[int]], Iterator[int]]  # ids of a prompt -> greedy tokens
-
-
-@dataclass(frozen=True)
-class DecodingSpeed:
-    """Tokens per second over several repeats."""
-
-    value: float  # median of the repeats
-    lowest: float
-    highest: float
-    repeats: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float], tokens: int) -> "DecodingSpeed":
-        """From the seconds of repeats that decoded `tokens` tokens each."""
-        rates = [tokens / s for s in seconds]
-        return cls(median(rates), min(rates), max(rates), len(rates))
 
 
 def decode_seconds(

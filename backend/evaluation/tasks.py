@@ -24,9 +24,9 @@ def question_count(windows: int, context: int, limit: int = 0) -> int:
 INSTALL = "In the Slimscope folder: pip install -e '.[tasks]'."
 
 
-def require_harness(field: str = "tasks") -> None:
+def require_harness() -> None:
     """Check that the harness is installed, without importing it. Raises ConfigError: it is not
     installed; names the pip extra."""
     if find_spec("lm_eval") is None:
         what, why = "Zero-shot tasks are not available.", "lm-evaluation-harness is not installed."
-        raise ConfigError(what, why, f"{INSTALL} Or leave the tasks empty.", field)
+        raise ConfigError(what, why, f"{INSTALL} Or leave the tasks empty.", "tasks")

@@ -78,7 +78,7 @@ def zero_shot(
 ) -> list[TaskScore]:
     """Run the tasks and return the main metric of each. `tasks`: from `load_tasks`. `limit`: number
     of questions per task, the first ones; 0: all. `batch`: batch size. Raises ComputeError: the
-    harness reports no metric. CancelledError: cancellation was requested."""
+    harness reports no metric; CancelledError: cancellation was requested."""
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 

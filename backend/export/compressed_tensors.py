@@ -41,11 +41,8 @@ def packed_tensors(
 
 
 def from_packed(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zero-points [out, groups].
-
-    Raises:
-        KeyError, ValueError: a tensor is missing or has another shape.
-    """
+    """Codes [out, in], scales and zero-points [out, groups]. Raises KeyError, ValueError: a tensor
+    is missing or has another shape."""
     rows, columns = tensors["weight_shape"].tolist()
     packed, scale = tensors["weight_packed"], tensors["weight_scale"]
     check_shape("weight_packed", packed, (rows, words_for(columns, layout.bits)))

@@ -82,10 +82,7 @@ def read_layout(folder: Path) -> Layout:
 
 def layout_of(planned: QuantizationPlan, format: Format) -> Layout:
     """The layout of the saved model: the settings that most layers have, and those of others.
-
-    Raises:
-        ConfigError: layers differ in bits, group size or grid, which the format cannot hold.
-    """
+    Raises ConfigError: layers differ in bits, group size or grid, which the format cannot hold."""
     most, *others = sorted(planned.groups, key=lambda group: -len(group.layers))
     first = (most.bits, most.group_size, most.grid)
     if others and format in ("gptq", "gptq_v2"):

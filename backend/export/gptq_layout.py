@@ -45,11 +45,8 @@ def _zero_offset(layout: Layout) -> int:
 
 
 def from_gptq(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zero-points [out, groups].
-
-    Raises:
-        KeyError, ValueError: a tensor is missing or has another shape.
-    """
+    """Codes [out, in], scales and zero-points [out, groups]. Raises KeyError, ValueError: a tensor
+    is missing or has another shape."""
     rows, columns = tensors["scales"].shape[1], len(tensors["g_idx"])
     groups = len(tensors["scales"])
     check_shape("qweight", tensors["qweight"], (words_for(columns, layout.bits), rows))

@@ -10,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from backend.errors import ModelError
@@ -18,6 +17,7 @@ from backend.export.compressed_tensors import from_packed
 from backend.export.formats import Layout, read_layout, unreadable
 from backend.export.gptq_layout import from_awq, from_gptq
 from backend.models.block_offload import check_finite, tied_names
+from backend.models.blocks import turned
 from backend.models.facts import ModelFacts, text_config
 from backend.models.families.experts import ExpertList, split_experts
 from backend.models.families.shapes import LinearShape
@@ -164,8 +164,7 @@ def load_dequantized(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     model, layers = _opened(folder, dtype)
     for name, layer in layers.items():
         module = model.get_submodule(name)
-        weight = layer.dense().T if isinstance(module, Conv1D) else layer.dense()
-        module.get_parameter("weight").copy_(weight)
+        module.get_parameter("weight").copy_(turned(module, layer.dense()))
     model.config.use_cache = False
     return model.eval()
 

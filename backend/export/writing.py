@@ -15,11 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from backend.export.compressed_tensors import compressed_tensors_config, packed_tensors
 from backend.export.formats import ExportRequirements, Layout, check_format, experts_of
 from backend.export.gptq_layout import gptq_config, gptq_tensors
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears, turned
 from backend.models.families.experts import fused
 from backend.models.families.stored import SEPARATE, stored_modules, together
 from backend.models.patching import swap_weights
-from backend.models.saving import SHARD, check_saved, save, save_around
+from backend.models.saving import SHARD, check_saved, save, save_around, stored_buffers
 from backend.quantization.grid import QuantizedWeight
 
 
@@ -32,16 +32,14 @@ def export(
     folder: Path,
     card: str,
 ) -> None:
-    """Write `folder`, without further rounding.
+    """Write `folder`, without further rounding. Raises ConfigError, ModelError: see `check_format`,
+    `check_saved`.
 
     Args:
         model: provides all tensors that are not in `layers`, already rounded to `stored`.
         layers: full name of a linear, of the embedding or the head -> its codes, scales and
             zero-points.
         stored: dtype of scales, embeddings and norms; in the format dense, of all weights.
-
-    Raises:
-        ConfigError, ModelError: see `check_format`, `check_saved`.
     """
     if layout.format == "awq":
         raise ValueError("AWQ is read, not written")
@@ -51,7 +49,7 @@ def export(
     if layout.format == "dense":
         linears = {name: model.get_submodule(name) for name in layers}
         dense = {
-            linear.get_parameter("weight"): _oriented(linear, layers[name].dense().to(stored))
+            linear.get_parameter("weight"): turned(linear, layers[name].dense().to(stored))
             for name, linear in linears.items()
         }
         with swap_weights(dense):
@@ -60,10 +58,11 @@ def export(
     family, tensors = str(model.config.model_type), dict[str, Tensor]()
     packed = {f"{name}.weight" for name in layers} | {together(name) for name in layers}
     with fused(model):
-        for name, tensor in _state(model).items():
+        for name, tensor in (*model.named_parameters(), *stored_buffers(model).items()):
             if name not in packed:
                 module, _, part = name.rpartition(".")
-                kept = tensor.to(stored) if tensor.is_floating_point() else tensor
+                kept = tensor.detach().cpu()
+                kept = kept.to(stored) if kept.is_floating_point() else kept
                 tensors[f"{stored_modules(family, module)[0]}.{part}"] = kept
     loaded, alike = dict[str, tuple[str, tuple[int, ...]]](), Counter(map(together, layers))
     for module, layer in layers.items():
@@ -87,8 +86,7 @@ def requirements_of(
     stored: torch.dtype,
 ) -> ExportRequirements:
     """What a format must support to store the model."""
-    blocks = range(len(decoder_blocks(model)))
-    inside = {x.name for block in blocks for x in block_linears(model, block).values()}
+    inside = {linear.name for linear in all_linears(model)}
     embeddings = [n for n in layers if isinstance(model.get_submodule(n), nn.Embedding)]
     heads = [n for n in layers if n not in inside and n not in embeddings]
     family, own = str(model.config.model_type), {n for x in layout.others for n in x.layers}
@@ -130,16 +128,3 @@ def quantization_config(
         ]
         return {"quant_method": "slimscope", **sizes, **({"groups": groups} if groups else {})}
     return gptq_config(layout)
-
-
-def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All tensors of a saved model; tied ones once."""
-    kept = model.state_dict()
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    buffers = {n: b for n, b in model.named_buffers() if n in kept and n not in parameters}
-    return {name: t.cpu() for name, t in {**parameters, **buffers}.items()}
-
-
-def _oriented(linear: nn.Module, W: Tensor) -> Tensor:
-    """`W` [out, in] as the layer stores it: Conv1D transposed."""
-    return (W.T if isinstance(linear, Conv1D) else W).contiguous()

@@ -77,15 +77,9 @@ def address_of(state: LiveState, identity: str) -> str:
 
 
 def state_at(address: str, identity: str, layers: Sequence[str]) -> LiveState:
-    """The state at an address.
-
-    Args:
-        identity, layers: of the model it should belong to.
-
-    Raises:
-        ConfigError: it is no address, belongs to another model, or names methods or formats that
-            are not there.
-    """
+    """The state at an address. `identity`, `layers`: of the model it should belong to. Raises
+    ConfigError: it is no address, belongs to another model, or names methods or formats that are
+    not there."""
     parts = address.split("~") if re.fullmatch(PLAIN, address[: LONGEST + 1]) else []
     if len(parts) != 5 or len(address) > LONGEST:
         _refuse("It is no address of a state.")

@@ -46,16 +46,14 @@ Score: TypeAlias = Literal["magnitude", "wanda"]
 
 
 class DenseModel:
-    """A model that is never changed; live models share its weights and tables, and its lock.
+    """A model that is never changed; live models share its weights and tables, and its lock. Raises
+    ModelError: it has no layers that can be changed.
 
     Args:
         model: in the dtype of its files, on the device to work on.
         calibration: token ids [segments, L]; None: nothing that needs inputs can be made.
         sds, dlqat: settings of a run, for all but patterns, widths and methods.
         room: bytes that tables may take.
-
-    Raises:
-        ModelError: it has no layers that can be changed.
 
     Attributes:
         layers: full name -> layer, those of the blocks in order, then embedding and head.
@@ -106,11 +104,8 @@ class DenseModel:
         return self.layers[name].as_stored(self._weights[name].detach())
 
     def refuse(self, name: str, form: Format | str) -> Format:
-        """The format, if a layer can have it.
-
-        Raises:
-            ConfigError: there is no such layer or format, or the layer cannot be stored so.
-        """
+        """The format, if a layer can have it. Raises ConfigError: there is no such layer or format,
+        or the layer cannot be stored so."""
         if name not in self.layers:
             what, do = f"{name[:80]} is no layer of this model.", "Choose one of its layers."
             raise ConfigError(what, f"{next(iter(self.layers))} is one.", do, "formats")

@@ -31,12 +31,9 @@ LONGEST_TRACE = 128  # tokens
 
 @dataclass(frozen=True)
 class LiveLoss:
-    """The losses on some windows so far, nats a predicted token.
-
-    Attributes:
-        windows, dense: mean loss of each window, of the live and of the dense model.
-        divergence: KL from the dense model on each, nats; empty where it was not asked for.
-    """
+    """The losses on some windows so far, nats a predicted token. `windows`, `dense`: mean loss of
+    each window, of the live and of the dense model. `divergence`: KL from the dense model on each,
+    nats; empty where it was not asked for."""
 
     windows: tuple[float, ...] = ()
     dense: tuple[float, ...] = ()
@@ -53,12 +50,8 @@ class LiveLoss:
 
 
 def losses(live: LiveModel, windows: Tensor, divergence: bool = False) -> Iterator[LiveLoss]:
-    """The losses after each of `windows` [n, L], token ids.
-
-    Raises:
-        ConfigError: the text is too short or too long, or has other tokens.
-        CancelledError: there was a newer change.
-    """
+    """The losses after each of `windows` [n, L], token ids. Raises ConfigError: the text is too
+    short or too long, or has other tokens; CancelledError: there was a newer change."""
     _refuse_text(live, windows, live.dense.model.config.get_text_config().max_position_embeddings)
     stop, found = live.safe_point(), LiveLoss()
     for ids in windows:

@@ -35,15 +35,9 @@ Making = Literal["dense", "instant", "refined"]  # how a layer was made
 
 
 class LiveModel:
-    """One state of a dense model, beside others.
-
-    Args:
-        dtype: of the passes; None: the one that is decoded fastest.
-
-    Attributes:
-        formats: full name of each layer -> its format.
-        pruner, quantizer: what a run would make them with.
-    """
+    """One state of a dense model, beside others. `formats`: full name of each layer -> its format.
+    `pruner`, `quantizer`: what a run would make them with. `dtype`: of the passes; None: the one
+    that is decoded fastest."""
 
     def __init__(self, dense: DenseModel, dtype: torch.dtype | None = None) -> None:
         self.dense, self.formats = dense, dict.fromkeys(dense.layers, DENSE)
@@ -58,11 +52,8 @@ class LiveModel:
     def checked(
         self, formats: Mapping[str, Format | str], pruner: str, quantizer: str
     ) -> LiveState:
-        """A state that it can have, of these layers.
-
-        Raises:
-            ConfigError: there is no such layer, format or method, or they do not fit each other.
-        """
+        """A state that it can have, of these layers. Raises ConfigError: there is no such layer,
+        format or method, or they do not fit each other."""
         asked = {name: self.dense.refuse(name, form) for name, form in formats.items()}
         for method, there in ((pruner, PRUNERS), (quantizer, QUANTIZERS)):
             if method not in there:
@@ -127,11 +118,7 @@ class LiveModel:
         self, formats: Mapping[str, Format | str], pruner: str = "", quantizer: str = ""
     ) -> list[str]:
         """Change the formats of some layers, or what all are made with; the layers that were made
-        anew.
-
-        Raises:
-            ConfigError: nothing was changed; see `checked`.
-        """
+        anew. Raises ConfigError: nothing was changed; see `checked`."""
         state = self.checked(formats, pruner or self.pruner, quantizer or self.quantizer)
         asked, pruner, quantizer = state.formats, state.pruner, state.quantizer
         self.cancel()
@@ -158,12 +145,8 @@ class LiveModel:
 
     def refine(self) -> Iterator[Progress]:
         """Make all layers that are not yet as a run would; each is exchanged when its block is
-        done.
-
-        Raises:
-            ConfigError: there is no calibration text, or the quantizer is for runs only.
-            CancelledError: there was a newer change; blocks that are done stay.
-        """
+        done. Raises ConfigError: there is no calibration text, or the quantizer is for runs only;
+        CancelledError: there was a newer change; blocks that are done stay."""
         running, stop = self.running, self.safe_point()
         chosen = {
             name: form for name, form in self.formats.items()

@@ -37,15 +37,13 @@ Solved = tuple[Tensor, LiveWeight | None]  # what the next blocks see; the layer
 
 @dataclass
 class Refinement:
-    """One pass or two.
+    """One pass or two. Raises ConfigError: the quantizer is not one that works layer by layer on
+    plain inputs.
 
     Args:
         formats: full name of a layer of a block -> its format, of those to refine.
         weight: the weights [out, in], float32, of the others.
         stop: may raise to end a pass.
-
-    Raises:
-        ConfigError: the quantizer is not one that works layer by layer on plain inputs.
     """
 
     dense: DenseModel

@@ -25,10 +25,8 @@ RUN = GROUPS[-1]  # inputs of a group that the native decoder reads as codes, or
 
 
 class RunningModel:
-    """See above. Whoever runs it or changes it holds the lock of its dense model.
-
-    Args:
-        dtype: of the passes; bfloat16 for the native decoder.
+    """See above. Whoever runs it or changes it holds the lock of its dense model. `dtype`: of the
+    passes; bfloat16 for the native decoder.
 
     Attributes:
         target: writes text; None where a model cannot verify trees.

@@ -22,14 +22,8 @@ CONTEXT, PASSES = 192, 12  # tokens before the one that is timed; passes, the fa
 
 
 class DecodingClock:
-    """Times a model whose layers change their formats.
-
-    Args:
-        stop: called between formats; may raise.
-
-    Raises:
-        ModelError: the native decoder does not run it; nothing else is timed.
-    """
+    """Times a model whose layers change their formats. `stop`: called between formats; may raise.
+    Raises ModelError: the native decoder does not run it; nothing else is timed."""
 
     def __init__(self, dense: PreTrainedModel, stop: Callable[[], None]) -> None:
         self.running, self._stop = RunningModel(dense, torch.bfloat16), stop
@@ -38,9 +32,8 @@ class DecodingClock:
         if target is None or target.native is None:
             raise ModelError("The native decoder does not run this model.", self.running.decoder)
         self._ids = [n % target.vocabulary for n in range(min(CONTEXT, target.context - 1))]
-        self._cache = target.new_cache(len(self._ids) + 1)
-        self._verify = target.verifier(self._cache)
-        self._verify.prefill(self._ids)
+        self._target, self._cache = target, target.new_cache(len(self._ids) + 1)
+        target.prefill(self._ids, self._cache)
 
     def milliseconds(self, formats: Mapping[str, Format]) -> float:
         """Of a token with these layers in these formats, and all others as they were."""
@@ -54,7 +47,7 @@ class DecodingClock:
     def _pass(self) -> float:
         """Seconds of a token."""
         start = time.thread_time()
-        self._verify(self._ids[:1], chain(0))
+        self._target.verify(self._ids[:1], chain(0), self._cache)
         taken = time.thread_time() - start
         self._cache.rewind(len(self._ids))
         return taken

@@ -3,8 +3,8 @@ hidden states, bit for bit, as in the passes of a run, which hold the model in f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,15 @@ from transformers import PreTrainedModel
 from backend.calibration.second_moments import InputCollector, InputStatistics, StatisticsLevel
 from backend.models.block_forward import block_of_weights, open_stream
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.patching import with_data
 
 Weights = Mapping[str, Tensor]  # module name in a block -> [out, in], float32
 
 
 class CalibrationWalk:
     """One pass over the blocks with `ids` [segments, L], `batch` of them at a time, in `dtype`.
-
-    Args:
-        rest: what is no matrix of a block is rounded to it; None: it stays as it is.
-        stop: called before each batch; may raise to end the pass.
-    """
+    `rest`: what is no matrix of a block is rounded to it; None: it stays as it is. `stop`: called
+    before each batch; may raise to end the pass."""
 
     def __init__(
         self, model: PreTrainedModel, ids: Tensor, batch: int, dtype: torch.dtype,
@@ -63,14 +61,6 @@ class CalibrationWalk:
                 outputs.append(forward(weights, states, call))
         return outputs
 
-    @contextmanager
-    def _in_float32(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def _in_float32(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Rounded to `rest`; afterwards as they were."""
-        own = [(p, p.data) for p in parameters]
-        try:
-            for p, data in own:
-                p.data = data.to(self._rest or data.dtype).float()
-            yield
-        finally:
-            for p, data in own:
-                p.data = data
+        return with_data({p: p.data.to(self._rest or p.dtype).float() for p in parameters})

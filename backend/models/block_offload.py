@@ -27,11 +27,8 @@ RESIDENCY = "residency"  # attribute of a streamed model that holds its BlockLoa
 
 
 class StoredTensors:
-    """The tensors in a folder's safetensors files, by their names in the model.
-
-    Args:
-        prefix: added to the names of a checkpoint that holds the base model only.
-    """
+    """The tensors in a folder's safetensors files, by their names in the model. `prefix`: added to
+    the names of a checkpoint that holds the base model only."""
 
     def __init__(self, folder: Path, names: set[str], prefix: str) -> None:
         self._places: dict[str, tuple[Path, str]] = {}

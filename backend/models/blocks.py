@@ -34,8 +34,7 @@ class LinearWeight:
 
     def _oriented(self) -> Tensor:
         """A view of the layer's weight as [out, in]."""
-        weight = self.layer.get_parameter("weight").detach()
-        return weight.T if isinstance(self.layer, Conv1D) else weight
+        return turned(self.layer, self.layer.get_parameter("weight").detach())
 
     def read(self) -> Tensor:
         """A float32 copy of the weight [out, in] on the layer's device."""
@@ -43,7 +42,7 @@ class LinearWeight:
 
     def as_stored(self, W: Tensor) -> Tensor:
         """`W` [out, in] in the orientation the layer stores."""
-        return W.T if isinstance(self.layer, Conv1D) else W
+        return turned(self.layer, W)
 
     def write(self, W: Tensor) -> None:
         """Write `W` [out, in] in place, cast to the layer's dtype. Raises ValueError: `W` has
@@ -51,6 +50,11 @@ class LinearWeight:
         if tuple(W.shape) != self.shape:
             raise ValueError(f"{self.name} is {self.shape}, not {tuple(W.shape)}")
         self._oriented().copy_(W.detach())
+
+
+def turned(layer: nn.Module, W: Tensor) -> Tensor:
+    """A view of weights [out, in] as the layer stores them, or of those it stores as [out, in]."""
+    return W.T if isinstance(layer, Conv1D) else W
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -80,3 +84,9 @@ def block_linears(model: PreTrainedModel, index: int) -> dict[str, LinearWeight]
         for module, layer in block.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and compressed(module)
     }
+
+
+def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
+    """The linears of all blocks, in order."""
+    blocks = range(len(decoder_blocks(model)))
+    return [linear for block in blocks for linear in block_linears(model, block).values()]

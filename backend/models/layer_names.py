@@ -5,11 +5,12 @@ the block index (0.mlp.down_proj), and the full name."""
 
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Annotated, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.models.families.stored import IN_BLOCK
 
 MAX_NAMES = 4  # layers listed in an error message
@@ -36,32 +37,16 @@ L = TypeVar("L", bound=NamedLayer)
 V = TypeVar("V")
 
 
-class LayerName(NamedTuple):
-    """A layer of which only the name is known: any group size divides its inputs."""
-
-    name: str
-    block: int
-    module: str
-    columns: int = 0
-
-
-def layer_named(name: str) -> LayerName:
-    """The layer of that full name.
-
-    Raises:
-        ValueError: it is no layer of a block.
-    """
+def layer_named(name: str) -> LinearShape:
+    """The layer of that full name, of which no more is known: any group size divides its inputs.
+    Raises ValueError: it is no layer of a block."""
     if not (match := IN_BLOCK.fullmatch(name)):
         raise ValueError(f"{name[:80]!r} is no layer of a block")
-    return LayerName(name, int(match[1]), match[2])
+    return LinearShape(name, int(match[1]), match[2], 0, 0)
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list.
-
-    Raises:
-        ValueError: there are more than `MAX_LISTED`.
-    """
+    """The names in a comma-separated list. Raises ValueError: there are more than `MAX_LISTED`."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if len(names) > MAX_LISTED:
         raise ValueError(f"{len(names):,} entries, of at most {MAX_LISTED:,}. * stands for many")
@@ -71,11 +56,8 @@ def read_names(text: str) -> tuple[str, ...]:
 def read_assignments(
     text: str, parse: Callable[[str], V], value: str, example: str
 ) -> tuple[tuple[str, V], ...]:
-    """The names and values of a list "name=value, ...". `value`: what a value is called.
-
-    Raises:
-        ValueError: not such a list, or `parse` refuses a value; the message shows the syntax.
-    """
+    """The names and values of a list "name=value, ...". `value`: what a value is called. Raises
+    ValueError: not such a list, or `parse` refuses a value; the message shows the syntax."""
     read = []
     for part in read_names(text):
         name, sign, written = (piece.strip() for piece in part.partition("="))

@@ -1,7 +1,7 @@
 """Temporary changes to a module, as context managers."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,17 +37,28 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_dtype(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast the floating-point tensors of a block; afterwards restore the originals."""
-    tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
-    own = [t.data for t in tensors]
+def with_data(others: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Give each tensor other data; afterwards restore its own."""
+    own = {tensor: tensor.data for tensor in others}
     try:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(dtype)
+        for tensor, data in others.items():
+            tensor.data = data
         yield
     finally:
-        for tensor, data in zip(tensors, own, strict=True):
+        for tensor, data in own.items():
             tensor.data = data
+
+
+def in_dtype(block: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Cast the floating-point tensors of a block; afterwards restore the originals."""
+    tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
+    return with_data({tensor: tensor.data.to(dtype) for tensor in tensors})
+
+
+def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> AbstractContextManager[None]:
+    """Replace the data of each parameter, cast to its dtype; afterwards restore the original
+    tensors."""
+    return with_data({own: other.to(own.dtype) for own, other in parameters.items()})
 
 
 @contextmanager
@@ -80,17 +91,3 @@ def swap_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator
     finally:
         for name, module in own.items():
             model.set_submodule(name, module)
-
-
-@contextmanager
-def swap_weights(parameters: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Replace the data of each parameter, cast to its dtype; afterwards restore the original
-    tensors."""
-    own = {parameter: parameter.data for parameter in parameters}
-    try:
-        for parameter, tensor in parameters.items():
-            parameter.data = tensor.to(parameter.dtype)
-        yield
-    finally:
-        for parameter, data in own.items():
-            parameter.data = data

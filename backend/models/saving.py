@@ -68,8 +68,7 @@ def save_around(
 
 
 def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    buffers = model.state_dict().keys() - dict(model.named_parameters()).keys()
-    persistent = {n: b for n, b in model.named_buffers() if n in buffers}
+    persistent = stored_buffers(model)
     tensors = {**dict(model.named_parameters()), **persistent}
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
     gathered, size = {file: dict[str, Tensor]() for file in plan.filename_to_tensors}, 0
@@ -85,6 +84,12 @@ def _save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     if plan.is_sharded:
         index = {"metadata": {"total_size": size}, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def stored_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The buffers that are saved, which are no parameters."""
+    names = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
 def check_saved(folder: Path, quantized: Mapping[str, tuple[str, Shape]] = NOT_QUANTIZED) -> None:

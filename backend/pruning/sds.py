@@ -28,7 +28,7 @@ from backend.calibration.threads import beside
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError, ConfigError, ModelError
 from backend.metric_key import MetricKey
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, all_linears
 from backend.models.hidden_states import batches_in
 from backend.models.loading import free_memory, weights_hash
 from backend.models.memory import wait_on_disk
@@ -226,12 +226,6 @@ def _summary(
         seconds=dict(seconds),
         warnings=(*(text for report in reports for text in report.warnings), *more_warnings),
     )
-
-
-def all_linears(model: PreTrainedModel) -> list[LinearWeight]:
-    """Every linear layer of every block, in order."""
-    blocks = range(len(decoder_blocks(model)))
-    return [linear for block in blocks for linear in block_linears(model, block).values()]
 
 
 def _calibration_warnings(linears: Sequence[LinearWeight], tokens: int) -> list[str]:

@@ -30,11 +30,8 @@ Table = NDArray[np.float64]
 @dataclass(frozen=True)
 class Choices:
     """What each item costs and loses in each format. An item is a layer, or several that must share
-    a format, whose figures are added.
-
-    Attributes:
-        cost, loss: [items, formats]; infinite where an item cannot take a format.
-    """
+    a format, whose figures are added. `cost`, `loss`: [items, formats]; infinite where an item
+    cannot take a format."""
 
     items: tuple[str, ...]
     formats: tuple[str, ...]
@@ -42,11 +39,8 @@ class Choices:
     loss: Table
 
     def restricted(self, allowed: NDArray[np.bool_]) -> "Choices":
-        """With the formats [items, formats] alone that are allowed.
-
-        Raises:
-            ConfigError: an item is left without any.
-        """
+        """With the formats [items, formats] alone that are allowed. Raises ConfigError: an item is
+        left without any."""
         cost = np.where(allowed, self.cost, np.inf)
         if len(barren := np.flatnonzero(~np.isfinite(cost).any(1))):
             what = f"No format is left for {self.items[barren[0]]}."

@@ -10,9 +10,10 @@ import numpy as np
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.sensitivity.allocation import Choices, Table, best_quality, cheapest, grouped
 from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile
+from backend.sensitivity.profile import SensitivityProfile
 from backend.sensitivity.times import QKV
 
 EMBEDDING = "embedding"  # and a head of its own
@@ -211,7 +212,7 @@ class BudgetSolver:
         return [self._of_front(kind, choices, step) for step in steps.tolist()]
 
 
-def tie(layer: ProfiledLayer, kind: BudgetKind = "size") -> str:
+def tie(layer: LinearShape, kind: BudgetKind = "size") -> str:
     """What all layers have in common that must share a format under a budget of that kind."""
     if layer.block < 0:
         return EMBEDDING

@@ -33,12 +33,8 @@ class Solvers:
 
 @dataclass(frozen=True)
 class OutputError:
-    """What a change D of a layer does to its outputs on calibration text.
-
-    Attributes:
-        relative: tr(D H D^T) / tr(W H W^T).
-        fisher: 1/2 sum_o F_o (D H D^T)_oo, nats a token.
-    """
+    """What a change D of a layer does to its outputs on calibration text. `relative`: tr(D H D^T) /
+    tr(W H W^T). `fisher`: 1/2 sum_o F_o (D H D^T)_oo, nats a token."""
 
     relative: float
     fisher: float
@@ -49,11 +45,7 @@ def candidates(
     log: Callable[[str], None],
 ) -> dict[Format, Tensor]:  # fmt: skip
     """`W` [out, in] float32 as it would be in each format; scales are rounded to 16 bits. Formats
-    that differ in bits alone are made in one pass.
-
-    Raises:
-        ComputeError: no damping helped.
-    """
+    that differ in bits alone are made in one pass. Raises ComputeError: no damping helped."""
     alike: dict[tuple[Pattern | None, int | None], list[Format]] = {}
     for form in formats:
         group = form.width.group if form.width else None

@@ -25,11 +25,8 @@ class Format:
 
     @classmethod
     def parse(cls, text: str) -> "Format":
-        """Parse "dense", "50%", "2:4", "int4-g64" or "2:4+int4-g64".
-
-        Raises:
-            ValueError: it is none of them; the message says what is.
-        """
+        """Parse "dense", "50%", "2:4", "int4-g64" or "2:4+int4-g64". Raises ValueError: it is none
+        of them; the message says what is."""
         pruned, plus, width = text.strip().rpartition("+")
         if plus:
             return cls(Width.parse(width), Pattern.parse(pruned))

@@ -30,12 +30,8 @@ class Sensitivity:
 
 
 class SensitivityMeter:
-    """Measures candidates on the first windows of a trace.
-
-    Args:
-        windows: how many.
-        batch: candidates that go through the rest of the network together.
-    """
+    """Measures candidates on the first windows of a trace. `windows`: how many. `batch`: candidates
+    that go through the rest of the network together."""
 
     def __init__(self, dense: DenseTrace, windows: int, batch: int) -> None:
         self._dense, self._windows = dense, min(windows, len(dense.ids))

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.models.families.shapes import LinearShape
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
 from backend.sensitivity.times import DecodingTimes
@@ -23,21 +24,6 @@ from backend.sensitivity.times import DecodingTimes
 FIGURES = ("error", "fisher", "kl", "loss")
 LARGEST_RATIO = 16.0  # a layer's own, where noise would make it larger
 ESTIMATES = {"error": "Output error", "fisher": "Fisher"}
-
-
-@dataclass(frozen=True)
-class ProfiledLayer:
-    """One layer [rows, columns]."""
-
-    name: str
-    block: int
-    module: str
-    rows: int
-    columns: int
-
-    @property
-    def weights(self) -> int:
-        return self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class SensitivityProfile:
 
     run: str
     model: str
-    layers: tuple[ProfiledLayer, ...]
+    layers: tuple[LinearShape, ...]
     formats: tuple[Format, ...]
     figures: Table
     times: DecodingTimes | None = None
@@ -104,7 +90,7 @@ def spearman(one: Table, other: Table) -> float:
 def profile_of(
     run: str,
     model: str,
-    layers: Sequence[ProfiledLayer],
+    layers: Sequence[LinearShape],
     formats: Sequence[Format],
     stored: Mapping[str, NDArray[np.float32]],
     times: object = None,

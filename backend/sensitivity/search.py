@@ -11,7 +11,7 @@ anew in each generation. What it gains is to be measured on other text."""
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -25,7 +25,7 @@ from backend.budget import Budget
 from backend.checkpoints import Checkpoints
 from backend.errors import ComputeError
 from backend.evaluation.divergence import summed_kl
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import LinearWeight, all_linears
 from backend.reporter import Reporter, stop_if_asked
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.budget import BudgetSolver, Mix, tie
@@ -42,10 +42,8 @@ Chosen = dict[str, Format]
 
 class MixedModel:
     """A model whose layers take their candidates from disk; a change rewrites what differs.
-
-    Args:
-        outside: names of the embedding and a head of its own, which are rounded where they are.
-    """
+    `linears`: full name -> layer, of those whose candidates are on disk. `outside`: names of the
+    embedding and a head of its own, which are rounded where they are."""
 
     def __init__(
         self, model: PreTrainedModel, checkpoints: Checkpoints, outside: Sequence[str]
@@ -55,10 +53,7 @@ class MixedModel:
             name: model.get_submodule(name).get_parameter("weight").detach().clone()
             for name in outside
         }
-        blocks = range(len(decoder_blocks(model)))
-        self._linears: dict[str, LinearWeight] = {
-            x.name: x for block in blocks for x in block_linears(model, block).values()
-        }
+        self.linears = {linear.name: linear for linear in all_linears(model)}
 
     @torch.no_grad()
     def take(self, formats: Mapping[str, Format]) -> None:
@@ -70,13 +65,8 @@ class MixedModel:
                 weight = self.model.get_submodule(name).get_parameter("weight")
                 weight.copy_(rounded_embedding(self._outside[name], form))
             else:
-                self._linears[name].write(self._stored(self._linears[name], form))
+                self.linears[name].write(self._stored(self.linears[name], form))
             self._now[name] = form
-
-    @property
-    def searched(self) -> Sequence[str]:
-        """Layers whose candidates are on disk."""
-        return [*self._linears]
 
     def _stored(self, linear: LinearWeight, form: Format) -> Tensor:
         folder = self._checkpoints.find(block_name(linear.block))
@@ -112,7 +102,7 @@ class MixSearch:
     solver: BudgetSolver
     budget: Budget
     rows: Tensor
-    dense: Callable[[int], Tensor]
+    dense: Sequence[Tensor]
     offspring: int
     seed: int
     checkpoints: Checkpoints
@@ -127,7 +117,7 @@ class MixSearch:
     _ladders: dict[str, list[Format]] = field(init=False)  # layer -> its formats, cheapest first
 
     def __post_init__(self) -> None:
-        searched, together = {*self.mixed.searched}, defaultdict[str, list[str]](list)
+        searched, together = self.mixed.linears, defaultdict[str, list[str]](list)
         self._costs = self.solver.costs(self.budget.kind)
         for layer in self.solver.profile.layers:
             if layer.name in searched:
@@ -169,7 +159,7 @@ class MixSearch:
 
     def _judge(self, formats: Chosen, windows: Sequence[int]) -> float:
         self.mixed.take(formats)
-        return self.mixed.divergence(self.rows[[*windows]], [self.dense(w) for w in windows])
+        return self.mixed.divergence(self.rows[[*windows]], [self.dense[w] for w in windows])
 
     def _mutated(self) -> Chosen:
         """One group of layers cheaper, up to `MOVES` others better, within the budget."""

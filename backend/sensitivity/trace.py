@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from backend.models import block_forward
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
-from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.hidden_states import HiddenStates
 from backend.reporter import Reporter, at_block, stop_if_asked
 from backend.training.vocabulary_loss import summed_loss
 
@@ -50,11 +50,10 @@ class DenseTrace:
 
 
 def trace(
-    model: PreTrainedModel, ids: Tensor, dtype: torch.dtype, reporter: Reporter,
-    new: NewBatches = list,
-) -> DenseTrace:  # fmt: skip
+    model: PreTrainedModel, ids: Tensor, dtype: torch.dtype, reporter: Reporter
+) -> DenseTrace:
     """Run `ids` [n, L] through the dense model in `dtype`, and keep what goes into each block."""
-    stream = block_forward.open_stream(model, ids, 1, dtype, new)
+    stream = block_forward.open_stream(model, ids, 1, dtype)
     inputs = [stream.hidden]
     for block in range(len(decoder_blocks(model))):
         reporter.progress(block, len(stream.calls), at_block(block, len(stream.calls), "Dense"))

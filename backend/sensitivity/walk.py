@@ -20,7 +20,7 @@ from backend.checkpoints import Checkpoints
 from backend.models.block_forward import BlockStream, open_stream, run_block
 from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
 from backend.models.families.shapes import LinearShape
-from backend.models.hidden_states import HiddenStates, NewBatches
+from backend.models.hidden_states import HiddenStates
 from backend.models.patching import swap_weights
 from backend.quantization.embedding import quantize_embedding
 from backend.quantization.plan import QuantSettings, embedding_search
@@ -50,12 +50,8 @@ def load_fisher(dense: DenseTrace, checkpoints: Checkpoints, seed: int, reporter
 
 @dataclass
 class DenseWalk(BlockWalk):
-    """One pass over the blocks of the dense model.
-
-    Attributes:
-        calibration: [segments, L].
-        doing: the activity, while blocks are solved.
-    """
+    """One pass over the blocks of the dense model. `calibration`: [segments, L]. `doing`: the
+    activity, while blocks are solved."""
 
     model: PreTrainedModel
     calibration: Tensor
@@ -65,7 +61,6 @@ class DenseWalk(BlockWalk):
     checkpoints: Checkpoints
     reporter: Reporter
     doing: str
-    new: NewBatches = field(default=list, kw_only=True)
     stream: BlockStream = field(init=False)
 
     @abstractmethod
@@ -91,7 +86,7 @@ class DenseWalk(BlockWalk):
         return self.checkpoints.find(block_name(block)) is not None
 
     def open(self) -> None:
-        self.stream = open_stream(self.model, self.calibration, BATCH, self.dtype, self.new)
+        self.stream = open_stream(self.model, self.calibration, BATCH, self.dtype)
 
     def replay(self, block: int) -> None:
         self.stream.advance(self._outputs(block))

@@ -82,14 +82,14 @@ def answered(messages: list[Message]) -> tuple[list[Message], str] | None:
     return (messages[:last], messages[last].content) if last else None
 
 
-def rows(path: Path) -> Iterator[Any]:
-    """The values of a .jsonl file, a line each; blank lines are left out. Raises ValueError: a line
+def rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line of a .jsonl file that is not blank. Raises ValueError: a line
     is no JSON, or no UTF-8; names it."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield json.loads(line.decode("utf-8-sig"))
+                    yield number, json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"Line {number} of {path.name}: {error}.") from error
 
@@ -103,7 +103,7 @@ def require_readable(path: Path, field: str) -> None:
                 start = file.read(CHECKED_BYTES)
             whole = len(start) < CHECKED_BYTES
             codecs.getincrementaldecoder("utf-8")().decode(start, final=whole)
-        elif not text_of(next(rows(path), {"text": ""})) and path.stat().st_size:
+        elif not text_of(next(rows(path), (0, {"text": ""}))[1]) and path.stat().st_size:
             raise ValueError(f"The first line of {path.name} has no text.")
     except (OSError, ValueError) as error:
         do = 'Use UTF-8, one JSON object per line, with a field "text" or a conversation.'

@@ -3,6 +3,7 @@
 Imports no torch and makes no network request, so the web process can list corpora."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import is_offline_mode
@@ -65,15 +66,19 @@ def corpora() -> list[CorpusInfo]:
     ]
 
 
+def sources(name: str) -> list[Path]:
+    """The files of a corpus that is kept on this machine; none of others."""
+    if name == WIKIPEDIA:
+        return [prepared().root / WIKIPEDIA / ARTICLES]
+    inner = name.removeprefix(files.PREFIX)
+    return files.paths(inner) if inner != name else []
+
+
 def require_length(name: str, tokens: int, field: str) -> None:
     """Refuse a text that is too short whatever the tokenizer: a token is a byte or more. How many
     tokens it has the run finds out. Raises DatasetError: says how long it is."""
-    if name == WIKIPEDIA:
-        paths = [prepared().root / WIKIPEDIA / ARTICLES]
-    else:
-        paths = files.paths(name.removeprefix(files.PREFIX)) if files.PREFIX in name else []
-    size = sum(path.stat().st_size for path in paths)
-    if paths and size < tokens:
+    size = sum(path.stat().st_size for path in sources(name))
+    if 0 < size < tokens:
         what, why = f"{name} is too short.", f"It has {size:,} bytes; {tokens:,} tokens are needed."
         do = "Lower the context length or the number of windows, or choose a longer text."
         raise DatasetError(what, why, do, field)
@@ -84,11 +89,10 @@ def require_corpus(name: str, field: str) -> CorpusInfo:
     "evaluation_text". Raises DatasetError: unknown, not ready, not readable, or not allowed in this
     role."""
     known = {corpus.name: corpus for corpus in corpora()}
-    inner = name.removeprefix(files.PREFIX)
-    if inner != name and (found := files.paths(inner)):  # files in folders, too: none is listed
+    if name != WIKIPEDIA and (found := sources(name)):  # files in folders, too: none is listed
         for path in found:
             require_readable(path, field)
-        return _local(inner)
+        return _local(name.removeprefix(files.PREFIX))
     if name not in known:
         raise DatasetError(
             f"There is no text named {name[:80]!r}.",

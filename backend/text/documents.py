@@ -9,12 +9,11 @@ common:
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from pathlib import Path
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import tell
 from backend.text import files
-from backend.text.corpora import ARTICLES, WIKIPEDIA, Role, prepared, require_corpus
+from backend.text.corpora import Role, require_corpus, sources
 
 STORY_SEEDS: dict[Role, int] = {"calibration": 998, "evaluation": 999}  # trained on seed 1
 STORIES = 20_000
@@ -69,13 +68,6 @@ def part(documents: Iterable[str], role: Role) -> Iterator[str]:
             yield document
 
 
-def _sources(name: str) -> list[Path]:
-    """The files of a corpus without published splits."""
-    if name == WIKIPEDIA:
-        return [prepared().root / WIKIPEDIA / ARTICLES]
-    return files.paths(name.removeprefix(files.PREFIX))
-
-
 def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
     """The documents of one role of a corpus, in order, read lazily. `shared`: whether the other
     role uses this corpus too, so that it must be split. Raises DatasetError: see `require_corpus`,
@@ -86,7 +78,7 @@ def documents(name: str, role: Role, shared: bool = True) -> Iterator[str]:
         if name in SPLIT_CORPORA:
             yield from SPLIT_CORPORA[name](role)
         else:
-            whole = files.documents(_sources(name))
+            whole = files.documents(sources(name))
             yield from part(whole, role) if shared else whole
     except (OSError, ValueError) as error:
         what = f"{corpus.title} could not be read."
@@ -101,4 +93,4 @@ def has_splits(name: str) -> bool:
 
 def preprocessing(name: str) -> str:
     """Name of the preprocessing of a corpus before it is tokenised; empty: none."""
-    return files.preprocessing(_sources(name)) if name.startswith(files.PREFIX) else ""
+    return files.preprocessing(sources(name)) if name.startswith(files.PREFIX) else ""

@@ -30,11 +30,6 @@ _RULES = tuple(
 )
 
 
-def is_tokenised(text: str) -> bool:
-    """Whether the text has WikiText's joining marks."""
-    return MARK in text
-
-
 def detokenise(text: str) -> str:
     """The text as ordinary prose; titles, `<unk>` and line breaks are kept."""
     for pattern, replacement in _RULES:
@@ -91,7 +86,7 @@ def _rows(path: Path) -> Iterator[str]:
     if path.suffix == ".txt":
         yield path.read_text(encoding="utf-8-sig")
         return
-    for number, row in enumerate(conversations.rows(path), 1):
+    for number, row in conversations.rows(path):
         try:
             yield conversations.text_of(row)
         except ValueError as error:
@@ -100,7 +95,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 def preprocessing(files: list[Path]) -> str:
     """Name of the preprocessing of `documents`, detected in the first row; empty: none."""
-    return DETOKENISED if is_tokenised(next(_rows(files[0]), "")) else ""
+    return DETOKENISED if MARK in next(_rows(files[0]), "") else ""
 
 
 def documents(files: list[Path]) -> Iterator[str]:

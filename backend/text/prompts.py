@@ -18,9 +18,8 @@ from typing import Any
 
 from backend.errors import DatasetError
 from backend.models.sources.toy.stories import stories
-from backend.text import files
 from backend.text.conversations import USER, conversation, text_of
-from backend.text.corpora import WIKIPEDIA, prepared
+from backend.text.corpora import WIKIPEDIA, prepared, sources
 from backend.text.documents import documents
 
 BUILT_IN, STORIES = "built-in", "toystories"
@@ -179,8 +178,7 @@ def _from_file(name: str) -> list[Prompt]:
         what = "Self-written prompts are not available here."
         why = "The model generates them for training only."
         raise DatasetError(what, why, f"Choose {BUILT_IN}, {STORIES} or file:NAME.jsonl.")
-    inner = name.removeprefix(files.PREFIX)
-    for path in files.paths(inner) if inner != name else []:
+    for path in sources(name) if name != WIKIPEDIA else []:
         if path.suffix == ".jsonl":
             with path.open("rb") as lines:
                 prompts += [

@@ -45,7 +45,7 @@ def sample(
 ) -> Tensor:
     """Sample windows [segments, context] int64 on the CPU; after an end of text a new text starts.
 
-    Reproducible for the same model and seed. Raises ComputeError: the logits are not finite.
+    Reproducible for the same model and seed. Raises ComputeError: the logits are not finite;
     CancelledError: cancellation was requested."""
     generator = torch.Generator().manual_seed(seed)
     name = cache_name(model)

@@ -62,12 +62,8 @@ def slice_of(
     that of the corpus."""
     digest = hashlib.sha256(repr(tuple(rows.shape)).encode())
     digest.update(rows.numpy().astype("<i8").tobytes())
-    texts = tokenizer.batch_decode(
-        rows.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    first = tokenizer.batch_decode(
-        rows[:, :1].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    texts, first = (tokenizer.batch_decode(x.tolist(), **plain) for x in (rows, rows[:, :1]))
     return TextSlice(
         input_ids=rows,
         corpus=corpus,
@@ -99,20 +95,6 @@ def _too_little(
     )
 
 
-def calibration_slice(
-    corpus: str,
-    tokenizer: PreTrainedTokenizerBase,
-    segments: int,
-    context: int,
-    seed: int,
-    shared: bool = True,
-) -> TextSlice:
-    """Random windows [segments, context] of the calibration split of a corpus. `shared`: whether
-    evaluation uses the same corpus; if not, corpora without published splits are used whole. Raises
-    DatasetError: no such text, not readable, or too short."""
-    return calibration_slices(corpus, tokenizer, segments, context, seed, shared=shared)[0]
-
-
 def calibration_slices(
     corpus: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -123,8 +105,10 @@ def calibration_slices(
     evaluation: TextSlice | None = None,
     shared: bool = True,
 ) -> tuple[TextSlice, TextSlice]:
-    """The calibration slice, and one of `heldout` other windows of the same text; neither shares a
-    passage with `evaluation`."""
+    """Random windows [segments, context] of the calibration split of a corpus, and `heldout` others
+    of the same text; neither shares a passage with `evaluation`. `shared`: whether evaluation uses
+    the same corpus; if not, corpora without published splits are used whole. Raises DatasetError:
+    no such text, not readable, or too short."""
     random = Random(seed)
     texts = shuffled(documents(corpus, "calibration", shared), random)
     windows = cut_windows(texts, tokenizer, context, lambda slack: random.randint(0, slack))

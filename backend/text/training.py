@@ -91,7 +91,7 @@ def _instructions(corpus: str) -> Path | None:
 def _conversations(path: Path) -> Iterator[list[Message]]:
     """The conversation of each line; empty ones of lines that have none."""
     try:
-        yield from map(conversation, rows(path))
+        yield from (conversation(row) for _, row in rows(path))
     except (OSError, ValueError) as error:
         what, do = f"{path.name} could not be read.", "Fix it: UTF-8, one JSON object per line."
         raise DatasetError(what, str(error)[:300], do, FIELD) from error

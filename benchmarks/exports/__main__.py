@@ -2,6 +2,7 @@
 
     make bench-exports ARGS="sds-0001 dlqat-0002 --types auto,Q8_0"
     make bench-exports ARGS="sds-0001 dlqat-0002 --vllm ../vllm/bin/python"
+    make bench-exports ARGS="sds-0001 --plain"
 
 Each run's model is exported to each type and read by llama.cpp: on the windows of token ids the run
 was evaluated on, it has to give the perplexity the run has recorded, and it has to split a sample
@@ -9,7 +10,8 @@ into the same tokens. `difference` is relative to the recorded perplexity. A mod
 measured with transformers in float32 first.
 
 With `--vllm` the saved folder is read by vLLM instead, on the same windows; the option names the
-Python of an environment that has it.
+Python of an environment that has it. With `--plain` it is read by plain transformers, in a process
+that imports nothing of Slimscope.
 
 llama.cpp needs `llama-cpp-python` (pip install llama-cpp-python), which is no dependency.
 """
@@ -20,6 +22,7 @@ import argparse
 import json
 import math
 import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from backend.decoding.llama_cpp import quiet
+from backend.calibration.heldout import window_nll
 from backend.evaluation.perplexity import perplexity
 from backend.export.gguf.types import GGUFType
 from backend.export.gguf.writing import write_gguf
@@ -38,15 +41,17 @@ from backend.models.sources.materialise import materialise
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.text.slices import TextSlice, evaluation_slice
+from benchmarks.peers.llama import Llama
 from jobs.fields.base_model import resolve_model
 from jobs.fields.gguf import exported_type, types_named
 from jobs.fields.saved_models import is_run
 from jobs.fields.text import TextConfig, context_length, corpus_names
 from jobs.kind import kind_named
-from jobs.metrics import PERPLEXITY
+from jobs.metrics import PERPLEXITY, ZERO_SHARE
 
 SAMPLE = "It's 12:30 — the naïve café's 1,024 prices\n\n  doubled?! Yes: 汉字, emoji 🙂.\tEnd"
 WINDOWS = 8  # of a model that is no run
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
@@ -54,9 +59,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["toy"], help="runs, or models")
     parser.add_argument("--types", default="auto", help="such as auto,Q8_0,Q4_0")
     parser.add_argument("--vllm", metavar="PYTHON", help="have vLLM of this Python read folders")
+    parser.add_argument("--plain", action="store_true", help="have plain transformers read them")
     options = parser.parse_args()
     if options.vllm:
         rows = [by_vllm(run, options.vllm) for run in options.models]
+    elif options.plain:
+        rows = [by_plain(run) for run in options.models]
     else:
         rows = [
             row for model in options.models for row in measure(model, types_named(options.types))
@@ -80,7 +88,7 @@ def measure(spec: str, types: list[GGUFType]) -> list[dict[str, Any]]:
             type = exported_type(wanted, base)
             file = Path(scratch) / f"{type}.gguf"
             write_gguf(folder, file, type, base.packed, spec, SilentReporter())
-            losses, tokens = by_llama(file, text.input_ids.tolist())
+            losses, tokens = by_llama(file, text.input_ids)
             found = math.exp(losses.mean())
             rows.append(
                 {
@@ -114,24 +122,13 @@ def measured(spec: str) -> tuple[TextSlice, float]:
     return text, perplexity(loaded.model, text, 4).value
 
 
-def by_llama(file: Path, windows: list[list[int]]) -> tuple[Tensor, list[int]]:
-    """Mean loss of each window in llama.cpp, and its tokens of the sample."""
-    import llama_cpp
-
-    size, threads = len(windows[0]), torch.get_num_threads()
-    with quiet():
-        llama = llama_cpp.Llama(
-            str(file), n_ctx=size, n_batch=size, n_threads=threads, n_threads_batch=threads,
-            logits_all=True, verbose=False,
-        )  # fmt: skip
-    losses = []
+def by_llama(file: Path, windows: Tensor) -> tuple[Tensor, list[int]]:
+    """Mean loss of each window [n, L] in llama.cpp, and its tokens of the sample."""
+    llama, losses = Llama(file, (), windows.shape[1], torch.get_num_threads()), []
     for ids in windows:
-        llama.reset()
-        llama.eval(ids)
-        chances = torch.from_numpy(llama.scores[: size - 1]).double().log_softmax(-1)
-        losses.append(-chances.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).mean().item())
-    tokens = llama.tokenize(SAMPLE.encode(), add_bos=False, special=False)
-    return torch.tensor(losses, dtype=torch.float64), list(tokens)
+        llama.rewind()
+        losses.append(window_nll(llama.logits(ids.tolist()).double()[None], ids[None]))
+    return torch.cat(losses), llama.tokenize(SAMPLE)
 
 
 def by_vllm(run: str, python: str) -> dict[str, Any]:
@@ -140,7 +137,7 @@ def by_vllm(run: str, python: str) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         windows, result = (Path(scratch) / name for name in ("windows.json", "result.json"))
         windows.write_text(json.dumps(text.input_ids.tolist()))
-        script = Path(__file__).parents[1] / "peers" / "vllm_perplexity.py"
+        script = ROOT / "benchmarks" / "peers" / "vllm_perplexity.py"
         folder = Path(resolve_model(run).source)
         subprocess.run([python, script, folder, windows, result], check=True)
         found = json.loads(result.read_text())
@@ -148,6 +145,22 @@ def by_vllm(run: str, python: str) -> dict[str, Any]:
     return {
         "model": run, "ours": value, "vLLM": found["perplexity"], "difference": difference,
         "answer": found["answer"],
+    }  # fmt: skip
+
+
+def by_plain(run: str) -> dict[str, Any]:
+    """What plain transformers says of the folder a run has saved, beside what was recorded."""
+    (text, value), kept = recorded(run), queries.job(run).kept_stage
+    zeros = {r.stage: r.value for r in queries.results([run]) if r.metric == ZERO_SHARE}
+    request = {"folder": resolve_model(run).source, "ids": text.input_ids.tolist()}
+    line = [sys.executable, ROOT / "tests" / "plain_transformers.py"]
+    done = subprocess.run(
+        line, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True, cwd="/"
+    )
+    found = json.loads(done.stdout)
+    return {
+        "model": run, "ours": value, "plain": found["perplexity"],
+        "zeros": zeros.get(str(kept), ""), "plain zeros": found["zero_share"],
     }  # fmt: skip
 
 

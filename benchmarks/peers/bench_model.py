@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from backend.models.loading import load
 from backend.models.sources.materialise import materialise
 from backend.text.documents import documents
-from backend.text.slices import calibration_slice, evaluation_slice
+from backend.text.slices import calibration_slices, evaluation_slice
 
 TEXT = "wikipedia"
 STEPS, BATCH, LENGTH, RATE = 131, 8, 128, 1e-3
@@ -73,7 +73,7 @@ def set_up(name: str, folder: Path) -> float:
             load(name)
             (folder / "model").symlink_to(materialise(name))
     tokenizer = FastTokenizer.from_pretrained(folder / "model")
-    calibration = calibration_slice(TEXT, tokenizer, *CALIBRATION[name], seed=0)
+    calibration, _ = calibration_slices(TEXT, tokenizer, *CALIBRATION[name], seed=0)
     evaluation = evaluation_slice(TEXT, tokenizer, *EVALUATION)
     ids = {"calibration": calibration.input_ids, "evaluation": evaluation.input_ids}
     save_file(ids, folder / "ids.safetensors")

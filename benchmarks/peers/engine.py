@@ -12,12 +12,13 @@ from torch import Tensor
 
 from backend.checkpoints import Checkpoints
 from backend.models.block_forward import open_stream
+from backend.models.blocks import all_linears
 from backend.pruning import block_work  # noqa: F401  (registers every pruner)
 from backend.pruning.block_work import SDSRun
 from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.pruners.registry import PRUNERS
-from backend.pruning.sds import all_linears, run_sds
+from backend.pruning.sds import run_sds
 from backend.pruning.stage_store import SDSStageStore
 from backend.reporter import SilentReporter
 

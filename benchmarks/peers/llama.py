@@ -27,10 +27,7 @@ def formats(
     importance: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[tuple[str, Path]]:  # fmt: skip
     """The model in llama.cpp's formats, converted by itself: first to bfloat16, then from that.
-
-    Args:
-        importance: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix.
-    """
+    `importance`: tensor -> mean squares of its inputs [in], as in a file of llama-imatrix."""
     import llama_cpp
 
     source, entries = gguf, importance or {}
@@ -66,7 +63,11 @@ class Llama:
                 logits_all=True, verbose=False,
             )  # fmt: skip
         self._length, self.bytes = len(context), path.stat().st_size
-        self._llama.eval(list(context))
+        if context:
+            self._llama.eval(list(context))
+
+    def tokenize(self, text: str) -> list[int]:
+        return [*self._llama.tokenize(text.encode(), add_bos=False, special=False)]
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         self._llama.eval(list(tokens))

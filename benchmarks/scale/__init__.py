@@ -1,1 +1,1 @@
-"""What more places for runs, and more processes for a run, are worth."""
+"""What more places for runs, processes of a run, people at work, and wider layers cost and give."""

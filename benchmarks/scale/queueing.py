@@ -33,10 +33,7 @@ LOOK_S = 0.02
 
 def measure(engine: str, places: int, jobs: int, probes: int) -> dict[str, Any]:
     """Jobs a minute, and median seconds from submission to the first progress with an empty queue.
-
-    Args:
-        jobs: how many are queued at once; probes: how many one after the other.
-    """
+    `jobs`: how many are queued at once; probes: how many one after the other."""
     service.wake_supervisor = lambda: None  # this process is the one that supervises
     with _places(engine, places):
         engine_there = engine_of(settings())

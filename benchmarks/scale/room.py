@@ -39,7 +39,7 @@ from backend.queue.actor import Actor
 from benchmarks.runs import account, finish
 from benchmarks.scale.storm import ours
 from benchmarks.screen.server import dashboard, reads
-from benchmarks.serving import p95
+from benchmarks.shared.timing import p95
 from jobs.kind import kind_named
 from jobs.submit import submit
 

@@ -18,7 +18,7 @@ import torch
 
 from backend.checkpoints import Checkpoints
 from backend.metric_key import MetricKey
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears
 from backend.quantization.config import DLQATConfig
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.quantization.plan import plan
@@ -48,10 +48,7 @@ class StepClock(SilentReporter):
 
 def measure(world: int, threads: int) -> dict[str, Any]:
     """Median milliseconds of a step, milliseconds of processor time of a step, and the losses.
-
-    Args:
-        threads: of each process.
-    """
+    `threads`: of each process."""
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "benchmarks.scale", "--work", folder, "--world", str(world)]
         line += ["--threads", str(threads)]
@@ -78,10 +75,7 @@ def work(number: int, world: int, threads: int, folder: Path) -> dict[str, Any]:
     shape = (config.steps * config.batch, config.length)
     rows = torch.randint(3, VOCABULARY, shape, generator=random)
     model, checkpoints = build("25m"), Checkpoints(folder / str(world))
-    linears = [
-        x for b in range(len(decoder_blocks(model))) for x in block_linears(model, b).values()
-    ]
-    facts = SimpleNamespace(linears=linears, architecture=type(model).__name__)
+    facts = SimpleNamespace(linears=all_linears(model), architecture=type(model).__name__)
     qat = DLQAT(model, rows[:2], rows, rows, config, plan(config, facts), checkpoints)
     qat.prepare(reporter)
     began = _processor_s()

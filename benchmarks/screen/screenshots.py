@@ -55,12 +55,8 @@ AT_REST = """() => document.querySelector('#frame-status-line')
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture.
-
-    Attributes:
-        page: its address, see `shown_runs` for the names in it.
-        tallest: pixels; what stands below is left out, of a run what it tells about the machine.
-    """
+    """One picture. `page`: its address, see `shown_runs` for the names in it. `tallest`: pixels;
+    what stands below is left out, of a run what it tells about the machine."""
 
     name: str
     page: str

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from statistics import median
 
 from playwright.sync_api import Page
 from rich.console import Console
 from rich.table import Table
 
 from backend.settings import settings
-from benchmarks.dashboard import quantile, visitor
+from benchmarks.dashboard import visitor
 from benchmarks.screen.server import chromium, dashboard
+from benchmarks.shared.timing import p95
 
 HAND = """async ([id, from, to, times]) => {
   const slider = document.querySelector(`#workbench-${id}`), taken = [];
@@ -90,7 +92,7 @@ def main() -> None:
         found = moved(page, asked.repeats) | measured(page, asked.repeats)
     table = Table("milliseconds", "median", "p95")
     for name, taken in found.items():
-        table.add_row(name, *(f"{quantile(taken, part):,.3g}" for part in (0.5, 0.95)))
+        table.add_row(name, *(f"{of(taken):,.3g}" for of in (median, p95)))
     Console().print(table)
     print(json.dumps(found))
 

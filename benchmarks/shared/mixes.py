@@ -20,7 +20,7 @@ from backend.calibration.second_moments import InputCollector, StatisticsLevel
 from backend.checkpoints import Checkpoints
 from backend.live.timing import DecodingClock
 from backend.models.block_forward import after_blocks, open_stream, run_block
-from backend.models.blocks import block_linears, decoder_blocks
+from backend.models.blocks import all_linears, block_linears, decoder_blocks
 from backend.models.loading import load
 from backend.models.precision import resolve_dtype
 from backend.pruning.config import SDSConfig
@@ -136,11 +136,7 @@ class Trial:
             {"base": "sparsegpt", "until": "first", "control": False, "pattern": pattern,
              "allocation": "owl"}
         )  # fmt: skip
-        linears = [
-            x for b in range(len(decoder_blocks(self.model)))
-            for x in block_linears(self.model, b).values()
-        ]  # fmt: skip
-        plan = pruning_plan(config, linears, {})
+        plan = pruning_plan(config, all_linears(self.model), {})
         with TemporaryDirectory() as folder:
             run_sds(self.model, self.calibration, config, plan, Checkpoints(Path(folder)), SILENT)
         return self.losses()
@@ -166,4 +162,4 @@ class Trial:
 
     def of_file(self, path: Path) -> Tensor:
         """Losses of a GGUF file in llama.cpp."""
-        return by_llama(path, self.test.tolist())[0]
+        return by_llama(path, self.test)[0]

@@ -30,11 +30,8 @@ POWERS = 3  # factors are 2^-3 .. 2^3
 
 @dataclass
 class Changed:
-    """A changed model.
-
-    Attributes:
-        rows, columns: full name of a linear -> where each of its rows and columns was before.
-    """
+    """A changed model. `rows`, `columns`: full name of a linear -> where each of its rows and
+    columns was before."""
 
     model: PreTrainedModel
     rows: dict[str, Tensor] = field(default_factory=dict)

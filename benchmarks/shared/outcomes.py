@@ -23,7 +23,7 @@ from backend.drafters.data.hidden_state_cache import SequenceSources, collect
 from backend.drafters.registry import build_drafter
 from backend.drafters.training.trainer import DrafterTrainer
 from backend.metric_key import MetricKey
-from backend.models.blocks import LinearWeight, block_linears, decoder_blocks
+from backend.models.blocks import all_linears, decoder_blocks
 from backend.pruning.config import SDSConfig
 from backend.pruning.plan import pruning_plan
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -64,16 +64,11 @@ class Outcome:
 Method = Callable[[PreTrainedModel, Tensor], Outcome]  # model, token ids [n, L] -> outcome
 
 
-def linears_of(model: PreTrainedModel) -> list[LinearWeight]:
-    blocks = range(len(decoder_blocks(model)))
-    return [x for block in blocks for x in block_linears(model, block).values()]
-
-
 def pruned(model: PreTrainedModel, rows: Tensor, **fields: Any) -> Outcome:
     """SDS, or the part of it that the fields of its config leave."""
     few = {"redense_steps": 5, "adjust_steps": 5, "precision": "float32"}
     config = SDSConfig.model_validate({**few, **fields})
-    linears, held = linears_of(model), len(rows) // 4
+    linears, held = all_linears(model), len(rows) // 4
     with TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         planned = pruning_plan(config, linears)
@@ -94,7 +89,7 @@ def quantized(model: PreTrainedModel, rows: Tensor, stage: str, **fields: Any) -
     few = {"bits": 3, "group_size": 32, "rank": 4, "steps": 8, "batch": 2, "stored": "float32",
            "length": rows.shape[1], "precision": "float32", "stages": [stage]}  # fmt: skip
     config = DLQATConfig.model_validate({**few, **fields})
-    linears, held = linears_of(model), len(rows) // 4
+    linears, held = all_linears(model), len(rows) // 4
     facts: Any = SimpleNamespace(linears=linears, architecture=type(model).__name__)
     fit = rows[:-held]
     with TemporaryDirectory() as folder:

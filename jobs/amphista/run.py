@@ -34,7 +34,7 @@ from backend.metric_key import MetricKey
 from backend.text.corpora import WIKIPEDIA
 from backend.text.prompt_ids import end_ids
 from backend.text.prompts import BUILT_IN, has_pages
-from backend.text.slices import calibration_slice
+from backend.text.slices import calibration_slices
 from backend.training import distributed
 from jobs import metrics
 from jobs.amphista.config import DRAFTER, AmphistaJob
@@ -108,7 +108,7 @@ class DrafterRun:
         config, loaded = self.config, self.loaded
         name = corpus_name(config, loaded.facts)
         wanted = (config.answers, config.answer_tokens, config.seed)
-        text = calibration_slice(name, loaded.tokenizer, *wanted, shared=True)
+        text, _ = calibration_slices(name, loaded.tokenizer, *wanted)
         record_texts({"training": text}, self.context)
         rows = text.input_ids.tolist()
         random.Random(config.seed).shuffle(rows)

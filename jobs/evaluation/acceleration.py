@@ -9,12 +9,13 @@ from statistics import median, stdev
 from transformers import PreTrainedModel
 
 from backend.decoding.acceptance import Acceptance, Sampling
+from backend.decoding.benchmark import MedianRange
 from backend.decoding.engine import decode
 from backend.decoding.proposers import NoDraft
 from backend.decoding.target_model import TargetModel
 from backend.errors import ModelError
 from backend.evaluation.size import sizes
-from backend.evaluation.speed import Decoder, DecodingSpeed, decode_seconds
+from backend.evaluation.speed import Decoder, decode_seconds
 from backend.export.reading import linears_in
 from backend.metric_key import MetricKey
 from backend.models.facts import ModelFacts
@@ -74,9 +75,9 @@ def record_decoding(
         stderr = stdev(ratios) / math.sqrt(REPEATS)
         context.result(last, SPEED_UP, median(ratios), stderr=stderr, n=REPEATS)
     for (stage, model), taken in zip(models.items(), seconds, strict=True):
-        speed = DecodingSpeed.of(taken, TIMED_TOKENS)
+        speed = MedianRange.of([TIMED_TOKENS / s for s in taken])
         context.result(  # of the last one last: then all are there
-            stage, TOKENS_PER_SECOND, speed.value, n=speed.repeats, lowest=speed.lowest,
+            stage, TOKENS_PER_SECOND, speed.value, n=REPEATS, lowest=speed.lowest,
             highest=speed.highest, tokens=TIMED_TOKENS, prompt=len(prompt), decoder=name,
             dtype=str(model.dtype).removeprefix("torch."),
         )  # fmt: skip

@@ -4,7 +4,7 @@ from backend.errors import ConfigError, NotFoundError
 from backend.fingerprint import fingerprint
 from backend.models.sources.catalogue import local_folder
 from backend.models.sources.headers import weight_files
-from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile, profile_of
+from backend.sensitivity.profile import SensitivityProfile, profile_of
 from backend.statistics.names import SENSITIVITY
 from backend.store import queries
 from backend.store.json_column import check_intact
@@ -28,10 +28,7 @@ def profile_of_run(run: str) -> SensitivityProfile:
     config = validated(NAME, job.config)
     assert isinstance(config, ProfileJob)
     facts = resolve_model(config.model, reads=False).facts
-    layers = [
-        ProfiledLayer(x.name, x.block, x.module, x.rows, x.columns)
-        for x in (*facts.linears, *facts.embeddings)
-    ]
+    layers = (*facts.linears, *facts.embeddings)
     stored = {
         p.tensor.removesuffix(".weight"): p.values for p in named_profiles(job.id, SENSITIVITY)
     }

@@ -57,7 +57,7 @@ def run(config: SearchJob, context: JobContext) -> None:
     mixed = MixedModel(loaded.model, context.checkpoints, outside)
     search = MixSearch(
         mixed, solver, Budget.parse(config.budget), texts.heldout.input_ids,
-        reference.__getitem__, config.offspring, config.seed, context.checkpoints,
+        reference, config.offspring, config.seed, context.checkpoints,
         phases.phase("search"), dict(mix.formats),
     )  # fmt: skip
     found = search.run(seconds)

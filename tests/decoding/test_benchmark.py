@@ -22,6 +22,7 @@ from backend.errors import CancelledError
 from backend.reporter import SilentReporter
 from tests.decoding.test_engine import plain
 from tests.drafters.toys import END, base, drafter_of, toy_prompts
+from tests.toy_layers import Recorder
 
 
 class Counting(NoDraft):
@@ -64,12 +65,9 @@ def test_every_arm_is_first_in_turn() -> None:
 
 
 def test_a_stop_is_obeyed_between_answers() -> None:
-    class Asked(SilentReporter):
-        def should_stop(self) -> bool:
-            return True
-
+    asked = Recorder(stop=lambda _: True)
     with pytest.raises(CancelledError):
-        time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, Asked())
+        time_decoders(decoders_of(base(), {VANILLA: NoDraft()}), [5, 6], 2, [], 1, asked)
 
 
 def timed(

@@ -159,7 +159,7 @@ def assert_logits_of_paths(target: TargetModel, seed: int) -> None:
     with torch.inference_mode():
         cache = target.new_cache(64)
         target.hidden(context[None], cache)
-        _, found = target.verifier(cache)(tokens.tolist(), tree)
+        _, found = target.verify(tokens.tolist(), tree, cache)
         for node in range(len(tree)):
             path = torch.cat([context, tokens[tree.lineage(node)]])
             expected = target.model(input_ids=path[None], use_cache=False).logits[0, -1]
@@ -175,11 +175,10 @@ def test_after_keeping_a_path_the_cache_is_that_of_the_path(path: list[int]) -> 
     with torch.inference_mode():
         cache = target.new_cache(40)
         target.hidden(context[None], cache)
-        verify = target.verifier(cache)
-        verify(tokens.tolist(), tree)
+        target.verify(tokens.tolist(), tree, cache)
         cache.keep(9, path)
         assert cache.length == 9 + len(path)
-        _, found = verify([5], chain(0))
+        _, found = target.verify([5], chain(0), cache)
         whole = torch.cat([context, tokens[path], torch.tensor([5])])[None]
         expected = target.model(input_ids=whole, use_cache=False).logits[0, -1]
     torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=2e-5)
@@ -250,9 +249,10 @@ def test_frequencies_that_depend_on_the_length_limit_the_context() -> None:
     more = {**SIZES, **MORE, **lengths, "num_key_value_heads": 2}
     target = TargetModel(built(Phi3Config(**more, rope_parameters=rope)))
     assert target.context == 48 and "change after 48 (longrope)" in target.limit
-    verify, tokens = target.verifier(target.new_cache(60)), random_ids(target, 60)
+    cache, tokens = target.new_cache(60), random_ids(target, 60)
     with torch.inference_mode():
-        target.hidden(tokens[None, :47], verify.cache)
-        inside, _ = verify(tokens[47:50].tolist(), Tree([(0,), (1,)]))  # one position too far
+        target.hidden(tokens[None, :47], cache)
+        tree = Tree([(0,), (1,)])  # one position too far
+        inside, _ = target.verify(tokens[47:50].tolist(), tree, cache)
         alone = target.hidden(tokens[None, :48])[0, -1]
     torch.testing.assert_close(inside[0], alone, rtol=1e-5, atol=2e-5)

@@ -17,6 +17,7 @@ from backend.reporter import SilentReporter
 from backend.text.prompt_ids import prompt_ids
 from backend.text.prompts import SELF, STORIES, Prompt
 from tests.drafters.toys import base
+from tests.toy_layers import Recorder
 
 TOKENIZER = load("toy").tokenizer
 TEMPLATE = (
@@ -117,18 +118,9 @@ def test_what_the_base_does_not_ask_others_make_up_for(
 def test_an_interrupted_base_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(questions, "GENERATION_BATCH", 6)
     whole = ask(tmp_path / "whole", 15, 1)
-
-    class Once(SilentReporter):
-        done = False
-
-        def progress(self, *_: object) -> None:
-            self.done = True
-
-        def should_stop(self) -> bool:
-            return self.done
-
+    once = Recorder(stop=lambda told: bool(told.progressed))
     with pytest.raises(CancelledError):
-        generate_prompts(base(), TOKENIZER, 15, 1, Checkpoints(tmp_path / "cut"), Once())
+        generate_prompts(base(), TOKENIZER, 15, 1, Checkpoints(tmp_path / "cut"), once)
     assert len([*(tmp_path / "cut").iterdir()]) == 1  # asked before the second batch, not after all
     assert ask(tmp_path / "cut", 15, 1) == whole and len(whole) == 15
 

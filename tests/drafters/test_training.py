@@ -42,10 +42,10 @@ from backend.drafters.training.trainer import (
 )
 from backend.drafters.tree_proposer import TreeProposer
 from backend.errors import CancelledError, ComputeError, ConfigError
-from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.reporter import SilentReporter
 from tests.drafters.toys import END, base, drafter_of, mean_accepted, toy_prompts
+from tests.toy_layers import Recorder
 
 Corpora = tuple[HiddenStateCache, HiddenStateCache]
 SHORT = {"minutes": 0, "batch": 4, "rate": 2e-3}
@@ -61,18 +61,9 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
     return collect(base(), sources, Checkpoints(folder), SilentReporter())
 
 
-class Recorder(SilentReporter):
-    """Keeps the curves; asks to stop after so many points of the loss."""
-
-    def __init__(self, stop_after: int = 10**9) -> None:
-        self.curves: dict[str, dict[int, float]] = {}
-        self.stop_after = stop_after
-
-    def metric(self, key: MetricKey, value: float, step: int) -> None:
-        self.curves.setdefault(str(key), {})[step] = value
-
-    def should_stop(self) -> bool:
-        return len(self.curves.get("loss", {})) >= self.stop_after
+def curve(told: Recorder, name: str) -> dict[int, float]:
+    """Step -> value."""
+    return {step: value for key, value, step in told.metrics if key == name}
 
 
 def training(
@@ -258,26 +249,27 @@ def test_every_head_learns_and_near_ones_are_better(corpora: Corpora, tmp_path: 
     drafter, told = drafter_of(base()), Recorder()
     before = measure_heads(drafter, base(), corpora[1], SilentReporter())
     after = training(drafter, corpora, tmp_path, told, steps=60).run()
-    losses = list(told.curves["loss"].values())
+    losses = list(curve(told, "loss").values())
     assert len(losses) == 60 and mean(losses[-10:]) < 0.8 * mean(losses[:10])
     assert all(a > b for a, b in zip(after.top(1), before.top(1), strict=True))
     assert after.top(1) == sorted(after.top(1), reverse=True)
     assert all(one <= five for one, five in zip(after.top(1), after.top(5), strict=True))
     assert 1 < after.accepted(4) <= after.accepted(16) < 5
-    assert len(told.curves["top1@head-1"]) == 10 and "accepted" in told.curves
+    assert len(curve(told, "top1@head-1")) == 10 and curve(told, "accepted")
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(corpora: Corpora, tmp_path: Path) -> None:
     whole = drafter_of(base())
     expected = training(whole, corpora, tmp_path / "a", steps=20).run()
-    killed, told = drafter_of(base()), Recorder(stop_after=PACE_STEPS + 4)
+    enough = PACE_STEPS + 4
+    killed, told = drafter_of(base()), Recorder(stop=lambda x: len(curve(x, "loss")) >= enough)
     with pytest.raises(CancelledError):
         training(killed, corpora, tmp_path / "b", told, steps=20).run()
     facts = next((tmp_path / "b").rglob("facts.json"))
     before = json.loads(facts.read_text())["seconds"]
     resumed, rest = drafter_of(base(), seed=9), Recorder()
     found = training(resumed, corpora, tmp_path / "b", rest, steps=20).run()
-    assert min(rest.curves["loss"]) == PACE_STEPS + 1  # the checkpoint, not the start
+    assert min(curve(rest, "loss")) == PACE_STEPS + 1  # the checkpoint, not the start
     assert json.loads(facts.read_text())["seconds"] > before > 0  # of both attempts
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -8,43 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM
 
+from backend.decoding.benchmark import same_start
 from backend.errors import ComputeError
 from backend.evaluation import divergence as room
 from backend.evaluation.divergence import DenseOutputs, Divergence, DivergenceObserver
 from backend.evaluation.perplexity import perplexity
-from backend.evaluation.samples import agreement, same_start, write_samples
+from backend.evaluation.samples import agreement, write_samples
 from backend.models.blocks import block_linears
 from backend.models.hidden_states import NewBatches, batches_in
 from backend.reporter import SilentReporter
 from backend.text.prompts import STORIES, benchmark_prompts
-from tests.evaluation.test_perplexity import VOCABULARY, text_of
-
-CONFIGS = {
-    "llama": LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, initializer_range=0.3,
-    ),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64,
-        initializer_range=0.3,
-    ),
-    "opt": OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=24, init_std=0.3,
-    ),
-    "gemma2": Gemma2Config(  # caps its logits behind the head
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0,
-        initializer_range=0.3,
-    ),
-}  # fmt: skip
-
-
-@pytest.fixture
-def rows() -> Tensor:
-    return torch.randint(3, VOCABULARY, (5, 40), generator=torch.Generator().manual_seed(0))
+from tests.evaluation.conftest import CONFIGS, VOCABULARY, text_of
 
 
 @pytest.fixture(params=[*CONFIGS])

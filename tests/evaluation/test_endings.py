@@ -12,15 +12,10 @@ from backend.evaluation.preferences import POINTS, PRIOR, Comparison, fit, ratin
 from backend.evaluation.tasks import CHOICES, MIN_CONTEXT, PART, PASSAGE, question_count
 from backend.models.sources.toy.stories import stories
 from backend.reporter import SilentReporter
-from backend.text.slices import TextSlice
-from tests.evaluation.conftest import Impatient
+from tests.evaluation.conftest import Impatient, text_of
 
 CONTEXT = MIN_CONTEXT + 7  # of tokens beyond the last part
 WINDOWS = 3
-
-
-def text_of(input_ids: torch.Tensor, bos: bool = False) -> TextSlice:
-    return TextSlice(input_ids, "toystories", "evaluation", 0, CONTEXT, bos, "", 0, 0)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,8 @@ from backend.evaluation.native_text import NativeText, text_model
 from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.blocks import block_linears
 from backend.reporter import SilentReporter
-from tests.evaluation.conftest import Impatient
-from tests.evaluation.test_divergence import CONFIGS, by_hand, compared, pruned
-from tests.evaluation.test_perplexity import VOCABULARY, text_of
-
-
-@pytest.fixture
-def rows() -> Tensor:
-    return torch.randint(3, VOCABULARY, (5, 40), generator=torch.Generator().manual_seed(0))
+from tests.evaluation.conftest import CONFIGS, Impatient, text_of
+from tests.evaluation.test_divergence import by_hand, compared, pruned
 
 
 def built(family: str):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from backend.calibration import heldout
 from backend.errors import CancelledError, ComputeError
@@ -13,15 +13,8 @@ from backend.evaluation.perplexity import perplexity, window_nlls
 from backend.models.hidden_states import batches_in
 from backend.models.loading import load
 from backend.reporter import SilentReporter
-from backend.text.slices import TextSlice
-
-VOCABULARY = 300
-
-
-def text_of(rows: torch.Tensor, utf8_bytes: int = 1000, bos: bool = False) -> TextSlice:
-    return TextSlice(
-        rows, "toystories", "evaluation", 0, rows.shape[1], bos, "", rows.numel(), utf8_bytes
-    )
+from tests.evaluation.conftest import CONFIGS, VOCABULARY, text_of
+from tests.toy_layers import Recorder
 
 
 @pytest.fixture
@@ -32,17 +25,7 @@ def rows() -> torch.Tensor:
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: pytest.FixtureRequest):
     torch.manual_seed(1)
-    configs = {
-        "llama": LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, initializer_range=0.5,
-        ),
-        "gpt2": GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64,
-            initializer_range=0.5,
-        ),
-    }  # fmt: skip
-    return AutoModelForCausalLM.from_config(configs[request.param]).eval()
+    return AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
 
 
 def own_losses(model, rows: torch.Tensor) -> list[float]:
@@ -96,26 +79,14 @@ def test_overflow_is_told(model, rows: torch.Tensor) -> None:
         perplexity(model, text_of(rows), 4)
 
 
-class Counting(SilentReporter):
-    def __init__(self, limit: int) -> None:
-        self.reports: list[tuple[float, float]] = []
-        self.limit = limit
-
-    def progress(self, done: float, total: float, stage: str) -> None:
-        self.reports.append((done, total))
-
-    def should_stop(self) -> bool:
-        return len(self.reports) >= self.limit
-
-
 def test_progress_and_stop(model, rows: torch.Tensor) -> None:
-    reporter = Counting(limit=99)
+    reporter = Recorder()
     perplexity(model, text_of(rows), 3, reporter)
-    assert reporter.reports == [(0, 7), (3, 7), (6, 7), (7, 7)]
-    reporter = Counting(limit=2)
+    assert [told[:2] for told in reporter.progressed] == [(0, 7), (3, 7), (6, 7), (7, 7)]
+    reporter = Recorder(stop=lambda told: len(told.progressed) >= 2)
     with pytest.raises(CancelledError):
         perplexity(model, text_of(rows), 3, reporter)
-    assert len(reporter.reports) == 2
+    assert len(reporter.progressed) == 2
 
 
 @pytest.mark.parametrize("batch", [2, 7])

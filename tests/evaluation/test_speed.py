@@ -5,16 +5,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from backend.evaluation import speed as room
-from backend.evaluation.speed import (
-    DecodingSpeed,
-    decode_seconds,
-)
+from backend.evaluation.speed import decode_seconds
 from backend.reporter import SilentReporter
-
-
-def test_the_median_of_the_rates_and_their_range() -> None:
-    found = DecodingSpeed.of([1.0, 4.0, 2.0], 8)
-    assert (found.value, found.lowest, found.highest, found.repeats) == (4.0, 2.0, 8.0, 3)
 
 
 def test_decoding_is_timed_without_its_prompt_and_its_warm_up() -> None:

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from backend.checkpoints import Checkpoints
 from backend.live.dense import DenseModel
 from backend.live.model import LiveModel
-from backend.models.blocks import LinearWeight
+from backend.models.blocks import LinearWeight, all_linears
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.plan import pruning_plan
-from backend.pruning.sds import all_linears, install, run_sds
+from backend.pruning.sds import install, run_sds
 from backend.reporter import SilentReporter
 from tests.quantization.dlqat.runs import begun, finished
 

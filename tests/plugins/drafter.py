@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import DrafterConfig
 from backend.drafters.registry import ParallelDrafter, drafter
 from backend.models.kv_cache import PreallocatedCache
 
@@ -13,16 +12,9 @@ from backend.models.kv_cache import PreallocatedCache
 class LinearHeads(ParallelDrafter):
     """z_k = M_k h, M_k starting as the identity."""
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(config, target, vocabulary, dtype)
-        self.maps = nn.Parameter(torch.eye(target.width, dtype=dtype).repeat(config.heads, 1, 1))
-        self.to(target.device)
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        heads = torch.eye(target.width, dtype=dtype).repeat(self.config.heads, 1, 1)
+        self.maps = nn.Parameter(heads)
 
     def anchor_slots(
         self, hidden: Tensor, embedded: Tensor, rows: Tensor, places: Tensor

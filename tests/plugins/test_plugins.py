@@ -40,8 +40,8 @@ import torch
 
 PRUNER = """
 from backend.pruning.plan import pruning_plan
-from backend.pruning.sds import all_linears, install, run_sds
-from backend.models.blocks import block_linears
+from backend.pruning.sds import install, run_sds
+from backend.models.blocks import all_linears, block_linears
 from backend.models.loading import load
 model = load("toy").model
 ids = torch.randint(100, (8, 32), generator=torch.Generator().manual_seed(0))

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from backend.checkpoints import Checkpoints
 from backend.errors import CancelledError
+from backend.models.blocks import all_linears
 from backend.models.loading import weights_hash
 from backend.pruning.config import SDSConfig, SDSStage
 from backend.pruning.plan import PruningPlan, pruning_plan
-from backend.pruning.sds import SDSResult, all_linears, install, run_sds
+from backend.pruning.sds import SDSResult, install, run_sds
 from backend.reporter import Reporter, SilentReporter
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from backend.errors import ConfigError
 from backend.export.formats import Layout, layout_of
-from backend.models.layer_names import LayerName
+from backend.models.families.shapes import LinearShape
 from backend.quantization.config import DLQATConfig
 from backend.quantization.plan import (
     QuantizationPlan,
@@ -21,7 +21,9 @@ from backend.quantization.plan import (
 def model(columns: int = 96) -> SimpleNamespace:
     widths = {"self_attn.q_proj": columns, "mlp.up_proj": columns, "mlp.down_proj": 2 * columns}
     linears = [
-        LayerName(f"model.layers.{b}.{m}", b, m, w) for b in range(2) for m, w in widths.items()
+        LinearShape(f"model.layers.{b}.{m}", b, m, 0, w)
+        for b in range(2)
+        for m, w in widths.items()
     ]
     return SimpleNamespace(linears=linears, architecture="LlamaForCausalLM")
 

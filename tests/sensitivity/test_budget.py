@@ -7,9 +7,10 @@ import pytest
 
 from backend.budget import Budget
 from backend.errors import ConfigError
+from backend.models.families.shapes import LinearShape
 from backend.sensitivity.budget import BudgetSolver
 from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import FIGURES, ProfiledLayer, SensitivityProfile, profile_of
+from backend.sensitivity.profile import FIGURES, SensitivityProfile, profile_of
 from backend.sensitivity.times import DecodingTimes
 
 FORMATS = tuple(map(Format.parse, ("int2-g64", "int3-g64", "int4-g64", "50%", "70%")))
@@ -20,7 +21,7 @@ MODULES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
 def profile() -> SensitivityProfile:
     """Eight blocks of which the middle ones lose least; KL is measured at 3 bits and 50 %."""
     layers = [
-        ProfiledLayer(f"model.layers.{b}.{m}", b, m, 64, 128) for b in range(8) for m in MODULES
+        LinearShape(f"model.layers.{b}.{m}", b, m, 64, 128) for b in range(8) for m in MODULES
     ]
     base = np.array([0.1, 0.03, 0.005, 0.02, 0.09])
     stored = {}
@@ -173,7 +174,7 @@ def test_a_format_without_a_time_is_not_taken(timed: SensitivityProfile) -> None
 
 
 def test_a_layer_whose_figures_are_damaged_is_left_out() -> None:
-    layers = [ProfiledLayer(f"model.layers.{b}.q", b, "q", 64, 128) for b in range(3)]
+    layers = [LinearShape(f"model.layers.{b}.q", b, "q", 64, 128) for b in range(3)]
     stored = {
         layers[0].name: np.zeros((len(FIGURES), len(FORMATS)), np.float32),
         layers[1].name: np.zeros((1, 1), np.float32),

@@ -1,6 +1,7 @@
 """The built-in model and tokenizer, and a folder of local texts."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ import backend.models.sources.toy
 from backend.settings import settings
 
 TOY = Path(backend.models.sources.toy.__file__).parent
+
+
+def write(folder: Path, name: str, rows: Sequence[object]) -> str:
+    """A corpus of these rows, or of rows of these texts."""
+    lines = [json.dumps({"text": row} if isinstance(row, str) else row) for row in rows]
+    (folder / name).write_text("\n".join([*lines, ""]))
+    return f"file:{name}"
 
 
 @pytest.fixture(scope="session")

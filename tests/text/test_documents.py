@@ -47,10 +47,10 @@ def test_stories_are_others_than_the_model_learnt_from() -> None:
 
 @pytest.mark.parametrize("line", ['{"text": ', '{"txt": "a"}', "3"])
 def test_a_line_that_is_no_text_is_told_where_it_comes(text_dir: Path, line: str) -> None:
-    (text_dir / "a.jsonl").write_text(f'{{"text": "A cat."}}\n{line}\n')
+    (text_dir / "a.jsonl").write_text(f'{{"text": "A cat."}}\n\n{line}\n')
     with pytest.raises(DatasetError, match="could not be read") as refused:
         list(documents("file:a.jsonl", "evaluation"))
-    assert refused.value.field == "evaluation_text" and refused.value.why
+    assert refused.value.field == "evaluation_text" and "line 3" in refused.value.why.lower()
 
 
 @pytest.fixture

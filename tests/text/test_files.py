@@ -1,6 +1,5 @@
 """Local texts: which files may be read, and how they fall into documents."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,11 @@ import pytest
 from backend.errors import DatasetError
 from backend.text import files
 from backend.text.corpora import corpora, require_corpus
+from tests.text.conftest import write
 
 
 def read(name: str) -> list[str]:
     return list(files.documents(files.paths(name)))
-
-
-def write_lines(path: Path, texts: list[object]) -> None:
-    path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
 
 
 def test_titles_start_documents(text_dir: Path) -> None:
@@ -33,7 +29,7 @@ def test_a_folder_is_its_files_in_order(text_dir: Path) -> None:
     (folder / "b.txt").write_text("second")
     (folder / "a.txt").write_text("first")
     (folder / "c.md").write_text("no text")
-    write_lines(folder / "c.jsonl", ["third"])
+    write(folder, "c.jsonl", [{"text": "third", "id": 1}])
     assert read("many") == ["first", "second", "third"]
     assert files.names() == ["many"]
     assert read("many/b.txt") == ["second"]

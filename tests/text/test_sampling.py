@@ -15,6 +15,7 @@ from backend.reporter import SilentReporter
 from backend.text import sampling
 from backend.text.sampling import sample
 from backend.text.slices import check_apart, evaluation_slice, sample_slice
+from tests.toy_layers import Recorder
 
 CONFIGS = [
     LlamaConfig(
@@ -27,20 +28,6 @@ CONFIGS = [
         word_embed_proj_dim=16, max_position_embeddings=64, pad_token_id=1,
     ),
 ]  # fmt: skip
-
-
-class Counting(SilentReporter):
-    """Keeps what was reported; asks to stop after `limit` reports."""
-
-    def __init__(self, limit: int = 10**9) -> None:
-        self.reports: list[tuple[float, float]] = []
-        self.limit = limit
-
-    def progress(self, done: float, total: float, stage: str) -> None:
-        self.reports.append((done, total))
-
-    def should_stop(self) -> bool:
-        return len(self.reports) >= self.limit
 
 
 @torch.no_grad()
@@ -78,7 +65,7 @@ def test_seeds_and_batches(model, tokenizer, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_slice_of_the_models_own_words(model, tokenizer) -> None:
-    reporter = Counting()
+    reporter = Recorder()
     found = sample_slice(model, tokenizer, 16, 128, 0, reporter)
     assert (found.corpus, found.role, found.bos) == ("self", "calibration", True)
     assert (found.input_ids[:, 0] == tokenizer.bos_token_id).all()
@@ -86,15 +73,15 @@ def test_a_slice_of_the_models_own_words(model, tokenizer) -> None:
     assert " the " in text and "One day" in text  # it writes stories, and goes on after their end
     assert (found.input_ids[:, 1:] == tokenizer.eos_token_id).any()
     check_apart(found, evaluation_slice("toystories", tokenizer, 16, 128))
-    done = [done for done, _ in reporter.reports]
-    assert done == sorted(done) and reporter.reports[-1] == (16 * 128, 16 * 128)
+    done = [done for done, _, _ in reporter.progressed]
+    assert done == sorted(done) and reporter.progressed[-1][:2] == (16 * 128, 16 * 128)
 
 
 def test_a_stop_is_honoured_within_a_token(model, tokenizer) -> None:
-    reporter = Counting(limit=3)
+    reporter = Recorder(stop=lambda told: len(told.progressed) >= 3)
     with pytest.raises(CancelledError):
         sample(model, tokenizer, 2, 64, 0, reporter)
-    assert len(reporter.reports) == 3
+    assert len(reporter.progressed) == 3
 
 
 def test_a_broken_model_is_told(tokenizer) -> None:

@@ -1,6 +1,5 @@
 """Slices are reproducible, of the part they should be, and apart from each other."""
 
-import json
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from backend.text.documents import documents
 from backend.text.slices import (
     PASSAGE,
     TextSlice,
-    calibration_slice,
     calibration_slices,
     check_apart,
     evaluation_slice,
@@ -30,13 +28,9 @@ from backend.text.slices import (
 from backend.text.training import training_set
 from backend.text.windows import cut_windows
 from tests.fork_server import elsewhere
+from tests.text.conftest import write
 
 MANY = 3000  # characters: about 1000 tokens
-
-
-def write(folder: Path, name: str, texts: list[str]) -> str:
-    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return f"file:{name}"
 
 
 def same(a: TextSlice, b: TextSlice) -> bool:
@@ -45,7 +39,7 @@ def same(a: TextSlice, b: TextSlice) -> bool:
 
 def test_a_seed_gives_the_same_slice_and_another_seed_another(tokenizer) -> None:
     first, again, other = (
-        calibration_slice("toystories", tokenizer, 4, 64, seed) for seed in (0, 0, 1)
+        calibration_slices("toystories", tokenizer, 4, 64, seed)[0] for seed in (0, 0, 1)
     )
     assert same(first, again) and not same(first, other)
     assert first.sha256 != other.sha256
@@ -56,7 +50,7 @@ def test_a_seed_gives_the_same_slice_and_another_seed_another(tokenizer) -> None
 def cut_both(tokenizer_folder: str) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     return [
-        calibration_slice("toystories", tokenizer, 4, 64, 3).sha256,
+        calibration_slices("toystories", tokenizer, 4, 64, 3)[0].sha256,
         evaluation_slice("toystories", tokenizer, 4, 64).sha256,
     ]
 
@@ -93,7 +87,7 @@ def test_more_windows_than_the_split_has_are_of_the_rest_and_calibration_leaves_
     assert evaluation.input_ids.tolist() == parts[0] + parts[1][:7]
     every = len(parts[1]) - count  # at a random offset, a document may have one less
     with pytest.raises(DatasetError, match="share"):
-        check_apart(calibration_slice(name, tokenizer, every, 128, 0), evaluation)
+        check_apart(calibration_slices(name, tokenizer, every, 128, 0)[0], evaluation)
     found = calibration_slices(name, tokenizer, every - 17, 128, 0, 9, evaluation)
     assert [len(each.input_ids) for each in found] == [every - 17, 9]
     for one, other in combinations((*found, evaluation), 2):
@@ -127,7 +121,7 @@ def test_special_tokens_that_a_text_spells_out_are_plain_text(
 def test_calibration_windows_stay_in_a_document(tokenizer, text_dir: Path) -> None:
     texts = [" ".join([word] * MANY) for word in ("red", "blue", "green", "pink", "grey")]
     name = write(text_dir, "a.jsonl", texts)
-    found = calibration_slice(name, tokenizer, 30, 40, 0)
+    found = calibration_slices(name, tokenizer, 30, 40, 0)[0]
     allowed = [set(tokenizer(text).input_ids) for text in texts[1:]]  # the first is for evaluation
     chosen = [[set(row) <= ids for ids in allowed].index(True) for row in found.input_ids.tolist()]
     assert len(set(chosen)) > 1
@@ -137,7 +131,7 @@ def test_calibration_windows_never_overlap(tokenizer, text_dir: Path) -> None:
     text = " ".join(str(number) for number in range(4000))
     stream = tokenizer(text).input_ids
     name = write(text_dir, "a.jsonl", [text])
-    found = calibration_slice(name, tokenizer, 20, 60, 0, shared=False)
+    found = calibration_slices(name, tokenizer, 20, 60, 0, shared=False)[0]
     places = {tuple(stream[i : i + 60]): i for i in range(len(stream))}
     starts = sorted(places[tuple(row)] for row in found.input_ids.tolist())
     assert min(after - before for before, after in pairwise(starts)) >= 60
@@ -149,7 +143,7 @@ def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path, role:
     there = len(tokenizer("A story of few words. " * 20).input_ids)
     with pytest.raises(DatasetError) as refused:
         if role == "calibration":
-            calibration_slice(name, tokenizer, 99, 64, 0, shared=False)
+            calibration_slices(name, tokenizer, 99, 64, 0, shared=False)[0]
         else:
             evaluation_slice(name, tokenizer, 99, 64)
     error = refused.value
@@ -190,7 +184,7 @@ def test_the_beginning_token_follows_the_tokenizer(tokenizer, beginning, text_di
     assert (found.input_ids[:, 0] == 0).all()
     assert found.input_ids[:, 1:].flatten().tolist() == ids[: every * 31]
     assert found.utf8_bytes == len(tokenizer.decode(ids[: every * 31]))
-    assert calibration_slice(name, beginning, 4, 32, 0, shared=False).bos
+    assert calibration_slices(name, beginning, 4, 32, 0, shared=False)[0].bos
 
 
 def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
@@ -198,7 +192,7 @@ def slice_of(rows: torch.Tensor, corpus: str = "a") -> TextSlice:
 
 
 def test_the_toy_text_is_apart(tokenizer) -> None:
-    calibration = calibration_slice("toystories", tokenizer, 64, 256, 0)
+    calibration = calibration_slices("toystories", tokenizer, 64, 256, 0)[0]
     evaluation = evaluation_slice("toystories", tokenizer, 64, 256)
     check_apart(calibration, evaluation)
     with pytest.raises(DatasetError, match="share"):
@@ -209,7 +203,7 @@ def test_the_same_text_under_two_names_is_found(tokenizer, text_dir: Path) -> No
     texts = [" ".join(stories(seed, 8)) for seed in range(12)]
     one, two = write(text_dir, "a.jsonl", texts[:6]), write(text_dir, "b.jsonl", texts[6:])
     evaluation = evaluation_slice(one, tokenizer, 20, 128)
-    calibration = calibration_slice(two, tokenizer, 20, 128, 0, shared=False)
+    calibration = calibration_slices(two, tokenizer, 20, 128, 0, shared=False)[0]
     check_apart(calibration, evaluation)
     evaluation = evaluation_slice(two, tokenizer, 20, 128)
     with pytest.raises(DatasetError, match="share") as refused:

@@ -1,6 +1,5 @@
 """The rows a model is trained on: plain text, and instructions of which the answer is judged."""
 
-import json
 from pathlib import Path
 from random import Random
 
@@ -10,16 +9,12 @@ import torch
 from backend.errors import DatasetError
 from backend.text.slices import check_apart, evaluation_slice
 from backend.text.training import IGNORED_LABEL, _packed, training_set
+from tests.text.conftest import write
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
     "{% endif %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
 )
-
-
-def write(folder: Path, lines: list[object], name: str = "asked.jsonl") -> str:
-    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return f"file:{name}"
 
 
 def pairs(count: int, asked: str = "instruction", answered: str = "output") -> list[dict]:
@@ -39,7 +34,7 @@ def test_plain_text_is_judged_everywhere(tokenizer) -> None:
 
 
 def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:
-    for corpus in ("toystories", write(text_dir, pairs(60))):
+    for corpus in ("toystories", write(text_dir, "asked.jsonl", pairs(60))):
         first, again, other = (training_set(corpus, tokenizer, 4, 48, s) for s in (0, 0, 1))
         assert first.text.sha256 == again.text.sha256 != other.text.sha256
         assert torch.equal(first.labels, again.labels)
@@ -51,7 +46,7 @@ def test_a_seed_gives_the_same_rows(tokenizer, text_dir: Path) -> None:
      ("question", "answer")],
 )  # fmt: skip
 def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered: str) -> None:
-    corpus = write(text_dir, pairs(12, asked, answered))
+    corpus = write(text_dir, "asked.jsonl", pairs(12, asked, answered))
     found = training_set(corpus, tokenizer, 100, 64, seed=0)
     assert found.form == "instructions"
     judged, whole = answers(found, tokenizer), tokenizer.batch_decode(found.text.input_ids)
@@ -63,12 +58,14 @@ def test_only_answers_are_judged(tokenizer, text_dir: Path, asked: str, answered
 
 def test_a_chat_template_renders_the_prompt(tokenizer, text_dir: Path, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
-    found = training_set(write(text_dir, pairs(1)), tokenizer, 1, 96, seed=0)
+    found = training_set(write(text_dir, "asked.jsonl", pairs(1)), tokenizer, 1, 96, seed=0)
     assert "[user] Tell of dog 0. [assistant]" in tokenizer.decode(found.text.input_ids[0])
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
                 {"role": "assistant", "content": "Hi."}]  # fmt: skip
     with pytest.raises(DatasetError, match="chat template") as refused:
-        training_set(write(text_dir, [{"messages": messages}]), tokenizer, 1, 96, seed=0)
+        training_set(
+            write(text_dir, "asked.jsonl", [{"messages": messages}]), tokenizer, 1, 96, seed=0
+        )
     assert refused.value.field == "training_text"
 
 
@@ -93,14 +90,14 @@ def test_a_long_example_is_cut_and_one_without_room_for_an_answer_left_out(
 ) -> None:
     lines = [{"instruction": "Go on.", "output": "A dog ran. " * 50},
              {"instruction": "A dog ran. " * 50, "output": "Yes."}]  # fmt: skip
-    found = training_set(write(text_dir, lines), tokenizer, 10, 64, seed=0)
+    found = training_set(write(text_dir, "asked.jsonl", lines), tokenizer, 10, 64, seed=0)
     assert len(found.labels) == 1 and (found.labels != IGNORED_LABEL).sum() > 20
 
 
 def test_too_little_text_says_how_much_there_is(tokenizer, text_dir: Path) -> None:
     with pytest.raises(DatasetError, match=r"gives 2 rows of 96 tokens; 4 are needed") as refused:
-        training_set(write(text_dir, pairs(2)), tokenizer, 10, 96, seed=0, least=4)
+        training_set(write(text_dir, "asked.jsonl", pairs(2)), tokenizer, 10, 96, seed=0, least=4)
     assert refused.value.field == "training_text"
-    corpus = write(text_dir, [{"text": "short"}], "short.jsonl")
+    corpus = write(text_dir, "short.jsonl", ["short"])
     with pytest.raises(DatasetError, match="gives 0 rows"):
         training_set(corpus, tokenizer, 10, 96, seed=0)

@@ -32,17 +32,14 @@ MOST_ROWS = 2**24  # of a cache
 
 
 class NativeBlocks:
-    """Some blocks of a model, of hidden states in and hidden states out.
+    """Some blocks of a model, of hidden states in and hidden states out. Raises CompilerError: the
+    decoder cannot be built here; ValueError: a weight has another shape than the config says.
 
     Args:
         model: supported by the decoder (`families.unsupported`); its rotary positions are used.
         blocks: of it, or of its shapes.
         rounded: weights that are not packed are rounded to 8 bits.
         sparse: zeros are left out where that pays for a few tokens; it does not for many.
-
-    Raises:
-        CompilerError: the decoder cannot be built here.
-        ValueError: a weight has another shape than the config says.
     """
 
     def __init__(
@@ -108,11 +105,8 @@ class NativeBlocks:
         positions: Tensor | None = None, visible: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Append n tokens to the cache: hidden states [n, width] -> [n, width] in float32.
-
-        Args:
-            positions: [n]; None: those that follow the cached ones.
-            visible: [n, n] bool, which tokens of the pass each sees; None: those before it.
-        """
+        `positions`: [n]; None: those that follow the cached ones. `visible`: [n, n] bool, which
+        tokens of the pass each sees; None: those before it."""
         if states.dim() != 2 or states.shape[1] != self.width:
             raise ValueError(f"the states {[*states.shape]} are not {self.width} wide")
         inputs = states.float().contiguous()
@@ -124,11 +118,8 @@ class NativeBlocks:
         positions: Tensor | None, visible: Sequence[Tensor | None],
     ) -> Tensor:  # fmt: skip
         """Run a pass that appends `lengths` tokens to the caches, each with the mask of its tree;
-        see `__call__`.
-
-        Raises:
-            ValueError: something is out of range; the library would read or write elsewhere.
-        """
+        see `__call__`. Raises ValueError: something is out of range; the library would read or
+        write elsewhere."""
         tokens, apart = sum(lengths), len({*map(id, caches)}) == len(caches)
         if not (len(lengths) == len(caches) == len(visible)) or min(lengths, default=0) < 1:
             raise ValueError(f"{[*lengths]} tokens cannot be appended to {len(caches)} caches")
@@ -167,11 +158,8 @@ class NativeBlocks:
     ) -> int:  # fmt: skip
         """Lay out anew the matrices of block number `index` that hold one of the `changed` linears,
         and tell how many; no pass may run meanwhile. `codes`: of linears of the block; those that
-        lie below each other are read as codes where all of them have some.
-
-        Raises:
-            ValueError: a weight has another shape than before.
-        """
+        lie below each other are read as codes where all of them have some. Raises ValueError: a
+        weight has another shape than before."""
         layer, count = self._layers[index], 0
         for name, (outputs, inputs, linears) in self._matrices(block).items():
             if any(linear in changed for linear in linears):

@@ -31,13 +31,7 @@ class CacheBlock:
 
 class CacheBlocks:
     """Makes the blocks of some caches of a model; one is freed when no cache holds it any more.
-
-    Args:
-        row: numbers that are kept for a token.
-
-    Attributes:
-        size: bytes of a block.
-    """
+    `size`: bytes of a block. `row`: numbers that are kept for a token."""
 
     def __init__(self, row: int) -> None:
         self._numbers, self.size = row * BLOCK, 2 * row * BLOCK
@@ -58,12 +52,8 @@ class CacheBlocks:
 
 
 class NativeCache:
-    """Keys and values of one sequence, of at most `capacity` tokens.
-
-    Args:
-        call: calls a function of the library on the model.
-        held: the beginning of another cache, shared with it.
-    """
+    """Keys and values of one sequence, of at most `capacity` tokens. `call`: calls a function of
+    the library on the model. `held`: the beginning of another cache, shared with it."""
 
     def __init__(
         self, call: Callable[..., None], blocks: CacheBlocks, capacity: int,
@@ -103,11 +93,8 @@ class NativeCache:
         self._places[place] = block.rows.data_ptr()
 
     def keep(self, start: int, chosen: Sequence[int]) -> None:
-        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place.
-
-        Raises:
-            ValueError: they are not ascending, or not all cached.
-        """
+        """Of the rows from `start` on, keep those at `start + chosen` (ascending), in place. Raises
+        ValueError: they are not ascending, or not all cached."""
         places = [-1, *chosen, self.length - start]
         if start < 0 or any(one >= other for one, other in pairwise(places)):
             raise ValueError(f"of {self.length} rows, not all of {start} + {[*chosen]} can be kept")

@@ -30,11 +30,8 @@ class CompilerError(SlimscopeError):
 
 @lru_cache
 def library(target: tuple[str, ...] = NATIVE) -> ctypes.CDLL:
-    """The decoder, loaded into this process; built first if it has not been.
-
-    Raises:
-        CompilerError: it is turned off, there is no compiler, or it fails.
-    """
+    """The decoder, loaded into this process; built first if it has not been. Raises CompilerError:
+    it is turned off, there is no compiler, or it fails."""
     if not settings().native:
         raise CompilerError(
             "The native decoder is not used.",

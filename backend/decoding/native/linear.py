@@ -11,16 +11,14 @@ ALONE = 2**20  # weights that one thread multiplies before a second has started
 
 
 class NativeLinear(nn.Module):
-    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits, 8 bits or bfloat16.
+    """A linear [..., in] -> [..., out] in float32, of weights in 4 bits, 8 bits or bfloat16. Raises
+    CompilerError: the decoder cannot be built here. ValueError: its inputs are no multiple of
+    `LANES`.
 
     Args:
         target: compiler flags that choose the instructions.
         rounded: an `nn.Linear` is rounded to 8 bits.
         sparse: zeros are left out where that pays; the attribute says where they are.
-
-    Raises:
-        CompilerError: the decoder cannot be built here.
-        ValueError: its inputs are no multiple of `LANES`.
     """
 
     def __init__(

@@ -55,11 +55,8 @@ class Segment:
 
 
 class NativeModel(NativeBlocks):
-    """A model whose passes `cpp/decoder.cpp` computes.
-
-    Args:
-        model: for which `families.unsupported` is empty; its embeddings are read in place.
-    """
+    """A model whose passes `cpp/decoder.cpp` computes. `model`: for which `families.unsupported` is
+    empty; its embeddings are read in place."""
 
     def __init__(
         self, model: PreTrainedModel, target: tuple[str, ...] = NATIVE, sparse: bool = True

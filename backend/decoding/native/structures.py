@@ -73,11 +73,8 @@ NOT_EVERYWHERE = "slimscope_leave_out_zeros"  # a function for some processors o
 
 
 def declare(library: CDLL) -> CDLL:
-    """The library, whose functions then check the types of their arguments.
-
-    Raises:
-        OSError: its structures or blocks have other sizes: it would read and write elsewhere.
-    """
+    """The library, whose functions then check the types of their arguments. Raises OSError: its
+    structures or blocks have other sizes: it would read and write elsewhere."""
     for name, (result, arguments) in FUNCTIONS.items():
         if name != NOT_EVERYWHERE or hasattr(library, name):
             function = getattr(library, name)

@@ -21,12 +21,9 @@ def top_k(logits: Tensor, ranks: int, target: tuple[str, ...] = NATIVE) -> tuple
     of each row of `logits` [n, v], the first place of equal ones first. Where fewer are finite, the
     rest are at place 0 with the log-probability -inf, or NaN.
 
-    Torch sorts every row for it, which takes longer than a layer of a drafter.
-
-    Raises:
-        CompilerError: the decoder cannot be built here.
-        ValueError: the logits are no rows, or no rank is asked for.
-    """
+    Torch sorts every row for it, which takes longer than a layer of a drafter. Raises
+    CompilerError: the decoder cannot be built here. ValueError: the logits are no rows, or no rank
+    is asked for."""
     if logits.dim() != 2 or ranks < 1:
         raise ValueError(f"{ranks} ranks cannot be taken of logits {[*logits.shape]}")
     rows, columns = logits.shape

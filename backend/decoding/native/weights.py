@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from backend.decoding.native import structures as c
 from backend.decoding.native.families import LANES
-from backend.quantization.grid import QuantizedWeight
+from backend.quantization.grid import QuantGrid, QuantizedWeight
 from backend.quantization.packed_linear import PackedLinear, codes_of, has_codes
 
 BFLOAT16, SPARSE_BFLOAT16, INT4_2_4 = 0, 1, 24  # formats; codes: the number of their bits
@@ -26,12 +26,8 @@ RUN = 32  # inputs whose codes lie together: a group is of one or more
 
 class WeightLayout:
     """Lays out weights, and keeps what the structures point to, and threads to multiply with.
-
-    Args:
-        rounded: linears that are not packed are rounded to 8 bits.
-        sparse: the zeros of pruned linears are left out.
-
-    """
+    `rounded`: linears that are not packed are rounded to 8 bits. `sparse`: the zeros of pruned
+    linears are left out."""
 
     def __init__(self, library: ctypes.CDLL, rounded: bool = False, sparse: bool = True) -> None:
         self._library, self._rounded, self._sparse = library, rounded, sparse
@@ -47,15 +43,9 @@ class WeightLayout:
 
     def matrix(self, *linears: nn.Module, codes: Sequence[QuantizedWeight] = ()) -> c.Matrix:
         """Linears [out, in] of the same input, one below the other; all as codes or none. Where
-        their bits and groups differ, the widest and the smallest are those of all.
-
-        Args:
-            codes: of the linears, where they are at hand.
-
-        Raises:
-            ValueError: their inputs differ or are no multiple of `LANES`, or packed ones have
-                other tables than their shapes say.
-        """
+        their bits and groups differ, the widest and the smallest are those of all. `codes`: of the
+        linears, where they are at hand. Raises ValueError: their inputs differ or are no multiple
+        of `LANES`, or packed ones have other tables than their shapes say."""
         inputs = {_inputs(linear) for linear in linears}
         if len(inputs) > 1 or not inputs or min(inputs) % LANES or not min(inputs):
             raise ValueError(f"{sorted(inputs)} inputs are not one multiple of {LANES}")
@@ -124,16 +114,13 @@ class WeightLayout:
             bias=self._bias(linears, len(codes)),
         )  # fmt: skip
         if zero.any() or not self._two_of_four(matrix, codes):
-            matrix.weights = self._part(self._packed(codes, bits))
+            layout = torch.empty(codes.numel() * bits // 8, dtype=torch.uint8)
+            places = codes.data_ptr(), layout.data_ptr(), *codes.shape, bits
+            self._library.slimscope_pack_codes(*places)
+            matrix.weights = self._part(layout)
             if zero.any():
                 matrix.zeros = self._part(_blocks(zero.T.bfloat16()))
         return matrix
-
-    def _packed(self, codes: Tensor, bits: int) -> Tensor:
-        layout = torch.empty(codes.numel() * bits // 8, dtype=torch.uint8)
-        places = codes.data_ptr(), layout.data_ptr(), *codes.shape, bits
-        self._library.slimscope_pack_codes(*places)
-        return layout
 
     def _two_of_four(self, matrix: c.Matrix, codes: Tensor) -> bool:
         """Let the matrix point to two codes of every four, in 3 bits a weight; False if the others
@@ -152,15 +139,10 @@ class WeightLayout:
     def int8(self, *linears: nn.Module) -> c.Matrix:
         """Rounded to nearest, symmetric, in groups of `HEAD_GROUP` inputs."""
         weight = torch.cat([_weight(x) for x in linears]).detach().float()
-        outputs, inputs = weight.shape
-        padded = -(-outputs // LANES) * LANES
-        weight = torch.cat([weight, weight.new_zeros(padded - outputs, inputs)])
-        groups = weight.view(padded, -1, HEAD_GROUP)
-        scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16()
-        codes = (groups / scale.float().unsqueeze(-1)).round_().add_(128).clamp_(0, 255).byte()
-        layout = self._part(self._packed(codes.view(padded, inputs), 8))
-        scales, bias = self._part(_blocks(scale.T)), self._bias(linears, padded)
-        return c.Matrix(8, padded, inputs, HEAD_GROUP, layout, scales=scales, bias=bias)
+        groups = weight.view(len(weight), -1, HEAD_GROUP)
+        scale = (groups.abs().amax(-1) / 127).clamp_(min=1e-30).bfloat16().float()
+        grid = QuantGrid(8, scale, torch.full_like(scale, 128))
+        return self._codes([QuantizedWeight(grid, grid.codes(weight).byte())], linears)
 
     def _bias(self, linears: Sequence[nn.Module], padded: int) -> int | None:
         biases = [getattr(linear, "bias", None) for linear in linears]

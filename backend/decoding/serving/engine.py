@@ -135,12 +135,7 @@ class ServingEngine:
 
     def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
         """Serve a request; `deliver` gets its events, must not wait, and is called by the engine's
-        thread.
-
-        Raises:
-            ConfigError: it could never be served.
-            OverloadError: too many wait.
-        """
+        thread. Raises ConfigError: it could never be served; OverloadError: too many wait."""
         refuse_prompt(self._target, request.prompt, request.max_tokens, 0 if request.echo else 1)
         if not 0 <= (request.logprobs or 0) <= MOST_LOGPROBS:
             why = f"{request.logprobs} are asked for; 0 to {MOST_LOGPROBS} are told."

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
 
 from backend.decoding.native.cache import (
     CacheBlock,
@@ -21,10 +20,8 @@ from backend.decoding.native.families import head_size
 from backend.decoding.native.model import NativeModel, Segment
 from backend.decoding.native.structures import BLOCK
 from backend.decoding.proposers import NO_TREE
-from backend.decoding.target_model import TargetModel, TorchVerifier
+from backend.decoding.target_model import Read, TargetModel
 from backend.models.kv_cache import PreallocatedCache, StackedCache
-
-Read = tuple[Tensor, Tensor]  # hidden states [n, d] of a segment, and its logits [read_out, V]
 
 
 class Passes(Protocol):
@@ -51,7 +48,8 @@ class Passes(Protocol):
     def missing(self, cache: DecodingCache, tokens: int) -> int:
         """Blocks that as many more tokens would need."""
 
-    def run(self, segments: Sequence[Segment]) -> list[Read]: ...
+    def run(self, segments: Sequence[Segment]) -> list[Read]:
+        """Hidden states [n, d] of each segment, and its logits [read_out, V]."""
 
 
 def passes_of(target: TargetModel) -> Passes:
@@ -98,7 +96,6 @@ class TorchPasses:
         row = 2 * target.layers * heads * head_size(config)
         self.block_size = row * BLOCK * target.dtype.itemsize
         self._caches = WeakSet[PreallocatedCache]()
-        self._verifiers = WeakKeyDictionary[PreallocatedCache, TorchVerifier]()
         self._stacked: StackedCache | None = None
 
     @property
@@ -127,8 +124,7 @@ class TorchPasses:
         cache = segment.cache
         assert isinstance(cache, PreallocatedCache)
         if len(segment.ids) == 1 or segment.tree:
-            verify = self._verifiers.setdefault(cache, TorchVerifier(self._target, cache))
-            hidden, logits = verify([*segment.ids], segment.tree or NO_TREE)
+            hidden, logits = self._target.verify(segment.ids, segment.tree or NO_TREE, cache)
             return hidden, logits[len(logits) - segment.read_out :]
         ids = torch.tensor([segment.ids], device=self._target.device)
         hidden = self._target.hidden(ids, cache)[0]

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.decoding.acceptance import Acceptance, most_likely
 from backend.decoding.detokenizer import Detokenizer
-from backend.decoding.engine import DecodeStep, until_end
-from backend.decoding.limits import LOOKUP_HEAD
+from backend.decoding.engine import DecodeStep, step_along
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.native.model import Segment
 from backend.decoding.proposers import NO_TREE, DraftTokens
@@ -133,12 +132,10 @@ class ServedSequence:
             self.drafts.judge(len(path) - 1)
             hidden, logits = hidden[path], logits[path]
         self._saw(hidden, logits)
-        following = [*(tokens[node] for node in path[1:]), bonus]
         room = self.request.max_tokens - self.generated
-        new = until_end(following, room, self.request.ends)
-        self.committed += new
-        heads = [LOOKUP_HEAD if draft.looked_up else tree.depths[n] for n in path[1:]] + [0]
-        return DecodeStep(new, heads[: len(new)], path, tree, tokens)
+        step = step_along(draft, tokens, path, bonus, room, self.request.ends)
+        self.committed += step.tokens
+        return step
 
     def _saw(self, hidden: Tensor, logits: Tensor) -> None:
         """What was read last."""

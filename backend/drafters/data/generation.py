@@ -60,12 +60,8 @@ def write_answers(
 ) -> list[Reading]:
     """A response to each prompt, up to a token of `ends` or `limit` tokens; temperature 0: greedy.
     The same prompts and seed give the same responses. The last token of a response is not read:
-    there all but its id is 0.
-
-    Raises:
-        ComputeError: the logits of the target model are not finite.
-        CancelledError: cancellation was requested.
-    """
+    there all but its id is 0. Raises ComputeError: the logits of the target model are not finite;
+    CancelledError: cancellation was requested."""
     records, ended = [*map(TokenRecord, prompts)], SimpleQueue[Finished]()
 
     def observe(record: TokenRecord, start: int, hidden: Tensor, logits: Tensor) -> None:

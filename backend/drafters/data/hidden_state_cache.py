@@ -125,13 +125,9 @@ def draft_vocabulary(corpus: HiddenStateCache, vocabulary: int, size: int) -> Te
 def collect(
     target: TargetModel, sources: SequenceSources, checkpoints: Checkpoints, reporter: Reporter
 ) -> tuple[HiddenStateCache, HiddenStateCache]:
-    """The training and the held-out sequences, written or read unless they are stored.
-
-    Raises:
-        ConfigError: the stored sequences have other sources.
-        ComputeError: the logits of the target model are not finite.
-        CancelledError: cancellation was requested.
-    """
+    """The training and the held-out sequences, written or read unless they are stored. Raises
+    ConfigError: the stored sequences have other sources. ComputeError: the logits of the target
+    model are not finite. CancelledError: cancellation was requested."""
     checkpoints.claim(sha256(repr(sources).encode()).hexdigest(), "")
     parts = {HELD: sources.heldout, LEARNT: sources.learnt}
     total, files = sum(map(len, parts.values())), {name: list[Path]() for name in parts}

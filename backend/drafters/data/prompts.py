@@ -49,12 +49,8 @@ def prompts_for(
     reporter: Reporter,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of training and held-out prompts, from all sets. If the model generates too few,
-    the other sets fill the gap.
-
-    Raises:
-        DatasetError: a set is missing, or the user turn cannot be found in the chat template.
-        CancelledError: cancellation was requested.
-    """
+    the other sets fill the gap. Raises DatasetError: a set is missing, or the user turn cannot be
+    found in the chat template; CancelledError: cancellation was requested."""
     learnt: list[list[int]] = []
     heldout: list[list[int]] = []
     sets = sorted(wanted.sets, key=lambda name: name != SELF)
@@ -93,11 +89,8 @@ def generate_prompts(
     reporter: Reporter,
 ) -> list[Prompt]:
     """`count` distinct prompts, fixed by `seed`, in checkpoints; fewer if the model repeats itself.
-
-    Raises:
-        DatasetError: the user turn cannot be found in the chat template.
-        CancelledError: cancellation was requested.
-    """
+    Raises DatasetError: the user turn cannot be found in the chat template. CancelledError:
+    cancellation was requested."""
     turn, texts = user_turn(tokenizer), dict[str, None]()
     for number in range(-(-PATIENCE * count // GENERATION_BATCH)):
         if len(texts) >= count:

@@ -21,11 +21,8 @@ FIRST_EXPERTS = ("first_k_dense_replace", "moe_layer_start_index")  # layers bef
 
 class ClonedLayer(nn.Module):
     """Decoder layer `block` of `model`: hidden states [b, n, d] -> [b, n, d], causal. Its dtype is
-    fixed at construction: casting later would round the rotary frequencies too.
-
-    Raises:
-        ModelError: the architecture cannot be built with one layer.
-    """
+    fixed at construction: casting later would round the rotary frequencies too. Raises ModelError:
+    the architecture cannot be built with one layer."""
 
     def __init__(self, model: PreTrainedModel, block: int, dtype: torch.dtype) -> None:
         super().__init__()

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from backend.decoding.native.cache import DecodingCache
 from backend.decoding.native.top_k import top_k
 from backend.decoding.target_model import TargetModel
-from backend.drafters.config import DrafterConfig
 from backend.drafters.layers.adaptation import ClonedLayer, final_norm
 from backend.drafters.layers.initialization import channel_scale, collect_states, ridge
 from backend.drafters.layers.native import plain_linear, use_native
@@ -25,33 +24,21 @@ from backend.drafters.registry import Drafter
 
 
 class AdaptedDrafter(Drafter):
-    """A drafter of `fusions` and cloned decoder layers, which reads out with the target's norm;
-    layers after the last fusion follow one another directly.
-
-    Attributes:
-        hidden_scale, stream_scale: [d] root mean squares of h and of the residual stream;
-            token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them.
-    """
+    """A drafter of cloned decoder layers, each behind a fusion, which reads out with the target's
+    norm. Without the sampled token there is one fusion, and the layers follow one another directly.
+    `hidden_scale`, `stream_scale`: [d] root mean squares of h and of the residual stream;
+    token_scale: [1] that of the embeddings. All 1 until `initialize` has measured them."""
 
     hidden_scale: Tensor
     stream_scale: Tensor
     token_scale: Tensor
 
-    def __init__(
-        self,
-        config: DrafterConfig,
-        target: TargetModel,
-        vocabulary: Tensor,
-        dtype: torch.dtype = torch.float32,
-        fusions: int = 1,
-        sampled_token: bool = True,
-    ) -> None:
-        super().__init__(config, target, vocabulary, dtype)
-        d, depth = target.width, config.adaptation_layers
+    def build(self, target: TargetModel, dtype: torch.dtype) -> None:
+        d, depth = target.width, self.config.adaptation_layers
         blocks = range(target.layers - depth, target.layers)
         self.layers = nn.ModuleList(ClonedLayer(target.model, block, dtype) for block in blocks)
-        self.sampled_token = sampled_token
-        fused = 2 * d if sampled_token else d
+        self.sampled_token = self.config.ablation != "no sampled token"
+        fused, fusions = (2 * d, depth) if self.sampled_token else (d, 1)
         maps = (nn.Linear(fused, d, bias=False, dtype=dtype) for _ in range(fusions))
         self.fusions = nn.ModuleList(maps)
         self._last = target.context - 1

@@ -61,11 +61,8 @@ EPSILON, DECAY = 1e-8, 0.01  # of AdamW
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """The factor of the learning rates at `step` of `steps`, 0 until that is known.
-
-    Args:
-        warmup: share of the steps.
-    """
+    """The factor of the learning rates at `step` of `steps`, 0 until that is known. `warmup`: share
+    of the steps."""
     if not steps:  # rises to its level when the throughput is known
         return min(PACE_SHARE / max(warmup, PACE_SHARE), (step + 1) / (PACE_STEPS + 1))
     warm = max(1, round(warmup * steps))
@@ -84,11 +81,7 @@ def step_count(config: TrainingConfig, seconds: Sequence[float]) -> int:
 
 
 class DrafterTrainer(Trainer):
-    """One training run.
-
-    Attributes:
-        seconds: spent so far, over all attempts, evaluation and saving included.
-    """
+    """One training run. `seconds`: spent over all attempts, evaluation and saving included."""
 
     def __init__(
         self,

@@ -82,7 +82,8 @@ def write_gguf(
     folder: Path, path: Path, type: str, packed: bool, title: str, reporter: Reporter,
     embedding: types.EmbeddingType = "auto",
 ) -> None:  # fmt: skip
-    """Write the model in `folder` to `path`.
+    """Write the model in `folder` to `path`. Raises ConfigError: model, tokenizer or weights have
+    no counterpart in GGUF; ModelError: the folder is damaged.
 
     Args:
         type: of the linear layers; see `types.choose_type`.
@@ -90,10 +91,6 @@ def write_gguf(
             quantised is then stored as it is.
         title: the model's name in the file.
         embedding: of embedding and head, where they are not quantised.
-
-    Raises:
-        ConfigError: model, tokenizer or weights have no counterpart in GGUF.
-        ModelError: the folder is damaged.
     """
     sizes = architecture_of(read_config(folder))
     writer = GGUFWriter(path, sizes.name)

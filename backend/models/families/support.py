@@ -90,6 +90,6 @@ def _decode(family: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def unsupported(title: str, why: str, cannot: str, do: str, field: str = "model") -> ModelError:
+def unsupported(title: str, why: str, cannot: str, do: str) -> ModelError:
     """The error for a model that a method cannot work on; `cannot`: "cannot be compressed"."""
-    return ModelError(f"{title} {cannot}.", why, do, field=field)
+    return ModelError(f"{title} {cannot}.", why, do, field="model")

@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.errors import ModelError
 from backend.models.facts import ModelFacts, facts_from
-from backend.models.families.shapes import LinearShape, TensorHeader
+from backend.models.families.shapes import TensorHeader
 from backend.models.sources import hub, hub_lookup, smollm2
 from backend.models.sources.cache import CacheOrigin, prepared
 from backend.models.sources.folder import check_folder
@@ -19,8 +19,6 @@ from backend.models.sources.quantized import NO_SHAPES, layout_in, rounded_share
 from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
 from backend.models.sources.tokenizer import check_tokenizer
 from backend.settings import settings
-
-__all__ = ["CatalogueEntry", "LinearShape", "ModelFacts", "entries", "inspect"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@ come from strangers, so everything is bounded before it is parsed."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     rest, found = MAX_HEADER, set[tuple[str, str]]()
     for path in weight_files(folder):
         rest -= _header_bytes(folder, path, rest)
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    tensor = file.get_slice(name)
-                    headers[name] = TensorHeader(tuple(tensor.get_shape()), tensor.get_dtype())
-                    found.add((name, path.name))
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                tensor = file.get_slice(name)
+                headers[name] = TensorHeader(tuple(tensor.get_shape()), tensor.get_dtype())
+                found.add((name, path.name))
     if wrong := _places(folder).items() - found:
         name, file = min(wrong)
         raise _unreadable(folder, f"Its {INDEX} names {file} for {name[:80]}, which is not in it.")
@@ -114,13 +112,19 @@ def read_shapes(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, 
     ending, shapes = ".weight_shape", dict[str, tuple[int, ...]]()
     pairs = {n for n, h in headers.items() if n.endswith(ending) and h == SHAPE}
     for path in weight_files(folder) if pairs else ():
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in pairs.intersection(file.keys()):
-                    shapes[name.removesuffix(ending)] = (*map(int, file.get_tensor(name)),)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(folder, f"{path.name} is damaged: {error}.") from error
+        with _opened(path) as file:
+            for name in pairs.intersection(file.keys()):
+                shapes[name.removesuffix(ending)] = (*map(int, file.get_tensor(name)),)
     return shapes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path.parent, f"{path.name} is damaged: {error}.") from error
 
 
 def _header_bytes(folder: Path, path: Path, most: int) -> int:

@@ -47,9 +47,3 @@ def _lookup(hub_id: str) -> Future[Headers]:
 def _is_stale(start: float, lookup: Future[Headers]) -> bool:
     age = time.monotonic() - start
     return lookup.done() and age > (ERROR_TTL_S if lookup.exception() else ANSWER_TTL_S)
-
-
-def forget() -> None:
-    """Drop all answers."""
-    with _lock:
-        _lookups.clear()

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from backend.models.sources import hub, smollm2
-from backend.models.sources.cache import Say, prepare_once, prepared, silent
+from backend.models.sources.cache import Say, prepare_once, silent
+from backend.models.sources.catalogue import local_folder
 from backend.models.sources.folder import check_unchanged
 from backend.models.sources.gguf.conversion import convert, read_gguf
-from backend.models.sources.spec import TOY, TOY_FOLDER, gguf_name, is_hub_id, on_disk
+from backend.models.sources.spec import gguf_name, is_hub_id, on_disk
 
 
 def materialise(spec: str, say: Say = silent) -> Path:
@@ -15,29 +16,18 @@ def materialise(spec: str, say: Say = silent) -> Path:
     SmolLM2 and GGUF files are converted once, hub models are downloaded; both may take minutes.
     `say`: called with a message before a slow step. Raises ModelError: the model is not available,
     or its files have changed since they were saved."""
-    folder = _folder_of(spec, say)
+    folder = local_folder(spec) or _set_up(spec, say)
     check_unchanged(folder, contents=True)
     return folder
 
 
-def _folder_of(spec: str, say: Say) -> Path:
-    if spec == TOY:
-        return TOY_FOLDER
+def _set_up(spec: str, say: Say) -> Path:
     if spec == smollm2.NAME:
         return smollm2.set_up(say)
     if is_hub_id(spec):
-        if folder := hub.cached(spec):
-            return folder
         say(f"downloading {spec}")
         return hub.download(spec)
     path = on_disk(spec)
-    return _converted(path, say) if path.suffix == ".gguf" else path
-
-
-def _converted(path: Path, say: Say) -> Path:
-    name = gguf_name(path)
-    if folder := prepared(name):
-        return folder
     _, headers, origin = read_gguf(path)
 
     def fill(draft: Path) -> None:
@@ -45,4 +35,4 @@ def _converted(path: Path, say: Say) -> Path:
         convert(path, draft, say)
         origin.write(draft)
 
-    return prepare_once(name, 4 * sum(each.elements for each in headers.values()), fill)
+    return prepare_once(gguf_name(path), 4 * sum(each.elements for each in headers.values()), fill)

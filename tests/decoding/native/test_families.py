@@ -27,7 +27,7 @@ from backend.decoding.native.model import NativeModel
 from backend.decoding.target_model import TargetModel
 from backend.drafters.layers.adaptation import ClonedLayer
 from backend.drafters.layers.native import NativeLayer
-from tests.decoding.native.test_decoder import LONG, built, distance
+from tests.decoding.native.test_decoder import LONG, SIZES, built, distance
 
 TREE = Tree([(0,), (1,), (2,), (0, 0), (1, 0), (1, 1), (1, 0, 0), (1, 0, 0, 0)])
 PROMPT, LENGTH = 9, 40
@@ -152,10 +152,15 @@ def test_a_vocabulary_of_256_thousand_is_read() -> None:
         (GemmaConfig(**sizes(random.Random(0)), hidden_act="relu"), "relu, not silu or gelu"),
         (LlamaConfig(**sizes(random.Random(0)), rope_parameters={
             "rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
+        (LlamaConfig(**SIZES | {"hidden_size": 40, "num_attention_heads": 5}, head_dim=8),
+         "multiples of 16"),
+        (LlamaConfig(**SIZES, hidden_act="gelu"), "gelu"),
     ],
 )  # fmt: skip
 def test_what_it_does_not_run_is_left_to_pytorch(config: PretrainedConfig, why: str) -> None:
-    assert why in unsupported(built(config))
+    model = built(config)
+    assert why in unsupported(model)
+    assert "float32" in unsupported(model.float())
 
 
 def test_rotary_positions_that_would_change_are_refused() -> None:

@@ -3,7 +3,6 @@ seldom."""
 
 import json
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -68,11 +67,9 @@ ID = "somebody/some-model"
 
 
 @pytest.fixture(autouse=True)
-def _no_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "cached", lambda hub_id: None)
-    hub_lookup.forget()
-    yield
-    hub_lookup.forget()
+    monkeypatch.setattr(hub_lookup, "_lookups", {})
 
 
 def test_the_hub_is_asked_once_for_many_previews(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from backend.models.families.shapes import LinearShape
 from backend.sensitivity.allocation import Table
 from backend.sensitivity.formats import Format
-from backend.sensitivity.profile import ProfiledLayer, SensitivityProfile
+from backend.sensitivity.profile import SensitivityProfile
 from ui.format import number, share
 from ui.runs.sensitivity.profiles import in_blocks, layers_table, profile_at
 from ui.runs.weights import tensor_names
@@ -103,7 +104,7 @@ class SensitivityView:
         return tensor_names(layers_table(self.profile))
 
     @property
-    def layer(self) -> ProfiledLayer:
+    def layer(self) -> LinearShape:
         return self.profile.layers[self.row]
 
     @property

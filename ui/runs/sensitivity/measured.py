@@ -7,7 +7,6 @@ from typing import Any
 
 from backend.live.address import queued_state
 from backend.models.families.shapes import LinearShape
-from backend.sensitivity.profile import ProfiledLayer
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT
 from ui.runs.results import setting_summary
@@ -38,9 +37,7 @@ def measured_runs(model: str, x_of: Callable[[RunRow], float | None]) -> list[Me
     return points[:MOST]
 
 
-def quantized_bytes(
-    row: RunRow, layers: Iterable[ProfiledLayer | LinearShape], rest: float
-) -> float | None:
+def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], rest: float) -> float | None:
     """What the bits of a quantised run come to, counted as those of a mix; None of others. `rest`:
     bytes beside the layers."""
     bits = row.figures.final(BITS_PER_WEIGHT)

@@ -323,44 +323,23 @@ template <Format F, int M = MOST> void chunk(const Product& p, int first, int la
   }
 }
 
+// The chunk in the one of these formats that the matrix has.
+template <Format... F> void chunk_as(const Product& p, int first, int last, int n) {
+  (void)((p.matrix.format == F && (chunk<F>(p, first, last, n, 0), true)) || ...);
+}
+
 // Computes the blocks [first, last) of y for n tokens.
 void multiply(const Product& p, int first, int last, int n) {
   constexpr int CHUNK = 12;
   for (; first < last; first += CHUNK) {
     const int end = std::min(first + CHUNK, last);
-    switch (p.matrix.format) {
-      case BF16:
-        chunk<BF16>(p, first, end, n, 0);
-        break;
-      case 2:
-        chunk<(Format)2>(p, first, end, n, 0);
-        break;
-      case 3:
-        chunk<(Format)3>(p, first, end, n, 0);
-        break;
-      case 4:
-        chunk<(Format)4>(p, first, end, n, 0);
-        break;
-      case 5:
-        chunk<(Format)5>(p, first, end, n, 0);
-        break;
-      case 6:
-        chunk<(Format)6>(p, first, end, n, 0);
-        break;
-      case 8:
-        chunk<(Format)8>(p, first, end, n, 0);
-        break;
+    chunk_as<BF16, (Format)2, (Format)3, INT4, (Format)5, (Format)6, INT8>(p, first, end, n);
 #if HAVE_EXPAND
-      case SPARSE_BF16:
-        chunk<SPARSE_BF16>(p, first, end, n, 0);
-        break;
+    chunk_as<SPARSE_BF16>(p, first, end, n);
 #endif
 #if HAVE_VNNI
-      case INT4_2_4:
-        chunk<INT4_2_4>(p, first, end, n, 0);
-        break;
+    chunk_as<INT4_2_4>(p, first, end, n);
 #endif
-    }
   }
 }
 

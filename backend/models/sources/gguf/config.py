@@ -31,10 +31,7 @@ class UnknownRopeError(ValueError):
 
 def config_values(architecture: str, values: Values, factors: Factors) -> dict[str, Any]:
     """Entries of the config; `factors`: the tensors `rope_freqs`, `rope_factors_*` by their names.
-
-    Raises:
-        UnknownRopeError: transformers would compute other positions.
-    """
+    Raises UnknownRopeError: transformers would compute other positions."""
     heads = int(values["attention.head_count"])
     width, head = int(values["embedding_length"]), int(values.get("attention.key_length", 0))
     head = head or width // heads

@@ -1,12 +1,13 @@
 """How the parts of SDS and DL-QAT grow with the width of a layer, on one thread.
 
-    make bench-layers.growth
-    make bench-layers.growth ARGS="--wide"   # and one layer of 4096 x 14336: minutes, and 2.5 GB
+    make bench-scale.growth
+    make bench-scale.growth ARGS="--wide"   # and one layer of 4096 x 14336: minutes, and 2.5 GB
 
 Square layers of 576 to 4096 inputs. For every part: processor seconds, the rate they mean, and the
-exponent of seconds over width, fitted to the three widest. The rates at 2048 and 4096 inputs then
-give the hours of SDS for the shapes of LLaMA 3.2 1B and LLaMA 2 7B: an extrapolation, since neither
-model is run here. Statistics, evaluation and checkpoints come on top.
+exponent of seconds over width, fitted to the three widest; of the descents the output errors they
+end with, relative. The rates at 2048 and 4096 inputs then give the hours of SDS for the shapes of
+LLaMA 3.2 1B and LLaMA 2 7B: an extrapolation, since neither model is run here. Statistics,
+evaluation and checkpoints come on top.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from backend.calibration.linalg import inverse_root
-from backend.calibration.second_moments import InputStatistics
+from backend.calibration.second_moments import DenseReference, InputStatistics
 from backend.pruning.config import SDSConfig
 from backend.pruning.pattern import Pattern
 from backend.pruning.pruners.registry import PRUNERS
@@ -47,11 +48,7 @@ MODELS: dict[str, tuple[int, int, list[Shape]]] = {  # blocks, width of the rate
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a method.
-
-    Attributes:
-        flops: of a layer [out, in] with so many tokens.
-    """
+    """One part of a method. `flops`: of a layer [out, in] with so many tokens."""
 
     name: str
     flops: Callable[[int, int, int], float]
@@ -96,8 +93,8 @@ def gram(X: Tensor) -> Tensor:
     return H
 
 
-def measure(width: int) -> dict[str, float]:
-    """Part -> seconds for a square layer."""
+def measure(width: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Part -> seconds for a square layer, and descent -> the error it ends with."""
     random = torch.Generator().manual_seed(0)
     X = torch.randn(TOKENS, width, generator=random)
     X[:, : width // 64] *= 4
@@ -111,13 +108,16 @@ def measure(width: int) -> dict[str, float]:
     inputs.inverse_root(0.01)  # kept: the solve is timed without it
     sparsegpt = PRUNERS["sparsegpt"].prune
     found["2:4 solve"] = seconds(lambda: sparsegpt(W, inputs, PATTERN, 0.01))
-    sparse = sparsegpt(W, inputs, PATTERN, 0.01)
+    sparse, target, errors = sparsegpt(W, inputs, PATTERN, 0.01), DenseReference(W, inputs), {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        given = InputStatistics(TOKENS, inputs.energy, H, dtype=dtype)
+        given, ends = InputStatistics(TOKENS, inputs.energy, H, dtype=dtype), list[Tensor]()
         given.largest_eigenvalue  # noqa: B018  (kept, as above)
-        found[f"descent, {name}"] = seconds(lambda g=given: redense(sparse, W, g, DESCENT))
+        found[f"descent, {name}"] = seconds(
+            lambda g=given, to=ends: to.append(redense(sparse, W, g, DESCENT))
+        )
+        errors[name] = target.relative_error(ends[-1])
     found["DL-QAT step, float32"] = seconds(trained(W, X))
-    return found
+    return found, errors
 
 
 def trained(W: Tensor, X: Tensor) -> Callable[[], None]:
@@ -170,10 +170,10 @@ def main() -> None:
     chosen = arguments()
     torch.set_num_threads(1)
     with torch.no_grad():
-        found = {}
+        found, errors = {}, {}
         for width in chosen.widths:
             with torch.enable_grad():
-                found[width] = measure(width)
+                found[width], errors[width] = measure(width)
         extra = wide() if chosen.wide else {}
     table = Table("part", *(f"{w}: s" for w in found), "GF/s at the widest", "exponent")
     rates: dict[int, dict[str, float]] = {
@@ -194,11 +194,23 @@ def main() -> None:
         for name, (blocks, width, linears) in MODELS.items()
         if width in rates
     }
+    for width, by_dtype in errors.items():
+        console.print(f"{width}: descents end with", *(f"{n} {x:.7f}" for n, x in by_dtype.items()))
     for name, value in times.items():
         console.print(f"SDS of {name} with {CALIBRATION:,} tokens: {value:.1f} h on one thread.")
     if extra:
         console.print(f"{WIDE[0]} x {WIDE[1]}: {extra['seconds']:.0f} s, {extra['peak_gb']:.1f} GB")
-    print(json.dumps({"seconds": found, "exponents": exponents, "hours": times, "wide": extra}))
+    print(
+        json.dumps(
+            {
+                "seconds": found,
+                "errors": errors,
+                "exponents": exponents,
+                "hours": times,
+                "wide": extra,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

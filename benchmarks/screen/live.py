@@ -1,7 +1,7 @@
 """How long a live model takes as a browser sees it: from a knob to what has changed.
 
-    make bench-live.door
-    make bench-live.door ARGS="--model toy --rounds 3"
+    make bench-screen.live
+    make bench-screen.live ARGS="--model toy --rounds 3"
 
 The process of a data folder is asked over its socket, as the dashboard does. Milliseconds from the
 request to each event, median and 95 % quantile over rounds: the new state is made (applied), its
@@ -25,7 +25,7 @@ from backend.queue.actor import Actor
 from backend.queue.launcher import SERVING
 from backend.settings import settings
 from backend.store.migrate import upgrade
-from benchmarks.serving import p95
+from benchmarks.shared.timing import p95
 from jobs.serving.client import sent
 
 HOST = Actor("benchmark", "host")

@@ -1,1 +1,0 @@
-"""How long a live model takes to change, and to be measured."""
