@@ -21,7 +21,6 @@ from backend.store.states import ACTIVE
 from ui.charts.chart import Chart
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
-from ui.widgets.dropdown import Choices
 from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
@@ -146,11 +145,10 @@ class Explorer(Generic[S, View]):
         self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
 
     def on_point(
-        self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select",
-        js: str = CLICKED_POINT,
-    ) -> None:  # fmt: skip
+        self, chart: str, control: str, handler: Callable[[View], Updates], js: str = CLICKED_POINT
+    ) -> None:
         field = self.outputs[control]
-        pick = self.event(chart, event)(None, field, field, js=js)
+        pick = self.event(chart, "select")(None, field, field, js=js)
         self._keep(pick)
         self.on(pick.then, handler)
 
@@ -203,19 +201,6 @@ def control_updates(
             update["value"] = int(value) if "minimum" in offer else [*value] if several else value
         shown[name] = gr.update(**update)
     return shown
-
-
-def show_charts() -> Updates:
-    return {"notice": gr.update(visible=False), "charts": gr.update(visible=True)}
-
-
-def show_notice(reason: Markup, runs: Choices, run: str = "") -> Updates:
-    return {
-        "seen": None,
-        "notice": gr.update(value=reason, visible=True),
-        "charts": gr.update(visible=False),
-        "run": gr.update(choices=runs, value=run or None),
-    }
 
 
 def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> Markup:
