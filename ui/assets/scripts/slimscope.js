@@ -248,7 +248,7 @@ window.slimscope = (() => {
   /* Saves a table as NAME.csv, with the exact numbers behind the rounded ones. */
   function saveTable(source, name) {
     if (!source) return;
-    const rows = [...source.rows].filter((row) => !row.matches(".said")).map((row) =>
+    const rows = [...source.rows].map((row) =>
       [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
     api.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
   }

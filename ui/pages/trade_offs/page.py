@@ -36,8 +36,8 @@ TO_MIX_OR_RUN = """(now) => {
 def build() -> None:
     page = Outputs(
         run=dropdown("Run", "tradeoffs-run", min_width=240),
-        method=segmented({}, "Formats", "tradeoffs-method", titled=True),
-        across=segmented({}, "Across", "tradeoffs-across", titled=True),
+        method=segmented("Formats", "tradeoffs-method"),
+        across=segmented("Across", "tradeoffs-across"),
         budget=gr.Textbox(
             label="Budget", info="80MB, 3.25bits, 50% of zeros, 6.5ms or loss 2%", max_length=40,
             max_lines=1, elem_id="tradeoffs-budget", min_width=200, render=False,
