@@ -62,12 +62,12 @@ def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
     return {key: details.get(key) for key in CONDITIONS}
 
 
-def comparable_by(row: RunRow, key: MetricKey = PERPLEXITY) -> tuple[str, ...] | None:
-    """Runs with the same answer have figures of one model that can be compared; None for a run
-    without such a figure."""
-    if row.figures.final(key) is None:
+def comparable_by(row: RunRow) -> tuple[str, ...] | None:
+    """Runs with the same answer have perplexities of one model that can be compared; None for a run
+    without one."""
+    if row.figures.final() is None:
         return None
-    return (base_model(row.job), *map(str, conditions(row, key).values()))
+    return (base_model(row.job), *map(str, conditions(row, PERPLEXITY).values()))
 
 
 def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:

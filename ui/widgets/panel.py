@@ -39,7 +39,7 @@ def nothing(sentence: str) -> dict[str, str]:
 
 class PlotlyView(gr.HTML):
     """Figure (a `go.Figure` or its JSON), or a sentence that says why there is none: a text while
-    data may come, `nothing` where none will, None for `empty`. `height` pixels are reserved.
+    data may come, `nothing` where none will. `height` pixels are reserved.
 
     `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick": "cell",
     "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
@@ -47,34 +47,21 @@ class PlotlyView(gr.HTML):
     the data of events it defers), is `{"x", "y", "customdata"}`.
     """
 
-    def __init__(
-        self,
-        value: go.Figure | dict[str, Any] | str | None = "",
-        *,
-        label: str,
-        height: int = 360,
-        empty: str = "Nothing to show yet.",
-        elem_id: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.empty = empty
+    def __init__(self, label: str, height: int, elem_id: str | None = None) -> None:
         super().__init__(
-            value,
+            "",
             label=label,
             html_template=WIDGETS.plot(label, height),
-            js_on_load=(
-                "slimscope.plot(element, props, watch, detail => trigger('select', detail))"
-            ),
+            js_on_load="slimscope.plot(element, props, watch, (point) => trigger('select', point))",
             head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,
             elem_id=elem_id,
             elem_classes="plot-view",
-            **options,
         )
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:
         if value is None:
-            return self.empty
+            return "Nothing to show yet."
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value
 
 
@@ -108,7 +95,7 @@ class Panel:
                 with gr.Row(elem_classes="card-controls"):
                     for control in row:
                         control.render()
-            view = PlotlyView(label=self.title, height=self.height, elem_id=self.id_on(page))
+            view = PlotlyView(self.title, self.height, self.id_on(page))
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
             gr.HTML(
                 SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False,
@@ -118,14 +105,14 @@ class Panel:
                 table = gr.HTML("", js_on_load="slimscope.table(element)")
         return dict(zip(self.parts, (view, note, table, title), strict=True))
 
-    def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
-        """Updates of its outputs; `run` starts the CSV file's name, `question` replaces its own."""
+    def show(self, chart: Chart, run: str = "") -> Updates:
+        """Updates of its outputs; `run` starts the CSV file's name."""
         if chart.name and isinstance(chart.figure, go.Figure):
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
         note = WIDGETS.chart_note(
-            question or chart.question or self.question, chart.note, chart.theory or self.theory
+            chart.question or self.question, chart.note, chart.theory or self.theory
         )
         title = WIDGETS.card_title(chart.headline or self.title)
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))

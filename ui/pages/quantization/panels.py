@@ -29,7 +29,6 @@ from ui.templates import fragments
 from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
-HEIGHT = 400
 NO_BANDS = "{} has recorded no magnitudes over its training."
 NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
 NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
@@ -53,8 +52,8 @@ THEORY = {
 }
 
 
-def _panel(name: str, title: str, question: str = "", height: int = HEIGHT) -> Panel:
-    return Panel(name, title, question, height, f"{name}-chart", THEORY[name])
+def _panel(name: str, title: str, question: str = "") -> Panel:
+    return Panel(name, title, question, 400, f"{name}-chart", THEORY[name])
 
 
 MAP = _panel("map", "Groups of one tensor")
