@@ -82,10 +82,10 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
     while bins > MIN_WEIGHTS_PER_BIN and fewest < FULL * bins:
         bins //= 2
     edges = np.linspace(first.lo, first.hi, bins + 1)
-    return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
+    return [replace(s, snapshot=rebinned(s.snapshot, edges)) for s in series]
 
 
-def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
+def rebinned(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
     """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
     own = bin_edges(snapshot)
     if own[0] == edges[0] and own[-1] == edges[-1]:

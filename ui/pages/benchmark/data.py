@@ -74,9 +74,5 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 def drafter_of(run: str) -> DrafterInfo:
     results = queries.results([run])
     rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
-    return DrafterInfo(
-        expected_hits(run),
-        rows.get(PREDICTED_LENGTH),
-        rows.get(PARAMETERS),
-        rows.get(STEPS),
-    )
+    figures = (rows.get(key) for key in (PREDICTED_LENGTH, PARAMETERS, STEPS))
+    return DrafterInfo(expected_hits(run), *figures)
