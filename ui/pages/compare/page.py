@@ -47,6 +47,7 @@ NO_PERPLEXITY = "None of these runs has measured perplexity on the baseline's te
 TOO_FEW = "Fewer than two of these runs are there."
 NO_CURVES = "None of these runs has recorded a curve."
 NO_WEIGHTS = "None of these runs has stored weight statistics."
+WRITTEN = "Where do the runs write something else after the same prompt?"
 SUGGESTED_RUNS = 3
 EXPORTS = {"csv": comparison.to_csv, "json": comparison.to_json}
 SCALES = {"linear": "Linear", "log": "Log"}
@@ -194,22 +195,20 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
     return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 
 
-RESULTS = PageChart(
-    "Results", "What did each run end with?", 0,
-    drawn(lambda runs, _: comparison.results_chart(runs)), "ids",
-)  # fmt: skip
-TEXTS = PageChart(
-    "Generated text", "Where do the runs write something else after the same prompt?", 0,
-    drawn(lambda runs, _: texts_chart(runs)), "ids",
-)  # fmt: skip
-SETTINGS = PageChart(
-    "Configuration differences", "Which settings differ?", 0,
-    drawn(lambda runs, _: comparison.settings_chart(runs)), "ids",
-)  # fmt: skip
+def card(title: str, question: str, draw: Callable[[RunComparison], Chart]) -> PageChart:
+    """A table of the page, for reports."""
+    return PageChart(title, question, 0, drawn(lambda runs, _: draw(runs)), "ids")
+
+
 PAGE = Page(
     "Compare", "compare", build, order=30, section="Runs", key="c",
-    charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
-    | page_charts("compare", {
+    charts={
+        "compare-figures": card("Results", "What did each run end with?", comparison.results_chart),
+        "compare-texts": card("Generated text", WRITTEN, texts_chart),
+        "compare-config": card(
+            "Configuration differences", "Which settings differ?", comparison.settings_chart
+        ),
+    } | page_charts("compare", {
         STAGES: drawn(lambda runs, _: stages_chart(runs)), LINES: drawn(lines_chart),
         WEIGHTS: drawn(weights_chart),
     }, "ids"),
