@@ -14,14 +14,7 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    PARAMETER_SHARE,
-    PARAMETERS,
-    PERPLEXITY,
-    SPEED_UP,
-    metric,
-)
+from jobs.metrics import BITS_PER_WEIGHT, PARAMETER_SHARE, PARAMETERS, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.charts.series import rebinned
 from ui.format import number, share, size

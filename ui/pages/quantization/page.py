@@ -6,15 +6,7 @@ import gradio as gr
 
 from ui.frame import Page
 from ui.pages.quantization import handlers
-from ui.pages.quantization.panels import (
-    CHARTS,
-    ENERGY,
-    HTML,
-    MAGNITUDES,
-    MAP,
-    USAGE,
-    WEIGHTS,
-)
+from ui.pages.quantization.panels import CHARTS, ENERGY, HTML, MAGNITUDES, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown
 from ui.widgets.explorer import Explorer, page_state

@@ -115,9 +115,7 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
 
     columns["By"] = lambda job: job.owner
     columns["Actions"] = lambda job: HTML.actions(
-        job.run,
-        job.id == open_id,
-        buttons(job, user, None if job.id in waiting else place(job.id)),
+        job.run, job.id == open_id, buttons(job, user, None if job.id in waiting else place(job.id))
     )
     return columns
 

@@ -63,10 +63,7 @@ STAGES = Panel(
     "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
 WEIGHTS = Panel(
-    "weights",
-    "Weights before and after",
-    "What did the run do to the weights of a layer?",
-    260,
+    "weights", "Weights before and after", "What did the run do to the weights of a layer?", 260
 )
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve

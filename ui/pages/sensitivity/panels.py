@@ -14,14 +14,7 @@ from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span, rows_axis
 from ui.charts.formats import format_colours, ordered
 from ui.charts.heatmap import block_heatmap
-from ui.charts.template import (
-    axis,
-    layout,
-    legend_row,
-    log_axis,
-    reference_line,
-    round_ticks,
-)
+from ui.charts.template import axis, layout, legend_row, log_axis, reference_line, round_ticks
 from ui.format import count, esc, number, share
 from ui.pages.sensitivity.selection import (
     ERROR,
