@@ -1,7 +1,7 @@
 """What a page that looks into one run shows when it is opened, and after a change of the
 database."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -9,11 +9,10 @@ import gradio as gr
 
 from backend.store import queries
 from backend.store.states import State
-from ui.charts.chart import Chart
 from ui.format import href
 from ui.runs.weights import run_choices
-from ui.widgets.explorer import S, Selection, as_kept, chart_at, control_updates, empty_state
-from ui.widgets.panel import Panel, Updates, updates
+from ui.widgets.explorer import S, Selection, as_kept, control_updates, empty_state
+from ui.widgets.panel import Updates, updates
 
 
 class SettledView(Protocol):
@@ -56,6 +55,9 @@ class ExplorerPage(Generic[S, View]):
     later: str
     ended_first: bool = False
 
+    def at(self, request: gr.Request) -> View | None:
+        return self.view(self.selection.from_address(request))
+
     def open(self, request: gr.Request) -> Updates:
         return self.refresh_all(self.selection.from_address(request), self.selection())
 
@@ -87,9 +89,3 @@ class ExplorerPage(Generic[S, View]):
             control_updates(view.selection, before, offers, seen and seen["offers"]),
             self.draw(view),
         )
-
-    def reported(
-        self, charts: Mapping[Panel, Callable[[View], Chart]]
-    ) -> dict[Panel, Callable[[gr.Request], Chart]]:
-        """Each chart, drawn from an address."""
-        return {panel: chart_at(self.selection, self.view, draw) for panel, draw in charts.items()}

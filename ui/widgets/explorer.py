@@ -18,14 +18,12 @@ from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import ACTIVE
-from ui.charts.chart import Chart
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
 from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
 
-NOT_THERE = "The run has no such figures, or was deleted."
 OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
 CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
 Mark = tuple[Any, ...]
@@ -99,16 +97,6 @@ def cached_by(
     """Decorator of a function that reads one run, cached until the run's `mark` changes: its name,
     how much is stored, and what else changes with the data; None without such a run."""
     return lambda read: RunReader(read, mark)
-
-
-def chart_at(
-    selection: type[S], view: Callable[[S], View | None], draw: Callable[[View], Chart]
-) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        found = view(selection.from_address(request))
-        return Chart(NOT_THERE) if found is None else draw(found)
-
-    return drawn
 
 
 @dataclass(frozen=True)

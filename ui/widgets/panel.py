@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 import pandas as pd
@@ -29,6 +29,8 @@ FORMATS = {
     "html": "Interactive chart in a file that needs no network",
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
+NOT_THERE = "The run has no such figures, or was deleted."
+Found = TypeVar("Found")
 Updates = dict[str, Any]  # name of an output -> what it is to show
 
 
@@ -123,11 +125,23 @@ class Panel:
 
 
 def page_charts(
-    page: str, drawn: Mapping[Panel, Callable[[gr.Request], Chart]], runs: str = ""
-) -> dict[str, PageChart]:
-    """Entries of `Page.charts`, each drawn from an address."""
+    page: str, find: Callable[[gr.Request], Found | None],
+    drawn: Mapping[Panel, Callable[[Found], Chart]], runs: str = "", missing: str = NOT_THERE,
+) -> dict[str, PageChart]:  # fmt: skip
+    """Entries of `Page.charts`: each draws what is found at an address; `missing`: shown where that
+    is nothing."""
+
+    def drawn_by(draw: Callable[[Found], Chart]) -> Callable[[gr.Request], Chart]:
+        def at(request: gr.Request) -> Chart:
+            found = find(request)
+            return Chart(missing) if found is None else draw(found)
+
+        return at
+
     return {
-        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw, runs)
+        panel.id_on(page): PageChart(
+            panel.title, panel.question, panel.height, drawn_by(draw), runs
+        )
         for panel, draw in drawn.items()
     }
 

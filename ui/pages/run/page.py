@@ -67,7 +67,6 @@ WEIGHTS = Panel(
 )
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
-NO_RUN = "The run was deleted."
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -292,14 +291,6 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [gr.skip(), show_error(error)]
 
 
-def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        job = chosen_job(request)
-        return Chart(NO_RUN) if job is None else draw(job)
-
-    return drawn
-
-
 def _stages(job: Job) -> Chart:
     return stages_chart(job, RunResults(kind_of(job), queries.results([job.run]), job))
 
@@ -312,10 +303,10 @@ def _curve(place: int) -> Callable[[Job], Chart]:
     return draw
 
 
+REPORTED = {STAGES: _stages, WEIGHTS: weights_chart} | {
+    panel: _curve(place) for place, panel in enumerate(CURVES)
+}
 PAGE = Page(
     "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
-    charts=page_charts("run", {
-        STAGES: of_run(_stages), WEIGHTS: of_run(weights_chart),
-        **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
-    }, "id"),
+    charts=page_charts("run", chosen_job, REPORTED, "id", "The run was deleted."),
 )  # fmt: skip

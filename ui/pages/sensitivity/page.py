@@ -95,5 +95,5 @@ SHARED = ExplorerPage(
 )  # fmt: skip
 PAGE = Page(
     "Sensitivity", "sensitivity", build, order=62, section="Explore", key="s",
-    charts=page_charts("sensitivity", SHARED.reported(CHARTS), "run"),
+    charts=page_charts("sensitivity", SHARED.at, CHARTS, "run"),
 )  # fmt: skip

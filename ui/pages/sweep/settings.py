@@ -26,12 +26,10 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
     return [row for row in rows if row.stage == last]
 
 
-def importance_chart(
-    rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
-) -> Chart | None:
+def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]) -> Chart:
     shares = importance(rows)
     if not shares:
-        return None
+        return Chart(None)
     names = [titles.get(field, field) for field in shares]
     percent = [100 * value for value in shares.values()]
     colours = [*[BLUE] * (len(names) - 1), LIGHT.muted]

@@ -137,5 +137,5 @@ SHARED = ExplorerPage(
 )  # fmt: skip
 PAGE = Page(
     "Trade-offs", "trade-offs", build, order=64, section="Explore", key="b",
-    charts=page_charts("tradeoffs", SHARED.reported(CHARTS), "run"),
+    charts=page_charts("tradeoffs", SHARED.at, CHARTS, "run"),
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import gradio as gr
+
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
@@ -43,6 +45,10 @@ class WeightsView:
             return None
         other = weights_of(selection.vs) if selection.vs != weights.job.run else None
         return cls(selection.settled(weights, other), weights, other)
+
+    @classmethod
+    def of_address(cls, request: gr.Request) -> WeightsView | None:
+        return cls.at(WeightsSelection.from_address(request))
 
     def counterpart(self, stage: str) -> str:
         """The stage of the other run to compare a stage with: what it kept with what this run kept,
