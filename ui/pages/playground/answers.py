@@ -70,7 +70,8 @@ def answers_of(
             None if hidden else model_name(names[side - 1]),
             "" if text else status, begins and not text,
             [*facts(found, hidden), *_difference(other, found, differs)],
-            spans_of(found, hidden, differs or None), found.text if found.complete else "",
+            [Span(found.text)] if hidden else token_spans(found, differs or None),
+            found.text if found.complete else "",
         ))  # fmt: skip
     return shown
 
@@ -102,10 +103,6 @@ def stop(turn: Turn) -> None:
     for side in turn.unanswered:
         if writing_now := _written.get((turn.number, side)):
             writing_now.stopped = True
-
-
-def spans_of(transcript: Transcript, hidden: bool, differs: int | None = None) -> list[Span]:
-    return [Span(transcript.text)] if hidden else token_spans(transcript, differs)
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:

@@ -1,6 +1,6 @@
 """One run: its settings, its results, its curves, its log, and what it left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
 from ui.charts.histograms import overlay_chart
-from ui.charts.lines import curves, curves_frame, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
 from ui.charts.series import Series
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
@@ -259,14 +259,18 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     stages, kind = stages_of(job), kind_of(job)
     order = {stage: place for place, stage in enumerate(stages)}
     keys = sorted(lines, key=lambda key: (order.get(key.stage, len(order)), str(key)))
-    labels = {key: _label(key.series or key.stage or key.family, stages) for key in keys}
+    named = {key: key.series or key.stage or key.family for key in keys}
+    labels = {key: stages.get(name) or sentence_case(name) for key, name in named.items()}
     x_title, quantity = axis_title(card.axis), metric(card).title
     if card.stage:
         quantity += f" of {stages.get(card.stage, card.stage)}"
     points = next(iter(lines.values()))
-    figure = curves(
-        {key: lines[key] for key in keys}, labels, x_title=x_title, y_title=y_title(card)
-    )
+    drawn = [
+        Line(labels[key], lines[key], stage_style(key.series or key.stage, place))
+        for place, key in enumerate(keys)
+    ]
+    view = "|".join(map(str, keys))
+    figure = line_chart(drawn, view=view, x_title=x_title, y_title=y_title(card))
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
     by_block, what = card.axis == BLOCK, lower(quantity)
@@ -275,11 +279,6 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     told = (of_blocks if by_block else of_curves)(frame, quantity, main)
     note += "" if by_block else " The title compares the means of its first and last tenth."
     return Chart(figure, frame, note, question, headline=told or quantity)
-
-
-def _label(name: str, stages: Mapping[str, str]) -> str:
-    """The label of a line by its stage or series."""
-    return stages.get(name) or sentence_case(name)
 
 
 def download(event: gr.EventData, request: gr.Request) -> Any:

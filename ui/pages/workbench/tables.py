@@ -71,6 +71,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
     profiled = {str(job.config["model"]) for job in profiles_of("")}
     offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
+    pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
     rest = 2 * (facts.parameters - sum(x.weights for x in layers))
     runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
@@ -83,7 +84,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
-        "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
+        "made": AT_ONCE | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
@@ -92,11 +93,6 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
 
 def _method(name: str) -> dict[str, Any]:
     return {"name": name, "label": name, "instant": name in AT_ONCE.values()}
-
-
-def _pruner(run: Job) -> str:
-    """That of the pruned candidates of a profile."""
-    return str(run.config.get("pruner", ProfileJob.model_fields["pruner"].default))
 
 
 def _perplexity(run: Job | None) -> float | None:
