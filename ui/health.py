@@ -58,8 +58,7 @@ class StatusReader:
         self._last: Snapshot | None = None
 
     def read(self) -> tuple[Snapshot | None, str]:
-        """What was read last, and what to say where the database does not answer, or is of another
-        version: else ""."""
+        """What was read last, and what to say without an answer, or of another version."""
         with self._lock:
             now, url, asked = time.monotonic(), settings().url, self._asked
             is_old = asked is not None and asked.done() and now - self._asked_at >= FRESH_S

@@ -43,8 +43,7 @@ def routes() -> list[Route]:
 
 
 def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
-    """Why a model cannot be changed live by somebody, "" if it can, and what to do; the bytes it
-    takes."""
+    """Why somebody cannot change a model live, and what to do; the bytes it takes."""
     parts = {"why": "", "do": "", "bytes": sum(live_memory(facts).values())}
     try:
         _require_opened(actor, model)

@@ -131,8 +131,7 @@ def heatmap(
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit and what it is compared with; `short` for a phone, which has no
-    room for both."""
+    """The statistic with its unit and what it is compared with; `short` for a phone."""
     if base is None:
         return statistic.title
     difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
@@ -156,8 +155,7 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
 
 
 def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """In words: how many layers (rows of `cells`) there are, how many lie beyond the colours, how
-    many lack a value."""
+    """How many layers (rows of `cells`) there are, lie beyond the colours, lack a value."""
     values = rows["value"].to_numpy(dtype=float)
     low, high = colour_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())

@@ -73,8 +73,7 @@ def bin_edges(snapshot: TensorSnapshot) -> np.ndarray:
 
 
 def on_shared_bins(series: Sequence[Series]) -> list[Series]:
-    """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
-    have a shape."""
+    """On the bins of the first, merged where a bin holds too few weights to have a shape."""
     if not series:
         return []
     first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)

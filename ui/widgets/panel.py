@@ -128,8 +128,7 @@ def page_charts(
     page: str, find: Callable[[gr.Request], Found | None],
     drawn: Mapping[Panel, Callable[[Found], Chart]], runs: str = "", missing: str = NOT_THERE,
 ) -> dict[str, PageChart]:  # fmt: skip
-    """Entries of `Page.charts`: each draws what is found at an address; `missing`: shown where that
-    is nothing."""
+    """Entries of `Page.charts`: each draws what is found at an address, else says `missing`."""
 
     def drawn_by(draw: Callable[[Found], Chart]) -> Callable[[gr.Request], Chart]:
         def at(request: gr.Request) -> Chart:

@@ -63,8 +63,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 def gain(
     decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], default: bool, note: str
 ) -> Chart:
-    """Tokens per step as a bar, break-even as a line, prediction as a ring. `default`: the trees
-    follow the drafter's confidence."""
+    """Tokens per step as a bar, break-even as a line, prediction as a ring."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
         [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)

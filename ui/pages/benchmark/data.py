@@ -27,8 +27,7 @@ class DrafterInfo:
     steps: float | None = None
 
     def expected(self, decoder: DecoderReport, default: bool) -> float | None:
-        """Tokens per step on held-out answers with the decoder's trees; `default`: those that
-        follow the drafter's confidence."""
+        """Tokens per step on held-out answers; `default`: with trees that follow confidence."""
         if decoder.combined:
             return None  # what prompt lookup finds in other prompts is not known
         if default:

@@ -155,8 +155,7 @@ def chosen_group(options: Sequence[ComparableRuns], key: str) -> ComparableRuns 
 def tradeoff(
     points: Sequence[ParetoPoint], x: Metric, dense: float | None, note: str = ""
 ) -> Chart:
-    """Perplexity over cost. A click on a dot gives its run as `customdata`; `dense`: perplexity
-    before compression."""
+    """Perplexity over cost; `customdata` of a dot is its run; `dense`: before compression."""
     best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
     traces = [

@@ -56,8 +56,7 @@ def answers_of(
     names: Sequence[str], order: Sequence[int], hidden: bool, texts: dict[int, Transcript],
     status: str = "", begins: bool = False,
 ) -> list[Answer]:  # fmt: skip
-    """Columns of these texts, in this order, compared with the first; `status` and `begins` of
-    those that have no text."""
+    """Columns in this order; `status` and `begins` are of those that have no text."""
     first = texts.get(order[0])
     shown = []
     for side, letter in zip(order, LETTERS, strict=False):

@@ -183,8 +183,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
 
 
 def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedArrays:
-    """The weights around a place at the stages whose files are there, [rows, columns]; the header
-    says where they lie."""
+    """Weights around a place at the stages whose files are there, [rows, columns]."""
     sides = [
         next((len(p.values) for p in tensors.profiles(weights.job.id, tensor, name)), 0)
         for name in (channel_profile(side, "norm") for side in SIDES)

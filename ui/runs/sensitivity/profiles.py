@@ -25,8 +25,7 @@ OF_PROFILES: dict[str, Any] = {  # of an `ExplorerPage`
 
 @cached_by(queries.profiles_mark)
 def profile_at(run: str) -> SensitivityProfile | None:
-    """The profile of a run as far as it is measured; None of a run that has none, or whose model
-    is gone."""
+    """The profile of a run so far; None of a run that has none, or whose model is gone."""
     try:
         return profile_of_run(run)
     except SlimscopeError:
