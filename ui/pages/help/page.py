@@ -1,7 +1,5 @@
 """Help: metrics, glossary, keyboard shortcuts, and how to use the same from a shell or program."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr

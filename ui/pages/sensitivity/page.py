@@ -1,7 +1,5 @@
 """Sensitivity: what each layer of a model loses in each format, and which break first."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

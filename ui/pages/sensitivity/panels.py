@@ -1,7 +1,5 @@
 """The charts of the Sensitivity page: of a view each makes a figure, a note and a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -229,7 +227,7 @@ def _words(form: Format) -> str:
     return form.label.replace("%", " %")
 
 
-def _floor(values: pd.Series[float]) -> float:
+def _floor(values: pd.Series) -> float:
     """The least that a log scale shows."""
     positive = values[values > 0]
     return float(positive.min()) if len(positive) else 1e-12

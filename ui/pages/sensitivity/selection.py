@@ -1,7 +1,5 @@
 """What can be looked at of a sensitivity profile, and what is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,7 +66,7 @@ class SensitivityView:
     profile: SensitivityProfile
 
     @classmethod
-    def at(cls, selection: SensitivitySelection) -> SensitivityView | None:
+    def at(cls, selection: SensitivitySelection) -> "SensitivityView | None":
         """None where the run has measured no layer."""
         profile = profile_at(selection.run)
         if profile is None:

@@ -1,7 +1,5 @@
 """Trade-offs: size or sparsity against quality, and the best mix of formats for a budget."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

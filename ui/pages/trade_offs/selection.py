@@ -1,7 +1,5 @@
 """The mixes of formats that a profile leaves, what was measured beside them, and the budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,7 +66,7 @@ class TradeoffView:
     fronts: Mapping[Method, MixFront]
 
     @classmethod
-    def at(cls, selection: TradeoffSelection) -> TradeoffView | None:
+    def at(cls, selection: TradeoffSelection) -> "TradeoffView | None":
         """None where the run is no finished profile."""
         job = find_job(selection.run)
         profile = profile_at(selection.run) if job and job.state == State.SUCCEEDED else None
@@ -111,7 +109,7 @@ class TradeoffView:
         known = job is not None and self.across is SIZE
         return landmarks_of(str(job.environment.get(WEIGHTS_MARK))) if job and known else []
 
-    def for_budget(self) -> TradeoffView:
+    def for_budget(self) -> "TradeoffView":
         """With the method that the budget is of, where the profile has its formats."""
         asked = read_budget(self.selection.budget)
         method = method_of(asked, self.method) if isinstance(asked, Budget) else self.method

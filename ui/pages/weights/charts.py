@@ -1,8 +1,6 @@
 """What reports show of weights: the map, the histogram and perplexity, drawn by Python. On the page
 the browser draws them (`assets/scripts/weights`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import gradio as gr
@@ -36,7 +34,7 @@ class WeightsView:
     other: RunWeights | None
 
     @classmethod
-    def at(cls, selection: WeightsSelection) -> WeightsView | None:
+    def at(cls, selection: WeightsSelection) -> "WeightsView | None":
         """The selection settled on what is stored, without a run of the newest; None where the run
         has no statistics."""
         newest = [] if selection.run else queries.runs_with_weights()[:1]
@@ -47,7 +45,7 @@ class WeightsView:
         return cls(selection.settled(weights, other), weights, other)
 
     @classmethod
-    def of_address(cls, request: gr.Request) -> WeightsView | None:
+    def of_address(cls, request: gr.Request) -> "WeightsView | None":
         return cls.at(WeightsSelection.from_address(request))
 
     def counterpart(self, stage: str) -> str:

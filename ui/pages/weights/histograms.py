@@ -9,8 +9,6 @@ Of a run (`ui.widgets.packed`):
     values    [statistics, tensors, stages] as stored, NaN where not measured
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Statistics of a model without a run: one button queues them."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

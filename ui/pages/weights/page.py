@@ -7,8 +7,6 @@ charts         map, histogram and perplexity as reports show them
 inspect_model  statistics of a model without a run
 """
 
-from __future__ import annotations
-
 import gradio as gr
 
 from ui.frame import Page, on_change

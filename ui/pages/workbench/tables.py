@@ -1,8 +1,6 @@
 """What the browser is told of a model, for which no process has to hold it: its layers and the
 knobs there are, and the profile of a run, from which it predicts any state."""
 
-from __future__ import annotations
-
 from math import exp
 from typing import Any
 
