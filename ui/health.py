@@ -35,16 +35,12 @@ PATIENCE_S, KNOWN_AWAY_S = 5.0, 0.5  # the latter where it did not answer when l
 
 
 class Snapshot(NamedTuple):
-    """What pages show of the database, and the seconds it took to read that.
-
-    Attributes:
-        outdated: what to say where this process is of another version; else "".
-    """
+    """What pages show of the database, and the seconds it took to read that."""
 
     status: QueueStatus
     cursor: str
     seconds: float
-    outdated: str
+    outdated: str  # what to say where this process is of another version; else ""
 
 
 class StatusReader:

@@ -32,28 +32,19 @@ def profiles_seen(run: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class ExplorerPage(Generic[S, View]):
-    """One such page.
-
-    Attributes:
-        view: None where the page has nothing of that run to show.
-        mark: of a run, changes with what is shown.
-        offers: of the controls besides the run; `draw` is all else.
-        profile: name of the profile that its runs have stored.
-        kind: of the runs that store it; `no_run`, `lacks`, `later`: see `empty_state`.
-        ended_first: whether a page without a run in its address shows the newest that has ended.
-    """
+    """One such page; `no_run`, `lacks`, `later`: see `empty_state`."""
 
     selection: type[S]
-    view: Callable[[S], View | None]
-    mark: Callable[[str], list[Any]]
-    offers: Callable[[View], dict[str, dict[str, Any]]]
-    draw: Callable[[View], Updates]
-    profile: str
-    kind: str
+    view: Callable[[S], View | None]  # None where there is nothing of that run to show
+    mark: Callable[[str], list[Any]]  # of a run, changes with what is shown
+    offers: Callable[[View], dict[str, dict[str, Any]]]  # of the controls besides the run
+    draw: Callable[[View], Updates]  # all else
+    profile: str  # name of the one that its runs have stored
+    kind: str  # of the runs that store it
     no_run: str
     lacks: str
     later: str
-    ended_first: bool = False
+    ended_first: bool = False  # without a run in the address, the newest that has ended is shown
 
     def at(self, request: gr.Request) -> View | None:
         return self.view(self.selection.from_address(request))

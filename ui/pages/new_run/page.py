@@ -42,14 +42,10 @@ class Controls:
 
 @dataclass(frozen=True)
 class OptionCards:
-    """Recipes or presets of a kind as cards, each with its price.
-
-    Attributes:
-        values: name -> the fields it sets.
-    """
+    """Recipes or presets of a kind as cards, each with its price."""
 
     radio: gr.Radio
-    values: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Mapping[str, Any]]  # name -> the fields it sets
     notes: Mapping[str, str]
 
     @property

@@ -20,17 +20,12 @@ MEASURED, PREDICTED, FISHER, ERROR = "kl", "predicted", "fisher", "error"
 
 @dataclass(frozen=True)
 class LayerFigure:
-    """A figure of each layer in one format.
-
-    Attributes:
-        verb: says its value of the worst layer.
-        adds: whether those of several layers may be added up.
-    """
+    """A figure of each layer in one format."""
 
     label: str
     unit: str
-    verb: str
-    adds: bool = True
+    verb: str  # says its value of the worst layer
+    adds: bool = True  # whether those of several layers may be added up
 
     @property
     def title(self) -> str:
