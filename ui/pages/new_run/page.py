@@ -89,7 +89,7 @@ class KindForm:
     ) -> dict[Any, Any]:  # fmt: skip
         """Updates that show the error beside its field, in the sweep when the field is swept."""
         swept = given[len(self.form.inputs) :]
-        own = None if self.sweep.has(error, swept) else error
+        own = None if self.sweep.rows_of(error, swept) else error
         return {**self.form.show_errors(own, warnings), **self.sweep.show_errors(error, swept)}
 
 

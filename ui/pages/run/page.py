@@ -36,7 +36,7 @@ from ui.runs.actions.single import (
     act,
     buttons,
     clone_link,
-    keeping_buttons,
+    group_buttons,
     next_links,
     starts_anew,
     sweep_link,
@@ -200,7 +200,7 @@ def draw_measures(request: gr.Request) -> Updates:
 def head_html(job: Job, actor: Actor) -> Markup:
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
-    keeping = keeping_buttons(job, actor)
+    keeping = group_buttons(job, actor, "order")
     return HTML.head(
         job, now, actions, keeping, described(job), took(job, now), progress(job), error_of(job),
         starts_anew(job),
