@@ -219,13 +219,9 @@ def _dots(
     middle = (min(xs, default=0.0) + max(xs, default=0.0)) / 2
     fill = [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points]
     return dots(
-        [scale_of(x) * p.x for p in points],
-        [p.y for p in points],
-        colour,
-        SYMBOLS[place % len(SYMBOLS)],
-        [_hover(p, x) for p in points],
-        name=points[0].kind,
-        customdata=[p.run for p in points],
+        [scale_of(x) * p.x for p in points], [p.y for p in points], colour,
+        SYMBOLS[place % len(SYMBOLS)], [_hover(p, x) for p in points],
+        name=points[0].kind, customdata=[p.run for p in points],
         text=[esc(p.label) if p.run in named else "" for p in points],
         textposition=["bottom left" if p.x > middle else "bottom right" for p in points],
         textfont={"color": LIGHT.text},

@@ -140,16 +140,11 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
 
 def _artefact(run: str, row: Artifact) -> Markup:
     path = settings().artifacts / row.path
+    load = LOAD.format(path=str(path)) if row.kind == "model" else ""
     return HTML.artefact(
-        sentence_case(row.kind),
-        str(path),
-        size(row.bytes),
-        row.sha256,
-        not path.exists(),
-        LOAD.format(path=str(path)) if row.kind == "model" else "",
-        run,
-        _files(run, row),
-    )
+        sentence_case(row.kind), str(path), size(row.bytes), row.sha256, not path.exists(), load,
+        run, _files(run, row),
+    )  # fmt: skip
 
 
 def _files(run: str, row: Artifact) -> list[list[str]]:

@@ -46,12 +46,9 @@ def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[st
     first = next(iter(shares))
     explained = f"{titles.get(first, first)} explains {share(shares[first], 0)}"
     frame = pd.DataFrame({"Setting": names, "Share, %": percent})
-    return Chart(
-        go.Figure(bars, looks),
-        frame,
-        f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself.",
-        headline=f"{explained} of the differences",
-    )
+    note = f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself."
+    told = f"{explained} of the differences"
+    return Chart(go.Figure(bars, looks), frame, note, headline=told)
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:
