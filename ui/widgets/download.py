@@ -16,9 +16,9 @@ AT_MOST = 16_000_000  # bytes
 class Download(gr.HTML):
     """Invisible; a handler that returns `file_payload(...)` to it starts a download."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:  # Gradio makes it anew at each update
         script = "slimscope.download(props, watch)"
-        super().__init__(None, html_template="", js_on_load=script, elem_classes="saver")
+        super().__init__(None, html_template="", js_on_load=script, elem_classes="saver", **options)
 
 
 def file_payload(name: str, data: bytes) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class PlotlyView(gr.HTML):
     the data of events it defers), is `{"x", "y", "customdata"}`.
     """
 
-    def __init__(self, label: str, height: int, elem_id: str | None = None) -> None:
+    def __init__(
+        self, label: str, height: int, elem_id: str | None = None, **options: Any
+    ) -> None:  # Gradio makes it anew at each update
         super().__init__(
             "",
             label=label,
@@ -59,6 +61,7 @@ class PlotlyView(gr.HTML):
             apply_default_css=False,
             elem_id=elem_id,
             elem_classes="plot-view",
+            **options,
         )
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:

@@ -154,7 +154,7 @@ class Composer:
         examples = all(f"-{EXAMPLE}" in name for name in missing)
         why = NO_WEIGHTS if examples else "The weights are not here."
         return {
-            self.sides: gr.update(**offered, **({"value": there} if names else {})),
+            self.sides: gr.update(**offered | ({"value": there} if names else {})),
             self.blind: gr.update(value=bool(config.get("blind", False))),
             self.message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
         }
