@@ -147,10 +147,7 @@ def serve(here: Settings) -> None:
     # without a display, a browser might take over the terminal
     screen = not sys.platform.startswith("linux") or any(map(os.environ.get, DISPLAYS))
     build().launch(
-        server_name=here.host,
-        server_port=here.port or None,
-        inbrowser=screen,
-        **launch_options(),
+        server_name=here.host, server_port=here.port or None, inbrowser=screen, **launch_options()
     )
 
 

@@ -19,8 +19,7 @@ ACTIVE_IN_GRADIO = str.maketrans(
 
 
 def esc(text: object) -> str:
-    """Escapes text for HTML, attributes, and Gradio templates, which would run `${...}` and
-    `{{...}}`."""
+    """Escapes text for HTML, attributes, and Gradio templates: `${...}` and `{{...}}`."""
     return html.escape(str(text), quote=True).translate(ACTIVE_IN_GRADIO)
 
 
@@ -123,8 +122,7 @@ def ago(ms: int | None, now: int) -> str:
 
 
 def href(path: str, **query: object) -> Markup:
-    """Link that also works behind a proxy's prefix, as in "run?id=sds-0042"; empty values are left
-    out."""
+    """Link that works behind a prefix, too: "run?id=sds-0042"; empty values are left out."""
     chosen = urlencode({k: v for k, v in query.items() if v not in (None, "")})
     return escape(path or "./") + (escape(f"?{chosen}") if chosen else "")
 

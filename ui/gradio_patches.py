@@ -92,8 +92,7 @@ def without_startup_check() -> dict[str, Any]:
 
 
 def without_files() -> None:
-    """Stops Gradio (6.31) from fetching files named in values, which any value could forge; our
-    pages use none."""
+    """Stops Gradio (6.31) from fetching files named in values, which any value could forge."""
 
     async def unchanged(data: Any, *_: Any, **__: Any) -> Any:
         return data
@@ -168,8 +167,7 @@ def _check_value(block: Any, value: Any) -> None:
 
 
 def limit_events(app: gr.Blocks) -> None:
-    """Bounds the queued events of one visitor and of one address (Gradio 6.31 has one limit for
-    all)."""
+    """Bounds the queued events of a visitor and of an address; Gradio 6.31 those of all."""
     push = app._queue.push
 
     async def limited(body: Any, request: Request, username: str | None) -> Any:
@@ -191,8 +189,7 @@ def _refused(request: Request, status: int, error: SlimscopeError) -> HTTPExcept
 
 
 def set_server_options(options: dict[str, Any]) -> None:
-    """Sets options of `uvicorn.Config` for later launches; `Blocks.launch` offers few (Gradio
-    6.31)."""
+    """Sets options of `uvicorn.Config` that `Blocks.launch` (Gradio 6.31) does not offer."""
     server = SimpleNamespace(Config=partial(uvicorn.Config, **options))
     http_server.uvicorn = server  # type: ignore[assignment, attr-defined]
 

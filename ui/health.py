@@ -35,16 +35,12 @@ PATIENCE_S, KNOWN_AWAY_S = 5.0, 0.5  # the latter where it did not answer when l
 
 
 class Snapshot(NamedTuple):
-    """What pages show of the database, and the seconds it took to read that.
-
-    Attributes:
-        outdated: what to say where this process is of another version; else "".
-    """
+    """What pages show of the database, and the seconds it took to read that."""
 
     status: QueueStatus
     cursor: str
     seconds: float
-    outdated: str
+    outdated: str  # what to say where this process is of another version; else ""
 
 
 class StatusReader:
@@ -58,8 +54,7 @@ class StatusReader:
         self._last: Snapshot | None = None
 
     def read(self) -> tuple[Snapshot | None, str]:
-        """What was read last, and what to say where the database does not answer, or is of another
-        version: else ""."""
+        """What was read last, and what to say without an answer, or of another version."""
         with self._lock:
             now, url, asked = time.monotonic(), settings().url, self._asked
             is_old = asked is not None and asked.done() and now - self._asked_at >= FRESH_S

@@ -2,10 +2,8 @@
 (`jobs.serving.live`)."""
 
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,7 +14,6 @@ from backend.queue.actor import Actor
 from backend.queue.permissions import ASK, may_not_ask, require, require_asking, require_host
 from backend.queue.rate_limit import count_preview
 from jobs.serving.client import ended
-from jobs.serving.disconnect import EventStream, unless_gone
 from jobs.serving.live.requests import (
     PREFIX,
     SILENT_S,
@@ -29,7 +26,7 @@ from jobs.serving.live.requests import (
 from jobs.serving.openai_format import error_headers
 from jobs.serving.requests import read_fields
 from ui.api_errors import error_response
-from ui.openai_api import GONE, answered, passed_on
+from ui.openai_api import forwarded
 from ui.security.auth import current_user
 
 PATH = "/slimscope/workbench"
@@ -46,8 +43,7 @@ def routes() -> list[Route]:
 
 
 def live_parts(facts: ModelFacts, model: str, actor: Actor) -> dict[str, Any]:
-    """Why a model cannot be changed live by somebody, "" if it can, and what to do; the bytes it
-    takes."""
+    """Why somebody cannot change a model live, and what to do; the bytes it takes."""
     parts = {"why": "", "do": "", "bytes": sum(live_memory(facts).values())}
     try:
         _require_opened(actor, model)
@@ -113,22 +109,15 @@ async def _forwarded(
     request: Request, actor: Actor, name: str, body: LiveBody | TensorBody | ExportBody
 ) -> Response:
     """The response of the process."""
-    content = body.model_dump_json().encode()
-    silent_s = None if isinstance(body, ExportBody) else SILENT_S
-    async with AsyncExitStack() as opened:
-        way = answered(request, actor, f"{PREFIX}/{name}", content, silent_s)
-        response = await opened.enter_async_context(way)
-        if response is None:
-            return GONE
-        kind = response.headers.get("content-type", "")
-        if response.status_code == 200 and actor.role == "host":
+    error = ended()
+    last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
+
+    def begun() -> None:
+        if actor.role == "host":
             _opened.update(_named(body))
-        if isinstance(body, LiveBody) and response.status_code == 200:
-            error = ended()
-            last = {"event": "error", "what": error.what, "why": error.why, "do": error.do}
-            return EventStream(passed_on(response, last), opened.pop_all())
-        try:
-            found = await unless_gone(request, response.aread())
-        except httpx.TransportError as error:
-            raise ended() from error
-        return GONE if found is None else Response(found, response.status_code, media_type=kind)
+
+    return await forwarded(
+        request, actor, f"{PREFIX}/{name}", body.model_dump_json().encode(),
+        last if isinstance(body, LiveBody) else None, begun,
+        None if isinstance(body, ExportBody) else SILENT_S,
+    )  # fmt: skip

@@ -3,7 +3,7 @@ answers. What streams passes through piece by piece, as fast as the client reads
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -72,28 +72,42 @@ async def generate(request: Request) -> Response:
         tokens = body.usual_tokens if body.limit is None else body.limit
         require_asking(actor, body.letters, tokens * len(body.prompts) * body.n)
         count_answer(actor, spend=False)
-        return await forwarded(request, actor, body)
+        last = error_body(ended())[1] if body.stream else None
+        return await forwarded(
+            request, actor, *sendable(body), last=last, begun=lambda: count_answer(actor)
+        )
     except SlimscopeError as error:
         return failure(error)
 
 
-async def forwarded(request: Request, actor: Actor, body: Body) -> Response:
-    """The response of the process, passed on as it comes."""
+async def forwarded(
+    request: Request, actor: Actor, path: str, content: bytes, last: Row | None,
+    begun: Callable[[], None], silent_s: float | None = None,
+) -> Response:  # fmt: skip
+    """The response of the process, passed on as it comes.
+
+    Args:
+        last: ends a stream where the process ends meanwhile; None where it is no stream.
+        begun: called when there is an answer, and no refusal.
+        silent_s: see `sent`.
+    """
     async with AsyncExitStack() as opened:
-        response = await opened.enter_async_context(answered(request, actor, *sendable(body)))
+        way = answered(request, actor, path, content, silent_s)
+        response = await opened.enter_async_context(way)
         if response is None:
             return GONE
         kept = {n: v for n, v in response.headers.items() if n in ("content-type", "retry-after")}
-        if response.status_code != 200 or not body.stream:
+        streams, whole = last is not None and response.status_code == 200, None
+        if not streams:
             try:
-                content = await unless_gone(request, response.aread())
+                whole = await unless_gone(request, response.aread())
             except httpx.TransportError as error:
                 raise ended() from error
-            if response.status_code == 200:
-                count_answer(actor)
-            return GONE if content is None else Response(content, response.status_code, kept)
-        count_answer(actor)
-        return EventStream(passed_on(response, error_body(ended())[1]), opened.pop_all())
+        if response.status_code == 200:
+            begun()
+        if last is not None and streams:
+            return EventStream(passed_on(response, last), opened.pop_all())
+        return GONE if whole is None else Response(whole, response.status_code, kept)
 
 
 def sendable(body: Body) -> tuple[str, bytes]:

@@ -71,8 +71,7 @@ def stage_style(stage: str, place: int | None = None) -> LineStyle:
 
 
 def name_colours(names: Iterable[str]) -> dict[str, str]:
-    """Colours of stages without a style of their kind, such as decoders: by name, so that all pages
-    agree."""
+    """Colours of stages; of those without a style of their kind by name, on all pages alike."""
     every = [*names]
     free = sorted({name for name in every if name not in stage_styles()})
     paint = {name: PAINT[place % len(PAINT)] for place, name in enumerate(free)}

@@ -47,7 +47,8 @@ def test_a_histogram_of_another_run_takes_the_place_of_the_first(browser: Browse
         page = context.new_page()
         page.clock.install()
         page.set_content(f"<figure data-histogram='{first}'>{HERO}</figure>")
-        page.add_script_tag(path=ROOT / "ui/assets/scripts/hero.js")
+        for script in ("slimscope", "hero"):
+            page.add_script_tag(path=ROOT / f"ui/assets/scripts/{script}.js")
         said = page.locator(".hero-said")
         expect(said).to_have_text("example dense")
         page.clock.run_for(1000)  # between two stages of the first

@@ -104,3 +104,14 @@ def test_another_gradio_is_refused_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert "Gradio 6.40.1 is installed" in done.stderr and f"gradio=={GRADIO}.*" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_gradio_can_make_our_components_anew_as_it_does_when_they_are_updated(
+    built: gr.Blocks,
+) -> None:
+    ours = {
+        type(each): each for each in built.blocks.values() if type(each).__module__[:3] == "ui."
+    }
+    assert {"Download", "HtmlPanel", "PlotlyView"} < {kind.__name__ for kind in ours}
+    for kind, block in ours.items():
+        assert isinstance(kind(**block.constructor_args | {"render": False}), kind)

@@ -116,7 +116,7 @@ def drawn_everywhere(job: Job) -> None:
     for draw in (run.draw, run.draw_measures, run.draw_curves):
         draw(asked(id=name))
     compare.draw(asked(runs=f"{name},{name}"))
-    quantization.open_page(asked(run=name))
+    quantization.SHARED.open(asked(run=name))
     histograms.packed_of(name)
     if weights := weights_of(name):
         tensor, names = next(iter(weights.tensors)), ",".join(histograms.PROFILES)

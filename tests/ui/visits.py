@@ -1,8 +1,12 @@
 """The real dashboard and those who visit it, for the tests of roles, doors and API."""
 
+import json
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio.routes import App
 from starlette.testclient import TestClient
@@ -76,3 +80,15 @@ def event_of(web: App, elem_id: str, event: str) -> int:
         if set(map(tuple, d["targets"])) & {(i, event) for i in ids}
     )
     return next(found)
+
+
+def unpacked(content: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of a binary for a page's scripts."""
+    start = 4 + int.from_bytes(content[:4], "little")
+    assert start % 8 == 0, "a browser reads numbers of eight bytes where they are"
+    header = json.loads(content[4:start])
+    arrays = {
+        name: np.frombuffer(content, f"<{kind}", math.prod(shape), start + at).reshape(shape)
+        for name, (kind, at, shape) in header["arrays"].items()
+    }
+    return header, arrays

@@ -55,6 +55,6 @@ def symbol(stroke: LineStyle, shape: str = "circle") -> str:
     return shape if stroke.dash == "solid" else f"{shape}-open"
 
 
-def in_lines(label: str, width: int = WRAP) -> str:
-    """A label broken into lines of about `width` letters."""
-    return "<br>".join(textwrap.wrap(label, width))
+def in_lines(label: str) -> str:
+    """A label broken into lines."""
+    return "<br>".join(textwrap.wrap(label, WRAP))

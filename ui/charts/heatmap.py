@@ -51,28 +51,18 @@ def layer_map(
     table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None,
     base: MapBaseline | None = None,
 ) -> Chart:  # fmt: skip
-    """`layer_heatmap` with its figures as a table and its note."""
-    rows, title = cells(table, stage, statistic, base), title_of(STATISTICS[statistic], base)
-    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title}
-    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
-    figure = layer_heatmap(table, stage, statistic, picked, base)
-    return Chart(figure, frame, heatmap_note(rows, even=base is not None))
-
-
-def layer_heatmap(
-    table: pd.DataFrame, stage: str, statistic: str, picked: str | None = None,
-    base: MapBaseline | None = None,
-) -> go.Figure:  # fmt: skip
-    """Blocks from left to right, modules from top to bottom. Colour limits are robust (2-98 %);
-    with a base they diverge from white. `picked`: name of the tensor whose cell is outlined."""
-    rows, definition = cells(table, stage, statistic, base), STATISTICS[statistic]
-    limits = colour_limits(rows["value"].to_numpy(dtype=float), even=base is not None)
+    """The figures of a stage by layer. Colour limits are robust (2-98 %); with a base they diverge
+    from white. `picked`: name of the tensor whose cell is outlined."""
+    rows, shown, even = cells(table, stage, statistic, base), STATISTICS[statistic], bool(base)
     figure = block_heatmap(
-        rows, _hover(rows, definition, base), limits, title=title_of(definition, base, short=True),
-        diverging=base is not None, view=stage, picked=picked,
+        rows, _hover(rows, shown, base), colour_limits(rows["value"].to_numpy(dtype=float), even),
+        title=title_of(shown, base, short=True), diverging=even, view=stage, picked=picked,
     )  # fmt: skip
     few = rows["block"].nunique() <= PRINTED
-    return figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
+    figure.update_traces(texttemplate="%{z:.3~g}" if few else None)
+    columns = {"tensor": "Tensor", "block": "Block", "n": "Weights", "value": title_of(shown, base)}
+    frame = rows[[*columns]].rename(columns=columns).astype({"Block": str})
+    return Chart(figure, frame, heatmap_note(rows, even))
 
 
 def block_heatmap(
@@ -141,8 +131,7 @@ def heatmap(
 
 
 def title_of(statistic: Statistic, base: MapBaseline | None, short: bool = False) -> str:
-    """The statistic with its unit and what it is compared with; `short` for a phone, which has no
-    room for both."""
+    """The statistic with its unit and what it is compared with; `short` for a phone."""
     if base is None:
         return statistic.title
     difference = f"difference to {base.label.lower()}{', points' if statistic.percent else ''}"
@@ -166,8 +155,7 @@ def colour_limits(values: np.ndarray, even: bool = False) -> tuple[float, float]
 
 
 def heatmap_note(rows: pd.DataFrame, even: bool = False) -> str:
-    """In words: how many layers (rows of `cells`) there are, how many lie beyond the colours, how
-    many lack a value."""
+    """How many layers (rows of `cells`) there are, lie beyond the colours, lack a value."""
     values = rows["value"].to_numpy(dtype=float)
     low, high = colour_limits(values, even)
     beyond = int(((values < low) | (values > high)).sum())

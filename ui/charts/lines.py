@@ -12,7 +12,7 @@ from backend.metric_key import MetricKey
 from backend.store.frames import REDUCED
 from jobs.metrics import metric
 from ui.charts.template import axis, layout, legend_row, line_look
-from ui.theme import LineStyle, stage_style
+from ui.theme import LineStyle
 
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
@@ -37,21 +37,6 @@ def reduced_note(points: pd.DataFrame) -> str:
     if not points.attrs.get(REDUCED):
         return ""
     return " Long curves are drawn by their lowest and highest points; exports have them all."
-
-
-def curves(
-    lines: Mapping[MetricKey, pd.DataFrame],
-    labels: Mapping[MetricKey, str],
-    *,
-    x_title: str = "Step",
-    y_title: str = "",
-) -> go.Figure:
-    """One line a curve, in the colour of its series or stage."""
-    drawn = [
-        Line(labels[key], points, stage_style(key.series or key.stage, place))
-        for place, (key, points) in enumerate(lines.items())
-    ]
-    return line_chart(drawn, view="|".join(map(str, lines)), x_title=x_title, y_title=y_title)
 
 
 def line_chart(

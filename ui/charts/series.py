@@ -73,8 +73,7 @@ def bin_edges(snapshot: TensorSnapshot) -> np.ndarray:
 
 
 def on_shared_bins(series: Sequence[Series]) -> list[Series]:
-    """The same on the bins of the first, fewer and wider ones where a bin holds too few weights to
-    have a shape."""
+    """On the bins of the first, merged where a bin holds too few weights to have a shape."""
     if not series:
         return []
     first, fewest = series[0].snapshot, min(s.snapshot.n for s in series)
@@ -82,10 +81,10 @@ def on_shared_bins(series: Sequence[Series]) -> list[Series]:
     while bins > MIN_WEIGHTS_PER_BIN and fewest < FULL * bins:
         bins //= 2
     edges = np.linspace(first.lo, first.hi, bins + 1)
-    return [replace(s, snapshot=_on(s.snapshot, edges)) for s in series]
+    return [replace(s, snapshot=rebinned(s.snapshot, edges)) for s in series]
 
 
-def _on(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
+def rebinned(snapshot: TensorSnapshot, edges: np.ndarray) -> TensorSnapshot:
     """A histogram on other bins, between whose old edges weights are taken to be spread evenly."""
     own = bin_edges(snapshot)
     if own[0] == edges[0] and own[-1] == edges[-1]:

@@ -105,8 +105,7 @@ def legend_row(top: int = 32, **options: Any) -> dict[str, Any]:
 
 
 def legend_rows(lines: int, *, grow: bool = False) -> dict[str, Any]:
-    """Arguments of `layout`: a legend with a row for each line. The plot gives up their room, or
-    the figure grows with them."""
+    """Arguments of `layout`: a legend with a row a line; the figure may `grow` with them."""
     more = LEGEND_ROW * max(0, lines - FEW_LINES) if grow else 0
     return {"top": LEGEND_ROW * lines + 8, "more": more, "showlegend": True}
 

@@ -30,16 +30,7 @@ ALIASES = {  # other names a filter may use
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
-
-    Attributes:
-        value: sorts and is exported.
-        cell: what is shown, as text or `Markup`.
-        measure: what a filter compares; None for a run without such a value.
-        usual: shown unless columns are chosen.
-        metric: the figure it shows, which can be compared with the baseline's.
-        field: its name in a CSV file, with the unit where there is one; else the key.
-    """
+    """One column."""
 
     key: str
     title: str
@@ -48,9 +39,9 @@ class Column:
     measure: Callable[[RunRow], Any]  # compared by filters; None without a value
     numeric: bool = False
     group: str = GROUPS[0]
-    usual: bool = False
-    metric: MetricKey | None = None
-    field: str = ""
+    usual: bool = False  # shown unless columns are chosen
+    metric: MetricKey | None = None  # the figure shown, which is compared with the baseline's
+    field: str = ""  # its name in a CSV file, with the unit where there is one; else the key
 
     def html(self, row: RunRow) -> Markup:
         return escape(self.cell(row))
@@ -85,10 +76,6 @@ def _final(key: MetricKey, usual: bool) -> Column:
     return _figure(
         key, lambda row: row.figures.final(key), group=GROUPS[1], usual=usual, metric=key
     )
-
-
-def _change(row: RunRow) -> float | None:
-    return row.figures.change()
 
 
 def _setting(name: str, heading: str, numeric: bool) -> Column:
@@ -149,8 +136,9 @@ PERPLEXITY_COLUMNS = (
             key="dense", title="Perplexity, dense", group=GROUPS[1], usual=False,
             field=f"{PERPLEXITY}_dense"),
     _final(PERPLEXITY, True),
-    Column("change", "Change to its source", _change, lambda r: percent(_change(r)) or NONE,
-           _change, True, GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
+    Column("change", "Change to its source", lambda r: r.figures.change(),
+           lambda r: percent(r.figures.change()) or NONE, lambda r: r.figures.change(), True,
+           GROUPS[1], True, field=f"{PERPLEXITY}_change_share"),
 )  # fmt: skip
 AFTER = (
     _figure(SIZE, lambda r: r.size),

@@ -62,17 +62,15 @@ def conditions(row: RunRow, key: MetricKey) -> dict[str, Any]:
     return {key: details.get(key) for key in CONDITIONS}
 
 
-def comparable_by(row: RunRow, key: MetricKey = PERPLEXITY) -> tuple[str, ...] | None:
-    """Runs with the same answer have figures of one model that can be compared; None for a run
-    without such a figure."""
-    if row.figures.final(key) is None:
+def comparable_by(row: RunRow) -> tuple[str, ...] | None:
+    """Equal for runs whose perplexities can be compared; None for a run without one."""
+    if row.figures.final() is None:
         return None
-    return (base_model(row.job), *map(str, conditions(row, key).values()))
+    return (base_model(row.job), *map(str, conditions(row, PERPLEXITY).values()))
 
 
 def incomparable_because(one: RunRow, other: RunRow, key: MetricKey) -> str:
-    """Why the figures of two runs cannot be compared, as in "different text"; empty where they
-    can."""
+    """Why figures of two runs cannot be compared, as in "different text"; else empty."""
     mine, theirs = conditions(one, key), conditions(other, key)
     return next((f"different {CONDITIONS[k]}" for k in CONDITIONS if mine[k] != theirs[k]), "")
 

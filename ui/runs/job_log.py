@@ -78,8 +78,7 @@ def part(job: Job, cursor: Any) -> LogPart | None:
 
 
 def build_log(page: str, message: gr.HTML) -> tuple[LogView, gr.Timer]:
-    """Draws the job's log with its download button; ids begin with `page`. Returns the log, and the
-    timer that follows it."""
+    """Draws the job's log with its download button; returns it, and the timer it follows."""
     log = LogView(elem_id=f"{page}-log")
     save = gr.Button(
         "Download full log", size="sm", elem_id=f"{page}-log-download", elem_classes="log-download"

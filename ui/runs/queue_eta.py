@@ -40,8 +40,7 @@ def _free_in(live: list[Job], places: int) -> list[float]:
 
 
 def expected_seconds(job: Job, finished: int) -> float:
-    """Expected seconds of a queued job, infinite if unknown. Each of the `finished` jobs may
-    improve it."""
+    """Of a queued job, infinite if unknown. Each of the `finished` jobs may improve it."""
     return _expected(job.kind, json.dumps(job.config), finished)
 
 

@@ -22,16 +22,11 @@ NOWHERE: Places = frozenset()
 @dataclass(frozen=True, eq=False)
 class RunShape:
     """What a run has values for. Runs with the same values have the same shape, the very object:
-    there are far fewer shapes than runs.
-
-    Attributes:
-        settings: names of the fields of the config, and whether each is a number.
-        places: stage and metric of its results.
-    """
+    there are far fewer shapes than runs."""
 
     kind: str
-    settings: tuple[tuple[str, bool], ...]
-    places: Places
+    settings: tuple[tuple[str, bool], ...]  # fields of the config, and whether each is a number
+    places: Places  # stage and metric of its results
     tagged: bool
 
 
@@ -40,16 +35,11 @@ _shape = lru_cache(maxsize=4096)(RunShape)
 
 @dataclass(frozen=True, eq=False)
 class RunRow:
-    """One run, its results, and the size of the saved model in bytes.
-
-    Attributes:
-        places: stage and metric of its results.
-        stored: reads the results of this run and of others, by job id.
-    """
+    """One run, its results, and the size of the saved model in bytes."""
 
     job: Job
     places: Places
-    stored: Callable[[], Mapping[int, Sequence[StoredResult]]]
+    stored: Callable[[], Mapping[int, Sequence[StoredResult]]]  # of this run and others, by job id
     size: int | None = None
 
     @cached_property

@@ -11,16 +11,12 @@ MAX_AGE = 30 * DAY
 
 @dataclass
 class HostSession:
-    """One login.
+    """One login."""
 
-    Attributes:
-        origin: from where it came; browsers send a cookie to every port of a machine, and who
-            listens there must not be able to use it from elsewhere.
-        started, used: seconds of a monotonic clock.
-    """
-
+    # from where it came: browsers send a cookie to every port of a machine, and who listens there
+    # must not be able to use it from elsewhere
     origin: str
-    started: float
+    started: float  # seconds of a monotonic clock
     used: float
 
     @property

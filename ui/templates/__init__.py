@@ -33,7 +33,7 @@ def neutral(html: str) -> Markup:
 
 
 class Fragments:
-    """The macros of one template, callable by their names."""
+    """The macros of a template, by its path below `ui/`, callable by their names."""
 
     def __init__(self, template: str) -> None:
         self._template = template
@@ -45,9 +45,7 @@ class Fragments:
         return call
 
 
-def fragments(template: str) -> Fragments:
-    """The macros of a template, by its path below `ui/`."""
-    return Fragments(template)
+fragments = Fragments
 
 
 def render(template: str, **values: Any) -> str:

@@ -66,8 +66,7 @@ def sections(config: type[BaseModel]) -> dict[str, list[str]]:
 def component(
     name: str, info: FieldInfo, choices: Sequence[tuple[str, str]] = (), prefix: str = ""
 ) -> Input:
-    """Component for the field's type; values other than `choices` can be typed. `prefix` starts its
-    id."""
+    """Component for the field's type; values other than `choices` can be typed."""
     common: dict[str, Any] = {
         "label": title(name, info),
         "info": as_text(info.description),
@@ -201,8 +200,7 @@ class ConfigForm:
     def show(
         self, values: Mapping[str, Any], only: Collection[str] | None = None
     ) -> dict[Any, Any]:
-        """Updates that show `values` and defaults for the other fields; all fields, or `only`
-        these."""
+        """Updates that show `values`, and defaults for the other fields (or `only` these)."""
         return {
             field.input: gr.update(value=field.input_value(values))
             for name, field in self.fields.items()

@@ -16,7 +16,7 @@ AT_MOST = 16_000_000  # bytes
 class Download(gr.HTML):
     """Invisible; a handler that returns `file_payload(...)` to it starts a download."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:  # Gradio makes it anew at each update
         script = "slimscope.download(props, watch)"
         super().__init__(None, html_template="", js_on_load=script, elem_classes="saver", **options)
 
@@ -25,7 +25,7 @@ def file_payload(name: str, data: bytes) -> dict[str, Any]:
     return {"name": name, "data": base64.b64encode(data).decode(), "at": time.time_ns()}
 
 
-def small_file(file: Path, name: str = "") -> dict[str, Any]:
+def small_file(file: Path) -> dict[str, Any]:
     """File as a download. Raises `NotFoundError` if too large."""
     if file.stat().st_size > AT_MOST:
         raise NotFoundError(
@@ -33,4 +33,4 @@ def small_file(file: Path, name: str = "") -> dict[str, Any]:
             f"Files of at most {size(AT_MOST)} can be downloaded.",
             "Copy it from the artefact folder.",
         )
-    return file_payload(name or file.name, file.read_bytes())
+    return file_payload(file.name, file.read_bytes())

@@ -18,14 +18,9 @@ def dropdown(label: str, elem_id: str, **options: Any) -> "FreeDropdown":
     return FreeDropdown(label=label, elem_id=elem_id, **given)
 
 
-def segmented(
-    labels: Mapping[str, str], label: str, elem_id: str, *, titled: bool = False, **options: Any
-) -> "FreeRadio":
-    """Choices side by side, not yet drawn. An unseen title is still read aloud."""
-    css = ["segmented"] if titled else ["segmented", "untitled"]
-    return FreeRadio(
-        choices(labels), label=label, elem_id=elem_id, elem_classes=css, render=False, **options
-    )
+def segmented(label: str, elem_id: str) -> "FreeRadio":
+    """Choices side by side, not yet drawn; a handler fills them in."""
+    return FreeRadio([], label=label, elem_id=elem_id, elem_classes="segmented", render=False)
 
 
 class FreeRadio(gr.Radio):

@@ -18,15 +18,12 @@ from backend.errors import NotFoundError
 from backend.settings import settings
 from backend.store import queries
 from backend.store.states import ACTIVE
-from ui.charts.chart import Chart
 from ui.format import href
 from ui.frame import on_change, on_load, query, url_sync
-from ui.widgets.dropdown import Choices
 from ui.widgets.html import WIDGETS
 from ui.widgets.html_panel import LATEST
 from ui.widgets.panel import Outputs, Updates
 
-NOT_THERE = "The run has no such figures, or was deleted."
 OPENED: dict[str, Any] = {}  # what has been seen of a page that has just been opened: nothing
 CLICKED_POINT = "(now) => slimscope.picked.customdata ?? now"
 Mark = tuple[Any, ...]
@@ -102,16 +99,6 @@ def cached_by(
     return lambda read: RunReader(read, mark)
 
 
-def chart_at(
-    selection: type[S], view: Callable[[S], View | None], draw: Callable[[View], Chart]
-) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        found = view(selection.from_address(request))
-        return Chart(NOT_THERE) if found is None else draw(found)
-
-    return drawn
-
-
 @dataclass(frozen=True)
 class Explorer(Generic[S, View]):
     """Events of such a page, each of which updates the address. `view` settles a selection on
@@ -146,11 +133,10 @@ class Explorer(Generic[S, View]):
         self._keep(event(outputs.named(update), self.controls, outputs.components, **LATEST))
 
     def on_point(
-        self, chart: str, control: str, handler: Callable[[View], Updates], event: str = "select",
-        js: str = CLICKED_POINT,
-    ) -> None:  # fmt: skip
+        self, chart: str, control: str, handler: Callable[[View], Updates], js: str = CLICKED_POINT
+    ) -> None:
         field = self.outputs[control]
-        pick = self.event(chart, event)(None, field, field, js=js)
+        pick = self.event(chart, "select")(None, field, field, js=js)
         self._keep(pick)
         self.on(pick.then, handler)
 
@@ -203,19 +189,6 @@ def control_updates(
             update["value"] = int(value) if "minimum" in offer else [*value] if several else value
         shown[name] = gr.update(**update)
     return shown
-
-
-def show_charts() -> Updates:
-    return {"notice": gr.update(visible=False), "charts": gr.update(visible=True)}
-
-
-def show_notice(reason: Markup, runs: Choices, run: str = "") -> Updates:
-    return {
-        "seen": None,
-        "notice": gr.update(value=reason, visible=True),
-        "charts": gr.update(visible=False),
-        "run": gr.update(choices=runs, value=run or None),
-    }
 
 
 def empty_state(run: str, no_run: str, lacks: str, later: str, launch: str) -> Markup:

@@ -7,8 +7,6 @@
 
 A browser that has it asks with its ETag, a hash of all of that, and is told when it is the same."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Mapping
@@ -32,7 +30,7 @@ class PackedArrays:
     @classmethod
     def of(
         cls, header: dict[str, Any], arrays: Mapping[str, np.ndarray], compress: bool = True
-    ) -> PackedArrays:
+    ) -> "PackedArrays":
         places, offset = {}, 0
         for name, array in arrays.items():
             places[name] = [array.dtype.str[1:], offset, array.shape]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 import pandas as pd
@@ -29,6 +29,8 @@ FORMATS = {
     "html": "Interactive chart in a file that needs no network",
 }  # fmt: skip
 SAVE = WIDGETS.save_chart(FORMATS)
+NOT_THERE = "The run has no such figures, or was deleted."
+Found = TypeVar("Found")
 Updates = dict[str, Any]  # name of an output -> what it is to show
 
 
@@ -39,7 +41,7 @@ def nothing(sentence: str) -> dict[str, str]:
 
 class PlotlyView(gr.HTML):
     """Figure (a `go.Figure` or its JSON), or a sentence that says why there is none: a text while
-    data may come, `nothing` where none will, None for `empty`. `height` pixels are reserved.
+    data may come, `nothing` where none will. `height` pixels are reserved.
 
     `figure.layout.meta` may hold `{"more": 48}`, extra pixels of height, or `{"pick": "cell",
     "picked": [x, y]}`: then clicks and arrow keys select a heatmap cell, which is outlined.
@@ -48,23 +50,13 @@ class PlotlyView(gr.HTML):
     """
 
     def __init__(
-        self,
-        value: go.Figure | dict[str, Any] | str | None = "",
-        *,
-        label: str,
-        height: int = 360,
-        empty: str = "Nothing to show yet.",
-        elem_id: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.empty = empty
+        self, label: str, height: int, elem_id: str | None = None, **options: Any
+    ) -> None:  # Gradio makes it anew at each update
         super().__init__(
-            value,
+            "",
             label=label,
             html_template=WIDGETS.plot(label, height),
-            js_on_load=(
-                "slimscope.plot(element, props, watch, detail => trigger('select', detail))"
-            ),
+            js_on_load="slimscope.plot(element, props, watch, (point) => trigger('select', point))",
             head=WIDGETS.script(SCRIPT_URL),
             apply_default_css=False,
             elem_id=elem_id,
@@ -74,7 +66,7 @@ class PlotlyView(gr.HTML):
 
     def postprocess(self, value: go.Figure | dict[str, Any] | str | None) -> Any:
         if value is None:
-            return self.empty
+            return "Nothing to show yet."
         return json.loads(value.to_json()) if isinstance(value, go.Figure) else value
 
 
@@ -108,7 +100,7 @@ class Panel:
                 with gr.Row(elem_classes="card-controls"):
                     for control in row:
                         control.render()
-            view = PlotlyView(label=self.title, height=self.height, elem_id=self.id_on(page))
+            view = PlotlyView(self.title, self.height, self.id_on(page))
             note = gr.HTML(WIDGETS.chart_note(self.question), js_on_load=None)
             gr.HTML(
                 SAVE, js_on_load="slimscope.saving(element)", apply_default_css=False,
@@ -118,14 +110,14 @@ class Panel:
                 table = gr.HTML("", js_on_load="slimscope.table(element)")
         return dict(zip(self.parts, (view, note, table, title), strict=True))
 
-    def show(self, chart: Chart, run: str = "", question: str = "") -> Updates:
-        """Updates of its outputs; `run` starts the CSV file's name, `question` replaces its own."""
+    def show(self, chart: Chart, run: str = "") -> Updates:
+        """Updates of its outputs; `run` starts the CSV file's name."""
         if chart.name and isinstance(chart.figure, go.Figure):
             chart.figure.layout.meta = {**(chart.figure.layout.meta or {}), "name": chart.name}
         file = chart.name or f"{run}-{self.name}".strip("-")
         table = "" if chart.frame is None else frame_table(chart.frame, file)
         note = WIDGETS.chart_note(
-            question or chart.question or self.question, chart.note, chart.theory or self.theory
+            chart.question or self.question, chart.note, chart.theory or self.theory
         )
         title = WIDGETS.card_title(chart.headline or self.title)
         return dict(zip(self.parts, (chart.figure, note, table, title), strict=True))
@@ -136,11 +128,22 @@ class Panel:
 
 
 def page_charts(
-    page: str, drawn: Mapping[Panel, Callable[[gr.Request], Chart]], runs: str = ""
-) -> dict[str, PageChart]:
-    """Entries of `Page.charts`, each drawn from an address."""
+    page: str, find: Callable[[gr.Request], Found | None],
+    drawn: Mapping[Panel, Callable[[Found], Chart]], runs: str = "", missing: str = NOT_THERE,
+) -> dict[str, PageChart]:  # fmt: skip
+    """Entries of `Page.charts`: each draws what is found at an address, else says `missing`."""
+
+    def drawn_by(draw: Callable[[Found], Chart]) -> Callable[[gr.Request], Chart]:
+        def at(request: gr.Request) -> Chart:
+            found = find(request)
+            return Chart(missing) if found is None else draw(found)
+
+        return at
+
     return {
-        panel.id_on(page): PageChart(panel.title, panel.question, panel.height, draw, runs)
+        panel.id_on(page): PageChart(
+            panel.title, panel.question, panel.height, drawn_by(draw), runs
+        )
         for panel, draw in drawn.items()
     }
 

@@ -23,7 +23,7 @@ from ui.charts.heatmap import (
     colour_limits,
     heatmap_note,
     in_order,
-    layer_heatmap,
+    layer_map,
     title_of,
 )
 from ui.charts.lines import thinned
@@ -50,24 +50,24 @@ def drawn(figure: go.Figure) -> list[Any]:
 def test_each_cell_is_the_stored_figure_in_the_order_of_the_data_with_its_unit(
     table: pd.DataFrame,
 ) -> None:
-    heat = drawn(layer_heatmap(table, "redense", "near_zero"))[0]
+    heat = drawn(layer_map(table, "redense", "near_zero").figure)[0]
     stored = table[table["stage"] == "redense"].set_index("tensor")["near_zero"]
     assert np.shape(heat.z) == (7, 3)
     for names, values in zip(heat.customdata, heat.z, strict=True):
         for name, value in zip(names, values, strict=True):
             assert value == pytest.approx(100 * stored[name])
-    heat = drawn(layer_heatmap(table, "dense", "std"))[0]
+    heat = drawn(layer_map(table, "dense", "std").figure)[0]
     assert list(heat.x) == ["0", "1", "2"]
     assert list(heat.y) == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip
     assert in_order(["mlp.odd", "mlp.c_fc", "attn.q_proj"])[0] == "attn.q_proj"
-    heat = drawn(layer_heatmap(table, "first", "zero_share"))[0]
+    heat = drawn(layer_map(table, "first", "zero_share").figure)[0]
     said = heat.text[5][1]
     assert TENSOR in said and "50.00 %" in said and "n = 12,288 weights" in said
-    meta = layer_heatmap(table, "sds", "std", TENSOR).layout.meta
+    meta = layer_map(table, "sds", "std", TENSOR).figure.layout.meta
     assert meta == {"pick": "cell", "picked": ["1", "up_proj"]}
-    assert "picked" not in layer_heatmap(table, "sds", "std", "no such").layout.meta
+    assert "picked" not in layer_map(table, "sds", "std", "no such").figure.layout.meta
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
@@ -81,7 +81,7 @@ def test_colour_limits_are_robust_and_never_empty(values: list[float]) -> None:
 def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
     assert available(table) == list(STATISTICS)
     for name in STATISTICS:
-        heat = drawn(layer_heatmap(table, "sds", name))[0]
+        heat = drawn(layer_map(table, "sds", name).figure)[0]
         assert heat.colorbar.title.text == STATISTICS[name].title
         assert np.isfinite(np.array(heat.z, dtype=float)).all()
     found = with_largest(table)["largest"]
@@ -90,7 +90,7 @@ def test_all_statistics_are_offered_and_drawn(table: pd.DataFrame) -> None:
 
 def test_compared_with_dense_the_colours_diverge_from_white(table: pd.DataFrame) -> None:
     base = MapBaseline(table[table["stage"] == "dense"], "Dense")
-    heat = drawn(layer_heatmap(table, "first", "std", base=base))[0]
+    heat = drawn(layer_map(table, "first", "std", base=base).figure)[0]
     stored = table.set_index(["stage", "tensor"])["std"]
     name = heat.customdata[5][1]
     assert heat.z[5][1] == pytest.approx(stored["first", name] - stored["dense", name])
@@ -107,7 +107,7 @@ def test_missing_layers_are_holes_that_are_counted(table: pd.DataFrame) -> None:
     assert (rows["value"].dropna() == 0).all()
     assert heatmap_note(rows, even=True) == "n = 21 layers, 1 without a value."
     table.loc[table["tensor"] == TENSOR, "std"] = np.nan
-    heat = drawn(layer_heatmap(table, "sds", "std"))[0]
+    heat = drawn(layer_map(table, "sds", "std").figure)[0]
     assert heat.z[5][1] is None
     assert "1 without a value" in heatmap_note(cells(table, "sds", "std"))
 

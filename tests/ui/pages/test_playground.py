@@ -188,10 +188,10 @@ class Form:
 
     def __init__(self) -> None:
         with gr.Blocks():
-            self.form = ConfigForm(GenerateJob, {}, "playground-", without=page.ELSEWHERE)
+            form = ConfigForm(GenerateJob, {}, "playground-", without=page.ELSEWHERE)
             self.prompt, self.chat, self.message = gr.Textbox(), gr.Textbox(), gr.HTML()
-        self.ask = page._ask(self.form, self.prompt, self.chat, self.message)
-        self.values = [field.info.default for field in self.form.fields.values()]
+        self.ask = page.Composer(form, None, None, self.prompt, self.message, self.chat).ask
+        self.values = [field.info.default for field in form.fields.values()]
 
     def send(self, text: str, names: list[str], **query: str) -> tuple[str, Any]:
         """The number of the prompt, and what is said."""

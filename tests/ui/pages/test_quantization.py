@@ -107,7 +107,7 @@ def store_runs() -> None:
 
 
 def opened(**query: str) -> dict[str, Any]:
-    return page.open_page(asked(**query))
+    return page.SHARED.open(asked(**query))
 
 
 def given(**values: Any) -> QuantSelection:

@@ -9,7 +9,7 @@ from backend.statistics.tensors import TensorProfile
 from jobs.runtime.rows import profile_row
 from tests.ui.conftest import mapped
 from tests.ui.lab import job, store
-from ui.pages.quantization.input_energy import InputGroups, input_energy_chart, rank_correlation
+from ui.pages.quantization.input_energy import InputGroups, input_energy_chart
 from ui.pages.quantization.panels import NO_INPUTS, energy_chart
 from ui.pages.quantization.selection import QuantSelection, QuantView
 
@@ -30,10 +30,6 @@ def test_groups_say_what_they_carry_of_the_output_error() -> None:
     assert np.allclose(one.shares, [1 / 9, 4 / 9, 4 / 9])
     uneven = InputGroups.of("t", 0, np.array([1.0, 9.0]), np.array([[0.3], [0.4]]))
     assert np.allclose([uneven.inputs[0], uneven.errors[0]], [5**0.5, 0.125**0.5])
-    x = np.array([1.0, 2.0, 30.0, 4.0])
-    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
-    assert rank_correlation(x, -x) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(x[:2], x[:2]))
 
 
 def test_the_chart_marks_the_tensor_among_its_module() -> None:

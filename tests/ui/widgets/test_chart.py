@@ -16,7 +16,7 @@ HOSTILE = "${document.body.dataset.x=1}<img src=x onerror=alert(1)>{{value}}`"
 
 @pytest.fixture
 def view() -> PlotlyView:
-    return PlotlyView(label="A chart", height=300, empty="Nothing yet.", render=False)
+    return PlotlyView("A chart", 300)
 
 
 def test_a_figure_becomes_plain_json_and_nothing_says_why(view: PlotlyView) -> None:
@@ -25,7 +25,7 @@ def test_a_figure_becomes_plain_json_and_nothing_says_why(view: PlotlyView) -> N
     assert json.loads(json.dumps(sent)) == sent
     assert sent["data"][0]["y"] == [1.0, None, 3.0]
     assert view.postprocess(sent) is sent
-    assert view.postprocess(None) == "Nothing yet."
+    assert view.postprocess(None) == "Nothing to show yet."
     assert view.postprocess("No run.") == "No run."
     assert view.postprocess("") == "", "data is on its way"
     assert "min-height:300px" in view.html_template
@@ -33,7 +33,7 @@ def test_a_figure_becomes_plain_json_and_nothing_says_why(view: PlotlyView) -> N
 
 
 def test_labels_and_words_around_a_chart_are_escaped_and_figures_exact() -> None:
-    hostile = PlotlyView(label=HOSTILE, render=False)
+    hostile = PlotlyView(HOSTILE, 300)
     assert not any(token in hostile.html_template for token in ("${", "{{", "`", "<img"))
     assert "<img" not in WIDGETS.chart_note(HOSTILE, HOSTILE)
     table = WIDGETS.data_table([HOSTILE], [["a"]], HOSTILE)
@@ -48,9 +48,9 @@ def test_the_script_is_ours_and_uploads_nothing() -> None:
     script = (SCRIPTS / "slimscope.js").read_text()
     for setting in ("showSendToCloud: false", 'plotlyServerURL: ""', "displaylogo: false"):
         assert setting in script
-    view = PlotlyView(label="x", render=False)
+    view = PlotlyView("x", 300)
     assert view.head == f'<script src="{SCRIPT_URL}"></script>'
     with gr.Blocks() as app:
-        view = PlotlyView(label="x")
+        view = PlotlyView("x", 300)
         view.select(lambda: None, None, None)
     assert [t for f in app.fns.values() for t in f.targets] == [(view._id, "select")]

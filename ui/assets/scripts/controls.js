@@ -49,11 +49,6 @@
     new MutationObserver(() => openBelow(block, field)).observe(block, options);
   });
 
-  /* Choices that do not fit a phone stand in a row that can be moved sideways. */
-  document.addEventListener("change", (event) => {
-    event.target.closest(".segmented label")?.scrollIntoView({ block: "nearest", inline: "nearest" });
-  });
-
   /* A button that presses another one again and again, until it is pressed once more or the page is
      out of sight. Each step waits for a moment, so that the one before is drawn. */
   const STEP_MS = 900;

@@ -3,7 +3,6 @@
    between is measured. People who asked for less motion choose the stages themselves. */
 (() => {
   const STAY = 2600, MOVE = 700, WIDTH = 960, HEIGHT = 300;
-  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
   const INKS = { "#5B6472": "--muted", "#0072B2": "--blue" }; // lighter in the dark mode
   const seen = (hex) => INKS[hex] ? getComputedStyle(document.body).getPropertyValue(INKS[hex]).trim() : hex;
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(seen(hex).slice(i, i + 2), 16));
@@ -37,7 +36,7 @@
     outline.setAttribute("d", `M0 ${HEIGHT}${trace(stages[0].heights)}L${WIDTH} ${HEIGHT}`);
 
     let place = 0, now = stages[0].heights, colour = rgb(stages[0].colour), zeros = stages[0].zeros;
-    let frame = 0, timer = 0, playing = !still();
+    let frame = 0, timer = 0, playing = !window.slimscope.still();
 
     function paint() {
       const fill = `rgb(${colour.map(Math.round).join(",")})`;
@@ -59,7 +58,7 @@
       place = to;
       cancelAnimationFrame(frame);
       function step(time) {
-        const part = still() ? 1 : ease(Math.min(1, Math.max(0, (time - begin) / MOVE)));
+        const part = window.slimscope.still() ? 1 : ease(Math.min(1, Math.max(0, (time - begin) / MOVE)));
         now = mix(from[0], stage.heights, part);
         colour = mix(from[1], rgb(stage.colour), part);
         zeros = from[2] + (stage.zeros - from[2]) * part;
@@ -108,17 +107,5 @@
     };
   }
 
-  /* Draws every histogram that a panel shows; a panel that shows the same again keeps its own, one
-     that shows another stops the first: both would write into the same words. */
-  function heroes() {
-    for (const figure of document.querySelectorAll("figure[data-histogram]")) {
-      if (figure.drawn === figure.dataset.histogram) continue;
-      figure.stop?.();
-      figure.drawn = figure.dataset.histogram;
-      figure.stop = hero(figure);
-    }
-  }
-
-  new MutationObserver(heroes).observe(document.documentElement, { childList: true, subtree: true });
-  heroes();
+  window.slimscope.figures("histogram", hero);
 })();

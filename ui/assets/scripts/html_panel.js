@@ -1,34 +1,23 @@
-/* Panels of HTML with buttons in them (ui/widgets/html_panel.py says what their attributes do).
-   The questions are asked in dialogs outside the panel, so a redraw neither closes one nor changes
-   the run it is about. */
+/* Panels of HTML with buttons in them (ui/widgets/html_panel.py says what their attributes do). */
 (() => {
-  function confirmDialog() {
-    const present = document.querySelector("dialog.ask.confirm");
-    if (present) return present;
-    const dialog = document.createElement("dialog");
-    dialog.className = "ask confirm";
-    dialog.innerHTML = `<p></p><form method="dialog"><button value="no" autofocus>Keep it</button>
-      <button value="yes" class="stop"></button></form>`;
-    document.body.append(dialog);
-    return dialog;
-  }
-
   const confirmed = (question, verb) => new Promise((answer) => {
-    const dialog = confirmDialog();
+    const dialog = window.slimscope.dialog("confirm", `<p></p><form method="dialog">
+      <button value="no" autofocus>Keep it</button><button value="yes" class="stop"></button></form>`);
     dialog.querySelector("p").textContent = question;
     dialog.querySelector(".stop").textContent = verb;
-    dialog.returnValue = "no";
-    dialog.onclose = () => answer(dialog.returnValue === "yes");
+    dialog.onclose = () => {
+      answer(dialog.returnValue === "yes");
+      dialog.remove();
+    };
     dialog.showModal();
   });
 
   /* The text a person enters; null when they think better of it. In a field of several lines, Enter
      begins another and Ctrl+Enter ends the text. */
   const entered = (question, verb, initial, lines) => new Promise((answer) => {
-    const dialog = document.createElement("dialog");
-    dialog.className = "ask";
-    dialog.innerHTML = `<form method="dialog"><label><span></span><textarea rows="1"></textarea></label>
-      <button value="yes"></button><button value="no" formnovalidate>Cancel</button></form>`;
+    const dialog = window.slimscope.dialog("", `<form method="dialog">
+      <label><span></span><textarea rows="1"></textarea></label>
+      <button value="yes"></button><button value="no" formnovalidate>Cancel</button></form>`);
     const text = dialog.querySelector("textarea"), yes = dialog.querySelector('[value="yes"]');
     dialog.querySelector("span").textContent = question;
     [yes.textContent, text.value] = [lines ? "Save" : verb, initial];
@@ -42,7 +31,6 @@
       answer(dialog.returnValue === "yes" ? text.value : null);
       dialog.remove();
     };
-    document.body.append(dialog);
     dialog.showModal();
     if (lines) text.setSelectionRange(initial.length, initial.length); // a long text is rarely replaced
     else text.select();

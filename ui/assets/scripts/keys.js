@@ -12,10 +12,9 @@
   /* --- shortcuts --------------------------------------------------------------------------- */
 
   function sheet(keys) {
-    const paper = document.createElement("dialog");
-    paper.className = "ask keys";
-    paper.setAttribute("aria-label", "Keyboard shortcuts");
-    const list = document.createElement("dl");
+    const paper = window.slimscope.dialog("keys", '<dl></dl><p><a href="help">Glossary and metrics</a></p><button>Close</button>');
+    paper.ariaLabel = "Keyboard shortcuts";
+    const [list, foot, close] = paper.children;
     for (const [combination, effect] of keys) {
       const name = document.createElement("dt"), words = document.createElement("dd");
       name.append(...combination.split(" ").map((key) => {
@@ -26,22 +25,14 @@
       words.textContent = effect;
       list.append(name, words);
     }
-    const close = document.createElement("button");
-    close.textContent = "Close";
     close.onclick = () => paper.close();
-    const more = document.createElement("a"), foot = document.createElement("p");
-    more.textContent = "Glossary and metrics";
-    more.href = "help";
-    foot.append(more);
     if (window.isSecureContext && window.Notification?.permission === "default") {
       const asks = document.createElement("button");
       asks.textContent = "Notify me when runs end";
       asks.onclick = async () => { await Notification.requestPermission(); asks.remove(); };
       foot.append(" ", asks);
     }
-    paper.append(list, foot, close);
     paper.onclose = () => paper.remove();
-    document.body.append(paper);
     paper.showModal();
   }
 

@@ -9,16 +9,12 @@
   /* Whether the end of the page is in sight, so that it should stay there. */
   const atEnd = () => window.innerHeight + window.scrollY > document.body.scrollHeight - 200;
 
-  function tint(head) {
-    return head === 0 ? "" : head < 0 ? "head-looked" : `head-${Math.min(head, 6)}`;
-  }
-
   function add(answer, row) {
     const end = atEnd();
     for (const [text, head] of row.tokens) {
       const span = document.createElement("span");
       span.textContent = text;
-      if (head) span.className = tint(head);
+      if (head) span.className = head < 0 ? "head-looked" : `head-${Math.min(head, 6)}`;
       answer.strip.append(span);
     }
     answer.tokens += row.tokens.length;

@@ -1,8 +1,6 @@
 /* Two answers on Home, replayed at the pace they were written, once they are seen. People who asked
    for less motion see both whole. */
 (() => {
-  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-
   function race(figure) {
     const lanes = JSON.parse(figure.dataset.race).map((lane, place) => {
       let at = 0;
@@ -25,7 +23,7 @@
 
     function start() {
       cancelAnimationFrame(frame);
-      if (still()) return void draw(Infinity);
+      if (window.slimscope.still()) return void draw(Infinity);
       const begin = performance.now();
       const step = (now) => {
         if (!draw(now - begin) && figure.isConnected) frame = requestAnimationFrame(step);
@@ -44,14 +42,5 @@
     }, { threshold: 0.3 }).observe(figure);
   }
 
-  function races() {
-    for (const figure of document.querySelectorAll("figure[data-race]")) {
-      if (figure.drawn === figure.dataset.race) continue;
-      figure.drawn = figure.dataset.race;
-      race(figure);
-    }
-  }
-
-  new MutationObserver(races).observe(document.documentElement, { childList: true, subtree: true });
-  races();
+  window.slimscope.figures("race", race);
 })();

@@ -26,12 +26,10 @@
   }
 
   async function share() {
-    const dialog = document.createElement("dialog");
-    dialog.className = "ask share";
-    dialog.setAttribute("aria-label", "Share this view");
-    dialog.innerHTML = `<h2>Share this view</h2><p class="link"><input readonly aria-label="Link"><button class="copy">Copy</button></p>
+    const dialog = api.dialog("share", `<h2>Share this view</h2><p class="link"><input readonly aria-label="Link"><button class="copy">Copy</button></p>
       <p class="quiet reach"></p><img class="qr" alt="QR code of the link"><h2>Present</h2><p class="quiet views"></p>
-      <p class="actions"><button class="add">Add this view</button><button class="forget">Forget all views</button><button class="start primary">Present (p)</button><button class="close">Close</button></p>`;
+      <p class="actions"><button class="add">Add this view</button><button class="forget">Forget all views</button><button class="start primary">Present (p)</button><button class="close">Close</button></p>`);
+    dialog.ariaLabel = "Share this view";
     const part = (name) => dialog.querySelector(name);
     part(".close").onclick = () => dialog.close();
     part(".start").onclick = present;
@@ -41,7 +39,6 @@
     };
     part(".forget").onclick = () => { localStorage.removeItem(VIEWS); views_said(dialog); };
     dialog.onclose = () => dialog.remove();
-    document.body.append(dialog);
     views_said(dialog);
     dialog.showModal();
     const { base } = await (await fetch("slimscope/share")).json();

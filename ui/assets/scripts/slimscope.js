@@ -248,7 +248,7 @@ window.slimscope = (() => {
   /* Saves a table as NAME.csv, with the exact numbers behind the rounded ones. */
   function saveTable(source, name) {
     if (!source) return;
-    const rows = [...source.rows].filter((row) => !row.matches(".said")).map((row) =>
+    const rows = [...source.rows].map((row) =>
       [...row.cells].map((c) => cell(c.dataset.value ?? c.textContent.trim())).join(","));
     api.save(`${name}.csv`, [rows.join("\n"), "\n"], "text/csv");
   }
@@ -274,6 +274,30 @@ window.slimscope = (() => {
     api.module("workbench/trace").then(({ traced }) => traced(event.target));
   });
 
+  const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+  /* Draws every figure that a panel shows with data of that name; one that is shown again keeps its own, one with other
+     data stops the first: both would write into the same words. */
+  function figures(name, draw) {
+    const look = () => {
+      for (const figure of document.querySelectorAll(`figure[data-${name}]`)) {
+        if (figure.drawn === figure.dataset[name]) continue;
+        figure.stop?.();
+        figure.drawn = figure.dataset[name];
+        figure.stop = draw(figure);
+      }
+    };
+    new MutationObserver(look).observe(document.documentElement, { childList: true, subtree: true });
+    look();
+  }
+
+  /* A question to the person, not yet shown, outside of the panels: a redraw does not close it. */
+  function dialog(css, html) {
+    const made = Object.assign(document.createElement("dialog"), { className: `ask ${css}`, innerHTML: html });
+    document.body.append(made);
+    return made;
+  }
+
   /* Takes each row of JSON that a response streams as server-sent events. */
   async function events(response, take) {
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -286,6 +310,6 @@ window.slimscope = (() => {
     }
   }
 
-  const api = { header, pulse, address, tab, plot, table, saveTable, modules, events, picked: null, templates: {} };
+  const api = { header, pulse, address, tab, plot, table, saveTable, modules, still, figures, dialog, events, picked: null, templates: {} };
   return api;
 })();

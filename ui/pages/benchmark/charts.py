@@ -2,7 +2,6 @@
 a step yields."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -19,14 +18,10 @@ from ui.theme import BLUE, GREEN, LIGHT, ORANGE, PINK, name_colours
 BAR, FEW_BARS = 40, 5  # pixels of a bar with its name; so many fit a view as it is
 ROOM, MORE_ROOM = 1.4, 1.9  # times the longest bar, for the text beside it
 JITTER = 0.6  # of a task's row, over which its dots are spread
-PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {  # part of a decoding step -> label, colour
-        "draft": ("Draft", ORANGE),
-        "verify": ("Verify", BLUE),
-        "accept": ("Accept", GREEN),
-        "cache": ("Cache", PINK),
-    }
-)
+PARTS: Mapping[str, tuple[str, str]] = {  # part of a decoding step -> label, colour
+    "draft": ("Draft", ORANGE), "verify": ("Verify", BLUE), "accept": ("Accept", GREEN),
+    "cache": ("Cache", PINK),
+}  # fmt: skip
 
 
 def colours(decoders: Sequence[DecoderReport]) -> dict[str, str]:
@@ -68,8 +63,7 @@ def speed_up(decoders: Sequence[DecoderReport], note: str) -> Chart:
 def gain(
     decoders: Sequence[DecoderReport], drafters: Mapping[str, DrafterInfo], default: bool, note: str
 ) -> Chart:
-    """Tokens per step as a bar, break-even as a line, prediction as a ring. `default`: the trees
-    follow the drafter's confidence."""
+    """Tokens per step as a bar, break-even as a line, prediction as a ring."""
     known = [drafters.get(d.name, DrafterInfo()) for d in decoders]
     frame = pd.DataFrame(
         [(d.label, d.accepted, k.expected(d, default), d.break_even, d.nodes, k.parameters, k.steps)
@@ -136,13 +130,9 @@ def _range(value: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> di
 
 
 def _bar_layout(
-    view: str,
-    title: str,
-    decoders: Sequence[DecoderReport],
-    ends: pd.Series,
-    texts: Sequence[str],
-    room: float = ROOM,
-) -> dict[str, Any]:
+    view: str, title: str, decoders: Sequence[DecoderReport], ends: pd.Series,
+    texts: Sequence[str], room: float = ROOM,
+) -> dict[str, Any]:  # fmt: skip
     notes = [
         {"x": end, "y": bar_label(d), "text": text, "xshift": 8, "font": {"color": LIGHT.text},
          "bgcolor": LIGHT.paper}
@@ -172,8 +162,7 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         up = rows["Speed-up, ×"]
         shift = JITTER * ((place + 0.5) / len(drafters) - 0.5)
         figure.add_scatter(
-            x=up,
-            y=[tasks.index(task) + shift for task in rows["Task"]],
+            x=up, y=[tasks.index(task) + shift for task in rows["Task"]],
             name=esc(decoder.label), mode="markers", cliponaxis=False,
             marker={"size": 9, "color": paint[decoder.name]},
             error_x=_range(up, rows["Lowest"], rows["Highest"], paint[decoder.name]),
@@ -184,13 +173,8 @@ def by_task(decoders: Sequence[DecoderReport], note: str) -> Chart:
         tickvals=[*range(len(tasks))], ticktext=[*map(esc, tasks)], showgrid=False,
         range=[len(tasks) - 0.5, -0.5], tickfont={"color": LIGHT.text},
     )  # fmt: skip
-    looks = _with_legend("tasks", drafters, axis("Speed-up over vanilla, ×"), rows_axis)
-    figure.update_layout(looks, shapes=[reference_line(x=1)])
-    return Chart(figure, frame, note)
-
-
-def _with_legend(
-    view: str, lines: Sequence[object], xaxis: dict[str, Any], yaxis: dict[str, Any]
-) -> dict[str, Any]:
-    rows = legend_rows(len(lines), grow=True)
-    return layout(view=view, xaxis=xaxis, yaxis=yaxis, **rows)
+    looks = layout(
+        view="tasks", xaxis=axis("Speed-up over vanilla, ×"), yaxis=rows_axis,
+        shapes=[reference_line(x=1)], **legend_rows(len(drafters), grow=True),
+    )  # fmt: skip
+    return Chart(figure.update_layout(looks), frame, note)

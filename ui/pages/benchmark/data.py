@@ -27,8 +27,7 @@ class DrafterInfo:
     steps: float | None = None
 
     def expected(self, decoder: DecoderReport, default: bool) -> float | None:
-        """Tokens per step on held-out answers with the decoder's trees; `default`: those that
-        follow the drafter's confidence."""
+        """Tokens per step on held-out answers; `default`: with trees that follow confidence."""
         if decoder.combined:
             return None  # what prompt lookup finds in other prompts is not known
         if default:
@@ -74,9 +73,5 @@ def benchmark(runs: Sequence[Job], name: str) -> Benchmark | None:
 def drafter_of(run: str) -> DrafterInfo:
     results = queries.results([run])
     rows = {row.metric: row.value for row in results if row.stage == DRAFTER_FOLDER}
-    return DrafterInfo(
-        expected_hits(run),
-        rows.get(PREDICTED_LENGTH),
-        rows.get(PARAMETERS),
-        rows.get(STEPS),
-    )
+    figures = (rows.get(key) for key in (PREDICTED_LENGTH, PARAMETERS, STEPS))
+    return DrafterInfo(expected_hits(run), *figures)

@@ -27,18 +27,14 @@ def tree_chart(decoder: DecoderReport, expected: Mapping[Path, float]) -> Chart:
     row = TREE_HEIGHT / (1 + max(places.values()))
     largest = min(LARGE, max(LEAST, 0.8 * row))
     nodes = go.Scatter(
-        x=[len(path) for path in shares],
-        y=[places[path] for path in shares],
+        x=[len(path) for path in shares], y=[places[path] for path in shares],
         mode="markers+text" if len(hits) <= WRITTEN else "markers",
         text=["", *(f"{100 * share:.0f} %" for share in hits.values())],
-        textposition="middle right",
-        textfont={"size": 12, "color": LIGHT.text},
+        textposition="middle right", textfont={"size": 12, "color": LIGHT.text},
         marker={"size": [SMALL + (largest - SMALL) * s**0.5 for s in shares.values()],
-                "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1,
-                "line": {"width": 0}},
+                "color": [LIGHT.muted, *[BLUE] * len(hits)], "opacity": 1, "line": {"width": 0}},
         customdata=[_hover(path, share, expected) for path, share in shares.items()],
-        hovertemplate="%{customdata}<extra></extra>",
-        cliponaxis=False,
+        hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
     )  # fmt: skip
     deepest = max(map(len, shares))
     columns = ["Root", *(f"Head {k}" for k in range(1, deepest + 1))]

@@ -1,6 +1,6 @@
 """Speed: is decoding with draft tokens faster on this machine, and what limits it?"""
 
-from collections.abc import Callable
+from operator import itemgetter
 
 import gradio as gr
 from markupsafe import Markup
@@ -25,7 +25,6 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.panel import Outputs, Panel, Updates, nothing, page_charts, updates
 
 HTML = fragments("pages/benchmark/page.html")
-NO_BENCHMARK = "The benchmark has not ended, or was deleted."
 NO_TASKS = nothing("All prompts of this run belong to one task.")
 NO_TREE = nothing("No drafter in this run has a tree whose accepted tokens were counted.")
 CONTROLS = ("run", "drafter")
@@ -122,15 +121,12 @@ def conditions(job: Job) -> dict[str, object]:
     }
 
 
-def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
-        shown = data.benchmark(runs, query(request, "run"))
-        if shown is None or not shown.complete:
-            return Chart(NO_BENCHMARK)
-        return _charts(shown, shown.tree(query(request, "drafter")))[panel]
-
-    return drawn
+def reported(request: gr.Request) -> dict[Panel, Chart] | None:
+    runs = [job for job in queries.jobs(kind=benchmark.NAME) if not job.damaged]
+    shown = data.benchmark(runs, query(request, "run"))
+    if shown is None or not shown.complete:
+        return None
+    return _charts(shown, shown.tree(query(request, "drafter")))
 
 
 def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
@@ -152,5 +148,8 @@ def _charts(shown: Benchmark, tree: DecoderReport | None) -> dict[Panel, Chart]:
 PAGE = Page(
     "Benchmark", "benchmark", build, order=70, section="Explore", key="d",
     moved_from=("speed", "decoding"),
-    charts=page_charts("benchmark", {p: chart_of(p) for p in PANELS}, "run"),
+    charts=page_charts(
+        "benchmark", reported, {p: itemgetter(p) for p in PANELS}, "run",
+        "The benchmark has not ended, or was deleted.",
+    ),
 )  # fmt: skip

@@ -133,8 +133,8 @@ def measured(comparison: RunComparison) -> list[MetricKey]:
     return ordered(key for row in comparison.rows for key in row.figures.final_keys)
 
 
-def metrics_card(comparison: RunComparison) -> Markup:
-    kept = [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
+def figure_rows(comparison: RunComparison) -> list[tuple[Metric, list[ComparedFigure]]]:
+    """A figure a run of each metric that was measured."""
     ratios = paired_ratios(comparison)
     rows = [
         (shown, [*map(partial(_figure, shown, comparison.base), comparison.rows, ratios)])
@@ -142,12 +142,21 @@ def metrics_card(comparison: RunComparison) -> Markup:
     ]
     if any(ratios):
         rows.insert(1, (PAIRED, [*map(_ratio, ratios)]))  # behind the perplexity, which comes first
-    rows += _figures_of_jobs(comparison)
+    return rows
+
+
+def kept_labels(comparison: RunComparison) -> list[str]:
+    return [r.figures.label(r.figures.kept) if r.figures.kept else NONE for r in comparison.rows]
+
+
+def metrics_card(comparison: RunComparison) -> Markup:
+    rows = [*figure_rows(comparison), *_figures_of_jobs(comparison)]
     single = [
         row for row in rows
         if row[0].key.family not in ALWAYS and NONE in (f.value for f in row[1])
     ]  # fmt: skip
     shared = [row for row in rows if row not in single]
+    kept = kept_labels(comparison)
     return HTML.results(comparison.columns, comparison.base, kept, shared, single)
 
 
@@ -178,22 +187,15 @@ def _figure(shown: Metric, base: RunRow, row: RunRow, ratio: PairedRatio | None)
     figure = row.figures.final_row(shown.key)
     if figure is None:
         return ComparedFigure(NONE)
+    # of losses on the same windows, a difference whose interval holds 1 is neither better nor worse
+    told_apart = shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
     return ComparedFigure(
-        format_value(shown, figure.value),
-        format_stderr(shown, figure.stderr),
-        delta_html(shown.key, row, base, relative=True, told_apart=_told_apart(shown, ratio)),
-    )
+        format_value(shown, figure.value), format_stderr(shown, figure.stderr),
+        delta_html(shown.key, row, base, relative=True, told_apart=told_apart),
+    )  # fmt: skip
 
 
-def _told_apart(shown: Metric, ratio: PairedRatio | None) -> bool:
-    """Whether a difference may be called better or worse: not one of losses on the same windows
-    whose interval holds 1."""
-    return shown.key not in WINDOW_METRICS or ratio is None or ratio.told_apart
-
-
-def _figures_of_jobs(
-    comparison: RunComparison,
-) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
+def _figures_of_jobs(comparison: RunComparison) -> Iterator[tuple[Metric, list[ComparedFigure]]]:
     """What is known of every run without having been recorded as a figure."""
     rows, place = comparison.rows, comparison.rows.index(comparison.base)
     known: dict[MetricKey, list[float | None]] = {
@@ -222,27 +224,15 @@ def on_one_text(comparison: RunComparison) -> list[RunRow]:
 
 
 def results_chart(comparison: RunComparison) -> Chart:
-    rows = [
-        {"Figure": shown.title} | {
-            row.job.run: format_value(shown, f.value) if (f := row.figures.final_row(shown.key))
-            else NONE
-            for row in comparison.rows
-        }
-        for shown in map(metric, measured(comparison))
-    ]  # fmt: skip
-    if any(ratios := paired_ratios(comparison)):
-        said = zip(comparison.runs, map(_ratio, ratios), strict=True)
-        rows.insert(1, {"Figure": PAIRED.title} | {run: figure.value for run, figure in said})
-    kept = {r.job.run: r.figures.label(r.figures.kept or "") or NONE for r in comparison.rows}
-    return Chart(None, pd.DataFrame([{"Figure": "Kept stage"} | kept, *rows]))
+    rows = [["Kept stage", *kept_labels(comparison)]]
+    rows += [[shown.title, *(f.value for f in each)] for shown, each in figure_rows(comparison)]
+    return Chart(None, pd.DataFrame(rows, columns=["Figure", *comparison.runs]))
 
 
 def settings_chart(comparison: RunComparison) -> Chart:
-    rows = [
-        {"Setting": name} | dict(zip(comparison.runs, map(_value, values), strict=True))
-        for name, values in differing(comparison).items()
-    ]
-    return Chart(None if rows else "All settings are the same.", pd.DataFrame(rows))
+    rows = [[name, *map(_value, values)] for name, values in differing(comparison).items()]
+    frame = pd.DataFrame(rows, columns=["Setting", *comparison.runs])
+    return Chart(None if rows else "All settings are the same.", frame)
 
 
 def records(comparison: RunComparison) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import gradio as gr
 from backend.store.states import State
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower
-from ui.frame import SILENT_EVENT, Page, PageChart, live, on_change, on_load, query, url_sync
+from ui.frame import SILENT_EVENT, Page, live, on_change, on_load, query, url_sync
 from ui.gradio_patches import event_data
 from ui.pages.compare import comparison
 from ui.pages.compare.charts import (
@@ -167,12 +167,9 @@ def export(event: gr.EventData, request: gr.Request) -> Any:
     return file_payload(f"{'-'.join(runs.runs)}.{form}", EXPORTS[form](runs).encode())
 
 
-def drawn(draw: Callable[[RunComparison, gr.Request], Chart]) -> Callable[[gr.Request], Chart]:
-    def at(request: gr.Request) -> Chart:
-        runs = compared(request)
-        return Chart(TOO_FEW) if runs is None else draw(runs, request)
-
-    return at
+def reported(request: gr.Request) -> tuple[RunComparison, gr.Request] | None:
+    runs = compared(request)
+    return (runs, request) if runs else None
 
 
 def lines_chart(runs: RunComparison, request: gr.Request) -> Chart:
@@ -194,23 +191,18 @@ def weights_chart(runs: RunComparison, request: gr.Request) -> Chart:
     return replace(chart, headline=f"{tensors[name]}: {lower(chart.headline)}")
 
 
-RESULTS = PageChart(
-    "Results", "What did each run end with?", 0,
-    drawn(lambda runs, _: comparison.results_chart(runs)), "ids",
-)  # fmt: skip
-TEXTS = PageChart(
-    "Generated text", "Where do the runs write something else after the same prompt?", 0,
-    drawn(lambda runs, _: texts_chart(runs)), "ids",
-)  # fmt: skip
-SETTINGS = PageChart(
-    "Configuration differences", "Which settings differ?", 0,
-    drawn(lambda runs, _: comparison.settings_chart(runs)), "ids",
-)  # fmt: skip
+REPORTED: dict[Panel, Callable[[tuple[RunComparison, gr.Request]], Chart]] = {
+    Panel("figures", "Results", "What did each run end with?", 0):
+        lambda at: comparison.results_chart(at[0]),
+    Panel("texts", "Generated text", "Where do the runs write something else after the same "
+          "prompt?", 0): lambda at: texts_chart(at[0]),
+    Panel("config", "Configuration differences", "Which settings differ?", 0):
+        lambda at: comparison.settings_chart(at[0]),
+    STAGES: lambda at: stages_chart(at[0]),
+    LINES: lambda at: lines_chart(*at),
+    WEIGHTS: lambda at: weights_chart(*at),
+}  # fmt: skip
 PAGE = Page(
     "Compare", "compare", build, order=30, section="Runs", key="c",
-    charts={"compare-figures": RESULTS, "compare-texts": TEXTS, "compare-config": SETTINGS}
-    | page_charts("compare", {
-        STAGES: drawn(lambda runs, _: stages_chart(runs)), LINES: drawn(lines_chart),
-        WEIGHTS: drawn(weights_chart),
-    }, "ids"),
+    charts=page_charts("compare", reported, REPORTED, "ids", TOO_FEW),
 )  # fmt: skip

@@ -111,8 +111,7 @@ def texts_card(comparison: RunComparison) -> Markup:
 
 
 def trace_card(comparison: RunComparison) -> Markup:
-    """Asks the live model which blocks of a run lose a text; of runs that have saved what they made
-    of one model."""
+    """Asks the live model which blocks of a run lose a text; of runs saved of one model."""
     first = first_model(comparison.base.job.run)
     saved = [
         row.job.run for row in comparison.rows

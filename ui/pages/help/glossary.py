@@ -1,7 +1,5 @@
 """Terms of the field as they are used here, a sentence each, and examples of use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from jobs.metrics import METRICS

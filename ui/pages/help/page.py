@@ -1,7 +1,5 @@
 """Help: metrics, glossary, keyboard shortcuts, and how to use the same from a shell or program."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr
@@ -12,7 +10,7 @@ from backend.text.files import PREFIX
 from jobs.metrics import METRICS
 from ui.api_errors import API_PATH
 from ui.frame import Page
-from ui.keyboard import Shortcut, shortcuts
+from ui.keyboard import shortcuts
 from ui.pages import pages
 from ui.pages.help.glossary import (
     COMMANDS,
@@ -33,16 +31,13 @@ Source = catalogue.CatalogueEntry | corpora.CorpusInfo
 
 def build() -> None:
     words = HTML.words(QUESTIONS, [m for m in METRICS.values() if m.definition], GLOSSARY)
-    use = HTML.use(keys(), FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS, sources())
+    keys = shortcuts((page.key, page.name, page.path) for page in pages())
+    use = HTML.use(keys, FILTERS, COMMANDS, API_PATH, REQUESTS, PYTHON, OPERATIONS, sources())
     with gr.Row(elem_classes="help"):
         with gr.Column(scale=1, min_width=320):
             gr.HTML(words, js_on_load=TO_TERM, apply_default_css=False, elem_id="help-words")
         with gr.Column(scale=1, min_width=320):
             HtmlPanel(use, elem_id="help-use")
-
-
-def keys() -> list[Shortcut]:
-    return shortcuts((page.key, page.name, page.path) for page in pages())
 
 
 def sources() -> list[Source]:

@@ -183,5 +183,5 @@ def _note(points: Sequence[ParetoPoint], missing: int) -> str:
 
 PAGE = Page(
     "Home", "", build, order=0, section="Home", key="h", heading=False, moved_from=("overview",),
-    charts=page_charts("home", {TRADEOFF: _tradeoff_at}),
+    charts=page_charts("home", lambda request: request, {TRADEOFF: _tradeoff_at}),
 )  # fmt: skip

@@ -155,8 +155,7 @@ def chosen_group(options: Sequence[ComparableRuns], key: str) -> ComparableRuns 
 def tradeoff(
     points: Sequence[ParetoPoint], x: Metric, dense: float | None, note: str = ""
 ) -> Chart:
-    """Perplexity over cost. A click on a dot gives its run as `customdata`; `dense`: perplexity
-    before compression."""
+    """Perplexity over cost; `customdata` of a dot is its run; `dense`: before compression."""
     best = pareto_front(points, x.better == "higher")
     kinds = list(dict.fromkeys(p.kind for p in points))
     traces = [
@@ -220,13 +219,9 @@ def _dots(
     middle = (min(xs, default=0.0) + max(xs, default=0.0)) / 2
     fill = [colour if p.run in on_front else "rgba(0,0,0,0)" for p in points]
     return dots(
-        [scale_of(x) * p.x for p in points],
-        [p.y for p in points],
-        colour,
-        SYMBOLS[place % len(SYMBOLS)],
-        [_hover(p, x) for p in points],
-        name=points[0].kind,
-        customdata=[p.run for p in points],
+        [scale_of(x) * p.x for p in points], [p.y for p in points], colour,
+        SYMBOLS[place % len(SYMBOLS)], [_hover(p, x) for p in points],
+        name=points[0].kind, customdata=[p.run for p in points],
         text=[esc(p.label) if p.run in named else "" for p in points],
         textposition=["bottom left" if p.x > middle else "bottom right" for p in points],
         textfont={"color": LIGHT.text},

@@ -9,21 +9,14 @@ from typing import Any
 import numpy as np
 
 from backend.models.layer_names import read_names
-from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import (
-    BITS_PER_WEIGHT,
-    PARAMETER_SHARE,
-    PARAMETERS,
-    PERPLEXITY,
-    SPEED_UP,
-    metric,
-)
+from jobs.metrics import BITS_PER_WEIGHT, PARAMETER_SHARE, PARAMETERS, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
+from ui.charts.series import rebinned
 from ui.format import number, share, size
 from ui.runs.results import RunResults, find_job, kind_of, speed_conditions, stage_comparison
 from ui.runs.weights import DENSE, weights_of
@@ -63,9 +56,9 @@ def showcase() -> list[Shown]:
 
 
 def _newest(kind: Kind) -> Shown | None:
+    """One that went through the method's own stage, which the summary tells of, before others."""
     if kind.key_figure is None:
         return None
-    """One that went through the method's own stage, which the summary tells of, before others."""
     others = []
     for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
         if shown := _shown(kind, job):
@@ -160,7 +153,9 @@ def moving_histogram() -> dict[str, Any] | None:
 def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any]:
     newest = {s.stage: s for s in tensors.tensor_snapshots(each.job.id, tensor)}
     drawn = [newest[stage] for stage in stages if stage in newest]
-    heights = [_heights(snapshot) for snapshot in drawn]
+    edge = WIDTH * drawn[0].hi
+    edges = np.linspace(-edge, edge, BARS + 1)
+    heights = [rebinned(snapshot, edges).counts / snapshot.n for snapshot in drawn]
     top = min(max(float(h.max()) for h in heights), AXIS_HEADROOM * float(heights[0].max())) or 1.0
     perplexity = {label: text for label, _, text, _ in each.bars}
     shown = []
@@ -171,30 +166,12 @@ def _histogram(each: Shown, stages: Sequence[str], tensor: str) -> dict[str, Any
         said += f", perplexity {perplexity[label]}." if perplexity.get(label) else "."
         if len(above):
             said += f" The spike is cut off: it holds {share(above.sum(), 0)} of the weights."
-        shown.append(
-            {
-                "name": snapshot.stage,
-                "label": label,
-                "colour": stage_style(snapshot.stage).colour,
-                "zeros": round(zeros, 4),
-                "said": said,
-                "heights": [round(min(1.0, float(h / top)), 4) for h in height],
-            }
-        )
-    edge = WIDTH * drawn[0].hi
+        shown.append({
+            "name": snapshot.stage, "label": label, "said": said, "zeros": round(zeros, 4),
+            "colour": stage_style(snapshot.stage).colour,
+            "heights": [round(min(1.0, float(h / top)), 4) for h in height],
+        })  # fmt: skip
     return {"run": each.job.run, "tensor": tensor, "edge": edge, "stages": shown}
-
-
-def _heights(snapshot: TensorSnapshot) -> np.ndarray:
-    """Share of all weights in each of `BARS` bins of the middle of the stored histogram, [BARS]."""
-    counts = np.asarray(snapshot.counts, float)
-    middle, reach = len(counts) / 2, WIDTH * len(counts) / 2
-    merged = np.interp(
-        np.linspace(middle - reach, middle + reach, BARS + 1), np.arange(len(counts) + 1),
-        np.concatenate([[0.0], np.cumsum(counts)]),
-    )  # fmt: skip
-    heights: np.ndarray = np.diff(merged) / snapshot.n
-    return heights
 
 
 def _threads(job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -41,14 +42,10 @@ class Controls:
 
 @dataclass(frozen=True)
 class OptionCards:
-    """Recipes or presets of a kind as cards, each with its price.
-
-    Attributes:
-        values: name -> the fields it sets.
-    """
+    """Recipes or presets of a kind as cards, each with its price."""
 
     radio: gr.Radio
-    values: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Mapping[str, Any]]  # name -> the fields it sets
     notes: Mapping[str, str]
 
     @property
@@ -92,7 +89,7 @@ class KindForm:
     ) -> dict[Any, Any]:  # fmt: skip
         """Updates that show the error beside its field, in the sweep when the field is swept."""
         swept = given[len(self.form.inputs) :]
-        own = None if self.sweep.has(error, swept) else error
+        own = None if self.sweep.rows_of(error, swept) else error
         return {**self.form.show_errors(own, warnings), **self.sweep.show_errors(error, swept)}
 
 
@@ -154,33 +151,20 @@ def _cards(
     return OptionCards(radio, values, kind.notes)
 
 
-def _show_kind(forms: Mapping[str, KindForm]) -> Callable[..., Any]:
-    """Shows the form of a kind, with the model that was chosen in the one before."""
-
-    def show(kind: str, before: str, *models: Any) -> Any:
-        named = [form for form in forms.values() if MODEL in form.form.fields]
-        chosen = {f.kind.name: value for f, value in zip(named, models, strict=True)}
-        updates: dict[Any, Any] = {
-            form.column: gr.update(visible=name == kind) for name, form in forms.items()
-        }
-        if before in chosen and kind in chosen:
-            updates[forms[kind].form.fields[MODEL].input] = chosen[before]
-        return updates | {"before": kind}
-
-    return show
-
-
 def _wire_kind(forms: Mapping[str, KindForm], kind: gr.Radio) -> Dependency:
+    """Shows the form of a kind, with the model that was chosen in the one before."""
     before = gr.Textbox(next(iter(forms)), visible=False)
-    models = [f.form.fields[MODEL].input for f in forms.values() if MODEL in f.form.fields]
-    show = _show_kind(forms)
+    named = {n: f.form.fields[MODEL].input for n, f in forms.items() if MODEL in f.form.fields}
 
-    def shown(chosen: str, last: str, *given: Any) -> Any:
-        updates = show(chosen, last, *given)
-        return {before: updates.pop("before"), **updates}
+    def show(chosen: str, last: str, *models: Any) -> dict[Any, Any]:
+        updates = {form.column: gr.update(visible=n == chosen) for n, form in forms.items()}
+        given = dict(zip(named, models, strict=True))
+        kept = {named[chosen]: given[last]} if last in named and chosen in named else {}
+        return {before: chosen, **updates, **kept}
 
-    columns = [form.column for form in forms.values()]
-    return kind.input(shown, [kind, before, *models], [before, *columns, *models], **SILENT_EVENT)
+    models = [*named.values()]
+    outputs = [before, *(form.column for form in forms.values()), *models]
+    return kind.input(show, [kind, before, *models], outputs, **SILENT_EVENT)
 
 
 # presets, preview, queueing -----------------------------------------------------------------------
@@ -197,9 +181,14 @@ def _wire_message(forms: Mapping[str, KindForm], controls: Controls) -> None:
 
 def _wire_form(this: KindForm, controls: Controls) -> None:
     """Preview on every change of its inputs, and presets."""
-    changes = [c.change for c in this.inputs]
-    gr.on(changes, _preview(this, controls), [controls.kind, *this.inputs],
-          _previewed([this], controls), **LATEST)  # fmt: skip
+
+    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
+        if kind != this.kind.name:
+            return gr.skip()
+        return _preview(this, controls, request, given)
+
+    changes, inputs = [c.change for c in this.inputs], [controls.kind, *this.inputs]
+    gr.on(changes, preview, inputs, _previewed([this], controls), **LATEST)
     for option in this.options:
         option.radio.input(
             _apply(this, option), option.radio, [option.radio, *this.form.inputs], **SILENT_EVENT
@@ -212,14 +201,19 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dep
     sends. Only once the values of the arrival are in their fields: a preview of what was there
     before could come last."""
     kind, every = controls.kind, [c for form in forms.values() for c in form.inputs]
-    previews = {name: _preview(form, controls) for name, form in forms.items()}
-    adds = {name: _enqueue(form, controls) for name, form in forms.items()}
 
-    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
-        return previews[kind](request, kind, *_inputs_of(kind, forms, given))
+    def own(kind: str, given: Sequence[Any]) -> list[Any]:
+        """Of the inputs of all forms those of one."""
+        rest = iter(given)
+        return {n: [*islice(rest, len(form.inputs))] for n, form in forms.items()}[kind]
 
-    def add(request: gr.Request, kind: str, name: str, *given: Any) -> Any:
-        return adds[kind](request, name, *_inputs_of(kind, forms, given))
+    def preview(request: gr.Request, kind: str, *given: Any) -> dict[Any, Any]:
+        return _preview(forms[kind], controls, request, own(kind, given))
+
+    def add(request: gr.Request, kind: str, name: str, *given: Any) -> dict[Any, Any]:
+        this, values = forms[kind], own(kind, given)
+        message, error = enqueue(this.kind, name, *this.read(values), request)
+        return {**this.show_errors(error, values), controls.message: message}
 
     outputs = _previewed(forms.values(), controls)
     kind.input(preview, [kind, *every], outputs, **LATEST)
@@ -229,16 +223,6 @@ def _wire_chosen(forms: Mapping[str, KindForm], controls: Controls, arrival: Dep
     controls.add.click(add, [kind, controls.name, *every], said, **PRIVATE_EVENT)
 
 
-def _inputs_of(kind: str, forms: Mapping[str, KindForm], given: Sequence[Any]) -> Sequence[Any]:
-    """Of the inputs of all forms those of one."""
-    start = 0
-    for name, form in forms.items():
-        if name == kind:
-            return given[start : start + len(form.inputs)]
-        start += len(form.inputs)
-    raise ValueError(f"{kind} is none of {', '.join(forms)}.")
-
-
 def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
     """What a preview changes."""
     own = [c for f in forms for c in (*f.messages, *f.form.folds.values(), f.sweep.accordion)]
@@ -246,38 +230,27 @@ def _previewed(forms: Iterable[KindForm], controls: Controls) -> list[Any]:
     return [*own, *radios, controls.add, controls.preview]
 
 
-def _preview(this: KindForm, controls: Controls) -> Callable[..., Any]:
-    def preview(request: gr.Request, kind: str, *given: Any) -> Any:
-        if kind != this.kind.name:
-            return gr.skip()
-        values, pairs = this.read(given)
-        user = current_user(request)
-        html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
-        told = () if permissions.may_not_add(user) else this.options
-        return {
-            **this.show_errors(error, given, warnings),
-            **this.form.count(values),
-            **this.sweep.count(runs),
-            **{option.radio: option.priced(this.kind, values) for option in told},
-            controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
-            controls.preview: html,
-        }
-
-    return preview
+def _preview(
+    this: KindForm, controls: Controls, request: gr.Request, given: Sequence[Any]
+) -> dict[Any, Any]:
+    values, pairs = this.read(given)
+    user = current_user(request)
+    html, runs, error, warnings = preview_for(user, this.kind, values, pairs)
+    told = () if permissions.may_not_add(user) else this.options
+    return {
+        **this.show_errors(error, given, warnings),
+        **this.form.count(values),
+        **this.sweep.count(runs),
+        **{option.radio: option.priced(this.kind, values) for option in told},
+        controls.add: gr.update(value=f"Add {runs} runs to queue" if runs > 1 else ADD),
+        controls.preview: html,
+    }
 
 
 def cards(names: Iterable[str], notes: Mapping[str, str], prices: Mapping[str, str]) -> Choices:
     """Choices as cards: name, what it does, and its price; a line each."""
     lines = ((name, notes.get(name), prices.get(name)) for name in names)
     return [("\n".join(filter(None, each)), str(each[0])) for each in lines]
-
-
-def _enqueue(this: KindForm, controls: Controls) -> Callable[..., dict[Any, Any]]:
-    def add(request: gr.Request, name: str, *given: Any) -> dict[Any, Any]:
-        message, error = enqueue(this.kind, name, *this.read(given), request)
-        return {**this.show_errors(error, given), controls.message: message}
-
-    return add
 
 
 def _apply(this: KindForm, option: OptionCards) -> Callable[[str], dict[Any, Any]]:

@@ -61,18 +61,16 @@ class SweepForm:
         rows = zip(given[::2], (str(text or "") for text in given[1::2]), strict=True)
         return [(field or NO_FIELD, text) for field, text in rows if field or text.strip()]
 
-    def has(self, error: SlimscopeError | None, given: Sequence[Any]) -> bool:
-        """Whether the error is about a row of this form."""
-        return bool(error and self._rows_of(error, given))
-
-    def _rows_of(self, error: SlimscopeError, given: Sequence[Any]) -> list[int]:
+    def rows_of(self, error: SlimscopeError | None, given: Sequence[Any]) -> list[int]:
         """The row the error is about, if any: of a field that was named twice, the second."""
+        if error is None:
+            return []
         rows = enumerate(zip(given[::2], given[1::2], strict=True))
         return [i for i, (field, text) in rows if (field or text) and field == error.field][-1:]
 
     def show_errors(self, error: SlimscopeError | None, given: Sequence[Any]) -> dict[Any, Any]:
         """Updates that show the error under its row and clear the other messages."""
-        wrong = self._rows_of(error, given) if error else []
+        wrong = self.rows_of(error, given)
         html = field_error(error) if error else ""
         return {
             message: gr.update(value=html if i in wrong else "", visible=i in wrong)

@@ -174,8 +174,7 @@ def step_rows(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _base(first: Job, found: Sequence[RunResults]) -> Mapping[MetricKey, float | None]:
-    """What is known of the model a pipeline begins with: its perplexity, and its size in 16 bits,
-    in which models are usually kept."""
+    """Of the model a pipeline begins with: its perplexity, and its usual size, in 16 bits."""
     measured = (results.value(results.first, PERPLEXITY) for results in found)
     try:
         size: float | None = 2.0 * resolve_model(base_model(first)).facts.parameters

@@ -56,8 +56,7 @@ def answers_of(
     names: Sequence[str], order: Sequence[int], hidden: bool, texts: dict[int, Transcript],
     status: str = "", begins: bool = False,
 ) -> list[Answer]:  # fmt: skip
-    """Columns of these texts, in this order, compared with the first; `status` and `begins` of
-    those that have no text."""
+    """Columns in this order; `status` and `begins` are of those that have no text."""
     first = texts.get(order[0])
     shown = []
     for side, letter in zip(order, LETTERS, strict=False):
@@ -70,7 +69,8 @@ def answers_of(
             None if hidden else model_name(names[side - 1]),
             "" if text else status, begins and not text,
             [*facts(found, hidden), *_difference(other, found, differs)],
-            spans_of(found, hidden, differs or None), found.text if found.complete else "",
+            [Span(found.text)] if hidden else token_spans(found, differs or None),
+            found.text if found.complete else "",
         ))  # fmt: skip
     return shown
 
@@ -102,10 +102,6 @@ def stop(turn: Turn) -> None:
     for side in turn.unanswered:
         if writing_now := _written.get((turn.number, side)):
             writing_now.stopped = True
-
-
-def spans_of(transcript: Transcript, hidden: bool, differs: int | None = None) -> list[Span]:
-    return [Span(transcript.text)] if hidden else token_spans(transcript, differs)
 
 
 def facts(transcript: Transcript, hidden: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """Playground: a chat with one model, or with several side by side, shown while they write."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -25,7 +26,6 @@ from ui.pages.playground.answers import HTML
 from ui.pages.playground.room import EVERY_S, draw_room
 from ui.runs.choices import answering
 from ui.widgets.config_form import ConfigForm, address_values, component
-from ui.widgets.dropdown import Choices
 from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
@@ -45,22 +45,23 @@ def build() -> None:
         with gr.Column(scale=1, min_width=240, elem_id="playground-side"):
             earlier = HtmlPanel(elem_id="playground-earlier")
             form = _settings()
-            alias = _alias()
+            alias = gr.Textbox(
+                label="Your name", info="Stands beside what you ask and on your votes. Optional.",
+                max_length=ALIAS_LETTERS, visible=False, elem_id="playground-name",
+                elem_classes="form-field",
+            )  # fmt: skip
         with gr.Column(scale=5, min_width=320, elem_id="playground-main"):
             sides, blind = _top()
             board = HtmlPanel(elem_id="playground-board", min_height=240)
-            prompt, message = _composer()
+            composer = Composer(form, sides, blind, *_composer(), gr.Textbox(visible=False))
 
     page = Outputs(board=board, earlier=earlier)
     show = page.named(draw), None, page.components
     live(*show)
     live(lambda: boards.ranking(), None, ranking)
     board.view(*show, **LATEST)
-    earlier.view(*show, **LATEST).then(
-        _settings_of_the_run(form, sides, blind, message), None,
-        [message, sides, blind, *form.inputs], **SILENT_EVENT,
-    )  # fmt: skip
-    on_load(_arrive(form, sides, blind, message), None, [message, sides, blind, *form.inputs])
+    earlier.view(*show, **LATEST).then(composer.show, None, composer.settings, **SILENT_EVENT)
+    on_load(composer.arrive, None, composer.settings)
     on_load(_may_have_alias, None, alias)
     clock.tick(draw_room, None, projected, **SILENT_EVENT)
     for name, one in (("", chat), ("leaderboard", ranks), ("room", room)):
@@ -69,16 +70,14 @@ def build() -> None:
         )
     on_load(_tab, None, [tabs, clock])
 
-    shown = gr.Textbox(visible=False)
+    prompt, said = composer.prompt, [composer.message, composer.chat]
     asked = prompt.submit(
-        _ask(form, prompt, shown, message),
-        [prompt, sides, blind, alias, *form.inputs],
-        [prompt, shown, message, *form.folds.values(), *form.messages],
-        **PRIVATE_EVENT,
-    )
-    acted = board.act(act, alias, [message, shown], **PRIVATE_EVENT)
+        composer.ask, [prompt, sides, blind, alias, *form.inputs],
+        [prompt, *said, *form.folds.values(), *form.messages], **PRIVATE_EVENT,
+    )  # fmt: skip
+    acted = board.act(act, alias, said, **PRIVATE_EVENT)
     for event in (asked, acted):
-        url_sync(event, chat=shown).then(*show, **SILENT_EVENT)
+        url_sync(event, chat=composer.chat).then(*show, **SILENT_EVENT)
 
 
 def _top() -> tuple[gr.Dropdown, gr.Checkbox]:
@@ -116,44 +115,66 @@ def _composer() -> tuple[gr.Textbox, gr.HTML]:
     return prompt, message
 
 
-def _alias() -> gr.Textbox:
-    return gr.Textbox(
-        label="Your name",
-        info="Stands beside what you ask and on your votes. Optional.",
-        max_length=ALIAS_LETTERS,
-        visible=False,
-        elem_id="playground-name",
-        elem_classes="form-field",
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Composer:
+    """What a prompt is written with; `chat` holds the number of the one shown last."""
 
+    form: ConfigForm
+    sides: gr.Dropdown
+    blind: gr.Checkbox
+    prompt: gr.Textbox
+    message: gr.HTML
+    chat: gr.Textbox
 
-def _arrive(
-    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
-) -> Callable[..., Any]:
-    """Handler of the page's opening: current models, settings of the run or of the address, and why
-    prompts are not allowed."""
+    @property
+    def settings(self) -> list[Any]:
+        """What a conversation sets."""
+        return [self.message, self.sides, self.blind, *self.form.inputs]
 
-    def arrive(request: gr.Request) -> dict[Any, Any]:
-        config = _shown_config(request) or address_values(request, GenerateJob)
-        updates = form.arrival(config or None) | {chosen: gr.update(choices=answering())}
+    def arrive(self, request: gr.Request) -> dict[Any, Any]:
+        """On opening: the current models, the settings of the run or of the address, and why
+        prompts are not allowed."""
+        config, models = _shown_config(request) or address_values(request, GenerateJob), answering()
+        updates = self.form.arrival(config or None) | {self.sides: gr.update(choices=models)}
         if config:
-            updates |= _chosen(config, chosen, blind, message, answering())
+            updates |= self._chosen(config, choices=models)
         if reason := permissions.may_not_ask(current_user(request)):
-            updates[message] = show_html(HTML.may_not(reason))
+            updates[self.message] = show_html(HTML.may_not(reason))
         return updates
 
-    return arrive
+    def show(self, request: gr.Request) -> Any:
+        """The settings of the conversation that is shown."""
+        config = _shown_config(request)
+        return self.form.show(config) | self._chosen(config) if config else gr.skip()
 
+    def _chosen(self, config: dict[str, Any], **offered: Any) -> dict[Any, Any]:
+        names = read_names(str(config.get("sides", "")))
+        missing = absent(names)
+        there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
+        examples = all(f"-{EXAMPLE}" in name for name in missing)
+        why = NO_WEIGHTS if examples else "The weights are not here."
+        return {
+            self.sides: gr.update(**offered | ({"value": there} if names else {})),
+            self.blind: gr.update(value=bool(config.get("blind", False))),
+            self.message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
+        }
 
-def _settings_of_the_run(
-    form: ConfigForm, chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML
-) -> Callable[..., Any]:
-    def show(request: gr.Request) -> Any:
-        if config := _shown_config(request):
-            return form.show(config) | _chosen(config, chosen, blind, message)
-        return gr.skip()
-
-    return show
+    def ask(
+        self, request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
+    ) -> dict[Any, Any]:
+        here, actor = query(request, "chat"), _actor(request, alias)
+        try:
+            sides = ", ".join(map(str, names or []))
+            if not sides:
+                raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
+            config = self.form.values(values) | {"prompt": text.strip(), "sides": sides}
+            before = shown_turns(here)
+            number = asking.ask(config, bool(hide), actor, before[-1].number if before else None)
+        except SlimscopeError as error:
+            kept = {self.prompt: gr.skip(), self.chat: here, self.message: show_error(error)}
+            return self.form.show_errors(error) | kept
+        sent = {self.prompt: "", self.chat: str(number), self.message: show_html()}
+        return self.form.show_errors(None) | sent
 
 
 def _shown_config(request: gr.Request) -> dict[str, Any]:
@@ -164,25 +185,6 @@ def _shown_config(request: gr.Request) -> dict[str, Any]:
         return last.prompt.settings | about
     job = recorded(query(request, "from") or query(request, "run"))
     return job.config if job else {}
-
-
-def _chosen(
-    config: dict[str, Any], chosen: gr.Dropdown, blind: gr.Checkbox, message: gr.HTML,
-    choices: Choices | None = None,
-) -> dict[Any, Any]:  # fmt: skip
-    names = read_names(str(config.get("sides", "")))
-    missing = absent(names)
-    there = [name for name in names if name not in missing] or [DEFAULT_MODEL]
-    shown: dict[str, Any] = {"value": there} if names else {}
-    if choices is not None:
-        shown["choices"] = choices
-    examples = all(f"-{EXAMPLE}" in name for name in missing)
-    why = NO_WEIGHTS if examples else "The weights are not here."
-    return {
-        chosen: gr.update(**shown),
-        blind: gr.update(value=bool(config.get("blind", False))),
-        message: show_html(HTML.absent(missing, why, there) if missing else Markup()),
-    }
 
 
 def _may_have_alias(request: gr.Request) -> Any:
@@ -201,28 +203,6 @@ def _tab(request: gr.Request) -> Any:
 
 def _clock(runs: bool) -> Callable[[], gr.Timer]:
     return lambda: gr.Timer(active=runs)
-
-
-def _ask(
-    form: ConfigForm, prompt: gr.Textbox, chat: gr.Textbox, message: gr.HTML
-) -> Callable[..., Any]:
-    def ask(
-        request: gr.Request, text: str, names: list[str], hide: bool, alias: str, *values: Any
-    ) -> Any:
-        here, actor = query(request, "chat"), _actor(request, alias)
-        try:
-            sides = ", ".join(map(str, names or []))
-            if not sides:
-                raise ConfigError("No model is selected.", "", "Select 1 to 4 models.", "sides")
-            config = form.values(values) | {"prompt": text.strip(), "sides": sides}
-            before = shown_turns(here)
-            number = asking.ask(config, bool(hide), actor, before[-1].number if before else None)
-        except SlimscopeError as error:
-            shown = form.show_errors(error)
-            return {**shown, prompt: gr.skip(), chat: here, message: show_error(error)}
-        return {**form.show_errors(None), prompt: "", chat: str(number), message: show_html()}
-
-    return ask
 
 
 def draw(request: gr.Request) -> Updates:

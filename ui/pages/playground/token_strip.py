@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from backend.decoding.limits import LOOKUP_HEAD
-from jobs.serving.transcript import Transcript, TranscriptStep
+from jobs.serving.transcript import Transcript
 
 MAX_TINTED = 512  # tokens; the rest is plain
 MAX_TINTS = 6  # further heads share the last
@@ -24,28 +24,23 @@ class Span:
     title: str = ""
 
 
-def token_spans(transcript: Transcript, differs: int | None = None, after: int = 0) -> list[Span]:
-    """Spans after the first `after` passes; `differs`: first character that differs from another
-    text."""
+def token_spans(transcript: Transcript, differs: int | None = None) -> list[Span]:
+    """`differs`: first character that differs from another text."""
     spans: list[Span] = []
-    start = 0
-    tokens = sum(len(step.tokens) for step in transcript.passes[:after])
-    for number, step in enumerate(transcript.passes[after:], after):
+    start = tokens = 0
+    for number, step in enumerate(transcript.passes):
         for text, head in step.tokens:
             marked = differs is not None and start <= differs < start + len(text)
             plain = tokens >= MAX_TINTED or not text
-            spans.append(Span(text) if plain else _token(text, head, number, step, marked))
+            source = SOURCES.get(head, f"drafted by head {head}")
+            title = f"{source}, step {number}, {step.ms:.1f} ms"
+            token = Span(text, "mark" if marked else "span", _tint(head), title)
+            spans.append(Span(text) if plain else token)
             start, tokens = start + len(text), tokens + 1
         rejected = next(iter(step.rejected), "")  # those behind it were rejected with it
         if tokens < MAX_TINTED and rejected.strip():
             spans.append(Span(rejected, "s", title="rejected draft token"))
     return [*spans, Span(transcript.rest)]
-
-
-def _token(text: str, head: int, number: int, step: TranscriptStep, marked: bool) -> Span:
-    source = SOURCES.get(head, f"drafted by head {head}")
-    title = f"{source}, step {number}, {step.ms:.1f} ms"
-    return Span(text, "mark" if marked else "span", _tint(head), title)
 
 
 def _tint(head: int) -> str:

@@ -41,8 +41,7 @@ class GroupWeights:
 
 
 def group_weights(group: GroupWeights, view: str, stage: str) -> go.Figure:
-    """Change of each weight over its dense value; lines at grid points, a band for rounding to
-    nearest."""
+    """Change of each weight over its dense value; a band for rounding to nearest."""
     dots = go.Scatter(
         x=group.dense.tolist(), y=group.residual.tolist(), customdata=group.quantized.tolist(),
         mode="markers", marker={"size": 7, "color": stage_style(stage).colour},

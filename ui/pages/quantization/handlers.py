@@ -3,41 +3,23 @@
 from dataclasses import replace
 from typing import Any
 
-import gradio as gr
-
-from backend.store import queries
 from jobs.dlqat import config as dlqat
-from ui.format import href
 from ui.pages.quantization import panels
 from ui.pages.quantization.group_map import FIGURES
-from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView
-from ui.runs.weights import run_choices
-from ui.widgets.dropdown import Choices, choices
-from ui.widgets.explorer import as_kept, control_updates, empty_state, show_charts, show_notice
+from ui.pages.quantization.selection import MAGNITUDE, QuantSelection, QuantView, quant_of
+from ui.runs.explorer_page import ExplorerPage, profiles_seen
+from ui.widgets.dropdown import choices
 from ui.widgets.panel import Panel, Updates, updates
-
-NO_RUN = "No run has trained inside a quantisation grid yet."
-LATER = "They appear here when training begins."
-
-
-def open_page(request: gr.Request) -> Updates:
-    return full_refresh(QuantSelection.from_address(request), QuantSelection())
 
 
 def change_run(selection: QuantSelection) -> Updates:
-    return full_refresh(replace(selection, step="", group=""), selection)
+    return SHARED.refresh_all(replace(selection, step="", group=""), selection)
 
 
 def refresh(seen: Any, selection: QuantSelection) -> Updates:
-    """All of the page when more was recorded, which a page at the newest snapshot follows."""
-    view = QuantView.at(selection)
-    if view is None or not seen:
-        return full_refresh(selection, selection)
-    now = _seen(view)
-    if now["mark"] == seen["mark"]:
-        return {}
-    follows = selection.step == str(seen["last"])
-    return full_refresh(replace(selection, step="") if follows else selection, selection, seen)
+    """A page at the newest snapshot follows the training."""
+    follows = seen and selection.step == str(seen["mark"][-1].get(selection.stage))
+    return SHARED.refresh(seen, selection, replace(selection, step="") if follows else selection)
 
 
 def choose_tensor(view: QuantView) -> Updates:
@@ -75,37 +57,20 @@ def worst_group(view: QuantView) -> Updates:
     return move_group(view.select(group=""), 0)
 
 
-def full_refresh(selection: QuantSelection, before: QuantSelection, seen: Any = None) -> Updates:
-    """All of the page; `before` is the browser's selection, `seen` what was shown last."""
-    jobs = queries.runs_with_profile(MAGNITUDE)
-    selection = selection if selection.run or not jobs else replace(selection, run=jobs[0].run)
-    runs = run_choices(jobs, selection.run)
-    view = QuantView.at(selection)
-    if view is None:
-        launch = href("new", kind=dlqat.NAME)
-        reason = empty_state(selection.run, NO_RUN, "recorded no groups", LATER, launch)
-        return updates({"head": ""}, show_notice(reason, runs, selection.run))
-    offers = as_kept(_offers(view, runs))
-    return updates(
-        show_charts(),
-        {"head": panels.head_html(view), "seen": {**_seen(view), "offers": offers}},
-        control_updates(view.selection, before, offers, seen and seen["offers"]),
-        _draw(view, panels.MAGNITUDES),
-        _tensor(view),
-    )
+def draw(view: QuantView) -> Updates:
+    return updates({"head": panels.head_html(view)}, _draw(view, panels.MAGNITUDES), _tensor(view))
 
 
-def _seen(view: QuantView) -> dict[str, Any]:
-    """Mark of what was shown, to tell whether there is more."""
-    run = view.selection.run
-    mark = [queries.job(run).state, *(queries.profiles_mark(run) or ())]
-    return {"mark": mark, "last": view.snapshot_steps[-1]}
+def mark(run: str) -> list[Any]:
+    """With the step of the last snapshot of each stage."""
+    quant = quant_of(run)
+    lasts = {stage: quant.steps[stage, MAGNITUDE][-1] for stage in quant.stages} if quant else {}
+    return [*profiles_seen(run), lasts]
 
 
-def _offers(view: QuantView, runs: Choices) -> dict[str, dict[str, Any]]:
+def offers(view: QuantView) -> dict[str, dict[str, Any]]:
     quant, steps = view.quant, view.snapshot_steps
     return {
-        "run": {"choices": runs},
         "stage": {"choices": [(quant.labels[s], s) for s in quant.stages]},
         "tensor": {"choices": choices(quant.tensors)},
         "figure": {"choices": [(figure.label, name) for name, figure in FIGURES.items()]},
@@ -120,3 +85,10 @@ def _tensor(view: QuantView) -> Updates:
 
 def _draw(view: QuantView, *chosen: Panel) -> Updates:
     return updates(*(panel.show(panels.CHARTS[panel](view)) for panel in chosen))
+
+
+SHARED = ExplorerPage(
+    QuantSelection, QuantView.at, mark, offers, draw, profile=MAGNITUDE, kind=dlqat.NAME,
+    no_run="No run has trained inside a quantisation grid yet.", lacks="recorded no groups",
+    later="They appear here when training begins.",
+)  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from backend.sensitivity.profile import spearman
 from ui.charts.chart import Chart
 from ui.charts.template import layout, legend_row, log_axis
 from ui.format import count, number, share
@@ -49,13 +50,6 @@ class InputGroups:
         return shares
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    if len(x) < 3:
-        return float("nan")
-    first, second = (values.argsort().argsort() for values in (x, y))
-    return float(np.corrcoef(first, second)[0, 1])
-
-
 def input_energy_chart(
     every: Sequence[InputGroups], tensor: str, label: str, stage: str
 ) -> Chart:  # fmt: skip
@@ -68,7 +62,7 @@ def input_energy_chart(
         f"{share(own.shares[k], 0)} of the expected output error"
     )
     x, y = (np.concatenate([getattr(one, name) for one in every]) for name in ("inputs", "errors"))
-    rho = rank_correlation(x, y)
+    rho = spearman(x, y) if len(x) > 2 else None
     note = f"n = {count(len(x))} groups of {len(every)} blocks, rank correlation {number(rho, 2)}."
     frame = pd.DataFrame({
         "Group": map(str, range(len(own.inputs))), X: own.inputs, Y: own.errors,

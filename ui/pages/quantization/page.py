@@ -6,18 +6,10 @@ import gradio as gr
 
 from ui.frame import Page
 from ui.pages.quantization import handlers
-from ui.pages.quantization.panels import (
-    CHARTS,
-    ENERGY,
-    HTML,
-    MAGNITUDES,
-    MAP,
-    USAGE,
-    WEIGHTS,
-)
+from ui.pages.quantization.panels import CHARTS, ENERGY, HTML, MAGNITUDES, MAP, USAGE, WEIGHTS
 from ui.pages.quantization.selection import QuantSelection, QuantView
 from ui.widgets.dropdown import dropdown
-from ui.widgets.explorer import Explorer, chart_at, page_state
+from ui.widgets.explorer import Explorer, page_state
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, page_charts
 
@@ -66,7 +58,7 @@ def _button(name: str, label: str) -> gr.Button:
 
 
 def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.Button]) -> None:
-    explorer.on_load(handlers.open_page)
+    explorer.on_load(handlers.SHARED.open)
     explorer.on_point("map_chart", "group", handlers.choose_group)
     for name in ("run", "stage"):
         explorer.on_selection(explorer.event(name), handlers.change_run)
@@ -83,8 +75,7 @@ def _wire(explorer: Explorer[QuantSelection, QuantView], buttons: dict[str, gr.B
     explorer.on_change(handlers.refresh)
 
 
-REPORTED = {panel: chart_at(QuantSelection, QuantView.at, draw) for panel, draw in CHARTS.items()}
 PAGE = Page(
     "Quantisation", "quantization", build, order=60, section="Explore", key="q",
-    moved_from=("quant",), charts=page_charts("quant", REPORTED, "run"),
+    moved_from=("quant",), charts=page_charts("quant", handlers.SHARED.at, CHARTS, "run"),
 )  # fmt: skip

@@ -29,7 +29,6 @@ from ui.templates import fragments
 from ui.widgets.panel import Panel
 
 HTML = fragments("pages/quantization/page.html")
-HEIGHT = 400
 NO_BANDS = "{} has recorded no magnitudes over its training."
 NO_INPUTS = "This run has stored no input statistics; runs started from now on do."
 NO_WEIGHTS = "Only the worst groups of each tensor are stored weight by weight, when training ends."
@@ -53,8 +52,8 @@ THEORY = {
 }
 
 
-def _panel(name: str, title: str, question: str = "", height: int = HEIGHT) -> Panel:
-    return Panel(name, title, question, height, f"{name}-chart", THEORY[name])
+def _panel(name: str, title: str, question: str = "") -> Panel:
+    return Panel(name, title, question, 400, f"{name}-chart", THEORY[name])
 
 
 MAP = _panel("map", "Groups of one tensor")
@@ -114,11 +113,6 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str
         yield "Packed decoding", f"{number(gain, 3)} × dense bfloat16{why}"
 
 
-def _group_name(view: QuantView) -> str:
-    row, k = view.group
-    return f"{view.selection.run}-row-{row}-group-{k}"
-
-
 def magnitudes_chart(view: QuantView) -> Chart:
     """How far training moved the magnitudes of all groups of the model."""
     stage, labels = view.selection.stage, view.quant.labels
@@ -152,14 +146,10 @@ def map_chart(view: QuantView) -> Chart:
     note = f"As of step {step}. {group_map_note(mapped)}"
     if values.size > LISTED:
         note += f" The table holds the {LISTED} groups with the largest error."
-    return Chart(
-        group_map(mapped, f"{selection.tensor}/{selection.figure}", view.group),
-        frame,
-        note,
-        figure.question,
-        f"{selection.run}-{selection.tensor}-{selection.figure}-{step}",
-        figure.headline(values),
-    )
+    shown = f"{selection.tensor}/{selection.figure}"
+    name = f"{selection.run}-{selection.tensor}-{selection.figure}-{step}"
+    drawn = group_map(mapped, shown, view.group)
+    return Chart(drawn, frame, note, figure.question, name, figure.headline(values))
 
 
 def weights_chart(view: QuantView) -> Chart:
@@ -169,13 +159,12 @@ def weights_chart(view: QuantView) -> Chart:
     place += f"{view.errors.size:,} by error, the worst first."
     if weights is None:
         return Chart(f"{place} {NO_WEIGHTS}")
-    name = f"{_group_name(view)}-weights"
+    name = f"{view.selection.run}-row-{row}-group-{k}-weights"
     frame = pd.DataFrame({"Dense": weights.dense, "On the grid": weights.quantized})
     figure = group_weights(weights, name, view.selection.stage)
     frame = frame.rename_axis("Weight").reset_index()
-    title = (
-        f"{weights.elsewhere} of {len(weights.dense)} weights are not at their nearest grid point"
-    )
+    many = f"{weights.elsewhere} of {len(weights.dense)} weights"
+    title = f"{many} are not at their nearest grid point"
     note = f"{place} {group_weights_note(weights)}"
     return Chart(figure, frame, note, name=name, headline=title)
 

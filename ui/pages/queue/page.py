@@ -98,13 +98,8 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
         start = start_times(status, waiting)
         columns = {"": lambda job: count(place(job.id)) if place(job.id) else "", **columns} | {
             "Progress": progress,
-            "Time left": lambda job: (
-                waits(waiting[job.id])
-                if job.id in waiting
-                else start_words(start.get(job.id))
-                if place(job.id)
-                else time_left(job)
-            ),
+            "Time left": lambda job: waits(waiting[job.id]) if job.id in waiting
+            else start_words(start.get(job.id)) if place(job.id) else time_left(job),
             "Running for": lambda job: took(job, now) if job.started_at else "",
         }  # fmt: skip
     else:
@@ -115,9 +110,7 @@ def _columns(tab: str, status: QueueStatus, open_id: int | None, user: Actor) ->
 
     columns["By"] = lambda job: job.owner
     columns["Actions"] = lambda job: HTML.actions(
-        job.run,
-        job.id == open_id,
-        buttons(job, user, None if job.id in waiting else place(job.id)),
+        job.run, job.id == open_id, buttons(job, user, None if job.id in waiting else place(job.id))
     )
     return columns
 

@@ -53,9 +53,6 @@ class ReportView(gr.HTML):
             **options,
         )
 
-    def postprocess(self, value: Any) -> Any:
-        return value
-
 
 def build() -> None:
     message = notice("report-said")

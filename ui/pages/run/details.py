@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import disk_use
+from backend.queue.artifacts.disk import CHECKPOINTS, disk_use
 from backend.queue.service import PREDICTED_BYTES, SOURCE_BYTES
 from backend.settings import settings
 from backend.store import queries
@@ -22,7 +22,7 @@ from jobs.reproduction import compare, reproduced
 from jobs.submit import command_line
 from ui.format import NONE, duration, size
 from ui.pages.run.outcome import sentence_case
-from ui.runs.actions.single import free_button
+from ui.runs.actions.single import group_buttons
 from ui.runs.results import fields_of
 from ui.templates import fragments
 from ui.widgets.config_form import extra, title
@@ -130,7 +130,8 @@ def disk_card(job: Job, user: Actor) -> Markup:
         return Markup()
     total = {"Total": size(sum(use.values()))} if len(use) > 1 else {}
     parts = {sentence_case(part): size(length) for part, length in use.items()}
-    return HTML.disk(parts | total, free_button(job, use, user))
+    free = group_buttons(job, user, "disk") if CHECKPOINTS in use else ""
+    return HTML.disk(parts | total, free)
 
 
 def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
@@ -139,16 +140,11 @@ def artefacts(run: str, rows: Sequence[Artifact]) -> Markup:
 
 def _artefact(run: str, row: Artifact) -> Markup:
     path = settings().artifacts / row.path
+    load = LOAD.format(path=str(path)) if row.kind == "model" else ""
     return HTML.artefact(
-        sentence_case(row.kind),
-        str(path),
-        size(row.bytes),
-        row.sha256,
-        not path.exists(),
-        LOAD.format(path=str(path)) if row.kind == "model" else "",
-        run,
-        _files(run, row),
-    )
+        sentence_case(row.kind), str(path), size(row.bytes), row.sha256, not path.exists(), load,
+        run, _files(run, row),
+    )  # fmt: skip
 
 
 def _files(run: str, row: Artifact) -> list[list[str]]:

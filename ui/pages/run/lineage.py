@@ -43,8 +43,7 @@ def lineage_card(job: Job) -> Markup:
 
 
 def ancestors(job: Job) -> list[Job | str]:
-    """Models before this run, the first one first: the spec it began with, then runs. A deleted run
-    is a name."""
+    """Models before this run: the spec it began with, then runs; a deleted run is a name."""
     chain: list[Job | str] = []
     seen, spec = {job.run}, str(job.config.get("model") or "")
     while (run := find_job(spec)) and run.run not in seen:

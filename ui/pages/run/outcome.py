@@ -5,12 +5,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from backend.live.address import QueuedState, queued_state
-from backend.queue.service import (
-    ESTIMATED_BYTES,
-    ESTIMATED_SECONDS,
-    PREDICTED_BYTES,
-    SOURCE_BYTES,
-)
+from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS, PREDICTED_BYTES, SOURCE_BYTES
 from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult

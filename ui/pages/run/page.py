@@ -1,6 +1,6 @@
 """One run: its settings, its results, its curves, its log, and what it left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from jobs.operations.runs import artifact_file
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_blocks, of_curves
 from ui.charts.histograms import overlay_chart
-from ui.charts.lines import curves, curves_frame, reduced_note, y_title
+from ui.charts.lines import Line, curves_frame, line_chart, reduced_note, y_title
 from ui.charts.series import Series
 from ui.charts.stages import perplexity_chart
 from ui.frame import SILENT_EVENT, Page, current_user, live, on_load, query
@@ -36,7 +36,7 @@ from ui.runs.actions.single import (
     act,
     buttons,
     clone_link,
-    keeping_buttons,
+    group_buttons,
     next_links,
     starts_anew,
     sweep_link,
@@ -63,14 +63,10 @@ STAGES = Panel(
     "How much perplexity does each stage cost, and how much does it win back?", 280,
 )  # fmt: skip
 WEIGHTS = Panel(
-    "weights",
-    "Weights before and after",
-    "What did the run do to the weights of a layer?",
-    260,
+    "weights", "Weights before and after", "What did the run do to the weights of a layer?", 260
 )
 CURVES = tuple(Panel(f"curve{n}", "Curve", "", 260) for n in range(1, 13))  # the most there are
 Lines = dict[MetricKey, pd.DataFrame]  # the points of each curve
-NO_RUN = "The run was deleted."
 NO_CURVES = "This run has recorded no curves."
 # of a run that has ended, and of one that is active
 NO_RESULTS = ("No results recorded.", "Results appear here as they are measured.")
@@ -204,7 +200,7 @@ def draw_measures(request: gr.Request) -> Updates:
 def head_html(job: Job, actor: Actor) -> Markup:
     now = now_ms()
     actions = [buttons(job, actor), clone_link(job), next_links(job), sweep_link(job)]
-    keeping = keeping_buttons(job, actor)
+    keeping = group_buttons(job, actor, "order")
     return HTML.head(
         job, now, actions, keeping, described(job), took(job, now), progress(job), error_of(job),
         starts_anew(job),
@@ -263,14 +259,18 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     stages, kind = stages_of(job), kind_of(job)
     order = {stage: place for place, stage in enumerate(stages)}
     keys = sorted(lines, key=lambda key: (order.get(key.stage, len(order)), str(key)))
-    labels = {key: _label(key.series or key.stage or key.family, stages) for key in keys}
+    named = {key: key.series or key.stage or key.family for key in keys}
+    labels = {key: stages.get(name) or sentence_case(name) for key, name in named.items()}
     x_title, quantity = axis_title(card.axis), metric(card).title
     if card.stage:
         quantity += f" of {stages.get(card.stage, card.stage)}"
     points = next(iter(lines.values()))
-    figure = curves(
-        {key: lines[key] for key in keys}, labels, x_title=x_title, y_title=y_title(card)
-    )
+    drawn = [
+        Line(labels[key], lines[key], stage_style(key.series or key.stage, place))
+        for place, key in enumerate(keys)
+    ]
+    view = "|".join(map(str, keys))
+    figure = line_chart(drawn, view=view, x_title=x_title, y_title=y_title(card))
     frame = curves_frame({labels[key]: lines[key] for key in keys}, x_title)
     note = f"n = {len(frame)} points per line.{reduced_note(points)}"
     by_block, what = card.axis == BLOCK, lower(quantity)
@@ -281,11 +281,6 @@ def curve_chart(job: Job, card: MetricKey, lines: Lines) -> Chart:
     return Chart(figure, frame, note, question, headline=told or quantity)
 
 
-def _label(name: str, stages: Mapping[str, str]) -> str:
-    """The label of a line by its stage or series."""
-    return stages.get(name) or sentence_case(name)
-
-
 def download(event: gr.EventData, request: gr.Request) -> Any:
     pressed = event_data(event)
     run, path = str(pressed.get("run")), one_line(str(pressed.get("file")))
@@ -293,14 +288,6 @@ def download(event: gr.EventData, request: gr.Request) -> Any:
         return [small_file(artifact_file(run, path)), show_html()]
     except SlimscopeError as error:
         return [gr.skip(), show_error(error)]
-
-
-def of_run(draw: Callable[[Job], Chart]) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        job = chosen_job(request)
-        return Chart(NO_RUN) if job is None else draw(job)
-
-    return drawn
 
 
 def _stages(job: Job) -> Chart:
@@ -315,10 +302,10 @@ def _curve(place: int) -> Callable[[Job], Chart]:
     return draw
 
 
+REPORTED = {STAGES: _stages, WEIGHTS: weights_chart} | {
+    panel: _curve(place) for place, panel in enumerate(CURVES)
+}
 PAGE = Page(
     "Run", "run", build, order=100, section="Runs", listed=False, heading=False,
-    charts=page_charts("run", {
-        STAGES: of_run(_stages), WEIGHTS: of_run(weights_chart),
-        **{panel: of_run(_curve(i)) for i, panel in enumerate(CURVES)},
-    }, "id"),
+    charts=page_charts("run", chosen_job, REPORTED, "id", "The run was deleted."),
 )  # fmt: skip

@@ -81,8 +81,7 @@ def _invitation(job: Job) -> Markup:
 
 
 def samples(job: Job) -> Markup:
-    """Greedy texts of the dense and the kept model, marked from their first difference; empty
-    without texts."""
+    """Greedy texts of dense and kept model, marked from their first difference."""
     results = RunResults(kind_of(job), queries.results([job.run]), job)
     kept = results.kept or MODEL
     dense, compressed = samples_of(job.run), samples_of(job.run, kept)

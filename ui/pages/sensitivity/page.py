@@ -1,7 +1,5 @@
 """Sensitivity: what each layer of a model loses in each format, and which break first."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +11,11 @@ from ui.format import count, href
 from ui.frame import Page
 from ui.pages.sensitivity.panels import AGREEMENT, CHARTS, CURVE, MAP, WORST
 from ui.pages.sensitivity.selection import FIGURES, SensitivitySelection, SensitivityView
-from ui.runs.sensitivity.profiles import ProfilePage
+from ui.runs.explorer_page import ExplorerPage, profiles_seen
+from ui.runs.sensitivity.profiles import OF_PROFILES
 from ui.templates import fragments
 from ui.widgets.dropdown import choices, dropdown
-from ui.widgets.explorer import Explorer, chart_at, page_state
+from ui.widgets.explorer import Explorer, page_state
 from ui.widgets.notice import notice, plain
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
@@ -48,22 +47,13 @@ def build() -> None:
 
 
 def _wire(explorer: Explorer[SensitivitySelection, SensitivityView]) -> None:
-    explorer.on_load(open_page)
+    explorer.on_load(SHARED.open)
     explorer.on_selection(explorer.event("run"), change_run)
     for name in ("format", "figure", "layer"):
         explorer.on(explorer.event(name), choose)
-    for panel, control in (
-        (MAP, "layer"),
-        (WORST, "layer"),
-        (AGREEMENT, "layer"),
-        (CURVE, "format"),
-    ):
-        explorer.on_point(panel.parts[0], control, choose)
+    for panel in (MAP, WORST, AGREEMENT, CURVE):
+        explorer.on_point(panel.parts[0], "format" if panel is CURVE else "layer", choose)
     explorer.on_change(SHARED.refresh)
-
-
-def open_page(request: gr.Request) -> Updates:
-    return SHARED.open(SensitivitySelection(), request)
 
 
 def change_run(selection: SensitivitySelection) -> Updates:
@@ -97,18 +87,11 @@ def offers(view: SensitivityView) -> dict[str, dict[str, Any]]:
     }
 
 
-def mark(run: str) -> list[Any]:
-    return [queries.job(run).state, *(queries.profiles_mark(run) or ())]
-
-
-SHARED = ProfilePage(
-    SensitivityView.at, mark, offers, draw, "measured no layer", "They appear here block by block."
-)
-REPORTED = {
-    panel: chart_at(SensitivitySelection, SensitivityView.at, draw)
-    for panel, draw in CHARTS.items()
-}
+SHARED = ExplorerPage(
+    SensitivitySelection, SensitivityView.at, profiles_seen, offers, draw, **OF_PROFILES,
+    lacks="measured no layer", later="They appear here block by block.",
+)  # fmt: skip
 PAGE = Page(
     "Sensitivity", "sensitivity", build, order=62, section="Explore", key="s",
-    charts=page_charts("sensitivity", REPORTED, "run"),
+    charts=page_charts("sensitivity", SHARED.at, CHARTS, "run"),
 )  # fmt: skip

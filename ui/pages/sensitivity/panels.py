@@ -1,7 +1,5 @@
 """The charts of the Sensitivity page: of a view each makes a figure, a note and a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -14,14 +12,7 @@ from ui.charts.chart import Chart
 from ui.charts.dots import dots, log_span, rows_axis
 from ui.charts.formats import format_colours, ordered
 from ui.charts.heatmap import block_heatmap
-from ui.charts.template import (
-    axis,
-    layout,
-    legend_row,
-    log_axis,
-    reference_line,
-    round_ticks,
-)
+from ui.charts.template import axis, layout, legend_row, log_axis, reference_line, round_ticks
 from ui.format import count, esc, number, share
 from ui.pages.sensitivity.selection import (
     ERROR,
@@ -236,7 +227,7 @@ def _words(form: Format) -> str:
     return form.label.replace("%", " %")
 
 
-def _floor(values: pd.Series[float]) -> float:
+def _floor(values: pd.Series) -> float:
     """The least that a log scale shows."""
     positive = values[values > 0]
     return float(positive.min()) if len(positive) else 1e-12

@@ -1,7 +1,5 @@
 """What can be looked at of a sensitivity profile, and what is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,17 +21,12 @@ MEASURED, PREDICTED, FISHER, ERROR = "kl", "predicted", "fisher", "error"
 
 @dataclass(frozen=True)
 class LayerFigure:
-    """A figure of each layer in one format.
-
-    Attributes:
-        verb: says its value of the worst layer.
-        adds: whether those of several layers may be added up.
-    """
+    """A figure of each layer in one format."""
 
     label: str
     unit: str
-    verb: str
-    adds: bool = True
+    verb: str  # says its value of the worst layer
+    adds: bool = True  # whether those of several layers may be added up
 
     @property
     def title(self) -> str:
@@ -69,7 +62,7 @@ class SensitivityView:
     profile: SensitivityProfile
 
     @classmethod
-    def at(cls, selection: SensitivitySelection) -> SensitivityView | None:
+    def at(cls, selection: SensitivitySelection) -> "SensitivityView | None":
         """None where the run has measured no layer."""
         profile = profile_at(selection.run)
         if profile is None:

@@ -53,15 +53,11 @@ def _dots(rows: pd.DataFrame, title: str) -> go.Scatter:
     stage, label = rows["stage"].iloc[0], rows["Stage"].iloc[0]
     stroke, spreads = stage_style(stage), rows["±"].astype(float)
     is_dense = stage == DENSE  # a tick, so that a stage as good as dense does not hide it
+    said = zip(rows["Combination"], rows["Stage"], rows[title], spreads, rows["n"], strict=True)
     return dots(
-        rows[title].tolist(),
-        rows["place"],
-        stroke.colour,
-        "line-ns" if is_dense else symbol(stroke),
-        [_hover(*row) for row in zip(rows["Combination"], rows["Stage"], rows[title], spreads,
-                                     rows["n"], strict=True)],
-        size=22 if is_dense else 10,
-        name=label,
+        rows[title].tolist(), rows["place"], stroke.colour,
+        "line-ns" if is_dense else symbol(stroke), [_hover(*row) for row in said],
+        size=22 if is_dense else 10, name=label,
         error_x={"array": spreads.fillna(0.0).tolist(), "color": stroke.colour},
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """One sweep: which setting does best, and is the difference larger than that between seeds?"""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import gradio as gr
 from markupsafe import Markup
@@ -42,7 +43,6 @@ IMPORTANCE = Panel(
     320,
 )  # fmt: skip
 NO_METRIC = MetricKey("")
-GONE = "There is no such sweep any more."
 WAITING = "Results appear here as the runs measure them."
 HTML = fragments("pages/sweep/page.html")
 
@@ -71,8 +71,7 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
         empty = [panel.show(Chart(None)) for panel in (MEANS, IMPORTANCE)]
         return updates(hidden, *empty, {"settings": gr.update(visible=False), "body": ""})
     keys, rows, shown = _measured(jobs, chosen or query(request, "metric"))
-    drawn, nothing = _charts(jobs, rows, shown), Chart(None)
-    importance = drawn[IMPORTANCE]
+    drawn = _charts(jobs, rows, shown)
     html = {
         "head": head(jobs, current_user(request)),
         "metric": gr.update(
@@ -81,10 +80,10 @@ def draw(chosen: str | None, request: gr.Request) -> Updates:
             visible=bool(keys),
         ),
         "body": body(jobs, rows, shown, stages_of(jobs[0])),
-        "settings": gr.update(visible=importance is not None),
+        "settings": gr.update(visible=drawn[IMPORTANCE].frame is not None),
     }
-    means = MEANS.show(drawn[MEANS] or nothing, f"{jobs[0].run}-{shown.name}")
-    return updates(html, means, IMPORTANCE.show(importance or nothing))
+    means = MEANS.show(drawn[MEANS], f"{jobs[0].run}-{shown.name}")
+    return updates(html, means, IMPORTANCE.show(drawn[IMPORTANCE]))
 
 
 def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[SweepRow], Metric]:
@@ -95,10 +94,8 @@ def _measured(jobs: Sequence[Job], wanted: str) -> tuple[list[MetricKey], list[S
     return keys, [row for row in rows if row.metric == key], metric(key)
 
 
-def _charts(
-    jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric
-) -> dict[Panel, Chart | None]:
-    """Charts of one metric; None where there are too few runs."""
+def _charts(jobs: Sequence[Job], rows: Sequence[SweepRow], shown: Metric) -> dict[Panel, Chart]:
+    """Charts of one metric, empty where there are too few runs."""
     labels = stages_of(jobs[0])
     last = last_stage(rows, labels)
     titles = {field: setting_title(jobs[0].kind, field) for field in sweep.varied(jobs)}
@@ -109,15 +106,9 @@ def _charts(
     }
 
 
-def chart_of(panel: Panel) -> Callable[[gr.Request], Chart]:
-    def drawn(request: gr.Request) -> Chart:
-        jobs = _jobs(query(request, "id"))
-        if not jobs:
-            return Chart(GONE)
-        _, rows, shown = _measured(jobs, query(request, "metric"))
-        return _charts(jobs, rows, shown)[panel] or Chart(None)
-
-    return drawn
+def reported(request: gr.Request) -> dict[Panel, Chart] | None:
+    jobs = _jobs(query(request, "id"))
+    return _charts(jobs, *_measured(jobs, query(request, "metric"))[1:]) if jobs else None
 
 
 def _jobs(run: str) -> list[Job]:
@@ -189,5 +180,8 @@ def body(
 
 PAGE = Page(
     "Sweep", "sweep", build, order=110, section="Runs", listed=False, heading=False,
-    charts=page_charts("sweep", {panel: chart_of(panel) for panel in (MEANS, IMPORTANCE)}),
+    charts=page_charts(
+        "sweep", reported, {p: itemgetter(p) for p in (MEANS, IMPORTANCE)},
+        missing="There is no such sweep any more.",
+    ),
 )  # fmt: skip

@@ -26,12 +26,10 @@ def last_stage(rows: Sequence[SweepRow], labels: Mapping[str, str]) -> list[Swee
     return [row for row in rows if row.stage == last]
 
 
-def importance_chart(
-    rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]
-) -> Chart | None:
+def importance_chart(rows: Sequence[SweepRow], shown: Metric, titles: Mapping[str, str]) -> Chart:
     shares = importance(rows)
     if not shares:
-        return None
+        return Chart(None)
     names = [titles.get(field, field) for field in shares]
     percent = [100 * value for value in shares.values()]
     colours = [*[BLUE] * (len(names) - 1), LIGHT.muted]
@@ -48,12 +46,9 @@ def importance_chart(
     first = next(iter(shares))
     explained = f"{titles.get(first, first)} explains {share(shares[first], 0)}"
     frame = pd.DataFrame({"Setting": names, "Share, %": percent})
-    return Chart(
-        go.Figure(bars, looks),
-        frame,
-        f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself.",
-        headline=f"{explained} of the differences",
-    )
+    note = f"n = {len(rows)} combinations. Each setting alone; linear, every value by itself."
+    told = f"{explained} of the differences"
+    return Chart(go.Figure(bars, looks), frame, note, headline=told)
 
 
 def best_row(rows: Sequence[SweepRow], shown: Metric) -> SweepRow:

@@ -1,7 +1,5 @@
 """Trade-offs: size or sparsity against quality, and the best mix of formats for a budget."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 
@@ -14,12 +12,13 @@ from jobs.profile.budgets import KINDS
 from ui.format import href, number, share
 from ui.frame import Page
 from ui.pages.trade_offs.panels import CHARTS, FRONT, MAP
-from ui.pages.trade_offs.selection import METHODS, TradeoffSelection, TradeoffView
-from ui.runs.sensitivity.profiles import ProfilePage
+from ui.pages.trade_offs.selection import TITLES, TradeoffSelection, TradeoffView
+from ui.runs.explorer_page import ExplorerPage
+from ui.runs.sensitivity.profiles import OF_PROFILES
 from ui.templates import fragments
 from ui.widgets.config_form import field_error
 from ui.widgets.dropdown import dropdown, segmented
-from ui.widgets.explorer import Explorer, chart_at, page_state
+from ui.widgets.explorer import Explorer, page_state
 from ui.widgets.notice import EMPTY, notice, plain, show_html
 from ui.widgets.panel import Outputs, Updates, page_charts, updates
 
@@ -35,8 +34,8 @@ TO_MIX_OR_RUN = """(now) => {
 def build() -> None:
     page = Outputs(
         run=dropdown("Run", "tradeoffs-run", min_width=240),
-        method=segmented({}, "Formats", "tradeoffs-method", titled=True),
-        across=segmented({}, "Across", "tradeoffs-across", titled=True),
+        method=segmented("Formats", "tradeoffs-method"),
+        across=segmented("Across", "tradeoffs-across"),
         budget=gr.Textbox(
             label="Budget", info="80MB, 3.25bits, 50% of zeros, 6.5ms or loss 2%", max_length=40,
             max_lines=1, elem_id="tradeoffs-budget", min_width=200, render=False,
@@ -66,7 +65,7 @@ def build() -> None:
 
 
 def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button) -> None:
-    explorer.on_load(open_page)
+    explorer.on_load(SHARED.open)
     explorer.on_selection(explorer.event("run"), change_run)
     for control in ("method", "across"):
         explorer.on(explorer.event(control), draw)
@@ -74,10 +73,6 @@ def _wire(explorer: Explorer[TradeoffSelection, TradeoffView], solve: gr.Button)
     explorer.on(solve.click, change_budget)
     explorer.on_point(FRONT.parts[0], "budget", change_budget, js=TO_MIX_OR_RUN)
     explorer.on_change(SHARED.refresh)
-
-
-def open_page(request: gr.Request) -> Updates:
-    return SHARED.open(TradeoffSelection(), request)
 
 
 def change_run(selection: TradeoffSelection) -> Updates:
@@ -124,7 +119,7 @@ def answer_of(view: TradeoffView) -> Updates:
 
 def offers(view: TradeoffView) -> dict[str, dict[str, Any]]:
     return {
-        "method": {"choices": [(METHODS[method], method) for method in view.fronts]},
+        "method": {"choices": [(TITLES[method], method) for method in view.fronts]},
         "across": {
             "choices": [("Size or zeros", ""), ("Tokens/s", "ms")],
             "visible": view.profile.times is not None,
@@ -133,19 +128,12 @@ def offers(view: TradeoffView) -> dict[str, dict[str, Any]]:
     }
 
 
-def mark(_run: str) -> list[Any]:
-    """Changes when a profile or another run has ended."""
-    return list(queries.figures_mark())
-
-
-SHARED = ProfilePage(
-    TradeoffView.at, mark, offers, draw, "not measured all layers in formats of one kind",
-    "The front appears here when it has.",
+SHARED = ExplorerPage(
+    TradeoffSelection, TradeoffView.at, lambda _: [*queries.figures_mark()], offers, draw,
+    **OF_PROFILES, lacks="not measured all layers in formats of one kind",
+    later="The front appears here when it has.",
 )  # fmt: skip
-REPORTED = {
-    panel: chart_at(TradeoffSelection, TradeoffView.at, draw) for panel, draw in CHARTS.items()
-}
 PAGE = Page(
     "Trade-offs", "trade-offs", build, order=64, section="Explore", key="b",
-    charts=page_charts("tradeoffs", REPORTED, "run"),
+    charts=page_charts("tradeoffs", SHARED.at, CHARTS, "run"),
 )  # fmt: skip

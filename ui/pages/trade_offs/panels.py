@@ -1,7 +1,5 @@
 """The charts of the Trade-offs page: of a view each makes a figure, a note and a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,33 +1,28 @@
 """The mixes of formats that a profile leaves, what was measured beside them, and the budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from backend.budget import Budget, BudgetKind
 from backend.errors import ConfigError, SlimscopeError
-from backend.sensitivity.budget import BudgetSolver, Mix
-from backend.sensitivity.formats import Format
+from backend.sensitivity.budget import Mix
 from backend.sensitivity.profile import SensitivityProfile
-from backend.store import queries
 from backend.store.states import State
 from jobs.metrics import BITS_PER_WEIGHT, ZERO_SHARE
-from jobs.profile.budgets import Method, method_of, solver_of
+from jobs.profile.budgets import Method, method_of
 from jobs.profile.profiles import WEIGHTS_MARK, newest_profile
-from ui.charts.formats import ordered
 from ui.format import number, share
 from ui.pages.trade_offs.landmarks import Landmark, landmarks_of
 from ui.runs.results import find_job
 from ui.runs.rows import RunRow
+from ui.runs.sensitivity.fronts import METHODS, MixFront, fronts_of
 from ui.runs.sensitivity.measured import MeasuredRun, measured_runs, quantized_bytes
 from ui.runs.sensitivity.profiles import in_blocks, profile_at
-from ui.widgets.explorer import Selection, cached_by
+from ui.widgets.explorer import Selection
 
-METHODS: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
+TITLES: Mapping[Method, str] = {"quantized": "Quantised", "pruned": "Pruned"}
 USUAL = Budget("loss", 0.1)
-POINTS = 80  # of a front
 LEAST = 0.01  # share of zeros that makes a run pruned
 
 
@@ -54,36 +49,6 @@ SPEED = Across(
 
 
 @dataclass(frozen=True)
-class MixFront:
-    """The best mixes of one method's formats by the kind of budget, and each format alone, the
-    fewest bits first."""
-
-    solver: BudgetSolver
-    mixes: Mapping[BudgetKind, list[Mix]]
-    uniform: dict[Format, Mix]
-
-
-@cached_by(queries.profiles_mark)
-def fronts_of(run: str) -> dict[Method, MixFront]:
-    """Those of the methods whose formats the run has profiled."""
-    profile, fronts = profile_at(run), dict[Method, MixFront]()
-    if profile is None:
-        return fronts
-    for method in METHODS:
-        try:
-            solver = solver_of(profile, method)
-        except SlimscopeError:
-            continue
-        known = {Format(), *in_blocks(profile).formats}
-        uniform = {form: solver.uniform(form) for form in ordered(solver.formats) if form in known}
-        kinds: list[BudgetKind] = ["sparsity" if method == "pruned" else "size"]
-        kinds += ["ms"] if profile.times else []
-        mixes = {kind: solver.front(POINTS, kind) for kind in kinds}
-        fronts[method] = MixFront(solver, mixes, uniform)
-    return fronts
-
-
-@dataclass(frozen=True)
 class TradeoffSelection(Selection):
     """A method, what lies across, and a budget as it was typed."""
 
@@ -101,7 +66,7 @@ class TradeoffView:
     fronts: Mapping[Method, MixFront]
 
     @classmethod
-    def at(cls, selection: TradeoffSelection) -> TradeoffView | None:
+    def at(cls, selection: TradeoffSelection) -> "TradeoffView | None":
         """None where the run is no finished profile."""
         job = find_job(selection.run)
         profile = profile_at(selection.run) if job and job.state == State.SUCCEEDED else None
@@ -144,7 +109,7 @@ class TradeoffView:
         known = job is not None and self.across is SIZE
         return landmarks_of(str(job.environment.get(WEIGHTS_MARK))) if job and known else []
 
-    def for_budget(self) -> TradeoffView:
+    def for_budget(self) -> "TradeoffView":
         """With the method that the budget is of, where the profile has its formats."""
         asked = read_budget(self.selection.budget)
         method = method_of(asked, self.method) if isinstance(asked, Budget) else self.method
@@ -159,8 +124,8 @@ class TradeoffView:
         if not isinstance(asked, Budget):
             return asked
         if (of := method_of(asked, self.method)) != self.method:
-            what = f"A budget of {asked} is not for {METHODS[self.method].lower()} formats."
-            return ConfigError(what, do=f"Choose {METHODS[of]} above, or write another.")
+            what = f"A budget of {asked} is not for {TITLES[self.method].lower()} formats."
+            return ConfigError(what, do=f"Choose {TITLES[of]} above, or write another.")
         try:
             return asked, self.front.solver.solve(asked)
         except ConfigError as error:

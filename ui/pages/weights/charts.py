@@ -1,9 +1,9 @@
 """What reports show of weights: the map, the histogram and perplexity, drawn by Python. On the page
 the browser draws them (`assets/scripts/weights`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+
+import gradio as gr
 
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
@@ -34,7 +34,7 @@ class WeightsView:
     other: RunWeights | None
 
     @classmethod
-    def at(cls, selection: WeightsSelection) -> WeightsView | None:
+    def at(cls, selection: WeightsSelection) -> "WeightsView | None":
         """The selection settled on what is stored, without a run of the newest; None where the run
         has no statistics."""
         newest = [] if selection.run else queries.runs_with_weights()[:1]
@@ -43,6 +43,10 @@ class WeightsView:
             return None
         other = weights_of(selection.vs) if selection.vs != weights.job.run else None
         return cls(selection.settled(weights, other), weights, other)
+
+    @classmethod
+    def of_address(cls, request: gr.Request) -> "WeightsView | None":
+        return cls.at(WeightsSelection.from_address(request))
 
     def counterpart(self, stage: str) -> str:
         """The stage of the other run to compare a stage with: what it kept with what this run kept,

@@ -9,8 +9,6 @@ Of a run (`ui.widgets.packed`):
     values    [statistics, tensors, stages] as stored, NaN where not measured
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -183,8 +181,7 @@ def packed_profiles(weights: RunWeights, tensor: str, query: Mapping[str, str]) 
 
 
 def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) -> PackedArrays:
-    """The weights around a place at the stages whose files are there, [rows, columns]; the header
-    says where they lie."""
+    """Weights around a place at the stages whose files are there, [rows, columns]."""
     sides = [
         next((len(p.values) for p in tensors.profiles(weights.job.id, tensor, name)), 0)
         for name in (channel_profile(side, "norm") for side in SIDES)

@@ -1,7 +1,5 @@
 """Statistics of a model without a run: one button queues them."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 
@@ -31,8 +29,7 @@ ABOUT = (
 
 
 def build(run: Component) -> Dependency:
-    """Draws the panel, given the control that holds the run. Returns the event after which it holds
-    the new run."""
+    """Draws the panel; returns the event after which the control `run` holds the new run."""
     with gr.Accordion("Inspect a model without a run", open=False, elem_id="weights-new"):
         plain(WIDGETS.chart_note(ABOUT))
         with gr.Row(elem_classes="bar"):

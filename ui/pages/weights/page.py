@@ -7,16 +7,13 @@ charts         map, histogram and perplexity as reports show them
 inspect_model  statistics of a model without a run
 """
 
-from __future__ import annotations
-
 import gradio as gr
 
 from ui.frame import Page, on_change
 from ui.pages.weights import inspect_model
 from ui.pages.weights.charts import WeightsView, map_chart, stages_chart, tensor_chart
-from ui.pages.weights.selection import AGAINST, OPTIONS, TEXTS, VIEWS, WeightsSelection
+from ui.pages.weights.selection import AGAINST, OPTIONS, TEXTS, VIEWS
 from ui.templates import fragments
-from ui.widgets.explorer import chart_at
 from ui.widgets.panel import Panel, page_charts
 
 HTML = fragments("pages/weights/page.html")
@@ -49,7 +46,5 @@ def build() -> None:
 
 PAGE = Page(
     "Weights", "weights", build, order=50, section="Explore", key="w", heading=False,
-    charts=page_charts("weights", {
-        panel: chart_at(WeightsSelection, WeightsView.at, draw) for panel, draw in REPORTED.items()
-    }, "run"),
+    charts=page_charts("weights", WeightsView.of_address, REPORTED, "run"),
 )  # fmt: skip

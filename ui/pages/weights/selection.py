@@ -1,7 +1,5 @@
 """What is looked at of a run's weights: names in the address, which `state.js` reads and writes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -112,7 +110,7 @@ class WeightsSelection(Selection):
     topic: str = ""
     at: str = ""
 
-    def settled(self, weights: RunWeights, other: RunWeights | None = None) -> WeightsSelection:
+    def settled(self, weights: RunWeights, other: RunWeights | None = None) -> "WeightsSelection":
         """The same, with everything that is not stored replaced by what is."""
         statistics = available(weights.table)
         default = next(name for name in (*FIRST_STATISTICS, *statistics) if name in statistics)

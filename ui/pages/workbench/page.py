@@ -5,8 +5,6 @@ weights   the dense weights of a layer, of which a browser makes any format
 
 All else is in the page's scripts (`assets/scripts/workbench`); measured is by the live model."""
 
-from __future__ import annotations
-
 import gradio as gr
 
 from ui.frame import Page, on_change

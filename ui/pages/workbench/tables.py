@@ -1,9 +1,6 @@
 """What the browser is told of a model, for which no process has to hold it: its layers and the
 knobs there are, and the profile of a run, from which it predicts any state."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from math import exp
 from typing import Any
 
@@ -11,7 +8,6 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from backend.budget import BudgetKind
 from backend.errors import NotFoundError, SlimscopeError
 from backend.live.address import AT_ONCE
 from backend.pruning.pruners import DECLARED_PRUNERS
@@ -28,12 +24,13 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.metrics import HELDOUT_LOSS
-from jobs.profile.budgets import Method, solver_of
+from jobs.profile.budgets import Method
 from jobs.profile.config import QUANTIZER, ProfileJob
 from ui.api_errors import error_response
 from ui.charts.heatmap import in_order
 from ui.live_api import live_parts
 from ui.runs.choices import models
+from ui.runs.sensitivity.fronts import METHODS, fronts_of
 from ui.runs.sensitivity.measured import measured_runs, quantized_bytes, queued_runs
 from ui.runs.sensitivity.profiles import profile_at
 from ui.security.auth import current_user
@@ -43,9 +40,7 @@ from ui.widgets.packed import PackedArrays
 START, PROFILE = "/slimscope/workbench/start", "/slimscope/workbench/profile"
 WIDTHS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PATTERNS = ("1:4", "2:4", "4:8")
-# the fronts there are, and the budgets they are of
-METHODS: Mapping[Method, BudgetKind] = {"quantized": "size", "pruned": "sparsity"}
-POINTS, DENSE_CODE = 160, 255
+DENSE_CODE = 255
 
 
 def profiles_of(model: str) -> list[Job]:
@@ -74,6 +69,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
     profiled = {str(job.config["model"]) for job in profiles_of("")}
     offered = [(title, name, name in profiled) for title, name in models()]
     run = found[0] if found else None
+    pruner = run and run.config.get("pruner", ProfileJob.model_fields["pruner"].default)
     rest = 2 * (facts.parameters - sum(x.weights for x in layers))
     runs = measured_runs(model, lambda row: quantized_bytes(row, layers, rest))
     return {
@@ -86,7 +82,7 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
         "groups": GROUPS, "patterns": PATTERNS,
         "pruners": [_method(name) for name in DECLARED_PRUNERS],
         "quantizers": [_method(name) for name in DECLARED_QUANTIZERS],
-        "made": AT_ONCE | ({"pruner": _pruner(run), "quantizer": QUANTIZER} if run else {}),
+        "made": AT_ONCE | ({"pruner": pruner, "quantizer": QUANTIZER} if run else {}),
         "profile": run.run if run else "",
         "partial": run is not None and run.state != State.SUCCEEDED,
         "perplexity": _perplexity(run), "live": live_parts(facts, model, actor),
@@ -95,11 +91,6 @@ def _start(model: str, actor: Actor) -> dict[str, Any]:
 
 def _method(name: str) -> dict[str, Any]:
     return {"name": name, "label": name, "instant": name in AT_ONCE.values()}
-
-
-def _pruner(run: Job) -> str:
-    """That of the pruned candidates of a profile."""
-    return str(run.config.get("pruner", ProfileJob.model_fields["pruner"].default))
 
 
 def _perplexity(run: Job | None) -> float | None:
@@ -131,22 +122,14 @@ def packed_profile(run: str) -> PackedArrays | None:
     layers, formats = known.layers, known.formats
     predicted = np.where(np.isfinite(known.predicted), known.predicted, np.nan)
     arrays = {"error": known.figure("error").astype("<f4"), "predicted": predicted.astype("<f4")}
-    fronts = {method: mixes for method in METHODS if (mixes := _front(known, method))}
-    for method, mixes in fronts.items():
-        arrays |= _packed_front(known, method, mixes)
+    fronts = fronts_of(run) or {}
+    for method, front in fronts.items():
+        arrays |= _packed_front(known, method, front.mixes[METHODS[method]])
     header = {
         "run": run, "model": known.model, "formats": [*map(str, formats)], "fronts": [*fronts],
         "layers": [(x.name, x.block, x.module, x.rows, x.columns) for x in layers],
     }  # fmt: skip
     return PackedArrays.of(header, arrays)
-
-
-def _front(known: SensitivityProfile, method: Method) -> list[Mix]:
-    """The best mixes of a method's formats, the tightest first; none where it has none."""
-    try:
-        return solver_of(known, method).front(POINTS, METHODS[method])
-    except SlimscopeError:
-        return []
 
 
 def _packed_front(

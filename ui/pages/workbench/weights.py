@@ -2,8 +2,6 @@
 the matrix as they lie in the model's files, and the energies of its inputs where a run has stored
 them. Needs no process that holds the model."""
 
-from __future__ import annotations
-
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response

@@ -22,25 +22,17 @@ MIN_COMPARED, MAX_COMPARED = 2, 6  # runs side by side
 
 @dataclass(frozen=True)
 class Action:
-    """A button for one run or for several.
-
-    Attributes:
-        question: to be confirmed first.
-        forbidden: why the user may not do it.
-        limit: why it does not fit the selected runs.
-        address: of the link it is; or else what it writes into the address (`view`).
-        prompt, initial: the text it asks for, and what that holds at first.
-    """
+    """A button for one run or for several."""
 
     name: str
     text: str
-    question: str = ""
-    forbidden: str = ""
-    limit: str = ""
-    address: str = ""
-    view: Mapping[str, str] | None = None
-    prompt: str = ""
-    initial: str = ""
+    question: str = ""  # to be confirmed first
+    forbidden: str = ""  # why the user may not do it
+    limit: str = ""  # why it does not fit the selected runs
+    address: str = ""  # of the link it is
+    view: Mapping[str, str] | None = None  # what it writes into the address
+    prompt: str = ""  # the text it asks for
+    initial: str = ""  # what that holds at first
 
 
 @lru_cache

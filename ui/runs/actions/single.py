@@ -1,7 +1,7 @@
 """Actions on one run, its sweep or its pipeline: the buttons, and what they do. The rules are those
 of the queue's service."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from backend.errors import SlimscopeError
 from backend.queue.actor import Actor
-from backend.queue.artifacts.disk import CHECKPOINTS, has_checkpoints
+from backend.queue.artifacts.disk import has_checkpoints
 from backend.queue.dependencies import connected
 from backend.store import queries
 from backend.store.states import State
@@ -39,18 +39,9 @@ def buttons(job: Job, user: Actor, place: int | None = None) -> Markup:
     return HTML.action_buttons(actions(job, user, place), job.run)
 
 
-def keeping_buttons(job: Job, user: Actor) -> Markup:
-    """The buttons that keep the list of runs in order."""
-    return HTML.action_buttons(offered([job], user, "order"), job.run)
-
-
-def free_button(job: Job, use: Mapping[str, int], user: Actor) -> Markup:
-    """Deletes the checkpoints of a run that has ended; empty where there are none.
-
-    Args:
-        use: its disk space, by `disk_use`.
-    """
-    return HTML.action_buttons(offered([job], user, "disk") if CHECKPOINTS in use else [], job.run)
+def group_buttons(job: Job, user: Actor, group: str) -> Markup:
+    """The buttons of a group of operations that fit."""
+    return HTML.action_buttons(offered([job], user, group), job.run)
 
 
 def starts_anew(job: Job) -> bool:

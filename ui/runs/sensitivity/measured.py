@@ -47,8 +47,7 @@ def quantized_bytes(row: RunRow, layers: Iterable[LinearShape], rest: float) -> 
 
 
 def queued_runs(model: str) -> list[dict[str, Any]]:
-    """The newest runs that were queued from a state of a model: what was predicted and measured of
-    it, and what came out."""
+    """The newest runs queued from a state of a model: predicted, measured, what came out."""
     known = [(row.job, queued_state(row.job.environment or {})) for row in all_rows()]
     return [
         {"run": job.run, "at": job.shown_state, "final": over_dense(job.run)}

@@ -28,7 +28,7 @@ def store_runs() -> None:
 
 
 def opened(**query: str) -> dict[str, Any]:
-    return page.open_page(asked(**query))
+    return page.SHARED.open(asked(**query))
 
 
 def view(**values: str) -> SensitivityView:

@@ -54,7 +54,7 @@ def store_runs() -> None:
 
 
 def opened(**query: str) -> dict[str, Any]:
-    return page.open_page(asked(**{"run": "profile-0002"} | query))
+    return page.SHARED.open(asked(**{"run": "profile-0002"} | query))
 
 
 def view(**values: str) -> TradeoffView:

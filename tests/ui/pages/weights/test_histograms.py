@@ -1,7 +1,5 @@
 """What the scripts of Weights are sent: every number as it is stored, once, to whom it belongs."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from backend.statistics.names import INPUT_ENERGY
 from backend.store import frames, tensors
 from backend.store.session import writing
 from backend.store.tables import Job, TensorRow
-from tests.ui.visits import OTHER, Visit
+from tests.ui.visits import OTHER, Visit, unpacked
 from ui.pages.weights import histograms
 from ui.static import MODULES, modules_version
 
@@ -33,15 +31,7 @@ def got(client: TestClient, **query: str) -> tuple[dict[str, Any], dict[str, np.
     """Header and arrays of an answer."""
     answer = client.get(histograms.PATH, params=query)
     assert answer.status_code == 200 and answer.headers["cache-control"] == "private, no-cache"
-    content = answer.content
-    start = 4 + int.from_bytes(content[:4], "little")
-    header = json.loads(content[4:start])
-    assert start % 8 == 0, "a browser reads numbers of eight bytes where they are"
-    arrays = {
-        name: np.frombuffer(content, f"<{kind}", math.prod(shape), start + at).reshape(shape)
-        for name, (kind, at, shape) in header["arrays"].items()
-    }
-    return header, arrays
+    return unpacked(answer.content)
 
 
 def test_every_histogram_and_statistic_is_sent_as_it_is_stored(client: TestClient) -> None:

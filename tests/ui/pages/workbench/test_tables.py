@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from jobs.profile.budgets import solver_of
 from jobs.profile.profiles import profile_of_run
 from tests.ui.lab import job, measured, store
 from tests.ui.pages.sensitivity.profiles import FORMATS, profile_rows
-from tests.ui.visits import Visit
+from tests.ui.visits import Visit, unpacked
 from ui.pages.run.outcome import outcome
 from ui.pages.workbench import tables, weights
 from ui.runs.results import RunResults
@@ -38,13 +36,7 @@ def got(client: TestClient, path: str, **query: str) -> tuple[dict[str, Any], di
     """Header and arrays of a binary."""
     answer = client.get(path, params=query)
     assert answer.status_code == 200, answer.text
-    start = 4 + int.from_bytes(answer.content[:4], "little")
-    header = json.loads(answer.content[4:start])
-    arrays = {
-        name: np.frombuffer(answer.content, f"<{kind}", math.prod(shape), start + at).reshape(shape)
-        for name, (kind, at, shape) in header["arrays"].items()
-    }
-    return header, arrays
+    return unpacked(answer.content)
 
 
 def test_a_model_begins_with_its_layers_its_knobs_and_its_newest_finished_profile(

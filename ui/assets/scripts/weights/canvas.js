@@ -102,6 +102,8 @@ export function tween(paint, ms = 200) {
   return () => cancelAnimationFrame(frame);
 }
 
+export const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
+
 /** A straight line from one place to another. */
 export function stroke(pen, x0, y0, x1, y1) {
   pen.beginPath();

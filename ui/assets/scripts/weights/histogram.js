@@ -1,11 +1,11 @@
 /* The weights of one tensor: histograms of the stages over each other, their difference to the dense one, or
    added up. A drag marks the magnitudes that are looked for. */
-import { bottomAxis, em, inks, number, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
+import { DASHES, bottomAxis, em, inks, number, stroke, surface, ticks, tween, widthOf } from "./canvas.js";
 import { ofZeros } from "./words.js";
 
 const RIGHT = 12, TOP = 8, LEFT = () => em(2.75), BOTTOM = () => em(2.25);
 const PEAK_WIDTH = 0.06, PEAK_RATIO = 1.6, ROOM = 1.25; // a tall narrow peak at zero is cut off
-const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] }, POINTS = 129;
+const POINTS = 129;
 
 /** The heights of another tensor on these edges; weights are taken to lie evenly in their own bins. */
 export function rebinned(data, t, s, [from, to], bins) {

@@ -1,9 +1,8 @@
 /* Plots that several views share: grids of cells, and lines. Each returns what reads it under the pointer. */
-import { diverging, inks, number, sequential, stroke, surface, ticks, widthOf } from "./canvas.js";
+import { DASHES, diverging, inks, number, sequential, stroke, surface, ticks, widthOf } from "./canvas.js";
 import { limits } from "./map.js";
 
 const LEFT = 52, RIGHT = 12, TOP = 36, BOTTOM = 36, GAP = 44;
-const DASHES = { dash: [6, 4], dot: [2, 3], dashdot: [6, 3, 2, 3] };
 
 /** @typedef {{label: string, rows: number, columns: number, data: ArrayLike<number>, first?: number[], spans?: number[], named?: number[], marks?: string[]}} Panel
     `data` by rows from the top; `first`: what the rows and columns are numbered from, `spans` how many there are; `named`: what rows are called; `marks`: what stands below

@@ -4,7 +4,7 @@ import { number, share } from "../weights/canvas.js";
 /** @typedef {{ratio?: number, low?: number, high?: number, kl?: number, loss?: number, tokens?: number, read?: number, speed?: number, exactly?: boolean}} Known */
 
 const key = (address) => address.replace(/^[^~]*/, ""); // the same of any version
-const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
+export const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
 
 export class Measured {
   #known = new Map(); #now = ""; #perplexity = null; #bandwidth = null; // tokens/s times bytes a token, of the dense model

@@ -2,13 +2,13 @@
 import { number, share } from "../weights/canvas.js";
 import { offer } from "../weights/tables.js";
 import { DENSE, addressOf, bitsPerWeight, colour, combined, fits, format, label } from "./formats.js";
+import { megabytes } from "./measured.js";
 import { stages } from "./tensor.js";
 
 const NONE = "#9AA4B2", COLUMNS = 4096, FEW = 3; // the colour of dense; inputs of the layer formats are ordered by; formats that are counted
 const STEADY = ["hover", "measured", "tensor", "sparsity", "budget"]; // changes without motion
 
-export const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
-const megabytes = (nbytes) => `${number(nbytes / 1e6)} MB`;
+const plural = (many, word) => `${many.toLocaleString("en")} ${word}${many === 1 ? "" : "s"}`;
 /** What was said of the state of a run, and what came out: "predicted 1.31, live 1.28, final 1.22 × dense"; or how far it is. */
 const became = ({ predicted, live, final, at }) => `${Object.entries({ predicted, live, final }).filter(([, ratio]) => ratio).map(([how, ratio]) => `${how} ${number(ratio, 3)}`).join(", ")} × dense${final ? "" : `, ${at}`}`;
 
