@@ -17,12 +17,11 @@ FILES = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY els
 REPORT = "report"
 REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds
 OUT_OF_RANGE = """
-import ctypes, torch
+import ctypes
 from tests.decoding.native import conftest
 from backend.decoding.native.compiler import library
-x, y = torch.zeros(2, 16), torch.zeros(64)
-place = ctypes.c_void_p(x.data_ptr())
-library().slimscope_top_k(place, 3, 16, 1, *(ctypes.c_void_p(y.data_ptr()) for _ in range(3)))
+x, y = (ctypes.c_float * 2048)(), (ctypes.c_float * 64)()
+library().slimscope_top_k(x, 3, 1024, 1, *(ctypes.addressof(y) for _ in range(3)))
 """
 
 
