@@ -136,7 +136,8 @@ def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashbo
     expect(visitor.locator("#workbench-map h2")).to_contain_text("20 × 3 bits")
 
 
-BACK = """state => { history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
+BACK = """state => {
+  history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
   dispatchEvent(new PopStateEvent("popstate")); }"""
 NO_STATES = {  # address -> what is said of it
     "~magnitude~rtn~int9-g64~0x22": "int9-g64 is no format",

@@ -130,4 +130,6 @@ def test_a_process_that_hangs_is_not_started_again_and_ends_with_its_time(
     given(JOB_HOURS="1e-6", STOP_GRACE="0.2")
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert queries.job(job.id).attempts_made == 1 and free_slots() == 1
-    assert "killed (signal 9)" in queries.events(job.id)[-1].text
+    events = queries.events(job.id)
+    assert "killed (signal 9)" in events[-1].text
+    assert any(event.actor == supervisor.OVERTIME.name for event in events)
