@@ -160,10 +160,15 @@ def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
         expect(title).to_contain_text("16 bits")
 
 
-def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashboard) -> None:
+def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
+    formats_are_spelt_and_priced_alike(visitor)
+    a_layer_is_the_one_that_the_live_model_makes(visitor)
+
+
+def formats_are_spelt_and_priced_alike(page: Page) -> None:
     texts = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8"]
-    found: list[list[Any]] = visitor.evaluate(
+    found: list[list[Any]] = page.evaluate(
         f"""async texts => {{ const m = await ({MODULE})('formats');
         const all = texts.map(m.format);
         return all.map((each) => [m.bitsPerWeight(each, 576), m.label(each)]); }}""",
@@ -174,11 +179,8 @@ def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashbo
         assert words.replace("\u00a0", "") == Format.parse(text).label
 
 
-def test_the_browser_makes_the_layer_that_the_live_model_makes(
-    visitor: Page, lab: Dashboard
-) -> None:
+def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:
     """Bin by bin where it is pruned; rounded, scales are stored in 16 bits there."""
-    opened_workbench(visitor, lab)
     live, name = LiveModel(DenseModel(load("toy").model)), "model.layers.1.mlp.down_proj"
     for form, near in (
         ("50%", 0),
@@ -189,7 +191,7 @@ def test_the_browser_makes_the_layer_that_the_live_model_makes(
     ):
         live.apply({name: form})
         stored = layer_histogram(live.dense, name, live.stored(name), live.made[name])
-        made = visitor.evaluate(
+        made = page.evaluate(
             f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
             const made = (await dense('toy', name)).histogram(form, 'magnitude');
             return [[...made.counts], made.tails]; }}""",
