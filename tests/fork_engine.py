@@ -1,8 +1,8 @@
 """The local engine with forked job processes, and forks in place of the supervisor and the
 playground.
 
-An attempt that goes on with a killed one is a fresh process as in production: that its weights are
-the same must not rest on what forks share.
+Where weights are compared, an attempt that goes on with a killed one is a fresh process as in
+production: that they are the same must not rest on what forks share.
 """
 
 import importlib
@@ -42,15 +42,13 @@ class ForkedProcess:
 
 
 class ForkEngine(LocalEngine):
-    """Forks first attempts; later ones are started as in production.
+    """Forks attempts in place of starting them.
 
     Attributes:
-        again: fork later attempts, too: where no weights are compared.
+        again: whether later attempts than the first are forked, too.
     """
 
-    def __init__(self, slots: int, *, again: bool = False) -> None:
-        super().__init__(slots)
-        self.again = again
+    again = True
 
     def launch(self, launch: LaunchRequest) -> Ref:
         with reading() as session:
@@ -80,7 +78,7 @@ def run_attempt(launch: LaunchRequest) -> None:
 def fork_all() -> None:
     """From now on this process forks what it starts, and those processes do."""
     launcher.started = fork_module
-    supervisor.engine_of = lambda here: ForkEngine(here.slots, again=True)
+    supervisor.engine_of = lambda here: ForkEngine(here.slots)
 
 
 def fork_module(module: str, log: Path) -> ForkedProcess:

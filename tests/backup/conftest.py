@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Given
-from tests.faults.conftest import loop
-from tests.jobs.conftest import counting_queue, queue, wait
+from tests.jobs.conftest import counting_queue, loop, queue, wait
 
 __all__ = ["counting_queue", "loop", "move_to", "queue", "wait"]
 

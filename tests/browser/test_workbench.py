@@ -136,29 +136,39 @@ def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashbo
     expect(visitor.locator("#workbench-map h2")).to_contain_text("20 × 3 bits")
 
 
-@pytest.mark.parametrize(
-    ("state", "said"),
-    [
-        ("~magnitude~rtn~int9-g64~0x22", "int9-g64 is no format"),
-        ("~magnitude~rtn~dense~0x99", "Its layers are not those of this model"),
-        ("~magnitude~rtn~int4-g7~0x22", "cannot be stored as int4-g7"),
-        ("~magnitude~rtn~50p~0x22", "cannot be stored as 50%"),
-        ("~none~rtn~dense~0x22", "There is no pruner none"),
-        ("<img src=x>", "It is no address of a state"),
-    ],
-)
+BACK = """state => {
+  history.pushState(null, "", `?${new URLSearchParams({ model: "toy", state })}`);
+  dispatchEvent(new PopStateEvent("popstate")); }"""
+NO_STATES = {  # address -> what is said of it
+    "~magnitude~rtn~int9-g64~0x22": "int9-g64 is no format",
+    "~magnitude~rtn~dense~0x99": "Its layers are not those of this model",
+    "~magnitude~rtn~int4-g7~0x22": "cannot be stored as int4-g7",
+    "~magnitude~rtn~50p~0x22": "cannot be stored as 50%",
+    "~none~rtn~dense~0x22": "There is no pruner none",
+}
+
+
 def test_an_address_that_is_none_says_so_and_shows_the_dense_model(
-    visitor: Page, lab: Dashboard, state: str, said: str
+    visitor: Page, lab: Dashboard
 ) -> None:
-    opened_workbench(visitor, lab, f"state={state}")
-    expect(visitor.locator("#workbench-notice")).to_contain_text(said)
-    expect(visitor.locator("#workbench-histogram h2")).to_contain_text("16 bits")
+    notice, title = (visitor.locator(f"#workbench-{x}") for x in ("notice", "histogram h2"))
+    opened_workbench(visitor, lab, "state=<img src=x>")
+    expect(notice).to_contain_text("It is no address of a state")
+    for state, said in NO_STATES.items():
+        visitor.evaluate(BACK, state)
+        expect(notice).to_contain_text(said)
+        expect(title).to_contain_text("16 bits")
 
 
-def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashboard) -> None:
+def test_modules_do_what_python_does(visitor: Page, lab: Dashboard) -> None:
     opened_workbench(visitor, lab)
+    formats_are_spelt_and_priced_alike(visitor)
+    a_layer_is_the_one_that_the_live_model_makes(visitor)
+
+
+def formats_are_spelt_and_priced_alike(page: Page) -> None:
     texts = ["dense", "50%", "2:4", "int4-g64", "2:4+int3-g32", "33.3%", "int8"]
-    found: list[list[Any]] = visitor.evaluate(
+    found: list[list[Any]] = page.evaluate(
         f"""async texts => {{ const m = await ({MODULE})('formats');
         const all = texts.map(m.format);
         return all.map((each) => [m.bitsPerWeight(each, 576), m.label(each)]); }}""",
@@ -169,11 +179,8 @@ def test_modules_spell_price_and_round_as_python_does(visitor: Page, lab: Dashbo
         assert words.replace("\u00a0", "") == Format.parse(text).label
 
 
-def test_the_browser_makes_the_layer_that_the_live_model_makes(
-    visitor: Page, lab: Dashboard
-) -> None:
+def a_layer_is_the_one_that_the_live_model_makes(page: Page) -> None:
     """Bin by bin where it is pruned; rounded, scales are stored in 16 bits there."""
-    opened_workbench(visitor, lab)
     live, name = LiveModel(DenseModel(load("toy").model)), "model.layers.1.mlp.down_proj"
     for form, near in (
         ("50%", 0),
@@ -184,7 +191,7 @@ def test_the_browser_makes_the_layer_that_the_live_model_makes(
     ):
         live.apply({name: form})
         stored = layer_histogram(live.dense, name, live.stored(name), live.made[name])
-        made = visitor.evaluate(
+        made = page.evaluate(
             f"""async ([name, form]) => {{ const {{ dense }} = await ({MODULE})('tensor');
             const made = (await dense('toy', name)).histogram(form, 'magnitude');
             return [[...made.counts], made.tails]; }}""",

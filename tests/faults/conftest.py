@@ -6,7 +6,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,18 +19,12 @@ from backend.store.tables import Attempt
 from jobs.runtime.context import JobContext, claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
-from tests.fork_engine import ForkEngine
-from tests.jobs.conftest import counting_queue, queue, wait
+from tests.jobs.conftest import counting_queue, loop, queue, wait
 from tests.queue.conftest import HOST, process_of
 
-__all__ = ["counting_queue", "queue", "wait"]
+__all__ = ["counting_queue", "loop", "queue", "wait"]
 
 ClaimHere = Callable[..., JobContext]
-
-
-@pytest.fixture
-def loop(queue: Path) -> SupervisorLoop:
-    return SupervisorLoop(ForkEngine(1, again=True))
 
 
 @pytest.fixture

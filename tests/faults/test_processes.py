@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from backend.queue.engines.base import LaunchRequest
 from backend.queue.engines.local import LocalEngine, identity
 from backend.queue.folders import read_log
 from backend.queue.supervisor import SupervisorLoop
-from backend.settings import settings
 from backend.store import queries
 from backend.store.session import writing
-from backend.store.states import State
+from backend.store.states import Exit, State
 from backend.store.tables import Attempt
+from jobs.runtime.main import main
 from jobs.submit import submit
 from tests.conftest import Given
 from tests.queue.conftest import HOST, Wait, beats, curve, free_slots, process_of, running
@@ -64,20 +63,14 @@ def test_an_error_fails_without_retry_and_can_be_resumed(wait: Wait) -> None:
     assert queries.job(job.id).error is None
 
 
-def test_a_late_process_of_a_given_up_attempt_is_fenced(wait: Wait) -> None:
-    job = submit("count", {"steps": 1}, HOST)
+def test_a_late_process_of_a_given_up_attempt_is_fenced(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = submit("count", {"steps": 1, "pause": 0}, HOST)
     wait(job.id, State.SUCCEEDED)
-    late = subprocess.run(
-        [
-            sys.executable, "-m", "jobs.runtime.main", "--attempt",
-            f"{queries.attempts(job.id)[0].id}",
-        ],
-        env={**os.environ, "SLIMSCOPE_DATA_DIR": str(settings().root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    assert late.returncode == 76 and "Another attempt" in late.stdout
+    attempt = queries.attempts(job.id)[0].id
+    monkeypatch.setattr(sys, "argv", ["main", "--attempt", f"{attempt}"])
+    assert main() == Exit.FENCED and "Another attempt" in capsys.readouterr().out
 
 
 def test_a_process_that_lost_its_token_ends_itself(wait: Wait) -> None:
@@ -137,4 +130,6 @@ def test_a_process_that_hangs_is_not_started_again_and_ends_with_its_time(
     given(JOB_HOURS="1e-6", STOP_GRACE="0.2")
     assert wait(job.id, State.CANCELLED) == State.CANCELLED
     assert queries.job(job.id).attempts_made == 1 and free_slots() == 1
-    assert "killed (signal 9)" in queries.events(job.id)[-1].text
+    events = queries.events(job.id)
+    assert "killed (signal 9)" in events[-1].text
+    assert any(event.actor == supervisor.OVERTIME.name for event in events)

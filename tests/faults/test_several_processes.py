@@ -11,7 +11,6 @@ import pytest
 from backend.metric_key import MetricKey
 from backend.queue import service
 from backend.queue.folders import read_log, work_folder
-from backend.queue.supervisor import SupervisorLoop
 from backend.store import frames, queries
 from backend.store.states import State
 from jobs.kind import kind_named
@@ -60,7 +59,7 @@ def trained(run: int) -> float:
 
 
 def test_processes_die_and_the_run_goes_on_as_if_they_had_not(
-    loop: SupervisorLoop, wait: Wait, monkeypatch: pytest.MonkeyPatch
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the first, and then the first itself."""
     monkeypatch.setattr(service, "RETRIES", 3)
@@ -69,7 +68,6 @@ def test_processes_die_and_the_run_goes_on_as_if_they_had_not(
         wait(run, when=lambda before=before: trained(run) > before)
         assert queries.job(run).attempts_made == attempt
         other = the_other_of(run)
-        loop.engine.again = True
         victim(run).kill()
         wait(run, when=lambda attempt=attempt: queries.job(run).attempts_made > attempt)
         assert not is_alive(other)
@@ -122,11 +120,8 @@ def test_nothing_they_met_by_is_left(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["train-dlqat"]
 
 
-def test_all_stop_together_and_a_resumed_run_ends_as_on_one_process(
-    loop: SupervisorLoop, wait: Wait
-) -> None:
+def test_all_stop_together_and_a_resumed_run_ends_as_on_one_process(wait: Wait) -> None:
     job = submit("amphista", {**DRAFTER, "processes": 2}, HOST)
-    loop.engine.again = True
     run, name = job.id, job.run
     wait(run, State.FAILED, when=(work_folder(name) / "drafter").exists)
     other = the_other_of(run)

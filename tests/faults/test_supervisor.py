@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from sqlalchemy import text, update
 
@@ -23,6 +22,7 @@ from jobs.runtime.context import claim
 from jobs.runtime.figures import LeaseLostError
 from jobs.submit import submit
 from tests.conftest import Given
+from tests.fork_engine import ForkEngine, fork_module
 from tests.fork_server import FORKS, begin_anew
 from tests.queue.conftest import HOST, Wait, bare_job, curve, process_of, running
 from tests.queue.scripted_engine import ScriptedEngine
@@ -59,20 +59,25 @@ def test_dying_between_claim_and_start_loses_nothing(
         claim(queries.attempts(job.id)[0].id)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that is woken is forked, and so are its runs."""
+    monkeypatch.setattr(launcher, "started", fork_module)
+
+
+@pytest.mark.usefixtures("forked")
 def test_of_two_supervisors_one_works_and_it_leaves_when_idle(
     queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "1")
     jobs = [submit("count", {"steps": 2, "pause": 0}, HOST).id for _ in range(2)]
     launcher.SUPERVISOR.wake()
-    second = subprocess.Popen(
-        [sys.executable, "-m", "backend.queue.supervisor"], env=launcher.child_environment()
-    )
+    second = fork_module("backend.queue.supervisor", queue / "second.log")
     until(lambda: all(queries.job(job).state == State.SUCCEEDED for job in jobs))
     assert [queries.job(job).attempts_made for job in jobs] == [1, 1]
     assert scheduling.status().supervisor_alive
     until(lambda: not launcher.SUPERVISOR.is_alive() and second.poll() is not None)
-    assert second.returncode == 0
+    assert second.poll() == 0
 
 
 def test_two_dashboards_on_one_folder_make_one_queue(queue: Path, given: Given) -> None:
@@ -102,6 +107,7 @@ def dashboard(environment: dict[str, str], number: int) -> None:
         service.run_next(submit("count", {}, HOST, name=f"{number} {k}").id, HOST)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_power_cut_stops_everything_and_the_run_goes_on(
     queue: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,9 +115,9 @@ def test_a_power_cut_stops_everything_and_the_run_goes_on(
     launcher.SUPERVISOR.wake()
     until(running(job.id, 1))
     process = process_of(job.id)
-    psutil.Process(launcher.SUPERVISOR._started[queue][0].pid).kill()
+    launcher.SUPERVISOR._started[queue][0].process.kill()
     until(lambda: not launcher.SUPERVISOR.is_alive())
-    loop = SupervisorLoop(LocalEngine(1))
+    loop = SupervisorLoop(ForkEngine(1))
     loop.turn()
     assert process_of(job.id) == process and process.is_running()  # it outlives the supervisor
     process.kill()

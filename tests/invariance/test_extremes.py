@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.errors import SlimscopeError
+from backend.pruning.pruners import DECLARED_PRUNERS
 from benchmarks.shared.outcomes import METHODS
 
 TOKENS = 64  # in the vocabulary of most
@@ -51,12 +53,14 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[], Tensor]]] = {
 OVERFLOWING = {"mlp.gate_proj.weight": LARGE, "mlp.up_proj.weight": LARGE}
 
 
+SHAPES = ("one block", "a context of 64", "256,000 tokens")
+SOLVERS = (*DECLARED_PRUNERS, "rtn", "hqq")  # they see one matrix, and nothing of such shapes
 SLOW = ("medusa", "amphista", "dlqat-kd")  # half a minute each with a large vocabulary
+LEFT_OUT = {*product(SHAPES, SOLVERS), *product(("256,000 tokens",), SLOW)}
 
 
 @pytest.mark.parametrize(
-    ("case", "method"),
-    [(x, m) for x in CASES for m in METHODS if x != "256,000 tokens" or m not in SLOW],
+    ("case", "method"), [each for each in product(CASES, METHODS) if each not in LEFT_OUT]
 )
 def test_it_works_or_is_refused_in_words(case: str, method: str) -> None:
     model, rows = (make() for make in CASES[case])

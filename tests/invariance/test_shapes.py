@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from functools import lru_cache
+from itertools import product
 
 import pytest
 from transformers import PreTrainedModel
@@ -17,6 +18,8 @@ SLACK = 0.02  # nats per token: models so small and texts so short are noisy
 BATCHES = 0.3  # the same for the loss of other batches, by which a drafter is judged
 ASKED = ("alps", "sds", "reconstruction", "gptq", "awq", "dlqat", "block-wise", "amphista")
 TAKEN = [*SHAPES][1::3]  # all in `make bench-improvement`
+# ALPS sees one matrix, and nothing of the shape of a model.
+CELLS = [each for each in product(TAKEN, ASKED) if each[1] != "alps" or each[0] == TAKEN[0]]
 REFUSED = ("awq", "amphista")  # by some shapes: they read or copy blocks like LLaMA's
 
 
@@ -30,8 +33,7 @@ def outcome(shape: str, method: str) -> Outcome:
     return METHODS[method](deepcopy(model(shape)), texts(*TEXT))
 
 
-@pytest.mark.parametrize("method", ASKED)
-@pytest.mark.parametrize("shape", TAKEN)
+@pytest.mark.parametrize(("shape", "method"), CELLS)
 def test_a_method_improves_on_its_start_or_is_refused(shape: str, method: str) -> None:
     try:
         found = outcome(shape, method)

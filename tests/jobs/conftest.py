@@ -1,18 +1,16 @@
-"""The same queue as the queue's own tests use, but for real jobs, forked from a warm process."""
+"""The same queue as the queue's own tests use, but for real jobs."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from backend.queue.engines.local import LocalEngine
 from backend.queue.launcher import SUPERVISOR
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from tests.conftest import Given
-from tests.fork_engine import ForkEngine
+from tests.queue.conftest import loop, wait
 from tests.queue.conftest import queue as counting_queue
-from tests.queue.conftest import wait
 
 __all__ = ["counting_queue", "loop", "queue", "wait"]
 
@@ -26,13 +24,6 @@ def queue(counting_queue: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -
     given(THREADS="1")
     settings()  # what a test then sets is for its children only
     return counting_queue
-
-
-@pytest.fixture
-def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
-    """The supervisor's loop; a test marked `fresh_process` gets jobs started as in production."""
-    fresh = request.node.get_closest_marker("fresh_process")
-    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A pruner, a quantizer and a drafter that live in one plugin file each, run end to end.
+"""A pruner, a quantizer and a drafter that live in one plugin file each, estimated and run.
 
 They run in a process of their own, as SLIMSCOPE_PLUGINS is read when Slimscope starts.
 """
@@ -34,6 +34,34 @@ assert [*STAGE_LABELS][4:7] == ["awq", "toy-awq", "rotated-gptq"]
 
 amphista = DrafterConfig(architecture="linear-heads", heads=2, draft_vocabulary=0)
 assert arm_of(amphista.model_dump()) == "linear-heads"
+"""
+
+ESTIMATED = """
+from dataclasses import replace
+from backend.models.sources.catalogue import inspect
+from backend.pruning.plan import pruning_plan
+from jobs.dlqat.config import DLQATJob
+from jobs.dlqat.estimate import layer_weights, planned_layers
+from jobs.kind import kind_named
+from jobs.sds.config import SDSJob
+from jobs.sds.estimate import disk_space
+kind, facts = kind_named("dlqat"), inspect("toy")
+assert kind.stages["toy-awq"] == "Toy AWQ"
+assert "toy-awq" in DLQATJob.model_json_schema()["properties"]["keep"]["enum"]
+config = DLQATJob(
+    model="toy", stages=["rtn", "toy-awq"], keep="toy-awq", space="tight", start="rounded",
+)
+needs = kind.requirements(config)
+tokens = config.segments * min(512, facts.context)
+layers = planned_layers(needs.plan, facts)
+assert needs.flops["make toy-awq"] == (60 + 4 * tokens) * layer_weights(layers)
+auto = DLQATJob(**config.model_dump() | {"keep": "auto"})
+assert auto.candidates == ["rtn", "toy-awq"]
+
+facts = replace(facts, dtype="bfloat16")
+configs = (SDSJob(model="toy", base=base) for base in ("leftmost", "wanda", "sparsegpt"))
+sizes = {disk_space(each, pruning_plan(each, facts.linears), facts).bytes for each in configs}
+assert len(sizes) == 1  # a stage takes the disk of the model whatever the pruner
 assert "torch" not in sys.modules
 import torch
 """
@@ -56,7 +84,6 @@ assert (W[:, 2:] == 0).all() and (W[:, :2] != 0).any()
 QUANTIZER = """
 from backend.quantization.dlqat.pipeline import DLQAT
 from backend.models.loading import load
-from backend.models.sources.catalogue import inspect
 from backend.quantization.grid import minmax_grid
 from backend.quantization.plan import plan
 model = load("toy").model
@@ -105,7 +132,7 @@ assert [token.id for token in generate(target, loaded, [5, 6, 7], 12, nodes=4)] 
 
 def test_a_pruner_a_quantizer_and_a_drafter_are_one_file_each(tmp_path: Path) -> None:
     plugins = [f"tests.plugins.{name}" for name in ("pruner", "quantizer", "drafter")]
-    script = "".join((DECLARED, PRUNER, QUANTIZER, DRAFTER))
+    script = "".join((DECLARED, ESTIMATED, PRUNER, QUANTIZER, DRAFTER))
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True,
         env=os.environ | {"SLIMSCOPE_PLUGINS": json.dumps(plugins)},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backend.checkpoints import Checkpoints
-from backend.errors import CancelledError, ConfigError
+from backend.errors import ConfigError
 from backend.models.blocks import block_linears
 from backend.models.loading import weights_hash
 from backend.models.sources.catalogue import inspect
@@ -19,7 +19,7 @@ from backend.pruning.owl import block_shares
 from backend.pruning.passes.outliers import outlier_share
 from backend.pruning.plan import pruning_plan
 from backend.pruning.sds import install
-from tests.pruning.stages import prune
+from tests.pruning.stages import cut_short, prune
 
 LAYERS = inspect("toy").linears
 
@@ -122,14 +122,9 @@ def test_a_run_prunes_each_block_as_much_as_it_said(
 def test_a_stopped_run_goes_on_to_the_same_bits(
     toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    chosen, ids = config(), calibration[:8]
-    model = toy()
+    """Stopped within the survey, after it, and within the first pass."""
+    chosen, ids, model, again = config(), calibration[:8], toy(), toy()
     prune(model, ids, chosen, tmp_path / "whole")
-    for count in (1, 3, 4):  # within the survey, after it, within the first pass
-        folder = tmp_path / "cut"
-        stop = recorder(stop=lambda _, n=count, f=folder: len([*f.glob("*-0*")]) >= n)
-        with pytest.raises(CancelledError):
-            prune(toy(), ids, chosen, folder, stop)
-    again = toy()
+    cut_short(toy, ids, chosen, tmp_path / "cut", (1, 3, 4), recorder)
     prune(again, ids, chosen, tmp_path / "cut")
     assert weights_hash(again) == weights_hash(model)

@@ -22,6 +22,7 @@ from backend.pruning.redense import redense
 from backend.pruning.sds import install
 from backend.pruning.weight_adjustment import adjust
 from tests.pruning.stages import prune
+from tests.toy_layers import Recorder
 
 BLOCKS = 3
 RECONSTRUCTED = (SDSStage.FIRST_BLOCKS, SDSStage.SDS_BLOCKS)  # see test_reconstruction
@@ -142,16 +143,21 @@ def finished(_toy, tmp_path_factory) -> dict[str, dict]:
     runs = {}
     dense, ids = _toy
     for name in RUNS:
-        folder, model = tmp_path_factory.mktemp("run"), deepcopy(dense)
+        folder, model, told = tmp_path_factory.mktemp("run"), deepcopy(dense), Recorder()
         base, pattern = name.split()
         chosen = config(base=base, pattern=pattern)
-        result = prune(model, ids[:48], chosen, folder)
+        result = prune(model, ids[:48], chosen, folder, told)
+        both = zip(model.named_parameters(), dense.parameters(), strict=True)
+        changed = {name for (name, p), q in both if not torch.equal(p, q)}
         perplexity = {}
         for stage in MADE:
             install(model, Checkpoints(folder), stage)
             loss = fmean(heldout_losses(model, ids[96:], torch.float32))
             perplexity[stage] = torch.tensor(loss).exp().item()
-        runs[name] = {"perplexity": perplexity, "result": result}
+        runs[name] = {
+            "perplexity": perplexity, "result": result, "told": told, "changed": changed,
+            "model": model,
+        }  # fmt: skip
     return runs
 
 
@@ -195,10 +201,9 @@ def test_the_result_says_what_was_kept(name: str, finished) -> None:
     assert all(spent > 0 for spent in result.seconds.values())
 
 
-def test_statistics_tell_the_story(toy, calibration: Tensor, tmp_path: Path, recorder) -> None:
+def test_statistics_tell_the_story(finished) -> None:
     """Near zero: dense < re-dense < sparse. Kurtosis: the re-dense centre makes it rise."""
-    told = recorder()
-    prune(toy(), calibration, config(), Checkpoints(tmp_path), told)
+    told = finished["wanda 2:4"]["told"]
     by = {stage: [s for s in told.snapshots if s.stage == stage] for stage in MADE}
     assert {len(found) for found in by.values()} == {7 * BLOCKS}
     figure = {
@@ -229,7 +234,8 @@ def test_statistics_beside_the_work_are_those_in_between(
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
         monkeypatch.setattr("backend.calibration.threads.memory_available", lambda n=room: n)
         told, folder = recorder(), tmp_path / f"{threads} {room}"
-        result = prune(toy(), calibration[:8], config(), folder, told)
+        chosen = config(redense_steps=5, adjust_steps=5)
+        result = prune(toy(), calibration[:8], chosen, folder, told)
         figures = [(x.tensor, x.stage, x.zeros, x.stats) for x in told.snapshots]
         seen.append((figures, told.metrics, result.errors, result.zero_share))
         assert any("computed in between" in line for line in told.lines) == (not room)
@@ -237,11 +243,8 @@ def test_statistics_beside_the_work_are_those_in_between(
     assert not any(thread.name.startswith("statistics") for thread in threading.enumerate())
 
 
-def test_progress_and_errors_are_told_as_they_come(
-    toy, calibration: Tensor, tmp_path: Path, recorder
-) -> None:
-    told = recorder()
-    result = prune(toy(), calibration[:16], config(), tmp_path, told)
+def test_progress_and_errors_are_told_as_they_come(finished) -> None:
+    told, result = (finished["wanda 2:4"][part] for part in ("told", "result"))
     done = [d for d, _, _ in told.progressed]
     total = 4 * 7 * BLOCKS + len(MADE)
     assert done == list(range(1, total + 1))
@@ -268,16 +271,11 @@ def test_bfloat16_passes_come_close_and_leave_the_model_float32(
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
 
 
-def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path) -> None:
-    model, dense = toy(), toy()
-    prune(model, calibration[:16], config(), tmp_path)
+@pytest.mark.parametrize("name", RUNS)
+def test_only_the_blocks_linears_change(name: str, finished) -> None:
+    model = finished[name]["model"]
     pruned = {f"{o.name}.weight" for b in range(BLOCKS) for o in block_linears(model, b).values()}
-    changed = {
-        name
-        for (name, p), q in zip(model.named_parameters(), dense.parameters(), strict=True)
-        if not torch.equal(p, q)
-    }
-    assert changed == pruned
+    assert finished[name]["changed"] == pruned
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -285,8 +283,8 @@ def test_only_the_blocks_linears_change(toy, calibration: Tensor, tmp_path: Path
 def test_a_run_may_end_with_the_first_pruning(
     control: bool, toy, calibration: Tensor, tmp_path: Path, recorder
 ) -> None:
-    told, chosen = recorder(), config(until="first", control=control)
-    model = toy()
+    told, few = recorder(), {"redense_steps": 5, "adjust_steps": 5}
+    model, chosen = toy(), config(until="first", control=control, **few)
     result = prune(model, calibration[:16], chosen, tmp_path / "first", told)
     made = [SDSStage.DENSE, SDSStage.FIRST] + [SDSStage.CONTROL] * control
     assert chosen.stages == made and list(result.heldout) == made
@@ -295,7 +293,7 @@ def test_a_run_may_end_with_the_first_pruning(
     with pytest.raises(NotFoundError):
         install(model, Checkpoints(tmp_path / "first"), SDSStage.SDS)
     whole = toy()
-    prune(whole, calibration[:16], config(), tmp_path / "sds")
+    prune(whole, calibration[:16], config(**few), tmp_path / "sds")
     for stage in made:
         found = stage_weights(model, tmp_path / "first", stage)
         assert all(map(torch.equal, found, stage_weights(whole, tmp_path / "sds", stage)))

@@ -20,6 +20,7 @@ from backend.store.tables import Job, Slot
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests.conftest import Given
+from tests.fork_engine import ForkEngine
 
 HOST = Actor("mira", "host")
 Wait = Callable[..., State]
@@ -40,8 +41,11 @@ def queue(data_dir: Path, given: Given) -> Iterator[Path]:
 
 
 @pytest.fixture
-def loop(queue: Path) -> SupervisorLoop:
-    return SupervisorLoop(LocalEngine(1))
+def loop(queue: Path, request: pytest.FixtureRequest) -> SupervisorLoop:
+    """Its jobs are forks of a warm process; those of a test marked `fresh_process` are started as
+    in production."""
+    fresh = request.node.get_closest_marker("fresh_process")
+    return SupervisorLoop(LocalEngine(1) if fresh else ForkEngine(1))
 
 
 @pytest.fixture

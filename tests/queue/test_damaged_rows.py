@@ -18,7 +18,6 @@ from backend.store.states import LIVE, State
 from backend.store.tables import Job
 from jobs.record import record
 from jobs.submit import submit
-from tests.fork_engine import ForkEngine
 from tests.queue.conftest import HOST, Wait, free_slots, running
 
 pytestmark = pytest.mark.sqlite("it stores values of any type")
@@ -44,11 +43,6 @@ LIVE_ONES = {
     "a process that is no number": '{"pid": "init", "identity": 3}',
     "a process of another type": '{"pid": [1], "identity": null}',
 }
-
-
-@pytest.fixture
-def loop(queue: Path) -> SupervisorLoop:
-    return SupervisorLoop(ForkEngine(1, again=True))
 
 
 def stored(job: int, table: str, column: str, value: str | int) -> None:

@@ -8,16 +8,11 @@ import pytest
 import torch
 
 from backend.models.memory import is_out_of_memory
-from backend.queue import supervisor
 from backend.queue.engines import local
 from backend.queue.engines.base import LaunchRequest
-from backend.store import queries
-from backend.store.states import State
 from jobs.runtime.usage import limit_memory
-from jobs.submit import submit
 from tests.conftest import Given
 from tests.fork_server import FORKS
-from tests.queue.conftest import HOST, Wait
 
 
 @pytest.mark.parametrize(
@@ -69,14 +64,6 @@ def test_each_slot_has_cores_of_its_own(
     assert local.cores_of(replace(first, threads=3), 2) == []  # the job asks for more than its part
     given(THREADS="3")
     assert local.cores_of(first, 2) == []
-
-
-def test_a_run_that_takes_longer_than_the_host_allows_is_stopped(wait: Wait, given: Given) -> None:
-    job = submit("count", {"steps": 1000}, HOST)
-    wait(job.id, State.RUNNING)
-    given(JOB_HOURS="1e-6")
-    assert wait(job.id, State.CANCELLED) == State.CANCELLED
-    assert any(e.actor == supervisor.OVERTIME.name for e in queries.events(job.id))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit covers other memory")

@@ -21,10 +21,7 @@ from backend.store.tables import Job
 from jobs.reproduction import reproduce
 from jobs.submit import submit
 from tests.conftest import Given
-from tests.jobs.conftest import loop
 from tests.queue.conftest import HOST, Wait, free_slots, running
-
-__all__ = ["loop"]
 
 
 @pytest.mark.fresh_process

@@ -70,6 +70,7 @@ def test_a_cluster_has_no_place_beside_the_slots(queue: Path) -> None:
     assert started(*jobs) == [True, False]
 
 
+@pytest.mark.fresh_process
 def test_it_stands_back_for_others(wait: Wait, loop: SupervisorLoop) -> None:
     long, quick = added(LONG), added(QUICK)
     for job in (long, quick):

@@ -8,12 +8,11 @@ import pytest
 
 from backend.queue import service
 from backend.queue.launcher import child_environment, job_environment, submission_variables
-from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import queries
-from tests.queue.conftest import HOST, loop, queue
+from tests.queue.conftest import HOST, queue
 
-__all__ = ["loop", "queue"]
+__all__ = ["queue"]
 
 
 @pytest.mark.parametrize("name", ["SLIMSCOPE_HOST_TOKEN", "slimscope_host_token"])
@@ -31,7 +30,7 @@ def test_the_token_is_for_the_dashboard_only(
 
 
 def test_a_job_gets_the_variables_of_its_submission(
-    queue: Path, loop: SupervisorLoop, monkeypatch: pytest.MonkeyPatch
+    queue: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", "/mine")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")

@@ -20,7 +20,7 @@ def upgrade():
 
 def next_version(there: Path) -> dict[str, str]:
     """Make the folder; the environment of its processes."""
-    unneeded = shutil.ignore_patterns("__pycache__", "example_runs")
+    unneeded = shutil.ignore_patterns("example_runs")  # what is compiled holds there, too
     for room in COPIED:
         shutil.copytree(ROOT / room, there / room, ignore=unneeded)
     shutil.copy(ROOT / "app.py", there)

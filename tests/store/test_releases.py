@@ -18,9 +18,7 @@ from backend.backup.writing import write_backup
 from backend.checkpoints import is_whole
 from backend.drafters.checkpoint import Amphista
 from backend.queue import service
-from backend.queue.engines.local import LocalEngine
 from backend.queue.folders import run_folder
-from backend.queue.launcher import started
 from backend.queue.supervisor import SupervisorLoop
 from backend.settings import settings
 from backend.store import frames, queries
@@ -31,6 +29,7 @@ from backend.store.tables import Table
 from jobs.kind import kinds
 from jobs.submit import submit
 from tests import postgres
+from tests.fork_engine import ForkEngine, fork_module
 from tests.queue.conftest import HOST, queue, running
 from tests.shell import slimscope
 from tests.store.next_version import next_version
@@ -75,7 +74,7 @@ def test_what_a_release_has_left_goes_on(left: None) -> None:
     said = {run: [r.value for r in queries.results([run])] for run in ids}
     assert [job.kind for job in queries.jobs()][::-1] == [kind for kind, _ in RUNS]
     service.resume(failed, HOST)
-    loop = SupervisorLoop(LocalEngine(1))
+    loop = SupervisorLoop(ForkEngine(1))
     until(lambda: loop.turn() is False, 60)
     assert {queries.job(run).state for run in ids} == {State.SUCCEEDED}
     for run in (failed, at_work, waiting):
@@ -105,7 +104,7 @@ def test_the_next_version_takes_over_while_runs_work(
     told, dump = next_version(tmp_path / "next"), str(tmp_path / "before.dump")
     here, log = settings().database_url, queue / "supervisor.log"
     monkeypatch.setenv("SLIMSCOPE_IDLE_EXIT", "600")
-    ours = started("backend.queue.supervisor", log)
+    ours = fork_module("backend.queue.supervisor", log)
     at_work = submit("count", {"steps": 60, "pause": 0.1}, HOST).id
     until(running(at_work, 2))
     waiting = submit("count", {"steps": 3, "pause": 0}, HOST).id
@@ -116,7 +115,8 @@ def test_the_next_version_takes_over_while_runs_work(
     migrate = "from backend.store.migrate import upgrade; upgrade()"
     line = [sys.executable, "-c", migrate]
     subprocess.run(line, env=told, cwd=told["PYTHONPATH"], check=True)
-    assert ours.wait(20) == 0 and "has migrated the database" in log.read_text()
+    until(lambda: ours.poll() is not None, 20)
+    assert ours.poll() == 0 and "has migrated the database" in log.read_text()
     assert (queries.job(at_work).state, queries.job(waiting).state) == ("running", "queued")
     assert StatusReader().read()[1] == other_version() != ""  # on all pages, and by /healthz
     refused = slimscope("list")
@@ -141,7 +141,7 @@ def test_the_next_version_takes_over_while_runs_work(
             restore_backup(tmp_path / "before.tar")
         assert not other_version()
         assert queries.job(at_work).state == ("running" if here else "queued")
-        loop = SupervisorLoop(LocalEngine(1))
+        loop = SupervisorLoop(ForkEngine(1))
         until(lambda: loop.turn() is False, 60)
         assert {queries.job(run).state for run in (at_work, waiting)} == {"succeeded"}
         assert counted(at_work) == [*range(60)] and counted(waiting) == [*range(3)]

@@ -302,6 +302,12 @@ def test_greedy_text_is_that_of_pytorch_on_the_built_in_model() -> None:
 
 
 @pytest.fixture
+def library_file() -> str:
+    """The decoder as it was built for other tests."""
+    return compiler.library()._name
+
+
+@pytest.fixture
 def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing has been built yet."""
     monkeypatch.setenv("SLIMSCOPE_CACHE_DIR", str(tmp_path))
@@ -324,37 +330,41 @@ def test_without_a_compiler_pytorch_decodes_and_says_why(
     assert "no C++ compiler" in target.decoder
 
 
+@pytest.fixture
+def use_compiler(no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a script the compiler; "$last" is the file that it writes."""
+
+    def use(script: str) -> None:
+        program = no_cache / "compiler"
+        program.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\n{script}'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("CXX", str(program))
+
+    return use
+
+
 def test_a_compiler_that_fails_leaves_nothing_behind(
-    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+    no_cache: Path, use_compiler: Callable[[str], None]
 ) -> None:
-    broken = no_cache / "broken"
-    broken.write_text("#!/bin/sh\necho 'error: no such flag' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
+    use_compiler("echo 'error: no such flag' >&2\nexit 1\n")
     with pytest.raises(CompilerError, match="no such flag"):
         compiler.library()
     assert not list(no_cache.glob("native/*.so"))
 
 
-def test_a_library_that_is_damaged_is_not_used(
-    no_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = no_cache / "fake"
-    fake.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit\nfor last; do :; done\necho nonsense > "$last"\n'
-    )
-    fake.chmod(0o755)
-    monkeypatch.setenv("CXX", str(fake))
+def test_a_library_that_is_damaged_is_not_used(use_compiler: Callable[[str], None]) -> None:
+    use_compiler('echo nonsense > "$last"\n')
     target = TargetModel(built(FAMILIES["llama"]))
     assert target.native is None
     assert "cannot be built" in target.decoder and ".so" in target.decoder
 
 
 def test_code_others_could_have_put_there_is_not_loaded(
-    no_cache: Path, monkeypatch: pytest.MonkeyPatch
+    library_file: str, no_cache: Path, use_compiler: Callable[[str], None]
 ) -> None:
-    quick = ["-O0" if flag == "-O3" else flag for flag in compiler.FLAGS]
-    monkeypatch.setattr(compiler, "FLAGS", tuple(quick))
+    use_compiler(f"cp '{library_file}' \"$last\"\n")
     compiler.library()
     for pattern in ("native", "native/*.so"):
         (path,) = no_cache.glob(pattern)

@@ -14,21 +14,20 @@ from tests.decoding.native.conftest import FLAGS, SANITIZERS
 ROOT = Path(__file__).parents[3]
 MANY = bool(os.environ.get("SLIMSCOPE_TEST_ATTACK"))
 FILES = ("test_ranges.py", "test_drafter.py", *(("test_decoder.py",) if MANY else ()))
-REPORT = "report"
+REPORTS = "SLIMSCOPE_TEST_REPORTS"  # the folder of what they find
 REBUILDS = "AVX2 or plain or compiler or damaged or others_could"  # further builds
 OUT_OF_RANGE = """
-import ctypes, torch
+import ctypes
 from tests.decoding.native import conftest
 from backend.decoding.native.compiler import library
-x, y = torch.zeros(2, 16), torch.zeros(64)
-place = ctypes.c_void_p(x.data_ptr())
-library().slimscope_top_k(place, 3, 16, 1, *(ctypes.c_void_p(y.data_ptr()) for _ in range(3)))
+x, y = (ctypes.c_float * 2048)(), (ctypes.c_float * 64)()
+library().slimscope_top_k(x, 3, 1024, 1, *(ctypes.addressof(y) for _ in range(3)))
 """
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a process that uses sanitizers, and a cache of its own."""
+    """Of a process that uses sanitizers. The decoder with them is kept beside the other one."""
     folder = tmp_path_factory.mktemp("sanitizers")
     try:
         compiler = _compiler()
@@ -44,8 +43,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip(f"{compiler} has no sanitizers: {built.stderr[:200]}")
     return {
         **os.environ, SANITIZERS: "1", "LD_PRELOAD": ":".join(libraries),
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / REPORT}",
-        "SLIMSCOPE_CACHE_DIR": str(folder),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder / 'report'}", REPORTS: str(folder),
     }  # fmt: skip
 
 
@@ -57,14 +55,13 @@ def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess
 
 def report(environment: dict[str, str]) -> str:
     """What the sanitizers have found."""
-    folder = Path(environment["SLIMSCOPE_CACHE_DIR"])
-    return "\n".join(path.read_text() for path in folder.glob(f"{REPORT}*"))
+    return "\n".join(path.read_text() for path in Path(environment[REPORTS]).glob("report*"))
 
 
 def test_a_byte_elsewhere_is_found(environment: dict[str, str]) -> None:
     found = run(environment, "-c", OUT_OF_RANGE)
     assert found.returncode and "heap-buffer-overflow" in report(environment), found.stderr
-    for path in Path(environment["SLIMSCOPE_CACHE_DIR"]).glob(f"{REPORT}*"):
+    for path in Path(environment[REPORTS]).glob("report*"):
         path.unlink()
 
 

@@ -79,23 +79,21 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     assert not work_folder(job.run).exists()  # checkpoints are gone once they are not needed
 
 
-@pytest.mark.parametrize("bits", ["8", "4"])
-def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait, bits: str) -> None:
+def test_the_embedding_that_is_measured_is_the_one_that_is_saved(wait: Wait) -> None:
     values = {"stages": "rtn, lora", "bits": 4, "format": "slimscope", "steps": 1}
-    job = finished(wait, **values, embedding=bits)
-    perplexity, folder = figures(job, "perplexity"), run_folder(job.run) / "model"
-    model = load_dequantized(folder, torch.float32)
-    text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
-    found = measure(model, text, 4).value
-    assert found == pytest.approx(perplexity["rtn"], rel=1e-6)
-    (size,) = figures(job, "bytes/slimscope").values()
-    predicted = job.environment["predicted_bytes"]
-    assert predicted == pytest.approx(size, rel=0.02)
     plain = finished(wait, **values, embedding="stored")
-    assert figures(plain, "perplexity")["dense"] == perplexity["dense"]
-    assert figures(plain, "perplexity")["lora"] == perplexity["lora"]
-    assert figures(plain, "perplexity")["rtn"] != perplexity["rtn"]
-    assert figures(plain, "bytes/slimscope")["rtn"] > size
+    without = figures(plain, "perplexity")
+    text = evaluation_slice("toystories", load("toy").tokenizer, SMALL["windows"], 64)
+    for bits in ("8", "4"):
+        job = finished(wait, **values, embedding=bits)
+        perplexity, folder = figures(job, "perplexity"), run_folder(job.run) / "model"
+        found = measure(load_dequantized(folder, torch.float32), text, 4).value
+        assert found == pytest.approx(perplexity["rtn"], rel=1e-6)
+        (size,) = figures(job, "bytes/slimscope").values()
+        assert job.environment["predicted_bytes"] == pytest.approx(size, rel=0.02)
+        assert perplexity["dense"] == without["dense"] and perplexity["lora"] == without["lora"]
+        assert perplexity["rtn"] != without["rtn"]
+        assert figures(plain, "bytes/slimscope")["rtn"] > size
 
 
 def test_instructions_and_another_format(wait: Wait, texts: Path) -> None:

@@ -16,7 +16,6 @@ from backend.metric_key import MetricKey
 from backend.models.loading import load
 from backend.models.sources.catalogue import inspect
 from backend.queue import service
-from backend.queue.supervisor import SupervisorLoop
 from backend.reporter import SilentReporter
 from backend.store import queries
 from backend.store.session import writing
@@ -54,20 +53,17 @@ def figures(run: int) -> Rows:
     return {(row.stage, row.metric): row for row in queries.results([run])}
 
 
-def resumed_without(loop: SupervisorLoop, wait: Wait, run: int, metric: MetricKey) -> Rows:
+def resumed_without(wait: Wait, run: int, metric: MetricKey) -> Rows:
     """The figures of a run that was killed before it recorded one of them, and resumed."""
     with writing() as session:
         session.delete(session.get_one(Result, (run, MODEL, metric.family, metric.series)))
         session.get_one(Job, run).state = State.FAILED
-    loop.engine.again = True
     service.resume(run, HOST)
     assert wait(run, State.SUCCEEDED, State.FAILED) == State.SUCCEEDED
     return figures(run)
 
 
-def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
-    loop: SupervisorLoop, wait: Wait
-) -> None:
+def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(wait: Wait) -> None:
     pruned = succeeded(wait, "sds", {**SMALL, "control": False, "adjust": "off"})
     job = succeeded(wait, "evaluation", {"model": pruned.run, **TINY})
     rows, theirs = figures(job.id), figures(pruned.id)
@@ -90,7 +86,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     said = verdict(StageComparison({DENSE: 4.0, MODEL: 5.0}))
     assert said == "Perplexity is 25.0 % higher than the dense one."
 
-    again = resumed_without(loop, wait, job.id, KL_TO_DENSE)
+    again = resumed_without(wait, job.id, KL_TO_DENSE)
     assert again.keys() == rows.keys()
     kl = (MODEL, KL_TO_DENSE)
     assert again[kl].value == rows[kl].value and again[kl].value > 0
@@ -100,9 +96,7 @@ def test_a_pruned_run_beside_its_dense_model_and_a_second_attempt(
     assert (MODEL, SPEED_UP) in again
 
 
-def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
-    loop: SupervisorLoop, wait: Wait
-) -> None:
+def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(wait: Wait) -> None:
     few = {"context": 256, "windows": 2, "threads": 1, "sample_tokens": 0}
     job = succeeded(wait, "evaluation", {**SELF, "tasks": "Endings", **few})
     rows, loaded = figures(job.id), load("toy")
@@ -112,7 +106,7 @@ def test_endings_are_chosen_with_both_models_and_again_where_they_are_missing(
         assert rows[stage, ENDINGS_ACCURACY].value == expected.accuracy
         assert rows[stage, ENDINGS_ACCURACY].n == len(expected.right) == 8
 
-    again = resumed_without(loop, wait, job.id, ENDINGS_ACCURACY)
+    again = resumed_without(wait, job.id, ENDINGS_ACCURACY)
     assert again.keys() == rows.keys()
     assert again[MODEL, ENDINGS_ACCURACY].value == expected.accuracy
 

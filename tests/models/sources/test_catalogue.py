@@ -1,9 +1,6 @@
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 from functools import partial
 
 import huggingface_hub.constants
@@ -22,23 +19,6 @@ from backend.settings import settings
 from tests.security.conftest import configure, folder, refusal
 
 __all__ = ["folder"]
-
-NO_TORCH = """
-import sys
-from backend.models import memory
-from backend.models.sources.catalogue import entries, inspect
-memory.memory_needed(inspect("toy"))
-inspect("smollm2-135m")
-entries()
-print(sorted({"torch", "transformers", "accelerate"} & set(sys.modules)))
-"""
-
-
-def test_looking_loads_no_tensor_library():
-    done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_headers_tell_what_the_loaded_model_is(family, model, current):
