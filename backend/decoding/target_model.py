@@ -159,13 +159,14 @@ class TargetModel:
     def _visible(self, tree: Tree, places: Tensor, length: int) -> Mask:
         """The mask [1, 1, n, length + n] of all layers, or by their type, for the nodes at `places`
         [n] behind as many tokens, which all of them see."""
-        if tree not in self._masks:
+        own = self._masks.get(tree)
+        if own is None:
             if len(self._masks) >= MASKS:
                 self._masks.clear()
             own = torch.zeros(1, 1, len(tree), len(tree), dtype=self.dtype)
             own.masked_fill_(~tree.ancestors(), torch.finfo(self.dtype).min)
-            self._masks[tree] = own.to(self.device)
-        mask = pad(self._masks[tree], (length, 0))
+            own = self._masks[tree] = own.to(self.device)
+        mask = pad(own, (length, 0))
         if self.window is None or mask.shape[-1] <= self.window:
             return mask
         columns = torch.cat([torch.arange(length, device=self.device), places])
