@@ -77,7 +77,7 @@ class Requirements:
         warnings: risks that do not forbid the run.
         notes: facts about the run that are no risk.
         open_ended: whether some phase has no estimate.
-        sizes: bytes of the files it works on (0: not known), and of the one it saves.
+        sizes: bytes of the files it works on (0: not known), and of the one it saves; parameters.
         field_warnings: field -> a risk that does not forbid the run, told beside it.
     """
 
@@ -91,7 +91,7 @@ class Requirements:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     open_ended: bool = False
-    sizes: tuple[int, int] | None = None
+    sizes: tuple[int, int, int] | None = None
     field_warnings: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -29,7 +29,7 @@ Outcome = Literal["equal", "different", "open"]
 WEIGHTS = "weights_sha256"
 NOT_A_PLACE = {  # of the environment
     "settings", VARIABLES, service.ESTIMATED_SECONDS, service.ESTIMATED_BYTES,
-    service.SOURCE_BYTES, service.PREDICTED_BYTES, "text", "warnings", WEIGHTS, KEPT_REASON,
+    *service.SIZES, "text", "warnings", WEIGHTS, KEPT_REASON,
     WORKBENCH,
 }  # fmt: skip
 SHOWN = 4

@@ -31,7 +31,8 @@ RETRIES = 2
 QUICK_S, QUICK_BYTES = 60.0, 1e9  # what a job of seconds takes at most, by its estimate
 # of the work and its peak of memory, when it was submitted
 ESTIMATED_SECONDS, ESTIMATED_BYTES = "estimated_seconds", "estimated_bytes"
-SOURCE_BYTES, PREDICTED_BYTES = "source_bytes", "predicted_bytes"  # files read and saved
+# bytes of the files read and saved, and the parameters of the model
+SIZES = SOURCE_BYTES, PREDICTED_BYTES, PARAMETERS = "source_bytes", "predicted_bytes", "parameters"
 INPUTS = "SLIMSCOPE_INPUTS"
 MAX_PRIORITY = 1000
 RESET_ON_RESUME = ("desired_at", "started_at", "finished_at", "error", "eta_s", "disk_bytes")
@@ -52,7 +53,7 @@ class NewRun:
     config: dict[str, Any]  # validated
     needs: Iterable[int] = ()  # ids of the runs that must have succeeded before it starts
     plan: dict[str, Any] | None = None  # what it does to each layer, where its kind has plans
-    sizes: tuple[int, int] | None = None  # bytes of the files it works on and of those it saves
+    sizes: tuple[int, int, int] | None = None  # `SIZES`
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -131,7 +132,7 @@ def enqueue_all(
 def _environment(run: NewRun, parent: Job | None) -> dict[str, Any]:
     """The settings and variables a run will find, and the sizes of its files."""
     frozen = parent.environment.get("settings") if parent else None
-    sizes = zip((SOURCE_BYTES, PREDICTED_BYTES), run.sizes or (), strict=False)
+    sizes = zip(SIZES, run.sizes or (), strict=False)
     return {
         "settings": frozen or {**settings().for_jobs(), **_inputs(run.config)},
         VARIABLES: submission_variables(), **dict(sizes),

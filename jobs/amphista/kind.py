@@ -34,7 +34,7 @@ def forecast(values: Values) -> str:
 
 
 NOTES = {
-    "Amphista": "Heads that see each other, behind adaptation layers.",
+    "Amphista": "Drafting heads that attend to each other.",
     "Medusa": "Independent heads.",
     "Hydra": "Heads that read the draft tokens before theirs. Highest acceptance in our tests.",
     "EAGLE": "Token after token from its own states, in the manner of EAGLE-3.",

@@ -91,7 +91,7 @@ def requirements(config: DLQATJob) -> Requirements:
         warnings=warnings,
         notes=notes,
         open_ended=bool(config.harness_tasks),
-        sizes=sizes,
+        sizes=(*sizes, facts.parameters),
         field_warnings=larger(config, planned, facts, sizes),
     )
 

@@ -31,7 +31,7 @@ def requirements(config: GGUFJob) -> Requirements:
         title=base.facts.title,
         flops=flops_by_phase(base),
         memory={"runtime": RUNTIME, "codes": held, "matrix": 4 * COPIES * largest},
-        sizes=sizes,
+        sizes=(*sizes, base.facts.parameters),
         field_warnings=larger(config, base, sizes, type, embedding),
     )
 

@@ -39,7 +39,7 @@ def requirements(config: SDSJob) -> Requirements:
         memory=needed,
         disk=disk_space(config, plan, facts),
         warnings=warnings,
-        sizes=(facts.bytes, saved := dense_bytes(facts)),
+        sizes=(facts.bytes, saved := dense_bytes(facts), facts.parameters),
         field_warnings={"model": why} if (why := growth(facts.bytes, saved, DENSE)) else {},
     )
 

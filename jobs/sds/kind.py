@@ -109,7 +109,8 @@ STYLES = {
 KIND = Kind(
     name=NAME,
     title="SDS pruning",
-    summary="Prune, let the removed weights grow back a little, prune again. This loses less.",
+    summary="Prune, let the removed weights grow back a little, prune again. Loses less than "
+    "pruning once.",
     config=SDSJob,
     requirements=requirements,
     run="jobs.sds.run:run",

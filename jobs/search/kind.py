@@ -29,5 +29,5 @@ KIND = Kind(
     has_models=False,
     verdict=verdict,
     presets={"quick look": {"context": 256, "segments": 16, "minutes": 2, "windows": 8},
-             "default": {"context": 256}, "thorough": {"segments": 32, "minutes": 30}},
+             "default": {}, "thorough": {"segments": 32, "minutes": 30}},
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """The results of a run, by stage and metric, whatever its kind; and its stages compared on the same
 windows of text."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 
 import numpy as np
@@ -10,17 +10,22 @@ from pydantic.fields import FieldInfo
 
 from backend.errors import SlimscopeError
 from backend.metric_key import MetricKey
+from backend.models.sources.spec import TOY
 from backend.statistics.paired import WINDOW_LOSSES, PairedRatio, paired_ratio
 from backend.store import queries, tensors
 from backend.store.queries import StoredResult
 from backend.store.tables import Job, StepTime
 from jobs.benchmark import config as benchmark
 from jobs.comparison import StageComparison
+from jobs.fields.saved_models import first_model
 from jobs.kind import JobConfig, KeyFigure, Kind, capitalized, kinds
 from jobs.metrics import (
     BITS_PER_BYTE,
     BYTES,
+    PARAMETER_SHARE,
+    PARAMETERS,
     PERPLEXITY,
+    SPEED_UP,
     TOKENS_PER_SECOND,
     Metric,
     metric,
@@ -32,6 +37,7 @@ from ui.widgets.config_form import advanced, extra, owner, title
 RUN = "run"  # the stage of figures that belong to the run as a whole
 SHARED = ("JobConfig", "ContextLength", "CalibrationText", "EvaluationText")
 ALWAYS = 2  # of the fields of a method, whatever their values
+AS_LARGE = 0.1  # sizes that differ by less are of the same bits
 UNTOLD = (None, "", "auto", "same")
 WRITE: dict[str, Callable[[float | None], str]] = {
     "number": number,
@@ -60,6 +66,24 @@ def display_units(points: pd.DataFrame) -> pd.DataFrame:
     return points.assign(value=factors * points["value"].astype(float))
 
 
+def size_before(source: float, parameters: float) -> str:
+    """Of a model, "269 MB in 16 bits (source file: 98.4 MB, packed)": files of sources may hold 4
+    or 32 bits. `parameters`: 0 where they are not known."""
+    plain = 2 * parameters
+    if not plain or not source:
+        return size(plain or source or None)
+    told = f"{size(plain)} in 16 bits"
+    if abs(source / plain - 1) < AS_LARGE:
+        return told
+    return f"{told} (source file: {size(source)}{', packed' if source < plain else ''})"
+
+
+def size_saved(saved: float, parameters: float) -> str:
+    """ "538 MB in 32 bits (smaller as GGUF)", or its size alone where it is packed."""
+    wide = parameters and saved > (1 - AS_LARGE) * 4 * parameters
+    return f"{size(saved)}{' in 32 bits (smaller as GGUF)' if wide else ''}"
+
+
 def find_job(run: str) -> Job | None:
     """The run of that name; None where there is none."""
     try:
@@ -82,6 +106,22 @@ def stages_of(job: Job) -> dict[str, str]:
     """Stage -> label, in the order of the method."""
     kind = kind_of(job)
     return dict(kind.stages) if kind else {}
+
+
+def of_toy(job: Job) -> bool:
+    """Whether it works on the toy model, whose figures say nothing of real ones."""
+    return first_model(base_model(job)) == TOY
+
+
+def real_first(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Those of real models, then those of the toy."""
+    toys = []
+    for job in jobs:
+        if of_toy(job):
+            toys.append(job)
+        else:
+            yield job
+    yield from toys
 
 
 def fields_of(kind: str) -> dict[str, FieldInfo]:
@@ -180,6 +220,12 @@ class RunResults:
         return max(saved, default=None)
 
     @property
+    def parameters(self) -> float:
+        """Of the model, by what was added to it; 0 where nothing was."""
+        added, part = (self.value(self.kept, key) for key in (PARAMETERS, PARAMETER_SHARE))
+        return added / part if added and part else 0.0
+
+    @property
     def stages(self) -> list[str]:
         """The stages with results, in the order the model passes through them."""
         measured = {stage for stage, _ in self.rows if stage != RUN}
@@ -245,6 +291,7 @@ class RunResults:
 def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
     """ "Speeds: native (AVX-512-BF16) decoder, bfloat16, 1 thread, prefill included."; empty where
     the run measured none. Without these a speed means nothing: what was not recorded is named."""
+    rows = [*rows]
     details = [row.details for row in rows if row.metric == TOKENS_PER_SECOND]
     if not details:
         return ""
@@ -257,7 +304,10 @@ def speed_conditions(job: Job, rows: Iterable[StoredResult]) -> str:
         f"{tokens} tokens after a prompt of {known['prompt']}" if "prompt" in known else "",
         f"prefill {'included' if job.kind == benchmark.NAME else 'excluded'}",
     ]
-    return f"Speeds: {', '.join(filter(None, parts))}."
+    ratio = (
+        " Speed-up: the median of paired rounds." if any(r.metric == SPEED_UP for r in rows) else ""
+    )
+    return f"Speeds: {', '.join(filter(None, parts))}.{ratio}"
 
 
 def window_losses(job: Job) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ def test_the_preview_tells_model_cost_warnings_and_command(sds: Kind) -> None:
     assert "Toy stories" in html and "parameters" in html
     assert "Memory" in html and "Time" in html
     assert "--model toy" in html.replace('<span class="nowrap">', "").replace("</span>", "")
-    assert "Size" in html and "kB → about" in html
+    assert "Size" in html and "kB in 16 bits → about" in html
     html, *_ = preview.preview_of(sds, TOY | {"segments": 1, "context": 16})
     assert "⚠" in html
     configs = [kinds()["evaluation"].config(model="sds-0001")]

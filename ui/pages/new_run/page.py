@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
+from markupsafe import Markup
 
 from backend.errors import NotFoundError, SlimscopeError
 from backend.queue import permissions
@@ -34,6 +35,7 @@ class Controls:
     """What all forms share: the choice of a kind, and the column beside the form."""
 
     kind: gr.Radio
+    others: gr.HTML
     name: gr.Textbox
     add: gr.Button
     message: gr.HTML
@@ -102,10 +104,10 @@ def build() -> None:
     with gr.Row(elem_classes="new-run"):
         with gr.Column(scale=2, min_width=320):
             kind = gr.Radio(methods(), value=first, label="Compress a model", elem_id="new-kind")
-            plain(HTML.others([k for k in available.values() if not k.compresses]))
+            others = plain(others_html())
             forms = {n: _form(each, visible=n == first) for n, each in available.items()}
         with gr.Column(scale=1, min_width=320, elem_classes="new-side"):
-            controls = _controls(kind)
+            controls = _controls(kind, others)
     for form in forms.values():
         _wire_form(form, controls)
     arrival = _wire_arrival(forms, controls)
@@ -119,14 +121,21 @@ def methods(chosen: str = "") -> list[tuple[str, str]]:
     return [(k.title, name) for name, k in kinds().items() if k.compresses or name == chosen]
 
 
-def _controls(kind: gr.Radio) -> Controls:
+def others_html(chosen: str = "") -> Markup:
+    """Links to the other kinds, without the one that was asked for."""
+    return HTML.others([k for n, k in kinds().items() if not k.compresses and n != chosen])
+
+
+def _controls(kind: gr.Radio, others: gr.HTML) -> Controls:
     name = gr.Textbox(
         label="Name of the run", info="Optional label", max_length=120, max_lines=1,
         elem_id="new-name",
     )  # fmt: skip
     add = gr.Button(ADD, variant="primary", elem_id="new-add")
     message = notice("new-said")
-    return Controls(kind, name, add, message, HtmlPanel(elem_id="new-preview", min_height=240))
+    return Controls(
+        kind, others, name, add, message, HtmlPanel(elem_id="new-preview", min_height=240)
+    )
 
 
 def _form(kind: Kind, *, visible: bool) -> KindForm:
@@ -296,11 +305,12 @@ def _wire_arrival(forms: Mapping[str, KindForm], controls: Controls) -> Dependen
         if chosen in forms:
             shown = gr.update(choices=methods(chosen), value=chosen)
             updates |= {controls.kind: shown, controls.name: clone.name if clone else ""}
+            updates[controls.others] = others_html(chosen)
         return updates
 
     inputs = [c for this in forms.values() for c in this.form.inputs]
     columns = [this.column for this in forms.values()]
-    own = [controls.kind, controls.name, controls.add, controls.message]
+    own = [controls.kind, controls.others, controls.name, controls.add, controls.message]
     return on_load(arrive, None, [*own, *columns, *inputs])
 
 

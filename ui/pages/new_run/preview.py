@@ -18,6 +18,7 @@ from jobs.kind import Estimate, JobConfig, Kind
 from ui.format import duration, eta, href, runs, short_count, size
 from ui.frame import current_user
 from ui.runs.queue_eta import start_times, start_words
+from ui.runs.results import size_before, size_saved
 from ui.templates import fragments
 from ui.widgets.notice import show_error, show_success
 
@@ -84,14 +85,13 @@ def _costs(cost: Estimate, number: int) -> dict[str, str]:
         **({"Adds": runs(number)} if number > 1 else {}),
         "Time": f"{time} for all {number}" if cost.seconds and number > 1 else time,
         "Memory": f"about {size(cost.bytes)}",
-        **({"Size": sizes(*cost.sizes)} if cost.sizes else {}),
+        **(
+            {"Size": f"{size_before(*cost.sizes[::2])} → about {size_saved(*cost.sizes[1:])}"}
+            if cost.sizes
+            else {}
+        ),
         "Estimated from": cost.basis,
     }
-
-
-def sizes(source: int, saved: int) -> str:
-    """Of the files that are read, and of what will be saved."""
-    return f"{size(source or None)} → about {size(saved)}"
 
 
 def price(kind: Kind, values: Mapping[str, Any]) -> str:

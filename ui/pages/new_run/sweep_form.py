@@ -31,7 +31,10 @@ class SweepForm:
     """
 
     def __init__(self, config: type[BaseModel], prefix: str = "") -> None:
-        self.prefix = prefix
+        self.prefix, self.example = (
+            prefix,
+            "2:4, 70%" if "pattern" in config.model_fields else "0..2",
+        )
         choices = [(title(n, info), n) for n, info in config.model_fields.items()]
         self.inputs: list[gr.Dropdown | gr.Textbox] = []
         self.messages: list[gr.HTML] = []
@@ -50,7 +53,7 @@ class SweepForm:
                 )  # fmt: skip
             with gr.Column(min_width=200, elem_classes="form-field"):
                 values = gr.Textbox(
-                    label="Values", max_lines=1, max_length=600, placeholder="2:4, 70%",
+                    label="Values", max_lines=1, max_length=600, placeholder=self.example,
                     elem_id=f"{self.prefix}sweep-values-{number}",
                 )  # fmt: skip
                 self.messages.append(notice(f"{self.prefix}sweep-message-{number}"))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from backend.live.address import WORKBENCH
 from backend.queue.actor import Actor
 from backend.queue.artifacts.disk import CHECKPOINTS, disk_use
-from backend.queue.service import PREDICTED_BYTES, SOURCE_BYTES
+from backend.queue.service import SIZES
 from backend.settings import settings
 from backend.store import queries
 from backend.store.tables import Artifact, Attempt, Job
@@ -33,7 +33,7 @@ HTML = fragments("pages/run/page.html")
 NAMED_LAYERS = 4  # of a part of the plan
 NOT_ENVIRONMENT = (  # shown elsewhere
     "variables", "text", "warnings", "estimated_seconds", "estimated_bytes", "kept_reason",
-    SOURCE_BYTES, PREDICTED_BYTES, WORKBENCH,
+    *SIZES, WORKBENCH,
 )  # fmt: skip
 LABELS = {
     "sha256": "sha256", "weights_sha256": "Checksum of the weights", "cpu": "Processor",

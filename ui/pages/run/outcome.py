@@ -1,11 +1,18 @@
 """What a run measured, as HTML: figures of the run, of each stage, and the time of each step."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from backend.live.address import QueuedState, queued_state
-from backend.queue.service import ESTIMATED_BYTES, ESTIMATED_SECONDS, PREDICTED_BYTES, SOURCE_BYTES
+from backend.queue.service import (
+    ESTIMATED_BYTES,
+    ESTIMATED_SECONDS,
+    PARAMETERS,
+    PREDICTED_BYTES,
+    SOURCE_BYTES,
+)
 from backend.statistics.paired import paired_ratio
 from backend.store import queries
 from backend.store.queries import StoredResult
@@ -20,6 +27,8 @@ from ui.runs.results import (
     format_stderr,
     format_value,
     kind_of,
+    size_before,
+    size_saved,
     speed_conditions,
     stage_comparison,
     window_losses,
@@ -29,6 +38,7 @@ from ui.templates import fragments
 from ui.theme import name_colours
 
 HTML = fragments("pages/run/page.html")
+MINUS = re.compile(r"(?<![\w.])-(?=\d)")  # as older runs recorded it
 TIMED = 20  # of the newest runs with a drafter, among which is one that timed it
 Table = tuple[list[str], list[list[str]]]  # headings, rows
 
@@ -75,8 +85,6 @@ def _figure(row: StoredResult | None) -> str:
 
 def outcome(job: Job, results: RunResults, now: int) -> Markup:
     pairs: dict[str, str] = {}
-    if results.kept:
-        pairs["Kept stage"] = results.label(results.kept)
     for name, row in results.of_run.items():
         value = format_value(metric(name), row.value)
         pairs[metric(name).title] = HTML.figure_of(value, row.details.get("of"))
@@ -89,14 +97,18 @@ def outcome(job: Job, results: RunResults, now: int) -> Markup:
     )
     peak = size(job.peak_bytes) if job.peak_bytes else ""
     pairs |= _beside_estimate("Peak memory", peak, size, memory)
+    parameters = known.get(PARAMETERS) or results.parameters
     if source := known.get(SOURCE_BYTES):
-        pairs["Size of the source"] = size(source)
-    written = size(results.saved_bytes) if results.saved_bytes else ""
-    pairs |= _beside_estimate("Size saved", written, size, known.get(PREDICTED_BYTES))
+        pairs["Size before"] = size_before(source, parameters)
+    predicted, saved = known.get(PREDICTED_BYTES), results.saved_bytes
+    if predicted and not saved:
+        saved = queries.model_bytes([job.id]).get(job.id)
+    written = size_saved(saved, parameters) if saved else ""
+    pairs |= _beside_estimate("Size saved", written, size, predicted)
     if state := queued_state(known):
         pairs["Perplexity over dense"] = _beside_state(state, job.run)
     conditions = speed_conditions(job, results.rows.values())
-    return HTML.outcome(pairs, job.kept_reason, _verdict(job, results), conditions)
+    return HTML.outcome(pairs, MINUS.sub("−", job.kept_reason), _verdict(job, results), conditions)
 
 
 def _beside_state(state: QueuedState, run: str) -> Markup:
@@ -111,8 +123,8 @@ def _beside_estimate(
     """A cost of the run as a fact: what it was, what had been estimated, or both."""
     if estimated is None:
         return {what: real} if real else {}
-    about = f"about {write(estimated)}"
-    return {what: f"{real} (estimated: {about})" if real else f"{about} (estimated)"}
+    about = write(estimated)
+    return {what: f"{real} (estimated {about})" if real else f"about {about} (estimated)"}
 
 
 def _verdict(job: Job, results: RunResults) -> str:

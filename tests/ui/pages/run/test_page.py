@@ -126,8 +126,8 @@ def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
     assert "SDS is kept: &lt;b&gt;better&lt;/b&gt;." in html
-    assert "1.0 GB (estimated: about 2.0 GB)" in html
-    assert "1 min 30 s (estimated: about 1 min)" in html
+    assert "1.0 GB (estimated 2.0 GB)" in html
+    assert "1 min 30 s (estimated 1 min)" in html
     waiting = Job(id=2, kind="sds", config={}, environment=known)
     assert "about 1 min (estimated)" in outcome(waiting, RunResults(None, []), 0)
     assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
