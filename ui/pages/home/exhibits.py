@@ -1,6 +1,5 @@
 """What a visitor sees first, as HTML, and its buttons: the toy and the examples."""
 
-from math import ceil, isfinite
 from typing import Any
 
 import gradio as gr
@@ -14,23 +13,23 @@ from backend.queue.scheduling import QueueStatus
 from backend.settings import settings
 from backend.store import queries
 from backend.store.session import now_ms
+from backend.store.states import State
 from backend.store.tables import Job
 from jobs.imported import check_row
 from jobs.kind import kinds
 from jobs.operations.submission import submit_run
-from ui.format import duration, href, runs
+from ui.format import href, runs
 from ui.frame import current_user
 from ui.gradio_patches import event_data
 from ui.pages.home.showcase import changes, moving_histogram, race, showcase
 from ui.runs.actions.single import act
 from ui.runs.html import took
-from ui.runs.queue_eta import expected_seconds, start_times, start_words
+from ui.runs.queue_eta import start_times, start_words
 from ui.templates import fragments
-from ui.widgets.notice import show_error, show_success
+from ui.widgets.notice import show_error, show_html, show_success
 from ui.widgets.panel import Updates
 
 HTML = fragments("pages/home/exhibits.html")
-TENS = 10  # seconds: a guess is no more exact
 
 
 def draw_exhibits(seen: Any, request: gr.Request) -> Updates:
@@ -78,18 +77,18 @@ def draw_toy(toy: Any) -> Updates:
     if not isinstance(toy, list) or not toy:
         return {}
     try:
-        return {"said": show_success(toy_words(queries.job(str(toy[0])), scheduling.status()))}
+        job = queries.job(str(toy[0]))
+        told = job.state not in (State.STARTING, State.RUNNING)  # "Running now" shows those
+        return {"said": show_success(toy_words(job, scheduling.status())) if told else show_html()}
     except SlimscopeError as error:
         return {"said": show_error(error)}
 
 
 def toy_words(job: Job, status: QueueStatus) -> Markup:
-    """State of the toy's run: place in the queue, estimated duration, or outcome."""
+    """State of the toy's run: place in the queue, or outcome."""
     live = [other for other in status.live if other.lane == job.lane]
     waiting = [other.id for other in status.queued if other.lane == job.lane]
     start = start_times(status).get(job.id)
     ahead = waiting.index(job.id) if job.id in waiting else 0
     ahead = ahead + len(live) if len(live) >= settings().slots else ahead
-    left = job.eta_s if job.eta_s is not None else expected_seconds(job, status.finished)
-    takes = f"about {duration(TENS * max(1, ceil(left / TENS)))}" if isfinite(left) else ""
-    return HTML.toy(job, ahead if start != 0 else 0, start_words(start), takes, took(job, now_ms()))
+    return HTML.toy(job, ahead if start != 0 else 0, start_words(start), took(job, now_ms()))

@@ -1,8 +1,10 @@
 """Key figures, changes and moving histogram of the newest successful run of each method; until
-there are any, of the bundled examples."""
+there are any, of the bundled examples. The toy is shown only where no real model is."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from operator import itemgetter
 from typing import Any
 
@@ -14,11 +16,19 @@ from backend.store.states import State
 from backend.store.tables import Job
 from jobs.generate import config as generate
 from jobs.kind import KeyFigure, Kind, kinds
-from jobs.metrics import BITS_PER_WEIGHT, PARAMETER_SHARE, PARAMETERS, PERPLEXITY, SPEED_UP, metric
+from jobs.metrics import BITS_PER_WEIGHT, PERPLEXITY, SPEED_UP, metric
 from jobs.serving.transcript import Transcript, read_transcript
 from ui.charts.series import rebinned
 from ui.format import number, share, size
-from ui.runs.results import RunResults, find_job, kind_of, speed_conditions, stage_comparison
+from ui.runs.results import (
+    RunResults,
+    find_job,
+    kind_of,
+    of_toy,
+    real_first,
+    speed_conditions,
+    stage_comparison,
+)
 from ui.runs.weights import DENSE, weights_of
 from ui.theme import name_colours, stage_style
 
@@ -59,8 +69,10 @@ def _newest(kind: Kind) -> Shown | None:
     """One that went through the method's own stage, which the summary tells of, before others."""
     if kind.key_figure is None:
         return None
-    others = []
-    for job in queries.jobs([State.SUCCEEDED], kind.name, limit=LOOKED_AT):
+    others: list[Shown] = []
+    for job in islice(real_first(queries.jobs([State.SUCCEEDED], kind.name)), LOOKED_AT):
+        if of_toy(job) and others and not of_toy(others[0].job):
+            break
         if shown := _shown(kind, job):
             if not kind.default_stage or kind.default_stage in shown.results.stages:
                 return shown
@@ -88,19 +100,25 @@ def changes(shown: Sequence[Shown]) -> tuple[Job, list[tuple[str, str, str]], st
     """What compression changed, of the run where most is known: (what, before, after); and what
     its figures rest on."""
     found = [(each.job, _changes(each)) for each in shown if each.kind.compresses]
-    best = max(found, key=lambda pair: len(pair[1]), default=None)
+    best = max(found, key=lambda pair: (not of_toy(pair[0]), len(pair[1])), default=None)
     return (*best, _source(best[0])) if best and len(best[1]) > 1 else None
 
 
 def _source(job: Job) -> str:
-    """ "Source: dequantised from Q4_1. Trained and evaluated on the same kind of text."; empty of
-    a source that was not rounded before."""
+    """That the model had been rounded before, and that it was evaluated on text like that it was
+    trained on; empty of a source that was not rounded."""
     source, texts = job.environment.get("source"), job.environment.get("text")
     known = texts.items() if isinstance(texts, Mapping) else ()
     corpora = {use: of.get("corpus") for use, of in known if isinstance(of, Mapping)}
     alike = "training" in corpora and corpora["training"] == corpora.get("evaluation")
     same = " Trained and evaluated on the same kind of text." if alike else ""
-    return f"Source: {source}.{same}" if source else ""
+    if not (rounded := re.search(r"dequantised from I?Q(\d)", str(source or ""))):
+        return f"Source: {source}.{same}" if source else ""
+    file, bits = f"a{'n' if rounded[1] == '8' else ''} {rounded[1]}-bit file", rounded[1]
+    told = f"The model was downloaded as {file} and unpacked"
+    kept = job.config.get("bits")
+    cheap = isinstance(kept, int) and kept >= int(bits)
+    return f"{told}{f', so {kept} bits cost it little' if cheap else ''}.{same}"
 
 
 def _changes(each: Shown) -> list[tuple[str, str, str]]:
@@ -109,10 +127,9 @@ def _changes(each: Shown) -> list[tuple[str, str, str]]:
     results, rows = each.results, []
     if bits := results.value(results.kept, BITS_PER_WEIGHT):
         rows.append(("Bits per weight", "16", number(bits, 3)))
-    trained, part = (results.value(results.kept, m) for m in (PARAMETERS, PARAMETER_SHARE))
-    if trained and part and results.saved_bytes:
-        before, after = size(2 * trained / part), size(results.saved_bytes)
-        rows.append(("File", before.removesuffix(after.lstrip("0123456789.")), after))
+    if results.parameters and results.saved_bytes:
+        before, after = size(2 * results.parameters), size(results.saved_bytes)
+        rows.append(("Size, from 16 bits", before.removesuffix(after.lstrip("0123456789.")), after))
     if faster := results.value(results.kept, SPEED_UP):
         rows.append((f"Speed, {_threads(each.job)}".strip(", "), "1 ×", f"{number(faster, 3)} ×"))
     dense, kept = (results.value(stage, PERPLEXITY) for stage in (DENSE, results.kept))
@@ -139,9 +156,10 @@ def moving_histogram() -> dict[str, Any] | None:
         colour, said, zeros (share of all weights) and heights (share of all weights in each of
         `BARS` bins, relative to the height of the axis).
     """
-    for kind in (kind for kind in kinds().values() if kind.compresses and kind.has_models):
-        jobs = queries.jobs([State.SUCCEEDED], kind.name, limit=HERO_AMONG)
-        runs = [shown for job in jobs if (shown := _shown(kind, job))]
+    compressing = [kind for kind in kinds().values() if kind.compresses and kind.has_models]
+    for toy, kind in product((False, True), compressing):
+        jobs = (job for job in queries.jobs([State.SUCCEEDED], kind.name) if of_toy(job) == toy)
+        runs = [shown for job in islice(jobs, HERO_AMONG) if (shown := _shown(kind, job))]
         for each in sorted(runs, key=lambda shown: -len(shown.bars)):
             stages = [stage for stage, style in kind.styles.items() if style.main]
             weights = weights_of(each.job.run)

@@ -15,6 +15,7 @@ from ui.charts.series import Series, cutoffs
 from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.selection import DISTRIBUTIONS, TEXTS, VIEWS, WeightsSelection
+from ui.runs.results import real_first
 from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
@@ -37,8 +38,8 @@ class WeightsView:
     def at(cls, selection: WeightsSelection) -> "WeightsView | None":
         """The selection settled on what is stored, without a run of the newest; None where the run
         has no statistics."""
-        newest = [] if selection.run else queries.runs_with_weights()[:1]
-        weights = weights_of(newest[0].run if newest else selection.run)
+        newest = next(real_first([] if selection.run else queries.runs_with_weights()), None)
+        weights = weights_of(newest.run if newest else selection.run)
         if weights is None:
             return None
         other = weights_of(selection.vs) if selection.vs != weights.job.run else None

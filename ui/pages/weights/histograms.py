@@ -38,6 +38,7 @@ from ui.charts.heatmap import in_order
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.format import href
 from ui.pages.weights.selection import WeightsSelection, default_stages, is_main
+from ui.runs.results import real_first
 from ui.runs.weights import RunWeights, kept_stage, run_choices, saved_folders, weights_of
 from ui.theme import stage_style
 from ui.widgets.explorer import RunReader, empty_state
@@ -205,7 +206,9 @@ def _saved_weights(weights: RunWeights, tensor: str, output: int, input: int) ->
 def histograms(request: Request) -> Response:
     """Answer to `?run=sds-0042`, without it of the newest run, and to `&tensor=NAME&names=LIST`."""
     query = request.query_params
-    run = query.get("run", "") or next((job.run for job in queries.runs_with_weights()[:1]), "")
+    run = query.get("run", "") or next(
+        (job.run for job in real_first(queries.runs_with_weights())), ""
+    )
     if (tensor := query.get("tensor")) is not None and (weights := weights_of(run)):
         return packed_profiles(weights, tensor, query).answer(request)
     mark = _mark(run) if run else None
