@@ -16,6 +16,7 @@ from ui.theme import LineStyle
 
 MARKED = 60  # up to so many points each is marked
 MAX_POINTS = 2000  # of a line
+FLAT = 0.8  # lowest over highest value, above which the axis does not begin at 0
 MAX_LABELLED_STEPS = 12  # up to so many, each has a tick
 
 
@@ -45,7 +46,9 @@ def line_chart(
     """All lines on one pair of axes. `view`: see `template.layout`."""
     longest = max((line.points["step"].max() for line in lines if len(line.points)), default=0)
     every_step: dict[str, Any] = {"dtick": 1} if longest < MAX_LABELLED_STEPS else {}
-    scale: dict[str, Any] = {} if log_y else {"rangemode": "tozero"}
+    values = [y for line in lines for y in line.points["value"] if y == y]
+    flat = bool(values) and min(values) > FLAT * max(values)  # from 0, nothing of it would be seen
+    scale: dict[str, Any] = {} if log_y or flat else {"rangemode": "tozero"}
     looks = layout(
         view=view,
         xaxis=axis(x_title, showgrid=False, **every_step),

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic import ValidationError
 
 from backend.errors import SlimscopeError
 from backend.models.sources.catalogue import local_folder
+from backend.quantization.plan import QuantizationPlan
 from backend.store import frames, queries
 from backend.store.tables import Job
 from jobs.fields.base_model import resolve_model
 from jobs.fields.saved_models import saved_model
 from ui.charts.heatmap import in_order
-from ui.runs.results import find_job, setting_summary, stages_of
+from ui.runs.results import find_job, kind_of, setting_summary, stages_of
 from ui.widgets.dropdown import Choices
 from ui.widgets.explorer import cached_by
 
@@ -64,6 +66,20 @@ def kept_stage(run: RunWeights, stages: Collection[str]) -> str:
     """Kept stage if among these stages, else the last."""
     kept = queries.job(run.job.id).kept_stage
     return kept if kept and kept in stages else max(stages, key=run.stages.index)
+
+
+def grid_words(job: Job, tensor: str) -> str:
+    """ "every group of 64 weights has at most 16 values" of a tensor that the run rounded; else
+    empty."""
+    kind, stored = kind_of(job), queries.plan(job.id)
+    with suppress(ValidationError):
+        plan = kind.plan.model_validate(stored) if kind and kind.plan and stored else None
+        layers = plan.layers if isinstance(plan, QuantizationPlan) else {}
+        if rounded := layers.get(tensor.removesuffix(".weight")):
+            size = rounded.group_size
+            group = f"group of {size} weights" if size else "row"
+            return f"every {group} has at most {2**rounded.bits} values"
+    return ""
 
 
 def saved_folders(job: Job) -> dict[str, Path]:

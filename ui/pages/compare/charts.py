@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from backend.metric_key import MetricKey
 from backend.store import frames, tensors
-from jobs.metrics import ERROR, PERPLEXITY, axis_title, metric
+from jobs.metrics import ERROR, LOSS, MEMORY, PERPLEXITY, PROCESSOR, axis_title, metric
 from ui.charts.chart import Chart
 from ui.charts.dots import dots, in_lines, log_span, rows_axis, symbol
 from ui.charts.histograms import overlay_chart
@@ -19,9 +19,10 @@ from ui.charts.template import layout, legend_row, log_axis
 from ui.format import number
 from ui.pages.compare.comparison import RunComparison
 from ui.runs.results import RunResults, display_units, stages_of
-from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
+from ui.runs.weights import DENSE, RunWeights, grid_words, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
+TAKEN = (MEMORY, PROCESSOR)
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 MAX_ROWS = 2000  # of the table
 
@@ -65,12 +66,14 @@ def _dots(
 
 def curves_of(comparison: RunComparison) -> tuple[Points, dict[str, MetricKey]]:
     """The points of every run; the curves of more than a single point that one or more of them has
-    recorded, by name: those of most runs first, of these the errors of the stage the baseline
-    kept."""
+    recorded, by name: what the processes took last, else those of most runs first, of these the
+    errors of the stage the baseline kept, and losses."""
     found = {run: frames.by_key(display_units(frames.shown_curves(run))) for run in comparison.runs}
     several = [key for lines in found.values() for key, points in lines.items() if len(points) > 1]
     kept = replace(ERROR, stage=comparison.base.figures.kept or "")
-    keys = sorted(several, key=lambda key: (-several.count(key), key != kept))
+    keys = sorted(
+        several, key=lambda k: (k in TAKEN, -several.count(k), k != kept, k.family != LOSS.family)
+    )
     return found, {str(key): key for key in keys}
 
 
@@ -119,7 +122,10 @@ def tensor_chart(comparison: RunComparison, by_run: Mapping[str, RunWeights], te
     series = _series(comparison, by_run, tensor)
     missing = ", ".join(run for run in comparison.runs if run not in series)
     lacking = f"Not stored by {missing}." if missing else ""
-    return overlay_chart([*series.values()], lacking)
+    chart, last = overlay_chart([*series.values()], lacking), [*series][-1:]
+    jobs = (row.job for row in comparison.rows if [row.job.run] == last)
+    grid = next((words for job in jobs if (words := grid_words(job, tensor))), "")
+    return replace(chart, headline=f"{series[last[0]].label}: {grid}") if grid else chart
 
 
 def _series(

@@ -44,7 +44,7 @@ from ui.runs.actions.single import (
 from ui.runs.html import described, error_of, progress, took, unknown, waits
 from ui.runs.job_log import build_log, chosen_job, history_html
 from ui.runs.results import RunResults, display_units, kind_of, stages_of
-from ui.runs.weights import DENSE, kept_stage, weights_of
+from ui.runs.weights import DENSE, grid_words, kept_stage, weights_of
 from ui.templates import fragments
 from ui.theme import stage_style
 from ui.widgets.download import Download, small_file
@@ -190,7 +190,9 @@ def weights_chart(job: Job) -> Chart:
     if len(drawn) < 2:
         return Chart(NO_WEIGHT_STATISTICS)
     question = f"What did the run do to the weights of {tensor.removesuffix('.weight')}?"
-    return replace(overlay_chart(drawn), question=question)
+    chart, grid = overlay_chart(drawn), grid_words(job, tensor)
+    title = f"{drawn[-1].label}: {grid}" if grid else chart.headline
+    return replace(chart, question=question, headline=title)
 
 
 def draw_measures(request: gr.Request) -> Updates:
