@@ -40,25 +40,24 @@ def choose(
     """
     *earlier, last = candidates
     if not earlier:
-        return KeptStage(last, f"{labels[last]} is kept: no other stage can be.")
+        return KeptStage(last, f"Kept: {labels[last]}. No other stage can be.")
     if not losses:
         why = "no text was held out to compare it with the other stages on"
-        return KeptStage(last, f"{labels[last]} is kept, not by evidence: {why}.")
+        return KeptStage(last, f"Kept: {labels[last]}, not by evidence: {why}.")
     best = min(candidates, key=lambda stage: fmean(losses[stage]))
     kept = next(
         stage for stage in candidates if stage == best or not _is_better(best, stage, losses)
     )
     place = candidates.index(kept)
-    clauses = []
+    told = [f"Kept: {labels[kept]}."]
     if before := candidates[:place]:
         rival = min(before, key=lambda stage: fmean(losses[stage]))
-        change = _change(losses[kept], losses[rival])
-        clauses.append(f"better on held-out text than {labels[rival]} ({change})")
+        said = _beside(losses[kept], losses[rival], labels[rival])
+        told.append(f"Its perplexity on held-out text is {said}.")
     if after := [x for x in candidates[place + 1 :] if losses[x] != losses[kept]]:
         rival = min(after, key=lambda stage: fmean(losses[stage]))
         change = _change(losses[rival], losses[kept])
-        clauses.append(f"{labels[rival]} is not better on held-out text ({change})")
-    told = [f"{labels[kept]} is kept{': ' if clauses else ''}{'; '.join(clauses)}."]
+        told.append(f"{labels[rival]} is not better on held-out text ({change}).")
     for number, stage in enumerate(candidates):
         equals = [other for other in candidates[:number] if losses[other] == losses[stage]]
         told += [f"{labels[stage]} changed nothing: it is {labels[x]}." for x in equals[:1]]
@@ -71,6 +70,15 @@ def _is_better(stage: str, rival: str, losses: Losses) -> bool:
     """Whether the loss of `stage` lies significantly below that of `rival`."""
     ratio = paired_ratio(losses[stage], losses[rival])
     return ratio is not None and ratio.high < 1
+
+
+def _beside(losses: Sequence[float], others: Sequence[float], name: str) -> str:
+    """Where the perplexity lies: "26.8 % lower than with GPTQ (25.2 to 28.5 %)"."""
+    ratio = paired_ratio(losses, others)
+    if ratio is None or ratio.high >= 1:
+        return f"near that with {name} ({_change(losses, others)})"
+    value, low, high = (f"{100 * (1 - x):.1f}" for x in (ratio.value, ratio.high, ratio.low))
+    return f"{value} % lower than with {name} ({low} to {high} %)"
 
 
 def _change(losses: Sequence[float], others: Sequence[float]) -> str:

@@ -92,7 +92,7 @@ def keep(losses: Mapping[str, Sequence[float]], config: DLQATJob, context: JobCo
     measured = losses if config.heldout_windows else {}
     kept = choose(measured, config.candidates, STAGE_LABELS)
     if config.keep != "auto":
-        kept = KeptStage(kept.stage, f"{STAGE_LABELS[kept.stage]} is kept, as it was chosen.")
+        kept = KeptStage(kept.stage, f"Kept: {STAGE_LABELS[kept.stage]}, as it was chosen.")
     context.log(kept.reason)
     context.keep(kept)
     return kept.stage

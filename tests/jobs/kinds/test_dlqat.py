@@ -57,9 +57,7 @@ def test_the_whole_run_and_what_it_leaves(wait: Wait, reloaded: Reload) -> None:
     assert trained["lora"] < trained["dlqat"] == trained["dlqat-kd"]
     kept, reason = found["kept_stage"], found["kept_reason"]
     held = figures(job, "heldout_loss")
-    assert (
-        held.keys() == perplexity.keys() - {"dense"} and f"{STAGE_LABELS[kept]} is kept" in reason
-    )
+    assert held.keys() == perplexity.keys() - {"dense"} and f"Kept: {STAGE_LABELS[kept]}" in reason
     assert "on held-out text (" in reason and reason in (_run_text(found))
     assert found["environment"]["text"]["held-out"]["windows"] == 8
     assert {"kl_to_dense", "top1_agreement"} <= {
@@ -104,7 +102,7 @@ def test_instructions_and_another_format(wait: Wait, texts: Path) -> None:
         stages="rtn, dlqat", start="rounded", checkpointing=True, keep="rtn", length=128,
     )  # fmt: skip
     assert job.environment["text"]["training"]["corpus"] == "file:asked.jsonl"
-    assert job.kept_stage == "rtn" and "RTN, min-max is kept, as" in job.kept_reason
+    assert job.kept_stage == "rtn" and "Kept: RTN, min-max, as" in job.kept_reason
     config = json.loads((run_folder(job.run) / "model" / "config.json").read_text())
     assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"
 
