@@ -26,7 +26,7 @@ from ui.charts.heatmap import (
     layer_map,
     title_of,
 )
-from ui.charts.lines import thinned
+from ui.charts.lines import Line, line_chart, thinned
 from ui.charts.stages import perplexities, perplexity_note, stage_perplexities
 from ui.charts.statistics import STATISTICS, available, with_largest
 from ui.charts.template import round_ticks
@@ -247,3 +247,13 @@ def test_cells_and_zeros() -> None:
     assert headlines.of_cells(frame.assign(Value=None), "Std") == ""
     zeros = headlines.of_zeros([("Dense", 0.0), ("Pruned", 0.5)])
     assert zeros == "Pruned: 50.0 % of the weights are exactly zero"
+
+
+@pytest.mark.parametrize(("values", "from_zero"), [((1.0, 1.01), False), ((1.0, 2.0), True)])
+def test_an_axis_begins_at_zero_unless_that_flattens_its_lines(
+    values: tuple[float, float], from_zero: bool
+) -> None:
+    points = pd.DataFrame({"step": [0, 1], "value": values})
+    lines = [Line("a", points, stage_style("dense"))]
+    figure: Any = line_chart(lines, view="", x_title="Step", y_title="Loss")
+    assert (figure.layout.yaxis.rangemode == "tozero") == from_zero

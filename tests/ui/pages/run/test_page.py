@@ -23,14 +23,15 @@ from jobs.runtime.rows import profile_row
 from jobs.sds.config import SDSJob
 from tests.queue.conftest import HOST
 from tests.ui.conftest import mapped
-from tests.ui.lab import asked, point, pressed, result, store
+from tests.ui.lab import asked, job, point, pressed, result, store
 from ui.pages.run import page as run
 from ui.pages.run.details import config_card, disk_card, environment_card, plan_card, texts_card
 from ui.pages.run.outcome import outcome, times
 from ui.runs import job_log
 from ui.runs.actions import single as actions
 from ui.runs.job_log import part, without_overprint
-from ui.runs.results import RunResults, kind_of
+from ui.runs.results import RunResults, kind_of, size_before, size_saved
+from ui.runs.weights import grid_words
 from ui.widgets import download as saver
 
 
@@ -116,7 +117,7 @@ def test_a_plan_is_shown_by_its_parts_and_one_that_cannot_be_read_is_left_out(
 def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates(
     seeded: Settings,
 ) -> None:
-    rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "SDS is kept: <b>better</b>."
+    rows, reason = [result(1, "sds", "heldout_loss", 2.1)], "Kept: <b>-3 %</b>, SDS-2."
     known = {"kept_reason": reason, "estimated_seconds": 60.0, "estimated_bytes": 2 * 10**9}
     job = Job(
         id=1, kind="sds", config={}, started_at=1000, finished_at=91_000, peak_bytes=10**9,
@@ -125,7 +126,7 @@ def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates
     steps = [StepTime(job_id=1, step=s, seconds=t) for s, t in (("redense", 30), ("prune", 60))]
     figures = RunResults(kind_of(job), rows, job, steps)
     html = outcome(job, figures, 0)
-    assert "SDS is kept: &lt;b&gt;better&lt;/b&gt;." in html
+    assert "Kept: &lt;b&gt;−3 %&lt;/b&gt;, SDS-2." in html
     assert "1.0 GB (estimated 2.0 GB)" in html
     assert "1 min 30 s (estimated 1 min)" in html
     waiting = Job(id=2, kind="sds", config={}, environment=known)
@@ -133,6 +134,37 @@ def test_the_kept_stage_is_told_with_its_reason_and_costs_beside_their_estimates
     assert "reason" not in environment_card(job) and "stimated" not in environment_card(job)
     assert list(figures.seconds) == ["prune", "redense"]
     assert "width:50.0%" in times(figures)
+
+
+@pytest.mark.parametrize(
+    ("source", "parameters", "saved", "before", "after"),
+    [
+        (98e6, 135e6, 538e6, "270 MB in 16 bits (source file: 98.0 MB, packed)",
+         "538 MB in 32 bits (smaller as GGUF)"),
+        (538e6, 135e6, 113e6, "270 MB in 16 bits (source file: 538 MB)", "113 MB"),
+        (270e6, 135e6, 270e6, "270 MB in 16 bits", "270 MB"),
+        (0, 135e6, 113e6, "270 MB", "113 MB"),
+        (98e6, 0, 538e6, "98.0 MB", "538 MB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_told_against_16_bits(
+    source: float, parameters: float, saved: float, before: str, after: str
+) -> None:
+    assert size_before(source, parameters) == before and size_saved(saved, parameters) == after
+
+
+def test_a_rounded_tensor_is_told_by_its_grid(tables: Settings) -> None:
+    rounded, row, dense = (f"model.layers.{n}.mlp.up_proj" for n in range(3))
+    group = {"bits": 4, "group_size": 64, "grid": "offset", "space": "minmax", "layers": [rounded]}
+    whole = group | {"bits": 2, "group_size": 0, "layers": [row]}
+    plan = {"stages": ["dense", "gptq"], "groups": [group, whole], "dense": [dense]}
+    store(job(1, kind="dlqat", plan=plan), job(2, kind="dlqat", plan={"odd": 1}), job(3))
+    stored = [queries.job(n) for n in (1, 2, 3)]
+    told = [grid_words(stored[0], f"{name}.weight") for name in (rounded, row, dense)]
+    assert told == [
+        "every group of 64 weights has at most 16 values", "every row has at most 4 values", "",
+    ]  # fmt: skip
+    assert not any(grid_words(each, f"{rounded}.weight") for each in stored[1:])
 
 
 def test_whatever_is_missing_or_odd_is_left_out() -> None:
