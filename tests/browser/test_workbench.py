@@ -284,7 +284,7 @@ def test_a_state_is_queued_and_its_run_is_told_beside_it(
 ) -> None:
     with warm_tab(warm_context, workshop.url) as page:
         opened_workbench(page, workshop, "state=~magnitude~rtn~50p_dense~0x21_1")
-        expect(gauge(page, "ratio").locator("dd").last).to_contain_text("2,048 tokens")
+        expect(gauge(page, "kl").locator("dd").last).to_contain_text("2,048 tokens")
         menu = page.locator("[data-menu='queue']")
         menu.locator("summary").click()
         menu.get_by_role("button", name="As it is").click()
