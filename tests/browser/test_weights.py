@@ -268,9 +268,9 @@ def test_every_view_is_drawn_and_fits_a_phone(visitor: Page, lab: Dashboard) -> 
 def test_no_map_is_empty_where_a_statistic_is_not_measured(visitor: Page, lab: Dashboard) -> None:
     opened_weights(visitor, lab, "run=sds-0001&stage=dense")
     expect(visitor.locator("#weights-stat")).to_have_value("kurtosis")  # what is drawn
-    expect(visitor.locator("#weights-heatmap h2")).to_contain_text("Kurtosis is largest in block")
-    note = visitor.locator("#weights-heatmap .question")
-    expect(note).to_contain_text("Relative output error is not measured at this stage.")
+    said = "Relative output error is not measured at stage Dense; kurtosis is largest in block"
+    expect(visitor.locator("#weights-heatmap h2")).to_contain_text(said)
+    expect(visitor.locator("#weights-heatmap .theory")).to_be_hidden()
 
 
 def test_a_run_without_statistics_says_so_and_another_can_be_chosen(

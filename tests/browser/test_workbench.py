@@ -72,7 +72,7 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     shown = gauge(visitor, "size").locator("dd").first.inner_text()
     assert float(shown.split()[0]) == pytest.approx(mix.nbytes / 1e6, rel=0.006)
     expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%")
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
     visitor.get_by_role("button", name="4", exact=True).click()
     expect(visitor.locator("#workbench-histogram h2")).to_contain_text("50\u00a0%, 4 bits")
     visitor.keyboard.press("Control+z")
@@ -86,7 +86,7 @@ def test_a_slider_moves_histogram_map_and_gauges_and_undo_takes_all_of_it_back(
     expect(visitor.locator("#workbench-map h2")).to_contain_text("16 bits")
     visitor.keyboard.up(" ")
     visitor.reload()
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("21 × 50\u00a0%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("50\u00a0% zeros in 21 layers")
 
 
 def test_cells_rows_and_rectangles_are_chosen_by_mouse_and_keyboard(
@@ -133,7 +133,7 @@ def test_a_budget_fills_the_map_around_what_is_pinned(visitor: Page, lab: Dashbo
     expect(kept).to_be_visible()
     visitor.keyboard.press("Control+z")
     kept.click()
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("20 × 3 bits")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("3 bits in 20 layers")
 
 
 BACK = """state => {
@@ -245,12 +245,12 @@ def test_what_is_measured_follows_a_knob_and_a_block_is_restored_by_a_click(
     expect(texts.last.locator("mark").first).to_be_visible()
     visitor.wait_for_url(re.compile(r"state=[0-9a-f]{12}"))
     visitor.get_by_role("button", name="Why does it break?").click()
-    expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d breaks"))
+    expect(visitor.locator(".workbench-said")).to_contain_text(re.compile(r"Block \d spoils"))
     visitor.wait_for_url("**view=why**")
     box = visitor.locator("#workbench-words canvas").bounding_box()
     assert box is not None
     visitor.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(visitor.locator("#workbench-map h2")).to_contain_text("14 × 90\u00a0%")
+    expect(visitor.locator("#workbench-map h2")).to_contain_text("90\u00a0% zeros in 14 layers")
 
 
 def test_a_phone_follows_the_knobs_of_a_presented_state(
@@ -284,7 +284,7 @@ def test_a_state_is_queued_and_its_run_is_told_beside_it(
 ) -> None:
     with warm_tab(warm_context, workshop.url) as page:
         opened_workbench(page, workshop, "state=~magnitude~rtn~50p_dense~0x21_1")
-        expect(gauge(page, "ratio").locator("dd").last).to_contain_text("2,048 tokens")
+        expect(gauge(page, "kl").locator("dd").last).to_contain_text("2,048 tokens")
         menu = page.locator("[data-menu='queue']")
         menu.locator("summary").click()
         menu.get_by_role("button", name="As it is").click()
@@ -303,7 +303,7 @@ def test_compare_traces_which_block_of_a_run_breaks_which_word(
     opened(visitor, f"{lab.url}/compare?ids=sds-0001,sds-0002")
     visitor.get_by_role("button", name="Trace").click()
     said = visitor.locator(".workbench-said")
-    expect(said).to_contain_text(re.compile(r"Block \d breaks .* of the dense toy model"))
+    expect(said).to_contain_text(re.compile(r"Block \d spoils .* of the dense toy model"))
     visitor.locator("[data-trace] [name='model']").select_option("sds-0002")
     visitor.locator("[data-trace] [name='against']").select_option("sds-0002")
     visitor.get_by_role("button", name="Trace").click()

@@ -13,6 +13,7 @@ from ui.charts.series import (
     ceiling,
     cut_off_peaks,
     cutoff_lines,
+    cutoff_note,
     line_width,
     on_shared_bins,
     reach,
@@ -45,7 +46,7 @@ def overlay(series: Sequence[Series], *, log_y: bool = False) -> go.Figure:
 def overlay_chart(series: Sequence[Series], *more: str, figure: go.Figure | None = None) -> Chart:
     """`overlay`, or another figure of the same histograms, with its data and what it leaves out."""
     binned = on_shared_bins(series)
-    notes = (series_note(binned), cut_off_peaks(binned), *more)
+    notes = (series_note(binned), cut_off_peaks(binned), cutoff_note(binned), *more)
     title = of_zeros([(s.label, s.zero_share) for s in series])
     note = " ".join(filter(None, notes))
     return Chart(figure or overlay(series), bins_frame(binned), note, headline=title)

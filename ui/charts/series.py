@@ -24,7 +24,6 @@ ROOM = 1.25
 PRUNED = 0.6  # of the most zeros any stage has
 APART = 0.2  # relative; the labels of nearer thresholds would overlap
 WIDTHS = (4.0, 3.25, 2.5, 2.0)
-ROW = 20  # pixels of one legend row
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def cut_off_peaks(series: Sequence[Series]) -> str:
         if (top := float(s.heights.max())) > limit:
             tall.setdefault(s.label, []).append(top)
     peaks = [f"{label} {extent(tops, '{:.3g}'.format)} %" for label, tops in tall.items()]
-    return f"Cut off at zero: {', '.join(peaks)}." if peaks else ""
+    return f"Cut off at zero; in the tallest bin: {', '.join(peaks)}." if peaks else ""
 
 
 def reach(series: Sequence[Series]) -> list[float] | None:
@@ -162,31 +161,29 @@ def line_width(place: int) -> float:
     return WIDTHS[min(place, len(WIDTHS) - 1)]
 
 
-def cutoffs(series: Sequence[Series]) -> list[tuple[float, str]]:
-    """The magnitude thresholds of the pruned stages drawn, neighbours once: magnitude, label. A
-    stage with far fewer zeros than another, such as a re-dense one, is not pruned."""
+def cutoffs(series: Sequence[Series]) -> list[float]:
+    """The magnitude thresholds of the pruned stages drawn, neighbours once. A stage with far fewer
+    zeros than another, such as a re-dense one, is not pruned."""
     most = max((s.zero_share for s in series), default=0.0)
-    lines: list[tuple[float, str]] = []
+    lines: list[float] = []
     for s in series:
         at = s.snapshot.stats.get("cutoff")
-        new = at and all(abs(at / other - 1) > APART for other, _ in lines)
+        new = at and all(abs(at / other - 1) > APART for other in lines)
         if at and new and s.zero_share > PRUNED * most:
-            lines.append((at, f"threshold {number(at, 3)}"))
+            lines.append(at)
     return lines
 
 
 def cutoff_lines(series: Sequence[Series]) -> dict[str, Any]:
-    """Layout: a thin line at each threshold, on both sides, named where no peak stands."""
-    lines = cutoffs(series)
-    shapes = [reference_line(x=side * at, dash="dot") for at, _ in lines for side in (-1, 1)]
-    notes = [
-        {
-            "x": 1, "xref": "paper", "xanchor": "right", "y": 1, "yref": "paper", "yanchor": "top",
-            "text": f"dotted: {label}", "yshift": -ROW * place,
-        }
-        for place, (_, label) in enumerate(lines)
-    ]  # fmt: skip
-    return {"shapes": shapes, "annotations": notes}
+    """Layout: a thin line at each threshold, on both sides."""
+    lines = [side * at for at in cutoffs(series) for side in (-1, 1)]
+    return {"shapes": [reference_line(x=x, dash="dot") for x in lines]}
+
+
+def cutoff_note(series: Sequence[Series]) -> str:
+    """In words: what the lines are, and where."""
+    lines = " and ".join(number(at, 3) for at in cutoffs(series))
+    return f"Dotted: magnitude threshold at the same sparsity, {lines}." if lines else ""
 
 
 def bins_frame(series: Sequence[Series]) -> pd.DataFrame | None:

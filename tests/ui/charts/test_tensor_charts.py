@@ -15,7 +15,14 @@ from backend.settings import Settings
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import tensors
 from ui.charts.histograms import overlay
-from ui.charts.series import Series, cut_off_peaks, cutoffs, on_shared_bins, series_note
+from ui.charts.series import (
+    Series,
+    cut_off_peaks,
+    cutoff_note,
+    cutoffs,
+    on_shared_bins,
+    series_note,
+)
 from ui.static import SCRIPTS
 from ui.theme import LIGHT, stage_style, stage_styles
 
@@ -74,7 +81,7 @@ def test_cutoffs_are_marked_for_pruned_stages_alone_and_peaks_that_are_cut_off_a
 ) -> None:
     found = cutoffs(series)
     at = series[1].snapshot.stats["cutoff"]
-    assert found[0][0] == at and all("threshold" in label for _, label in found)
+    assert found[0] == at and f"same sparsity, {at:.3g}." in cutoff_note(series)
     redense = series[2].snapshot
     assert redense.zeros == 0 and "cutoff" not in redense.stats
     marked = {shape.x0 for shape in overlay(series).layout.shapes}
@@ -86,7 +93,7 @@ def test_cutoffs_are_marked_for_pruned_stages_alone_and_peaks_that_are_cut_off_a
         series[0], label="Peaked",
         snapshot=replace(series[0].snapshot, counts=tall, stage="redense", n=int(tall.sum())),
     )  # fmt: skip
-    assert "Cut off at zero: Peaked" in cut_off_peaks([series[0], peaked])
+    assert "Cut off at zero; in the tallest bin: Peaked" in cut_off_peaks([series[0], peaked])
     higher = replace(peaked, snapshot=replace(peaked.snapshot, n=2 * peaked.snapshot.n))
     assert re.search(r"Peaked [\d.]+ to [\d.]+ %\.", cut_off_peaks([series[0], peaked, higher]))
     assert cut_off_peaks([series[0]]) == ""

@@ -40,6 +40,7 @@ window.slimscope = (() => {
       main.tabIndex = -1;
       main.focus();
     };
+    element.querySelector("#frame-subnav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
     applyTheme();
     applyTitle();
     new MutationObserver(applyTheme).observe(document.body, { attributeFilter: ["class"] });

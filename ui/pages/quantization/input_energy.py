@@ -63,7 +63,8 @@ def input_energy_chart(
     )
     x, y = (np.concatenate([getattr(one, name) for one in every]) for name in ("inputs", "errors"))
     rho = spearman(x, y) if len(x) > 2 else None
-    note = f"n = {count(len(x))} groups of {len(every)} blocks, rank correlation {number(rho, 2)}."
+    blocks = f"{len(every)} block{'' if len(every) == 1 else 's'}"
+    note = f"n = {count(len(x))} groups of {blocks}, rank correlation {number(rho, 2)}."
     frame = pd.DataFrame({
         "Group": map(str, range(len(own.inputs))), X: own.inputs, Y: own.errors,
         "Share of the expected output error, %": 100 * own.shares,

@@ -36,17 +36,16 @@ def build() -> None:
     page["head"] = plain(elem_id="quant-head")
     page["notice"] = notice("quant-notice")
     with gr.Column(elem_id="quant-charts") as page["charts"]:
-        plain(HTML.part("The grid"))
+        plain(HTML.part("The grid, and where it hurts"))
         with gr.Row(equal_height=True):
             page |= WEIGHTS.build("quant", [[buttons[name] for name in ("worst", "back", "on")]])
             page |= USAGE.build("quant")
+            page |= ENERGY.build("quant")
         plain(HTML.part("What training moved"))
         with gr.Row(equal_height=True):
             steps = [page["step"], buttons["steps"], buttons["play"]]
             page |= MAP.build("quant", [[page["tensor"], page["figure"]], steps])
             page |= MAGNITUDES.build("quant")
-        plain(HTML.part("Where it hurts"))
-        page |= ENERGY.build("quant")
     page["group"].render()
     page["seen"] = page_state()
     _wire(Explorer(page, QuantSelection, QuantView.at), buttons)

@@ -105,12 +105,12 @@ def _result_facts(results: list[StoredResult], stage: str) -> Iterator[tuple[str
         yield "Stored bits per weight", f"{number(bits)}, scales included"
     saved = [(m.series, v) for m, v in by_metric.items() if m.family == BYTES and m.series]
     if saved:
-        yield "Whole model", ", ".join(f"{size(value)} in {series}" for series, value in saved)
+        yield "Whole model", ", ".join(f"{size(value)}, {series}" for series, value in saved)
     if stage in perplexity:
         yield "Perplexity", f"{perplexity[stage]}, dense {perplexity.get('dense', NONE)}"
     if (gain := by_metric.get(SPEED_UP)) is not None:
         why = f": {OVERHEAD}" if gain < GAIN else ""
-        yield "Packed decoding", f"{number(gain, 3)} × dense bfloat16{why}"
+        yield "Packed decoding", f"{number(gain, 3)} ×, over dense bfloat16{why}"
 
 
 def magnitudes_chart(view: QuantView) -> Chart:
@@ -128,7 +128,8 @@ def magnitudes_chart(view: QuantView) -> Chart:
     frame = points[["series", "step", "value"]].set_axis(
         ["Quantile", "Step", "Magnitude m"], axis=1
     )
-    title = f"98 % of the groups end scaled by {number(low, 4)} to {number(high, 4)}"
+    most = share(max(abs(low - 1), abs(high - 1)))
+    title = f"Training moved 98 % of the group scales by at most {most}"
     note = f"n = {count(len(points))} points.{reduced_note(points)}"
     name = f"{view.selection.run}-magnitudes"
     return Chart(magnitude_bands(quantiles, stage), frame, note, name=name, headline=title)

@@ -47,19 +47,23 @@ def _edge(
 
 
 def code_usage(usage: Mapping[int, np.ndarray], stage: str) -> go.Figure:
-    """Frequency of each code of one tensor, [2^bits], before and after training."""
+    """Frequency of each code of one tensor, [2^bits], after training as an outline over before."""
     at = sorted({min(usage), max(usage)}) if usage else []
-    colours = [LIGHT.muted, stage_style(stage).colour]
+    colour = stage_style(stage).colour
+    looks_of = [
+        {"color": tint(LIGHT.muted, 0.5)},
+        {"color": tint(colour, 0.0 if len(at) > 1 else 0.5), "line": {"color": colour, "width": 2}},
+    ]
     bars = [
         go.Bar(
             x=list(range(len(usage[step]))), y=(100 * usage[step] / usage[step].sum()).tolist(),
-            customdata=usage[step].tolist(), name=f"Step {step}", marker={"color": colour},
+            customdata=usage[step].tolist(), name=f"Step {step}", marker=look,
             hovertemplate=f"Step {step}: %{{y:.2f}} %, n = %{{customdata:,.0f}}<extra></extra>",
         )
-        for step, colour in zip(at, colours[-len(at) :], strict=True)
+        for step, look in zip(at, looks_of[-len(at) :], strict=True)
     ]  # fmt: skip
     looks = layout(
-        view=f"{stage}/codes", bargap=0.15, hovermode="x unified",
+        view=f"{stage}/codes", bargap=0.15, barmode="overlay", hovermode="x unified",
         xaxis=axis("Code", showgrid=False, nticks=16), yaxis=axis("Share of weights, %"),
         **legend_row() | {"showlegend": len(bars) > 1},
     )  # fmt: skip

@@ -25,8 +25,8 @@ HTML = fragments("pages/sensitivity/page.html")
 def build() -> None:
     page = Outputs(
         run=dropdown("Run", "sensitivity-run", min_width=240),
-        format=dropdown("Format", "sensitivity-format", min_width=240),
-        figure=dropdown("Figure", "sensitivity-figure", min_width=200),
+        format=dropdown("Format", "sensitivity-format", min_width=180),
+        figure=dropdown("Figure", "sensitivity-figure", min_width=180),
         layer=dropdown("Layer", "sensitivity-layer"),
     )
     with gr.Row(elem_classes="bar"):

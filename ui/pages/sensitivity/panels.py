@@ -64,8 +64,9 @@ def map_chart(view: SensitivityView) -> Chart:
         view=f"{view.selection.figure}/{view.form}", picked=view.selection.layer,
     )  # fmt: skip
     ticks = round_ticks(10**low, 10**high)
+    form = ".0e" if ticks[0] < 1e-4 else "g"
     drawn.update_traces(
-        colorbar={"tickvals": np.log10(ticks).tolist(), "ticktext": [number(t, 2) for t in ticks]}
+        colorbar={"tickvals": np.log10(ticks).tolist(), "ticktext": [f"{t:{form}}" for t in ticks]}
     )
     blocks = rows["block"].nunique()
     many = f"{blocks} block{'' if blocks == 1 else 's'}"

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 
 import gradio as gr
 
+from backend.statistics.names import RELATIVE_ERROR
 from backend.statistics.tensors import TensorSnapshot
 from backend.store import queries, tensors
 from ui.charts.chart import Chart
 from ui.charts.headlines import lower, of_cells
 from ui.charts.heatmap import MapBaseline, cells, layer_map
 from ui.charts.histograms import overlay, overlay_chart
-from ui.charts.series import Series, cutoffs
+from ui.charts.series import Series
 from ui.charts.stages import perplexities, perplexity_chart
 from ui.charts.statistics import STATISTICS
 from ui.pages.weights.selection import DISTRIBUTIONS, TEXTS, VIEWS, WeightsSelection
@@ -20,7 +21,6 @@ from ui.runs.weights import DENSE, RunWeights, kept_stage, weights_of
 from ui.theme import LineStyle, stage_style
 
 NOT_YET = "This tensor has not reached any of the chosen stages."
-CUTOFF = "Dotted: magnitude threshold at the same sparsity."
 ON_THE_PAGE = "The view {} is drawn on the page Weights only; this is the histogram of its tensor."
 NO_PERPLEXITY = "Perplexity appears here as the stages are measured."
 OTHER_DASH = {"solid": "dash", "dot": "dashdot"}  # of the run that is compared with
@@ -97,7 +97,7 @@ def map_chart(view: WeightsView) -> Chart:
         question = f"Where do {pair} differ in {label.lower()}? No colour: no difference."
     name = f"{weights.job.run}-{stage}-{statistic}" + (f"-less-{selection.against}" if base else "")
     headline = of_cells(chart.frame, f"Change of {lower(label)}" if base else label)
-    theory = TEXTS["map"][1]
+    theory = TEXTS["map"][1] if statistic == RELATIVE_ERROR else ""  # of what layers bear
     return replace(chart, question=question, name=name, headline=headline, theory=theory)
 
 
@@ -132,7 +132,7 @@ def tensor_chart(view: WeightsView) -> Chart:
         return Chart(NOT_YET, question=question)
     figure = overlay(series, log_y=view.selection.y == "log")
     elsewhere = "" if asked in DISTRIBUTIONS else ON_THE_PAGE.format(VIEWS[asked])
-    chart = overlay_chart(series, CUTOFF if cutoffs(series) else "", elsewhere, figure=figure)
+    chart = overlay_chart(series, elsewhere, figure=figure)
     against = f"-{view.other.job.run}" if view.other else ""
     name = f"{view.weights.job.run}{against}-{view.selection.tensor}-overlay"
     return replace(chart, question=question, name=name, theory=theory)

@@ -20,8 +20,11 @@ UNITS = {"size": "MB of the file", "read": "MB read per token", "loss": "% perpl
 GAUGES = {
     "ratio": ("Perplexity", "Over that of the dense model, with its 95 % interval"),
     "kl": ("KL divergence", "Of the next token from the dense model, nats"),
-    "size": ("File", "Layers in their formats, the rest in 16 bits"),
-    "read": ("Read per token", "Bytes of matrices that a token takes"),
+    "size": ("File", "What a run would save: layers in their formats, the rest in 16 bits"),
+    "read": (
+        "Read per token",
+        "Bytes of matrices a token takes, as they lie in memory",
+    ),
     "speed": ("Speed", "Tokens a second, one text at a time"),
 }
 

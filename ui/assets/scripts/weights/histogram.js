@@ -163,14 +163,19 @@ export class HistogramChart {
     bottomAxis(area, ink, ticks(low, reach, width < 480 ? 4 : 6), x, added ? "|Weight|" : "Weight");
   }
 
-  /** What the axes leave out, in words. */
+  /** What the lines mean and what is cut off, in words. */
   note() {
-    const { data, t, s, found, top, cutoff, reach, curve } = this.#shown, tail = data.tail(t, s);
+    const { found, top, cutoff, curve } = this.#shown;
     const tall = found.map((each) => [each.label, Math.max(...each.heights)]).filter(([, most]) => curve !== "cumulative" && most > top);
-    return [`n = ${tail.n.toLocaleString("en")} weights, ${this.#shown.bins} bins, middle 99.8 % shown (±${number(reach)}).`,
+    return [cutoff > 0 ? `Dotted: magnitude threshold at the same sparsity, ${number(cutoff)}.` : "",
+      tall.length ? `Cut off at zero; in the tallest bin: ${tall.map(([label, most]) => `${label} ${number(most)} %`).join(", ")}.` : ""].filter(Boolean).join(" ");
+  }
+
+  /** How much is drawn and what lies beyond the axes, in words. */
+  details() {
+    const { data, t, s, reach, bins } = this.#shown, tail = data.tail(t, s);
+    return [`n = ${tail.n.toLocaleString("en")} weights, ${bins} bins, middle 99.8 % shown (±${number(reach)}).`,
       tail.below + tail.above ? `${(tail.below + tail.above).toLocaleString("en")} lie beyond the bins.` : "",
-      tall.length ? `Clipped at zero: ${tall.map(([label, most]) => `${label} ${number(most)} %`).join(", ")}.` : "",
-      cutoff > 0 ? `Dotted: magnitude threshold at the same sparsity, ${number(cutoff)}.` : "",
       data.merged > 1 ? `Bins are merged by ${data.merged}, so that all histograms of this run fit.` : ""].filter(Boolean).join(" ");
   }
 

@@ -78,13 +78,13 @@ export class Histograms {
     return tail.n ? sum / tail.n : NaN;
   }
 
-  /** Half of an axis that shows the middle 99.8 % of the weights that are not zero. */
-  reach(t, stages) {
+  /** Half of an axis that shows the middle 99.8 % of the weights that are not zero, or another part. */
+  reach(t, stages, part = 0.998) {
     const [from, to] = this.range(t);
     let far = 0;
     for (const s of stages) {
       const counts = this.counts(t, s), tail = this.tail(t, s), width = (to - from) / this.bins;
-      const beyond = 0.001 * (tail.n - tail.zeros);
+      const beyond = ((1 - part) / 2) * (tail.n - tail.zeros);
       let left = tail.below, right = tail.above, i = 0, j = counts.length - 1;
       while (i < j && (left += counts[i]) < beyond) i++;
       while (j > i && (right += counts[j]) < beyond) j--;

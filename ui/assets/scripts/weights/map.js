@@ -86,7 +86,7 @@ export class LayerMap {
       key?: {words: string, colour: string}[], chosen?: Set<number>, pinned?: Set<number>, height?: number}} shown
       A tensor outside of the blocks takes a row. `colours` in place of those of the values, explained by `key`; what is not `chosen` is paler. */
   draw({ data, values, label, unit, even, picked, log, colours, key, chosen, pinned, height: tall }) {
-    const rows = data.modules.length, area = surface(this.canvas, tall ?? TOP() + BOTTOM() + Math.max(30 * rows, Math.min(270, 60 * rows)));
+    const rows = data.modules.length, area = surface(this.canvas, tall ?? TOP() + BOTTOM() + Math.max(30 * rows, Math.min(330, 60 * rows)));
     const { pen, width, height, line } = area, ink = inks(), columns = data.blocks.length;
     const scaled = log ? values.map((v) => (v > 0 ? Math.log10(v) : NaN)) : values;
     const across = (width - LEFT() - 4) / columns, down = (height - TOP() - BOTTOM()) / rows, [low, high] = limits(scaled, even);
@@ -127,7 +127,7 @@ export class LayerMap {
     bottomAxis(area, ink, marks, Object.assign((block) => x(block) + across / 2, { middle: LEFT() + (columns * across) / 2 }), "Block");
     if (key) this.#key(area, ink, key);
     else {
-      const known = scaled.filter(Number.isFinite), said = (value) => number(log ? 10 ** value : value);
+      const known = scaled.filter(Number.isFinite), said = (value) => number(log ? 10 ** value : value, 2);
       const ends = [`${known.some((v) => v < low) ? "≤ " : ""}${said(low)}`, `${known.some((v) => v > high) ? "≥ " : ""}${said(high)}`];
       this.#bar(area, ink, colour, low, high, `${label}${unit ? `, ${unit.trim()}` : ""}`, ends);
     }
@@ -150,7 +150,7 @@ export class LayerMap {
 
   /** What the colours mean, above the cells. */
   #bar({ pen, width, line }, ink, colour, low, high, label, ends) {
-    const long = Math.min(220, width / 3), left = width - long - 4, steps = 40;
+    const room = 8 + ends.reduce((sum, end) => sum + pen.measureText(end).width, 0), long = Math.max(room, Math.min(220, width / 3)), left = width - long - 4, steps = 40;
     for (let i = 0; i < steps; i++) {
       pen.fillStyle = colour(low + ((i + 0.5) / steps) * (high - low));
       pen.fillRect(left + (i * long) / steps, 4, long / steps + 0.5, 8);

@@ -26,7 +26,7 @@ export function start(element, opened) {
     openRun: (run) => { if (run && run !== page.state.now.run) page.open(run); },
     changed: () => page.refresh(),
     back: () => { page.restore(); return true; },
-    nextStop: () => page.step(1),
+    nextStop: () => page.step(),
   });
   early ??= load(ofAddress());
   page.show(early);
@@ -132,11 +132,12 @@ class Page {
 
   pick(t) { this.hovered = -1; this.state.set({ tensor: this.data.tensors[t].name }); this.draw(new Set(["hover"])); }
 
-  /** The next main stage; false after the last. */
-  step(by) {
-    const { main, stages } = this.data ?? { main: [] }, next = main[main.indexOf(this.s) + by];
-    if (next === undefined) return false;
-    this.state.set({ stage: stages[next].name });
+  /** The next main stage, the first after the last; false where the page began. */
+  step() {
+    const { main, stages } = this.data ?? { main: [] }, next = stages?.[main[(main.indexOf(this.s) + 1) % main.length]];
+    if (!next || this.passed?.has(next.name)) return this.passed = null, false;
+    (this.passed ??= new Set([stages[this.s].name])).add(next.name);
+    this.state.set({ stage: next.name });
     return true;
   }
 
@@ -163,10 +164,11 @@ class Page {
     const missing = now.vs && !(other?.t >= 0 && other.s >= 0) ? ` ${now.vs} has not recorded this tensor at this stage.` : "";
     const model = this.other && this.other.model !== data.model ? ` ${now.vs} has another model, ${this.other.model}.` : "";
     this.#said("overlay", `${data.tensors[t].label} · ${ofHistogram(data, t, s)}`, `${this.histogram.note()}${missing}${model}`);
+    this.part("overlay").querySelector(".question").title = this.histogram.details();
     if (!changed.has("brush")) { this.#tiles(t, s); this.#legend(hover); this.#strip(t); }
     if (!light && now.view === "ridges") {
       this.ridges.draw({ data, t, s }, moves);
-      this.#said("ridges", ofDepth(data.tensors[t].module.split(".").pop(), this.ridges.spreads()), this.ridges.note());
+      this.#said("ridges", ofDepth(data.tensors[t].module.split(".").pop(), this.ridges.widths()), this.ridges.note());
     }
     if (!light && now.view === "statistics") this.#statistics(t);
     if (VIEWS[now.view] && OF_VIEWS.some((name) => changed.has(name))) this.#more(t, s);
@@ -234,9 +236,10 @@ class Page {
     const named = this.hovered >= 0 ? `${data.tensors[t].label}: ${number(shown.values[t])}${shown.unit}` : "";
     this.part("heatmap").querySelector("output").textContent = named;
     const { label } = data.statistics.find(({ name }) => name === this.state.now.stat);
-    const lacks = shown.lacks ? ` ${label} is not measured at this stage.` : "", without = missing ? `, ${missing} without a value` : "";
-    this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()]),
-      `${data.stages[s].label}, n = ${data.tensors.length} matrices${without}.${lacks}`, shown.question);
+    const why = shown.lacks ? `${label} is not measured at stage ${data.stages[s].label}; ` : "", without = missing ? `, ${missing} without a value` : "";
+    this.part("heatmap").querySelector(".theory").hidden = shown.stat !== "relative_error"; // it speaks of what layers bear
+    this.#said("heatmap", ofMap(data, shown.label, shown.unit, [...shown.values.entries()], why),
+      `${data.stages[s].label}, n = ${data.tensors.length} matrices${without}.`, shown.question);
   }
 
   #said(id, title, note, question) {
@@ -404,7 +407,7 @@ class Page {
     const [heads, rows, name] = this.#figures(panel.id), canvas = panel.querySelector("canvas"),
       words = (selector) => panel.querySelector(selector).textContent;
     const save = (blob) => window.slimscope.save(`${name.replace(/[^\w.-]+/g, "-")}.${format}`, [blob], blob.type);
-    if (format === "png") picture(canvas, words("h2"), words(".question"), save);
+    if (format === "png") picture(canvas, words("h2"), `${words(".question")} ${panel.querySelector(".question").title}`, save);
     else if (format === "webm") this.ridges.film(save);
     else if (format === "csv") window.slimscope.saveTable(table(heads, rows, name).querySelector("table"), name.replace(/[^\w.-]+/g, "-"));
     else location.href = `report?${new URLSearchParams({ ...written(this.state.now), add: panel.id })}`;

@@ -122,8 +122,8 @@ export class Ridges {
     bottomAxis(area, ink, ticks(-reach, reach, width < 480 ? 4 : 8), x, "Weight");
   }
 
-  /** Spread by block, and what is drawn, in words. */
-  spreads() { return this.#shown.cells.map((t) => [this.#shown.data.tensors[t].block, this.#shown.data.value("std", t, this.#shown.s)]); }
+  /** Where 99 % of the weights that are not zero lie, by block, and what is drawn, in words. */
+  widths() { return this.#shown.cells.map((t) => [this.#shown.data.tensors[t].block, this.#shown.data.reach(t, [this.#shown.s], 0.99)]); }
   note() {
     const { data, cells, module, s, reach } = this.#shown, sum = (name) => cells.reduce((all, t) => all + data.tail(t, s)[name], 0);
     return `${module.split(".").pop()}, ${data.stages[s].label}: n = ${cells.length} blocks, one axis (±${number(reach)}) and scale, ${number((100 * sum("zeros")) / (sum("n") || 1))} % exact zeros left out, tall peaks clipped. Frames between stages are drawn, not measured.`;

@@ -54,22 +54,22 @@ export function ofHistogram(data, t, s) {
   return `${label}: ${shape(data.counts(t, s), data.heights(t, s))}; ${ofZeros(data.tail(t, s).share)} exact zeros`;
 }
 
-/** Of values by cell, [tensor index, value]: where it is largest. */
-export function ofMap(data, label, unit, cells) {
+/** Of values by cell, [tensor index, value]: where it is largest; after why it is that figure. */
+export function ofMap(data, label, unit, cells, why = "") {
   const known = cells.filter(([, value]) => Number.isFinite(value));
   if (!known.length) return `${label}: not measured at this stage`;
   const [t, value] = known.reduce((best, each) => (Math.abs(each[1]) > Math.abs(best[1]) ? each : best));
   const { block, module } = data.tensors[t];
-  return `${label} ${label.includes("|") ? "are most" : "is largest"} in block ${block}, ${module.split(".").pop()}: ${number(value)}${unit}`;
+  return `${why}${why ? lower(label) : label} ${label.includes("|") ? "are most" : "is largest"} in block ${block}, ${module.split(".").pop()}: ${number(value)}${unit}`;
 }
 
-/** Of the spread of one module by block, [block, value]. */
-export function ofDepth(module, spreads) {
-  if (spreads.length < 2) return `${module}: one block`;
+/** Of the widths of one module by block, [block, magnitude that 99 % of what is drawn lie below]. */
+export function ofDepth(module, widths) {
+  if (widths.length < 2) return `${module}: one block`;
   const [low, high] = [Math.min,
-    Math.max].map((pick) => { const v = pick(...spreads.map((each) => each[1])); return spreads.find((each) => each[1] === v); });
-  if (high[1] - low[1] <= STEADY * high[1]) return `Spread of ${module} is the same in all blocks`;
-  return `Spread of ${module} is largest in block ${high[0]}, ${number(high[1])}, and smallest in block ${low[0]}, ${number(low[1])}`;
+    Math.max].map((pick) => { const v = pick(...widths.map((each) => each[1])); return widths.find((each) => each[1] === v); });
+  if (high[1] - low[1] <= STEADY * high[1]) return `99 % of ${module} lie within ±${number(high[1], 2)} in all blocks`;
+  return `${module} is widest in block ${high[0]}: 99 % lie within ±${number(high[1], 2)}; narrowest in block ${low[0]}, ±${number(low[1], 2)}`;
 }
 
 /** The four statistics that say most, as [name, value, sentence]. */

@@ -56,27 +56,27 @@ export class Measured {
   /** @param {import("./predictions.js").Totals} totals */
   gauges(totals, known = {}, page) {
     const perplexity = this.#perplexity ?? page.model.perplexity, whole = page.predictions.totals(page.dense), measured = known.ratio !== undefined;
-    const how = known.exactly ? "measured" : "measured at once", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
+    const how = known.exactly ? "measured" : "measured, quick version", predicted = !page.predictions.run || totals.unknown ? NaN : Math.exp(totals.loss), ratio = measured ? known.ratio : predicted;
     const { made } = page.model, other = page.madeOtherwise(totals);
     const unknown = !page.predictions.run ? "A profile predicts it" : totals.unknown ? `${totals.unknown} layers have no prediction` : "";
-    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)} against ${number(perplexity)} on ${this.#perplexity ? "the evaluation text" : "the profile's text"}` : "";
+    const against = perplexity && Number.isFinite(ratio) ? `${number(ratio * perplexity)}, dense ${number(perplexity)}` : "", text = against && `on ${this.#perplexity ? "the evaluation text" : "the profile's text"}`;
     const interval = known.low ? `${number(known.low)} to ${number(known.high)}` : "", tokens = known.tokens ? `${known.tokens.toLocaleString("en")} tokens` : "";
-    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : "", tokens, against] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted");
+    this.#show("ratio", Number.isFinite(ratio) ? `${number(ratio)} ×` : "–", measured ? [interval, Number.isFinite(predicted) ? `predicted ${number(predicted)} ×` : ""] : [against || unknown, other && !unknown ? `if made by ${made.pruner}, ${made.quantizer}` : ""], measured ? how : "predicted", measured ? [against, text] : [text]);
     const kl = measured ? known.kl : unknown ? NaN : totals.loss;
     this.#show("kl", Number.isFinite(kl) ? `${number(kl, 2)} nats` : "–", [measured ? tokens : unknown || "Sum over the layers"], measured ? how : "predicted");
-    this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)}`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
+    this.#show("size", megabytes(totals.nbytes), [`${share(totals.nbytes / whole.nbytes, 0)} of ${megabytes(whole.nbytes)} on disk`, totals.zeros > 5e-4 ? `${share(totals.zeros)} zeros` : ""], "counted");
     const read = known.read ?? totals.read;
-    this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}`], known.read ? "measured" : "counted");
+    this.#show("read", megabytes(read), [`${share(read / whole.read, 0)} of ${megabytes(whole.read)}${known.read ? " in memory" : ""}`], known.read ? "measured" : "counted");
     const speed = known.speed ?? (this.#bandwidth ? (this.#bandwidth * whole.read) / totals.read : NaN);
     this.#show("speed", Number.isFinite(speed) ? `${number(speed)} tokens/s` : "–",
-      [this.#bandwidth ? `${number(speed / this.#bandwidth)} × dense` : page.model.live.why ? "Needs the live model" : "Measured with the first text"], known.speed ? "measured" : this.#bandwidth ? "predicted" : "");
+      [this.#bandwidth ? `${number(speed / this.#bandwidth)} × dense` : page.model.live.why ? "Needs the live model" : "Measured with a text"], known.speed ? "measured" : this.#bandwidth ? "predicted" : "");
   }
 
-  #show(name, value, details, how) {
+  #show(name, value, details, how, more = []) { // more: in the title alone
     const tile = this.tiles[name], [term, first, second] = tile.children;
-    tile.dataset.known = value === "–" ? "" : how.split(" ")[0];
+    tile.dataset.known = value === "–" ? "" : how.match(/\w*/)[0];
     term.querySelector("i").textContent = value === "–" ? "" : how;
     first.textContent = value;
-    second.textContent = second.title = details.filter(Boolean).join(" · ");
+    [second.textContent, second.title] = [details, [...details, ...more]].map((words) => words.filter(Boolean).join(" · "));
   }
 }

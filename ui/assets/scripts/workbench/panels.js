@@ -56,7 +56,7 @@ export class Panels {
     const { data, predictions, formats, colouring: by } = this, shown = { data, picked: this.focus, height: this.height("map"), even: false, log: false, unit: "" };
     const reference = this.#reference();
     const figures = { predicted: ["Predicted loss, nats a token", (text, i) => predictions.figure("predicted", i, text)],
-      sensitivity: [`Loss of one layer at ${label(format(reference))}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
+      sensitivity: [`Loss of one layer at ${label(format(reference), true)}, nats a token`, (_, i) => predictions.figure("predicted", i, reference)],
       error: ["Output error, %", (text, i) => 100 * predictions.figure("error", i, text)], bytes: ["MB", (text, i) => predictions.nbytes(i, text) / 1e6] };
     const counts = new Map(), bits = (text) => bitsPerWeight(format(text), COLUMNS), shade = (text) => colour(format(text)) ?? NONE;
     for (const text of formats.toSorted((a, b) => bits(b) - bits(a))) {
@@ -68,7 +68,7 @@ export class Panels {
     const rows = data.modules.filter((module) => this.layers.some((each, i) => each.module === module && (Number.isFinite(values[i]) || i === this.focus)));
     this.map.draw({ ...shown, data: by === "sensitivity" && rows.length ? { ...data, modules: rows } : data, values, label: words, log: by !== "bytes", colours, chosen, pinned: this.pinned, key: colours && key });
     const worst = values.reduce((best, each, i) => (Number.isFinite(each) && !(each <= values[best]) ? i : best), -1);
-    const title = colours ? (key.length > FEW ? this.#spared(bits) : key.toSorted((a, b) => b.many - a.many).map(({ many, words: short }) => `${many} × ${short}`).join(" · "))
+    const title = colours ? (key.length > FEW ? this.#spared(bits) : this.#kinds(key))
       : by === "sensitivity" && values[worst] ? `${format(reference).width ? "Rounding" : "Pruning"} only ${this.layers[worst].label.replace("Block", "block")}, to ${label(format(reference), true)} hurts most: ${number(values[worst], 2)} nats`
       : worst < 0 || !values[worst] ? `${words}: ${this.isDense ? "nothing is changed yet" : "not known"}` : `${words}: most in ${this.layers[worst].label.replace("Block", "block")}, ${number(values[worst])}`;
     this.element.querySelector('[data-knob="colour"]').value = by;
@@ -76,6 +76,14 @@ export class Panels {
     this.part("map").querySelector("canvas").dataset.words = title;
     const t = this.hovered, place = this.part("map").querySelector("output");
     place.textContent = t < 0 ? "" : `${this.layers[t].label}: ${label(format(formats[t]))}${colours ? "" : ` · ${number(values[t])}`}`;
+  }
+
+  /** Formats by the number of layers; what is outside of the blocks, last, where it alone is dense. */
+  #kinds(key) {
+    const outside = this.layers.flatMap(({ block }, i) => (block < 0 ? [this.formats[i]] : [])), dense = label(format(DENSE), true);
+    const apart = key.length > 1 && outside.length === key.find(({ words }) => words === dense)?.many && outside.every((text) => text === DENSE);
+    const said = key.filter(({ words }) => !apart || words !== dense).sort((a, b) => b.many - a.many).map(({ many, words }) => `${words.replace("%", "% zeros")} in ${plural(many, "layer")}`);
+    return said.join(", ") + (apart ? `; ${outside.length > 1 ? "embedding and head stay" : "the embedding stays"} at ${dense}` : "");
   }
 
   /** Which kind of matrix keeps most and least bits a weight. */
@@ -158,7 +166,7 @@ export class Panels {
     const found = stages(tensor, layer, made, live), moves = !STEADY.includes(why);
     this.histogram.draw({ data: found, t: 0, s: text === DENSE ? 0 : 1, shown: [0], other: null, curve: "histogram", log: false, brush: null }, moves);
     const zeros = format(text).width ? made.tails[1] / made.tails[0] : 0; // of a pattern, it says so itself
-    title.textContent = `${layer.label}: ${label(format(text))}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
+    title.textContent = `${layer.label}: ${label(format(text), true)}${zeros > 5e-4 ? `, ${share(zeros)} zeros` : ""}`;
     canvas.dataset.words = title.textContent;
     const [prunes, rounds] = [["pruner", "pattern"], ["quantizer", "width"]].map(([knob, part]) => format(text)[part] && !this.isInstant(knob));
     part("histogram").querySelector(".weights-legend").textContent = exact ? "as a run makes it" : prunes ? (tensor.root ? "at once, by Wanda's score" : "at once, by magnitude in each row")
@@ -211,7 +219,7 @@ export class Panels {
     const { predictions } = this, t = this.hovered >= 0 ? this.hovered : this.focus, text = this.formats[t], box = this.element.querySelector(".workbench-why");
     const all = this.formats.map((each, i) => predictions.figure("predicted", i, each)), own = all[t], whole = predictions.totals(this.formats).loss;
     const name = Object.assign(document.createElement("strong"), { textContent: `${this.layers[t].label}, ${label(format(text))}` });
-    if (this.isDense && this.hovered < 0) { box.textContent = "Nothing is compressed yet."; return; }
+    if (this.isDense && this.hovered < 0) { box.textContent = `Nothing is compressed yet: ${this.settings.front ? "pull the budget to the left, or " : ""}set sparsity or bits.`; return; }
     if (!predictions.run) { box.replaceChildren(name, ": a profile would say what this layer loses in each format."); return; }
     const rank = all.filter((each) => each > own).length + 1, others = predictions.alternatives(t, text)
       .map(({ text: each, more, loss }) => `${label(format(each))}: ${number(loss, 2)} nats, ${megabytes(Math.abs(more))} ${more < 0 ? "less" : "more"}`);
