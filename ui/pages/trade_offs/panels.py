@@ -34,7 +34,6 @@ FRONT = Panel(
 )  # fmt: skip
 MAP = Panel("map", "Formats of the mix", "Which layers are spared?", 300)
 USUAL_TOP, ROOM = 4.0, 1.2  # of the vertical axis; over a budget or run that is worse
-NO_MIX = "No mix keeps this budget."
 
 
 def front_chart(view: TradeoffView) -> Chart:
@@ -120,7 +119,10 @@ def finding(view: TradeoffView) -> str:
     ]
     form, one = max(beaten, key=lambda pair: _cost(view, pair[1]), default=near)
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
-    return f"{said}; {form.label} everywhere: {_amount(view, one)} at +{share(one.ratio - 1)}"
+    alone = f"{form.width.bits} bits" if form.width else form.label
+    dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
+    beside = ", embedding in 16" if dense else ""
+    return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 
 def _cost(view: TradeoffView, mix: Mix) -> float:
@@ -185,7 +187,7 @@ def _front_frame(view: TradeoffView, title: str) -> pd.DataFrame:
 def map_chart(view: TradeoffView) -> Chart:
     """Blocks by matrices, coloured by the format each takes in the mix of the budget."""
     if isinstance(view.answer, SlimscopeError):
-        return Chart(NO_MIX)
+        return Chart(view.answer.what)
     mix, formats = view.answer[1], [*view.front.uniform]
     colours = [*format_colours(formats).values()]
     profile, rows = view.blocks, layers_table(view.blocks)
