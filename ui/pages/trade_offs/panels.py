@@ -121,7 +121,7 @@ def finding(view: TradeoffView) -> str:
     said = f"{_amount(view, mix)} at +{share(mix.ratio - 1)} perplexity, predicted"
     alone = f"{form.width.bits} bits" if form.width else form.label
     dense = form.width and any(one.formats[x.name] == Format() for x in view.outside)
-    beside = ", embedding in 16" if dense else ""
+    beside = ", embedding in 16\u00a0bits" if dense else ""
     return f"{said}; {alone} in all layers{beside}: {_amount(view, one)} at +{share(one.ratio - 1)}"
 
 
