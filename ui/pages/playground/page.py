@@ -32,7 +32,7 @@ from ui.widgets.html_panel import LATEST, HtmlPanel
 from ui.widgets.notice import notice, plain, show_error, show_html
 from ui.widgets.panel import Outputs, Updates
 
-QUICK = href("new", kind=dlqat.KIND.name, stages="dlqat", **dlqat.KIND.presets["quick look"])
+QUICK_LOOK = dlqat.KIND.recipes["DL-QAT"] | dlqat.KIND.presets["quick look"]
 ELSEWHERE = asking.ELSEWHERE  # asked for outside of the settings, or without effect here
 
 
@@ -216,7 +216,9 @@ def draw(request: gr.Request) -> Updates:
         board = boards.recorded_run(job)
     else:
         made = len(answering()) > len(models())
-        board = HTML.nothing(boards.EXAMPLES, "" if made else QUICK)
+        board = HTML.nothing(
+            boards.EXAMPLES, "" if made else href("new", kind=dlqat.KIND.name, **QUICK_LOOK)
+        )
     here = turns[-1].conversation.id if turns else 0
     past = newest_conversations(boards.MAX_EARLIER)
     return {"board": board, "earlier": boards.history(past, here, actor.name, now_ms())}

@@ -104,7 +104,7 @@ def answer_of(view: TradeoffView) -> Updates:
     if isinstance(view.answer, SlimscopeError):
         return {"refusal": show_html(field_error(view.answer)), "answer": EMPTY}
     asked, mix = view.answer
-    facts = [f"{number(mix.ratio)} × the perplexity, predicted"]
+    facts = [f"{number(mix.ratio)}\u00a0× the perplexity, predicted"]
     if view.pruned:
         facts.append(f"{share(mix.sparsity)} zeros in the layers")
     else:

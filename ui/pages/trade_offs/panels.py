@@ -75,7 +75,7 @@ def front_chart(view: TradeoffView) -> Chart:
     )  # fmt: skip
     beyond = sum(mix.ratio > top for mix in (*mixes, *alone))
     note = f"n = {len(mixes)} mixes and {len(alone)} formats, predicted"
-    note += f" ({beyond} worse than {number(top, 2)} ×: in the table)" if beyond else ""
+    note += f" ({beyond} worse than {number(top, 2)}\u00a0×: in the table)" if beyond else ""
     measured = f"{count_runs(len(runs))}, measured: training can bring them below the line"
     if across is not SPEED:
         note += f"; {measured if runs else 'no run of this model has ended yet'}"
@@ -139,7 +139,7 @@ def _said(mix: Mix) -> str:
     time = f"<br>predicted {number(mix.milliseconds, 3)} ms a token" if mix.milliseconds else ""
     return (
         f"{number(mix.nbytes / 1e6)} MB, {number(mix.bits, 3)} bits a weight{time}<br>"
-        f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)} × dense"
+        f"{share(mix.sparsity)} zeros<br>predicted {number(mix.ratio)}\u00a0× dense"
     )
 
 
@@ -148,7 +148,7 @@ def _runs(runs: Sequence[MeasuredRun], title: str) -> go.Scatter:
     return dots(
         [run.x for run in runs], [run.ratio for run in runs], BLUE, "square",
         [f"<b>{esc(run.run)}</b> {esc(run.label)}<br>{title} {number(run.x, 3)}"
-         f"<br>measured {number(run.ratio)} × dense" for run in runs],
+         f"<br>measured {number(run.ratio)}\u00a0× dense" for run in runs],
         name="Your runs, measured", customdata=[str(href("run", id=run.run)) for run in runs],
         text=[esc(run.run) if place < NAMED else "" for place, run in enumerate(runs)],
         textposition="top left", textfont={"color": LIGHT.text},
